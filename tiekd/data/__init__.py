@@ -1,0 +1,1 @@
+"""Data sets, joint transforms and the loader: from files to `Batch`es on the device."""

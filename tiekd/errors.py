@@ -1,0 +1,29 @@
+"""What a user can get wrong, by kind.
+
+Each error is one line: what was given, what is allowed, what to do. Programs in `bin/` print it with its class name and
+end with exit code 2 (`tiekd.launch.program`); `TIEKD_DEBUG=1` shows the traceback as well.
+"""
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; never an internal fault."""
+
+
+class RecipeError(UserError):
+    """A recipe, an override or an engine config says something that can't be."""
+
+
+class DataError(UserError):
+    """A file of the data set is missing, torn or not what it should be; the message names the file."""
+
+
+class TeacherError(UserError):
+    """The teacher can't be built or loaded, or its maps can't be read."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, torn or of another network."""
+
+
+class LaunchError(UserError):
+    """The way of starting the program (ranks, devices, port, work dir) can't work."""
