@@ -1,0 +1,188 @@
+"""Recipes: YAML with `_base_`, overrides from the command line, and `build`, which turns a node into an object.
+
+A recipe is plain dicts, lists and scalars after `load_recipe`; nothing else in the project reads YAML. Merging is deep:
+later wins, `null` removes, and a node whose `name` changes is replaced whole (the old name's options don't apply to it).
+Left out on purpose: registries, Python in configs, interpolation between keys.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import yaml
+
+from tiekd.errors import RecipeError
+
+SECTIONS = (
+    "network teacher losses data optimizer schedule train evaluation checkpoint log tensorboard hooks load work_dir"
+).split()
+
+
+class _Loader(yaml.SafeLoader):
+    """yaml.SafeLoader that reads 1e-3 as a number, as YAML 1.2 does and PyYAML does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
+    """Reads a recipe with its bases, applies `key.sub=value` overrides and resolves the teacher's recipe.
+
+    Returns plain dicts with only known top-level sections. Raises RecipeError for a missing file, bad YAML, a loop of
+    bases, an unknown section or a malformed override.
+    """
+    path = Path(path)
+    recipe = _load_with_bases(path, ())
+    for override in overrides:
+        recipe = merge(recipe, _parse_override(override))
+    check_keys(recipe, SECTIONS, str(path))
+    _resolve_teacher(recipe)
+    return recipe
+
+
+def merge(base: dict, change: dict) -> dict:
+    """`change` laid over `base`, neither modified: deep for dicts, `None` removes, a node of another `name` replaces."""
+    if change.get("name", base.get("name")) != base.get("name"):
+        base = {}
+    merged = dict(base)
+    for key, value in change.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict):
+            old = merged.get(key)
+            merged[key] = merge(old if isinstance(old, dict) else {}, value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+def dump_recipe(recipe: dict) -> str:
+    """The recipe as YAML that `load_recipe` reads back to the same dict."""
+    return yaml.safe_dump(recipe, sort_keys=False, width=120)
+
+
+def build(node: dict, package: str, where: str, **context):
+    """Makes the object that a node names: `{name: X, **arguments}` is `<package>.X.build(**arguments)`.
+
+    A dotted name is a module outside the project. `context` holds what the program knows (channels, ranges); it is
+    passed on where the signature asks for it. Raises RecipeError for an unknown name, and for arguments that are
+    unknown, missing or belong to the program.
+    """
+    if not isinstance(node, dict) or not isinstance(node.get("name"), str):
+        raise RecipeError(f"{where}: got {node!r}; it must be a mapping with a name, one of: {_names(package)}")
+    factory = find(node["name"], package, where)
+    arguments = {key: value for key, value in node.items() if key != "name"}
+    signature = inspect.signature(factory).parameters
+    check_keys(arguments, [name for name in signature if name not in context], f"{where} ({node['name']})")
+    arguments |= {key: value for key, value in context.items() if key in signature}
+    missing = [n for n, p in signature.items() if p.default is p.empty and n not in arguments and p.kind != p.VAR_KEYWORD]
+    if missing:
+        raise RecipeError(f"{where} ({node['name']}): needs {', '.join(missing)}")
+    return factory(**arguments)
+
+
+def find(name: str, package: str, where: str) -> Callable:
+    """The `build` of module `package.name`, or of the module that a dotted name spells out."""
+    module_name = name if "." in name else f"{package}.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # An import that fails inside the user's own module is that module's fault and must stay visible.
+        if not (error.name and (module_name == error.name or module_name.startswith(error.name + "."))):
+            raise
+        names = sorted(_names(package), key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
+        raise RecipeError(f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}") from None
+    if not hasattr(module, "build"):
+        raise RecipeError(f"{where}.name: module {module_name} has no build; end it with `build = YourClass`")
+    return module.build
+
+
+def check_keys(node: dict, allowed: Iterable[str], where: str) -> None:
+    """Raises RecipeError that names the first key of `node` not in `allowed`, with the nearest ones that are."""
+    allowed = list(allowed)
+    if not isinstance(node, dict):
+        raise RecipeError(f"{where}: got {node!r}; it must be a mapping with keys from: {', '.join(allowed)}")
+    for key in node:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(f"{where}: unknown key {key!r}; {hint}allowed: {', '.join(sorted(allowed))}")
+
+
+def settings(recipe: dict, section: str, cls: type):
+    """A section of fixed keys as its dataclass: unknown keys refused, missing ones at their defaults."""
+    node = recipe.get(section, {})
+    check_keys(node, list(cls.__dataclass_fields__), section)
+    try:
+        return cls(**node)
+    except TypeError as error:
+        raise RecipeError(f"{section}: {str(error).removeprefix(cls.__name__ + '.__init__() ')}") from None
+
+
+def _names(package: str) -> list[str]:
+    return [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+
+
+def _load_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
+    resolved = path.resolve()
+    if resolved in seen:
+        raise RecipeError(f"{path}: its _base_ leads back to itself; remove one of: {', '.join(map(str, seen))}")
+    node = _read_yaml(path)
+    bases = node.pop("_base_", None) or []
+    recipe: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved)))
+    recipe = merge(recipe, node)
+    teacher = recipe.get("teacher")
+    if isinstance(teacher, dict) and isinstance(node.get("teacher"), dict) and "recipe" in node["teacher"]:
+        teacher["recipe"] = str((path.parent / teacher["recipe"]).resolve())
+    return recipe
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        node = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
+        raise RecipeError(f"{path}: no such recipe; near it: {', '.join(near) or 'none'}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: can't be read as a recipe ({error}); give a YAML file") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML that is allowed: {' '.join(str(error).split())}") from None
+    if not isinstance(node, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections ({', '.join(SECTIONS)}), not {node!r:.60}")
+    return node
+
+
+def _parse_override(override: str) -> dict:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override}: must be key.sub=value, for example --set data.workers=2")
+    try:
+        node = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: value is not YAML: {' '.join(str(error).split())}") from None
+    if key.strip() == "teacher.recipe" and isinstance(node, str):
+        node = str(Path(node).resolve())
+    for part in reversed(parts):
+        node = {part: node}
+    return node
+
+
+def _resolve_teacher(recipe: dict) -> None:
+    """Puts the network of `teacher.recipe` into the recipe, so that the saved recipe needs no other file."""
+    teacher = recipe.get("teacher")
+    if teacher is None:
+        return
+    check_keys(teacher, ["recipe", "network", "checkpoint", "maps"], "teacher")
+    if "recipe" in teacher and "network" not in teacher:
+        teacher["network"] = load_recipe(teacher["recipe"]).get("network")

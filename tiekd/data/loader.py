@@ -1,0 +1,92 @@
+"""From a data set to batches: training micro-batches by key, validation batches dealt whole to ranks.
+
+Workers hold no random state: a key (epoch, index) and the seed say everything. An error in a worker travels as a value,
+so that the user sees its one line and not a wrapped traceback.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tiekd.data.batch import Batch
+from tiekd.data.sampler import MicroBatches
+from tiekd.data.transforms import Augment, Sample, apply, normalise
+from tiekd.errors import DataError
+
+
+def training_batches(
+    dataset: Dataset, sampler: MicroBatches, augment: Augment, seed: int, workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """This rank's augmented, normalised micro-batches on the device, in the sampler's order, then it ends."""
+    yield from _load(_Keyed(dataset, augment, seed), sampler, workers, device)
+
+
+def validation_batches(
+    dataset: Dataset, batch_size: int, rank: int, world_size: int, workers: int, device: torch.device
+) -> Iterator[tuple[list[int], Batch]]:
+    """(indices, batch) pairs of this rank: batches are formed over the whole set, then every world_size-th is ours."""
+    starts = range(rank * batch_size, len(dataset), world_size * batch_size)
+    indices = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
+    keys = [[(0, index) for index in batch] for batch in indices]
+    yield from zip(indices, _load(_Keyed(dataset, None, 0), keys, workers, device), strict=True)
+
+
+def _load(dataset: "_Keyed", batches, workers: int, device: torch.device) -> Iterator[Batch]:
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_one_thread,
+        # Without a generator of its own the loader draws a seed from the global stream at every start.
+        generator=torch.Generator().manual_seed(0),
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch.to(device)
+
+
+class _Keyed(Dataset):
+    """Samples by (epoch, index): augmented when there is an `augment`, then normalised."""
+
+    def __init__(self, dataset: Dataset, augment: Augment | None, seed: int):
+        self.dataset, self.augment, self.seed = dataset, augment, seed
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample] | DataError:
+        try:
+            return [self._sample(*key) for key in keys]
+        except DataError as error:
+            return error
+
+    def _sample(self, epoch: int, index: int) -> Sample:
+        sample = self.dataset[index]
+        if self.augment is not None:
+            height, width = sample.image.shape[-2:]
+            sample = apply(sample, self.augment.draw(self.seed, epoch, index, height, width))
+        return normalise(sample)
+
+
+def _collate(samples: list[Sample] | DataError) -> Batch | DataError:
+    if isinstance(samples, DataError):
+        return samples
+    sizes = {tuple(sample.image.shape[-2:]) for sample in samples}
+    if len(sizes) > 1:
+        return DataError(
+            f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(sizes))} "
+            f"(among {samples[0].name}); set data.augment.crop, or batch size 1 for evaluation"
+        )
+    image, depth, teacher_depth, intrinsics, names = zip(*samples, strict=True)
+    return Batch(
+        torch.stack(image),
+        torch.stack(depth),
+        None if teacher_depth[0] is None else torch.stack(teacher_depth),
+        torch.stack(intrinsics),
+        list(names),
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
