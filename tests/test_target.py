@@ -1,0 +1,148 @@
+"""The target distribution: its mass, its mean near both ends, its shape, what it refuses, and the published one."""
+
+import math
+
+import pytest
+import torch
+
+from tiekd.errors import RecipeError
+from tiekd.kernels.target import bin_centres, bin_edges, check_sigma, gaussian_target, released_target, shifted_centre
+
+# (bins, min_depth, max_depth, spacing, sigma): both data sets' sizes, the least sigma, wide ones, few bins, log bins.
+GRIDS = [
+    (257, 1e-3, 80.0, "uniform", 0.5),
+    (257, 1e-3, 80.0, "uniform", 0.15565),
+    (257, 1e-3, 80.0, "uniform", 20.0),
+    (49, 1e-3, 10.0, "uniform", 0.15),
+    (33, 1e-3, 80.0, "uniform", 1.3),
+    (2, 1e-3, 80.0, "uniform", 25.0),
+    (257, 1e-3, 80.0, "log", 2.0),
+    (64, 0.1, 80.0, "log", 8.0),
+]
+
+
+def depths_m() -> torch.Tensor:
+    grid = torch.cat((torch.logspace(-2, math.log10(200), 997), torch.linspace(0.02, 81, 1003)))
+    return grid.view(1, 1, -1, 8)
+
+
+def means(q: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("bkhw,k->bhw", q.double(), bin_centres(edges).double())[:, None]
+
+
+def largest_relative_error(q: torch.Tensor, depth: torch.Tensor, edges: torch.Tensor) -> float:
+    centres = bin_centres(edges)
+    wanted = depth.clamp(float(centres[0]), float(centres[-1])).double()
+    return float((means(q, edges) / wanted - 1).abs().max())
+
+
+@pytest.mark.parametrize("per_pixel_sigma", [False, True])
+@pytest.mark.parametrize(("num_bins", "min_depth", "max_depth", "spacing", "sigma"), GRIDS)
+def test_gaussian_sums_to_one_with_the_depth_as_its_mean(
+    num_bins, min_depth, max_depth, spacing, sigma, per_pixel_sigma
+):
+    edges = bin_edges(num_bins, min_depth, max_depth, spacing)
+    depth = depths_m()
+    q = gaussian_target(depth, torch.full_like(depth, sigma) if per_pixel_sigma else sigma, None, edges)
+    assert q.shape == (1, num_bins, *depth.shape[2:]) and q.dtype == torch.float32
+    assert torch.isfinite(q).all() and (q >= 0).all()
+    torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]), rtol=0, atol=1e-6)
+    assert largest_relative_error(q, depth, edges) < 1e-3
+
+    logits = torch.randn(q.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    divergence = (torch.xlogy(q, q) - q * logits.log_softmax(1)).sum()
+    divergence.backward()
+    assert torch.isfinite(divergence) and torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("half_widths", [1.0, 2.0, 20.0])
+def test_gaussian_with_sigma_growing_with_log_bins(half_widths):
+    edges = bin_edges(257, 1e-3, 80.0, "log")
+    depth = depths_m()
+    bins = (torch.searchsorted(edges, depth, right=True) - 1).clamp(0, 256)
+    q = gaussian_target(depth, edges.diff()[bins] * half_widths / 2, None, edges)
+    assert largest_relative_error(q, depth, edges) < 1e-3
+
+
+def test_gaussian_is_the_mass_per_bin_away_from_the_ends():
+    edges = bin_edges(257, 1e-3, 80.0)
+    for depth in (5.0, 33.3, 75.0):
+        normal = torch.distributions.Normal(torch.tensor(depth, dtype=torch.float64), 0.5)
+        q = gaussian_target(torch.full((1, 1, 1, 1), depth), 0.5, None, edges).flatten()
+        torch.testing.assert_close(q.double(), normal.cdf(edges.double()).diff(), rtol=1e-4, atol=2e-6)
+
+
+def test_float64_edges_give_float64_and_the_same_target():
+    edges = bin_edges(49, 1e-3, 10.0)
+    depth = depths_m()
+    q = gaussian_target(depth, 0.15, None, edges.double())
+    assert q.dtype == torch.float64
+    torch.testing.assert_close(q.float(), gaussian_target(depth, 0.15, None, edges), rtol=1e-3, atol=2e-5)
+
+
+def test_the_two_ways_to_the_centre_agree():
+    edges = bin_edges(49, 1e-3, 10.0)
+    depth = torch.linspace(0.2, 9.8, 500).view(1, 1, 50, 10)
+    by_table, by_newton = shifted_centre(depth, 0.15, edges), shifted_centre(depth, torch.full_like(depth, 0.15), edges)
+    torch.testing.assert_close(by_table, by_newton, rtol=0, atol=2e-4)
+
+
+def test_not_valid_depths_give_something_finite():
+    edges = bin_edges(49, 1e-3, 10.0)
+    depth = torch.tensor([0.0, -3.0, math.nan, math.inf, -math.inf, 5.0]).view(1, 1, 2, 3)
+    for q in (
+        gaussian_target(depth, 0.15, None, edges),
+        gaussian_target(depth, torch.full_like(depth, 0.15), None, edges),
+        gaussian_target(depth.expand(1, 2, 2, 3), 0.15, None, edges),
+        released_target(depth, 0.15, edges, bin_centres(edges)),
+    ):
+        assert torch.isfinite(q).all()
+        torch.testing.assert_close(q.sum(1), torch.ones(1, 2, 3), rtol=0, atol=1e-6)
+
+
+def test_mixture_weighs_its_valid_components():
+    edges = bin_edges(49, 1e-3, 10.0)
+    depth = torch.tensor([[2.0, 2.0, 2.0], [8.0, 8.0, 0.0]]).view(1, 2, 1, 3)
+    weight = torch.tensor([[1.0, 3.0, 1.0], [1.0, 1.0, 5.0]]).view(1, 2, 1, 3)
+    sigma = torch.tensor([0.3, 0.6]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
+    mean = means(gaussian_target(depth, sigma, weight, edges), edges).flatten()
+    torch.testing.assert_close(mean, torch.tensor([5.0, 3.5, 2.0], dtype=torch.float64), rtol=1e-3, atol=0)
+    equal = means(gaussian_target(depth, sigma, None, edges), edges).flatten()
+    torch.testing.assert_close(equal, torch.tensor([5.0, 5.0, 2.0], dtype=torch.float64), rtol=1e-3, atol=0)
+    narrow, wide = (gaussian_target(depth[:, :1], s, None, edges)[0, :, 0, 0] for s in (0.3, 0.6))
+    assert wide.max() < 0.6 * narrow.max()
+
+
+def test_released_target_is_the_published_plateau():
+    for num_bins, max_depth, depth, mean in ((257, 80.0, 2.0, 2.92), (49, 10.0, 1.0, 2.33)):
+        edges = bin_edges(num_bins, 1e-3, max_depth)
+        q = released_target(torch.full((1, 1, 1, 1), depth), 0.5, edges, bin_centres(edges))
+        assert float(means(q, edges)) == pytest.approx(mean, abs=0.01)
+    edges = bin_edges(257, 1e-3, 80.0)
+    uniform = released_target(torch.full((1, 1, 1, 1), 85.0), 0.5, edges, bin_centres(edges))
+    torch.testing.assert_close(uniform, torch.full_like(uniform, 1 / 257))
+
+
+def test_too_small_a_sigma_is_refused_with_the_least_one_named():
+    edges = bin_edges(33, 1e-3, 80.0)
+    check_sigma(1.2121, edges)
+    with pytest.raises(RecipeError, match=r"^sigma: 0.5 m is under half of the widest bin \(>= 1.212 m is needed\)"):
+        check_sigma(0.5, edges)
+    depth = torch.full((1, 1, 2, 2), 40.0)
+    for sigma in (0.5, torch.full_like(depth, 0.5)):
+        with pytest.raises(RecipeError, match=r"0.5 m at a depth of 40 m .* \(>= 1.212 m is needed\)"):
+            gaussian_target(depth, sigma, None, edges)
+    log_edges = bin_edges(257, 1e-3, 80.0, "log")
+    near = gaussian_target(torch.full((1, 1, 1, 1), 1.0), 0.5, None, log_edges)
+    assert float(means(near, log_edges)) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_edges():
+    uniform = bin_edges(257, 1e-3, 80.0)
+    assert uniform.shape == (258,) and uniform.dtype == torch.float32
+    assert float(bin_centres(uniform)[0]) == pytest.approx(0.001 + 79.999 / 257 / 2)
+    ratios = bin_edges(10, 0.1, 80.0, "log")[1:] / bin_edges(10, 0.1, 80.0, "log")[:-1]
+    torch.testing.assert_close(ratios, torch.full((10,), 800**0.1))
+    for wrong in ((1, 1e-3, 80.0), (8, 80.0, 1e-3), (8, 0.0, 80.0), (8, 1e-3, 80.0, "cubic")):
+        with pytest.raises(RecipeError):
+            bin_edges(*wrong)

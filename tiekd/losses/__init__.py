@@ -1,0 +1,1 @@
+"""One loss term a file, named in the recipe; `criterion` weighs and adds them."""
