@@ -1,7 +1,7 @@
 """Recipes: YAML with `_base_`, overrides from the command line, and `build`, which turns a node into an object.
 
-A recipe is plain dicts, lists and scalars after `load_recipe`; nothing else in the project reads YAML. Merging is deep:
-later wins, `null` removes, and a node whose `name` changes is replaced whole (the old name's options don't apply to it).
+A recipe is plain dicts, lists and scalars after `load_recipe`; nothing else in the project reads YAML. Merging is
+deep: later wins, `null` removes, and a node whose `name` changes is replaced whole (the old options don't apply to it).
 Left out on purpose: registries, Python in configs, interpolation between keys.
 """
 
@@ -49,7 +49,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
 
 
 def merge(base: dict, change: dict) -> dict:
-    """`change` laid over `base`, neither modified: deep for dicts, `None` removes, a node of another `name` replaces."""
+    """`change` laid over `base`, neither modified: deep for dicts, `None` removes, another `name` replaces."""
     if change.get("name", base.get("name")) != base.get("name"):
         base = {}
     merged = dict(base)
@@ -83,7 +83,7 @@ def build(node: dict, package: str, where: str, **context):
     signature = inspect.signature(factory).parameters
     check_keys(arguments, [name for name in signature if name not in context], f"{where} ({node['name']})")
     arguments |= {key: value for key, value in context.items() if key in signature}
-    missing = [n for n, p in signature.items() if p.default is p.empty and n not in arguments and p.kind != p.VAR_KEYWORD]
+    missing = [n for n, p in signature.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise RecipeError(f"{where} ({node['name']}): needs {', '.join(missing)}")
     return factory(**arguments)

@@ -76,9 +76,9 @@ def _is_initialised() -> bool:
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation in fp32 whose training statistics cover the global micro-batch.
 
-    Parameters and state dict are those of `nn.BatchNorm2d`. With `sync` and more than one rank, mean and biased variance
-    are those of all ranks' images together, weighted by each rank's number of pixels; the running variance is
-    unbiased, as in torch. Statistics are fp32 whatever the dtype of the input and of the parameters.
+    Parameters and state dict are those of `nn.BatchNorm2d`. With `sync` and more than one rank, mean and biased
+    variance are those of all ranks' images together, weighted by each rank's number of pixels; the running variance
+    is unbiased, as in torch. Statistics are fp32 whatever the dtype of the input and of the parameters.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = True):

@@ -11,6 +11,7 @@ class Batch(NamedTuple):
 
     image: (B, 3, H, W) float32, RGB, ImageNet-normalised.
     depth: (B, 1, H, W) float32, measured ground truth; all 0 for a frame without any.
+    inside: (B, 1, H, W) bool, False where a rotation turned in what no camera saw.
     teacher_depth: (B, 1, H, W) float32 from cached maps, or None when the teacher runs online or there is none.
     intrinsics: (B, 3, 3) float32, pixels of this picture (moved with every geometric transform).
     names: the B image paths as the split file has them.
@@ -18,6 +19,7 @@ class Batch(NamedTuple):
 
     image: Tensor
     depth: Tensor
+    inside: Tensor
     teacher_depth: Tensor | None
     intrinsics: Tensor
     names: list[str]

@@ -66,4 +66,4 @@ def _decode(path: Path, mode: ImageReadMode, kind: str) -> Tensor:
         if not Path(path).is_file():
             raise DataError(f"{path}: no such {kind}; check data.root and the split file") from None
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: can't be decoded as a {kind} ({reason}); the file is torn or of another kind") from None
+        raise DataError(f"{path}: can't be decoded as a {kind} ({reason}); the file is torn or no {kind}") from None

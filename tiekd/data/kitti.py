@@ -71,7 +71,8 @@ class Kitti(torch.utils.data.Dataset):
             depth = depth_io.read_depth_png(path, UNITS_PER_M)
             if depth.shape[-2:] != image.shape[-2:]:
                 raise DataError(f"{path}: {_size(depth)} does not fit its picture {frame.image}, {_size(image)}")
-        sample = Sample(image, depth, None, self._intrinsics(frame, height, width), frame.image)
+        inside = torch.ones(1, height, width, dtype=torch.bool)
+        sample = Sample(image, depth, inside, None, self._intrinsics(frame, height, width), frame.image)
         if self.kb_crop is not None:
             crop_height, crop_width = self.kb_crop
             if crop_height > height or crop_width > width:

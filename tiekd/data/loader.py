@@ -78,10 +78,11 @@ def _collate(samples: list[Sample] | DataError) -> Batch | DataError:
             f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(sizes))} "
             f"(among {samples[0].name}); set data.augment.crop, or batch size 1 for evaluation"
         )
-    image, depth, teacher_depth, intrinsics, names = zip(*samples, strict=True)
+    image, depth, inside, teacher_depth, intrinsics, names = zip(*samples, strict=True)
     return Batch(
         torch.stack(image),
         torch.stack(depth),
+        torch.stack(inside),
         None if teacher_depth[0] is None else torch.stack(teacher_depth),
         torch.stack(intrinsics),
         list(names),

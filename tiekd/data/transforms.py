@@ -21,10 +21,12 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Sample(NamedTuple):
-    """One frame. image: (3, H, W) uint8 or float32 RGB; depths: (1, H, W) float32 metres, 0 where not valid."""
+    """One frame. image: (3, H, W) uint8 or float32 RGB; depths: (1, H, W) float32 metres, 0 where not valid;
+    inside: (1, H, W) bool, False where a rotation turned in what no camera saw."""
 
     image: Tensor
     depth: Tensor
+    inside: Tensor
     teacher_depth: Tensor | None
     intrinsics: Tensor
     name: str
@@ -115,6 +117,7 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
     return sample._replace(
         image=sample.image[:, rows, cols],
         depth=sample.depth[:, rows, cols],
+        inside=sample.inside[:, rows, cols],
         teacher_depth=teacher_depth,
         intrinsics=intrinsics,
     )
@@ -136,10 +139,12 @@ def _geometry(sample: Sample, decisions: Decisions) -> Sample:
     source_x, source_y = cosine * dx - sine * dy, sine * dx + cosine * dy
     grid = torch.stack([source_x / (width / 2), source_y / (height / 2)], dim=-1)[None]
     image = F.grid_sample(sample.image.float()[None], grid, "bilinear", "zeros", align_corners=False)[0]
-    maps = [sample.depth] if sample.teacher_depth is None else [sample.depth, sample.teacher_depth]
-    moved = F.grid_sample(torch.cat(maps)[None], grid, "nearest", "zeros", align_corners=False)[0]
-    teacher_depth = None if sample.teacher_depth is None else moved[1:]
-    return Sample(image, moved[:1], teacher_depth, _move_intrinsics(sample.intrinsics, d, width, height), sample.name)
+    maps = [sample.depth, sample.inside.float()]
+    if sample.teacher_depth is not None:
+        maps.append(sample.teacher_depth)
+    moved = F.grid_sample(torch.cat(maps)[None], grid, "nearest", "zeros", align_corners=False)[0].split(1)
+    intrinsics = _move_intrinsics(sample.intrinsics, d, width, height)
+    return Sample(image, moved[0], moved[1] > 0, moved[2] if len(moved) > 2 else None, intrinsics, sample.name)
 
 
 def _move_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int) -> Tensor:
@@ -160,6 +165,7 @@ def _flip(sample: Sample) -> Sample:
     return sample._replace(
         image=sample.image.flip(-1),
         depth=sample.depth.flip(-1),
+        inside=sample.inside.flip(-1),
         teacher_depth=None if sample.teacher_depth is None else sample.teacher_depth.flip(-1),
         intrinsics=intrinsics,
     )
