@@ -1,0 +1,258 @@
+"""The one place that calls deepspeed.initialize: recipe + engine config (JSON) -> engine.
+
+The JSON says how a step runs here; values that belong to the recipe stand as "auto" in it and are filled in, and a
+contradiction is refused. Left out: DeepSpeed's own optimizers and schedulers (the schedule is a function of the
+iteration, applied by the loop).
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tiekd.config import check_keys
+from tiekd.errors import LaunchError, RecipeError
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+# DeepSpeed 0.19 lets unknown top-level keys pass silently, so the ones that make sense here are listed.
+ENGINE_KEYS = (
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping "
+    "zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer fp16 bf16 torch_autocast data_types "
+    "communication_data_type seq_parallel_communication_data_type prescale_gradients gradient_predivide_factor "
+    "gradient_allreduce_op disable_allgather disable_python_gc steps_per_print dump_state wall_clock_breakdown "
+    "memory_breakdown flops_profiler comms_logger activation_checkpointing aio compile timers log_level "
+    "zenflow weight_quantization"
+).split()
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """A resolved engine config: `values` for DeepSpeed, and how the global batch is dealt."""
+
+    values: dict
+    batch_size_per_gpu: int
+    accumulation: int
+
+    @property
+    def zero_stage(self) -> int:
+        return self.values.get("zero_optimization", {}).get("stage", 0)
+
+
+def read_engine_config(path: str | Path) -> dict:
+    """The JSON as it stands. Raises LaunchError when it can't be read."""
+    path = Path(path)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none"
+        raise LaunchError(f"--deepspeed_config {path}: no such file; .json files there: {there}") from None
+    except (OSError, ValueError) as error:
+        raise LaunchError(f"--deepspeed_config {path}: not JSON ({error}); see ds_configs/ for working ones") from None
+    if not isinstance(config, dict):
+        raise LaunchError(f"--deepspeed_config {path}: must be a JSON object; see ds_configs/ for working ones")
+    return config
+
+
+def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) -> EngineConfig:
+    """Fills in every "auto" from the recipe's global batch and clip norm, and checks the rest.
+
+    Raises RecipeError for unknown keys, for values that contradict the recipe and for a batch that can't be dealt;
+    LaunchError for a precision that this device or DeepSpeed can't do.
+    """
+    for key in config:
+        if key in ("optimizer", "scheduler"):
+            raise RecipeError(f"engine config: {key!r} belongs to the recipe (optimizer, schedule); remove it here")
+        if key not in ENGINE_KEYS:
+            near = difflib.get_close_matches(key, ENGINE_KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(ENGINE_KEYS)}"
+            raise RecipeError(f"engine config: unknown key {key!r}; {hint}")
+    _agree(config, "train_batch_size", batch_size, "train.batch_size")
+    _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
+    per_gpu, accumulation = _deal(config, batch_size, world_size)
+    values = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, **config}
+    values |= {
+        "train_batch_size": batch_size,
+        "train_micro_batch_size_per_gpu": per_gpu,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip_norm,
+    }
+    _check_precision(values)
+    return EngineConfig(values, per_gpu, accumulation)
+
+
+def build_optimizer(node: dict, network: nn.Module, batch_size: int, lr_scaling: str) -> torch.optim.Optimizer:
+    """The torch optimizer of `recipe["optimizer"]`, fused where torch has it.
+
+    `lr_batch_size` is the global batch that `lr` is meant for; `lr_scaling` none, linear or sqrt says what another
+    batch does to it. Raises RecipeError for unknown names and arguments.
+    """
+    arguments = dict(node)
+    name, lr_batch_size = arguments.pop("name", None), arguments.pop("lr_batch_size", batch_size)
+    if name not in OPTIMIZERS:
+        raise RecipeError(f"optimizer.name: got {name!r}; allowed: {', '.join(OPTIMIZERS)}")
+    optimizer_class = OPTIMIZERS[name]
+    known = [p for p in inspect.signature(optimizer_class).parameters if p not in ("params", "fused", "foreach")]
+    check_keys(arguments, known, f"optimizer ({name})")
+    if not isinstance(arguments.get("lr"), (int, float)):
+        raise RecipeError(f"optimizer.lr: got {arguments.get('lr')!r}; it must be a number")
+    arguments["lr"] *= lr_factor(batch_size, lr_batch_size, lr_scaling)
+    if "betas" in arguments:
+        arguments["betas"] = tuple(arguments["betas"])
+    return optimizer_class([p for p in network.parameters() if p.requires_grad], fused=True, **arguments)
+
+
+def lr_factor(batch_size: int, lr_batch_size: int, lr_scaling: str) -> float:
+    """What the learning rate is multiplied with when the global batch is not the one it was chosen for."""
+    powers = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
+    if lr_scaling not in powers:
+        raise RecipeError(f"train.lr_scaling: got {lr_scaling!r}; allowed: {', '.join(powers)}")
+    return (batch_size / lr_batch_size) ** powers[lr_scaling]
+
+
+def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig):
+    """The DeepSpeed engine. Raises RecipeError when DeepSpeed refuses a value of the engine config."""
+    import deepspeed
+    from pydantic import ValidationError
+
+    # Only inference_all_reduce needs this op; without this line every CPU rank compiles it at start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    values = dict(config.values)
+    if _clips_here(config):
+        values["gradient_clipping"] = 0.0
+    try:
+        engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise RecipeError(f"engine config: {key}: {first['msg']} (in {error.title}); see ds_configs/") from None
+    return engine
+
+
+def stepper(engine, config: EngineConfig, clip_norm: float) -> Callable[[], Tensor | float | None]:
+    """The function that ends a micro-batch: `engine.step()`, which returns the pre-clip gradient norm at the boundary.
+
+    In stage 0 without a loss scale DeepSpeed clips but tells no norm, so clipping happens here, with the same
+    formula; a norm that isn't finite makes the fused optimizer skip the step on the device, without a host sync.
+    """
+    if not _clips_here(config):
+
+        def engine_step():
+            engine.step()
+            return engine.get_global_grad_norm()
+
+        return engine_step
+
+    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    skipped = torch.zeros((), device=parameters[0].device)
+    engine.skipped_on_device = skipped
+
+    def clip_and_step():
+        norm = None
+        if engine.is_gradient_accumulation_boundary():
+            norm = nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
+            engine.optimizer.found_inf = (~torch.isfinite(norm)).float()
+            skipped.add_(engine.optimizer.found_inf)
+        engine.step()
+        return norm
+
+    return clip_and_step
+
+
+def skipped_steps(engine) -> int:
+    """How many optimizer steps were skipped so far for gradients that were not finite. One host sync."""
+    return engine.skipped_steps + int(getattr(engine, "skipped_on_device", 0))
+
+
+def student_state_dict(engine) -> dict[str, Tensor]:
+    """The student's plain fp32 weights and buffers on the CPU, whole on rank 0 (empty elsewhere). Collective.
+
+    ZeRO-3 shards are gathered one parameter at a time, so no rank holds the network twice on its device. In half
+    precision the optimizer's fp32 master copies are taken where DeepSpeed can tell them.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    from tiekd.distributed import is_main
+
+    sharded = engine.zero_optimization_stage() == 3
+    halves = engine.fp16_enabled() or engine.bfloat16_enabled()
+    values = {}
+    for name, parameter in engine.module.named_parameters():
+        whole = safe_get_full_fp32_param(parameter) if sharded or halves else parameter
+        if whole is None:
+            whole = parameter
+        if is_main():
+            values[name] = whole.detach().float().cpu().clone()
+    if is_main():
+        for name, buffer in engine.module.state_dict().items():
+            if name not in values:
+                values[name] = buffer.detach().float().cpu().clone() if buffer.is_floating_point() else buffer.cpu()
+    return values
+
+
+def _clips_here(config: EngineConfig) -> bool:
+    scaled = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
+    autocast = config.values.get("torch_autocast", {})
+    scaled |= bool(autocast.get("enabled")) and autocast.get("dtype") in ("fp16", "float16")
+    return config.zero_stage == 0 and not scaled
+
+
+def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None:
+    value = config.get(key, "auto")
+    if value not in ("auto", recipe_value):
+        raise RecipeError(
+            f"engine config: {key} is {value}, but the recipe's {recipe_key} is {recipe_value}; "
+            f'write "auto" in the JSON, or --set {recipe_key}={value}'
+        )
+
+
+def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
+    """(images per rank and micro-batch, accumulation) of a global batch."""
+    per_gpu = config.get("train_micro_batch_size_per_gpu", "auto")
+    accumulation = config.get("gradient_accumulation_steps", "auto")
+    for key, value in (("train_micro_batch_size_per_gpu", per_gpu), ("gradient_accumulation_steps", accumulation)):
+        if value != "auto" and (not isinstance(value, int) or value < 1):
+            raise RecipeError(f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"')
+    if accumulation == "auto":
+        accumulation = 1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))
+    if per_gpu == "auto":
+        per_gpu = max(1, round(batch_size / (accumulation * world_size)))
+    if per_gpu * accumulation * world_size == batch_size:
+        return per_gpu, accumulation
+    step = accumulation * world_size
+    if config.get("train_micro_batch_size_per_gpu", "auto") != "auto":
+        step *= per_gpu
+    lower = batch_size // step * step
+    fits = ", ".join(str(size) for size in (lower, lower + step) if size)
+    ranks = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
+    raise RecipeError(
+        f"train.batch_size {batch_size} can't be dealt to {world_size} ranks with accumulation {accumulation}"
+        f"{'' if step == accumulation * world_size else f' and {per_gpu} images a rank'}; nearest global batches that "
+        f"fit: {fits}; numbers of ranks that fit: {ranks}"
+    )
+
+
+def _check_precision(values: dict) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    fp16, bf16 = values.get("fp16", {}), values.get("bf16", {})
+    autocast = values.get("torch_autocast", {})
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    device = get_accelerator().device_name()
+    if fp16.get("enabled") and not get_accelerator().is_fp16_supported():
+        raise LaunchError(f"fp16 is not supported on this device ({device}); use ds_configs/fp32.json or bf16_autocast")
+    if fp16.get("auto_cast"):
+        raise RecipeError("engine config: fp16.auto_cast also halves the teacher's depth; remove it")
+    half_autocast = autocast.get("enabled") and autocast.get("dtype") in ("fp16", "float16", "torch.float16")
+    if half_autocast and stage > 0 and values["gradient_clipping"] > 0:
+        raise RecipeError(
+            "engine config: torch_autocast fp16 with clipping at ZeRO 1-3 clips gradients that still carry the loss "
+            "scale, so training stands still; use bfloat16, or fp16.enabled, or stage 0"
+        )
+    if bf16.get("enabled") and values.get("data_types", {}).get("buffer_dtype"):
+        raise RecipeError("engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it")

@@ -1,0 +1,80 @@
+"""Evaluation: nine metrics per image, nan-mean over images, the same figures on any number of ranks.
+
+Batches are formed over the whole validation set and dealt whole to ranks; each rank's rows are put back in the set's
+order before the mean is taken. Flip averaging runs picture and mirror image as one batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tiekd import distributed, metrics
+from tiekd.data.loader import validation_batches
+from tiekd.errors import RecipeError
+from tiekd.models.network import Network
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """`recipe["evaluation"]`: when, how, and by which metric the best is kept.
+
+    interval counts epochs or iterations as `by` says; cap: largest ground truth that counts, in metres, the network's
+    max_depth when None; crop: garg, eigen, nyu_eigen or none.
+    """
+
+    interval: int = 1
+    by: str = "epoch"
+    crop: str = "garg"
+    flip: bool = True
+    cap: float | None = None
+    batch_size: int = 1
+    save_best: str = "abs_rel"
+
+    def __post_init__(self):
+        if self.by not in ("epoch", "iteration"):
+            raise RecipeError(f"evaluation.by: got {self.by!r}; allowed: epoch, iteration")
+        if not isinstance(self.interval, int) or self.interval < 1:
+            raise RecipeError(f"evaluation.interval: got {self.interval!r}; it must be a whole number from 1")
+        if self.crop not in metrics.CROPS:
+            raise RecipeError(f"evaluation.crop: got {self.crop!r}; allowed: {', '.join(metrics.CROPS)}")
+        if self.save_best not in metrics.METRIC_NAMES:
+            allowed = ", ".join(metrics.METRIC_NAMES)
+            raise RecipeError(f"evaluation.save_best: got {self.save_best!r}; allowed: {allowed}")
+
+
+@torch.no_grad()
+def predict(network: Network, image: Tensor, flip: bool) -> Tensor:
+    """Depth (B, 1, H, W) float32 metres of normalised images; with `flip` the mean with the mirrored prediction."""
+    if not flip:
+        return network(image).depth
+    plain, mirrored = network(torch.cat([image, image.flip(-1)])).depth.chunk(2)
+    return (plain + mirrored.flip(-1)) / 2
+
+
+def evaluate(
+    predictor: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    settings: EvaluationSettings,
+    min_depth: float,
+    max_depth: float,
+    device: torch.device,
+    workers: int = 0,
+) -> dict[str, float]:
+    """The nine metrics of a predictor (image (B, 3, H, W) -> metres (B, 1, H, W)) over a data set. Collective.
+
+    Ground truth counts where min_depth < depth < cap, inside the crop; an image without any counts in no mean.
+    """
+    cap = settings.cap or max_depth
+    indices, rows = [], []
+    batches = validation_batches(
+        dataset, settings.batch_size, distributed.rank(), distributed.world_size(), workers, device
+    )
+    for batch_indices, batch in batches:
+        indices += batch_indices
+        rows.append(metrics.depth_metrics(predictor(batch.image), batch.depth, min_depth, cap, settings.crop))
+    mine = torch.cat(rows).cpu().tolist() if rows else []
+    by_index = dict(pair for part in distributed.gather_objects(list(zip(indices, mine, strict=True))) for pair in part)
+    return metrics.aggregate(torch.tensor([by_index[i] for i in sorted(by_index)], dtype=torch.float64))

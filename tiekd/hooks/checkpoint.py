@@ -1,0 +1,34 @@
+"""Saves a checkpoint every `interval` epochs or iterations and at the end, and keeps the last few."""
+
+from collections.abc import Sequence
+
+from tiekd.hooks.base import Hook
+
+from tiekd import checkpoint, distributed
+from tiekd.errors import RecipeError
+
+
+class Checkpoint(Hook):
+    """interval counts epochs or iterations as `by` says; keep_last: how many stay. `hooks`: whose states go along.
+
+    Stands after the evaluation in the list: a checkpoint then holds the outcome of the evaluation at its iteration, so
+    a run that goes on from it has lost nothing.
+    """
+
+    def __init__(self, hooks: Sequence[Hook], interval: int = 1, by: str = "epoch", keep_last: int = 3):
+        for name, value in (("interval", interval), ("keep_last", keep_last)):
+            if not isinstance(value, int) or value < 1:
+                raise RecipeError(f"checkpoint.{name}: got {value!r}; it must be a whole number from 1")
+        if by not in ("epoch", "iteration"):
+            raise RecipeError(f"checkpoint.by: got {by!r}; allowed: epoch, iteration")
+        self.hooks, self.interval, self.by, self.keep_last = hooks, interval, by, keep_last
+
+    def after_iteration(self, state) -> None:
+        period = self.interval * (state.iterations_per_epoch if self.by == "epoch" else 1)
+        if state.iteration % period and state.iteration != state.total_iterations:
+            return
+        folder = state.work_dir / checkpoint.FOLDER
+        progress = {"hooks": {type(hook).__name__: hook.state_dict() for hook in self.hooks}}
+        checkpoint.save(state.engine, folder, state.iteration, progress, state.recipe["network"])
+        if distributed.is_main():
+            checkpoint.prune(folder, self.keep_last)

@@ -1,0 +1,76 @@
+"""Evaluates the student when it is due, reports the figures and keeps the weights of the best."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from tiekd.hooks.base import Hook
+from tiekd.models.network import Network
+from torch.utils.data import Dataset
+
+from tiekd import checkpoint, distributed, metrics
+from tiekd.engine import student_state_dict
+from tiekd.evaluation import EvaluationSettings, evaluate, predict
+
+
+class Evaluation(Hook):
+    """Runs at every `settings.interval` epochs or iterations, and at the end of training if that isn't one.
+
+    replica: a plain fp32 network of the student's shape on the device, filled from the engine at each evaluation.
+    reporters: hooks with `write_validation(state, metrics, num_images)`.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        dataset: Dataset,
+        replica: Network,
+        device: torch.device,
+        workers: int,
+        reporters: Sequence[Hook],
+        info: Callable[[str], None],
+    ):
+        self.settings, self.dataset, self.replica = settings, dataset, replica
+        self.device, self.workers, self.reporters, self.info = device, workers, reporters, info
+        self.best: float | None = None
+
+    def after_iteration(self, state) -> None:
+        period = self.settings.interval * (state.iterations_per_epoch if self.settings.by == "epoch" else 1)
+        if state.iteration % period and state.iteration != state.total_iterations:
+            return
+        weights = student_state_dict(state.engine)
+        self._fill_replica(weights)
+        state.metrics = evaluate(
+            partial(predict, self.replica, flip=self.settings.flip),
+            self.dataset,
+            self.settings,
+            self.replica.min_depth,
+            self.replica.max_depth,
+            self.device,
+            self.workers,
+        )
+        for reporter in self.reporters:
+            reporter.write_validation(state, state.metrics, len(self.dataset))
+        name = self.settings.save_best
+        if self.best is None or metrics.is_better(name, state.metrics[name], self.best):
+            self.best = state.metrics[name]
+            if distributed.is_main():
+                path = state.work_dir / f"best_{name}.pth"
+                checkpoint.write_weights(path, weights, state.recipe["network"], state.iteration, metrics=state.metrics)
+            self.info(f"Best {name} so far: {self.best:.4f} at iteration {state.iteration}, saved as best_{name}.pth")
+
+    def state_dict(self) -> dict:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best = state["best"]
+
+    def _fill_replica(self, weights: dict) -> None:
+        """Rank 0 has the weights; every rank's replica gets them by one broadcast a tensor."""
+        with torch.no_grad():
+            for name, tensor in self.replica.state_dict().items():
+                if distributed.is_main():
+                    tensor.copy_(weights[name])
+                if distributed.world_size() > 1:
+                    torch.distributed.broadcast(tensor, src=0)
+        self.replica.eval()

@@ -1,0 +1,83 @@
+"""The training loop. It reads as the algorithm; everything else is a hook or is built before it."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from tiekd.data.batch import Batch
+from tiekd.hooks.base import Hook
+from tiekd.losses.criterion import Criterion
+from tiekd.models.network import Prediction
+from tiekd.schedules import Schedule
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, for hooks to read. In `after_iteration` all values are of the iteration just finished."""
+
+    engine: object  # deepspeed.DeepSpeedEngine
+    recipe: dict
+    work_dir: Path
+    timestamp: str  # of this start, as in the log's file name
+    batch_size: int  # global
+    accumulation: int
+    iterations_per_epoch: int
+    total_iterations: int
+    by_epoch: bool
+    iteration: int = 0  # finished iterations
+    lr: list[float] = field(default_factory=list)  # used in this iteration, one a parameter group
+    momentum: list[float] = field(default_factory=list)
+    losses: dict[str, Tensor] = field(default_factory=dict)  # means over this rank's micro-batches, on the device
+    grad_norm: Tensor | float | None = None  # before clipping
+    time_s: float = 0.0
+    data_time_s: float = 0.0
+    batch: Batch | None = None  # the last micro-batch
+    prediction: Prediction | None = None
+    teacher_depth: Tensor | None = None
+    metrics: dict[str, float] | None = None  # of the last evaluation
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the iteration just finished, from 1."""
+        return (max(self.iteration, 1) - 1) // self.iterations_per_epoch + 1
+
+
+def train(
+    state: TrainState,
+    batches: Iterator[Batch],
+    teacher: Callable[[Batch], Tensor],
+    criterion: Criterion,
+    schedule: Schedule,
+    step: Callable[[], Tensor | float | None],
+    hooks: Sequence[Hook],
+) -> None:
+    """Trains from `state.iteration` to `state.total_iterations`. `step` ends a micro-batch (see engine.stepper)."""
+    engine = state.engine
+    for hook in hooks:
+        hook.before_train(state)
+    engine.train()
+    while state.iteration < state.total_iterations:
+        started = time.perf_counter()
+        state.lr, state.momentum = schedule.apply(engine.optimizer, state.iteration)
+        state.losses, state.data_time_s = {}, 0.0
+        for _ in range(state.accumulation):
+            asked = time.perf_counter()
+            batch = next(batches)
+            state.data_time_s += time.perf_counter() - asked
+            teacher_depth = teacher(batch)
+            prediction = engine(batch.image, teacher_depth)
+            losses = criterion(prediction, batch, teacher_depth)
+            engine.backward(losses["loss"])
+            state.grad_norm = step()
+            for name, loss in losses.items():
+                state.losses[name] = state.losses.get(name, 0.0) + loss.detach() / state.accumulation
+        state.batch, state.prediction, state.teacher_depth = batch, prediction, teacher_depth
+        state.iteration += 1
+        state.time_s = time.perf_counter() - started
+        for hook in hooks:
+            hook.after_iteration(state)
+    for hook in hooks:
+        hook.after_train(state)

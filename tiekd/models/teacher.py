@@ -1,0 +1,83 @@
+"""Where the depth comes from that the student learns: a frozen network, cached maps, or the ground truth.
+
+Each is a callable (batch) -> (B, 1, H, W) float32 metres, 0 where not valid. A frozen network lives outside the
+engine: in it, ZeRO would shard and broadcast it, `train()` would wake its BatchNorm, every checkpoint would carry it.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tiekd.data.batch import Batch
+from tiekd.errors import CheckpointError, TeacherError
+from tiekd.models import weights
+from tiekd.models.factory import build_network
+from tiekd.models.network import Network
+
+
+class FrozenTeacher:
+    """A network in eval mode without gradients; `no_grad` because inference tensors can't be saved for backward."""
+
+    def __init__(self, network: Network, device: torch.device):
+        self.network = network.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.network(batch.image).depth * batch.inside
+
+
+class CachedMaps:
+    """The maps that came with the batch; they already are 0 where rotation turned in nothing."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.teacher_depth
+
+
+class GroundTruth:
+    """No teacher: the student learns from what was measured."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.depth
+
+
+def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | CachedMaps | GroundTruth:
+    """The teacher of `recipe["teacher"]`; None makes the ground truth one.
+
+    A recipe without a checkpoint takes the best, else the latest, weights of that recipe's work dir. Raises
+    TeacherError when there are no weights or they belong to another network.
+    """
+    if node is None:
+        return GroundTruth()
+    if "maps" in node:
+        if "recipe" in node or "checkpoint" in node:
+            raise TeacherError("teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + `checkpoint`")
+        return CachedMaps()
+    if not node.get("network"):
+        raise TeacherError("teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps")
+    path = Path(node["checkpoint"]) if "checkpoint" in node else default_checkpoint(node)
+    if not path.is_file():
+        raise TeacherError(
+            f"teacher.checkpoint: no file at {path}; train one with bin/train.py {node.get('recipe', 'its recipe')}, "
+            "or use cached maps (teacher.maps)"
+        )
+    network = build_network(node["network"])
+    try:
+        weights.load_into(network, weights.read_checkpoint(path))
+    except CheckpointError as error:
+        raise TeacherError(f"teacher.checkpoint: {error}; give the weights that teacher.recipe describes") from None
+    return FrozenTeacher(network, device)
+
+
+def default_checkpoint(node: dict) -> Path:
+    """The weights that a teacher node without `checkpoint` means: best, else latest, of its recipe's work dir."""
+    from tiekd.checkpoint import find_weights, work_dir_of
+
+    if "recipe" not in node:
+        raise TeacherError("teacher.checkpoint: needed beside teacher.network; give a file of weights")
+    try:
+        return find_weights(work_dir_of(node["recipe"]))
+    except CheckpointError as error:
+        raise TeacherError(
+            f"teacher.checkpoint: not given, and {error}; train the teacher with bin/train.py {node['recipe']}"
+        ) from None
