@@ -1,6 +1,6 @@
 """Checkpoints: written beside, verified by a manifest, made current by one rename; and finding the right one again.
 
-    checkpoints/iter_1200/      DeepSpeed's files, rank_<r>.pt (random states), state.json (iteration, hooks),
+    checkpoints/iter_1200/      DeepSpeed's files, rank_<r>.pt (random states, hooks), state.json (iteration, ranks),
                                 student.pth (plain fp32 weights), manifest.json (sizes and digests of all of them)
     checkpoints/latest          the name of the newest whole one
     best_abs_rel.pth            plain fp32 student weights of the best evaluation
@@ -32,10 +32,10 @@ def work_dir_of(recipe_path: str | Path) -> Path:
     return Path("work_dirs") / Path(recipe_path).stem
 
 
-def save(engine, folder: Path, iteration: int, progress: dict, network_node: dict) -> Path:
+def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], network_node: dict) -> Path:
     """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
 
-    `progress` is plain JSON: what the loop and the hooks need to go on. Returns the checkpoint's path.
+    `hook_states` are this rank's, of plain values. Returns the checkpoint's path.
     """
     final = folder / f"iter_{iteration}"
     partial = folder / f".{final.name}.partial"
@@ -44,11 +44,11 @@ def save(engine, folder: Path, iteration: int, progress: dict, network_node: dic
         partial.mkdir(parents=True)
     distributed.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    torch.save(_random_states(), partial / f"rank_{distributed.rank()}.pt")
+    torch.save({"random": _random_states(), "hooks": hook_states}, partial / f"rank_{distributed.rank()}.pt")
     weights = student_state_dict(engine)
     if distributed.is_main():
         write_weights(partial / STUDENT, weights, network_node, iteration)
-        state = {"iteration": iteration, "world_size": distributed.world_size(), **progress}
+        state = {"iteration": iteration, "world_size": distributed.world_size()}
         state["zero_stage"] = engine.zero_optimization_stage()
         (partial / STATE).write_text(json.dumps(state, indent=1))
     distributed.barrier()
@@ -62,8 +62,8 @@ def save(engine, folder: Path, iteration: int, progress: dict, network_node: dic
     return final
 
 
-def load(engine, checkpoint: Path) -> dict:
-    """Restores engine and random states from a verified checkpoint and returns its `progress`. Collective."""
+def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
+    """Restores engine and random states from a whole checkpoint; returns its iteration and hook states. Collective."""
     problem = distributed.broadcast_object(check(checkpoint) if distributed.is_main() else None)
     if problem:
         raise CheckpointError(f"{checkpoint}: {problem}; resume from another one, or --resume-from auto")
@@ -77,9 +77,11 @@ def load(engine, checkpoint: Path) -> dict:
     if path is None:
         raise CheckpointError(f"{checkpoint}: DeepSpeed found no state in it; resume from another one")
     rank_file = checkpoint / f"rank_{distributed.rank()}.pt"
-    if rank_file.exists():
-        _set_random_states(torch.load(rank_file, weights_only=True, map_location="cpu"))
-    return state
+    if not rank_file.exists():  # more ranks than at the save
+        rank_file = checkpoint / "rank_0.pt"
+    mine = torch.load(rank_file, weights_only=True, map_location="cpu")
+    _set_random_states(mine["random"])
+    return state["iteration"], mine["hooks"]
 
 
 def find(work_dir: Path) -> Path:

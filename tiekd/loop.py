@@ -1,13 +1,14 @@
 """The training loop. It reads as the algorithm; everything else is a hook or is built before it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from tiekd.data.batch import Batch
+from tiekd.engine import skipped_steps
 from tiekd.hooks.base import Hook
 from tiekd.losses.criterion import Criterion
 from tiekd.models.network import Prediction
@@ -27,6 +28,7 @@ class TrainState:
     iterations_per_epoch: int
     total_iterations: int
     by_epoch: bool
+    hooks: list[Hook] = field(default_factory=list)
     iteration: int = 0  # finished iterations
     lr: list[float] = field(default_factory=list)  # used in this iteration, one a parameter group
     momentum: list[float] = field(default_factory=list)
@@ -38,6 +40,11 @@ class TrainState:
     prediction: Prediction | None = None
     teacher_depth: Tensor | None = None
     metrics: dict[str, float] | None = None  # of the last evaluation
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps skipped in this process because a gradient was not finite. One host sync."""
+        return skipped_steps(self.engine)
 
     @property
     def epoch(self) -> int:
@@ -52,11 +59,10 @@ def train(
     criterion: Criterion,
     schedule: Schedule,
     step: Callable[[], Tensor | float | None],
-    hooks: Sequence[Hook],
 ) -> None:
     """Trains from `state.iteration` to `state.total_iterations`. `step` ends a micro-batch (see engine.stepper)."""
     engine = state.engine
-    for hook in hooks:
+    for hook in state.hooks:
         hook.before_train(state)
     engine.train()
     while state.iteration < state.total_iterations:
@@ -77,7 +83,7 @@ def train(
         state.batch, state.prediction, state.teacher_depth = batch, prediction, teacher_depth
         state.iteration += 1
         state.time_s = time.perf_counter() - started
-        for hook in hooks:
+        for hook in state.hooks:
             hook.after_iteration(state)
-    for hook in hooks:
+    for hook in state.hooks:
         hook.after_train(state)

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from tiekd.hooks.base import Hook
-
 from tiekd import checkpoint, distributed
 from tiekd.errors import RecipeError
+from tiekd.hooks.base import Hook
 
 
 class Checkpoint(Hook):
@@ -28,7 +27,7 @@ class Checkpoint(Hook):
         if state.iteration % period and state.iteration != state.total_iterations:
             return
         folder = state.work_dir / checkpoint.FOLDER
-        progress = {"hooks": {type(hook).__name__: hook.state_dict() for hook in self.hooks}}
-        checkpoint.save(state.engine, folder, state.iteration, progress, state.recipe["network"])
+        hook_states = {type(hook).__name__: hook.state_dict() for hook in self.hooks}
+        checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe["network"])
         if distributed.is_main():
             checkpoint.prune(folder, self.keep_last)

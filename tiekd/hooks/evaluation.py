@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from tiekd.hooks.base import Hook
-from tiekd.models.network import Network
 from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, metrics
 from tiekd.engine import student_state_dict
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
+from tiekd.hooks.base import Hook
+from tiekd.models.network import Network
 
 
 class Evaluation(Hook):

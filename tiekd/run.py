@@ -1,0 +1,312 @@
+"""One training run from a recipe: puts the parts together, then calls the loop.
+
+Everything that can be wrong with a recipe is found here, before the first iteration and before anything is written.
+"""
+
+import argparse
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from tiekd import checkpoint, distributed, schedules
+from tiekd.config import build, check_keys, dump_recipe, load_recipe, merge, settings
+from tiekd.data.loader import training_batches
+from tiekd.data.sampler import MicroBatches, iterations_per_epoch
+from tiekd.data.transforms import Augment
+from tiekd.engine import (
+    EngineConfig,
+    build_engine,
+    build_optimizer,
+    lr_factor,
+    read_engine_config,
+    resolve,
+    stepper,
+)
+from tiekd.environment import environment
+from tiekd.errors import CheckpointError, LaunchError, RecipeError
+from tiekd.evaluation import EvaluationSettings
+from tiekd.hooks.base import Hook
+from tiekd.hooks.checkpoint import Checkpoint
+from tiekd.hooks.evaluation import Evaluation
+from tiekd.hooks.text_log import TextLog
+from tiekd.launch import seed_everything, start_rank
+from tiekd.loop import TrainState, train
+from tiekd.losses import criterion as criteria
+from tiekd.models import weights
+from tiekd.models.factory import build_network
+from tiekd.models.teacher import FrozenTeacher, build_teacher
+
+DEFAULT_ENGINE_CONFIG = Path(__file__).parents[1] / "ds_configs" / "fp32.json"
+LAUNCH_RECORD = "launch.json"
+_NOT_FOR_DATASETS = ("augment", "workers")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """`recipe["train"]`. batch_size is global; epochs or iterations; clip_norm is L2, 0 for none."""
+
+    batch_size: int = 16
+    epochs: int | None = None
+    iterations: int | None = None
+    clip_norm: float = 35.0
+    seed: int = 0
+    lr_scaling: str = "none"
+    deterministic: bool = False
+    validate: bool = True
+
+    def __post_init__(self):
+        for name in ("batch_size", "epochs", "iterations"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
+        if (self.epochs is None) == (self.iterations is None):
+            raise RecipeError("train: give either epochs or iterations")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that bin/train.py and bin/resume share."""
+    parser.add_argument("--deepspeed_config", metavar="JSON", help="engine config; default ds_configs/fp32.json")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument("--no-validate", action="store_true", help="no evaluation, so no best checkpoint either")
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+
+
+def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
+    """The recipe with everything that the command line says about it; the work dir is filled in."""
+    recipe = load_recipe(path, args.overrides)
+    train_options = {"seed": getattr(args, "seed", None), "deterministic": getattr(args, "deterministic", None) or None}
+    if args.no_validate:
+        train_options["validate"] = False
+    given = {"train": {key: value for key, value in train_options.items() if value is not None}}
+    if getattr(args, "load_from", None):
+        given["load"] = {"checkpoint": str(Path(args.load_from).resolve())}
+    if getattr(args, "work_dir", None):
+        given["work_dir"] = args.work_dir
+    recipe = merge(recipe, given)
+    recipe.setdefault("work_dir", str(checkpoint.work_dir_of(path)))
+    return recipe
+
+
+def run(recipe: dict, recipe_path: Path, engine_config_path: str | None, resume_from: str | None) -> None:
+    """Trains as the recipe says, in `recipe["work_dir"]`. Collective; raises UserErrors."""
+    options = settings(recipe, "train", TrainSettings)
+    # Read before the ranks meet, so that a mistake in a file ends at once.
+    engine_config = read_engine_config(engine_config_path or DEFAULT_ENGINE_CONFIG)
+    work_dir = Path(recipe["work_dir"])
+    resume_path = _resume_path(work_dir, resume_from)
+    device = start_rank()
+    seed_everything(options.seed, options.deterministic)
+    config = resolve(engine_config, options.batch_size, options.clip_norm, distributed.world_size())
+
+    network = build_network(recipe.get("network"))
+    replica = build_network(recipe["network"]).to(device) if options.validate else None
+    has_teacher = recipe.get("teacher") is not None
+    criterion = criteria.build(recipe.get("losses", {}), has_teacher)
+    train_set = build_dataset(recipe, "train")
+    val_set = build_dataset(recipe, "val") if options.validate else None
+    augment, workers = _loading(recipe["data"])
+    teacher = build_teacher(recipe.get("teacher"), device)
+
+    per_epoch = iterations_per_epoch(len(train_set), options.batch_size)
+    total = options.iterations or options.epochs * per_epoch
+    optimizer_node = recipe.get("optimizer", {})
+    report = _load_weights(network, recipe.get("load")) if resume_path is None else []
+    optimizer = build_optimizer(optimizer_node, network, options.batch_size, options.lr_scaling)
+    group = optimizer.param_groups[0]
+    schedule = schedules.build(
+        recipe.get("schedule", {"name": "constant"}),
+        base_lr=group["lr"],
+        base_momentum=group["betas"][0] if "betas" in group else group["momentum"],
+        total_iterations=total,
+        iterations_per_epoch=per_epoch,
+    )
+    state = TrainState(
+        engine=None,
+        recipe=recipe,
+        work_dir=work_dir,
+        timestamp=distributed.broadcast_object(datetime.now().strftime("%Y%m%d_%H%M%S")),
+        batch_size=options.batch_size,
+        accumulation=config.accumulation,
+        iterations_per_epoch=per_epoch,
+        total_iterations=total,
+        by_epoch=options.iterations is None,
+    )
+    state.hooks, log = build_hooks(recipe, val_set, replica, device, workers, options)
+    prepare_work_dir(work_dir, recipe, recipe_path, config, resuming=resume_path is not None)
+    state.engine = build_engine(network, optimizer, config)
+    seed_everything(options.seed + distributed.rank(), options.deterministic)
+    if resume_path is not None:
+        _resume(state, resume_path)
+    sampler = MicroBatches(
+        len(train_set),
+        options.batch_size,
+        config.accumulation,
+        distributed.rank(),
+        distributed.world_size(),
+        options.seed,
+        state.iteration,
+        total,
+    )
+    batches = training_batches(train_set, sampler, augment, options.seed, workers, device)
+    log.open(work_dir, state.timestamp)
+    for note in _notes(recipe, options, train_set, val_set, network, teacher, resume_path, report):
+        log.info(note)
+    train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
+
+
+def build_dataset(recipe: dict, split: str) -> Dataset:
+    """The data set of one split; frames without ground truth stay in training when there is a teacher."""
+    node = {key: value for key, value in recipe.get("data", {}).items() if key not in _NOT_FOR_DATASETS}
+    teacher = recipe.get("teacher") or {}
+    return build(
+        node,
+        "tiekd.data",
+        "data",
+        split=split,
+        max_depth=recipe["network"]["max_depth"],
+        maps=teacher.get("maps"),
+        needs_ground_truth=split == "val" or not teacher,
+    )
+
+
+def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[list[Hook], TextLog]:
+    """The hooks in their order. The log comes first, so that an iteration's own line stands before what follows it;
+    evaluation before the checkpoint, so that a checkpoint holds the outcome of the evaluation at its iteration."""
+    log = build({"name": "text_log", **recipe.get("log", {})}, "tiekd.hooks", "log")
+    board = build(
+        {"name": "tensorboard", **recipe.get("tensorboard", {})},
+        "tiekd.hooks",
+        "tensorboard",
+        text_log=log,
+        max_depth=recipe["network"]["max_depth"],
+    )
+    hooks: list[Hook] = [log, board]
+    if options.validate:
+        evaluation = settings(recipe, "evaluation", EvaluationSettings)
+        hooks.append(Evaluation(evaluation, val_set, replica, device, workers, [log, board], log.info))
+    hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
+    checkpoint_node = recipe.get("checkpoint", {})
+    check_keys(checkpoint_node, ["interval", "by", "keep_last"], "checkpoint")
+    hooks.append(Checkpoint(list(hooks), **checkpoint_node))
+    return hooks, log
+
+
+def prepare_work_dir(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig, resuming: bool) -> None:
+    """Makes the work dir and writes down the run in it. Refuses one that another recipe or run owns. Collective."""
+    problem = None
+    if distributed.is_main():
+        problem = _work_dir_problem(work_dir, recipe_path, resuming)
+        if problem is None:
+            work_dir.mkdir(parents=True, exist_ok=True)
+            (work_dir / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            (work_dir / "ds_config.json").write_text(json.dumps(config.values, indent=2) + "\n")
+            facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
+            (work_dir / "environment.txt").write_text(facts)
+            (work_dir / LAUNCH_RECORD).write_text(json.dumps(_launch_record(recipe_path), indent=2) + "\n")
+    problem = distributed.broadcast_object(problem)
+    if problem:
+        raise LaunchError(problem)
+
+
+def _resume_path(work_dir: Path, resume_from: str | None) -> Path | None:
+    if resume_from is None:
+        return None
+    if resume_from == "auto":
+        return checkpoint.find(work_dir)
+    path = Path(resume_from)
+    if not path.is_dir():
+        raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
+    return path
+
+
+def _resume(state: TrainState, path: Path) -> None:
+    state.iteration, hook_states = checkpoint.load(state.engine, path)
+    for hook in state.hooks:
+        if type(hook).__name__ in hook_states:
+            hook.load_state_dict(hook_states[type(hook).__name__])
+
+
+def _load_weights(network, node: dict | None) -> list[str]:
+    """Loads `load.checkpoint` into the network; returns what to say about it."""
+    if not node:
+        return []
+    check_keys(node, ["checkpoint", "ignore"], "load")
+    path = Path(node["checkpoint"])
+    if path.is_dir():  # a work dir, or a checkpoint in one
+        path = path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)
+    report = weights.load_into(network, weights.read_checkpoint(path), ignore=node.get("ignore", ()))
+    left_out = [*report.misfit, *report.missing]
+    told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
+    return [f"Loaded {len(report.matched)} tensors from {path}{told}"]
+
+
+def _loading(node: dict) -> tuple[Augment, int]:
+    workers = node.get("workers", 2)
+    if not isinstance(workers, int) or workers < 0:
+        raise RecipeError(f"data.workers: got {workers!r}; it must be a whole number from 0")
+    return settings({"data.augment": node.get("augment", {})}, "data.augment", Augment), workers
+
+
+def _work_dir_problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
+    try:
+        maker = json.loads((work_dir / LAUNCH_RECORD).read_text())["recipe"]
+    except (OSError, ValueError, KeyError):
+        maker = str(recipe_path)
+    if maker != str(recipe_path):
+        return f"{work_dir} belongs to {maker}; give this run another --work-dir"
+    held = sorted((work_dir / checkpoint.FOLDER).glob("iter_*"))
+    if held and not resuming:
+        return (
+            f"{work_dir} already holds a run ({held[-1].name}); go on with bin/resume {work_dir}, "
+            "or start anew in another --work-dir"
+        )
+    return None
+
+
+def _launch_record(recipe_path: Path) -> dict:
+    """What bin/resume needs to start the same ranks again."""
+    return {
+        "recipe": str(recipe_path),
+        "launcher": "deepspeed" if "LOCAL_SIZE" in os.environ and "CROSS_RANK" in os.environ else "python",
+        "world_size": distributed.world_size(),
+        "ranks_per_node": int(os.environ.get("LOCAL_SIZE", 1)),
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "master_port": int(os.environ["MASTER_PORT"]),
+        "folder": os.getcwd(),
+    }
+
+
+def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, report) -> list[str]:
+    """What the log says before training: sizes, counts, and everything a user should know about this run."""
+    notes = [f"Training frames: {len(train_set)}" + _skipped(train_set)]
+    if val_set is None:
+        notes.append("Validation is off: no evaluation, and no best checkpoint will be saved")
+    else:
+        notes.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
+    notes.append(f"Student: {_millions(network)} M parameters, trainable")
+    if isinstance(teacher, FrozenTeacher):
+        notes.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, outside the engine")
+    lr_batch_size = recipe["optimizer"].get("lr_batch_size", options.batch_size)
+    if lr_batch_size != options.batch_size:
+        factor = lr_factor(options.batch_size, lr_batch_size, options.lr_scaling)
+        notes.append(
+            f"The learning rate is meant for a global batch of {lr_batch_size}, this run has {options.batch_size}: "
+            f"train.lr_scaling {options.lr_scaling} multiplies it by {factor:.4g}"
+        )
+    if resume_path is not None:
+        notes.append(f"Resumed from {resume_path}")
+    return notes + report
+
+
+def _skipped(dataset: Dataset) -> str:
+    skipped = getattr(dataset, "num_skipped", 0)
+    return f" ({skipped} without ground truth skipped)" if skipped else ""
+
+
+def _millions(network) -> str:
+    count = sum(getattr(p, "ds_numel", p.numel()) for p in network.parameters())
+    return f"{count / 1e6:.2f}"
