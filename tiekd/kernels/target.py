@@ -52,7 +52,7 @@ def bin_centres(edges: Tensor) -> Tensor:
 
 
 def check_sigma(sigma: float, edges: Tensor) -> None:
-    """Refuse a sigma (metres) under half the widest bin of edges (K + 1,): bins cannot show where in them a depth lies."""
+    """Refuse a sigma (metres) under half the widest bin of edges (K + 1,): its peak would fall between bins."""
     least = float(edges.double().diff().max()) / 2
     if not least * (1 - WIDTH_SLACK) <= sigma < math.inf:
         raise RecipeError(
