@@ -1,0 +1,98 @@
+"""DenseDepth decoder (Alhashim and Wonka 2018, arXiv 1812.11941) without norms, as the published students have it.
+
+A 1x1 convolution on the deepest feature; then, per finer feature: bilinear upsampling (corners aligned) to its size,
+concatenation, two 3x3 convolutions with ReLU. `extra_ups` more such blocks without a skip double the size further.
+Cost: a 3x3 convolution at full resolution is dear. With 128 channels the two of the published students' last block cost
+73 GMAC at 352x704, half of the network; stopping at stride 2 saves three quarters of that.
+Left out: norms, other activations.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, relu
+
+from tiekd.errors import RecipeError
+
+
+class DenseDepth(nn.Module):
+    """From features, fine to coarse, to (B, channels, h, w).
+
+    widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1 convolution's.
+    extra_ups: how many times the size is doubled after the finest feature, at widths[0] channels or `extra_width`.
+
+    `channels` is the output's, `stride` its stride against the image. Convolutions start Kaiming-normal (fan in, so
+    that the features keep their variance without norms), biases at 0.
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        encoder_strides: Sequence[int],
+        widths: Sequence[int],
+        extra_ups: int = 0,
+        extra_width: int | None = None,
+    ):
+        super().__init__()
+        if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
+            raise RecipeError(
+                f"decoder.widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
+                "the encoder, fine to coarse"
+            )
+        possible = encoder_strides[0].bit_length() - 1
+        if extra_ups not in range(possible + 1):
+            raise RecipeError(
+                f"decoder.extra_ups: got {extra_ups}; the finest tap is at stride {encoder_strides[0]}: 0 to {possible}"
+            )
+        if extra_width is not None and (not isinstance(extra_width, int) or extra_width < 1 or not extra_ups):
+            raise RecipeError(f"decoder.extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0")
+        deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)
+        levels = [
+            TwoConvs(widths[i + 1] + encoder_channels[i], widths[i]) for i in reversed(range(len(encoder_channels) - 1))
+        ]
+        self.levels = nn.ModuleList([deepest, *levels])
+        channels, extras = widths[0], []
+        for _ in range(extra_ups):
+            extras.append(TwoConvs(channels, extra_width or widths[0]))
+            channels = extra_width or widths[0]
+        self.extras = nn.ModuleList(extras)
+        self.channels = channels
+        self.stride = encoder_strides[0] >> extra_ups
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # The deepest convolution is not followed by a ReLU, which would halve its power.
+                nonlinearity = "linear" if module is deepest else "relu"
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity=nonlinearity)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+        """features: as the encoder returns them; image_size: (H, W), not needed here.
+
+        Returns (B, channels, h, w), (h, w) being the finest feature's size times 2 ** extra_ups. That is the image's
+        size divided by `stride`, or up to 2 ** extra_ups - 1 more where the finest feature's stride doesn't divide the
+        image.
+        """
+        x = self.levels[0](features[-1])
+        for level, skip in zip(self.levels[1:], reversed(features[:-1]), strict=True):
+            x = interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
+            x = level(torch.cat([x, skip], dim=1))
+        for extra in self.extras:
+            x = extra(interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+        return x
+
+
+class TwoConvs(nn.Module):
+    """Two 3x3 convolutions with ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.first(x), inplace=True)
+        return relu(self.second(x), inplace=True)
+
+
+build = DenseDepth

@@ -1,0 +1,4 @@
+"""Encoders: an image (B, 3, H, W) to a list of features, fine to coarse. One module each, named in an encoder node.
+
+Each ends with `build = ItsClass` and has `channels` and `strides`, one entry per feature it returns.
+"""

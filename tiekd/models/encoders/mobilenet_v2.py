@@ -1,0 +1,136 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) as an encoder: its seven stages, tapped where asked.
+
+Strides and dilations are free per stage, so the same weights serve at any output stride: the defaults are the published
+students' (dilated, stride 8 at the end), `strides: [1, 2, 2, 2, 1, 2, 1]` with `dilations: [1, 1, 1, 1, 1, 1, 1]` is
+the classifier's (stride 32, four times cheaper). A dilation holds in the first block of its stage only, as published.
+Left out: stages after the last tap, the classifier's 1280-channel convolution, dropout.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from tiekd.distributed import BatchNorm2d
+from tiekd.errors import RecipeError
+
+STEM_CHANNELS = 32
+STAGE_CHANNELS = (16, 24, 32, 64, 96, 160, 320)
+STAGE_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+STAGE_EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 without its classifier.
+
+    taps: the stages (0 to 6, increasing) whose outputs are returned.
+    strides, dilations: of the seven stages; the stem adds a stride of 2.
+    width: multiplies all channels, rounded to multiples of 8.
+
+    `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
+    rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int] = (1, 2, 2, 1, 1, 1, 1),
+        dilations: Sequence[int] = (1, 1, 1, 2, 2, 4, 4),
+        taps: Sequence[int] = (1, 2, 4, 6),
+        width: float = 1.0,
+    ):
+        super().__init__()
+        self.taps = _checked(strides, dilations, taps, width)
+        channels = stem = _round_to_8(STEM_CHANNELS * width)
+        self.conv1 = ConvNorm(3, stem, 3, stride=2)
+        stride, tapped = 2, []
+        for stage in range(self.taps[-1] + 1):
+            out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
+            blocks = []
+            for block in range(STAGE_BLOCKS[stage]):
+                block_stride, dilation = (strides[stage], dilations[stage]) if block == 0 else (1, 1)
+                blocks.append(
+                    InvertedResidual(channels, out_channels, STAGE_EXPANSIONS[stage], block_stride, dilation)
+                )
+                channels = out_channels
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            stride *= strides[stage]
+            tapped.append((channels, stride))
+        self.channels = tuple(tapped[tap][0] for tap in self.taps)
+        self.strides = tuple(tapped[tap][1] for tap in self.taps)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
+        x = self.conv1(image)
+        features = []
+        for stage in range(self.taps[-1] + 1):
+            x = getattr(self, f"layer{stage + 1}")(x)
+            if stage in self.taps:
+                features.append(x)
+        return features
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, BatchNorm and, unless `linear`, ReLU6. Padding keeps the size at stride 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        linear: bool = False,
+    ):
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
+        )
+        self.bn = BatchNorm2d(out_channels)
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        return x if self.linear else nn.functional.relu6(x, inplace=True)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, 3x3 depthwise and linear 1x1 projection, added to the input where shapes allow."""
+
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, dilation: int):
+        super().__init__()
+        hidden = in_channels * expansion
+        expand = [] if expansion == 1 else [ConvNorm(in_channels, hidden, 1)]
+        self.conv = nn.Sequential(
+            *expand,
+            ConvNorm(hidden, hidden, 3, stride, dilation, groups=hidden),
+            ConvNorm(hidden, out_channels, 1, linear=True),
+        )
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+def _checked(strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float) -> tuple[int, ...]:
+    if len(strides) != 7 or any(stride not in (1, 2) for stride in strides):
+        raise RecipeError(f"encoder.strides: got {list(strides)}; 7 values, one per stage, each 1 or 2")
+    if len(dilations) != 7 or any(not isinstance(d, int) or d < 1 for d in dilations):
+        raise RecipeError(f"encoder.dilations: got {list(dilations)}; 7 whole numbers, one per stage, each at least 1")
+    if not taps or list(taps) != sorted(set(taps) & set(range(7))):
+        raise RecipeError(f"encoder.taps: got {list(taps)}; stages out of 0, 1, 2, 3, 4, 5, 6, increasing")
+    if not width > 0:
+        raise RecipeError(f"encoder.width: got {width}; a factor above 0, 1.0 is the published width")
+    return tuple(taps)
+
+
+def _round_to_8(channels: float) -> int:
+    """The nearest multiple of 8, at least 8, and never more than 10 % less than asked."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+build = MobileNetV2

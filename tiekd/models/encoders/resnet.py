@@ -1,0 +1,119 @@
+"""ResNet (He et al. 2016, arXiv 1512.03385) as an encoder: stem and four stages, tapped where asked.
+
+The stride of a bottleneck sits in its 3x3 convolution (the "pytorch" or v1.5 layout); the state dict has torchvision's
+names. Left out: stages after the last tap, the classifier, other strides and dilations.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, relu
+
+from tiekd.distributed import BatchNorm2d
+from tiekd.errors import RecipeError
+
+STEM_CHANNELS = 64
+STAGE_CHANNELS = (64, 128, 256, 512)
+BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+STRIDES = (2, 4, 8, 16, 32)
+
+
+class ResNet(nn.Module):
+    """ResNet without its classifier.
+
+    depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
+    taps: which of the stem (0) and the stages (1 to 4) are returned, increasing. The stem's feature is the one before
+        the pooling, at stride 2; the stages are at 4, 8, 16 and 32.
+
+    `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
+    rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
+    """
+
+    def __init__(self, depth: int, taps: Sequence[int] = (0, 1, 2, 3, 4)):
+        super().__init__()
+        if depth not in BASIC_BLOCKS | BOTTLENECK_BLOCKS:
+            allowed = ", ".join(map(str, BASIC_BLOCKS | BOTTLENECK_BLOCKS))
+            raise RecipeError(f"encoder.depth: got {depth}; allowed: {allowed}")
+        if not taps or list(taps) != sorted(set(taps) & set(range(5))):
+            raise RecipeError(f"encoder.taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing")
+        self.taps = tuple(taps)
+        block = BasicBlock if depth in BASIC_BLOCKS else Bottleneck
+        num_blocks = (BASIC_BLOCKS | BOTTLENECK_BLOCKS)[depth]
+        self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, 3, bias=False)
+        self.bn1 = BatchNorm2d(STEM_CHANNELS)
+        channels = [STEM_CHANNELS]
+        for stage in range(1, self.taps[-1] + 1):
+            width, out_channels = STAGE_CHANNELS[stage - 1], STAGE_CHANNELS[stage - 1] * block.expansion
+            first = block(channels[-1], width, 1 if stage == 1 else 2)
+            rest = [block(out_channels, width, 1) for _ in range(num_blocks[stage - 1] - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
+            channels.append(out_channels)
+        self.channels = tuple(channels[tap] for tap in self.taps)
+        self.strides = tuple(STRIDES[tap] for tap in self.taps)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
+        x = relu(self.bn1(self.conv1(image)))
+        features = [x] if 0 in self.taps else []
+        if self.taps[-1] > 0:
+            x = max_pool2d(x, 3, 2, 1)
+        for stage in range(1, self.taps[-1] + 1):
+            x = getattr(self, f"layer{stage}")(x)
+            if stage in self.taps:
+                features.append(x)
+        return features
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with norms around an identity or a 1x1 projection."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.bn1 = BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = BatchNorm2d(width)
+        self.downsample = _projection(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, strided 3x3 and widening 1x1 convolution with norms around an identity or a 1x1 projection."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int):
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = BatchNorm2d(out_channels)
+        self.downsample = _projection(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
+
+
+build = ResNet

@@ -1,0 +1,114 @@
+"""DPM head: a distribution over depth bins per pixel (1x1 convolution, softmax), its mean as depth, and its divergence.
+
+The divergence to the target's distribution is computed here, where the probabilities are: they are never stored at full
+size (`tiekd.kernels` has the arithmetic). A head coarser than the image learns from the mean target distribution
+of the pixels under each cell.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from tiekd.errors import RecipeError
+from tiekd.kernels.reference import dpm
+from tiekd.kernels.target import bin_edges, check_sigma
+from tiekd.models.network import Prediction
+
+TARGETS = ("gaussian", "released")
+BEYOND = ("clamp", "ignore")
+
+
+class Dpm(nn.Module):
+    """Depth as the mean of a distribution over `num_bins` bins between min_depth and max_depth, in metres.
+
+    target: "gaussian", the Gaussian's mass per bin, or "released", the published softmax of density values.
+    sigma: of the target, metres; for "gaussian" at least half of the widest bin.
+    beyond: what a target depth outside of the range does: "clamp" moves it to the range, "ignore" drops the pixel.
+    spacing: of the bins, "uniform" (published) or "log".
+
+    The weight starts at a standard deviation of 0.01 and the bias at 0: the distribution starts nearly uniform, which
+    is the least certain, and its depth near the middle of the range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        min_depth: float,
+        max_depth: float,
+        stride: int = 1,
+        num_bins: int = 257,
+        target: str = "gaussian",
+        sigma: float = 0.5,
+        beyond: str = "clamp",
+        spacing: str = "uniform",
+    ):
+        super().__init__()
+        if target not in TARGETS:
+            raise RecipeError(f"head.target: got {target!r}; allowed: {', '.join(TARGETS)}")
+        if beyond not in BEYOND:
+            raise RecipeError(f"head.beyond: got {beyond!r}; allowed: {', '.join(BEYOND)}")
+        if not isinstance(num_bins, int) or num_bins < 2:
+            raise RecipeError(f"head.num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49")
+        if not sigma > 0:
+            raise RecipeError(f"head.sigma: got {sigma}; metres above 0, published is 0.5")
+        edges = bin_edges(num_bins, min_depth, max_depth, spacing)
+        if target == "gaussian":
+            check_sigma(sigma, edges)
+        # These are this module's own and not a Conv2d's: ZeRO-3 gathers a module's own weights for its forward.
+        self.weight = nn.Parameter(torch.empty(num_bins, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(num_bins))
+        nn.init.normal_(self.weight, std=0.01)
+        self.register_buffer("edges", edges, persistent=False)
+        self._edges_float32 = edges.clone()
+        self.stride, self.target, self.sigma, self.beyond = stride, target, float(sigma), beyond
+
+    def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
+        """features: (B, C, h, w), about the image's size (H, W) over `stride`; target_depth: (B, 1, H, W), metres.
+
+        Returns depth (B, 1, h, w) float32 in metres and, with a target, the divergence (B, 1, H, W) float32: that of
+        each cell, repeated over its pixels, 0 where the target is not valid.
+        """
+        if target_depth is None:
+            return Prediction(self._dpm(features, None)[0])
+        cells = tuple(-(-size // self.stride) for size in image_size)
+        if tuple(features.shape[2:]) == cells:
+            depth, divergence = self._dpm(features, target_depth)
+        else:
+            # A decoder can overshoot a size that its strides don't divide. Depth must not depend on whether there is a
+            # target, so only the divergence is taken on the image's grid.
+            depth, _ = self._dpm(features, None)
+            features = interpolate(features, size=cells, mode="bilinear", align_corners=True)
+            _, divergence = self._dpm(features, target_depth)
+        return Prediction(depth, self._to_pixels(divergence, target_depth))
+
+    def _dpm(self, features: Tensor, target_depth: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return dpm(
+            features,
+            self.weight,
+            self.bias,
+            self.edges,
+            target_depth,
+            self.sigma,
+            target=self.target,
+            beyond=self.beyond,
+            stride=self.stride,
+        )
+
+    def _to_pixels(self, divergence: Tensor, target_depth: Tensor) -> Tensor:
+        if self.stride == 1:
+            return divergence
+        height, width = target_depth.shape[2:]
+        divergence = divergence.repeat_interleave(self.stride, dim=2).repeat_interleave(self.stride, dim=3)
+        valid = target_depth > 0
+        if self.beyond == "ignore":
+            valid &= target_depth <= self.edges[-1]
+        return divergence[:, :, :height, :width].masked_fill(~valid.any(1, keepdim=True), 0)
+
+    def _apply(self, fn, recurse: bool = True):
+        """As nn.Module's, except that the edges follow to the device only: in half precision they would merge."""
+        super()._apply(fn, recurse)
+        self.edges = self._edges_float32.to(self.edges.device)
+        return self
+
+
+build = Dpm

@@ -1,0 +1,56 @@
+"""A depth network: encoder, optional neck, decoder and head, from an image to metres at the image's size."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+
+class Prediction(NamedTuple):
+    """What a network returns.
+
+    depth: (B, 1, H, W) float32, metres, at the image's size; raw in training mode, clamped in eval mode.
+    divergence: (B, 1, H, W) float32, KL(target || prediction) per pixel, 0 where the target depth is not valid; None
+        without a target depth or a head that predicts a distribution.
+    """
+
+    depth: Tensor
+    divergence: Tensor | None = None
+
+
+class Network(nn.Module):
+    """Image to metric depth. The parts are ready-made modules; `tiekd.models.factory` makes them from a recipe.
+
+    min_depth, max_depth: metres, the range that depth is clamped to in eval mode.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        head: nn.Module,
+        min_depth: float,
+        max_depth: float,
+        neck: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.encoder, self.neck, self.decoder, self.head = encoder, neck, decoder, head
+        self.min_depth, self.max_depth = min_depth, max_depth
+
+    def forward(self, image: Tensor, target_depth: Tensor | None = None) -> Prediction:
+        """image: (B, 3, H, W), normalised, any float dtype; it is cast to the dtype of the weights.
+
+        target_depth: (B, 1, H, W) float32, metres, 0 or NaN where not valid: what a DPM head's divergence is taken to.
+        It doesn't influence the depth. A depth of another size than the image's is resized bilinearly, corners aligned,
+        after the clamp.
+        """
+        image_size = image.shape[2], image.shape[3]
+        features = self.encoder(image.to(next(self.parameters()).dtype))
+        if self.neck is not None:
+            features = self.neck(features)
+        depth, divergence = self.head(self.decoder(features, image_size), image_size, target_depth)
+        if not self.training:
+            depth = depth.clamp(self.min_depth, self.max_depth)
+        if depth.shape[2:] != image.shape[2:]:
+            depth = interpolate(depth, size=image_size, mode="bilinear", align_corners=True)
+        return Prediction(depth, divergence)

@@ -1,0 +1,194 @@
+"""Weights by name: reading checkpoint files, loading them with a reckoning, and the published names against ours.
+
+The mapping is a table of name templates, the same in both directions; a new family of networks is more rows. In a
+template `{i}` is a number, `{p}` one part of a dotted name, `{rest}` one or more parts.
+Left out: optimizer states, and reshaping of tensors that don't fit.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tiekd.errors import CheckpointError
+
+NAMES = (
+    # (published, ours): the first row that fits a name counts.
+    ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
+    ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
+    ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),
+    ("decode_head.upsample_custom.convA.conv.{p}", "decoder.extras.0.first.{p}"),
+    ("decode_head.upsample_custom.convB.conv.{p}", "decoder.extras.0.second.{p}"),
+    ("decode_head.upsample_custom2.convA.conv.{p}", "decoder.extras.1.first.{p}"),
+    ("decode_head.upsample_custom2.convB.conv.{p}", "decoder.extras.1.second.{p}"),
+    ("decode_head.conv_out.0.{p}", "head.{p}"),
+    ("decode_head.conv_depth.{p}", "head.conv.{p}"),
+    ("decode_head.bn4_2.{p}", "decoder.aspp.norm.{p}"),
+    ("decode_head.daspp_conv.0.{p}", "decoder.aspp.fuse.{p}"),
+    ("decode_head.daspp_{i}.atrous_conv.first_bn.{p}", "decoder.aspp.branches.{i}.norm_in.{p}"),
+    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.1.{p}", "decoder.aspp.branches.{i}.reduce.{p}"),
+    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.2.{p}", "decoder.aspp.branches.{i}.norm.{p}"),
+    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.4.{p}", "decoder.aspp.branches.{i}.dilated.{p}"),
+    ("decode_head.reduc1x1.reduc.final.0.{p}", "decoder.plane1.out.{p}"),
+    ("decode_head.reduc{i}x{i}.reduc.plane_params.{p}", "decoder.plane{i}.out.{p}"),
+    ("decode_head.reduc{i}x{i}.reduc.inter_{n}.0.{p}", "decoder.plane{i}.layers.{n}.{p}"),
+    ("decode_head.upconv{i}.conv.{p}", "decoder.up{i}.conv.{p}"),
+    ("decode_head.bn{i}.{p}", "decoder.up{i}.norm.{p}"),
+    ("decode_head.conv{i}.0.{p}", "decoder.merge{i}.{p}"),
+    ("backbone.{rest}", "encoder.{rest}"),
+)
+FIELDS = {"i": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
+PREFIXES = ("backbone.", "decode_head.", "neck.")
+CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")  # of encoders that come from ImageNet
+LEFTOVER_BINS = 256  # conv_out's size in published sigmoid heads, which don't use it
+LISTED = 4  # tensors that an error message names
+
+
+class Report(NamedTuple):
+    """Names by what became of them, sorted: loaded; not in the state; not in the network; of another shape."""
+
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    misfit: list[str]
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """What a checkpoint file holds, on the CPU. Files that would run code when read are refused.
+
+    Raises CheckpointError for a file that is missing, torn, not a torch file, or not tensors and plain values only.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    except Exception as error:  # noqa: BLE001 - a torn pickle can raise anything
+        reason = re.search(r"Unsupported (?:global|class|operand)[^.]*[\w.]*\w", str(error))
+        if reason:
+            raise CheckpointError(
+                f"{path}: holds more than tensors and plain values ({reason[0]}); save its state dict alone"
+            ) from None
+        raise CheckpointError(f"{path}: torn, or not a checkpoint of torch ({type(error).__name__}); get it again") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}; it must be a dict of tensors")
+    return state
+
+
+def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a published (mmcv layout) checkpoint under our names.
+
+    state: bare or with a `state_dict` entry, names with or without `module.`, `backbone.` and `decode_head.`; a state
+        dict without either of the last two counts as an encoder's.
+    head: "dpm" or "sigmoid", which of the published head's two output convolutions lives; None tells by their sizes
+        (wrong only for a DPM head of exactly 256 bins).
+
+    What isn't ours is left out; `dropped` lists it. Raises CheckpointError where no name is known.
+    """
+    ours = _translated(state, head)
+    if not ours:
+        names = ", ".join(list(_bare(state))[:LISTED]) or "nothing"
+        raise CheckpointError(f"not a published checkpoint: it holds {names}; names like {NAMES[-1][0]} are expected")
+    return {name: tensor for name, tensor in ours.values()}
+
+
+def dropped(state: Mapping, head: str | None = None) -> list[str]:
+    """The names in a published checkpoint that `from_published` leaves out: dead parameters, classifiers, unknown ones."""
+    bare = _bare(state)
+    return sorted(set(bare) - set(_translated(state, head)))
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under the published names; the inverse of `from_published` but for what that drops."""
+    published = {}
+    for name, tensor in state.items():
+        match = _renamed(name, _FROM_OURS)
+        if match is None:
+            raise CheckpointError(f"{name}: has no published name; the table is tiekd.models.weights.NAMES")
+        published[match] = tensor
+    return published
+
+
+def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> Report:
+    """Copies the tensors whose names and shapes fit into a network, casting to its dtypes.
+
+    ignore: glob patterns of names that need not fit ("head.*"). Raises CheckpointError, without changing the network, where
+    a tensor not ignored is missing, unexpected or of another shape; norms' batch counters may be missing.
+    """
+    own = network.state_dict()
+    matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
+    misfit = sorted(name for name in own if name in state and state[name].shape != own[name].shape)
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    complaints = [f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})" for name in _not(misfit, ignore)]
+    complaints += [f"{name} (missing)" for name in _not(missing, [*ignore, "*num_batches_tracked"])]
+    complaints += [f"{name} (not in the network)" for name in _not(unexpected, ignore)]
+    if complaints:
+        more = f" and {len(complaints) - LISTED} more" if len(complaints) > LISTED else ""
+        raise CheckpointError(
+            f"{len(complaints)} of {len(own)} tensors don't fit: {', '.join(complaints[:LISTED])}{more}; "
+            'use the recipe that the checkpoint was made with, or ignore them by patterns such as "head.*"'
+        )
+    network.load_state_dict({name: state[name] for name in matched}, strict=False)
+    return Report(matched, missing, unexpected, misfit)
+
+
+def _bare(state: Mapping) -> dict[str, Tensor]:
+    """The tensors under their published names, without wrappers and `module.`, with `backbone.` on a lone encoder's."""
+    state = state.get("state_dict", state)
+    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if any(name.startswith(PREFIXES) for name in tensors):
+        return tensors
+    return {f"backbone.{name}": value for name, value in tensors.items()}
+
+
+def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor]]:
+    """Per living published name: our name and the tensor."""
+    assert head in (None, "dpm", "sigmoid"), head
+    bare = _bare(state)
+    bins = bare.get("decode_head.conv_out.0.weight")
+    if head is None:
+        head = "sigmoid" if bins is None or bins.shape[0] == LEFTOVER_BINS else "dpm"
+    dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
+    if "decode_head.conv_list.4.convA.conv.weight" in bare:
+        # With five taps the finest is at stride 2, so one more doubling reaches the image and the second never runs.
+        dead.append("decode_head.upsample_custom2.")
+    living = {name: tensor for name, tensor in bare.items() if not name.startswith(tuple(dead))}
+    renamed = {name: _renamed(name, _FROM_PUBLISHED) for name in living}
+    return {name: (renamed[name], tensor) for name, tensor in living.items() if renamed[name] is not None}
+
+
+def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
+    for pattern, template in rules:
+        match = pattern.fullmatch(name)
+        if match:
+            return template.format(**match.groupdict())
+    return None
+
+
+def _pattern(template: str) -> re.Pattern:
+    """The template as a regular expression; a field that comes again must hold the same."""
+    seen, parts = set(), []
+    for literal, field in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):
+        parts.append(re.escape(literal))
+        if field:
+            parts.append(f"(?P={field})" if field in seen else f"(?P<{field}>{FIELDS[field]})")
+            seen.add(field)
+    return re.compile("".join(parts))
+
+
+def _not(names: list[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+_FROM_PUBLISHED = [(_pattern(published), ours) for published, ours in NAMES]
+_FROM_OURS = [(_pattern(ours), published) for published, ours in NAMES]
