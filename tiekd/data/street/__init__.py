@@ -1,0 +1,1 @@
+"""The parts of the built-in street renderer: casting, objects, layout, light, ground, materials."""
