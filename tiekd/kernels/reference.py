@@ -45,7 +45,8 @@ def dpm(
     logits = F.conv2d(features, weight, bias).to(edges.dtype)
     log_p = logits.log_softmax(1)
     p = log_p.exp()
-    depth = torch.einsum("bkhw,k->bhw", p, bin_centres(edges)).unsqueeze(1)
+    # Not a matrix product: that may run in TF32, which has three digits.
+    depth = (p * bin_centres(edges).view(1, -1, 1, 1)).sum(1, keepdim=True)
     if target_depth is None:
         return depth, None
     q, valid = cell_target(target_depth, sigma, target_weight, edges, target, beyond, stride)
@@ -83,7 +84,10 @@ def cell_target(
     # One sub-pixel offset at a time: only one full-resolution pixel per cell has its q alive.
     for i in range(stride):
         for j in range(stride):
-            d, s, w = (t[:, :, i::stride, j::stride] if isinstance(t, Tensor) else t for t in (depth, sigma, weight))
+            d, s, w = (
+                t[:, :, i::stride, j::stride] if isinstance(t, Tensor) and t.ndim == 4 else t
+                for t in (depth, sigma, weight)
+            )
             valid = (d > 0).any(1, keepdim=True)
             if target == "gaussian":
                 q_pixel = gaussian_target(d, s, w, edges)
@@ -104,6 +108,6 @@ def check_choices(target: str, beyond: str) -> None:
 
 def _pad(values: float | Tensor | None, stride: int, value: float) -> float | Tensor | None:
     """Fills the last cells up with pixels that are not valid (depth 0), so that every offset has the same shape."""
-    if not isinstance(values, Tensor) or values.ndim < 4:
+    if not isinstance(values, Tensor) or values.ndim != 4:
         return values
     return F.pad(values, (0, -values.shape[3] % stride, 0, -values.shape[2] % stride), value=value)

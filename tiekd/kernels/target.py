@@ -215,7 +215,8 @@ def _distances_and_slope(centre: Tensor, sigma: Tensor, edges: Tensor) -> tuple[
     for some, step in zip(inner.split(EDGES_AT_ONCE), steps.split(EDGES_AT_ONCE), strict=True):
         z = (some.view(-1, 1, 1, 1, 1) - centre) / (math.sqrt(2) * sigma)
         tail = torch.special.erfc(z.abs()) / 2
-        over += torch.einsum("kbmhw,k->bmhw", torch.where(z > 0, tail, 1 - tail), step)
-        under += torch.einsum("kbmhw,k->bmhw", torch.where(z > 0, 1 - tail, tail), step)
-        slope += torch.einsum("kbmhw,k->bmhw", torch.exp(-z.square()), step)
+        step = step.view(-1, 1, 1, 1, 1)
+        over += (torch.where(z > 0, tail, 1 - tail) * step).sum(0)
+        under += (torch.where(z > 0, 1 - tail, tail) * step).sum(0)
+        slope += (torch.exp(-z.square()) * step).sum(0)
     return over, under, slope / (math.sqrt(2 * math.pi) * sigma)

@@ -1,0 +1,160 @@
+"""The tiled DPM head against its plain definition: the same numbers and gradients, for every kind of target."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tiekd import kernels
+from tiekd.errors import RecipeError
+from tiekd.kernels import chunked, reference
+from tiekd.kernels.target import bin_edges
+
+
+@pytest.fixture(autouse=True)
+def one_row_per_tile(monkeypatch):
+    monkeypatch.setitem(chunked.TILE_BYTES, "cpu", 1)
+
+
+def case(stride: int = 1, dtype: torch.dtype = torch.float64) -> tuple:
+    """Features, weight, bias, uneven edges, and a target with holes, an empty image, far depths and an odd size."""
+    g = torch.Generator().manual_seed(stride)
+    edges = torch.cat((torch.tensor([0.5]), 0.5 + torch.linspace(0.6, 1.4, 12).cumsum(0))).double()
+    height, width = 7, 10
+    features = torch.randn(
+        3, 5, math.ceil(height / stride), math.ceil(width / stride), generator=g, dtype=torch.float64
+    )
+    weight, bias = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((12, 5, 1, 1), (12,)))
+    target = torch.rand(3, 1, height, width, generator=g) * 16 + 0.01
+    target[torch.rand(target.shape, generator=g) < 0.4] = 0
+    target[1] = 0
+    target[2, 0, -1, -1] = math.nan
+    parameters = [t.to(dtype).requires_grad_() for t in (features, weight, bias)]
+    return parameters, edges if dtype == torch.float64 else edges.float(), target
+
+
+def values_and_gradients(dpm, parameters, *arguments, **options) -> tuple[torch.Tensor, ...]:
+    depth, divergence = dpm(*parameters, *arguments, **options)
+    g = torch.Generator().manual_seed(9)
+    loss = 0.0
+    for output in (depth, divergence):
+        if output is not None:
+            loss = loss + (output * torch.randn(output.shape, generator=g, dtype=output.dtype)).sum()
+    values = [output.detach() for output in (depth, divergence) if output is not None]
+    return (*values, *torch.autograd.grad(loss, parameters))
+
+
+@pytest.mark.parametrize(
+    ("target", "beyond", "stride"),
+    list(itertools.product(["gaussian", "released"], ["clamp", "ignore"], [1, 2, 3])),
+)
+def test_equals_the_reference(target, beyond, stride):
+    parameters, edges, depth = case(stride)
+    results = [
+        values_and_gradients(dpm, parameters, edges, depth, 0.8, target, beyond, stride)
+        for dpm in (chunked.dpm, reference.dpm)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+    assert len(results[0]) == 5 and (results[0][1] > 0).any()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_equals_the_reference_for_mixtures_with_their_own_sigma_and_weight(stride):
+    parameters, edges, depth = case(stride)
+    depth = torch.cat((depth, (depth + 1) * (depth > 3)), 1)
+    sigma, weight = 0.7 + depth.nan_to_num() / 10, torch.rand(depth.shape, generator=torch.Generator().manual_seed(3))
+    results = [
+        values_and_gradients(dpm, parameters, edges, depth, sigma, stride=stride, target_weight=weight)
+        for dpm in (chunked.dpm, reference.dpm)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+def test_equals_the_reference_at_the_published_size_of_bins_in_float32():
+    g = torch.Generator().manual_seed(0)
+    parameters = [torch.randn(s, generator=g).requires_grad_() for s in ((1, 8, 6, 20), (257, 8, 1, 1), (257,))]
+    depth = torch.linspace(0.01, 90, 120).view(1, 1, 6, 20)
+    results = [
+        values_and_gradients(dpm, parameters, bin_edges(257, 1e-3, 80.0), depth, 0.5)
+        for dpm in (chunked.dpm, reference.dpm)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients_are_near_those_of_the_reference(dtype):
+    parameters, edges, depth = case(dtype=dtype)
+    results = [values_and_gradients(dpm, parameters, edges, depth, 0.8) for dpm in (chunked.dpm, reference.dpm)]
+    assert [t.dtype for t in results[0]] == [torch.float32] * 2 + [dtype] * 3
+    torch.testing.assert_close(*results, rtol=0.05, atol=0.1)
+
+
+def test_equals_the_reference_under_autocast():
+    parameters, edges, depth = case(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        results = [values_and_gradients(dpm, parameters, edges, depth, 0.8) for dpm in (chunked.dpm, reference.dpm)]
+    assert all(t.dtype == torch.float32 for t in results[0])
+    torch.testing.assert_close(*results, rtol=0.05, atol=0.1)
+
+
+def test_one_output_alone_and_frozen_parts_get_the_right_gradients():
+    parameters, edges, depth = case()
+    for index in (0, 1):
+        got, wanted = (
+            torch.autograd.grad(dpm(*parameters, edges, depth, 0.8)[index].sum(), parameters)
+            for dpm in (chunked.dpm, reference.dpm)
+        )
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    features, weight, bias = (p.detach() for p in parameters)
+    weight.requires_grad_()
+    (alone,) = torch.autograd.grad(chunked.dpm(features, weight, bias, edges, depth, 0.8)[1].sum(), weight)
+    torch.testing.assert_close(alone, wanted[1], rtol=1e-10, atol=1e-10)
+
+
+def test_without_a_target_there_is_depth_only():
+    parameters, edges, _ = case()
+    results = [values_and_gradients(dpm, parameters, edges) for dpm in (chunked.dpm, reference.dpm)]
+    assert len(results[0]) == 4
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+    with torch.inference_mode():
+        depth, divergence = chunked.dpm(*parameters, edges)
+    assert divergence is None
+    torch.testing.assert_close(depth.clone(), results[0][0])
+
+
+def test_a_first_use_in_inference_mode_does_not_spoil_training():
+    parameters, edges, depth = case()
+    with torch.inference_mode():
+        evaluated = chunked.dpm(*parameters, edges, depth, 0.8)[1].clone()
+    values = values_and_gradients(chunked.dpm, parameters, edges, depth, 0.8)
+    torch.testing.assert_close(values[1], evaluated)
+
+
+def test_no_tensor_of_an_image_and_all_bins_is_ever_made():
+    (features, weight, bias), edges, depth = case()
+    parameters = [t.detach().requires_grad_() for t in (features[:, :2], weight[:, :2], bias)]
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    reference.cell_target(depth[:, :, :1], 0.8, None, edges)  # The table of the target is made once, before.
+    with Watch():
+        values_and_gradients(chunked.dpm, parameters, edges, depth, 0.8)
+    assert 0 < largest <= parameters[0].numel() < depth[0].numel() * 12
+
+
+def test_kernels_are_chosen_by_name():
+    assert kernels.dpm is chunked.dpm and kernels.find("reference") is reference.dpm
+    with pytest.raises(RecipeError, match="^kernel: 'fast' is not known; there are: chunked, reference$"):
+        kernels.find("fast")
+    parameters, edges, depth = case()
+    with pytest.raises(RecipeError, match="^beyond: 'drop'"):
+        chunked.dpm(*parameters, edges, depth, 0.8, beyond="drop")
