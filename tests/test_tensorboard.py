@@ -1,0 +1,128 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tiekd.errors import RecipeError
+from tiekd.hooks import tensorboard, text_log
+from tiekd.hooks.tensorboard import TensorBoard
+from tiekd.hooks.text_log import TextLog
+
+
+def make_state(work_dir, hooks, iteration=0):
+    batch = SimpleNamespace(image=torch.randn(3, 3, 16, 32), depth=torch.rand(3, 1, 16, 32) * 9)
+    return SimpleNamespace(
+        iteration=iteration, iterations_per_epoch=20, total_iterations=40, by_epoch=True, batch_size=3, lr=[1e-3, 1e-2],
+        momentum=[0.95, 0.95], losses={}, grad_norm=None, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
+        timestamp="20240101_120000", recipe={}, batch=batch, hooks=hooks, teacher_depth=torch.rand(3, 1, 16, 32) * 9,
+        prediction=SimpleNamespace(depth=torch.rand(3, 1, 16, 32, dtype=torch.float16, requires_grad=True)),
+    )  # fmt: skip
+
+
+def train(state, until, validate_every=math.inf):
+    for hook in state.hooks:
+        hook.before_train(state)
+    while state.iteration < until:
+        loss = torch.tensor(float(state.iteration))
+        state.losses, state.grad_norm = {"decode.loss_dpm": loss, "loss": 2 * loss}, loss
+        state.iteration += 1
+        for hook in state.hooks:
+            hook.after_iteration(state)
+        if state.iteration % validate_every == 0:
+            for hook in state.hooks:
+                hook.write_validation(state, {"abs_rel": 1 / state.iteration}, 7)
+
+
+def read(work_dir):
+    events = EventAccumulator(str(work_dir / "tf_logs"), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return scalars, {tag: events.Images(tag) for tag in events.Tags()["images"]}
+
+
+def test_scalars_are_the_text_logs_means_under_mmcvs_names(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(text_log, "_peak_memory_mb", lambda device: calls.append(device) or 77)
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=0)])
+    train(state, 40, validate_every=20)
+    # Readable before the writer is closed: a kill now would lose nothing.
+    scalars, images = read(tmp_path)
+    state.hooks[1].after_train(state)
+    state.hooks[0].after_train(state)
+    means = [(10, 4.5), (20, 14.5), (30, 24.5), (40, 34.5)]
+    assert scalars["train/decode.loss_dpm"] == scalars["train/grad_norm"] == means
+    assert scalars["train/loss"] == [(step, 2 * value) for step, value in means]
+    assert scalars["val/abs_rel"] == [(20, pytest.approx(0.05)), (40, pytest.approx(0.025))]
+    assert scalars["learning_rate"][0] == (10, pytest.approx(1e-3)) and scalars["momentum"][0] == (
+        10,
+        pytest.approx(0.95),
+    )
+    assert scalars["train/time"][0][1] == 0.5 and scalars["train/images_per_s"][0][1] == 6.0
+    names = {"learning_rate", "momentum", "val/abs_rel", *(f"train/{name}" for name in state.hooks[0].last_means)}
+    assert set(scalars) == names - {"train/lr"} and "train/memory" in names
+    assert len(calls) == 4 and not images
+
+
+def test_a_longer_interval_takes_every_nth_line(tmp_path):
+    state = make_state(tmp_path, [TextLog(5), TensorBoard(15, image_interval=0)])
+    train(state, 40)
+    for hook in state.hooks:
+        hook.after_train(state)
+    assert [step for step, _ in read(tmp_path)[0]["train/loss"]] == [15, 30]
+
+
+def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
+    for begin, end in ((0, 30), (20, 40)):
+        state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=0)], begin)
+        train(state, end, validate_every=20)
+        for hook in state.hooks:
+            hook.after_train(state)
+    scalars, _ = read(tmp_path)
+    assert [step for step, _ in scalars["train/loss"]] == [10, 20, 30, 40]
+    assert [step for step, _ in scalars["val/abs_rel"]] == [20, 40]
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_pictures_have_a_row_a_sample_and_a_column_a_map(with_teacher, tmp_path, monkeypatch):
+    panels = []
+    monkeypatch.setattr(tensorboard, "panel", lambda *args: panels.append(args) or np.zeros((4, 6, 3), np.uint8))
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=2, max_depth=10.0)])
+    state.teacher_depth = state.teacher_depth if with_teacher else None
+    train(state, 40)
+    for hook in state.hooks:
+        hook.after_train(state)
+    images = read(tmp_path)[1]["train/pictures"]
+    assert [(image.step, image.height, image.width) for image in images] == [(15, 4, 6), (30, 4, 6), (40, 4, 6)]
+    rows, titles, max_depth, max_error = panels[0]
+    assert (max_depth, max_error) == (10.0, 1.0) and len(rows) == 2
+    assert list(titles) == ["image", "ground truth", *(["teacher"] if with_teacher else []), "student", titles[-1]]
+    assert titles[-1] == f"|student - {'teacher' if with_teacher else 'ground truth'}|"
+    assert all(picture.shape == (16, 32, 3) for row in rows for picture in row)
+
+
+def test_a_whole_panel_is_written(tmp_path):
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, max_depth=10.0)])
+    train(state, 40)
+    for hook in state.hooks:
+        hook.after_train(state)
+    (image,) = read(tmp_path)[1]["train/pictures"]
+    assert image.step == 40 and image.width > 5 * 480
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard, "is_main", lambda: False)
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=5)])
+    train(state, 20, validate_every=10)
+    for hook in state.hooks:
+        hook.after_train(state)
+    assert not (tmp_path / "tf_logs").exists()
+
+
+def test_mistakes_say_what_is_allowed(tmp_path):
+    with pytest.raises(RecipeError, match="tensorboard.num_images: got 0; it must be a whole number from 1"):
+        TensorBoard(num_images=0)
+    with pytest.raises(RecipeError, match="put text_log before it in hooks"):
+        TensorBoard().before_train(make_state(tmp_path, []))
