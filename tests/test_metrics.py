@@ -121,6 +121,12 @@ def test_a_broken_prediction_outside_the_valid_pixels_does_not_matter():
     assert depth_metrics(prediction, truth, 1e-3, 80.0, "none").tolist() == [[1.0] * 3 + [0.0] * 6]
 
 
+def test_a_constant_ratio_has_no_silog_although_its_variance_rounds_below_0():
+    truth = torch.full((1, 9), 3.0)
+    rows = depth_metrics(truth * 1.7, truth, 1e-3, 80.0, "none")
+    assert rows[0, METRIC_NAMES.index("silog")] == 0
+
+
 def test_each_image_counts_alike_whatever_its_number_of_pixels():
     truth = torch.full((2, 1, 1, 4), 1.0)
     truth[1, ..., 1:] = 0

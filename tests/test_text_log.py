@@ -151,10 +151,10 @@ def test_the_format_of_a_whole_line_and_the_start(tmp_path):
 def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp_path):
     def run(folder, stop_at):
         (tmp_path / folder).mkdir()
-        state = make_state(tmp_path / folder, iterations_per_epoch=25, total_iterations=50)
+        state = make_state(tmp_path / folder, iteration=5, iterations_per_epoch=25, total_iterations=50)
         log = TextLog(10)
         log.before_train(state)
-        for i in range(50):
+        for i in range(5, 50):
             if i == stop_at:
                 log.after_train(state)
                 saved = json.loads(json.dumps(log.state_dict()))
@@ -167,7 +167,7 @@ def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp
         return train_lines(tmp_path / folder / "20240101_120000.log")
 
     straight = run("straight", None)
-    assert len(straight) == 4 and "loss: 4.5000" in straight[0] and "[2][20/25]" in straight[3]
+    assert len(straight) == 4 and "loss: 7.0000" in straight[0] and "[2][20/25]" in straight[3]
     assert run("stopped", 17) == straight
 
 
