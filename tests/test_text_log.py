@@ -22,6 +22,7 @@ def make_state(work_dir, **values):
         iteration=0, iterations_per_epoch=100, total_iterations=200, by_epoch=True, batch_size=16, lr=[4e-5],
         momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
         timestamp="20240101_120000", recipe={"train": {"seed": 0}},
+        hooks=[], skipped_steps=0,
     )  # fmt: skip
     return SimpleNamespace(**state | values)
 
@@ -223,7 +224,7 @@ def test_what_is_not_finite_is_counted_and_does_not_spoil_the_means(tmp_path):
     log.before_train(state)
     values = [1.0, math.nan, 3.0, math.inf, 1.0, 1.0, math.inf, 1.0, *[math.nan] * 4]
     for i, value in enumerate(values):
-        skipped = None if i < 4 else 4 if i < 8 else 8
+        skipped = 3 if i < 4 else 4 if i < 8 else 8
         run_iteration(log, state, losses={"loss": torch.tensor(value)}, grad_norm=value, skipped_steps=skipped)
     log.after_train(state)
     texts = [text.rstrip("\n") for text in messages(tmp_path / "20240101_120000.log")[3:]]

@@ -49,7 +49,7 @@ class TensorBoard(Hook):
 
     def before_train(self, state) -> None:
         if self.text_log is None:
-            self.text_log = next((hook for hook in getattr(state, "hooks", ()) if isinstance(hook, TextLog)), None)
+            self.text_log = next((hook for hook in state.hooks if isinstance(hook, TextLog)), None)
         if self.text_log is None:
             raise RecipeError("tensorboard: takes its means from text_log; put text_log before it in hooks")
         self._last_iteration = state.iteration

@@ -3,7 +3,7 @@
 The lines, their rounding, windows and estimates are those of mmcv 1.7, so that its tools read our logs; the twin has
 `images_per_s` in addition. A line shows means over the last `interval` iterations, of which those that were not finite
 are left out (and counted in a line of their own). Between two lines nothing leaves the device; a line costs one
-collective and one host sync. Every line is on disk when the call returns.
+collective for its means, one for the memory, and a host sync each. Every line is on disk when the call returns.
 With epochs, windows don't cross their ends: what is left of an epoch after its last full window is not shown.
 """
 
@@ -78,7 +78,7 @@ class TextLog(Hook):
             self.exp_name = Path(state.work_dir).name
         if self._start_iteration is None:
             self._start_iteration = state.iteration
-        self._skipped_steps = int(getattr(state, "skipped_steps", None) or 0)
+        self._skipped_steps = state.skipped_steps
         if self._handlers:
             self._write_start(state)
 
@@ -126,9 +126,7 @@ class TextLog(Hook):
         lines = "\n".join(f"{name}: {value}" for name, value in environment().items())
         self.info(f"Environment info:\n{rule}\n{lines}\n{rule}\n")
         self.info(f"Start running, host: {_user()}@{socket.gethostname()}, work_dir: {Path(state.work_dir).absolute()}")
-        hooks = getattr(state, "hooks", None)
-        if hooks:
-            self.info(f"Hooks, in order: {', '.join(type(hook).__name__ for hook in hooks)}")
+        self.info(f"Hooks, in order: {', '.join(type(hook).__name__ for hook in state.hooks)}")
         epochs = math.ceil(state.total_iterations / state.iterations_per_epoch)
         extent = f"{epochs} epochs" if self.by_epoch else f"{state.total_iterations} iters"
         self.info(f"max: {extent}, {state.batch_size} images an iteration on {world_size()} ranks")
@@ -174,10 +172,9 @@ class TextLog(Hook):
         return head + ", ".join(items)
 
     def _write_skipped(self, state, num_broken: int, iterations: int) -> None:
-        skipped = getattr(state, "skipped_steps", None)
-        if skipped is not None and int(skipped) > self._skipped_steps:
-            count = int(skipped) - self._skipped_steps
-            self._skipped_steps = int(skipped)
+        count = state.skipped_steps - self._skipped_steps
+        if count:
+            self._skipped_steps += count
             self.info(f"skipped {count} steps: loss or gradient was not finite; the weights stayed as they were")
         elif num_broken:
             self.info(f"{num_broken} of the last {iterations} iterations had a loss or gradient that was not finite")
