@@ -227,7 +227,7 @@ def test_what_is_not_finite_is_counted_and_does_not_spoil_the_means(tmp_path):
         skipped = 3 if i < 4 else 4 if i < 8 else 8
         run_iteration(log, state, losses={"loss": torch.tensor(value)}, grad_norm=value, skipped_steps=skipped)
     log.after_train(state)
-    texts = [text.rstrip("\n") for text in messages(tmp_path / "20240101_120000.log")[3:]]
+    texts = [text.rstrip("\n") for text in messages(tmp_path / "20240101_120000.log")[4:]]
     assert [text for text in texts if not text.startswith(("Epoch", "Exp"))] == [
         "2 of the last 4 iterations had a loss or gradient that was not finite",
         "skipped 1 steps: loss or gradient was not finite; the weights stayed as they were",
@@ -254,7 +254,7 @@ def test_the_name_of_the_run_stands_every_thousand_iterations(tmp_path):
     for _ in range(1500):
         run_iteration(log, state)
     log.after_train(state)
-    texts = [text.split("\t")[0].strip() for text in messages(tmp_path / "20240101_120000.log")[3:]]
+    texts = [text.split("\t")[0].strip() for text in messages(tmp_path / "20240101_120000.log")[4:]]
     assert texts == ["Iter [500/2000]", "Exp name: tiny", "Iter [1000/2000]", "Iter [1500/2000]"]
 
 

@@ -1,1 +1,1 @@
-"""What happens around the training loop: logs, pictures, checkpoints, evaluation. One hook is one file with a `build`."""
+"""What happens around the training loop: logs, pictures, checkpoints, evaluation. A hook is one file with a `build`."""
