@@ -132,6 +132,22 @@ def test_a_first_use_in_inference_mode_does_not_spoil_training():
     torch.testing.assert_close(values[1], evaluated)
 
 
+def test_weights_may_be_away_between_forward_and_backward():
+    """ZeRO-3 takes the weights' storage away after forward and brings it back, as another one, before backward."""
+    (features, weight, bias), edges, depth = case()
+    divergence = chunked.dpm(features, weight, bias, edges, depth, 0.8)[1]
+    parameters, whole = (weight, bias), (weight.data.clone(), bias.data.clone())
+    for parameter in parameters:
+        parameter.data.fill_(math.nan)
+        parameter.data = torch.empty(0, dtype=parameter.dtype)
+    for parameter, values in zip(parameters, whole, strict=True):
+        parameter.data = values
+    gradients = torch.autograd.grad(divergence.sum(), (features, weight, bias))
+    again = chunked.dpm(features, weight, bias, edges, depth, 0.8)[1]
+    expected = torch.autograd.grad(again.sum(), (features, weight, bias))
+    torch.testing.assert_close(gradients, expected)
+
+
 def test_no_tensor_of_an_image_and_all_bins_is_ever_made():
     (features, weight, bias), edges, depth = case()
     parameters = [t.detach().requires_grad_() for t in (features[:, :2], weight[:, :2], bias)]
