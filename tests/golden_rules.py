@@ -51,8 +51,8 @@ def image(tag: str, shape) -> Tensor:
 def depth(tag: str, shape, low: float, high: float) -> Tensor:
     """A smooth, slightly noisy depth map (N, 1, H, W) between low and high, in metres."""
     n, _, y, x = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
-    t = np.sin(2 * np.pi * (1.5 * x / shape[3] + 0.5 * y / shape[2]) + 0.9 * n) * np.cos(2 * np.pi * 0.75 * y / shape[2])
-    t = np.clip(0.5 + 0.45 * t + 0.03 * normal(tag, shape), 0.01, 0.99)
+    waves = np.sin(2 * np.pi * (1.5 * x / shape[3] + 0.5 * y / shape[2]) + 0.9 * n) * np.cos(1.5 * np.pi * y / shape[2])
+    t = np.clip(0.5 + 0.45 * waves + 0.03 * normal(tag, shape), 0.01, 0.99)
     return _float32(low + (high - low) * t**2)
 
 

@@ -70,12 +70,12 @@ def read_checkpoint(path: str | Path) -> dict:
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
     except Exception as error:  # noqa: BLE001 - a torn pickle can raise anything
-        reason = re.search(r"Unsupported (?:global|class|operand)[^.]*[\w.]*\w", str(error))
-        if reason:
+        foreign = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
+        if foreign:
             raise CheckpointError(
-                f"{path}: holds more than tensors and plain values ({reason[0]}); save its state dict alone"
+                f"{path}: holds more than tensors and plain values ({foreign[1]}); save its state dict alone"
             ) from None
-        raise CheckpointError(f"{path}: torn, or not a checkpoint of torch ({type(error).__name__}); get it again") from None
+        raise CheckpointError(f"{path}: torn, or not torch's ({type(error).__name__}); copy or save it again") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; it must be a dict of tensors")
     return state
@@ -99,7 +99,7 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
 
 
 def dropped(state: Mapping, head: str | None = None) -> list[str]:
-    """The names in a published checkpoint that `from_published` leaves out: dead parameters, classifiers, unknown ones."""
+    """The names that `from_published` leaves out, sorted: dead parameters, classifiers, unknown ones."""
     bare = _bare(state)
     return sorted(set(bare) - set(_translated(state, head)))
 
@@ -118,8 +118,8 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> Report:
     """Copies the tensors whose names and shapes fit into a network, casting to its dtypes.
 
-    ignore: glob patterns of names that need not fit ("head.*"). Raises CheckpointError, without changing the network, where
-    a tensor not ignored is missing, unexpected or of another shape; norms' batch counters may be missing.
+    ignore: glob patterns of names that need not fit ("head.*"). Raises CheckpointError, without changing the network,
+    where a tensor not ignored is missing, unexpected or of another shape; norms' batch counters may be missing.
     """
     own = network.state_dict()
     matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu, interpolate, normalize, relu
+from torch.nn.functional import elu, interpolate, relu
 
 from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
@@ -167,13 +167,13 @@ def to_planes(x: Tensor) -> Tensor:
 def spread_planes(planes: Tensor, stride: int) -> Tensor:
     """Local planar guidance: the depth of each plane at the stride x stride pixels that it covers.
 
-    planes: (B, 4, h, w) float32, normal and distance. Returns (B, 1, stride * h, stride * w) float32 in the unit of
+    planes: (B, 4, h, w) float32, unit normal, distance. Returns (B, 1, stride * h, stride * w) float32 in the unit of
     the distance: distance / (n1 u + n2 v + n3), u to the right and v downwards in [-0.5, 0.5] within the cell (equation
     1 of the paper). The denominator is held at 0.01 or more.
     """
     batch, _, height, width = planes.shape
     offsets = (torch.arange(stride, device=planes.device, dtype=planes.dtype) - (stride - 1) / 2) / stride
-    normal, distance = normalize(planes[:, :3], dim=1)[..., None, None], planes[:, 3, :, :, None, None]
+    normal, distance = planes[:, :3, :, :, None, None], planes[:, 3, :, :, None, None]
     across = normal[:, 0] * offsets + normal[:, 1] * offsets[:, None] + normal[:, 2]
     depth = distance / across.clamp(min=STEEPEST)
     return depth.permute(0, 1, 3, 2, 4).reshape(batch, 1, height * stride, width * stride)

@@ -47,9 +47,7 @@ class MobileNetV2(nn.Module):
             blocks = []
             for block in range(STAGE_BLOCKS[stage]):
                 block_stride, dilation = (strides[stage], dilations[stage]) if block == 0 else (1, 1)
-                blocks.append(
-                    InvertedResidual(channels, out_channels, STAGE_EXPANSIONS[stage], block_stride, dilation)
-                )
+                blocks.append(InvertedResidual(channels, out_channels, STAGE_EXPANSIONS[stage], block_stride, dilation))
                 channels = out_channels
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             stride *= strides[stage]

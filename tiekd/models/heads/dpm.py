@@ -51,15 +51,16 @@ class Dpm(nn.Module):
             raise RecipeError(f"head.num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49")
         if not sigma > 0:
             raise RecipeError(f"head.sigma: got {sigma}; metres above 0, published is 0.5")
-        edges = bin_edges(num_bins, min_depth, max_depth, spacing)
-        if target == "gaussian":
-            check_sigma(sigma, edges)
+        with torch.device("cpu"):
+            edges = bin_edges(num_bins, min_depth, max_depth, spacing)
+            if target == "gaussian":
+                check_sigma(sigma, edges)
         # These are this module's own and not a Conv2d's: ZeRO-3 gathers a module's own weights for its forward.
         self.weight = nn.Parameter(torch.empty(num_bins, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_bins))
         nn.init.normal_(self.weight, std=0.01)
-        self.register_buffer("edges", edges, persistent=False)
-        self._edges_float32 = edges.clone()
+        self.register_buffer("edges", edges.to(self.weight.device), persistent=False)
+        self._edges_float32 = edges
         self.stride, self.target, self.sigma, self.beyond = stride, target, float(sigma), beyond
 
     def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:

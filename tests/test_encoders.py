@@ -1,0 +1,83 @@
+"""Encoders: sizes and channels as declared, nothing after the last tap, what they refuse. Values: test_network.py."""
+
+import pytest
+import torch
+
+from tiekd.errors import RecipeError
+from tiekd.models.encoders.mobilenet_v2 import MobileNetV2
+from tiekd.models.encoders.resnet import ResNet
+
+CLASSIFIER = {"strides": (1, 2, 2, 2, 1, 2, 1), "dilations": (1,) * 7}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "channels", "strides"),
+    [
+        (lambda: MobileNetV2(), (24, 32, 96, 320), (4, 8, 8, 8)),
+        (lambda: MobileNetV2(**CLASSIFIER, taps=(0, 1, 2, 4, 6)), (16, 24, 32, 96, 320), (2, 4, 8, 16, 32)),
+        (lambda: MobileNetV2(taps=(2,), width=0.5), (16,), (8,)),
+        (lambda: ResNet(18), (64, 64, 128, 256, 512), (2, 4, 8, 16, 32)),
+        (lambda: ResNet(50, taps=(1, 3)), (256, 1024), (4, 16)),
+        (lambda: ResNet(18, taps=(0,)), (64,), (2,)),
+    ],
+)
+@pytest.mark.parametrize("size", [(64, 96), (75, 101)])
+def test_features_have_the_declared_channels_and_strides(encoder, channels, strides, size):
+    encoder = encoder().eval()
+    assert encoder.channels == channels and encoder.strides == strides
+    with torch.no_grad():
+        features = encoder(torch.zeros(1, 3, *size))
+    sizes = [(1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(channels, strides, strict=True)]
+    assert [tuple(feature.shape) for feature in features] == sizes
+
+
+@pytest.mark.parametrize(
+    ("depth", "num_parameters"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+)
+def test_resnet_sizes_are_those_of_the_classifiers_without_their_last_layer(depth, num_parameters):
+    with torch.device("meta"):
+        encoder = ResNet(depth)
+    assert sum(p.numel() for p in encoder.parameters()) == num_parameters
+
+
+def test_every_parameter_lies_before_the_last_tap():
+    for encoder in (MobileNetV2(taps=(1, 3)), ResNet(18, taps=(0, 2))):
+        sum(feature.square().mean() for feature in encoder(torch.randn(2, 3, 64, 64))).backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoder.parameters())
+
+
+def test_the_same_weights_serve_at_other_strides():
+    dilated, strided = MobileNetV2(), MobileNetV2(**CLASSIFIER)
+    strided.load_state_dict(dilated.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        # Up to the first stage whose stride differs (the fourth) they are one network.
+        torch.testing.assert_close(dilated.eval()(image)[1], strided.eval()(image)[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"strides": [1, 2, 2]}, "encoder.strides: got [1, 2, 2]; 7 values"),
+        ({"strides": [1, 2, 2, 3, 1, 1, 1]}, "each 1 or 2"),
+        ({"dilations": [1, 1, 1, 2, 2, 4, 0]}, "encoder.dilations: got [1, 1, 1, 2, 2, 4, 0]"),
+        ({"taps": []}, "encoder.taps: got []"),
+        ({"taps": [4, 2]}, "increasing"),
+        ({"taps": [1, 7]}, "out of 0, 1, 2, 3, 4, 5, 6"),
+        ({"width": 0}, "encoder.width: got 0"),
+    ],
+)
+def test_mobilenet_refuses(arguments, words):
+    with pytest.raises(RecipeError) as error:
+        MobileNetV2(**arguments)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"depth": 20}, "got 20; allowed: 18, 34, 50, 101"), ({"depth": 18, "taps": [0, 0]}, "encoder.taps: got [0, 0]")],
+)
+def test_resnet_refuses(arguments, words):
+    with pytest.raises(RecipeError) as error:
+        ResNet(**arguments)
+    assert words in str(error.value)
