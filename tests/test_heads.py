@@ -37,6 +37,12 @@ def test_sigmoid_depth_starts_near_half_of_the_range_and_stays_within():
     assert depth.min() < 1e-3 and depth.max() > 79.999 and depth.max() <= 80
 
 
+def test_sigmoid_depth_is_float32_from_the_first_step_after_the_convolution():
+    head = Sigmoid(4, 80.0).bfloat16()
+    features = torch.randn(1, 4, 5, 6).bfloat16()
+    assert torch.equal(head(features, (5, 6)).depth, head.conv(features).float().sigmoid() * 80.0)
+
+
 def test_dpm_starts_nearly_uniform():
     torch.manual_seed(0)
     head, features = Dpm(64, NEAR, FAR, num_bins=BINS), torch.randn(1, 64, 8, 8)
@@ -68,13 +74,14 @@ def test_a_coarse_cell_learns_the_mean_distribution_of_its_valid_pixels(stride):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pixels_beyond_the_range_are_clamped_or_ignored(stride):
     features, target = torch.randn(1, 4, 4 // stride, 4 // stride), torch.full((1, 1, 4, 4), 3.0)
-    target[:, :, :2, :2] = FAR + 1
+    target[:, :, :2, :2] = target[:, :, 2, 2] = FAR + 1
     with torch.no_grad():
         clamped = dpm_head(stride=stride)(features, (4, 4), target).divergence
         ignored = dpm_head(stride=stride, beyond="ignore")(features, (4, 4), target).divergence
     assert (clamped > 0).all()
-    assert not ignored[:, :, :2, :2].any()
-    assert torch.equal(ignored[:, :, 2:], clamped[:, :, 2:])
+    assert not ignored[:, :, :2, :2].any() and not ignored[:, :, 2, 2].any()
+    assert (ignored[:, :, 2, 3] > 0).all()
+    assert torch.equal(ignored[:, :, :2, 2:], clamped[:, :, :2, 2:])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
