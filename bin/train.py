@@ -30,10 +30,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    from tiekd.engine import read_engine_config
     from tiekd.run import recipe_from_arguments, run
 
     recipe = recipe_from_arguments(args.recipe, args)
-    run(recipe, Path(args.recipe).resolve(), args.deepspeed_config, args.resume_from)
+    run(recipe, Path(args.recipe).resolve(), read_engine_config(args.deepspeed_config), args.resume_from)
 
 
 if __name__ == "__main__":

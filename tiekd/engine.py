@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
 
+DEFAULT_CONFIG = Path(__file__).parents[1] / "ds_configs" / "fp32.json"
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 # DeepSpeed 0.19 lets unknown top-level keys pass silently, so the ones that make sense here are listed.
@@ -44,9 +45,9 @@ class EngineConfig:
         return self.values.get("zero_optimization", {}).get("stage", 0)
 
 
-def read_engine_config(path: str | Path) -> dict:
-    """The JSON as it stands. Raises LaunchError when it can't be read."""
-    path = Path(path)
+def read_engine_config(path: str | Path | None) -> dict:
+    """The JSON as it stands; None reads ds_configs/fp32.json. Raises LaunchError when it can't be read."""
+    path = Path(path or DEFAULT_CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -120,8 +121,6 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     import deepspeed
     from pydantic import ValidationError
 
-    # Only inference_all_reduce needs this op; without this line every CPU rank compiles it at start.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     values = dict(config.values)
     if _clips_here(config):
         values["gradient_clipping"] = 0.0

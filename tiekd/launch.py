@@ -4,6 +4,7 @@ Works under `deepspeed`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RA
 plain `python` (one rank on a free port).
 """
 
+import json
 import os
 import random
 import re
@@ -11,16 +12,19 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from tiekd.errors import LaunchError, UserError
+from tiekd.errors import CheckpointError, LaunchError, UserError
 
 USER_ERROR_CODE = 2
 _LOST_PEER = re.compile(r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed", re.I)
+RECORD = "launch.json"
 _LAUNCHER_REACTS_S = 20.0
 _SAME_ERROR_ELSEWHERE_S = 4.0
 
@@ -60,6 +64,8 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    # Only inference_all_reduce needs this op; without this line every CPU rank compiles it at start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
@@ -91,6 +97,62 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """How a run was started, kept in its work dir so that bin/resume can start it again.
+
+    visible_devices: of a rank, as the launcher set it ("0,1"); folder: where relative paths of the recipe start.
+    """
+
+    recipe: str
+    launcher: str  # "deepspeed" or "python"
+    world_size: int
+    ranks_per_node: int
+    visible_devices: str | None
+    master_port: int
+    folder: str
+
+    def launcher_options(self, given: Sequence[str]) -> list[str]:
+        """Options for `deepspeed` that start the same ranks on the same devices, unless others are given."""
+        default = ",".join(str(i) for i in range(self.ranks_per_node))
+        if self.visible_devices in (None, "", default):
+            devices = f"--num_gpus={self.world_size}"
+        else:
+            devices = f"--include=localhost:{self.visible_devices}"
+        names = {option.split("=")[0] for option in given}
+        chosen = [] if names & {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"} else [devices]
+        port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
+        return [*chosen, *port, *given]
+
+
+def write_record(work_dir: Path, recipe_path: Path) -> None:
+    """Writes down how this process was started. Main rank only."""
+    record = LaunchRecord(
+        recipe=str(recipe_path),
+        launcher="deepspeed" if "CROSS_RANK" in os.environ else "python",
+        world_size=int(os.environ["WORLD_SIZE"]),
+        ranks_per_node=int(os.environ.get("LOCAL_SIZE", 1)),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        master_port=int(os.environ["MASTER_PORT"]),
+        folder=os.getcwd(),
+    )
+    (work_dir / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
+
+
+def read_record(work_dir: Path) -> LaunchRecord:
+    """How the run of a work dir was started. Raises CheckpointError when there was none."""
+    try:
+        return LaunchRecord(**json.loads((work_dir / RECORD).read_text()))
+    except (OSError, ValueError, TypeError):
+        raise CheckpointError(f"{work_dir}: no run to resume here; give the work dir that bin/train.py made") from None
+
+
+def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence[str]) -> None:
+    """Becomes `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return."""
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
+    os.execv(sys.executable, command)
 
 
 def _report(error: UserError) -> int:

@@ -5,14 +5,13 @@ Everything that can be wrong with a recipe is found here, before the first itera
 
 import argparse
 import json
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, schedules
+from tiekd import checkpoint, distributed, launch, schedules
 from tiekd.config import build, check_keys, dump_recipe, load_recipe, merge, settings
 from tiekd.data.loader import training_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch
@@ -22,7 +21,6 @@ from tiekd.engine import (
     build_engine,
     build_optimizer,
     lr_factor,
-    read_engine_config,
     resolve,
     stepper,
 )
@@ -33,15 +31,12 @@ from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import Checkpoint
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.text_log import TextLog
-from tiekd.launch import seed_everything, start_rank
 from tiekd.loop import TrainState, train
 from tiekd.losses import criterion as criteria
 from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.teacher import FrozenTeacher, build_teacher
 
-DEFAULT_ENGINE_CONFIG = Path(__file__).parents[1] / "ds_configs" / "fp32.json"
-LAUNCH_RECORD = "launch.json"
 _NOT_FOR_DATASETS = ("augment", "workers")
 
 
@@ -91,21 +86,23 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
     return recipe
 
 
-def run(recipe: dict, recipe_path: Path, engine_config_path: str | None, resume_from: str | None) -> None:
-    """Trains as the recipe says, in `recipe["work_dir"]`. Collective; raises UserErrors."""
+def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None) -> None:
+    """Trains as the recipe says, in `recipe["work_dir"]`. Collective; raises UserErrors.
+
+    recipe_path: where the recipe came from, which is whose work dir it is. resume_from: a checkpoint folder, "auto" for
+    the newest whole one, or None.
+    """
     options = settings(recipe, "train", TrainSettings)
-    # Read before the ranks meet, so that a mistake in a file ends at once.
-    engine_config = read_engine_config(engine_config_path or DEFAULT_ENGINE_CONFIG)
     work_dir = Path(recipe["work_dir"])
     resume_path = _resume_path(work_dir, resume_from)
-    device = start_rank()
-    seed_everything(options.seed, options.deterministic)
+    device = launch.start_rank()
+    launch.seed_everything(options.seed, options.deterministic)
     config = resolve(engine_config, options.batch_size, options.clip_norm, distributed.world_size())
 
     network = build_network(recipe.get("network"))
     replica = build_network(recipe["network"]).to(device) if options.validate else None
     has_teacher = recipe.get("teacher") is not None
-    criterion = criteria.build(recipe.get("losses", {}), has_teacher)
+    criterion = criteria.build(recipe.get("losses", {}), has_teacher).to(device)
     train_set = build_dataset(recipe, "train")
     val_set = build_dataset(recipe, "val") if options.validate else None
     augment, workers = _loading(recipe["data"])
@@ -138,7 +135,7 @@ def run(recipe: dict, recipe_path: Path, engine_config_path: str | None, resume_
     state.hooks, log = build_hooks(recipe, val_set, replica, device, workers, options)
     prepare_work_dir(work_dir, recipe, recipe_path, config, resuming=resume_path is not None)
     state.engine = build_engine(network, optimizer, config)
-    seed_everything(options.seed + distributed.rank(), options.deterministic)
+    launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
     if resume_path is not None:
         _resume(state, resume_path)
     sampler = MicroBatches(
@@ -206,7 +203,7 @@ def prepare_work_dir(work_dir: Path, recipe: dict, recipe_path: Path, config: En
             (work_dir / "ds_config.json").write_text(json.dumps(config.values, indent=2) + "\n")
             facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
             (work_dir / "environment.txt").write_text(facts)
-            (work_dir / LAUNCH_RECORD).write_text(json.dumps(_launch_record(recipe_path), indent=2) + "\n")
+            launch.write_record(work_dir, recipe_path)
     problem = distributed.broadcast_object(problem)
     if problem:
         raise LaunchError(problem)
@@ -252,12 +249,10 @@ def _loading(node: dict) -> tuple[Augment, int]:
 
 
 def _work_dir_problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
-    try:
-        maker = json.loads((work_dir / LAUNCH_RECORD).read_text())["recipe"]
-    except (OSError, ValueError, KeyError):
-        maker = str(recipe_path)
-    if maker != str(recipe_path):
-        return f"{work_dir} belongs to {maker}; give this run another --work-dir"
+    if (work_dir / launch.RECORD).exists():
+        maker = launch.read_record(work_dir).recipe
+        if maker != str(recipe_path):
+            return f"{work_dir} belongs to {maker}; give this run another --work-dir"
     held = sorted((work_dir / checkpoint.FOLDER).glob("iter_*"))
     if held and not resuming:
         return (
@@ -265,19 +260,6 @@ def _work_dir_problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str 
             "or start anew in another --work-dir"
         )
     return None
-
-
-def _launch_record(recipe_path: Path) -> dict:
-    """What bin/resume needs to start the same ranks again."""
-    return {
-        "recipe": str(recipe_path),
-        "launcher": "deepspeed" if "LOCAL_SIZE" in os.environ and "CROSS_RANK" in os.environ else "python",
-        "world_size": distributed.world_size(),
-        "ranks_per_node": int(os.environ.get("LOCAL_SIZE", 1)),
-        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "master_port": int(os.environ["MASTER_PORT"]),
-        "folder": os.getcwd(),
-    }
 
 
 def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, report) -> list[str]:

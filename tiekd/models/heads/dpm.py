@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from tiekd.errors import RecipeError
-from tiekd.kernels.reference import dpm
+from tiekd.kernels import dpm
 from tiekd.kernels.target import bin_edges, check_sigma
 from tiekd.models.network import Prediction
 

@@ -1,0 +1,13 @@
+# Sourced by bin/demo and bin/test: uses the active virtual environment, or makes .venv in the checkout; installs tiekd.
+# First argument: extras to install, for example "[test]".
+
+if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
+  [ -x .venv/bin/python ] || python3 -m venv .venv
+  . .venv/bin/activate
+fi
+check="import deepspeed, importlib.metadata as m; m.version('tiekd')"
+[ -z "${1:-}" ] || check="$check; import pytest"
+if ! python -c "$check" >/dev/null 2>&1; then
+  echo "Installing into ${VIRTUAL_ENV:-$CONDA_PREFIX} (5.5 GB, a minute or more) ..."
+  python -m pip install --disable-pip-version-check -q -e ".${1:-}"
+fi
