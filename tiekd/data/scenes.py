@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tiekd import distributed
 from tiekd.data.depth_io import write_depth_png, write_image
+from tiekd.data.kitti import Kitti
 from tiekd.data.street.casting import Camera, cast, look
 from tiekd.data.street.layout import random_street
 from tiekd.data.street.objects import Draw
@@ -178,6 +180,25 @@ def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | No
                 progress(done, total)
         (folder / f"kitti_eigen_{split}.txt").write_text("".join(lines))
     (folder / _MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n")
+
+
+def build(
+    root: str,
+    split: str,
+    max_depth: float,
+    needs_ground_truth: bool = True,
+    height: int = 128,
+    width: int = 416,
+    num_train: int = 160,
+    num_val: int = 32,
+    seed: int = 0,
+    maps: str | None = None,
+) -> Kitti:
+    """The rendered set as a data set: the main rank writes it below `root` on first use. Collective."""
+    if distributed.is_main():
+        write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
+    distributed.barrier()
+    return Kitti(root, split, max_depth, needs_ground_truth, kb_crop=None, maps=maps)
 
 
 def _holds(root: Path, wanted: dict) -> bool:

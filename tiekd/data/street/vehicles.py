@@ -66,7 +66,7 @@ def _van(add, h, side, paint) -> None:
     body = [(-h, 0.3), (h, 0.3), (h, 0.95), (0.78 * h, 1.2), (-h, 1.2)]
     upper = [(-h, 1.2), (0.78 * h, 1.2), (0.55 * h, 2.0), (-h + 0.05, 2.05)]
     add(body, side, PAINT, paint, (1.2, h, side, 0))
-    add(upper, side - 0.02, CABIN, _GLASS, (1.2, 2.05, h, 1))
+    add(upper, side, CABIN, _GLASS, (1.2, 2.05, h, 1))
 
 
 def _lorry(add, h, side, cargo) -> None:
