@@ -63,7 +63,7 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
         )
     network = build_network(node["network"])
     try:
-        weights.load_into(network, weights.read_checkpoint(path))
+        weights.load_into(network, weights.read_weights(path))
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {error}; give the weights that teacher.recipe describes") from None
     return FrozenTeacher(network, device)

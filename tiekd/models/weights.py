@@ -81,6 +81,15 @@ def read_checkpoint(path: str | Path) -> dict:
     return state
 
 
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A network's tensors under our names, from a file of ours or a published one; errors as read_checkpoint."""
+    state = read_checkpoint(path)
+    tensors = state.get("state_dict", state)
+    if any(name.removeprefix("module.").startswith(PREFIXES[:2]) for name in tensors):
+        return from_published(state)
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
 def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]:
     """The tensors of a published (mmcv layout) checkpoint under our names.
 
