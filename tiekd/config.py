@@ -7,7 +7,6 @@ Left out on purpose: registries, Python in configs, interpolation between keys.
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
@@ -17,11 +16,15 @@ from pathlib import Path
 
 import yaml
 
+from tiekd.annotations import check_value
 from tiekd.errors import RecipeError
 
-SECTIONS = (
-    "network teacher losses data optimizer schedule train evaluation checkpoint log tensorboard hooks load work_dir"
-).split()
+_MAPPINGS = "network teacher losses data optimizer schedule train evaluation checkpoint log tensorboard load".split()
+SECTIONS = dict.fromkeys(_MAPPINGS, dict) | {"hooks": list[dict], "work_dir": str}
+
+
+# `def build` of a part takes its arguments from a recipe's node; one that takes the node itself builds no part.
+_BUILD = re.compile(r"^(build = |def build\((?!\w*node\b))", re.MULTILINE)
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,13 +40,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     """Reads a recipe with its bases, applies `key.sub=value` overrides and resolves the teacher's recipe.
 
     Returns plain dicts with only known top-level sections. Raises RecipeError for a missing file, bad YAML, a loop of
-    bases, an unknown section or a malformed override.
+    bases, an unknown section, a section of the wrong kind or a malformed override.
     """
     path = Path(path)
     recipe = _load_with_bases(path, ())
     for override in overrides:
-        recipe = merge(recipe, _parse_override(override))
-    check_keys(recipe, SECTIONS, str(path))
+        recipe = merge(recipe, _anchored(_parse_override(override), Path(), f"--set {override}"))
+    _check_sections(recipe, path)
     _resolve_teacher(recipe)
     return recipe
 
@@ -74,7 +77,7 @@ def build(node: dict, package: str, where: str, **context):
 
     A dotted name is a module outside the project. `context` holds what the program knows (channels, ranges); it is
     passed on where the signature asks for it. Raises RecipeError for an unknown name, and for arguments that are
-    unknown, missing or belong to the program.
+    unknown, missing, of another kind than the signature's annotation, or belong to the program.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         raise RecipeError(f"{where}: got {node!r}; it must be a mapping with a name, one of: {_names(package)}")
@@ -82,6 +85,8 @@ def build(node: dict, package: str, where: str, **context):
     arguments = {key: value for key, value in node.items() if key != "name"}
     signature = inspect.signature(factory).parameters
     check_keys(arguments, [name for name in signature if name not in context], f"{where} ({node['name']})")
+    for key, value in arguments.items():
+        check_value(value, signature[key].annotation, f"{where}.{key}")
     arguments |= {key: value for key, value in context.items() if key in signature}
     missing = [n for n, p in signature.items() if p.default is p.empty and n not in arguments]
     if missing:
@@ -91,17 +96,23 @@ def build(node: dict, package: str, where: str, **context):
 
 def find(name: str, package: str, where: str) -> Callable:
     """The `build` of module `package.name`, or of the module that a dotted name spells out."""
-    module_name = name if "." in name else f"{package}.{name}"
+    if "." not in name:
+        names = _names(package)
+        if name not in names:
+            names.sort(key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
+            raise RecipeError(f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}")
+        return importlib.import_module(f"{package}.{name}").build
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(name) if all(part.isidentifier() for part in name.split(".")) else None
     except ModuleNotFoundError as error:
         # An import that fails inside the user's own module is that module's fault and must stay visible.
-        if not (error.name and (module_name == error.name or module_name.startswith(error.name + "."))):
+        if not (error.name and f"{name}.".startswith(f"{error.name}.")):
             raise
-        names = sorted(_names(package), key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
-        raise RecipeError(f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}") from None
+        module = None
+    if module is None:
+        raise RecipeError(f"{where}.name: no module {name!r} can be imported; add its folder to PYTHONPATH")
     if not hasattr(module, "build"):
-        raise RecipeError(f"{where}.name: module {module_name} has no build; end it with `build = YourClass`")
+        raise RecipeError(f"{where}.name: module {name} has no build; end it with `build = YourClass`")
     return module.build
 
 
@@ -118,17 +129,26 @@ def check_keys(node: dict, allowed: Iterable[str], where: str) -> None:
 
 
 def settings(recipe: dict, section: str, cls: type):
-    """A section of fixed keys as its dataclass: unknown keys refused, missing ones at their defaults."""
+    """A section of fixed keys as its dataclass: unknown keys and wrong kinds refused, missing ones at defaults."""
     node = recipe.get(section, {})
-    check_keys(node, list(cls.__dataclass_fields__), section)
-    try:
-        return cls(**node)
-    except TypeError as error:
-        raise RecipeError(f"{section}: {str(error).removeprefix(cls.__name__ + '.__init__() ')}") from None
+    fields = cls.__dataclass_fields__
+    check_keys(node, list(fields), section)
+    for key, value in node.items():
+        check_value(value, fields[key].type, f"{section}.{key}")
+    return cls(**node)
 
 
 def _names(package: str) -> list[str]:
-    return [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    """The modules of a package that end with a `build`; told from their text, for importing them all takes seconds."""
+    folders = importlib.import_module(package).__path__
+    files = {m.name: Path(m.module_finder.path, f"{m.name}.py") for m in pkgutil.iter_modules(folders) if not m.ispkg}
+    return [name for name, file in files.items() if _BUILD.search(file.read_text(encoding="utf-8"))]
+
+
+def _check_sections(recipe: dict, path: Path) -> None:
+    check_keys(recipe, SECTIONS, str(path))
+    for section, value in recipe.items():
+        check_value(value, SECTIONS[section], section)
 
 
 def _load_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
@@ -137,14 +157,20 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
         raise RecipeError(f"{path}: its _base_ leads back to itself; remove one of: {', '.join(map(str, seen))}")
     node = _read_yaml(path)
     bases = node.pop("_base_", None) or []
+    check_value(bases, str | list[str], f"{path}: _base_")
     recipe: dict = {}
     for base in [bases] if isinstance(bases, str) else bases:
         recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved)))
-    recipe = merge(recipe, node)
-    teacher = recipe.get("teacher")
-    if isinstance(teacher, dict) and isinstance(node.get("teacher"), dict) and "recipe" in node["teacher"]:
-        teacher["recipe"] = str((path.parent / teacher["recipe"]).resolve())
-    return recipe
+    return merge(recipe, _anchored(node, path.parent, str(path)))
+
+
+def _anchored(change: dict, folder: Path, where: str) -> dict:
+    """The change with `teacher.recipe` as an absolute path; another teacher takes the network of the old one away."""
+    teacher = change.get("teacher")
+    if not isinstance(teacher, dict) or teacher.get("recipe") is None:
+        return change
+    check_value(teacher["recipe"], str, f"{where}: teacher.recipe")
+    return change | {"teacher": {"network": None} | teacher | {"recipe": str((folder / teacher["recipe"]).resolve())}}
 
 
 def _read_yaml(path: Path) -> dict:
@@ -171,8 +197,6 @@ def _parse_override(override: str) -> dict:
         node = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: value is not YAML: {' '.join(str(error).split())}") from None
-    if key.strip() == "teacher.recipe" and isinstance(node, str):
-        node = str(Path(node).resolve())
     for part in reversed(parts):
         node = {part: node}
     return node
@@ -183,6 +207,14 @@ def _resolve_teacher(recipe: dict) -> None:
     teacher = recipe.get("teacher")
     if teacher is None:
         return
-    check_keys(teacher, ["recipe", "network", "checkpoint", "maps"], "teacher")
+    kinds = {"recipe": str, "network": dict, "checkpoint": str, "maps": str}
+    check_keys(teacher, kinds, "teacher")
+    for key, value in teacher.items():
+        check_value(value, kinds[key], f"teacher.{key}")
     if "recipe" in teacher and "network" not in teacher:
-        teacher["network"] = load_recipe(teacher["recipe"]).get("network")
+        path = Path(teacher["recipe"])
+        theirs = _load_with_bases(path, ())
+        _check_sections(theirs, path)
+        if "network" not in theirs:
+            raise RecipeError(f"teacher.recipe: {path} describes no network; give the recipe that trains the teacher")
+        teacher["network"] = theirs["network"]

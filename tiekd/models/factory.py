@@ -1,5 +1,8 @@
 """Puts networks together from recipe nodes, and finds the teacher that a recipe means."""
 
+import math
+
+from tiekd.annotations import check_value
 from tiekd.config import build, check_keys
 from tiekd.errors import RecipeError
 from tiekd.models.network import Network
@@ -19,7 +22,9 @@ def build_network(node: dict) -> Network:
     if missing:
         raise RecipeError(f"network: needs {', '.join(missing)}")
     min_depth, max_depth = node["min_depth"], node["max_depth"]
-    if not 0 < min_depth < max_depth:
+    for name in ("min_depth", "max_depth"):
+        check_value(node[name], float, f"network.{name}")
+    if not 0 < min_depth < max_depth < math.inf:
         raise RecipeError(f"network: min_depth {min_depth} and max_depth {max_depth} must be metres with 0 < min < max")
     encoder = build(node["encoder"], "tiekd.models.encoders", "network.encoder")
     channels, neck = encoder.channels, None

@@ -1,0 +1,66 @@
+"""Whether a value from a recipe is of the kind that an annotation asks for, so that a wrong one is a line, not a crash.
+
+`int | None`, `tuple[int, int]`, `Sequence[float]` and the like are read from a constructor's own signature: nothing is
+declared twice. YAML's lists count as tuples and sequences, whole numbers as float, and true and false never as numbers.
+Left out: annotations other than these (they accept anything), and ranges, which the constructors know.
+"""
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
+
+from tiekd.errors import RecipeError
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "nothing"}
+
+
+def check_value(value: Any, annotation: Any, where: str) -> None:
+    """Raises RecipeError that names `where`, the value and what is allowed, unless the value fits the annotation."""
+    if not fits(value, annotation):
+        quote = "; write numbers without quotes" if _looks_like_a_number(value) else ""
+        raise RecipeError(f"{where}: got {value!r:.80}; it must be {describe(annotation)}{quote}")
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """True where the value is of the annotated kind, or the annotation is one that this module doesn't read."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if annotation in (None, types.NoneType):
+        return value is None
+    if annotation in (int, float):
+        return isinstance(value, (int, annotation)) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return _is_list(value) and len(value) == len(parts) and all(map(fits, value, parts))
+    if origin in (tuple, list, Sequence):
+        return _is_list(value) and all(fits(item, parts[0]) for item in value)
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return isinstance(value, Mapping)
+    return True
+
+
+def describe(annotation: Any) -> str:
+    """The annotation in a user's words: `a list of 2: a whole number, a whole number`."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(part) for part in parts if part is not types.NoneType)
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return f"a list of {len(parts)}: {', '.join(map(describe, parts))}"
+    if origin in (tuple, list, Sequence):
+        return f"a list, each {describe(parts[0])}"
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return "a mapping"
+    return _WORDS.get(annotation, str(annotation))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _looks_like_a_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and float(value) is not None
+    except ValueError:
+        return False
