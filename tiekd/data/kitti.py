@@ -29,9 +29,10 @@ class Kitti(torch.utils.data.Dataset):
     """Frames of a split as `Sample`s with uint8 images, cut to `kb_crop`.
 
     root: folder with `input/` and `gt_depth/`. split: "train" or "val", which picks `train_split` or `val_split`
-    (below root, or an absolute path). kb_crop: [height, width] of the window, None for whole frames. maps: folder of
+    (below root, or an absolute path). kb_crop: [height, width] of the window, without it whole frames. maps: folder of
     cached teacher maps (below root, or absolute), read for training frames only. needs_ground_truth: skip frames whose
-    line says `None` (`num_skipped` counts them). Raises DataError for missing files and malformed lines.
+    line says `None` (`num_skipped` counts them). Raises DataError for missing files, malformed lines and when no frame
+    is left.
     """
 
     def __init__(
@@ -42,20 +43,24 @@ class Kitti(torch.utils.data.Dataset):
         needs_ground_truth: bool = True,
         train_split: str = "kitti_eigen_train.txt",
         val_split: str = "kitti_eigen_test.txt",
-        kb_crop: tuple[int, int] | None = (352, 1216),
+        kb_crop: tuple[int, int] | None = None,
         maps: str | None = None,
     ):
-        self.root, self.max_depth, self.kb_crop = Path(root), max_depth, kb_crop
-        if kb_crop is not None and (len(kb_crop) != 2 or min(kb_crop) < 1):
+        self.root, self.max_depth, self.kb_crop = Path(root).expanduser(), max_depth, kb_crop
+        if kb_crop is not None and min(kb_crop) < 1:
             raise RecipeError(f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none")
         if not self.root.is_dir():
-            raise DataError(f"data.root: no folder at {self.root}; put KITTI there or set --set data.root=FOLDER")
+            found = "a file, not a folder" if self.root.exists() else "no folder"
+            raise DataError(f"data.root: {found} at {self.root}; put KITTI there or say --set data.root=FOLDER")
         self.maps = self.root / maps if maps and split == "train" else None
         if self.maps is not None and not self.maps.is_dir():
             raise DataError(f"teacher.maps: no folder at {self.maps}; make the maps or use teacher.recipe")
-        frames = read_split(self.root / (train_split if split == "train" else val_split))
+        split_file = self.root / (train_split if split == "train" else val_split)
+        frames = read_split(split_file)
         self.frames = [f for f in frames if f.ground_truth is not None] if needs_ground_truth else frames
         self.num_skipped = len(frames) - len(self.frames)
+        if not self.frames:
+            raise DataError(f"{split_file}: none of its {len(frames)} frames has ground truth; use another split file")
 
     def __len__(self) -> int:
         return len(self.frames)

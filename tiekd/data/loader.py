@@ -1,7 +1,7 @@
 """From a data set to batches: training micro-batches by key, validation batches dealt whole to ranks.
 
-Workers hold no random state: a key (epoch, index) and the seed say everything. An error in a worker travels as a value,
-so that the user sees its one line and not a wrapped traceback.
+Workers hold no random state: a key (epoch, index) and the seed say everything. A user's error in a worker travels as a
+value, so that the user sees its one line and not a wrapped traceback.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tiekd.data.batch import Batch
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.transforms import Augment, Sample, apply, normalise
-from tiekd.errors import DataError
+from tiekd.errors import DataError, UserError
 
 
 def training_batches(
@@ -43,10 +43,23 @@ def _load(dataset: "_Keyed", batches, workers: int, device: torch.device) -> Ite
         # Without a generator of its own the loader draws a seed from the global stream at every start.
         generator=torch.Generator().manual_seed(0),
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
+    batches = iter(loader)
+    while (batch := _next(batches, workers)) is not None:
+        if isinstance(batch, UserError):
             raise batch
         yield batch.to(device)
+
+
+def _next(batches: Iterator, workers: int) -> Batch | UserError | None:
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"a data worker died ({reason}); if the memory or /dev/shm is full, set fewer than data.workers={workers}"
+        ) from None
 
 
 class _Keyed(Dataset):
@@ -55,22 +68,26 @@ class _Keyed(Dataset):
     def __init__(self, dataset: Dataset, augment: Augment | None, seed: int):
         self.dataset, self.augment, self.seed = dataset, augment, seed
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample] | DataError:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample] | UserError:
         try:
             return [self._sample(*key) for key in keys]
-        except DataError as error:
+        except UserError as error:
             return error
 
     def _sample(self, epoch: int, index: int) -> Sample:
         sample = self.dataset[index]
         if self.augment is not None:
             height, width = sample.image.shape[-2:]
-            sample = apply(sample, self.augment.draw(self.seed, epoch, index, height, width))
+            try:
+                decisions = self.augment.draw(self.seed, epoch, index, height, width)
+            except DataError as error:
+                raise DataError(f"{sample.name}: {error}") from None
+            sample = apply(sample, decisions)
         return normalise(sample)
 
 
-def _collate(samples: list[Sample] | DataError) -> Batch | DataError:
-    if isinstance(samples, DataError):
+def _collate(samples: list[Sample] | UserError) -> Batch | UserError:
+    if isinstance(samples, UserError):
         return samples
     sizes = {tuple(sample.image.shape[-2:]) for sample in samples}
     if len(sizes) > 1:

@@ -43,6 +43,8 @@ class MicroBatches(Sampler):
     ):
         if num_samples < 1:
             raise RecipeError("data: no training samples are left; check the split file")
+        if seed < 0:
+            raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
         self.iterations = range(start_iteration, total_iterations)

@@ -1,5 +1,6 @@
 """Split files: one line a frame, `image ground_truth focal`; `None` stands for no ground truth."""
 
+import math
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ from tiekd.errors import DataError
 
 
 class Frame(NamedTuple):
-    """One line: paths relative to the data set's folders, ground_truth None where there is none, focal in pixels."""
+    """One line: paths below the data set's folders, ground_truth None where there is none, focal length in pixels."""
 
     image: str
     ground_truth: str | None
@@ -17,8 +18,10 @@ class Frame(NamedTuple):
 def read_split(path: Path) -> list[Frame]:
     """The frames of a split file, in order. Raises DataError for a missing or empty file and for malformed lines."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: no text; a split file has lines `image ground_truth focal` in UTF-8") from None
+    except OSError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.txt"))) or "none"
         raise DataError(f"{path}: no such split file; .txt files beside it: {near}") from None
     frames = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -32,7 +35,9 @@ def _parse(line: str, where: str) -> Frame:
     try:
         image, ground_truth, focal = parts[0], parts[1], float(parts[2])
     except (IndexError, ValueError):
-        raise DataError(f"{where}: got {line!r:.80}; a line is `image ground_truth focal`") from None
+        focal = 0.0
+    if not 0 < focal < math.inf:
+        raise DataError(f"{where}: got {line!r:.80}; a line is `image ground_truth focal`, focal in pixels > 0")
     for name in (image, ground_truth):
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise DataError(f"{where}: {name} leads out of the data root; give a path below it")

@@ -6,7 +6,7 @@ from outside the picture is black and has depth 0, that is, not valid.
 """
 
 from dataclasses import dataclass
-from math import cos, radians, sin
+from math import cos, inf, radians, sin
 from typing import NamedTuple
 
 import numpy as np
@@ -68,15 +68,17 @@ class Augment:
         for name in ("rotate_p", "flip_p", "colour_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"data.augment.{name}: got {getattr(self, name)}; a probability is in 0..1")
+        if not 0 <= self.rotate_deg <= 180:
+            raise RecipeError(f"data.augment.rotate_deg: got {self.rotate_deg}; the largest angle is in 0..180")
         for name in ("gamma", "brightness", "channels"):
-            low_high = getattr(self, name)
-            if not (_is_pair(low_high) and 0 < low_high[0] <= low_high[1]):
-                raise RecipeError(f"data.augment.{name}: got {low_high}; it must be [low, high] with 0 < low <= high")
-        if self.crop is not None and not (_is_pair(self.crop) and min(self.crop) >= 1):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < inf:
+                raise RecipeError(f"data.augment.{name}: got {[low, high]}; must be [low, high], 0 < low <= high")
+        if self.crop is not None and min(self.crop) < 1:
             raise RecipeError(f"data.augment.crop: got {self.crop}; it must be [height, width] in pixels")
 
     def draw(self, seed: int, epoch: int, index: int, height: int, width: int) -> Decisions:
-        """The decisions for one sample: a pure function of the arguments."""
+        """The decisions for one sample: a pure function of the arguments. DataError where the crop doesn't fit."""
         rng = np.random.default_rng([seed, epoch, index, 1])
         crop_height, crop_width = self.crop or (height, width)
         if crop_height > height or crop_width > width:
@@ -177,7 +179,3 @@ def _colour(sample: Sample, decisions: Decisions) -> Sample:
         factors = decisions.brightness * torch.tensor(decisions.channels, dtype=torch.float32)
         image = image.pow(decisions.gamma) * factors[:, None, None]
     return sample._replace(image=image)
-
-
-def _is_pair(value) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2
