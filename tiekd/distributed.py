@@ -38,7 +38,7 @@ def mean_over_ranks(values: dict[str, Tensor | float]) -> dict[str, float]:
     """Means of scalars over all ranks: one collective and one host sync for the whole dict (same keys everywhere)."""
     if not values:
         return {}
-    device = next((v.device for v in values.values() if isinstance(v, Tensor)), torch.device("cpu"))
+    device = next((v.device for v in values.values() if isinstance(v, Tensor)), _device_of_collectives())
     stacked = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in values.values()])
     if world_size() > 1:
         dist.all_reduce(stacked)
@@ -69,6 +69,12 @@ def broadcast_object(value):
     return box[0]
 
 
+def _device_of_collectives() -> torch.device:
+    """Where numbers that are on no device go for a reduction: NCCL and its like don't take them from the CPU."""
+    on_cpu = world_size() == 1 or dist.get_backend() == "gloo"
+    return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+
+
 def _is_initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -84,6 +90,15 @@ class BatchNorm2d(nn.BatchNorm2d):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = True):
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.sync = sync
+
+    def _apply(self, fn, recurse=True):
+        """Casts and moves the module, but keeps its statistics in fp32: an fp16 variance overflows at 65504."""
+        mean, var = self.running_mean, self.running_var
+        super()._apply(fn, recurse)
+        if self.running_var.dtype != torch.float32:
+            device = self.running_var.device
+            self.running_mean, self.running_var = mean.float().to(device), var.float().to(device)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) in any float dtype; returns the same shape and dtype."""
@@ -115,7 +130,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         num_channels = x.shape[1]
         var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         local = torch.cat([mean, var, mean.new_tensor([x.numel() / num_channels])])
-        gathered = torch.empty(world_size(), local.numel(), device=x.device)
+        gathered = local.new_empty(world_size(), local.numel())
         dist.all_gather(list(gathered.unbind()), local)
         means, variances = gathered[:, :num_channels], gathered[:, num_channels:-1]
         counts = gathered[:, -1:]

@@ -38,6 +38,10 @@ class EvaluationSettings:
             raise RecipeError(f"evaluation.by: got {self.by!r}; allowed: epoch, iteration")
         if not isinstance(self.interval, int) or self.interval < 1:
             raise RecipeError(f"evaluation.interval: got {self.interval!r}; it must be a whole number from 1")
+        if self.batch_size < 1:
+            raise RecipeError(f"evaluation.batch_size: got {self.batch_size!r}; it must be a whole number from 1")
+        if self.cap is not None and not self.cap > 0:
+            raise RecipeError(f"evaluation.cap: got {self.cap!r}; it must be metres > 0, or left out for max_depth")
         if self.crop not in metrics.CROPS:
             raise RecipeError(f"evaluation.crop: got {self.crop!r}; allowed: {', '.join(metrics.CROPS)}")
         if self.save_best not in metrics.METRIC_NAMES:
@@ -67,7 +71,7 @@ def evaluate(
 
     Ground truth counts where min_depth < depth < cap, inside the crop; an image without any counts in no mean.
     """
-    cap = settings.cap or max_depth
+    cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
     batches = validation_batches(
         dataset, settings.batch_size, distributed.rank(), distributed.world_size(), workers, device
@@ -78,3 +82,19 @@ def evaluate(
     mine = torch.cat(rows).cpu().tolist() if rows else []
     by_index = dict(pair for part in distributed.gather_objects(list(zip(indices, mine, strict=True))) for pair in part)
     return metrics.aggregate(torch.tensor([by_index[i] for i in sorted(by_index)], dtype=torch.float64))
+
+
+def mean_depth_map(dataset: Dataset) -> Tensor:
+    """Per-pixel mean of a data set's measured depths: (1, 1, H, W) metres, the least that a network has to beat.
+
+    A pixel that was never measured takes its row's mean, a row without any the mean of all. All frames must have one
+    size.
+    """
+    total, count = 0.0, 0.0
+    for index in range(len(dataset)):
+        depth = dataset[index].depth.double()
+        total, count = total + depth, count + (depth > 0)
+    rows, row_counts = total.sum(-1, keepdim=True), count.sum(-1, keepdim=True)
+    everywhere = rows.sum() / row_counts.sum()
+    row_means = torch.where(row_counts > 0, rows / row_counts.clamp(min=1), everywhere).expand_as(total)
+    return torch.where(count > 0, total / count.clamp(min=1), row_means).float()[None]
