@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tiekd.config import load_recipe
 from tiekd.data.batch import Batch
 from tiekd.errors import CheckpointError, TeacherError
 from tiekd.models import weights
@@ -44,8 +45,8 @@ class GroundTruth:
 def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | CachedMaps | GroundTruth:
     """The teacher of `recipe["teacher"]`; None makes the ground truth one.
 
-    A recipe without a checkpoint takes the best, else the latest, weights of that recipe's work dir. Raises
-    TeacherError when there are no weights or they belong to another network.
+    checkpoint: a file of weights or a work dir; without it, that recipe's work dir. A work dir means its best, else its
+    latest, weights. Raises TeacherError when there are no weights or they belong to another network.
     """
     if node is None:
         return GroundTruth()
@@ -55,7 +56,9 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
         return CachedMaps()
     if not node.get("network"):
         raise TeacherError("teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps")
-    path = Path(node["checkpoint"]) if "checkpoint" in node else default_checkpoint(node)
+    path = Path(node["checkpoint"]).expanduser() if "checkpoint" in node else default_checkpoint(node)
+    if path.is_dir():
+        path = _weights_in(path, node, "teacher.checkpoint: ")
     if not path.is_file():
         raise TeacherError(
             f"teacher.checkpoint: no file at {path}; train one with bin/train.py {node.get('recipe', 'its recipe')}, "
@@ -71,13 +74,21 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
 
 def default_checkpoint(node: dict) -> Path:
     """The weights that a teacher node without `checkpoint` means: best, else latest, of its recipe's work dir."""
-    from tiekd.checkpoint import find_weights, work_dir_of
+    from tiekd.checkpoint import work_dir_of
 
     if "recipe" not in node:
         raise TeacherError("teacher.checkpoint: needed beside teacher.network; give a file of weights")
+    path = Path(node["recipe"])
+    # The recipe's file may be gone when a run is repeated from its saved recipe, which has the network but not this.
+    work_dir = load_recipe(path).get("work_dir") if path.is_file() else None
+    return _weights_in(Path(work_dir or work_dir_of(path)), node, "teacher.checkpoint: not given, and ")
+
+
+def _weights_in(work_dir: Path, node: dict, beginning: str) -> Path:
+    from tiekd.checkpoint import find_weights
+
     try:
-        return find_weights(work_dir_of(node["recipe"]))
+        return find_weights(work_dir)
     except CheckpointError as error:
-        raise TeacherError(
-            f"teacher.checkpoint: not given, and {error}; train the teacher with bin/train.py {node['recipe']}"
-        ) from None
+        recipe = node.get("recipe", "its recipe")
+        raise TeacherError(f"{beginning}{error}; train the teacher with bin/train.py {recipe}") from None
