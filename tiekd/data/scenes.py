@@ -194,10 +194,12 @@ def build(
     seed: int = 0,
     maps: str | None = None,
 ) -> Kitti:
-    """The rendered set as a data set: the main rank writes it below `root` on first use. Collective."""
+    """The rendered set as a data set, written below `root` on first use. Collective."""
     if distributed.is_main():
         write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
     distributed.barrier()
+    # Finds the set that the main rank wrote, and writes another one where `root` is on another machine's own disk.
+    write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
     return Kitti(root, split, max_depth, needs_ground_truth, kb_crop=None, maps=maps)
 
 

@@ -27,12 +27,19 @@ class Bts(nn.Module):
     """From five features at strides 2 to 32 to (B, channels, H, W) at the image's size.
 
     width: channels at stride 16, halved at each finer level (512 is the published one); `channels` is width / 16.
+    norm_momentum: of the norms' running statistics; the published 0.01 needs hundreds of iterations to settle.
 
     Convolutions start Kaiming-normal (fan in), those that give planes at a standard deviation of 0.01, so that all
     planes start alike: 30 degrees steep, half the largest depth away.
     """
 
-    def __init__(self, encoder_channels: Sequence[int], encoder_strides: Sequence[int], width: int = 512):
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        encoder_strides: Sequence[int],
+        width: int = 512,
+        norm_momentum: float = NORM_MOMENTUM,
+    ):
         super().__init__()
         if tuple(encoder_strides) != STRIDES:
             raise RecipeError(
@@ -40,6 +47,8 @@ class Bts(nn.Module):
             )
         if width not in WIDTHS:
             raise RecipeError(f"decoder.width: got {width}; allowed: {', '.join(map(str, WIDTHS))}")
+        if not 0 < norm_momentum <= 1:
+            raise RecipeError(f"decoder.norm_momentum: got {norm_momentum}; it must be above 0 and at most 1")
         skip2, skip4, skip8, skip16, deepest = encoder_channels
         w16, w8, w4, w2, w1 = (width >> i for i in range(5))
         self.up5 = UpConv(deepest, w16)
@@ -61,6 +70,8 @@ class Bts(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            elif isinstance(module, BatchNorm2d):
+                module.momentum = norm_momentum
         for reduction in (self.plane8, self.plane4, self.plane2, self.plane1):
             nn.init.normal_(reduction.out.weight, std=0.01)
 
@@ -90,7 +101,7 @@ class UpConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: bool = True):
         super().__init__()
         self.conv = _conv3x3(in_channels, out_channels)
-        self.norm = BatchNorm2d(out_channels, eps=NORM_EPS, momentum=NORM_MOMENTUM) if norm else None
+        self.norm = BatchNorm2d(out_channels, eps=NORM_EPS) if norm else None
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         x = elu(self.conv(interpolate(x, size=tuple(size), mode="nearest")))
@@ -102,7 +113,7 @@ class DenseAspp(nn.Module):
 
     def __init__(self, channels: int, skip_channels: int, out_channels: int):
         super().__init__()
-        self.norm = BatchNorm2d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+        self.norm = BatchNorm2d(channels, eps=NORM_EPS)
         self.branches = nn.ModuleDict()
         seen = channels
         for i, dilation in enumerate(DILATIONS):
@@ -125,9 +136,9 @@ class AtrousConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int, norm_in: bool):
         super().__init__()
-        self.norm_in = BatchNorm2d(in_channels, eps=NORM_EPS, momentum=NORM_MOMENTUM) if norm_in else None
+        self.norm_in = BatchNorm2d(in_channels, eps=NORM_EPS) if norm_in else None
         self.reduce = nn.Conv2d(in_channels, 2 * out_channels, 1, bias=False)
-        self.norm = BatchNorm2d(2 * out_channels, momentum=NORM_MOMENTUM)
+        self.norm = BatchNorm2d(2 * out_channels)
         self.dilated = nn.Conv2d(2 * out_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
