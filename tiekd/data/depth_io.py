@@ -1,6 +1,6 @@
 """Reads and writes pictures and depth maps; every failure names its file.
 
-Everything is decoded and encoded by Pillow: torchvision's decoders are deprecated since 0.29, write 8 bits only, and die
+Everything is decoded and encoded by Pillow: torchvision's decoders are deprecated since 0.29, write 8 bits only and die
 of a damaged PNG with a segmentation fault. A PNG's checksums are verified here, about 0.5 ms a megabyte, because no
 decoder does it for pixels. A KITTI picture takes some 20 ms, its depth map 5.
 Left out: formats that KITTI, NYU and the toolboxes don't use.
