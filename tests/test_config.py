@@ -1,0 +1,317 @@
+"""Recipes: merging, overrides, names, teachers; one line for every mistake; and every recipe of the repository."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiekd import schedules
+from tiekd.config import build, dump_recipe, find, load_recipe, merge, settings
+from tiekd.data.transforms import Augment
+from tiekd.errors import RecipeError
+from tiekd.evaluation import EvaluationSettings
+from tiekd.losses import criterion
+from tiekd.models.factory import build_network
+from tiekd.run import TrainSettings
+
+MODEL_CONFIGS = Path(__file__).parents[1] / "model_configs"
+RECIPES = sorted(path for suffix in ("yaml", "yml") for path in MODEL_CONFIGS.rglob(f"*.{suffix}"))
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def refused(path, *overrides):
+    """The message of the RecipeError that loading ends with: one line."""
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(MODEL_CONFIGS)))
+def test_every_recipe_of_the_repository_loads_and_builds(path, tmp_path):
+    recipe = load_recipe(path)
+    assert load_recipe(write(tmp_path / "config.yaml", dump_recipe(recipe))) == recipe
+    if "network" in recipe:
+        with torch.device("meta"):
+            build_network(recipe["network"])
+    if "losses" in recipe:
+        criterion.build(recipe["losses"], "teacher" in recipe)
+    if "schedule" in recipe:
+        schedules.build(
+            recipe["schedule"], base_lr=1e-3, base_momentum=0.9, total_iterations=10, iterations_per_epoch=5
+        )
+    settings(recipe, "evaluation", EvaluationSettings)
+    settings({"data.augment": recipe.get("data", {}).get("augment", {})}, "data.augment", Augment)
+    if "train" in recipe:
+        settings(recipe, "train", TrainSettings)
+
+
+def test_every_recipe_was_seen():
+    files = [path for path in MODEL_CONFIGS.rglob("*") if path.is_file() and path.suffix != ".md"]
+    assert len(RECIPES) >= 10 and sorted(files) == RECIPES
+    whole = [path for path in RECIPES if "_base_" not in path.parts]
+    assert whole and all({"network", "losses", "schedule", "data", "train"} <= load_recipe(p).keys() for p in whole)
+
+
+def test_later_bases_win_and_the_file_itself_last(tmp_path):
+    write(tmp_path / "a.yaml", "train: {epochs: 1, seed: 1}\nlog: {interval: 1}\nwork_dir: a\n")
+    write(tmp_path / "sub/b.yaml", "_base_: ../c.yaml\ntrain: {epochs: 2}\n")
+    write(tmp_path / "c.yaml", "train: {epochs: 9, clip_norm: 9.0}\nwork_dir: c\n")
+    path = write(tmp_path / "x.yaml", "_base_: [a.yaml, sub/b.yaml]\ntrain: {seed: 3}\n")
+    assert load_recipe(path) == {
+        "train": {"epochs": 2, "seed": 3, "clip_norm": 9.0},
+        "log": {"interval": 1},
+        "work_dir": "c",
+    }
+
+
+def test_merge_is_deep_removes_null_and_leaves_its_arguments_alone():
+    base = {"a": {"b": 1, "c": {"d": 2}}, "e": [1], "f": 3}
+    change = {"a": {"c": {"d": None, "g": 4}}, "e": [2], "f": None}
+    kept = (dump_recipe(base), dump_recipe(change))
+    merged = merge(base, change)
+    assert merged == {"a": {"b": 1, "c": {"g": 4}}, "e": [2]}
+    merged["e"].append(5)
+    assert (dump_recipe(base), dump_recipe(change)) == kept
+
+
+def test_a_changed_name_replaces_the_node_and_the_same_name_does_not():
+    base = {"encoder": {"name": "mobilenet_v2", "width": 0.5}, "decoder": {"name": "bts", "width": 128}}
+    merged = merge(base, {"encoder": {"name": "resnet", "depth": 18}, "decoder": {"name": "bts", "norm": 1}})
+    assert merged == {
+        "encoder": {"name": "resnet", "depth": 18},
+        "decoder": {"name": "bts", "width": 128, "norm": 1},
+    }
+
+
+def test_null_in_a_file_removes_what_a_base_has(tmp_path):
+    write(tmp_path / "base.yaml", "teacher: {maps: m}\ndata: {name: kitti, kb_crop: [352, 1216]}\n")
+    path = write(tmp_path / "x.yaml", "_base_: base.yaml\nteacher: null\ndata: {kb_crop: null}\n")
+    assert load_recipe(path) == {"data": {"name": "kitti"}}
+
+
+def test_overrides_are_yaml_and_come_last(tmp_path):
+    path = write(tmp_path / "x.yaml", "optimizer: {name: adamw, lr: 1}\ndata: {name: kitti, root: a}\n")
+    given = ["optimizer.lr=1e-3", "data.augment.crop=[96, 320]", "data.root=/b=c", "train.validate=false", "log={}"]
+    recipe = load_recipe(path, given)
+    assert recipe["optimizer"] == {"name": "adamw", "lr": 0.001} and isinstance(recipe["optimizer"]["lr"], float)
+    assert recipe["data"] == {"name": "kitti", "root": "/b=c", "augment": {"crop": [96, 320]}}
+    assert recipe["train"] == {"validate": False}
+    assert "data" not in load_recipe(path, ["data=null"])
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1.e-3", "1.0e-3"])
+def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
+    value = load_recipe(write(tmp_path / "x.yaml", f"train: {{clip_norm: {text}}}\n"))["train"]["clip_norm"]
+    assert value == 0.001 and isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.workers", "--set data.workers: must be key.sub=value, for example --set data.workers=2"),
+        ("data..workers=2", "--set data..workers=2: must be key.sub=value"),
+        ("data.root=[a", "--set data.root=[a: value is not YAML"),
+        ("data=3", "data: got 3; it must be a mapping"),
+        ("evaluation=7", "evaluation: got 7; it must be a mapping"),
+        ("teacher=yes", "teacher: got True; it must be a mapping"),
+        ("hooks={name: x}", "hooks: got {'name': 'x'}; it must be a list, each a mapping"),
+        ("hooks=[3]", "hooks: got [3]; it must be a list, each a mapping"),
+        ("work_dir=2024_01_01", "work_dir: got 20240101; it must be text"),
+        ("dat.root=x", "unknown key 'dat'; did you mean 'data'? allowed: checkpoint, data, evaluation"),
+        ("teacher.recipe=3", "--set teacher.recipe=3: teacher.recipe: got 3; it must be text"),
+        ("teacher.checkpoint=3", "teacher.checkpoint: got 3; it must be text"),
+        ("teacher.weights=x", "teacher: unknown key 'weights'"),
+    ],
+)
+def test_a_bad_override_is_one_line(tmp_path, override, line):
+    assert line in refused(write(tmp_path / "x.yaml", "data: {name: kitti}\n"), override)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: [1", "not YAML that is allowed: while parsing"),
+        ("- data\n", "a recipe is a mapping of sections"),
+        ("", "a recipe is a mapping of sections"),
+        ("_base_: 3\n", "_base_: got 3; it must be text or a list, each text"),
+        ("_base_: [other.yaml]\n", "other.yaml: no such recipe; near it: x.yaml"),
+        ("_base_: .\n", "can't be read as a recipe"),
+        ("work_dir: !!python/object/apply:os.getcwd []\n", "not YAML that is allowed: could not determine a construct"),
+        ("work_dir: !!python/name:os.system\n", "not YAML that is allowed"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, line):
+    message = refused(write(tmp_path / "x.yaml", text))
+    assert line in message and str(tmp_path) in message
+
+
+def test_a_missing_recipe_names_those_like_it(tmp_path):
+    write(tmp_path / "tiekd_light.yaml", "{}")
+    assert "tiekd_ligth.yaml: no such recipe; near it: tiekd_light.yaml" in refused(tmp_path / "tiekd_ligth.yaml")
+
+
+def test_a_loop_of_bases_is_refused_and_a_base_used_twice_is_not(tmp_path):
+    write(tmp_path / "a.yaml", "_base_: sub/b.yaml\n")
+    write(tmp_path / "sub/b.yaml", "_base_: ../a.yaml\n")
+    assert "leads back to itself" in refused(tmp_path / "a.yaml")
+    write(tmp_path / "c.yaml", "work_dir: c\n")
+    write(tmp_path / "d.yaml", "_base_: c.yaml\n")
+    assert load_recipe(write(tmp_path / "e.yaml", "_base_: [c.yaml, d.yaml]\n")) == {"work_dir": "c"}
+
+
+def test_the_teachers_network_comes_from_its_recipe_wherever_it_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "teachers/big.yaml", "network: {max_depth: 10.0}\nteacher: {recipe: big.yaml}\n")
+    write(tmp_path / "teachers/other.yaml", "network: {max_depth: 20.0}\n")
+    write(tmp_path / "base/student.yaml", "teacher: {recipe: ../teachers/big.yaml, checkpoint: big.pth}\n")
+    path = write(tmp_path / "deep/er/x.yaml", "_base_: ../../base/student.yaml\n")
+    recipe = load_recipe(path)
+    big = str((tmp_path / "teachers/big.yaml").resolve())
+    assert recipe["teacher"] == {"recipe": big, "checkpoint": "big.pth", "network": {"max_depth": 10.0}}
+
+    monkeypatch.chdir(tmp_path)
+    other = load_recipe(path, ["teacher.recipe=teachers/other.yaml"])["teacher"]
+    assert other["recipe"] == str((tmp_path / "teachers/other.yaml").resolve())
+    assert other["network"] == {"max_depth": 20.0}
+
+    saved = write(tmp_path / "work/config.yaml", dump_recipe(recipe))
+    (tmp_path / "teachers/big.yaml").unlink()
+    assert load_recipe(saved) == recipe
+    assert load_recipe(saved, ["teacher.recipe=teachers/other.yaml"])["teacher"]["network"] == {"max_depth": 20.0}
+    assert "big.yaml: no such recipe" in refused(path)
+
+
+def test_a_child_can_take_maps_in_place_of_its_bases_teacher(tmp_path):
+    write(tmp_path / "big.yaml", "network: {max_depth: 10.0}\n")
+    write(tmp_path / "base.yaml", "teacher: {recipe: big.yaml}\n")
+    path = write(tmp_path / "x.yaml", "_base_: base.yaml\nteacher: {recipe: null, maps: gt_kd}\n")
+    assert load_recipe(path) == {"teacher": {"maps": "gt_kd"}}
+
+
+def test_a_teacher_recipe_without_a_network_is_refused(tmp_path):
+    write(tmp_path / "t.yaml", "work_dir: t\n")
+    assert "describes no network" in refused(write(tmp_path / "x.yaml", "teacher: {recipe: t.yaml}\n"))
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("tiekd.data", {"kitti", "scenes"}),
+        ("tiekd.losses", {"dpm", "mse", "silog", "ssim"}),
+        ("tiekd.models.encoders", {"mobilenet_v2", "resnet"}),
+        ("tiekd.models.heads", {"dpm", "sigmoid"}),
+    ],
+)
+def test_an_unknown_name_lists_the_modules_with_a_build_and_no_others(package, names):
+    with pytest.raises(RecipeError) as error:
+        find("loader", package, "here")
+    head, _, listed = str(error.value).partition("there are (nearest first): ")
+    assert head == "here.name: no 'loader'; "
+    assert set(listed.split(", ")) >= names
+    assert not set(listed.split(", ")) & {"loader", "transforms", "sampler", "batch", "splits", "criterion", "street"}
+    assert all(callable(find(name, package, "here")) for name in listed.split(", "))
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("mobilenetv2", "mobilenet_v2"), ("resnet50", "resnet"), ("", "resnet")])
+def test_a_wrong_name_lists_the_nearest_first(name, nearest):
+    with pytest.raises(RecipeError) as error:
+        build({"name": name}, "tiekd.models.encoders", "network.encoder")
+    listed = str(error.value).split("nearest first): ")[1].split(", ")
+    assert f"network.encoder.name: no {name!r}" in str(error.value)
+    assert not name or listed[0] == nearest
+
+
+def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):
+    write(tmp_path / "outside_parts/__init__.py", "")
+    write(
+        tmp_path / "outside_parts/pair.py",
+        "def build(left: int, right: float = 2.0, *, known=0):\n    return left, right, known\n",
+    )
+    write(tmp_path / "outside_parts/empty.py", "")
+    write(tmp_path / "outside_parts/broken.py", "import no_such_module_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"name": "outside_parts.pair", "left": 1}
+    assert build(node, "tiekd.losses", "here", known=7, unasked=8) == (1, 2.0, 7)
+    cases = {
+        "outside_parts.empty": "module outside_parts.empty has no build; end it with `build = YourClass`",
+        "outside_parts.nothing": "no module 'outside_parts.nothing' can be imported; add its folder to PYTHONPATH",
+        "no_such_package.x": "no module 'no_such_package.x' can be imported",
+        "..x": "no module '..x' can be imported",
+        "outside_parts.": "no module 'outside_parts.' can be imported",
+    }
+    for name, line in cases.items():
+        with pytest.raises(RecipeError, match="here.name: ") as error:
+            build({"name": name}, "tiekd.losses", "here")
+        assert line in str(error.value)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
+        build({"name": "outside_parts.broken"}, "tiekd.losses", "here")
+
+
+@pytest.mark.parametrize(
+    ("node", "line"),
+    [
+        (3, "here: got 3; it must be a mapping with a name, one of: bts, densedepth"),
+        ({"width": 8}, "it must be a mapping with a name"),
+        ({"name": ["bts"]}, "it must be a mapping with a name"),
+        ({"name": "bts", "widht": 8}, "here (bts): unknown key 'widht'; did you mean 'width'? allowed: "),
+        ({"name": "bts", "encoder_channels": 8}, "here (bts): unknown key 'encoder_channels'"),
+        ({"name": "bts", "width": "wide"}, "here.width: got 'wide'; it must be a whole number"),
+        ({"name": "bts", "width": "128"}, "got '128'; it must be a whole number; write numbers without quotes"),
+        ({"name": "bts", "width": True}, "here.width: got True; it must be a whole number"),
+        ({"name": "bts", "width": 128.0}, "here.width: got 128.0; it must be a whole number"),
+        ({"name": "bts", "width": [128]}, "here.width: got [128]; it must be a whole number"),
+        ({"name": "densedepth", "widths": 3}, "here.widths: got 3; it must be a list, each a whole number"),
+        ({"name": "densedepth", "widths": [3, "a"]}, "here.widths: got [3, 'a']; it must be a list"),
+        ({"name": "densedepth"}, "here (densedepth): needs widths"),
+    ],
+)
+def test_a_bad_node_is_one_line(node, line):
+    context = {"encoder_channels": (1, 2), "encoder_strides": (2, 4), "max_depth": 80.0}
+    with pytest.raises(RecipeError) as error:
+        build(node, "tiekd.models.decoders", "here", **context)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "node", "line"),
+    [
+        ("data.augment", [1], "data.augment: got [1]; it must be a mapping with keys from: rotate_p, "),
+        (
+            "data.augment",
+            {"crop": 5},
+            "data.augment.crop: got 5; it must be a list of 2: a whole number, a whole number",
+        ),
+        ("data.augment", {"crop": [5]}, "data.augment.crop: got [5]; it must be a list of 2"),
+        ("data.augment", {"crop": [0, 5]}, "data.augment.crop: got [0, 5]; it must be [height, width] in pixels"),
+        ("data.augment", {"gamma": ["a", 1]}, "data.augment.gamma: got ['a', 1]; it must be a list of 2: a number, a"),
+        ("data.augment", {"gamma": [1.1, 0.9]}, "data.augment.gamma: got [1.1, 0.9]; must be [low, high], 0 < low"),
+        ("data.augment", {"flip_p": "often"}, "data.augment.flip_p: got 'often'; it must be a number"),
+        ("data.augment", {"flip_p": 2}, "data.augment.flip_p: got 2; a probability is in 0..1"),
+        ("data.augment", {"rotate_deg": -1}, "data.augment.rotate_deg: got -1; the largest angle is in 0..180"),
+        ("data.augment", {"flip": 0.5}, "data.augment: unknown key 'flip'; did you mean 'flip_p'?"),
+        ("evaluation", 7, "evaluation: got 7; it must be a mapping"),
+        ("evaluation", {"interval": 0}, "evaluation.interval: got 0; it must be a whole number from 1"),
+        ("evaluation", {"interval": "2"}, "evaluation.interval: got '2'; it must be a whole number; write numbers"),
+        ("evaluation", {"flip": 1}, "evaluation.flip: got 1; it must be true or false"),
+        ("evaluation", {"cap": 0}, "evaluation.cap: got 0; it must be metres > 0"),
+        ("evaluation", {"batch_size": 0}, "evaluation.batch_size: got 0; it must be a whole number from 1"),
+        ("evaluation", {"crop": "grag"}, "evaluation.crop: got 'grag'; allowed: none, garg, eigen, nyu_eigen"),
+        ("evaluation", {"save_best": "loss"}, "evaluation.save_best: got 'loss'; allowed: a1, a2, a3, abs_rel"),
+    ],
+)
+def test_a_bad_setting_is_one_line(section, node, line):
+    cls = {"data.augment": Augment, "evaluation": EvaluationSettings}[section]
+    with pytest.raises(RecipeError) as error:
+        settings({section: node}, section, cls)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_settings_fill_in_what_is_missing():
+    assert settings({}, "evaluation", EvaluationSettings) == EvaluationSettings()
+    given = settings({"data.augment": {"crop": [2, 3], "flip_p": 1}}, "data.augment", Augment)
+    assert (given.crop, given.flip_p, given.rotate_p) == ([2, 3], 1, 0.5)

@@ -1,0 +1,93 @@
+"""Depth maps and pictures on disk: exact round trips, and DataErrors of one line that name the file."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tiekd.data.depth_io import read_depth_png, read_image, read_teacher_map, write_depth_png, write_image
+from tiekd.errors import DataError
+
+LEVELS = np.array([[0, 1, 255, 256], [257, 20000, 65534, 65535]], np.uint16)
+
+
+def refused(read, path, *arguments):
+    with pytest.raises(DataError) as error:
+        read(path, *arguments)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("units_per_m", [256.0, 1000.0])
+def test_sixteen_bit_depth_comes_back_as_it_was(tmp_path, units_per_m):
+    write_depth_png(tmp_path / "d.png", LEVELS / units_per_m, units_per_m)
+    depth = read_depth_png(tmp_path / "d.png", units_per_m)
+    assert depth.dtype == torch.float32 and depth.shape == (1, 2, 4)
+    assert torch.equal(depth[0], torch.from_numpy(LEVELS.astype(np.float32)) / units_per_m)
+    assert [path.name for path in tmp_path.iterdir()] == ["d.png"]
+
+
+def test_writing_rounds_saturates_and_makes_nothing_of_nan(tmp_path):
+    write_depth_png(tmp_path / "d.png", np.array([[1.4, 1.6, np.nan, -1.0, 1e9]]) / 256)
+    assert (read_depth_png(tmp_path / "d.png", 256.0) * 256).tolist() == [[[1, 2, 0, 0, 65535]]]
+
+
+def test_a_teacher_map_spans_the_range(tmp_path):
+    Image.fromarray(LEVELS).save(tmp_path / "t.png")
+    depth = read_teacher_map(tmp_path / "t.png", 80.0)
+    assert depth[0, 1, 3] == 80 and depth[0, 0, 0] == 0
+    assert depth[0, 1, 1].item() == pytest.approx(20000 / 65535 * 80, rel=1e-6)
+
+
+def test_a_picture_comes_back_in_rgb_and_grey_ones_too(tmp_path):
+    rgb = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    write_image(tmp_path / "p.png", rgb)
+    image = read_image(tmp_path / "p.png")
+    assert image.dtype == torch.uint8 and torch.equal(image, torch.from_numpy(rgb).permute(2, 0, 1))
+    Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
+    assert torch.equal(read_image(tmp_path / "grey.png"), torch.from_numpy(rgb[..., 0]).expand(3, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((4, 5), "1 channel(s) of 8 bits"), ((4, 5, 3), "3 channel(s) of 8 bits")]
+)
+def test_eight_bits_are_no_depth(tmp_path, shape, words):
+    Image.fromarray(np.ones(shape, np.uint8)).save(tmp_path / "d.png")
+    message = refused(read_depth_png, tmp_path / "d.png", 256.0)
+    assert "must be a one-channel 16-bit PNG" in message and words in message
+
+
+def test_a_depth_map_is_no_picture(tmp_path):
+    Image.fromarray(LEVELS).save(tmp_path / "d.png")
+    assert "8 bits a channel" in refused(read_image, tmp_path / "d.png")
+
+
+def test_a_png_that_ends_early_is_refused_wherever_it_ends(tmp_path):
+    write_depth_png(tmp_path / "whole.png", np.random.default_rng(0).random((40, 60)) * 80)
+    whole = (tmp_path / "whole.png").read_bytes()
+    for size in (0, 4, 20, 60, len(whole) // 2, len(whole) - 20, len(whole) - 12, len(whole) - 1):
+        (tmp_path / "torn.png").write_bytes(whole[:size])
+        assert "torn" in refused(read_depth_png, tmp_path / "torn.png", 256.0)
+
+
+def test_one_damaged_byte_in_a_png_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    write_image(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8))
+    whole = (tmp_path / "whole.png").read_bytes()
+    for place in range(8, len(whole), 97):
+        (tmp_path / "torn.png").write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        assert "damaged" in refused(read_image, tmp_path / "torn.png")
+
+
+def test_a_jpeg_that_ends_early_is_refused(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    assert "can't be decoded as a picture" in refused(read_image, tmp_path / "torn.jpg")
+
+
+def test_files_that_are_missing_folders_or_texts(tmp_path):
+    assert "no such picture; check data.root and the split file" in refused(read_image, tmp_path / "a.png")
+    assert "no such depth map" in refused(read_depth_png, tmp_path / "a.png", 256.0)
+    assert "no such picture" in refused(read_image, tmp_path)
+    (tmp_path / "b.png").write_text("no picture")
+    assert "torn or no picture" in refused(read_image, tmp_path / "b.png")

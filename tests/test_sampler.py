@@ -1,0 +1,72 @@
+"""The order of the data: one global batch whatever the ranks, a function of seed and iteration alone."""
+
+import pytest
+
+from tiekd.data.sampler import MicroBatches, global_batch, iterations_per_epoch
+from tiekd.errors import RecipeError
+
+
+def dealt(world_size, accumulation, batch_size=4, num_samples=11, start=0, total=7, seed=5):
+    """The keys of each iteration, put together as the ranks consume them: step by step, rank by rank."""
+    ranks = [
+        list(MicroBatches(num_samples, batch_size, accumulation, rank, world_size, seed, start, total))
+        for rank in range(world_size)
+    ]
+    assert all(len(batches) == (total - start) * accumulation for batches in ranks)
+    assert all(len(batch) == batch_size // world_size // accumulation for batches in ranks for batch in batches)
+    steps = [[key for rank in ranks for key in rank[step]] for step in range((total - start) * accumulation)]
+    return [sum(steps[i : i + accumulation], []) for i in range(0, len(steps), accumulation)]
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
+def test_every_way_of_dealing_gives_the_same_global_batches_in_the_same_order(world_size, accumulation):
+    assert dealt(world_size, accumulation) == dealt(1, 1)
+
+
+def test_eight_ranks_of_two_and_two_ranks_of_eight_agree():
+    assert dealt(8, 1, batch_size=16) == dealt(2, 1, batch_size=16) == dealt(2, 4, batch_size=16)
+
+
+def test_length_is_the_number_of_micro_batches():
+    sampler = MicroBatches(11, 4, 2, 1, 2, 0, 3, 7)
+    assert len(sampler) == len(list(sampler)) == 8
+
+
+def test_starting_in_mid_epoch_gives_the_tail_of_a_whole_run():
+    whole = dealt(2, 1, total=9)
+    for start in range(10):
+        assert dealt(2, 1, start=start, total=9) == whole[start:]
+
+
+def test_an_iteration_depends_on_nothing_but_its_number_and_the_seed():
+    backwards = [global_batch(i, 11, 4, seed=5) for i in reversed(range(7))][::-1]
+    assert backwards == dealt(1, 1)
+    assert dealt(1, 1, seed=6) != dealt(1, 1, seed=5)
+
+
+def test_an_epoch_covers_every_sample_and_fills_up_from_its_own_start():
+    assert iterations_per_epoch(11, 4) == 3 and iterations_per_epoch(12, 4) == 3 and iterations_per_epoch(1, 4) == 1
+    for epoch in range(3):
+        keys = sum((global_batch(i, 11, 4, seed=5) for i in range(3 * epoch, 3 * epoch + 3)), [])
+        assert {e for e, _ in keys} == {epoch}
+        indices = [index for _, index in keys]
+        assert sorted(indices[:11]) == list(range(11)) and indices[11:] == indices[:1]
+
+
+def test_epochs_are_shuffled_differently():
+    orders = [tuple(index for _, index in global_batch(epoch, 8, 8, seed=0)) for epoch in range(4)]
+    assert len(set(orders)) == 4 and all(sorted(order) == list(range(8)) for order in orders)
+
+
+def test_a_batch_larger_than_the_data_goes_round():
+    assert [index for _, index in global_batch(0, 1, 3, seed=0)] == [0, 0, 0]
+    first = [index for _, index in global_batch(0, 2, 5, seed=0)]
+    assert first[:2] == first[2:4] and first[4] == first[0]
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "seed", "line"), [(0, 0, "no training samples"), (3, -1, "train.seed: got -1")]
+)
+def test_errors(num_samples, seed, line):
+    with pytest.raises(RecipeError, match=line):
+        MicroBatches(num_samples, 1, 1, 0, 1, seed, 0, 1)
