@@ -80,7 +80,8 @@ def build(node: dict, package: str, where: str, **context):
     unknown, missing, of another kind than the signature's annotation, or belong to the program.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
-        raise RecipeError(f"{where}: got {node!r}; it must be a mapping with a name, one of: {', '.join(_names(package))}")
+        names = ", ".join(_names(package))
+        raise RecipeError(f"{where}: got {node!r}; it must be a mapping with a name, one of: {names}")
     factory = find(node["name"], package, where)
     arguments = {key: value for key, value in node.items() if key != "name"}
     signature = inspect.signature(factory).parameters
