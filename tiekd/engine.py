@@ -130,6 +130,11 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise RecipeError(f"engine config: {key}: {first['msg']} (in {error.title}); see ds_configs/") from None
+    if _scales_here(config):
+        # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale, but never multiplies
+        # the loss with it: without this, training stands still and says nothing.
+        backward = engine.backward
+        engine.backward = lambda loss: backward(loss * engine.optimizer.loss_scale_config.cur_scale)
     return engine
 
 
@@ -142,8 +147,11 @@ def stepper(engine, config: EngineConfig, clip_norm: float) -> Callable[[], Tens
     if not _clips_here(config):
 
         def engine_step():
+            # At stage 0 the norm is told with the loss scale of the step still in it.
+            scale = engine.optimizer.loss_scale_config.cur_scale if _scales_here(config) else 1.0
             engine.step()
-            return engine.get_global_grad_norm()
+            norm = engine.get_global_grad_norm()
+            return norm if norm is None else norm / scale
 
         return engine_step
 
@@ -199,6 +207,10 @@ def _clips_here(config: EngineConfig) -> bool:
     autocast = config.values.get("torch_autocast", {})
     scaled |= bool(autocast.get("enabled")) and autocast.get("dtype") in ("fp16", "float16")
     return config.zero_stage == 0 and not scaled
+
+
+def _scales_here(config: EngineConfig) -> bool:
+    return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 
 
 def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None:

@@ -54,7 +54,8 @@ def run(main: Callable[[], None]) -> int:
 
 
 def start_rank(timeout_minutes: float = 30.0) -> torch.device:
-    """Joins the process group and returns this rank's device; sets the threads of a CPU rank to its share of cores.
+    """Joins the process group and returns this rank's device; sets the threads of a CPU rank to its share of cores,
+    or to OMP_NUM_THREADS where that is given.
 
     Raises LaunchError when the port is taken.
     """
@@ -69,7 +70,8 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_SIZE", 1))))
+        share = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_SIZE", 1)))
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
         device, backend = torch.device("cpu"), "gloo"
     else:
         accelerator.set_device(local_rank)

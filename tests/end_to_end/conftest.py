@@ -1,0 +1,26 @@
+"""The ground that the end-to-end runs stand on: rendered scenes and a teacher's weights, made once a session."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+import runs  # noqa: E402
+
+from tiekd.checkpoint import write_weights  # noqa: E402
+from tiekd.data.scenes import write_kitti_layout  # noqa: E402
+from tiekd.models.factory import build_network  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory) -> Path:
+    """A folder with `scenes/` (16 training and 4 validation frames) and `teacher.pth` (runs.TEACHER)."""
+    folder = tmp_path_factory.mktemp("ground")
+    write_kitti_layout(folder / "scenes", 0, 64, 128, 16, 4)
+    torch.manual_seed(1)
+    network = build_network(runs.TEACHER)
+    write_weights(folder / "teacher.pth", network.state_dict(), runs.TEACHER, 0)
+    return folder

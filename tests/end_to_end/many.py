@@ -1,0 +1,57 @@
+"""Trains one recipe after another in one set of ranks: `deepspeed --num_gpus 2 many.py JOBS.json`.
+
+A job is {name, recipe, engine: path of a JSON, fp16_on_cpu: bool}. Starting a launcher costs ten seconds, a tiny run
+two. In `finished.json` of the work dir: digests of the online teacher's parameters before and after training.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+from tiekd import launch  # noqa: E402
+
+
+def main() -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    import tiekd.run as runner
+    from tiekd.distributed import is_main
+    from tiekd.engine import read_engine_config
+
+    supported, teachers = get_accelerator().is_fp16_supported, []
+    build_teacher = runner.build_teacher
+
+    def seen(*arguments):
+        teachers.append(build_teacher(*arguments))
+        return teachers[-1]
+
+    runner.build_teacher = seen
+    for job in json.loads(Path(sys.argv[-1]).read_text()):
+        get_accelerator().is_fp16_supported = (lambda: True) if job.get("fp16_on_cpu") else supported
+        teachers.clear()
+        digests = []
+        train = runner.train
+
+        def watched(*arguments, train=train, digests=digests):
+            digests.append(digest(teachers[0]))
+            train(*arguments)
+            digests.append(digest(teachers[0]))
+
+        runner.train = watched
+        runner.run(job["recipe"], Path(job["name"]).resolve(), read_engine_config(job["engine"]), None)
+        runner.train = train
+        if is_main():
+            (Path(job["recipe"]["work_dir"]) / "finished.json").write_text(json.dumps(digests))
+
+
+def digest(teacher) -> str:
+    """Of every parameter and buffer, bit by bit; empty for a teacher that is no network."""
+    state = teacher.network.state_dict() if hasattr(teacher, "network") else {}
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest() if state else ""
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))

@@ -1,0 +1,20 @@
+"""An encoder without norms: only without batch statistics can accumulation give the numbers of one large batch."""
+
+from torch import Tensor, nn
+
+
+class PlainEncoder(nn.Module):
+    """Three convolutions of stride 2, the last two tapped."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fine, self.coarse = (nn.Conv2d(c, d, 3, 2, 1) for c, d in ((3, 8), (8, 8), (8, 16)))
+        self.channels, self.strides = (8, 16), (4, 8)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image: (B, 3, H, W)."""
+        fine = self.fine(self.stem(image).relu()).relu()
+        return [fine, self.coarse(fine).relu()]
+
+
+build = PlainEncoder

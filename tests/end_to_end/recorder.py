@@ -1,0 +1,21 @@
+"""A hook that writes every iteration's unrounded losses to `<work_dir>/recorded.jsonl`, and what ZeRO-3 has sharded."""
+
+import json
+
+from tiekd.distributed import is_main, mean_over_ranks
+from tiekd.hooks.base import Hook
+
+
+class Recorder(Hook):
+    """`skipped` counts skipped optimizer steps so far; `empty` is how many parameters hold nothing between steps."""
+
+    def after_iteration(self, state) -> None:
+        row = {"iteration": state.iteration, "lr": state.lr, **mean_over_ranks(state.losses)}
+        row["skipped"] = state.skipped_steps
+        row["empty"] = sum(parameter.numel() == 0 for parameter in state.engine.module.parameters())
+        if is_main():
+            with (state.work_dir / "recorded.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+build = Recorder

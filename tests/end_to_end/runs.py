@@ -1,0 +1,214 @@
+"""What the end-to-end tests share: a tiny recipe, programs as their own process groups, and readers of work dirs.
+
+Scenes of 64x128 pixels, networks of some ten thousand parameters, crops of 32x64. Every process that is started here
+ends here, with all its children, whatever the test does.
+"""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+DS_CONFIGS = ROOT / "ds_configs"
+BIN = Path(sys.executable).parent
+TIMEOUT_S = 300  # others may be using the cores
+
+ENCODER = {
+    "name": "mobilenet_v2",
+    "width": 0.25,
+    "strides": [1, 2, 2, 2, 1, 2, 1],
+    "dilations": [1] * 7,
+    "taps": [1, 3],
+}
+RANGE = {"min_depth": 0.001, "max_depth": 80.0}
+STUDENT = {
+    "encoder": ENCODER,
+    "decoder": {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8},
+    "head": {"name": "dpm", "num_bins": 33, "target": "gaussian", "sigma": 2.0, "beyond": "clamp"},
+    **RANGE,
+}
+TEACHER = {
+    "encoder": ENCODER,
+    "decoder": {"name": "densedepth", "widths": [8, 8], "extra_ups": 1, "extra_width": 8},
+    "head": {"name": "sigmoid"},
+    **RANGE,
+}
+RECORDER = {"name": "end_to_end.recorder"}
+LOG_LINE = re.compile(
+    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - depth - INFO - Epoch \[\d+\]\[\d+/\d+\]\tlr: [\d.e+-]+, "
+    r"eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, data_time: \d+\.\d{3}, (memory: \d+, )?decode\.loss_\w+: "
+)
+LOG_LINE_END = re.compile(r", loss: \d+\.\d{4}, grad_norm: \d+\.\d{4}$")
+
+
+def recipe(ground: Path, **train) -> dict:
+    """A student that learns from the teacher of `ground` (see conftest) and from ground truth; 20 iterations of 4.
+
+    With Adam's usual eps the rounding noise of all but zero gradients becomes whole steps; 1e-4 keeps runs comparable.
+    """
+    options = {"batch_size": 4, "iterations": 20, "clip_norm": 35.0, "seed": 0, "validate": False, **train}
+    return {
+        "network": STUDENT,
+        "teacher": {"network": TEACHER, "checkpoint": str(ground / "teacher.pth")},
+        "losses": {"dpm": {"weight": 1.0}, "silog": {"weight": 1.0, "against": "ground_truth"}},
+        "data": {
+            **{"name": "scenes", "root": str(ground / "scenes"), "height": 64, "width": 128},
+            **{"num_train": 16, "num_val": 4, "workers": 0},
+            "augment": {"rotate_p": 1.0, "rotate_deg": 20.0, "crop": [32, 64]},
+        },
+        "optimizer": {"name": "adamw", "lr": 0.001, "betas": [0.95, 0.99], "eps": 1e-4},
+        "schedule": {"name": "one_cycle", "pct_start": 0.3, "div_factor": 25, "final_div_factor": 100},
+        "train": options,
+        "evaluation": {"crop": "none"},
+        "checkpoint": {"interval": 10, "by": "iteration", "keep_last": 2},
+        "log": {"interval": 1, "by_epoch": True},
+        "tensorboard": {"image_interval": 10},
+        "hooks": [RECORDER],
+    }
+
+
+class Result(NamedTuple):
+    """How a program ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def our_lines(self) -> list[str]:
+        """The lines on stderr that name a user's error."""
+        return [line for line in self.stderr.splitlines() if re.match(r"(?:\S+: )?\w*Error: ", line)]
+
+
+class Program:
+    """A program in a process group of its own; `with` ends the group for certain."""
+
+    def __init__(self, command: list, cwd: Path = ROOT, recorder: bool = True, **environment: str):
+        environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **environment}
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "PORT")}
+        if recorder:
+            environment["PYTHONPATH"] = str(HERE.parent)
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=kept | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to all of the group that is left."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.communicate()
+
+    def result(self, timeout_s: float = TIMEOUT_S) -> Result:
+        """Waits for the end. Raises subprocess.TimeoutExpired."""
+        stdout, stderr = self.process.communicate(timeout=timeout_s)
+        return Result(self.process.returncode, stdout, stderr)
+
+    def wait_until(self, condition, timeout_s: float = TIMEOUT_S) -> None:
+        """Polls until `condition()` holds; fails when the program ends first."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < end, "the program did not come so far"
+            time.sleep(0.05)
+
+
+def finish(command: list, **options) -> Result:
+    """Runs a program to its end."""
+    with Program(command, **options) as program:
+        return program.result()
+
+
+def many(jobs: list[dict], folder: Path, ranks: int) -> None:
+    """Runs jobs (see many.py) one after another in one set of ranks. Work dirs lie in `folder` by the job's name."""
+    for job in jobs:
+        job["recipe"]["work_dir"] = str(folder / job["name"])
+    listing = folder / f"jobs_{ranks}.json"
+    listing.write_text(json.dumps(jobs))
+    command = [sys.executable] if ranks == 1 else [*deepspeed(ranks)]
+    result = finish([*command, HERE / "many.py", listing])
+    assert result.code == 0, result.stderr[-6000:]
+
+
+def deepspeed(ranks: int, port: int | None = None) -> list[str]:
+    """The launcher on a port that nobody else uses."""
+    return [str(BIN / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port or free_port())]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def write_recipe(path: Path, node: dict) -> Path:
+    """JSON is YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(node, indent=1))
+    return path
+
+
+def recorded(work_dir: Path) -> list[dict]:
+    """What the recorder wrote: one dict an iteration, losses as they were in fp32; the last word on each iteration."""
+    lines = (work_dir / "recorded.jsonl").read_text().splitlines()
+    by_iteration = {row["iteration"]: row for row in map(json.loads, lines)}
+    return [by_iteration[i] for i in sorted(by_iteration)]
+
+
+def losses(work_dir: Path) -> list[float]:
+    return [row["loss"] for row in recorded(work_dir)]
+
+
+def log_text(work_dir: Path) -> str:
+    return "".join(path.read_text() for path in sorted(work_dir.glob("*.log")))
+
+
+def json_log(work_dir: Path) -> list[dict]:
+    """The training rows of all .log.json files, oldest file first."""
+    rows = [json.loads(line) for path in sorted(work_dir.glob("*.log.json")) for line in path.read_text().splitlines()]
+    return [row for row in rows if row.get("mode") == "train"]
+
+
+def student(work_dir: Path, iteration: int = 20) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint."""
+    path = work_dir / "checkpoints" / f"iter_{iteration}" / "student.pth"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def digest(state: dict[str, torch.Tensor]) -> str:
+    """One number for all weights, bit by bit."""
+    parts = hashlib.sha256()
+    for name in sorted(state):
+        parts.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return parts.hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
