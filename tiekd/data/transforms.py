@@ -34,7 +34,8 @@ class Sample(NamedTuple):
 
 class Decisions(NamedTuple):
     """What one augmentation does. angle is degrees counter-clockwise about the picture's centre; the window is in the
-    flipped picture; gamma acts on grey levels 0..255, then brightness, then the channels' factors; None: no change."""
+    flipped picture; gamma acts on grey levels 0..255, then brightness, then the channels' factors, and what is brighter
+    than 255 is 255, as a camera would have it; gamma None: no change."""
 
     angle: float
     flip: bool
@@ -177,5 +178,5 @@ def _colour(sample: Sample, decisions: Decisions) -> Sample:
     image = sample.image.float()
     if decisions.gamma is not None:
         factors = decisions.brightness * torch.tensor(decisions.channels, dtype=torch.float32)
-        image = image.pow(decisions.gamma) * factors[:, None, None]
+        image = (image.pow(decisions.gamma) * factors[:, None, None]).clamp(max=255)
     return sample._replace(image=image)

@@ -1,0 +1,263 @@
+"""Augmentation: everything that belongs to a frame moves together, and equals the published pipeline's numbers."""
+
+from math import cos, radians, sin
+
+import golden_rules as golden
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tiekd.data.kitti import Kitti
+from tiekd.data.transforms import Augment, Decisions, Sample, apply, normalise
+from tiekd.errors import DataError
+
+NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
+
+
+def marked(height=40, width=60, row=11, column=37):
+    """A black frame with one bright pixel: 9 m measured, 7 m by the teacher; everything else is 5 and 3 m away."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    depth, teacher = torch.full((1, height, width), 5.0), torch.full((1, height, width), 3.0)
+    image[:, row, column], depth[0, row, column], teacher[0, row, column] = 255, 9, 7
+    inside = torch.ones(1, height, width, dtype=torch.bool)
+    intrinsics = torch.tensor([[50.0, 0, column], [0, 50.0, row], [0, 0, 1]])  # the principal point is on the mark
+    return Sample(image, depth, inside, teacher, intrinsics, "marked")
+
+
+def place(plane):
+    return tuple(int(i) for i in np.unravel_index(int(plane.argmax()), plane.shape))
+
+
+def turned(row, column, angle, height=40, width=60):
+    """Where a pixel of the upright picture is after a turn by `angle` degrees counter-clockwise about the centre."""
+    x, y = column - (width - 1) / 2, (height - 1) / 2 - row
+    c, s = cos(radians(angle)), sin(radians(angle))
+    return (height - 1) / 2 - (s * x + c * y), (width - 1) / 2 + c * x - s * y
+
+
+@pytest.mark.parametrize("angle", [0.0, 2.5, -2.5, 30.0])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45)])
+def test_everything_moves_together(angle, flip, window):
+    top, left, height, width = window
+    decisions = NOTHING._replace(angle=angle, flip=flip, top=top, left=left, height=height, width=width)
+    sample = apply(marked(), decisions)
+    row, column = turned(11, 37, angle)
+    column = 59 - column if flip else column
+    expected = (row - top, column - left)
+    assert sample.image.shape == (3, height, width) and sample.image.dtype == torch.float32
+    assert sample.intrinsics[1, 2].item() == pytest.approx(expected[0], abs=1e-3)
+    assert sample.intrinsics[0, 2].item() == pytest.approx(expected[1], abs=1e-3)
+    for plane, inside_value, mark in ((sample.depth[0], 5, 9), (sample.teacher_depth[0], 3, 7)):
+        assert plane.shape == (height, width)
+        assert set(plane[sample.inside[0]].unique().tolist()) <= {inside_value, mark}
+        assert (plane[~sample.inside[0]] == 0).all()
+        near = (plane == mark).nonzero()
+        # A turn resamples: the pixel may be doubled, or fall between four others, but never leaves its place.
+        assert (near - torch.tensor(expected)).abs().max() <= 0.75 if len(near) else angle
+    bright = sample.image[0] / sample.image[0].sum()
+    centre = [(bright.sum(1 - axis) * torch.arange(n)).sum().item() for axis, n in enumerate((height, width))]
+    assert centre == pytest.approx(expected, abs=0.5)
+    assert sample.inside.dtype == torch.bool and (sample.inside.all() == (angle == 0) or top)
+
+
+def test_a_quarter_turn_is_exact():
+    sample = marked(41, 41)
+    there = apply(sample, NOTHING._replace(angle=90.0, height=41, width=41))
+    assert torch.equal(there.depth, sample.depth.rot90(1, (1, 2)))
+    assert torch.equal(there.teacher_depth, sample.teacher_depth.rot90(1, (1, 2)))
+    assert (there.image - sample.image.float().rot90(1, (1, 2))).abs().max() < 1e-2
+    assert there.inside.all()
+
+
+def test_corners_that_turn_in_are_black_and_not_valid():
+    sample = marked()._replace(image=torch.full((3, 40, 60), 200, dtype=torch.uint8))
+    there = apply(sample, NOTHING._replace(angle=20.0))
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        assert not there.inside[0, row, column]
+        assert there.depth[0, row, column] == there.teacher_depth[0, row, column] == 0
+        assert (there.image[:, row, column] == 0).all()
+    assert (there.image[:, 20, 30] - 200).abs().max() < 1e-2 and 0.6 < there.inside.float().mean() < 0.95
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_moved_intrinsics_project_a_point_to_where_its_pixel_went(flip):
+    decisions = NOTHING._replace(flip=flip, top=3, left=7, height=30, width=40)
+    sample = marked()._replace(intrinsics=torch.tensor([[50.0, 0, 28.0], [0, 50.0, 19.0], [0, 0, 1]]))
+    point = torch.linalg.inv(sample.intrinsics) @ torch.tensor([37.0, 11.0, 1.0]) * 9
+    there = apply(sample, decisions)
+    if flip:
+        point[0] = -point[0]
+    x, y, z = (there.intrinsics @ point).tolist()
+    assert place(there.depth[0]) == (round(y / z), round(x / z))
+    assert sample.intrinsics[0, 2] == 28  # the sample that came in is as it was
+
+
+def test_a_frame_without_a_teachers_map_stays_without():
+    for angle in (0.0, 2.0):
+        there = apply(marked()._replace(teacher_depth=None), NOTHING._replace(angle=angle, flip=True))
+        assert there.teacher_depth is None and there.depth.shape == (1, 40, 60)
+
+
+def test_colour_is_gamma_on_grey_levels_then_brightness_then_channels():
+    grey = torch.arange(0, 256, dtype=torch.uint8).expand(3, 1, 256).contiguous()
+    sample = marked(1, 256, 0, 0)._replace(image=grey)
+    decisions = NOTHING._replace(height=1, width=256, gamma=1.07, brightness=0.93, channels=(0.9, 1.0, 1.1))
+    expected = np.minimum(np.arange(256.0)[None] ** 1.07 * 0.93 * np.array([[0.9], [1.0], [1.1]]), 255)
+    assert (expected == 255).any() and (expected[0] < 255).mean() > 0.7
+    there = apply(sample, decisions)
+    np.testing.assert_allclose(there.image[:, 0].numpy(), expected, rtol=1e-6)
+    assert torch.equal(there.depth, sample.depth)
+
+
+def test_normalise_is_imagenets_in_rgb():
+    image = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1) + torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+    assert normalise(marked()._replace(image=image)).image.flatten().tolist() == pytest.approx([1, 1, 1])
+
+
+def test_a_draw_is_a_function_of_seed_epoch_and_index():
+    augment = Augment(crop=(20, 30))
+    draws = {key: augment.draw(*key, 40, 60) for key in [(s, e, i) for s in (0, 1) for e in (0, 1) for i in (0, 1)]}
+    np.random.seed(3)
+    torch.manual_seed(3)
+    assert all(augment.draw(*key, 40, 60) == decisions for key, decisions in reversed(draws.items()))
+    assert len(set(draws.values())) == 8
+
+
+def test_draws_keep_to_their_ranges_and_probabilities():
+    augment = Augment(rotate_p=0.5, rotate_deg=2.5, flip_p=0.25, crop=(20, 30), colour_p=0.5, brightness=(0.75, 1.25))
+    draws = [augment.draw(0, 0, index, 40, 60) for index in range(2000)]
+    turned_ones = [d.angle for d in draws if d.angle]
+    assert 0.45 < len(turned_ones) / 2000 < 0.55 and -2.5 <= min(turned_ones) < -2.4 and 2.4 < max(turned_ones) <= 2.5
+    assert 0.2 < np.mean([d.flip for d in draws]) < 0.3
+    assert {d.top for d in draws} == set(range(21)) and {d.left for d in draws} == set(range(31))
+    coloured = [d for d in draws if d.gamma is not None]
+    assert 0.45 < len(coloured) / 2000 < 0.55
+    for low, high, values in (
+        (0.9, 1.1, [d.gamma for d in coloured]),
+        (0.75, 1.25, [d.brightness for d in coloured]),
+        (0.9, 1.1, [c for d in coloured for c in d.channels]),
+    ):
+        assert low <= min(values) < low + 0.01 and high - 0.01 < max(values) <= high
+    assert all(d.brightness == 1 and d.channels == (1, 1, 1) for d in draws if d.gamma is None)
+
+
+def test_without_augmentation_nothing_happens():
+    still = Augment(rotate_p=0, flip_p=0, colour_p=0).draw(0, 0, 0, 40, 60)
+    assert still == NOTHING
+    sample = marked()
+    assert all(torch.equal(a, b) for a, b in zip(apply(sample, still)[1:5], sample[1:5], strict=True))
+
+
+@pytest.mark.parametrize("crop", [(41, 60), (40, 61)])
+def test_a_crop_larger_than_the_picture_is_a_data_error(crop):
+    with pytest.raises(DataError, match=rf"data.augment.crop: {crop[0]}x{crop[1]} is larger than the picture, 40x60"):
+        Augment(crop=crop).draw(0, 0, 0, 40, 60)
+
+
+# The published pipeline on two synthetic KITTI frames: decode, KB crop, rotate, flip, crop, colour, normalise.
+# angle (mmcv turns clockwise, we counter-clockwise), flip, left, gamma, brightness, channels (BGR there, RGB here).
+FRAMES = (("2011_09_26", "0001", 5, 375, 1242, 721.5377), ("2011_09_28", "0002", 69, 370, 1224, 707.0493))
+SEEDED = {
+    "seed0_idx0": (
+        0,
+        False,
+        359,
+        1.0291788226133314,
+        0.9875174422525386,
+        "1.0783546001564162 1.09273255 0.97668830376",
+    ),
+    "seed0_idx1": (
+        0,
+        False,
+        359,
+        1.0291788226133314,
+        0.9875174422525386,
+        "1.0783546001564162 1.09273255 0.97668830376",
+    ),
+    "seed1_idx1": (1.10162246721, True, 144, 0.9775821482324015, 1.033949207360696, "1.087107814 1.06926218 0.9626547"),
+    "seed2_idx0": (
+        -2.37036884086,
+        False,
+        466,
+        0.9641072874223215,
+        0.930885334617866,
+        "1.039772538 0.92399011 0.99703518",
+    ),
+    "seed3_idx1": (0, True, 256, None, 1.0, "1 1 1"),
+    "seed5_idx1": (1.8536615308868818, True, 400, None, 1.0, "1 1 1"),
+    "seed8_idx0": (0, False, 136, None, 1.0, "1 1 1"),
+}
+
+
+def golden_picture(tag, height, width):
+    y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
+    wave = np.sin(2 * np.pi * ((1 + c) * x / width + (2 - c) * y / height) + 0.7 * c)
+    bgr = 127.5 + 80 * wave + 25 * golden.normal(tag, (height, width, 3))
+    return np.clip(np.rint(bgr), 0, 255).astype(np.uint8)[..., ::-1]
+
+
+def golden_levels(tag, height, width, scale, keep=1.0):
+    depth = golden.depth(tag, (1, 1, height, width), 1e-3, 80.0)[0, 0].double().numpy()
+    levels = np.clip(np.rint(depth * scale), 0, 65535).astype(np.uint16)
+    levels[golden.rs(f"{tag}:sparse").random_sample((height, width)) >= keep] = 0
+    return levels
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The two frames as a KITTI data set with teacher maps, read by our code."""
+    root, lines = tmp_path_factory.mktemp("kitti"), []
+    for i, (day, drive, number, height, width, focal) in enumerate(FRAMES):
+        drive = f"{day}_drive_{drive}_sync"
+        image, depth = f"{day}/{drive}/image_02/data/{number:010d}.png", f"{drive}/proj_depth/groundtruth/image_02"
+        pixels = {
+            f"input/{image}": golden_picture(f"pipe:kitti{i}:img", height, width),
+            f"gt_depth/{depth}/{number:010d}.png": golden_levels(f"pipe:kitti{i}:gt", height, width, 256, 0.3),
+            f"maps/{image.replace('/', '_')}": golden_levels(f"pipe:kitti{i}:kd", 352, 1216, 65535 / 80),
+        }
+        for name, array in pixels.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(array)).save(root / name, compress_level=0)
+        lines.append(f"{image} {depth}/{number:010d}.png {focal}\n")
+    (root / "kitti_eigen_train.txt").write_text("".join(lines))
+    return Kitti(str(root), "train", 80.0, kb_crop=(352, 1216), maps="maps")
+
+
+def stored(name):
+    arrays = golden.load_arrays("pipeline/kitti.npz")
+    return arrays[f"{name}_idx"], arrays[f"{name}_val"]
+
+
+@pytest.mark.parametrize("case", SEEDED)
+def test_training_samples_equal_the_published_pipelines(published, case):
+    angle, flip, left, gamma, brightness, channels = SEEDED[case]
+    rgb = tuple(map(float, channels.split()[::-1]))
+    sample = published[int(case[-1])]
+    sample = normalise(apply(sample, Decisions(-angle, flip, 0, left, 352, 704, gamma, brightness, rgb)))
+    index, value = stored(f"kitti_kd_{case}_img")
+    far = np.abs(sample.image.flatten().numpy()[index] - value)
+    # Theirs interpolates in steps of 1/32 pixel and rounds the turned picture to grey levels.
+    assert (far <= (2 * 1.2 / 57 if angle else 1e-5)).mean() >= (0.995 if angle else 1)
+    index, value = stored(f"kitti_kd_{case}_gt")
+    assert (sample.depth.flatten().numpy()[index] == value).mean() >= (0.995 if angle else 1)
+    if angle == 0:  # theirs doesn't turn the teacher's map
+        index, value = stored(f"kitti_kd_{case}_kd")
+        np.testing.assert_allclose(sample.teacher_depth.flatten().numpy()[index], value, rtol=1e-6)
+
+
+def test_a_turned_frame_equals_the_published_pipelines(published):
+    sample = apply(published[0], NOTHING._replace(angle=2.5, height=352, width=1216))
+    index, value = stored("RotateNegative_img")
+    bgr = sample.image.flip(0).permute(1, 2, 0).flatten().numpy()
+    assert (np.abs(bgr[index] - value) <= 2).mean() >= 0.995
+    index, value = stored("RotateNegative_depth_gt")
+    assert (sample.depth.flatten().numpy()[index] == value).mean() >= 0.995
+
+
+def test_test_pictures_equal_the_published_pipelines(published):
+    image = normalise(published[0]).image
+    for flipped, picture in enumerate((image, image.flip(-1))):
+        index, value = stored(f"test{flipped}")
+        np.testing.assert_allclose(picture.flatten().numpy()[index], value, atol=1e-6)
