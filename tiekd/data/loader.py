@@ -43,16 +43,11 @@ def _load(dataset: "_Keyed", batches, workers: int, device: torch.device) -> Ite
         # Without a generator of its own the loader draws a seed from the global stream at every start.
         generator=torch.Generator().manual_seed(0),
     )
-    batches = iter(loader)
-    while (batch := _next(batches, workers)) is not None:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch.to(device)
-
-
-def _next(batches: Iterator, workers: int) -> Batch | UserError | None:
     try:
-        return next(batches, None)
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch.to(device)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

@@ -1,0 +1,155 @@
+"""Batches from workers: the same whatever their number, errors as they are, no foreign random state touched."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import tiny_kitti
+import torch
+from tiny_kitti import image_name, write_png
+
+from tiekd.data.kitti import Kitti
+from tiekd.data.loader import training_batches, validation_batches
+from tiekd.data.sampler import MicroBatches
+from tiekd.data.transforms import Augment
+from tiekd.errors import DataError, RecipeError
+
+CPU = torch.device("cpu")
+AUGMENT = Augment(crop=(12, 16))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return Kitti(str(tiny_kitti.make(tmp_path)), "train", 80.0)
+
+
+def training(data, workers=0, augment=AUGMENT, start=0, total=6, rank=0, world_size=1, seed=3):
+    sampler = MicroBatches(len(data), 2, 1, rank, world_size, seed, start, total)
+    return training_batches(data, sampler, augment, seed, workers, CPU)
+
+
+def equal(one, other):
+    return one.names == other.names and all(
+        a is b if a is None else torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True)
+    )
+
+
+def test_batches_are_the_same_with_any_number_of_workers(data):
+    without, one, two = (list(training(data, workers)) for workers in (0, 1, 2))
+    assert len(without) == len(one) == len(two) == 6
+    assert all(equal(a, b) and equal(a, c) for a, b, c in zip(without, one, two, strict=True))
+    assert without[0].image.shape == (2, 3, 12, 16) and without[0].image.dtype == torch.float32
+    assert without[0].depth.shape == without[0].inside.shape == (2, 1, 12, 16)
+    assert without[0].intrinsics.shape == (2, 3, 3) and without[0].teacher_depth is None
+    assert not torch.equal(without[0].image, without[3].image)
+
+
+def test_a_run_from_the_middle_sees_what_the_whole_run_saw(data):
+    whole, tail = list(training(data)), list(training(data, start=4))
+    assert len(tail) == 2 and all(equal(a, b) for a, b in zip(whole[4:], tail, strict=True))
+
+
+def test_a_sample_is_augmented_alike_on_whichever_rank(data):
+    whole = list(training(data))
+    ranks = [list(training(data, rank=rank, world_size=2)) for rank in (0, 1)]
+    for batch, first, second in zip(whole, *ranks, strict=True):
+        assert torch.equal(batch.image, torch.cat([first.image, second.image]))
+
+
+def test_teacher_maps_travel_with_their_frames(data, tmp_path):
+    for index in range(5):
+        write_png(tmp_path / "maps" / image_name(index).replace("/", "_"), np.full((20, 30), index + 1, np.uint16))
+    data = Kitti(str(tmp_path), "train", 65535.0, maps="maps")
+    for batch in training(data):
+        levels = [int(name[-5]) + 1 for name in batch.names]
+        assert batch.teacher_depth.amax((1, 2, 3)).tolist() == pytest.approx(levels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_arrives_as_its_own_line(data, tmp_path, workers):
+    path = tmp_path / "input" / image_name(3)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError) as error:
+        list(training(data, workers))
+    assert str(error.value) == f"{path}: a torn or damaged PNG (60 bytes); copy it from the original again"
+    with pytest.raises(DataError, match="torn"):
+        list(validation_batches(data, 2, 0, 1, workers, CPU))
+
+
+class Faulty(torch.utils.data.Dataset):
+    """Five samples, and what `act` does when one is read."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        self.act()
+
+
+def misconfigured():
+    raise RecipeError("one line")
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_users_error_keeps_its_class(workers):
+    with pytest.raises(RecipeError, match="^one line$"):
+        list(training(Faulty(misconfigured), workers))
+
+
+def test_a_worker_that_dies_is_a_line_that_says_what_to_do():
+    with pytest.raises(
+        DataError, match=r"^a data worker died \(DataLoader worker .*\); .* fewer than data.workers=1$"
+    ) as error:
+        list(training(Faulty(killed), 1))
+    assert "\n" not in str(error.value)
+
+
+def test_pictures_of_mixed_sizes_need_a_crop(data, tmp_path):
+    write_png(tmp_path / "input" / image_name(1), np.zeros((18, 28, 3), np.uint8))
+    write_png(tmp_path / "gt_depth" / tiny_kitti.depth_name(1), np.ones((18, 28), np.uint16))
+    with pytest.raises(DataError, match=r"different sizes in one batch: 18x28, 20x30 .*data.augment.crop"):
+        list(validation_batches(data, 2, 0, 1, 0, CPU))
+    assert len(list(validation_batches(data, 1, 0, 1, 0, CPU))) == 5
+    assert all(batch.image.shape[2:] == (12, 16) for batch in training(data))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_crop_that_does_not_fit_names_the_picture(data, workers):
+    with pytest.raises(
+        DataError, match=rf"{image_name(0)[:30]}.*: data.augment.crop: 21x16 is larger than the picture"
+    ):
+        list(training(data, workers, Augment(crop=(21, 16))))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_validation_covers_every_frame_once_in_batches_of_the_whole_set(data, batch_size, world_size):
+    ranks = [list(validation_batches(data, batch_size, rank, world_size, 0, CPU)) for rank in range(world_size)]
+    pairs = [pair for rank in ranks for pair in rank]
+    assert sorted(index for indices, _ in pairs for index in indices) == list(range(5))
+    whole = [list(range(start, min(start + batch_size, 5))) for start in range(0, 5, batch_size)]
+    assert sorted(indices for indices, _ in pairs) == whole
+    for indices, batch in pairs:
+        assert batch.names == [image_name(index) for index in indices]
+        assert batch.image.shape == (len(indices), 3, 20, 30)
+        assert [depth.max().item() for depth in batch.depth] == [index + 1 for index in indices]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_random_state_is_neither_read_nor_moved(data, workers):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = list(training(data, workers, total=2))
+    list(validation_batches(data, 2, 0, 1, workers, CPU))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert all(equal(a, b) for a, b in zip(first, training(data, workers, total=2), strict=True))

@@ -1,0 +1,43 @@
+"""A KITTI folder of a few small frames, for the tests that read one."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+DRIVE = "2011_09_26_drive_0001_sync"
+FOCAL = 721.5377
+
+
+def image_name(index: int, day: str = "2011_09_26") -> str:
+    return f"{day}/{DRIVE}/image_02/data/{index:010d}.png"
+
+
+def depth_name(index: int) -> str:
+    return f"{DRIVE}/proj_depth/groundtruth/image_02/{index:010d}.png"
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def make(root: Path, num_frames: int = 5, height: int = 20, width: int = 30, without: tuple[int, ...] = ()) -> Path:
+    """Frames 0.. with picture level 10 * index and a depth of index + 1 metres but for row 0, in both split files.
+
+    without: frames whose line says None.
+    """
+    lines = []
+    for index in range(num_frames):
+        picture = np.full((height, width, 3), 10 * index, np.uint8)
+        picture[:, :, 0] = np.arange(width)  # red tells the column
+        write_png(root / "input" / image_name(index), picture)
+        levels = np.full((height, width), (index + 1) * 256, np.uint16)
+        levels[0] = 0
+        if index not in without:
+            write_png(root / "gt_depth" / depth_name(index), levels)
+        truth = "None" if index in without else depth_name(index)
+        lines.append(f"{image_name(index)} {truth} {FOCAL}\n")
+    for split in ("train", "test"):
+        (root / f"kitti_eigen_{split}.txt").write_text("".join(lines))
+    return root
