@@ -1,0 +1,102 @@
+"""Evaluation: means over images, flip averaging, the cap, and the same figures on any number of ranks."""
+
+from functools import partial
+
+import pytest
+import torch
+import two_ranks
+from torch import nn
+
+from tiekd.data.transforms import Sample
+from tiekd.evaluation import EvaluationSettings, evaluate, predict
+from tiekd.metrics import METRIC_NAMES, aggregate, depth_metrics
+from tiekd.models.network import Prediction
+
+CPU = torch.device("cpu")
+
+
+class Frames(torch.utils.data.Dataset):
+    """Seven frames of noise with ground truth of 1 to 90 m, of which frame 3 has none."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (3, 12, 20), generator=generator, dtype=torch.uint8)
+        depth = torch.rand(1, 12, 20, generator=generator) * 89 + 1
+        depth[torch.rand(1, 12, 20, generator=generator) < index / 10] = 0
+        return Sample(
+            image, depth * (index != 3), torch.ones(1, 12, 20, dtype=torch.bool), None, torch.eye(3), str(index)
+        )
+
+
+class Slanted(nn.Module):
+    """Not mirror-symmetric: grey plus a ramp from left to right."""
+
+    def forward(self, image):
+        return Prediction(20 + 5 * image.mean(1, keepdim=True) + torch.arange(float(image.shape[-1])))
+
+
+def figures(flip=True, **options):
+    settings = EvaluationSettings(**{"crop": "none", "flip": flip} | options)
+    return evaluate(partial(predict, Slanted(), flip=flip), Frames(), settings, 1e-3, 80.0, CPU)
+
+
+def figures_on_a_rank(_rank):
+    return [figures(batch_size=size) for size in (1, 2, 3, 7)]
+
+
+def test_figures_are_means_over_the_images_that_have_ground_truth():
+    from tiekd.data.transforms import normalise
+
+    rows = []
+    for index in (0, 1, 2, 4, 5, 6):
+        sample = normalise(Frames()[index])
+        depth = predict(Slanted(), sample.image[None], flip=True)
+        rows.append(depth_metrics(depth, sample.depth[None], 1e-3, 80.0, "none"))
+    expected = {name: torch.cat(rows)[:, i].mean().item() for i, name in enumerate(METRIC_NAMES)}
+    assert figures() == pytest.approx(expected, rel=1e-12) and expected == pytest.approx(aggregate(torch.cat(rows)))
+
+
+def test_two_ranks_give_the_figures_of_one_to_the_last_digit(tmp_path):
+    alone = figures_on_a_rank(0)
+    assert two_ranks.run(figures_on_a_rank, tmp_path) == [alone, alone]
+    assert alone[1] == pytest.approx(alone[0], rel=1e-9)
+
+
+def test_a_rank_without_any_batch_takes_part(tmp_path):
+    first, second, third = two_ranks.run(figures_of_one_batch, tmp_path, world_size=3)
+    assert first == second == third == figures(batch_size=7)
+
+
+def figures_of_one_batch(_rank):
+    return figures(batch_size=7)
+
+
+def test_flip_averaging_is_the_mean_with_the_mirrored_prediction_turned_back():
+    image = torch.rand(2, 3, 4, 6)
+    depth = predict(Slanted(), image, flip=True)
+    # The ramp and its mirror image average to the middle; the grey part is mirror-symmetric and stays.
+    torch.testing.assert_close(depth, 20 + 5 * image.mean(1, keepdim=True) + 2.5)
+    torch.testing.assert_close(predict(Slanted(), image, flip=False), Slanted()(image).depth)
+    assert figures(flip=True) != figures(flip=False)
+
+
+def test_the_cap_is_the_largest_ground_truth_that_counts():
+    assert figures() == figures(cap=80.0)
+    assert figures(cap=50.0) != figures() != figures(cap=100.0)
+    settings = EvaluationSettings(crop="none", cap=50.0)
+    exact = {name: frame.depth[None] for name, frame in ((str(i), Frames()[i]) for i in range(7))}
+    depths = iter([exact[str(i)].where(exact[str(i)] < 50, 1e3).clamp(min=1) for i in range(7)])
+    found = evaluate(lambda image: next(depths), Frames(), settings, 1e-3, 80.0, CPU)
+    assert found["abs_rel"] == 0 and found["a1"] == 1
+
+
+def test_the_crop_is_the_settings():
+    assert figures(crop="garg") != figures(crop="none")
+
+
+def test_gradients_are_not_recorded():
+    image = torch.rand(1, 3, 4, 6, requires_grad=True)
+    assert not predict(Slanted(), image, flip=True).requires_grad
