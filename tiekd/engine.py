@@ -240,7 +240,8 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
         step *= per_gpu
     lower = batch_size // step * step
     fits = ", ".join(str(size) for size in (lower, lower + step) if size)
-    ranks = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
+    ranks = [n for n in range(1, batch_size + 1) if batch_size % (n * step // world_size) == 0]
+    ranks = ", ".join(map(str, ranks)) or "none"
     raise RecipeError(
         f"train.batch_size {batch_size} can't be dealt to {world_size} ranks with accumulation {accumulation}"
         f"{'' if step == accumulation * world_size else f' and {per_gpu} images a rank'}; nearest global batches that "

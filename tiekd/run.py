@@ -133,11 +133,13 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
         by_epoch=options.iterations is None,
     )
     state.hooks, log = build_hooks(recipe, val_set, replica, device, workers, options)
-    prepare_work_dir(work_dir, recipe, recipe_path, config, resuming=resume_path is not None)
+    check_work_dir(work_dir, recipe_path, resuming=resume_path is not None)
     state.engine = build_engine(network, optimizer, config)
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
     if resume_path is not None:
         _resume(state, resume_path)
+    if distributed.is_main():
+        write_work_dir(work_dir, recipe, recipe_path, config)
     sampler = MicroBatches(
         len(train_set),
         options.batch_size,
@@ -192,21 +194,21 @@ def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[lis
     return hooks, log
 
 
-def prepare_work_dir(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig, resuming: bool) -> None:
-    """Makes the work dir and writes down the run in it. Refuses one that another recipe or run owns. Collective."""
-    problem = None
-    if distributed.is_main():
-        problem = _work_dir_problem(work_dir, recipe_path, resuming)
-        if problem is None:
-            work_dir.mkdir(parents=True, exist_ok=True)
-            (work_dir / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-            (work_dir / "ds_config.json").write_text(json.dumps(config.values, indent=2) + "\n")
-            facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
-            (work_dir / "environment.txt").write_text(facts)
-            launch.write_record(work_dir, recipe_path)
-    problem = distributed.broadcast_object(problem)
+def check_work_dir(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
+    """Refuses a work dir that another recipe or run owns. Collective."""
+    problem = distributed.broadcast_object(_work_dir_problem(work_dir, recipe_path, resuming))
     if problem:
         raise LaunchError(problem)
+
+
+def write_work_dir(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig) -> None:
+    """Makes the work dir and writes down the run in it, when nothing can be refused any more. Main rank only."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    (work_dir / "ds_config.json").write_text(json.dumps(config.values, indent=2) + "\n")
+    facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
+    (work_dir / "environment.txt").write_text(facts)
+    launch.write_record(work_dir, recipe_path)
 
 
 def _resume_path(work_dir: Path, resume_from: str | None) -> Path | None:

@@ -59,7 +59,7 @@ def fp16_job(name: str, ground: Path, folder: Path) -> dict:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", [name for name in ON_A_CPU if "accumulate" not in name])  # batch statistics of a half
 def test_every_engine_config_gives_the_stored_curve(results, name, ranks):
-    assert runs.losses(results / f"{name}_{ranks}") == pytest.approx(curve(), rel=TOLERANCE.get(name, 1e-5))
+    assert runs.losses(results / f"{name}_{ranks}") == pytest.approx(curve(), rel=TOLERANCE.get(name, 1e-4))
 
 
 def test_the_curve_falls():

@@ -57,9 +57,10 @@ def test_accumulation_on_two_ranks_is_one_large_batch(results):
 
 
 def test_accumulation_with_norms_sees_the_same_micro_batches_on_any_ranks(results):
-    # Four images a micro-batch, as above. Rounding may flip a ReLU that stands at its kink, which with 2x4 pixels of
-    # coarse features shows at once; with this seed none does.
-    assert_same(results / "1x4x2", results / "2x2x2")
+    one, two = runs.losses(results / "1x4x2"), runs.losses(results / "2x2x2")
+    assert one[:5] == pytest.approx(two[:5], rel=2e-6)
+    # With 2x4 pixels of coarse features, rounding may flip a ReLU that stands at its kink, and that shows from then on.
+    assert one == pytest.approx(two, rel=1e-3)
 
 
 def test_norms_over_a_micro_batch_are_not_those_over_the_batch(results):

@@ -1,0 +1,119 @@
+"""A run that is killed in mid-epoch and resumed is the run that was never killed, bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import runs
+
+ITERATIONS = 24  # of 2 images: eight an epoch; a checkpoint every fifth
+
+
+def resumable(ground: Path) -> dict:
+    recipe = runs.recipe(ground, batch_size=2, iterations=ITERATIONS, validate=True)
+    recipe["checkpoint"] = {"interval": 5, "by": "iteration", "keep_last": 3}
+    recipe["evaluation"] |= {"interval": 8, "by": "iteration"}
+    return recipe
+
+
+def train(path: Path, work_dir: Path, ranks: int, *options) -> list:
+    launcher = runs.deepspeed(ranks) if ranks > 1 else ["python"]
+    return [*launcher, runs.ROOT / "bin" / "train.py", path, "--work-dir", work_dir, *options]
+
+
+@pytest.fixture(scope="module")
+def unbroken(ground, tmp_path_factory) -> Path:
+    """The folder of `recipe.yaml` and of the work dir `unbroken`, made by two ranks in one go."""
+    folder = tmp_path_factory.mktemp("resume")
+    path = runs.write_recipe(folder / "recipe.yaml", resumable(ground))
+    result = runs.finish(train(path, folder / "unbroken", 2))
+    assert result.code == 0, result.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(unbroken) -> tuple[Path, int]:
+    """The work dir of a run that was killed as a whole after iteration 12 and resumed; and where it resumed."""
+    work_dir = unbroken / "killed"
+    with runs.Program(train(unbroken / "recipe.yaml", work_dir, 2)) as program:
+        program.wait_until(lambda: iterations_done(work_dir) >= 12)
+        program.kill()
+    killed_at = iterations_done(work_dir)
+    assert 12 <= killed_at < ITERATIONS, killed_at
+    result = runs.finish([runs.ROOT / "bin" / "resume", work_dir, f"--master_port={runs.free_port()}"])
+    assert result.code == 0, result.stderr[-3000:]
+    resumed_after = killed_at - killed_at % 5
+    return work_dir, resumed_after
+
+
+def iterations_done(work_dir: Path) -> int:
+    path = work_dir / "recorded.jsonl"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def second_log(work_dir: Path) -> tuple[str, list[dict]]:
+    newest = sorted(work_dir.glob("*.log"))[-1]
+    rows = map(json.loads, newest.with_suffix(".log.json").read_text().splitlines())
+    return newest.read_text(), [row for row in rows if row.get("mode") == "train"]
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in ("time", "data_time", "images_per_s")} for row in rows]
+
+
+def test_it_goes_on_at_the_right_iteration(resumed):
+    work_dir, after = resumed
+    text, rows = second_log(work_dir)
+    assert f"Resumed from {work_dir / 'checkpoints' / f'iter_{after}'}" in text
+    assert (rows[0]["epoch"] - 1) * 8 + rows[0]["iter"] == after + 1
+    assert "images an iteration on 2 ranks" in text
+
+
+def test_losses_and_weights_are_those_of_an_unbroken_run(unbroken, resumed):
+    work_dir, after = resumed
+    straight = without_times(runs.json_log(unbroken / "unbroken"))
+    assert without_times(second_log(work_dir)[1]) == straight[after:]
+    assert runs.losses(work_dir) == runs.losses(unbroken / "unbroken")
+    digests = {runs.digest(runs.student(folder, ITERATIONS)) for folder in (work_dir, unbroken / "unbroken")}
+    assert len(digests) == 1
+    assert (work_dir / "best_abs_rel.pth").read_bytes() == (unbroken / "unbroken" / "best_abs_rel.pth").read_bytes()
+
+
+def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_left(unbroken, resumed):
+    work_dir, _ = resumed
+    before = runs.student(work_dir, ITERATIONS)
+    result = runs.finish([*runs.deepspeed(2), runs.ROOT / "bin" / "resume", work_dir])
+    assert result.code == 0, result.stderr[-3000:]
+    assert f"iter_{ITERATIONS}" in result.stderr
+    assert runs.digest(runs.student(work_dir, ITERATIONS)) == runs.digest(before)
+
+
+@pytest.mark.parametrize("which", ["auto", "checkpoint"])
+def test_train_resumes_from_auto_or_a_checkpoint(ground, tmp_path, which):
+    recipe = resumable(ground)
+    recipe["train"] |= {"iterations": 12, "validate": False}
+    path = runs.write_recipe(tmp_path / "recipe.yaml", recipe)
+    work_dir = tmp_path / "work"
+    assert runs.finish(train(path, work_dir, 1)).code == 0
+    straight = runs.losses(work_dir)
+    source, after = ("auto", 12) if which == "auto" else (work_dir / "checkpoints" / "iter_5", 5)
+    (work_dir / "recorded.jsonl").unlink()
+    result = runs.finish(train(path, work_dir, 1, "--resume-from", source, "--set", "train.iterations=14"))
+    assert result.code == 0, result.stderr[-3000:]
+    rows = runs.recorded(work_dir)
+    assert [row["iteration"] for row in rows] == list(range(after + 1, 15))
+    # The schedule is that of 14 iterations now, so the first loss is the same and later ones are not.
+    assert which == "auto" or rows[0]["loss"] == straight[5]
+
+
+def test_other_ranks_or_stages_are_refused_in_one_line(unbroken, resumed):
+    work_dir, _ = resumed
+    before = runs.files_of(work_dir)
+    zero2 = ["--deepspeed_config", runs.DS_CONFIGS / "fp32_zero2.json"]
+    result = runs.finish([*runs.deepspeed(2), runs.ROOT / "bin" / "resume", work_dir, *zero2])
+    assert result.code != 0
+    (line,) = result.our_lines()
+    assert line.startswith("CheckpointError: ")
+    assert "made by 2 ranks at ZeRO stage 0, this run has 2 at stage 2; resume with the same" in line
+    assert "Traceback" not in result.stderr
+    assert runs.files_of(work_dir) == before

@@ -1,0 +1,80 @@
+"""A TensorBoard server on a work dir, asked by HTTP for what its page asks, and opened in headless Chromium."""
+
+import json
+import shutil
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+import runs
+
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+
+
+@pytest.fixture(scope="module")
+def server(ground, tmp_path_factory):
+    """The address of a server on the work dir of a short run."""
+    folder = tmp_path_factory.mktemp("tensorboard")
+    recipe = runs.recipe(ground, iterations=8)
+    recipe["tensorboard"] = {"interval": 1, "image_interval": 4}
+    runs.many([{"name": "work", "recipe": recipe, "engine": str(runs.DS_CONFIGS / "fp32.json")}], folder, ranks=1)
+    port = runs.free_port()
+    command = ["python", "-m", "tensorboard.main", "--logdir", folder / "work", "--host", "127.0.0.1", "--port", port]
+    with runs.Program([*command, "--load_fast=false", "--reload_interval=1"]) as program:
+        address = f"http://127.0.0.1:{port}"
+        program.wait_until(lambda: "tf_logs" in str(ask(address, "/data/runs")))
+        program.wait_until(lambda: tags(address, "images") and tags(address, "scalars"))
+        yield address
+
+
+def ask(address: str, route: str):
+    try:
+        with urllib.request.urlopen(address + route, timeout=20) as answer:
+            return json.loads(answer.read())
+    except urllib.error.URLError:
+        return None
+
+
+def tags(address: str, plugin: str) -> dict:
+    (run,) = (ask(address, f"/data/plugin/{plugin}/tags") or {"": {}}).values()
+    return run
+
+
+def test_it_serves_the_loss_and_the_pictures(server):
+    (run,) = ask(server, "/data/plugin/scalars/tags")
+    scalars = tags(server, "scalars")
+    (loss_tag,) = [tag for tag in scalars if tag.split("/")[-1] == "loss"]
+    query = urllib.parse.urlencode({"run": run, "tag": loss_tag})
+    points = ask(server, f"/data/plugin/scalars/scalars?{query}")
+    assert [step for _, step, _ in points] == list(range(1, 9))
+    assert all(0 < value < 10 for _, _, value in points)
+    (image_tag, *_) = tags(server, "images")
+    query = urllib.parse.urlencode({"run": run, "tag": image_tag, "sample": 0})
+    pictures = ask(server, f"/data/plugin/images/images?{query}")
+    assert [picture["step"] for picture in pictures] == [4, 8]
+    with urllib.request.urlopen(f"{server}/data/plugin/images/individualImage?{pictures[0]['query']}") as answer:
+        assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("page", ["timeseries", "images"])
+def test_a_browser_shows_it(server, tmp_path, page):
+    picture = tmp_path / f"{page}.png"
+    dom = open_page(f"{server}/#{page}", tmp_path / "profile", "--dump-dom")
+    assert "tf_logs" in dom and ("loss" in dom if page == "timeseries" else "<img" in dom)
+    open_page(f"{server}/#{page}", tmp_path / "profile", f"--screenshot={picture}", "--window-size=1400,1000")
+    assert picture.stat().st_size > 20_000, "a blank page is smaller"
+
+
+def open_page(address: str, profile: Path, *options) -> str:
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--no-proxy-server", "--no-first-run", "--disable-background-networking"]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=15000", *options, address]
+    with runs.Program(command) as program:
+        try:
+            return program.result(timeout_s=120).stdout
+        except subprocess.TimeoutExpired:
+            pytest.fail("chromium did not end")
