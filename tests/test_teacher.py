@@ -1,0 +1,152 @@
+"""The frozen teacher: never trained, valid where the camera saw something, from our weights or published ones."""
+
+import copy
+import hashlib
+
+import pytest
+import torch
+
+from tiekd import checkpoint
+from tiekd.data.batch import Batch
+from tiekd.errors import TeacherError
+from tiekd.losses import criterion
+from tiekd.models.factory import build_network
+from tiekd.models.teacher import CachedMaps, FrozenTeacher, GroundTruth, build_teacher
+from tiekd.models.weights import to_published
+
+CPU = torch.device("cpu")
+NODE = {
+    "encoder": {"name": "resnet", "depth": 18},
+    "decoder": {"name": "bts", "width": 128},
+    "head": {"name": "sigmoid"},
+    "min_depth": 0.001,
+    "max_depth": 80.0,
+}
+STUDENT = {
+    "encoder": {"name": "mobilenet_v2", "width": 0.25},
+    "decoder": {"name": "densedepth", "widths": [8, 8, 8, 8]},
+    "head": {"name": "dpm", "num_bins": 9, "sigma": 5.0},
+    "min_depth": 0.001,
+    "max_depth": 80.0,
+}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    return build_network(NODE)
+
+
+@pytest.fixture(scope="module")
+def weights_file(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "best_abs_rel.pth"
+    checkpoint.write_weights(path, trained.state_dict(), NODE, 7)
+    return path
+
+
+def batch():
+    torch.manual_seed(1)
+    inside = torch.ones(2, 1, 32, 64, dtype=torch.bool)
+    inside[0, :, :5], inside[1, :, :, 60:] = False, False
+    depth = torch.rand(2, 1, 32, 64) * 70 + 1
+    return Batch(torch.randn(2, 3, 32, 64), depth, inside, depth / 2, torch.eye(3).expand(2, 3, 3), ["a", "b"])
+
+
+def digest(network):
+    sha = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        sha.update(name.encode() + tensor.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def refused(node):
+    with pytest.raises(TeacherError) as error:
+        build_teacher(node, CPU)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_teacher_is_the_trained_network_in_eval_mode_without_gradients(trained, weights_file):
+    teacher = build_teacher({"network": NODE, "checkpoint": str(weights_file)}, CPU)
+    assert isinstance(teacher, FrozenTeacher) and digest(teacher.network) == digest(trained)
+    assert not any(module.training for module in teacher.network.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    data = batch()
+    depth = teacher(data)
+    assert depth.shape == (2, 1, 32, 64) and depth.dtype == torch.float32 and not depth.requires_grad
+    with torch.no_grad():
+        expected = copy.deepcopy(trained).eval()(data.image).depth
+    assert torch.equal(depth[data.inside], expected[data.inside]) and (depth[data.inside] > 0).all()
+    assert (depth[~data.inside] == 0).all() and (~data.inside).any()
+
+
+def test_a_students_training_step_leaves_every_bit_of_the_teacher_alone(weights_file):
+    teacher = build_teacher({"network": NODE, "checkpoint": str(weights_file)}, CPU)
+    before = digest(teacher.network)
+    student = build_network(STUDENT).train()
+    loss = criterion.build({"dpm": {}, "silog": {}}, True)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    own = digest(student)
+    for _ in range(2):
+        data = batch()
+        depth = teacher(data)
+        optimizer.zero_grad()
+        loss(student(data.image, depth), data, depth)["loss"].backward()
+        optimizer.step()
+    assert digest(teacher.network) == before and digest(student) != own
+    assert all(parameter.grad is None for parameter in teacher.network.parameters())
+    assert not any(module.training for module in teacher.network.modules())
+
+
+def test_published_files_are_accepted(trained, tmp_path):
+    published = {"meta": {"epoch": 24}, "state_dict": to_published(trained.state_dict())}
+    torch.save(published, tmp_path / "published.pth")
+    teacher = build_teacher({"network": NODE, "checkpoint": str(tmp_path / "published.pth")}, CPU)
+    assert digest(teacher.network) == digest(trained)
+
+
+def test_a_work_dir_is_a_checkpoint_too(trained, weights_file):
+    teacher = build_teacher({"network": NODE, "checkpoint": str(weights_file.parent)}, CPU)
+    assert digest(teacher.network) == digest(trained)
+
+
+@pytest.mark.parametrize("stated", [None, "elsewhere/run"])
+def test_without_a_checkpoint_the_recipes_work_dir_has_it(trained, tmp_path, monkeypatch, stated):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "big.yaml").write_text(f"work_dir: {stated}\n" if stated else "log: {interval: 1}\n")
+    node = {"network": NODE, "recipe": str(tmp_path / "big.yaml")}
+    work_dir = tmp_path / (stated or "work_dirs/big")
+    message = refused(node)
+    assert message.startswith(
+        f"teacher.checkpoint: not given, and there are no weights in {stated or 'work_dirs/big'};"
+    )
+    assert message.endswith(f"train the teacher with bin/train.py {tmp_path / 'big.yaml'}")
+    work_dir.mkdir(parents=True)
+    checkpoint.write_weights(work_dir / "best_abs_rel.pth", trained.state_dict(), NODE, 7)
+    assert digest(build_teacher(node, CPU).network) == digest(trained)
+
+
+def test_maps_and_ground_truth_are_the_batchs():
+    data = batch()
+    maps, truth = build_teacher({"maps": "gt_kd"}, CPU), build_teacher(None, CPU)
+    assert isinstance(maps, CachedMaps) and maps(data) is data.teacher_depth
+    assert isinstance(truth, GroundTruth) and truth(data) is data.depth
+
+
+def test_mistakes_are_one_line(weights_file, tmp_path):
+    node = {"network": NODE, "checkpoint": str(weights_file)}
+    there = str(tmp_path / "nothing.pth")
+    assert refused(node | {"checkpoint": there, "recipe": "big.yaml"}) == (
+        f"teacher.checkpoint: no file at {there}; train one with bin/train.py big.yaml, "
+        "or use cached maps (teacher.maps)"
+    )
+    assert "there are no weights in" in refused(node | {"checkpoint": str(tmp_path)})
+    assert "needed beside teacher.network" in refused({"network": NODE})
+    assert "has both maps and a recipe" in refused({"maps": "x", "recipe": "big.yaml", "network": NODE})
+    assert "give `recipe` (and `checkpoint`) for a network, or `maps`" in refused({"checkpoint": there})
+    torn = tmp_path / "torn.pth"
+    torn.write_bytes(weights_file.read_bytes()[:1000])
+    assert str(torn) in refused(node | {"checkpoint": str(torn)})
+    other = NODE | {"decoder": {"name": "bts", "width": 256}}
+    message = refused({"network": other, "checkpoint": str(weights_file)})
+    assert "don't fit" in message and message.endswith("give the weights that teacher.recipe describes")
