@@ -237,7 +237,10 @@ def _load_weights(network, node: dict | None) -> list[str]:
     path = Path(node["checkpoint"])
     if path.is_dir():  # a work dir, or a checkpoint in one
         path = path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)
-    report = weights.load_into(network, weights.read_weights(path), ignore=node.get("ignore", ()))
+    try:
+        report = weights.load_into(network, weights.read_weights(path), ignore=node.get("ignore", ()))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}, as in --set load.ignore=[head.*]") from None
     left_out = [*report.misfit, *report.missing]
     told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
     return [f"Loaded {len(report.matched)} tensors from {path}{told}"]

@@ -60,19 +60,29 @@ def test_it_serves_the_loss_and_the_pictures(server):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-@pytest.mark.parametrize("page", ["timeseries", "images"])
-def test_a_browser_shows_it(server, tmp_path, page):
-    picture = tmp_path / f"{page}.png"
-    dom = open_page(f"{server}/#{page}", tmp_path / "profile", "--dump-dom")
-    assert "tf_logs" in dom and ("loss" in dom if page == "timeseries" else "<img" in dom)
-    open_page(f"{server}/#{page}", tmp_path / "profile", f"--screenshot={picture}", "--window-size=1400,1000")
-    assert picture.stat().st_size > 20_000, "a blank page is smaller"
+def test_a_browser_shows_it(server, tmp_path):
+    # Two groups of cards are open at first, and the loss is in the third: the filter opens the cards that are meant.
+    address = f"{server}/?tagFilter=%5Etrain%2F(loss%7Cpictures)%24&smoothing=0#timeseries"
+    wanted, page = ("tf_logs", ">/loss<", ">/pictures<", "<img"), ""
+    for _ in range(5):  # the browser's virtual clock may run out before the server has answered
+        page = open_page(address, tmp_path / "profile", "--dump-dom")
+        if all(word in page for word in wanted):
+            break
+    assert [word for word in wanted if word not in page] == []
+    open_page(address, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}")
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
 def open_page(address: str, profile: Path, *options) -> str:
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     command += ["--no-proxy-server", "--no-first-run", "--disable-background-networking"]
-    command += [f"--user-data-dir={profile}", "--virtual-time-budget=15000", *options, address]
+    command += [
+        f"--user-data-dir={profile}",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=60000",
+        *options,
+        address,
+    ]
     with runs.Program(command) as program:
         try:
             return program.result(timeout_s=120).stdout
