@@ -1,13 +1,21 @@
 """A hook that writes every iteration's unrounded losses to `<work_dir>/recorded.jsonl`, and what ZeRO-3 has sharded."""
 
 import json
+import time
+from pathlib import Path
 
 from tiekd.distributed import is_main, mean_over_ranks
 from tiekd.hooks.base import Hook
 
 
 class Recorder(Hook):
-    """`skipped` counts skipped optimizer steps so far; `empty` is how many parameters hold nothing between steps."""
+    """`skipped` counts skipped optimizer steps so far; `empty` is how many parameters hold nothing between steps.
+
+    wait_for: a file without which no second iteration begins, so that a test can do something in the meantime.
+    """
+
+    def __init__(self, wait_for: str | None = None):
+        self.wait_for = wait_for
 
     def after_iteration(self, state) -> None:
         row = {"iteration": state.iteration, "lr": state.lr, **mean_over_ranks(state.losses)}
@@ -16,6 +24,8 @@ class Recorder(Hook):
         if is_main():
             with (state.work_dir / "recorded.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        while self.wait_for and not Path(self.wait_for).exists():
+            time.sleep(0.05)
 
 
 build = Recorder

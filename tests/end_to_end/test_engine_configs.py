@@ -18,7 +18,7 @@ CURVE = Path(__file__).with_name("curve.json")
 ON_A_CPU = sorted(path.stem for path in runs.DS_CONFIGS.glob("*.json") if not path.stem.startswith("fp16"))
 FP16 = sorted(path.stem for path in runs.DS_CONFIGS.glob("fp16*.json"))
 # bf16 weights and activations have 8 bits; the first losses differ by rounding, the later ones by what it led to.
-TOLERANCE = {"bf16_autocast": 0.01, "bf16_autocast_zero2": 0.01, "bf16_zero2": 0.03}
+TOLERANCE = {"bf16_autocast": 0.02, "bf16_autocast_zero2": 0.02, "bf16_zero2": 0.03}
 
 
 def curve() -> list[float]:

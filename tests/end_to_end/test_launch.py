@@ -15,9 +15,10 @@ def curve() -> list[float]:
     return json.loads(Path(__file__).with_name("curve.json").read_text())["loss"]
 
 
-def in_recipe(tmp_path: Path, ground: Path, name: str) -> list:
+def in_recipe(tmp_path: Path, ground: Path, name: str, **hook) -> list:
     """The recipe of the curve, and its options."""
     recipe = runs.recipe(ground)
+    recipe["hooks"] = [runs.RECORDER | hook]
     path = runs.write_recipe(tmp_path / f"{name}.yaml", recipe)
     return [path, "--work-dir", tmp_path / name]
 
@@ -32,9 +33,9 @@ def test_dist_train_gives_the_curve(ground, tmp_path, curve, shell):
 
 def test_two_jobs_at_once_and_a_third_on_a_taken_port(ground, tmp_path, curve):
     port = runs.free_port()
-    train = runs.ROOT / "bin" / "train.py"
+    train, wait = runs.ROOT / "bin" / "train.py", {"wait_for": str(tmp_path / "third_has_ended")}
     with (
-        runs.Program([*runs.deepspeed(2, port), train, *in_recipe(tmp_path, ground, "first")]) as first,
+        runs.Program([*runs.deepspeed(2, port), train, *in_recipe(tmp_path, ground, "first", **wait)]) as first,
         runs.Program(["python", train, *in_recipe(tmp_path, ground, "second")]) as second,
     ):
         first.wait_until(lambda: (tmp_path / "first" / "recorded.jsonl").is_file())
@@ -44,6 +45,7 @@ def test_two_jobs_at_once_and_a_third_on_a_taken_port(ground, tmp_path, curve):
         assert line.startswith(f"LaunchError: port {port} is taken") and "--master_port" in line
         assert "Traceback" not in result.stderr
         assert not (tmp_path / "third").exists()
+        (tmp_path / "third_has_ended").touch()
         assert first.result().code == 0 and second.result().code == 0
     assert runs.losses(tmp_path / "first") == pytest.approx(curve, rel=1e-4)
     assert runs.losses(tmp_path / "second") == pytest.approx(curve, rel=1e-4)
@@ -81,11 +83,18 @@ def test_a_number_that_is_not_that_of_the_list_is_refused():
     assert line == "LaunchError: GPUS is 3, but CUDA_VISIBLE_DEVICES=4,5 lists 2; make them agree"
 
 
-def test_fp16_on_a_cpu_is_refused_in_one_line(ground, tmp_path):
+def test_fp16_where_the_device_can_not_is_refused_in_one_line(ground, tmp_path):
     recipe, *options = in_recipe(tmp_path, ground, "fp16")
     options += ["--deepspeed_config", runs.DS_CONFIGS / "fp16.json"]
-    result = runs.finish([sys.executable, runs.ROOT / "bin" / "train.py", recipe, *options])
-    assert result.code == 2
+    # Some CPUs can compute in fp16, so this one is made to say that it can't.
+    program = tmp_path / "no_fp16.py"
+    program.write_text(
+        "import runpy, sys\nfrom deepspeed.accelerator import get_accelerator\n"
+        "get_accelerator().is_fp16_supported = lambda: False\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    result = runs.finish([sys.executable, program, runs.ROOT / "bin" / "train.py", recipe, *options])
+    assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
     assert line.startswith("LaunchError: fp16 is not supported on this device (cpu); use ds_configs/fp32.json")
     assert not (tmp_path / "fp16").exists()
