@@ -1,6 +1,7 @@
 """A run that is killed in mid-epoch and resumed is the run that was never killed, bit for bit."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,8 @@ def resumable(ground: Path) -> dict:
     return recipe
 
 
-def train(path: Path, work_dir: Path, ranks: int, *options) -> list:
-    launcher = runs.deepspeed(ranks) if ranks > 1 else ["python"]
-    return [*launcher, runs.ROOT / "bin" / "train.py", path, "--work-dir", work_dir, *options]
+def train(path: Path, work_dir: Path, ranks: int = 2) -> list:
+    return [*runs.deepspeed(ranks), runs.ROOT / "bin" / "train.py", path, "--work-dir", work_dir]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def unbroken(ground, tmp_path_factory) -> Path:
     """The folder of `recipe.yaml` and of the work dir `unbroken`, made by two ranks in one go."""
     folder = tmp_path_factory.mktemp("resume")
     path = runs.write_recipe(folder / "recipe.yaml", resumable(ground))
-    result = runs.finish(train(path, folder / "unbroken", 2))
+    result = runs.finish(train(path, folder / "unbroken"))
     assert result.code == 0, result.stderr[-3000:]
     return folder
 
@@ -35,7 +35,7 @@ def unbroken(ground, tmp_path_factory) -> Path:
 def resumed(unbroken) -> tuple[Path, int]:
     """The work dir of a run that was killed as a whole after iteration 12 and resumed; and where it resumed."""
     work_dir = unbroken / "killed"
-    with runs.Program(train(unbroken / "recipe.yaml", work_dir, 2)) as program:
+    with runs.Program(train(unbroken / "recipe.yaml", work_dir)) as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 12)
         program.kill()
     killed_at = iterations_done(work_dir)
@@ -88,32 +88,59 @@ def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_le
     assert runs.digest(runs.student(work_dir, ITERATIONS)) == runs.digest(before)
 
 
-@pytest.mark.parametrize("which", ["auto", "checkpoint"])
-def test_train_resumes_from_auto_or_a_checkpoint(ground, tmp_path, which):
+@pytest.fixture(scope="module")
+def one_process(ground, unbroken, resumed) -> dict[str, runs.Result]:
+    """Outcomes of bin/train.py with --resume-from, one after another in one process."""
+    folder = unbroken
     recipe = resumable(ground)
     recipe["train"] |= {"iterations": 12, "validate": False}
-    path = runs.write_recipe(tmp_path / "recipe.yaml", recipe)
-    work_dir = tmp_path / "work"
-    assert runs.finish(train(path, work_dir, 1)).code == 0
-    straight = runs.losses(work_dir)
-    source, after = ("auto", 12) if which == "auto" else (work_dir / "checkpoints" / "iter_5", 5)
-    (work_dir / "recorded.jsonl").unlink()
-    result = runs.finish(train(path, work_dir, 1, "--resume-from", source, "--set", "train.iterations=14"))
+    path = str(runs.write_recipe(folder / "short.yaml", recipe))
+    to_14 = ["--set", "train.iterations=14"]
+    zero2 = ["--deepspeed_config", str(runs.DS_CONFIGS / "fp32_zero2.json")]
+    of_two_ranks = [str(folder / "recipe.yaml"), "--work-dir", str(resumed[0])]
+    commands = {
+        "straight": [path, "--work-dir", str(folder / "auto")],
+        "checkpoint": [path, "--work-dir", str(folder / "from_5"), *to_14]
+        + ["--resume-from", str(folder / "auto" / "checkpoints" / "iter_5")],
+        "auto": [path, "--work-dir", str(folder / "auto"), "--resume-from", "auto", *to_14],
+        "stage": [path, "--work-dir", str(folder / "auto"), "--resume-from", "auto", *zero2],
+        "ranks": [*of_two_ranks, "--resume-from", "auto", *zero2],
+        "nowhere": [path, "--work-dir", str(folder / "auto"), "--resume-from", str(folder / "no_such")],
+        "again": [path, "--work-dir", str(folder / "auto")],
+    }
+    (folder / "commands.json").write_text(json.dumps(list(commands.values())))
+    before = runs.files_of(resumed[0])
+    result = runs.finish([sys.executable, runs.HERE / "mains.py", folder / "commands.json"])
     assert result.code == 0, result.stderr[-3000:]
-    rows = runs.recorded(work_dir)
-    assert [row["iteration"] for row in rows] == list(range(after + 1, 15))
-    # The schedule is that of 14 iterations now, so the first loss is the same and later ones are not.
-    assert which == "auto" or rows[0]["loss"] == straight[5]
+    assert runs.files_of(resumed[0]) == before, "what is refused leaves everything as it is"
+    outcomes = json.loads((folder / "commands.out").read_text())
+    return {name: runs.Result(**row) for name, row in zip(commands, outcomes, strict=True)}
 
 
-def test_other_ranks_or_stages_are_refused_in_one_line(unbroken, resumed):
-    work_dir, _ = resumed
-    before = runs.files_of(work_dir)
-    zero2 = ["--deepspeed_config", runs.DS_CONFIGS / "fp32_zero2.json"]
-    result = runs.finish([*runs.deepspeed(2), runs.ROOT / "bin" / "resume", work_dir, *zero2])
-    assert result.code != 0
+def test_train_resumes_from_auto_or_a_checkpoint(one_process, unbroken):
+    for name in ("straight", "auto", "checkpoint"):
+        assert one_process[name].code == 0, one_process[name].stderr[-3000:]
+    iterations = [row["iteration"] for row in runs.recorded(unbroken / "auto")]
+    assert iterations == list(range(1, 15))
+    rows = runs.recorded(unbroken / "from_5")
+    assert [row["iteration"] for row in rows] == list(range(6, 15))
+    # The schedule is that of 14 iterations now, so the first loss is that of the straight run and later ones are not.
+    straight = runs.losses(unbroken / "auto")[5:]
+    assert rows[0]["loss"] == straight[0] and rows[3]["loss"] != straight[3]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("stage", "made by 1 ranks at ZeRO stage 0, this run has 1 at stage 2; resume with the same, or take the weig"),
+        ("ranks", "made by 2 ranks at ZeRO stage 0, this run has 1 at stage 2; resume with the same, or take the weig"),
+        ("nowhere", "no such checkpoint folder; give .../checkpoints/iter_N or auto"),
+        ("again", "already holds a run (iter_14); go on with bin/resume"),
+    ],
+)
+def test_what_can_not_be_resumed_is_refused_in_one_line(one_process, name, text):
+    result = one_process[name]
+    assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
-    assert line.startswith("CheckpointError: ")
-    assert "made by 2 ranks at ZeRO stage 0, this run has 2 at stage 2; resume with the same" in line
+    assert line.startswith("LaunchError: " if name == "again" else "CheckpointError: ") and text in line, line
     assert "Traceback" not in result.stderr
-    assert runs.files_of(work_dir) == before

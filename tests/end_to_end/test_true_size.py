@@ -11,7 +11,7 @@ LIMIT_GB = 20.0
 
 
 @pytest.mark.long
-def test_a_step_of_the_published_student_fits_into_twenty_gigabytes(ground, tmp_path, record_property):
+def test_a_step_of_the_published_student_fits_into_twenty_gigabytes(ground, tmp_path, capsys):
     network = runs.ROOT / "model_configs" / "_base_" / "networks" / "mobilenet_v2_dpm_kitti.yaml"
     recipe = runs.recipe(ground, batch_size=2, iterations=1)
     recipe["network"] = yaml.safe_load(network.read_text())["network"]
@@ -29,7 +29,8 @@ def test_a_step_of_the_published_student_fits_into_twenty_gigabytes(ground, tmp_
         result = program.result()
     assert result.code == 0, result.stderr[-3000:]
     assert len(runs.recorded(tmp_path / "work")) == 1
-    record_property("peak_gb", peak_gb)
+    with capsys.disabled():
+        print(f"\n{peak_gb:.1f} GB over launcher and two ranks")
     assert 1.0 < peak_gb < LIMIT_GB, f"{peak_gb:.1f} GB over all ranks"
 
 
