@@ -15,7 +15,7 @@ from tiekd import launch  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    from tiekd.run import add_arguments
+    from tiekd.options import add_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="YAML below model_configs/, or your own")
@@ -31,7 +31,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     from tiekd.engine import read_engine_config
-    from tiekd.run import recipe_from_arguments, run
+    from tiekd.options import recipe_from_arguments
+    from tiekd.run import run
 
     recipe = recipe_from_arguments(args.recipe, args)
     run(recipe, Path(args.recipe).resolve(), read_engine_config(args.deepspeed_config), args.resume_from)

@@ -12,7 +12,7 @@ from tiekd.errors import RecipeError
 from tiekd.evaluation import EvaluationSettings
 from tiekd.losses import criterion
 from tiekd.models.factory import build_network
-from tiekd.run import TrainSettings
+from tiekd.options import TrainSettings
 
 MODEL_CONFIGS = Path(__file__).parents[1] / "model_configs"
 RECIPES = sorted(path for suffix in ("yaml", "yml") for path in MODEL_CONFIGS.rglob(f"*.{suffix}"))

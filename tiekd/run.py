@@ -3,16 +3,14 @@
 Everything that can be wrong with a recipe is found here, before the first iteration and before anything is written.
 """
 
-import argparse
 import json
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, launch, schedules
-from tiekd.config import build, check_keys, dump_recipe, load_recipe, merge, settings
+from tiekd.config import build, dump_recipe, settings
 from tiekd.data.loader import training_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch
 from tiekd.data.transforms import Augment
@@ -28,62 +26,16 @@ from tiekd.environment import environment
 from tiekd.errors import CheckpointError, LaunchError, RecipeError
 from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
-from tiekd.hooks.checkpoint import Checkpoint
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState, train
 from tiekd.losses import criterion as criteria
 from tiekd.models import weights
 from tiekd.models.factory import build_network
-from tiekd.models.teacher import FrozenTeacher, build_teacher
+from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoint
+from tiekd.options import LoadSettings, TrainSettings
 
 _NOT_FOR_DATASETS = ("augment", "workers")
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """`recipe["train"]`. batch_size is global; epochs or iterations; clip_norm is L2, 0 for none."""
-
-    batch_size: int = 16
-    epochs: int | None = None
-    iterations: int | None = None
-    clip_norm: float = 35.0
-    seed: int = 0
-    lr_scaling: str = "none"
-    deterministic: bool = False
-    validate: bool = True
-
-    def __post_init__(self):
-        for name in ("batch_size", "epochs", "iterations"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
-        if (self.epochs is None) == (self.iterations is None):
-            raise RecipeError("train: give either epochs or iterations")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that bin/train.py and bin/resume share."""
-    parser.add_argument("--deepspeed_config", metavar="JSON", help="engine config; default ds_configs/fp32.json")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
-    parser.add_argument("--no-validate", action="store_true", help="no evaluation, so no best checkpoint either")
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
-
-
-def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
-    """The recipe with everything that the command line says about it; the work dir is filled in."""
-    recipe = load_recipe(path, args.overrides)
-    train_options = {"seed": getattr(args, "seed", None), "deterministic": getattr(args, "deterministic", None) or None}
-    if args.no_validate:
-        train_options["validate"] = False
-    given = {"train": {key: value for key, value in train_options.items() if value is not None}}
-    if getattr(args, "load_from", None):
-        given["load"] = {"checkpoint": str(Path(args.load_from).resolve())}
-    if getattr(args, "work_dir", None):
-        given["work_dir"] = args.work_dir
-    recipe = merge(recipe, given)
-    recipe.setdefault("work_dir", str(checkpoint.work_dir_of(path)))
-    return recipe
 
 
 def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None) -> None:
@@ -106,12 +58,15 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     train_set = build_dataset(recipe, "train")
     val_set = build_dataset(recipe, "val") if options.validate else None
     augment, workers = _loading(recipe["data"])
+    if "network" in (recipe.get("teacher") or {}):
+        # The best weights of a work dir may be others tomorrow: the saved recipe names the file that was taken today.
+        recipe["teacher"]["checkpoint"] = str(teacher_checkpoint(recipe["teacher"]).resolve())
     teacher = build_teacher(recipe.get("teacher"), device)
 
     per_epoch = iterations_per_epoch(len(train_set), options.batch_size)
     total = options.iterations or options.epochs * per_epoch
     optimizer_node = recipe.get("optimizer", {})
-    report = _load_weights(network, recipe.get("load")) if resume_path is None else []
+    report = _load_weights(network, recipe) if resume_path is None else []
     optimizer = build_optimizer(optimizer_node, network, options.batch_size, options.lr_scaling)
     group = optimizer.param_groups[0]
     schedule = schedules.build(
@@ -188,9 +143,8 @@ def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[lis
         evaluation = settings(recipe, "evaluation", EvaluationSettings)
         hooks.append(Evaluation(evaluation, val_set, replica, device, workers, [log, board], log.info))
     hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
-    checkpoint_node = recipe.get("checkpoint", {})
-    check_keys(checkpoint_node, ["interval", "by", "keep_last"], "checkpoint")
-    hooks.append(Checkpoint(list(hooks), **checkpoint_node))
+    saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}
+    hooks.append(build(saving, "tiekd.hooks", "checkpoint", hooks=list(hooks)))
     return hooks, log
 
 
@@ -229,16 +183,16 @@ def _resume(state: TrainState, path: Path) -> None:
             hook.load_state_dict(hook_states[type(hook).__name__])
 
 
-def _load_weights(network, node: dict | None) -> list[str]:
+def _load_weights(network, recipe: dict) -> list[str]:
     """Loads `load.checkpoint` into the network; returns what to say about it."""
-    if not node:
+    load = settings(recipe, "load", LoadSettings)
+    if load.checkpoint is None:
         return []
-    check_keys(node, ["checkpoint", "ignore"], "load")
-    path = Path(node["checkpoint"])
+    path = Path(load.checkpoint)
     if path.is_dir():  # a work dir, or a checkpoint in one
         path = path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)
     try:
-        report = weights.load_into(network, weights.read_weights(path), ignore=node.get("ignore", ()))
+        report = weights.load_into(network, weights.read_weights(path), ignore=load.ignore)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}, as in --set load.ignore=[head.*]") from None
     left_out = [*report.misfit, *report.missing]
@@ -276,7 +230,8 @@ def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, r
         notes.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
     notes.append(f"Student: {_millions(network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
-        notes.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, outside the engine")
+        source = recipe["teacher"]["checkpoint"]
+        notes.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, from {source}")
     lr_batch_size = recipe["optimizer"].get("lr_batch_size", options.batch_size)
     if lr_batch_size != options.batch_size:
         factor = lr_factor(options.batch_size, lr_batch_size, options.lr_scaling)

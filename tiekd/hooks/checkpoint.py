@@ -31,3 +31,6 @@ class Checkpoint(Hook):
         checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe["network"])
         if distributed.is_main():
             checkpoint.prune(folder, self.keep_last)
+
+
+build = Checkpoint

@@ -56,6 +56,17 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
         return CachedMaps()
     if not node.get("network"):
         raise TeacherError("teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps")
+    path = teacher_checkpoint(node)
+    network = build_network(node["network"])
+    try:
+        weights.load_into(network, weights.read_weights(path))
+    except CheckpointError as error:
+        raise TeacherError(f"teacher.checkpoint: {error}; give the weights that teacher.recipe describes") from None
+    return FrozenTeacher(network, device)
+
+
+def teacher_checkpoint(node: dict) -> Path:
+    """The file of weights that a teacher node means; TeacherError when there is none. See `build_teacher`."""
     path = Path(node["checkpoint"]).expanduser() if "checkpoint" in node else default_checkpoint(node)
     if path.is_dir():
         path = _weights_in(path, node, "teacher.checkpoint: ")
@@ -64,12 +75,7 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
             f"teacher.checkpoint: no file at {path}; train one with bin/train.py {node.get('recipe', 'its recipe')}, "
             "or use cached maps (teacher.maps)"
         )
-    network = build_network(node["network"])
-    try:
-        weights.load_into(network, weights.read_weights(path))
-    except CheckpointError as error:
-        raise TeacherError(f"teacher.checkpoint: {error}; give the weights that teacher.recipe describes") from None
-    return FrozenTeacher(network, device)
+    return path
 
 
 def default_checkpoint(node: dict) -> Path:
