@@ -1,5 +1,6 @@
 """The ground that the end-to-end runs stand on: rendered scenes and a teacher's weights, made once a session."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import runs  # noqa: E402
 from tiekd.checkpoint import write_weights  # noqa: E402
 from tiekd.data.scenes import write_kitti_layout  # noqa: E402
 from tiekd.models.factory import build_network  # noqa: E402
+
+# A test that is terminated must still end the processes that it started; by default SIGTERM ends Python at once.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 @pytest.fixture(scope="session")
