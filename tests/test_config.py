@@ -186,6 +186,18 @@ def test_the_teachers_network_comes_from_its_recipe_wherever_it_is_named(tmp_pat
     assert "big.yaml: no such recipe" in refused(path)
 
 
+def test_an_override_changes_a_part_of_the_teachers_network(tmp_path):
+    parts = "encoder: {name: e}, decoder: {name: d, width: 512}, head: {name: h}"
+    write(tmp_path / "big.yaml", f"network: {{{parts}, max_depth: 80.0}}\n")
+    path = write(tmp_path / "x.yaml", "teacher: {recipe: big.yaml}\n")
+    teacher = load_recipe(path, ["teacher.network.decoder.width=128"])["teacher"]
+    assert teacher["network"]["decoder"] == {"name": "d", "width": 128} and teacher["network"]["max_depth"] == 80.0
+    # What was saved stays as it was trained with, whatever becomes of the teacher's recipe.
+    write(tmp_path / "big.yaml", f"network: {{{parts}, max_depth: 10.0, min_depth: 0.1}}\n")
+    saved = write(tmp_path / "saved.yaml", dump_recipe({"teacher": teacher}))
+    assert load_recipe(saved)["teacher"]["network"] == teacher["network"]
+
+
 def test_a_child_can_take_maps_in_place_of_its_bases_teacher(tmp_path):
     write(tmp_path / "big.yaml", "network: {max_depth: 10.0}\n")
     write(tmp_path / "base.yaml", "teacher: {recipe: big.yaml}\n")

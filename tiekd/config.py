@@ -212,10 +212,14 @@ def _resolve_teacher(recipe: dict) -> None:
     check_keys(teacher, kinds, "teacher")
     for key, value in teacher.items():
         check_value(value, kinds[key], f"teacher.{key}")
-    if "recipe" in teacher and "network" not in teacher:
-        path = Path(teacher["recipe"])
+    if "recipe" not in teacher:
+        return
+    path, given = Path(teacher["recipe"]), teacher.get("network", {})
+    # A saved recipe has the network whole, and its word counts, file or no file; an override has only parts of it.
+    whole = {"encoder", "decoder", "head"} <= given.keys() or (given and not path.is_file())
+    if not whole:
         theirs = _load_with_bases(path, ())
         _check_sections(theirs, path)
         if "network" not in theirs:
             raise RecipeError(f"teacher.recipe: {path} describes no network; give the recipe that trains the teacher")
-        teacher["network"] = theirs["network"]
+        teacher["network"] = merge(theirs["network"], given)
