@@ -21,7 +21,7 @@ from tiekd.pictures import colourise, denormalise, dilate, error_map, panel
 class TensorBoard(Hook):
     """Writes `<work_dir>/tf_logs` on rank 0.
 
-    interval: least iterations between scalars (they come with the text log's lines). image_interval: iterations
+    interval: least iterations between scalars; they come with the text log's lines. image_interval: iterations
     between pictures, 0 for none; the last iteration has one, too. num_images: rows of a picture, at most the batch.
     max_depth: metres at the far end of the colours; errors are shown up to a tenth of it. text_log: where the means
     come from; None takes the first TextLog of `state.hooks`.
@@ -29,7 +29,7 @@ class TensorBoard(Hook):
 
     def __init__(
         self,
-        interval: int = 50,
+        interval: int = 1,
         image_interval: int = 500,
         num_images: int = 2,
         max_depth: float = 80.0,
