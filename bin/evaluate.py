@@ -47,10 +47,11 @@ def main() -> None:
         mean_map = evaluation.mean_depth_map(build_dataset({**recipe, "teacher": None}, "train")).to(device)
         candidates["mean map"] = lambda image: mean_map.expand(len(image), -1, -1, -1)
     for path, checkpoint in [*((path, None) for path in args.against), (args.recipe, args.checkpoint)]:
-        network, weights = reports.load_network(path, checkpoint, args.overrides)
-        candidates[Path(path).stem] = partial(evaluation.predict, network.to(device).eval(), flip=options.flip)
+        network, weights = reports.load_network(path, checkpoint, args.overrides if path == args.recipe else ())
+        name = Path(path).stem if Path(path).stem not in candidates else path
+        candidates[name] = partial(evaluation.predict, network.to(device).eval(), flip=options.flip)
         if distributed.is_main():
-            print(f"{Path(path).stem}: {weights}")
+            print(f"{name}: {weights}")
     figures = {
         name: evaluation.evaluate(candidate, frames, options, min_depth, max_depth, device)
         for name, candidate in candidates.items()

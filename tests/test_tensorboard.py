@@ -17,7 +17,7 @@ def make_state(work_dir, hooks, iteration=0):
     return SimpleNamespace(
         iteration=iteration, iterations_per_epoch=20, total_iterations=40, by_epoch=True, batch_size=3, lr=[1e-3, 1e-2],
         momentum=[0.95, 0.95], losses={}, grad_norm=None, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
-        timestamp="20240101_120000", recipe={}, batch=batch, hooks=hooks, skipped_steps=0,
+        timestamp="20240101_120000", recipe={"teacher": {"maps": "m"}}, batch=batch, hooks=hooks, skipped_steps=0,
         teacher_depth=torch.rand(3, 1, 16, 32) * 9,
         prediction=SimpleNamespace(depth=torch.rand(3, 1, 16, 32, dtype=torch.float16, requires_grad=True)),
     )  # fmt: skip
@@ -91,7 +91,9 @@ def test_pictures_have_a_row_a_sample_and_a_column_a_map(with_teacher, tmp_path,
     panels = []
     monkeypatch.setattr(tensorboard, "panel", lambda *args: panels.append(args) or np.zeros((4, 6, 3), np.uint8))
     state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=2, max_depth=10.0)])
-    state.teacher_depth = state.teacher_depth if with_teacher else None
+    # Without a teacher the loop passes the ground truth on as what the student learns from.
+    state.recipe = state.recipe if with_teacher else {}
+    state.teacher_depth = state.teacher_depth if with_teacher else state.batch.depth
     train(state, 40)
     for hook in state.hooks:
         hook.after_train(state)

@@ -54,8 +54,8 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], net
     distributed.barrier()
     if distributed.is_main():
         _write_manifest(partial)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # saved by a run that was killed before it had removed it, or by two hooks
+            os.rename(final, folder / f".{final.name}.partial.old")
         os.rename(partial, final)
         _replace_text(folder / LATEST, final.name)
     distributed.barrier()
@@ -98,9 +98,9 @@ def find(work_dir: Path) -> Path:
 
 def find_weights(work_dir: Path) -> Path:
     """The student weights of a work dir: the best evaluation's, else the newest checkpoint's."""
-    best = sorted(work_dir.glob("best_*.pth"))
-    if best:
-        return best[0]
+    best = list(work_dir.glob("best_*.pth"))
+    if best:  # more than one after a change of evaluation.save_best
+        return max(best, key=lambda path: path.stat().st_mtime)
     try:
         return find(work_dir) / STUDENT
     except CheckpointError:
@@ -111,8 +111,9 @@ def check(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file is there with the size and digest of its manifest."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        assert files
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+    except (OSError, ValueError, KeyError, TypeError):
+        files = None
+    if not files or not isinstance(files, dict):
         return "no manifest that can be read (a save that never ended)"
     for name, (size, digest) in files.items():
         path = checkpoint / name
@@ -125,11 +126,22 @@ def check(checkpoint: Path) -> str | None:
     return None
 
 
+def set_aside_newer(folder: Path, iteration: int) -> None:
+    """Renames the checkpoints after `iteration`, from where a run goes on: they are another future. Main rank only."""
+    for checkpoint in list(_newest_first(folder)):
+        if int(checkpoint.name[5:]) > iteration:
+            aside, count = checkpoint.with_name(f"abandoned_{checkpoint.name}"), 1
+            while aside.exists():
+                count += 1
+                aside = checkpoint.with_name(f"abandoned{count}_{checkpoint.name}")
+            os.rename(checkpoint, aside)
+
+
 def prune(folder: Path, keep_last: int) -> None:
     """Removes all but the newest `keep_last` checkpoints, and what killed saves left behind. Main rank only."""
     for old in list(_newest_first(folder))[keep_last:]:
         shutil.rmtree(old)
-    for partial in folder.glob(".iter_*.partial"):
+    for partial in folder.glob(".iter_*.partial*"):
         shutil.rmtree(partial)
 
 

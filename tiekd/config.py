@@ -166,12 +166,13 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
 
 
 def _anchored(change: dict, folder: Path, where: str) -> dict:
-    """The change with `teacher.recipe` as an absolute path; another teacher takes the network of the old one away."""
+    """The change with `teacher.recipe` as an absolute path, which takes the old teacher's network and weights away."""
     teacher = change.get("teacher")
     if not isinstance(teacher, dict) or teacher.get("recipe") is None:
         return change
     check_value(teacher["recipe"], str, f"{where}: teacher.recipe")
-    return change | {"teacher": {"network": None} | teacher | {"recipe": str((folder / teacher["recipe"]).resolve())}}
+    recipe = str((folder / teacher["recipe"]).resolve())
+    return change | {"teacher": {"network": None, "checkpoint": None} | teacher | {"recipe": recipe}}
 
 
 def _read_yaml(path: Path) -> dict:

@@ -115,9 +115,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         normalised, mean, var, count = _NormaliseOverRanks.apply(x, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = var * (count / (count - 1).clamp(min=1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
         return torch.addcmul(bias[:, None, None], normalised, weight[:, None, None]).to(x.dtype)
 
 
@@ -129,7 +128,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         x = x.float()
         num_channels = x.shape[1]
         var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-        local = torch.cat([mean, var, mean.new_tensor([x.numel() / num_channels])])
+        local = torch.cat([mean, var, mean.new_full((1,), x.numel() / num_channels)])
         gathered = local.new_empty(world_size(), local.numel())
         dist.all_gather(list(gathered.unbind()), local)
         means, variances = gathered[:, :num_channels], gathered[:, num_channels:-1]

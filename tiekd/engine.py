@@ -203,10 +203,8 @@ def student_state_dict(engine) -> dict[str, Tensor]:
 
 
 def _clips_here(config: EngineConfig) -> bool:
-    scaled = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
-    autocast = config.values.get("torch_autocast", {})
-    scaled |= bool(autocast.get("enabled")) and autocast.get("dtype") in ("fp16", "float16")
-    return config.zero_stage == 0 and not scaled
+    in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
+    return config.zero_stage == 0 and not in_half
 
 
 def _scales_here(config: EngineConfig) -> bool:
@@ -254,17 +252,16 @@ def _check_precision(values: dict) -> None:
 
     fp16, bf16 = values.get("fp16", {}), values.get("bf16", {})
     autocast = values.get("torch_autocast", {})
-    stage = values.get("zero_optimization", {}).get("stage", 0)
     device = get_accelerator().device_name()
     if fp16.get("enabled") and not get_accelerator().is_fp16_supported():
         raise LaunchError(f"fp16 is not supported on this device ({device}); use ds_configs/fp32.json or bf16_autocast")
     if fp16.get("auto_cast"):
         raise RecipeError("engine config: fp16.auto_cast also halves the teacher's depth; remove it")
-    half_autocast = autocast.get("enabled") and autocast.get("dtype") in ("fp16", "float16", "torch.float16")
-    if half_autocast and stage > 0 and values["gradient_clipping"] > 0:
+    check_keys(autocast, ["enabled", "dtype", "lower_precision_safe_modules"], "engine config: torch_autocast")
+    if autocast.get("enabled") and "bf" not in str(autocast.get("dtype", "")):
         raise RecipeError(
-            "engine config: torch_autocast fp16 with clipping at ZeRO 1-3 clips gradients that still carry the loss "
-            "scale, so training stands still; use bfloat16, or fp16.enabled, or stage 0"
+            f"engine config: torch_autocast.dtype is {autocast.get('dtype')!r}; only bfloat16 trains rightly with "
+            "DeepSpeed 0.19 (in fp16 it clips gradients that still carry the loss scale); for fp16 use fp16.enabled"
         )
     if bf16.get("enabled") and values.get("data_types", {}).get("buffer_dtype"):
         raise RecipeError("engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it")

@@ -118,9 +118,13 @@ class LaunchRecord:
 
     def launcher_options(self, given: Sequence[str]) -> list[str]:
         """Options for `deepspeed` that start the same ranks on the same devices, unless others are given."""
+        if self.world_size != self.ranks_per_node and not given:
+            raise LaunchError(
+                f"the run had {self.world_size} ranks on several machines; say on which to go on, with --hostfile FILE"
+            )
         default = ",".join(str(i) for i in range(self.ranks_per_node))
         if self.visible_devices in (None, "", default):
-            devices = f"--num_gpus={self.world_size}"
+            devices = f"--num_gpus={self.ranks_per_node}"
         else:
             devices = f"--include=localhost:{self.visible_devices}"
         names = {option.split("=")[0] for option in given}

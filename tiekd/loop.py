@@ -38,7 +38,7 @@ class TrainState:
     data_time_s: float = 0.0
     batch: Batch | None = None  # the last micro-batch
     prediction: Prediction | None = None
-    teacher_depth: Tensor | None = None
+    teacher_depth: Tensor | None = None  # the ground truth in a run without a teacher
     metrics: dict[str, float] | None = None  # of the last evaluation
 
     @property

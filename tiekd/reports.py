@@ -21,7 +21,7 @@ from tiekd.models.network import Network
 def load_network(recipe_path: str, checkpoint_path: str | None, overrides=()) -> tuple[Network, Path]:
     """The network of a recipe with its weights (None: the best, else the newest, of its work dir), and which those are.
 
-    Only overrides of the network count here. Raises RecipeError and CheckpointError.
+    Of the overrides only those of the network and the work dir count. Raises RecipeError and CheckpointError.
     """
     recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "work_dir="))])
     path = Path(checkpoint_path) if checkpoint_path else None

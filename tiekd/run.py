@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, launch, schedules
-from tiekd.config import build, dump_recipe, settings
+from tiekd.config import build, dump_recipe, load_recipe, settings
 from tiekd.data.loader import training_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch
 from tiekd.data.transforms import Augment
@@ -26,6 +26,7 @@ from tiekd.environment import environment
 from tiekd.errors import CheckpointError, LaunchError, RecipeError
 from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
+from tiekd.hooks.checkpoint import keyed
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState, train
@@ -58,9 +59,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     train_set = build_dataset(recipe, "train")
     val_set = build_dataset(recipe, "val") if options.validate else None
     augment, workers = _loading(recipe["data"])
-    if "network" in (recipe.get("teacher") or {}):
-        # The best weights of a work dir may be others tomorrow: the saved recipe names the file that was taken today.
-        recipe["teacher"]["checkpoint"] = str(teacher_checkpoint(recipe["teacher"]).resolve())
+    _fix_teacher_checkpoint(recipe, work_dir, resuming=resume_path is not None)
     teacher = build_teacher(recipe.get("teacher"), device)
 
     per_epoch = iterations_per_epoch(len(train_set), options.batch_size)
@@ -91,8 +90,12 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     check_work_dir(work_dir, recipe_path, resuming=resume_path is not None)
     state.engine = build_engine(network, optimizer, config)
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
+    changed = []
     if resume_path is not None:
         _resume(state, resume_path)
+        if (work_dir / "config.yaml").is_file():
+            changed = [k for k in _changed_keys(load_recipe(work_dir / "config.yaml"), recipe) if k != "work_dir"]
+    distributed.barrier()
     if distributed.is_main():
         write_work_dir(work_dir, recipe, recipe_path, config)
     sampler = MicroBatches(
@@ -107,7 +110,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     )
     batches = training_batches(train_set, sampler, augment, options.seed, workers, device)
     log.open(work_dir, state.timestamp)
-    for note in _notes(recipe, options, train_set, val_set, network, teacher, resume_path, report):
+    for note in _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report):
         log.info(note)
     train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
 
@@ -178,9 +181,26 @@ def _resume_path(work_dir: Path, resume_from: str | None) -> Path | None:
 
 def _resume(state: TrainState, path: Path) -> None:
     state.iteration, hook_states = checkpoint.load(state.engine, path)
-    for hook in state.hooks:
-        if type(hook).__name__ in hook_states:
-            hook.load_state_dict(hook_states[type(hook).__name__])
+    for key, hook in keyed(state.hooks).items():
+        if key in hook_states:
+            hook.load_state_dict(hook_states[key])
+    if distributed.is_main():
+        checkpoint.set_aside_newer(state.work_dir / checkpoint.FOLDER, state.iteration)
+
+
+def _fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:
+    """Names the teacher's file of weights in the recipe: the best of a work dir may be another one tomorrow.
+
+    A run that goes on takes the file that it was started with.
+    """
+    teacher = recipe.get("teacher") or {}
+    if "network" not in teacher or "maps" in teacher:
+        return
+    if resuming and "checkpoint" not in teacher and (work_dir / "config.yaml").is_file():
+        started_with = load_recipe(work_dir / "config.yaml").get("teacher") or {}
+        if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
+            teacher["checkpoint"] = started_with["checkpoint"]
+    teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
 
 
 def _load_weights(network, recipe: dict) -> list[str]:
@@ -212,16 +232,30 @@ def _work_dir_problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str 
         maker = launch.read_record(work_dir).recipe
         if maker != str(recipe_path):
             return f"{work_dir} belongs to {maker}; give this run another --work-dir"
-    held = sorted((work_dir / checkpoint.FOLDER).glob("iter_*"))
+    elif (work_dir / "config.yaml").exists():
+        return f"{work_dir} holds a config.yaml that no run made; give this run another --work-dir"
+    held = [*(work_dir / checkpoint.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
         return (
-            f"{work_dir} already holds a run ({held[-1].name}); go on with bin/resume {work_dir}, "
+            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume {work_dir}, "
             "or start anew in another --work-dir"
         )
     return None
 
 
-def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, report) -> list[str]:
+def _changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Dotted names of the values that differ between two recipes."""
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changed += _changed_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            changed.append(prefix + key)
+    return changed
+
+
+def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report) -> list[str]:
     """What the log says before training: sizes, counts, and everything a user should know about this run."""
     notes = [f"Training frames: {len(train_set)}" + _skipped(train_set)]
     if val_set is None:
@@ -241,6 +275,8 @@ def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, r
         )
     if resume_path is not None:
         notes.append(f"Resumed from {resume_path}")
+        if changed:
+            notes.append(f"Not as it was started, so it won't go on as it would have; changed: {', '.join(changed)}")
     return notes + report
 
 

@@ -107,7 +107,9 @@ def test_every_log_line_has_its_form_and_the_lr_that_was_used(results, name):
 def test_the_teacher_stays_as_it_is_and_out_of_the_engine(results, name):
     before, after = json.loads((results / f"{name}_2" / "finished.json").read_text())
     assert before and before == after
-    for path in (results / f"{name}_2" / "checkpoints" / "iter_20").glob("mp_rank_*_model_states.pt"):
+    files = list((results / f"{name}_2" / "checkpoints" / "iter_20").glob("*mp_rank_*_model_states.pt"))
+    assert files
+    for path in files:
         module = torch.load(path, weights_only=False)["module"]
         student = runs.student(results / f"{name}_2")
         assert set(module) <= set(student), "nothing but the student is in the engine's checkpoint"

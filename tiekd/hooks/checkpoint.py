@@ -27,10 +27,19 @@ class Checkpoint(Hook):
         if state.iteration % period and state.iteration != state.total_iterations:
             return
         folder = state.work_dir / checkpoint.FOLDER
-        hook_states = {type(hook).__name__: hook.state_dict() for hook in self.hooks}
+        hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe["network"])
         if distributed.is_main():
             checkpoint.prune(folder, self.keep_last)
+
+
+def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:
+    """Hooks by the names that a checkpoint has for them: the class, with a number from the second of a class on."""
+    names: dict[str, Hook] = {}
+    for hook in hooks:
+        name, count = type(hook).__name__, sum(type(hook).__name__ == type(other).__name__ for other in names.values())
+        names[name if count == 0 else f"{name}_{count + 1}"] = hook
+    return names
 
 
 build = Checkpoint

@@ -97,7 +97,8 @@ class TensorBoard(Hook):
         """One row a sample: image, ground truth, teacher if any, student, and its error against what it learns from."""
         max_error = self.max_depth / 10
         images, truths, students = map(self._on_host, (state.batch.image, state.batch.depth, state.prediction.depth))
-        teachers = None if state.teacher_depth is None else self._on_host(state.teacher_depth)
+        # Without a teacher the student learns from the ground truth, which has its column already.
+        teachers = self._on_host(state.teacher_depth) if state.recipe.get("teacher") else None
         rows = []
         for i, (image, truth, student) in enumerate(zip(images, truths[:, 0], students[:, 0], strict=True)):
             row = [denormalise(image), colourise(dilate(truth), self.max_depth)]

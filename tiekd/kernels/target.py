@@ -73,7 +73,9 @@ def gaussian_target(depth: Tensor, sigma: float | Tensor, weight: Tensor | None,
     Where no component is valid q is finite and sums to 1, and says nothing.
     """
     centre = shifted_centre(depth, sigma, edges)
-    sigma = torch.as_tensor(sigma, dtype=edges.dtype, device=edges.device).expand(depth.shape)
+    # A number is filled in on the device: a copy of it from the host would make the host wait.
+    sigma = sigma.to(edges) if isinstance(sigma, Tensor) else edges.new_full((), sigma)
+    sigma = sigma.expand(depth.shape)
     if depth.shape[1] == 1:
         return _mass_per_bin(centre, sigma, edges)
     share = (depth > 0).to(edges.dtype)
