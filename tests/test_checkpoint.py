@@ -1,0 +1,97 @@
+"""Finding the right checkpoint: whole ones only, the newest first, and nothing lost on the way."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from tiekd import checkpoint
+from tiekd.errors import CheckpointError
+from tiekd.hooks.base import Hook
+from tiekd.hooks.checkpoint import keyed
+
+
+def make(folder, iteration, content=b"weights"):
+    """A whole checkpoint with one file beside its manifest."""
+    path = folder / f"iter_{iteration}"
+    path.mkdir(parents=True)
+    (path / "student.pth").write_bytes(content)
+    checkpoint._write_manifest(path)
+    return path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_whole_one_is_found_by_number_not_by_name(tmp_path):
+    for iteration in (9, 10, 100):
+        make(tmp_path / "checkpoints", iteration)
+    assert checkpoint.find(tmp_path).name == "iter_100"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: (path / "student.pth").write_bytes(b"weight"), "has 6 bytes, not 7"),
+        (lambda path: (path / "student.pth").write_bytes(b"wEights"), "has changed since it was written"),
+        (lambda path: (path / "student.pth").unlink(), "is missing"),
+        (lambda path: (path / "manifest.json").unlink(), "a save that never ended"),
+        (lambda path: (path / "manifest.json").write_text("{}"), "a save that never ended"),
+        (lambda path: (path / "manifest.json").write_text('{"files": {}}'), "a save that never ended"),
+    ],
+)
+def test_a_damaged_one_is_passed_over_and_said_so(tmp_path, damage, reason):
+    make(tmp_path / "checkpoints", 1)
+    damage(make(tmp_path / "checkpoints", 2))
+    assert reason in checkpoint.check(tmp_path / "checkpoints" / "iter_2")
+    assert checkpoint.find(tmp_path).name == "iter_1"
+    damage(tmp_path / "checkpoints" / "iter_1")
+    with pytest.raises(CheckpointError, match=f"passed over iter_2: .*{reason}.*iter_1: .*start the run"):
+        checkpoint.find(tmp_path)
+
+
+def test_pruning_keeps_the_last_and_clears_what_a_killed_save_left(tmp_path):
+    for iteration in (5, 10, 15):
+        make(tmp_path, iteration)
+    (tmp_path / ".iter_20.partial").mkdir()
+    checkpoint.prune(tmp_path, keep_last=2)
+    assert names(tmp_path) == ["iter_10", "iter_15"]
+
+
+def test_going_on_from_an_older_one_sets_newer_ones_aside_and_pruning_spares_the_new_future(tmp_path):
+    for iteration in (5, 10, 15):
+        make(tmp_path, iteration)
+    checkpoint.set_aside_newer(tmp_path, 5)
+    assert names(tmp_path) == ["abandoned_iter_10", "abandoned_iter_15", "iter_5"]
+    make(tmp_path, 6)
+    checkpoint.prune(tmp_path, keep_last=1)
+    assert names(tmp_path) == ["abandoned_iter_10", "abandoned_iter_15", "iter_6"]
+    make(tmp_path, 10)
+    checkpoint.set_aside_newer(tmp_path, 6)
+    assert "abandoned2_iter_10" in names(tmp_path), "what was set aside before is not overwritten"
+
+
+def test_weights_are_the_newest_best_ones_else_the_newest_checkpoints(tmp_path):
+    with pytest.raises(CheckpointError, match="no weights"):
+        checkpoint.find_weights(tmp_path)
+    make(tmp_path / "checkpoints", 3)
+    assert checkpoint.find_weights(tmp_path) == tmp_path / "checkpoints" / "iter_3" / "student.pth"
+    for age, name in enumerate(("best_rmse.pth", "best_a1.pth")):
+        checkpoint.write_weights(tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, 7)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert checkpoint.find_weights(tmp_path).name == "best_rmse.pth"
+    content = torch.load(tmp_path / "best_rmse.pth", weights_only=True)
+    assert content["iteration"] == 7 and content["network"] == {"min_depth": 1.0}
+
+
+def test_hooks_of_one_class_have_states_of_their_own():
+    hooks = [Hook(), Hook()]
+    assert keyed(hooks) == {"Hook": hooks[0], "Hook_2": hooks[1]}
+
+
+def test_a_manifest_lists_every_file_with_its_size(tmp_path):
+    path = make(tmp_path, 1)
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    assert {name: size for name, (size, _) in files.items()} == {"student.pth": 7}
