@@ -167,10 +167,8 @@ def test_no_tensor_of_an_image_and_all_bins_is_ever_made():
     assert 0 < largest <= parameters[0].numel() < depth[0].numel() * 12
 
 
-def test_kernels_are_chosen_by_name():
-    assert kernels.dpm is chunked.dpm and kernels.find("reference") is reference.dpm
-    with pytest.raises(RecipeError, match="^kernel: 'fast' is not known; there are: chunked, reference$"):
-        kernels.find("fast")
+def test_it_is_the_kernel_that_the_head_uses_and_it_refuses_what_the_reference_does():
+    assert kernels.dpm is chunked.dpm
     parameters, edges, depth = case()
     with pytest.raises(RecipeError, match="^beyond: 'drop'"):
         chunked.dpm(*parameters, edges, depth, 0.8, beyond="drop")

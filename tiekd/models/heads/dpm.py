@@ -11,11 +11,9 @@ from torch.nn.functional import interpolate
 
 from tiekd.errors import RecipeError
 from tiekd.kernels import dpm
+from tiekd.kernels.reference import BEYOND, TARGETS
 from tiekd.kernels.target import bin_edges, check_sigma
 from tiekd.models.network import Prediction
-
-TARGETS = ("gaussian", "released")
-BEYOND = ("clamp", "ignore")
 
 
 class Dpm(nn.Module):
