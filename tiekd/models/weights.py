@@ -1,8 +1,7 @@
-"""Weights by name: reading checkpoint files, loading them with a reckoning, and the published names against ours.
+"""Weights by name: reading checkpoint files, loading them with a reckoning, and translating published ones.
 
-The mapping is a table of name templates, the same in both directions; a new family of networks is more rows. In a
-template `{i}` is a number, `{p}` one part of a dotted name, `{rest}` one or more parts.
-Left out: optimizer states, and reshaping of tensors that don't fit.
+The published names and ours are in `published_names`. Left out: optimizer states, and reshaping of tensors that don't
+fit.
 """
 
 import re
@@ -15,36 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tiekd.errors import CheckpointError
+from tiekd.models.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES
 
-NAMES = (
-    # (published, ours): the first row that fits a name counts.
-    ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
-    ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
-    ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),
-    ("decode_head.upsample_custom.convA.conv.{p}", "decoder.extras.0.first.{p}"),
-    ("decode_head.upsample_custom.convB.conv.{p}", "decoder.extras.0.second.{p}"),
-    ("decode_head.upsample_custom2.convA.conv.{p}", "decoder.extras.1.first.{p}"),
-    ("decode_head.upsample_custom2.convB.conv.{p}", "decoder.extras.1.second.{p}"),
-    ("decode_head.conv_out.0.{p}", "head.{p}"),
-    ("decode_head.conv_depth.{p}", "head.conv.{p}"),
-    ("decode_head.bn4_2.{p}", "decoder.aspp.norm.{p}"),
-    ("decode_head.daspp_conv.0.{p}", "decoder.aspp.fuse.{p}"),
-    ("decode_head.daspp_{i}.atrous_conv.first_bn.{p}", "decoder.aspp.branches.{i}.norm_in.{p}"),
-    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.1.{p}", "decoder.aspp.branches.{i}.reduce.{p}"),
-    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.2.{p}", "decoder.aspp.branches.{i}.norm.{p}"),
-    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.4.{p}", "decoder.aspp.branches.{i}.dilated.{p}"),
-    ("decode_head.reduc1x1.reduc.final.0.{p}", "decoder.plane1.out.{p}"),
-    ("decode_head.reduc{i}x{i}.reduc.plane_params.{p}", "decoder.plane{i}.out.{p}"),
-    ("decode_head.reduc{i}x{i}.reduc.inter_{n}.0.{p}", "decoder.plane{i}.layers.{n}.{p}"),
-    ("decode_head.upconv{i}.conv.{p}", "decoder.up{i}.conv.{p}"),
-    ("decode_head.bn{i}.{p}", "decoder.up{i}.norm.{p}"),
-    ("decode_head.conv{i}.0.{p}", "decoder.merge{i}.{p}"),
-    ("backbone.{rest}", "encoder.{rest}"),
-)
-FIELDS = {"i": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
-PREFIXES = ("backbone.", "decode_head.", "neck.")
-CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")  # of encoders that come from ImageNet
-LEFTOVER_BINS = 256  # conv_out's size in published sigmoid heads, which don't use it
 LISTED = 4  # tensors that an error message names
 
 
@@ -119,7 +90,7 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         match = _renamed(name, _FROM_OURS)
         if match is None:
-            raise CheckpointError(f"{name}: has no published name; the table is tiekd.models.weights.NAMES")
+            raise CheckpointError(f"{name}: has no published name; the table is tiekd.models.published_names.NAMES")
         published[match] = tensor
     return published
 
