@@ -146,3 +146,18 @@ def test_edges():
     for wrong in ((1, 1e-3, 80.0), (8, 80.0, 1e-3), (8, 0.0, 80.0), (8, 1e-3, 80.0, "cubic")):
         with pytest.raises(RecipeError):
             bin_edges(*wrong)
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "log"])
+@pytest.mark.parametrize("sigma", [0.2, 0.5, 3.0])
+def test_edges_out_of_reach_hold_nothing(spacing, sigma):
+    """The number takes the way over the near edges (with the last sigma over all), the map always the one over all."""
+    edges = bin_edges(300, 1.0, 80.0, spacing)
+    depth = torch.cat((depths_m().flatten(), torch.linspace(1, 80, 3000))).view(1, 1, 1, -1)
+    if spacing == "log":
+        depth = depth.clamp(max=0.5 * sigma * 300 / math.log(80))
+        edges = edges[: int((edges.diff() / 2 < sigma).sum()) + 1]
+    centre = shifted_centre(depth, sigma, edges)
+    z = (edges[1:-1].double().view(1, -1, 1, 1) - centre.double()) / sigma
+    cdf = torch.cat((torch.zeros_like(z[:, :1]), torch.special.ndtr(z), torch.ones_like(z[:, :1])), 1)
+    torch.testing.assert_close(gaussian_target(depth, sigma, None, edges).double(), cdf.diff(dim=1), rtol=0, atol=3e-5)
