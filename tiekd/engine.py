@@ -6,7 +6,6 @@ iteration, applied by the loop).
 """
 
 import difflib
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "ds_configs" / "fp32.json"
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 # DeepSpeed 0.19 lets unknown top-level keys pass silently, so the ones that make sense here are listed.
 ENGINE_KEYS = (
@@ -85,35 +83,6 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
     }
     _check_precision(values)
     return EngineConfig(values, per_gpu, accumulation)
-
-
-def build_optimizer(node: dict, network: nn.Module, batch_size: int, lr_scaling: str) -> torch.optim.Optimizer:
-    """The torch optimizer of `recipe["optimizer"]`, fused where torch has it.
-
-    `lr_batch_size` is the global batch that `lr` is meant for; `lr_scaling` none, linear or sqrt says what another
-    batch does to it. Raises RecipeError for unknown names and arguments.
-    """
-    arguments = dict(node)
-    name, lr_batch_size = arguments.pop("name", None), arguments.pop("lr_batch_size", batch_size)
-    if name not in OPTIMIZERS:
-        raise RecipeError(f"optimizer.name: got {name!r}; allowed: {', '.join(OPTIMIZERS)}")
-    optimizer_class = OPTIMIZERS[name]
-    known = [p for p in inspect.signature(optimizer_class).parameters if p not in ("params", "fused", "foreach")]
-    check_keys(arguments, known, f"optimizer ({name})")
-    if not isinstance(arguments.get("lr"), (int, float)):
-        raise RecipeError(f"optimizer.lr: got {arguments.get('lr')!r}; it must be a number")
-    arguments["lr"] *= lr_factor(batch_size, lr_batch_size, lr_scaling)
-    if "betas" in arguments:
-        arguments["betas"] = tuple(arguments["betas"])
-    return optimizer_class([p for p in network.parameters() if p.requires_grad], fused=True, **arguments)
-
-
-def lr_factor(batch_size: int, lr_batch_size: int, lr_scaling: str) -> float:
-    """What the learning rate is multiplied with when the global batch is not the one it was chosen for."""
-    powers = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
-    if lr_scaling not in powers:
-        raise RecipeError(f"train.lr_scaling: got {lr_scaling!r}; allowed: {', '.join(powers)}")
-    return (batch_size / lr_batch_size) ** powers[lr_scaling]
 
 
 def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig):

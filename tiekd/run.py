@@ -14,14 +14,7 @@ from tiekd.config import build, dump_recipe, load_recipe, settings
 from tiekd.data.loader import training_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch
 from tiekd.data.transforms import Augment
-from tiekd.engine import (
-    EngineConfig,
-    build_engine,
-    build_optimizer,
-    lr_factor,
-    resolve,
-    stepper,
-)
+from tiekd.engine import EngineConfig, build_engine, resolve, stepper
 from tiekd.environment import environment
 from tiekd.errors import CheckpointError, LaunchError, RecipeError
 from tiekd.evaluation import EvaluationSettings
@@ -34,6 +27,7 @@ from tiekd.losses import criterion as criteria
 from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoint
+from tiekd.optimizer import build_optimizer, lr_factor
 from tiekd.options import LoadSettings, TrainSettings
 
 _NOT_FOR_DATASETS = ("augment", "workers")
@@ -67,11 +61,11 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     optimizer_node = recipe.get("optimizer", {})
     report = _load_weights(network, recipe) if resume_path is None else []
     optimizer = build_optimizer(optimizer_node, network, options.batch_size, options.lr_scaling)
-    group = optimizer.param_groups[0]
+    values = optimizer.defaults
     schedule = schedules.build(
         recipe.get("schedule", {"name": "constant"}),
-        base_lr=group["lr"],
-        base_momentum=group["betas"][0] if "betas" in group else group["momentum"],
+        base_lr=values["lr"],
+        base_momentum=values["betas"][0] if "betas" in values else values["momentum"],
         total_iterations=total,
         iterations_per_epoch=per_epoch,
     )
