@@ -75,7 +75,7 @@ def train(
             state.data_time_s += time.perf_counter() - asked
             teacher_depth = teacher(batch)
             prediction = engine(batch.image, teacher_depth)
-            losses = criterion(prediction, batch, teacher_depth)
+            losses = criterion(prediction, batch, teacher_depth, state.iteration)
             engine.backward(losses["loss"])
             state.grad_norm = step()
             for name, loss in losses.items():

@@ -3,10 +3,11 @@
     losses: {dpm: {weight: 1.0}, ssim: {weight: 9.0}, silog: {weight: 1.0, against: ground_truth}}
 
 A key names its loss module, `tiekd/losses/<key>.py`, unless the term says `name:`. Every term is the mean over the
-images of the batch of per-image means; it appears in the log as `decode.loss_<key>`, weight included.
-Left out: weights that change over time.
+images of the batch of per-image means; it appears in the log as `decode.loss_<key>`, weight included. A loss whose
+forward asks for `iteration` is told it. Left out: weights that change over time.
 """
 
+import inspect
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,17 +40,23 @@ class Criterion(nn.Module):
         super().__init__()
         self.terms = terms
         self.losses = nn.ModuleList(term.loss for term in terms.values())
+        self.told_iteration = {
+            key for key, term in terms.items() if "iteration" in inspect.signature(term.loss.forward).parameters
+        }
 
-    def forward(self, prediction: "Prediction", batch: "Batch", teacher_depth: Tensor | None) -> dict[str, Tensor]:
+    def forward(
+        self, prediction: "Prediction", batch: "Batch", teacher_depth: Tensor | None, iteration: int | None = None
+    ) -> dict[str, Tensor]:
         """{"decode.loss_<key>": weight * mean over images, ..., "loss": their sum}, all 0-d float32.
 
         teacher_depth: (B, 1, H, W) float32, metres, 0 where not valid; None without a teacher.
-        batch.depth: ground truth, the same.
+        batch.depth: ground truth, the same. iteration: finished ones; None: past every warm-up.
         """
         values = {}
         for key, term in self.terms.items():
             target = teacher_depth if term.against == "teacher" else batch.depth
-            values[f"decode.loss_{key}"] = term.weight * term.loss(prediction, target).mean()
+            position = {"iteration": iteration} if key in self.told_iteration else {}
+            values[f"decode.loss_{key}"] = term.weight * term.loss(prediction, target, **position).mean()
         return values | {"loss": sum(values.values())}
 
 
@@ -65,7 +72,9 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
     if not isinstance(node, dict):
         raise RecipeError(f"{where}: got {node!r}; it must be a mapping, for example {{weight: 1.0}}")
     weight = node.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+    # One published recipe ran with a negative weight on its structural term.
+    least = -math.inf if node.get("released") is True else 0
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not least < weight < math.inf or not weight:
         raise RecipeError(f"{where}.weight: {weight!r} is not a number > 0; a term that should not count is left out")
     against = node.get("against", "teacher" if has_teacher else "ground_truth")
     if against not in AGAINST:

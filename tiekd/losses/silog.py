@@ -27,7 +27,7 @@ class SILog(nn.Module):
     max_depth: metres; deeper targets are not valid. None: all are.
     reduce: "image": one value per image. "batch": one over all pixels of the batch, repeated for each image, as
         published; it depends on how a batch is split over ranks, so it is for parity only.
-    warm_up: for this many training calls the variance is left out. They are counted in the state dict.
+    warm_up: for the first so many iterations the variance is left out; a run that goes on knows where it stands.
     """
 
     def __init__(self, max_depth: float | None = None, reduce: str = "image", warm_up: int = 0):
@@ -37,35 +37,35 @@ class SILog(nn.Module):
         if reduce not in REDUCE:
             raise RecipeError(f"losses.silog.reduce: {reduce!r} is not known; there are: {', '.join(REDUCE)}")
         if warm_up < 0:
-            raise RecipeError(f"losses.silog.warm_up: {warm_up} calls can't be warmed up; give 0 or more")
+            raise RecipeError(f"losses.silog.warm_up: {warm_up} iterations can't be warmed up; give 0 or more")
         self.max_depth = math.inf if max_depth is None else max_depth
         self.reduce = reduce
         self.warm_up = warm_up
-        if warm_up:
-            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """(B,) float32 from prediction.depth and target, both (B, 1, H, W), metres; target 0 where not valid."""
+    def forward(self, prediction: "Prediction", target: Tensor, iteration: int | None = None) -> Tensor:
+        """(B,) float32 from prediction.depth and target, both (B, 1, H, W), metres; target 0 where not valid.
+
+        iteration: finished ones; None: past the warm-up.
+        """
+        warming_up = iteration is not None and iteration < self.warm_up
         valid = valid_pixels(target) & (target <= self.max_depth)
         depth = torch.where(valid, prediction.depth.float(), 1.0).clamp_min(0)
         g = torch.log(depth + EPS) - torch.log(torch.where(valid, target, 1.0) + EPS)
         if self.reduce == "batch":
-            value = self._value(g.reshape(1, -1), valid.reshape(1, -1))
+            value = _value(g.reshape(1, -1), valid.reshape(1, -1), warming_up)
             return value.expand(len(target))
-        return self._value(g.flatten(1), valid.flatten(1))
+        return _value(g.flatten(1), valid.flatten(1), warming_up)
 
-    def _value(self, g: Tensor, valid: Tensor) -> Tensor:
-        """(N,) from log ratios and validity (N, P). With one valid pixel the variance counts as 0."""
-        count = valid.sum(1)
-        mean = (g * valid).sum(1) / count.clamp_min(1)
-        square = MEAN_SHARE * mean.square()
-        variance = ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
-        if self.warm_up:
-            variance = variance * (self.calls >= self.warm_up)
-            self.calls += self.training
-        square = square + variance
-        positive = square > 0
-        return torch.where(positive, square, 1.0).sqrt() * positive
+
+def _value(g: Tensor, valid: Tensor, warming_up: bool) -> Tensor:
+    """(N,) from log ratios and validity (N, P). With one valid pixel the variance counts as 0."""
+    count = valid.sum(1)
+    mean = (g * valid).sum(1) / count.clamp_min(1)
+    square = MEAN_SHARE * mean.square()
+    if not warming_up:
+        square = square + ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
+    positive = square > 0
+    return torch.where(positive, square, 1.0).sqrt() * positive
 
 
 build = SILog
