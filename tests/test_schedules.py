@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
 from tiekd import schedules
 from tiekd.errors import RecipeError
@@ -10,6 +11,17 @@ from tiekd.errors import RecipeError
 CURVES = np.load(Path(__file__).parent / "golden/schedules/curves.npz")
 STUDENT = {"name": "one_cycle", "div_factor": 25, "final_div_factor": 100}
 COSINE = {"name": "cosine", "min_lr_ratio": 1e-8, "warmup_ratio": 1e-3}
+# Per curve: iterations, schedule, learning rate, first beta.
+PUBLISHED = {
+    "onecycle_student_100": (100, STUDENT, 1e-3, 0.95),
+    "onecycle_student_37": (37, STUDENT, 1e-3, 0.95),
+    "onecycle_student_7": (7, STUDENT, 1e-3, 0.95),
+    "onecycle_student_69480": (69480, STUDENT, 1e-3, 0.95),
+    "onecycle_student_100_with_momentum": (100, STUDENT | {"cycle_momentum": True}, 1e-3, 0.95),
+    "onecycle_adabins_100": (100, STUDENT | {"cycle_momentum": True}, 3.57e-4, 0.9),
+    "cosine_warmup30_100": (100, COSINE | {"warmup_iterations": 30}, 1e-4, 0.9),
+    "cosine_depthformer_38400": (38400, COSINE | {"warmup_iterations": 12800}, 1e-4, 0.9),
+}
 
 
 def build(node, base_lr=1e-3, base_momentum=0.95, total_iterations=100, iterations_per_epoch=10):
@@ -22,24 +34,52 @@ def build(node, base_lr=1e-3, base_momentum=0.95, total_iterations=100, iteratio
     )
 
 
-@pytest.mark.parametrize(
-    ("curve", "total", "node", "base_lr", "beta"),
-    [
-        ("onecycle_student_100", 100, STUDENT, 1e-3, 0.95),
-        ("onecycle_student_37", 37, STUDENT, 1e-3, 0.95),
-        ("onecycle_student_7", 7, STUDENT, 1e-3, 0.95),
-        ("onecycle_student_69480", 69480, STUDENT, 1e-3, 0.95),
-        ("onecycle_student_100_with_momentum", 100, STUDENT | {"cycle_momentum": True}, 1e-3, 0.95),
-        ("onecycle_adabins_100", 100, STUDENT | {"cycle_momentum": True}, 3.57e-4, 0.9),
-        ("cosine_warmup30_100", 100, COSINE | {"warmup_iterations": 30}, 1e-4, 0.9),
-        ("cosine_depthformer_38400", 38400, COSINE | {"warmup_iterations": 12800}, 1e-4, 0.9),
-    ],
-)
-def test_curves_equal_those_of_the_published_configs(curve, total, node, base_lr, beta):
+@pytest.mark.parametrize("curve", PUBLISHED)
+def test_curves_equal_those_of_the_published_configs(curve):
+    total, node, base_lr, beta = PUBLISHED[curve]
     schedule = build(node, base_lr, beta, total)
     iterations = CURVES[f"{curve}__iters"] if f"{curve}__iters" in CURVES else np.arange(total)
     np.testing.assert_allclose([schedule.lr(i) for i in iterations], CURVES[f"{curve}__lr"], rtol=1e-9)
     np.testing.assert_allclose([schedule.momentum(i) for i in iterations], CURVES[f"{curve}__beta0"], rtol=1e-9)
+
+
+def test_one_cycle_sets_every_group_without_lr_mult_alike():
+    name = "onecycle_adabins_lrmult10_two_groups_69480"
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    optimizer = torch.optim.AdamW(groups, lr=3.57e-4, weight_decay=0.1)
+    schedule = build(STUDENT | {"cycle_momentum": True}, 3.57e-4, 0.9, 69480)
+    for row, iteration in enumerate(CURVES[f"{name}__iters"]):
+        lrs, momenta = schedule.apply(optimizer, int(iteration))
+        np.testing.assert_allclose(lrs, [CURVES[f"{name}__lr_group{i}"][row] for i in range(2)], rtol=1e-9)
+        np.testing.assert_allclose(momenta, [CURVES[f"{name}__beta0"][row]] * 2, rtol=1e-9)
+
+
+def test_every_published_curve_is_held():
+    names = {key.split("__")[0] for key in CURVES.files}
+    assert len(names) == 9 and names == set(PUBLISHED) | {"onecycle_adabins_lrmult10_two_groups_69480"}
+
+
+@pytest.mark.parametrize("by", ["epoch", "iteration"])
+@pytest.mark.parametrize(
+    ("node", "theirs"),
+    [
+        ({"name": "cosine", "min_lr_ratio": 0.1}, lambda o, n: lr_scheduler.CosineAnnealingLR(o, n, eta_min=1e-4)),
+        ({"name": "poly", "power": 0.9}, lambda o, n: lr_scheduler.PolynomialLR(o, n, power=0.9)),
+        ({"name": "step", "milestones": [2, 7]}, lambda o, n: lr_scheduler.MultiStepLR(o, [2, 7], gamma=0.1)),
+    ],
+    ids=["cosine", "poly", "step"],
+)
+def test_shapes_equal_those_of_torch_in_either_unit(node, theirs, by):
+    unit = 10 if by == "epoch" else 1
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    expected = theirs(optimizer, 100 // unit)
+    schedule = build({**node, "by": by, "warmup_iterations": 15, "warmup_ratio": 0.2}, 1e-3, None)
+    for iteration in range(100):
+        warm_up = 0.2 + 0.8 * min(iteration / 15, 1)
+        assert schedule.lr(iteration) == pytest.approx(expected.get_last_lr()[0] * warm_up, rel=1e-9)
+        if (iteration + 1) % unit == 0:
+            optimizer.step()
+            expected.step()
 
 
 @pytest.mark.parametrize("total", [3, 10, 50])
