@@ -1,0 +1,32 @@
+"""An encoder with norms over all ranks and no kinks.
+
+A ReLU whose input is all but zero turns rounding into a whole gradient; here rounding stays rounding, so that a run on
+another number of ranks can be held to it.
+"""
+
+from torch import Tensor, nn
+
+from tiekd.distributed import BatchNorm2d
+
+
+class SmoothEncoder(nn.Module):
+    """Three convolutions of stride 2, each with BatchNorm and SiLU, the last two tapped."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fine, self.coarse = (self._block(c, d) for c, d in ((3, 8), (8, 8), (8, 16)))
+        self.channels, self.strides = (8, 16), (4, 8)
+
+    @staticmethod
+    def _block(channels_in: int, channels_out: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False), BatchNorm2d(channels_out), nn.SiLU()
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image: (B, 3, H, W)."""
+        fine = self.fine(self.stem(image))
+        return [fine, self.coarse(fine)]
+
+
+build = SmoothEncoder
