@@ -12,10 +12,12 @@ class Prediction(NamedTuple):
     depth: (B, 1, H, W) float32, metres, at the image's size; raw in training mode, clamped in eval mode.
     divergence: (B, 1, H, W) float32, KL(target || prediction) per pixel, 0 where the target depth is not valid; None
         without a target depth or a head that predicts a distribution.
+    bin_centres: (B, K) float32, metres, increasing: each image's own depth bins; None without a head that moves them.
     """
 
     depth: Tensor
     divergence: Tensor | None = None
+    bin_centres: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -48,9 +50,9 @@ class Network(nn.Module):
         features = self.encoder(image.to(next(self.parameters()).dtype))
         if self.neck is not None:
             features = self.neck(features)
-        depth, divergence = self.head(self.decoder(features, image_size), image_size, target_depth)
+        depth, divergence, bin_centres = self.head(self.decoder(features, image_size), image_size, target_depth)
         if not self.training:
             depth = depth.clamp(self.min_depth, self.max_depth)
         if depth.shape[2:] != image.shape[2:]:
             depth = interpolate(depth, size=image_size, mode="bilinear", align_corners=True)
-        return Prediction(depth, divergence)
+        return Prediction(depth, divergence, bin_centres)

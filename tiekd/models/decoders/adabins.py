@@ -1,0 +1,77 @@
+"""AdaBins' decoder (Bhat, Alhashim and Wonka 2021, arXiv 2011.14141): DenseDepth's with norms, to the finest tap.
+
+A 1x1 convolution on the deepest feature; then, per finer feature: bilinear upsampling (corners aligned) to its size,
+concatenation, twice a 3x3 convolution with BatchNorm and ReLU (the paper's own code has LeakyReLU; the published
+teachers were trained with ReLU); a plain 3x3 convolution at the end.
+Left out: upsampling beyond the finest tap; the head predicts at its stride.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, relu
+
+from tiekd.distributed import BatchNorm2d
+from tiekd.errors import RecipeError
+
+
+class AdaBins(nn.Module):
+    """From features, fine to coarse, to (B, channels, h, w) at the finest one's size.
+
+    widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1 convolution's.
+
+    Convolutions start Kaiming-normal (fan in), biases at 0, norms at 1 and 0.
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        encoder_strides: Sequence[int],
+        widths: Sequence[int] = (128, 256, 512, 1024, 2048),
+    ):
+        super().__init__()
+        if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
+            raise RecipeError(
+                f"decoder.widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
+                "the encoder, fine to coarse"
+            )
+        deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)
+        levels = [
+            TwoConvs(widths[i + 1] + encoder_channels[i], widths[i]) for i in reversed(range(len(encoder_channels) - 1))
+        ]
+        self.levels = nn.ModuleList([deepest, *levels])
+        self.final = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        self.channels, self.stride = widths[0], encoder_strides[0]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nonlinearity = "linear" if module in (deepest, self.final) else "relu"
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity=nonlinearity)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+        """features: as the encoder returns them; image_size: (H, W), not needed here. Returns (B, channels, h, w)."""
+        x = self.levels[0](features[-1])
+        for level, skip in zip(self.levels[1:], reversed(features[:-1]), strict=True):
+            x = interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
+            x = level(torch.cat([x, skip], dim=1))
+        return self.final(x)
+
+
+class TwoConvs(nn.Module):
+    """Two 3x3 convolutions, each with BatchNorm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.first_norm = BatchNorm2d(out_channels)
+        self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.second_norm = BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.first_norm(self.first(x)))
+        return relu(self.second_norm(self.second(x)))
+
+
+build = AdaBins

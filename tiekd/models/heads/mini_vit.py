@@ -1,0 +1,105 @@
+"""AdaBins' mini-ViT (arXiv 2011.14141, section 3.2): a small transformer over image patches.
+
+It reads one token per patch. The first token says how wide each depth bin of this image is, the next ones become 1x1
+convolution kernels over the image's own features. Cost: little but the maps, 128
+multiplications per feature and kernel.
+Positions are a table indexed by the patch's number in reading order, as published: trained at one width, another width
+gives patches the positions of others, and more patches than in training give positions that were never trained.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tiekd.errors import RecipeError
+
+NUM_LAYERS, NUM_HEADS, FEEDFORWARD, REGRESSOR = 4, 4, 1024, 256
+NARROWEST = 0.1  # A bin's share before normalisation is at least this, so that none vanishes.
+
+
+class MiniViT(nn.Module):
+    """Features to normalised bin widths and range-attention maps.
+
+    num_bins: widths per image. num_queries: tokens that become kernels. width: the transformer's, a multiple of 4.
+    patch: pixels of a patch's side; what of the features does not fill a patch at the right and bottom has no token.
+    num_positions: the most patches that an image may have; num_queries + 1 is the least.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_bins: int,
+        num_queries: int,
+        width: int,
+        patch: int,
+        num_positions: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.num_queries, self.patch = num_queries, patch
+        self.embed = nn.Conv2d(in_channels, width, patch, patch)
+        self.positions = nn.Parameter(torch.rand(num_positions, width))
+        self.layers = nn.ModuleList(Layer(width, dropout) for _ in range(NUM_LAYERS))
+        self.features = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.regressor = nn.Sequential(
+            nn.Linear(width, REGRESSOR),
+            nn.LeakyReLU(),
+            nn.Linear(REGRESSOR, REGRESSOR),
+            nn.LeakyReLU(),
+            nn.Linear(REGRESSOR, num_bins),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, C, h, w). Returns bin widths (B, num_bins) float32, positive, sum 1; maps (B, num_queries, h, w)."""
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        count, most = tokens.shape[1], len(self.positions)
+        if not self.num_queries < count <= most:
+            height, width = x.shape[2:]
+            raise RecipeError(
+                f"head (adabins): features of {height}x{width} give {count} patches of {self.patch}x{self.patch}; it "
+                f"takes {self.num_queries + 1} to {most}: change the crop or the image's size, or head.patch, "
+                "head.num_queries, head.num_positions"
+            )
+        tokens = tokens + self.positions[:count]
+        for layer in self.layers:
+            tokens = layer(tokens)
+        kernels = tokens[:, 1 : self.num_queries + 1]
+        maps = (kernels @ self.features(x).flatten(2)).unflatten(2, x.shape[2:])
+        widths = self.regressor(tokens[:, 0]).float().relu() + NARROWEST
+        return widths / widths.sum(1, keepdim=True), maps
+
+
+class Layer(nn.Module):
+    """A transformer encoder layer with norms after the sums (Vaswani et al. 2017, arXiv 1706.03762)."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.attention = Attention(width, dropout)
+        self.norm1 = nn.LayerNorm(width)
+        self.linear1, self.linear2 = nn.Linear(width, FEEDFORWARD), nn.Linear(FEEDFORWARD, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + F.dropout(self.attention(x), self.dropout, self.training))
+        y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
+        return self.norm2(x + F.dropout(self.linear2(y), self.dropout, self.training))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with plain linear layers, so that ZeRO-3 gathers each weight where it is used."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, count, width = x.shape
+        q, k, v = self.qkv(x).view(batch, count, 3, NUM_HEADS, width // NUM_HEADS).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).reshape(batch, count, width))
