@@ -24,7 +24,7 @@ from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState, train
 from tiekd.losses import criterion as criteria
-from tiekd.models import weights
+from tiekd.models import pretrained, weights
 from tiekd.models.factory import build_network
 from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoint
 from tiekd.optimizer import build_optimizer, lr_factor
@@ -198,10 +198,10 @@ def _fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> Non
 
 
 def _load_weights(network, recipe: dict) -> list[str]:
-    """Loads `load.checkpoint` into the network; returns what to say about it."""
+    """Loads `load.checkpoint`, else what the encoder's `pretrained` says, into the network; returns what to log."""
     load = settings(recipe, "load", LoadSettings)
     if load.checkpoint is None:
-        return []
+        return [note for note in [pretrained.load(network)] if note]
     path = Path(load.checkpoint)
     if path.is_dir():  # a work dir, or a checkpoint in one
         path = path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)

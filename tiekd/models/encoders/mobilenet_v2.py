@@ -25,6 +25,7 @@ class MobileNetV2(nn.Module):
     taps: the stages (0 to 6, increasing) whose outputs are returned.
     strides, dilations: of the seven stages; the stem adds a stride of 2.
     width: multiplies all channels, rounded to multiples of 8.
+    pretrained: "imagenet" or a file of weights, for `tiekd.models.pretrained.load`; nothing is read here.
 
     `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
     rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
@@ -36,8 +37,11 @@ class MobileNetV2(nn.Module):
         dilations: Sequence[int] = (1, 1, 1, 2, 2, 4, 4),
         taps: Sequence[int] = (1, 2, 4, 6),
         width: float = 1.0,
+        pretrained: str | None = None,
     ):
         super().__init__()
+        self.pretrained = pretrained
+        self.torchvision_name = "mobilenet_v2" if width == 1.0 else None
         self.taps = _checked(strides, dilations, taps, width)
         channels = stem = _round_to_8(STEM_CHANNELS * width)
         self.conv1 = ConvNorm(3, stem, 3, stride=2)

@@ -25,18 +25,20 @@ class ResNet(nn.Module):
     depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
     taps: which of the stem (0) and the stages (1 to 4) are returned, increasing. The stem's feature is the one before
         the pooling, at stride 2; the stages are at 4, 8, 16 and 32.
+    pretrained: "imagenet" or a file of weights, for `tiekd.models.pretrained.load`; nothing is read here.
 
     `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
     rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
     """
 
-    def __init__(self, depth: int, taps: Sequence[int] = (0, 1, 2, 3, 4)):
+    def __init__(self, depth: int, taps: Sequence[int] = (0, 1, 2, 3, 4), pretrained: str | None = None):
         super().__init__()
         if depth not in BASIC_BLOCKS | BOTTLENECK_BLOCKS:
             allowed = ", ".join(map(str, BASIC_BLOCKS | BOTTLENECK_BLOCKS))
             raise RecipeError(f"encoder.depth: got {depth}; allowed: {allowed}")
         if not taps or list(taps) != sorted(set(taps) & set(range(5))):
             raise RecipeError(f"encoder.taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing")
+        self.pretrained, self.torchvision_name = pretrained, f"resnet{depth}"
         self.taps = tuple(taps)
         block = BasicBlock if depth in BASIC_BLOCKS else Bottleneck
         num_blocks = (BASIC_BLOCKS | BOTTLENECK_BLOCKS)[depth]
