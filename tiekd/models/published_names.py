@@ -4,17 +4,28 @@ The mapping is a table of name templates, the same in both directions; a new fam
 template `{i}` is a number, `{n}` two joined by `_`, `{p}` one part of a dotted name, `{rest}` one or more parts.
 """
 
+VIT = "decode_head.adaptive_bins_layer.patch_transformer."
 NAMES = (
     # (published, ours): the first row that fits a name counts.
     ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
     ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
     ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),
+    ("decode_head.conv_list.{i}.convA.bn.{p}", "decoder.levels.{i}.first_norm.{p}"),
+    ("decode_head.conv_list.{i}.convB.bn.{p}", "decoder.levels.{i}.second_norm.{p}"),
+    ("decode_head.decode_final_conv.{p}", "decoder.final.{p}"),
     ("decode_head.upsample_custom.convA.conv.{p}", "decoder.extras.0.first.{p}"),
     ("decode_head.upsample_custom.convB.conv.{p}", "decoder.extras.0.second.{p}"),
     ("decode_head.upsample_custom2.convA.conv.{p}", "decoder.extras.1.first.{p}"),
     ("decode_head.upsample_custom2.convB.conv.{p}", "decoder.extras.1.second.{p}"),
     ("decode_head.conv_out.0.{p}", "head.{p}"),
     ("decode_head.conv_depth.{p}", "head.conv.{p}"),
+    ("decode_head.adaptive_bins_layer.conv3x3.{p}", "head.vit.features.{p}"),
+    ("decode_head.adaptive_bins_layer.regressor.{i}.{p}", "head.vit.regressor.{i}.{p}"),
+    (VIT + "positional_encodings", "head.vit.positions"),
+    (VIT + "embedding_convPxP.{p}", "head.vit.embed.{p}"),
+    (VIT + "transformer_encoder.layers.{i}.self_attn.in_proj_{p}", "head.vit.layers.{i}.attention.qkv.{p}"),
+    (VIT + "transformer_encoder.layers.{i}.self_attn.out_proj.{p}", "head.vit.layers.{i}.attention.out.{p}"),
+    (VIT + "transformer_encoder.layers.{i}.{rest}", "head.vit.layers.{i}.{rest}"),
     ("decode_head.bn4_2.{p}", "decoder.aspp.norm.{p}"),
     ("decode_head.daspp_conv.0.{p}", "decoder.aspp.fuse.{p}"),
     ("decode_head.daspp_{i}.atrous_conv.first_bn.{p}", "decoder.aspp.branches.{i}.norm_in.{p}"),
@@ -27,9 +38,15 @@ NAMES = (
     ("decode_head.upconv{i}.conv.{p}", "decoder.up{i}.conv.{p}"),
     ("decode_head.bn{i}.{p}", "decoder.up{i}.norm.{p}"),
     ("decode_head.conv{i}.0.{p}", "decoder.merge{i}.{p}"),
+    ("backbone.original_model.conv_stem.{p}", "encoder.conv_stem.{p}"),
+    ("backbone.original_model.bn1.{p}", "encoder.bn_stem.{p}"),
+    ("backbone.original_model.blocks.{rest}", "encoder.blocks.{rest}"),
+    ("backbone.original_model.conv_head.{p}", "encoder.conv_head.{p}"),
     ("backbone.{rest}", "encoder.{rest}"),
 )
 FIELDS = {"i": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
 PREFIXES = ("backbone.", "decode_head.", "neck.")
-CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")  # of encoders that come from ImageNet
+# Of encoders that come from ImageNet: what lies behind the last tap.
+CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")
+CLASSIFIERS += ("backbone.original_model.bn2.", "backbone.original_model.classifier.")
 LEFTOVER_BINS = 256  # conv_out's size in published sigmoid heads, which don't use it

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tiekd.errors import CheckpointError
-from tiekd.models.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES
+from tiekd.models.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES, VIT
 
 LISTED = 4  # tensors that an error message names
 
@@ -124,7 +124,8 @@ def _bare(state: Mapping) -> dict[str, Tensor]:
     tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if any(name.startswith(PREFIXES) for name in tensors):
         return tensors
-    return {f"backbone.{name}": value for name, value in tensors.items()}
+    prefix = "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."  # EfficientNet or another
+    return {prefix + name: value for name, value in tensors.items()}
 
 
 def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor]]:
@@ -133,7 +134,8 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     bare = _bare(state)
     bins = bare.get("decode_head.conv_out.0.weight")
     if head is None:
-        head = "sigmoid" if bins is None or bins.shape[0] == LEFTOVER_BINS else "dpm"
+        adaptive = any(name.startswith(VIT) for name in bare)  # whose bins are moved, and as many as the left over ones
+        head = "dpm" if adaptive or (bins is not None and bins.shape[0] != LEFTOVER_BINS) else "sigmoid"
     dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
     if "decode_head.conv_list.4.convA.conv.weight" in bare:
         # With five taps the finest is at stride 2, so one more doubling reaches the image and the second never runs.
