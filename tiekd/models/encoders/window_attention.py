@@ -1,0 +1,79 @@
+"""Self-attention within shifted windows (Liu et al. 2021, arXiv 2103.14030): a part of the Swin encoder.
+
+Tokens attend to those of their own window only, so the cost grows with the image and not with its square. Every other
+block moves the windows by half their size, around the borders; tokens that only the moving brought together don't see
+each other. The feature is padded with zeros to whole windows; padded tokens take part as keys, as published.
+Left out: version 2's cosine attention and continuous positions.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+BLOCKED = -100.0  # The published logit between tokens that don't see each other; finite, also in half precision.
+
+
+class WindowAttention(nn.Module):
+    """Attention in windows of `window` x `window` tokens that start `shift` tokens before the feature's corner.
+
+    The bias per head and offset between two tokens starts at a standard deviation of 0.02, the projections at torch's
+    defaults until the encoder sets them.
+    """
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int):
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, channels), of any size. Returns the same shape."""
+        (batch, height, width), window = x.shape[:3], self.window
+        x = pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        rows, columns = x.shape[1] // window, x.shape[2] // window
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        x = self.qkv(to_windows(x, window))
+        query, key, value = x.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = self._bias(batch, rows, columns).to(query.dtype)
+        x = scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        x = self.proj(x.transpose(1, 2).flatten(2))
+        x = x.view(batch, rows, columns, window, window, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), (1, 2))
+        return x[:, :height, :width]
+
+    def _bias(self, batch: int, rows: int, columns: int) -> Tensor:
+        """What is added to the logits: (1 or B * windows, heads, tokens, tokens)."""
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).unsqueeze(0)
+        if not self.shift:
+            return bias
+        blocked = blocked_pairs(rows, columns, self.window, self.shift, bias.device).unsqueeze(1)
+        return (bias + blocked * BLOCKED).repeat(batch, 1, 1, 1)
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B, rows * window, columns * window, C) to (B * rows * columns, window * window, C)."""
+    x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3)
+    return x.flatten(3, 4).flatten(0, 2)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(tokens, tokens) int64: per query (row) and key (column) the line of the bias table that their offset has."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
+    return (dy + window - 1) * (2 * window - 1) + dx + window - 1
+
+
+def blocked_pairs(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """(rows * columns, tokens, tokens) bool: which tokens share a window because of the moving only."""
+    y, x = (torch.arange(size * window, device=device) for size in (rows, columns))
+    # Only the last row and column of windows hold tokens from two sides: what was there, and what came around.
+    y, x = (y >= rows * window - shift).long(), (x >= columns * window - shift).long()
+    side = (2 * y[:, None] + x[None, :]).view(1, rows * window, columns * window, 1)
+    side = to_windows(side, window).squeeze(2)
+    return side[:, :, None] != side[:, None, :]
