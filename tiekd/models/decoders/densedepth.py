@@ -2,6 +2,7 @@
 
 A 1x1 convolution on the deepest feature; then, per finer feature: bilinear upsampling (corners aligned) to its size,
 concatenation, two 3x3 convolutions with ReLU. `extra_ups` more such blocks without a skip double the size further.
+DepthFormer's decoder is this one with leaky ReLU and no extra blocks.
 Cost: a 3x3 convolution at full resolution is dear. With 128 channels the two of the published students' last block cost
 73 GMAC at 352x704, half of the network; stopping at stride 2 saves three quarters of that.
 Left out: norms, other activations.
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu
+from torch.nn.functional import interpolate, leaky_relu, relu
 
 from tiekd.errors import RecipeError
+
+ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
 
 class DenseDepth(nn.Module):
@@ -21,6 +24,7 @@ class DenseDepth(nn.Module):
 
     widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1 convolution's.
     extra_ups: how many times the size is doubled after the finest feature, at widths[0] channels or `extra_width`.
+    activation: "relu" or "leaky_relu" (slope 0.01 below 0), after every 3x3 convolution.
 
     `channels` is the output's, `stride` its stride against the image. Convolutions start Kaiming-normal (fan in, so
     that the features keep their variance without norms), biases at 0.
@@ -33,6 +37,7 @@ class DenseDepth(nn.Module):
         widths: Sequence[int],
         extra_ups: int = 0,
         extra_width: int | None = None,
+        activation: str = "relu",
     ):
         super().__init__()
         if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
@@ -47,14 +52,17 @@ class DenseDepth(nn.Module):
             )
         if extra_width is not None and (not isinstance(extra_width, int) or extra_width < 1 or not extra_ups):
             raise RecipeError(f"decoder.extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0")
+        if activation not in ACTIVATIONS:
+            raise RecipeError(f"decoder.activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
         deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)
         levels = [
-            TwoConvs(widths[i + 1] + encoder_channels[i], widths[i]) for i in reversed(range(len(encoder_channels) - 1))
+            TwoConvs(widths[i + 1] + encoder_channels[i], widths[i], activation)
+            for i in reversed(range(len(encoder_channels) - 1))
         ]
         self.levels = nn.ModuleList([deepest, *levels])
         channels, extras = widths[0], []
         for _ in range(extra_ups):
-            extras.append(TwoConvs(channels, extra_width or widths[0]))
+            extras.append(TwoConvs(channels, extra_width or widths[0], activation))
             channels = extra_width or widths[0]
         self.extras = nn.ModuleList(extras)
         self.channels = channels
@@ -83,16 +91,17 @@ class DenseDepth(nn.Module):
 
 
 class TwoConvs(nn.Module):
-    """Two 3x3 convolutions with ReLU."""
+    """Two 3x3 convolutions, each with the activation."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, activation: str):
         super().__init__()
         self.first = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.activate = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = relu(self.first(x), inplace=True)
-        return relu(self.second(x), inplace=True)
+        x = self.activate(self.first(x), inplace=True)
+        return self.activate(self.second(x), inplace=True)
 
 
 build = DenseDepth
