@@ -1,7 +1,8 @@
 """The names of published (mmcv layout) checkpoints against ours, and what of a published checkpoint is dead.
 
 The mapping is a table of name templates, the same in both directions; a new family of networks is more rows. In a
-template `{i}` is a number, `{n}` two joined by `_`, `{p}` one part of a dotted name, `{rest}` one or more parts.
+template `{i}` and `{k}` are numbers, `{n}` two joined by `_`, `{p}` one part of a dotted name, `{rest}` one or more
+parts.
 """
 
 VIT = "decode_head.adaptive_bins_layer.patch_transformer."
@@ -38,15 +39,32 @@ NAMES = (
     ("decode_head.upconv{i}.conv.{p}", "decoder.up{i}.conv.{p}"),
     ("decode_head.bn{i}.{p}", "decoder.up{i}.norm.{p}"),
     ("decode_head.conv{i}.0.{p}", "decoder.merge{i}.{p}"),
+    ("backbone.patch_embed.projection.{p}", "encoder.swin.patches.{p}"),
+    ("backbone.patch_embed.norm.{p}", "encoder.swin.patch_norm.{p}"),
+    ("backbone.stages.{i}.downsample.{rest}", "encoder.swin.merges.{i}.{rest}"),
+    ("backbone.stages.{i}.blocks.{k}.attn.w_msa.{rest}", "encoder.swin.stages.{i}.{k}.attention.{rest}"),
+    ("backbone.stages.{i}.blocks.{k}.ffn.layers.0.0.{p}", "encoder.swin.stages.{i}.{k}.expand.{p}"),
+    ("backbone.stages.{i}.blocks.{k}.ffn.layers.1.{p}", "encoder.swin.stages.{i}.{k}.project.{p}"),
+    ("backbone.stages.{i}.blocks.{k}.{rest}", "encoder.swin.stages.{i}.{k}.{rest}"),
+    ("backbone.norm{i}.{p}", "encoder.swin.norms.{i}.{p}"),
+    ("neck.lateral_convs.{rest}", "neck.laterals.{rest}"),
+    ("neck.trans_proj.{rest}", "neck.token_projections.{rest}"),
+    ("neck.trans_fusion.{rest}", "neck.token_fusions.{rest}"),
+    ("neck.conv_proj.0.{rest}", "neck.query_projection.{rest}"),
+    ("neck.conv_fusion.0.{rest}", "neck.query_fusion.{rest}"),
+    ("neck.multi_att.{rest}", "neck.cross_attention.{rest}"),
+    ("neck.self_attn.{rest}", "neck.self_attention.{rest}"),
+    ("neck.{rest}", "neck.{rest}"),
     ("backbone.original_model.conv_stem.{p}", "encoder.conv_stem.{p}"),
     ("backbone.original_model.bn1.{p}", "encoder.bn_stem.{p}"),
     ("backbone.original_model.blocks.{rest}", "encoder.blocks.{rest}"),
     ("backbone.original_model.conv_head.{p}", "encoder.conv_head.{p}"),
     ("backbone.{rest}", "encoder.{rest}"),
 )
-FIELDS = {"i": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
+FIELDS = {"i": r"\d+", "k": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
 PREFIXES = ("backbone.", "decode_head.", "neck.")
 # Of encoders that come from ImageNet: what lies behind the last tap.
 CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")
 CLASSIFIERS += ("backbone.original_model.bn2.", "backbone.original_model.classifier.")
 LEFTOVER_BINS = 256  # conv_out's size in published sigmoid heads, which don't use it
+TABLES = ("relative_position_index",)  # ends of names of buffers that follow from the sizes; ours aren't saved

@@ -10,13 +10,22 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tiekd.errors import CheckpointError
-from tiekd.models.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES, VIT
+from tiekd.models.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES, TABLES, VIT
 
 LISTED = 4  # tensors that an error message names
+COUNTERS = "*num_batches_tracked"  # of norms; they may be missing, as in old files
+# Published files of a best evaluation have its figure among them as a NumPy number, pickled under an old or a new name.
+_NUMPY_NUMBER = np.float64(0).__reduce__()[0]
+_PLAIN_TYPES = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8")),
+    *((_NUMPY_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 
 
 class Report(NamedTuple):
@@ -37,7 +46,8 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN_TYPES):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
     except Exception as error:  # noqa: BLE001 - a torn pickle can raise anything
@@ -84,6 +94,11 @@ def dropped(state: Mapping, head: str | None = None) -> list[str]:
     return sorted(set(bare) - set(_translated(state, head)))
 
 
+def unknown(state: Mapping) -> list[str]:
+    """The names of a published checkpoint that no row of the table fits, sorted; the rest of `dropped` is dead."""
+    return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
+
+
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the published names; the inverse of `from_published` but for what that drops."""
     published = {}
@@ -95,27 +110,34 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return published
 
 
+def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
+    """How the names and shapes of a state dict fit a network, which may be on the meta device."""
+    own = network.state_dict()
+    matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
+    misfit = sorted(name for name in own if name in state and state[name].shape != own[name].shape)
+    return Report(matched, sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), misfit)
+
+
 def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> Report:
     """Copies the tensors whose names and shapes fit into a network, casting to its dtypes.
 
     ignore: glob patterns of names that need not fit ("head.*"). Raises CheckpointError, without changing the network,
     where a tensor not ignored is missing, unexpected or of another shape; norms' batch counters may be missing.
     """
-    own = network.state_dict()
-    matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
-    misfit = sorted(name for name in own if name in state and state[name].shape != own[name].shape)
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    complaints = [f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})" for name in _not(misfit, ignore)]
-    complaints += [f"{name} (missing)" for name in _not(missing, [*ignore, "*num_batches_tracked"])]
-    complaints += [f"{name} (not in the network)" for name in _not(unexpected, ignore)]
+    own, report = network.state_dict(), compare(network, state)
+    complaints = [
+        f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})" for name in _not(report.misfit, ignore)
+    ]
+    complaints += [f"{name} (missing)" for name in _not(report.missing, [*ignore, COUNTERS])]
+    complaints += [f"{name} (not in the network)" for name in _not(report.unexpected, ignore)]
     if complaints:
         more = f" and {len(complaints) - LISTED} more" if len(complaints) > LISTED else ""
         raise CheckpointError(
             f"{len(complaints)} of {len(own)} tensors don't fit: {', '.join(complaints[:LISTED])}{more}; "
             'use the recipe that the checkpoint was made with, or ignore them by patterns such as "head.*"'
         )
-    network.load_state_dict({name: state[name] for name in matched}, strict=False)
-    return Report(matched, missing, unexpected, misfit)
+    network.load_state_dict({name: state[name] for name in report.matched}, strict=False)
+    return report
 
 
 def _bare(state: Mapping) -> dict[str, Tensor]:
@@ -140,7 +162,9 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     if "decode_head.conv_list.4.convA.conv.weight" in bare:
         # With five taps the finest is at stride 2, so one more doubling reaches the image and the second never runs.
         dead.append("decode_head.upsample_custom2.")
-    living = {name: tensor for name, tensor in bare.items() if not name.startswith(tuple(dead))}
+    living = {
+        name: tensor for name, tensor in bare.items() if not name.startswith(tuple(dead)) and not name.endswith(TABLES)
+    }
     renamed = {name: _renamed(name, _FROM_PUBLISHED) for name in living}
     return {name: (renamed[name], tensor) for name, tensor in living.items() if renamed[name] is not None}
 
