@@ -31,7 +31,7 @@ class Chamfer(nn.Module):
         self.max_depth = max_depth
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """(B,) float32, square metres, from bin_centres (B, K) and target (B, 1, H, W), metres; target 0 where not valid."""
+        """(B,) float32, square metres, from bin_centres (B, K) and target (B, 1, H, W), metres, 0 where not valid."""
         if prediction.bin_centres is None:
             raise RecipeError("losses.chamfer: the network gives no bins; it needs `head: {name: adabins, ...}`")
         centres = prediction.bin_centres.float().sort(1).values
