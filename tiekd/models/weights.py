@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,14 +18,6 @@ from tiekd.errors import CheckpointError
 from tiekd.models.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES, TABLES, VIT
 
 LISTED = 4  # tensors that an error message names
-COUNTERS = "*num_batches_tracked"  # of norms; they may be missing, as in old files
-# Published files of a best evaluation have its figure among them as a NumPy number, pickled under an old or a new name.
-_NUMPY_NUMBER = np.float64(0).__reduce__()[0]
-_PLAIN_TYPES = [
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8")),
-    *((_NUMPY_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
 COUNTERS = "*num_batches_tracked"  # of norms; they may be missing, as in old files
 # Published files of a best evaluation have its figure among them as a NumPy number, pickled under an old or a new name.
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]
@@ -56,7 +47,6 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth")
     try:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
-            with torch.serialization.safe_globals(_PLAIN_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
@@ -109,11 +99,6 @@ def unknown(state: Mapping) -> list[str]:
     return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
 
 
-def unknown(state: Mapping) -> list[str]:
-    """The names of a published checkpoint that no row of the table fits, sorted; the rest of `dropped` is dead."""
-    return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
-
-
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the published names; the inverse of `from_published` but for what that drops."""
     published = {}
@@ -123,14 +108,6 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(f"{name}: has no published name; the table is tiekd.models.published_names.NAMES")
         published[match] = tensor
     return published
-
-
-def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
-    """How the names and shapes of a state dict fit a network, which may be on the meta device."""
-    own = network.state_dict()
-    matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
-    misfit = sorted(name for name in own if name in state and state[name].shape != own[name].shape)
-    return Report(matched, sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), misfit)
 
 
 def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
