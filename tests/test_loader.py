@@ -9,7 +9,7 @@ import tiny_kitti
 import torch
 from tiny_kitti import image_name, write_png
 
-from tiekd.data.kitti import Kitti
+from tiekd.data.kitti import build as kitti
 from tiekd.data.loader import training_batches, validation_batches
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.transforms import Augment
@@ -21,7 +21,7 @@ AUGMENT = Augment(crop=(12, 16))
 
 @pytest.fixture
 def data(tmp_path):
-    return Kitti(str(tiny_kitti.make(tmp_path)), "train", 80.0)
+    return kitti(str(tiny_kitti.make(tmp_path)), "train", 80.0)
 
 
 def training(data, workers=0, augment=AUGMENT, start=0, total=6, rank=0, world_size=1, seed=3):
@@ -60,7 +60,7 @@ def test_a_sample_is_augmented_alike_on_whichever_rank(data):
 def test_teacher_maps_travel_with_their_frames(data, tmp_path):
     for index in range(5):
         write_png(tmp_path / "maps" / image_name(index).replace("/", "_"), np.full((20, 30), index + 1, np.uint16))
-    data = Kitti(str(tmp_path), "train", 65535.0, maps="maps")
+    data = kitti(str(tmp_path), "train", 65535.0, maps="maps")
     for batch in training(data):
         levels = [int(name[-5]) + 1 for name in batch.names]
         assert batch.teacher_depth.amax((1, 2, 3)).tolist() == pytest.approx(levels)

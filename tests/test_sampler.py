@@ -1,15 +1,16 @@
 """The order of the data: one global batch whatever the ranks, a function of seed and iteration alone."""
 
+import numpy as np
 import pytest
 
-from tiekd.data.sampler import MicroBatches, global_batch, iterations_per_epoch
+from tiekd.data.sampler import MicroBatches, epoch_batches, iterations_per_epoch, size_groups
 from tiekd.errors import RecipeError
 
 
-def dealt(world_size, accumulation, batch_size=4, num_samples=11, start=0, total=7, seed=5):
+def dealt(world_size, accumulation, batch_size=4, num_samples=11, start=0, total=7, seed=5, groups=None):
     """The keys of each iteration, put together as the ranks consume them: step by step, rank by rank."""
     ranks = [
-        list(MicroBatches(num_samples, batch_size, accumulation, rank, world_size, seed, start, total))
+        list(MicroBatches(num_samples, batch_size, accumulation, rank, world_size, seed, start, total, groups))
         for rank in range(world_size)
     ]
     assert all(len(batches) == (total - start) * accumulation for batches in ranks)
@@ -39,28 +40,30 @@ def test_starting_in_mid_epoch_gives_the_tail_of_a_whole_run():
 
 
 def test_an_iteration_depends_on_nothing_but_its_number_and_the_seed():
-    backwards = [global_batch(i, 11, 4, seed=5) for i in reversed(range(7))][::-1]
-    assert backwards == dealt(1, 1)
+    alone = [dealt(1, 1, start=i, total=i + 1)[0] for i in reversed(range(7))][::-1]
+    assert alone == dealt(1, 1)
+    batches = [epoch_batches(i // 3, 11, 4, seed=5)[i % 3].tolist() for i in range(7)]
+    assert batches == [[index for _, index in keys] for keys in alone]
     assert dealt(1, 1, seed=6) != dealt(1, 1, seed=5)
 
 
 def test_an_epoch_covers_every_sample_and_fills_up_from_its_own_start():
     assert iterations_per_epoch(11, 4) == 3 and iterations_per_epoch(12, 4) == 3 and iterations_per_epoch(1, 4) == 1
     for epoch in range(3):
-        keys = sum((global_batch(i, 11, 4, seed=5) for i in range(3 * epoch, 3 * epoch + 3)), [])
+        keys = sum(dealt(1, 1, start=3 * epoch, total=3 * epoch + 3), [])
         assert {e for e, _ in keys} == {epoch}
         indices = [index for _, index in keys]
         assert sorted(indices[:11]) == list(range(11)) and indices[11:] == indices[:1]
 
 
 def test_epochs_are_shuffled_differently():
-    orders = [tuple(index for _, index in global_batch(epoch, 8, 8, seed=0)) for epoch in range(4)]
+    orders = [tuple(epoch_batches(epoch, 8, 8, seed=0)[0].tolist()) for epoch in range(4)]
     assert len(set(orders)) == 4 and all(sorted(order) == list(range(8)) for order in orders)
 
 
 def test_a_batch_larger_than_the_data_goes_round():
-    assert [index for _, index in global_batch(0, 1, 3, seed=0)] == [0, 0, 0]
-    first = [index for _, index in global_batch(0, 2, 5, seed=0)]
+    assert epoch_batches(0, 1, 3, seed=0).tolist() == [[0, 0, 0]]
+    first = epoch_batches(0, 2, 5, seed=0)[0].tolist()
     assert first[:2] == first[2:4] and first[4] == first[0]
 
 
@@ -70,3 +73,46 @@ def test_a_batch_larger_than_the_data_goes_round():
 def test_errors(num_samples, seed, line):
     with pytest.raises(RecipeError, match=line):
         MicroBatches(num_samples, 1, 1, 0, 1, seed, 0, 1)
+
+
+GROUPS = [0, 1, 0, 0, 2, 1, 0, 1, 0, 1, 0]  # six, four and one
+
+
+def test_a_batch_holds_samples_of_one_group_and_an_epoch_all_of_them():
+    assert iterations_per_epoch(11, 4, GROUPS) == 2 + 1 + 1
+    for epoch in range(6):
+        batches = epoch_batches(epoch, 11, 4, 5, GROUPS).tolist()
+        assert len(batches) == 4 and all(len({GROUPS[index] for index in batch}) == 1 for batch in batches)
+        counts = np.bincount(np.ravel(batches), minlength=11)
+        assert counts.min() == 1 and counts[[1, 5, 7, 9]].max() == 1  # a full group repeats none
+        assert sorted(counts[[0, 2, 3, 6, 8, 10]]) == [1, 1, 1, 1, 2, 2] and counts[4] == 4
+
+
+def test_a_groups_last_batch_is_filled_up_from_the_groups_start():
+    batches = [batch for batch in epoch_batches(0, 11, 4, 5, GROUPS).tolist() if GROUPS[batch[0]] == 0]
+    order = [index for index in epoch_batches(0, 11, 11, 5)[0].tolist() if GROUPS[index] == 0]
+    assert sum(batches, []) == order + order[:2]
+
+
+def test_groups_take_turns_and_are_dealt_alike_whatever_the_ranks():
+    whole = dealt(1, 1, total=12, groups=GROUPS)
+    assert dealt(2, 2, total=12, groups=GROUPS) == dealt(4, 1, total=12, groups=GROUPS) == whole
+    for start in range(12):
+        assert dealt(2, 1, start=start, total=12, groups=GROUPS) == whole[start:]
+    assert [keys[0][0] for keys in whole] == [0] * 4 + [1] * 4 + [2] * 4
+    orders = {tuple(GROUPS[batch[0]] for batch in epoch_batches(e, 11, 4, 5, GROUPS).tolist()) for e in range(8)}
+    assert len(orders) > 3
+
+
+def test_one_group_is_as_no_groups():
+    assert dealt(1, 1, total=9, groups=[7] * 11) == dealt(1, 1, total=9)
+
+
+def test_groups_are_the_sizes_of_the_pictures():
+    class Sized:
+        def image_sizes(self):
+            return [(4, 6), (6, 4), (4, 6), (2, 2)]
+
+    assert size_groups(Sized()) == [1, 2, 1, 0]
+    with pytest.raises(RecipeError, match=r"bucket needs a data set with image_sizes\(\), list has none; use crop"):
+        size_groups([])

@@ -30,6 +30,17 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
+def read_image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture from the head of its file. Raises DataError where there is none to read."""
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, ValueError):  # Pillow's own error is an OSError
+        if not Path(path).is_file():
+            raise _missing(path, "picture") from None
+        raise DataError(f"{path}: its size can't be read; the file is torn or no picture") from None
+
+
 def read_depth_png(path: Path, units_per_m: float) -> Tensor:
     """A 16-bit depth PNG as (1, H, W) float32 metres, 0 where not measured.
 
@@ -42,6 +53,30 @@ def read_depth_png(path: Path, units_per_m: float) -> Tensor:
             "bits; convert it from the original depth (a coloured picture can't be used)"
         )
     return torch.from_numpy(np.array(raw).astype(np.float32))[None] / units_per_m
+
+
+def read_depth_npy(path: Path, units_per_m: float | None) -> Tensor:
+    """A NumPy file of (H, W) or (1, H, W) numbers as (1, H, W) float32 metres; what is not finite and above 0 becomes
+    0, not measured. Without `units_per_m` they are metres and must be floating-point: whole numbers rarely are metres.
+    Raises DataError for a missing file and for anything else in it."""
+    try:
+        depth = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        if not Path(path).is_file():
+            raise _missing(path, "depth map") from None
+        raise DataError(f"{path}: can't be read ({' '.join(str(error).split())}); save it with numpy.save") from None
+    if not isinstance(depth, np.ndarray):
+        raise DataError(f"{path}: an archive, no single array; save the depth map with numpy.save")
+    depth = depth[0] if depth.ndim == 3 and len(depth) == 1 else depth
+    if depth.ndim != 2 or depth.dtype.kind not in "fiu":
+        got = f"{depth.dtype} of shape {depth.shape}"
+        raise DataError(f"{path}: a depth map must be numbers of shape (height, width), this is {got}")
+    if units_per_m is None and depth.dtype.kind != "f":
+        raise DataError(
+            f"{path}: {depth.dtype} without a unit; say how many make a metre, such as data.depth_unit=1000"
+        )
+    metres = torch.from_numpy(depth.astype(np.float32))[None] / (units_per_m or 1.0)
+    return torch.where(metres.isfinite() & (metres > 0), metres, 0.0)
 
 
 def read_teacher_map(path: Path, max_depth: float) -> Tensor:
@@ -71,7 +106,7 @@ def _decode(path: Path, kind: str) -> Image.Image:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         if not Path(path).is_file():
-            raise DataError(f"{path}: no such {kind}; check data.root and the split file") from None
+            raise _missing(path, kind) from None
         raise DataError(f"{path}: can't be read ({error.strerror}); check its permissions and the disk") from None
     if data[: len(_PNG)].tobytes() == _PNG and not _is_whole_png(data):
         raise DataError(f"{path}: a torn or damaged PNG ({len(data)} bytes); copy it from the original again")
@@ -82,6 +117,10 @@ def _decode(path: Path, kind: str) -> Image.Image:
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise DataError(f"{path}: can't be decoded as a {kind}{reason}; the file is torn or no {kind}") from None
     return picture
+
+
+def _missing(path: Path, kind: str) -> DataError:
+    return DataError(f"{path}: no such {kind}; check data.root and the split file")
 
 
 def _is_whole_png(data: np.ndarray) -> bool:

@@ -2,16 +2,17 @@
 
 Ground truth is uint16 PNG, metres * 256. Frames are cut to the KB benchmark window (bottom, centred) as they are read.
 Cached teacher maps are already cut and lie in one folder, named by the path below `input/` joined with `_`.
+The benchmark's test set has no ground truth: its split file is a list of names, its pictures are already cut and lie in
+another folder; it can be predicted, cached and trained on with a teacher, never evaluated.
 """
 
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from tiekd.data import depth_io
-from tiekd.data.splits import Frame, read_split
-from tiekd.data.transforms import Sample, crop_window
-from tiekd.errors import DataError, RecipeError
+from tiekd.data.depth_io import read_depth_png
+from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
+from tiekd.data.splits import SplitLine, read_split
+from tiekd.errors import RecipeError
 
 UNITS_PER_M = 256.0
 
@@ -25,88 +26,54 @@ _CALIBRATION = {
 }
 
 
-class Kitti(torch.utils.data.Dataset):
-    """Frames of a split as `Sample`s with uint8 images, cut to `kb_crop`.
+def build(
+    root: str,
+    split: str,
+    max_depth: float,
+    needs_ground_truth: bool = True,
+    train_split: str = "kitti_eigen_train.txt",
+    val_split: str = "kitti_eigen_test.txt",
+    image_folder: str = "input",
+    kb_crop: tuple[int, int] | None = None,
+    maps: str | None = None,
+) -> Frames:
+    """The frames of a split, cut to `kb_crop`.
 
-    root: folder with `input/` and `gt_depth/`. split: "train" or "val", which picks `train_split` or `val_split`
-    (below root, or an absolute path). kb_crop: [height, width] of the window, without it whole frames. maps: folder of
-    cached teacher maps (below root, or absolute), read for training frames only. needs_ground_truth: skip frames whose
-    line says `None` (`num_skipped` counts them). Raises DataError for missing files, malformed lines and when no frame
-    is left.
+    root: folder with the pictures in `image_folder` and the ground truth in gt_depth/. split: "train" or "val", which
+    picks `train_split` or `val_split` (below root, or an absolute path); for the benchmark's test set say
+    val_split: kitti_benchmark_test.txt, image_folder: benchmark_test. kb_crop: [height, width] of the window, without
+    it whole frames. maps: folder of cached teacher maps (below root, or absolute), read for training frames only.
+    needs_ground_truth: skip frames whose line says `None`. Raises DataError for missing files and malformed lines.
     """
-
-    def __init__(
-        self,
-        root: str,
-        split: str,
-        max_depth: float,
-        needs_ground_truth: bool = True,
-        train_split: str = "kitti_eigen_train.txt",
-        val_split: str = "kitti_eigen_test.txt",
-        kb_crop: tuple[int, int] | None = None,
-        maps: str | None = None,
-    ):
-        self.root, self.max_depth, self.kb_crop = Path(root).expanduser(), max_depth, kb_crop
-        if kb_crop is not None and min(kb_crop) < 1:
-            raise RecipeError(f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none")
-        if not self.root.is_dir():
-            found = "a file, not a folder" if self.root.exists() else "no folder"
-            raise DataError(f"data.root: {found} at {self.root}; put KITTI there or say --set data.root=FOLDER")
-        self.maps = self.root / maps if maps and split == "train" else None
-        if self.maps is not None and not self.maps.is_dir():
-            raise DataError(f"teacher.maps: no folder at {self.maps}; make the maps or use teacher.recipe")
-        split_file = self.root / (train_split if split == "train" else val_split)
-        frames = read_split(split_file)
-        self.frames = [f for f in frames if f.ground_truth is not None] if needs_ground_truth else frames
-        self.num_skipped = len(frames) - len(self.frames)
-        if not self.frames:
-            raise DataError(f"{split_file}: none of its {len(frames)} frames has ground truth; use another split file")
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> Sample:
-        frame = self.frames[index]
-        image = depth_io.read_image(self.root / "input" / frame.image)
-        height, width = image.shape[-2:]
-        if frame.ground_truth is None:
-            depth = torch.zeros(1, height, width)
-        else:
-            path = self.root / "gt_depth" / frame.ground_truth
-            depth = depth_io.read_depth_png(path, UNITS_PER_M)
-            if depth.shape[-2:] != image.shape[-2:]:
-                raise DataError(f"{path}: {_size(depth)} does not fit its picture {frame.image}, {_size(image)}")
-        inside = torch.ones(1, height, width, dtype=torch.bool)
-        sample = Sample(image, depth, inside, None, self._intrinsics(frame, height, width), frame.image)
-        if self.kb_crop is not None:
-            crop_height, crop_width = self.kb_crop
-            if crop_height > height or crop_width > width:
-                raise DataError(
-                    f"{self.root / 'input' / frame.image}: {_size(image)} is smaller than data.kb_crop "
-                    f"{crop_height}x{crop_width}; set a smaller data.kb_crop"
-                )
-            sample = crop_window(sample, height - crop_height, (width - crop_width) // 2, crop_height, crop_width)
-        return sample if self.maps is None else sample._replace(teacher_depth=self._teacher_map(frame, sample))
-
-    def _teacher_map(self, frame: Frame, sample: Sample) -> torch.Tensor:
-        path = self.maps / frame.image.replace("/", "_")
-        depth = depth_io.read_teacher_map(path, self.max_depth)
-        if depth.shape[-2:] != sample.image.shape[-2:]:
-            raise DataError(
-                f"{path}: teacher map of {_size(depth)} for a picture of {_size(sample.image)} after data.kb_crop; "
-                "make the maps with the same crop"
-            )
-        return depth
-
-    def _intrinsics(self, frame: Frame, height: int, width: int) -> torch.Tensor:
-        focal, centre_x, centre_y = _CALIBRATION.get(frame.image.split("/")[0], (0.0, 0.0, 0.0))
-        if abs(focal - frame.focal) > 0.01:  # a resized or rendered picture: the line's focal length rules
-            focal, centre_x, centre_y = frame.focal, (width - 1) / 2, (height - 1) / 2
-        return torch.tensor([[focal, 0, centre_x], [0, focal, centre_y], [0, 0, 1]], dtype=torch.float32)
+    if kb_crop is not None and min(kb_crop) < 1:
+        raise RecipeError(f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none")
+    folder = data_root(root, "KITTI")
+    split_file = folder / (train_split if split == "train" else val_split)
+    frames = [_frame(line, folder / image_folder, folder / "gt_depth") for line in read_split(split_file)]
+    return Frames(
+        frames,
+        split_file,
+        partial(read_depth_png, units_per_m=UNITS_PER_M),
+        max_depth,
+        needs_ground_truth,
+        window=None if kb_crop is None else Window("data.kb_crop", partial(_kb_window, kb_crop)),
+        maps=folder / maps if maps and split == "train" else None,
+    )
 
 
-def _size(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape[-2:]))
+def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    return height - kb_crop[0], (width - kb_crop[1]) // 2, *kb_crop
 
 
-build = Kitti
+def _frame(line: SplitLine, images: Path, depths: Path) -> Frame:
+    depth = None if line.ground_truth is None else depths / line.ground_truth
+    return Frame(line.image, images / line.image, depth, _camera(line))
+
+
+def _camera(line: SplitLine) -> Camera | None:
+    if line.focal is None:
+        return None
+    focal, centre_x, centre_y = _CALIBRATION.get(line.image.split("/")[0], (0.0, 0.0, 0.0))
+    if abs(focal - line.focal) > 0.01:  # a resized or rendered picture: the line's focal length rules
+        return Camera(line.focal, line.focal)
+    return Camera(focal, focal, centre_x, centre_y)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tiekd.data.batch import Batch
 from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment, Sample, apply, normalise
+from tiekd.data.transforms import Augment, Sample, apply, normalise, scale_to_cover
 from tiekd.errors import DataError, UserError
 
 
@@ -72,6 +72,8 @@ class _Keyed(Dataset):
     def _sample(self, epoch: int, index: int) -> Sample:
         sample = self.dataset[index]
         if self.augment is not None:
+            if self.augment.sizes == "keep_aspect":
+                sample = scale_to_cover(sample, *self.augment.crop)
             height, width = sample.image.shape[-2:]
             try:
                 decisions = self.augment.draw(self.seed, epoch, index, height, width)
@@ -88,7 +90,8 @@ def _collate(samples: list[Sample] | UserError) -> Batch | UserError:
     if len(sizes) > 1:
         return DataError(
             f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(sizes))} "
-            f"(among {samples[0].name}); set data.augment.crop, or batch size 1 for evaluation"
+            f"(among {samples[0].name}); set data.augment.crop or data.augment.sizes=bucket for training, and "
+            "evaluation.batch_size=1"
         )
     image, depth, inside, teacher_depth, intrinsics, names = zip(*samples, strict=True)
     return Batch(

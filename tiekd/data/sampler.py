@@ -3,28 +3,49 @@
 The stream is one permutation an epoch, the last batch filled up from the permutation's start (as DistributedSampler
 does). Global batch i is dealt in contiguous slices: first by accumulation step, then by rank; so 1 x 4, 2 x 2 and
 accumulation see the same images, and a position in the data is the count of consumed iterations and nothing else.
+
+With groups (`data.augment.sizes: bucket`, a group a picture size) a global batch holds samples of one group. Each group
+keeps the permutation's order and has its own last batch, filled up from the group's start: every sample is seen at
+least once an epoch, those of a small group more often. Batches come in the order that their first samples have in
+the permutation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from tiekd.errors import RecipeError
 
 
-def iterations_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Global batches that cover every sample once, the last one filled up."""
-    return -(-num_samples // batch_size)
+def size_groups(dataset: Dataset) -> list[int]:
+    """A number for each sample, the same for all that have one size. Reads the head of every picture, 0.1 ms each."""
+    if not hasattr(dataset, "image_sizes"):
+        kind = type(dataset).__name__
+        raise RecipeError(f"data.augment.sizes: bucket needs a data set with image_sizes(), {kind} has none; use crop")
+    sizes = dataset.image_sizes()
+    numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
+    return [numbers[size] for size in sizes]
 
 
-def global_batch(iteration: int, num_samples: int, batch_size: int, seed: int) -> list[tuple[int, int]]:
-    """The (epoch, sample index) keys of one iteration, `batch_size` of them, epochs counted from 0."""
-    per_epoch = iterations_per_epoch(num_samples, batch_size)
-    epoch, position = divmod(iteration, per_epoch)
+def iterations_per_epoch(num_samples: int, batch_size: int, groups: Sequence[int] | None = None) -> int:
+    """Global batches that cover every sample once, the last one (of each group) filled up."""
+    counts = [num_samples] if groups is None else np.bincount(groups).tolist()
+    return sum(-(-count // batch_size) for count in counts)
+
+
+def epoch_batches(
+    epoch: int, num_samples: int, batch_size: int, seed: int, groups: Sequence[int] | None = None
+) -> np.ndarray:
+    """The sample indices of an epoch's global batches in their order: (batches, batch_size) int64, epochs from 0."""
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
-    places = np.arange(position * batch_size, (position + 1) * batch_size) % num_samples
-    return [(epoch, int(index)) for index in order[places]]
+    group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
+    batches = []
+    for group in np.unique(group_of):
+        places = np.flatnonzero(group_of == group)
+        batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))  # repeats from the start
+    places = np.concatenate(batches)
+    return order[places[places[:, 0].argsort()]]
 
 
 class MicroBatches(Sampler):
@@ -40,12 +61,13 @@ class MicroBatches(Sampler):
         seed: int,
         start_iteration: int,
         total_iterations: int,
+        groups: Sequence[int] | None = None,
     ):
         if num_samples < 1:
             raise RecipeError("data: no training samples are left; check the split file")
         if seed < 0:
             raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.num_samples, self.batch_size, self.seed, self.groups = num_samples, batch_size, seed, groups
         self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
         self.iterations = range(start_iteration, total_iterations)
         self.micro_batch_size = batch_size // (accumulation * world_size)
@@ -55,8 +77,14 @@ class MicroBatches(Sampler):
         return len(self.iterations) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = iterations_per_epoch(self.num_samples, self.batch_size, self.groups)
+        drawn, batches = None, None
         for iteration in self.iterations:
-            keys = global_batch(iteration, self.num_samples, self.batch_size, self.seed)
+            epoch, position = divmod(iteration, per_epoch)
+            if epoch != drawn:
+                drawn = epoch
+                batches = epoch_batches(epoch, self.num_samples, self.batch_size, self.seed, self.groups)
+            keys = [(epoch, index) for index in batches[position].tolist()]
             for step in range(self.accumulation):
                 first = (step * self.world_size + self.rank) * self.micro_batch_size
                 yield keys[first : first + self.micro_batch_size]

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tiekd import distributed
+from tiekd.data import kitti
 from tiekd.data.depth_io import write_depth_png, write_image
-from tiekd.data.kitti import Kitti
+from tiekd.data.frames import Frames
 from tiekd.data.street.casting import Camera, cast, look
 from tiekd.data.street.layout import random_street
 from tiekd.data.street.objects import Draw
@@ -193,14 +194,14 @@ def build(
     num_val: int = 32,
     seed: int = 0,
     maps: str | None = None,
-) -> Kitti:
+) -> Frames:
     """The rendered set as a data set, written below `root` on first use. Collective."""
     if distributed.is_main():
         write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
     distributed.barrier()
     # Finds the set that the main rank wrote, and writes another one where `root` is on another machine's own disk.
     write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
-    return Kitti(root, split, max_depth, needs_ground_truth, kb_crop=None, maps=maps)
+    return kitti.build(root, split, max_depth, needs_ground_truth, kb_crop=None, maps=maps)
 
 
 def _holds(root: Path, wanted: dict) -> bool:

@@ -3,6 +3,8 @@
 A training sample's augmentation is drawn from (seed, epoch, index) alone and applied as at most one resampling: the
 crop window is traced back through flip and rotation into the picture, so nothing outside it is computed. What turns in
 from outside the picture is black and has depth 0, that is, not valid.
+
+Pictures of different sizes get into one batch by `Augment.sizes`; evaluation and prediction never scale anything.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from tiekd.errors import DataError, RecipeError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, grey levels 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
+SIZES = ("crop", "keep_aspect", "bucket")
 
 
 class Sample(NamedTuple):
@@ -54,12 +57,18 @@ class Augment:
 
     rotate_deg: largest angle; crop: [height, width] of the random window, None for the whole picture; gamma,
     brightness, channels: ranges of factors, drawn with probability colour_p.
+
+    sizes: what is done about pictures of different sizes. `crop`: nothing but the crop; a picture smaller than it is
+    refused by name, and without a crop all must have one size. `keep_aspect`: each picture is first scaled by one
+    factor to just cover the crop, up or down; depth stays in metres, so a scaled picture is one of another focal
+    length. `bucket`: nothing is scaled, and a batch holds pictures of one size (tiekd/data/sampler.py).
     """
 
     rotate_p: float = 0.5
     rotate_deg: float = 2.5
     flip_p: float = 0.5
     crop: tuple[int, int] | None = None
+    sizes: str = "crop"
     colour_p: float = 0.5
     gamma: tuple[float, float] = (0.9, 1.1)
     brightness: tuple[float, float] = (0.9, 1.1)
@@ -77,6 +86,10 @@ class Augment:
                 raise RecipeError(f"data.augment.{name}: got {[low, high]}; must be [low, high], 0 < low <= high")
         if self.crop is not None and min(self.crop) < 1:
             raise RecipeError(f"data.augment.crop: got {self.crop}; it must be [height, width] in pixels")
+        if self.sizes not in SIZES:
+            raise RecipeError(f"data.augment.sizes: got {self.sizes!r}; allowed: {', '.join(SIZES)}")
+        if self.sizes == "keep_aspect" and self.crop is None:
+            raise RecipeError("data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give a crop")
 
     def draw(self, seed: int, epoch: int, index: int, height: int, width: int) -> Decisions:
         """The decisions for one sample: a pure function of the arguments. DataError where the crop doesn't fit."""
@@ -85,7 +98,7 @@ class Augment:
         if crop_height > height or crop_width > width:
             raise DataError(
                 f"data.augment.crop: {crop_height}x{crop_width} is larger than the picture, {height}x{width}; "
-                "make the crop smaller"
+                "make the crop smaller, or set data.augment.sizes=keep_aspect"
             )
         angle = rng.uniform(-self.rotate_deg, self.rotate_deg) if rng.random() < self.rotate_p else 0.0
         flip = bool(rng.random() < self.flip_p)
@@ -111,7 +124,7 @@ def normalise(sample: Sample) -> Sample:
 
 
 def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The window of the picture and of everything that belongs to it; a teacher map of just that size is kept."""
+    """The window of the picture and of everything that belongs to it."""
     rows, cols = slice(top, top + height), slice(left, left + width)
     intrinsics = sample.intrinsics.clone()
     intrinsics[0, 2] -= left
@@ -123,6 +136,36 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
         inside=sample.inside[:, rows, cols],
         teacher_depth=teacher_depth,
         intrinsics=intrinsics,
+    )
+
+
+def scale_to_cover(sample: Sample, height: int, width: int) -> Sample:
+    """The sample scaled by one factor so that it just covers height x width: float32 image, bilinear and antialiased;
+    depths and `inside` take the nearest pixel, for a mean across an edge would be a depth that nothing has."""
+    old = sample.image.shape[-2:]
+    factor = max(height / old[0], width / old[1])
+    new = max(height, round(old[0] * factor)), max(width, round(old[1] * factor))
+    if new == old:
+        return sample
+    image = F.interpolate(sample.image.float()[None], new, mode="bilinear", align_corners=False, antialias=True)[0]
+
+    def nearest(plane):
+        return F.interpolate(plane[None], new, mode="nearest-exact")[0]
+
+    scale_y, scale_x = new[0] / old[0], new[1] / old[1]
+    intrinsics = sample.intrinsics.clone()
+    intrinsics[0, 0] *= scale_x
+    intrinsics[1, 1] *= scale_y
+    # Pixel i covers i - 0.5 to i + 0.5, so a coordinate is scaled about the picture's corner at -0.5.
+    intrinsics[0, 2] = (intrinsics[0, 2] + 0.5) * scale_x - 0.5
+    intrinsics[1, 2] = (intrinsics[1, 2] + 0.5) * scale_y - 0.5
+    return Sample(
+        image,
+        nearest(sample.depth),
+        nearest(sample.inside.float()) > 0,
+        None if sample.teacher_depth is None else nearest(sample.teacher_depth),
+        intrinsics,
+        sample.name,
     )
 
 

@@ -1,0 +1,160 @@
+"""Frames from files: picture, ground truth where there is any, cached teacher map, cut to one window.
+
+What KITTI, NYU and a folder of one's own share: each of them says where its files are and how its depth is stored, and
+`Frames` reads them. A frame without ground truth has depth 0 everywhere. Nothing is kept in memory but paths.
+Left out: scaling (tiekd/data/transforms.py), since evaluation wants pictures as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tiekd.data import depth_io
+from tiekd.data.transforms import Sample, crop_window
+from tiekd.errors import DataError
+
+
+class Camera(NamedTuple):
+    """Focal lengths and principal point in pixels of the whole picture; centre_x, centre_y None: its middle."""
+
+    focal_x: float
+    focal_y: float
+    centre_x: float | None = None
+    centre_y: float | None = None
+
+
+class Frame(NamedTuple):
+    """name: what messages and teacher maps call it; depth None without ground truth; camera None where unknown."""
+
+    name: str
+    image: Path
+    depth: Path | None
+    camera: Camera | None
+
+
+class Window(NamedTuple):
+    """The part of each picture that is kept. option: what users call it; place: (height, width) of a picture ->
+    (top, left, height, width), which `Frames` checks to lie in it."""
+
+    option: str
+    place: Callable[[int, int], tuple[int, int, int, int]]
+
+
+class Frames(torch.utils.data.Dataset):
+    """Frames as `Sample`s with uint8 images.
+
+    source: where the frames are listed, for messages. read_depth: file -> (1, H, W) float32 metres. needs_ground_truth:
+    skip the frames without any (`num_skipped` counts them). maps: folder of cached teacher maps, each as large as the
+    picture, and then cut like it, or as large as the window; None reads none. map_prefix: what their names begin with.
+    Raises DataError for missing files and when no frame is left.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        source: Path,
+        read_depth: Callable[[Path], Tensor],
+        max_depth: float,
+        needs_ground_truth: bool,
+        window: Window | None = None,
+        maps: Path | None = None,
+        map_prefix: str = "",
+    ):
+        self.frames = [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
+        self.num_skipped = len(frames) - len(self.frames)
+        self.read_depth, self.max_depth, self.window = read_depth, max_depth, window
+        self.maps, self.map_prefix = maps, map_prefix
+        if not self.frames:
+            raise DataError(
+                f"{source}: none of its {len(frames)} frames has ground truth, which evaluation and training without "
+                "a teacher need; use other frames"
+            )
+        if maps is not None and not maps.is_dir():
+            raise DataError(f"teacher.maps: no folder at {maps}; make the maps or use teacher.recipe")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = self.frames[index]
+        whole = self._read(frame)
+        if self.maps is None:
+            return self._cut(whole, frame)
+        path = self.maps / self.map_name(index)
+        teacher_depth = depth_io.read_teacher_map(path, self.max_depth)
+        if _size(teacher_depth) == _size(whole.image):
+            return self._cut(whole._replace(teacher_depth=teacher_depth), frame)
+        sample = self._cut(whole, frame)
+        if _size(teacher_depth) != _size(sample.image):
+            cut = "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
+            raise DataError(
+                f"{path}: teacher map of {_size(teacher_depth)} for a picture of {_size(whole.image)}{cut}; "
+                "make the maps from the same pictures"
+            )
+        return sample._replace(teacher_depth=teacher_depth)
+
+    def map_name(self, index: int) -> str:
+        """The file name of a frame's teacher map: the picture's path joined by `_`, as PNG."""
+        return self.map_prefix + joined_name(self.frames[index].name)
+
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of every frame as it is read, from the files' heads alone; some 0.1 ms a frame."""
+        return [self._place(frame, *depth_io.read_image_size(frame.image))[2:] for frame in self.frames]
+
+    def _read(self, frame: Frame) -> Sample:
+        image = depth_io.read_image(frame.image)
+        height, width = image.shape[-2:]
+        depth = torch.zeros(1, height, width)
+        if frame.depth is not None:
+            depth = self.read_depth(frame.depth)
+            if _size(depth) != _size(image):
+                raise DataError(f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}")
+        inside = torch.ones(1, height, width, dtype=torch.bool)
+        return Sample(image, depth, inside, None, _camera_matrix(frame.camera, height, width), frame.name)
+
+    def _cut(self, sample: Sample, frame: Frame) -> Sample:
+        return crop_window(sample, *self._place(frame, *sample.image.shape[-2:]))
+
+    def _place(self, frame: Frame, height: int, width: int) -> tuple[int, int, int, int]:
+        if self.window is None:
+            return 0, 0, height, width
+        top, left, rows, columns = self.window.place(height, width)
+        if top < 0 or left < 0 or top + rows > height or left + columns > width:
+            option = self.window.option
+            raise DataError(
+                f"{frame.image}: {height}x{width} is smaller than {option} asks for ({rows}x{columns} from row {top}, "
+                f"column {left}); set another {option}, or null"
+            )
+        return top, left, rows, columns
+
+
+def joined_name(name: str) -> str:
+    """`2011_09_26/drive/1.jpg` -> `2011_09_26_drive_1.png`, the published naming of teacher maps."""
+    return str(PurePosixPath(name.replace("/", "_")).with_suffix(".png"))
+
+
+def data_root(root: str, content: str) -> Path:
+    """`data.root` as a path, `~` expanded. Raises DataError where it is no folder; `content` is what belongs there."""
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        found = "a file, not a folder" if path.exists() else "no folder"
+        raise DataError(f"data.root: {found} at {path}; put {content} there or say --set data.root=FOLDER")
+    return path
+
+
+def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
+    """(3, 3) float32, pixels; NaN where the camera isn't known."""
+    if camera is None:
+        focal_x = focal_y = centre_x = centre_y = float("nan")
+    else:
+        focal_x, focal_y, centre_x, centre_y = camera
+        centre_x = (width - 1) / 2 if centre_x is None else centre_x
+        centre_y = (height - 1) / 2 if centre_y is None else centre_y
+    return torch.tensor([[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]], dtype=torch.float32)
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape[-2:]))
