@@ -36,7 +36,7 @@ def results(ground, tmp_path_factory) -> Path:
     for ranks in (1, 2):
         jobs = [job(name, ground, ranks) for name in ON_A_CPU]
         # fp16 at two ranks only: a CPU computes it slowly.
-        jobs += [fp16_job(name, ground, folder) for name in FP16 if ranks == 2]
+        jobs += [fp16_job(name, ground, folder, power) for name in FP16 for power in (19, 8) if ranks == 2]
         runs.many(jobs, folder, ranks)
     if os.environ.get("TIEKD_REMAKE_CURVE") == "1":
         CURVE.write_text(json.dumps({"loss": runs.losses(folder / "fp32_1")}, indent=1) + "\n")
@@ -47,12 +47,13 @@ def job(name: str, ground: Path, ranks: int) -> dict:
     return {"name": f"{name}_{ranks}", "recipe": runs.recipe(ground), "engine": str(runs.DS_CONFIGS / f"{name}.json")}
 
 
-def fp16_job(name: str, ground: Path, folder: Path) -> dict:
-    """The stored config with a first scale that is sure to overflow a few times."""
+def fp16_job(name: str, ground: Path, folder: Path, power: int) -> dict:
+    """The stored config with another first scale: 2^19 is sure to overflow a few times, 2^8 not to."""
     config = json.loads((runs.DS_CONFIGS / f"{name}.json").read_text())
-    config["fp16"] |= {"initial_scale_power": 19, "hysteresis": 1}
-    path = folder / f"{name}.json"
+    config["fp16"] |= {"initial_scale_power": power, "hysteresis": 1}
+    path = folder / f"{name}_{power}.json"
     path.write_text(json.dumps(config))
+    name = name if power == 19 else f"{name}_calm"
     return job(name, ground, 2) | {"engine": str(path), "fp16_on_cpu": True}
 
 
@@ -85,6 +86,13 @@ def test_fp16_skips_its_first_overflows_says_so_and_learns_as_in_fp32(results, n
     assert fall(losses) > 0.4 * fall(curve())
     norms = [row["grad_norm"] for row in runs.json_log(results / f"{name}_2")]
     assert norms[4] == pytest.approx(runs.json_log(results / "fp32_2")[4]["grad_norm"], rel=0.25)
+
+
+@pytest.mark.parametrize("name", FP16)
+def test_fp16_without_overflows_gives_the_stored_curve(results, name):
+    rows = runs.recorded(results / f"{name}_calm_2")
+    assert rows[-1]["skipped"] == 0
+    assert [row["loss"] for row in rows] == pytest.approx(curve(), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ON_A_CPU + FP16)
