@@ -2,7 +2,7 @@
 
 As in the released TensorFlow weights: padding is TensorFlow's "SAME", which at stride 2 depends on the image's size and
 puts the odd pixel at the right and the bottom, and norms have an eps of 1e-3. Blocks have the state dict names of the
-published ports of these weights. B5 with the default taps is 28.34 M parameters, 10 GMAC at 352x704.
+published ports of these weights. B5 with the default taps is 28.34 M parameters, 11.6 GMAC at 352x704.
 Left out: the norm after the last convolution and the classifier (the taps lie before them), and stochastic depth.
 """
 

@@ -61,11 +61,11 @@ class AdaBins(nn.Module):
         The other arguments are not needed. Raises RecipeError for features of too few or too many patches.
         """
         widths, maps = self.vit(features)
-        logits = conv2d(maps, self.weight, self.bias)
-        with torch.autocast(logits.device.type, enabled=False):
-            centres = bin_centres(widths.float(), self.min_depth, self.max_depth)
-            depth = torch.einsum("bkhw,bk->bhw", logits.float().softmax(1), centres)
-        return Prediction(depth.unsqueeze(1), bin_centres=centres)
+        probabilities = conv2d(maps, self.weight, self.bias).float().softmax(1)
+        centres = bin_centres(widths, self.min_depth, self.max_depth)
+        # A matrix product would be shorter, and in bfloat16 where autocast is on.
+        depth = (probabilities * centres[:, :, None, None]).sum(1, keepdim=True)
+        return Prediction(depth, bin_centres=centres)
 
 
 def bin_centres(widths: Tensor, min_depth: float, max_depth: float) -> Tensor:
