@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Turns a published checkpoint into ours: `bin/import_weights.py SOURCE.pth RECIPE --out OUT.pth`, or back.
+
+Prints how every tensor fits the recipe's network; where one is missing or unexpected nothing is written. Published
+files are also taken as they are by --load-from, teacher.checkpoint and bin/evaluate.py; this checks them first.
+With --to-published a file of ours (or a work dir's best_*.pth) gets the published names, for the published code. The
+parameters that its networks carry without using them are not in ours, so they are not in the written file either; load
+it there with strict=False.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="the checkpoint to convert")
+    parser.add_argument("recipe", help="the recipe whose network it belongs to (a teacher's: the teacher's own recipe)")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--to-published", action="store_true", help="from ours to the published names")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    import tiekd
+    from tiekd.errors import CheckpointError, RecipeError
+    from tiekd.models import conversion
+
+    node = tiekd.load_recipe(args.recipe, args.overrides).get("network")
+    if node is None:
+        raise RecipeError(f"{args.recipe}: describes no network; give the recipe of the network in {args.source}")
+    if args.out.exists() and not args.overwrite:
+        raise CheckpointError(f"{args.out}: exists; give another --out, or --overwrite to replace it")
+    convert = conversion.to_published if args.to_published else conversion.from_published
+    converted = convert(args.source, node)
+    print(f"{args.source} for {args.recipe}\n{conversion.summary(converted)}")
+    conversion.check(converted, args.source, args.recipe)
+    if args.to_published:
+        conversion.write(args.out, {"meta": {}, "state_dict": converted.tensors})
+    else:
+        conversion.write(args.out, {"state_dict": converted.tensors, "network": node, "iteration": 0})
+    print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))
