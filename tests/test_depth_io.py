@@ -5,7 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd.data.depth_io import read_depth_png, read_image, read_teacher_map, write_depth_png, write_image
+from tiekd.data.depth_io import (
+    read_depth_npy,
+    read_depth_png,
+    read_image,
+    read_image_size,
+    read_teacher_map,
+    write_depth_png,
+    write_image,
+)
 from tiekd.errors import DataError
 
 LEVELS = np.array([[0, 1, 255, 256], [257, 20000, 65534, 65535]], np.uint16)
@@ -91,3 +99,47 @@ def test_files_that_are_missing_folders_or_texts(tmp_path):
     assert "no such picture" in refused(read_image, tmp_path)
     (tmp_path / "b.png").write_text("no picture")
     assert "torn or no picture" in refused(read_image, tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_pictures_size_is_read_from_its_head(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3)).astype(np.uint8)).save(path)
+    assert read_image_size(path) == (200, 300)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:2000])
+    assert read_image_size(path) == (200, 300)
+    path.write_bytes(whole[:10])
+    assert "its size can't be read" in refused(read_image_size, path)
+    path.unlink()
+    assert "no such picture" in refused(read_image_size, path)
+
+
+def test_numbers_of_numpy_are_metres_or_levels(tmp_path):
+    depth = np.array([[1.5, np.nan, np.inf], [0, -2, 3]])
+    for array in (depth, depth[None]):
+        np.save(tmp_path / "d.npy", array)
+        assert read_depth_npy(tmp_path / "d.npy", None).tolist() == [[[1.5, 0, 0], [0, 0, 3]]]
+    np.save(tmp_path / "d.npy", LEVELS)
+    assert torch.equal(read_depth_npy(tmp_path / "d.npy", 256.0)[0], torch.from_numpy(LEVELS.astype(np.float32)) / 256)
+
+
+def test_numpy_files_that_are_no_depth_map(tmp_path):
+    path = tmp_path / "d.npy"
+    assert "no such depth map" in refused(read_depth_npy, path, None)
+    for array, words in (
+        (np.ones((2, 3, 4)), "float64 of shape (2, 3, 4)"),
+        (np.ones(3), "float64 of shape (3,)"),
+        (np.ones((2, 3), bool), "bool of shape (2, 3)"),
+        (np.array([[object()]]), "can't be read"),
+        (np.ones((2, 3), np.uint16), "uint16 without a unit"),
+    ):
+        np.save(path, array, allow_pickle=True)
+        assert words in refused(read_depth_npy, path, None)
+    np.savez(tmp_path / "d.npz", np.ones((2, 3)))
+    (tmp_path / "d.npz").rename(path)
+    assert "an archive, no single array" in refused(read_depth_npy, path, None)
+    np.save(path, np.ones((20, 30)))
+    for size in (0, 5, 60, 200):
+        path.write_bytes(path.read_bytes()[:size])
+        assert "can't be read" in refused(read_depth_npy, path, None)

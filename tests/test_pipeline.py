@@ -6,6 +6,7 @@ and forced on ours. It doesn't turn the teacher's map with the picture, ours doe
 
 import hashlib
 from functools import cache
+from pathlib import Path
 
 import golden_rules as golden
 import numpy as np
@@ -253,7 +254,7 @@ def test_the_same_files_are_opened(root, group):
     frames = data.build(str(root / "data" / group.split("_")[0]), "train", 80.0, maps=maps)
     index = [frame.name for frame in frames.frames].index(FIRST[group.split("_")[0]])
     opened = [frames.frames[index].depth, frames.maps / frames.map_name(index)]
-    assert [str(path.relative_to(root)) for path in opened] == CASES["opened"][group]
+    assert [str(Path(path).relative_to(root)) for path in opened] == CASES["opened"][group]
 
 
 def test_every_case_is_here():

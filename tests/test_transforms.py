@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd.data.transforms import Augment, Decisions, Sample, apply, normalise
-from tiekd.errors import DataError
+from tiekd.data.transforms import Augment, Decisions, Sample, apply, normalise, scale_to_cover
+from tiekd.errors import DataError, RecipeError
 
 NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
 
@@ -151,3 +151,58 @@ def test_without_augmentation_nothing_happens():
 def test_a_crop_larger_than_the_picture_is_a_data_error(crop):
     with pytest.raises(DataError, match=rf"data.augment.crop: {crop[0]}x{crop[1]} is larger than the picture, 40x60"):
         Augment(crop=crop).draw(0, 0, 0, 40, 60)
+
+
+@pytest.mark.parametrize(
+    ("cover", "size"),
+    [((20, 30), (20, 30)), ((20, 20), (20, 30)), ((10, 30), (20, 30)), ((80, 60), (80, 120)), ((27, 13), (27, 40))],
+)
+def test_scaling_just_covers_and_keeps_the_aspect(cover, size):
+    sample = scale_to_cover(marked(), *cover)
+    assert sample.image.shape == (3, *size) and sample.image.dtype == torch.float32
+    assert sample.depth.shape == sample.inside.shape == sample.teacher_depth.shape == (1, *size)
+    assert sample.inside.dtype == torch.bool and sample.inside.all() and sample.name == "marked"
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 2.0])
+def test_scaling_moves_everything_together_and_mixes_no_depths(factor):
+    original = marked(row=12, column=36)._replace(depth=torch.full((1, 40, 60), 5.0))
+    original.depth[0, :, 30:] = 9
+    size = round(40 * factor), round(60 * factor)
+    sample = scale_to_cover(original, *size)
+    assert set(sample.depth.unique().tolist()) == {5.0, 9.0}  # nothing stands between the wall and what is behind it
+    assert (sample.depth[0, :, : size[1] // 2] == 5).all() and (sample.depth[0, :, size[1] // 2 :] == 9).all()
+    expected = (12.5 * factor - 0.5, 36.5 * factor - 0.5)
+    assert sample.intrinsics[0, 0] == 50 * factor and sample.intrinsics[1, 1] == 50 * factor
+    assert sample.intrinsics[1, 2].item() == pytest.approx(expected[0])
+    assert sample.intrinsics[0, 2].item() == pytest.approx(expected[1])
+    bright = sample.image[0] / sample.image[0].sum()
+    centre = [(bright.sum(1 - axis) * torch.arange(n)).sum().item() for axis, n in enumerate(size)]
+    assert centre == pytest.approx(expected, abs=0.05)
+    assert original.intrinsics[0, 0] == 50 and original.image.dtype == torch.uint8
+
+
+def test_a_picture_is_smoothed_before_it_is_made_smaller():
+    stripes = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    stripes[:, :, ::2] = 200
+    grey = scale_to_cover(marked()._replace(image=stripes), 10, 15).image
+    assert (grey[..., 1:-1] - 100).abs().max() < 10  # skipping pixels would give 0 or 200
+
+
+def test_a_picture_that_covers_already_is_left_as_it_is():
+    sample = marked()
+    assert scale_to_cover(sample, 40, 60) is sample and scale_to_cover(sample, 7, 60) is sample
+    assert scale_to_cover(sample._replace(teacher_depth=None), 20, 30).teacher_depth is None
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"sizes": "resize"}, "data.augment.sizes: got 'resize'; allowed: crop, keep_aspect, bucket"),
+        ({"sizes": "keep_aspect"}, "data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give"),
+    ],
+)
+def test_wrong_policies_for_sizes_are_one_line(options, line):
+    with pytest.raises(RecipeError) as error:
+        Augment(**options)
+    assert line in str(error.value) and "\n" not in str(error.value)

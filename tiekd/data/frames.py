@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd.data import depth_io
+from tiekd.data import depth_io, teacher_maps
 from tiekd.data.transforms import Sample, crop_window
 from tiekd.errors import DataError
 
@@ -27,11 +27,12 @@ class Camera(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """name: what messages and teacher maps call it; depth None without ground truth; camera None where unknown."""
+    """name: what messages and teacher maps call it; image, depth: paths, as text since 24,000 `Path`s take seconds;
+    depth None without ground truth; camera None where unknown."""
 
     name: str
-    image: Path
-    depth: Path | None
+    image: str
+    depth: str | None
     camera: Camera | None
 
 
@@ -74,6 +75,7 @@ class Frames(torch.utils.data.Dataset):
             )
         if maps is not None and not maps.is_dir():
             raise DataError(f"teacher.maps: no folder at {maps}; make the maps or use teacher.recipe")
+        self.map_full_scale_m = max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -84,7 +86,7 @@ class Frames(torch.utils.data.Dataset):
         if self.maps is None:
             return self._cut(whole, frame)
         path = self.maps / self.map_name(index)
-        teacher_depth = depth_io.read_teacher_map(path, self.max_depth)
+        teacher_depth = depth_io.read_teacher_map(path, self.map_full_scale_m)
         if _size(teacher_depth) == _size(whole.image):
             return self._cut(whole._replace(teacher_depth=teacher_depth), frame)
         sample = self._cut(whole, frame)
@@ -102,14 +104,14 @@ class Frames(torch.utils.data.Dataset):
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every frame as it is read, from the files' heads alone; some 0.1 ms a frame."""
-        return [self._place(frame, *depth_io.read_image_size(frame.image))[2:] for frame in self.frames]
+        return [self._place(frame, *depth_io.read_image_size(Path(frame.image)))[2:] for frame in self.frames]
 
     def _read(self, frame: Frame) -> Sample:
-        image = depth_io.read_image(frame.image)
+        image = depth_io.read_image(Path(frame.image))
         height, width = image.shape[-2:]
         depth = torch.zeros(1, height, width)
         if frame.depth is not None:
-            depth = self.read_depth(frame.depth)
+            depth = self.read_depth(Path(frame.depth))
             if _size(depth) != _size(image):
                 raise DataError(f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}")
         inside = torch.ones(1, height, width, dtype=torch.bool)

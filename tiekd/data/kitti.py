@@ -7,7 +7,6 @@ another folder; it can be predicted, cached and trained on with a teacher, never
 """
 
 from functools import partial
-from pathlib import Path
 
 from tiekd.data.depth_io import read_depth_png
 from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
@@ -49,7 +48,7 @@ def build(
         raise RecipeError(f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none")
     folder = data_root(root, "KITTI")
     split_file = folder / (train_split if split == "train" else val_split)
-    frames = [_frame(line, folder / image_folder, folder / "gt_depth") for line in read_split(split_file)]
+    frames = [_frame(line, f"{folder / image_folder}/", f"{folder}/gt_depth/") for line in read_split(split_file)]
     return Frames(
         frames,
         split_file,
@@ -65,9 +64,9 @@ def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, 
     return height - kb_crop[0], (width - kb_crop[1]) // 2, *kb_crop
 
 
-def _frame(line: SplitLine, images: Path, depths: Path) -> Frame:
-    depth = None if line.ground_truth is None else depths / line.ground_truth
-    return Frame(line.image, images / line.image, depth, _camera(line))
+def _frame(line: SplitLine, images: str, depths: str) -> Frame:
+    depth = None if line.ground_truth is None else depths + line.ground_truth
+    return Frame(line.image, images + line.image, depth, _camera(line))
 
 
 def _camera(line: SplitLine) -> Camera | None:

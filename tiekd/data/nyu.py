@@ -6,7 +6,6 @@ maps lie in one folder, whole and cut together with their picture (or already cu
 """
 
 from functools import partial
-from pathlib import Path
 
 from tiekd.data.depth_io import read_depth_png
 from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
@@ -41,7 +40,7 @@ def build(
     training, folder = split == "train", data_root(root, "NYU")
     split_file = folder / (train_split if training else val_split)
     return Frames(
-        [_frame(line, folder) for line in read_split(split_file)],
+        [_frame(line, f"{folder}/") for line in read_split(split_file)],
         split_file,
         partial(read_depth_png, units_per_m=UNITS_PER_M),
         max_depth,
@@ -57,11 +56,12 @@ def _window(nyu_crop: tuple[int, int, int, int], height: int, width: int) -> tup
     return top, left, bottom - top, right - left
 
 
-def _frame(line: SplitLine, folder: Path) -> Frame:
+def _frame(line: SplitLine, folder: str) -> Frame:
     if line.focal is None:
         camera = None
     elif abs(line.focal - _CAMERA.focal_x) > 0.01:  # a resized picture: the line's focal length rules
         camera = Camera(line.focal, line.focal)
     else:
         camera = _CAMERA
-    return Frame(line.image, folder / line.image, line.ground_truth and folder / line.ground_truth, camera)
+    depth = None if line.ground_truth is None else folder + line.ground_truth
+    return Frame(line.image, folder + line.image, depth, camera)
