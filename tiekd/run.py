@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from tiekd import checkpoint, distributed, launch, schedules
 from tiekd.config import build, dump_recipe, load_recipe, settings
 from tiekd.data.loader import training_batches
-from tiekd.data.sampler import MicroBatches, iterations_per_epoch
+from tiekd.data.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.data.transforms import Augment
 from tiekd.engine import EngineConfig, build_engine, resolve, stepper
 from tiekd.environment import environment
@@ -56,10 +56,18 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     _fix_teacher_checkpoint(recipe, work_dir, resuming=resume_path is not None)
     teacher = build_teacher(recipe.get("teacher"), device)
 
-    per_epoch = iterations_per_epoch(len(train_set), options.batch_size)
+    groups = size_groups(train_set) if augment.sizes == "bucket" else None
+    per_epoch = iterations_per_epoch(len(train_set), options.batch_size, groups)
     total = options.iterations or options.epochs * per_epoch
     optimizer_node = recipe.get("optimizer", {})
     report = _load_weights(network, recipe) if resume_path is None else []
+    if groups is not None:
+        places = per_epoch * options.batch_size
+        report = [
+            f"A batch holds pictures of one size, of which there are {len(set(groups))}; to fill up each size's last "
+            f"batch, {places - len(groups)} of an epoch's {places} places repeat a picture",
+            *report,
+        ]
     optimizer = build_optimizer(optimizer_node, network, options.batch_size, options.lr_scaling)
     values = optimizer.defaults
     schedule = schedules.build(
@@ -101,6 +109,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
         options.seed,
         state.iteration,
         total,
+        groups,
     )
     batches = training_batches(train_set, sampler, augment, options.seed, workers, device)
     log.open(work_dir, state.timestamp)
