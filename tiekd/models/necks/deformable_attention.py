@@ -22,7 +22,8 @@ class DeformableAttention(nn.Module):
     """Queries to what they read from feature maps, added to the queries.
 
     width: channels of queries, values and output. dropout: in training, of what was read.
-    Starts with every head looking in its own direction from the reference, point i at i + 1 cells, all weights equal.
+    Starts with every head looking in its own direction from the reference, point i at i + 1 cells, all weights equal;
+    nearly so, because what asks (positions, levels) would get no gradient through weights of 0.
     """
 
     def __init__(self, width: int, num_levels: int, num_heads: int = 8, num_points: int = 8, dropout: float = 0.0):
@@ -34,7 +35,7 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
         for layer in (self.sampling_offsets, self.attention_weights):
-            nn.init.zeros_(layer.weight)
+            nn.init.normal_(layer.weight, std=1e-3)
         for layer in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(layer.weight)
         for layer in (self.attention_weights, self.value_proj, self.output_proj):
