@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, launch, schedules
 from tiekd.config import build, dump_recipe, load_recipe, settings
+from tiekd.data import teacher_maps
 from tiekd.data.loader import training_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.data.transforms import Augment
@@ -122,7 +123,7 @@ def build_dataset(recipe: dict, split: str) -> Dataset:
     """The data set of one split; frames without ground truth stay in training when there is a teacher."""
     node = {key: value for key, value in recipe.get("data", {}).items() if key not in _NOT_FOR_DATASETS}
     teacher = recipe.get("teacher") or {}
-    return build(
+    frames = build(
         node,
         "tiekd.data",
         "data",
@@ -131,6 +132,9 @@ def build_dataset(recipe: dict, split: str) -> Dataset:
         maps=teacher.get("maps"),
         needs_ground_truth=split == "val" or not teacher,
     )
+    if getattr(frames, "maps", None) is not None:
+        teacher_maps.check(frames.maps, recipe)
+    return frames
 
 
 def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[list[Hook], TextLog]:
@@ -269,6 +273,8 @@ def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, c
     if isinstance(teacher, FrozenTeacher):
         source = recipe["teacher"]["checkpoint"]
         notes.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, from {source}")
+    elif getattr(train_set, "maps", None) is not None:
+        notes.append(teacher_maps.describe(train_set.maps))
     lr_batch_size = recipe["optimizer"].get("lr_batch_size", options.batch_size)
     if lr_batch_size != options.batch_size:
         factor = lr_factor(options.batch_size, lr_batch_size, options.lr_scaling)

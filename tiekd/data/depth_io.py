@@ -84,6 +84,39 @@ def read_teacher_map(path: Path, max_depth: float) -> Tensor:
     return read_depth_png(path, TEACHER_MAP_LEVELS / max_depth)
 
 
+def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
+    """(H, W) metres as a cached teacher map's PNG: round(depth / full_scale * 65535), saturating at 65535; what is
+    valid (above 0, finite) is at least 1, the rest 0."""
+    levels = np.clip(np.rint(depth_m.astype(np.float64) * (TEACHER_MAP_LEVELS / full_scale_m)), 1, TEACHER_MAP_LEVELS)
+    valid = np.isfinite(depth_m) & (depth_m > 0)
+    file = io.BytesIO()
+    Image.fromarray(np.where(valid, levels, 0).astype(np.uint16)).save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes a file so that it is whole or not there, even after a power cut. Raises DataError where it can't be."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: can't be written ({error.strerror}); check the disk and its permissions") from None
+
+
+def is_whole_depth_png(path: Path) -> bool:
+    """Whether a file is a one-channel 16-bit PNG with all its checksums right; False where there is none."""
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError:
+        return False
+    whole = data[: len(_PNG)].tobytes() == _PNG and _is_whole_png(data)
+    return whole and data[24:26].tolist() == [16, 0]  # bits a channel, and the colour type of grey
+
+
 def write_depth_png(path: Path, depth_m: np.ndarray, units_per_m: float = 256.0) -> None:
     """Writes (H, W) metres as a 16-bit PNG of round(depth * units), 0 where none, saturating at 65535; atomically."""
     levels = np.clip(np.rint(np.nan_to_num(depth_m) * units_per_m), 0, 65535).astype(np.uint16)

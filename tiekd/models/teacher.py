@@ -12,20 +12,25 @@ from torch import Tensor
 from tiekd.config import load_recipe
 from tiekd.data.batch import Batch
 from tiekd.errors import CheckpointError, TeacherError
+from tiekd.evaluation import predict
 from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.network import Network
 
 
 class FrozenTeacher:
-    """A network in eval mode without gradients; `no_grad` because inference tensors can't be saved for backward."""
+    """A network in eval mode without gradients; `no_grad` because inference tensors can't be saved for backward.
 
-    def __init__(self, network: Network, device: torch.device):
+    flip: average with the mirrored picture's depth, at twice the cost, as cached maps usually are.
+    """
+
+    def __init__(self, network: Network, device: torch.device, flip: bool = False):
         self.network = network.to(device).eval().requires_grad_(False)
+        self.flip = flip
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        return self.network(batch.image).depth * batch.inside
+        return predict(self.network, batch.image, self.flip) * batch.inside
 
 
 class CachedMaps:
@@ -46,13 +51,16 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
     """The teacher of `recipe["teacher"]`; None makes the ground truth one.
 
     checkpoint: a file of weights or a work dir; without it, that recipe's work dir. A work dir means its best, else its
-    latest, weights. Raises TeacherError when there are no weights or they belong to another network.
+    latest, weights. flip: see FrozenTeacher. Raises TeacherError when there are no weights or they belong to another
+    network.
     """
     if node is None:
         return GroundTruth()
     if "maps" in node:
         if "recipe" in node or "checkpoint" in node:
             raise TeacherError("teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + `checkpoint`")
+        if "flip" in node:
+            raise TeacherError("teacher.flip: cached maps stay as they were made; leave it out, or make others with it")
         return CachedMaps()
     if not node.get("network"):
         raise TeacherError("teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps")
@@ -62,7 +70,7 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
         weights.load_into(network, weights.read_weights(path))
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {error}; give the weights that teacher.recipe describes") from None
-    return FrozenTeacher(network, device)
+    return FrozenTeacher(network, device, node.get("flip", False))
 
 
 def teacher_checkpoint(node: dict) -> Path:

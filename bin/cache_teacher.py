@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Runs a teacher over a split and keeps its depth maps: `deepspeed --num_gpus 4 bin/cache_teacher.py RECIPE`.
+
+RECIPE is a student's (its `teacher` makes the maps) or a teacher's own (its best weights, or --checkpoint). Students
+then learn from `teacher: {maps: FOLDER}` and need no teacher in memory. Maps are the published ones: 16-bit PNG of
+depth / max_depth * 65535, named by the picture's path, flip averaging unless --set teacher.flip=false. Runs on one or
+many ranks; a job that was stopped goes on where it was when started again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="which frames, default train")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default <data.root>/gt_kd_<teacher>[_val]")
+    parser.add_argument("--checkpoint", help="the teacher's weights, ours or published, in place of the recipe's")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    import tiekd
+    from tiekd import caching, distributed
+
+    recipe = tiekd.load_recipe(args.recipe, args.overrides)
+    device = launch.start_rank(TIMEOUT_MINUTES)
+    frames = caching.frames_of(recipe, args.split)
+    source = caching.teacher_of(recipe, args.recipe, args.checkpoint)
+    folder = args.out or caching.default_folder(recipe, args.recipe, args.split)
+    if distributed.is_main():
+        flip = "on" if source.flip else "off"
+        print(f"Teacher: {source.checkpoint}, flip averaging {flip}, on {distributed.world_size()} rank(s)")
+    caching.cache_maps(recipe, source, frames, folder, device, sys.stdout)
+    if distributed.is_main() and args.split == "train":
+        print(f"Learn from them with --set teacher=null teacher.maps={folder.resolve()}")
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))

@@ -1,0 +1,228 @@
+"""A teacher's depth maps as files, in the published naming and encoding: run once, learn from them as often as wanted.
+
+One frame at a time (its mirror image with it, when they are averaged), so a map depends on neither the frames beside
+it nor the number of ranks. Every map is whole or not there; what is there is kept, so a killed job goes on where it
+was. A rank's encoding and writing run in threads beside its network.
+Left out: folders that several machines don't share, and replacing maps: another teacher takes another folder.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from tiekd import distributed
+from tiekd.data import depth_io, teacher_maps
+from tiekd.data.loader import validation_batches
+from tiekd.errors import DataError, TeacherError
+from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoint
+from tiekd.progress import Progress
+from tiekd.run import build_dataset
+
+# Options that cut training frames only: maps are of the frames as evaluation sees them, and are cut as they are read.
+_TRAINING_CROPS = ("nyu_crop",)
+_WRITERS, _WAITING = 2, 4  # threads of a rank, and maps that may wait for one
+_PROBES = 3  # maps whose size tells the size of all
+_MARGIN = 1.1
+
+
+class Source(NamedTuple):
+    """What makes the maps: the teacher's node with its checkpoint's file in it, and whether flips are averaged."""
+
+    node: dict
+    checkpoint: Path
+    flip: bool
+
+
+def teacher_of(recipe: dict, recipe_path: str | Path, checkpoint: str | None) -> Source:
+    """The teacher that a recipe means: a student's `teacher`, or the network itself where the recipe has no teacher.
+
+    checkpoint: weights in place of the ones that the recipe means. Raises TeacherError where there are none.
+    """
+    teacher = recipe.get("teacher") or {}
+    if "maps" in teacher:
+        raise TeacherError(
+            f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make any; give the "
+            "teacher's own recipe"
+        )
+    if teacher.keys() <= {"flip"}:
+        own_work_dir = {"checkpoint": recipe["work_dir"]} if "work_dir" in recipe else {}
+        teacher = {"network": recipe.get("network"), "recipe": str(recipe_path), **own_work_dir, **teacher}
+    if checkpoint is not None:
+        teacher = teacher | {"checkpoint": checkpoint}
+    path = teacher_checkpoint(teacher)
+    return Source(teacher | {"checkpoint": str(path)}, path, teacher.get("flip", True))
+
+
+def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
+    """`<data.root>/gt_kd_<the teacher's recipe>`, with `_val` for validation frames."""
+    named_by = (recipe.get("teacher") or {}).get("recipe", recipe_path)
+    return Path(recipe["data"].get("root", ".")) / f"gt_kd_{Path(named_by).stem}{'_val' if split == 'val' else ''}"
+
+
+def frames_of(recipe: dict, split: str) -> Dataset:
+    """The frames of a split as teacher maps cover them; for training also those without ground truth."""
+    data = {key: value for key, value in recipe["data"].items() if key not in _TRAINING_CROPS}
+    with_a_teacher = {"network": recipe["network"]}  # which is why frames without ground truth count
+    return build_dataset(recipe | {"data": data, "teacher": with_a_teacher}, split)
+
+
+def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO) -> None:
+    """Makes the maps of all frames that `folder` doesn't have yet; the main rank tells `out` how far it is. Collective.
+
+    Raises TeacherError where the folder holds other maps, DataError where they don't fit on its disk.
+    """
+    teacher = build_teacher(source.node | {"flip": source.flip}, device)
+    manifest = teacher_maps.make_manifest(recipe, source.node["network"], digest_of(teacher.network), source.flip)
+    index_by_name = {frames.map_name(index): index for index in range(len(frames))}
+    job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
+    with _claimed(folder, manifest):
+        missing = job.missing()
+        total = len(index_by_name)
+        job.tell(f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make in {folder}")
+        if missing:
+            job.check_disk(missing)
+            job.make(missing, recipe["data"].get("workers", 2))
+        distributed.barrier()
+
+
+def digest_of(network: nn.Module) -> str:
+    """SHA-256 of all names and numbers of a network."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One folder of maps in the making. index_by_name: every frame by the file name of its map."""
+
+    teacher: FrozenTeacher
+    frames: Dataset
+    index_by_name: dict[str, int]
+    folder: Path
+    full_scale_m: float
+    device: torch.device
+    out: TextIO
+
+    def tell(self, line: str) -> None:
+        if distributed.is_main():
+            self.out.write(f"{line}\n")
+            self.out.flush()
+
+    def missing(self) -> list[str]:
+        """The maps that aren't there whole; each rank looks at its share. Collective."""
+        mine = list(self.index_by_name)[distributed.rank() :: distributed.world_size()]
+        missing = [name for name in mine if not depth_io.is_whole_depth_png(self.folder / name)]
+        lost = {name for part in distributed.gather_objects(missing) for name in part}
+        return [name for name in self.index_by_name if name in lost]
+
+    def check_disk(self, missing: list[str]) -> None:
+        """Tells what the maps need and what is free; DataError when it is not enough. Some maps tell the size of all.
+
+        Collective.
+        """
+        problem = None
+        if distributed.is_main():
+            probes = sorted({missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)})
+            sizes = [len(self._encoded(depth)) for _, depth in self._depths(probes, 0, 1, workers=0)]
+            needed, free = _MARGIN * len(missing) * sum(sizes) / len(sizes), shutil.disk_usage(self.folder).free
+            self.tell(f"Disk: {_size(needed)} needed, {_size(free)} free")
+            if needed > free:
+                problem = (
+                    f"{self.folder}: {len(missing)} maps need {_size(needed)}, {_size(free)} is free; free some space, "
+                    "or give --out on another disk"
+                )
+        problem = distributed.broadcast_object(problem)
+        if problem:
+            raise DataError(problem)
+
+    def make(self, missing: list[str], workers: int) -> None:
+        """Makes and writes this rank's share of the missing maps. Collective."""
+        progress = None
+        if distributed.is_main():
+            progress = Progress("maps", len(self.index_by_name), self._count, self.out)
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            waiting = deque()
+            for name, depth in self._depths(missing, distributed.rank(), distributed.world_size(), workers):
+                waiting.append(pool.submit(self._write, name, depth))
+                while len(waiting) > _WAITING:
+                    waiting.popleft().result()
+                if progress:
+                    progress.update()
+            for write in waiting:
+                write.result()
+        distributed.barrier()
+        if progress:
+            progress.finish()
+
+    def _depths(self, names: list[str], rank: int, world_size: int, workers: int) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, depth (H, W) metres) of every world_size-th of the frames."""
+        frames = Subset(self.frames, [self.index_by_name[name] for name in names])
+        for (place,), batch in validation_batches(frames, 1, rank, world_size, workers, self.device):
+            yield names[place], self.teacher(batch)[0, 0].cpu().numpy()
+
+    def _write(self, name: str, depth: np.ndarray) -> None:
+        depth_io.write_durably(self.folder / name, self._encoded(depth))
+
+    def _encoded(self, depth: np.ndarray) -> bytes:
+        return depth_io.encode_teacher_map(depth, self.full_scale_m)
+
+    def _count(self) -> int:
+        return len(self.index_by_name.keys() & set(os.listdir(self.folder)))
+
+
+@contextmanager
+def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
+    """The folder as this job's own while it lasts, made and marked with the manifest where it is new. Collective."""
+    lock, problem = _claim(folder, manifest) if distributed.is_main() else (None, None)
+    problem = distributed.broadcast_object(problem)
+    if problem:
+        raise TeacherError(problem)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
+    """The locked manifest, or what is wrong. Main rank only. The lock ends with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = teacher_maps.read_manifest(folder)
+        if found is None and next(folder.glob("*.png"), None) is not None:
+            return None, f"{folder}: holds maps of nobody knows which teacher (no manifest); give another --out"
+        if found is None:
+            teacher_maps.write_manifest(folder, manifest)
+        elif found != manifest:
+            other = ", ".join(key for key in manifest if found.get(key) != manifest[key])
+            return None, f"{folder}: holds maps of another kind (they differ in {other}); give another --out"
+        lock = (folder / teacher_maps.MANIFEST).open("r+")
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None, f"{folder}: another job is writing maps there; wait until it ends, or give another --out"
+    except OSError as error:
+        return None, f"{folder}: can't be written to ({error.strerror}); give another --out"
+    for partial in folder.glob(".*.png.*"):  # of a job that was killed while it wrote
+        partial.unlink(missing_ok=True)
+    return lock, None
+
+
+def _size(num_bytes: float) -> str:
+    power = 3 if num_bytes >= 1e9 else 2 if num_bytes >= 1e6 else 1
+    return f"{num_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"

@@ -1,0 +1,98 @@
+"""Folders of cached teacher maps: what their manifest says, and whether a recipe may learn from them.
+
+A map is a 16-bit PNG of depth / full scale * 65535, 0 where not valid, named as its data set's `map_name` says. The
+manifest beside them records what made them. Published maps have none; they are taken to be what the recipe needs.
+"""
+
+import json
+from pathlib import Path
+
+from tiekd.data import depth_io
+from tiekd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from tiekd.errors import DataError, TeacherError
+
+MANIFEST = "manifest.json"
+
+
+def make_manifest(recipe: dict, network_node: dict, digest: str, flip: bool) -> dict:
+    """What a folder's maps are: of which teacher (its node, its weights' digest), from which pictures, how encoded.
+
+    max_depth_m is the recipe's. full_scale_m, what 65535 stands for, is the larger one of the recipe's and the
+    teacher's: a teacher that sees farther than its student must not be cut before the student's head decides on it.
+    """
+    max_depth_m = float(recipe["network"]["max_depth"])
+    encoder = {key: value for key, value in network_node["encoder"].items() if key != "pretrained"}
+    manifest = {
+        "encoding": "uint16 PNG, depth = value / 65535 * full_scale_m, 0 = not valid",
+        "full_scale_m": max(max_depth_m, float(network_node["max_depth"])),
+        "max_depth_m": max_depth_m,
+        "kb_crop": recipe["data"].get("kb_crop"),
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "flip": flip,
+        "teacher_digest": digest,
+        "teacher_network": network_node | {"encoder": encoder},  # what it started from is not what it is
+    }
+    return json.loads(json.dumps(manifest))  # as it will be read back: lists for tuples
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Writes it so that it is whole or not there."""
+    depth_io.write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a folder of maps, None when it has none. Raises DataError for one that can't be read."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        float(manifest["full_scale_m"]), float(manifest["max_depth_m"]), manifest["kb_crop"], manifest["flip"]
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: not a manifest of teacher maps; make the maps anew in another folder") from None
+
+
+def full_scale_m(folder: Path, max_depth: float) -> float:
+    """Metres that a map's 65535 stands for: as the manifest says, or max_depth where there is none."""
+    manifest = read_manifest(folder)
+    return max_depth if manifest is None else float(manifest["full_scale_m"])
+
+
+def check(folder: Path, recipe: dict) -> None:
+    """Raises TeacherError where maps were made for another depth range or from otherwise cut pictures."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    pairs = {
+        "network.max_depth": (manifest["max_depth_m"], float(recipe["network"]["max_depth"])),
+        "data.kb_crop": (manifest["kb_crop"], _as_list(recipe["data"].get("kb_crop"))),
+    }
+    for option, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise TeacherError(
+                f"teacher.maps: {folder} was made for {option} {_yaml(theirs)}, this recipe has {_yaml(ours)}; "
+                "set the same, or make maps for this recipe with bin/cache_teacher.py"
+            )
+
+
+def describe(folder: Path) -> str:
+    """One line for the log: what the maps are, or the warning that nobody knows."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return (
+            f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which teacher made them, and "
+            "they are taken to have this recipe's max_depth and crop"
+        )
+    flip = "on" if manifest["flip"] else "off"
+    digest = manifest["teacher_digest"][:12]
+    return f"Teacher: cached maps in {folder}, of the weights with digest {digest}, flip averaging {flip}"
+
+
+def _as_list(value) -> list | None:
+    return None if value is None else list(value)
+
+
+def _yaml(value) -> str:
+    return "null" if value is None else str(value)
