@@ -113,12 +113,25 @@ def test_a_worker_that_dies_is_a_line_that_says_what_to_do():
 
 
 def test_pictures_of_mixed_sizes_need_a_crop(data, tmp_path):
-    write_png(tmp_path / "input" / image_name(1), np.zeros((18, 28, 3), np.uint8))
-    write_png(tmp_path / "gt_depth" / tiny_kitti.depth_name(1), np.ones((18, 28), np.uint16))
-    with pytest.raises(DataError, match=r"different sizes in one batch: 18x28, 20x30 .*data.augment.crop"):
-        list(validation_batches(data, 2, 0, 1, 0, CPU))
-    assert len(list(validation_batches(data, 1, 0, 1, 0, CPU))) == 5
+    make_smaller(tmp_path, 1)
+    with pytest.raises(DataError, match=r"different sizes in one batch: 18x28, 20x30 .*data.augment.sizes=bucket"):
+        list(training(data, augment=Augment()))
     assert all(batch.image.shape[2:] == (12, 16) for batch in training(data))
+
+
+def make_smaller(root, index):
+    write_png(root / "input" / image_name(index), np.zeros((18, 28, 3), np.uint8))
+    write_png(root / "gt_depth" / tiny_kitti.depth_name(index), np.ones((18, 28), np.uint16))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_validation_batch_ends_where_the_size_changes(data, tmp_path, world_size):
+    make_smaller(tmp_path, 3)
+    for batch_size, whole in ((1, [[0], [1], [2], [3], [4]]), (2, [[0, 1], [2], [3], [4]]), (9, [[0, 1, 2], [3], [4]])):
+        for rank in range(world_size):
+            pairs = list(validation_batches(data, batch_size, rank, world_size, 0, CPU))
+            assert [indices for indices, _ in pairs] == whole[rank::world_size]
+            assert all(batch.image.shape[2:] == ((18, 28) if 3 in i else (20, 30)) for i, batch in pairs)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -26,8 +26,7 @@ def validation_batches(
     dataset: Dataset, batch_size: int, rank: int, world_size: int, workers: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
     """(indices, batch) pairs of this rank: batches are formed over the whole set, then every world_size-th is ours."""
-    starts = range(rank * batch_size, len(dataset), world_size * batch_size)
-    indices = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
+    indices = _neighbours_of_one_size(dataset, batch_size)[rank::world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
     yield from zip(indices, _load(_Keyed(dataset, None, 0), keys, workers, device), strict=True)
 
@@ -55,6 +54,18 @@ def _load(dataset: "_Keyed", batches, workers: int, device: torch.device) -> Ite
         raise DataError(
             f"a data worker died ({reason}); if the memory or /dev/shm is full, set fewer than data.workers={workers}"
         ) from None
+
+
+def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]]:
+    """Indices of all batches in order; one ends early where the next picture has another size."""
+    one_size = batch_size == 1 or not hasattr(dataset, "image_sizes")
+    sizes = [None] * len(dataset) if one_size else dataset.image_sizes()
+    batches = []
+    for index, size in enumerate(sizes):
+        if not batches or len(batches[-1]) == batch_size or sizes[index - 1] != size:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 class _Keyed(Dataset):
