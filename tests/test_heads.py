@@ -3,14 +3,24 @@
 import copy
 import math
 
+import golden_rules as golden
 import pytest
 import torch
 
 from tiekd.errors import RecipeError
 from tiekd.kernels.target import bin_centres, bin_edges, gaussian_target
+from tiekd.models.decoders.densedepth import DenseDepth
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.heads.sigmoid import Sigmoid
+from tiekd.models.weights import from_published
 
+# Decoder widths and doublings after the finest feature, by the backbone in a case's name.
+DECODERS = {
+    "mobile": ([128, 256, 512, 2048], 2),
+    "resnet18": ([128, 128, 256, 256, 512], 1),
+    "resnet50": ([128, 256, 512, 1024, 2048], 1),
+}
+PUBLISHED = golden.load_json("heads/cases.json")
 BINS, NEAR, FAR = 20, 0.001, 10.0
 
 
@@ -26,6 +36,37 @@ def holed_depth(shape=(2, 1, 10, 14)) -> torch.Tensor:
     depth[:, :, :4, :5] = 0
     depth[:, :, 7, 9] = math.nan
     return depth
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_decoder_and_head_give_the_published_depth_and_distribution(name):
+    """What the published code calls a head."""
+    case, expected = PUBLISHED[name], golden.load_arrays("heads/arrays.npz")
+    features = [
+        golden.randn(f"head:{name}:feat{i}", (case["batch"], *shape)) for i, shape in enumerate(case["features"])
+    ]
+    (widths, extra_ups), max_depth = DECODERS[name.split("_")[-2]], 10.0 if "nyu" in name else 80.0
+    strides = [64 // shape[1] for shape in case["features"]]
+    state = {key: golden.fill(key, shape, case["gain"], case["overrides"]) for key, shape in case["keys"]}
+    assert sum(value.numel() for value in state.values()) == case["num_parameters"]
+    state = from_published({f"decode_head.{key}": value for key, value in state.items()})
+    decoder = DenseDepth([shape[0] for shape in case["features"]], strides, widths, extra_ups)
+    is_dpm = name.startswith("DPM")
+    num_bins = int(name[-3:]) if name.endswith("257") else 49
+    head = Dpm(128, 1e-3, max_depth, num_bins=num_bins) if is_dpm else Sigmoid(128, max_depth)
+    for part, module in (("decoder.", decoder), ("head.", head)):
+        module.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
+    with torch.no_grad():
+        x = decoder(features, (64, 96))
+        depth = head(x, (64, 96)).depth
+    want = torch.from_numpy(expected[f"{name}:depth"])
+    torch.testing.assert_close(depth, want, rtol=0, atol=5e-5 * max_depth)
+    if is_dpm:
+        p = torch.nn.functional.conv2d(x, head.weight, head.bias).softmax(1)
+        sampled = p.flatten()[torch.from_numpy(expected[f"{name}:p_at"]).long()]
+        torch.testing.assert_close(sampled, torch.from_numpy(expected[f"{name}:p"]), rtol=0, atol=2e-5)
+        # Two bins may be equally likely but for rounding.
+        assert (p.argmax(1) == torch.from_numpy(expected[f"{name}:argmax"])).float().mean() > 0.999
 
 
 def test_sigmoid_depth_starts_near_half_of_the_range_and_stays_within():
