@@ -106,7 +106,8 @@ def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
     """Weights after four steps, by engine config; two ranks with half of the batch each."""
     import deepspeed
 
-    from tiekd.engine import build_engine, resolve, stepper, student_state_dict
+    from tiekd import whole_state
+    from tiekd.engine import build_engine, resolve, stepper
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -123,7 +124,7 @@ def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
             assert lrs == pytest.approx([schedule.lr(i), schedule.lr(i), 10 * schedule.lr(i)])
             engine.backward(engine(samples(i)[2 * rank : 2 * rank + 2]).square().mean())
             step()
-        weights[f"stage {stage}"] = student_state_dict(engine)
+        weights[f"stage {stage}"] = whole_state.weights(engine)
     return weights
 
 

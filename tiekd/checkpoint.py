@@ -1,12 +1,13 @@
 """Checkpoints: written beside, verified by a manifest, made current by one rename; and finding the right one again.
 
     checkpoints/iter_1200/      DeepSpeed's files, rank_<r>.pt (random states, hooks), state.json (iteration, ranks),
-                                student.pth (plain fp32 weights), manifest.json (sizes and digests of all of them)
+                                student.pth (plain fp32 weights), moments.pth (the optimizer's state by parameter),
+                                manifest.json (sizes and digests of all of them)
     checkpoints/latest          the name of the newest whole one
     best_abs_rel.pth            plain fp32 student weights of the best evaluation
 
-Everything loads with `weights_only`: a checkpoint never runs code. Loading asks for the same number of ranks and ZeRO
-stage, except at stage 0, which loads on any number.
+Everything loads with `weights_only`: a checkpoint never runs code. The same number of ranks, ZeRO stage and precision
+go on from DeepSpeed's files, bit for bit; any others from student.pth and moments.pth.
 """
 
 import hashlib
@@ -20,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tiekd import distributed
-from tiekd.engine import student_state_dict
+from tiekd import distributed, whole_state
 from tiekd.errors import CheckpointError
 
-FOLDER, LATEST, MANIFEST, STATE, STUDENT = "checkpoints", "latest", "manifest.json", "state.json", "student.pth"
+FOLDER, LATEST, MANIFEST, STATE = "checkpoints", "latest", "manifest.json", "state.json"
+STUDENT, MOMENTS = "student.pth", "moments.pth"
 
 
 def work_dir_of(recipe_path: str | Path) -> Path:
@@ -45,11 +46,11 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], net
     distributed.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
     torch.save({"random": _random_states(), "hooks": hook_states}, partial / f"rank_{distributed.rank()}.pt")
-    weights = student_state_dict(engine)
+    weights, moments = whole_state.weights(engine), whole_state.moments(engine)
     if distributed.is_main():
         write_weights(partial / STUDENT, weights, network_node, iteration)
-        state = {"iteration": iteration, "world_size": distributed.world_size()}
-        state["zero_stage"] = engine.zero_optimization_stage()
+        torch.save(moments, partial / MOMENTS)
+        state = {"iteration": iteration, "made_by": _shape(engine), "counters": whole_state.counters(engine)}
         (partial / STATE).write_text(json.dumps(state, indent=1))
     distributed.barrier()
     if distributed.is_main():
@@ -68,14 +69,19 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
     if problem:
         raise CheckpointError(f"{checkpoint}: {problem}; resume from another one, or --resume-from auto")
     state = json.loads((checkpoint / STATE).read_text())
-    _check_same_run(engine, checkpoint, state)
-    allow_engine_types()
     try:
-        path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    except RuntimeError as error:
+        if state["made_by"] == _shape(engine):
+            allow_engine_types()
+            path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+            if path is None:
+                raise CheckpointError(f"{checkpoint}: DeepSpeed found no state in it; resume from another one")
+        else:
+            weights = torch.load(checkpoint / STUDENT, weights_only=True, map_location="cpu")["state_dict"]
+            moments = torch.load(checkpoint / MOMENTS, weights_only=True, map_location="cpu")
+            whole_state.restore(engine, weights, moments)
+            whole_state.set_counters(engine, state["counters"])
+    except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint}: not of this recipe's network ({_one_line(error)})") from None
-    if path is None:
-        raise CheckpointError(f"{checkpoint}: DeepSpeed found no state in it; resume from another one")
     rank_file = checkpoint / f"rank_{distributed.rank()}.pt"
     if not rank_file.exists():  # more ranks than at the save
         rank_file = checkpoint / "rank_0.pt"
@@ -162,14 +168,11 @@ def allow_engine_types() -> None:
     torch.serialization.add_safe_globals([ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler])
 
 
-def _check_same_run(engine, checkpoint: Path, state: dict) -> None:
-    stage, world_size = engine.zero_optimization_stage(), distributed.world_size()
-    same_ranks = state["world_size"] == world_size or stage == 0
-    if state["zero_stage"] != stage or not same_ranks:
-        raise CheckpointError(
-            f"{checkpoint}: made by {state['world_size']} ranks at ZeRO stage {state['zero_stage']}, this run has "
-            f"{world_size} at stage {stage}; resume with the same, or take the weights with --load-from"
-        )
+def _shape(engine) -> dict:
+    """What DeepSpeed's files ask to be the same."""
+    precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
+    stage = engine.zero_optimization_stage()
+    return {"world_size": distributed.world_size(), "zero_stage": stage, "precision": precision}
 
 
 def _random_states() -> dict:

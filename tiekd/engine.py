@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tiekd import whole_state
 from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
 
@@ -93,6 +94,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     values = dict(config.values)
     if _clips_here(config):
         values["gradient_clipping"] = 0.0
+    initial = {name: t.detach().clone() for name, t in network.state_dict().items()} if _scales_here(config) else None
     try:
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:
@@ -100,6 +102,9 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
         key = ".".join(map(str, first["loc"]))
         raise RecipeError(f"engine config: {key}: {first['msg']} (in {error.title}); see ds_configs/") from None
     if _scales_here(config):
+        # There, DeepSpeed takes an optimizer step of its own at the start: the weights decay, and Adam's correction of
+        # its first steps is one too late.
+        whole_state.restore(engine, initial, {})
         # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale, but never multiplies
         # the loss with it: without this, training stands still and says nothing.
         backward = engine.backward
@@ -143,32 +148,6 @@ def stepper(engine, config: EngineConfig, clip_norm: float) -> Callable[[], Tens
 def skipped_steps(engine) -> int:
     """How many optimizer steps were skipped so far for gradients that were not finite. One host sync."""
     return engine.skipped_steps + int(getattr(engine, "skipped_on_device", 0))
-
-
-def student_state_dict(engine) -> dict[str, Tensor]:
-    """The student's plain fp32 weights and buffers on the CPU, whole on rank 0 (empty elsewhere). Collective.
-
-    ZeRO-3 shards are gathered one parameter at a time, so no rank holds the network twice on its device. In half
-    precision the optimizer's fp32 master copies are taken where DeepSpeed can tell them.
-    """
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    from tiekd.distributed import is_main
-
-    sharded = engine.zero_optimization_stage() == 3
-    halves = engine.fp16_enabled() or engine.bfloat16_enabled()
-    values = {}
-    for name, parameter in engine.module.named_parameters():
-        whole = safe_get_full_fp32_param(parameter) if sharded or halves else parameter
-        if whole is None:
-            whole = parameter
-        if is_main():
-            values[name] = whole.detach().float().cpu().clone()
-    if is_main():
-        for name, buffer in engine.module.state_dict().items():
-            if name not in values:
-                values[name] = buffer.detach().float().cpu().clone() if buffer.is_floating_point() else buffer.cpu()
-    return values
 
 
 def _clips_here(config: EngineConfig) -> bool:

@@ -93,30 +93,24 @@ def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_le
 
 
 @pytest.fixture(scope="module")
-def one_process(ground, unbroken, resumed) -> dict[str, runs.Result]:
+def one_process(ground, unbroken) -> dict[str, runs.Result]:
     """Outcomes of bin/train.py with --resume-from, one after another in one process."""
     folder = unbroken
     recipe = resumable(ground)
     recipe["train"] |= {"iterations": 12, "validate": False}
     path = str(runs.write_recipe(folder / "short.yaml", recipe))
     to_14 = ["--set", "train.iterations=14"]
-    zero2 = ["--deepspeed_config", str(runs.DS_CONFIGS / "fp32_zero2.json")]
-    of_two_ranks = [str(folder / "recipe.yaml"), "--work-dir", str(resumed[0])]
     commands = {
         "straight": [path, "--work-dir", str(folder / "auto")],
         "checkpoint": [path, "--work-dir", str(folder / "from_5"), *to_14]
         + ["--resume-from", str(folder / "auto" / "checkpoints" / "iter_5")],
         "auto": [path, "--work-dir", str(folder / "auto"), "--resume-from", "auto", *to_14],
-        "stage": [path, "--work-dir", str(folder / "auto"), "--resume-from", "auto", *zero2],
-        "ranks": [*of_two_ranks, "--resume-from", "auto", *zero2],
         "nowhere": [path, "--work-dir", str(folder / "auto"), "--resume-from", str(folder / "no_such")],
         "again": [path, "--work-dir", str(folder / "auto")],
     }
     (folder / "commands.json").write_text(json.dumps(list(commands.values())))
-    before = runs.files_of(resumed[0])
     result = runs.finish([sys.executable, runs.HERE / "mains.py", folder / "commands.json"])
     assert result.code == 0, result.stderr[-3000:]
-    assert runs.files_of(resumed[0]) == before, "what is refused leaves everything as it is"
     outcomes = json.loads((folder / "commands.out").read_text())
     return {name: runs.Result(**row) for name, row in zip(commands, outcomes, strict=True)}
 
@@ -136,8 +130,6 @@ def test_train_resumes_from_auto_or_a_checkpoint(one_process, unbroken):
 @pytest.mark.parametrize(
     "name, text",
     [
-        ("stage", "made by 1 ranks at ZeRO stage 0, this run has 1 at stage 2; resume with the same, or take the weig"),
-        ("ranks", "made by 2 ranks at ZeRO stage 0, this run has 1 at stage 2; resume with the same, or take the weig"),
         ("nowhere", "no such checkpoint folder; give .../checkpoints/iter_N or auto"),
         ("again", "already holds a run (iter_14); go on with bin/resume"),
     ],

@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, metrics
-from tiekd.engine import student_state_dict
+from tiekd import checkpoint, distributed, metrics, whole_state
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
 from tiekd.hooks.base import Hook
 from tiekd.models.network import Network
@@ -38,7 +37,7 @@ class Evaluation(Hook):
         period = self.settings.interval * (state.iterations_per_epoch if self.settings.by == "epoch" else 1)
         if state.iteration % period and state.iteration != state.total_iterations:
             return
-        weights = student_state_dict(state.engine)
+        weights = whole_state.weights(state.engine)
         self._fill_replica(weights)
         state.metrics = evaluate(
             partial(predict, self.replica, flip=self.settings.flip),

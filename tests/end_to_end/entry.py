@@ -1,0 +1,34 @@
+"""A hook that evaluates where a run begins, and where it ends, into `<work_dir>/entered.jsonl`."""
+
+import json
+from functools import partial
+
+from tiekd import whole_state
+from tiekd.distributed import is_main
+from tiekd.evaluation import evaluate, predict
+from tiekd.hooks.base import Hook
+from tiekd.hooks.evaluation import Evaluation
+
+
+class Entry(Hook):
+    """A row each: the iteration and the nine metrics; at the beginning also the norms' running statistics."""
+
+    def before_train(self, state) -> None:
+        hook = next(hook for hook in state.hooks if isinstance(hook, Evaluation))
+        weights = whole_state.weights(state.engine)
+        hook._fill_replica(weights)
+        predictor = partial(predict, hook.replica, flip=hook.settings.flip)
+        metrics = evaluate(predictor, hook.dataset, hook.settings, 1e-3, 80.0, hook.device)
+        statistics = {name: t.tolist() for name, t in weights.items() if "running" in name}
+        self._write(state, {"begins_after": state.iteration, "metrics": metrics, "statistics": statistics})
+
+    def after_train(self, state) -> None:
+        self._write(state, {"ends_after": state.iteration, "metrics": state.metrics})
+
+    def _write(self, state, row: dict) -> None:
+        if is_main():
+            with (state.work_dir / "entered.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+build = Entry
