@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tiekd.errors import RecipeError
+from tiekd.kernels.reference import gaussian_divergence
 from tiekd.kernels.target import bin_centres, bin_edges, check_sigma, gaussian_target, released_target, shifted_centre
 
 # (bins, min_depth, max_depth, spacing, sigma): both data sets' sizes, the least sigma, wide ones, few bins, log bins.
@@ -53,6 +54,54 @@ def test_gaussian_sums_to_one_with_the_depth_as_its_mean(
     divergence = (torch.xlogy(q, q) - q * logits.log_softmax(1)).sum()
     divergence.backward()
     assert torch.isfinite(divergence) and torch.isfinite(logits.grad).all()
+
+
+def drawn(seed: int) -> tuple[torch.Tensor, float]:
+    """Edges and sigma at random: 2 to 300 bins from 1 mm..1 m up to 2..160 m, even, logarithmic or of random widths;
+    sigma from half of the widest bin to ten of it."""
+    g = torch.Generator().manual_seed(seed)
+
+    def between(low: float, high: float) -> float:
+        return float(low + (high - low) * torch.rand((), generator=g))
+
+    num_bins, near = int(10 ** between(0.302, 2.478)), 10 ** between(-3, 0)
+    far = near + 10 ** between(0, 2.2)
+    if seed % 3 < 2:
+        edges = bin_edges(num_bins, near, far, ("uniform", "log")[seed % 3])
+    else:
+        widths = torch.rand(num_bins, generator=g) * 0.8 + 0.2
+        edges = near + (far - near) * torch.cat((torch.zeros(1), widths.cumsum(0) / widths.sum()))
+    return edges, float(edges.diff().max()) / 2 * 10 ** between(0, 1.3)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_gaussian_of_any_bins_and_sigma_is_a_distribution_with_the_depth_as_its_mean(seed):
+    edges, sigma = drawn(seed)
+    near_the_ends = torch.linspace(0.9 * float(edges[0]), 1.05 * float(edges[-1]), 504)
+    depth = torch.cat((torch.logspace(-2, math.log10(200), 504), near_the_ends)).view(1, 1, -1, 8)
+    # Sigma changes over the picture in the second: a factor of two, upwards.
+    growing = torch.linspace(sigma, 2 * sigma, depth.numel()).view_as(depth)
+    for given in (sigma, growing):
+        q = gaussian_target(depth, given, None, edges)
+        assert torch.isfinite(q).all() and (q >= 0).all()
+        torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]), rtol=0, atol=1e-6)
+        assert largest_relative_error(q, depth, edges) < 1e-3
+        # From a student that knows nothing to one that is certain of a single, mostly wrong, bin.
+        for scale in (0.0, 1.0, 100.0):
+            logits = scale * torch.randn(q.shape, generator=torch.Generator().manual_seed(seed))
+            logits.requires_grad_()
+            divergence = gaussian_divergence(logits.log_softmax(1), q)
+            divergence.sum().backward()
+            assert torch.isfinite(divergence).all() and (divergence > -1e-5).all()
+            assert torch.isfinite(logits.grad).all() and logits.grad.abs().max() <= 1 + 1e-5
+
+
+def test_released_target_is_a_distribution_from_a_centimetre_to_200_m():
+    for num_bins, max_depth, sigma in ((257, 80.0, 0.5), (257, 80.0, 0.8), (49, 10.0, 0.15)):
+        edges = bin_edges(num_bins, 1e-3, max_depth)
+        q = released_target(depths_m(), sigma, edges, bin_centres(edges))
+        assert torch.isfinite(q).all() and (q >= 0).all()
+        torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("half_widths", [1.0, 2.0, 20.0])
