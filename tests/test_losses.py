@@ -341,6 +341,16 @@ def test_what_cannot_be_is_refused_in_one_line(node, has_teacher, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("loss", "key"), [(DPM(top_crop=12), "dpm"), (SSIM(released=True, top_crop=12), "ssim")])
+def test_a_top_crop_of_all_rows_is_refused(loss, key):
+    message = rf"^losses.{key}.top_crop: 12 rows of a picture of 12 leave none; make data.augment.crop taller"
+    target = torch.ones(1, 1, 12, 12)
+    with pytest.raises(RecipeError, match=message):
+        loss(prediction(target, target), target)
+    taller = torch.ones(1, 1, 13, 12)
+    assert loss(prediction(taller, taller), taller).isfinite().all()
+
+
 def test_dpm_asks_for_a_head_that_gives_a_divergence():
     target = torch.ones(1, 1, 2, 2)
     with pytest.raises(RecipeError, match="it needs `head: {name: dpm, ...}`"):

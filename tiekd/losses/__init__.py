@@ -8,6 +8,8 @@ nor its split over ranks or micro-batches changes what an image contributes.
 import torch
 from torch import Tensor
 
+from tiekd.errors import RecipeError
+
 
 def valid_pixels(target: Tensor, max_depth: float | None = None) -> Tensor:
     """Where target (metres) is a depth: > 0, finite and, if given, <= max_depth. Same shape, bool."""
@@ -17,3 +19,12 @@ def valid_pixels(target: Tensor, max_depth: float | None = None) -> Tensor:
 def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
     """Per image mean of values (B, ...) where valid (B, ...): (B,), 0 for an image without a valid value."""
     return torch.where(valid, values, 0).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
+
+
+def check_top_crop(top_crop: int, height: int, where: str) -> None:
+    """Refuses to crop all rows of a picture away: nothing would be learned."""
+    if top_crop >= height:
+        raise RecipeError(
+            f"{where}.top_crop: {top_crop} rows of a picture of {height} leave none; make data.augment.crop taller or "
+            "the top crop smaller"
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from tiekd.errors import RecipeError
-from tiekd.losses import mean_over_valid, valid_pixels
+from tiekd.losses import check_top_crop, mean_over_valid, valid_pixels
 
 if TYPE_CHECKING:
     from tiekd.models.network import Prediction
@@ -39,6 +39,7 @@ class DPM(nn.Module):
             raise RecipeError("losses.dpm: the network gives no divergence; it needs `head: {name: dpm, ...}`")
         divergence = prediction.divergence.float()
         if self.top_crop:
+            check_top_crop(self.top_crop, target.shape[2], "losses.dpm")
             divergence = divergence.clone()
             divergence[:, :, : self.top_crop] = 0
         return mean_over_valid(divergence, valid_pixels(target, self.max_depth))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tiekd.errors import RecipeError
-from tiekd.losses import mean_over_valid, valid_pixels
+from tiekd.losses import check_top_crop, mean_over_valid, valid_pixels
 
 if TYPE_CHECKING:
     from tiekd.models.network import Prediction
@@ -67,6 +67,7 @@ class SSIM(nn.Module):
         """(B,) float32 from prediction.depth and target, both (B, 1, H, W), metres; target 0 where not valid."""
         depth = prediction.depth.float()
         if self.released:
+            check_top_crop(self.top_crop, target.shape[2], "losses.ssim")
             shift = (0, 0, -self.top_crop, self.top_crop)
             dissimilarity = 1 - self._similarity(F.pad(depth, shift), F.pad(target, shift), WINDOW // 2)
             return dissimilarity.flatten(1).mean(1)
