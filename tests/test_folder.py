@@ -145,6 +145,7 @@ def test_a_fraction_is_held_back_by_name_and_only_where_there_is_ground_truth(tm
     train, val = (set(names(make(tmp_path, split, **options))) for split in ("train", "val"))
     assert len(val) == 6 and len(train) == 34 and not train & val and max(val) < "030.jpg"
     assert set(names(make(tmp_path, "val", **options))) == val
+    assert len({int(name[:3]) // 10 for name in val}) == 3  # from all over the set
     write_picture(tmp_path / "images" / "new.jpg")
     assert set(names(make(tmp_path, "val", **options))) == val
     assert len(make(tmp_path, "val", **options | {"val_fraction": 0.001})) == 1

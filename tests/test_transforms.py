@@ -182,6 +182,14 @@ def test_scaling_moves_everything_together_and_mixes_no_depths(factor):
     assert original.intrinsics[0, 0] == 50 and original.image.dtype == torch.uint8
 
 
+def test_a_smaller_depth_map_has_the_pixel_in_the_middle_of_those_it_stands_for():
+    columns = torch.arange(1.0, 61.0).expand(1, 39, 60)
+    sample = marked(height=39)._replace(depth=columns, teacher_depth=columns + 100)
+    there = scale_to_cover(sample, 13, 20)
+    assert there.depth[0, 0].tolist() == list(range(2, 61, 3))
+    assert torch.equal(there.teacher_depth, there.depth + 100)
+
+
 def test_a_picture_is_smoothed_before_it_is_made_smaller():
     stripes = torch.zeros(3, 40, 60, dtype=torch.uint8)
     stripes[:, :, ::2] = 200

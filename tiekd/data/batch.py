@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     depth: (B, 1, H, W) float32, measured ground truth; all 0 for a frame without any.
     inside: (B, 1, H, W) bool, False where a rotation turned in what no camera saw.
     teacher_depth: (B, 1, H, W) float32 from cached maps, or None when the teacher runs online or there is none.
-    intrinsics: (B, 3, 3) float32, pixels of this picture (moved with every geometric transform).
+    intrinsics: (B, 3, 3) float32, pixels of this picture (moved with every geometric transform), NaN where unknown.
     names: the B image paths as the split file has them.
     """
 
