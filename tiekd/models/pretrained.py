@@ -3,7 +3,8 @@
 An encoder only notes what it was asked for; `load` fills it, and only a run that starts from nothing calls that. So
 resuming, other weights to start from, teachers, evaluation and export need neither file nor network connection.
 `imagenet` means torchvision's first set (IMAGENET1K_V1), with which published depth networks start, taken from the
-torch hub cache or downloaded into it by the main rank. A file may have torchvision's names, the published ones or ours.
+torch hub cache or downloaded into it by the main rank. A file may have torchvision's names, the published ones, ours
+or, for Swin, its authors'.
 Left out: other collections, and encoders that torchvision doesn't have with the same arithmetic.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from tiekd import distributed
 from tiekd.errors import CheckpointError, RecipeError
-from tiekd.models import weights
+from tiekd.models import swin_names, weights
 
 IMAGENET = "imagenet"
 _OPTION = "network.encoder.pretrained"
@@ -29,10 +30,10 @@ def load(network: nn.Module) -> str | None:
     Collective: the main rank reads, the others get the tensors from it. Raises RecipeError where there are no such
     weights, on every rank.
     """
-    encoder = network.encoder
-    source = getattr(encoder, "pretrained", None)
-    if source is None:
+    asking = [module for module in network.encoder.modules() if getattr(module, "pretrained", None) is not None]
+    if not asking:
         return None
+    encoder, source = asking[0], asking[0].pretrained
     state, problem = None, None
     if distributed.is_main():
         try:
@@ -54,13 +55,16 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     What belongs to a classifier, or to nothing that we know, is left out.
     """
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state.get("model", state))
+    if swin_names.is_imagenet(state):
+        return swin_names.to_our_names(state)
     if any(name.startswith("features.") for name in state):  # torchvision's MobileNetV2
         renamed = {_mobilenet_name(name): tensor for name, tensor in state.items()}
         return {name: tensor for name, tensor in renamed.items() if name is not None}
     if not any(name.startswith("encoder.") for name in state):
         state = weights.from_published(state)
-    return {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
+    ours = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
+    return {name.removeprefix("swin."): tensor for name, tensor in ours.items()}
 
 
 def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
@@ -92,9 +96,13 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
 
 def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """The tensors that the encoder has; stages behind its last tap are left out. RecipeError where one doesn't fit."""
-    own = encoder.state_dict()
-    wrong = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    """The tensors that the encoder has; stages behind its last tap are left out. RecipeError where one doesn't fit.
+
+    Those that the encoder's `not_pretrained` begins the names of may be missing.
+    """
+    own, new = encoder.state_dict(), getattr(encoder, "not_pretrained", ())
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    wrong = [name for name in missing if not name.startswith(new)]
     wrong += [name for name in own if name in state and state[name].shape != own[name].shape]
     if wrong:
         raise RecipeError(

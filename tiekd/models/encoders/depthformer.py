@@ -17,7 +17,10 @@ STEM_CHANNELS = 64
 
 
 class DepthFormer(nn.Module):
-    """Stem and Swin; the arguments are Swin's. `channels` and `strides` describe the returned features."""
+    """Stem and Swin; the arguments are Swin's, `pretrained` too, which leaves the stem at random.
+
+    `channels` and `strides` describe the returned features.
+    """
 
     def __init__(
         self,
@@ -26,12 +29,13 @@ class DepthFormer(nn.Module):
         heads: Sequence[int] = (3, 6, 12, 24),
         window: int = 7,
         drop_path: float = 0.0,
+        pretrained: str | None = None,
     ):
         super().__init__()
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, 3, bias=False)
         self.bn1 = BatchNorm2d(STEM_CHANNELS)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.swin = Swin(width, depths, heads, window, drop_path)
+        self.swin = Swin(width, depths, heads, window, drop_path, pretrained)
         self.channels = (STEM_CHANNELS, *self.swin.channels)
         self.strides = (2, *self.swin.strides)
 

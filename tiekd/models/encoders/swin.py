@@ -16,20 +16,24 @@ from tiekd.models.encoders.window_attention import WindowAttention
 
 PATCH = 4
 EXPANSION = 4
+TINY = (96, [2, 2, 6, 2], [3, 6, 12, 24], 7)
 
 
 class Swin(nn.Module):
-    """Swin without its classifier.
+    """Swin without its classifier; a norm of its own follows each stage where it is tapped.
 
     width: channels of the first stage, doubled at each next one. depths, heads: blocks and attention heads per stage.
     window: tokens along the side of an attention window.
     drop_path: in training, the probability that an image skips the last block; it rises linearly from 0 at the first
         (stochastic depth, Huang et al. 2016, arXiv 1603.09382). Drawn from torch's generator of the device, whose state
         a checkpoint holds.
+    pretrained: "imagenet" (Swin-T only) or a file of weights, for `tiekd.models.pretrained.load`; nothing is read here.
 
     `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
     rounded up. Linear layers start at a standard deviation of 0.02, biases at 0, norms at 1 and 0.
     """
+
+    not_pretrained = ("norms.",)  # A classifier has none at the taps.
 
     def __init__(
         self,
@@ -38,9 +42,12 @@ class Swin(nn.Module):
         heads: Sequence[int] = (3, 6, 12, 24),
         window: int = 7,
         drop_path: float = 0.0,
+        pretrained: str | None = None,
     ):
         super().__init__()
         _check(width, depths, heads, window, drop_path)
+        self.pretrained = pretrained
+        self.torchvision_name = "swin_t" if (width, list(depths), list(heads), window) == TINY else None
         self.channels, self.strides = tuple(width << i for i in range(4)), (4, 8, 16, 32)
         self.patches = nn.Conv2d(3, width, PATCH, PATCH)
         self.patch_norm = nn.LayerNorm(width)

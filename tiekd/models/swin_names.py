@@ -1,0 +1,57 @@
+"""The names of Swin's ImageNet weights, as its authors and torchvision publish them, against ours.
+
+Theirs merge four tokens in another order than the published depth networks, so two tensors a merging are reordered.
+Left out: the classifier and what follows from the sizes (masks, index tables).
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+_NAMES = (
+    # (the authors', ours); torchvision's are brought to the authors' first.
+    (r"patch_embed\.proj\.(\w+)", r"patches.\1"),
+    (r"patch_embed\.norm\.(\w+)", r"patch_norm.\1"),
+    (r"layers\.(\d)\.blocks\.(\d+)\.(norm[12]\.\w+)", r"stages.\1.\2.\3"),
+    (r"layers\.(\d)\.blocks\.(\d+)\.attn\.((?:qkv|proj)\.\w+|\w+_bias_table)", r"stages.\1.\2.attention.\3"),
+    (r"layers\.(\d)\.blocks\.(\d+)\.mlp\.(?:fc1|0)\.(\w+)", r"stages.\1.\2.expand.\3"),
+    (r"layers\.(\d)\.blocks\.(\d+)\.mlp\.(?:fc2|3)\.(\w+)", r"stages.\1.\2.project.\3"),
+    (r"layers\.(\d)\.downsample\.((?:norm|reduction)\.\w+)", r"merges.\1.\2"),
+)
+
+
+def is_imagenet(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are Swin's names as its authors or torchvision publish them."""
+    return "layers.0.blocks.0.attn.qkv.weight" in state or "features.1.0.attn.qkv.weight" in state
+
+
+def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a `Swin` under our names, without those of the norms at the taps, which a classifier hasn't."""
+    ours = {}
+    for theirs, tensor in state.items():
+        name = _our_name(re.sub(r"features\.(\d+)\.(.+)", _authors_name, theirs))
+        if name is not None:
+            ours[name] = _reordered(tensor) if name.startswith("merges.") else tensor
+    return ours
+
+
+def _authors_name(match: re.Match) -> str:
+    """torchvision counts stem, stages and mergings through: 0, then 1, 3, 5, 7, and 2, 4, 6 between them."""
+    index, rest = int(match[1]), match[2]
+    if index == 0:
+        return re.sub(r"^2\.", "patch_embed.norm.", re.sub(r"^0\.", "patch_embed.proj.", rest))
+    return f"layers.{(index - 1) // 2}.{'blocks' if index % 2 else 'downsample'}.{rest}"
+
+
+def _our_name(name: str) -> str | None:
+    for pattern, ours in _NAMES:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(ours)
+    return None
+
+
+def _reordered(tensor: Tensor) -> Tensor:
+    """Of four tokens' channels, (column, row, channel), to ours: (channel, row, column)."""
+    return tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
