@@ -77,7 +77,7 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
     state: bare or with a `state_dict` entry, names with or without `module.`, `backbone.` and `decode_head.`; a state
         dict without either of the last two counts as an encoder's.
     head: "dpm" or "sigmoid", which of the published head's two output convolutions lives; None tells by their sizes
-        (wrong only for a DPM head of exactly 256 bins).
+        (wrong only for a DPM head of exactly 256 bins; AdaBins' is told by its other names, and lives as a DPM's does).
 
     What isn't ours is left out; `dropped` lists it. Raises CheckpointError where no name is known.
     """
