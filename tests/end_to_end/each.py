@@ -1,0 +1,40 @@
+"""Calls bin/train.py's main for one list of arguments after another and looks at what it saved: `python each.py JOBS`.
+
+A job is {name, arguments, work_dir}. Work dirs of large networks would fill a disk, so each one goes when it has been
+looked at. Prints one JSON line a job: name, code, stderr, and from the work dir the last training row of the log, what
+is wrong with the checkpoint (null: nothing), and the tensors of the student's weights.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+from mains import call  # noqa: E402
+
+
+def look_at(work_dir: Path) -> dict:
+    import torch
+
+    from tiekd import checkpoint
+
+    (log,) = work_dir.glob("*.log.json")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    saved = work_dir / "checkpoints" / "iter_1"
+    state = torch.load(saved / checkpoint.STUDENT, weights_only=True)["state_dict"]
+    return {
+        "row": [row for row in rows if row.get("mode") == "train"][-1],
+        "problem": checkpoint.check(saved),
+        "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
+    }
+
+
+if __name__ == "__main__":
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        result = call(job["arguments"])
+        if result["code"] == 0:
+            result |= look_at(Path(job["work_dir"]))
+        shutil.rmtree(job["work_dir"], ignore_errors=True)
+        print(json.dumps({"name": job["name"], **result}), flush=True)
