@@ -255,6 +255,19 @@ def test_autocast_leaves_places_in_float32():
     assert (got - expected).abs().max() < 0.02 * (expected - query).abs().max()
 
 
+def test_what_was_read_is_dropped_out_in_training_only():
+    torch.manual_seed(0)
+    attention, sizes = DeformableAttention(64, num_levels=2, dropout=0.25), [(4, 6), (2, 3)]
+    query, position, tokens = torch.zeros(2, 50, 64), torch.randn(2, 50, 64), torch.randn(2, 30, 64)
+    reference = torch.rand(2, 50, 1, 2)
+    with torch.no_grad():
+        whole = attention.eval()(query, position, tokens, sizes, reference)
+        some = attention.train()(query, position, tokens, sizes, reference)
+    kept = some != 0
+    assert (whole != 0).all() and kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    torch.testing.assert_close(some[kept], whole[kept] / 0.75)
+
+
 def test_paths_are_dropped_in_training_only_and_again_after_a_restored_state():
     block = Swin(16, (1, 1, 1, 2), (1, 2, 4, 8), drop_path=0.4).stages[3][1]
     ones = torch.ones(4000, 1, 1, 1)
