@@ -4,8 +4,8 @@ Each query reads a few points of each level, at places that it says itself, and 
 read by one image's queries at stride 2 would be 7 GB at 352x1216; they are read level by level and some queries at a
 time, and read again in the backward pass, so only SAMPLED_VALUES of them exist at once.
 Places and weights are float32 whatever the network's precision: bfloat16 can't tell apart two columns of a wide image.
-Left out: reference boxes, padding masks, and on CUDA a gradient that repeats bit for bit: grid_sample has none there, so
-`train.deterministic` refuses it.
+Left out: reference boxes, padding masks, and on CUDA a gradient that repeats bit for bit: grid_sample has none there,
+so `train.deterministic` refuses it.
 """
 
 import math
