@@ -74,7 +74,7 @@ class Frames(torch.utils.data.Dataset):
                 "a teacher need; use other frames"
             )
         if maps is not None and not maps.is_dir():
-            raise DataError(f"teacher.maps: no folder at {maps}; make it with bin/cache_teacher.py, or use teacher.recipe")
+            raise DataError(f"teacher.maps: no folder at {maps}; make it with bin/cache_teacher.py")
         self.map_full_scale_m = max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
 
     def __len__(self) -> int:
