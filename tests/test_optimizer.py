@@ -103,7 +103,7 @@ def trained(tmp_path_factory) -> list[dict[str, dict[str, torch.Tensor]]]:
 
 
 def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights after four steps, by engine config; two ranks with half of the batch each."""
+    """Weights and their first moments after four steps, by stage; two ranks with half of the batch each."""
     import deepspeed
 
     from tiekd import whole_state
@@ -125,6 +125,8 @@ def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
             engine.backward(engine(samples(i)[2 * rank : 2 * rank + 2]).square().mean())
             step()
         weights[f"stage {stage}"] = whole_state.weights(engine)
+        moments = whole_state.moments(engine)
+        weights[f"stage {stage}"] |= {f"{name} exp_avg": kept["exp_avg"] for name, kept in moments.items()}
     return weights
 
 
@@ -147,5 +149,7 @@ def test_every_zero_stage_trains_the_groups_as_torch_alone(trained, stage):
         nn.utils.clip_grad_norm_(network.parameters(), 0.1)
         built.step()
     got = trained[0][f"stage {stage}"]
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(got[name], value.detach(), rtol=1e-4, atol=1e-6, msg=name)
+        moment = built.state[value]["exp_avg"]
+        torch.testing.assert_close(got[f"{name} exp_avg"], moment, rtol=1e-4, atol=1e-6, msg=name)

@@ -47,6 +47,7 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     if masters:
         values = {name: dict(state[master]) for name, master in masters.items() if master in state}
     elif state:
+        _link_all_groups(engine)
         flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
         like_weights = [key for key, value in state[flat].items() if _is_like(value, flat)]
         others = {key: value for key, value in state[flat].items() if key not in like_weights}
@@ -140,6 +141,14 @@ def _masters(engine) -> dict[str, Tensor] | None:
 
 def _torch_optimizer(engine) -> torch.optim.Optimizer:
     return engine.optimizer if isinstance(engine.optimizer, torch.optim.Optimizer) else engine.optimizer.optimizer
+
+
+def _link_all_groups(engine) -> None:
+    """Lets DeepSpeed find every parameter's moments: at stages 1 and 2 it looks for them once, when the first of the
+    optimizer's groups has made its first step, and then the others have none."""
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _flat_groups(engine) -> Iterator[Tensor]:
