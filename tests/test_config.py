@@ -1,6 +1,5 @@
 """Recipes: merging, overrides, names, teachers; and one line for every mistake."""
 
-
 import pytest
 
 from tiekd.config import build, dump_recipe, find, load_recipe, merge, settings
@@ -232,7 +231,7 @@ def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("node", "line"),
     [
-        (3, "here: got 3; it must be a mapping with a name, one of: bts, densedepth"),
+        (3, "here: got 3; it must be a mapping with a name, one of: adabins, bts, densedepth"),
         ({"width": 8}, "it must be a mapping with a name"),
         ({"name": ["bts"]}, "it must be a mapping with a name"),
         ({"name": "bts", "widht": 8}, "here (bts): unknown key 'widht'; did you mean 'width'? allowed: "),

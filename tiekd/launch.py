@@ -20,17 +20,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tiekd.distributed import barrier
 from tiekd.errors import CheckpointError, LaunchError, UserError
 
 USER_ERROR_CODE = 2
+STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 _LOST_PEER = re.compile(r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed", re.I)
 RECORD = "launch.json"
 _LAUNCHER_REACTS_S = 20.0
 _SAME_ERROR_ELSEWHERE_S = 4.0
 
 
+class Stopped(Exception):
+    """A run that was asked to end has saved its state and ended early."""
+
+
 def run(main: Callable[[], None]) -> int:
-    """Runs a program and returns its exit code: 0, or 2 after a user's mistake, told in one line on stderr.
+    """Runs a program and returns its exit code: 0, 2 after a user's mistake, told in one line on stderr, or 75 where a
+    run was asked to stop and can go on from its checkpoint.
 
     A mistake that every rank finds is told by the first rank of a machine: the others wait until the launcher has ended
     them. A rank that loses another one waits in the same way, so that the cause is the only thing to be read.
@@ -42,6 +49,12 @@ def run(main: Callable[[], None]) -> int:
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
             time.sleep(_SAME_ERROR_ELSEWHERE_S)
         return _report(error)
+    except Stopped as stopped:
+        # The launcher ends the other ranks as soon as one has ended, so they end together.
+        barrier()
+        if int(os.environ.get("RANK", 0)) == 0:
+            sys.stderr.write(f"tiekd: {stopped}\n")
+        return STOPPED_CODE
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -40,6 +40,7 @@ class TrainState:
     prediction: Prediction | None = None
     teacher_depth: Tensor | None = None  # the ground truth in a run without a teacher
     metrics: dict[str, float] | None = None  # of the last evaluation
+    stop_reason: str | None = None  # set by a hook, on every rank after the same iteration: training ends here
 
     @property
     def skipped_steps(self) -> int:
@@ -60,12 +61,15 @@ def train(
     schedule: Schedule,
     step: Callable[[], Tensor | float | None],
 ) -> None:
-    """Trains from `state.iteration` to `state.total_iterations`. `step` ends a micro-batch (see engine.stepper)."""
+    """Trains from `state.iteration` to `state.total_iterations`, or to where a hook stops it.
+
+    `step` ends a micro-batch (see engine.stepper).
+    """
     engine = state.engine
     for hook in state.hooks:
         hook.before_train(state)
     engine.train()
-    while state.iteration < state.total_iterations:
+    while state.iteration < state.total_iterations and state.stop_reason is None:
         started = time.perf_counter()
         state.lr, state.momentum = schedule.apply(engine.optimizer, state.iteration)
         state.losses, state.data_time_s = {}, 0.0

@@ -22,6 +22,7 @@ from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
 from tiekd.hooks.evaluation import Evaluation
+from tiekd.hooks.preemption import Preemption
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState, train
 from tiekd.losses import criterion as criteria
@@ -117,6 +118,8 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     for note in _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report):
         log.info(note)
     train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
+    if state.stop_reason is not None:
+        raise launch.Stopped(f"stopped after iteration {state.iteration}, {state.stop_reason}; go on with bin/resume")
 
 
 def build_dataset(recipe: dict, split: str) -> Dataset:
@@ -148,7 +151,7 @@ def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[lis
         text_log=log,
         max_depth=recipe["network"]["max_depth"],
     )
-    hooks: list[Hook] = [log, board]
+    hooks: list[Hook] = [log, board, Preemption()]
     if options.validate:
         evaluation = settings(recipe, "evaluation", EvaluationSettings)
         hooks.append(Evaluation(evaluation, val_set, replica, device, workers, [log, board], log.info))

@@ -15,7 +15,7 @@ class Hook:
         """After every iteration; `state.iteration` counts the one just finished, from 1."""
 
     def after_train(self, state) -> None:
-        """Once, after the last iteration; not when training ends with an error."""
+        """Once, after the last iteration or where a hook stopped the run; not when training ends with an error."""
 
     def state_dict(self) -> dict:
         """What a resumed run needs to go on as if it had not stopped: plain numbers, strings, lists and dicts."""

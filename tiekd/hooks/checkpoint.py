@@ -1,4 +1,4 @@
-"""Saves a checkpoint every `interval` epochs or iterations and at the end, and keeps the last few."""
+"""Saves a checkpoint every `interval` epochs or iterations and where training ends, and keeps the last few."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ class Checkpoint(Hook):
 
     def after_iteration(self, state) -> None:
         period = self.interval * (state.iterations_per_epoch if self.by == "epoch" else 1)
-        if state.iteration % period and state.iteration != state.total_iterations:
+        if state.iteration % period and state.iteration != state.total_iterations and state.stop_reason is None:
             return
         folder = state.work_dir / checkpoint.FOLDER
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}

@@ -13,7 +13,8 @@ from tiekd.models.network import Network
 
 
 class Evaluation(Hook):
-    """Runs at every `settings.interval` epochs or iterations, and at the end of training if that isn't one.
+    """Runs at every `settings.interval` epochs or iterations, and at the end of training if that isn't one. Where a run
+    is stopped at such an iteration, time is short: the evaluation is made up for when the run goes on.
 
     replica: a plain fp32 network of the student's shape on the device, filled from the engine at each evaluation.
     reporters: hooks with `write_validation(state, metrics, num_images)`.
@@ -32,11 +33,23 @@ class Evaluation(Hook):
         self.settings, self.dataset, self.replica = settings, dataset, replica
         self.device, self.workers, self.reporters, self.info = device, workers, reporters, info
         self.best: float | None = None
+        self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
+
+    def before_train(self, state) -> None:
+        if self.owed is not None:
+            state.lr, self.owed = self.owed, None
+            self._evaluate(state)
 
     def after_iteration(self, state) -> None:
         period = self.settings.interval * (state.iterations_per_epoch if self.settings.by == "epoch" else 1)
         if state.iteration % period and state.iteration != state.total_iterations:
             return
+        if state.stop_reason is not None and state.iteration != state.total_iterations:
+            self.owed = state.lr
+        else:
+            self._evaluate(state)
+
+    def _evaluate(self, state) -> None:
         weights = whole_state.weights(state.engine)
         self._fill_replica(weights)
         state.metrics = evaluate(
@@ -59,10 +72,10 @@ class Evaluation(Hook):
             self.info(f"Best {name} so far: {self.best:.4f} at iteration {state.iteration}, saved as best_{name}.pth")
 
     def state_dict(self) -> dict:
-        return {"best": self.best}
+        return {"best": self.best, "owed": self.owed}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
+        self.best, self.owed = state["best"], state["owed"]
 
     def _fill_replica(self, weights: dict) -> None:
         """Rank 0 has the weights; every rank's replica gets them by one broadcast a tensor."""

@@ -1,0 +1,119 @@
+"""A run that is asked to stop, or whose launcher ends, saves its state, leaves no process, and goes on bit for bit."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import runs
+
+from tiekd import checkpoint
+from tiekd.launch import STOPPED_CODE
+
+ITERATIONS = 80
+
+
+@pytest.fixture(scope="module")
+def path(ground, tmp_path_factory) -> Path:
+    recipe = runs.recipe(ground, batch_size=2, iterations=ITERATIONS, validate=True)
+    recipe["checkpoint"] = {"interval": 1000, "by": "iteration"}
+    recipe["evaluation"] |= {"interval": 7, "by": "iteration"}
+    return runs.write_recipe(tmp_path_factory.mktemp("stopping") / "recipe.yaml", recipe)
+
+
+def start(path: Path, name: str) -> runs.Program:
+    command = [*runs.deepspeed(2), runs.ROOT / "bin" / "train.py", path, "--work-dir", path.parent / name]
+    return runs.Program(command)
+
+
+@pytest.fixture(scope="module")
+def straight(path) -> Path:
+    with start(path, "straight") as program:
+        assert program.result().code == 0
+    return path.parent / "straight"
+
+
+def processes(program: runs.Program) -> dict[str, list[psutil.Process]]:
+    """`runner`, `launch` and `ranks` (with their data workers) of a run."""
+    runner = psutil.Process(program.process.pid)
+    (launch,) = runner.children()
+    return {"runner": [runner], "launch": [launch], "ranks": launch.children()}
+
+
+def iterations_done(work_dir: Path) -> int:
+    recorded = work_dir / "recorded.jsonl"
+    return recorded.read_text().count("\n") if recorded.is_file() else 0
+
+
+def wait_until_gone(everything: list[psutil.Process]) -> float:
+    """Seconds until none of them runs any more; fails after 30."""
+    began = time.monotonic()
+    _, alive = psutil.wait_procs(everything, timeout=30)
+    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return time.monotonic() - began
+
+
+def resume(work_dir: Path) -> None:
+    result = runs.finish([runs.ROOT / "bin" / "resume", work_dir, f"--master_port={runs.free_port()}"])
+    assert result.code == 0, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("whom", "number", "code"),
+    [
+        ("ranks", signal.SIGTERM, STOPPED_CODE),
+        ("ranks", signal.SIGUSR1, STOPPED_CODE),
+        ("runner", signal.SIGTERM, -signal.SIGTERM),
+        ("runner", signal.SIGKILL, -signal.SIGKILL),
+        ("launch", signal.SIGKILL, 0),  # deepspeed takes a killed launch.py for a success
+    ],
+    ids=["TERM-rank", "USR1-rank", "TERM-deepspeed", "KILL-deepspeed", "KILL-launch"],
+)
+def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code, request):
+    name = request.node.callspec.id
+    work_dir = path.parent / name
+    with start(path, name) as program:
+        program.wait_until(lambda: iterations_done(work_dir) >= 10)
+        of = processes(program)
+        everything = [p for each in of.values() for p in each] + [c for p in of["ranks"] for c in p.children()]
+        os.kill(of[whom][-1].pid, number)
+        result = program.result(timeout_s=60)
+        wait_until_gone(everything)
+    assert result.code == code, result.stderr[-3000:]
+    stopped_after = int(checkpoint.find(work_dir).name.removeprefix("iter_"))
+    assert 10 <= stopped_after < ITERATIONS and stopped_after == iterations_done(work_dir)
+    assert f"stopped after iteration {stopped_after}, " in result.stderr
+    assert "Traceback" not in result.stderr
+    if name in ("TERM-rank", "KILL-launch"):
+        resume(work_dir)
+        assert runs.losses(work_dir) == runs.losses(straight)
+        assert runs.digest(runs.student(work_dir, ITERATIONS)) == runs.digest(runs.student(straight, ITERATIONS))
+
+
+def test_a_second_signal_ends_it_at_once(path):
+    work_dir = path.parent / "twice"
+    with start(path, "twice") as program:
+        program.wait_until(lambda: iterations_done(work_dir) >= 3)
+        of = processes(program)
+        rank = of["ranks"][0]
+        rank.suspend()  # so that it finds both signals at once
+        rank.send_signal(signal.SIGTERM)
+        rank.send_signal(signal.SIGUSR1)
+        rank.resume()
+        result = program.result(timeout_s=60)
+        wait_until_gone([p for each in of.values() for p in each])
+    assert result.code in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+    assert not list((work_dir / "checkpoints").glob("iter_*"))
+
+
+def test_an_evaluation_that_fell_to_the_stop_is_made_up_for(straight, path):
+    """Among the runs above, every evaluation of the straight run is there once, with its figures."""
+    for name in ("TERM-rank", "KILL-launch"):
+        assert validations(path.parent / name) == validations(straight)
+
+
+def validations(work_dir: Path) -> list[str]:
+    lines = runs.log_text(work_dir).splitlines()
+    return [line.split(" - INFO - ")[1] for line in lines if "(val)" in line]

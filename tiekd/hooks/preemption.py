@@ -1,0 +1,78 @@
+"""Stops a run that is asked to end: the iteration is finished, a checkpoint saved, and the run can go on from there.
+
+SIGTERM and SIGUSR1 to any rank ask for it, and so does the end of the launcher. All ranks stop after the same
+iteration: each tells the others at every iteration, in a reduction on the host that is waited for one iteration later,
+so neither the device nor the host ever waits for it. A second signal ends the process at once.
+Left out: signals before the first iteration, which end the process as always; there is nothing to save yet.
+"""
+
+import os
+import signal
+import threading
+
+import torch
+import torch.distributed as dist
+
+from tiekd import ancestry, distributed
+from tiekd.hooks.base import Hook
+from tiekd.launch import STOPPED_CODE
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_GRACE_S = 20.0
+
+
+class Preemption(Hook):
+    """Sets `state.stop_reason` on every rank after the same iteration.
+
+    Stands before the checkpoint hook in the list. A rank that has lost its launcher and can't finish its iteration,
+    for the others are gone, ends after 20 seconds.
+    """
+
+    def __init__(self):
+        self._reason: str | None = None
+        self._question: tuple[dist.Work | None, torch.Tensor] | None = None
+        self._group = None
+
+    def before_train(self, state) -> None:
+        if distributed.world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        ancestry.watch(ancestry.launchers(), self._on_orphaned)
+
+    def after_iteration(self, state) -> None:
+        if self._answer():
+            state.stop_reason = self._reason or "another rank was asked to stop"
+            return
+        asked = torch.tensor([self._reason is not None], dtype=torch.int32)
+        work = dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True) if self._group else None
+        self._question = work, asked
+
+    def after_train(self, state) -> None:
+        self._answer()
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _answer(self) -> bool:
+        """What the ranks said an iteration ago."""
+        if self._question is None:
+            return False
+        work, asked = self._question
+        self._question = None
+        if work is not None:
+            work.wait()
+        return bool(asked)
+
+    def _on_signal(self, number: int, _frame) -> None:
+        if self._reason is not None:
+            os._exit(128 + number)
+        self._reason = f"{signal.Signals(number).name} came"
+
+    def _on_orphaned(self, launcher) -> None:
+        self._reason = self._reason or f"the launcher, process {launcher.pid}, is gone"
+        deadline = threading.Timer(_GRACE_S, os._exit, [STOPPED_CODE])
+        deadline.daemon = True
+        deadline.start()
+
+
+build = Preemption
