@@ -21,6 +21,9 @@ class AdaBins(nn.Module):
         most num_positions; a patch is `patch` pixels of the features, which published is 32 pixels of the image, so
         that the least is 129 patches such as 352x384 pixels. Smaller images need a smaller patch or fewer queries.
     dropout: in the mini-ViT, while training.
+
+    The last weight starts at a standard deviation of 0.01 and the bias at 0, so that the distribution starts nearly
+    uniform: the maps are products of two activations, and a saturated softmax learns nothing.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class AdaBins(nn.Module):
         # This module's own and not a Conv2d's, as in the DPM head: published files have one name for both.
         self.weight = nn.Parameter(torch.empty(num_bins, num_queries, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_bins))
-        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+        nn.init.normal_(self.weight, std=0.01)
         self.min_depth, self.max_depth = min_depth, max_depth
 
     def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
