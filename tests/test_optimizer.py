@@ -97,6 +97,68 @@ def test_a_group_that_can_not_be_is_one_line(groups, message):
         optimizer(groups)
 
 
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"name": ["adam"]}, "optimizer.name: got ['adam']; allowed: adamw, adam, sgd"),
+        ({"lr": None}, "optimizer.lr: got None; it must be a number"),
+        ({"lr": True}, "optimizer.lr: got True; it must be a number"),
+        ({"lr": "0.1"}, "optimizer.lr: got '0.1'; it must be a number; write numbers without quotes"),
+        ({"lr": -1}, "optimizer.lr: got -1; it must be a number above 0"),
+        ({"lr": 0}, "optimizer.lr: got 0; it must be a number above 0"),
+        ({"lr": float("nan")}, "optimizer.lr: got nan; it must be a number above 0"),
+        ({"betas": 0.9}, "optimizer.betas: got 0.9; it must be a list of 2: a number, a number"),
+        ({"betas": [0.9]}, "optimizer.betas: got [0.9]; it must be a list of 2"),
+        ({"betas": [0.9, 1.5]}, "optimizer.betas: got [0.9, 1.5]; it must be two numbers from 0, under 1"),
+        ({"eps": -1e-8}, "optimizer.eps: got -1e-08; it must be 0 or more"),
+        ({"weight_decay": "x"}, "optimizer.weight_decay: got 'x'; it must be a number"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay: got -0.1; it must be 0 or more"),
+        ({"amsgrad": "x"}, "optimizer.amsgrad: got 'x'; it must be true or false"),
+        ({"differentiable": True}, "optimizer (adamw): unknown key 'differentiable'; "),
+        ({"momentum": 0.9}, "optimizer (adamw): unknown key 'momentum'; "),
+        ({"lr_batch_size": 0}, "optimizer.lr_batch_size: got 0; it must be a whole number from 1"),
+        ({"lr_batch_size": 1.5}, "optimizer.lr_batch_size: got 1.5; it must be a whole number from 1"),
+        ({"lr_batch_size": True}, "optimizer.lr_batch_size: got True; it must be a whole number from 1"),
+    ],
+)
+def test_a_value_that_can_not_be_is_one_line(node, message):
+    with pytest.raises(RecipeError) as caught:
+        optimizer([], **node)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"momentum": 1}, "optimizer.momentum: got 1; it must be a number from 0, under 1"),
+        ({"dampening": float("inf")}, "optimizer.dampening: got inf; it must be finite"),
+        ({"nesterov": True}, "optimizer (sgd): got {'lr': 0.1, 'nesterov': True}; torch says: Nesterov momentum "),
+    ],
+)
+def test_what_sgd_can_not_be_is_one_line(given, message):
+    with pytest.raises(RecipeError) as caught:
+        build_optimizer({"name": "sgd", "lr": 0.1} | given, Net(), 4, "none")
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_every_optimizer_takes_its_own_arguments():
+    adam = {"lr": 1, "betas": [0, 0.5], "eps": 0, "weight_decay": 0, "amsgrad": True, "maximize": True}
+    sgd = {"lr": 1, "momentum": 0.9, "nesterov": True, "dampening": 0, "weight_decay": 0.1}
+    for node in ({"name": "adamw"} | adam, {"name": "adam"} | adam, {"name": "sgd"} | sgd):
+        defaults = build_optimizer(node, Net(), 4, "none").defaults
+        assert [defaults[key] for key in node if key not in ("name", "betas")] == [
+            value for key, value in node.items() if key not in ("name", "betas")
+        ]
+
+
+def test_scaling_the_lr_needs_the_batch_that_it_is_meant_for():
+    for lr_scaling in ("linear", "sqrt"):
+        with pytest.raises(RecipeError, match=f"^train.lr_scaling: got {lr_scaling}, .* give it as optimizer.lr_batch"):
+            optimizer([], lr_scaling=lr_scaling)
+    assert optimizer([], lr_scaling="none").defaults["lr"] == 0.01
+    assert optimizer([], lr_scaling="sqrt", lr_batch_size=1).defaults["lr"] == 0.02
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> list[dict[str, dict[str, torch.Tensor]]]:
     return two_ranks.run(train_at_every_stage, tmp_path_factory.mktemp("ranks"))

@@ -278,7 +278,7 @@ def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, c
         notes.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, from {source}")
     elif getattr(train_set, "maps", None) is not None:
         notes.append(teacher_maps.describe(train_set.maps))
-    lr_batch_size = recipe["optimizer"].get("lr_batch_size", options.batch_size)
+    lr_batch_size = recipe["optimizer"].get("lr_batch_size") or options.batch_size
     if lr_batch_size != options.batch_size:
         factor = lr_factor(options.batch_size, lr_batch_size, options.lr_scaling)
         notes.append(
