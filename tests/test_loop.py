@@ -1,6 +1,7 @@
 """The training loop: six iterations of the published students through the engine, and what it tells the parts."""
 
 import os
+from types import SimpleNamespace
 
 import golden_rules as golden
 import published_networks as published
@@ -11,7 +12,9 @@ import two_ranks
 from tiekd import schedules
 from tiekd.data.batch import Batch
 from tiekd.hooks.base import Hook
+from tiekd.loop import TrainState, train
 from tiekd.losses import criterion
+from tiekd.models.heads.dpm import Dpm
 from tiekd.models.teacher import CachedMaps
 from tiekd.models.weights import to_published
 
@@ -54,7 +57,6 @@ def follow(rank: int) -> dict[str, dict]:
 
     from tiekd import whole_state
     from tiekd.engine import build_engine, resolve, stepper
-    from tiekd.loop import TrainState, train
     from tiekd.optimizer import build_optimizer
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
@@ -98,3 +100,28 @@ def test_six_iterations_follow_the_published_trajectory(followed, name):
         assert got["norms"][key] == pytest.approx(norm, rel=1e-3), key
     want = torch.from_numpy(published.arrays()[f"trajectory_{name}:depth"])
     assert (got["depth"] - want).abs().max() <= 2e-3 * want.max()
+
+
+class Plain(Dpm):
+    """A DPM head of the picture's own three channels, with what the loop asks of an engine."""
+
+    optimizer = None
+
+    def forward(self, image, target_depth=None):
+        return super().forward(image, image.shape[2:], target_depth)
+
+    def backward(self, loss):
+        loss.backward()
+
+
+@pytest.mark.parametrize("terms", [{"dpm": {}}, {"dpm": {}, "silog": {}}, {"silog": {}}, {"mse": {}, "silog": {}}])
+def test_the_divergence_is_computed_only_where_a_loss_reads_it(terms):
+    head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
+    state = TrainState(head, {}, None, "", 2, 1, 1, 1, True)
+    schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([], []))
+    train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), criterion.build(terms, True), schedule, lambda: None)
+    assert head.weight.grad.abs().sum() > 0 and state.losses["loss"] > 0
+    if "dpm" in terms:
+        assert state.prediction.divergence.mean() > 0.1
+    else:
+        assert state.prediction.divergence is None

@@ -4,7 +4,8 @@
 
 A key names its loss module, `tiekd/losses/<key>.py`, unless the term says `name:`. Every term is the mean over the
 images of the batch of per-image means; it appears in the log as `decode.loss_<key>`, weight included. A loss whose
-forward asks for `iteration` is told it. Left out: weights that change over time.
+forward asks for `iteration` is told it; one that reads the prediction's divergence says so in `needs_divergence`.
+Left out: weights that change over time.
 """
 
 import inspect
@@ -34,7 +35,10 @@ class Term(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """The total loss and its terms. terms: by the key that they have in the recipe and the log."""
+    """The total loss and its terms. terms: by the key that they have in the recipe and the log.
+
+    needs_divergence: whether a term reads the prediction's divergence, the dearest thing that a DPM head computes.
+    """
 
     def __init__(self, terms: dict[str, Term]):
         super().__init__()
@@ -43,6 +47,7 @@ class Criterion(nn.Module):
         self.told_iteration = {
             key for key, term in terms.items() if "iteration" in inspect.signature(term.loss.forward).parameters
         }
+        self.needs_divergence = any(getattr(loss, "needs_divergence", False) for loss in self.losses)
 
     def forward(
         self, prediction: "Prediction", batch: "Batch", teacher_depth: Tensor | None, iteration: int | None = None

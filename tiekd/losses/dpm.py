@@ -24,6 +24,8 @@ class DPM(nn.Module):
         width of 704). For parity only.
     """
 
+    needs_divergence = True
+
     def __init__(self, max_depth: float | None = None, top_crop: int = 0):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
