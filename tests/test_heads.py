@@ -11,6 +11,7 @@ from tiekd.errors import RecipeError
 from tiekd.kernels.target import bin_centres, bin_edges, gaussian_target
 from tiekd.models.decoders.densedepth import DenseDepth
 from tiekd.models.heads.dpm import Dpm
+from tiekd.models.heads.relu import Relu
 from tiekd.models.heads.sigmoid import Sigmoid
 from tiekd.models.weights import from_published
 
@@ -78,10 +79,18 @@ def test_sigmoid_depth_starts_near_half_of_the_range_and_stays_within():
     assert depth.min() < 1e-3 and depth.max() > 79.999 and depth.max() <= 80
 
 
-def test_sigmoid_depth_is_float32_from_the_first_step_after_the_convolution():
-    head = Sigmoid(4, 80.0).bfloat16()
-    features = torch.randn(1, 4, 5, 6).bfloat16()
-    assert torch.equal(head(features, (5, 6)).depth, head.conv(features).float().sigmoid() * 80.0)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("head", [Sigmoid(8, 80.0), Relu(8, 1e-3, 80.0)], ids=["sigmoid", "relu"])
+def test_depth_has_no_steps_of_low_precision(head, autocast):
+    head = copy.deepcopy(head) if autocast else copy.deepcopy(head).bfloat16()
+    features = torch.randn(1, 8, 30, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        depth = head(features, (30, 40)).depth
+    wanted = copy.deepcopy(head).double()(features.double(), (30, 40)).depth
+    assert depth.dtype == torch.float32
+    torch.testing.assert_close(depth, wanted.float(), rtol=1e-6, atol=0)
+    depth.sum().backward()
+    assert head.conv.weight.grad.dtype == head.conv.weight.dtype and head.conv.weight.grad.abs().sum() > 0
 
 
 def test_dpm_starts_nearly_uniform():
