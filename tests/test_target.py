@@ -182,6 +182,9 @@ def test_too_small_a_sigma_is_refused_with_the_least_one_named():
         with pytest.raises(RecipeError, match=r"0.5 m at a depth of 40 m .* \(>= 1.212 m is needed\)"):
             gaussian_target(depth, sigma, None, edges)
     log_edges = bin_edges(257, 1e-3, 80.0, "log")
+    told = "to 3.438 m for the last, and need sigma >= 1.719 m; as many with spacing: uniform need only >= 0.1556 m$"
+    with pytest.raises(RecipeError, match=told):
+        check_sigma(0.5, log_edges)
     near = gaussian_target(torch.full((1, 1, 1, 1), 1.0), 0.5, None, log_edges)
     assert float(means(near, log_edges)) == pytest.approx(1.0, rel=1e-3)
 

@@ -55,11 +55,19 @@ def bin_centres(edges: Tensor) -> Tensor:
 
 def check_sigma(sigma: float, edges: Tensor) -> None:
     """Refuse a sigma (metres) under half the widest bin of edges (K + 1,): its peak would fall between bins."""
-    least = float(edges.double().diff().max()) / 2
-    if not least * (1 - WIDTH_SLACK) <= sigma < math.inf:
+    widths = edges.double().diff()
+    widest = float(widths.max())
+    if widest / 2 * (1 - WIDTH_SLACK) <= sigma < math.inf:
+        return
+    if widest > float(widths.min()) * (1 + 2 * WIDTH_SLACK):
+        uniform = float(widths.mean())
         raise RecipeError(
-            f"sigma: {sigma} m is under half of the widest bin (>= {least:.4g} m is needed); raise sigma or num_bins"
+            f"sigma: {sigma} m is too small; log bins grow, to {widest:.4g} m for the last, and need "
+            f"sigma >= {widest / 2:.4g} m; as many with spacing: uniform need only >= {uniform / 2:.4g} m"
         )
+    raise RecipeError(
+        f"sigma: {sigma} m is under half of the widest bin (>= {widest / 2:.4g} m is needed); raise sigma or num_bins"
+    )
 
 
 @torch.no_grad()
