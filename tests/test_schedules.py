@@ -155,3 +155,11 @@ def test_a_wrong_node_is_one_line_that_says_what_is_allowed(node, message):
     with pytest.raises(RecipeError) as error:
         build(node)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_that_ends_in_its_warm_up_is_told_so():
+    node = COSINE | {"warmup_iterations": 100}
+    assert schedules.unfinished_warmup(node, 101) is None and schedules.unfinished_warmup(STUDENT, 1) is None
+    for total in (100, 40):
+        note = schedules.unfinished_warmup(node, total)
+        assert f"takes 100 iterations, but the run has only {total}: " in note and "schedule.warmup_iterations" in note

@@ -115,7 +115,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     )
     batches = training_batches(train_set, sampler, augment, options.seed, workers, device)
     log.open(work_dir, state.timestamp)
-    for note in _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report):
+    for note in _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report, total):
         log.info(note)
     train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
     if state.stop_reason is not None:
@@ -265,7 +265,7 @@ def _changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
     return changed
 
 
-def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report) -> list[str]:
+def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report, total) -> list[str]:
     """What the log says before training: sizes, counts, and everything a user should know about this run."""
     notes = [f"Training frames: {len(train_set)}" + _skipped(train_set)]
     if val_set is None:
@@ -285,6 +285,7 @@ def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, c
             f"The learning rate is meant for a global batch of {lr_batch_size}, this run has {options.batch_size}: "
             f"train.lr_scaling {options.lr_scaling} multiplies it by {factor:.4g}"
         )
+    notes += filter(None, [schedules.unfinished_warmup(recipe.get("schedule", {}), total)])
     if resume_path is not None:
         notes.append(f"Resumed from {resume_path}")
         if changed:

@@ -123,6 +123,17 @@ def build(
     return Schedule(lr, lambda _: base_momentum, total_iterations)
 
 
+def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
+    """What to log of a run that is over before its warm-up is; None for any other."""
+    warmup_iterations = node.get("warmup_iterations", 0)
+    if not 0 < total_iterations <= warmup_iterations:
+        return None
+    return (
+        f"The warm-up takes {warmup_iterations} iterations, but the run has only {total_iterations}: the learning rate "
+        "never gets to its schedule; for a short run --set schedule.warmup_iterations to a part of it"
+    )
+
+
 def _read(node: dict) -> tuple[Callable, dict, dict]:
     """Shape, its arguments and the keys common to its kind, all checked."""
     name = node.get("name") if isinstance(node, dict) else None
