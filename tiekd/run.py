@@ -7,6 +7,7 @@ import json
 from datetime import datetime
 from pathlib import Path
 
+from torch import nn
 from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, launch, schedules
@@ -26,6 +27,7 @@ from tiekd.hooks.preemption import Preemption
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState, train
 from tiekd.losses import criterion as criteria
+from tiekd.losses.dpm import DPM
 from tiekd.models import pretrained, weights
 from tiekd.models.factory import build_network
 from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoint
@@ -52,6 +54,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     replica = build_network(recipe["network"]).to(device) if options.validate else None
     has_teacher = recipe.get("teacher") is not None
     criterion = criteria.build(recipe.get("losses", {}), has_teacher).to(device)
+    check_ignored_depths(network, criterion)
     train_set = build_dataset(recipe, "train")
     val_set = build_dataset(recipe, "val") if options.validate else None
     augment, workers = _loading(recipe["data"])
@@ -120,6 +123,18 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
     if state.stop_reason is not None:
         raise launch.Stopped(f"stopped after iteration {state.iteration}, {state.stop_reason}; go on with bin/resume")
+
+
+def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> None:
+    """RecipeError where a head ignores depths that the divergence's mean counts: they would scale the loss down."""
+    if getattr(network.head, "beyond", None) != "ignore":
+        return
+    for key, term in criterion.terms.items():
+        if isinstance(term.loss, DPM) and (term.loss.max_depth is None or term.loss.max_depth > network.max_depth):
+            raise RecipeError(
+                f"losses.{key}.max_depth: got {term.loss.max_depth} with head.beyond ignore, so ignored pixels would "
+                f"count as 0; set losses.{key}.max_depth={network.max_depth}, the network's, or network.head.beyond=clamp"
+            )
 
 
 def build_dataset(recipe: dict, split: str) -> Dataset:

@@ -21,7 +21,8 @@ class Dpm(nn.Module):
 
     target: "gaussian", the Gaussian's mass per bin, or "released", the published softmax of density values.
     sigma: of the target, metres; for "gaussian" at least half of the widest bin.
-    beyond: what a target depth outside of the range does: "clamp" moves it to the range, "ignore" drops the pixel.
+    beyond: what a target depth above max_depth does: "clamp" keeps it ("gaussian": as the last bin's centre), "ignore"
+        drops the pixel, and the loss needs `max_depth` to leave it out of its mean. Below min_depth nothing is dropped.
     spacing: of the bins, "uniform" (published) or "log".
 
     The weight starts at a standard deviation of 0.01 and the bias at 0: the distribution starts nearly uniform, which
