@@ -133,7 +133,7 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
         if isinstance(term.loss, DPM) and (term.loss.max_depth is None or term.loss.max_depth > network.max_depth):
             raise RecipeError(
                 f"losses.{key}.max_depth: got {term.loss.max_depth} with head.beyond ignore, so ignored pixels would "
-                f"count as 0; set losses.{key}.max_depth={network.max_depth}, the network's, or network.head.beyond=clamp"
+                f"count as 0; set losses.{key}.max_depth={network.max_depth} or network.head.beyond=clamp"
             )
 
 
