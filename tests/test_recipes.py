@@ -14,6 +14,8 @@ from tiekd.config import check_keys, dump_recipe, find, load_recipe, settings
 from tiekd.data.transforms import Augment
 from tiekd.evaluation import EvaluationSettings
 from tiekd.losses import criterion
+from tiekd.models.encoders.mobilenet_v2 import MobileNetV2
+from tiekd.models.encoders.resnet import ResNet
 from tiekd.models.factory import build_network
 from tiekd.optimizer import build_optimizer, parameter_groups
 from tiekd.options import LoadSettings, TrainSettings
@@ -25,7 +27,7 @@ WHOLE = [path for path in RECIPES if "_base_" not in path.parts]
 # What a program adds to a data set's, a log's and a board's own arguments.
 CONTEXT = {"split", "max_depth", "maps", "needs_ground_truth", "text_log", "hooks"}
 TABLE_ROW = re.compile(r"\| \[(\w+)\]\(([\w/]+\.yaml)\) \| (\S+) / (\S+) \|", re.MULTILINE)
-COMMAND = re.compile(r"^#.*\bdeepspeed --num_gpus \d+ bin/train\.py (\S+)$", re.MULTILINE)
+COMMAND = re.compile(r"^#.*\bdeepspeed --num_gpus \d+ bin/train\.py (\S+)(?: --set (\S+))?$", re.MULTILINE)
 FIGURES = re.compile(r"^# Published[^:]*: abs_rel (\d*\.\d+), rmse (\d*\.\d+)[,.]", re.MULTILINE)
 
 
@@ -98,11 +100,27 @@ def test_every_whole_recipe_names_known_keys_only(path):
 
 @pytest.mark.parametrize("path", WHOLE, ids=id_of)
 def test_every_whole_recipe_opens_with_its_own_command_and_the_published_figures(path):
-    assert COMMAND.findall(header(path)) == [str(path.relative_to(ROOT))]
+    assert [command for command, _ in COMMAND.findall(header(path))] == [str(path.relative_to(ROOT))]
     plain = path.with_name(path.name.removeprefix("released_"))
     wanted = [table()[plain]] if plain in table() else []
     assert FIGURES.findall(header(path)) == wanted
     assert len(path.read_text().splitlines()) <= 25
+
+
+@pytest.mark.parametrize("path", [path for path in WHOLE if "# Published" in header(path)], ids=id_of)
+def test_a_published_figure_stands_with_the_imagenet_weights_that_it_started_from(path):
+    """In the command where torchvision has them; where a file must be fetched first, beside the figure."""
+    option = "network.encoder.pretrained"
+    encoder = find(load_recipe(path)["network"]["encoder"]["name"], "tiekd.models.encoders", "recipe")
+    overrides = COMMAND.findall(header(path))[0][1:]
+    wanted = f"{option}=imagenet" if encoder in (MobileNetV2, ResNet) else ""
+    assert list(overrides) == [wanted]
+    override = wanted or re.search(rf"--set ({re.escape(option)}=\S+\.pth)$", header(path), re.MULTILINE)[1]
+    node = load_recipe(path, [override])["network"]
+    encoder = network_on_meta(json.dumps(node)).encoder
+    (asking,) = [module for module in encoder.modules() if getattr(module, "pretrained", None)]
+    assert asking.pretrained == override.removeprefix(f"{option}=")
+    assert not wanted or asking.torchvision_name is not None
 
 
 def test_every_recipe_was_seen():
