@@ -266,18 +266,42 @@ def test_ssim_sees_an_inverted_relief_in_any_space_unless_it_is_unsigned():
     assert SSIM()(prediction(20 - relief), 20 + relief) > 0.5
 
 
-def test_ssim_of_noise_on_a_flat_wall_holds_in_float32():
-    wall = torch.full((1, 1, 60, 80), 20.0)
-    noisy = wall + 0.02 * torch.randn(wall.shape, generator=torch.Generator().manual_seed(0))
+def ssim_window_by_window(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """1 - SSIM in float64 from the deviations of every window's pixels from its means: no difference of squares."""
     taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     window = (taps[:, None] * taps).flatten() / taps.sum() ** 2
-    patches = torch.nn.functional.unfold(noisy.double() - 20, 11)[0]
-    variance = window @ (patches - window @ patches).square()
-    wanted = float((variance / (variance + 9e-4)).mean())
+    x, y = (torch.nn.functional.unfold(d.double(), 11)[0] for d in (x, y))
+    mean_x, mean_y = window @ x, window @ y
+    var_x, var_y = window @ (x - mean_x).square(), window @ (y - mean_y).square()
+    cov = window @ ((x - mean_x) * (y - mean_y))
+    luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x.square() + mean_y.square() + 1e-4)
+    return (1 - luminance * (2 * cov + 9e-4) / (var_x + var_y + 9e-4)).mean()
+
+
+def test_ssim_of_noise_on_a_flat_wall_holds():
+    wall = torch.full((1, 1, 60, 80), 20.0)
+    noisy = wall + 0.02 * torch.randn(wall.shape, generator=torch.Generator().manual_seed(0))
+    wanted = float(ssim_window_by_window(wall, noisy))
     assert wanted == pytest.approx(0.29, abs=0.02)
-    assert float(SSIM()(prediction(wall), noisy)) == pytest.approx(wanted, rel=1e-3)
+    assert float(SSIM()(prediction(wall), noisy)) == pytest.approx(wanted, rel=1e-6)
     for space in ("normalised", "log"):
         assert SSIM(space)(prediction(wall), noisy) < 0.002
+
+
+def test_ssim_of_a_near_and_a_far_plane_is_not_rounding_noise():
+    planes = torch.full((1, 1, 60, 80), 4.0)
+    planes[..., 40:] = 78.3
+    first, second = (2e-3 * torch.rand(2, 1, 1, 60, 80, generator=torch.Generator().manual_seed(0)) - 1e-3) + planes
+    assert float(SSIM()(prediction(first), first)) == pytest.approx(0, abs=1e-9)
+    assert float(SSIM(signed=False)(prediction(first), first)) == pytest.approx(0, abs=1e-9)
+    depth = first.clone().requires_grad_()
+    wanted = ssim_window_by_window(depth, second)
+    (wanted_gradient,) = torch.autograd.grad(wanted, depth)
+    value = SSIM()(prediction(depth), second)
+    value.backward()
+    assert 1e-4 < wanted < 1e-3
+    torch.testing.assert_close(value[0].double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(depth.grad, wanted_gradient, rtol=1e-4, atol=float(1e-4 * wanted_gradient.abs().max()))
 
 
 def test_criterion_compares_each_term_with_what_the_recipe_says():
