@@ -61,16 +61,24 @@ def test_pruning_keeps_the_last_and_clears_what_a_killed_save_left(tmp_path):
 
 
 def test_going_on_from_an_older_one_sets_newer_ones_aside_and_pruning_spares_the_new_future(tmp_path):
+    folder = tmp_path / "checkpoints"
     for iteration in (5, 10, 15):
-        make(tmp_path, iteration)
+        make(folder, iteration)
     checkpoint.set_aside_newer(tmp_path, 5)
-    assert names(tmp_path) == ["abandoned_iter_10", "abandoned_iter_15", "iter_5"]
-    make(tmp_path, 6)
-    checkpoint.prune(tmp_path, keep_last=1)
-    assert names(tmp_path) == ["abandoned_iter_10", "abandoned_iter_15", "iter_6"]
-    make(tmp_path, 10)
+    assert names(folder) == ["abandoned_iter_10", "abandoned_iter_15", "iter_5"]
+    make(folder, 6)
+    checkpoint.prune(folder, keep_last=1)
+    assert names(folder) == ["abandoned_iter_10", "abandoned_iter_15", "iter_6"]
+    make(folder, 10)
     checkpoint.set_aside_newer(tmp_path, 6)
-    assert "abandoned2_iter_10" in names(tmp_path), "what was set aside before is not overwritten"
+    assert "abandoned2_iter_10" in names(folder), "what was set aside before is not overwritten"
+
+
+def test_going_on_from_before_the_best_sets_its_weights_aside(tmp_path):
+    for name, iteration in (("best_rmse.pth", 7), ("best_a1.pth", 8)):
+        checkpoint.write_weights(tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, iteration)
+    checkpoint.set_aside_newer(tmp_path, 7)
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["abandoned_best_a1.pth", "best_rmse.pth"]
 
 
 def test_weights_are_the_newest_best_ones_else_the_newest_checkpoints(tmp_path):

@@ -1,15 +1,36 @@
 """The launcher's processes above a rank, and whether they are still there.
 
-A `deepspeed` that is terminated or killed leaves its ranks running, with nobody to end them; so ranks look up.
+A `deepspeed` that is terminated or killed leaves its ranks running, with nobody to end them; so ranks look up, from
+their start on. Without another arrangement (`when_lost`) they end at once.
 Left out: launchers of other kinds (SLURM and the like end their processes themselves).
 """
 
+import os
 import threading
 from collections.abc import Callable
 
 import psutil
 
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", "deepspeed.launcher.runner", "bin/deepspeed")
+
+
+def end_process(_gone: psutil.Process | None = None) -> None:
+    """Ends this process on the spot, without a word: whoever would read it is gone."""
+    os._exit(1)
+
+
+_on_lost_launcher: Callable[[psutil.Process], None] = end_process
+
+
+def watch_launchers() -> None:
+    """From now on, the end of a launcher of this process is answered as `when_lost` said last."""
+    watch(launchers(), lambda process: _on_lost_launcher(process))
+
+
+def when_lost(answer: Callable[[psutil.Process], None]) -> None:
+    """What to do when a launcher has ended: `answer(launcher)`, called from another thread."""
+    global _on_lost_launcher
+    _on_lost_launcher = answer
 
 
 def launchers() -> list[psutil.Process]:

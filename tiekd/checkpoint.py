@@ -58,7 +58,7 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], net
         if final.exists():  # saved by a run that was killed before it had removed it, or by two hooks
             os.rename(final, folder / f".{final.name}.partial.old")
         os.rename(partial, final)
-        _replace_text(folder / LATEST, final.name)
+        replace_text(folder / LATEST, final.name)
     distributed.barrier()
     return final
 
@@ -132,15 +132,19 @@ def check(checkpoint: Path) -> str | None:
     return None
 
 
-def set_aside_newer(folder: Path, iteration: int) -> None:
-    """Renames the checkpoints after `iteration`, from where a run goes on: they are another future. Main rank only."""
-    for checkpoint in list(_newest_first(folder)):
-        if int(checkpoint.name[5:]) > iteration:
-            aside, count = checkpoint.with_name(f"abandoned_{checkpoint.name}"), 1
-            while aside.exists():
-                count += 1
-                aside = checkpoint.with_name(f"abandoned{count}_{checkpoint.name}")
-            os.rename(checkpoint, aside)
+def set_aside_newer(work_dir: Path, iteration: int) -> None:
+    """Renames the checkpoints and best weights from after `iteration`, from where a run goes on: they are another
+    future. Main rank only."""
+    newer = [c for c in _newest_first(work_dir / FOLDER) if int(c.name[5:]) > iteration]
+    for best in work_dir.glob("best_*.pth"):
+        made_at = torch.load(best, weights_only=True, map_location="cpu", mmap=True)["iteration"]
+        newer += [best] if made_at > iteration else []
+    for path in newer:
+        aside, count = path.with_name(f"abandoned_{path.name}"), 1
+        while aside.exists():
+            count += 1
+            aside = path.with_name(f"abandoned{count}_{path.name}")
+        os.rename(path, aside)
 
 
 def prune(folder: Path, keep_last: int) -> None:
@@ -220,9 +224,10 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that there is always a whole one, the old or the new."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     _sync(partial)
     os.replace(partial, path)
 

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import sys
 import time
@@ -20,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tiekd import ancestry
+from tiekd.checkpoint import replace_text
 from tiekd.distributed import barrier
 from tiekd.errors import CheckpointError, LaunchError, UserError
 
@@ -28,7 +31,10 @@ STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 _LOST_PEER = re.compile(r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed", re.I)
 RECORD = "launch.json"
 _LAUNCHER_REACTS_S = 20.0
-_SAME_ERROR_ELSEWHERE_S = 4.0
+_SAME_ERROR_ELSEWHERE_S = 15.0  # ranks start seconds apart on a busy machine
+
+
+asked_to_stop: list[str] = []  # the reasons that hooks/preemption.py was given in this process
 
 
 class Stopped(Exception):
@@ -46,6 +52,7 @@ def run(main: Callable[[], None]) -> int:
         main()
         return 0
     except UserError as error:
+        _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
             time.sleep(_SAME_ERROR_ELSEWHERE_S)
         return _report(error)
@@ -59,6 +66,9 @@ def run(main: Callable[[], None]) -> int:
         return 130
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)):
+            _let_signals_end_this()
+            if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
+                return USER_ERROR_CODE
             time.sleep(_LAUNCHER_REACTS_S)
             return _report(
                 LaunchError(f"rank {os.environ['RANK']} lost another rank; its own message says why; then bin/resume")
@@ -75,6 +85,7 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    ancestry.watch_launchers()
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -83,7 +94,7 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
-        share = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_SIZE", 1)))
+        share = max(1, len(os.sched_getaffinity(0)) // _ranks_on_this_machine())
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
         device, backend = torch.device("cpu"), "gloo"
     else:
@@ -131,6 +142,11 @@ class LaunchRecord:
 
     def launcher_options(self, given: Sequence[str]) -> list[str]:
         """Options for `deepspeed` that start the same ranks on the same devices, unless others are given."""
+        if self.launcher != "deepspeed" and self.world_size > 1 and not given:
+            raise LaunchError(
+                f"the run had {self.world_size} ranks of another launcher; say how to go on, with --num_gpus N, or "
+                "start that launcher with bin/resume as its program"
+            )
         if self.world_size != self.ranks_per_node and not given:
             raise LaunchError(
                 f"the run had {self.world_size} ranks on several machines; say on which to go on, with --hostfile FILE"
@@ -152,12 +168,12 @@ def write_record(work_dir: Path, recipe_path: Path) -> None:
         recipe=str(recipe_path),
         launcher="deepspeed" if "CROSS_RANK" in os.environ else "python",
         world_size=int(os.environ["WORLD_SIZE"]),
-        ranks_per_node=int(os.environ.get("LOCAL_SIZE", 1)),
+        ranks_per_node=_ranks_on_this_machine(),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         master_port=int(os.environ["MASTER_PORT"]),
         folder=os.getcwd(),
     )
-    (work_dir / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
+    replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read_record(work_dir: Path) -> LaunchRecord:
@@ -174,12 +190,22 @@ def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence
     os.execv(sys.executable, command)
 
 
+def _let_signals_end_this() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _report(error: UserError) -> int:
     if os.environ.get("TIEKD_DEBUG") == "1":
         traceback.print_exc()
     sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
     sys.stderr.flush()
     return USER_ERROR_CODE
+
+
+def _ranks_on_this_machine() -> int:
+    """DeepSpeed's launcher says LOCAL_SIZE, torch's and others LOCAL_WORLD_SIZE."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
 def _free_port() -> int:

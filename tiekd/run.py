@@ -4,6 +4,8 @@ Everything that can be wrong with a recipe is found here, before the first itera
 """
 
 import json
+import socket
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoin
 from tiekd.optimizer import build_optimizer, lr_factor
 from tiekd.options import LoadSettings, TrainSettings
 
+_SHARED_FILES_APPEAR_S = 10.0  # a network file system may remember for a while that a file was not there
 _NOT_FOR_DATASETS = ("augment", "workers")
 
 
@@ -45,8 +48,8 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     """
     options = settings(recipe, "train", TrainSettings)
     work_dir = Path(recipe["work_dir"])
-    resume_path = _resume_path(work_dir, resume_from)
     device = launch.start_rank()
+    resume_path = _resume_path(work_dir, resume_from)
     launch.seed_everything(options.seed, options.deterministic)
     config = resolve(engine_config, options.batch_size, options.clip_norm, distributed.world_size())
 
@@ -105,6 +108,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     distributed.barrier()
     if distributed.is_main():
         write_work_dir(work_dir, recipe, recipe_path, config)
+    check_shared(work_dir)
     sampler = MicroBatches(
         len(train_set),
         options.batch_size,
@@ -183,21 +187,42 @@ def check_work_dir(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
         raise LaunchError(problem)
 
 
+def check_shared(work_dir: Path) -> None:
+    """Refuses a work dir that the main rank wrote and another rank's machine doesn't see. Collective."""
+    distributed.barrier()
+    end = time.monotonic() + _SHARED_FILES_APPEAR_S
+    while not (seen := (work_dir / launch.RECORD).is_file()) and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = [host for host, saw in distributed.gather_objects((socket.gethostname(), seen)) if not saw]
+    if blind:
+        raise LaunchError(f"{work_dir} isn't shared: {blind[0]} doesn't see it; give a --work-dir on a shared disk")
+
+
 def write_work_dir(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig) -> None:
     """Makes the work dir and writes down the run in it, when nothing can be refused any more. Main rank only."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    (work_dir / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    (work_dir / "ds_config.json").write_text(json.dumps(config.values, indent=2) + "\n")
+    checkpoint.replace_text(work_dir / "config.yaml", dump_recipe(recipe))
+    checkpoint.replace_text(work_dir / "ds_config.json", json.dumps(config.values, indent=2) + "\n")
     facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
     (work_dir / "environment.txt").write_text(facts)
     launch.write_record(work_dir, recipe_path)
 
 
 def _resume_path(work_dir: Path, resume_from: str | None) -> Path | None:
+    """The checkpoint to go on from; the main rank looks for it, so that all take the same. Collective."""
     if resume_from is None:
         return None
     if resume_from == "auto":
-        return checkpoint.find(work_dir)
+        found = None
+        if distributed.is_main():
+            try:
+                found = checkpoint.find(work_dir)
+            except CheckpointError as error:
+                found = error
+        found = distributed.broadcast_object(found)
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
     path = Path(resume_from)
     if not path.is_dir():
         raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
@@ -210,7 +235,7 @@ def _resume(state: TrainState, path: Path) -> None:
         if key in hook_states:
             hook.load_state_dict(hook_states[key])
     if distributed.is_main():
-        checkpoint.set_aside_newer(state.work_dir / checkpoint.FOLDER, state.iteration)
+        checkpoint.set_aside_newer(state.work_dir, state.iteration)
 
 
 def _fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:

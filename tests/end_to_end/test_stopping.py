@@ -19,6 +19,7 @@ ITERATIONS = 80
 def path(ground, tmp_path_factory) -> Path:
     recipe = runs.recipe(ground, batch_size=2, iterations=ITERATIONS, validate=True)
     recipe["checkpoint"] = {"interval": 1000, "by": "iteration"}
+    recipe["data"] |= {"workers": 1}  # launchers send their signals to data workers too
     recipe["evaluation"] |= {"interval": 7, "by": "iteration"}
     return runs.write_recipe(tmp_path_factory.mktemp("stopping") / "recipe.yaml", recipe)
 
@@ -67,9 +68,10 @@ def resume(work_dir: Path) -> None:
         ("ranks", signal.SIGUSR1, STOPPED_CODE),
         ("runner", signal.SIGTERM, -signal.SIGTERM),
         ("runner", signal.SIGKILL, -signal.SIGKILL),
+        ("launch", signal.SIGTERM, 1),
         ("launch", signal.SIGKILL, 0),  # deepspeed takes a killed launch.py for a success
     ],
-    ids=["TERM-rank", "USR1-rank", "TERM-deepspeed", "KILL-deepspeed", "KILL-launch"],
+    ids=["TERM-rank", "USR1-rank", "TERM-deepspeed", "KILL-deepspeed", "TERM-launch", "KILL-launch"],
 )
 def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code, request):
     name = request.node.callspec.id

@@ -4,6 +4,7 @@ Workers hold no random state: a key (epoch, index) and the seed say everything. 
 value, so that the user sees its one line and not a wrapped traceback.
 """
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -38,7 +39,7 @@ def _load(dataset: "_Keyed", batches, workers: int, device: torch.device) -> Ite
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         # Without a generator of its own the loader draws a seed from the global stream at every start.
         generator=torch.Generator().manual_seed(0),
     )
@@ -115,5 +116,8 @@ def _collate(samples: list[Sample] | UserError) -> Batch | UserError:
     )
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
+    """One thread; and deaf to the signals that ask a run to stop, for launchers send them to workers as well."""
     torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

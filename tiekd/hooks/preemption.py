@@ -8,14 +8,15 @@ Left out: signals before the first iteration, which end the process as always; t
 
 import os
 import signal
-import threading
+import socket
+import time
 
+import psutil
 import torch
 import torch.distributed as dist
 
-from tiekd import ancestry, distributed
+from tiekd import ancestry, distributed, launch
 from tiekd.hooks.base import Hook
-from tiekd.launch import STOPPED_CODE
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _GRACE_S = 20.0
@@ -24,8 +25,8 @@ _GRACE_S = 20.0
 class Preemption(Hook):
     """Sets `state.stop_reason` on every rank after the same iteration.
 
-    Stands before the checkpoint hook in the list. A rank that has lost its launcher and can't finish its iteration,
-    for the others are gone, ends after 20 seconds.
+    Stands before the checkpoint hook in the list. A rank that has lost its launcher and then another rank of its
+    machine can't finish an iteration, and ends 20 seconds later.
     """
 
     def __init__(self):
@@ -36,9 +37,12 @@ class Preemption(Hook):
     def before_train(self, state) -> None:
         if distributed.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
+        ranks = distributed.gather_objects((socket.gethostname(), os.getpid()))
+        here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
+        self._neighbours = [psutil.Process(pid) for pid in here]
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
-        ancestry.watch(ancestry.launchers(), self._on_orphaned)
+        ancestry.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
         if self._answer():
@@ -50,6 +54,7 @@ class Preemption(Hook):
 
     def after_train(self, state) -> None:
         self._answer()
+        ancestry.when_lost(ancestry.end_process)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
@@ -67,12 +72,15 @@ class Preemption(Hook):
         if self._reason is not None:
             os._exit(128 + number)
         self._reason = f"{signal.Signals(number).name} came"
+        launch.asked_to_stop.append(self._reason)
 
     def _on_orphaned(self, launcher) -> None:
         self._reason = self._reason or f"the launcher, process {launcher.pid}, is gone"
-        deadline = threading.Timer(_GRACE_S, os._exit, [STOPPED_CODE])
-        deadline.daemon = True
-        deadline.start()
+        ancestry.watch(self._neighbours, self._on_lost_neighbour)
+
+    def _on_lost_neighbour(self, _rank) -> None:
+        time.sleep(_GRACE_S)  # one that has saved and ended is followed by this one long before
+        ancestry.end_process()
 
 
 build = Preemption
