@@ -40,11 +40,13 @@ def main() -> None:
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     device = launch.start_rank()
     options = settings(recipe, "evaluation", evaluation.EvaluationSettings)
-    frames = build_dataset({**recipe, "teacher": None}, args.split)
+    on_ground_truth, workers = {**recipe, "teacher": None}, recipe["data"].get("workers", 2)
+    frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
     min_depth, max_depth = recipe["network"]["min_depth"], recipe["network"]["max_depth"]
     candidates = {}
     if args.mean_map:
-        mean_map = evaluation.mean_depth_map(build_dataset({**recipe, "teacher": None}, "train")).to(device)
+        training = build_dataset(on_ground_truth, "train", as_evaluated=True)
+        mean_map = evaluation.mean_depth_map(training).to(device)
         candidates["mean map"] = lambda image: mean_map.expand(len(image), -1, -1, -1)
     for path, checkpoint in [*((path, None) for path in args.against), (args.recipe, args.checkpoint)]:
         network, weights = reports.load_network(path, checkpoint, args.overrides if path == args.recipe else ())
@@ -53,7 +55,7 @@ def main() -> None:
         if distributed.is_main():
             print(f"{name}: {weights}")
     figures = {
-        name: evaluation.evaluate(candidate, frames, options, min_depth, max_depth, device)
+        name: evaluation.evaluate(candidate, frames, options, min_depth, max_depth, device, workers)
         for name, candidate in candidates.items()
     }
     if not distributed.is_main():

@@ -12,7 +12,8 @@ from tiekd.config import build, load_recipe, settings
 from tiekd.data import nyu
 from tiekd.data.transforms import Augment
 from tiekd.errors import DataError, RecipeError
-from tiekd.evaluation import EvaluationSettings
+from tiekd.evaluation import EvaluationSettings, mean_depth_map
+from tiekd.run import build_dataset
 
 CROP = (4, 16, 3, 27)
 
@@ -140,3 +141,13 @@ def test_real_frames(split, count, size):
         measured = sample.depth[sample.depth > 0]
         assert 0.5 < len(measured) / sample.depth.numel() and 0.4 < measured.min() < measured.max() <= 10.01
         assert sample.intrinsics[0, 0].item() == pytest.approx(518.8579)
+
+
+def test_training_frames_are_whole_where_they_are_evaluated(tmp_path):
+    data = {"name": "nyu", "root": make(tmp_path), "nyu_crop": list(CROP)}
+    recipe = {"network": {"max_depth": 10.0}, "data": data}
+    cut, whole = build_dataset(recipe, "train"), build_dataset(recipe, "train", as_evaluated=True)
+    assert cut[0].image.shape == (3, 12, 24) and whole[0].image.shape == (3, 20, 30)
+    assert mean_depth_map(whole).shape == (1, 1, 20, 30)
+    with pytest.raises(DataError, match="needs frames of one size, there are 12x24 and 20x30"):
+        mean_depth_map(torch.utils.data.ConcatDataset([cut, whole]))

@@ -31,8 +31,6 @@ from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoin
 from tiekd.progress import Progress
 from tiekd.run import build_dataset
 
-# Options that cut training frames only: maps are of the frames as evaluation sees them, and are cut as they are read.
-_TRAINING_CROPS = ("nyu_crop",)
 _WRITERS, _WAITING = 2, 4  # threads of a rank, and maps that may wait for one
 _PROBES = 3  # maps whose size tells the size of all
 _MARGIN = 1.1
@@ -73,10 +71,10 @@ def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
 
 
 def frames_of(recipe: dict, split: str) -> Dataset:
-    """The frames of a split as teacher maps cover them; for training also those without ground truth."""
-    data = {key: value for key, value in recipe["data"].items() if key not in _TRAINING_CROPS}
+    """The frames of a split as teacher maps cover them, which are cut as they are read; for training also those without
+    ground truth."""
     with_a_teacher = {"network": recipe["network"]}  # which is why frames without ground truth count
-    return build_dataset(recipe | {"data": data, "teacher": with_a_teacher}, split)
+    return build_dataset(recipe | {"teacher": with_a_teacher}, split, as_evaluated=True)
 
 
 def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO) -> None:

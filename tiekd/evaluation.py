@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from tiekd import distributed, metrics
 from tiekd.data.loader import validation_batches
-from tiekd.errors import RecipeError
+from tiekd.errors import DataError, RecipeError
 from tiekd.models.network import Network
 
 
@@ -87,12 +87,16 @@ def evaluate(
 def mean_depth_map(dataset: Dataset) -> Tensor:
     """Per-pixel mean of a data set's measured depths: (1, 1, H, W) metres, the least that a network has to beat.
 
-    A pixel that was never measured takes its row's mean, a row without any the mean of all. All frames must have one
-    size.
+    A pixel that was never measured takes its row's mean, a row without any the mean of all. Raises DataError for frames
+    of different sizes.
     """
     total, count = 0.0, 0.0
     for index in range(len(dataset)):
-        depth = dataset[index].depth.double()
+        sample = dataset[index]
+        depth = sample.depth.double()
+        if index and depth.shape != total.shape:
+            sizes = " and ".join("x".join(map(str, d.shape[-2:])) for d in (total, depth))
+            raise DataError(f"{sample.name}: a mean map needs frames of one size, there are {sizes}; leave it out")
         total, count = total + depth, count + (depth > 0)
     rows, row_counts = total.sum(-1, keepdim=True), count.sum(-1, keepdim=True)
     everywhere = rows.sum() / row_counts.sum()

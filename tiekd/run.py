@@ -38,6 +38,7 @@ from tiekd.options import LoadSettings, TrainSettings
 
 _SHARED_FILES_APPEAR_S = 10.0  # a network file system may remember for a while that a file was not there
 _NOT_FOR_DATASETS = ("augment", "workers")
+_TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
 
 
 def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None) -> None:
@@ -141,9 +142,13 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
             )
 
 
-def build_dataset(recipe: dict, split: str) -> Dataset:
-    """The data set of one split; frames without ground truth stay in training when there is a teacher."""
-    node = {key: value for key, value in recipe.get("data", {}).items() if key not in _NOT_FOR_DATASETS}
+def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Dataset:
+    """The data set of one split; frames without ground truth stay in training when there is a teacher.
+
+    as_evaluated: training frames, too, are cut as validation frames are.
+    """
+    left_out = (*_NOT_FOR_DATASETS, *(_TRAINING_CROPS if as_evaluated else ()))
+    node = {key: value for key, value in recipe.get("data", {}).items() if key not in left_out}
     teacher = recipe.get("teacher") or {}
     frames = build(
         node,
