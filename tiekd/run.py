@@ -3,24 +3,20 @@
 Everything that can be wrong with a recipe is found here, before the first iteration and before anything is written.
 """
 
-import json
-import socket
-import time
 from datetime import datetime
 from pathlib import Path
 
 from torch import nn
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, launch, schedules
-from tiekd.config import build, dump_recipe, load_recipe, settings
+from tiekd import checkpoint, distributed, launch, schedules, work_dirs
+from tiekd.config import build, load_recipe, settings
 from tiekd.data import teacher_maps
 from tiekd.data.loader import training_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.data.transforms import Augment
-from tiekd.engine import EngineConfig, build_engine, resolve, stepper
-from tiekd.environment import environment
-from tiekd.errors import CheckpointError, LaunchError, RecipeError
+from tiekd.engine import build_engine, resolve, stepper
+from tiekd.errors import CheckpointError, RecipeError
 from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
@@ -36,7 +32,6 @@ from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoin
 from tiekd.optimizer import build_optimizer, lr_factor
 from tiekd.options import LoadSettings, TrainSettings
 
-_SHARED_FILES_APPEAR_S = 10.0  # a network file system may remember for a while that a file was not there
 _NOT_FOR_DATASETS = ("augment", "workers")
 _TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
 
@@ -98,18 +93,17 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
         by_epoch=options.iterations is None,
     )
     state.hooks, log = build_hooks(recipe, val_set, replica, device, workers, options)
-    check_work_dir(work_dir, recipe_path, resuming=resume_path is not None)
+    work_dirs.check(work_dir, recipe_path, resuming=resume_path is not None)
     state.engine = build_engine(network, optimizer, config)
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
     changed = []
     if resume_path is not None:
         _resume(state, resume_path)
-        if (work_dir / "config.yaml").is_file():
-            changed = [k for k in _changed_keys(load_recipe(work_dir / "config.yaml"), recipe) if k != "work_dir"]
+        changed = work_dirs.changed_keys(work_dir, recipe)
     distributed.barrier()
     if distributed.is_main():
-        write_work_dir(work_dir, recipe, recipe_path, config)
-    check_shared(work_dir)
+        work_dirs.write(work_dir, recipe, recipe_path, config)
+    work_dirs.check_shared(work_dir)
     sampler = MicroBatches(
         len(train_set),
         options.batch_size,
@@ -185,34 +179,6 @@ def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[lis
     return hooks, log
 
 
-def check_work_dir(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
-    """Refuses a work dir that another recipe or run owns. Collective."""
-    problem = distributed.broadcast_object(_work_dir_problem(work_dir, recipe_path, resuming))
-    if problem:
-        raise LaunchError(problem)
-
-
-def check_shared(work_dir: Path) -> None:
-    """Refuses a work dir that the main rank wrote and another rank's machine doesn't see. Collective."""
-    distributed.barrier()
-    end = time.monotonic() + _SHARED_FILES_APPEAR_S
-    while not (seen := (work_dir / launch.RECORD).is_file()) and time.monotonic() < end:
-        time.sleep(0.1)
-    blind = [host for host, saw in distributed.gather_objects((socket.gethostname(), seen)) if not saw]
-    if blind:
-        raise LaunchError(f"{work_dir} isn't shared: {blind[0]} doesn't see it; give a --work-dir on a shared disk")
-
-
-def write_work_dir(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig) -> None:
-    """Makes the work dir and writes down the run in it, when nothing can be refused any more. Main rank only."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint.replace_text(work_dir / "config.yaml", dump_recipe(recipe))
-    checkpoint.replace_text(work_dir / "ds_config.json", json.dumps(config.values, indent=2) + "\n")
-    facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
-    (work_dir / "environment.txt").write_text(facts)
-    launch.write_record(work_dir, recipe_path)
-
-
 def _resume_path(work_dir: Path, resume_from: str | None) -> Path | None:
     """The checkpoint to go on from; the main rank looks for it, so that all take the same. Collective."""
     if resume_from is None:
@@ -280,34 +246,6 @@ def _loading(node: dict) -> tuple[Augment, int]:
     if not isinstance(workers, int) or workers < 0:
         raise RecipeError(f"data.workers: got {workers!r}; it must be a whole number from 0")
     return settings({"data.augment": node.get("augment", {})}, "data.augment", Augment), workers
-
-
-def _work_dir_problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
-    if (work_dir / launch.RECORD).exists():
-        maker = launch.read_record(work_dir).recipe
-        if maker != str(recipe_path):
-            return f"{work_dir} belongs to {maker}; give this run another --work-dir"
-    elif (work_dir / "config.yaml").exists():
-        return f"{work_dir} holds a config.yaml that no run made; give this run another --work-dir"
-    held = [*(work_dir / checkpoint.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
-    if held and not resuming:
-        return (
-            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume {work_dir}, "
-            "or start anew in another --work-dir"
-        )
-    return None
-
-
-def _changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Dotted names of the values that differ between two recipes."""
-    changed = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            changed += _changed_keys(a, b, f"{prefix}{key}.")
-        elif a != b:
-            changed.append(prefix + key)
-    return changed
 
 
 def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report, total) -> list[str]:
