@@ -45,16 +45,19 @@ def arrays() -> dict[str, torch.Tensor]:
 
 @lru_cache
 def published_state() -> dict[str, torch.Tensor]:
-    return {key: golden.fill(key, shape, case()["gain"], case()["overrides"]) for key, shape in case()["keys"]}
+    return {key: golden.fill(key, shape, case()["gain"], case()["overrides"]) for key, shape in shapes().items()}
+
+
+@lru_cache
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Of every entry of the published checkpoint, by its name."""
+    lines = (line.rpartition(" ") for line in str(golden.load_arrays("networks/keys.npz")["adabins_kitti"]).splitlines())
+    return {key: tuple(int(n) for n in shape.split("x") if n) for key, _, shape in lines}
 
 
 def small(**head) -> Network:
     torch.manual_seed(0)
     return build_network(SMALL | {"head": SMALL["head"] | head})
-
-
-def meta(state: dict) -> dict[str, torch.Tensor]:
-    return {key: torch.empty(shape, device="meta") for key, shape in state}
 
 
 def test_published_depth_features_and_bins():
@@ -95,7 +98,7 @@ def test_mini_vit_is_the_published_one():
 
 
 def test_names_map_whatever_wraps_them_and_alone():
-    state = meta(case()["keys"])
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes().items()}
     wrapped = {"meta": {}, "state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}
     assert from_published(wrapped).keys() == from_published(state).keys() and dropped(wrapped) == sorted(DEAD)
     prefix = "backbone.original_model."
