@@ -51,8 +51,9 @@ def published_state() -> dict[str, torch.Tensor]:
 @lru_cache
 def shapes() -> dict[str, tuple[int, ...]]:
     """Of every entry of the published checkpoint, by its name."""
-    lines = (line.rpartition(" ") for line in str(golden.load_arrays("networks/keys.npz")["adabins_kitti"]).splitlines())
-    return {key: tuple(int(n) for n in shape.split("x") if n) for key, _, shape in lines}
+    lines = str(golden.load_arrays("networks/keys.npz")["adabins_kitti"]).splitlines()
+    pairs = (line.rpartition(" ")[::2] for line in lines)
+    return {key: tuple(int(n) for n in shape.split("x") if n) for key, shape in pairs}
 
 
 def small(**head) -> Network:
