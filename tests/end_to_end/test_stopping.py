@@ -65,10 +65,10 @@ def resume(work_dir: Path) -> None:
     ("whom", "number", "code"),
     [
         ("ranks", signal.SIGTERM, STOPPED_CODE),
-        ("ranks", signal.SIGUSR1, STOPPED_CODE),
+        pytest.param("ranks", signal.SIGUSR1, STOPPED_CODE, marks=pytest.mark.long),
         ("runner", signal.SIGTERM, -signal.SIGTERM),
-        ("runner", signal.SIGKILL, -signal.SIGKILL),
-        ("launch", signal.SIGTERM, 1),
+        pytest.param("runner", signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.long),
+        pytest.param("launch", signal.SIGTERM, 1, marks=pytest.mark.long),
         ("launch", signal.SIGKILL, 0),  # deepspeed takes a killed launch.py for a success
     ],
     ids=["TERM-rank", "USR1-rank", "TERM-deepspeed", "KILL-deepspeed", "TERM-launch", "KILL-launch"],
