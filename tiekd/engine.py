@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tiekd import whole_state
+from tiekd import finite, whole_state
 from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
 
@@ -109,6 +109,10 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
         # the loss with it: without this, training stands still and says nothing.
         backward = engine.backward
         engine.backward = lambda loss: backward(loss * engine.optimizer.loss_scale_config.cur_scale)
+    if searches_loss_scale(engine) and hasattr(engine.optimizer, "loss_scaler"):
+        # It would end the run with a traceback; hooks/guard.py ends it with what is to be known.
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+    finite.spoil_gradients_of_bad_losses(engine)
     return engine
 
 
@@ -118,17 +122,49 @@ def stepper(engine, config: EngineConfig, clip_norm: float) -> Callable[[], Tens
     In stage 0 without a loss scale DeepSpeed clips but tells no norm, so clipping happens here, with the same
     formula; a norm that isn't finite makes the fused optimizer skip the step on the device, without a host sync.
     """
-    if not _clips_here(config):
+    statistics = finite.RunningStatistics(engine.module)
+    step = _clip_and_step(engine, clip_norm) if _clips_here(config) else _engine_step(engine, config)
 
-        def engine_step():
-            # At stage 0 the norm is told with the loss scale of the step still in it.
-            scale = engine.optimizer.loss_scale_config.cur_scale if _scales_here(config) else 1.0
-            engine.step()
-            norm = engine.get_global_grad_norm()
-            return norm if norm is None else norm / scale
+    def end_micro_batch():
+        statistics.keep_finite()
+        return step()
 
-        return engine_step
+    return end_micro_batch
 
+
+def step_skipped(engine) -> Tensor | bool:
+    """Whether the last optimizer step was skipped, on all ranks, for a loss or gradient that was not finite; a tensor
+    is on the device, so that nobody waits."""
+    return engine.optimizer.found_inf if hasattr(engine, "skipped_on_device") else not engine.was_step_applied()
+
+
+def skipped_steps(engine) -> int:
+    """How many optimizer steps were skipped so far for gradients that were not finite. One host sync."""
+    return engine.skipped_steps + int(getattr(engine, "skipped_on_device", 0))
+
+
+def loss_scale(engine) -> float | None:
+    """What the next loss is multiplied with in fp16; None in the other precisions."""
+    return whole_state.counters(engine)["loss_scale"] if engine.fp16_enabled() else None
+
+
+def searches_loss_scale(engine) -> bool:
+    """Whether a skipped step may only say that the loss scale was too large: it is halved then, down to 1."""
+    return engine.fp16_enabled() and engine.dynamic_loss_scale() and loss_scale(engine) > 1
+
+
+def _engine_step(engine, config: EngineConfig) -> Callable[[], Tensor | float | None]:
+    def engine_step():
+        # At stage 0 the norm is told with the loss scale of the step still in it.
+        scale = engine.optimizer.loss_scale_config.cur_scale if _scales_here(config) else 1.0
+        engine.step()
+        norm = engine.get_global_grad_norm()
+        return norm if norm is None else norm / scale
+
+    return engine_step
+
+
+def _clip_and_step(engine, clip_norm: float) -> Callable[[], Tensor | None]:
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
     skipped = torch.zeros((), device=parameters[0].device)
     engine.skipped_on_device = skipped
@@ -143,11 +179,6 @@ def stepper(engine, config: EngineConfig, clip_norm: float) -> Callable[[], Tens
         return norm
 
     return clip_and_step
-
-
-def skipped_steps(engine) -> int:
-    """How many optimizer steps were skipped so far for gradients that were not finite. One host sync."""
-    return engine.skipped_steps + int(getattr(engine, "skipped_on_device", 0))
 
 
 def _clips_here(config: EngineConfig) -> bool:
@@ -198,8 +229,7 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
 def _check_precision(values: dict) -> None:
     from deepspeed.accelerator import get_accelerator
 
-    fp16, bf16 = values.get("fp16", {}), values.get("bf16", {})
-    autocast = values.get("torch_autocast", {})
+    fp16, autocast = values.get("fp16", {}), values.get("torch_autocast", {})
     device = get_accelerator().device_name()
     if fp16.get("enabled") and not get_accelerator().is_fp16_supported():
         raise LaunchError(f"fp16 is not supported on this device ({device}); use ds_configs/fp32.json or bf16_autocast")
@@ -211,5 +241,5 @@ def _check_precision(values: dict) -> None:
             f"engine config: torch_autocast.dtype is {autocast.get('dtype')!r}; only bfloat16 trains rightly with "
             "DeepSpeed 0.19 (in fp16 it clips gradients that still carry the loss scale); for fp16 use fp16.enabled"
         )
-    if bf16.get("enabled") and values.get("data_types", {}).get("buffer_dtype"):
+    if values.get("data_types", {}).get("buffer_dtype") not in (None, "fp32"):
         raise RecipeError("engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it")

@@ -1,0 +1,56 @@
+"""What an engine config may not say, because the numbers would be wrong."""
+
+import pytest
+
+from tiekd.engine import resolve
+from tiekd.errors import LaunchError, RecipeError
+
+
+def refused(config: dict) -> str:
+    with pytest.raises(RecipeError) as caught:
+        resolve(config, batch_size=4, clip_norm=35.0, world_size=1)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def fp16_device(monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float16", "fp16", "torch.float16", None])
+def test_autocast_to_fp16_is_refused(stage, dtype):
+    """DeepSpeed clips gradients there that still carry the loss scale, and training stands still."""
+    autocast = {"enabled": True} | ({} if dtype is None else {"dtype": dtype})
+    told = refused({"torch_autocast": autocast, "zero_optimization": {"stage": stage}})
+    assert f"torch_autocast.dtype is {dtype!r}; only bfloat16 trains rightly" in told and "use fp16.enabled" in told
+
+
+def test_autocast_to_bf16_and_a_switched_off_one_are_not():
+    for autocast in ({"enabled": True, "dtype": "bfloat16"}, {"enabled": False, "dtype": "float16"}):
+        assert resolve({"torch_autocast": autocast}, 4, 35.0, 1).values["torch_autocast"] == autocast
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_fp16_that_also_halves_the_inputs_is_refused(enabled, fp16_device):
+    told = refused({"fp16": {"enabled": enabled, "auto_cast": True}})
+    assert told == "engine config: fp16.auto_cast also halves the teacher's depth; remove it"
+
+
+@pytest.mark.parametrize("precision", [{"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}, {}])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_statistics_are_refused(precision, dtype, fp16_device):
+    told = refused(precision | {"data_types": {"buffer_dtype": dtype}})
+    assert told == "engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it"
+    resolve(precision | {"data_types": {"grad_accum_dtype": "fp32"}}, 4, 35.0, 1)
+
+
+def test_fp16_on_a_device_that_can_not_is_refused(monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    with pytest.raises(LaunchError, match="^fp16 is not supported on this device"):
+        resolve({"fp16": {"enabled": True}}, 4, 35.0, 1)
