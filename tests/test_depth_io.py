@@ -1,5 +1,7 @@
 """Depth maps and pictures on disk: exact round trips, and DataErrors of one line that name the file."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,9 @@ def test_a_jpeg_that_ends_early_is_refused(tmp_path):
 def test_files_that_are_missing_folders_or_texts(tmp_path):
     assert "no such picture; check data.root and the split file" in refused(read_image, tmp_path / "a.png")
     assert "no such depth map" in refused(read_depth_png, tmp_path / "a.png", 256.0)
-    assert "no such picture" in refused(read_image, tmp_path)
+    for read, kind in ((read_image, "picture"), (read_depth_npy, "depth map"), (read_image_size, "picture")):
+        arguments = (None,) if read is read_depth_npy else ()
+        assert f"a folder or device, no {kind}" in refused(read, tmp_path, *arguments)
     (tmp_path / "b.png").write_text("no picture")
     assert "torn or no picture" in refused(read_image, tmp_path / "b.png")
 
@@ -143,3 +147,39 @@ def test_numpy_files_that_are_no_depth_map(tmp_path):
     for size in (0, 5, 60, 200):
         path.write_bytes(path.read_bytes()[:size])
         assert "can't be read" in refused(read_depth_npy, path, None)
+
+
+def test_a_damaged_archive_or_head_of_numpys_is_a_line_as_well(tmp_path):
+    path = tmp_path / "d.npy"
+    np.save(path, np.ones((20, 30)))
+    whole = path.read_bytes()
+    for damaged in (
+        b"PK\x03\x04" + bytes(40),
+        whole.replace(b"(20, 30)", b"(20, 3("),
+        whole.replace(b"(20, 30), }        ", b"(99999999999, 99), }"),
+    ):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        assert "can't be read" in refused(read_depth_npy, path, None)
+
+
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_is_ever_unpickled(tmp_path):
+    path, sprung = tmp_path / "d.npy", tmp_path / "sprung"
+    for write in (
+        lambda: path.write_bytes(pickle.dumps(Trap(sprung))),
+        lambda: np.save(path, np.array([Trap(sprung)])),
+    ):
+        write()
+        assert "can't be read" in refused(read_depth_npy, path, None)
+        assert "torn or no picture" in refused(read_image, path)
+    assert not sprung.exists()

@@ -116,12 +116,30 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
         ("../a.png b.png 7\n", "1: ../a.png leads out of the data root"),
         ("a.png /../b.png 7\n", "1: /../b.png leads out of the data root"),
         ("a.png x/../../b.png 7\n", "1: x/../../b.png leads out of the data root"),
+        ("a.png b.png 7\n/etc/../../passwd b.png 7\n", "2: /etc/../../passwd leads out of the data root"),
+        ("/ b.png 7\n", "1: '/' names no file; give a path below the data root"),
+        ("a.png b\0.png 7\n", "1: 'b\\x00.png' names no file"),
     ],
 )
 def test_a_bad_split_file_is_named_with_its_line(tmp_path, text, line):
     (tmp_path / "kitti_eigen_train.txt").write_text(text)
     message = refused(lambda: kitti(str(tmp_path), "train", 80.0))
     assert line in message and message.startswith(str(tmp_path / "kitti_eigen_train.txt"))
+
+
+def test_a_path_of_the_machine_is_looked_for_below_the_root_and_links_there_are_followed(tmp_path):
+    root = tiny_kitti.make(tmp_path / "real")
+    outside = tmp_path / "outside.png"
+    (root / "input" / image_name(0)).rename(outside)
+    split = root / "kitti_eigen_train.txt"
+    split.write_text(split.read_text().replace(image_name(0), str(outside)))
+    (tmp_path / "link").symlink_to(root)
+    for place in (root, tmp_path / "link"):
+        data = kitti(str(place), "train", 80.0)
+        assert f"{place}/input{outside}: no such picture" in refused(lambda data=data: data[0])
+    (root / "input" / str(outside)[1:]).parent.mkdir(parents=True)
+    (root / "input" / str(outside)[1:]).symlink_to(outside)
+    assert data[0].image[0, 0].tolist() == list(range(30))
 
 
 def test_the_benchmarks_test_set_is_a_list_of_names_in_a_folder_of_its_own(tmp_path):

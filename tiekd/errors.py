@@ -14,7 +14,14 @@ class RecipeError(UserError):
 
 
 class DataError(UserError):
-    """A file of the data set is missing, torn or not what it should be; the message names the file."""
+    """A file of the data set is missing, torn or not what it should be; the message names the file.
+
+    kind: in a word what is wrong, for programs that sort the errors of a whole data set.
+    """
+
+    def __init__(self, message: str, kind: str = "unreadable"):
+        super().__init__(message)
+        self.kind = kind
 
 
 class TeacherError(UserError):
@@ -27,3 +34,7 @@ class CheckpointError(UserError):
 
 class LaunchError(UserError):
     """The way of starting the program (ranks, devices, port, work dir) can't work."""
+
+
+class DivergedError(UserError):
+    """Training's numbers are no longer finite, and don't become so again; the message names where to go on from."""

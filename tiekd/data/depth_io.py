@@ -26,7 +26,7 @@ def read_image(path: Path) -> Tensor:
     """An RGB picture as (3, H, W) uint8. Raises DataError for a file that is missing, torn or no 8-bit picture."""
     picture = _decode(path, "picture")
     if picture.mode.startswith(("I", "F")):
-        raise DataError(f"{path}: a picture must have 8 bits a channel, this has more; is it a depth map?")
+        raise DataError(f"{path}: a picture must have 8 bits a channel, this has more; is it a depth map?", "bit depth")
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
@@ -35,7 +35,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             return picture.height, picture.width
-    except (OSError, SyntaxError, ValueError):  # Pillow's own error is an OSError
+    except Exception:  # noqa: BLE001 - Pillow's plug-ins raise all kinds on damaged files
         if not Path(path).is_file():
             raise _missing(path, "picture") from None
         raise DataError(f"{path}: its size can't be read; the file is torn or no picture") from None
@@ -50,7 +50,8 @@ def read_depth_png(path: Path, units_per_m: float) -> Tensor:
     if not raw.mode.startswith("I"):  # 16 bits are I;16 or, in older versions of Pillow, I
         raise DataError(
             f"{path}: a depth map must be a one-channel 16-bit PNG, this has {len(raw.getbands())} channel(s) of 8 "
-            "bits; convert it from the original depth (a coloured picture can't be used)"
+            "bits; convert it from the original depth (a coloured picture can't be used)",
+            "bit depth",
         )
     return torch.from_numpy(np.array(raw).astype(np.float32))[None] / units_per_m
 
@@ -61,7 +62,7 @@ def read_depth_npy(path: Path, units_per_m: float | None) -> Tensor:
     Raises DataError for a missing file and for anything else in it."""
     try:
         depth = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged header or archive raises all kinds
         if not Path(path).is_file():
             raise _missing(path, "depth map") from None
         raise DataError(f"{path}: can't be read ({' '.join(str(error).split())}); save it with numpy.save") from None
@@ -140,7 +141,9 @@ def _decode(path: Path, kind: str) -> Image.Image:
     except OSError as error:
         if not Path(path).is_file():
             raise _missing(path, kind) from None
-        raise DataError(f"{path}: can't be read ({error.strerror}); check its permissions and the disk") from None
+        raise DataError(
+            f"{path}: can't be read ({error.strerror or error}); check its permissions and the disk"
+        ) from None
     if data[: len(_PNG)].tobytes() == _PNG and not _is_whole_png(data):
         raise DataError(f"{path}: a torn or damaged PNG ({len(data)} bytes); copy it from the original again")
     try:
@@ -153,7 +156,9 @@ def _decode(path: Path, kind: str) -> Image.Image:
 
 
 def _missing(path: Path, kind: str) -> DataError:
-    return DataError(f"{path}: no such {kind}; check data.root and the split file")
+    if Path(path).exists():
+        return DataError(f"{path}: a folder or device, no {kind}; put the file itself there", "missing")
+    return DataError(f"{path}: no such {kind}; check data.root and the split file", "missing")
 
 
 def _is_whole_png(data: np.ndarray) -> bool:

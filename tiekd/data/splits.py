@@ -42,10 +42,16 @@ def read_lines(path: Path, rule: str) -> list[tuple[int, str]]:
 
 
 def below_root(name: str, where: str) -> str:
-    """The name without leading slashes. Raises DataError, naming `where`, for one that leads out by `..`."""
+    """The name without leading slashes. Raises DataError, naming `where`, for one that leads out by `..` or is none.
+
+    Only the name is looked at: links below the root, and a root that is one, are the user's own and are followed.
+    """
     if ".." in name.split("/"):
         raise DataError(f"{where}: {name} leads out of the data root; give a path below it")
-    return name.lstrip("/")
+    below = name.lstrip("/")
+    if not below or "\0" in below:
+        raise DataError(f"{where}: {name!r:.80} names no file; give a path below the data root")
+    return below
 
 
 def _parse(line: str, where: str) -> SplitLine:
