@@ -18,6 +18,7 @@ def make_state(work_dir, hooks, iteration=0):
         iteration=iteration, iterations_per_epoch=20, total_iterations=40, by_epoch=True, batch_size=3, lr=[1e-3, 1e-2],
         momentum=[0.95, 0.95], losses={}, grad_norm=None, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
         timestamp="20240101_120000", recipe={"teacher": {"maps": "m"}}, batch=batch, hooks=hooks, skipped_steps=0,
+        loss_scale=None,
         teacher_depth=torch.rand(3, 1, 16, 32) * 9,
         prediction=SimpleNamespace(depth=torch.rand(3, 1, 16, 32, dtype=torch.float16, requires_grad=True)),
     )  # fmt: skip

@@ -22,7 +22,7 @@ def make_state(work_dir, **values):
         iteration=0, iterations_per_epoch=100, total_iterations=200, by_epoch=True, batch_size=16, lr=[4e-5],
         momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
         timestamp="20240101_120000", recipe={"train": {"seed": 0}},
-        hooks=[], skipped_steps=0,
+        hooks=[], skipped_steps=0, loss_scale=None,
     )  # fmt: skip
     return SimpleNamespace(**state | values)
 

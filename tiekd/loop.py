@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tiekd import engine as engines
 from tiekd.data.batch import Batch
-from tiekd.engine import skipped_steps
 from tiekd.hooks.base import Hook
 from tiekd.losses.criterion import Criterion
 from tiekd.models.network import Prediction
@@ -33,6 +33,8 @@ class TrainState:
     lr: list[float] = field(default_factory=list)  # used in this iteration, one a parameter group
     momentum: list[float] = field(default_factory=list)
     losses: dict[str, Tensor] = field(default_factory=dict)  # means over this rank's micro-batches, on the device
+    micro_losses: list[dict[str, Tensor]] = field(default_factory=list)  # of each of this rank's micro-batches
+    names: list[list[str]] = field(default_factory=list)  # of the samples in each of this rank's micro-batches
     grad_norm: Tensor | float | None = None  # before clipping
     time_s: float = 0.0
     data_time_s: float = 0.0
@@ -45,7 +47,22 @@ class TrainState:
     @property
     def skipped_steps(self) -> int:
         """Optimizer steps skipped in this process because a gradient was not finite. One host sync."""
-        return skipped_steps(self.engine)
+        return engines.skipped_steps(self.engine)
+
+    @property
+    def step_skipped(self) -> Tensor | bool:
+        """Whether this iteration's step was skipped, the same on all ranks; a tensor is on the device."""
+        return engines.step_skipped(self.engine)
+
+    @property
+    def searches_loss_scale(self) -> bool:
+        """Whether a step may be skipped for no more than a loss scale that is too large."""
+        return engines.searches_loss_scale(self.engine)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """Of fp16, after the iteration; None in the other precisions."""
+        return engines.loss_scale(self.engine)
 
     @property
     def epoch(self) -> int:
@@ -72,7 +89,7 @@ def train(
     while state.iteration < state.total_iterations and state.stop_reason is None:
         started = time.perf_counter()
         state.lr, state.momentum = schedule.apply(engine.optimizer, state.iteration)
-        state.losses, state.data_time_s = {}, 0.0
+        state.losses, state.micro_losses, state.names, state.data_time_s = {}, [], [], 0.0
         for _ in range(state.accumulation):
             asked = time.perf_counter()
             batch = next(batches)
@@ -82,8 +99,10 @@ def train(
             losses = criterion(prediction, batch, teacher_depth, state.iteration)
             engine.backward(losses["loss"])
             state.grad_norm = step()
-            for name, loss in losses.items():
-                state.losses[name] = state.losses.get(name, 0.0) + loss.detach() / state.accumulation
+            state.names.append(batch.names)
+            state.micro_losses.append({name: loss.detach() for name, loss in losses.items()})
+            for name, loss in state.micro_losses[-1].items():
+                state.losses[name] = state.losses.get(name, 0.0) + loss / state.accumulation
         state.batch, state.prediction, state.teacher_depth = batch, prediction, teacher_depth
         state.iteration += 1
         state.time_s = time.perf_counter() - started

@@ -4,6 +4,7 @@ Every option of bin/train.py that says what is learned becomes a value of the re
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,11 @@ from tiekd.errors import RecipeError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """`recipe["train"]`. batch_size is global; epochs or iterations; clip_norm is L2, 0 for none."""
+    """`recipe["train"]`. batch_size is global; epochs or iterations; clip_norm is L2, 0 for none.
+
+    max_bad_iterations: so many in a row whose loss or gradient isn't finite end the run, 0: none do. timeout_minutes:
+    how long ranks wait for one that doesn't come.
+    """
 
     batch_size: int = 16
     epochs: int | None = None
@@ -25,12 +30,20 @@ class TrainSettings:
     lr_scaling: str = "none"
     deterministic: bool = False
     validate: bool = True
+    max_bad_iterations: int = 50
+    timeout_minutes: float = 30.0
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "iterations"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
+        if not isinstance(self.max_bad_iterations, int) or self.max_bad_iterations < 0:
+            raise RecipeError(
+                f"train.max_bad_iterations: got {self.max_bad_iterations!r}; it must be a whole number, 0 for no end"
+            )
+        if not 0 < self.timeout_minutes < math.inf:
+            raise RecipeError(f"train.timeout_minutes: got {self.timeout_minutes}; it must be a number above 0")
         if (self.epochs is None) == (self.iterations is None):
             raise RecipeError("train: give either epochs or iterations")
 
@@ -48,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deepspeed_config", metavar="JSON", help="engine config; default ds_configs/fp32.json")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
     parser.add_argument("--no-validate", action="store_true", help="no evaluation, so no best checkpoint either")
+    parser.add_argument("--timeout", type=float, metavar="MINUTES", help="how long to wait for a lost rank, default 30")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
 
 
@@ -55,6 +69,7 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
     """The recipe with everything that the command line says about it; the work dir is filled in."""
     recipe = load_recipe(path, args.overrides)
     train_options = {"seed": getattr(args, "seed", None), "deterministic": getattr(args, "deterministic", None) or None}
+    train_options["timeout_minutes"] = args.timeout
     if args.no_validate:
         train_options["validate"] = False
     given = {"train": {key: value for key, value in train_options.items() if value is not None}}

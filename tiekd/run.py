@@ -21,6 +21,7 @@ from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
 from tiekd.hooks.evaluation import Evaluation
+from tiekd.hooks.guard import Guard
 from tiekd.hooks.preemption import Preemption
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState, train
@@ -44,8 +45,10 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     """
     options = settings(recipe, "train", TrainSettings)
     work_dir = Path(recipe["work_dir"])
-    device = launch.start_rank()
-    resume_path = _resume_path(work_dir, resume_from)
+    device = launch.start_rank(options.timeout_minutes)
+    if resume_from is not None:
+        work_dirs.lock(work_dir, resuming=True)  # before looking: a run that is about to end may save once more
+    resume_path, passed_over = _resume_path(work_dir, resume_from)
     launch.seed_everything(options.seed, options.deterministic)
     config = resolve(engine_config, options.batch_size, options.clip_norm, distributed.world_size())
 
@@ -169,7 +172,7 @@ def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[lis
         text_log=log,
         max_depth=recipe["network"]["max_depth"],
     )
-    hooks: list[Hook] = [log, board, Preemption()]
+    hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
     if options.validate:
         evaluation = settings(recipe, "evaluation", EvaluationSettings)
         hooks.append(Evaluation(evaluation, val_set, replica, device, workers, [log, board], log.info))

@@ -2,8 +2,9 @@
 
 The lines, their rounding, windows and estimates are those of mmcv 1.7, so that its tools read our logs; the twin has
 `images_per_s` in addition. A line shows means over the last `interval` iterations, of which those that were not finite
-are left out (and counted in a line of their own). Between two lines nothing leaves the device; a line costs one
-collective for its means, one for the memory, and a host sync each. Every line is on disk when the call returns.
+are left out (and counted in a line of their own); in fp16 the loss scale follows them. Between two lines nothing leaves
+the device; a line costs one collective for its means, one for the memory, and a host sync each. Every line is on disk
+when the call returns.
 With epochs, windows don't cross their ends: what is left of an epoch after its last full window is not shown.
 """
 
@@ -107,7 +108,7 @@ class TextLog(Hook):
         head = f"{'Epoch' if self.by_epoch else 'Iter'}(val) {epoch}[{num_images}]\t"
         self.info(head + ", ".join(f"{name}: {_shown(value)}" for name, value in metrics.items()))
         head = {"mode": "val", "epoch": _epoch(state), "iter": num_images, "lr": state.lr[0]}
-        self._write_json({**head, **metrics})
+        self.write_json({**head, **metrics})
 
     def state_dict(self) -> dict:
         return {
@@ -131,7 +132,7 @@ class TextLog(Hook):
         extent = f"{epochs} epochs" if self.by_epoch else f"{state.total_iterations} iters"
         self.info(f"max: {extent}, {state.batch_size} images an iteration on {world_size()} ranks")
         seed = (state.recipe.get("train") or {}).get("seed")
-        self._write_json({"env_info": lines, "seed": seed, "exp_name": self.exp_name})
+        self.write_json({"env_info": lines, "seed": seed, "exp_name": self.exp_name})
 
     def _write_line(self, state) -> None:
         """Reduces the window and writes it. Every rank must come here: collectives inside."""
@@ -156,22 +157,24 @@ class TextLog(Hook):
         self.last_iteration = state.iteration
         self._write_skipped(state, num_broken, window.iterations)
         self._write_exp_name(state)
-        self.info(self._train_line(state, eta, memory, values))
-        self._write_json({"mode": "train", "epoch": _epoch(state), "iter": self._position(state), **self.last_means})
+        self.info(self._train_line(state, eta, {**memory, **values, **scale}))
+        self.write_json({"mode": "train", "epoch": _epoch(state), "iter": self._position(state), **self.last_means})
 
-    def _train_line(self, state, eta: timedelta, memory: dict, values: dict[str, float]) -> str:
+    def _train_line(self, state, eta: timedelta, shown: dict[str, float]) -> str:
         if self.by_epoch:
             head = f"Epoch [{_epoch(state)}][{self._position(state)}/{state.iterations_per_epoch}]\t"
+        scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale}
         else:
             head = f"Iter [{state.iteration}/{state.total_iterations}]\t"
         means = self.last_means
         items = [
             f"lr: {means['lr']:.3e}, eta: {eta}, time: {means['time']:.3f}, data_time: {means['data_time']:.3f}",
-            *(f"{name}: {_shown(value)}" for name, value in {**memory, **values}.items()),
+            *(f"{name}: {_shown(value)}" for name, value in shown.items()),
         ]
         return head + ", ".join(items)
 
     def _write_skipped(self, state, num_broken: int, iterations: int) -> None:
+            **scale,
         count = state.skipped_steps - self._skipped_steps
         if count:
             self._skipped_steps += count
@@ -183,7 +186,8 @@ class TextLog(Hook):
         if self._ends_epoch(state) or state.iteration % _ITERATIONS_PER_EXP_NAME == 0:
             self.info(f"Exp name: {self.exp_name}")
 
-    def _write_json(self, values: dict) -> None:
+    def write_json(self, values: dict) -> None:
+        """A row of the twin, on rank 0; a no-op elsewhere. What has an `epoch` is a row of mmcv's for its tools."""
         if not self._handlers:
             return
         rounded = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}

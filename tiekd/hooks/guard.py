@@ -1,0 +1,164 @@
+"""Tells which samples gave a loss or gradient that was not finite, and ends a run whose numbers stay bad.
+
+The step has been skipped already, on all ranks (tiekd/finite.py, tiekd/engine.py). Between two lines of the text log
+this keeps what is there anyway: names on the host, losses on the device. With a line comes one host sync and one
+collective. So bad iterations are told, and counted, up to two intervals of the log after they were (a window ends with
+its epoch). In fp16 a skipped step whose losses are finite counts only where the loss scale can't be the reason.
+Left out: what has been kept when a run dies between two lines; that of a stopped one is told before it ends.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tiekd import checkpoint, distributed
+from tiekd.errors import DivergedError
+from tiekd.hooks.base import Hook
+from tiekd.hooks.text_log import TextLog
+
+MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16  # of a line of the log; the .log.json has all
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one rank keeps of an iteration: for each micro-batch its losses and its samples."""
+
+    number: int
+    skipped: Tensor | bool
+    searched_loss_scale: bool
+    losses: list[dict[str, Tensor]]
+    names: list[list[str]]
+
+
+class Guard(Hook):
+    """max_in_a_row: bad iterations after which the run ends, 0 for none. Stands behind what stops a run and before the
+    checkpoint: where the run ends for its numbers, nothing is saved over the good ones."""
+
+    def __init__(self, text_log: TextLog, max_in_a_row: int):
+        self.text_log, self.max_in_a_row = text_log, max_in_a_row
+        self._kept: list[Iteration] = []
+        self._in_a_row, self._first_bad = 0, 0  # of the newest iterations, those that were bad without a break
+
+    def after_iteration(self, state) -> None:
+        kept = state.iteration, state.step_skipped, state.searches_loss_scale, state.micro_losses, state.names
+        self._kept.append(Iteration(*kept))
+        ends = state.iteration == state.total_iterations or state.stop_reason is not None
+        if ends or self.text_log.last_iteration == state.iteration:
+            self._look(state)
+
+    def state_dict(self) -> dict:
+        return {"in_a_row": self._in_a_row, "first_bad": self._first_bad}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
+
+    def _look(self, state) -> None:
+        """Tells and counts the bad ones among the kept iterations. Collective; DivergedError on all ranks."""
+        kept, self._kept = self._kept, []
+        skipped = _on_host([iteration.skipped for iteration in kept])
+        mine = {i.number: _reported(i) for i, was_skipped in zip(kept, skipped, strict=True) if was_skipped}
+        of_ranks = distributed.gather_objects(mine)
+        told = 0
+        for iteration in kept:
+            reports = [
+                report | {"rank": rank} for rank, of in enumerate(of_ranks) for report in of.get(iteration.number, [])
+            ]
+            broken = [report for report in reports if not _is_finite(report)]
+            if not reports:
+                self._in_a_row = 0
+            elif broken or not iteration.searched_loss_scale:
+                self._first_bad = self._first_bad if self._in_a_row else iteration.number
+                self._in_a_row += 1
+                told += 1
+                if told <= MAX_TOLD_ITERATIONS:
+                    self.text_log.info(_line(iteration.number, reports, broken))
+                self.text_log.write_json(_row(iteration.number, broken or reports, "loss" if broken else "gradient"))
+        if told > MAX_TOLD_ITERATIONS:
+            self.text_log.info(f"and {told - MAX_TOLD_ITERATIONS} more iterations; the .log.json has them all")
+        if 0 < self.max_in_a_row <= self._in_a_row:
+            self._end(state)
+
+    def _end(self, state) -> None:
+        message = (
+            f"{self._in_a_row} iterations in a row, from {self._first_bad} on, had a loss or gradient that was not "
+            f"finite (train.max_bad_iterations: {self.max_in_a_row}); {_way_on(state, self._first_bad)}; "
+            f"bin/show_batch.py {state.work_dir} --iteration {self._first_bad} shows the first one's samples"
+        )
+        self.text_log.info(message)
+        raise DivergedError(message)
+
+
+def last_good(state, first_bad: int):
+    """The newest whole checkpoint from before the first bad iteration; where none is left, the first whole one after
+    it, for skipped steps have left the weights as they were. None: there is none. Collective."""
+    found = None
+    if distributed.is_main():
+        folders = (state.work_dir / checkpoint.FOLDER).glob("iter_*")
+        numbers = sorted(int(folder.name[5:]) for folder in folders if folder.name[5:].isdigit())
+        order = [n for n in reversed(numbers) if n < first_bad] + [n for n in numbers if n >= first_bad]
+        paths = (state.work_dir / checkpoint.FOLDER / f"iter_{number}" for number in order)
+        found = next((path for path in paths if checkpoint.check(path) is None), None)
+    return distributed.broadcast_object(found)
+
+
+def _way_on(state, first_bad: int) -> str:
+    found = last_good(state, first_bad)
+    if found is None:
+        return "there is no checkpoint yet; start anew, for example with a smaller optimizer.lr"
+    return (
+        f"the last good checkpoint is {found}: go on from it with bin/train.py's --resume-from, for example with a "
+        "smaller optimizer.lr"
+    )
+
+
+def _on_host(flags: list[Tensor | bool]) -> list[bool]:
+    """Host syncs: one where the flags are on the device."""
+    if isinstance(flags[0], Tensor):
+        return [flag != 0 for flag in torch.stack(flags).tolist()]
+    return flags
+
+
+def _reported(iteration: Iteration) -> list[dict]:
+    """One row a micro-batch, of plain values. One host sync."""
+    values = torch.stack([torch.stack(list(losses.values())).double() for losses in iteration.losses]).tolist()
+    return [
+        {"micro_batch": number, "losses": dict(zip(losses, row, strict=True)), "names": names}
+        for number, (losses, row, names) in enumerate(zip(iteration.losses, values, iteration.names, strict=True))
+    ]
+
+
+def _is_finite(report: dict) -> bool:
+    return all(map(math.isfinite, report["losses"].values()))
+
+
+def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
+    if broken:
+        parts = [
+            f"on rank {report['rank']}, micro-batch {report['micro_batch']} ({_shown(report['losses'])}): "
+            f"{_listed(report['names'])}"
+            for report in broken
+        ]
+        return f"iteration {number}: skipped, the loss was not finite {'; '.join(parts)}"
+    means = {name: sum(report["losses"][name] for report in reports) / len(reports) for name in reports[0]["losses"]}
+    names = [name for report in reports for name in report["names"]]
+    return f"iteration {number}: skipped, the gradient was not finite ({_shown(means)}): {_listed(names)}"
+
+
+def _row(number: int, reports: list[dict], what: str) -> dict:
+    """For the .log.json: without an epoch, so that readers of training and validation rows pass over it."""
+    samples = [report | {"losses": {name: f"{x:.6g}" for name, x in report["losses"].items()}} for report in reports]
+    return {"mode": "skipped", "iteration": number, "not_finite": what, "micro_batches": samples}
+
+
+def _shown(losses: dict[str, float]) -> str:
+    return ", ".join(f"{name}: {value:.4f}" for name, value in losses.items())
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_TOLD_NAMES} more" if len(names) > MAX_TOLD_NAMES else ""
+    return ", ".join(names[:MAX_TOLD_NAMES]) + more
+
+
+build = Guard
