@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from tiekd import checkpoint
+from tiekd import checkpoint, manifest
 from tiekd.errors import CheckpointError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
@@ -16,8 +16,10 @@ def make(folder, iteration, content=b"weights"):
     """A whole checkpoint with one file beside its manifest."""
     path = folder / f"iter_{iteration}"
     path.mkdir(parents=True)
-    (path / "student.pth").write_bytes(content)
-    checkpoint._write_manifest(path)
+    files = manifest.Files()
+    files.save(content, path / "student.pth")
+    files.save(json.dumps({"iteration": iteration}).encode(), path / "state.json")
+    manifest.write(path, files.written)
     return path
 
 
@@ -28,7 +30,7 @@ def names(folder):
 def test_the_newest_whole_one_is_found_by_number_not_by_name(tmp_path):
     for iteration in (9, 10, 100):
         make(tmp_path / "checkpoints", iteration)
-    assert checkpoint.find(tmp_path).name == "iter_100"
+    assert checkpoint.find(tmp_path)[0].name == "iter_100"
 
 
 @pytest.mark.parametrize(
@@ -38,15 +40,15 @@ def test_the_newest_whole_one_is_found_by_number_not_by_name(tmp_path):
         (lambda path: (path / "student.pth").write_bytes(b"wEights"), "has changed since it was written"),
         (lambda path: (path / "student.pth").unlink(), "is missing"),
         (lambda path: (path / "manifest.json").unlink(), "a save that never ended"),
-        (lambda path: (path / "manifest.json").write_text("{}"), "a save that never ended"),
-        (lambda path: (path / "manifest.json").write_text('{"files": {}}'), "a save that never ended"),
+        (lambda path: (path / "manifest.json").write_text("{}"), "manifest can't be read"),
+        (lambda path: (path / "manifest.json").write_text('{"files": {}}'), "manifest can't be read"),
     ],
 )
 def test_a_damaged_one_is_passed_over_and_said_so(tmp_path, damage, reason):
     make(tmp_path / "checkpoints", 1)
     damage(make(tmp_path / "checkpoints", 2))
     assert reason in checkpoint.check(tmp_path / "checkpoints" / "iter_2")
-    assert checkpoint.find(tmp_path).name == "iter_1"
+    assert checkpoint.find(tmp_path)[0].name == "iter_1"
     damage(tmp_path / "checkpoints" / "iter_1")
     with pytest.raises(CheckpointError, match=f"passed over iter_2: .*{reason}.*iter_1: .*start the run"):
         checkpoint.find(tmp_path)
@@ -102,4 +104,4 @@ def test_hooks_of_one_class_have_states_of_their_own():
 def test_a_manifest_lists_every_file_with_its_size(tmp_path):
     path = make(tmp_path, 1)
     files = json.loads((path / "manifest.json").read_text())["files"]
-    assert {name: size for name, (size, _) in files.items()} == {"student.pth": 7}
+    assert {name: size for name, (size, _) in files.items()} == {"state.json": 16, "student.pth": 7}

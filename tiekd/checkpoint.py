@@ -1,31 +1,36 @@
 """Checkpoints: written beside, verified by a manifest, made current by one rename; and finding the right one again.
 
-    checkpoints/iter_1200/      DeepSpeed's files, rank_<r>.pt (random states, hooks), state.json (iteration, ranks),
-                                student.pth (plain fp32 weights), moments.pth (the optimizer's state by parameter),
-                                manifest.json (sizes and digests of all of them)
-    checkpoints/latest          the name of the newest whole one
+    checkpoints/iter_1200/      DeepSpeed's files, rank_<r>.pt (random states, hooks), state.json (iteration, ranks,
+                                versions), student.pth (plain fp32 weights), moments.pth (the optimizer's state by
+                                parameter), manifest.json (sizes and digests of all of them, tiekd/manifest.py)
+    checkpoints/latest          the name of the newest whole one, for people; what counts is the manifests
     best_abs_rel.pth            plain fp32 student weights of the best evaluation
 
 Everything loads with `weights_only`: a checkpoint never runs code. The same number of ranks, ZeRO stage and precision
 go on from DeepSpeed's files, bit for bit; any others from student.pth and moments.pth.
 """
 
-import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
-from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tiekd import distributed, whole_state
+from tiekd import distributed, manifest, whole_state
+from tiekd.durable import replace_text, sync
 from tiekd.errors import CheckpointError
 
-FOLDER, LATEST, MANIFEST, STATE = "checkpoints", "latest", "manifest.json", "state.json"
+FOLDER, LATEST, STATE = "checkpoints", "latest", "state.json"
 STUDENT, MOMENTS = "student.pth", "moments.pth"
+
+
+class SaveFailed(Exception):
+    """A checkpoint that the disk didn't take, on every rank; what was there before is as it was."""
 
 
 def work_dir_of(recipe_path: str | Path) -> Path:
@@ -36,30 +41,34 @@ def work_dir_of(recipe_path: str | Path) -> Path:
 def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], network_node: dict) -> Path:
     """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
 
-    `hook_states` are this rank's, of plain values. Returns the checkpoint's path.
+    `hook_states` are this rank's, of plain values. Returns the checkpoint's path; raises SaveFailed on every rank where
+    one of them couldn't write.
     """
     final = folder / f"iter_{iteration}"
     partial = folder / f".{final.name}.partial"
+    files = engine.checkpoint_files
+    files.start()
     if distributed.is_main():
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        files.make_folder(partial)
     distributed.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    torch.save({"random": _random_states(), "hooks": hook_states}, partial / f"rank_{distributed.rank()}.pt")
+    files.save({"random": _random_states(), "hooks": hook_states}, partial / f"rank_{distributed.rank()}.pt")
     weights, moments = whole_state.weights(engine), whole_state.moments(engine)
     if distributed.is_main():
-        write_weights(partial / STUDENT, weights, network_node, iteration)
-        torch.save(moments, partial / MOMENTS)
-        state = {"iteration": iteration, "made_by": _shape(engine), "counters": whole_state.counters(engine)}
-        (partial / STATE).write_text(json.dumps(state, indent=1))
-    distributed.barrier()
-    if distributed.is_main():
-        _write_manifest(partial)
-        if final.exists():  # saved by a run that was killed before it had removed it, or by two hooks
-            os.rename(final, folder / f".{final.name}.partial.old")
-        os.rename(partial, final)
-        replace_text(folder / LATEST, final.name)
-    distributed.barrier()
+        files.save({"state_dict": weights, "network": network_node, "iteration": iteration}, partial / STUDENT)
+        files.save(moments, partial / MOMENTS)
+        files.save(json.dumps(_facts(engine, iteration), indent=1).encode(), partial / STATE)
+    shares = distributed.gather_objects((files.written, files.problem))
+    problem = next((problem for _, problem in shares if problem), None)
+    if problem is None and distributed.is_main():
+        written = {name: facts for share, _ in shares for name, facts in share.items()}
+        problem = _make_current(partial, final, written)
+    problem = distributed.broadcast_object(problem)
+    if problem is not None:
+        if distributed.is_main():
+            shutil.rmtree(partial, ignore_errors=True)  # it may be what filled the disk
+        raise SaveFailed(f"{final} was not saved, {problem}")
     return final
 
 
@@ -68,37 +77,48 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
     problem = distributed.broadcast_object(check(checkpoint) if distributed.is_main() else None)
     if problem:
         raise CheckpointError(f"{checkpoint}: {problem}; resume from another one, or --resume-from auto")
-    state = json.loads((checkpoint / STATE).read_text())
     try:
+        state = json.loads((checkpoint / STATE).read_text())
         if state["made_by"] == _shape(engine):
             allow_engine_types()
             path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
             if path is None:
-                raise CheckpointError(f"{checkpoint}: DeepSpeed found no state in it; resume from another one")
+                raise KeyError("DeepSpeed found no state in it")
         else:
-            weights = torch.load(checkpoint / STUDENT, weights_only=True, map_location="cpu")["state_dict"]
-            moments = torch.load(checkpoint / MOMENTS, weights_only=True, map_location="cpu")
-            whole_state.restore(engine, weights, moments)
+            weights = engine.checkpoint_files.load(checkpoint / STUDENT)["state_dict"]
+            whole_state.restore(engine, weights, engine.checkpoint_files.load(checkpoint / MOMENTS))
             whole_state.set_counters(engine, state["counters"])
-    except (RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint}: not of this recipe's network ({_one_line(error)})") from None
-    rank_file = checkpoint / f"rank_{distributed.rank()}.pt"
-    if not rank_file.exists():  # more ranks than at the save
-        rank_file = checkpoint / "rank_0.pt"
-    mine = torch.load(rank_file, weights_only=True, map_location="cpu")
-    _set_random_states(mine["random"])
-    return state["iteration"], mine["hooks"]
+        rank_file = checkpoint / f"rank_{distributed.rank()}.pt"
+        if not rank_file.exists():  # more ranks than at the save
+            rank_file = checkpoint / "rank_0.pt"
+        mine = engine.checkpoint_files.load(rank_file)
+        _set_random_states(mine["random"])
+        return state["iteration"], mine["hooks"]
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{checkpoint}: a file in it is no plain data and was not opened further, as it could run code "
+            f"({_one_line(error)}); resume from another one"
+        ) from None
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: not of this recipe's network and optimizer ({_one_line(error)}); undo what was changed in "
+            "them, or start a new run with --load-from"
+        ) from None
 
 
-def find(work_dir: Path) -> Path:
-    """The newest whole checkpoint of a work dir. Raises CheckpointError when there is none."""
+def find(work_dir: Path) -> tuple[Path, list[str]]:
+    """The newest whole checkpoint of a work dir, and what was passed over and why, a line each.
+
+    Raises CheckpointError when there is none.
+    """
     passed_over = []
-    for checkpoint in _newest_first(work_dir / FOLDER):
+    folder = work_dir / FOLDER
+    for checkpoint in newest_first(folder):
         problem = check(checkpoint)
         if problem is None:
-            return checkpoint
-        passed_over.append(f"{checkpoint.name}: {problem}")
-    why = f"; passed over {'; '.join(passed_over)}" if passed_over else ""
+            return checkpoint, passed_over
+        passed_over.append(f"Passed over {checkpoint.name}: {problem}")
+    why = "".join(f"; {reason[0].lower()}{reason[1:]}" for reason in passed_over)
     raise CheckpointError(f"{work_dir}: no checkpoint to resume from{why}; start the run with bin/train.py first")
 
 
@@ -108,34 +128,28 @@ def find_weights(work_dir: Path) -> Path:
     if best:  # more than one after a change of evaluation.save_best
         return max(best, key=lambda path: path.stat().st_mtime)
     try:
-        return find(work_dir) / STUDENT
+        return find(work_dir)[0] / STUDENT
     except CheckpointError:
         raise CheckpointError(f"there are no weights in {work_dir}") from None
 
 
 def check(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file is there with the size and digest of its manifest."""
+    problem = manifest.check(checkpoint)
+    if problem is not None:
+        return problem
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        files = None
-    if not files or not isinstance(files, dict):
-        return "no manifest that can be read (a save that never ended)"
-    for name, (size, digest) in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-        if _digest(path) != digest:
-            return f"{name} has changed since it was written"
-    return None
+        iteration = json.loads((checkpoint / STATE).read_text())["iteration"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return f"its {STATE} can't be read"
+    named = checkpoint.name.removeprefix("iter_")
+    return None if not named.isdigit() or iteration == int(named) else f"it is of iteration {iteration}, not {named}"
 
 
 def set_aside_newer(work_dir: Path, iteration: int) -> None:
     """Renames the checkpoints and best weights from after `iteration`, from where a run goes on: they are another
     future. Main rank only."""
-    newer = [c for c in _newest_first(work_dir / FOLDER) if int(c.name[5:]) > iteration]
+    newer = [c for c in newest_first(work_dir / FOLDER) if int(c.name[5:]) > iteration]
     for best in work_dir.glob("best_*.pth"):
         made_at = torch.load(best, weights_only=True, map_location="cpu", mmap=True)["iteration"]
         newer += [best] if made_at > iteration else []
@@ -147,12 +161,14 @@ def set_aside_newer(work_dir: Path, iteration: int) -> None:
         os.rename(path, aside)
 
 
-def prune(folder: Path, keep_last: int) -> None:
-    """Removes all but the newest `keep_last` checkpoints, and what killed saves left behind. Main rank only."""
-    for old in list(_newest_first(folder))[keep_last:]:
-        shutil.rmtree(old)
+def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
+    """Removes checkpoints but for the newest `keep_last` and those of every `keep_every`th iteration, and what killed
+    saves left behind. Main rank only."""
+    for old in newest_first(folder)[keep_last:]:
+        if keep_every is None or int(old.name[5:]) % keep_every:
+            os.rename(old, folder / f".{old.name}.partial.old")  # a kill in the middle leaves none that is half there
     for partial in folder.glob(".iter_*.partial*"):
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_weights(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
@@ -170,6 +186,27 @@ def allow_engine_types() -> None:
 
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     torch.serialization.add_safe_globals([ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler])
+
+
+def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:
+    """The last steps of a save, on the main rank: its manifest, and its name. Returns what went wrong."""
+    try:
+        manifest.write(partial, files)
+        sync(partial)
+        if final.exists():  # saved by a run that was killed before it had removed it, or by two hooks
+            os.rename(final, final.with_name(f".{final.name}.partial.old"))
+        os.rename(partial, final)
+        sync(final.parent)
+        replace_text(final.parent / LATEST, final.name)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if not (final / manifest.NAME).is_file() else None
+    return None
+
+
+def _facts(engine, iteration: int) -> dict:
+    versions = {name: version(name) for name in ("torch", "deepspeed")}
+    counters = whole_state.counters(engine)
+    return {"iteration": iteration, "made_by": _shape(engine), "counters": counters, "versions": versions}
 
 
 def _shape(engine) -> dict:
@@ -202,39 +239,10 @@ def _set_random_states(states: dict) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _newest_first(folder: Path) -> Iterable[Path]:
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, whole or not."""
     numbered = [p for p in folder.glob("iter_*") if p.is_dir() and p.name[5:].isdigit()]
     return sorted(numbered, key=lambda p: -int(p.name[5:]))
-
-
-def _write_manifest(checkpoint: Path) -> None:
-    files = {}
-    for path in sorted(checkpoint.iterdir()):
-        files[path.name] = [path.stat().st_size, _digest(path)]
-        _sync(path)
-    (checkpoint / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-    _sync(checkpoint / MANIFEST)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that there is always a whole one, the old or the new."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _one_line(error: Exception) -> str:

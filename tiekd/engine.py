@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tiekd import finite, whole_state
+from tiekd import finite, manifest, whole_state
 from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
 
@@ -86,8 +86,20 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
     return EngineConfig(values, per_gpu, accumulation)
 
 
+def refill(config: dict, deal_anew: bool) -> dict:
+    """A resolved engine config to be resolved again: the recipe may have changed, and with `deal_anew` the number of
+    ranks or the global batch, too."""
+    of_recipe = {"train_batch_size", "gradient_clipping"}
+    if deal_anew:
+        of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
+    return config | dict.fromkeys(of_recipe, "auto")
+
+
 def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig):
-    """The DeepSpeed engine. Raises RecipeError when DeepSpeed refuses a value of the engine config."""
+    """The DeepSpeed engine; `checkpoint_files` is what it saves and loads with.
+
+    Raises RecipeError when DeepSpeed refuses a value of the engine config.
+    """
     import deepspeed
     from pydantic import ValidationError
 
@@ -101,6 +113,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise RecipeError(f"engine config: {key}: {first['msg']} (in {error.title}); see ds_configs/") from None
+    engine.checkpoint_files = manifest.Files().take_over(engine)
     if _scales_here(config):
         # There, DeepSpeed takes an optimizer step of its own at the start: the weights decay, and Adam's correction of
         # its first steps is one too late.

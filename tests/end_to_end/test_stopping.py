@@ -84,7 +84,7 @@ def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code
         result = program.result(timeout_s=60)
         wait_until_gone(everything)
     assert result.code == code, result.stderr[-3000:]
-    stopped_after = int(checkpoint.find(work_dir).name.removeprefix("iter_"))
+    stopped_after = int(checkpoint.find(work_dir)[0].name.removeprefix("iter_"))
     assert 10 <= stopped_after < ITERATIONS and stopped_after == iterations_done(work_dir)
     assert f"stopped after iteration {stopped_after}, " in result.stderr
     assert "Traceback" not in result.stderr

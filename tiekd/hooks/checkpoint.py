@@ -1,36 +1,59 @@
 """Saves a checkpoint every `interval` epochs or iterations and where training ends, and keeps the last few."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tiekd import checkpoint, distributed
-from tiekd.errors import RecipeError
+from tiekd.errors import CheckpointError, RecipeError
 from tiekd.hooks.base import Hook
 
 
 class Checkpoint(Hook):
-    """interval counts epochs or iterations as `by` says; keep_last: how many stay. `hooks`: whose states go along.
+    """interval counts epochs or iterations as `by` says; keep_last: how many stay; keep_every: of every so many epochs or
+    iterations one stays for good. on_error: what a save that the disk didn't take does to the run, continue or stop; a
+    last one that fails always ends it with an error. `hooks`: whose states go along. info: writes to the log.
 
     Stands after the evaluation in the list: a checkpoint then holds the outcome of the evaluation at its iteration, so
     a run that goes on from it has lost nothing.
     """
 
-    def __init__(self, hooks: Sequence[Hook], interval: int = 1, by: str = "epoch", keep_last: int = 3):
-        for name, value in (("interval", interval), ("keep_last", keep_last)):
-            if not isinstance(value, int) or value < 1:
+    def __init__(
+        self,
+        hooks: Sequence[Hook],
+        info: Callable[[str], None],
+        interval: int = 1,
+        by: str = "epoch",
+        keep_last: int = 3,
+        keep_every: int | None = None,
+        on_error: str = "continue",
+    ):
+        for name, value in (("interval", interval), ("keep_last", keep_last), ("keep_every", keep_every)):
+            if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
                 raise RecipeError(f"checkpoint.{name}: got {value!r}; it must be a whole number from 1")
+        if keep_every is not None and keep_every % interval:
+            raise RecipeError(f"checkpoint.keep_every: got {keep_every}; it must be a multiple of interval, {interval}")
         if by not in ("epoch", "iteration"):
             raise RecipeError(f"checkpoint.by: got {by!r}; allowed: epoch, iteration")
-        self.hooks, self.interval, self.by, self.keep_last = hooks, interval, by, keep_last
+        if on_error not in ("continue", "stop"):
+            raise RecipeError(f"checkpoint.on_error: got {on_error!r}; allowed: continue, stop")
+        self.hooks, self.info, self.interval, self.by = hooks, info, interval, by
+        self.keep_last, self.keep_every, self.on_error = keep_last, keep_every, on_error
 
     def after_iteration(self, state) -> None:
-        period = self.interval * (state.iterations_per_epoch if self.by == "epoch" else 1)
-        if state.iteration % period and state.iteration != state.total_iterations and state.stop_reason is None:
+        unit = state.iterations_per_epoch if self.by == "epoch" else 1
+        ends = state.iteration == state.total_iterations or state.stop_reason is not None
+        if state.iteration % (self.interval * unit) and not ends:
             return
         folder = state.work_dir / checkpoint.FOLDER
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
-        checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe["network"])
+        try:
+            checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe["network"])
+        except checkpoint.SaveFailed as failure:
+            if ends or self.on_error == "stop":
+                raise CheckpointError(f"{failure}; make room, then bin/resume {state.work_dir}") from None
+            self.info(f"{failure}; training goes on, and the checkpoints from before are as they were")
+            return
         if distributed.is_main():
-            checkpoint.prune(folder, self.keep_last)
+            checkpoint.prune(folder, self.keep_last, self.keep_every and self.keep_every * unit)
 
 
 def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:

@@ -1,0 +1,30 @@
+"""Files that are whole whenever somebody looks, after a kill or a power cut too."""
+
+import os
+from pathlib import Path
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Writes a file so that there is always a whole one, the old or the new. Raises OSError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        sync(partial)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """`replace_bytes` of UTF-8 text."""
+    replace_bytes(path, text.encode())
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk and not only in memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
