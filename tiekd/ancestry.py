@@ -34,16 +34,20 @@ def when_lost(answer: Callable[[psutil.Process], None]) -> None:
 
 
 def launchers() -> list[psutil.Process]:
-    """The processes of DeepSpeed's launcher among this process's ancestors, nearest first; none under plain python."""
+    """DeepSpeed's launcher and `bin/resume --restarts` among this process's ancestors, nearest first."""
     found = []
     for process in psutil.Process().parents():
         try:
             command = " ".join(process.cmdline())
         except psutil.Error:  # it has just ended, or is somebody else's
             continue
-        if any(module in command for module in _LAUNCHER_MODULES):
+        if any(module in command for module in _LAUNCHER_MODULES) or _supervises(command):
             found.append(process)
     return found
+
+
+def _supervises(command: str) -> bool:
+    return "bin/resume " in command and " --restarts" in command
 
 
 def watch(processes: list[psutil.Process], on_loss: Callable[[psutil.Process], None], every_s: float = 1.0) -> None:

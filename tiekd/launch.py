@@ -22,15 +22,18 @@ import numpy as np
 import torch
 
 from tiekd import ancestry
-from tiekd.checkpoint import replace_text
-from tiekd.distributed import barrier
+from tiekd.distributed import barrier, missing_ranks, set_default_timeout
+from tiekd.durable import replace_text
 from tiekd.errors import CheckpointError, LaunchError, UserError
 
 USER_ERROR_CODE = 2
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
-_LOST_PEER = re.compile(r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed", re.I)
+_LOST_PEER = re.compile(
+    r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|Timed out|wait timeout", re.I
+)
 RECORD = "launch.json"
 _LAUNCHER_REACTS_S = 20.0
+_RANKS_ANSWER_S = 10.0
 _SAME_ERROR_ELSEWHERE_S = 15.0  # ranks start seconds apart on a busy machine
 
 
@@ -41,16 +44,15 @@ class Stopped(Exception):
     """A run that was asked to end has saved its state and ended early."""
 
 
-def run(main: Callable[[], None]) -> int:
-    """Runs a program and returns its exit code: 0, 2 after a user's mistake, told in one line on stderr, or 75 where a
-    run was asked to stop and can go on from its checkpoint.
+def run(main: Callable[[], int | None]) -> int:
+    """Runs a program and returns its exit code: the program's own or 0, 2 after a user's mistake, told in one line on
+    stderr, or 75 where a run was asked to stop and can go on from its checkpoint.
 
     A mistake that every rank finds is told by the first rank of a machine: the others wait until the launcher has ended
     them. A rank that loses another one waits in the same way, so that the cause is the only thing to be read.
     """
     try:
-        main()
-        return 0
+        return main() or 0
     except UserError as error:
         _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
@@ -69,10 +71,7 @@ def run(main: Callable[[], None]) -> int:
             _let_signals_end_this()
             if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
                 return USER_ERROR_CODE
-            time.sleep(_LAUNCHER_REACTS_S)
-            return _report(
-                LaunchError(f"rank {os.environ['RANK']} lost another rank; its own message says why; then bin/resume")
-            )
+            return _report(_lost_rank(error))
         raise
 
 
@@ -86,6 +85,8 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     from deepspeed.accelerator import get_accelerator
 
     ancestry.watch_launchers()
+    timeout = timedelta(minutes=timeout_minutes)
+    set_default_timeout(timeout)
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -101,9 +102,7 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
         accelerator.set_device(local_rank)
         device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
     try:
-        deepspeed.init_distributed(
-            backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=timeout_minutes)
-        )
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     except RuntimeError as error:
         if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
             raise
@@ -188,6 +187,21 @@ def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence
     """Becomes `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
     os.execv(sys.executable, command)
+
+
+def _lost_rank(error: Exception) -> LaunchError:
+    """Which rank a collective failed for. Only the first one that is left says so at once: a rank that has ended by an
+    error of its own has told that, and its launcher ends the others."""
+    me, missing = int(os.environ["RANK"]), missing_ranks(_RANKS_ANSWER_S)
+    if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
+        time.sleep(_LAUNCHER_REACTS_S)
+    lost = f"rank {', '.join(map(str, missing))}, which does not answer" if missing else "another rank"
+    waited = re.search(r"(\d+) ?ms", str(error))
+    how = f"waited {int(waited[1]) / 1000:g} s for" if waited else "lost"
+    return LaunchError(
+        f"rank {me} {how} {lost}; it hangs, was stopped or has ended (then its own message says why); once that is "
+        "mended, go on with bin/resume"
+    )
 
 
 def _let_signals_end_this() -> None:

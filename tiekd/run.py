@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from tiekd import checkpoint, distributed, launch, schedules, work_dirs
 from tiekd.config import build, load_recipe, settings
 from tiekd.data import teacher_maps
-from tiekd.data.loader import training_batches
+from tiekd.data.loader import Loading, Unreadable, training_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.data.transforms import Augment
 from tiekd.engine import build_engine, resolve, stepper
@@ -24,6 +24,7 @@ from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.guard import Guard
 from tiekd.hooks.preemption import Preemption
 from tiekd.hooks.text_log import TextLog
+from tiekd.hooks.unreadable import UnreadableSamples
 from tiekd.loop import TrainState, train
 from tiekd.losses import criterion as criteria
 from tiekd.losses.dpm import DPM
@@ -33,7 +34,7 @@ from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoin
 from tiekd.optimizer import build_optimizer, lr_factor
 from tiekd.options import LoadSettings, TrainSettings
 
-_NOT_FOR_DATASETS = ("augment", "workers")
+_NOT_FOR_DATASETS = ("augment", *Loading.__dataclass_fields__)
 _TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
 
 
@@ -59,8 +60,9 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     check_ignored_depths(network, criterion)
     train_set = build_dataset(recipe, "train")
     val_set = build_dataset(recipe, "val") if options.validate else None
-    augment, workers = _loading(recipe["data"])
-    _fix_teacher_checkpoint(recipe, work_dir, resuming=resume_path is not None)
+    augment, loading = _loading(recipe)
+    unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
+    _fix_teacher_checkpoint(recipe, work_dir, resuming=resume_from is not None)
     teacher = build_teacher(recipe.get("teacher"), device)
 
     groups = size_groups(train_set) if augment.sizes == "bucket" else None
@@ -95,13 +97,15 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
         total_iterations=total,
         by_epoch=options.iterations is None,
     )
-    state.hooks, log = build_hooks(recipe, val_set, replica, device, workers, options)
-    work_dirs.check(work_dir, recipe_path, resuming=resume_path is not None)
+    state.hooks, log = build_hooks(recipe, val_set, replica, device, loading, options, unreadable)
+    work_dirs.check(work_dir, recipe_path, resuming=resume_from is not None)
     state.engine = build_engine(network, optimizer, config)
+    work_dirs.lock(work_dir)
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
     changed = []
-    if resume_path is not None:
+    if resume_from is not None:
         _resume(state, resume_path)
+        log.drop_rows(work_dir)
         changed = work_dirs.changed_keys(work_dir, recipe)
     distributed.barrier()
     if distributed.is_main():
@@ -118,11 +122,15 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
         total,
         groups,
     )
-    batches = training_batches(train_set, sampler, augment, options.seed, workers, device)
+    batches = training_batches(
+        train_set, sampler, augment, options.seed, loading.workers, device, loading.timeout_s, unreadable
+    )
     log.open(work_dir, state.timestamp)
+    report = passed_over + report
     for note in _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report, total):
         log.info(note)
-    train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
+    with work_dirs.outcome_of(state):
+        train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
     if state.stop_reason is not None:
         raise launch.Stopped(f"stopped after iteration {state.iteration}, {state.stop_reason}; go on with bin/resume")
 
@@ -161,7 +169,7 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
     return frames
 
 
-def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[list[Hook], TextLog]:
+def build_hooks(recipe, val_set, replica, device, loading, options, unreadable) -> tuple[list[Hook], TextLog]:
     """The hooks in their order. The log comes first, so that an iteration's own line stands before what follows it;
     evaluation before the checkpoint, so that a checkpoint holds the outcome of the evaluation at its iteration."""
     log = build({"name": "text_log", **recipe.get("log", {})}, "tiekd.hooks", "log")
@@ -173,24 +181,32 @@ def build_hooks(recipe, val_set, replica, device, workers, options) -> tuple[lis
         max_depth=recipe["network"]["max_depth"],
     )
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
+    if unreadable is not None:
+        hooks.append(UnreadableSamples(unreadable, log))
     if options.validate:
         evaluation = settings(recipe, "evaluation", EvaluationSettings)
-        hooks.append(Evaluation(evaluation, val_set, replica, device, workers, [log, board], log.info))
+        hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info))
     hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
     saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}
-    hooks.append(build(saving, "tiekd.hooks", "checkpoint", hooks=list(hooks)))
+    hooks.append(build(saving, "tiekd.hooks", "checkpoint", hooks=list(hooks), info=log.info))
     return hooks, log
 
 
-def _resume_path(work_dir: Path, resume_from: str | None) -> Path | None:
-    """The checkpoint to go on from; the main rank looks for it, so that all take the same. Collective."""
+def _resume_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what to say of newer ones that weren't taken. Collective.
+
+    The main rank looks for it, so that all take the same.
+    """
     if resume_from is None:
-        return None
+        return None, []
     if resume_from == "auto":
         found = None
         if distributed.is_main():
             try:
-                found = checkpoint.find(work_dir)
+                if (work_dir / launch.RECORD).is_file() and not checkpoint.newest_first(work_dir / checkpoint.FOLDER):
+                    found = None, ["The run that was here had saved nothing yet; it begins anew"]
+                else:
+                    found = checkpoint.find(work_dir)
             except CheckpointError as error:
                 found = error
         found = distributed.broadcast_object(found)
@@ -200,14 +216,15 @@ def _resume_path(work_dir: Path, resume_from: str | None) -> Path | None:
     path = Path(resume_from)
     if not path.is_dir():
         raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
-    return path
+    return path, []
 
 
-def _resume(state: TrainState, path: Path) -> None:
-    state.iteration, hook_states = checkpoint.load(state.engine, path)
-    for key, hook in keyed(state.hooks).items():
-        if key in hook_states:
-            hook.load_state_dict(hook_states[key])
+def _resume(state: TrainState, path: Path | None) -> None:
+    if path is not None:
+        state.iteration, hook_states = checkpoint.load(state.engine, path)
+        for key, hook in keyed(state.hooks).items():
+            if key in hook_states:
+                hook.load_state_dict(hook_states[key])
     if distributed.is_main():
         checkpoint.set_aside_newer(state.work_dir, state.iteration)
 
@@ -244,11 +261,21 @@ def _load_weights(network, recipe: dict) -> list[str]:
     return [f"Loaded {len(report.matched)} tensors from {path}{told}"]
 
 
-def _loading(node: dict) -> tuple[Augment, int]:
-    workers = node.get("workers", 2)
-    if not isinstance(workers, int) or workers < 0:
-        raise RecipeError(f"data.workers: got {workers!r}; it must be a whole number from 0")
-    return settings({"data.augment": node.get("augment", {})}, "data.augment", Augment), workers
+def loading_of(recipe: dict) -> Loading:
+    """How the recipe's data is read, whatever the data set. Raises RecipeError."""
+    node = {key: value for key, value in recipe["data"].items() if key in Loading.__dataclass_fields__}
+    return settings({"data": node}, "data", Loading)
+
+
+def _loading(recipe: dict) -> tuple[Augment, Loading]:
+    loading = loading_of(recipe)
+    augment = settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment)
+    if loading.on_error == "skip" and augment.sizes == "bucket":
+        raise RecipeError(
+            "data.on_error: skip can't go with data.augment.sizes=bucket, where all pictures' sizes must be known; set "
+            "sizes=keep_aspect, or train on the split that bin/check_data.py cleans"
+        )
+    return augment, loading
 
 
 def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report, total) -> list[str]:

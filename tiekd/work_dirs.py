@@ -2,23 +2,105 @@
 
     config.yaml ds_config.json    the recipe and the engine config, resolved; the run can be repeated from these two
     launch.json environment.txt   how it was started (tiekd/launch.py), and on what machine and software
+    outcome.json                  running, finished, stopped or failed, where and why; who was killed left "running"
+    .lock                         held by the main rank while it lives, so that two runs can't share a work dir
 
-All of them are replaced whole at every start, never written over.
+All of them are replaced whole, never written over.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
 import socket
+import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 
 from tiekd import checkpoint, distributed, launch
 from tiekd.config import dump_recipe, load_recipe
+from tiekd.durable import replace_text
 from tiekd.engine import EngineConfig
 from tiekd.environment import environment
 from tiekd.errors import LaunchError
 
 RECIPE, ENGINE_CONFIG, ENVIRONMENT = "config.yaml", "ds_config.json", "environment.txt"
+OUTCOME, LOCK = "outcome.json", ".lock"
+_ENDING_RUN_LEAVES_S = 60.0  # it may be saving
 _SHARED_FILES_APPEAR_S = 10.0  # a network file system may remember for a while that a file was not there
+
+
+_locks: dict[Path, TextIOWrapper] = {}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, or that it didn't: `outcome` is running, finished, stopped (it can go on) or failed."""
+
+    outcome: str
+    iteration: int
+    total_iterations: int
+    reason: str | None
+    time: str  # ISO 8601, local
+
+
+@contextlib.contextmanager
+def outcome_of(state) -> Iterator[None]:
+    """Writes down how the training in a `with` statement ends. Only the main rank writes."""
+
+    def write_down(outcome: str, reason: str | None = None) -> None:
+        now = datetime.now().isoformat(timespec="seconds")
+        facts = asdict(Outcome(outcome, state.iteration, state.total_iterations, reason, now))
+        if distributed.is_main():
+            with contextlib.suppress(OSError):  # a full disk ends no run by this file
+                replace_text(state.work_dir / OUTCOME, json.dumps(facts, indent=1) + "\n")
+
+    write_down("running")
+    try:
+        yield
+    except BaseException as error:
+        write_down("failed", " ".join(f"{type(error).__name__}: {error}".split()))
+        raise
+    write_down("finished" if state.stop_reason is None else "stopped", state.stop_reason)
+
+
+def read_outcome(work_dir: Path) -> Outcome | None:
+    """The outcome of the last start, None where there is none that can be read."""
+    try:
+        return Outcome(**json.loads((work_dir / OUTCOME).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def lock(work_dir: Path, resuming: bool = False) -> None:
+    """Makes the work dir this run's own until its process ends; LaunchError where another run has it. Collective.
+
+    resuming: waits a minute for a run that is about to end, and makes no work dir where there is none. A file system
+    without locks is used without one.
+    """
+    problem = None
+    if distributed.is_main() and work_dir not in _locks and (work_dir.is_dir() or not resuming):
+        try:
+            work_dir.mkdir(parents=True, exist_ok=True)
+            problem = _lock(work_dir, _ENDING_RUN_LEAVES_S if resuming else 0.0)
+        except OSError as error:
+            problem = f"{work_dir}: can't be written to ({error.strerror}); give another --work-dir"
+    problem = distributed.broadcast_object(problem)
+    if problem:
+        raise LaunchError(problem)
+
+
+def is_in_use(work_dir: Path) -> bool:
+    """Whether a run that another process is part of has the work dir."""
+    in_use = _lock(work_dir, 0.0) is not None
+    if not in_use:
+        _locks.pop(work_dir).close()
+    return in_use
 
 
 def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
@@ -42,10 +124,10 @@ def check_shared(work_dir: Path) -> None:
 def write(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig) -> None:
     """Makes the work dir and writes down the run in it, when nothing can be refused any more. Main rank only."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint.replace_text(work_dir / RECIPE, dump_recipe(recipe))
-    checkpoint.replace_text(work_dir / ENGINE_CONFIG, json.dumps(config.values, indent=2) + "\n")
+    replace_text(work_dir / RECIPE, dump_recipe(recipe))
+    replace_text(work_dir / ENGINE_CONFIG, json.dumps(config.values, indent=2) + "\n")
     facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
-    checkpoint.replace_text(work_dir / ENVIRONMENT, facts)
+    replace_text(work_dir / ENVIRONMENT, facts)
     launch.write_record(work_dir, recipe_path)
 
 
@@ -69,6 +151,34 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
             f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume {work_dir}, "
             "or start anew in another --work-dir"
         )
+    return None
+
+
+def _lock(work_dir: Path, wait_s: float) -> str | None:
+    # Not flock: a worker that outlives a killed rank for some seconds would still hold that.
+    file = (work_dir / LOCK).open("a+", encoding="utf-8")
+    end, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                break
+        file.seek(0)
+        owner = file.read().strip() or "another run"
+        if time.monotonic() >= end:
+            file.close()
+            return f"{work_dir} is in use by {owner}; wait until it has ended, end it, or give another --work-dir"
+        if not told:
+            sys.stderr.write(f"tiekd: waiting for {owner} to leave {work_dir}\n")
+            told = True
+        time.sleep(0.2)
+    file.truncate(0)
+    now = datetime.now().isoformat(timespec="seconds")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
+    file.flush()
+    _locks[work_dir] = file
     return None
 
 

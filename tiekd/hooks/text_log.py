@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from tiekd.distributed import is_main, max_over_ranks, world_size
+from tiekd.durable import replace_bytes
 from tiekd.environment import environment
 from tiekd.errors import RecipeError
 from tiekd.hooks.base import Hook
@@ -46,6 +47,7 @@ class TextLog(Hook):
         self._logger = logging.getLogger("depth")
         self._handlers: list[logging.Handler] = []
         self._json_path: Path | None = None
+        self._rows_until: list | None = None  # [name, bytes] of the .log.json at the checkpoint that was resumed from
         self._window = Window()
         self._logged_time_s = 0.0
         self._start_iteration: int | None = None
@@ -63,6 +65,24 @@ class TextLog(Hook):
             handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
             self._logger.addHandler(handler)
             self._handlers.append(handler)
+
+    def drop_rows(self, work_dir: Path) -> None:
+        """Takes the rows after the checkpoint that a run goes on from out of the older .log.json files, on rank 0, so
+        that no iteration stands in them twice; all of them where it begins anew. The .log files keep every line."""
+        paths = sorted(Path(work_dir).glob("*.log.json")) if is_main() else []
+        name, size = self._rows_until or ("", 0)
+        if name and name not in [path.name for path in paths]:
+            return  # the checkpoint is another work dir's
+        for path in paths:
+            rows = path.read_bytes()
+            if path.name == name:
+                kept = rows[:size]
+            elif path.name > name:
+                kept = b"".join(row for row in rows.splitlines(keepends=True) if b'"mode": "' not in row)
+            else:
+                continue
+            if kept != rows:
+                replace_bytes(path, kept)
 
     def info(self, text: str) -> None:
         """A line of its own, on rank 0; a no-op elsewhere."""
@@ -115,12 +135,14 @@ class TextLog(Hook):
             "logged_time_s": self._logged_time_s,
             "start_iteration": self._start_iteration,
             "window": self._window.state_dict(),
+            "rows_until": [self._json_path.name, self._json_path.stat().st_size] if self._handlers else None,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
         self._window = Window(**state_dict["window"])
+        self._rows_until = state_dict["rows_until"]
 
     def _write_start(self, state) -> None:
         rule = "-" * 60
@@ -141,6 +163,7 @@ class TextLog(Hook):
         values, num_broken = window.means_over_ranks()
         memory_mb = _peak_memory_mb(window.device)
         memory = {} if memory_mb is None else {"memory": int(max_over_ranks(memory_mb))}
+        scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale}
         time_s = window.time_s / window.iterations
         self._logged_time_s += time_s * window.iterations
         # As in mmcv, iterations that no line shows count as done but their time doesn't: early by at most their share.
@@ -151,6 +174,7 @@ class TextLog(Hook):
             **memory,
             "data_time": window.data_time_s / window.iterations,
             **values,
+            **scale,
             "time": time_s,
             "images_per_s": state.batch_size / max(time_s, 1e-9),
         }
@@ -163,7 +187,6 @@ class TextLog(Hook):
     def _train_line(self, state, eta: timedelta, shown: dict[str, float]) -> str:
         if self.by_epoch:
             head = f"Epoch [{_epoch(state)}][{self._position(state)}/{state.iterations_per_epoch}]\t"
-        scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale}
         else:
             head = f"Iter [{state.iteration}/{state.total_iterations}]\t"
         means = self.last_means
@@ -174,7 +197,6 @@ class TextLog(Hook):
         return head + ", ".join(items)
 
     def _write_skipped(self, state, num_broken: int, iterations: int) -> None:
-            **scale,
         count = state.skipped_steps - self._skipped_steps
         if count:
             self._skipped_steps += count
