@@ -5,12 +5,17 @@ parameters with fp32 buffers, as the fp16 engine makes them. It costs one all-ga
 all-reduce of 2C in backward. Left out: uneven participation (every rank runs every norm in every step).
 """
 
+import contextlib
 import os
+import threading
+import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
 
 def rank() -> int:
@@ -67,6 +72,37 @@ def broadcast_object(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def set_default_timeout(timeout: timedelta) -> None:
+    """Process groups that are made from now on, DeepSpeed's own too, wait so long where nothing else is said."""
+    # torch gives a new group a constant, whatever the first group was started with.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
+
+
+def missing_ranks(wait_s: float) -> list[int]:
+    """After a collective that failed: the ranks that don't say within `wait_s` seconds that they have met that, too.
+
+    Goes through the store, since groups may be broken. It lives in rank 0 under most launchers: where nobody answers,
+    that is the one. Empty where the ranks never came together.
+    """
+    if not _is_initialised():
+        return []
+    here: set[int] = set()
+    asking = threading.Thread(target=_ask_who_is_here, args=(here, wait_s), daemon=True)
+    asking.start()
+    asking.join(wait_s + 1)  # a store that hangs has no answer
+    return sorted(set(range(world_size())) - here) if here else [0]
+
+
+def _ask_who_is_here(here: set[int], wait_s: float) -> None:
+    store = distributed_c10d._get_default_store()
+    end = time.monotonic() + wait_s
+    with contextlib.suppress(RuntimeError):  # the store has gone
+        store.set(f"tiekd/here/{rank()}", "1")
+        while len(here) < world_size() and time.monotonic() < end:
+            here.update(other for other in range(world_size()) if store.check([f"tiekd/here/{other}"]))
+            time.sleep(0.2)
 
 
 def _device_of_collectives() -> torch.device:

@@ -29,7 +29,8 @@ from tiekd.errors import CheckpointError, LaunchError, UserError
 USER_ERROR_CODE = 2
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 _LOST_PEER = re.compile(
-    r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|Timed out|wait timeout", re.I
+    r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|Timed out|wait timeout",
+    re.I,
 )
 RECORD = "launch.json"
 _LAUNCHER_REACTS_S = 20.0
