@@ -19,6 +19,11 @@ from tiekd.models.factory import build_network  # noqa: E402
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    for line in runs.REPORTS:
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def ground(tmp_path_factory) -> Path:
     """A folder with `scenes/` (16 training and 4 validation frames) and `teacher.pth` (runs.TEACHER)."""

@@ -44,6 +44,7 @@ TEACHER = {
     **RANGE,
 }
 RECORDER = {"name": "end_to_end.recorder"}
+REPORTS: list[str] = []  # lines to be printed after all tests
 LOG_LINE = re.compile(
     r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - depth - INFO - Epoch \[\d+\]\[\d+/\d+\]\tlr: [\d.e+-]+, "
     r"eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, data_time: \d+\.\d{3}, (memory: \d+, )?decode\.loss_\w+: "
