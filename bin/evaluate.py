@@ -35,12 +35,12 @@ def main() -> None:
     import tiekd
     from tiekd import distributed, evaluation, reports
     from tiekd.config import settings
-    from tiekd.run import build_dataset
+    from tiekd.run import build_dataset, loading_of
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     device = launch.start_rank()
     options = settings(recipe, "evaluation", evaluation.EvaluationSettings)
-    on_ground_truth, workers = {**recipe, "teacher": None}, recipe["data"].get("workers", 2)
+    on_ground_truth, loading = {**recipe, "teacher": None}, loading_of(recipe)
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
     min_depth, max_depth = recipe["network"]["min_depth"], recipe["network"]["max_depth"]
     candidates = {}
@@ -55,7 +55,9 @@ def main() -> None:
         if distributed.is_main():
             print(f"{name}: {weights}")
     figures = {
-        name: evaluation.evaluate(candidate, frames, options, min_depth, max_depth, device, workers)
+        name: evaluation.evaluate(
+            candidate, frames, options, min_depth, max_depth, device, loading.workers, loading.timeout_s
+        )
         for name, candidate in candidates.items()
     }
     if not distributed.is_main():

@@ -25,11 +25,11 @@ from torch.utils.data import Dataset, Subset
 
 from tiekd import distributed
 from tiekd.data import depth_io, teacher_maps
-from tiekd.data.loader import validation_batches
+from tiekd.data.loader import Loading, validation_batches
 from tiekd.errors import DataError, TeacherError
 from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoint
 from tiekd.progress import Progress
-from tiekd.run import build_dataset
+from tiekd.run import build_dataset, loading_of
 
 _WRITERS, _WAITING = 2, 4  # threads of a rank, and maps that may wait for one
 _PROBES = 3  # maps whose size tells the size of all
@@ -92,7 +92,7 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
         job.tell(f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make in {folder}")
         if missing:
             job.check_disk(missing)
-            job.make(missing, recipe["data"].get("workers", 2))
+            job.make(missing, loading_of(recipe))
         distributed.barrier()
 
 
@@ -137,7 +137,7 @@ class _Job:
         problem = None
         if distributed.is_main():
             probes = sorted({missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)})
-            sizes = [len(self._encoded(depth)) for _, depth in self._depths(probes, 0, 1, workers=0)]
+            sizes = [len(self._encoded(depth)) for _, depth in self._depths(probes, 0, 1, Loading(workers=0))]
             needed, free = _MARGIN * len(missing) * sum(sizes) / len(sizes), shutil.disk_usage(self.folder).free
             self.tell(f"Disk: {_size(needed)} needed, {_size(free)} free")
             if needed > free:
@@ -149,14 +149,14 @@ class _Job:
         if problem:
             raise DataError(problem)
 
-    def make(self, missing: list[str], workers: int) -> None:
+    def make(self, missing: list[str], loading: Loading) -> None:
         """Makes and writes this rank's share of the missing maps. Collective."""
         progress = None
         if distributed.is_main():
             progress = Progress("maps", len(self.index_by_name), self._count, self.out)
         with ThreadPoolExecutor(_WRITERS) as pool:
             waiting = deque()
-            for name, depth in self._depths(missing, distributed.rank(), distributed.world_size(), workers):
+            for name, depth in self._depths(missing, distributed.rank(), distributed.world_size(), loading):
                 waiting.append(pool.submit(self._write, name, depth))
                 while len(waiting) > _WAITING:
                     waiting.popleft().result()
@@ -168,10 +168,13 @@ class _Job:
         if progress:
             progress.finish()
 
-    def _depths(self, names: list[str], rank: int, world_size: int, workers: int) -> Iterator[tuple[str, np.ndarray]]:
+    def _depths(
+        self, names: list[str], rank: int, world_size: int, loading: Loading
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, depth (H, W) metres) of every world_size-th of the frames."""
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
-        for (place,), batch in validation_batches(frames, 1, rank, world_size, workers, self.device):
+        batches = validation_batches(frames, 1, rank, world_size, loading.workers, self.device, loading.timeout_s)
+        for (place,), batch in batches:
             yield names[place], self.teacher(batch)[0, 0].cpu().numpy()
 
     def _write(self, name: str, depth: np.ndarray) -> None:

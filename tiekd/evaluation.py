@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from tiekd import distributed, metrics
 from tiekd.data.loader import validation_batches
+from tiekd.data.workers import TIMEOUT_S
 from tiekd.errors import DataError, RecipeError
 from tiekd.models.network import Network
 
@@ -66,6 +67,7 @@ def evaluate(
     max_depth: float,
     device: torch.device,
     workers: int = 0,
+    timeout_s: float = TIMEOUT_S,
 ) -> dict[str, float]:
     """The nine metrics of a predictor (image (B, 3, H, W) -> metres (B, 1, H, W)) over a data set. Collective.
 
@@ -74,7 +76,7 @@ def evaluate(
     cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
     batches = validation_batches(
-        dataset, settings.batch_size, distributed.rank(), distributed.world_size(), workers, device
+        dataset, settings.batch_size, distributed.rank(), distributed.world_size(), workers, device, timeout_s
     )
     for batch_indices, batch in batches:
         indices += batch_indices

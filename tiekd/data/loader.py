@@ -2,59 +2,113 @@
 
 Workers hold no random state: a key (epoch, index) and the seed say everything. A user's error in a worker travels as a
 value, so that the user sees its one line and not a wrapped traceback.
+
+With `data.on_error: skip` a training sample that can't be read is replaced by the next one of the data set that can,
+which depends on the files alone: any number of ranks and a resumed run see the same. Evaluation never skips anything,
+for its figures would change without a word.
 """
 
-import signal
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from tiekd.data import workers as worker_processes
 from tiekd.data.batch import Batch
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.transforms import Augment, Sample, apply, normalise, scale_to_cover
-from tiekd.errors import DataError, UserError
+from tiekd.data.workers import TIMEOUT_S
+from tiekd.errors import DataError, RecipeError, UserError
+
+ON_ERROR = ("raise", "skip")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How `recipe["data"]` is read, whatever the data set. workers: processes a rank, 0 for none. on_error: what a
+    training sample does that can't be read, `raise` or `skip`; max_errors: files that may be skipped in a run.
+    timeout_s: how long to wait for a batch from workers."""
+
+    workers: int = 2
+    on_error: str = "raise"
+    max_errors: int = 100
+    timeout_s: float = TIMEOUT_S
+
+    def __post_init__(self):
+        if self.workers < 0:
+            raise RecipeError(f"data.workers: got {self.workers!r}; it must be a whole number from 0")
+        if self.on_error not in ON_ERROR:
+            raise RecipeError(f"data.on_error: got {self.on_error!r}; allowed: {', '.join(ON_ERROR)}")
+        if self.max_errors < 1:
+            raise RecipeError(
+                f"data.max_errors: got {self.max_errors!r}; it must be a whole number from 1 (for none: "
+                "data.on_error=raise)"
+            )
+        if not self.timeout_s > 0:
+            raise RecipeError(f"data.timeout_s: got {self.timeout_s!r}; it must be seconds > 0")
+
+
+@dataclass
+class Unreadable:
+    """Training samples that can't be read: `messages` has what was wrong with those that this rank met, each once."""
+
+    max_errors: int
+    messages: dict[str, None] = field(default_factory=dict)
 
 
 def training_batches(
-    dataset: Dataset, sampler: MicroBatches, augment: Augment, seed: int, workers: int, device: torch.device
+    dataset: Dataset,
+    sampler: MicroBatches,
+    augment: Augment,
+    seed: int,
+    workers: int,
+    device: torch.device,
+    timeout_s: float = TIMEOUT_S,
+    unreadable: Unreadable | None = None,
 ) -> Iterator[Batch]:
-    """This rank's augmented, normalised micro-batches on the device, in the sampler's order, then it ends."""
-    yield from _load(_Keyed(dataset, augment, seed), sampler, workers, device)
+    """This rank's augmented, normalised micro-batches on the device, in the sampler's order, then it ends.
+
+    unreadable: collects what is skipped; None raises.
+    """
+    max_errors = None if unreadable is None else unreadable.max_errors
+    for read in _load(_Keyed(dataset, augment, seed, max_errors), sampler, workers, device, timeout_s):
+        if unreadable is not None:
+            unreadable.messages.update(dict.fromkeys(read.errors))
+        yield read.batch.to(device)
 
 
 def validation_batches(
-    dataset: Dataset, batch_size: int, rank: int, world_size: int, workers: int, device: torch.device
+    dataset: Dataset,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    device: torch.device,
+    timeout_s: float = TIMEOUT_S,
 ) -> Iterator[tuple[list[int], Batch]]:
     """(indices, batch) pairs of this rank: batches are formed over the whole set, then every world_size-th is ours."""
     indices = _neighbours_of_one_size(dataset, batch_size)[rank::world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
-    yield from zip(indices, _load(_Keyed(dataset, None, 0), keys, workers, device), strict=True)
+    loaded = _load(_Keyed(dataset, None, 0), keys, workers, device, timeout_s)
+    for batch_indices, read in zip(indices, loaded, strict=True):
+        yield batch_indices, read.batch.to(device)
 
 
-def _load(dataset: "_Keyed", batches, workers: int, device: torch.device) -> Iterator[Batch]:
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_start_worker,
-        # Without a generator of its own the loader draws a seed from the global stream at every start.
-        generator=torch.Generator().manual_seed(0),
-    )
-    try:
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch.to(device)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"a data worker died ({reason}); if the memory or /dev/shm is full, set fewer than data.workers={workers}"
-        ) from None
+class _Read(NamedTuple):
+    """samples, collated to a batch; errors: what was wrong with the samples that they replace."""
+
+    batch: list[Sample] | Batch
+    errors: list[str]
+
+
+def _load(dataset: "_Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[_Read]:
+    pin = device.type == "cuda"
+    for read in worker_processes.read(dataset, batches, workers, _collate, dataset.describe, timeout_s, pin):
+        if isinstance(read, UserError):
+            raise read
+        yield read
 
 
 def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]]:
@@ -70,19 +124,40 @@ def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]
 
 
 class _Keyed(Dataset):
-    """Samples by (epoch, index): augmented when there is an `augment`, then normalised."""
+    """Samples by (epoch, index): augmented when there is an `augment`, then normalised.
 
-    def __init__(self, dataset: Dataset, augment: Augment | None, seed: int):
-        self.dataset, self.augment, self.seed = dataset, augment, seed
+    max_errors: how many samples in a row may be skipped; None: a sample that can't be read is an error.
+    """
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample] | UserError:
+    def __init__(self, dataset: Dataset, augment: Augment | None, seed: int, max_errors: int | None = None):
+        self.dataset, self.augment, self.seed, self.max_errors = dataset, augment, seed, max_errors
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> _Read | UserError:
+        errors: list[str] = []
         try:
-            return [self._sample(*key) for key in keys]
+            return _Read([self._readable_sample(*key, errors) for key in keys], errors)
         except UserError as error:
             return error
 
-    def _sample(self, epoch: int, index: int) -> Sample:
-        sample = self.dataset[index]
+    def describe(self, keys: list[tuple[int, int]]) -> str:
+        """The pictures of a batch; numbers for a data set that doesn't say their files."""
+        frames = getattr(self.dataset, "frames", None)
+        return ", ".join(f"sample {index}" if frames is None else frames[index].image for _, index in keys)
+
+    def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> Sample:
+        """The sample, or the next one that can be read, augmented as this one would be; adds to `errors`."""
+        if self.max_errors is None:
+            return self._sample(epoch, index, index)
+        tries = min(self.max_errors + 1, len(self.dataset))
+        for step in range(tries):
+            try:
+                return self._sample(epoch, index, (index + step) % len(self.dataset))
+            except DataError as error:
+                errors.append(str(error))
+        raise DataError(f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}")
+
+    def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
+        sample = self.dataset[read_index]
         if self.augment is not None:
             if self.augment.sizes == "keep_aspect":
                 sample = scale_to_cover(sample, *self.augment.crop)
@@ -95,9 +170,10 @@ class _Keyed(Dataset):
         return normalise(sample)
 
 
-def _collate(samples: list[Sample] | UserError) -> Batch | UserError:
-    if isinstance(samples, UserError):
-        return samples
+def _collate(read: _Read | UserError) -> _Read | UserError:
+    if isinstance(read, UserError):
+        return read
+    samples = read.batch
     sizes = {tuple(sample.image.shape[-2:]) for sample in samples}
     if len(sizes) > 1:
         return DataError(
@@ -106,7 +182,7 @@ def _collate(samples: list[Sample] | UserError) -> Batch | UserError:
             "evaluation.batch_size=1"
         )
     image, depth, inside, teacher_depth, intrinsics, names = zip(*samples, strict=True)
-    return Batch(
+    batch = Batch(
         torch.stack(image),
         torch.stack(depth),
         torch.stack(inside),
@@ -114,10 +190,4 @@ def _collate(samples: list[Sample] | UserError) -> Batch | UserError:
         torch.stack(intrinsics),
         list(names),
     )
-
-
-def _start_worker(_worker: int) -> None:
-    """One thread; and deaf to the signals that ask a run to stop, for launchers send them to workers as well."""
-    torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    return _Read(batch, read.errors)

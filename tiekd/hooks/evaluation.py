@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, metrics, whole_state
+from tiekd.data.loader import Loading
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
 from tiekd.hooks.base import Hook
 from tiekd.models.network import Network
@@ -26,12 +27,12 @@ class Evaluation(Hook):
         dataset: Dataset,
         replica: Network,
         device: torch.device,
-        workers: int,
+        loading: Loading,
         reporters: Sequence[Hook],
         info: Callable[[str], None],
     ):
         self.settings, self.dataset, self.replica = settings, dataset, replica
-        self.device, self.workers, self.reporters, self.info = device, workers, reporters, info
+        self.device, self.loading, self.reporters, self.info = device, loading, reporters, info
         self.best: float | None = None
         self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
 
@@ -59,7 +60,8 @@ class Evaluation(Hook):
             self.replica.min_depth,
             self.replica.max_depth,
             self.device,
-            self.workers,
+            self.loading.workers,
+            self.loading.timeout_s,
         )
         for reporter in self.reporters:
             reporter.write_validation(state, state.metrics, len(self.dataset))

@@ -1,0 +1,91 @@
+"""A data worker that dies or hangs is one line in a bounded time, wherever the program is then; no process stays."""
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+
+import pytest
+import tiny_kitti
+import torch
+from tiny_kitti import image_name
+
+from tiekd.data.kitti import build as kitti
+from tiekd.data.loader import training_batches, validation_batches
+from tiekd.data.sampler import MicroBatches
+from tiekd.data.transforms import Augment
+from tiekd.data.workers import read
+from tiekd.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(tmp_path):
+    return kitti(str(tiny_kitti.make(tmp_path)), "train", 80.0)
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays():
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def training(data, workers, **options):
+    sampler = MicroBatches(len(data), 2, 1, 0, 1, 0, 0, 1000)
+    return training_batches(data, sampler, Augment(crop=(12, 16)), 0, workers, CPU, **options)
+
+
+@pytest.mark.parametrize("place", ["waiting", "elsewhere"])
+def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
+    batches = training(data, 2, timeout_s=60)
+    next(batches)
+    victim = multiprocessing.active_children()[0]
+    started = time.monotonic()
+    with pytest.raises(DataError) as error:
+        os.kill(victim.pid, signal.SIGKILL)
+        if place == "waiting":
+            for _ in batches:
+                pass
+        time.sleep(20)  # stands for a network's step
+    reason = rf"[^;]*\b{victim.pid}\b[^;]*"  # of three that torch has, and ours
+    remedy = "if the memory or /dev/shm is full, set a smaller data.workers"
+    assert re.fullmatch(rf"a data worker died \({reason}\); {remedy}", str(error.value))
+    assert time.monotonic() - started < 10
+    batches.close()
+
+
+def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_path):
+    path = tmp_path / "input" / image_name(3)
+    path.unlink()
+    os.mkfifo(path)  # opening it waits for a writer that never comes
+    for batches in (training(data, 2, timeout_s=1.5), validation_batches(data, 1, 0, 1, 1, CPU, 1.5)):
+        started = time.monotonic()
+        with pytest.raises(DataError) as error:
+            list(batches)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+        told = ": not read by a data worker within 1.5 s; see whether the disk still answers, or set a greater data.tim"
+        assert told in str(error.value)
+        assert time.monotonic() - started < 10, "workers that hang are not waited for"
+
+
+class Doubled(torch.utils.data.Dataset):
+    def __getitems__(self, keys):
+        return [2 * key for key in keys]
+
+
+def test_no_worker_stays_where_the_rest_is_not_asked_for():
+    results = read(Doubled(), [[number] for number in range(100)], 2, list, str, 60)
+    assert [next(results) for _ in range(3)] == [[0], [2], [4]]
+    assert len(multiprocessing.active_children()) == 2
+    results.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    def broken(_):
+        raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        list(read(Doubled(), [[1]], 1, broken, str, 60))
