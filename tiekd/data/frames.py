@@ -6,6 +6,7 @@ Left out: scaling (tiekd/data/transforms.py), since evaluation wants pictures as
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -81,20 +82,36 @@ class Frames(torch.utils.data.Dataset):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.assemble(index, **{name: read() for name, read in self.parts(index).items()})
+
+    def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
+        """What reads a frame's files: `image`, and `depth` and `teacher_depth` where it has them."""
         frame = self.frames[index]
-        whole = self._read(frame)
-        if self.maps is None:
+        parts = {"image": partial(depth_io.read_image, Path(frame.image))}
+        if frame.depth is not None:
+            parts["depth"] = partial(self.read_depth, Path(frame.depth))
+        if self.maps is not None:
+            path = self.maps / self.map_name(index)
+            parts["teacher_depth"] = partial(depth_io.read_teacher_map, path, self.map_full_scale_m)
+        return parts
+
+    def assemble(
+        self, index: int, image: Tensor, depth: Tensor | None = None, teacher_depth: Tensor | None = None
+    ) -> Sample:
+        """The parts as one sample, cut to the window. Raises DataError where their sizes don't go together."""
+        frame = self.frames[index]
+        whole = self._whole(frame, image, depth)
+        if teacher_depth is None:
             return self._cut(whole, frame)
-        path = self.maps / self.map_name(index)
-        teacher_depth = depth_io.read_teacher_map(path, self.map_full_scale_m)
-        if _size(teacher_depth) == _size(whole.image):
+        if _size(teacher_depth) == _size(image):
             return self._cut(whole._replace(teacher_depth=teacher_depth), frame)
         sample = self._cut(whole, frame)
         if _size(teacher_depth) != _size(sample.image):
             cut = "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
             raise DataError(
-                f"{path}: teacher map of {_size(teacher_depth)} for a picture of {_size(whole.image)}{cut}; "
-                "make the maps from the same pictures"
+                f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for a picture of "
+                f"{_size(image)}{cut}; make the maps from the same pictures",
+                "size",
             )
         return sample._replace(teacher_depth=teacher_depth)
 
@@ -106,14 +123,13 @@ class Frames(torch.utils.data.Dataset):
         """(height, width) of every frame as it is read, from the files' heads alone; some 0.1 ms a frame."""
         return [self._place(frame, *depth_io.read_image_size(Path(frame.image)))[2:] for frame in self.frames]
 
-    def _read(self, frame: Frame) -> Sample:
-        image = depth_io.read_image(Path(frame.image))
+    def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         height, width = image.shape[-2:]
-        depth = torch.zeros(1, height, width)
-        if frame.depth is not None:
-            depth = self.read_depth(Path(frame.depth))
-            if _size(depth) != _size(image):
-                raise DataError(f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}")
+        if depth is None:
+            depth = torch.zeros(1, height, width)
+        elif _size(depth) != _size(image):
+            message = f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}"
+            raise DataError(message, "size")
         inside = torch.ones(1, height, width, dtype=torch.bool)
         return Sample(image, depth, inside, None, _camera_matrix(frame.camera, height, width), frame.name)
 
@@ -128,7 +144,8 @@ class Frames(torch.utils.data.Dataset):
             option = self.window.option
             raise DataError(
                 f"{frame.image}: {height}x{width} is smaller than {option} asks for ({rows}x{columns} from row {top}, "
-                f"column {left}); set another {option}, or null"
+                f"column {left}); set another {option}, or null",
+                "size",
             )
         return top, left, rows, columns
 

@@ -98,7 +98,8 @@ class Augment:
         if crop_height > height or crop_width > width:
             raise DataError(
                 f"data.augment.crop: {crop_height}x{crop_width} is larger than the picture, {height}x{width}; "
-                "make the crop smaller, or set data.augment.sizes=keep_aspect"
+                "make the crop smaller, or set data.augment.sizes=keep_aspect",
+                "size",
             )
         angle = rng.uniform(-self.rotate_deg, self.rotate_deg) if rng.random() < self.rotate_p else 0.0
         flip = bool(rng.random() < self.flip_p)
