@@ -196,6 +196,14 @@ def test_dpm_with_a_top_crop_is_the_published_one_at_the_true_size():
 
 
 @pytest.mark.parametrize("loss", MODULES, ids=lambda m: type(m).__name__)
+def test_a_prediction_that_is_nan_at_one_pixel_does_not_look_like_a_good_one(loss):
+    target = 2 + 3 * torch.rand(2, 1, 24, 30, generator=torch.Generator().manual_seed(0))
+    spoilt = target + 0.1
+    spoilt[1, 0, 12, 13] = math.nan
+    assert not loss(prediction(spoilt, spoilt), target)[1].isfinite()
+
+
+@pytest.mark.parametrize("loss", MODULES, ids=lambda m: type(m).__name__)
 def test_not_valid_pixels_and_empty_images_change_nothing(loss):
     g = torch.Generator().manual_seed(0)
     target = 2 + 3 * torch.rand(3, 1, 24, 30, generator=g)

@@ -64,7 +64,7 @@ def _value(g: Tensor, valid: Tensor, warming_up: bool) -> Tensor:
     square = MEAN_SHARE * mean.square()
     if not warming_up:
         square = square + ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
-    positive = square > 0
+    positive = ~(square <= 0)  # a prediction that is not finite must not look like a perfect one
     return torch.where(positive, square, 1.0).sqrt() * positive
 
 
