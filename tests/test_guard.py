@@ -34,11 +34,12 @@ def start(work_dir, interval=4, max_in_a_row=0, **values):
     return Guard(log, max_in_a_row), state
 
 
-def iterate(hook, state, loss=(0.5, 0.5), skipped=None, searches=False, names=(("a", "b"), ("c", "d"))):
+def iterate(hook, state, loss=(0.5, 0.5), skipped=None, searches=False, names=(("a", "b"), ("c", "d")), sums=None):
     """One iteration of two micro-batches of two samples; as the engine does, it is skipped for a loss that is bad."""
     state.iteration += 1
     state.micro_losses = [{"decode.loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss]
     state.names = [list(each) for each in names]
+    state.image_sums = [torch.tensor(each) for each in sums or [[0.0] * len(each) for each in names]]
     bad = not all(map(math.isfinite, loss))
     state.step_skipped = torch.tensor(float(bad if skipped is None else skipped))
     state.searches_loss_scale = searches
@@ -68,6 +69,7 @@ def test_a_bad_loss_is_told_with_its_micro_batch_at_the_next_line(tmp_path):
         "a, b",
     ]
     first = {"rank": 0, "micro_batch": 1, "losses": {"decode.loss_dpm": "nan", "loss": "nan"}, "names": ["c", "d"]}
+    first |= {"bad_pictures": []}
     assert rows(tmp_path)[0] == {"mode": "skipped", "iteration": 2, "not_finite": "loss", "micro_batches": [first]}
     assert len(rows(tmp_path)) == 2 and not any("epoch" in row for row in rows(tmp_path))
     for _ in range(4):
@@ -88,6 +90,19 @@ def test_a_bad_gradient_is_told_with_all_samples_and_a_long_list_is_cut(tmp_path
     )
     assert second.endswith("14.png, 15.png and 4 more")
     assert [len(report["names"]) for report in rows(tmp_path)[1]["micro_batches"]] == [10, 10]
+
+
+def test_pictures_that_are_not_finite_are_named_at_the_end(tmp_path):
+    hook, state = start(tmp_path)
+    iterate(hook, state, (math.nan, 1.0), sums=[[0.0, math.nan], [2.0, 3.0]])
+    iterate(hook, state, skipped=True, sums=[[0.0, 1.0], [-math.inf, 3.0]])
+    for _ in range(2):
+        iterate(hook, state)
+    assert [text.rsplit(": ", 2)[1:] for text in told(tmp_path)] == [
+        ["a, b; not finite itself", "b"],
+        ["a, b, c, d; not finite itself", "c"],
+    ]
+    assert [report["bad_pictures"] for report in rows(tmp_path)[1]["micro_batches"]] == [[], ["c"]]
 
 
 def test_a_few_lines_stand_for_many_iterations_and_the_rows_have_all(tmp_path):
@@ -184,6 +199,7 @@ def test_an_iteration_between_two_lines_never_waits_for_the_device(tmp_path):
         state.iteration += 1
         nothing = torch.zeros((), device="meta")  # reading its value raises
         state.micro_losses, state.names, state.step_skipped = [{"loss": nothing}], [["a"]], nothing
+        state.image_sums = [nothing[None]]
         hook.after_iteration(state)
 
 

@@ -35,6 +35,7 @@ class TrainState:
     losses: dict[str, Tensor] = field(default_factory=dict)  # means over this rank's micro-batches, on the device
     micro_losses: list[dict[str, Tensor]] = field(default_factory=list)  # of each of this rank's micro-batches
     names: list[list[str]] = field(default_factory=list)  # of the samples in each of this rank's micro-batches
+    image_sums: list[Tensor] = field(default_factory=list)  # (B,) of each micro-batch: not finite where a picture isn't
     grad_norm: Tensor | float | None = None  # before clipping
     time_s: float = 0.0
     data_time_s: float = 0.0
@@ -89,7 +90,8 @@ def train(
     while state.iteration < state.total_iterations and state.stop_reason is None:
         started = time.perf_counter()
         state.lr, state.momentum = schedule.apply(engine.optimizer, state.iteration)
-        state.losses, state.micro_losses, state.names, state.data_time_s = {}, [], [], 0.0
+        state.losses, state.data_time_s = {}, 0.0
+        state.micro_losses, state.names, state.image_sums = [], [], []
         for _ in range(state.accumulation):
             asked = time.perf_counter()
             batch = next(batches)
@@ -100,6 +102,7 @@ def train(
             engine.backward(losses["loss"])
             state.grad_norm = step()
             state.names.append(batch.names)
+            state.image_sums.append(batch.image.flatten(1).sum(1))
             state.micro_losses.append({name: loss.detach() for name, loss in losses.items()})
             for name, loss in state.micro_losses[-1].items():
                 state.losses[name] = state.losses.get(name, 0.0) + loss / state.accumulation

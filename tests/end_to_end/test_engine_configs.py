@@ -101,6 +101,7 @@ def test_every_log_line_has_its_form_and_the_lr_that_was_used(results, name):
     assert len(lines) == 20
     for line in lines:
         assert runs.LOG_LINE.match(line) and (runs.LOG_LINE_END.search(line) or name in FP16), line
+        assert (", loss_scale: " in line) == (name in FP16)
     assert runs.LOG_LINE_END.search(lines[-1])
     one_cycle = runs.recipe(Path())["schedule"]
     schedule = schedules.build(

@@ -23,13 +23,14 @@ MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16  # of a line of the log; the .log.js
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one rank keeps of an iteration: for each micro-batch its losses and its samples."""
+    """What one rank keeps of an iteration: for each micro-batch its losses, its samples' names and images' sums."""
 
     number: int
     skipped: Tensor | bool
     searched_loss_scale: bool
     losses: list[dict[str, Tensor]]
     names: list[list[str]]
+    image_sums: list[Tensor]
 
 
 class Guard(Hook):
@@ -42,8 +43,8 @@ class Guard(Hook):
         self._in_a_row, self._first_bad = 0, 0  # of the newest iterations, those that were bad without a break
 
     def after_iteration(self, state) -> None:
-        kept = state.iteration, state.step_skipped, state.searches_loss_scale, state.micro_losses, state.names
-        self._kept.append(Iteration(*kept))
+        facts = state.step_skipped, state.searches_loss_scale, state.micro_losses, state.names, state.image_sums
+        self._kept.append(Iteration(state.iteration, *facts))
         ends = state.iteration == state.total_iterations or state.stop_reason is not None
         if ends or self.text_log.last_iteration == state.iteration:
             self._look(state)
@@ -121,11 +122,17 @@ def _on_host(flags: list[Tensor | bool]) -> list[bool]:
 
 
 def _reported(iteration: Iteration) -> list[dict]:
-    """One row a micro-batch, of plain values. One host sync."""
-    values = torch.stack([torch.stack(list(losses.values())).double() for losses in iteration.losses]).tolist()
+    """One row a micro-batch, of plain values. Two host syncs."""
+    losses = torch.stack([torch.stack(list(losses.values())).double() for losses in iteration.losses]).tolist()
+    are_finite = torch.stack(iteration.image_sums).isfinite().tolist()
     return [
-        {"micro_batch": number, "losses": dict(zip(losses, row, strict=True)), "names": names}
-        for number, (losses, row, names) in enumerate(zip(iteration.losses, values, iteration.names, strict=True))
+        {
+            "micro_batch": number,
+            "losses": dict(zip(iteration.losses[number], losses[number], strict=True)),
+            "names": names,
+            "bad_pictures": [name for name, finite in zip(names, are_finite[number], strict=True) if not finite],
+        }
+        for number, names in enumerate(iteration.names)
     ]
 
 
@@ -134,16 +141,18 @@ def _is_finite(report: dict) -> bool:
 
 
 def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
+    bad_pictures = [name for report in reports for name in report["bad_pictures"]]
+    end = f"; not finite itself: {_listed(bad_pictures)}" if bad_pictures else ""
     if broken:
         parts = [
             f"on rank {report['rank']}, micro-batch {report['micro_batch']} ({_shown(report['losses'])}): "
             f"{_listed(report['names'])}"
             for report in broken
         ]
-        return f"iteration {number}: skipped, the loss was not finite {'; '.join(parts)}"
+        return f"iteration {number}: skipped, the loss was not finite {'; '.join(parts)}{end}"
     means = {name: sum(report["losses"][name] for report in reports) / len(reports) for name in reports[0]["losses"]}
     names = [name for report in reports for name in report["names"]]
-    return f"iteration {number}: skipped, the gradient was not finite ({_shown(means)}): {_listed(names)}"
+    return f"iteration {number}: skipped, the gradient was not finite ({_shown(means)}): {_listed(names)}{end}"
 
 
 def _row(number: int, reports: list[dict], what: str) -> dict:

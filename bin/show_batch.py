@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Shows what a run trained on: `bin/show_batch.py WORK_DIR --iteration N [--rank R] [--out DIR]`.
+
+Makes the global batch of an iteration again, from the recipe, seed and dealing of the work dir (as the run was last
+started): prints each sample with its augmentation, ranges and finite share, and draws image, ground truth and teacher
+into one PNG each. The log names the iterations whose loss or gradient was not finite.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("--iteration", type=int, required=True, metavar="N", help="from 1, as in the log")
+    parser.add_argument("--rank", type=int, metavar="R", help="only this rank's samples")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the PNGs go; default WORK_DIR/batches")
+    parser.add_argument("--no-teacher", action="store_true", help="without the teacher's depth")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    import torch
+
+    from tiekd import pictures
+    from tiekd.config import load_recipe, settings
+    from tiekd.data.depth_io import write_image
+    from tiekd.data.remade import describe, global_batch
+    from tiekd.data.transforms import Augment
+    from tiekd.errors import LaunchError
+    from tiekd.models.teacher import build_teacher
+    from tiekd.options import TrainSettings
+    from tiekd.run import build_dataset, loading_of
+
+    record = launch.read_record(args.work_dir)
+    recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)
+    engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
+    out = (args.out or args.work_dir / "batches").resolve()
+    options = settings(recipe, "train", TrainSettings)
+    if args.iteration < 1:
+        raise LaunchError(f"--iteration {args.iteration}: iterations count from 1")
+    if args.rank is not None and not 0 <= args.rank < record.world_size:
+        raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")
+    os.chdir(record.folder)
+    has_teacher = recipe.get("teacher") is not None and not args.no_teacher
+    teacher = build_teacher(recipe["teacher"], torch.device("cpu")) if has_teacher else None
+    dealt = global_batch(
+        build_dataset(recipe, "train"),
+        settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment),
+        loading_of(recipe),
+        options.seed,
+        options.batch_size,
+        engine["gradient_accumulation_steps"],
+        record.world_size,
+        args.iteration,
+    )
+    max_depth = recipe["network"]["max_depth"]
+    out.mkdir(parents=True, exist_ok=True)
+    for part in dealt:
+        if args.rank not in (None, part.rank):
+            continue
+        depths = {"ground truth": part.batch.depth} | ({"teacher": teacher(part.batch)} if has_teacher else {})
+        for sample in range(len(part.batch.names)):
+            print(describe(part, sample, depths.get("teacher")))
+            row = [pictures.denormalise(part.batch.image[sample].numpy())]
+            row += [pictures.colourise(depth[sample, 0].numpy(), max_depth) for depth in depths.values()]
+            name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.micro_batch}_sample_{sample}.png"
+            write_image(out / name, pictures.panel([row], ["image", *depths], max_depth))
+    print(f"Pictures: {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))

@@ -1,0 +1,26 @@
+"""The built-in scenes with one training picture that is NaN all over, as a camera driver's bug may leave it."""
+
+import math
+
+import torch
+
+from tiekd.data import scenes
+
+
+class Bad(torch.utils.data.Dataset):
+    def __init__(self, frames, bad: int):
+        self.frames, self.bad = frames, bad
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int):
+        sample = self.frames[index]
+        if index != self.bad:
+            return sample
+        return sample._replace(image=torch.full_like(sample.image, math.nan, dtype=torch.float32))
+
+
+def build(bad: int, root: str, split: str, height: int, width: int, num_train: int, num_val: int, max_depth: float):
+    frames = scenes.build(root, split, max_depth, height=height, width=width, num_train=num_train, num_val=num_val)
+    return Bad(frames, bad) if split == "train" else frames

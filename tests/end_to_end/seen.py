@@ -1,0 +1,21 @@
+"""A hook that keeps what each rank trained on and its teacher's depth, as `<work_dir>/seen_<iteration>_<rank>.pt`."""
+
+import torch
+
+from tiekd.distributed import rank
+from tiekd.hooks.base import Hook
+
+
+class Seen(Hook):
+    """Of the iterations in `iterations`, the last micro-batch."""
+
+    def __init__(self, iterations: list[int]):
+        self.iterations = iterations
+
+    def after_iteration(self, state) -> None:
+        if state.iteration in self.iterations:
+            seen = {**state.batch._asdict(), "teacher": state.teacher_depth}
+            torch.save(seen, state.work_dir / f"seen_{state.iteration}_{rank()}.pt")
+
+
+build = Seen
