@@ -10,6 +10,7 @@ Everything loads with `weights_only`: a checkpoint never runs code. The same num
 go on from DeepSpeed's files, bit for bit; any others from student.pth and moments.pth.
 """
 
+import errno
 import json
 import os
 import pickle
@@ -172,9 +173,16 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
 
 
 def write_weights(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
-    """Student weights with the recipe node that builds their network, atomically; loads with `weights_only=True`."""
+    """Student weights with the recipe node that builds their network, atomically; loads with `weights_only=True`.
+
+    Raises OSError.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    torch.save({"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts}, partial)
+    files = manifest.Files()
+    files.save({"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts}, partial)
+    if files.problem:
+        partial.unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, files.problem, str(path))
     os.replace(partial, path)
 
 

@@ -1,5 +1,6 @@
 """Files that are whole whenever somebody looks, after a kill or a power cut too."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -19,6 +20,19 @@ def replace_bytes(path: Path, data: bytes) -> None:
 def replace_text(path: Path, text: str) -> None:
     """`replace_bytes` of UTF-8 text."""
     replace_bytes(path, text.encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file, whole or not at all. Raises OSError."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        data = f"{line}\n".encode()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def sync(path: Path) -> None:

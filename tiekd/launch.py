@@ -4,6 +4,7 @@ Works under `deepspeed`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RA
 plain `python` (one rank on a free port).
 """
 
+import errno
 import json
 import os
 import random
@@ -67,6 +68,13 @@ def run(main: Callable[[], int | None]) -> int:
         return STOPPED_CODE
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _let_signals_end_this()
+        return _report(
+            LaunchError(f"{error.filename or 'a file'}: {error.strerror}; make room, then go on or start again")
+        )
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)):
             _let_signals_end_this()

@@ -9,8 +9,8 @@ from tiekd.hooks.base import Hook
 
 class Checkpoint(Hook):
     """interval counts epochs or iterations as `by` says; keep_last: how many stay; keep_every: of every so many epochs
-    or iterations one stays for good. on_error: what a save that the disk didn't take does to the run, continue or stop; a
-    last one that fails always ends it with an error. `hooks`: whose states go along. info: writes to the log.
+    or iterations one stays for good. on_error: what a save that the disk didn't take does to the run, continue or stop;
+    a last one that fails always ends it with an error. `hooks`: whose states go along. info: writes to the log.
 
     Stands after the evaluation in the list: a checkpoint then holds the outcome of the evaluation at its iteration, so
     a run that goes on from it has lost nothing.

@@ -67,11 +67,20 @@ class Evaluation(Hook):
             reporter.write_validation(state, state.metrics, len(self.dataset))
         name = self.settings.save_best
         if self.best is None or metrics.is_better(name, state.metrics[name], self.best):
-            self.best = state.metrics[name]
-            if distributed.is_main():
-                path = state.work_dir / f"best_{name}.pth"
+            self._save_best(name, weights, state)
+
+    def _save_best(self, name: str, weights: dict, state) -> None:
+        """Where the disk doesn't take the new one, the old one stays the best, on the main rank, which says so."""
+        value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
+        if distributed.is_main():
+            try:
                 checkpoint.write_weights(path, weights, state.recipe["network"], state.iteration, metrics=state.metrics)
-            self.info(f"Best {name} so far: {self.best:.4f} at iteration {state.iteration}, saved as best_{name}.pth")
+            except OSError as error:
+                return self.info(
+                    f"{path} was not written, {error.strerror}; training goes on, an older one is as it was"
+                )
+        self.best = value
+        self.info(f"Best {name} so far: {value:.4f} at iteration {state.iteration}, saved as best_{name}.pth")
 
     def state_dict(self) -> dict:
         return {"best": self.best, "owed": self.owed}

@@ -6,6 +6,7 @@ Steps are iterations. What an interrupted run had written past the point that it
 histograms of weights, graphs, text.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from tiekd.errors import LaunchError, RecipeError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.text_log import TextLog
 from tiekd.pictures import colourise, denormalise, dilate, error_map, panel
+
+_ROOM_BYTES = 8 << 20
 
 
 class TensorBoard(Hook):
@@ -45,6 +48,7 @@ class TensorBoard(Hook):
         self.interval, self.image_interval = interval, image_interval
         self.num_images, self.max_depth, self.text_log = num_images, max_depth, text_log
         self._writer = None
+        self._had_room = True
         self._last_iteration = 0
 
     def before_train(self, state) -> None:
@@ -63,7 +67,7 @@ class TensorBoard(Hook):
         self._writer = SummaryWriter(str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1)
 
     def after_iteration(self, state) -> None:
-        if self._writer is None:
+        if self._writer is None or not self._has_room():
             return
         if self.text_log.last_iteration == state.iteration >= self._last_iteration + self.interval:
             self._last_iteration = state.iteration
@@ -74,17 +78,27 @@ class TensorBoard(Hook):
             self._writer.flush()
 
     def after_train(self, state) -> None:
-        if self._writer is not None:
+        if self._writer is not None and self._has_room():
             self._writer.close()
-            self._writer = None
+        self._writer = None
 
     def write_validation(self, state, metrics: dict[str, float], num_images: int) -> None:
         """Writes an evaluation's figures as `val/<metric>`, on rank 0; a no-op elsewhere."""
-        if self._writer is None:
+        if self._writer is None or not self._has_room():
             return
         for name, value in metrics.items():
             self._writer.add_scalar(f"val/{name}", value, state.iteration)
         self._writer.flush()
+
+    def _has_room(self) -> bool:
+        """Whether the disk takes what is to be written; TensorBoard's own thread dies where it doesn't."""
+        has_room = shutil.disk_usage(self._writer.log_dir).free > _ROOM_BYTES
+        if self._had_room and not has_room:
+            self.text_log.info(
+                f"{self._writer.log_dir}: less than {_ROOM_BYTES >> 20} MB are free, so nothing is written"
+            )
+        self._had_room = has_room
+        return has_room
 
     def _write_means(self, state) -> None:
         means = dict(self.text_log.last_means)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from tiekd.distributed import is_main, max_over_ranks, world_size
-from tiekd.durable import replace_bytes
+from tiekd.durable import append_line, replace_bytes
 from tiekd.environment import environment
 from tiekd.errors import RecipeError
 from tiekd.hooks.base import Hook
@@ -61,7 +61,7 @@ class TextLog(Hook):
         self._json_path = path.with_name(f"{timestamp}.log.json")
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
-        for handler in (logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")):
+        for handler in (logging.StreamHandler(), _LogFile(path, encoding="utf-8")):
             handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
             self._logger.addHandler(handler)
             self._handlers.append(handler)
@@ -213,8 +213,10 @@ class TextLog(Hook):
         if not self._handlers:
             return
         rounded = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
-        with self._json_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rounded) + "\n")
+        try:
+            append_line(self._json_path, json.dumps(rounded))
+        except OSError as error:
+            self.info(f"{self._json_path}: a row could not be written ({error.strerror}); training goes on")
 
     def _position(self, state) -> int:
         return (state.iteration - 1) % state.iterations_per_epoch + 1 if self.by_epoch else state.iteration
@@ -224,6 +226,13 @@ class TextLog(Hook):
 
 
 build = TextLog
+
+
+class _LogFile(logging.FileHandler):
+    """A file that misses lines while the disk is full, of which the terminal's have all; training goes on."""
+
+    def handleError(self, _record) -> None:
+        pass
 
 
 def _user() -> str:
