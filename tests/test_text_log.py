@@ -149,6 +149,21 @@ def test_the_format_of_a_whole_line_and_the_start(tmp_path):
     log.after_train(state)
 
 
+def test_in_fp16_the_loss_scale_ends_the_line_and_its_row(tmp_path):
+    log, state = TextLog(1), make_state(tmp_path)
+    log.before_train(state)
+    for loss_scale in (65536.0, 32768.0):
+        run_iteration(log, state, losses={"loss": torch.tensor(0.5)}, loss_scale=loss_scale)
+    log.after_train(state)
+    lines = train_lines(tmp_path / "20240101_120000.log")
+    assert [line[line.index("grad_norm") :] for line in lines] == [
+        "grad_norm: 1.0000, loss_scale: 65536.0000",
+        "grad_norm: 1.0000, loss_scale: 32768.0000",
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "20240101_120000.log.json").read_text().splitlines()]
+    assert [row["loss_scale"] for row in rows[1:]] == [65536.0, 32768.0] == [log.last_means["loss_scale"] * 2, 32768.0]
+
+
 def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp_path):
     def run(folder, stop_at):
         (tmp_path / folder).mkdir()
