@@ -17,7 +17,9 @@ PRECISIONS = {
     "bf16": {"bf16": {"enabled": True}},
     "fp16": {"fp16": {"enabled": True, "initial_scale_power": 12, "hysteresis": 1}},
 }
-CONFIGS = {f"{name}_zero{stage}": (name, stage) for name in PRECISIONS for stage in range(4)}
+CONFIGS = {f"{name}_zero{stage}": (name, stage) for name in ("fp32", "autocast", "fp16") for stage in range(4)}
+CONFIGS |= {"bf16_zero2": ("bf16", 2), "fp32_zero2_offload": ("fp32", 2), "fp32_zero3_offload": ("fp32", 3)}
+OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 FAULTS = ("image", "gradient", "mean of nothing", "constant")
 
 
@@ -44,11 +46,13 @@ class BadGradient(torch.autograd.Function):
         return gradient
 
 
-def make(precision: str, stage: int):
+def make(precision: str, stage: int, offload: bool = False):
     from tiekd.engine import build_engine, resolve, stepper
 
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     config = PRECISIONS[precision] | {"zero_optimization": zero, "gradient_accumulation_steps": 2}
+    if offload:
+        config |= {"zero_optimization": zero | OFFLOAD, "zero_force_ds_cpu_optimizer": False}
     network = Net()
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-4, fused=True)
     resolved = resolve(config, batch_size=8, clip_norm=1.0, world_size=2)
@@ -99,10 +103,10 @@ def work(rank: int) -> dict:
     get_accelerator().is_fp16_supported = lambda: True
     results = {}
     for name, (precision, stage) in CONFIGS.items():
-        straight, straight_step = make(precision, stage)
+        straight, straight_step = make(precision, stage, "offload" in name)
         for number in range(3):
             iterate(straight, straight_step, number)
-        engine, step = make(precision, stage)
+        engine, step = make(precision, stage, "offload" in name)
         iterate(engine, step, 0)
         seen = {}
         for fault in FAULTS:
