@@ -66,7 +66,7 @@ class Frames(torch.utils.data.Dataset):
         map_prefix: str = "",
     ):
         self.frames = [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
-        self.num_skipped = len(frames) - len(self.frames)
+        self.num_skipped, self.source = len(frames) - len(self.frames), source
         self.read_depth, self.max_depth, self.window = read_depth, max_depth, window
         self.maps, self.map_prefix = maps, map_prefix
         if not self.frames:

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Reads all frames of a recipe once and says what is wrong: `bin/check_data.py RECIPE [--split train]`.
+
+Found are files that are missing, torn, of wrong depth, size or unit, ground truth without a pixel, the same picture
+twice, and training frames that are, or nearly are, validation frames (tiekd/data/checking.py has the rules). Prints a
+table; writes report.txt, report.json and cleaned split files into --out, and never over anything. Ends with 0 when
+nothing was found, 1 when something was, 2 for a mistake in the call.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--split", choices=("train", "val", "both"), default="both", help="which frames, default both")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help=f"processes, default one a core ({cores})")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="default work_dirs/check_<recipe>")
+    parser.add_argument(
+        "--neighbours",
+        metavar="N",
+        type=int,
+        default=10,
+        help="frames of a video this near are told, default 10 (0: none)",
+    )
+    parser.add_argument(
+        "--drop",
+        metavar="KIND",
+        nargs="+",
+        choices=("duplicate", "shared", "neighbour"),
+        default=[],
+        help="also leave such training frames out of the cleaned split: duplicate shared neighbour",
+    )
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    args = parser.parse_args()
+    if args.workers < 0 or args.neighbours < 0:
+        parser.error("--workers and --neighbours must be 0 or more")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    import tiekd
+    from tiekd import checking
+    from tiekd.run import loading_of
+
+    recipe = tiekd.load_recipe(args.recipe, args.overrides)
+    out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
+    splits = checking.splits_of(recipe, args.split)
+    checking.claim(out)
+    timeout_s = loading_of(recipe).timeout_s
+    checking.check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
+    print(checking.write(recipe, splits, out))
+    if any(split.findings for split in splits):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))

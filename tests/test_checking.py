@@ -1,0 +1,200 @@
+"""The data check: every planted fault is found and nothing else, cleaned splits work, nothing of the user's is lost."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import faulty_kitti
+import numpy as np
+import pytest
+import tiny_kitti
+from faulty_kitti import DROPPED_TRAIN, DROPPED_VAL, PLANTED, TRAIN, found
+from PIL import Image
+from tiny_kitti import image_name, write_png
+
+from tiekd import checking
+from tiekd.checking import splits_of
+from tiekd.errors import DataError, LaunchError, RecipeError
+from tiekd.run import build_dataset
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return faulty_kitti.make(tmp_path / "data")
+
+
+def check(recipe, out, which="both", neighbours=2, drop=(), workers=0):
+    splits, stream = splits_of(recipe, which), io.StringIO()
+    checking.claim(out)
+    checking.check(recipe, splits, workers, 60, neighbours, drop, stream)
+    return splits, checking.write(recipe, splits, out), stream.getvalue()
+
+
+def numbers(path: Path) -> list[int]:
+    return [int(line.split()[0][-8:-4]) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_planted_fault_is_found_and_nothing_else(root, tmp_path, workers):
+    _, short, progress = check(faulty_kitti.recipe(root), tmp_path / "out", workers=workers)
+    assert found(tmp_path / "out/report.json") == PLANTED
+    assert progress.splitlines()[-1].startswith("frames: 22/22, ") and progress.endswith("eta: 0:00:00\n")
+    rows = {line.split("  ")[0]: line.split() for line in short.splitlines()}
+    assert rows["missing"][1:3] == ["3", "1"] and rows["missing"][3] == f"{image_name(1)},"
+    assert rows["bit depth"][2:4] == ["2", "0"] and rows["neighbour"][1:] == ["1", "0", image_name(18)]
+    text = (tmp_path / "out/report.txt").read_text()
+    torn = (
+        f"train unreadable: {root}/input/{image_name(2)}: a torn or damaged PNG (60 bytes); copy it from the original"
+    )
+    assert f"{torn} again ({root}/kitti_eigen_train.txt:5)\n" in text
+    assert f"train duplicate: {image_name(7)}: the same picture as {image_name(0)} (" in text
+    assert f"train shared: {image_name(8)}: the same picture as validation frame {image_name(21)} (" in text
+    assert f"train neighbour: {image_name(18)}: 2 from validation frame {image_name(20)} (" in text
+    assert "half of it is nearer than 0.01953 m, with max_depth 80; is the unit right?" in text
+    assert "half of it is farther than 256 m, with max_depth 80" in text
+    assert "data.augment.crop: 12x16 is larger than the picture, 8x30" in text
+
+
+def test_cleaned_splits_have_the_same_lines_but_for_the_faulty(root, tmp_path):
+    before = {path: path.read_bytes() for path in root.glob("*.txt")}
+    _, short, _ = check(faulty_kitti.recipe(root), tmp_path / "out")
+    assert numbers(tmp_path / "out/train.txt") == [frame for frame in TRAIN if frame not in DROPPED_TRAIN]
+    assert numbers(tmp_path / "out/val.txt") == [20, 21]
+    kept = faulty_kitti.split_lines(root, "train")
+    assert all(line in kept for line in (tmp_path / "out/train.txt").read_text().splitlines())
+    assert {path: path.read_bytes() for path in root.glob("*.txt")} == before
+    option = f"--set data.train_split={tmp_path}/out/train.txt data.val_split={tmp_path}/out/val.txt"
+    assert short.endswith(f"Without the {len(DROPPED_TRAIN | DROPPED_VAL)} that can't be used: {option}")
+    recipe = faulty_kitti.recipe(root)
+    recipe["data"] |= {f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")}
+    for split in ("train", "val"):
+        data = build_dataset(recipe, split)
+        assert all((data[index].depth > 0).any() for index in range(len(data)))
+    splits, short, _ = check(recipe, tmp_path / "again", neighbours=0)
+    assert {finding.kind for split in splits for finding in split.findings} == {"duplicate", "shared"}
+    assert "--set" not in short and not list((tmp_path / "again").glob("*/train.txt"))
+
+
+def test_warnings_are_dropped_when_asked_for_and_from_training_only(root, tmp_path):
+    write_png(root / "input" / image_name(23), np.array(Image.open(root / "input" / image_name(20))))
+    check(faulty_kitti.recipe(root), tmp_path / "out", drop=("duplicate", "shared", "neighbour"))
+    assert ("val", "duplicate", 23) in found(tmp_path / "out/report.json")
+    assert numbers(tmp_path / "out/train.txt") == [0, 14, 17], "the first of a duplicate stays"
+    assert numbers(tmp_path / "out/val.txt") == [20, 21]
+
+
+def test_a_training_frame_without_a_valid_pixel_stays_where_there_is_a_teacher(root, tmp_path):
+    check(faulty_kitti.recipe(root, teacher={"checkpoint": "x"}), tmp_path / "out")
+    assert found(tmp_path / "out/report.json") == PLANTED
+    assert 6 in numbers(tmp_path / "out/train.txt")
+
+
+def test_depth_outside_the_part_that_is_used_does_not_count(tmp_path):
+    root = tiny_kitti.make(tmp_path / "data", num_frames=2)
+    levels = np.zeros((20, 30), np.uint16)
+    levels[:4] = 1000
+    write_png(root / "gt_depth" / tiny_kitti.depth_name(1), levels)
+    recipe = faulty_kitti.recipe(root)
+    check(recipe, tmp_path / "whole", "train")
+    recipe["data"]["kb_crop"] = [16, 30]
+    check(recipe, tmp_path / "cut", "train")
+    assert found(tmp_path / "whole/report.json") == set()
+    assert found(tmp_path / "cut/report.json") == {("train", "empty", 1)}
+
+
+def test_teacher_maps_are_checked_as_well(tmp_path):
+    root = tiny_kitti.make(tmp_path / "data", num_frames=4)
+    for index, pixels in enumerate(
+        [np.ones((20, 30), np.uint16), np.ones((9, 9), np.uint16), np.ones((20, 30), np.uint8)]
+    ):
+        write_png(root / "maps" / image_name(index).replace("/", "_"), pixels)
+    recipe = faulty_kitti.recipe(root, teacher={"maps": "maps"})
+    check(recipe, tmp_path / "out", "train")
+    assert found(tmp_path / "out/report.json") == {
+        ("train", k, i) for k, i in [("size", 1), ("bit depth", 2), ("missing", 3)]
+    }
+
+
+def test_a_file_that_does_not_answer_ends_the_check(root, tmp_path):
+    path = root / "input" / image_name(14)
+    path.unlink()
+    os.mkfifo(path)
+    recipe = faulty_kitti.recipe(root)
+    splits = splits_of(recipe, "train")
+    with pytest.raises(DataError, match=rf"{image_name(14)}.*: not read by a data worker within 1 s"):
+        checking.check(recipe, splits, 1, 1, 2, (), io.StringIO())
+
+
+def test_results_are_never_written_over_anything(root, tmp_path):
+    for name in ("report.json", "report.txt", "train.txt", "val.txt"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("mine")
+        with pytest.raises(
+            LaunchError, match=f"^--out {out}: holds {name} already, which is not overwritten; give anot"
+        ):
+            checking.claim(out)
+    with pytest.raises(LaunchError, match="can't be made"):
+        checking.claim(root / "kitti_eigen_train.txt" / "out")
+
+
+def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):
+    assert [split.name for split in splits_of(faulty_kitti.recipe(root, train={"validate": False}), "both")] == [
+        "train"
+    ]
+    assert [split.name for split in splits_of(faulty_kitti.recipe(root), "val")] == ["val"]
+    check(faulty_kitti.recipe(root), tmp_path / "out", "val")
+    assert found(tmp_path / "out/report.json") == {row for row in PLANTED if row[0] == "val"}
+    monkeypatch.setitem(sys.modules, "numbered_data", SimpleNamespace(build=lambda split: [1]))
+    recipe = faulty_kitti.recipe(root)
+    recipe["data"] = {"name": "numbered_data.data"}
+    monkeypatch.setitem(sys.modules, "numbered_data.data", SimpleNamespace(build=lambda split: [1]))
+    with pytest.raises(RecipeError, match="^data.name: numbered_data.data has no files to check"):
+        splits_of(recipe, "train")
+
+
+def test_frames_without_ground_truth_keep_the_lines_of_the_others_right(tmp_path):
+    root = tiny_kitti.make(tmp_path / "data", num_frames=5, without=(0, 2))
+    (root / "input" / image_name(3)).unlink()
+    for teacher, kept in ((None, [1, 4]), ({"checkpoint": "x"}, [0, 1, 2, 4])):
+        out = tmp_path / str(teacher is None)
+        check(faulty_kitti.recipe(root, teacher=teacher), out, "train")
+        (row,) = json.loads((out / "report.json").read_text())["findings"]
+        assert row["where"] == f"{root}/kitti_eigen_train.txt:4"
+        assert numbers(out / "train.txt") == kept
+
+
+def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
+    root = tmp_path / "mine"
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        write_png(root / f"pictures/{index}.png", rng.integers(0, 255, (20, 30, 3)).astype(np.uint8))
+        write_png(root / f"depth/{index}.png", np.full((20, 30), 3000, np.uint16))
+    data = {"name": "folder", "root": str(root), "images": "pictures", "depths": "depth", "depth_unit": 1000.0}
+    recipe = {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.25}}
+    val = [frame.name for frame in build_dataset(recipe, "val").frames]
+    train = [frame.name for frame in build_dataset(recipe, "train").frames]
+    write_png(root / "depth" / train[2], np.ones((20, 30), np.uint8))
+    check(recipe, tmp_path / "out", "train", neighbours=0)
+    assert (tmp_path / "out/train.txt").read_text().split() == [*train[:2], *train[3:]]
+    assert (tmp_path / "out/val.txt").read_text().split() == val
+    recipe["data"] |= {f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")}
+    assert len(build_dataset(recipe, "train")) == 5 and len(build_dataset(recipe, "val")) == 2
+
+
+def test_a_split_of_which_nothing_would_be_left_is_not_written(tmp_path):
+    root = tiny_kitti.make(tmp_path / "data", num_frames=2)
+    (root / "input").rename(root / "elsewhere")
+    _, short, _ = check(faulty_kitti.recipe(root), tmp_path / "out")
+    assert "No cleaned split is written, for no frame would be left in train.txt, val.txt" in short
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.txt"]
+
+
+def test_medians_are_told_for_a_unit_that_no_frame_gives_away(tmp_path):
+    root = tiny_kitti.make(tmp_path / "data", num_frames=5)
+    _, short, _ = check(faulty_kitti.recipe(root), tmp_path / "out", "val")
+    assert short.startswith("val: 5 frames, the frames' median depths are 3 m (90 % of them 1.2 to 4.8 m)\n")
+    assert short.endswith("\nNothing was found.")
