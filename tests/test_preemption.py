@@ -1,5 +1,7 @@
 """Who counts as a launcher, and what a stop does to the hooks around it, without any ranks."""
 
+import base64
+import json
 import os
 import signal
 import subprocess
@@ -45,6 +47,47 @@ def test_only_deepspeeds_launcher_is_watched(tmp_path):
     parent.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}, sys.argv[1]])\n")
     root = os.path.dirname(os.path.dirname(ancestry.__file__))
     assert subprocess.run([sys.executable, parent, root], capture_output=True, text=True).stdout.strip() == "1"
+
+
+NODES = {"a": [0, 1], "b": [0]}
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "nodes"),
+    [
+        (["sshd: me@notty", "LAUNCH"], ["LAUNCH", "sshd: me@notty"], NODES),
+        (["sshd: me@notty", "bash -c python LAUNCH"], ["bash -c python LAUNCH", "sshd: me@notty"], NODES),
+        (["sshd: me@pts/0", "-bash", "bin/deepspeed", "LAUNCH"], ["LAUNCH", "bin/deepspeed"], NODES),
+        (["sshd: me@pts/0", "bin/deepspeed", "LAUNCH"], ["LAUNCH", "bin/deepspeed"], NODES),
+        (["sshd: me@pts/0", "bin/deepspeed --no_ssh", "LAUNCH"], ["LAUNCH", "bin/deepspeed --no_ssh"], None),
+        (["sshd: me@pts/0", "-bash", "nohup LAUNCH"], ["nohup LAUNCH"], NODES),
+        (["sshd: me@pts/0", "-bash"], [], None),
+    ],
+)
+def test_an_ssh_session_is_watched_where_the_launcher_is_elsewhere(monkeypatch, names, found, nodes):
+    """A process below others of these names, each the child of the one before it."""
+    ours = _processes(names)
+    monkeypatch.setattr(ancestry.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
+    monkeypatch.setattr(ancestry.psutil, "process_iter", lambda: ours)
+    assert [process.cmdline() for process in ancestry.launchers()] == [p.cmdline() for p in _processes(found)]
+    assert ancestry.nodes() == nodes
+
+
+def test_pdsh_and_what_is_above_it_are_watched_on_the_launchers_machine(monkeypatch):
+    ours = _processes(["sshd: me@notty", "LAUNCH --node_rank=0"])
+    above = _processes(["bash", "python bin/resume work --restarts 3", "python -m deepspeed.launcher.runner x.py"])
+    old, pdsh, other = _processes(["pdsh LAUNCH", "pdsh LAUNCH", "pdsh deepspeed.launcher.launch --master_port=2"])
+    for time_s, process in enumerate((old, pdsh, other)):
+        process.create_time, process.parents = lambda time_s=time_s: time_s, lambda: above[::-1]
+    monkeypatch.setattr(ancestry.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
+    monkeypatch.setattr(ancestry.psutil, "process_iter", lambda: [*ours, old, pdsh, other, *above])
+    assert ancestry.launchers() == [ours[1], ours[0], pdsh, above[2], above[1]]
+
+
+def _processes(names: list[str]) -> list[SimpleNamespace]:
+    told = base64.urlsafe_b64encode(json.dumps(NODES).encode()).decode()
+    launch = f"deepspeed.launcher.launch --world_info={told} --master_port=1"
+    return [SimpleNamespace(cmdline=lambda name=name: name.replace("LAUNCH", launch).split(" ")) for name in names]
 
 
 def test_the_end_of_a_watched_process_is_told_once():

@@ -2,16 +2,22 @@
 
 A `deepspeed` that is terminated or killed leaves its ranks running, with nobody to end them; so ranks look up, from
 their start on. Without another arrangement (`when_lost`) they end at once.
+On many machines ranks are started over ssh: then it is the ssh session's end, and on the launcher's machine that of
+`deepspeed` and its pdsh. Killed alone they leave the ssh connections, and so the ranks elsewhere, as they are.
 Left out: launchers of other kinds (SLURM and the like end their processes themselves).
 """
 
+import base64
+import json
 import os
+import re
 import threading
 from collections.abc import Callable
 
 import psutil
 
-_LAUNCHER_MODULES = ("deepspeed.launcher.launch", "deepspeed.launcher.runner", "bin/deepspeed")
+_RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
+_LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 
 
 def end_process(_gone: psutil.Process | None = None) -> None:
@@ -34,20 +40,27 @@ def when_lost(answer: Callable[[psutil.Process], None]) -> None:
 
 
 def launchers() -> list[psutil.Process]:
-    """DeepSpeed's launcher and `bin/resume --restarts` among this process's ancestors, nearest first."""
-    found = []
-    for process in psutil.Process().parents():
-        try:
-            command = " ".join(process.cmdline())
-        except psutil.Error:  # it has just ended, or is somebody else's
-            continue
-        if any(module in command for module in _LAUNCHER_MODULES) or _supervises(command):
-            found.append(process)
-    return found
+    """DeepSpeed's launcher and `bin/resume --restarts` among this process's ancestors, nearest first.
+
+    Without its runner among them launch.py was started over ssh: then the session stands last, and after it what there
+    is on this machine of pdsh and the launchers above it.
+    """
+    ancestors = [(process, _command(process)) for process in psutil.Process().parents()]
+    found = [i for i, (_, command) in enumerate(ancestors) if _launches(command)]
+    processes = [ancestors[i][0] for i in found]
+    if not found or any(runner in ancestors[i][1] for i in found for runner in _RUNNERS):
+        return processes
+    session = [process for process, command in ancestors[found[-1] + 1 :][:1] if command.startswith("sshd")]
+    return [*processes, *session, *_pdsh_and_above(ancestors[found[0]][1])]
 
 
-def _supervises(command: str) -> bool:
-    return "bin/resume " in command and " --restarts" in command
+def nodes() -> dict[str, list[int]] | None:
+    """The machines that the launcher of this process was told, and the devices on each; None where it was told one, or
+    was started by hand on each, for then it can't be started from here."""
+    commands = " ".join(map(_command, launchers()))
+    told = re.search(r"--world_info=([\w=-]+)", commands)
+    known = json.loads(base64.urlsafe_b64decode(told[1])) if told else {}
+    return known if len(known) > 1 and "--no_ssh" not in commands.split() else None
 
 
 def watch(processes: list[psutil.Process], on_loss: Callable[[psutil.Process], None], every_s: float = 1.0) -> None:
@@ -63,6 +76,29 @@ def watch(processes: list[psutil.Process], on_loss: Callable[[psutil.Process], N
 
     if processes:
         threading.Thread(target=look, name="ancestry", daemon=True).start()
+
+
+def _launches(command: str) -> bool:
+    supervises = "bin/resume " in command and " --restarts" in command
+    return supervises or any(module in command for module in _LAUNCHER_MODULES)
+
+
+def _pdsh_and_above(launch: str) -> list[psutil.Process]:
+    """The pdsh that runs this command of launch.py on all machines, and its launchers; nothing where it isn't here."""
+    marks = re.findall(r"--(?:world_info|master_addr|master_port)=\S+", launch)
+    every = [(process, _command(process)) for process in psutil.process_iter()]
+    here = [p for p, command in every if command.startswith("pdsh ") and all(mark in command for mark in marks)]
+    if not here:
+        return []
+    newest = max(here, key=lambda process: process.create_time())
+    return [newest, *(process for process in newest.parents() if _launches(_command(process)))]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended, or is somebody else's
+        return ""
 
 
 def _is_zombie(process: psutil.Process) -> bool:

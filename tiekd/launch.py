@@ -1,7 +1,7 @@
 """Starting and ending a process: the rank's environment, and one line instead of a traceback.
 
-Works under `deepspeed`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and as
-plain `python` (one rank on a free port).
+Works under `deepspeed`, under `srun`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+MASTER_PORT, and as plain `python` (one rank on a free port).
 """
 
 import errno
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tiekd import ancestry
+from tiekd import ancestry, peers, slurm
 from tiekd.distributed import barrier, missing_ranks, set_default_timeout
 from tiekd.durable import replace_text
 from tiekd.errors import CheckpointError, LaunchError, UserError
@@ -33,7 +33,8 @@ _LOST_PEER = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|Timed out|wait timeout",
     re.I,
 )
-RECORD = "launch.json"
+RECORD, HOSTFILE = "launch.json", "hostfile"
+_CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
 _LAUNCHER_REACTS_S = 20.0
 _RANKS_ANSWER_S = 10.0
 _SAME_ERROR_ELSEWHERE_S = 15.0  # ranks start seconds apart on a busy machine
@@ -53,8 +54,11 @@ def run(main: Callable[[], int | None]) -> int:
     A mistake that every rank finds is told by the first rank of a machine: the others wait until the launcher has ended
     them. A rank that loses another one waits in the same way, so that the cause is the only thing to be read.
     """
+    slurm.adopt_task()
     try:
-        return main() or 0
+        code = main() or 0
+        peers.say_farewell()
+        return code
     except UserError as error:
         _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
@@ -63,6 +67,7 @@ def run(main: Callable[[], int | None]) -> int:
     except Stopped as stopped:
         # The launcher ends the other ranks as soon as one has ended, so they end together.
         barrier()
+        peers.say_farewell()
         if int(os.environ.get("RANK", 0)) == 0:
             sys.stderr.write(f"tiekd: {stopped}\n")
         return STOPPED_CODE
@@ -119,6 +124,7 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
             f"port {os.environ['MASTER_PORT']} is taken, by another job on this machine; "
             "start this one with another --master_port, for example 29501"
         ) from None
+    peers.watch_machines(_on_lost_machine)
     return device
 
 
@@ -137,7 +143,8 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 class LaunchRecord:
     """How a run was started, kept in its work dir so that bin/resume can start it again.
 
-    visible_devices: of a rank, as the launcher set it ("0,1"); folder: where relative paths of the recipe start.
+    visible_devices: of a rank, as the launcher set it ("0,1"); folder: where relative paths of the recipe start;
+    nodes: the machines and their devices, where there were several, which the work dir's hostfile holds too.
     """
 
     recipe: str
@@ -147,15 +154,24 @@ class LaunchRecord:
     visible_devices: str | None
     master_port: int
     folder: str
+    nodes: dict[str, list[int]] | None = None
+    master_addr: str | None = None
 
-    def launcher_options(self, given: Sequence[str]) -> list[str]:
-        """Options for `deepspeed` that start the same ranks on the same devices, unless others are given."""
+    def launcher_options(self, given: Sequence[str], work_dir: Path) -> list[str]:
+        """Options for `deepspeed` that start the same ranks on the same devices, unless others are given.
+
+        Given options that choose among machines choose among those of the run.
+        """
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
                 f"the run had {self.world_size} ranks of another launcher; say how to go on, with --num_gpus N, or "
                 "start that launcher with bin/resume as its program"
             )
-        if self.world_size != self.ranks_per_node and not given:
+        names = {option.split("=")[0] for option in given}
+        port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
+        if self.nodes and not names & {"--num_gpus", "--hostfile"} and "localhost" not in " ".join(given):
+            return [*self._machines(names, work_dir), *port, *given]
+        if self.world_size != self.ranks_per_node and not names & _CHOICES:
             raise LaunchError(
                 f"the run had {self.world_size} ranks on several machines; say on which to go on, with --hostfile FILE"
             )
@@ -164,10 +180,20 @@ class LaunchRecord:
             devices = f"--num_gpus={self.ranks_per_node}"
         else:
             devices = f"--include=localhost:{self.visible_devices}"
-        names = {option.split("=")[0] for option in given}
-        chosen = [] if names & {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"} else [devices]
-        port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
-        return [*chosen, *port, *given]
+        return [*([] if names & _CHOICES else [devices]), *port, *given]
+
+    def _machines(self, names: set[str], work_dir: Path) -> list[str]:
+        """Options for the machines of the run, or those of them that the options of these names choose."""
+        hostfile = work_dir / HOSTFILE
+        if not hostfile.is_file():
+            raise LaunchError(
+                f"{hostfile}, with the run's machines, is gone; say on which to go on, with --hostfile FILE"
+            )
+        if names & _CHOICES:
+            return [f"--hostfile={hostfile}"]
+        devices = "@".join(f"{name}:{','.join(map(str, slots))}" for name, slots in self.nodes.items())
+        address = [] if "--master_addr" in names else [f"--master_addr={self.master_addr}"]
+        return [f"--hostfile={hostfile}", f"--include={devices}", *address]
 
 
 def write_record(work_dir: Path, recipe_path: Path) -> None:
@@ -180,7 +206,12 @@ def write_record(work_dir: Path, recipe_path: Path) -> None:
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         master_port=int(os.environ["MASTER_PORT"]),
         folder=os.getcwd(),
+        nodes=ancestry.nodes(),
+        master_addr=os.environ["MASTER_ADDR"],
     )
+    if record.nodes:
+        lines = [f"{name} slots={max(slots) + 1}\n" for name, slots in record.nodes.items()]
+        replace_text(work_dir / HOSTFILE, "".join(lines))
     replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")
 
 
@@ -216,6 +247,14 @@ def _lost_rank(error: Exception) -> LaunchError:
 def _let_signals_end_this() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _on_lost_machine(name: str, silent: bool) -> None:
+    """Ends this rank, after a while in which the rank itself may find out and tell more."""
+    if not silent:
+        time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
+    what = "fell silent" if silent else "has lost its rank"
+    os._exit(_report(LaunchError(f"machine {name} {what}; go on with bin/resume, on others if it stays away")))
 
 
 def _report(error: UserError) -> int:

@@ -1,0 +1,78 @@
+"""What counts as the loss of another machine; two_machines.py has the real thing."""
+
+import socket
+import struct
+import threading
+
+import pytest
+
+from tiekd import peers
+
+
+@pytest.fixture
+def watched():
+    """Watches one end of each of two connections; gives the other ends, and what was told of losses."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    here = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+    there = [listener.accept()[0] for _ in here]
+    told, seen = [], threading.Event()
+    connections = dict(zip(here, ("a", "b"), strict=True))
+    thread = threading.Thread(target=peers._watch, args=(connections, lambda *loss: (told.append(loss), seen.set())))
+    thread.start()
+    yield there, told, seen, thread
+    for connection in [*here, *there, listener]:
+        connection.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_connection_that_closes_is_a_machine_lost(watched):
+    there, told, seen, _ = watched
+    assert not seen.wait(0.2)
+    there[1].close()
+    assert seen.wait(10) and told == [("b", False)]
+
+
+def test_so_is_one_that_is_reset(watched):
+    there, told, seen, _ = watched
+    there[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    there[0].close()
+    assert seen.wait(10) and told == [("a", False)]
+
+
+def test_who_says_farewell_is_not_lost_and_the_others_still_can_be(watched):
+    there, told, seen, _ = watched
+    there[0].sendall(peers._FAREWELL)
+    there[0].close()
+    assert not seen.wait(0.5)
+    there[1].close()
+    assert seen.wait(10) and told == [("b", False)]
+
+
+def test_after_all_farewells_nothing_is_watched(watched):
+    there, told, _, thread = watched
+    for connection in there:
+        connection.sendall(peers._FAREWELL)
+    thread.join(10)
+    assert not thread.is_alive() and told == []
+
+
+def test_only_who_knows_the_secret_is_taken_for_a_machine(monkeypatch):
+    monkeypatch.setattr(peers, "_connections", kept := {})
+    listener = peers._listen()
+    port = listener.getsockname()[1]
+    accepting = threading.Thread(target=peers._accept, args=(listener, "secret", 1))
+    accepting.start()
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b"guess x\n")
+        with socket.create_connection(("127.0.0.1", port)) as machine:
+            machine.sendall(b"secret node2\n")
+            accepting.join(10)
+    assert not accepting.is_alive()
+    ((connection, name),) = kept.items()
+    assert name == "node2"
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    idle, every, times = (connection.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    assert idle + every * times == 60
+    connection.close()
