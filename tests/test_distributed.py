@@ -1,5 +1,8 @@
 """Ranks: BatchNorm over two of them equals one with all images; reductions are one collective."""
 
+import time
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +16,9 @@ from tiekd.distributed import (
     is_main,
     max_over_ranks,
     mean_over_ranks,
+    missing_ranks,
     rank,
+    set_default_timeout,
     world_size,
 )
 
@@ -193,6 +198,35 @@ def test_reductions(tmp_path):
         assert result["max"] == -4.0 and result["broadcast"] == "from 0"
         assert result["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert result["who"] == (r, 2, r == 0)
+
+
+def lose_a_rank(this, lost):
+    """What the rank that is left says, and after how many seconds."""
+    set_default_timeout(timedelta(seconds=2))
+    group = dist.new_group()
+    if this == lost:
+        time.sleep(8)
+        return None
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="Timed out waiting 2000ms"):
+        dist.all_reduce(torch.ones(()), group=group)
+    return missing_ranks(wait_s=2.0), time.monotonic() - began
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_does_not_come_is_named_in_a_bounded_time(tmp_path, lost):
+    missing, taken_s = two_ranks.run(lose_a_rank, tmp_path, lost)[1 - lost]
+    assert missing == [lost] and 4 <= taken_s < 7.5
+
+
+def meet(this):
+    missing = missing_ranks(wait_s=5.0)
+    time.sleep(1)  # the store ends with rank 0
+    return missing
+
+
+def test_ranks_that_are_all_there_miss_none(tmp_path):
+    assert two_ranks.run(meet, tmp_path) == [[], []]
 
 
 def test_without_a_process_group_everything_is_this_process(monkeypatch):
