@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 
 import faulty_kitti
@@ -161,3 +163,20 @@ def test_a_data_worker_that_is_killed_ends_the_run_while_it_computes(ground, tmp
     assert line.startswith(
         f"DataError: a data worker died (DataLoader worker (pid {workers[1].pid}) is killed by signal: "
     )
+
+
+def test_an_interrupted_check_leaves_no_result_and_no_process(tmp_path):
+    root = faulty_kitti.make(tmp_path / "data")
+    path = root / "input" / faulty_kitti.image_name(14)
+    path.unlink()
+    os.mkfifo(path)
+    recipe = runs.write_recipe(tmp_path / "faulty.yaml", faulty_kitti.recipe(root))
+    command = [sys.executable, runs.ROOT / "bin" / "check_data.py", recipe, "--workers", "2", "--out", tmp_path / "out"]
+    with runs.Program(command) as program:
+        program.wait_until(lambda: len(psutil.Process(program.process.pid).children()) == 2)
+        time.sleep(1)
+        program.process.send_signal(signal.SIGINT)
+        result = program.result(60)
+        left = [p.pid for p in psutil.process_iter() if p.pid > 1 and session_of(p.pid) == program.process.pid]
+    assert (result.code, left) == (130, []), result.stderr[-2000:]
+    assert list((tmp_path / "out").iterdir()) == []

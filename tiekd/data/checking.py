@@ -17,7 +17,7 @@ Warnings, about frames that can be used:
     neighbour    a training frame a few frames from a validation frame in the same folder, so nearly the same picture
 
 A wrong unit within the bounds can't be told from a frame alone (KITTI's levels read as millimetres are a quarter of the
-distance), so `Facts` has each frame's median for a person to look at. Costs what reading costs, some 40 ms for a frame
+distance), so `Facts` has each frame's median for a person to look at. Costs what reading costs, some 25 ms for a frame
 of KITTI on one core. Left out: damage that decodes (a JPEG with wrong bytes in the middle), and pictures that look
 alike but differ in a byte.
 """
