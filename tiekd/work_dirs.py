@@ -31,7 +31,7 @@ from tiekd.errors import LaunchError
 
 RECIPE, ENGINE_CONFIG, ENVIRONMENT = "config.yaml", "ds_config.json", "environment.txt"
 OUTCOME, LOCK = "outcome.json", ".lock"
-_ENDING_RUN_LEAVES_S = 60.0  # it may be saving
+_ENDING_RUN_LEAVES_S = 30.0  # it may be saving
 _SHARED_FILES_APPEAR_S = 10.0  # a network file system may remember for a while that a file was not there
 
 
@@ -80,8 +80,8 @@ def read_outcome(work_dir: Path) -> Outcome | None:
 def lock(work_dir: Path, resuming: bool = False) -> None:
     """Makes the work dir this run's own until its process ends; LaunchError where another run has it. Collective.
 
-    resuming: waits a minute for a run that is about to end, and makes no work dir where there is none. A file system
-    without locks is used without one.
+    resuming: waits half a minute for a run that is about to end, and makes no work dir where there is none. A file
+    system without locks is used without one.
     """
     problem = None
     if distributed.is_main() and work_dir not in _locks and (work_dir.is_dir() or not resuming):

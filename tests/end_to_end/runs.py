@@ -4,6 +4,7 @@ Scenes of 64x128 pixels, networks of some ten thousand parameters, crops of 32x6
 ends here, with all its children, whatever the test does.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,25 @@ class Program:
         except ProcessLookupError:
             pass
         self.process.communicate()
+
+    def processes(self) -> list[psutil.Process]:
+        """The program and all below it that run."""
+        try:
+            program = psutil.Process(self.process.pid)
+            return [program, *program.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def ranks(self) -> list[psutil.Process]:
+        """Those that DeepSpeed's launcher started, by rank."""
+        found = {}
+        for process in self.processes():  # parents first, and a rank's data workers are called as it is
+            with contextlib.suppress(psutil.Error):
+                found.setdefault(
+                    next((word for word in process.cmdline() if word.startswith("--local_rank=")), ""), process
+                )
+        found.pop("", None)
+        return [found[option] for option in sorted(found)]
 
     def result(self, timeout_s: float = TIMEOUT_S) -> Result:
         """Waits for the end. Raises subprocess.TimeoutExpired."""

@@ -4,6 +4,7 @@ Moments: in a step, inside a save (while its unfinished folder is there) and in 
 are read). Victims: one rank, the launcher, or everything. It looks at the work dir and at processes from outside.
 """
 
+import contextlib
 import json
 import random
 import time
@@ -59,12 +60,11 @@ class Torture:
         with runs.Program(self.command()) as program:
             if not self._came(moment, program):
                 return
-            runner = psutil.Process(program.process.pid)
-            everything = [runner, *runner.children(recursive=True)]
-            ranks = [p for p in everything if "--local_rank" in " ".join(p.cmdline())]
-            one = self.random.choice(ranks)
-            for process in {"rank": [one], "launcher": [runner], "all": everything}[victim]:
-                process.kill()
+            everything = program.processes()
+            victims = {"rank": [self.random.choice(program.ranks())], "launcher": everything[:1], "all": everything}
+            for process in victims[victim]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             inside = bool(self._unfinished())
             program.result(_ALL_GONE_S)  # until nobody has its output open any more, so all ranks and workers ended
         self.count.update(["kills", moment, victim])
@@ -84,7 +84,7 @@ class Torture:
             came, delay = self._wait(lambda: self._iterations() >= goal, program), pick(0, 0.3)
         elif moment == "save":
             before = self._unfinished()
-            came, delay = self._wait(lambda: self._unfinished() - before, program), pick(0, 0.12)
+            came, delay = self._wait(lambda: self._unfinished() - before, program), pick(0, 0.05)
         else:
             self.mark.unlink(missing_ok=True)
             came, delay = self._wait(self.mark.exists, program), pick(0, 0.1)

@@ -76,9 +76,7 @@ class Evaluation(Hook):
             try:
                 checkpoint.write_weights(path, weights, state.recipe["network"], state.iteration, metrics=state.metrics)
             except OSError as error:
-                return self.info(
-                    f"{path} was not written, {error.strerror}; training goes on, an older one is as it was"
-                )
+                return self.info(f"{path} was not written, {error.strerror}; training goes on, an older one stays")
         self.best = value
         self.info(f"Best {name} so far: {value:.4f} at iteration {state.iteration}, saved as best_{name}.pth")
 
