@@ -4,14 +4,17 @@ The machines are namespaces (two_machines.py), the launcher is `deepspeed` over 
 """
 
 import json
+import re
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import runs
-from two_machines import ADDRESSES, Machine, pair, write_hostfile
+from two_machines import Machine, pair, write_hostfile
 
 from tiekd import checkpoint
+from tiekd.launch import STOPPED_CODE
 
 ITERATIONS = 40
 LAUNCHER_KILLED_S, NODE_KILLED_S, LINK_CUT_S = 30, 60, 90  # in which nobody is alive any more; 4, 15 and 58 measured
@@ -79,14 +82,25 @@ def stopped_after(work_dir: Path) -> int:
     return int(checkpoint.find(work_dir)[0].name.removeprefix("iter_"))
 
 
-def test_the_launcher_is_killed_and_the_run_goes_on_on_both(machines, path, straight, tmp_path):
+@pytest.mark.parametrize(
+    ("machine", "command", "number", "told"),
+    [
+        (0, "bin/deepspeed", signal.SIGKILL, "the launcher, process [0-9]+, is gone"),
+        pytest.param(1, "sshd: ", signal.SIGKILL, "another rank was asked to stop", marks=pytest.mark.long),
+        pytest.param(1, "--local_rank=0", signal.SIGTERM, "another rank was asked to stop", marks=pytest.mark.long),
+    ],
+    ids=["KILL-deepspeed", "KILL-sshd", "TERM-rank"],
+)
+def test_a_run_that_loses_its_launcher_or_is_stopped_goes_on_on_both(
+    machines, path, straight, tmp_path, machine, command, number, told
+):
     work_dir = tmp_path / "work"
     with train(machines[0], path, tmp_path) as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 10)
-        (runner,) = [process for process, command in machines[0].processes().items() if "bin/deepspeed" in command]
-        runner.kill()
+        (process,) = [p for p, words in machines[machine].processes().items() if command in words]
+        process.send_signal(number)
         wait_until_gone(machines, LAUNCHER_KILLED_S)
-        assert "is gone; go on with bin/resume" in program.result().stderr
+        assert re.search(f"tiekd: stopped after iteration [0-9]+, {told}; go on", program.result().stderr)
     assert 10 <= iterations_done(work_dir) == stopped_after(work_dir) < ITERATIONS
     assert json.loads((work_dir / "launch.json").read_text())["nodes"] == {"node1": [0], "node2": [0]}
     with launch(machines[0], tmp_path, RESUME, "work") as program:
@@ -132,11 +146,8 @@ def test_a_machine_is_lost_and_the_run_goes_on_on_the_other(machines, path, stra
 
 def by_hand(machines, folder: Path, *arguments) -> list[runs.Program]:
     """The launcher without ssh, started on each machine by itself."""
-    command = ["deepspeed", "--hostfile", "hosts", "--no_ssh", "--master_addr", ADDRESSES[0]]
-    return [
-        launch(machine, folder, "env", "GLOO_SOCKET_IFNAME=eth0", *command, "--node_rank", rank, *arguments)
-        for rank, machine in enumerate(machines)
-    ]
+    command = ["deepspeed", "--hostfile", "hosts", "--no_ssh", "--master_addr", "node1"]
+    return [launch(machine, folder, *command, "--node_rank", rank, *arguments) for rank, machine in enumerate(machines)]
 
 
 @pytest.mark.long
@@ -164,15 +175,32 @@ def test_a_work_dir_that_another_machine_does_not_see_is_refused(closed_machines
     assert not list((shared / "work").glob("checkpoints/*"))
 
 
-def test_the_tasks_of_a_slurm_job_step_are_its_ranks(path, straight, tmp_path):
-    """What srun sets, on two tasks of this machine; its name is what the list of nodes begins with."""
+def step_of_two_tasks(*command) -> list[runs.Program]:
+    """What srun would start and set, on this machine; its name is what the list of nodes begins with."""
     step = {"SLURM_JOB_ID": str(runs.free_port()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
     step |= {"SLURM_NODELIST": "localhost", "SLURM_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
-    command = ["python", TRAIN, path, "--work-dir", tmp_path / "work"]
-    first, second = (
-        runs.Program(command, **step, SLURM_PROCID=str(task), SLURM_LOCALID=str(task)) for task in range(2)
-    )
+    return [runs.Program(command, **step, SLURM_PROCID=str(task), SLURM_LOCALID=str(task)) for task in range(2)]
+
+
+def test_the_tasks_of_a_slurm_job_step_are_its_ranks(path, straight, tmp_path):
+    first, second = step_of_two_tasks("python", TRAIN, path, "--work-dir", tmp_path / "work")
     with first, second:
         for result in (first.result(), second.result()):
             assert result.code == 0, result.stderr[-3000:]
     assert runs.losses(tmp_path / "work") == runs.losses(straight)
+
+
+@pytest.mark.long
+def test_a_slurm_job_step_that_was_stopped_goes_on_in_another(path, straight, tmp_path):
+    work_dir = tmp_path / "work"
+    first, second = step_of_two_tasks("python", TRAIN, path, "--work-dir", work_dir)
+    with first, second:
+        first.wait_until(lambda: iterations_done(work_dir) >= 10)
+        second.process.terminate()
+        assert [first.result().code, second.result().code] == [STOPPED_CODE] * 2
+    assert 10 <= stopped_after(work_dir) < ITERATIONS
+    first, second = step_of_two_tasks("python", RESUME, work_dir)
+    with first, second:
+        for result in (first.result(), second.result()):
+            assert result.code == 0, result.stderr[-3000:]
+    assert runs.losses(work_dir) == runs.losses(straight)
