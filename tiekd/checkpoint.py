@@ -1,7 +1,7 @@
 """Checkpoints: written beside, verified by a manifest, made current by one rename; and finding the right one again.
 
     checkpoints/iter_1200/      DeepSpeed's files, rank_<r>.pt (random states, hooks), state.json (iteration, ranks,
-                                versions), student.pth (plain fp32 weights), moments.pth (the optimizer's state by
+                                versions, recipe, engine config), student.pth (plain fp32 weights), moments.pth (the optimizer's state by
                                 parameter), manifest.json (sizes and digests of all of them, tiekd/manifest.py)
     checkpoints/latest          the name of the newest whole one, for people; what counts is the manifests
     best_abs_rel.pth            plain fp32 student weights of the best evaluation
@@ -39,7 +39,7 @@ def work_dir_of(recipe_path: str | Path) -> Path:
     return Path("work_dirs") / Path(recipe_path).stem
 
 
-def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], network_node: dict) -> Path:
+def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict) -> Path:
     """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
 
     `hook_states` are this rank's, of plain values. Returns the checkpoint's path; raises SaveFailed on every rank where
@@ -57,9 +57,9 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], net
     files.save({"random": _random_states(), "hooks": hook_states}, partial / f"rank_{distributed.rank()}.pt")
     weights, moments = whole_state.weights(engine), whole_state.moments(engine)
     if distributed.is_main():
-        files.save({"state_dict": weights, "network": network_node, "iteration": iteration}, partial / STUDENT)
+        files.save({"state_dict": weights, "network": recipe["network"], "iteration": iteration}, partial / STUDENT)
         files.save(moments, partial / MOMENTS)
-        files.save(json.dumps(_facts(engine, iteration), indent=1).encode(), partial / STATE)
+        files.save(json.dumps(_facts(engine, iteration, recipe), indent=1).encode(), partial / STATE)
     shares = distributed.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and distributed.is_main():
@@ -211,10 +211,16 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
     return None
 
 
-def _facts(engine, iteration: int) -> dict:
-    versions = {name: version(name) for name in ("torch", "deepspeed")}
-    counters = whole_state.counters(engine)
-    return {"iteration": iteration, "made_by": _shape(engine), "counters": counters, "versions": versions}
+def _facts(engine, iteration: int, recipe: dict) -> dict:
+    """What state.json says; of it a resume reads iteration, made_by and counters, the rest is for people."""
+    return {
+        "iteration": iteration,
+        "made_by": _shape(engine),
+        "counters": whole_state.counters(engine),
+        "versions": {name: version(name) for name in ("torch", "deepspeed")},
+        "recipe": recipe,
+        "engine_config": engine.config,
+    }
 
 
 def _shape(engine) -> dict:

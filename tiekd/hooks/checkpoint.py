@@ -46,7 +46,7 @@ class Checkpoint(Hook):
         folder = state.work_dir / checkpoint.FOLDER
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
-            checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe["network"])
+            checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe)
         except checkpoint.SaveFailed as failure:
             if ends or self.on_error == "stop":
                 raise CheckpointError(f"{failure}; make room, then bin/resume {state.work_dir}") from None
