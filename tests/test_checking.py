@@ -13,7 +13,7 @@ import pytest
 import tiny_kitti
 from faulty_kitti import DROPPED_TRAIN, DROPPED_VAL, PLANTED, TRAIN, found
 from PIL import Image
-from tiny_kitti import image_name, write_png
+from tiny_kitti import depth_name, image_name, write_png
 
 from tiekd import checking
 from tiekd.checking import splits_of
@@ -41,10 +41,15 @@ def numbers(path: Path) -> list[int]:
 def test_every_planted_fault_is_found_and_nothing_else(root, tmp_path, workers):
     _, short, progress = check(faulty_kitti.recipe(root), tmp_path / "out", workers=workers)
     assert found(tmp_path / "out/report.json") == PLANTED
-    assert progress.splitlines()[-1].startswith("frames: 22/22, ") and progress.endswith("eta: 0:00:00\n")
+    assert progress.splitlines()[-1].startswith("frames: 23/23, ") and progress.endswith("eta: 0:00:00\n")
     rows = {line.split("  ")[0]: line.split() for line in short.splitlines()}
     assert rows["missing"][1:3] == ["3", "1"] and rows["missing"][3] == f"{image_name(1)},"
-    assert rows["bit depth"][2:4] == ["2", "0"] and rows["neighbour"][1:] == ["1", "0", image_name(18)]
+    assert rows["bit depth"][2:4] == ["2", "0"] and rows["neighbour"][1:] == [
+        "2",
+        "0",
+        f"{image_name(18)},",
+        image_name(24),
+    ]
     text = (tmp_path / "out/report.txt").read_text()
     torn = (
         f"train unreadable: {root}/input/{image_name(2)}: a torn or damaged PNG (60 bytes); copy it from the original"
@@ -80,23 +85,25 @@ def test_cleaned_splits_have_the_same_lines_but_for_the_faulty(root, tmp_path):
 
 def test_warnings_are_dropped_when_asked_for_and_from_training_only(root, tmp_path):
     write_png(root / "input" / image_name(23), np.array(Image.open(root / "input" / image_name(20))))
+    write_png(root / "gt_depth" / depth_name(23), np.full((20, 30), 1000, np.uint16))
     check(faulty_kitti.recipe(root), tmp_path / "out", drop=("duplicate", "shared", "neighbour"))
     assert ("val", "duplicate", 23) in found(tmp_path / "out/report.json")
     assert numbers(tmp_path / "out/train.txt") == [0, 14, 17], "the first of a duplicate stays"
-    assert numbers(tmp_path / "out/val.txt") == [20, 21]
+    assert numbers(tmp_path / "out/val.txt") == [20, 21, 23]
 
 
 def test_a_training_frame_without_a_valid_pixel_stays_where_there_is_a_teacher(root, tmp_path):
+    write_png(root / "gt_depth" / depth_name(21), np.zeros((20, 30), np.uint16))
     check(faulty_kitti.recipe(root, teacher={"checkpoint": "x"}), tmp_path / "out")
-    assert found(tmp_path / "out/report.json") == PLANTED
-    assert 6 in numbers(tmp_path / "out/train.txt")
+    assert found(tmp_path / "out/report.json") == PLANTED | {("val", "empty", 21)}
+    assert 6 in numbers(tmp_path / "out/train.txt") and numbers(tmp_path / "out/val.txt") == [20]
 
 
 def test_depth_outside_the_part_that_is_used_does_not_count(tmp_path):
     root = tiny_kitti.make(tmp_path / "data", num_frames=2)
     levels = np.zeros((20, 30), np.uint16)
     levels[:4] = 1000
-    write_png(root / "gt_depth" / tiny_kitti.depth_name(1), levels)
+    write_png(root / "gt_depth" / depth_name(1), levels)
     recipe = faulty_kitti.recipe(root)
     check(recipe, tmp_path / "whole", "train")
     recipe["data"]["kb_crop"] = [16, 30]

@@ -29,7 +29,7 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path):
     out = tmp_path / "work_dirs" / "check_faulty"
     assert faulty_kitti.found(out / "report.json") == faulty_kitti.PLANTED
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("frames: 22/22, ") and "missing           3      1  " in result.stdout
+    assert lines[0].startswith("frames: 23/23, ") and "missing           3      1  " in result.stdout
     assert f"--set data.train_split={out}/train.txt data.val_split={out}/val.txt" in lines[-1]
     assert runs.files_of(root) == before
     clean = ["--set", f"data.train_split={out}/train.txt", f"data.val_split={out}/val.txt", "--split", "val"]
