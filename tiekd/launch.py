@@ -36,6 +36,7 @@ _LOST_PEER = re.compile(
 RECORD, HOSTFILE = "launch.json", "hostfile"
 _CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
 _LAUNCHER_REACTS_S = 20.0
+_LAUNCHER_KILLS_AFTER_S = 30.0  # a rank that doesn't end when it is told to
 _RANKS_ANSWER_S = 10.0
 _SAME_ERROR_ELSEWHERE_S = 15.0  # ranks start seconds apart on a busy machine
 
@@ -234,7 +235,7 @@ def _lost_rank(error: Exception) -> LaunchError:
     error of its own has told that, and its launcher ends the others."""
     me, missing = int(os.environ["RANK"]), missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
-        time.sleep(_LAUNCHER_REACTS_S)
+        time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))  # it ends one rank after the other
     lost = f"rank {', '.join(map(str, missing))}, which does not answer" if missing else "another rank"
     waited = re.search(r"(\d+) ?ms", str(error))
     how = f"waited {int(waited[1]) / 1000:g} s for" if waited else "lost"
