@@ -1,5 +1,6 @@
 """A rank that hangs ends the job in a bounded time, with one line that says which one it is, and leaves no process."""
 
+import re
 import time
 
 import psutil
@@ -50,5 +51,7 @@ def test_a_stopped_rank_is_named_and_everything_ends(ground, tmp_path, engine, e
     assert "Traceback" not in result.stderr
     (line,) = result.our_lines()
     first = 0 if hung else 1
-    assert line.startswith(f"LaunchError: rank {first} waited {TIMEOUT_S} s for rank {hung}, which does not answer; ")
+    # With more ranks another one may have given up first, and closed its connections.
+    how = f"waited {TIMEOUT_S} s for" if ranks == 2 else rf"(waited {TIMEOUT_S} s for|lost)"
+    assert re.match(f"LaunchError: rank {first} {how} rank {hung}, which does not answer; ", line), line
     assert "go on with bin/resume" in line
