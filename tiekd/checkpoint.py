@@ -1,8 +1,8 @@
 """Checkpoints: written beside, verified by a manifest, made current by one rename; and finding the right one again.
 
-    checkpoints/iter_1200/      DeepSpeed's files, rank_<r>.pt (random states, hooks), state.json (iteration, ranks,
-                                versions, recipe, engine config), student.pth (plain fp32 weights), moments.pth (the optimizer's state by
-                                parameter), manifest.json (sizes and digests of all of them, tiekd/manifest.py)
+    checkpoints/iter_1200/      DeepSpeed's files, rank_<r>.pt (random states, hooks), student.pth (plain fp32 weights),
+                                moments.pth (the optimizer's state by parameter), state.json (iteration, ranks, recipe,
+                                engine config, versions), manifest.json (sizes and digests of all, tiekd/manifest.py)
     checkpoints/latest          the name of the newest whole one, for people; what counts is the manifests
     best_abs_rel.pth            plain fp32 student weights of the best evaluation
 

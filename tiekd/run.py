@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, launch, schedules, work_dirs
-from tiekd.config import build, load_recipe, settings
+from tiekd import checkpoint, distributed, launch, notes, resuming, schedules, work_dirs
+from tiekd.config import build, settings
 from tiekd.data import teacher_maps
 from tiekd.data.loader import Loading, Unreadable, training_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch, size_groups
@@ -19,7 +19,6 @@ from tiekd.engine import build_engine, resolve, stepper
 from tiekd.errors import CheckpointError, RecipeError
 from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
-from tiekd.hooks.checkpoint import keyed
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.guard import Guard
 from tiekd.hooks.preemption import Preemption
@@ -30,8 +29,8 @@ from tiekd.losses import criterion as criteria
 from tiekd.losses.dpm import DPM
 from tiekd.models import pretrained, weights
 from tiekd.models.factory import build_network
-from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoint
-from tiekd.optimizer import build_optimizer, lr_factor
+from tiekd.models.teacher import build_teacher
+from tiekd.optimizer import build_optimizer
 from tiekd.options import LoadSettings, TrainSettings
 
 _NOT_FOR_DATASETS = ("augment", *Loading.__dataclass_fields__)
@@ -49,7 +48,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     device = launch.start_rank(options.timeout_minutes)
     if resume_from is not None:
         work_dirs.lock(work_dir, resuming=True)  # before looking: a run that is about to end may save once more
-    resume_path, passed_over = _resume_path(work_dir, resume_from)
+    resume_path, passed_over = resuming.checkpoint_path(work_dir, resume_from)
     launch.seed_everything(options.seed, options.deterministic)
     config = resolve(engine_config, options.batch_size, options.clip_norm, distributed.world_size())
 
@@ -62,7 +61,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     val_set = build_dataset(recipe, "val") if options.validate else None
     augment, loading = _loading(recipe)
     unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
-    _fix_teacher_checkpoint(recipe, work_dir, resuming=resume_from is not None)
+    resuming.fix_teacher_checkpoint(recipe, work_dir, resuming=resume_from is not None)
     teacher = build_teacher(recipe.get("teacher"), device)
 
     groups = size_groups(train_set) if augment.sizes == "bucket" else None
@@ -104,8 +103,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
     changed = []
     if resume_from is not None:
-        _resume(state, resume_path)
-        log.drop_rows(work_dir)
+        resuming.restore(state, resume_path, log)
         changed = work_dirs.changed_keys(work_dir, recipe)
     distributed.barrier()
     if distributed.is_main():
@@ -126,8 +124,8 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
         train_set, sampler, augment, options.seed, loading.workers, device, loading.timeout_s, unreadable
     )
     log.open(work_dir, state.timestamp)
-    report = passed_over + report
-    for note in _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report, total):
+    told = notes.about(recipe, options, train_set, val_set, network, teacher, total)
+    for note in told + notes.of_resuming(resume_path, changed) + passed_over + report:
         log.info(note)
     with work_dirs.outcome_of(state):
         train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
@@ -192,58 +190,6 @@ def build_hooks(recipe, val_set, replica, device, loading, options, unreadable) 
     return hooks, log
 
 
-def _resume_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what to say of newer ones that weren't taken. Collective.
-
-    The main rank looks for it, so that all take the same.
-    """
-    if resume_from is None:
-        return None, []
-    if resume_from == "auto":
-        found = None
-        if distributed.is_main():
-            try:
-                if (work_dir / launch.RECORD).is_file() and not checkpoint.newest_first(work_dir / checkpoint.FOLDER):
-                    found = None, ["The run that was here had saved nothing yet; it begins anew"]
-                else:
-                    found = checkpoint.find(work_dir)
-            except CheckpointError as error:
-                found = error
-        found = distributed.broadcast_object(found)
-        if isinstance(found, CheckpointError):
-            raise found
-        return found
-    path = Path(resume_from)
-    if not path.is_dir():
-        raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
-    return path, []
-
-
-def _resume(state: TrainState, path: Path | None) -> None:
-    if path is not None:
-        state.iteration, hook_states = checkpoint.load(state.engine, path)
-        for key, hook in keyed(state.hooks).items():
-            if key in hook_states:
-                hook.load_state_dict(hook_states[key])
-    if distributed.is_main():
-        checkpoint.set_aside_newer(state.work_dir, state.iteration)
-
-
-def _fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:
-    """Names the teacher's file of weights in the recipe: the best of a work dir may be another one tomorrow.
-
-    A run that goes on takes the file that it was started with.
-    """
-    teacher = recipe.get("teacher") or {}
-    if "network" not in teacher or "maps" in teacher:
-        return
-    if resuming and "checkpoint" not in teacher and (work_dir / "config.yaml").is_file():
-        started_with = load_recipe(work_dir / "config.yaml").get("teacher") or {}
-        if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
-            teacher["checkpoint"] = started_with["checkpoint"]
-    teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
-
-
 def _load_weights(network, recipe: dict) -> list[str]:
     """Loads `load.checkpoint`, else what the encoder's `pretrained` says, into the network; returns what to log."""
     load = settings(recipe, "load", LoadSettings)
@@ -276,41 +222,3 @@ def _loading(recipe: dict) -> tuple[Augment, Loading]:
             "sizes=keep_aspect, or train on the split that bin/check_data.py cleans"
         )
     return augment, loading
-
-
-def _notes(recipe, options, train_set, val_set, network, teacher, resume_path, changed, report, total) -> list[str]:
-    """What the log says before training: sizes, counts, and everything a user should know about this run."""
-    notes = [f"Training frames: {len(train_set)}" + _skipped(train_set)]
-    if val_set is None:
-        notes.append("Validation is off: no evaluation, and no best checkpoint will be saved")
-    else:
-        notes.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
-    notes.append(f"Student: {_millions(network)} M parameters, trainable")
-    if isinstance(teacher, FrozenTeacher):
-        source = recipe["teacher"]["checkpoint"]
-        notes.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, from {source}")
-    elif getattr(train_set, "maps", None) is not None:
-        notes.append(teacher_maps.describe(train_set.maps))
-    lr_batch_size = recipe["optimizer"].get("lr_batch_size") or options.batch_size
-    if lr_batch_size != options.batch_size:
-        factor = lr_factor(options.batch_size, lr_batch_size, options.lr_scaling)
-        notes.append(
-            f"The learning rate is meant for a global batch of {lr_batch_size}, this run has {options.batch_size}: "
-            f"train.lr_scaling {options.lr_scaling} multiplies it by {factor:.4g}"
-        )
-    notes += filter(None, [schedules.unfinished_warmup(recipe.get("schedule", {}), total)])
-    if resume_path is not None:
-        notes.append(f"Resumed from {resume_path}")
-        if changed:
-            notes.append(f"Not as it was started, so it won't go on as it would have; changed: {', '.join(changed)}")
-    return notes + report
-
-
-def _skipped(dataset: Dataset) -> str:
-    skipped = getattr(dataset, "num_skipped", 0)
-    return f" ({skipped} without ground truth skipped)" if skipped else ""
-
-
-def _millions(network) -> str:
-    count = sum(getattr(p, "ds_numel", p.numel()) for p in network.parameters())
-    return f"{count / 1e6:.2f}"

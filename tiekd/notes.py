@@ -1,0 +1,54 @@
+"""What the log says before training."""
+
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from tiekd import schedules
+from tiekd.data import teacher_maps
+from tiekd.models.teacher import FrozenTeacher
+from tiekd.optimizer import lr_factor
+
+
+def about(recipe, options, train_set, val_set, network, teacher, total) -> list[str]:
+    """Sizes, counts, and everything a user should know about a run of `total` iterations."""
+    said = [f"Training frames: {len(train_set)}" + _skipped(train_set)]
+    if val_set is None:
+        said.append("Validation is off: no evaluation, and no best checkpoint will be saved")
+    else:
+        said.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
+    said.append(f"Student: {_millions(network)} M parameters, trainable")
+    if isinstance(teacher, FrozenTeacher):
+        source = recipe["teacher"]["checkpoint"]
+        said.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, from {source}")
+    elif getattr(train_set, "maps", None) is not None:
+        said.append(teacher_maps.describe(train_set.maps))
+    lr_batch_size = recipe["optimizer"].get("lr_batch_size") or options.batch_size
+    if lr_batch_size != options.batch_size:
+        factor = lr_factor(options.batch_size, lr_batch_size, options.lr_scaling)
+        said.append(
+            f"The learning rate is meant for a global batch of {lr_batch_size}, this run has {options.batch_size}: "
+            f"train.lr_scaling {options.lr_scaling} multiplies it by {factor:.4g}"
+        )
+    said += filter(None, [schedules.unfinished_warmup(recipe.get("schedule", {}), total)])
+    return said
+
+
+def of_resuming(path: Path | None, changed: list[str]) -> list[str]:
+    """Where a run goes on from, and the recipe's keys that aren't as it was started."""
+    if path is None:
+        return []
+    said = [f"Resumed from {path}"]
+    if changed:
+        said.append(f"Not as it was started, so it won't go on as it would have; changed: {', '.join(changed)}")
+    return said
+
+
+def _skipped(dataset: Dataset) -> str:
+    skipped = getattr(dataset, "num_skipped", 0)
+    return f" ({skipped} without ground truth skipped)" if skipped else ""
+
+
+def _millions(network) -> str:
+    count = sum(getattr(p, "ds_numel", p.numel()) for p in network.parameters())
+    return f"{count / 1e6:.2f}"

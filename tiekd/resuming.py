@@ -1,0 +1,68 @@
+"""Going on with a run: which checkpoint it takes, and what of the work dir is put back, set aside or kept as it was."""
+
+from pathlib import Path
+
+from tiekd import checkpoint, distributed, launch, work_dirs
+from tiekd.config import load_recipe
+from tiekd.errors import CheckpointError
+from tiekd.hooks.checkpoint import keyed
+from tiekd.hooks.text_log import TextLog
+from tiekd.loop import TrainState
+from tiekd.models.teacher import teacher_checkpoint
+
+
+def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what to say of newer ones that weren't taken. Collective.
+
+    The main rank looks for it, so that all take the same.
+    """
+    if resume_from is None:
+        return None, []
+    if resume_from == "auto":
+        found = None
+        if distributed.is_main():
+            try:
+                if (work_dir / launch.RECORD).is_file() and not checkpoint.newest_first(work_dir / checkpoint.FOLDER):
+                    found = None, ["The run that was here had saved nothing yet; it begins anew"]
+                else:
+                    found = checkpoint.find(work_dir)
+            except CheckpointError as error:
+                found = error
+        found = distributed.broadcast_object(found)
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
+    path = Path(resume_from)
+    if not path.is_dir():
+        raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
+    return path, []
+
+
+def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
+    """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None: it begins anew.
+
+    Collective.
+    """
+    if path is not None:
+        state.iteration, hook_states = checkpoint.load(state.engine, path)
+        for key, hook in keyed(state.hooks).items():
+            if key in hook_states:
+                hook.load_state_dict(hook_states[key])
+    if distributed.is_main():
+        checkpoint.set_aside_newer(state.work_dir, state.iteration)
+    log.drop_rows(state.work_dir)
+
+
+def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:
+    """Names the teacher's file of weights in the recipe: the best of a work dir may be another one tomorrow.
+
+    A run that goes on takes the file that it was started with.
+    """
+    teacher = recipe.get("teacher") or {}
+    if "network" not in teacher or "maps" in teacher:
+        return
+    if resuming and "checkpoint" not in teacher and (work_dir / work_dirs.RECIPE).is_file():
+        started_with = load_recipe(work_dir / work_dirs.RECIPE).get("teacher") or {}
+        if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
+            teacher["checkpoint"] = started_with["checkpoint"]
+    teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
