@@ -1,7 +1,8 @@
 """Whose a work dir is, and what of a run is written down in it besides logs and checkpoints.
 
     config.yaml ds_config.json    the recipe and the engine config, resolved; the run can be repeated from these two
-    launch.json environment.txt   how it was started (tiekd/launch.py), and on what machine and software
+    launch.json hostfile          how it was started (tiekd/launch.py), and on which machines where they are many
+    environment.txt               on what machine and software
     outcome.json                  running, finished, stopped or failed, where and why; who was killed left "running"
     .lock                         held by the main rank while it lives, so that two runs can't share a work dir
 
