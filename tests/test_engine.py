@@ -1,8 +1,11 @@
-"""What an engine config may not say, because the numbers would be wrong."""
+"""What an engine config may not say, because the numbers would be wrong; and what a step does at stage 0."""
+
+import math
 
 import pytest
+import torch
 
-from tiekd.engine import resolve
+from tiekd.engine import resolve, step_skipped, stepper
 from tiekd.errors import LaunchError, RecipeError
 
 
@@ -54,3 +57,32 @@ def test_fp16_on_a_device_that_can_not_is_refused(monkeypatch):
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
     with pytest.raises(LaunchError, match="^fp16 is not supported on this device"):
         resolve({"fp16": {"enabled": True}}, 4, 35.0, 1)
+
+
+class Stage0:
+    """What a stepper asks of the engine at stage 0 in fp32, where all but the step itself is done here."""
+
+    def __init__(self):
+        self.module = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.zeros_(self.module.weight)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1.0, fused=True)
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return True
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("clip_norm", "moved"), [(0.5, [-0.3, -0.4]), (35.0, [-3.0, -4.0]), (0, [-3.0, -4.0])])
+def test_a_step_is_clipped_tells_the_norm_from_before_and_is_skipped_where_that_is_not_finite(clip_norm, moved):
+    engine = Stage0()
+    step = stepper(engine, resolve({}, 1, clip_norm, 1), clip_norm)
+    engine.module.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert step() == 5 and not step_skipped(engine)
+    assert engine.module.weight.tolist() == [pytest.approx(moved, rel=1e-5)]
+    for value in (math.nan, math.inf):
+        engine.module.weight.grad = torch.tensor([[value, 4.0]])
+        assert not math.isfinite(step()) and step_skipped(engine)
+        assert engine.module.weight.tolist() == [pytest.approx(moved, rel=1e-5)]

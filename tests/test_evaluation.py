@@ -7,8 +7,10 @@ import torch
 import two_ranks
 from torch import nn
 
+from tiekd.data.loader import Loading
 from tiekd.data.transforms import Sample
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
+from tiekd.hooks.evaluation import Evaluation
 from tiekd.metrics import METRIC_NAMES, aggregate, depth_metrics
 from tiekd.models.network import Prediction
 
@@ -72,6 +74,22 @@ def test_a_rank_without_any_batch_takes_part(tmp_path):
 
 def figures_of_one_batch(_rank):
     return figures(batch_size=7)
+
+
+def filled_replica(rank):
+    """What a rank evaluates with; the weights of training come on the main rank only."""
+    torch.manual_seed(0)
+    student, replica = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+    student(torch.randn(2, 3, 5, 5))
+    hook = Evaluation(EvaluationSettings(), Frames(), replica, CPU, Loading(), [], print)
+    hook._fill_replica(student.state_dict() if rank == 0 else {})
+    return student.state_dict(), replica.state_dict()
+
+
+def test_every_rank_evaluates_with_the_weights_and_the_statistics_of_the_main_one(tmp_path):
+    for student, replica in two_ranks.run(filled_replica, tmp_path):
+        assert student["1.running_mean"].any()
+        assert all(torch.equal(replica[name], tensor) for name, tensor in student.items())
 
 
 def test_flip_averaging_is_the_mean_with_the_mirrored_prediction_turned_back():

@@ -81,6 +81,31 @@ def follow(rank: int) -> dict[str, dict]:
     return results
 
 
+class Plain(Dpm):
+    """A DPM head of the picture's own three channels, with what the loop asks of an engine."""
+
+    optimizer = None
+
+    def forward(self, image, target_depth=None):
+        return super().forward(image, image.shape[2:], target_depth)
+
+    def backward(self, loss):
+        loss.backward()
+
+
+def test_an_iteration_has_its_own_learning_rate_and_the_mean_of_its_micro_batches_losses():
+    head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
+    loss = criterion.build({"silog": {}}, True)
+    state = TrainState(head, {}, None, "", 4, 2, 3, 3, True, hooks=[Recorder()])
+    schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([0.1 * iteration], [0.9]))
+    train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), loss, schedule, lambda: 1.0)
+    rows = state.hooks[0].rows
+    assert [(row["iteration"], row["lr"]) for row in rows] == [(1, [0.0]), (2, [0.1]), (3, [0.2])]
+    alone = [loss(head(b.image), b, b.teacher_depth)["loss"].item() for b in batches("mobilev2_DPM_nyu")]
+    means = [(first + second) / 2 for first, second in zip(alone[::2], alone[1::2], strict=True)]
+    assert [row["loss"] for row in rows] == pytest.approx(means, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory) -> dict[str, dict]:
     return two_ranks.run(follow, tmp_path_factory.mktemp("rank"), world_size=1)[0]
@@ -100,18 +125,6 @@ def test_six_iterations_follow_the_published_trajectory(followed, name):
         assert got["norms"][key] == pytest.approx(norm, rel=1e-3), key
     want = torch.from_numpy(published.arrays()[f"trajectory_{name}:depth"])
     assert (got["depth"] - want).abs().max() <= 2e-3 * want.max()
-
-
-class Plain(Dpm):
-    """A DPM head of the picture's own three channels, with what the loop asks of an engine."""
-
-    optimizer = None
-
-    def forward(self, image, target_depth=None):
-        return super().forward(image, image.shape[2:], target_depth)
-
-    def backward(self, loss):
-        loss.backward()
 
 
 @pytest.mark.parametrize("terms", [{"dpm": {}}, {"dpm": {}, "silog": {}}, {"silog": {}}, {"mse": {}, "silog": {}}])

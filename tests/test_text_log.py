@@ -187,6 +187,36 @@ def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp
     assert run("stopped", 17) == straight
 
 
+def test_rows_after_the_checkpoint_are_dropped_from_the_twin_and_lines_are_not(tmp_path):
+    """Started, saved at iteration 3, killed at 5; begun again and killed at 4; now from 3 once more."""
+
+    def train(timestamp, first, last, saved=None):
+        log, state = TextLog(1), make_state(tmp_path, timestamp=timestamp, iteration=first)
+        if saved is not None:
+            log.load_state_dict(saved)
+            log.drop_rows(tmp_path)
+        log.before_train(state)
+        states = {}
+        for _ in range(first, last):
+            run_iteration(log, state, losses={"loss": torch.tensor(1.0)})
+            states[state.iteration] = json.loads(json.dumps(log.state_dict()))
+        log.after_train(state)
+        return states.get(3)
+
+    def numbers(timestamp):
+        rows = [json.loads(line) for line in (tmp_path / f"{timestamp}.log.json").read_text().splitlines()]
+        assert "env_info" in rows[0]
+        return [row["iter"] for row in rows[1:]]
+
+    saved = train("20240101_120000", 0, 5)
+    assert numbers("20240101_120000") == [1, 2, 3, 4, 5]
+    train("20240101_130000", 3, 4, saved)
+    assert numbers("20240101_120000") == [1, 2, 3] and numbers("20240101_130000") == [4]
+    train("20240101_140000", 3, 5, saved)
+    assert [numbers(f"20240101_{hour}0000") for hour in (12, 13, 14)] == [[1, 2, 3], [], [4, 5]]
+    assert len(train_lines(tmp_path / "20240101_120000.log")) == 5
+
+
 def test_an_iteration_without_a_line_never_waits_for_the_device(tmp_path):
     log = TextLog(50)
     state = make_state(tmp_path)
