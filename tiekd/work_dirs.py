@@ -33,6 +33,15 @@ from tiekd.errors import LaunchError
 RECIPE, ENGINE_CONFIG, ENVIRONMENT = "config.yaml", "ds_config.json", "environment.txt"
 OUTCOME, LOCK = "outcome.json", ".lock"
 _ENDING_RUN_LEAVES_S = 30.0  # it may be saving
+_NOT_LEARNED_FROM = (
+    "work_dir",
+    "train.timeout_minutes",
+    "data.workers",
+    "data.timeout_s",
+    "checkpoint.",
+    "log.",
+    "tensorboard.",
+)
 _SHARED_FILES_APPEAR_S = 10.0  # a network file system may remember for a while that a file was not there
 
 
@@ -133,10 +142,13 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig)
 
 
 def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
-    """Dotted names of the values in which a recipe differs from the one that the run was last started with."""
+    """Dotted names of the values in which a recipe differs from the one that the run was last started with, and that
+    change what is learned."""
     if not (work_dir / RECIPE).is_file():
         return []
-    return [key for key in _differences(load_recipe(work_dir / RECIPE), recipe) if key != "work_dir"]
+    return [
+        key for key in _differences(load_recipe(work_dir / RECIPE), recipe) if not key.startswith(_NOT_LEARNED_FROM)
+    ]
 
 
 def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
