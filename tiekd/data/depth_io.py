@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from tiekd.durable import replace_bytes
 from tiekd.errors import DataError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -32,12 +33,12 @@ def read_image(path: Path) -> Tensor:
 
 def read_image_size(path: Path) -> tuple[int, int]:
     """(height, width) of a picture from the head of its file. Raises DataError where there is none to read."""
+    if not os.path.isfile(path):
+        raise _missing(path, "picture")
     try:
         with Image.open(path) as picture:
             return picture.height, picture.width
     except Exception:  # noqa: BLE001 - Pillow's plug-ins raise all kinds on damaged files
-        if not Path(path).is_file():
-            raise _missing(path, "picture") from None
         raise DataError(f"{path}: its size can't be read; the file is torn or no picture") from None
 
 
@@ -47,6 +48,8 @@ def read_depth_png(path: Path, units_per_m: float) -> Tensor:
     `units_per_m` is 256 for KITTI and 1000 for NYU. Raises DataError for a missing or torn file and for 8 bits.
     """
     raw = _decode(path, "depth map")
+    if raw.format != "PNG":
+        raise DataError(f"{path}: a depth map must be a one-channel 16-bit PNG, this is a {raw.format}", "bit depth")
     if not raw.mode.startswith("I"):  # 16 bits are I;16 or, in older versions of Pillow, I
         raise DataError(
             f"{path}: a depth map must be a one-channel 16-bit PNG, this has {len(raw.getbands())} channel(s) of 8 "
@@ -60,11 +63,11 @@ def read_depth_npy(path: Path, units_per_m: float | None) -> Tensor:
     """A NumPy file of (H, W) or (1, H, W) numbers as (1, H, W) float32 metres; what is not finite and above 0 becomes
     0, not measured. Without `units_per_m` they are metres and must be floating-point: whole numbers rarely are metres.
     Raises DataError for a missing file and for anything else in it."""
+    if not os.path.isfile(path):
+        raise _missing(path, "depth map")
     try:
         depth = np.load(path, allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - a damaged header or archive raises all kinds
-        if not Path(path).is_file():
-            raise _missing(path, "depth map") from None
         raise DataError(f"{path}: can't be read ({' '.join(str(error).split())}); save it with numpy.save") from None
     if not isinstance(depth, np.ndarray):
         raise DataError(f"{path}: an archive, no single array; save the depth map with numpy.save")
@@ -97,13 +100,8 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file so that it is whole or not there, even after a power cut. Raises DataError where it can't be."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        replace_bytes(path, data)
     except OSError as error:
         raise DataError(f"{path}: can't be written ({error.strerror}); check the disk and its permissions") from None
 
@@ -136,11 +134,11 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _decode(path: Path, kind: str) -> Image.Image:
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise _missing(path, kind)
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        if not Path(path).is_file():
-            raise _missing(path, kind) from None
         raise DataError(
             f"{path}: can't be read ({error.strerror or error}); check its permissions and the disk"
         ) from None
@@ -156,7 +154,7 @@ def _decode(path: Path, kind: str) -> Image.Image:
 
 
 def _missing(path: Path, kind: str) -> DataError:
-    if Path(path).exists():
+    if os.path.exists(path):
         return DataError(f"{path}: a folder or device, no {kind}; put the file itself there", "missing")
     return DataError(f"{path}: no such {kind}; check data.root and the split file", "missing")
 
