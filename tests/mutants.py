@@ -1,0 +1,160 @@
+"""Proves that the tests notice wrong code: plants each slip of mutants_table.py in a copy and waits for a test to fail.
+
+    python tests/mutants.py [NAME ...] [--list]
+
+First the unchanged copy must pass the tests that mutants are tried with. Then a line a mutant: the test that killed it,
+or SURVIVED where the rest of the fast tests passed too (which takes as long as bin/test). Exit code 0: all are killed,
+or all but one. Everything is in one temporary folder, which goes with the script, however it ends.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mutants_table import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("tiekd", "bin", "tests", "ds_configs", "model_configs", "pyproject.toml", "setup.py")
+TIMEOUT_S = 1800.0
+NOT_THE_COPY = 99
+# The tests' own process says which tiekd it has; others that they start find it by PYTHONPATH, or beside their program.
+RUNNER = f"""
+import sys
+import tiekd
+if tiekd.__file__ != sys.argv[1] + "/tiekd/__init__.py":
+    print("tiekd is", tiekd.__file__)
+    sys.exit({NOT_THE_COPY})
+import pytest
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to plant; all without any")
+    parser.add_argument("--list", action="store_true", help="name them and end")
+    args = parser.parse_args()
+    unknown = set(args.names) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        parser.error(f"no mutant {', '.join(sorted(unknown))}; --list names them")
+    mutants = [mutant for mutant in MUTANTS if mutant.name in args.names or not args.names]
+    if args.list:
+        for mutant in mutants:
+            print(f"{mutant.name:45} {mutant.file:35} {' '.join(mutant.tests)}")
+        return 0
+    problems = [f"{m.name}: {m.file} has its text {n} times, not once" for m in mutants if (n := count(m)) != 1]
+    if problems:
+        sys.exit("\n".join(problems))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
+        return try_all(mutants, Path(folder).resolve())
+
+
+def count(mutant: Mutant) -> int:
+    return (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+
+
+def try_all(mutants: list[Mutant], folder: Path) -> int:
+    copy = make_copy(folder)
+    print(f"tiekd is {copy}/tiekd", flush=True)
+    started = time.monotonic()
+    code, output = run_tests(copy, files(name for mutant in mutants for name in mutant.tests))
+    if code:
+        sys.exit(f"the unchanged copy does not pass (exit code {code}):\n{output[-3000:]}")
+    print(f"the unchanged copy passes, {time.monotonic() - started:.0f} s", flush=True)
+    killed = 0
+    for mutant in mutants:
+        shutil.rmtree(copy)
+        started = time.monotonic()
+        killer = find_killer(mutant, make_copy(folder))
+        killed += killer is not None
+        verdict = "SURVIVED" if killer is None else f"killed by {killer}"
+        print(f"{mutant.name}: {verdict}, {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{killed} of {len(mutants)} killed")
+    return 0 if killed >= max(1, len(mutants) - 1) else 1
+
+
+def make_copy(folder: Path) -> Path:
+    copy = folder / "copy"
+    copy.mkdir()
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        else:
+            shutil.copy2(ROOT / name, copy / name)
+    return copy
+
+
+def find_killer(mutant: Mutant, copy: Path) -> str | None:
+    """The test that fails with the slip in a copy; None where all fast ones pass."""
+    path = copy / mutant.file
+    path.write_text(path.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
+    first = files(mutant.tests)
+    for tests in (first, ["tests", *(f"--ignore={file}" for file in first)]):
+        code, output = run_tests(copy, tests)
+        if code == 0:
+            continue
+        if code is None:
+            return f"a hang of {TIMEOUT_S:.0f} s in {' '.join(tests)}"
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
+        # 1: a test failed, 2: one could not be collected. A slip that isn't Python any more proves nothing.
+        if code not in (1, 2) or not failed or "SyntaxError" in output:
+            sys.exit(f"{mutant.name}: the tests did not run (exit code {code}):\n{output[-3000:]}")
+        return failed[1]
+    return None
+
+
+def files(names) -> list[str]:
+    return [f"tests/test_{name}.py" for name in dict.fromkeys(names)]
+
+
+def run_tests(copy: Path, tests: list[str]) -> tuple[int | None, str]:
+    """pytest's exit code, None where it had to be ended, and what it said; nothing that it started outlives this."""
+    scratch = copy.parent / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": str(copy), "TMPDIR": str(scratch)}
+    options = ["-x", "-q", "-rfE", "--tb=short", "-m", "not long", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-c", RUNNER, str(copy), *options, *tests]
+    with (copy.parent / "output").open("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=copy, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        code = None
+        try:
+            code = process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            end(process)
+        output.seek(0)
+        text = output.read()
+    if code == NOT_THE_COPY:
+        sys.exit(f"the tests would not have tried the copy: {text}")
+    return code, text
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a session of processes: kindly at first, since end-to-end tests must end programs that they started."""
+    for number, wait_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(wait_s)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
