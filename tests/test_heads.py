@@ -101,6 +101,18 @@ def test_dpm_starts_nearly_uniform():
     assert (head(features, (8, 8)).depth - FAR / 2).abs().max() < 0.5
 
 
+@pytest.mark.parametrize("sigma", [0.3, 2.0])
+def test_the_divergence_is_from_a_target_as_wide_as_the_recipe_says(sigma):
+    head, target = dpm_head(sigma=sigma), holed_depth()
+    features = torch.randn(2, 4, 10, 14)
+    with torch.no_grad():
+        divergence = head(features, (10, 14), target).divergence
+        log_p = torch.nn.functional.conv2d(features, head.weight, head.bias).log_softmax(1)
+    q = gaussian_target(target, sigma, None, head.edges)
+    wanted = (torch.special.xlogy(q, q) - q * log_p).sum(1, keepdim=True).masked_fill(~(target > 0), 0)
+    torch.testing.assert_close(divergence, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("stride", [2, 3])
 def test_a_coarse_cell_learns_the_mean_distribution_of_its_valid_pixels(stride):
     head, target = dpm_head(stride=stride), holed_depth()
