@@ -149,4 +149,4 @@ def test_mistakes_are_one_line(weights_file, tmp_path):
     assert str(torn) in refused(node | {"checkpoint": str(torn)})
     other = NODE | {"decoder": {"name": "bts", "width": 256}}
     message = refused({"network": other, "checkpoint": str(weights_file)})
-    assert "don't fit" in message and message.endswith("give the weights that teacher.recipe describes")
+    assert "don't fit" in message and message.endswith("made with, or another checkpoint")

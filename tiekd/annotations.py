@@ -17,8 +17,10 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def check_value(value: Any, annotation: Any, where: str) -> None:
     """Raises RecipeError that names `where`, the value and what is allowed, unless the value fits the annotation."""
     if not fits(value, annotation):
-        quote = "; write numbers without quotes" if _looks_like_a_number(value) else ""
-        raise RecipeError(f"{where}: got {value!r:.80}; it must be {describe(annotation)}{quote}")
+        hint = "; write numbers without quotes" if _looks_like_a_number(value) else ""
+        if isinstance(value, int) and not _in_64_bits(value):
+            hint = " of at most 64 bits"
+        raise RecipeError(f"{where}: got {value!r:.80}; it must be {describe(annotation)}{hint}")
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -29,9 +31,12 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation in (None, types.NoneType):
         return value is None
     if annotation in (int, float):
-        return isinstance(value, (int, annotation)) and not isinstance(value, bool)
-    if annotation in (bool, str):
-        return isinstance(value, annotation)
+        number = isinstance(value, (int, annotation)) and not isinstance(value, bool)
+        return number and (isinstance(value, float) or _in_64_bits(value))
+    if annotation is str:
+        return isinstance(value, str) and "\0" not in value  # which no path can have
+    if annotation is bool:
+        return isinstance(value, bool)
     if origin is tuple and parts[-1] is not Ellipsis:
         return _is_list(value) and len(value) == len(parts) and all(map(fits, value, parts))
     if origin in (tuple, list, Sequence):
@@ -57,6 +62,10 @@ def describe(annotation: Any) -> str:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
+
+
+def _in_64_bits(value: int) -> bool:
+    return -(2**63) <= value < 2**63
 
 
 def _looks_like_a_number(value: Any) -> bool:

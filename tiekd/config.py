@@ -8,6 +8,7 @@ Left out on purpose: registries, Python in configs, interpolation between keys.
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -178,12 +179,13 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
 def _read_yaml(path: Path) -> dict:
     try:
         node = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        json.dumps(node, skipkeys=True, default=str)  # ValueError for an anchor that holds itself
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
         raise RecipeError(f"{path}: no such recipe; near it: {', '.join(near) or 'none'}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: can't be read as a recipe ({error}); give a YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of dates that are none and endless nesting
         raise RecipeError(f"{path}: not YAML that is allowed: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections ({', '.join(SECTIONS)}), not {node!r:.60}")
@@ -197,7 +199,7 @@ def _parse_override(override: str) -> dict:
         raise RecipeError(f"--set {override}: must be key.sub=value, for example --set data.workers=2")
     try:
         node = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"--set {override}: value is not YAML: {' '.join(str(error).split())}") from None
     for part in reversed(parts):
         node = {part: node}

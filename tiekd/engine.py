@@ -7,7 +7,9 @@ iteration, applied by the loop).
 
 import difflib
 import json
+import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from tiekd import finite, manifest, whole_state
+from tiekd.annotations import check_value
 from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "ds_configs" / "fp32.json"
 
-# DeepSpeed 0.19 lets unknown top-level keys pass silently, so the ones that make sense here are listed.
-ENGINE_KEYS = (
-    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping "
-    "zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer fp16 bf16 torch_autocast data_types "
-    "communication_data_type seq_parallel_communication_data_type prescale_gradients gradient_predivide_factor "
-    "gradient_allreduce_op disable_allgather disable_python_gc steps_per_print dump_state wall_clock_breakdown "
-    "memory_breakdown flops_profiler comms_logger activation_checkpointing aio compile timers log_level "
-    "zenflow weight_quantization"
-).split()
+# DeepSpeed 0.19 lets unknown top-level keys pass silently, and dies of values of other kinds in its own code.
+_WORDS = "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
+_SWITCHES = (
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer prescale_gradients disable_allgather disable_python_gc "
+    "dump_state wall_clock_breakdown memory_breakdown"
+)
+_MAPPINGS = (
+    "zero_optimization fp16 bf16 torch_autocast data_types flops_profiler comms_logger activation_checkpointing aio "
+    "compile timers zenflow weight_quantization"
+)
+_COUNTS = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print"
+ENGINE_KEYS = {
+    **dict.fromkeys(_COUNTS.split(), int),
+    **dict.fromkeys(["gradient_clipping", "gradient_predivide_factor"], float),
+    **dict.fromkeys(_MAPPINGS.split(), dict),
+    **dict.fromkeys(_SWITCHES.split(), bool),
+    **dict.fromkeys(_WORDS.split(), str),
+}
+_FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # those may be "auto"
 
 
 @dataclass(frozen=True)
@@ -48,11 +61,11 @@ def read_engine_config(path: str | Path | None) -> dict:
     """The JSON as it stands; None reads ds_configs/fp32.json. Raises LaunchError when it can't be read."""
     path = Path(path or DEFAULT_CONFIG)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none"
         raise LaunchError(f"--deepspeed_config {path}: no such file; .json files there: {there}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LaunchError(f"--deepspeed_config {path}: not JSON ({error}); see ds_configs/ for working ones") from None
     if not isinstance(config, dict):
         raise LaunchError(f"--deepspeed_config {path}: must be a JSON object; see ds_configs/ for working ones")
@@ -65,13 +78,17 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
     Raises RecipeError for unknown keys, for values that contradict the recipe and for a batch that can't be dealt;
     LaunchError for a precision that this device or DeepSpeed can't do.
     """
-    for key in config:
+    for key, value in config.items():
         if key in ("optimizer", "scheduler"):
             raise RecipeError(f"engine config: {key!r} belongs to the recipe (optimizer, schedule); remove it here")
         if key not in ENGINE_KEYS:
             near = difflib.get_close_matches(key, ENGINE_KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(ENGINE_KEYS)}"
             raise RecipeError(f"engine config: unknown key {key!r}; {hint}")
+        if not (key in _FROM_RECIPE and value == "auto"):
+            check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
+        if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
+            raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
     _agree(config, "train_batch_size", batch_size, "train.batch_size")
     _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
     per_gpu, accumulation = _deal(config, batch_size, world_size)
@@ -108,11 +125,15 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
         values["gradient_clipping"] = 0.0
     initial = {name: t.detach().clone() for name, t in network.state_dict().items()} if _scales_here(config) else None
     try:
+        _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise RecipeError(f"engine config: {key}: {first['msg']} (in {error.title}); see ds_configs/") from None
+    except (ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"engine config: DeepSpeed can't take it ({reason}); see ds_configs/") from None
     engine.checkpoint_files = manifest.Files().take_over(engine)
     if _scales_here(config):
         # There, DeepSpeed takes an optimizer step of its own at the start: the weights decay, and Adam's correction of
@@ -127,6 +148,16 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     finite.spoil_gradients_of_bad_losses(engine)
     return engine
+
+
+def _read_by_deepspeed(values: dict) -> None:
+    """Lets DeepSpeed read a config; what it would die of there becomes a ValueError, unless it is one."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(deepcopy(values))
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def stepper(engine, config: EngineConfig, clip_norm: float) -> Callable[[], Tensor | float | None]:
@@ -217,7 +248,7 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     per_gpu = config.get("train_micro_batch_size_per_gpu", "auto")
     accumulation = config.get("gradient_accumulation_steps", "auto")
     for key, value in (("train_micro_batch_size_per_gpu", per_gpu), ("gradient_accumulation_steps", accumulation)):
-        if value != "auto" and (not isinstance(value, int) or value < 1):
+        if value != "auto" and value < 1:
             raise RecipeError(f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"')
     if accumulation == "auto":
         accumulation = 1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))

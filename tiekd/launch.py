@@ -33,6 +33,18 @@ _LOST_PEER = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|Timed out|wait timeout",
     re.I,
 )
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|MemoryError", re.I)
+_LESS_MEMORY = "not enough memory; make train.batch_size, data.augment.crop or the network smaller"
+_MAKE_ROOM, _ALLOW = "make room, then go on or start again", "change its permissions, or give another path"
+_REMEDIES = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EACCES: _ALLOW,
+    errno.EROFS: _ALLOW,
+    errno.ENOTDIR: "a part of its path is a file; give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+}
+_LONGEST_LINE = 2000
 RECORD, HOSTFILE = "launch.json", "hostfile"
 _CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
 _LAUNCHER_REACTS_S = 20.0
@@ -75,18 +87,19 @@ def run(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _REMEDIES:
             raise
         _let_signals_end_this()
-        return _report(
-            LaunchError(f"{error.filename or 'a file'}: {error.strerror}; make room, then go on or start again")
-        )
+        return _report(LaunchError(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"))
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)):
             _let_signals_end_this()
             if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
                 return USER_ERROR_CODE
             return _report(_lost_rank(error))
+        if isinstance(error, MemoryError | RuntimeError) and _OUT_OF_MEMORY.search(repr(error)):
+            _let_signals_end_this()
+            return _report(LaunchError(f"{_LESS_MEMORY} ({error})"))
         raise
 
 
@@ -261,7 +274,10 @@ def _on_lost_machine(name: str, silent: bool) -> None:
 def _report(error: UserError) -> int:
     if os.environ.get("TIEKD_DEBUG") == "1":
         traceback.print_exc()
-    sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if len(line) > _LONGEST_LINE:  # somebody's value is; what to do stands at the end
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
     return USER_ERROR_CODE
 

@@ -4,7 +4,6 @@ Every option of bin/train.py that says what is learned becomes a value of the re
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +37,16 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
+        if self.batch_size > 65536:
+            raise RecipeError(f"train.batch_size: got {self.batch_size}; it must be at most 65536 pictures")
         if not isinstance(self.max_bad_iterations, int) or self.max_bad_iterations < 0:
             raise RecipeError(
                 f"train.max_bad_iterations: got {self.max_bad_iterations!r}; it must be a whole number, 0 for no end"
             )
-        if not 0 < self.timeout_minutes < math.inf:
-            raise RecipeError(f"train.timeout_minutes: got {self.timeout_minutes}; it must be a number above 0")
+        if not 0 < self.timeout_minutes <= 1e6:
+            raise RecipeError(f"train.timeout_minutes: got {self.timeout_minutes}; it must be above 0, at most 1e6")
+        if self.seed < 0:
+            raise RecipeError(f"train.seed: got {self.seed}; it must be a whole number from 0")
         if (self.epochs is None) == (self.iterations is None):
             raise RecipeError("train: give either epochs or iterations")
 

@@ -32,7 +32,11 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides=()) ->
         except CheckpointError as error:
             raise CheckpointError(f"{error}; train it with bin/train.py {recipe_path}, or name a checkpoint") from None
     network = build_network(recipe.get("network"))
-    weights.load_into(network, weights.read_weights(path))
+    state = weights.read_weights(path)
+    try:
+        weights.load_into(network, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return network, path
 
 

@@ -181,8 +181,8 @@ def build_hooks(recipe, val_set, replica, device, loading, options, unreadable) 
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
+    evaluation = settings(recipe, "evaluation", EvaluationSettings)
     if options.validate:
-        evaluation = settings(recipe, "evaluation", EvaluationSettings)
         hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info))
     hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
     saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}
@@ -198,10 +198,11 @@ def _load_weights(network, recipe: dict) -> list[str]:
     path = Path(load.checkpoint)
     if path.is_dir():  # a work dir, or a checkpoint in one
         path = path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)
+    state = weights.read_weights(path)
     try:
-        report = weights.load_into(network, weights.read_weights(path), ignore=load.ignore)
+        report = weights.load_into(network, state, ignore=load.ignore)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}, as in --set load.ignore=[head.*]") from None
+        raise CheckpointError(f"{path}: {error}, or leave them out, as in --set load.ignore=[head.*]") from None
     left_out = [*report.misfit, *report.missing]
     told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
     return [f"Loaded {len(report.matched)} tensors from {path}{told}"]

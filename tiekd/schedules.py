@@ -137,7 +137,7 @@ def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
 def _read(node: dict) -> tuple[Callable, dict, dict]:
     """Shape, its arguments and the keys common to its kind, all checked."""
     name = node.get("name") if isinstance(node, dict) else None
-    if name not in SHAPES:
+    if name not in list(SHAPES):
         names = sorted(SHAPES, key=lambda known: -SequenceMatcher(None, known, str(name)).ratio())
         raise RecipeError(f"schedule.name: no {name!r}; there are (nearest first): {', '.join(names)}")
     shape = SHAPES[name]

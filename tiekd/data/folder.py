@@ -8,6 +8,7 @@ Left out: other ways to pair files (link or rename them), and cameras that diffe
 """
 
 import hashlib
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,11 @@ def build(
         )
     if not 0 <= val_fraction < 1:
         raise RecipeError(f"data.val_fraction: got {val_fraction}; it must be from 0 to below 1")
+    if intrinsics is not None and not (min(intrinsics[:2]) > 0 and all(map(math.isfinite, intrinsics))):
+        raise RecipeError(
+            f"data.intrinsics: got {intrinsics}; it must be [focal_x, focal_y, centre_x, centre_y] in pixels, focal "
+            "lengths above 0"
+        )
     folder = data_root(root, "the pictures")
     if depths is None and needs_ground_truth:
         remedy = "--set train.validate=false" if split == "val" else "a teacher"

@@ -37,8 +37,8 @@ class Loading:
     timeout_s: float = TIMEOUT_S
 
     def __post_init__(self):
-        if self.workers < 0:
-            raise RecipeError(f"data.workers: got {self.workers!r}; it must be a whole number from 0")
+        if not 0 <= self.workers <= 1024:
+            raise RecipeError(f"data.workers: got {self.workers!r}; it must be a whole number from 0 to 1024")
         if self.on_error not in ON_ERROR:
             raise RecipeError(f"data.on_error: got {self.on_error!r}; allowed: {', '.join(ON_ERROR)}")
         if self.max_errors < 1:
@@ -46,8 +46,8 @@ class Loading:
                 f"data.max_errors: got {self.max_errors!r}; it must be a whole number from 1 (for none: "
                 "data.on_error=raise)"
             )
-        if not self.timeout_s > 0:
-            raise RecipeError(f"data.timeout_s: got {self.timeout_s!r}; it must be seconds > 0")
+        if not 0 < self.timeout_s <= 1e6:
+            raise RecipeError(f"data.timeout_s: got {self.timeout_s!r}; it must be seconds > 0, at most 1e6")
 
 
 @dataclass

@@ -28,6 +28,8 @@ def read_split(path: Path) -> list[SplitLine]:
 
 def read_lines(path: Path, rule: str) -> list[tuple[int, str]]:
     """(number, text) of the lines that aren't blank, numbered from 1; `rule` tells the user what a line is."""
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise DataError(f"{path}: a folder or device, no split file; give a text file, {rule}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:

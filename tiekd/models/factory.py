@@ -1,7 +1,5 @@
 """Puts networks together from recipe nodes, and finds the teacher that a recipe means."""
 
-import math
-
 from tiekd.annotations import check_value
 from tiekd.config import build, check_keys
 from tiekd.errors import RecipeError
@@ -24,8 +22,10 @@ def build_network(node: dict) -> Network:
     min_depth, max_depth = node["min_depth"], node["max_depth"]
     for name in ("min_depth", "max_depth"):
         check_value(node[name], float, f"network.{name}")
-    if not 0 < min_depth < max_depth < math.inf:
-        raise RecipeError(f"network: min_depth {min_depth} and max_depth {max_depth} must be metres with 0 < min < max")
+    if not 1e-6 <= min_depth < max_depth <= 1e6:
+        raise RecipeError(
+            f"network: min_depth {min_depth} and max_depth {max_depth} must be metres with 0 < min < max, 1e-6 to 1e6"
+        )
     encoder = build(node["encoder"], "tiekd.models.encoders", "network.encoder")
     channels, neck = encoder.channels, None
     if "neck" in node:

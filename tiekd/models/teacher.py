@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tiekd.config import load_recipe
 from tiekd.data.batch import Batch
-from tiekd.errors import CheckpointError, TeacherError
+from tiekd.errors import CheckpointError, RecipeError, TeacherError
 from tiekd.evaluation import predict
 from tiekd.models import weights
 from tiekd.models.factory import build_network
@@ -65,11 +65,18 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
     if not node.get("network"):
         raise TeacherError("teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps")
     path = teacher_checkpoint(node)
-    network = build_network(node["network"])
     try:
-        weights.load_into(network, weights.read_weights(path))
+        network = build_network(node["network"])
+    except RecipeError as error:
+        raise RecipeError(f"teacher: {error}") from None
+    try:
+        state = weights.read_weights(path)
     except CheckpointError as error:
-        raise TeacherError(f"teacher.checkpoint: {error}; give the weights that teacher.recipe describes") from None
+        raise TeacherError(f"teacher.checkpoint: {error}") from None
+    try:
+        weights.load_into(network, state)
+    except CheckpointError as error:
+        raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
     return FrozenTeacher(network, device, node.get("flip", False))
 
 

@@ -59,6 +59,9 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(f"{path}: torn, or not torch's ({type(error).__name__}); copy or save it again") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; it must be a dict of tensors")
+    tensors = state.get("state_dict", state)
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{path}: holds no tensors by name; save the network's state_dict() in it")
     return state
 
 
@@ -122,22 +125,33 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[
     """Copies the tensors whose names and shapes fit into a network, casting to its dtypes.
 
     ignore: glob patterns of names that need not fit ("head.*"). Raises CheckpointError, without changing the network,
-    where a tensor not ignored is missing, unexpected or of another shape; norms' batch counters may be missing.
+    where a tensor not ignored is missing, unexpected or of another shape, and where one to be copied is not plain
+    finite numbers; norms' batch counters may be missing.
     """
     own, report = network.state_dict(), compare(network, state)
     complaints = [
         f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})" for name in _not(report.misfit, ignore)
     ]
+    complaints += [f"{name} ({flaw})" for name in report.matched if (flaw := _flaw(state[name], own[name]))]
     complaints += [f"{name} (missing)" for name in _not(report.missing, [*ignore, COUNTERS])]
     complaints += [f"{name} (not in the network)" for name in _not(report.unexpected, ignore)]
     if complaints:
         more = f" and {len(complaints) - LISTED} more" if len(complaints) > LISTED else ""
         raise CheckpointError(
             f"{len(complaints)} of {len(own)} tensors don't fit: {', '.join(complaints[:LISTED])}{more}; "
-            'use the recipe that the checkpoint was made with, or ignore them by patterns such as "head.*"'
+            "use the recipe that the checkpoint was made with, or another checkpoint"
         )
     network.load_state_dict({name: state[name] for name in report.matched}, strict=False)
     return report
+
+
+def _flaw(tensor: Tensor, own: Tensor) -> str | None:
+    """What keeps a tensor of the right shape from being copied into the network's own."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return "sparse, quantised or without data, wanted plain numbers"
+    if own.is_floating_point() and not tensor.is_floating_point():
+        return f"got {tensor.dtype}, wanted {own.dtype}".replace("torch.", "")
+    return None if tensor.isfinite().all() else "holds NaN or infinite numbers"
 
 
 def _bare(state: Mapping) -> dict[str, Tensor]:
