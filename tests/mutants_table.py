@@ -197,16 +197,16 @@ MUTANTS = [
     Mutant(
         "hook_states_not_restored",
         "tiekd/resuming.py",
-        "            if key in hook_states:\n                hook.load_state_dict(hook_states[key])\n",
-        "            pass\n",
+        "if key in hook_states:",
+        "if hook in hook_states:",
         ("resuming",),
     ),
     Mutant(
         "rows_after_the_checkpoint_stay",
-        "tiekd/hooks/text_log.py",
-        "kept = rows[:size]",
-        "kept = rows",
-        ("text_log",),
+        "tiekd/resuming.py",
+        "    log.drop_rows(state.work_dir)\n",
+        "",
+        ("resuming",),
     ),
     Mutant(
         "lock_of_a_work_dir_not_taken",
