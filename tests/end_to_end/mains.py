@@ -1,34 +1,49 @@
-"""Calls bin/train.py's main for one list of arguments after another in one process: `python mains.py ARGUMENTS.json`.
+"""Calls the mains of programs for one list of arguments after another in one process: `python mains.py ARGUMENTS.json`.
 
-Importing torch and deepspeed costs five seconds, a mistake none. Writes `<ARGUMENTS>.out`: per list the exit code and
-what went to stderr and stdout, tracebacks of unexpected errors included.
+Importing torch and deepspeed costs five seconds, a mistake none. A list that begins with `bin/...` names its program;
+the others are bin/train.py's. Writes `<ARGUMENTS>.out`: per list the exit code and what went to stderr and stdout,
+tracebacks of unexpected errors included; a call that takes longer than a minute ends with one.
 """
 
 import contextlib
 import io
 import json
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+LIMIT_S = 60
+
+
+class Hang(BaseException):
+    """A call that took too long."""
+
+
+def stop(*_) -> None:
+    raise Hang(f"not ended after {LIMIT_S} s")
 
 
 def call(arguments: list[str]) -> dict:
-    sys.argv = [str(ROOT / "bin" / "train.py"), *arguments]
+    program, *rest = arguments if arguments[0].startswith("bin/") else ["bin/train.py", *arguments]
+    sys.argv = [str(ROOT / program), *rest]
     stderr, stdout, code = io.StringIO(), io.StringIO(), None
+    signal.alarm(LIMIT_S)
     with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout):
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
             code = end.code
-        except Exception:
+        except (Exception, Hang):
             traceback.print_exc()
+    signal.alarm(0)
     return {"code": code, "stderr": stderr.getvalue(), "stdout": stdout.getvalue()}
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGALRM, stop)
     listing = Path(sys.argv[1])
     listing.with_suffix(".out").write_text(json.dumps([call(a) for a in json.loads(listing.read_text())]))

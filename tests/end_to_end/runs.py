@@ -158,10 +158,10 @@ class Program:
             time.sleep(0.05)
 
 
-def finish(command: list, **options) -> Result:
+def finish(command: list, timeout_s: float = TIMEOUT_S, **options) -> Result:
     """Runs a program to its end."""
     with Program(command, **options) as program:
-        return program.result()
+        return program.result(timeout_s)
 
 
 def many(jobs: list[dict], folder: Path, ranks: int) -> None:
