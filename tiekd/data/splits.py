@@ -36,7 +36,7 @@ def read_lines(path: Path, rule: str) -> list[tuple[int, str]]:
         raise DataError(f"{path}: no text; a split file is UTF-8, {rule}") from None
     except OSError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path}: no such split file; .txt files beside it: {near}; check data.root and the split") from None
+        raise DataError(f"{path}: no such split file; .txt files beside it: {near}; check data.root") from None
     lines = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: no frames in it; {rule}")
