@@ -105,3 +105,17 @@ def test_a_manifest_lists_every_file_with_its_size(tmp_path):
     path = make(tmp_path, 1)
     files = json.loads((path / "manifest.json").read_text())["files"]
     assert {name: size for name, (size, _) in files.items()} == {"state.json": 16, "student.pth": 7}
+
+
+def test_the_best_of_the_checkpoint_comes_back_when_a_later_one_is_abandoned(tmp_path):
+    path, node = tmp_path / "best_rmse.pth", {"min_depth": 1.0}
+    for iteration in (4, 6, 8):  # the checkpoint is of iteration 5, and no other was saved before the kill
+        checkpoint.replace_best(path, {"w": torch.ones(2) * iteration}, node, iteration)
+        if iteration == 4:
+            checkpoint.forget_older_best(tmp_path)
+    checkpoint.set_aside_newer(tmp_path, 5)
+    assert torch.load(path, weights_only=True)["iteration"] == 4
+    assert torch.load(tmp_path / "abandoned_best_rmse.pth", weights_only=True)["iteration"] == 8
+    (tmp_path / "best_mine.pth").write_bytes(b"not ours")
+    checkpoint.set_aside_newer(tmp_path, 0)
+    assert (tmp_path / "best_mine.pth").read_bytes() == b"not ours"

@@ -233,5 +233,5 @@ def test_the_number_of_bad_iterations_is_a_whole_one(value):
 
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
 def test_a_timeout_is_above_zero_and_finite(value):
-    with pytest.raises(RecipeError, match="train.timeout_minutes: got .*; it must be a number above 0"):
+    with pytest.raises(RecipeError, match="train.timeout_minutes: got .*; it must be above 0"):
         TrainSettings(epochs=1, timeout_minutes=value)

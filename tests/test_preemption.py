@@ -34,6 +34,15 @@ def test_a_signal_stops_after_the_iteration_that_follows(hook):
     assert stops == [None, "SIGUSR1 came"]
 
 
+def test_copies_of_a_signal_that_launchers_hand_on_are_one_request(hook):
+    state = SimpleNamespace(stop_reason=None)
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(2):
+        hook.after_iteration(state)
+    assert state.stop_reason == "SIGTERM came" and not state.orphaned
+
+
 def test_after_training_a_signal_means_what_it_meant(hook):
     hook.after_train(SimpleNamespace())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -29,8 +29,12 @@ _on_lost_launcher: Callable[[psutil.Process], None] = end_process
 
 
 def watch_launchers() -> None:
-    """From now on, the end of a launcher of this process is answered as `when_lost` said last."""
-    watch(launchers(), lambda process: _on_lost_launcher(process))
+    """From now on, the end of a launcher of this process is answered as `when_lost` said last; of one that ended
+    before, by this process's end."""
+    found = launchers()
+    if "CROSS_RANK" in os.environ and not any(_LAUNCHER_MODULES[0] in _command(process) for process in found):
+        end_process()  # DeepSpeed's launch.py set the variable, and is gone
+    watch(found, lambda process: _on_lost_launcher(process))
 
 
 def when_lost(answer: Callable[[psutil.Process], None]) -> None:
@@ -79,8 +83,8 @@ def watch(processes: list[psutil.Process], on_loss: Callable[[psutil.Process], N
 
 
 def _launches(command: str) -> bool:
-    supervises = "bin/resume " in command and " --restarts" in command
-    return supervises or any(module in command for module in _LAUNCHER_MODULES)
+    supervises = re.search(r"(^|[/ ])resume ", command) and " --restart" in command
+    return bool(supervises) or any(module in command for module in _LAUNCHER_MODULES)
 
 
 def _pdsh_and_above(launch: str) -> list[psutil.Process]:

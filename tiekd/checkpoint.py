@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tiekd import distributed, manifest, whole_state
+from tiekd import distributed, launch, manifest, whole_state
 from tiekd.durable import replace_text, sync
 from tiekd.errors import CheckpointError
 
 FOLDER, LATEST, STATE = "checkpoints", "latest", "state.json"
 STUDENT, MOMENTS = "student.pth", "moments.pth"
+_BEST_BEFORE = ".{}.before"
 
 
 class SaveFailed(Exception):
@@ -100,7 +101,13 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
             f"{checkpoint}: a file in it is no plain data and was not opened further, as it could run code "
             f"({_one_line(error)}); resume from another one"
         ) from None
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OSError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: can't be read ({error}); resume from another one") from None
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        if launch.lost_a_rank(error):
+            raise
         raise CheckpointError(
             f"{checkpoint}: not of this recipe's network and optimizer ({_one_line(error)}); undo what was changed in "
             "them, or start a new run with --load-from"
@@ -150,26 +157,43 @@ def check(checkpoint: Path) -> str | None:
 def set_aside_newer(work_dir: Path, iteration: int) -> None:
     """Renames the checkpoints and best weights from after `iteration`, from where a run goes on: they are another
     future. Main rank only."""
-    newer = [c for c in newest_first(work_dir / FOLDER) if int(c.name[5:]) > iteration]
-    for best in work_dir.glob("best_*.pth"):
-        made_at = torch.load(best, weights_only=True, map_location="cpu", mmap=True)["iteration"]
-        newer += [best] if made_at > iteration else []
+    newer = [c for c in newest_first(work_dir / FOLDER) if iteration_of(c) > iteration]
+    newer += [best for best in work_dir.glob("best_*.pth") if _made_at(best) > iteration]
     for path in newer:
         aside, count = path.with_name(f"abandoned_{path.name}"), 1
         while aside.exists():
             count += 1
             aside = path.with_name(f"abandoned{count}_{path.name}")
         os.rename(path, aside)
+    for before in work_dir.glob(_BEST_BEFORE.format("*")):
+        best = work_dir / before.name.removeprefix(".").removesuffix(".before")
+        if not best.exists() and _made_at(before) <= iteration:
+            os.rename(before, best)
+
+
+def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
+    """`write_weights` that keeps the best of the newest checkpoint until `forget_older_best`: a run that goes on from
+    there takes it back. Raises OSError."""
+    before = path.with_name(_BEST_BEFORE.format(path.name))
+    if path.exists() and not before.exists():
+        os.link(path, before)
+    write_weights(path, state_dict, network_node, iteration, **facts)
+
+
+def forget_older_best(work_dir: Path) -> None:
+    """After a checkpoint was saved, which goes with the best weights that are there. Main rank only."""
+    for before in work_dir.glob(_BEST_BEFORE.format("*")):
+        before.unlink()
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
     """Removes checkpoints but for the newest `keep_last` and those of every `keep_every`th iteration, and what killed
     saves left behind. Main rank only."""
+    _remove_leftovers(folder)
     for old in newest_first(folder)[keep_last:]:
-        if keep_every is None or int(old.name[5:]) % keep_every:
+        if keep_every is None or iteration_of(old) % keep_every:
             os.rename(old, folder / f".{old.name}.partial.old")  # a kill in the middle leaves none that is half there
-    for partial in folder.glob(".iter_*.partial*"):
-        shutil.rmtree(partial, ignore_errors=True)
+    _remove_leftovers(folder)
 
 
 def write_weights(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
@@ -196,6 +220,20 @@ def allow_engine_types() -> None:
     torch.serialization.add_safe_globals([ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler])
 
 
+def _remove_leftovers(folder: Path) -> None:
+    for partial in folder.glob(".iter_*.partial*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _made_at(weights: Path) -> int:
+    """The iteration of a file of weights; -1 where the file isn't one of ours, which nobody touches."""
+    try:
+        iteration = torch.load(weights, weights_only=True, map_location="cpu")["iteration"]
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError):
+        return -1
+    return iteration if isinstance(iteration, int) else -1
+
+
 def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:
     """The last steps of a save, on the main rank: its manifest, and its name. Returns what went wrong."""
     try:
@@ -207,7 +245,7 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
         sync(final.parent)
         replace_text(final.parent / LATEST, final.name)
     except OSError as error:
-        return f"{error.filename}: {error.strerror}" if not (final / manifest.NAME).is_file() else None
+        return f"{error.filename or partial}: {error.strerror}" if not (final / manifest.NAME).is_file() else None
     return None
 
 
@@ -253,10 +291,15 @@ def _set_random_states(states: dict) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
+def iteration_of(checkpoint: Path) -> int:
+    """What a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("iter_"))
+
+
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints of a folder, whole or not."""
     numbered = [p for p in folder.glob("iter_*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(numbered, key=lambda p: -int(p.name[5:]))
+    return sorted(numbered, key=iteration_of, reverse=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -103,11 +103,13 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
     return EngineConfig(values, per_gpu, accumulation)
 
 
-def refill(config: dict, deal_anew: bool) -> dict:
-    """A resolved engine config to be resolved again: the recipe may have changed, and with `deal_anew` the number of
-    ranks or the global batch, too."""
+def refill(config: dict, world_size: int, other_batch: bool) -> dict:
+    """A resolved engine config to be resolved again: the recipe may have changed, its global batch (`other_batch`) and
+    the number of ranks, too."""
     of_recipe = {"train_batch_size", "gradient_clipping"}
-    if deal_anew:
+    deal = [config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")]
+    fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
+    if other_batch or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
     return config | dict.fromkeys(of_recipe, "auto")
 

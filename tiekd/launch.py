@@ -4,6 +4,7 @@ Works under `deepspeed`, under `srun`, under any launcher that sets RANK, WORLD_
 MASTER_PORT, and as plain `python` (one rank on a free port).
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -79,7 +80,8 @@ def run(main: Callable[[], int | None]) -> int:
         return _report(error)
     except Stopped as stopped:
         # The launcher ends the other ranks as soon as one has ended, so they end together.
-        barrier()
+        with contextlib.suppress(RuntimeError):  # one that was lost now has saved as well
+            barrier()
         peers.say_farewell()
         if int(os.environ.get("RANK", 0)) == 0:
             sys.stderr.write(f"tiekd: {stopped}\n")
@@ -92,7 +94,7 @@ def run(main: Callable[[], int | None]) -> int:
         _let_signals_end_this()
         return _report(LaunchError(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"))
     except Exception as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)):
+        if lost_a_rank(error):
             _let_signals_end_this()
             if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
                 return USER_ERROR_CODE
@@ -101,6 +103,11 @@ def run(main: Callable[[], int | None]) -> int:
             _let_signals_end_this()
             return _report(LaunchError(f"{_LESS_MEMORY} ({error})"))
         raise
+
+
+def lost_a_rank(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)) is not None
 
 
 def start_rank(timeout_minutes: float = 30.0) -> torch.device:

@@ -43,6 +43,7 @@ class TrainState:
     prediction: Prediction | None = None
     teacher_depth: Tensor | None = None  # the ground truth in a run without a teacher
     metrics: dict[str, float] | None = None  # of the last evaluation
+    orphaned: bool = False  # set with stop_reason where nobody asked for the stop, but the launcher is gone
     stop_reason: str | None = None  # set by a hook, on every rank after the same iteration: training ends here
 
     @property

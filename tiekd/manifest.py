@@ -6,6 +6,7 @@ What the disk refuses is remembered and told afterwards, not raised in the middl
 alone would keep the others waiting in it. Cost: each file is read once after it was written, at some 0.5 GB/s.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,9 @@ import torch
 from tiekd.durable import sync
 
 NAME = "manifest.json"
-_TORCH_COULD_NOT_WRITE = re.compile(r"PytorchStreamWriter|iostream|unexpected pos|cannot be opened", re.I)
+_TORCH_COULD_NOT_WRITE = re.compile(
+    r"PytorchStreamWriter|iostream|unexpected pos|cannot be opened|Parent directory", re.I
+)
 
 
 class Files:
@@ -67,13 +70,14 @@ class Files:
             if not isinstance(error, OSError) and not _TORCH_COULD_NOT_WRITE.search(str(error)):
                 raise
             reason = getattr(error, "strerror", None) or "it could not be written whole"
-            self.problem = f"{path.name}: {reason} ({_free_mb(path.parent)} MB are free)"
+            self.problem = f"{path.name}: {reason}{_free(path.parent)}"
 
 
 def write(folder: Path, files: dict[str, list]) -> None:
-    """Writes the manifest of all ranks' files, which are those in the folder. Raises OSError."""
-    there = {path.name for path in folder.iterdir()}
-    assert there == files.keys(), f"{folder}: not all files were announced: {sorted(there ^ files.keys())}"
+    """Writes the manifest of all ranks' files, which must be in the folder. Raises OSError."""
+    missing = files.keys() - {path.name for path in folder.iterdir()}
+    if missing:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / min(missing)))
     (folder / NAME).write_text(_text(files))
     sync(folder / NAME)
 
@@ -119,5 +123,8 @@ def _text(files: dict[str, list]) -> str:
     return json.dumps({"files": dict(sorted(files.items()))}, indent=1)
 
 
-def _free_mb(folder: Path) -> int:
-    return shutil.disk_usage(folder).free // 2**20
+def _free(folder: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(folder).free // 2**20} MB are free)"
+    except OSError:
+        return f" ({folder} is gone)"

@@ -72,8 +72,8 @@ def _accept(listener: socket.socket, secret: str, count: int) -> None:
         while len(_connections) < count:
             connection, _ = listener.accept()
             connection.settimeout(_CONNECT_S)
-            said, _, name = connection.makefile().readline().strip().partition(" ")
-            if secrets.compare_digest(said, secret):
+            said, _, name = connection.makefile(errors="replace").readline().strip().partition(" ")
+            if secrets.compare_digest(said.encode(), secret.encode()):
                 _keep(connection, name)
 
 

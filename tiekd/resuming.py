@@ -5,6 +5,7 @@ from pathlib import Path
 from tiekd import checkpoint, distributed, launch, work_dirs
 from tiekd.config import load_recipe
 from tiekd.errors import CheckpointError
+from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState
@@ -47,7 +48,7 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
         state.iteration, hook_states = checkpoint.load(state.engine, path)
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
-                hook.load_state_dict(hook_states[key])
+                _load(hook, hook_states[key], path)
     if distributed.is_main():
         checkpoint.set_aside_newer(state.work_dir, state.iteration)
     log.drop_rows(state.work_dir)
@@ -66,3 +67,13 @@ def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None
         if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
             teacher["checkpoint"] = started_with["checkpoint"]
     teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
+
+
+def _load(hook: Hook, hook_state: dict, path: Path) -> None:
+    try:
+        hook.load_state_dict(hook_state)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its state of {type(hook).__name__} is of another version ({type(error).__name__}: {error}); "
+            "resume from another one, or start a new run with --load-from"
+        ) from None

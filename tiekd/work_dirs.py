@@ -3,7 +3,7 @@
     config.yaml ds_config.json    the recipe and the engine config, resolved; the run can be repeated from these two
     launch.json hostfile          how it was started (tiekd/launch.py), and on which machines where they are many
     environment.txt               on what machine and software
-    outcome.json                  running, finished, stopped or failed, where and why; who was killed left "running"
+    outcome.json                  running, finished, stopped, orphaned or failed; who was killed left "running"
     .lock                         held by the main rank while it lives, so that two runs can't share a work dir
 
 All of them are replaced whole, never written over.
@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -50,7 +51,8 @@ _locks: dict[Path, TextIOWrapper] = {}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, or that it didn't: `outcome` is running, finished, stopped (it can go on) or failed."""
+    """How a run ended, or that it didn't: `outcome` is running, finished, failed, stopped (as it was asked to) or
+    orphaned (stopped because its launcher was gone)."""
 
     outcome: str
     iteration: int
@@ -76,7 +78,8 @@ def outcome_of(state) -> Iterator[None]:
     except BaseException as error:
         write_down("failed", " ".join(f"{type(error).__name__}: {error}".split()))
         raise
-    write_down("finished" if state.stop_reason is None else "stopped", state.stop_reason)
+    ended = "orphaned" if state.orphaned else "stopped" if state.stop_reason is not None else "finished"
+    write_down(ended, state.stop_reason)
 
 
 def read_outcome(work_dir: Path) -> Outcome | None:
@@ -113,6 +116,16 @@ def is_in_use(work_dir: Path) -> bool:
     return in_use
 
 
+def main_rank_here(work_dir: Path) -> int | None:
+    """The process that has the work dir, where it is one of this machine; None where nobody has it."""
+    try:
+        owner = re.match(r"process (\d+) on (\S+),", (work_dir / LOCK).read_text())
+    except OSError:
+        return None
+    here = owner is not None and owner[2] == socket.gethostname() and is_in_use(work_dir)
+    return int(owner[1]) if here else None
+
+
 def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
     """Refuses a work dir that another recipe or run owns. Collective."""
     problem = distributed.broadcast_object(_problem(work_dir, recipe_path, resuming))
@@ -121,10 +134,14 @@ def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
 
 
 def check_shared(work_dir: Path) -> None:
-    """Refuses a work dir that the main rank wrote and another rank's machine doesn't see. Collective."""
-    distributed.barrier()
+    """Refuses a work dir whose lock, as the main rank wrote it, another rank's machine doesn't see. Collective."""
+    written = None
+    if distributed.is_main():  # not read anew: to close the file would give the lock back
+        _locks[work_dir].seek(0)
+        written = _locks[work_dir].read()
+    written = distributed.broadcast_object(written)
     end = time.monotonic() + _SHARED_FILES_APPEAR_S
-    while not (seen := (work_dir / launch.RECORD).is_file()) and time.monotonic() < end:
+    while not (seen := distributed.is_main() or _sees(work_dir, written)) and time.monotonic() < end:
         time.sleep(0.1)
     blind = [host for host, saw in distributed.gather_objects((socket.gethostname(), seen)) if not saw]
     if blind:
@@ -133,7 +150,7 @@ def check_shared(work_dir: Path) -> None:
 
 def write(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig) -> None:
     """Makes the work dir and writes down the run in it, when nothing can be refused any more. Main rank only."""
-    work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / OUTCOME).unlink(missing_ok=True)  # first: a finished run that is extended isn't finished any more
     replace_text(work_dir / RECIPE, dump_recipe(recipe))
     replace_text(work_dir / ENGINE_CONFIG, json.dumps(config.values, indent=2) + "\n")
     facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
@@ -156,7 +173,7 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
         maker = launch.read_record(work_dir).recipe
         if maker != str(recipe_path):
             return f"{work_dir} belongs to {maker}; give this run another --work-dir"
-    elif (work_dir / RECIPE).exists():
+    elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():  # not of a start that was killed
         return f"{work_dir} holds a config.yaml that no run made; give this run another --work-dir"
     held = [*(work_dir / checkpoint.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
@@ -165,6 +182,13 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
             "or start anew in another --work-dir"
         )
     return None
+
+
+def _sees(work_dir: Path, written: str) -> bool:
+    try:
+        return (work_dir / LOCK).read_text() == written
+    except OSError:
+        return False
 
 
 def _lock(work_dir: Path, wait_s: float) -> str | None:

@@ -99,11 +99,13 @@ def test_a_second_signal_ends_it_at_once(path):
     with start(path, "twice") as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 3)
         of = processes(program)
-        rank = of["ranks"][0]
-        rank.suspend()  # so that it finds both signals at once
-        rank.send_signal(signal.SIGTERM)
-        rank.send_signal(signal.SIGUSR1)
-        rank.resume()
+        first, second = of["ranks"]
+        second.suspend()  # so that the first can't finish its iteration
+        first.send_signal(signal.SIGTERM)
+        time.sleep(4)  # what comes earlier counts as a copy of the first
+        first.send_signal(signal.SIGUSR1)
+        first.wait(30)
+        second.resume()
         result = program.result(timeout_s=60)
         wait_until_gone([p for each in of.values() for p in each])
     assert result.code in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)

@@ -53,6 +53,7 @@ class Checkpoint(Hook):
             self.info(f"{failure}; training goes on, and the checkpoints from before are as they were")
             return
         if distributed.is_main():
+            checkpoint.forget_older_best(state.work_dir)
             checkpoint.prune(folder, self.keep_last, self.keep_every and self.keep_every * unit)
 
 

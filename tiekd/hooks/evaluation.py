@@ -74,7 +74,7 @@ class Evaluation(Hook):
         value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
         if distributed.is_main():
             try:
-                checkpoint.write_weights(path, weights, state.recipe["network"], state.iteration, metrics=state.metrics)
+                checkpoint.replace_best(path, weights, state.recipe["network"], state.iteration, metrics=state.metrics)
             except OSError as error:
                 return self.info(f"{path} was not written, {error.strerror}; training goes on, an older one stays")
         self.best = value

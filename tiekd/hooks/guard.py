@@ -96,10 +96,9 @@ def last_good(state, first_bad: int):
     it, for skipped steps have left the weights as they were. None: there is none. Collective."""
     found = None
     if distributed.is_main():
-        folders = (state.work_dir / checkpoint.FOLDER).glob("iter_*")
-        numbers = sorted(int(folder.name[5:]) for folder in folders if folder.name[5:].isdigit())
-        order = [n for n in reversed(numbers) if n < first_bad] + [n for n in numbers if n >= first_bad]
-        paths = (state.work_dir / checkpoint.FOLDER / f"iter_{number}" for number in order)
+        there = checkpoint.newest_first(state.work_dir / checkpoint.FOLDER)
+        before = [path for path in there if checkpoint.iteration_of(path) < first_bad]
+        paths = [*before, *reversed(there[: len(there) - len(before)])]
         found = next((path for path in paths if checkpoint.check(path) is None), None)
     return distributed.broadcast_object(found)
 

@@ -56,7 +56,6 @@ class TensorBoard(Hook):
             self.text_log = next((hook for hook in state.hooks if isinstance(hook, TextLog)), None)
         if self.text_log is None:
             raise RecipeError("tensorboard: takes its means from text_log; put text_log before it in hooks")
-        self._last_iteration = state.iteration
         if not is_main():
             return
         try:
@@ -81,6 +80,12 @@ class TensorBoard(Hook):
         if self._writer is not None and self._has_room():
             self._writer.close()
         self._writer = None
+
+    def state_dict(self) -> dict:
+        return {"last_iteration": self._last_iteration}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._last_iteration = state_dict["last_iteration"]
 
     def write_validation(self, state, metrics: dict[str, float], num_images: int) -> None:
         """Writes an evaluation's figures as `val/<metric>`, on rank 0; a no-op elsewhere."""

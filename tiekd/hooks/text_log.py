@@ -47,7 +47,7 @@ class TextLog(Hook):
         self._logger = logging.getLogger("depth")
         self._handlers: list[logging.Handler] = []
         self._json_path: Path | None = None
-        self._rows_until: list | None = None  # [name, bytes] of the .log.json at the checkpoint that was resumed from
+        self._sizes: dict[str, int] = {}  # bytes of the .log.json files at the checkpoint that was resumed from
         self._window = Window()
         self._logged_time_s = 0.0
         self._start_iteration: int | None = None
@@ -69,18 +69,13 @@ class TextLog(Hook):
     def drop_rows(self, work_dir: Path) -> None:
         """Takes the rows after the checkpoint that a run goes on from out of the older .log.json files, on rank 0, so
         that no iteration stands in them twice; all of them where it begins anew. The .log files keep every line."""
-        paths = sorted(Path(work_dir).glob("*.log.json")) if is_main() else []
-        name, size = self._rows_until or ("", 0)
-        if name and name not in [path.name for path in paths]:
+        paths = list(Path(work_dir).glob("*.log.json")) if is_main() else []
+        if self._sizes and not any(path.name in self._sizes for path in paths):
             return  # the checkpoint is another work dir's
         for path in paths:
             rows = path.read_bytes()
-            if path.name == name:
-                kept = rows[:size]
-            elif path.name > name:
-                kept = b"".join(row for row in rows.splitlines(keepends=True) if b'"mode": "' not in row)
-            else:
-                continue
+            later = rows[self._sizes.get(path.name, 0) :].splitlines(keepends=True)
+            kept = rows[: self._sizes.get(path.name, 0)] + b"".join(row for row in later if b'"env_info": "' in row)
             if kept != rows:
                 replace_bytes(path, kept)
 
@@ -135,14 +130,17 @@ class TextLog(Hook):
             "logged_time_s": self._logged_time_s,
             "start_iteration": self._start_iteration,
             "window": self._window.state_dict(),
-            "rows_until": [self._json_path.name, self._json_path.stat().st_size] if self._handlers else None,
+            "mean_window": self._window.mean_over_ranks(),
+            "ranks": world_size(),
+            "sizes": {p.name: p.stat().st_size for p in self._json_path.parent.glob("*.log.json")} if is_main() else {},
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
-        self._window = Window(**state_dict["window"])
-        self._rows_until = state_dict["rows_until"]
+        # A rank's own sums go on bit for bit; with another number of ranks each takes the mean of all.
+        self._window = Window(**state_dict["window" if state_dict["ranks"] == world_size() else "mean_window"])
+        self._sizes = state_dict["sizes"]
 
     def _write_start(self, state) -> None:
         rule = "-" * 60

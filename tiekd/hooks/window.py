@@ -96,6 +96,13 @@ class Window:
             "data_time_s": self.data_time_s,
         }
 
+    def mean_over_ranks(self) -> dict:
+        """A state that every rank of another number of ranks can go on from. One collective."""
+        state = self.state_dict()
+        parts = {(kind, name): value for kind in ("sums", "counts") for name, value in state[kind].items()}
+        reduced = mean_over_ranks(parts)
+        return state | {kind: {name: reduced[kind, name] for name in state[kind]} for kind in ("sums", "counts")}
+
     def _fold(self) -> None:
         if self._on_device is None:
             return
