@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import faulty_kitti
 import numpy as np
 import pytest
+import stuck_disk
 import tiny_kitti
 from faulty_kitti import DROPPED_TRAIN, DROPPED_VAL, PLANTED, TRAIN, found
 from PIL import Image
@@ -125,10 +125,8 @@ def test_teacher_maps_are_checked_as_well(tmp_path):
     }
 
 
-def test_a_file_that_does_not_answer_ends_the_check(root, tmp_path):
-    path = root / "input" / image_name(14)
-    path.unlink()
-    os.mkfifo(path)
+def test_a_file_that_does_not_answer_ends_the_check(root, monkeypatch):
+    stuck_disk.hold(monkeypatch, root / "input" / image_name(14))
     recipe = faulty_kitti.recipe(root)
     splits = splits_of(recipe, "train")
     with pytest.raises(DataError, match=rf"{image_name(14)}.*: not read by a data worker within 1 s"):

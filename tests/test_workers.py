@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import stuck_disk
 import tiny_kitti
 import torch
 from tiny_kitti import image_name
@@ -56,10 +57,9 @@ def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
     batches.close()
 
 
-def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_path):
+def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_path, monkeypatch):
     path = tmp_path / "input" / image_name(3)
-    path.unlink()
-    os.mkfifo(path)  # opening it waits for a writer that never comes
+    stuck_disk.hold(monkeypatch, path)
     for batches in (training(data, 2, timeout_s=1.5), validation_batches(data, 1, 0, 1, 1, CPU, 1.5)):
         started = time.monotonic()
         with pytest.raises(DataError) as error:

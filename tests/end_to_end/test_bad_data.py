@@ -126,8 +126,7 @@ def copied(ground: Path, folder: Path, **data) -> dict:
 def test_a_file_that_does_not_answer_ends_all_ranks(ground, tmp_path):
     recipe = copied(ground, tmp_path, timeout_s=3)
     (path,) = (tmp_path / "data" / "input").glob(f"*/*_0001_sync/image_02/data/{TORN}.png")
-    path.unlink()
-    os.mkfifo(path)  # opening it waits for a writer that never comes
+    recipe["data"] |= {"name": "end_to_end.stuck_kitti", "stuck": str(path)}
     path_of_recipe = runs.write_recipe(tmp_path / "recipe.yaml", recipe)
     train = [*runs.deepspeed(2), runs.ROOT / "bin" / "train.py", path_of_recipe, "--work-dir", tmp_path / "work"]
     with runs.Program(train) as program:
@@ -167,9 +166,8 @@ def test_a_data_worker_that_is_killed_ends_the_run_while_it_computes(ground, tmp
 
 def test_an_interrupted_check_leaves_no_result_and_no_process(tmp_path):
     root = faulty_kitti.make(tmp_path / "data")
-    path = root / "input" / faulty_kitti.image_name(14)
-    path.unlink()
-    os.mkfifo(path)
+    split = root / "kitti_eigen_train.txt"
+    split.write_text(split.read_text() * 1000)  # more than it can read before it is interrupted
     recipe = runs.write_recipe(tmp_path / "faulty.yaml", faulty_kitti.recipe(root))
     command = [sys.executable, runs.ROOT / "bin" / "check_data.py", recipe, "--workers", "2", "--out", tmp_path / "out"]
     with runs.Program(command) as program:
