@@ -8,9 +8,9 @@ there is nobody left to look at the clock.
 import multiprocessing
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import connection
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tiekd.errors import DataError
 
 TIMEOUT_S = 300.0
+_DYING_S = 2.0
 
 _ending = False  # workers die because we end them
 
@@ -121,9 +122,11 @@ def _tell_deaths_as_data_errors() -> None:
 
 
 def _dead(started: list[multiprocessing.Process]) -> list[multiprocessing.Process]:
-    """Workers that have died; one that is about to, too, for its pipes end before it does."""
-    connection.wait([process.sentinel for process in started], timeout=1.0)
-    return [process for process in started if process.exitcode]
+    """Workers that have died; one that is about to, too, for its pipes, the sentinel among them, end before it does."""
+    end = time.monotonic() + _DYING_S
+    while not (dead := [process for process in started if process.exitcode]) and time.monotonic() < end:
+        time.sleep(0.01)
+    return dead
 
 
 def _death(reason: str) -> str:
