@@ -86,9 +86,12 @@ def test_losses_and_weights_are_those_of_an_unbroken_run(unbroken, resumed):
 def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_left(unbroken, resumed):
     work_dir, _ = resumed
     before = runs.student(work_dir, ITERATIONS)
+    result = runs.finish([runs.ROOT / "bin" / "resume", work_dir])
+    assert result.code == 0 and f"is finished ({ITERATIONS} of {ITERATIONS} iterations" in result.stdout
+    (work_dir / "outcome.json").unlink()  # as if it had been killed after its last save
     result = runs.finish([*runs.deepspeed(2), runs.ROOT / "bin" / "resume", work_dir])
     assert result.code == 0, result.stderr[-3000:]
-    assert f"iter_{ITERATIONS}" in result.stderr
+    assert f"Resumed from {work_dir}/checkpoints/iter_{ITERATIONS}" in result.stderr
     assert runs.digest(runs.student(work_dir, ITERATIONS)) == runs.digest(before)
 
 
