@@ -10,6 +10,7 @@ Left out: signals before the first iteration, which end the process as always; t
 import os
 import signal
 import socket
+import threading
 import time
 
 import psutil
@@ -34,7 +35,7 @@ class Preemption(Hook):
 
     def __init__(self):
         self._reason: str | None = None
-        self._asked, self._asked_at = 0, 0.0
+        self._asked = 0
         self._question: tuple[dist.Work | None, torch.Tensor] | None = None
         self._group = None
 
@@ -46,6 +47,11 @@ class Preemption(Hook):
         self._neighbours = [psutil.Process(pid) for pid in here]
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        # A handler has to wait for a collective that the main thread is in; the thread at the pipe's end hasn't.
+        ours, self._signals = os.pipe()
+        os.set_blocking(self._signals, False)
+        signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_second, args=(ours,), name="preemption", daemon=True).start()
         ancestry.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
@@ -62,6 +68,8 @@ class Preemption(Hook):
         ancestry.when_lost(ancestry.end_process)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        if signal.set_wakeup_fd(-1) == self._signals:
+            os.close(self._signals)
 
     def _answer(self) -> int:
         """What the ranks said an iteration ago: 0, _SIGNAL or _ORPHANED."""
@@ -74,12 +82,10 @@ class Preemption(Hook):
         return int(asked)
 
     def _on_signal(self, number: int, _frame) -> None:
-        if self._asked_at:
-            if time.monotonic() - self._asked_at < _COPIES_COME_S:
-                return
-            os._exit(128 + number)
-        self._asked, self._asked_at = max(self._asked, _SIGNAL), time.monotonic()
-        self._reason = self._reason or f"{signal.Signals(number).name} came"
+        if self._reason is not None:
+            return
+        self._asked = _SIGNAL
+        self._reason = f"{signal.Signals(number).name} came"
         launch.asked_to_stop.append(self._reason)
 
     def _on_orphaned(self, launcher) -> None:
@@ -90,6 +96,19 @@ class Preemption(Hook):
     def _on_lost_neighbour(self, _rank) -> None:
         time.sleep(_GRACE_S)  # one that has saved and ended is followed by this one long before
         ancestry.end_process()
+
+
+def _end_at_second(signals: int) -> None:
+    """Reads the numbers of signals as they come, until the pipe is closed; ends the process at a second request."""
+    first_at = None
+    while number := os.read(signals, 1):
+        if number[0] not in SIGNALS:
+            continue
+        now = time.monotonic()
+        if first_at is not None and now - first_at >= _COPIES_COME_S:
+            os._exit(128 + number[0])
+        first_at = first_at or now
+    os.close(signals)
 
 
 build = Preemption
