@@ -169,10 +169,10 @@ def test_a_run_that_goes_on_neither_forgets_nor_repeats_them(tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"workers": -1}, "data.workers: got -1; it must be a whole number from 0"),
+        ({"workers": -1}, "data.workers: got -1; it must be a whole number from 0 to 1024"),
         ({"on_error": "ignore"}, "data.on_error: got 'ignore'; allowed: raise, skip"),
         ({"max_errors": 0}, "data.max_errors: got 0; it must be a whole number from 1 (for none: data.on_error=raise)"),
-        ({"timeout_s": 0}, "data.timeout_s: got 0; it must be seconds > 0"),
+        ({"timeout_s": 0}, "data.timeout_s: got 0; it must be seconds > 0, at most 1e6"),
     ],
 )
 def test_wrong_options_are_refused(options, line):
