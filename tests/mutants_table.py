@@ -190,7 +190,7 @@ MUTANTS = [
     Mutant(
         "random_states_not_restored",
         "tiekd/checkpoint.py",
-        '        _set_random_states(mine["random"])\n',
+        '        random_states.put_back(mine["random"])\n',
         "",
         ("resuming",),
     ),

@@ -14,15 +14,13 @@ import errno
 import json
 import os
 import pickle
-import random
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from tiekd import distributed, launch, manifest, whole_state
+from tiekd import distributed, launch, manifest, random_states, whole_state
 from tiekd.durable import replace_text, sync
 from tiekd.errors import CheckpointError
 
@@ -55,7 +53,7 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], rec
         files.make_folder(partial)
     distributed.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    files.save({"random": _random_states(), "hooks": hook_states}, partial / f"rank_{distributed.rank()}.pt")
+    files.save({"random": random_states.taken(), "hooks": hook_states}, partial / f"rank_{distributed.rank()}.pt")
     weights, moments = whole_state.weights(engine), whole_state.moments(engine)
     if distributed.is_main():
         files.save({"state_dict": weights, "network": recipe["network"], "iteration": iteration}, partial / STUDENT)
@@ -94,7 +92,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         if not rank_file.exists():  # more ranks than at the save
             rank_file = checkpoint / "rank_0.pt"
         mine = engine.checkpoint_files.load(rank_file)
-        _set_random_states(mine["random"])
+        random_states.put_back(mine["random"])
         return state["iteration"], mine["hooks"]
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -266,29 +264,6 @@ def _shape(engine) -> dict:
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()
     return {"world_size": distributed.world_size(), "zero_stage": stage, "precision": precision}
-
-
-def _random_states() -> dict:
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    version, internal, gauss = random.getstate()
-    states = {
-        "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "python": [version, list(internal), gauss],
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _set_random_states(states: dict) -> None:
-    torch.set_rng_state(states["torch"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 def iteration_of(checkpoint: Path) -> int:
