@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Measures our way against a plain one, interleaved: `bin/benchmark.py head | step | loader | eval | engine | student`.
+
+Prints the median ratio of times, its range, both peaks of memory and what they were measured on; --json prints one
+object instead. `bin/benchmark.py head --help` has what can be chosen.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    from tiekd.benchmarks import COMMANDS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"tiekd.benchmarks.{name}")
+        command = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
+        command.set_defaults(run=module.run)
+        command.add_argument("--device", default="cpu", help="cpu or cuda, default cpu")
+        command.add_argument("--rounds", type=int, default=7, help="how often each is timed, default 7")
+        command.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+        module.add_arguments(command)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    from tiekd.benchmarks import measure
+
+    result = {"benchmark": args.command, **args.run(args), "hardware": measure.hardware(args.device)}
+    print(json.dumps(result) if args.json else measure.as_text(result))
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))

@@ -1,0 +1,135 @@
+"""Times and peak memory of two ways of doing one thing, side by side in one process.
+
+Machines are noisy, so the two take turns, each round gives one ratio, and the median of the ratios is the figure; how
+far they spread is printed with it. Left out: energy, and memory that other processes (data workers) hold.
+"""
+
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+
+_MB = 1e6
+
+
+def compare(
+    compared: str,
+    ours: Callable[[], object],
+    reference: Callable[[], object],
+    rounds: int = 7,
+    device: torch.device | str = "cpu",
+    memory: bool = True,
+) -> dict:
+    """Our time and memory over the reference's, each a call of a function without arguments.
+
+    Returns {"compared", "time_ratio": median over rounds, "time_ratio_range": [least, largest], "ours_s",
+    "reference_s": medians, "rounds"} and with `memory` {"memory_ratio", "ours_peak_mb", "reference_peak_mb"}: what a
+    call holds at its peak beyond what was held before it.
+    """
+    device = torch.device(device)
+    result = {"compared": compared}
+    peaks = [peak_bytes(call, device) for call in (ours, reference)] if memory else []  # also warms up
+    times = interleaved({"ours": ours, "reference": reference}, rounds, device, warm_up=not memory)
+    ratios = [a / b for a, b in zip(times["ours"], times["reference"], strict=True)]
+    result |= {"time_ratio": statistics.median(ratios), "time_ratio_range": [min(ratios), max(ratios)]}
+    if memory:
+        result["memory_ratio"] = peaks[0] / max(1, peaks[1])
+    result |= {f"{name}_s": statistics.median(values) for name, values in times.items()}
+    if memory:
+        result |= {"ours_peak_mb": peaks[0] / _MB, "reference_peak_mb": peaks[1] / _MB}
+    return result | {"rounds": rounds}
+
+
+def interleaved(
+    calls: dict[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round; the order turns round from one round to the next."""
+    if warm_up:
+        for call in calls.values():
+            seconds(call, device)
+    times = {name: [] for name in calls}
+    order = list(calls.items())
+    for _ in range(rounds):
+        for name, call in order:
+            times[name].append(seconds(call, device))
+        order.reverse()
+    return times
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes, until the device has done its work."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """What a call holds at its peak beyond what was held before it: of this process on a CPU (Linux), of the device's
+    allocator elsewhere. The call is made twice: what the first one leaves behind for good doesn't count."""
+    call()
+    gc.collect()
+    if device.type == "cuda":
+        _wait(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    before = _resident_bytes("VmRSS")
+    call()
+    return max(0, _resident_bytes("VmHWM") - before)
+
+
+def hardware(device: torch.device | str = "cpu") -> dict:
+    """What a figure has to be quoted with: device, threads, versions, date."""
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return {"device": name, "torch": torch.__version__, "python": platform.python_version(), "date": f"{date.today()}"}
+
+
+def as_text(result: dict, indent: str = "") -> str:
+    """A result in lines for people; nested comparisons are indented below their name."""
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}", as_text(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [f"{indent}{name}", *(as_text(row, indent + "  ") + "\n" for row in value)]
+        else:
+            lines.append(f"{indent}{name:<22} {_figure(value)}")
+    return "\n".join(lines)
+
+
+def _figure(value) -> str:
+    if isinstance(value, list):
+        return " .. ".join(_figure(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _resident_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}; memory is measured on Linux only")
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
