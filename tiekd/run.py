@@ -6,14 +6,15 @@ Everything that can be wrong with a recipe is found here, before the first itera
 from datetime import datetime
 from pathlib import Path
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, launch, notes, resuming, schedules, work_dirs
 from tiekd.config import build, settings
 from tiekd.data import teacher_maps
-from tiekd.data.loader import Loading, Unreadable, training_batches
-from tiekd.data.sampler import MicroBatches, iterations_per_epoch, size_groups
+from tiekd.data.loader import Loading, Unreadable
+from tiekd.data.sampler import iterations_per_epoch, size_groups
 from tiekd.data.transforms import Augment
 from tiekd.engine import build_engine, resolve, stepper
 from tiekd.errors import CheckpointError, RecipeError
@@ -32,6 +33,7 @@ from tiekd.models.factory import build_network
 from tiekd.models.teacher import build_teacher
 from tiekd.optimizer import build_optimizer
 from tiekd.options import LoadSettings, TrainSettings
+from tiekd.parts import Parts
 
 _NOT_FOR_DATASETS = ("augment", *Loading.__dataclass_fields__)
 _TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
@@ -44,31 +46,63 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     the newest whole one, or None.
     """
     options = settings(recipe, "train", TrainSettings)
-    work_dir = Path(recipe["work_dir"])
+    work_dir, resuming_one = Path(recipe["work_dir"]), resume_from is not None
     device = launch.start_rank(options.timeout_minutes)
-    if resume_from is not None:
+    if resuming_one:
         work_dirs.lock(work_dir, resuming=True)  # before looking: a run that is about to end may save once more
     resume_path, passed_over = resuming.checkpoint_path(work_dir, resume_from)
+    parts = build_parts(recipe, engine_config, options, device, resuming_one, begins=resume_path is None)
+    state, log = parts.state, parts.log
+    work_dirs.check(work_dir, recipe_path, resuming=resuming_one)
+    state.engine = build_engine(parts.network, parts.optimizer, parts.config)
+    work_dirs.lock(work_dir)
+    launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
+    changed = []
+    if resuming_one:
+        resuming.restore(state, resume_path, log)
+        changed = work_dirs.changed_keys(work_dir, recipe)
+    distributed.barrier()
+    if distributed.is_main():
+        work_dirs.write(work_dir, recipe, recipe_path, parts.config)
+    work_dirs.check_shared(work_dir)
+    batches = parts.batches(state.total_iterations)
+    log.open(work_dir, state.timestamp)
+    told = notes.about(
+        recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, state.total_iterations
+    )
+    for note in told + notes.of_resuming(resume_path, changed) + passed_over + parts.report:
+        log.info(note)
+    with work_dirs.outcome_of(state):
+        step = stepper(state.engine, parts.config, options.clip_norm)
+        train(state, batches, parts.teacher, parts.criterion, parts.schedule, step)
+    if state.stop_reason is not None:
+        raise launch.Stopped(f"stopped after iteration {state.iteration}, {state.stop_reason}; go on with bin/resume")
+
+
+def build_parts(
+    recipe: dict, engine_config: dict, options: TrainSettings, device: torch.device, resuming_one: bool, begins: bool
+) -> Parts:
+    """Everything up to the engine. Collective; raises UserErrors, and writes nothing but the teacher's file of weights
+    into the recipe. begins: with the weights that the recipe says, at iteration 0."""
     launch.seed_everything(options.seed, options.deterministic)
     config = resolve(engine_config, options.batch_size, options.clip_norm, distributed.world_size())
+    work_dir = Path(recipe["work_dir"])
 
     network = build_network(recipe.get("network"))
     replica = build_network(recipe["network"]).to(device) if options.validate else None
-    has_teacher = recipe.get("teacher") is not None
-    criterion = criteria.build(recipe.get("losses", {}), has_teacher).to(device)
+    criterion = criteria.build(recipe.get("losses", {}), recipe.get("teacher") is not None).to(device)
     check_ignored_depths(network, criterion)
     train_set = build_dataset(recipe, "train")
     val_set = build_dataset(recipe, "val") if options.validate else None
     augment, loading = _loading(recipe)
     unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
-    resuming.fix_teacher_checkpoint(recipe, work_dir, resuming=resume_from is not None)
+    resuming.fix_teacher_checkpoint(recipe, work_dir, resuming=resuming_one)
     teacher = build_teacher(recipe.get("teacher"), device)
 
     groups = size_groups(train_set) if augment.sizes == "bucket" else None
     per_epoch = iterations_per_epoch(len(train_set), options.batch_size, groups)
     total = options.iterations or options.epochs * per_epoch
-    optimizer_node = recipe.get("optimizer", {})
-    report = _load_weights(network, recipe) if resume_path is None else []
+    report = _load_weights(network, recipe) if begins else []
     if groups is not None:
         places = per_epoch * options.batch_size
         report = [
@@ -76,7 +110,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
             f"batch, {places - len(groups)} of an epoch's {places} places repeat a picture",
             *report,
         ]
-    optimizer = build_optimizer(optimizer_node, network, options.batch_size, options.lr_scaling)
+    optimizer = build_optimizer(recipe.get("optimizer", {}), network, options.batch_size, options.lr_scaling)
     values = optimizer.defaults
     schedule = schedules.build(
         recipe.get("schedule", {"name": "constant"}),
@@ -97,40 +131,10 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
         by_epoch=options.iterations is None,
     )
     state.hooks, log = build_hooks(recipe, val_set, replica, device, loading, options, unreadable)
-    work_dirs.check(work_dir, recipe_path, resuming=resume_from is not None)
-    state.engine = build_engine(network, optimizer, config)
-    work_dirs.lock(work_dir)
-    launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
-    changed = []
-    if resume_from is not None:
-        resuming.restore(state, resume_path, log)
-        changed = work_dirs.changed_keys(work_dir, recipe)
-    distributed.barrier()
-    if distributed.is_main():
-        work_dirs.write(work_dir, recipe, recipe_path, config)
-    work_dirs.check_shared(work_dir)
-    sampler = MicroBatches(
-        len(train_set),
-        options.batch_size,
-        config.accumulation,
-        distributed.rank(),
-        distributed.world_size(),
-        options.seed,
-        state.iteration,
-        total,
-        groups,
-    )
-    batches = training_batches(
-        train_set, sampler, augment, options.seed, loading.workers, device, loading.timeout_s, unreadable
-    )
-    log.open(work_dir, state.timestamp)
-    told = notes.about(recipe, options, train_set, val_set, network, teacher, total)
-    for note in told + notes.of_resuming(resume_path, changed) + passed_over + report:
-        log.info(note)
-    with work_dirs.outcome_of(state):
-        train(state, batches, teacher, criterion, schedule, stepper(state.engine, config, options.clip_norm))
-    if state.stop_reason is not None:
-        raise launch.Stopped(f"stopped after iteration {state.iteration}, {state.stop_reason}; go on with bin/resume")
+    return Parts(
+        options, config, device, network, replica, criterion, teacher, train_set, val_set, augment, loading, groups,
+        unreadable, optimizer, schedule, state, log, report,
+    )  # fmt: skip
 
 
 def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> None:
