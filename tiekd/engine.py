@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tiekd import finite, manifest, whole_state
+from tiekd import finite, manifest, profiling, whole_state
 from tiekd.annotations import check_value
 from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
@@ -126,6 +126,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     if _clips_here(config):
         values["gradient_clipping"] = 0.0
     initial = {name: t.detach().clone() for name, t in network.state_dict().items()} if _scales_here(config) else None
+    profiling.time_each_collective()
     try:
         _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
@@ -149,6 +150,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
         # It would end the run with a traceback; hooks/guard.py ends it with what is to be known.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     finite.spoil_gradients_of_bad_losses(engine)
+    profiling.time_whole_network(engine)
     return engine
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, launch, notes, resuming, schedules, work_dirs
+from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
 from tiekd.config import build, settings
 from tiekd.data import teacher_maps
 from tiekd.data.loader import Loading, Unreadable
@@ -75,6 +75,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     with work_dirs.outcome_of(state):
         step = stepper(state.engine, parts.config, options.clip_norm)
         train(state, batches, parts.teacher, parts.criterion, parts.schedule, step)
+    profiling.print_collectives(state.engine)
     if state.stop_reason is not None:
         raise launch.Stopped(f"stopped after iteration {state.iteration}, {state.stop_reason}; go on with bin/resume")
 
