@@ -24,18 +24,32 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--load-from", metavar="CHECKPOINT", help="take only the weights, start at iteration 0")
     parser.add_argument("--deterministic", action="store_true", help="only algorithms that repeat bit for bit")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--dry-run", action="store_true", help="begin, tell times, memory and disk, write nothing, end")
     add_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.dry_run and args.resume_from:
+        parser.error("--dry-run begins at iteration 0 and writes nothing; leave --resume-from out")
+    return args
 
 
 def main() -> None:
     args = parse_arguments()
     from tiekd.engine import read_engine_config
     from tiekd.options import recipe_from_arguments
-    from tiekd.run import run
 
-    recipe = recipe_from_arguments(args.recipe, args)
-    run(recipe, Path(args.recipe).resolve(), read_engine_config(args.deepspeed_config), args.resume_from)
+    recipe, path = recipe_from_arguments(args.recipe, args), Path(args.recipe).resolve()
+    engine_config = read_engine_config(args.deepspeed_config)
+    if args.dry_run:
+        from tiekd.distributed import is_main
+        from tiekd.dry_run import dry_run
+
+        lines = dry_run(recipe, path, engine_config)
+        if is_main():
+            print("\n".join(lines))
+    else:
+        from tiekd.run import run
+
+        run(recipe, path, engine_config, args.resume_from)
 
 
 if __name__ == "__main__":

@@ -52,13 +52,7 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], rec
         shutil.rmtree(partial, ignore_errors=True)
         files.make_folder(partial)
     distributed.barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    files.save({"random": random_states.taken(), "hooks": hook_states}, partial / f"rank_{distributed.rank()}.pt")
-    weights, moments = whole_state.weights(engine), whole_state.moments(engine)
-    if distributed.is_main():
-        files.save({"state_dict": weights, "network": recipe["network"], "iteration": iteration}, partial / STUDENT)
-        files.save(moments, partial / MOMENTS)
-        files.save(json.dumps(_facts(engine, iteration, recipe), indent=1).encode(), partial / STATE)
+    write_files(engine, partial, iteration, hook_states, recipe)
     shares = distributed.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and distributed.is_main():
@@ -70,6 +64,18 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], rec
             shutil.rmtree(partial, ignore_errors=True)  # it may be what filled the disk
         raise SaveFailed(f"{final} was not saved, {problem}")
     return final
+
+
+def write_files(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict) -> None:
+    """A checkpoint's files but for its manifest, through `engine.checkpoint_files`: this rank's share. Collective."""
+    files = engine.checkpoint_files
+    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    files.save({"random": random_states.taken(), "hooks": hook_states}, folder / f"rank_{distributed.rank()}.pt")
+    weights, moments = whole_state.weights(engine), whole_state.moments(engine)
+    if distributed.is_main():
+        files.save({"state_dict": weights, "network": recipe["network"], "iteration": iteration}, folder / STUDENT)
+        files.save(moments, folder / MOMENTS)
+        files.save(json.dumps(_facts(engine, iteration, recipe), indent=1).encode(), folder / STATE)
 
 
 def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:

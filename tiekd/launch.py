@@ -130,7 +130,7 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
-        share = max(1, len(os.sched_getaffinity(0)) // _ranks_on_this_machine())
+        share = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine())
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
         device, backend = torch.device("cpu"), "gloo"
     else:
@@ -223,7 +223,7 @@ def write_record(work_dir: Path, recipe_path: Path) -> None:
         recipe=str(recipe_path),
         launcher="deepspeed" if "CROSS_RANK" in os.environ else "python",
         world_size=int(os.environ["WORLD_SIZE"]),
-        ranks_per_node=_ranks_on_this_machine(),
+        ranks_per_node=ranks_on_this_machine(),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         master_port=int(os.environ["MASTER_PORT"]),
         folder=os.getcwd(),
@@ -289,7 +289,7 @@ def _report(error: UserError) -> int:
     return USER_ERROR_CODE
 
 
-def _ranks_on_this_machine() -> int:
+def ranks_on_this_machine() -> int:
     """DeepSpeed's launcher says LOCAL_SIZE, torch's and others LOCAL_WORLD_SIZE."""
     return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
