@@ -9,10 +9,9 @@ from PIL import Image
 
 from tiekd.data.depth_io import (
     read_depth_npy,
-    read_depth_png,
     read_image,
     read_image_size,
-    read_teacher_map,
+    read_levels,
     write_depth_png,
     write_image,
 )
@@ -31,22 +30,14 @@ def refused(read, path, *arguments):
 @pytest.mark.parametrize("units_per_m", [256.0, 1000.0])
 def test_sixteen_bit_depth_comes_back_as_it_was(tmp_path, units_per_m):
     write_depth_png(tmp_path / "d.png", LEVELS / units_per_m, units_per_m)
-    depth = read_depth_png(tmp_path / "d.png", units_per_m)
-    assert depth.dtype == torch.float32 and depth.shape == (1, 2, 4)
-    assert torch.equal(depth[0], torch.from_numpy(LEVELS.astype(np.float32)) / units_per_m)
+    levels = read_levels(tmp_path / "d.png")
+    assert levels.dtype == torch.uint16 and torch.equal(levels, torch.from_numpy(LEVELS)[None])
     assert [path.name for path in tmp_path.iterdir()] == ["d.png"]
 
 
 def test_writing_rounds_saturates_and_makes_nothing_of_nan(tmp_path):
     write_depth_png(tmp_path / "d.png", np.array([[1.4, 1.6, np.nan, -1.0, 1e9]]) / 256)
-    assert (read_depth_png(tmp_path / "d.png", 256.0) * 256).tolist() == [[[1, 2, 0, 0, 65535]]]
-
-
-def test_a_teacher_map_spans_the_range(tmp_path):
-    Image.fromarray(LEVELS).save(tmp_path / "t.png")
-    depth = read_teacher_map(tmp_path / "t.png", 80.0)
-    assert depth[0, 1, 3] == 80 and depth[0, 0, 0] == 0
-    assert depth[0, 1, 1].item() == pytest.approx(20000 / 65535 * 80, rel=1e-6)
+    assert read_levels(tmp_path / "d.png").tolist() == [[[1, 2, 0, 0, 65535]]]
 
 
 def test_a_picture_comes_back_in_rgb_and_grey_ones_too(tmp_path):
@@ -63,7 +54,7 @@ def test_a_picture_comes_back_in_rgb_and_grey_ones_too(tmp_path):
 )
 def test_eight_bits_are_no_depth(tmp_path, shape, words):
     Image.fromarray(np.ones(shape, np.uint8)).save(tmp_path / "d.png")
-    message = refused(read_depth_png, tmp_path / "d.png", 256.0)
+    message = refused(read_levels, tmp_path / "d.png")
     assert "must be a one-channel 16-bit PNG" in message and words in message
 
 
@@ -77,7 +68,7 @@ def test_a_png_that_ends_early_is_refused_wherever_it_ends(tmp_path):
     whole = (tmp_path / "whole.png").read_bytes()
     for size in (0, 4, 20, 60, len(whole) // 2, len(whole) - 20, len(whole) - 12, len(whole) - 1):
         (tmp_path / "torn.png").write_bytes(whole[:size])
-        assert "torn" in refused(read_depth_png, tmp_path / "torn.png", 256.0)
+        assert "torn" in refused(read_levels, tmp_path / "torn.png")
 
 
 def test_one_damaged_byte_in_a_png_is_an_error_and_not_the_end_of_the_process(tmp_path):
@@ -97,7 +88,7 @@ def test_a_jpeg_that_ends_early_is_refused(tmp_path):
 
 def test_files_that_are_missing_folders_or_texts(tmp_path):
     assert "no such picture; check data.root and the split file" in refused(read_image, tmp_path / "a.png")
-    assert "no such depth map" in refused(read_depth_png, tmp_path / "a.png", 256.0)
+    assert "no such depth map" in refused(read_levels, tmp_path / "a.png")
     for read, kind in ((read_image, "picture"), (read_depth_npy, "depth map"), (read_image_size, "picture")):
         arguments = (None,) if read is read_depth_npy else ()
         assert f"a folder or device, no {kind}" in refused(read, tmp_path, *arguments)

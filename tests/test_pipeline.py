@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from tiekd.data import kitti, nyu
-from tiekd.data.transforms import IMAGENET_STD, Decisions, apply, normalise
+from tiekd.data.geometry import move
+from tiekd.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Decisions, colour_table, look_up, normalise
 
 CASES = golden.load_json("pipeline/cases.json")
 SAMPLES = golden.load_arrays("pipeline/samples.npz")
@@ -124,6 +125,11 @@ def check(tensor, expected, exact=False, share=1.0, **tolerance):
     assert np.isclose(array.reshape(-1)[index], value, **tolerance).mean() >= share
 
 
+def finished(sample, decisions):
+    """The picture as it is on the device."""
+    return look_up(move(sample, decisions).image[None], colour_table(decisions)[None])[0]
+
+
 def check_image(tensor, expected, turned, coloured=False, normalised=False):
     """Turned pictures are within 2 grey levels in 99.5 %: theirs interpolates in steps of 1/32 pixel and rounds."""
     grey_level = 1 / min(IMAGENET_STD) if normalised else 1.0
@@ -138,15 +144,15 @@ def check_image(tensor, expected, turned, coloured=False, normalised=False):
 
 def check_depths(whole, decisions, expected):
     """Measured depth to the bit, or the nearest pixel in 99.5 % where it is turned; the teacher's never turned."""
-    unturned = apply(whole, decisions._replace(angle=0.0))
+    unturned = move(whole, decisions._replace(angle=0.0))
     if "kd_gt" in expected:
         check(unturned.teacher_depth, expected["kd_gt"], rtol=1e-6)
     if decisions.angle == 0:
         return check(unturned.depth, expected["depth_gt"], exact=True)
     turned = whole._replace(depth=torch.from_numpy(turned_as_published(whole.depth[0].numpy(), decisions.angle))[None])
-    reference = apply(turned, decisions._replace(angle=0.0)).depth
+    reference = move(turned, decisions._replace(angle=0.0)).depth
     check(reference, expected["depth_gt"], exact=True)
-    assert (apply(whole, decisions).depth == reference).float().mean() >= 0.995
+    assert (move(whole, decisions).depth == reference).float().mean() >= 0.995
 
 
 def turned_as_published(depth, angle):
@@ -183,8 +189,8 @@ def test_seeded_training_samples(frame, name):
         channels=tuple(drawn.get("channels_bgr", (1.0, 1.0, 1.0))[::-1]),
     )
     whole = frame(case["group"], case["frame"])
-    sample, turned = normalise(apply(whole, decisions)), decisions.angle != 0
-    check_image(sample.image, case["img"], turned, coloured=decisions.gamma is not None, normalised=True)
+    image, turned = finished(whole, decisions), decisions.angle != 0
+    check_image(image, case["img"], turned, coloured=decisions.gamma is not None, normalised=True)
     check_depths(whole, decisions, case)
 
 
@@ -224,8 +230,10 @@ def test_each_step_with_forced_decisions(frame, group, step):
         decisions = decisions._replace(**dict(zip(("top", "left", "height", "width"), FORCED_CROP[data], strict=True)))
     if "ColorAug" in reached:
         decisions = decisions._replace(gamma=1.07, brightness=0.93, channels=(1.09, 1.02, 0.91))
-    sample, turned, normalised = apply(whole, decisions), decisions.angle != 0, step.startswith("Normalize")
-    image = normalise(sample).image if normalised else sample.image if turned else whole.image
+    turned, normalised = decisions.angle != 0, step.startswith("Normalize")
+    image = finished(whole, decisions) if turned or normalised else move(whole, decisions).image
+    if turned and not normalised:
+        image = image * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     check_image(image, expected["img"], turned, normalised=normalised)
     check_depths(whole, decisions, expected)
 
@@ -234,7 +242,7 @@ def test_a_turn_to_the_other_side(frame):
     whole = frame("kitti_kd", FIRST["kitti"])
     decisions = Decisions(2.5, False, 0, 0, 352, 1216, None, 1.0, (1.0, 1.0, 1.0))
     expected = CASES["forced"]["kitti_kd_rotate_minus2.5"]
-    check_image(apply(whole, decisions).image, expected["img"], turned=True)
+    check_image(move(whole, decisions).image, expected["img"], turned=True)
     check_depths(whole, decisions, expected)
 
 

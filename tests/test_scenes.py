@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tiekd.data import scenes
-from tiekd.data.depth_io import read_depth_png, read_image
+from tiekd.data.depth_io import read_image, read_levels
 from tiekd.data.scenes import FIRST_HELD_OUT_INDEX, render, write_kitti_layout
 from tiekd.data.street.casting import GROUND, SKY, cast, ellipsoid, look, prism, rays
 from tiekd.data.street.layout import random_street
@@ -183,7 +183,7 @@ def test_layout_is_kittis(tmp_path):
     picture, depth, _ = test[1].split()
     assert np.array_equal(read_image(root / "input" / picture).permute(1, 2, 0).numpy(), scene.image)
     for folder, exact in (("gt_depth", scene.sparse_depth), ("gt_dense", scene.depth)):
-        stored = read_depth_png(root / folder / depth, 256.0)[0].numpy()
+        stored = read_levels(root / folder / depth)[0].numpy() / np.float32(256)
         assert np.abs(stored - exact).max() <= 0.5 / 256 and ((stored > 0) == (exact > 0)).all()
     assert len(list((root / "gt_dense").rglob("*.png"))) == 2
     assert [path.name for path in root.parent.iterdir()] == ["set"]

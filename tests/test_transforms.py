@@ -1,116 +1,64 @@
-"""Augmentation: everything that belongs to a frame moves together, and equals the published pipeline's numbers."""
-
-from math import cos, radians, sin
+"""What is drawn for a sample, and its picture's colours: the published pipeline's numbers, in one look-up."""
 
 import numpy as np
 import pytest
 import torch
 
-from tiekd.data.transforms import Augment, Decisions, Sample, apply, normalise, scale_to_cover
+from tiekd.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augment,
+    Decisions,
+    Sample,
+    colour_table,
+    in_metres,
+    look_up,
+    normalise,
+)
 from tiekd.errors import DataError, RecipeError
 
 NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
+MEAN, STD = np.array(IMAGENET_MEAN)[:, None], np.array(IMAGENET_STD)[:, None]
 
 
-def marked(height=40, width=60, row=11, column=37):
-    """A black frame with one bright pixel: 9 m measured, 7 m by the teacher; everything else is 5 and 3 m away."""
-    image = torch.zeros(3, height, width, dtype=torch.uint8)
-    depth, teacher = torch.full((1, height, width), 5.0), torch.full((1, height, width), 3.0)
-    image[:, row, column], depth[0, row, column], teacher[0, row, column] = 255, 9, 7
-    inside = torch.ones(1, height, width, dtype=torch.bool)
-    intrinsics = torch.tensor([[50.0, 0, column], [0, 50.0, row], [0, 0, 1]])  # the principal point is on the mark
-    return Sample(image, depth, inside, teacher, intrinsics, "marked")
+def test_colour_is_gamma_on_grey_levels_then_brightness_then_channels_then_imagenets_mean_and_deviation():
+    decisions = NOTHING._replace(gamma=1.07, brightness=0.93, channels=(0.9, 1.0, 1.1))
+    coloured = np.minimum(np.arange(256.0)[None] ** 1.07 * 0.93 * np.array([[0.9], [1.0], [1.1]]), 255)
+    assert (coloured == 255).any() and (coloured[0] < 255).mean() > 0.7
+    np.testing.assert_allclose(colour_table(decisions), (coloured - MEAN) / STD, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(colour_table(NOTHING), (np.arange(256.0) - MEAN) / STD, rtol=1e-6, atol=1e-7)
+    assert torch.equal(colour_table(), colour_table(NOTHING))
 
 
-def place(plane):
-    return tuple(int(i) for i in np.unravel_index(int(plane.argmax()), plane.shape))
+def test_every_image_and_channel_is_looked_up_in_its_own_table():
+    image = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tables = torch.arange(2 * 3 * 256, dtype=torch.float32).view(2, 3, 256)
+    found = look_up(image, tables)
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    assert torch.equal(found, image.float() + tables[:, :, :1, None])
+    strided = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(look_up(strided, tables), found)
 
 
-def turned(row, column, angle, height=40, width=60):
-    """Where a pixel of the upright picture is after a turn by `angle` degrees counter-clockwise about the centre."""
-    x, y = column - (width - 1) / 2, (height - 1) / 2 - row
-    c, s = cos(radians(angle)), sin(radians(angle))
-    return (height - 1) / 2 - (s * x + c * y), (width - 1) / 2 + c * x - s * y
-
-
-@pytest.mark.parametrize("angle", [0.0, 2.5, -2.5, 30.0])
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45)])
-def test_everything_moves_together(angle, flip, window):
-    top, left, height, width = window
-    decisions = NOTHING._replace(angle=angle, flip=flip, top=top, left=left, height=height, width=width)
-    sample = apply(marked(), decisions)
-    row, column = turned(11, 37, angle)
-    column = 59 - column if flip else column
-    expected = (row - top, column - left)
-    assert sample.image.shape == (3, height, width) and sample.image.dtype == torch.float32
-    assert sample.intrinsics[1, 2].item() == pytest.approx(expected[0], abs=1e-3)
-    assert sample.intrinsics[0, 2].item() == pytest.approx(expected[1], abs=1e-3)
-    for plane, inside_value, mark in ((sample.depth[0], 5, 9), (sample.teacher_depth[0], 3, 7)):
-        assert plane.shape == (height, width)
-        assert set(plane[sample.inside[0]].unique().tolist()) <= {inside_value, mark}
-        assert (plane[~sample.inside[0]] == 0).all()
-        near = (plane == mark).nonzero()
-        # A turn resamples: the pixel may be doubled, or fall between four others, but never leaves its place.
-        assert (near - torch.tensor(expected)).abs().max() <= 0.75 if len(near) else angle
-    bright = sample.image[0] / sample.image[0].sum()
-    centre = [(bright.sum(1 - axis) * torch.arange(n)).sum().item() for axis, n in enumerate((height, width))]
-    assert centre == pytest.approx(expected, abs=0.5)
-    assert sample.inside.dtype == torch.bool and (sample.inside.all() == (angle == 0) or top)
-
-
-def test_a_quarter_turn_is_exact():
-    sample = marked(41, 41)
-    there = apply(sample, NOTHING._replace(angle=90.0, height=41, width=41))
-    assert torch.equal(there.depth, sample.depth.rot90(1, (1, 2)))
-    assert torch.equal(there.teacher_depth, sample.teacher_depth.rot90(1, (1, 2)))
-    assert (there.image - sample.image.float().rot90(1, (1, 2))).abs().max() < 1e-2
-    assert there.inside.all()
-
-
-def test_corners_that_turn_in_are_black_and_not_valid():
-    sample = marked()._replace(image=torch.full((3, 40, 60), 200, dtype=torch.uint8))
-    there = apply(sample, NOTHING._replace(angle=20.0))
-    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-        assert not there.inside[0, row, column]
-        assert there.depth[0, row, column] == there.teacher_depth[0, row, column] == 0
-        assert (there.image[:, row, column] == 0).all()
-    assert (there.image[:, 20, 30] - 200).abs().max() < 1e-2 and 0.6 < there.inside.float().mean() < 0.95
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_moved_intrinsics_project_a_point_to_where_its_pixel_went(flip):
-    decisions = NOTHING._replace(flip=flip, top=3, left=7, height=30, width=40)
-    sample = marked()._replace(intrinsics=torch.tensor([[50.0, 0, 28.0], [0, 50.0, 19.0], [0, 0, 1]]))
-    point = torch.linalg.inv(sample.intrinsics) @ torch.tensor([37.0, 11.0, 1.0]) * 9
-    there = apply(sample, decisions)
-    if flip:
-        point[0] = -point[0]
-    x, y, z = (there.intrinsics @ point).tolist()
-    assert place(there.depth[0]) == (round(y / z), round(x / z))
-    assert sample.intrinsics[0, 2] == 28  # the sample that came in is as it was
-
-
-def test_a_frame_without_a_teachers_map_stays_without():
-    for angle in (0.0, 2.0):
-        there = apply(marked()._replace(teacher_depth=None), NOTHING._replace(angle=angle, flip=True))
-        assert there.teacher_depth is None and there.depth.shape == (1, 40, 60)
-
-
-def test_colour_is_gamma_on_grey_levels_then_brightness_then_channels():
-    grey = torch.arange(0, 256, dtype=torch.uint8).expand(3, 1, 256).contiguous()
-    sample = marked(1, 256, 0, 0)._replace(image=grey)
-    decisions = NOTHING._replace(height=1, width=256, gamma=1.07, brightness=0.93, channels=(0.9, 1.0, 1.1))
-    expected = np.minimum(np.arange(256.0)[None] ** 1.07 * 0.93 * np.array([[0.9], [1.0], [1.1]]), 255)
-    assert (expected == 255).any() and (expected[0] < 255).mean() > 0.7
-    there = apply(sample, decisions)
-    np.testing.assert_allclose(there.image[:, 0].numpy(), expected, rtol=1e-6)
-    assert torch.equal(there.depth, sample.depth)
+def frame(image, depth, **options):
+    inside = torch.ones(1, *image.shape[-2:], dtype=torch.bool)
+    return Sample(image, depth, inside, None, torch.eye(3), "frame", **options)
 
 
 def test_normalise_is_imagenets_in_rgb():
     image = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1) + torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
-    assert normalise(marked()._replace(image=image)).image.flatten().tolist() == pytest.approx([1, 1, 1])
+    assert normalise(frame(image, torch.ones(1, 1, 1))).image.flatten().tolist() == pytest.approx([1, 1, 1])
+    levels = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    assert torch.equal(normalise(frame(levels, torch.ones(1, 1, 256))).image[:, 0], colour_table())
+
+
+def test_sixteen_bit_depths_become_metres_in_their_own_units():
+    levels = torch.tensor([[[0, 1, 256, 65535]]], dtype=torch.uint16)
+    sample = frame(torch.zeros(3, 1, 4), levels, depth_units=256.0)._replace(teacher_depth=levels, teacher_units=1000.0)
+    for there in (in_metres(sample), in_metres(in_metres(sample))):
+        assert there.depth.dtype == torch.float32 and there.depth.tolist() == [[[0, 1 / 256, 1, 65535 / 256]]]
+        assert torch.equal(there.teacher_depth, levels.float() / 1000)
+    assert in_metres(sample._replace(teacher_depth=None)).teacher_depth is None
 
 
 def test_a_draw_is_a_function_of_seed_epoch_and_index():
@@ -140,67 +88,14 @@ def test_draws_keep_to_their_ranges_and_probabilities():
     assert all(d.brightness == 1 and d.channels == (1, 1, 1) for d in draws if d.gamma is None)
 
 
-def test_without_augmentation_nothing_happens():
-    still = Augment(rotate_p=0, flip_p=0, colour_p=0).draw(0, 0, 0, 40, 60)
-    assert still == NOTHING
-    sample = marked()
-    assert all(torch.equal(a, b) for a, b in zip(apply(sample, still)[1:5], sample[1:5], strict=True))
+def test_without_augmentation_nothing_is_drawn():
+    assert Augment(rotate_p=0, flip_p=0, colour_p=0).draw(0, 0, 0, 40, 60) == NOTHING
 
 
 @pytest.mark.parametrize("crop", [(41, 60), (40, 61)])
 def test_a_crop_larger_than_the_picture_is_a_data_error(crop):
     with pytest.raises(DataError, match=rf"data.augment.crop: {crop[0]}x{crop[1]} is larger than the picture, 40x60"):
         Augment(crop=crop).draw(0, 0, 0, 40, 60)
-
-
-@pytest.mark.parametrize(
-    ("cover", "size"),
-    [((20, 30), (20, 30)), ((20, 20), (20, 30)), ((10, 30), (20, 30)), ((80, 60), (80, 120)), ((27, 13), (27, 40))],
-)
-def test_scaling_just_covers_and_keeps_the_aspect(cover, size):
-    sample = scale_to_cover(marked(), *cover)
-    assert sample.image.shape == (3, *size) and sample.image.dtype == torch.float32
-    assert sample.depth.shape == sample.inside.shape == sample.teacher_depth.shape == (1, *size)
-    assert sample.inside.dtype == torch.bool and sample.inside.all() and sample.name == "marked"
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.5, 2.0])
-def test_scaling_moves_everything_together_and_mixes_no_depths(factor):
-    original = marked(row=12, column=36)._replace(depth=torch.full((1, 40, 60), 5.0))
-    original.depth[0, :, 30:] = 9
-    size = round(40 * factor), round(60 * factor)
-    sample = scale_to_cover(original, *size)
-    assert set(sample.depth.unique().tolist()) == {5.0, 9.0}  # nothing stands between the wall and what is behind it
-    assert (sample.depth[0, :, : size[1] // 2] == 5).all() and (sample.depth[0, :, size[1] // 2 :] == 9).all()
-    expected = (12.5 * factor - 0.5, 36.5 * factor - 0.5)
-    assert sample.intrinsics[0, 0] == 50 * factor and sample.intrinsics[1, 1] == 50 * factor
-    assert sample.intrinsics[1, 2].item() == pytest.approx(expected[0])
-    assert sample.intrinsics[0, 2].item() == pytest.approx(expected[1])
-    bright = sample.image[0] / sample.image[0].sum()
-    centre = [(bright.sum(1 - axis) * torch.arange(n)).sum().item() for axis, n in enumerate(size)]
-    assert centre == pytest.approx(expected, abs=0.05)
-    assert original.intrinsics[0, 0] == 50 and original.image.dtype == torch.uint8
-
-
-def test_a_smaller_depth_map_has_the_pixel_in_the_middle_of_those_it_stands_for():
-    columns = torch.arange(1.0, 61.0).expand(1, 39, 60)
-    sample = marked(height=39)._replace(depth=columns, teacher_depth=columns + 100)
-    there = scale_to_cover(sample, 13, 20)
-    assert there.depth[0, 0].tolist() == list(range(2, 61, 3))
-    assert torch.equal(there.teacher_depth, there.depth + 100)
-
-
-def test_a_picture_is_smoothed_before_it_is_made_smaller():
-    stripes = torch.zeros(3, 40, 60, dtype=torch.uint8)
-    stripes[:, :, ::2] = 200
-    grey = scale_to_cover(marked()._replace(image=stripes), 10, 15).image
-    assert (grey[..., 1:-1] - 100).abs().max() < 10  # skipping pixels would give 0 or 200
-
-
-def test_a_picture_that_covers_already_is_left_as_it_is():
-    sample = marked()
-    assert scale_to_cover(sample, 40, 60) is sample and scale_to_cover(sample, 7, 60) is sample
-    assert scale_to_cover(sample._replace(teacher_depth=None), 20, 30).teacher_depth is None
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""What the loop gets from the loader."""
+"""What the loop gets from the loader, and the form in which it travels to the device."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tiekd.data.transforms import look_up
 
 
 class Batch(NamedTuple):
@@ -24,10 +26,38 @@ class Batch(NamedTuple):
     intrinsics: Tensor
     names: list[str]
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; copies from pinned memory overlap with computation."""
-        return Batch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self))
 
-    def pin_memory(self) -> "Batch":
-        """Called by torch's DataLoader when it pins."""
-        return Batch(*(v.pin_memory() if isinstance(v, Tensor) else v for v in self))
+class HostBatch(NamedTuple):
+    """A micro-batch as workers deliver it, at a third of the bytes.
+
+    image: (B, 3, H, W) uint8, RGB, its geometry done. tables: (B, 3, 256) float32, what each grey level becomes.
+    depth, teacher_depth: (B, 1, H, W) uint16 or float32, of which *_units (B,) float32 make a metre. The rest as in
+    Batch.
+    """
+
+    image: Tensor
+    tables: Tensor
+    depth: Tensor
+    depth_units: Tensor
+    inside: Tensor
+    teacher_depth: Tensor | None
+    teacher_units: Tensor
+    intrinsics: Tensor
+    names: list[str]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device: copied in its small form (from pinned memory while others compute), finished there."""
+        there = HostBatch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self))
+        return Batch(
+            look_up(there.image, there.tables),
+            _metres(there.depth, there.depth_units),
+            there.inside,
+            None if there.teacher_depth is None else _metres(there.teacher_depth, there.teacher_units),
+            there.intrinsics,
+            there.names,
+        )
+
+
+def _metres(levels: Tensor, units: Tensor) -> Tensor:
+    # By a tensor, for some devices divide by a number as if by its reciprocal, which may be another last digit.
+    return levels.float() / units.view(-1, 1, 1, 1)

@@ -32,7 +32,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tiekd.data.frames import Frames
-from tiekd.data.transforms import Augment, Sample
+from tiekd.data.transforms import Augment, Sample, in_metres
 from tiekd.errors import DataError
 
 FAULTS = ("missing", "unreadable", "bit depth", "size", "unit", "empty")
@@ -79,7 +79,7 @@ class Examined(Dataset):
         digest = hashlib.blake2b(Path(frame.image).read_bytes(), digest_size=16).digest()
         median_m = None
         try:
-            sample = self.frames.assemble(index, **read)
+            sample = in_metres(self.frames.assemble(index, **read))
             if "depth" in read:
                 fault, median_m = self._depth_fault(sample, frame.depth)
                 faults += fault

@@ -24,11 +24,13 @@ TEACHER_MAP_LEVELS = 65535  # a cached teacher map stores round(depth / max_dept
 
 
 def read_image(path: Path) -> Tensor:
-    """An RGB picture as (3, H, W) uint8. Raises DataError for a file that is missing, torn or no 8-bit picture."""
+    """An RGB picture as (3, H, W) uint8, a view of pixels that lie together. Raises DataError for a file that is
+    missing, torn or no 8-bit picture."""
     picture = _decode(path, "picture")
     if picture.mode.startswith(("I", "F")):
         raise DataError(f"{path}: a picture must have 8 bits a channel, this has more; is it a depth map?", "bit depth")
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -42,11 +44,10 @@ def read_image_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: its size can't be read; the file is torn or no picture") from None
 
 
-def read_depth_png(path: Path, units_per_m: float) -> Tensor:
-    """A 16-bit depth PNG as (1, H, W) float32 metres, 0 where not measured.
-
-    `units_per_m` is 256 for KITTI and 1000 for NYU. Raises DataError for a missing or torn file and for 8 bits.
-    """
+def read_levels(path: Path) -> Tensor:
+    """A 16-bit depth PNG as (1, H, W) uint16, 0 where not measured, in the file's own unit: 256 of them make a metre in
+    KITTI, 1000 in NYU, 65535 / full scale in a cached teacher map. Raises DataError for a missing or torn file and for
+    8 bits."""
     raw = _decode(path, "depth map")
     if raw.format != "PNG":
         raise DataError(f"{path}: a depth map must be a one-channel 16-bit PNG, this is a {raw.format}", "bit depth")
@@ -56,7 +57,7 @@ def read_depth_png(path: Path, units_per_m: float) -> Tensor:
             "bits; convert it from the original depth (a coloured picture can't be used)",
             "bit depth",
         )
-    return torch.from_numpy(np.array(raw).astype(np.float32))[None] / units_per_m
+    return torch.from_numpy(np.array(raw, dtype=np.uint16))[None]
 
 
 def read_depth_npy(path: Path, units_per_m: float | None) -> Tensor:
@@ -81,11 +82,6 @@ def read_depth_npy(path: Path, units_per_m: float | None) -> Tensor:
         )
     metres = torch.from_numpy(depth.astype(np.float32))[None] / (units_per_m or 1.0)
     return torch.where(metres.isfinite() & (metres > 0), metres, 0.0)
-
-
-def read_teacher_map(path: Path, max_depth: float) -> Tensor:
-    """A cached teacher map, uint16 of depth / max_depth * 65535, as (1, H, W) float32 metres, 0 where not valid."""
-    return read_depth_png(path, TEACHER_MAP_LEVELS / max_depth)
 
 
 def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tiekd.data.depth_io import read_depth_npy, read_depth_png
+from tiekd.data.depth_io import read_depth_npy, read_levels
 from tiekd.data.frames import Camera, Frame, Frames, data_root, joined_name
 from tiekd.data.splits import below_root, read_lines
 from tiekd.errors import DataError, RecipeError
@@ -77,6 +77,7 @@ def build(
         [frame for name, frame in frames.items() if name in chosen],
         source,
         partial(_read_depth, units_per_m=depth_unit),
+        depth_unit,
         max_depth,
         needs_ground_truth,
         maps=folder / maps if maps and split == "train" else None,
@@ -152,4 +153,4 @@ def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
 
 
 def _read_depth(path: Path, units_per_m: float | None) -> torch.Tensor:
-    return read_depth_npy(path, units_per_m) if path.suffix.lower() == ".npy" else read_depth_png(path, units_per_m)
+    return read_depth_npy(path, units_per_m) if path.suffix.lower() == ".npy" else read_levels(path)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tiekd.data import depth_io, teacher_maps
-from tiekd.data.transforms import Sample, crop_window
+from tiekd.data.geometry import crop_window
+from tiekd.data.transforms import Sample, in_metres
 from tiekd.errors import DataError
 
 
@@ -46,11 +47,12 @@ class Window(NamedTuple):
 
 
 class Frames(torch.utils.data.Dataset):
-    """Frames as `Sample`s with uint8 images.
+    """Frames as `Sample`s with uint8 images; `stored` gives them with depths as their files have them.
 
-    source: where the frames are listed, for messages. read_depth: file -> (1, H, W) float32 metres. needs_ground_truth:
-    skip the frames without any (`num_skipped` counts them). maps: folder of cached teacher maps, each as large as the
-    picture, and then cut like it, or as large as the window; None reads none. map_prefix: what their names begin with.
+    source: where the frames are listed, for messages. read_depth: file -> (1, H, W) uint16, of which `units_per_m` make
+    a metre, or float32 metres. needs_ground_truth: skip the frames without any (`num_skipped` counts them). maps:
+    folder of cached teacher maps, each as large as the picture, and then cut like it, or as large as the window; None
+    reads none. map_prefix: what their names begin with.
     Raises DataError for missing files and when no frame is left.
     """
 
@@ -59,6 +61,7 @@ class Frames(torch.utils.data.Dataset):
         frames: Sequence[Frame],
         source: Path,
         read_depth: Callable[[Path], Tensor],
+        units_per_m: float | None,
         max_depth: float,
         needs_ground_truth: bool,
         window: Window | None = None,
@@ -67,7 +70,7 @@ class Frames(torch.utils.data.Dataset):
     ):
         self.frames = [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
         self.num_skipped, self.source = len(frames) - len(self.frames), source
-        self.read_depth, self.max_depth, self.window = read_depth, max_depth, window
+        self.read_depth, self.units_per_m, self.max_depth, self.window = read_depth, units_per_m, max_depth, window
         self.maps, self.map_prefix = maps, map_prefix
         if not self.frames:
             raise DataError(
@@ -82,6 +85,10 @@ class Frames(torch.utils.data.Dataset):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> Sample:
+        return in_metres(self.stored(index))
+
+    def stored(self, index: int) -> Sample:
+        """The sample with 16-bit depths, for who wants a part of it only; its tensors are views."""
         return self.assemble(index, **{name: read() for name, read in self.parts(index).items()})
 
     def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
@@ -92,7 +99,7 @@ class Frames(torch.utils.data.Dataset):
             parts["depth"] = partial(self.read_depth, Path(frame.depth))
         if self.maps is not None:
             path = self.maps / self.map_name(index)
-            parts["teacher_depth"] = partial(depth_io.read_teacher_map, path, self.map_full_scale_m)
+            parts["teacher_depth"] = partial(depth_io.read_levels, path)
         return parts
 
     def assemble(
@@ -104,7 +111,7 @@ class Frames(torch.utils.data.Dataset):
         if teacher_depth is None:
             return self._cut(whole, frame)
         if _size(teacher_depth) == _size(image):
-            return self._cut(whole._replace(teacher_depth=teacher_depth), frame)
+            return self._cut(self._with_map(whole, teacher_depth), frame)
         sample = self._cut(whole, frame)
         if _size(teacher_depth) != _size(sample.image):
             cut = "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
@@ -113,7 +120,7 @@ class Frames(torch.utils.data.Dataset):
                 f"{_size(image)}{cut}; make the maps from the same pictures",
                 "size",
             )
-        return sample._replace(teacher_depth=teacher_depth)
+        return self._with_map(sample, teacher_depth)
 
     def map_name(self, index: int) -> str:
         """The file name of a frame's teacher map: the picture's path joined by `_`, as PNG."""
@@ -126,12 +133,18 @@ class Frames(torch.utils.data.Dataset):
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         height, width = image.shape[-2:]
         if depth is None:
-            depth = torch.zeros(1, height, width)
+            depth = torch.zeros(1, 1, 1, dtype=torch.uint16).expand(1, height, width)
         elif _size(depth) != _size(image):
             message = f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}"
             raise DataError(message, "size")
-        inside = torch.ones(1, height, width, dtype=torch.bool)
-        return Sample(image, depth, inside, None, _camera_matrix(frame.camera, height, width), frame.name)
+        inside = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, height, width)
+        units = self.units_per_m if depth.dtype == torch.uint16 and self.units_per_m else 1.0
+        camera = _camera_matrix(frame.camera, height, width)
+        return Sample(image, depth, inside, None, camera, frame.name, depth_units=units)
+
+    def _with_map(self, sample: Sample, levels: Tensor) -> Sample:
+        units = depth_io.TEACHER_MAP_LEVELS / self.map_full_scale_m
+        return sample._replace(teacher_depth=levels, teacher_units=units)
 
     def _cut(self, sample: Sample, frame: Frame) -> Sample:
         return crop_window(sample, *self._place(frame, *sample.image.shape[-2:]))

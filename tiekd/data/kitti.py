@@ -8,7 +8,7 @@ another folder; it can be predicted, cached and trained on with a teacher, never
 
 from functools import partial
 
-from tiekd.data.depth_io import read_depth_png
+from tiekd.data.depth_io import read_levels
 from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
 from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
@@ -52,7 +52,8 @@ def build(
     return Frames(
         frames,
         split_file,
-        partial(read_depth_png, units_per_m=UNITS_PER_M),
+        read_levels,
+        UNITS_PER_M,
         max_depth,
         needs_ground_truth,
         window=None if kb_crop is None else Window("data.kb_crop", partial(_kb_window, kb_crop)),

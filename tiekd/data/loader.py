@@ -3,22 +3,29 @@
 Workers hold no random state: a key (epoch, index) and the seed say everything. A user's error in a worker travels as a
 value, so that the user sees its one line and not a wrapped traceback.
 
+Workers cut, turn and round; colours, normalisation and metres come on the device (tiekd/data/batch.py), on a GPU from
+pinned memory, one batch ahead and on a stream of their own (tiekd/data/prefetch.py).
+
 With `data.on_error: skip` a training sample that can't be read is replaced by the next one of the data set that can,
 which depends on the files alone: any number of ranks and a resumed run see the same. Evaluation never skips anything,
 for its figures would change without a word.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 from tiekd.data import workers as worker_processes
-from tiekd.data.batch import Batch
+from tiekd.data.batch import Batch, HostBatch
+from tiekd.data.geometry import move, scale_to_cover
+from tiekd.data.prefetch import on_device
 from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment, Sample, apply, normalise, scale_to_cover
+from tiekd.data.transforms import Augment, Sample, colour_table, in_metres
 from tiekd.data.workers import TIMEOUT_S
 from tiekd.errors import DataError, RecipeError, UserError
 
@@ -76,7 +83,7 @@ def training_batches(
     for read in _load(_Keyed(dataset, augment, seed, max_errors), sampler, workers, device, timeout_s):
         if unreadable is not None:
             unreadable.messages.update(dict.fromkeys(read.errors))
-        yield read.batch.to(device)
+        yield read.batch
 
 
 def validation_batches(
@@ -93,22 +100,31 @@ def validation_batches(
     keys = [[(0, index) for index in batch] for batch in indices]
     loaded = _load(_Keyed(dataset, None, 0), keys, workers, device, timeout_s)
     for batch_indices, read in zip(indices, loaded, strict=True):
-        yield batch_indices, read.batch.to(device)
+        yield batch_indices, read.batch
 
 
 class _Read(NamedTuple):
-    """samples, collated to a batch; errors: what was wrong with the samples that they replace."""
+    """samples with their colour tables, collated to a batch, which then comes to the device; errors: what was wrong
+    with the samples that they replace."""
 
-    batch: list[Sample] | Batch
+    batch: list[tuple[Sample, Tensor]] | HostBatch | Batch
     errors: list[str]
+
+    def to(self, device: torch.device) -> "_Read":
+        return self._replace(batch=self.batch.to(device))
 
 
 def _load(dataset: "_Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[_Read]:
     pin = device.type == "cuda"
-    for read in worker_processes.read(dataset, batches, workers, _collate, dataset.describe, timeout_s, pin):
-        if isinstance(read, UserError):
-            raise read
-        yield read
+    reads = worker_processes.read(dataset, batches, workers, _collate, dataset.describe, timeout_s, pin)
+    with closing(on_device(map(_unless_error, reads), device)) as there, closing(reads):
+        yield from there
+
+
+def _unless_error(read: _Read | UserError) -> _Read:
+    if isinstance(read, UserError):
+        raise read
+    return read
 
 
 def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]]:
@@ -124,7 +140,7 @@ def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]
 
 
 class _Keyed(Dataset):
-    """Samples by (epoch, index): augmented when there is an `augment`, then normalised.
+    """Samples by (epoch, index) as they travel, augmented when there is an `augment`, with their colour tables.
 
     max_errors: how many samples in a row may be skipped; None: a sample that can't be read is an error.
     """
@@ -144,7 +160,7 @@ class _Keyed(Dataset):
         frames = getattr(self.dataset, "frames", None)
         return ", ".join(f"sample {index}" if frames is None else frames[index].image for _, index in keys)
 
-    def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> Sample:
+    def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> tuple[Sample, Tensor]:
         """The sample, or the next one that can be read, augmented as this one would be; adds to `errors`."""
         if self.max_errors is None:
             return self._sample(epoch, index, index)
@@ -156,24 +172,25 @@ class _Keyed(Dataset):
                 errors.append(str(error))
         raise DataError(f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}")
 
-    def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
-        sample = self.dataset[read_index]
-        if self.augment is not None:
-            if self.augment.sizes == "keep_aspect":
-                sample = scale_to_cover(sample, *self.augment.crop)
-            height, width = sample.image.shape[-2:]
-            try:
-                decisions = self.augment.draw(self.seed, epoch, index, height, width)
-            except DataError as error:
-                raise DataError(f"{sample.name}: {error}") from None
-            sample = apply(sample, decisions)
-        return normalise(sample)
+    def _sample(self, epoch: int, index: int, read_index: int) -> tuple[Sample, Tensor]:
+        stored = getattr(self.dataset, "stored", self.dataset.__getitem__)  # depths still as their files have them
+        sample = stored(read_index)
+        if self.augment is None:
+            return sample, colour_table()
+        if self.augment.sizes == "keep_aspect":
+            sample = scale_to_cover(sample, *self.augment.crop)
+        height, width = sample.image.shape[-2:]
+        try:
+            decisions = self.augment.draw(self.seed, epoch, index, height, width)
+        except DataError as error:
+            raise DataError(f"{sample.name}: {error}") from None
+        return move(sample, decisions), colour_table(decisions)
 
 
 def _collate(read: _Read | UserError) -> _Read | UserError:
     if isinstance(read, UserError):
         return read
-    samples = read.batch
+    samples, tables = zip(*read.batch, strict=True)
     sizes = {tuple(sample.image.shape[-2:]) for sample in samples}
     if len(sizes) > 1:
         return DataError(
@@ -181,13 +198,20 @@ def _collate(read: _Read | UserError) -> _Read | UserError:
             f"(among {samples[0].name}); set data.augment.crop or data.augment.sizes=bucket for training, and "
             "evaluation.batch_size=1"
         )
-    image, depth, inside, teacher_depth, intrinsics, names = zip(*samples, strict=True)
-    batch = Batch(
-        torch.stack(image),
-        torch.stack(depth),
-        torch.stack(inside),
-        None if teacher_depth[0] is None else torch.stack(teacher_depth),
-        torch.stack(intrinsics),
-        list(names),
+    if len({sample.depth.dtype for sample in samples}) > 1:  # levels and metres, in a folder with PNG and NPY
+        samples = [in_metres(sample) for sample in samples]
+    # In a worker, default_collate stacks straight into shared memory; a stack of ours would be copied there once more.
+    batch = HostBatch(
+        image=default_collate([sample.image for sample in samples]),
+        tables=default_collate(tables),
+        depth=default_collate([sample.depth for sample in samples]),
+        depth_units=torch.tensor([sample.depth_units for sample in samples], dtype=torch.float32),
+        inside=default_collate([sample.inside for sample in samples]),
+        teacher_depth=None
+        if samples[0].teacher_depth is None
+        else default_collate([sample.teacher_depth for sample in samples]),
+        teacher_units=torch.tensor([sample.teacher_units for sample in samples], dtype=torch.float32),
+        intrinsics=default_collate([sample.intrinsics for sample in samples]),
+        names=[sample.name for sample in samples],
     )
     return _Read(batch, read.errors)

@@ -7,7 +7,7 @@ maps lie in one folder, whole and cut together with their picture (or already cu
 
 from functools import partial
 
-from tiekd.data.depth_io import read_depth_png
+from tiekd.data.depth_io import read_levels
 from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
 from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
@@ -42,7 +42,8 @@ def build(
     return Frames(
         [_frame(line, f"{folder}/") for line in read_split(split_file)],
         split_file,
-        partial(read_depth_png, units_per_m=UNITS_PER_M),
+        read_levels,
+        UNITS_PER_M,
         max_depth,
         needs_ground_truth,
         window=Window("data.nyu_crop", partial(_window, nyu_crop)) if training and nyu_crop is not None else None,

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd.data.batch import Batch
+from tiekd.data.geometry import scale_to_cover
 from tiekd.data.loader import Loading, Unreadable, training_batches
 from tiekd.data.sampler import MicroBatches, size_groups
-from tiekd.data.transforms import Augment, Decisions, scale_to_cover
+from tiekd.data.transforms import Augment, Decisions
 from tiekd.errors import DataError
 
 

@@ -1,19 +1,18 @@
-"""Joint transforms: every geometric change moves picture, ground truth, teacher map and intrinsics together.
+"""Samples, what is drawn for them, and the colours of their pictures; tiekd/data/geometry.py moves their pixels.
 
-A training sample's augmentation is drawn from (seed, epoch, index) alone and applied as at most one resampling: the
-crop window is traced back through flip and rotation into the picture, so nothing outside it is computed. What turns in
-from outside the picture is black and has depth 0, that is, not valid.
+A training sample's augmentation is drawn from (seed, epoch, index) alone. Colour and normalisation together are one
+table of 256 numbers a channel, looked up where the batch is: on the device, in one pass, and with the same result
+everywhere.
 
 Pictures of different sizes get into one batch by `Augment.sizes`; evaluation and prediction never scale anything.
 """
 
 from dataclasses import dataclass
-from math import cos, inf, radians, sin
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tiekd.errors import DataError, RecipeError
@@ -24,8 +23,9 @@ SIZES = ("crop", "keep_aspect", "bucket")
 
 
 class Sample(NamedTuple):
-    """One frame. image: (3, H, W) uint8 or float32 RGB; depths: (1, H, W) float32 metres, 0 where not valid;
-    inside: (1, H, W) bool, False where a rotation turned in what no camera saw."""
+    """One frame. image: (3, H, W) uint8 or float32 RGB; depths: (1, H, W) float32 metres, 0 where not valid, or uint16
+    as their files have it, of which `*_units` make a metre; inside: (1, H, W) bool, False where a rotation turned in
+    what no camera saw."""
 
     image: Tensor
     depth: Tensor
@@ -33,6 +33,8 @@ class Sample(NamedTuple):
     teacher_depth: Tensor | None
     intrinsics: Tensor
     name: str
+    depth_units: float = 1.0
+    teacher_units: float = 1.0
 
 
 class Decisions(NamedTuple):
@@ -112,115 +114,39 @@ class Augment:
         return Decisions(angle, flip, top, left, crop_height, crop_width, gamma, brightness, channels)
 
 
-def apply(sample: Sample, decisions: Decisions) -> Sample:
-    """The sample as the decisions say, with a float32 image in grey levels."""
-    return _colour(_geometry(sample, decisions), decisions)
+def in_metres(sample: Sample) -> Sample:
+    """The sample with float32 depths in metres."""
+    teacher_depth = sample.teacher_depth
+    return sample._replace(
+        depth=sample.depth.float() / sample.depth_units,
+        teacher_depth=None if teacher_depth is None else teacher_depth.float() / sample.teacher_units,
+        depth_units=1.0,
+        teacher_units=1.0,
+    )
 
 
 def normalise(sample: Sample) -> Sample:
     """Grey levels 0..255 to ImageNet's mean 0 and deviation 1 a channel, as the encoders expect."""
+    return sample._replace(image=_normalised(sample.image))
+
+
+def colour_table(decisions: Decisions | None = None) -> Tensor:
+    """(3, 256) float32: what becomes of each grey level of each channel, drawn colours first, then normalisation."""
+    levels = torch.arange(256, dtype=torch.float32).expand(3, 1, 256)
+    if decisions is not None and decisions.gamma is not None:
+        factors = decisions.brightness * torch.tensor(decisions.channels, dtype=torch.float32)
+        levels = (levels.pow(decisions.gamma) * factors[:, None, None]).clamp(max=255)
+    return _normalised(levels)[:, 0]
+
+
+def look_up(image: Tensor, tables: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 and (B, 3, 256) float32 -> (B, 3, H, W) float32: each pixel's entry in its table."""
+    first = torch.arange(0, tables.numel(), 256, dtype=torch.int32, device=image.device)
+    places = image + first.view(*tables.shape[:2], 1, 1)
+    return tables.flatten().index_select(0, places.flatten()).view(places.shape)
+
+
+def _normalised(image: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
     std = torch.tensor(IMAGENET_STD)[:, None, None]
-    return sample._replace(image=(sample.image.float() - mean) / std)
-
-
-def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The window of the picture and of everything that belongs to it."""
-    rows, cols = slice(top, top + height), slice(left, left + width)
-    intrinsics = sample.intrinsics.clone()
-    intrinsics[0, 2] -= left
-    intrinsics[1, 2] -= top
-    teacher_depth = sample.teacher_depth if sample.teacher_depth is None else sample.teacher_depth[:, rows, cols]
-    return sample._replace(
-        image=sample.image[:, rows, cols],
-        depth=sample.depth[:, rows, cols],
-        inside=sample.inside[:, rows, cols],
-        teacher_depth=teacher_depth,
-        intrinsics=intrinsics,
-    )
-
-
-def scale_to_cover(sample: Sample, height: int, width: int) -> Sample:
-    """The sample scaled by one factor so that it just covers height x width: float32 image, bilinear and antialiased;
-    depths and `inside` take the nearest pixel, for a mean across an edge would be a depth that nothing has."""
-    old = sample.image.shape[-2:]
-    factor = max(height / old[0], width / old[1])
-    new = max(height, round(old[0] * factor)), max(width, round(old[1] * factor))
-    if new == old:
-        return sample
-    image = F.interpolate(sample.image.float()[None], new, mode="bilinear", align_corners=False, antialias=True)[0]
-
-    def nearest(plane):
-        return F.interpolate(plane[None], new, mode="nearest-exact")[0]
-
-    scale_y, scale_x = new[0] / old[0], new[1] / old[1]
-    intrinsics = sample.intrinsics.clone()
-    intrinsics[0, 0] *= scale_x
-    intrinsics[1, 1] *= scale_y
-    # Pixel i covers i - 0.5 to i + 0.5, so a coordinate is scaled about the picture's corner at -0.5.
-    intrinsics[0, 2] = (intrinsics[0, 2] + 0.5) * scale_x - 0.5
-    intrinsics[1, 2] = (intrinsics[1, 2] + 0.5) * scale_y - 0.5
-    return Sample(
-        image,
-        nearest(sample.depth),
-        nearest(sample.inside.float()) > 0,
-        None if sample.teacher_depth is None else nearest(sample.teacher_depth),
-        intrinsics,
-        sample.name,
-    )
-
-
-def _geometry(sample: Sample, decisions: Decisions) -> Sample:
-    d = decisions
-    height, width = sample.image.shape[-2:]
-    if d.angle == 0:
-        if d.flip:
-            sample = _flip(sample)
-        return crop_window(sample, d.top, d.left, d.height, d.width)
-    # Where each pixel of the window comes from: window -> unflipped -> rotated back about the centre.
-    y = torch.arange(d.top, d.top + d.height, dtype=torch.float32)[:, None]
-    x = torch.arange(d.left, d.left + d.width, dtype=torch.float32)[None]
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    dx, dy = (width - 1 - x if d.flip else x) - centre_x, y - centre_y
-    cosine, sine = cos(radians(d.angle)), sin(radians(d.angle))
-    source_x, source_y = cosine * dx - sine * dy, sine * dx + cosine * dy
-    grid = torch.stack([source_x / (width / 2), source_y / (height / 2)], dim=-1)[None]
-    image = F.grid_sample(sample.image.float()[None], grid, "bilinear", "zeros", align_corners=False)[0]
-    maps = [sample.depth, sample.inside.float()]
-    if sample.teacher_depth is not None:
-        maps.append(sample.teacher_depth)
-    moved = F.grid_sample(torch.cat(maps)[None], grid, "nearest", "zeros", align_corners=False)[0].split(1)
-    intrinsics = _move_intrinsics(sample.intrinsics, d, width, height)
-    return Sample(image, moved[0], moved[1] > 0, moved[2] if len(moved) > 2 else None, intrinsics, sample.name)
-
-
-def _move_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int) -> Tensor:
-    """The principal point after rotation, flip and crop (the roll itself is no part of a camera matrix)."""
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    dx, dy = float(intrinsics[0, 2]) - centre_x, float(intrinsics[1, 2]) - centre_y
-    cosine, sine = cos(radians(d.angle)), sin(radians(d.angle))
-    x, y = centre_x + cosine * dx + sine * dy, centre_y - sine * dx + cosine * dy
-    moved = intrinsics.clone()
-    moved[0, 2] = (width - 1 - x if d.flip else x) - d.left
-    moved[1, 2] = y - d.top
-    return moved
-
-
-def _flip(sample: Sample) -> Sample:
-    intrinsics = sample.intrinsics.clone()
-    intrinsics[0, 2] = sample.image.shape[-1] - 1 - intrinsics[0, 2]
-    return sample._replace(
-        image=sample.image.flip(-1),
-        depth=sample.depth.flip(-1),
-        inside=sample.inside.flip(-1),
-        teacher_depth=None if sample.teacher_depth is None else sample.teacher_depth.flip(-1),
-        intrinsics=intrinsics,
-    )
-
-
-def _colour(sample: Sample, decisions: Decisions) -> Sample:
-    image = sample.image.float()
-    if decisions.gamma is not None:
-        factors = decisions.brightness * torch.tensor(decisions.channels, dtype=torch.float32)
-        image = (image.pow(decisions.gamma) * factors[:, None, None]).clamp(max=255)
-    return sample._replace(image=image)
+    return (image.float() - mean) / std

@@ -1,0 +1,190 @@
+"""Geometry: everything that belongs to a frame moves together, in one resampling, and stays in its files' numbers."""
+
+from math import cos, radians, sin
+
+import numpy as np
+import pytest
+import torch
+
+from tiekd.data.geometry import move, scale_to_cover
+from tiekd.data.transforms import Decisions, Sample, in_metres
+
+NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
+
+
+def marked(height=40, width=60, row=11, column=37):
+    """A black frame with one bright pixel: 9 m measured, 7 m by the teacher; everything else is 5 and 3 m away."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    depth, teacher = torch.full((1, height, width), 5.0), torch.full((1, height, width), 3.0)
+    image[:, row, column], depth[0, row, column], teacher[0, row, column] = 255, 9, 7
+    inside = torch.ones(1, height, width, dtype=torch.bool)
+    intrinsics = torch.tensor([[50.0, 0, column], [0, 50.0, row], [0, 0, 1]])  # the principal point is on the mark
+    return Sample(image, depth, inside, teacher, intrinsics, "marked")
+
+
+def place(plane):
+    return tuple(int(i) for i in np.unravel_index(int(plane.argmax()), plane.shape))
+
+
+def turned(row, column, angle, height=40, width=60):
+    """Where a pixel of the upright picture is after a turn by `angle` degrees counter-clockwise about the centre."""
+    x, y = column - (width - 1) / 2, (height - 1) / 2 - row
+    c, s = cos(radians(angle)), sin(radians(angle))
+    return (height - 1) / 2 - (s * x + c * y), (width - 1) / 2 + c * x - s * y
+
+
+@pytest.mark.parametrize("angle", [0.0, 2.5, -2.5, 30.0])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45)])
+def test_everything_moves_together(angle, flip, window):
+    top, left, height, width = window
+    decisions = NOTHING._replace(angle=angle, flip=flip, top=top, left=left, height=height, width=width)
+    sample = move(marked(), decisions)
+    row, column = turned(11, 37, angle)
+    column = 59 - column if flip else column
+    expected = (row - top, column - left)
+    assert sample.image.shape == (3, height, width) and sample.image.dtype == torch.uint8
+    assert sample.intrinsics[1, 2].item() == pytest.approx(expected[0], abs=1e-3)
+    assert sample.intrinsics[0, 2].item() == pytest.approx(expected[1], abs=1e-3)
+    for plane, inside_value, mark in ((sample.depth[0], 5, 9), (sample.teacher_depth[0], 3, 7)):
+        assert plane.shape == (height, width)
+        assert set(plane[sample.inside[0]].unique().tolist()) <= {inside_value, mark}
+        assert (plane[~sample.inside[0]] == 0).all()
+        near = (plane == mark).nonzero()
+        # A turn resamples: the pixel may be doubled, or fall between four others, but never leaves its place.
+        assert (near - torch.tensor(expected)).abs().max() <= 0.75 if len(near) else angle
+    bright = sample.image[0] / sample.image[0].sum()
+    centre = [(bright.sum(1 - axis) * torch.arange(n)).sum().item() for axis, n in enumerate((height, width))]
+    assert centre == pytest.approx(expected, abs=0.5)
+    assert sample.inside.dtype == torch.bool and (sample.inside.all() == (angle == 0) or top)
+
+
+def test_a_quarter_turn_is_exact():
+    sample = marked(41, 41)
+    there = move(sample, NOTHING._replace(angle=90.0, height=41, width=41))
+    assert torch.equal(there.depth, sample.depth.rot90(1, (1, 2)))
+    assert torch.equal(there.teacher_depth, sample.teacher_depth.rot90(1, (1, 2)))
+    assert (there.image - sample.image.float().rot90(1, (1, 2))).abs().max() < 1e-2
+    assert there.inside.all()
+
+
+def test_corners_that_turn_in_are_black_and_not_valid():
+    sample = marked()._replace(image=torch.full((3, 40, 60), 200, dtype=torch.uint8))
+    there = move(sample, NOTHING._replace(angle=20.0))
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        assert not there.inside[0, row, column]
+        assert there.depth[0, row, column] == there.teacher_depth[0, row, column] == 0
+        assert (there.image[:, row, column] == 0).all()
+    assert (there.image[:, 20, 30] - 200).abs().max() < 1e-2 and 0.6 < there.inside.float().mean() < 0.95
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_moved_intrinsics_project_a_point_to_where_its_pixel_went(flip):
+    decisions = NOTHING._replace(flip=flip, top=3, left=7, height=30, width=40)
+    sample = marked()._replace(intrinsics=torch.tensor([[50.0, 0, 28.0], [0, 50.0, 19.0], [0, 0, 1]]))
+    point = torch.linalg.inv(sample.intrinsics) @ torch.tensor([37.0, 11.0, 1.0]) * 9
+    there = move(sample, decisions)
+    if flip:
+        point[0] = -point[0]
+    x, y, z = (there.intrinsics @ point).tolist()
+    assert place(there.depth[0]) == (round(y / z), round(x / z))
+    assert sample.intrinsics[0, 2] == 28  # the sample that came in is as it was
+
+
+def test_a_frame_without_a_teachers_map_stays_without():
+    for angle in (0.0, 2.0):
+        there = move(marked()._replace(teacher_depth=None), NOTHING._replace(angle=angle, flip=True))
+        assert there.teacher_depth is None and there.depth.shape == (1, 40, 60)
+
+
+@pytest.mark.parametrize(
+    ("cover", "size"),
+    [((20, 30), (20, 30)), ((20, 20), (20, 30)), ((10, 30), (20, 30)), ((80, 60), (80, 120)), ((27, 13), (27, 40))],
+)
+def test_scaling_just_covers_and_keeps_the_aspect(cover, size):
+    sample = scale_to_cover(marked(), *cover)
+    assert sample.image.shape == (3, *size) and sample.image.dtype == torch.float32
+    assert sample.depth.shape == sample.inside.shape == sample.teacher_depth.shape == (1, *size)
+    assert sample.inside.dtype == torch.bool and sample.inside.all() and sample.name == "marked"
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 2.0])
+def test_scaling_moves_everything_together_and_mixes_no_depths(factor):
+    original = marked(row=12, column=36)._replace(depth=torch.full((1, 40, 60), 5.0))
+    original.depth[0, :, 30:] = 9
+    size = round(40 * factor), round(60 * factor)
+    sample = scale_to_cover(original, *size)
+    assert set(sample.depth.unique().tolist()) == {5.0, 9.0}  # nothing stands between the wall and what is behind it
+    assert (sample.depth[0, :, : size[1] // 2] == 5).all() and (sample.depth[0, :, size[1] // 2 :] == 9).all()
+    expected = (12.5 * factor - 0.5, 36.5 * factor - 0.5)
+    assert sample.intrinsics[0, 0] == 50 * factor and sample.intrinsics[1, 1] == 50 * factor
+    assert sample.intrinsics[1, 2].item() == pytest.approx(expected[0])
+    assert sample.intrinsics[0, 2].item() == pytest.approx(expected[1])
+    bright = sample.image[0] / sample.image[0].sum()
+    centre = [(bright.sum(1 - axis) * torch.arange(n)).sum().item() for axis, n in enumerate(size)]
+    assert centre == pytest.approx(expected, abs=0.05)
+    assert original.intrinsics[0, 0] == 50 and original.image.dtype == torch.uint8
+
+
+def test_a_smaller_depth_map_has_the_pixel_in_the_middle_of_those_it_stands_for():
+    columns = torch.arange(1.0, 61.0).expand(1, 39, 60)
+    sample = marked(height=39)._replace(depth=columns, teacher_depth=columns + 100)
+    there = scale_to_cover(sample, 13, 20)
+    assert there.depth[0, 0].tolist() == list(range(2, 61, 3))
+    assert torch.equal(there.teacher_depth, there.depth + 100)
+
+
+def test_a_picture_is_smoothed_before_it_is_made_smaller():
+    stripes = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    stripes[:, :, ::2] = 200
+    grey = scale_to_cover(marked()._replace(image=stripes), 10, 15).image
+    assert (grey[..., 1:-1] - 100).abs().max() < 10  # skipping pixels would give 0 or 200
+
+
+def test_a_picture_that_covers_already_is_left_as_it_is():
+    sample = marked()
+    assert scale_to_cover(sample, 40, 60) is sample and scale_to_cover(sample, 7, 60) is sample
+    assert scale_to_cover(sample._replace(teacher_depth=None), 20, 30).teacher_depth is None
+
+
+def turned_in_doubles(image, d):
+    """Bilinear, black outside, every pixel of the window traced back on its own."""
+    height, width = image.shape[-2:]
+    padded = np.pad(image.numpy().astype(np.float64), ((0, 0), (1, 2), (1, 2)))
+    rows, columns = np.meshgrid(np.arange(d.height) + d.top, np.arange(d.width) + d.left, indexing="ij")
+    columns = width - 1 - columns if d.flip else columns
+    dx, dy = columns - (width - 1) / 2, rows - (height - 1) / 2
+    c, s = cos(radians(d.angle)), sin(radians(d.angle))
+    x = np.clip(c * dx - s * dy + (width - 1) / 2, -1, width)
+    y = np.clip(s * dx + c * dy + (height - 1) / 2, -1, height)
+    x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
+    fx, fy = x - x0, y - y0
+    upper = padded[:, y0 + 1, x0 + 1] * (1 - fx) + padded[:, y0 + 1, x0 + 2] * fx
+    lower = padded[:, y0 + 2, x0 + 1] * (1 - fx) + padded[:, y0 + 2, x0 + 2] * fx
+    return upper * (1 - fy) + lower * fy
+
+
+@pytest.mark.parametrize("angle", [0.3, -2.5, 2.5, 37.0, 90.0, -180.0])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45), (0, 0, 3, 3), (37, 55, 3, 5)])
+def test_a_turned_picture_is_within_rounding_of_exact_interpolation(angle, flip, window):
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    d = Decisions(angle, flip, *window, None, 1.0, (1.0, 1.0, 1.0))
+    expected = turned_in_doubles(image, d)
+    for stored in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1), image.float()):
+        there = move(marked()._replace(image=stored), d).image
+        assert there.dtype == torch.uint8 and np.abs(there.numpy() - expected).max() < 0.51
+
+
+@pytest.mark.parametrize("angle", [0.0, 2.0, -40.0])
+@pytest.mark.parametrize("flip", [False, True])
+def test_depths_keep_the_numbers_of_their_files(angle, flip):
+    levels = torch.arange(1, 2401).view(1, 40, 60).to(torch.uint16)
+    stored = marked()._replace(depth=levels, teacher_depth=levels.flip(1), depth_units=256.0, teacher_units=1000.0)
+    d = NOTHING._replace(angle=angle, flip=flip, top=3, left=7, height=30, width=40)
+    there, metres = move(stored, d), move(in_metres(stored), d)
+    assert there.depth.dtype == there.teacher_depth.dtype == torch.uint16
+    assert torch.equal(in_metres(there).depth, metres.depth)
+    assert torch.equal(in_metres(there).teacher_depth, metres.teacher_depth)
+    assert torch.equal(there.depth.int() > 0, there.inside) and there.inside.any()
+    assert torch.equal(stored.depth, levels)  # what came in is as it was
