@@ -1,9 +1,9 @@
 """What a run will need, found out by beginning it: `bin/train.py --dry-run`.
 
-Builds everything that the run builds, so it refuses whatever the run would refuse, makes real iterations until their
-median is known (3 s of them, 5 to 50; a minute where they are slow), evaluates on a few validation frames, and serialises a
-checkpoint into nothing. So the figures, and the peak of memory, are those of the run; the estimate of the whole time leaves
-out saving, and pictures for TensorBoard. Writes nothing, reads no checkpoint, and doesn't mind who uses the work dir.
+Builds everything that the run builds, so it refuses whatever the run would refuse; makes real iterations until their
+median is known (3 s of them, 5 to 50; a minute where they are slow), evaluates on a few validation frames, and
+serialises a checkpoint into nothing. So times and the peak of memory are those of the run. Writes nothing, reads no
+checkpoint of the run, and doesn't mind who uses the work dir. Left out: the time of saving, and TensorBoard's pictures.
 """
 
 import shutil
@@ -21,7 +21,9 @@ from tiekd import checkpoint, distributed, launch, manifest, memory, notes, work
 from tiekd.config import settings
 from tiekd.engine import build_engine, stepper
 from tiekd.errors import LaunchError
+from tiekd.environment import environment
 from tiekd.evaluation import evaluate, predict
+from tiekd.hooks import tensorboard
 from tiekd.hooks.checkpoint import Checkpoint
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.loop import train
@@ -42,6 +44,9 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     parts = build_parts(recipe, engine_config, options, device, resuming_one=False, begins=True)
     state = parts.state
     refusal = _refusal(state.work_dir, recipe_path)
+    if distributed.is_main():
+        tensorboard.writer_class()  # the run imports it, too
+    machine = environment()
     watch = Stopwatch(device, parts.loading.workers, state.accumulation)
     begin(parts, watch)
     evaluations, evaluation_s = _evaluations(parts), _evaluation_s(parts)
@@ -53,6 +58,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     told = notes.about(recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total)
     told += parts.report
     told += [
+        f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch {machine['PyTorch']}",
         f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x {state.accumulation} "
         f"accumulated x {distributed.world_size()} ranks",
         f"Iterations: {state.iterations_per_epoch} an epoch, {total} in all",

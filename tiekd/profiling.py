@@ -2,7 +2,7 @@
 
 `flops_profiler` prints a table at one iteration, `wall_clock_breakdown` a line an iteration: both by themselves, on the
 main rank, to stdout (the table to its `output_file`, where one is given). `comms_logger` counts and says nothing until
-it is asked. Cost: the latter two wait for the device at every operation that they time, so a profiled run is a slow one.
+it is asked. Cost: the latter two wait for the device at every operation that they time, so a profiled run is slow.
 """
 
 import time

@@ -58,10 +58,7 @@ class TensorBoard(Hook):
             raise RecipeError("tensorboard: takes its means from text_log; put text_log before it in hooks")
         if not is_main():
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise LaunchError(f"tensorboard: {error}; pip install tensorboard, or remove the hook") from None
+        SummaryWriter = writer_class()
         # What stands at the resumed iteration itself was written before its checkpoint and is right.
         self._writer = SummaryWriter(str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1)
 
@@ -138,3 +135,12 @@ class TensorBoard(Hook):
 
 
 build = TensorBoard
+
+
+def writer_class() -> type:
+    """tensorboard's SummaryWriter, which takes a second and 150 MB to import. Raises LaunchError."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise LaunchError(f"tensorboard: {error}; pip install tensorboard, or remove the hook") from None
+    return SummaryWriter
