@@ -25,10 +25,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--deterministic", action="store_true", help="only algorithms that repeat bit for bit")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--dry-run", action="store_true", help="begin, tell times, memory and disk, write nothing, end")
+    parser.add_argument("--find-micro-batch", action="store_true", help="with --dry-run: the largest that fits")
+    parser.add_argument("--memory", type=float, metavar="GB", help="for --find-micro-batch: what a rank may hold")
     add_arguments(parser)
     args = parser.parse_args()
     if args.dry_run and args.resume_from:
         parser.error("--dry-run begins at iteration 0 and writes nothing; leave --resume-from out")
+    if args.find_micro_batch and not args.dry_run or args.memory is not None and not args.find_micro_batch:
+        parser.error("--memory needs --find-micro-batch, and that needs --dry-run")
+    if args.memory is not None and not args.memory > 0:
+        parser.error(f"--memory: got {args.memory}; it must be GB above 0")
     return args
 
 
@@ -39,17 +45,18 @@ def main() -> None:
 
     recipe, path = recipe_from_arguments(args.recipe, args), Path(args.recipe).resolve()
     engine_config = read_engine_config(args.deepspeed_config)
-    if args.dry_run:
-        from tiekd.distributed import is_main
-        from tiekd.dry_run import dry_run
-
-        lines = dry_run(recipe, path, engine_config)
-        if is_main():
-            print("\n".join(lines))
-    else:
+    if not args.dry_run:
         from tiekd.run import run
 
-        run(recipe, path, engine_config, args.resume_from)
+        return run(recipe, path, engine_config, args.resume_from)
+    from tiekd import distributed, dry_run, micro_batch
+
+    if args.find_micro_batch:
+        lines = micro_batch.find(recipe, engine_config, args.memory)
+    else:
+        lines = dry_run.dry_run(recipe, path, engine_config)
+    if distributed.is_main():
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 from tiekd import checkpoint, distributed, launch, manifest, memory, notes, work_dirs
 from tiekd.config import settings
 from tiekd.engine import build_engine, stepper
-from tiekd.errors import LaunchError
 from tiekd.environment import environment
+from tiekd.errors import LaunchError
 from tiekd.evaluation import evaluate, predict
 from tiekd.hooks import tensorboard
 from tiekd.hooks.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     told += [
         f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch {machine['PyTorch']}",
         f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x {state.accumulation} "
-        f"accumulated x {distributed.world_size()} ranks",
+        f"accumulated x {distributed.worldsize()} ranks",
         f"Iterations: {state.iterations_per_epoch} an epoch, {total} in all",
         "Time per iteration: {:.3f} s ({:.3f} to {:.3f}), of which {:.3f} s waiting for data".format(
             seconds, *watch.range_s(), data_s
@@ -68,10 +68,10 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     ]
     if evaluations:
         told.append(f"Evaluations: {evaluations} of {_duration(evaluation_s)} each")
-    where = "of a rank's process" if device.type == "cpu" else f"on a device of {_size(_device_bytes(device))}"
+    where = "of a rank's process" if device.type == "cpu" else f"on a device of {size(_device_bytes(device))}"
     told += [
         f"ETA: {_duration(total * seconds + evaluations * evaluation_s)} for training and evaluations",
-        f"Peak memory: {_size(max(peaks))} {where}",
+        f"Peak memory: {size(max(peaks))} {where}",
     ]
     told += _disk(parts, weights_bytes, checkpoint_bytes)
     return told + ([f"A run would be refused here now: {refusal}"] if refusal else [])
@@ -87,6 +87,11 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     begun = replace(state, hooks=[watch], total_iterations=_MOST_ITERATIONS)
     train(begun, batches, parts.teacher, parts.criterion, parts.schedule, step)
     batches.close()
+
+
+def size(num_bytes: float) -> str:
+    """In decimal units, for people."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 class _First(Dataset):
@@ -149,7 +154,7 @@ def _evaluation_s(parts: Parts) -> float:
     hook = next((hook for hook in parts.state.hooks if isinstance(hook, Evaluation)), None)
     if hook is None:
         return 0.0
-    at_once = hook.settings.batch_size * distributed.world_size()
+    at_once = hook.settings.batch_size * distributed.worldsize()
     predictor = partial(predict, hook.replica.eval(), flip=hook.settings.flip)
     ends = hook.replica.min_depth, hook.replica.max_depth, parts.device, hook.loading.workers, hook.loading.timeout_s
 
@@ -181,7 +186,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     """What checkpoints and best weights take when they take most: while one is written beside those that stay."""
     saver = next((hook for hook in reversed(parts.state.hooks) if isinstance(hook, Checkpoint)), None)
     if saver is None:
-        return [f"Disk: {_size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
+        return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
     saved = list(_moments(parts, saver.interval, saver.by))
     unit = parts.state.iterations_per_epoch if saver.by == "epoch" else 1
     for_good = [i for i in saved[: -saver.keep_last] if saver.keep_every and i % (saver.keep_every * unit) == 0]
@@ -191,8 +196,8 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     there = next(folder for folder in (there, *there.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     lines = [
-        f"Disk: {_size(checkpoint_bytes)} a checkpoint, {len(saved)} are saved, {kept} stay; with the best weights up "
-        f"to {_size(at_most)}, of {_size(free)} that are free at {there}"
+        f"Disk: {size(checkpoint_bytes)} a checkpoint, {len(saved)} are saved, {kept} stay; with the best weights up "
+        f"to {size(at_most)}, of {size(free)} that are free at {there}"
     ]
     if at_most > free:
         lines.append("WARNING: the checkpoints don't fit on the disk; make room, or set a smaller checkpoint.keep_last")
@@ -214,7 +219,3 @@ def _device_bytes(device: torch.device) -> int:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

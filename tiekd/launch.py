@@ -35,7 +35,7 @@ _LOST_PEER = re.compile(
     re.I,
 )
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|MemoryError", re.I)
-_LESS_MEMORY = "not enough memory; make train.batch_size, data.augment.crop or the network smaller"
+LESS_MEMORY = "not enough memory; make train.batch_size, data.augment.crop or the network smaller"
 _MAKE_ROOM, _ALLOW = "make room, then go on or start again", "change its permissions, or give another path"
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
@@ -101,7 +101,7 @@ def run(main: Callable[[], int | None]) -> int:
             return _report(_lost_rank(error))
         if isinstance(error, MemoryError | RuntimeError) and _OUT_OF_MEMORY.search(repr(error)):
             _let_signals_end_this()
-            return _report(LaunchError(f"{_LESS_MEMORY} ({error})"))
+            return _report(LaunchError(f"{LESS_MEMORY} ({error})"))
         raise
 
 
