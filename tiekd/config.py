@@ -44,12 +44,30 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     bases, an unknown section, a section of the wrong kind or a malformed override.
     """
     path = Path(path)
-    recipe = _load_with_bases(path, ())
-    for override in overrides:
-        recipe = merge(recipe, _anchored(_parse_override(override), Path(), f"--set {override}"))
+    recipe = merged(path, overrides)
     _check_sections(recipe, path)
     _resolve_teacher(recipe)
     return recipe
+
+
+def merged(path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = lambda node, _origin: node):
+    """A recipe with its bases and overrides, unchecked, the teacher's network not yet in it.
+
+    mark: what is made of the content of each file or override, named by the second argument, before it is merged.
+    """
+    recipe = _load_with_bases(path, (), mark)
+    for override in overrides:
+        where = f"--set {override}"
+        recipe = merge(recipe, mark(_anchored(_parse_override(override), Path(), where), where))
+    return recipe
+
+
+def teachers_recipe(teacher: dict) -> Path | None:
+    """The recipe that lends its network to a teacher node, None for a node that needs no other."""
+    path, given = Path(teacher["recipe"]) if "recipe" in teacher else None, teacher.get("network", {})
+    # A saved recipe has the network whole, and its word counts, file or no file; an override has only parts of it.
+    whole = {"encoder", "decoder", "head"} <= given.keys() or (given and path is not None and not path.is_file())
+    return None if whole else path
 
 
 def merge(base: dict, change: dict) -> dict:
@@ -153,7 +171,7 @@ def _check_sections(recipe: dict, path: Path) -> None:
         check_value(value, SECTIONS[section], section)
 
 
-def _load_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
+def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, str], dict]) -> dict:
     resolved = path.resolve()
     if resolved in seen:
         raise RecipeError(f"{path}: its _base_ leads back to itself; remove one of: {', '.join(map(str, seen))}")
@@ -162,8 +180,8 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
     check_value(bases, str | list[str], f"{path}: _base_")
     recipe: dict = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved)))
-    return merge(recipe, _anchored(node, path.parent, str(path)))
+        recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved), mark))
+    return merge(recipe, mark(_anchored(node, path.parent, str(path)), str(path)))
 
 
 def _anchored(change: dict, folder: Path, where: str) -> dict:
@@ -215,14 +233,10 @@ def _resolve_teacher(recipe: dict) -> None:
     check_keys(teacher, kinds, "teacher")
     for key, value in teacher.items():
         check_value(value, kinds[key], f"teacher.{key}")
-    if "recipe" not in teacher:
-        return
-    path, given = Path(teacher["recipe"]), teacher.get("network", {})
-    # A saved recipe has the network whole, and its word counts, file or no file; an override has only parts of it.
-    whole = {"encoder", "decoder", "head"} <= given.keys() or (given and not path.is_file())
-    if not whole:
-        theirs = _load_with_bases(path, ())
+    path = teachers_recipe(teacher)
+    if path is not None:
+        theirs = merged(path)
         _check_sections(theirs, path)
         if "network" not in theirs:
             raise RecipeError(f"teacher.recipe: {path} describes no network; give the recipe that trains the teacher")
-        teacher["network"] = merge(theirs["network"], given)
+        teacher["network"] = merge(theirs["network"], teacher.get("network", {}))

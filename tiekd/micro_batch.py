@@ -176,7 +176,7 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
         )
     return [
         *lines,
-        f"The largest that fits, for a global batch of {parts.options.batch_size} on {ranks} ranks; in the engine config:",
+        f"The largest that fits, for a global batch of {parts.options.batch_size} on {ranks} ranks, in engine config:",
         f'  "train_micro_batch_size_per_gpu": {largest},',
         f'  "gradient_accumulation_steps": {share // largest}',
     ]

@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Prints a recipe as it is after its bases and overrides, and where each value comes from.
+
+`bin/print_config.py RECIPE [--set KEY=VALUE ...]`. What it prints is a recipe: the same, in one file.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    from tiekd.origins import annotated
+
+    print(annotated(args.recipe, args.overrides), end="")
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))
