@@ -60,7 +60,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     told += [
         f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch {machine['PyTorch']}",
         f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x {state.accumulation} "
-        f"accumulated x {distributed.worldsize()} ranks",
+        f"accumulated x {distributed.world_size()} ranks",
         f"Iterations: {state.iterations_per_epoch} an epoch, {total} in all",
         "Time per iteration: {:.3f} s ({:.3f} to {:.3f}), of which {:.3f} s waiting for data".format(
             seconds, *watch.range_s(), data_s
@@ -154,7 +154,7 @@ def _evaluation_s(parts: Parts) -> float:
     hook = next((hook for hook in parts.state.hooks if isinstance(hook, Evaluation)), None)
     if hook is None:
         return 0.0
-    at_once = hook.settings.batch_size * distributed.worldsize()
+    at_once = hook.settings.batch_size * distributed.world_size()
     predictor = partial(predict, hook.replica.eval(), flip=hook.settings.flip)
     ends = hook.replica.min_depth, hook.replica.max_depth, parts.device, hook.loading.workers, hook.loading.timeout_s
 
