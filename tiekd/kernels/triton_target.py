@@ -1,0 +1,245 @@
+"""The DPM target inside a GPU kernel: what each cell learns from, bin by bin, never stored.
+
+Mixtures, cells of several pixels, weights, invalid depths and skipped rows are all one thing here: a cell has N parts
+(N = M stride^2), each with a position, a share (0 where nothing is valid) and perhaps a spread of its own.
+`cell_parts` makes these maps with PyTorch; the `@triton.jit` functions turn them into q for a tile of pixels and bins,
+given as shapes that broadcast: pixels (P, 1) and bins (1, K), or the other way round.
+
+A gaussian's mass per bin is a series around the bin's middle where bins are narrow for sigma (one exponential a bin),
+and else the difference of two error functions, from the nearer tail.
+
+Cost: two maps (B, N, h, w) float32, three with a sigma or the published target. Left out: float64.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from tiekd.kernels import reference
+from tiekd.kernels import target as definition
+
+BIG = tl.constexpr(1e30)  # Stands for infinity where inf - inf or 0 * inf would be NaN.
+REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
+THRESHOLD, FLOOR = tl.constexpr(definition.PUBLISHED_THRESHOLD), tl.constexpr(definition.PUBLISHED_FLOOR)
+EPS = tl.constexpr(reference.PUBLISHED_EPS)
+LEAST_LOG_P = tl.constexpr(-103.972)  # exp() of less is 0 in float32, also where small numbers are flushed to 0.
+WIDEST_PIECE = 1.0  # In sigmas; up to there the series is right to 5e-7 of the mass.
+MOST_PIECES = 2
+
+BINS_PADDED_TO = 64
+
+_bins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+class Bins(NamedTuple):
+    """Of every bin (K padded to a multiple of BINS_PADDED_TO,) float32, metres: its middle, its width, and what its
+    mass is taken between: its edges, but -BIG under the first and BIG over the last. A bin that doesn't exist has a
+    width of 0 and its middle at 0, and is between BIG and BIG: its mass is 0."""
+
+    centre: Tensor
+    width: Tensor
+    lower: Tensor
+    upper: Tensor
+    count: int
+
+
+class Parts(NamedTuple):
+    """position: (B, N, h, w) float32, metres: a Gaussian's (shifted) centre, or the published target's depth.
+    share: likewise, the part's weight in the cell's q; they sum to 1, or are all 0 where nothing is valid.
+    spread: likewise: sigma, metres; or the published softmax's log-normaliser; or (0,) where sigma is one number."""
+
+    position: Tensor
+    share: Tensor
+    spread: Tensor
+    sigma: float
+
+
+def cell_parts(
+    depth: Tensor,
+    sigma: float | Tensor,
+    weight: Tensor | None,
+    edges: Tensor,
+    target: str,
+    beyond: str,
+    stride: int,
+    skip_rows: int,
+) -> Parts:
+    """The parts of every cell; arguments as `reference.dpm`'s."""
+    depth = torch.nan_to_num(depth.float())
+    depth[:, :, :skip_rows] = 0
+    positions, shares, spreads, counted = [], [], [], 0
+    for d, s, w in reference.pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
+        valid = (d > 0).any(1, keepdim=True)
+        positions.append(definition.shifted_centre(d, s, edges) if target == "gaussian" else d)
+        shares.append(definition.shares(d, w, torch.float32) * valid)
+        counted = counted + valid
+        if isinstance(s, Tensor):
+            spreads.append(s.float().expand_as(d))
+    position, share = torch.cat(positions, 1), torch.cat(shares, 1) / counted.clamp_min(1)
+    if target == "released":
+        spread = torch.empty_like(position)
+        block = 128
+        grid = (triton.cdiv(position.numel(), block),)
+        _published_normaliser[grid](position, spread, bins_of(edges)[0], sigma, position.numel(), block, 32)
+    else:
+        spread = torch.cat(spreads, 1) if spreads else position.new_empty(0)
+    return Parts(position, share, spread, 0.0 if isinstance(sigma, Tensor) else sigma)
+
+
+def bins_of(edges: Tensor) -> tuple[Bins, float]:
+    """The bins, and the widest one's width. Kept for as long as the edges are; making them costs a host sync."""
+    if edges not in _bins:
+        inner, more = edges[1:-1], -(len(edges) - 1) % BINS_PADDED_TO
+        centre, width = definition.bin_centres(edges), edges.diff()
+        lower, upper = F.pad(inner, (1, 0), value=-BIG.value), F.pad(inner, (0, 1), value=BIG.value)
+        padded = [
+            F.pad(t, (0, more), value=v) for t, v in ((centre, 0), (width, 0), (lower, BIG.value), (upper, BIG.value))
+        ]
+        _bins[edges] = Bins(*padded, len(edges) - 1), float(width.max())
+    return _bins[edges]
+
+
+def series_pieces(sigma: float, widest: float) -> int:
+    """Pieces that every bin is cut into for the series to hold; 0 where bins are too wide for it. All in metres."""
+    pieces = max(1, math.ceil(widest * (1 - definition.WIDTH_SLACK) / (WIDEST_PIECE * sigma)))
+    return pieces if pieces <= MOST_PIECES else 0
+
+
+@triton.jit
+def _published_normaliser(position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Logarithm of the sum over the bins of exp(density): one number for every part."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    depth = tl.load(position + at, mask=at < parts, other=0.0)[:, None]
+    largest = tl.full((BLOCK,), -BIG, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, bins.count, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)[None, :]
+        density = tl.where(k < bins.count, published_density(depth, sigma, tl.load(bins.centre + k)), -BIG)
+        new = tl.maximum(largest, tl.max(density, 1))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(density - new[:, None]), 1)
+        largest = new
+    tl.store(spread + at, largest + tl.log(total), mask=at < parts)
+
+
+@triton.jit
+def published_density(depth, sigma, centre):
+    """The published density values, those under the threshold as the floor."""
+    off = centre - depth
+    density = tl.exp(-(off * off) / (2 * sigma * sigma)) / (2.5066282746310002 * sigma)
+    return tl.where(density < THRESHOLD, FLOOR, density)
+
+
+@triton.jit
+def load_part(parts, n, at, inside, pixels, TARGET: tl.constexpr):
+    """Position, share and spread of every cell's part n, in the shape of `at`."""
+    position = tl.load(parts.position + at + n * pixels, mask=inside, other=0.0)
+    spread = position
+    if TARGET == "gaussian_map" or TARGET == "released":
+        spread = tl.load(parts.spread + at + n * pixels, mask=inside, other=1.0)
+    return position, tl.load(parts.share + at + n * pixels, mask=inside, other=0.0), spread
+
+
+@triton.jit
+def target_span(parts, at, inside, pixels, N: tl.constexpr, TARGET: tl.constexpr):
+    """Which cells have a target, in the shape of `at`, and the depths from and up to which any of them has mass."""
+    low = tl.full(at.shape, BIG, tl.float32)
+    high = -low
+    total = tl.zeros(at.shape, tl.float32)
+    for n in range(N):
+        position, share, spread = load_part(parts, n, at, inside, pixels, TARGET)
+        if TARGET == "released":
+            reach = tl.full(at.shape, BIG, tl.float32)
+        elif TARGET == "gaussian_map":
+            reach = REACH_SIGMAS * spread
+        else:
+            reach = tl.full(at.shape, 1.0, tl.float32) * (REACH_SIGMAS * parts.sigma)
+        low = tl.where(share > 0, tl.minimum(low, position - reach), low)
+        high = tl.where(share > 0, tl.maximum(high, position + reach), high)
+        total += share
+    return total > 0, tl.min(low), tl.max(high)
+
+
+@triton.jit
+def in_span(low, high, bins, start, BLOCK_K: tl.constexpr):
+    """Whether bins start to start + BLOCK_K touch the depths between low and high."""
+    last = tl.minimum(start + BLOCK_K, bins.count) - 1
+    return (tl.load(bins.lower + start) <= high) & (tl.load(bins.upper + last) >= low)
+
+
+@triton.jit
+def target_mass(
+    zero, parts, first, at, inside, pixels, bins, k, N: tl.constexpr, TARGET: tl.constexpr, PIECES: tl.constexpr
+):
+    """q of cells `at` and bins k, in the shape of `zero`; first: what `load_part` gives for the first part."""
+    q = zero
+    for n in range(N):
+        position, share, spread = first
+        if N > 1:
+            position, share, spread = load_part(parts, n, at, inside, pixels, TARGET)
+        if TARGET == "released":
+            mass = tl.exp(published_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
+            mass = tl.where(k < bins.count, mass, 0.0)
+        elif TARGET == "gaussian_map":
+            mass = _mass_by_tails(position, spread, bins, k)
+        elif PIECES == 0:
+            mass = _mass_by_tails(position, parts.sigma, bins, k)
+        else:
+            mass = _mass_by_series(position, parts.sigma, bins, k, PIECES)
+        q += share * mass
+    return q
+
+
+@triton.jit
+def _mass_by_tails(centre, sigma, bins, k):
+    """Mass of the Gaussian in bin k; the end bins absorb the tails."""
+    scale = 0.7071067811865476 / sigma
+    from_lower = (tl.load(bins.lower + k) - centre) * scale
+    from_upper = (tl.load(bins.upper + k) - centre) * scale
+    below, above = _tail(tl.abs(from_lower)), _tail(tl.abs(from_upper))
+    holds_centre = (from_lower < 0) & (from_upper >= 0)
+    return tl.where(holds_centre, tl.maximum(1 - below - above, 0.0), tl.abs(below - above))
+
+
+@triton.jit
+def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr):
+    """As _mass_by_tails. With h a piece's width and u its middle's distance from the centre, in sigmas, the mass is
+    h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560): phi's Taylor series, integrated."""
+    scale = 1 / sigma
+    h = tl.load(bins.width + k) * (scale / PIECES)
+    h2 = h * h
+    c3 = h2 * h2 * h2 / 322560
+    c2 = h2 * h2 / 1920 - 15 * c3
+    c1 = h2 / 24 - h2 * h2 / 320 + 45 * c3
+    c0 = 1 - h2 / 24 + h2 * h2 / 640 - 15 * c3
+    middle = (tl.load(bins.centre + k) - centre) * scale
+    mass = tl.zeros(middle.shape, tl.float32)
+    for piece in tl.static_range(PIECES):
+        u = middle + (piece - (PIECES - 1) / 2) * h
+        s = u * u
+        mass += tl.exp2(-0.7213475204444817 * s) * (c0 + s * (c1 + s * (c2 + s * c3)))
+    below = _mass_below((tl.load(bins.upper) - centre) * scale)
+    above = _mass_below((centre - tl.load(bins.lower + bins.count - 1)) * scale)
+    return tl.where(k == 0, below, tl.where(k == bins.count - 1, above, mass * (h * 0.3989422804014327)))
+
+
+@triton.jit
+def _mass_below(z):
+    """Mass of the standard normal distribution below z."""
+    tail = _tail(tl.abs(z) * 0.7071067811865476)
+    return tl.where(z < 0, tail, 1 - tail)
+
+
+@triton.jit
+def _tail(z):
+    """erfc(z) / 2 for z >= 0: exp(-z^2) times a polynomial in 1 / (1 + z / 2) that is off by 4.4e-7 of it at most
+    (least largest relative error on [0, 7])."""
+    t = 1 / (1 + 0.5 * z)
+    p = -0.1894654133 + t * 0.047214126
+    p = 0.1451820093 + t * (0.0074953809 + t * (0.2104150069 + t * p))
+    return t * (0.141231892 + t * (0.1379269485 + t * p)) * tl.exp(-z * z)
