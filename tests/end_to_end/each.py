@@ -1,8 +1,9 @@
 """Calls bin/train.py's main for one list of arguments after another and looks at what it saved: `python each.py JOBS`.
 
 A job is {name, arguments, work_dir}. Work dirs of large networks would fill a disk, so each one goes when it has been
-looked at. Prints one JSON line a job: name, code, stderr, and from the work dir the last training row of the log, what
-is wrong with the checkpoint (null: nothing), and the tensors of the student's weights.
+looked at. Prints one JSON line a job: name, code, stderr, stdout, and, where it was no dry run, from the work dir the
+last training row of the log, what is wrong with the checkpoint (null: nothing), and the tensors of the student's
+weights.
 """
 
 import json
@@ -12,7 +13,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from mains import call  # noqa: E402
+import mains  # noqa: E402
+
+mains.LIMIT_S = 600  # the largest teachers take ten seconds a step
 
 
 def look_at(work_dir: Path) -> dict:
@@ -33,8 +36,8 @@ def look_at(work_dir: Path) -> dict:
 
 if __name__ == "__main__":
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        result = call(job["arguments"])
-        if result["code"] == 0:
+        result = mains.call(job["arguments"])
+        if result["code"] == 0 and "--dry-run" not in job["arguments"]:
             result |= look_at(Path(job["work_dir"]))
         shutil.rmtree(job["work_dir"], ignore_errors=True)
         print(json.dumps({"name": job["name"], **result}), flush=True)

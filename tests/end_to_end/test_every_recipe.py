@@ -1,11 +1,12 @@
 """Every recipe, as it is, makes a step and saves: one frame of 128x96, random teachers, tiny KITTI and NYU folders.
 
-All chosen recipes run in one process, after each other. With the large teachers a recipe takes ten seconds and up to
-6 GB of memory.
+Before that, a dry run of it. All chosen recipes run in one process, after each other. With the large teachers a recipe
+takes a minute and up to 6 GB of memory.
 """
 
 import json
 import math
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,7 @@ def ground(tmp_path_factory) -> Path:
 def results(request, ground) -> dict[str, dict]:
     """Of the recipes that this session tests, by id; their work dirs are gone."""
     chosen = [item.callspec.params["path"] for item in request.session.items if item.path == request.path]
+    chosen = list(dict.fromkeys(chosen))
     jobs = []
 
     @cache
@@ -116,8 +118,9 @@ def results(request, ground) -> dict[str, dict]:
             node = recipe["teacher"]["network"] | {"max_depth": 80.0}
             given += [f"teacher.checkpoint={weights_of(json.dumps(node))}"]
         work_dir = ground / "work" / path.stem
-        command = [str(path), "--work-dir", str(work_dir), "--no-validate", "--set", *given]
-        jobs.append({"name": id_of(path), "arguments": command, "work_dir": str(work_dir)})
+        for name, option in ((f"dry {id_of(path)}", "--dry-run"), (id_of(path), "--no-validate")):
+            command = [str(path), "--work-dir", str(work_dir), option, "--set", *given]
+            jobs.append({"name": name, "arguments": command, "work_dir": str(work_dir)})
     (ground / "jobs.json").write_text(json.dumps(jobs))
     with runs.Program([sys.executable, runs.HERE / "each.py", ground / "jobs.json"]) as program:
         result = program.result(TIMEOUT_S)
@@ -138,3 +141,15 @@ def test_every_recipe_makes_a_step_and_saves(results, path):
     with torch.device("meta"):
         state = build_network(recipe["network"]).state_dict()
     assert result["shapes"] == {name: list(tensor.shape) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=id_of)
+def test_a_dry_run_of_every_recipe_ends_with_0(results, path):
+    result, recipe = results[f"dry {id_of(path)}"], load_recipe(path, overrides(path))
+    assert result["code"] == 0, result["stderr"][-3000:]
+    told = dict(re.findall(r"^([A-Z][\w ]+): (.*)$", result["stdout"], re.M))
+    assert told["Global batch"] == "1 = 1 a rank x 1 accumulated x 1 ranks"
+    assert told["Iterations"].endswith(" an epoch, 1 in all")
+    assert told["Student"].endswith(" M parameters, trainable") and float(told["Student"].split()[0]) > 0
+    assert ("Teacher" in told) == ("network" in recipe.get("teacher", {}))
+    assert {"Time per iteration", "Evaluations", "ETA", "Peak memory", "Disk"} <= told.keys()
