@@ -1,13 +1,18 @@
 """The nine depth metrics of the field (Eigen et al. 2014, arXiv 1406.2283), per image, and their table.
 
-Everything runs on the tensors' own device without a host sync; sums are float64, so that a figure doesn't depend on the
-device. Costs some ten passes over the image. Predictions are taken as they are: clamp them to the range first if the
-protocol says so. Left out: median scaling (metric depth needs none), and metrics against the teacher's map.
+Sums are float64, so that a figure doesn't depend on the device, and rows stay on the tensors' own device. On a CPU the
+pixels that count are picked out once, for measured depth is sparse: about 0.8 ms for a 352x1216 picture of which 18 %
+was measured. Elsewhere picking would be a host sync, so all pixels of the crop are worked on, in some twenty passes.
+Predictions are taken as they are: clamp them to the range first if the protocol says so. Left out: median scaling
+(metric depth needs none), metrics against the teacher's map, and gradients.
 """
 
 import math
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +28,9 @@ _FRACTIONS = {
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
 }
 CROPS = ("none", *_FRACTIONS, "nyu_eigen")
+# The largest |log(p / t)| of a1, a2 and a3. They are strict: a ratio of two float32 numbers is either exactly on one or
+# off by more than the 1e-10 that is taken away here for the rounding of the logarithm.
+_LARGEST_LOGS = tuple(power * math.log(1.25) - 1e-10 for power in (1, 2, 3))
 
 
 def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
@@ -37,6 +45,7 @@ def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
     return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
 
 
+@torch.no_grad()
 def depth_metrics(prediction: Tensor, ground_truth: Tensor, min_depth: float, max_depth: float, crop: str) -> Tensor:
     """The metrics of each image: (B, 9) float64 in the order of METRIC_NAMES, on the images' device.
 
@@ -50,40 +59,82 @@ def depth_metrics(prediction: Tensor, ground_truth: Tensor, min_depth: float, ma
         shapes = f"{tuple(prediction.shape)} and {tuple(ground_truth.shape)}"
         raise ValueError(f"depth_metrics: got {shapes}; both must be (H, W) or both (B, 1, H, W)")
     rows, columns = crop_box(crop, *prediction.shape[-2:])
-    num_images = 1 if prediction.ndim == 2 else prediction.shape[0]
-    predicted = prediction[..., rows, columns].reshape(num_images, -1).double()
-    truth = ground_truth[..., rows, columns].reshape(num_images, -1).double()
+    predicted, truth = (maps.reshape(-1, *maps.shape[-2:])[:, rows] for maps in (prediction, ground_truth))
+    if prediction.device.type == "cpu":
+        return _from_sums(*_sums_on_cpu(predicted, truth, min_depth, max_depth, columns))
+    predicted, truth = (maps[..., columns].flatten(1).double() for maps in (predicted, truth))
+    return _from_sums(*_sums_without_sync(predicted, truth, min_depth, max_depth))
+
+
+def _sums_on_cpu(
+    predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float, columns: slice
+) -> tuple[Tensor, Tensor]:
+    """(B, 9) sums and (B,) counts of (B, h, W) maps. In numpy and one image at a time, which fits a core's cache:
+    torch would start its threads for every step, and wait for them whenever the data workers have the cores."""
+    predicted, truth = (m if m.dtype in (torch.float32, torch.float64) else m.float() for m in (predicted, truth))
+    predicted, truth = predicted.numpy(), truth.numpy()
+    # numpy rounds a bound to the array's dtype, in which no depth may then change its side of it.
+    low, high = _rounded(min_depth, truth.dtype, -np.inf), _rounded(max_depth, truth.dtype, np.inf)
+    dot = partial(np.einsum, "i,i->")
+    sums, counts = [], []
+    for predicted_map, truth_map in zip(predicted, truth, strict=True):
+        valid = truth_map > low
+        valid &= truth_map < high
+        valid[:, : columns.start] = valid[:, columns.stop :] = False
+        kept = np.flatnonzero(valid)  # taking by numbers is several times faster than by a mask
+        pixels = (maps.reshape(-1).take(kept).astype(np.float64) for maps in (predicted_map, truth_map))
+        with np.errstate(divide="ignore"):  # a prediction of 0
+            sums.append(_sums(*pixels, np.log, np.count_nonzero, dot))
+        counts.append(len(kept))
+    return torch.tensor(np.array(sums)), torch.tensor(counts)
+
+
+def _sums_without_sync(predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float) -> tuple[Tensor, Tensor]:
+    """(B, 9) sums and (B,) counts of (B, N) float64 maps; pixels that don't count are exact ones of a depth of 1."""
     valid = (truth > min_depth) & (truth < max_depth)
     count = valid.sum(1)
-    usable = (predicted > 0) & predicted.isfinite()
-    broken = (valid & ~usable).any(1)
-    # A ratio of 1 where a pixel doesn't count, so that no log or division there can give NaN.
-    truth = torch.where(valid, truth, 1.0)
-    predicted = torch.where(valid, predicted, 1.0)
+    predicted, truth = (torch.where(valid, maps, 1.0) for maps in (predicted, truth))
+    sums = torch.stack(_sums(predicted, truth, torch.log, partial(torch.sum, dim=1), torch.linalg.vecdot), dim=1)
+    sums[:, :3] -= (valid.shape[1] - count)[:, None]
+    return sums, count
 
-    def mean(values):
-        return torch.where(valid, values, 0.0).sum(1) / count
 
-    ratio = torch.maximum(predicted / truth, truth / predicted)
-    ratio = torch.where(usable, ratio, torch.inf)
-    difference = predicted - truth
-    log_ratio = predicted.log() - truth.log()
-    log_variance = mean(log_ratio**2) - mean(log_ratio) ** 2
-    errors = torch.stack(
-        [
-            mean(difference.abs() / truth),
-            mean(difference**2).sqrt(),
-            mean(log_ratio.abs()) / math.log(10),
-            mean(log_ratio**2).sqrt(),
-            # Rounding can make the variance of a constant log ratio slightly negative.
-            log_variance.clamp(min=0).sqrt() * 100,
-            mean(difference**2 / truth),
-        ],
-        dim=1,
-    )
-    errors = torch.where(broken[:, None], torch.inf, errors)
-    shares = torch.stack([mean((ratio < 1.25**power).double()) for power in (1, 2, 3)], dim=1)
-    return torch.cat([shares, errors], dim=1)
+def _sums(predicted, truth, log: Callable, count: Callable, dot: Callable) -> list:
+    """Over the pixels, the last dimension of float64 arrays or tensors: how many are within each of _LARGEST_LOGS, then
+    the sums of |d| / t, d^2, |l|, l^2, l and d^2 / t, for d = p - t and l = log(p / t).
+
+    Where a prediction is not finite and above 0 the sum of l^2 isn't finite either.
+    """
+    predicted = predicted.clip(0)
+    ratio, difference = predicted / truth, predicted - truth
+    relative, log_ratio = ratio - 1, log(ratio)
+    size = abs(log_ratio)
+    return [
+        *(count(size < largest) for largest in _LARGEST_LOGS),
+        abs(relative).sum(-1),
+        dot(difference, difference),
+        size.sum(-1),
+        dot(log_ratio, log_ratio),
+        log_ratio.sum(-1),
+        dot(difference, relative),
+    ]
+
+
+def _rounded(bound: float, dtype: np.dtype, towards: float) -> np.floating:
+    """The bound in the dtype, or where it has no such number, the next one in that direction."""
+    nearest = dtype.type(bound)
+    passed = float(nearest) > bound if towards < 0 else float(nearest) < bound
+    return np.nextafter(nearest, dtype.type(towards)) if passed else nearest
+
+
+def _from_sums(sums: Tensor, count: Tensor) -> Tensor:
+    """The metrics (B, 9) of `_sums` (B, 9) and the numbers of pixels (B,)."""
+    a1, a2, a3, abs_rel, square, log, log_square, log_mean, sq_rel = (sums / count[:, None]).unbind(1)
+    # Rounding can make the variance of a constant log ratio slightly negative.
+    silog = (log_square - log_mean**2).clamp(min=0).sqrt() * 100
+    errors = torch.stack([abs_rel, square.sqrt(), log / math.log(10), log_square.sqrt(), silog, sq_rel], dim=1)
+    broken = ~sums[:, 6:7].isfinite()
+    return torch.cat([torch.stack([a1, a2, a3], dim=1), torch.where(broken, torch.inf, errors)], dim=1)
 
 
 def aggregate(rows: Tensor) -> dict[str, float]:
