@@ -16,6 +16,7 @@ from tiekd.kernels.target import bin_edges
 @pytest.fixture(autouse=True)
 def one_row_per_tile(monkeypatch):
     monkeypatch.setitem(chunked.TILE_BYTES, "cpu", 1)
+    monkeypatch.setattr(chunked, "TILES_PER_BLOCK", 2)
 
 
 def case(stride: int = 1, dtype: torch.dtype = torch.float64) -> tuple:

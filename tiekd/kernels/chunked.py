@@ -1,8 +1,11 @@
 """The DPM head's arithmetic in tiles of rows: the numbers of `reference`, and no (B, K, h, w) tensor ever.
 
-Forward keeps the features, the weights and one number per pixel; backward makes logits, probabilities and target of a
-tile again and writes down the gradients. Cost: the convolution and the target twice, a few MB (CPU) or a few times
-TILE_BYTES (accelerator) of memory instead of about eight volumes. Left out: second derivatives.
+Forward keeps the features, the weights and two numbers per cell (depth and the logarithm of the softmax's sum);
+backward makes logits and target of a tile again and writes down the gradients. Everything that is done to a tile is
+done in place, while it is in the processor's cache; targets are made for several tiles at once (kernels/cells.py).
+
+Cost: four matrix products (logits twice) and, on a CPU, about half of their time for the rest; beside the features'
+gradient two tiles of memory. Left out: second derivatives.
 """
 
 from collections.abc import Iterator
@@ -12,10 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tiekd.kernels import reference
+from tiekd.kernels.cells import Cells, Target
 from tiekd.kernels.target import bin_centres
 
-TILE_BYTES = {"cpu": 1 << 21}  # One tile's logits; on a CPU they should stay in its cache.
+TILE_BYTES = {"cpu": 1 << 22}  # One tile's logits; on a CPU they should stay in its cache.
 TILE_BYTES_ELSEWHERE = 1 << 27
+TILES_PER_BLOCK = 4  # whose targets are made at once
 
 
 def dpm(
@@ -36,103 +41,129 @@ def dpm(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         features, weight, bias = features.to(dtype), weight.to(dtype), bias.to(dtype)
-    target_spec = (target_depth, sigma, target_weight, edges, target, beyond, stride)
     with torch.autocast(device, enabled=False):
-        return _Dpm.apply(features, weight, bias, target_spec)
+        cells = None
+        if target_depth is not None:
+            cells = Cells(target_depth, sigma, target_weight, edges, target, beyond, stride)
+        return _Dpm.apply(features, weight, bias, edges, cells)
 
 
 class _Dpm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, target_spec: tuple):
+    def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None):
+        shape = features.shape[0], 1, *features.shape[2:]
+        largest, divergence = (edges.new_zeros(shape).flatten(1) for _ in range(2))
+        valid = torch.zeros_like(largest, dtype=torch.bool)
+        sums = edges.new_empty(2, *largest.shape)
+        factors = torch.stack((torch.ones_like(edges[1:]), bin_centres(edges)))
+        is_gaussian = cells is not None and cells.target == "gaussian"
+        for image, tile, q, logits, _ in _tiles(features, edges, cells):
+            _product(bias[:, None], weight, features[image].flatten(1)[:, tile], out=logits)
+            logits -= torch.amax(logits, 0, out=largest[image, tile])
+            if q is not None and is_gaussian:
+                torch.sub(q.minus_entropy(len(logits)), q.expectation(logits), out=divergence[image, tile])
+            p = logits.exp_()
+            sums[:, image, tile] = _sums(factors, p)
+            if q is not None and not is_gaussian:
+                p /= sums[0, image, tile]
+                divergence[image, tile] = reference.released_divergence(p[None], q.mass[None])[0, 0]
+            if q is not None:
+                valid[image, tile] = q.valid
+        log_sum, depth = sums[0].log(), (sums[1] / sums[0]).view(shape)
+        if is_gaussian:
+            divergence += log_sum  # - sum q log p = log_sum - sum q logit, the largest logit taken off both
+        divergence = divergence.masked_fill_(~valid, 0).view(shape) if cells is not None else None
         # Under ZeRO-3 the weights' storage is released after forward and gathered again before the owning module's
         # backward. Saving the parameters themselves, not anything made of them, is what makes that work.
-        ctx.save_for_backward(features, weight, bias)
-        ctx.target_spec = target_spec
+        ctx.save_for_backward(features, weight, bias, log_sum.add_(largest), depth)
+        ctx.edges, ctx.cells = edges, cells
         ctx.set_materialize_grads(False)
-        target_depth, edges, target = target_spec[0], target_spec[3], target_spec[4]
-        centres = bin_centres(edges).view(1, -1, 1, 1)
-        depth = edges.new_empty(features.shape[0], 1, *features.shape[2:])
-        divergence = None if target_depth is None else torch.empty_like(depth)
-        for image, rows in _tiles(features, edges):
-            log_p = _log_p(features[image, :, rows], weight, bias, edges)
-            p = log_p.exp()
-            depth[image, :, rows] = (p * centres).sum(1)[0]
-            if target_depth is not None:
-                q, valid = _tile_target(target_spec, image, rows)
-                if target == "gaussian":
-                    values = reference.gaussian_divergence(log_p, q)
-                else:
-                    values = reference.released_divergence(p, q)
-                divergence[image, :, rows] = values.masked_fill_(~valid, 0)[0]
         return depth, divergence
 
     @staticmethod
     @once_differentiable
     def backward(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None):
-        features, weight, bias = ctx.saved_tensors
-        edges, target = ctx.target_spec[3], ctx.target_spec[4]
-        need_features, need_weight, need_bias, _ = ctx.needs_input_grad
-        centres = bin_centres(edges).view(1, -1, 1, 1)
-        matrix = weight.flatten(1)
+        features, weight, bias, log_sum, depth = ctx.saved_tensors
+        need_features, need_weight, need_bias, *_ = ctx.needs_input_grad
+        matrix, edges = weight.flatten(1), ctx.edges
+        centres = bin_centres(edges)[:, None]
         features_grad = torch.empty_like(features) if need_features else None
         # Sums over many tiles lose digits in half precision.
-        weight_grad = torch.zeros_like(matrix, dtype=edges.dtype)
-        bias_grad = torch.zeros_like(bias, dtype=edges.dtype)
-        for image, rows in _tiles(features, edges):
-            tile = features[image, :, rows]
-            p = _log_p(tile, weight, bias, edges).exp_()
-            logits_grad = torch.zeros_like(p)
+        weight_grad, bias_grad = (torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias))
+        depth, depth_grad, divergence_grad = (
+            t if t is None else t.flatten(1) for t in (depth, depth_grad, divergence_grad)
+        )
+        cells = None if divergence_grad is None else ctx.cells
+        for image, tile, q, logits, spare in _tiles(features, edges, cells):
+            pixels = features[image].flatten(1)[:, tile]
+            torch.sub(bias[:, None], log_sum[image, tile], out=logits)
+            p = _product(logits, weight, pixels, out=logits).exp_()
+            by_divergence = None if q is None else divergence_grad[image, tile] * q.valid
+            slope = _released_slope(p, q.mass) if q is not None and cells.target == "released" else None
+            # g_d p_k (c_k - depth) for the depth, g_kl (p_k - q_k) for a gaussian's divergence.
+            factor = by_divergence if slope is None else None
             if depth_grad is not None:
-                depth = (p * centres).sum(1, keepdim=True)
-                logits_grad += depth_grad[image : image + 1, :, rows] * (centres - depth) * p
-            if divergence_grad is not None:
-                q, valid = _tile_target(ctx.target_spec, image, rows)
-                slope = _divergence_slope(p, q, target)
-                logits_grad += (divergence_grad[image : image + 1, :, rows] * valid) * slope
-            logits_grad = logits_grad.flatten(2)[0]
+                by_depth = depth_grad[image, tile]
+                constant = by_depth * -depth[image, tile]
+                constant = constant if factor is None else constant.add_(factor)
+                factor = torch.addcmul(constant, centres, by_depth, out=spare)
+            logits_grad = p.zero_() if factor is None else p.mul_(factor)
+            if slope is not None:
+                logits_grad.addcmul_(slope, by_divergence)
+            elif q is not None:
+                q.add_to(logits_grad, by_divergence.neg_())
             if need_bias:
                 bias_grad += logits_grad.sum(1)
             logits_grad = logits_grad.to(weight.dtype)
-            if need_weight:
-                weight_grad += logits_grad @ tile.flatten(1).T
+            if need_weight and weight.dtype == edges.dtype:
+                weight_grad.addmm_(logits_grad, pixels.T)
+            elif need_weight:
+                weight_grad += logits_grad @ pixels.T
             if need_features:
-                features_grad[image, :, rows] = (matrix.T @ logits_grad).view_as(tile)
+                torch.mm(matrix.T, logits_grad, out=features_grad[image].flatten(1)[:, tile])
         weight_grad = weight_grad.view_as(weight).to(weight.dtype) if need_weight else None
-        return features_grad, weight_grad, bias_grad.to(bias.dtype) if need_bias else None, None
+        return features_grad, weight_grad, bias_grad.to(bias.dtype) if need_bias else None, None, None
 
 
-def _tiles(features: Tensor, edges: Tensor) -> Iterator[tuple[int, slice]]:
-    """(image, rows) of each tile, at least one row."""
+def _tiles(
+    features: Tensor, edges: Tensor, cells: Cells | None
+) -> Iterator[tuple[int, slice, Target | None, Tensor, Tensor]]:
+    """(image, pixels, target) of each tile, of whole rows, and two (K, P) tensors to write on, dtype of edges, the same
+    memory for every tile. The target is None where there is nothing to learn."""
     images, _, height, width = features.shape
-    row_bytes = (len(edges) - 1) * width * edges.element_size()
-    rows = max(1, TILE_BYTES.get(features.device.type, TILE_BYTES_ELSEWHERE) // max(1, row_bytes))
+    bins = len(edges) - 1
+    tile_bytes = TILE_BYTES.get(features.device.type, TILE_BYTES_ELSEWHERE)
+    step = min(height, max(1, tile_bytes // max(1, bins * width * edges.element_size())))
+    memory = edges.new_empty(2, bins * step * width)
     for image in range(images):
-        for top in range(0, height, rows):
-            yield image, slice(top, min(top + rows, height))
+        for first in range(0, height, step * TILES_PER_BLOCK):
+            last = min(first + step * TILES_PER_BLOCK, height)
+            target = None if cells is None else cells.of(image, slice(first, last))
+            for top in range(first, last, step):
+                tile = slice(top * width, min(top + step, last) * width)
+                size = tile.stop - tile.start
+                in_block = slice(tile.start - first * width, tile.stop - first * width)
+                q = None if target is None else target.part(in_block)
+                yield image, tile, q, *(part[: bins * size].view(bins, size) for part in memory)
 
 
-def _log_p(tile: Tensor, weight: Tensor, bias: Tensor, edges: Tensor) -> Tensor:
-    """Log-probabilities (1, K, rows, w), dtype of edges, from a tile of features (C, rows, w)."""
-    logits = torch.addmm(bias[:, None], weight.flatten(1), tile.flatten(1))
-    return logits.to(edges.dtype).log_softmax(0).view(1, -1, *tile.shape[1:])
+def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
+    """Writes `to` + weight x features (C, P) = (K, P); the product is in the weights' dtype. `to` may be `out`."""
+    if weight.dtype == out.dtype:
+        return torch.addmm(to, weight.flatten(1), pixels, out=out)
+    return torch.add(to, weight.flatten(1) @ pixels, out=out)
 
 
-def _tile_target(target_spec: tuple, image: int, rows: slice) -> tuple[Tensor, Tensor]:
-    """q (1, K, rows, w) and valid (1, 1, rows, w) of a tile of cells."""
-    depth, sigma, target_weight, edges, target, beyond, stride = target_spec
-    pixels = slice(rows.start * stride, rows.stop * stride)
-    maps = (t[image : image + 1, :, pixels] if _is_map(t) else t for t in (depth, sigma, target_weight))
-    return reference.cell_target(*maps, edges, target, beyond, stride)
+def _sums(factors: Tensor, p: Tensor) -> Tensor:
+    """The two weighted sums (2, P) over the bins of p (K, P), with factors (2, K)."""
+    if p.device.type == "cpu":
+        return factors @ p
+    # Not a matrix product: that may run in TF32, which has three digits.
+    return torch.stack((p.sum(0), (p * factors[1][:, None]).sum(0)))
 
 
-def _is_map(value) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4
-
-
-def _divergence_slope(p: Tensor, q: Tensor, target: str) -> Tensor:
-    """Derivative of the divergence by the logits: (1, K, rows, w)."""
-    if target == "gaussian":
-        return p - q
+def _released_slope(p: Tensor, q: Tensor) -> Tensor:
+    """Derivative of the published divergence by the logits: (K, P)."""
     eps = reference.PUBLISHED_EPS
     by_p = -q.square() / ((p + eps) * (q + eps * (p + eps)))
-    return p * (by_p - (p * by_p).sum(1, keepdim=True))
+    return p * (by_p - (p * by_p).sum(0))

@@ -6,6 +6,8 @@ the probabilities p from the target q, both in the dtype of `edges` (float32 in 
 Cost: about eight (B, K, h, w) tensors at the peak of forward and backward. Left out: everything that saves memory.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,26 +78,31 @@ def cell_target(
     stride: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """What each cell learns from: q (B, K, h, w) in the dtype of edges, and valid (B, 1, h, w) bool; see `dpm`."""
+    q, pixels = 0.0, 0
+    # One sub-pixel offset at a time: only one full-resolution pixel per cell has its q alive.
+    for d, s, w in pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
+        valid = (d > 0).any(1, keepdim=True)
+        if target == "gaussian":
+            q_pixel = gaussian_target(d, s, w, edges)
+        else:
+            q_pixel = released_target(d, s, edges, bin_centres(edges))
+        q = q_pixel if stride == 1 else q + q_pixel * valid
+        pixels = pixels + valid
+    return q / pixels.clamp_min(1) if stride > 1 else q, pixels > 0
+
+
+def pixels_of_cells(
+    depth: Tensor, sigma: float | Tensor, weight: Tensor | None, edges: Tensor, beyond: str, stride: int
+) -> Iterator[tuple[Tensor, float | Tensor, Tensor | None]]:
+    """(depth, sigma, weight) of one pixel of every cell after the other, each (B, M, h, w); a depth that is not valid,
+    or beyond the edges and ignored, is 0."""
     depth = torch.nan_to_num(depth.to(edges.dtype))
     if beyond == "ignore":
         depth = depth.masked_fill(depth > edges[-1], 0)
-    depth, sigma, weight = (_pad(t, stride, value) for t, value in ((depth, 0), (sigma, 1), (weight, 0)))
-    q, pixels = 0.0, 0
-    # One sub-pixel offset at a time: only one full-resolution pixel per cell has its q alive.
+    maps = [_pad(t, stride, value) for t, value in ((depth, 0), (sigma, 1), (weight, 0))]
     for i in range(stride):
         for j in range(stride):
-            d, s, w = (
-                t[:, :, i::stride, j::stride] if isinstance(t, Tensor) and t.ndim == 4 else t
-                for t in (depth, sigma, weight)
-            )
-            valid = (d > 0).any(1, keepdim=True)
-            if target == "gaussian":
-                q_pixel = gaussian_target(d, s, w, edges)
-            else:
-                q_pixel = released_target(d, s, edges, bin_centres(edges))
-            q = q_pixel if stride == 1 else q + q_pixel * valid
-            pixels = pixels + valid
-    return q / pixels.clamp_min(1) if stride > 1 else q, pixels > 0
+            yield tuple(t[:, :, i::stride, j::stride] if isinstance(t, Tensor) and t.ndim == 4 else t for t in maps)
 
 
 def check_choices(target: str, beyond: str) -> None:

@@ -82,16 +82,69 @@ def gaussian_target(depth: Tensor, sigma: float | Tensor, weight: Tensor | None,
 
     Where no component is valid q is finite and sums to 1, and says nothing.
     """
-    centre = shifted_centre(depth, sigma, edges)
-    masses = [_mass_per_bin(centre[:, m : m + 1], _component(sigma, m, edges), edges) for m in range(depth.shape[1])]
-    if len(masses) == 1:
-        return masses[0]
-    share = (depth > 0).to(edges.dtype)
+    windows = gaussian_windows(depth, sigma, edges)
+    if windows is None:
+        inner, centre = edges[1:-1].view(1, -1, 1, 1), shifted_centre(depth, sigma, edges)
+    components = []
+    for m in range(depth.shape[1]):
+        one = slice(m, m + 1)
+        if windows is None:
+            components.append(_mass_between(inner - centre[:, one], _component(sigma, m, edges)))
+        else:
+            bins, mass = (t.movedim(-1, 1) for t in windows.mass(windows.first[:, m], windows.centre[:, m]))
+            q = mass.new_zeros(mass.shape[0], len(edges) - 1, *mass.shape[2:])
+            components.append(q.scatter_(1, bins, mass))
+    if len(components) == 1:
+        return components[0]
+    share = shares(depth, weight, edges.dtype)
+    return sum(share[:, m : m + 1] * q for m, q in enumerate(components))
+
+
+class Windows(NamedTuple):
+    """Gaussians of one sigma, each in the few bins that it reaches.
+
+    first: (B, M, H, W) int32, the first of those bins; centre: (B, M, H, W) metres, dtype of edges. edges: (F, E), row
+    f has the inner edges of the bins from f on, in sqrt(2) sigma, which is `unit` metres.
+    """
+
+    first: Tensor
+    centre: Tensor
+    edges: Tensor
+    unit: float
+
+    def mass(self, first: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """The bins (..., E + 1) int64, and their mass, of any part (...) of `first` and `centre`. As `_mass_between`,
+        in fewer steps, which may be taken because a sigma that has windows is at least half of every bin's width."""
+        num_bins = self.edges.shape[1] + 1
+        bins = first.flatten().long()[:, None] + torch.arange(num_bins, device=first.device)
+        offset = self.edges.index_select(0, first.flatten()).sub_(centre.flatten()[:, None] / self.unit)
+        tail = offset.abs().erfc_().copysign_(offset).mul_(0.5)  # the mass beyond an edge, negative below the centre
+        mass = tail.new_empty(bins.shape)
+        inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
+        # The bin with the centre has -0.31 or less here, for 1 - both tails; the others are not negative.
+        inner.sub_((inner + 0.25).floor_()).clamp_min_(0)
+        mass[:, 0] = torch.where(offset[:, 0] >= 0, 1 - tail[:, 0], -tail[:, 0])
+        mass[:, -1] = torch.where(offset[:, -1] >= 0, tail[:, -1], 1 + tail[:, -1])
+        return bins.unflatten(0, first.shape), mass.unflatten(0, first.shape)
+
+
+@torch.no_grad()
+def gaussian_windows(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Windows | None:
+    """The components of `gaussian_target`, each as few bins; None where sigma is a map or most bins have mass."""
+    table = None if isinstance(sigma, Tensor) else _cached_table(float(sigma), edges)
+    if table is None or table.edges.shape[1] > (len(edges) - 2) * DENSE_FROM:
+        return None
+    centre, node = _look_up(torch.nan_to_num(depth.to(edges.dtype)), table)
+    return Windows(table.first[node], centre, table.edges, math.sqrt(2) * sigma)
+
+
+def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Each component's share of a mixture: (B, M, H, W), 0 where it is not valid, equal ones where none is."""
+    share = (depth > 0).to(dtype)
     if weight is not None:
         share = share * weight
     total = share.sum(1, keepdim=True)
-    share = torch.where(total > 0, share / total.clamp_min(torch.finfo(share.dtype).tiny), 1.0 / depth.shape[1])
-    return sum(share[:, m : m + 1] * mass for m, mass in enumerate(masses))
+    return torch.where(total > 0, share / total.clamp_min(torch.finfo(dtype).tiny), 1.0 / depth.shape[1])
 
 
 @torch.no_grad()
@@ -118,7 +171,7 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
     if not isinstance(sigma, Tensor):
         table = _cached_table(float(sigma), edges)
         if table is not None:
-            return _look_up(depth, table)
+            return _look_up(depth, table)[0]
     sigma = torch.as_tensor(sigma, dtype=edges.dtype, device=edges.device).expand(depth.shape)
     _check_local_sigma(depth, sigma, edges)
     return _solve(depth, sigma, edges)
@@ -126,11 +179,13 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
 
 class _Table(NamedTuple):
     """What depends on (edges, sigma) alone. means over the bins and the centres that they come from: (N,), increasing;
-    num_near: how many inner edges can lie within REACH_SIGMAS of a centre."""
+    first: (N - 1,) int32, the first bin within REACH_SIGMAS of the centres from a node to the next; edges: see Windows.
+    """
 
     means: Tensor
     centres: Tensor
-    num_near: int
+    first: Tensor
+    edges: Tensor
 
 
 def _component(sigma: float | Tensor, m: int, edges: Tensor) -> float | Tensor:
@@ -138,32 +193,17 @@ def _component(sigma: float | Tensor, m: int, edges: Tensor) -> float | Tensor:
     return sigma[:, m : m + 1].to(edges) if isinstance(sigma, Tensor) else sigma
 
 
-def _mass_per_bin(centre: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
-    """Mass (B, K, H, W) of one Gaussian per pixel, centre (B, 1, H, W), in each bin."""
-    inner = edges[1:-1]
-    table = None if isinstance(sigma, Tensor) else _cached_table(float(sigma), edges)
-    if table is None or table.num_near > len(inner) * DENSE_FROM:
-        return _mass_between(inner.view(1, -1, 1, 1) - centre, sigma)
-    first = torch.searchsorted(inner, centre - REACH_SIGMAS * sigma).clamp_(max=len(inner) - table.num_near)
-    near = first + torch.arange(table.num_near + 1, device=edges.device).view(1, -1, 1, 1)
-    mass = _mass_between(inner[near[:, :-1]] - centre, sigma)
-    q = mass.new_zeros(mass.shape[0], len(edges) - 1, *mass.shape[2:])
-    return q.scatter_(1, near, mass)
-
-
 def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
     """Mass (B, E + 1, H, W) of Gaussians below, between and above edges that lie `offset` (B, E, H, W) metres from the
-    centre, increasing over E. Differences are taken in the nearer tail, where they are exact. Changes `offset`."""
+    centre, increasing over E. Differences are taken in the nearer tail, where they are exact."""
     above = offset >= 0
-    tail = offset.abs_().div_(math.sqrt(2) * sigma).erfc_().mul_(0.5)  # the mass beyond this edge, seen from the centre
+    tail = (offset / (math.sqrt(2) * sigma)).abs_().erfc_().mul_(0.5)  # the mass beyond an edge, seen from the centre
+    tail.copysign_(offset)
     mass = tail.new_empty(tail.shape[0], tail.shape[1] + 1, *tail.shape[2:])
-    inner = mass[:, 1:-1]
-    torch.sub(tail[:, :-1], tail[:, 1:], out=inner)
-    inner.abs_()
-    holds_centre = above[:, 1:] & ~above[:, :-1]
-    inner.copy_(torch.where(holds_centre, (1 - tail[:, :-1] - tail[:, 1:]).clamp_min_(0), inner))
-    mass[:, 0] = torch.where(above[:, 0], 1 - tail[:, 0], tail[:, 0])
-    mass[:, -1] = torch.where(above[:, -1], tail[:, -1], 1 - tail[:, -1])
+    inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
+    inner.add_(above[:, 1:] ^ above[:, :-1]).clamp_min_(0)  # the bin with the centre: 1 - both tails
+    mass[:, 0] = -tail[:, 0] + above[:, 0]
+    mass[:, -1] = tail[:, -1] + ~above[:, -1]
     return mass
 
 
@@ -198,18 +238,22 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
         means.append(passed[low] + beyond @ steps[low:high])
     means = bin_centres(edges)[0] + torch.cat(means)
-    num_near = torch.searchsorted(inner, inner + 2 * reach, right=True) - torch.arange(len(inner))
-    # One more than fits: in the dtype of `like` an edge may round into reach.
-    return _Table(means.to(like), nodes.to(like), min(int(num_near.max()) + 1, len(inner)))
+    # A little more than the reach: in the dtype of `like` an edge may round into it.
+    first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
+    num_near = int((torch.searchsorted(inner, nodes[1:] + 1.001 * reach, right=True) - first).max())
+    first = first.clamp_(max=len(inner) - num_near).to(like.device, torch.int32)
+    edge_rows = inner.unfold(0, num_near, 1) / (math.sqrt(2) * sigma)
+    return _Table(means.to(like), nodes.to(like), first, edge_rows.to(like))
 
 
-def _look_up(depth: Tensor, table: _Table) -> Tensor:
-    """Linear interpolation of the centre at each depth, held at the table's ends."""
-    means, centres, _ = table
-    right = torch.searchsorted(means, depth.contiguous()).clamp_(1, len(means) - 1)
-    low, high = means[right - 1], means[right]
-    fraction = ((depth - low) / (high - low).clamp_min(torch.finfo(depth.dtype).tiny)).clamp_(0, 1)
-    return torch.lerp(centres[right - 1], centres[right], fraction)
+def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
+    """Linear interpolation of the centre at each depth, held at the table's ends, and the node (int32) before it."""
+    means, centres = table.means, table.centres
+    right = torch.searchsorted(means, depth.contiguous(), out_int32=True).clamp_(1, len(means) - 1)
+    left = right - 1
+    low, high = means[left], means[right]
+    fraction = (depth - low).div_((high - low).clamp_min_(torch.finfo(depth.dtype).tiny)).clamp_(0, 1)
+    return torch.lerp(centres[left], centres[right], fraction), left
 
 
 def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
