@@ -15,6 +15,7 @@ from typing import TextIO
 from tiekd.config import settings
 from tiekd.data import checking, workers
 from tiekd.data.checking import FAULTS, WARNINGS, Examined, Facts, Finding
+from tiekd.data.decoded import without_cache
 from tiekd.data.depth_io import write_durably
 from tiekd.data.frames import Frames
 from tiekd.data.splits import read_lines, read_split
@@ -127,7 +128,7 @@ def write(recipe: dict, splits: list[Split], out: Path) -> str:
 
 
 def _split(recipe: dict, name: str) -> Split:
-    frames = build_dataset(recipe, name)
+    frames = build_dataset(without_cache(recipe), name)
     if not isinstance(frames, Frames):
         raise RecipeError(f"data.name: {recipe['data']['name']} has no files to check; kitti, nyu and folder have")
     if not frames.source.is_file():

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
 from tiekd.config import build, settings
-from tiekd.data import teacher_maps
+from tiekd.data import decoded, teacher_maps
 from tiekd.data.loader import Loading, Unreadable
 from tiekd.data.sampler import iterations_per_epoch, size_groups
 from tiekd.data.transforms import Augment
@@ -169,6 +169,7 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
     )
     if getattr(frames, "maps", None) is not None:
         teacher_maps.check(frames.maps, recipe)
+    decoded.attach(frames, recipe["data"])
     return frames
 
 

@@ -72,6 +72,7 @@ class Frames(torch.utils.data.Dataset):
         self.num_skipped, self.source = len(frames) - len(self.frames), source
         self.read_depth, self.units_per_m, self.max_depth, self.window = read_depth, units_per_m, max_depth, window
         self.maps, self.map_prefix = maps, map_prefix
+        self.decoded = None  # or a cache (tiekd/data/decoded.py), read in the files' stead
         if not self.frames:
             raise DataError(
                 f"{source}: none of its {len(frames)} frames has ground truth, which evaluation and training without "
@@ -93,14 +94,21 @@ class Frames(torch.utils.data.Dataset):
 
     def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
         """What reads a frame's files: `image`, and `depth` and `teacher_depth` where it has them."""
-        frame = self.frames[index]
-        parts = {"image": partial(depth_io.read_image, Path(frame.image))}
-        if frame.depth is not None:
-            parts["depth"] = partial(self.read_depth, Path(frame.depth))
-        if self.maps is not None:
-            path = self.maps / self.map_name(index)
-            parts["teacher_depth"] = partial(depth_io.read_levels, path)
+        parts = {}
+        for name, (path, decode) in self.files(index).items():
+            cached = self.decoded is not None and path.suffix.lower() != ".npy"
+            parts[name] = partial(self.decoded.read if cached else decode, path)
         return parts
+
+    def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
+        """A frame's files by the same names, each with what decodes it."""
+        frame = self.frames[index]
+        files = {"image": (Path(frame.image), depth_io.read_image)}
+        if frame.depth is not None:
+            files["depth"] = Path(frame.depth), self.read_depth
+        if self.maps is not None:
+            files["teacher_depth"] = self.maps / self.map_name(index), depth_io.read_levels
+        return files
 
     def assemble(
         self, index: int, image: Tensor, depth: Tensor | None = None, teacher_depth: Tensor | None = None

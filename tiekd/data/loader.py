@@ -36,12 +36,14 @@ ON_ERROR = ("raise", "skip")
 class Loading:
     """How `recipe["data"]` is read, whatever the data set. workers: processes a rank, 0 for none. on_error: what a
     training sample does that can't be read, `raise` or `skip`; max_errors: files that may be skipped in a run.
-    timeout_s: how long to wait for a batch from workers."""
+    timeout_s: how long to wait for a batch from workers. decoded: folder of decoded frames (tiekd/data/decoded.py),
+    below data.root or absolute, read in the files' stead; null reads the files."""
 
     workers: int = 2
     on_error: str = "raise"
     max_errors: int = 100
     timeout_s: float = TIMEOUT_S
+    decoded: str | None = None
 
     def __post_init__(self):
         if not 0 <= self.workers <= 1024:
@@ -80,7 +82,7 @@ def training_batches(
     unreadable: collects what is skipped; None raises.
     """
     max_errors = None if unreadable is None else unreadable.max_errors
-    for read in _load(_Keyed(dataset, augment, seed, max_errors), sampler, workers, device, timeout_s):
+    for read in _load(Keyed(dataset, augment, seed, max_errors), sampler, workers, device, timeout_s):
         if unreadable is not None:
             unreadable.messages.update(dict.fromkeys(read.errors))
         yield read.batch
@@ -98,7 +100,7 @@ def validation_batches(
     """(indices, batch) pairs of this rank: batches are formed over the whole set, then every world_size-th is ours."""
     indices = _neighbours_of_one_size(dataset, batch_size)[rank::world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
-    loaded = _load(_Keyed(dataset, None, 0), keys, workers, device, timeout_s)
+    loaded = _load(Keyed(dataset, None, 0), keys, workers, device, timeout_s)
     for batch_indices, read in zip(indices, loaded, strict=True):
         yield batch_indices, read.batch
 
@@ -114,9 +116,9 @@ class _Read(NamedTuple):
         return self._replace(batch=self.batch.to(device))
 
 
-def _load(dataset: "_Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[_Read]:
+def _load(dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[_Read]:
     pin = device.type == "cuda"
-    reads = worker_processes.read(dataset, batches, workers, _collate, dataset.describe, timeout_s, pin)
+    reads = worker_processes.read(dataset, batches, workers, collate, dataset.describe, timeout_s, pin)
     with closing(on_device(map(_unless_error, reads), device)) as there, closing(reads):
         yield from there
 
@@ -139,7 +141,7 @@ def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]
     return batches
 
 
-class _Keyed(Dataset):
+class Keyed(Dataset):
     """Samples by (epoch, index) as they travel, augmented when there is an `augment`, with their colour tables.
 
     max_errors: how many samples in a row may be skipped; None: a sample that can't be read is an error.
@@ -187,7 +189,7 @@ class _Keyed(Dataset):
         return move(sample, decisions), colour_table(decisions)
 
 
-def _collate(read: _Read | UserError) -> _Read | UserError:
+def collate(read: _Read | UserError) -> _Read | UserError:
     if isinstance(read, UserError):
         return read
     samples, tables = zip(*read.batch, strict=True)

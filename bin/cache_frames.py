@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Decodes all frames of a recipe once, for training to read them from memory-mapped files: `bin/cache_frames.py RECIPE`.
+
+Pictures, depth maps and cached teacher maps, into `data.decoded`, else <data.root>/decoded. Prints what they need and
+what is free before it writes. A job that was stopped goes on where it was; one that runs again makes what has changed,
+with --verify also what holds wrong numbers. Training then reads them by --set data.decoded=FOLDER.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--split", choices=("train", "val", "both"), default="both", help="which frames, default both")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help=f"processes, default one a core ({cores})")
+    parser.add_argument("--verify", action="store_true", help="read all that is there and compare its checksums")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    args = parser.parse_args()
+    if args.workers < 0:
+        parser.error("--workers must be 0 or more")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    import tiekd
+    from tiekd import frame_cache
+    from tiekd.data.decoded import folder_of
+
+    recipe = tiekd.load_recipe(args.recipe, args.overrides)
+    validates = recipe.get("train", {}).get("validate", True)
+    both = ("train", "val") if validates else ("train",)
+    sources = frame_cache.sources_of(recipe, both if args.split == "both" else (args.split,))
+    folder = folder_of(recipe["data"], default="decoded")
+    frame_cache.fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
+    print(f"Read from them with --set data.decoded={folder.resolve()}")
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))
