@@ -47,12 +47,16 @@ class Network(nn.Module):
         after the clamp.
         """
         image_size = image.shape[2], image.shape[3]
-        features = self.encoder(image.to(next(self.parameters()).dtype))
-        if self.neck is not None:
-            features = self.neck(features)
-        depth, divergence, bin_centres = self.head(self.decoder(features, image_size), image_size, target_depth)
+        depth, divergence, bin_centres = self.head(self.features(image), image_size, target_depth)
         if not self.training:
             depth = depth.clamp(self.min_depth, self.max_depth)
         if depth.shape[2:] != image.shape[2:]:
             depth = interpolate(depth, size=image_size, mode="bilinear", align_corners=True)
         return Prediction(depth, divergence, bin_centres)
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the head is given: (B, C, h, w), from images as in `forward`."""
+        features = self.encoder(image.to(next(self.parameters()).dtype))
+        if self.neck is not None:
+            features = self.neck(features)
+        return self.decoder(features, (image.shape[2], image.shape[3]))

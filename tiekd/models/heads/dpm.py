@@ -7,7 +7,7 @@ of the pixels under each cell.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate
 
 from tiekd.errors import RecipeError
 from tiekd.kernels import dpm
@@ -80,6 +80,11 @@ class Dpm(nn.Module):
             features = interpolate(features, size=cells, mode="bilinear", align_corners=True)
             _, divergence = self._dpm(features, target_depth)
         return Prediction(depth, self._to_pixels(divergence, target_depth))
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """The distribution over the bins of `edges` itself, (B, num_bins, h, w) float32: for pictures and readouts, not
+        for training, where it would be the largest tensor of all."""
+        return conv2d(features, self.weight, self.bias).float().softmax(1)
 
     def _dpm(self, features: Tensor, target_depth: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return dpm(

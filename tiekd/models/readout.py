@@ -1,0 +1,45 @@
+"""What is read out of a distribution over depth bins: a depth, and how sure it is.
+
+The mean is what training learns and what `Network` returns. At the edge of a thing the distribution has two hills, and
+the mean lies between them, in mid-air: `mode` and `local` stay on the higher hill. Plain differentiable torch on whole
+(B, K, h, w) distributions, so for prediction and export at moderate sizes. Left out: bins that move with the image.
+"""
+
+import torch
+from torch import Tensor
+
+from tiekd.errors import RecipeError
+
+READOUTS = ("mean", "mode", "local")
+REACH = 2  # bins to each side of the mode
+
+
+def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
+    """Depth (B, 1, h, w) in metres from probabilities (B, K, h, w), summing to 1 over K, and bin centres (K,), metres.
+
+    readout: "mean" over all bins; "mode", the centre of the likeliest bin; "local", the mean within REACH bins of it.
+    Raises RecipeError for another one.
+    """
+    if readout not in READOUTS:
+        raise RecipeError(f"readout: got {readout!r}; allowed: {', '.join(READOUTS)}")
+    if readout == "mode":
+        return centres[probabilities.argmax(1, keepdim=True)]
+    if readout == "local":
+        probabilities = torch.where(_near_mode(probabilities), probabilities, 0)
+    weighted = (probabilities * centres.view(1, -1, 1, 1)).sum(1, keepdim=True)
+    return weighted / probabilities.sum(1, keepdim=True)
+
+
+def confidence(probabilities: Tensor) -> Tensor:
+    """Probability that depth lies within REACH bins of the likeliest one: (B, 1, h, w), 0 to 1."""
+    return torch.where(_near_mode(probabilities), probabilities, 0).sum(1, keepdim=True)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """-sum_k p_k log p_k with 0 log 0 = 0: (B, 1, h, w), nats, 0 (certain) to log K (knows nothing)."""
+    return -torch.xlogy(probabilities, probabilities).sum(1, keepdim=True)
+
+
+def _near_mode(probabilities: Tensor) -> Tensor:
+    bins = torch.arange(probabilities.shape[1], device=probabilities.device).view(1, -1, 1, 1)
+    return (bins - probabilities.argmax(1, keepdim=True)).abs() <= REACH
