@@ -105,7 +105,6 @@ def dpm(
     beyond: str = "clamp",
     stride: int = 1,
     target_weight: Tensor | None = None,
-    skip_rows: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """As `tiekd.kernels.reference.dpm`, argument by argument, for float32 edges and what `supports` says."""
     reference.check_choices(target, beyond)
@@ -126,7 +125,6 @@ def dpm(
         target,
         beyond,
         stride,
-        skip_rows,
     )
     return depth, None if target_depth is None else divergence
 
@@ -169,7 +167,6 @@ def dpm_forward(
     target: str,
     beyond: str,
     stride: int,
-    skip_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Depth, divergence, log-sum-exp, mean slope (all (B, 1, h, w)), and the target's three maps; (0,) where unused."""
     features = _flat_pixels(features)
@@ -178,7 +175,7 @@ def dpm_forward(
         divergence, parts = edges.new_empty(0), Parts(*(edges.new_empty(0) for _ in range(3)), sigma)
     else:
         spread = sigma if sigma_map is None else sigma_map
-        parts = cell_parts(target_depth, spread, target_weight, edges, target, beyond, stride, skip_rows)
+        parts = cell_parts(target_depth, spread, target_weight, edges, target, beyond, stride)
     if target_depth is None or target != "released":
         slope = edges.new_empty(0)
     constants = _constants("forward", features, edges, parts, target)
@@ -190,7 +187,7 @@ def dpm_forward(
 
 
 @dpm_forward.register_fake
-def _(features, weight, bias, edges, target_depth, sigma, sigma_map, target_weight, target, beyond, stride, skip_rows):
+def _(features, weight, bias, edges, target_depth, sigma, sigma_map, target_weight, target, beyond, stride):
     one = edges.new_empty(features.shape[0], 1, *features.shape[2:])
     none, depth, log_sum = edges.new_empty(0), torch.empty_like(one), torch.empty_like(one)
     if target_depth is None:
@@ -280,7 +277,7 @@ def _gradients(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None, *
         needs[0],
         needs[1] or needs[2],
     )
-    return *(g if need else None for g, need in zip(gradients, needs[:3], strict=True)), *(None,) * 9
+    return *(g if need else None for g, need in zip(gradients, needs[:3], strict=True)), *(None,) * 8
 
 
 dpm_forward.register_autograd(_gradients, setup_context=_keep)

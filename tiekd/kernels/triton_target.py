@@ -1,6 +1,6 @@
 """The DPM target inside a GPU kernel: what each cell learns from, bin by bin, never stored.
 
-Mixtures, cells of several pixels, weights, invalid depths and skipped rows are all one thing here: a cell has N parts
+Mixtures, cells of several pixels, weights, and invalid depths are all one thing here: a cell has N parts
 (N = M stride^2), each with a position, a share (0 where nothing is valid) and perhaps a spread of its own.
 `cell_parts` makes these maps with PyTorch; the `@triton.jit` functions turn them into q for a tile of pixels and bins,
 given as shapes that broadcast: pixels (P, 1) and bins (1, K), or the other way round.
@@ -68,11 +68,9 @@ def cell_parts(
     target: str,
     beyond: str,
     stride: int,
-    skip_rows: int,
 ) -> Parts:
     """The parts of every cell; arguments as `reference.dpm`'s."""
     depth = torch.nan_to_num(depth.float())
-    depth[:, :, :skip_rows] = 0
     positions, shares, spreads, counted = [], [], [], 0
     for d, s, w in reference.pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = (d > 0).any(1, keepdim=True)
