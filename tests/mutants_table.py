@@ -41,8 +41,8 @@ MUTANTS = [
     Mutant(
         "sign_of_the_depth_gradient",
         "tiekd/kernels/chunked.py",
-        "(centres - depth) * p",
-        "(depth - centres) * p",
+        "constant = by_depth * -depth[image, tile]",
+        "constant = by_depth * depth[image, tile]",
         ("chunked",),
     ),
     Mutant(
