@@ -1,4 +1,4 @@
-"""The DPM head, forward and backward: ours against the plain definition, against its compiled form, and by the roofline.
+"""The DPM head, forward and backward: ours against the plain definition, its compiled form, its products, the roofline.
 
 Ours is what `tiekd.kernels.dpm` takes for the device; the definition is `tiekd.kernels.reference`, which keeps every
 (B, K, h, w) tensor that autograd wants. Beside them stand the head's matrix products alone (logits twice, since they
@@ -69,7 +69,7 @@ _TOLD = {
 def example(
     images: int, channels: int, bins: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> Inputs:
-    """Features, weight, bias, edges and a street's depth (0 in a tenth of the pixels), as `reference.dpm` takes them."""
+    """Features, weight, bias, edges and a street's depth (0 in a tenth of the pixels), as for `reference.dpm`."""
     g = torch.Generator(device).manual_seed(0)
     features = torch.randn(images, channels, height, width, generator=g, device=device)
     weight = torch.randn(bins, channels, 1, 1, generator=g, device=device) / channels**0.5
