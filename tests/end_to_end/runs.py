@@ -95,7 +95,14 @@ class Result(NamedTuple):
 class Program:
     """A program in a process group of its own; `with` ends the group for certain."""
 
-    def __init__(self, command: list, cwd: Path = ROOT, recorder: bool = True, **environment: str):
+    def __init__(
+        self,
+        command: list,
+        cwd: Path = ROOT,
+        recorder: bool = True,
+        stdin: int = subprocess.DEVNULL,
+        **environment: str,
+    ):
         environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **environment}
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "PORT")}
         if recorder:
@@ -104,7 +111,7 @@ class Program:
             [str(word) for word in command],
             cwd=cwd,
             env=kept | environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,72 @@
+"""What the READMEs tell a user to type, and the files that they tell him to write.
+
+A command is a line of a ```bash block, a span of `code` that begins with a program and has arguments, and, in a table
+of what "you type", a cell that begins with an option: those belong behind `bin/train.py RECIPE`. A block of code whose
+first line is a comment with a path is that file.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+DOCUMENTS = ("README.md", "bin/README.md", "model_configs/YOUR_PARTS.md", "CONTRIBUTING.md")
+PROGRAM = re.compile(r"(\w+=\S+ )*(bin/\w|deepspeed |python |sh |srun |pip |printf |tensorboard )")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+OPTIONS_FOR = "bin/train.py RECIPE "
+
+
+class Block(NamedTuple):
+    """A block of code that is no command. file: where its first line says that it belongs, None where it doesn't."""
+
+    language: str
+    text: str
+    file: str | None
+
+
+def commands(root: Path) -> list[str]:
+    """All of them, each once, in the order of the documents."""
+    found = [command for document in DOCUMENTS for command in of_text((root / document).read_text(encoding="utf-8"))]
+    return list(dict.fromkeys(found))
+
+
+def of_text(text: str) -> list[str]:
+    found, prose_from = [], 0
+    for block in BLOCK.finditer(text):
+        found += of_prose(text[prose_from : block.start()])
+        prose_from = block.end()
+        if block[1] == "bash":
+            lines = block[2].replace("\\\n", " ").splitlines()
+            found += [" ".join(without_comment(line).split()) for line in lines if without_comment(line).strip()]
+    return found + of_prose(text[prose_from:])
+
+
+def of_prose(text: str) -> list[str]:
+    """Of paragraphs and tables."""
+    found, options_too = [], False
+    for part in re.split(r"(^\|.*$)", text, flags=re.M):
+        cells = re.split(r"(?<!\\)\|", part)[1:-1] if part.startswith("|") else [part]
+        if part.startswith("|") and cells[-1].strip() in ("you type", "now"):
+            options_too = True
+        elif part.strip() and not part.startswith("|"):
+            options_too = False
+        for cell in cells:
+            spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", cell)]
+            options = options_too and cell.strip().startswith("`--")
+            found += [OPTIONS_FOR + span for span in spans if options and span.startswith("--")]
+            found += [span for span in spans if PROGRAM.match(span) and " " in span]
+    return found
+
+
+def without_comment(line: str) -> str:
+    return re.sub(r"(^|\s)#.*$", "", line)
+
+
+def blocks(root: Path) -> list[Block]:
+    """Of Python and YAML, in the order of the documents."""
+    found = []
+    for document in DOCUMENTS:
+        for block in BLOCK.finditer((root / document).read_text(encoding="utf-8")):
+            if block[1] in ("python", "yaml"):
+                file = re.match(r"# (\S+\.(?:py|yaml))\n", block[2])
+                found.append(Block(block[1], block[2], file and file[1]))
+    return found

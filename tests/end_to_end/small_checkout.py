@@ -1,0 +1,76 @@
+"""A copy of the checkout as somebody has it who follows the README, but small: nothing in it takes longer than seconds.
+
+The programs are unaltered, and so are the recipes; what recipes are made of in model_configs/_base_ is overwritten with
+networks of some ten thousand parameters, crops of 32x64 pixels and two epochs of two iterations. data/ holds a KITTI
+folder of 8 frames and a folder of own pictures; the files that the README's placeholders stand for are there, too.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import runs
+import tiny_kitti
+import torch
+from PIL import Image
+
+from tiekd.checkpoint import write_weights
+from tiekd.config import load_recipe
+from tiekd.models.factory import build_network
+
+FRAMES, HEIGHT, WIDTH = 8, 56, 104
+_AUGMENT = {"rotate_p": 0.5, "rotate_deg": 2.5, "flip_p": 0.5, "crop": [32, 64]}
+_EVALUATION = {"interval": 1, "by": "epoch", "flip": True, "save_best": "abs_rel"}
+_SIGMOID = runs.STUDENT | {"head": {"name": "sigmoid"}}
+_KITTI = {"name": "kitti", "root": "data/kitti", "kb_crop": [48, 96], "augment": _AUGMENT, "workers": 0}
+_FOLDER = {"name": "folder", "root": "data/mine", "images": "images", "augment": _AUGMENT | {"sizes": "keep_aspect"}}
+BASES = {
+    "datasets/kitti": {"data": _KITTI, "evaluation": _EVALUATION | {"crop": "garg"}},
+    "datasets/folder": {"data": _FOLDER, "evaluation": _EVALUATION | {"crop": "none"}},
+    "networks/adabins_kitti": {"network": runs.TEACHER},
+    "networks/bts_r50_kitti": {"network": runs.TEACHER},
+    "networks/light_kitti": {"network": runs.STUDENT},
+    "networks/mobilenet_v2_dpm_kitti": {"network": runs.STUDENT},
+    "networks/mobilenet_v2_sigmoid_kitti": {"network": _SIGMOID},
+    "schedules/one_cycle_24e": {
+        "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.95, 0.99], "lr_batch_size": 4},
+        "schedule": {"name": "one_cycle", "pct_start": 0.3, "div_factor": 25, "final_div_factor": 100},
+        "train": {"batch_size": 4, "epochs": 2, "clip_norm": 35.0, "seed": 0},
+        "log": {"interval": 1},
+        "checkpoint": {"interval": 1, "by": "epoch", "keep_last": 3},
+    },
+}
+
+
+def make(folder: Path) -> Path:
+    """The copy, in a new folder."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listing, cwd=runs.ROOT, check=True, capture_output=True, text=True).stdout.split()
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(runs.ROOT / name, folder / name)
+    for name, node in BASES.items():
+        runs.write_recipe(folder / "model_configs" / "_base_" / f"{name}.yaml", node)
+    tiny_kitti.make(folder / "data" / "kitti", FRAMES, HEIGHT, WIDTH)
+    _own_pictures(folder / "data" / "mine")
+    for place in ("street.jpg", "rides/1.jpg", "rides/2.jpg"):
+        _picture(folder / place, HEIGHT, WIDTH)
+    recipe = load_recipe(folder / "model_configs" / "teachers" / "adabins_nyu.yaml")
+    torch.manual_seed(0)
+    write_weights(folder / "adabins_nyu.pth", build_network(recipe["network"]).state_dict(), recipe["network"], 0)
+    return folder
+
+
+def _own_pictures(folder: Path) -> None:
+    for index in range(FRAMES):
+        height, width = HEIGHT + index, WIDTH - index
+        _picture(folder / "pictures" / f"{index}.jpg", height, width)
+        levels = np.full((height, width), 1000 * (index + 1), np.uint16)
+        tiny_kitti.write_png(folder / "depth" / f"{index}.png", levels)
+
+
+def _picture(path: Path, height: int, width: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
