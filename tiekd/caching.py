@@ -13,7 +13,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -151,22 +151,21 @@ class _Job:
 
     def make(self, missing: list[str], loading: Loading) -> None:
         """Makes and writes this rank's share of the missing maps. Collective."""
-        progress = None
+        bar = nullcontext()
         if distributed.is_main():
-            progress = Progress("maps", len(self.index_by_name), self._count, self.out)
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            waiting = deque()
-            for name, depth in self._depths(missing, distributed.rank(), distributed.world_size(), loading):
-                waiting.append(pool.submit(self._write, name, depth))
-                while len(waiting) > _WAITING:
-                    waiting.popleft().result()
-                if progress:
-                    progress.update()
-            for write in waiting:
-                write.result()
-        distributed.barrier()
-        if progress:
-            progress.finish()
+            bar = Progress("maps", len(self.index_by_name), self._count, self.out)
+        with bar as progress:
+            with ThreadPoolExecutor(_WRITERS) as pool:
+                waiting = deque()
+                for name, depth in self._depths(missing, distributed.rank(), distributed.world_size(), loading):
+                    waiting.append(pool.submit(self._write, name, depth))
+                    while len(waiting) > _WAITING:
+                        waiting.popleft().result()
+                    if progress:
+                        progress.update()
+                for write in waiting:
+                    write.result()
+            distributed.barrier()
 
     def _depths(
         self, names: list[str], rank: int, world_size: int, loading: Loading
