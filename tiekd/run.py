@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
+from tiekd import checkpoint, distributed, launch, notes, outside, profiling, resuming, schedules, work_dirs
 from tiekd.config import build, settings
 from tiekd.data import decoded, teacher_maps
 from tiekd.data.loader import Loading, Unreadable
@@ -30,7 +30,7 @@ from tiekd.losses import criterion as criteria
 from tiekd.losses.dpm import DPM
 from tiekd.models import pretrained, weights
 from tiekd.models.factory import build_network
-from tiekd.models.teacher import build_teacher
+from tiekd.models.teacher import build_teacher, is_outside
 from tiekd.optimizer import build_optimizer
 from tiekd.options import LoadSettings, TrainSettings
 from tiekd.parts import Parts
@@ -45,6 +45,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     recipe_path: where the recipe came from, which is whose work dir it is. resume_from: a checkpoint folder, "auto" for
     the newest whole one, or None.
     """
+    outside.look_beside(recipe_path)  # where a run goes on, its recipe was read from the work dir
     options = settings(recipe, "train", TrainSettings)
     work_dir, resuming_one = Path(recipe["work_dir"]), resume_from is not None
     device = launch.start_rank(options.timeout_minutes)
@@ -164,7 +165,7 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
         "data",
         split=split,
         max_depth=recipe["network"]["max_depth"],
-        maps=teacher.get("maps"),
+        maps=None if is_outside(teacher) else teacher.get("maps"),
         needs_ground_truth=split == "val" or not teacher,
     )
     if getattr(frames, "maps", None) is not None:

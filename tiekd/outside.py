@@ -1,0 +1,53 @@
+"""Finds the modules outside the project that a recipe names: `name: my_package.my_module`.
+
+They are looked for where Python looks (installed, or on PYTHONPATH), then in the current folder, then beside the
+recipes that were read, in that order, under every launcher alike. Only the folder that has the package is added to
+Python's path, and at its end: it hides nothing that is installed, the package's own imports find each other later on,
+and data workers inherit it. Naming a module in a recipe runs its code, as any import does; nothing else in a recipe
+runs any. Left out: reading a module again when its file changes.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+WHERE = "in the current folder, beside the recipe, or in a folder on PYTHONPATH"
+
+_beside_recipes: list[Path] = []
+
+
+def look_beside(recipe_path: Path) -> None:
+    """From now on packages beside this recipe are found, too."""
+    folder = recipe_path.resolve().parent
+    if folder not in _beside_recipes:
+        _beside_recipes.append(folder)
+
+
+def import_module(name: str) -> ModuleType | None:
+    """The module, None where there is none. What goes wrong inside it, a missing import of its own too, is raised."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    module = _imported(name)
+    if module is None:
+        for folder in (Path.cwd(), *_beside_recipes):
+            if str(folder) not in sys.path and _has(folder, name):
+                sys.path.append(str(folder))
+                importlib.invalidate_caches()
+                return _imported(name)
+    return module
+
+
+def _imported(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # An import that fails inside the user's own module is that module's fault and must stay visible.
+        if not (error.name and f"{name}.".startswith(f"{error.name}.")):
+            raise
+        return None
+
+
+def _has(folder: Path, name: str) -> bool:
+    place = folder.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
