@@ -1,4 +1,4 @@
-"""Modules that a recipe names are found on Python's path, in the current folder and beside the recipe, in this order."""
+"""Modules that a recipe names are found on Python's path, in the current folder, beside the recipe, in this order."""
 
 import sys
 

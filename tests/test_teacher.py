@@ -178,7 +178,7 @@ def test_a_teacher_from_outside_may_be_any_callable_and_ask_for_the_device(monke
 @pytest.mark.parametrize(
     ("returned", "words"),
     [
-        (torch.ones(2, 32, 64), "returned (2, 32, 64) torch.float32 on cpu; it must be depth in metres, (2, 1, 32, 64)"),
+        (torch.ones(2, 32, 64), "returned (2, 32, 64) torch.float32 on cpu; it must be depth in metres, (2, 1, 32"),
         (torch.ones(2, 1, 32, 64, dtype=torch.int64), "returned (2, 1, 32, 64) torch.int64 on cpu"),
         (torch.ones(2, 1, 32, 64, device="meta"), "on meta; it must be depth in metres"),
         (None, "teacher (somebodys.teacher): returned None; it must be depth in metres"),

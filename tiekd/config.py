@@ -98,9 +98,9 @@ def dump_recipe(recipe: dict) -> str:
 def build(node: dict, package: str, where: str, **context):
     """Makes the object that a node names: `{name: X, **arguments}` is `<package>.X.build(**arguments)`.
 
-    A dotted name is a module outside the project (tiekd/outside.py says where). `context` holds what the program knows (channels, ranges); it is
-    passed on where the signature asks for it. Raises RecipeError for an unknown name, and for arguments that are
-    unknown, missing, of another kind than the signature's annotation, or belong to the program.
+    A dotted name is a module outside the project (tiekd/outside.py). `context` holds what the program knows (channels,
+    ranges); it is passed on where the signature asks for it. Raises RecipeError for an unknown name, and for arguments
+    that are unknown, missing, of another kind than the signature's annotation, or belong to the program.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         names = ", ".join(_names(package))
