@@ -3,6 +3,7 @@
 Everything that can be wrong with a recipe is found here, before the first iteration and before anything is written.
 """
 
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -190,7 +191,7 @@ def build_hooks(recipe, val_set, replica, device, loading, options, unreadable) 
         hooks.append(UnreadableSamples(unreadable, log))
     evaluation = settings(recipe, "evaluation", EvaluationSettings)
     if options.validate:
-        hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info))
+        hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info, sys.stderr))
     hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
     saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}
     hooks.append(build(saving, "tiekd.hooks", "checkpoint", hooks=list(hooks), info=log.info))
