@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import two_ranks
 from test_evaluation import CPU, Frames, Slanted
 
 from tiekd import frame_rows
@@ -36,6 +37,17 @@ def test_the_rows_are_those_behind_the_means_in_order():
     counted = [int(((Frames()[i].depth > 1e-3) & (Frames()[i].depth < 80)).sum()) for i in range(7)]
     assert found.pixels == counted and counted[3] == 0
     assert torch.equal(evaluated(batch_size=1)[1].sums[..., 0], found.sums[..., 0])
+
+
+def found_on_a_rank(_rank):
+    return evaluated(batch_size=2)[1]
+
+
+def test_two_ranks_find_the_same_rows_in_the_same_order(tmp_path):
+    alone = evaluated(batch_size=2)[1]
+    for found in two_ranks.run(found_on_a_rank, tmp_path):
+        assert found.names == alone.names and torch.equal(found.sums, alone.sums)
+        torch.testing.assert_close(found.metrics, alone.metrics, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_file_has_every_digit_and_nothing_for_a_frame_without_ground_truth(tmp_path):
