@@ -59,6 +59,14 @@ def test_networks_have_names_that_tell_them_apart_and_overrides_are_the_last_one
     assert torch.equal(second, again) and not torch.equal(first, second) and last.shape == (1, 1, 32, 64)
 
 
+def test_a_recipe_that_a_run_saved_is_called_by_its_work_dir(tmp_path, monkeypatch):
+    (tmp_path / "my_run").mkdir()
+    checkpoint.write_weights(tmp_path / "x.pth", build_network(NETWORK).state_dict(), NETWORK, 0)
+    Path(write_recipe(tmp_path)).rename(tmp_path / "my_run" / "config.yaml")
+    monkeypatch.chdir(tmp_path / "my_run")
+    assert list(comparison.entrants([("config.yaml", "../x.pth")], [], True, CPU)) == ["my_run"]
+
+
 def test_all_figures_are_plain_values_and_those_that_are_not_finite_null():
     results = {"far": evaluated(constant(60.0)), "broken": evaluated(constant(math.nan))}
     plain = comparison.as_json(results, PROTOCOL)

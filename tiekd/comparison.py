@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import evaluation, frame_rows, reports
+from tiekd import evaluation, frame_rows, reports, work_dirs
 from tiekd.data.loader import Loading
 from tiekd.evaluation import EvaluationSettings, Watcher
 from tiekd.frame_rows import FrameRows, FrameTable
@@ -54,12 +54,17 @@ class Protocol(NamedTuple):
 def entrants(
     named: Sequence[tuple[str, str | None]], overrides: Sequence[str], flip: bool, device: torch.device
 ) -> dict[str, Entrant]:
-    """The networks of (recipe, checkpoint) pairs, by names that tell them apart; the overrides are the last one's."""
+    """The networks of (recipe, checkpoint) pairs, by names that tell them apart; the overrides are the last one's.
+
+    A recipe is called by its file, the one that a run saved by its work dir.
+    """
     found: dict[str, Entrant] = {}
     for place, (recipe_path, checkpoint_path) in enumerate(named):
         last = place == len(named) - 1
         network, path = reports.load_network(recipe_path, checkpoint_path, overrides if last else ())
-        tries = (Path(recipe_path).stem, f"{Path(recipe_path).stem}:{path.name}", f"{recipe_path}:{path}")
+        file = Path(recipe_path)
+        stem = file.resolve().parent.name if file.name == work_dirs.RECIPE else file.stem
+        tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
         name = next((name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})")
         found[name] = Entrant(partial(evaluation.predict, network.to(device).eval(), flip=flip), path)
     return found
