@@ -47,14 +47,14 @@ def main() -> None:
     from tiekd.run import build_dataset, loading_of
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
-        reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
     options = settings(recipe, "evaluation", evaluation.EvaluationSettings)
     device = launch.start_rank()
     named = [*map(comparison.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
     networks = comparison.entrants(named, args.overrides, options.flip, device)
     on_ground_truth, loading = {**recipe, "teacher": None}, loading_of(recipe)
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
+    for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
+        reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
     protocol = comparison.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
     if distributed.is_main():
         print("\n".join(f"{name}: {entrant.weights}" for name, entrant in networks.items()), flush=True)

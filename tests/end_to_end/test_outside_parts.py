@@ -182,7 +182,7 @@ def test_its_teacher_makes_maps(ground, folder):
     maps = list((folder / "maps").glob("*.png"))
     assert len(maps) == 16 and all(map(is_whole_depth_png, maps))
     assert teacher_maps.read_manifest(folder / "maps")["teacher_network"] == node["teacher"]
-    assert "of the weights with digest" in teacher_maps.describe(folder / "maps")
+    assert "of my_depth.oracle, the weights with" in teacher_maps.describe(folder / "maps")
 
 
 def test_a_data_set_that_names_no_maps_is_refused_in_one_line(folder):

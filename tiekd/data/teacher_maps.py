@@ -92,10 +92,11 @@ def describe(folder: Path) -> str:
             f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which teacher made them, and "
             "they are taken to have this recipe's max_depth and crop"
         )
-    flip = "on" if manifest["flip"] else "off"
-    digest = manifest["teacher_digest"]
-    of = f"the weights with digest {digest[:12]}" if digest else manifest["teacher_network"].get("name", "a teacher")
-    return f"Teacher: cached maps in {folder}, of {of}, flip averaging {flip}"
+    digest, name = manifest["teacher_digest"], manifest.get("teacher_network", {}).get("name")
+    parts = [name] if name else []
+    parts += [f"the weights with digest {digest[:12]}"] if digest else []
+    parts += [] if name else [f"flip averaging {'on' if manifest['flip'] else 'off'}"]
+    return f"Teacher: cached maps in {folder}, of {', '.join(parts)}"
 
 
 def _as_list(value) -> list | None:
