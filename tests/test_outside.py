@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tiekd import outside
+from tiekd import launch, outside
 from tiekd.config import load_recipe
 
 
@@ -13,7 +13,7 @@ def untouched(monkeypatch, tmp_path):
     """Python's path, its modules and the known recipes are put back; the current folder is an empty one."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    monkeypatch.setattr(outside, "_beside_recipes", [])
+    monkeypatch.setattr(outside, "_recipe_folders", [])
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -42,6 +42,20 @@ def test_beside_the_recipe_is_looked_last_and_only_once_one_was_read(tmp_path):
     assert outside.import_module("only_there.part") is None
     load_recipe(recipe)
     assert outside.import_module("only_there.part").place == "recipes"
+
+
+@pytest.mark.parametrize("place", ["recipes", "started_in"])
+def test_a_recipe_that_a_run_saved_leads_to_where_the_run_was_started(tmp_path, monkeypatch, place):
+    write(tmp_path / place, f"of_a_run_in_{place}/part.py", "found = True")
+    saved = write(tmp_path / "work", "config.yaml", "log: {interval: 1}")
+    for name, value in {"WORLD_SIZE": "1", "MASTER_PORT": "1", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "started_in").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "started_in")
+    launch.write_record(tmp_path / "work", tmp_path / "recipes" / "mine.yaml")
+    monkeypatch.chdir(tmp_path / "here")
+    load_recipe(saved)
+    assert outside.import_module(f"of_a_run_in_{place}.part").found
 
 
 def test_the_folder_comes_last_on_pythons_path_and_only_if_it_has_the_module(tmp_path):

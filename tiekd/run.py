@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, launch, notes, outside, profiling, resuming, schedules, work_dirs
+from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
 from tiekd.config import build, settings
 from tiekd.data import decoded, teacher_maps
 from tiekd.data.loader import Loading, Unreadable
@@ -46,7 +46,6 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     recipe_path: where the recipe came from, which is whose work dir it is. resume_from: a checkpoint folder, "auto" for
     the newest whole one, or None.
     """
-    outside.look_beside(recipe_path)  # where a run goes on, its recipe was read from the work dir
     options = settings(recipe, "train", TrainSettings)
     work_dir, resuming_one = Path(recipe["work_dir"]), resume_from is not None
     device = launch.start_rank(options.timeout_minutes)

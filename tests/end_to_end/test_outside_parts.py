@@ -169,7 +169,7 @@ def test_in_the_current_folder_it_is_found_with_any_recipe_and_one_rank_sees_the
 
 
 def test_its_student_is_evaluated(folder, trained):
-    result = run([sys.executable, runs.ROOT / "bin" / "evaluate.py", trained / "config.yaml"], folder)
+    result = run([sys.executable, runs.ROOT / "bin" / "evaluate.py", trained / "config.yaml"], runs.ROOT)
     assert f"{trained}/best_abs_rel.pth" in result.stdout and "4 val frames" in result.stdout
 
 
