@@ -223,17 +223,20 @@ def _parse_override(override: str) -> dict:
     return node
 
 
+def _is_a_module(teacher: dict) -> bool:
+    """Whether a teacher is a module outside the project, whose arguments its other keys are."""
+    if "name" in teacher and not (isinstance(teacher["name"], str) and "." in teacher["name"]):
+        raise RecipeError(
+            f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as my_package.my_teacher (for a "
+            "network of the project: teacher.recipe)"
+        )
+    return "name" in teacher
+
+
 def _resolve_teacher(recipe: dict) -> None:
     """Puts the network of `teacher.recipe` into the recipe, so that the saved recipe needs no other file."""
     teacher = recipe.get("teacher")
-    if teacher is None:
-        return
-    if "name" in teacher:
-        if not isinstance(teacher["name"], str) or "." not in teacher["name"]:
-            raise RecipeError(
-                f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as my_package.my_teacher (for a "
-                "network of the project: teacher.recipe)"
-            )
+    if teacher is None or _is_a_module(teacher):
         return
     kinds = {"recipe": str, "network": dict, "checkpoint": str, "maps": str, "flip": bool}
     check_keys(teacher, kinds, "teacher")

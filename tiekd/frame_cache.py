@@ -55,14 +55,15 @@ def fill(recipe: dict, sources: Sources, folder: Path, num_workers: int, verify:
         _tell(out, f"Decoded: {len(sources)} files, {there} there already, {len(missing)} to make in {folder}")
         _check_disk(folder, [(source, sources[source]) for source in missing], out)
         done, problems = there, []
+        progress = Progress("files", len(sources), lambda: done, out)
         batches = [missing[start : start + _FILES_A_BATCH] for start in range(0, len(missing), _FILES_A_BATCH)]
         writing = _Writing(cache, sources)
         timeout_s = loading_of(recipe).timeout_s
-        with Progress("files", len(sources), lambda: done, out) as progress:
-            for found in workers.read(writing, batches, num_workers, list, _names, timeout_s):
-                done += len(found)
-                problems += [problem for problem in found if problem is not None]
-                progress.update()
+        for found in workers.read(writing, batches, num_workers, list, _names, timeout_s):
+            done += len(found)
+            problems += [problem for problem in found if problem is not None]
+            progress.update()
+        progress.finish()
     for problem in problems:
         _tell(out, problem)
     if problems:
