@@ -3,6 +3,7 @@
 Everything that can be wrong with a recipe is found here, before the first iteration and before anything is written.
 """
 
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tiekd.losses import criterion as criteria
 from tiekd.losses.dpm import DPM
 from tiekd.models import pretrained, weights
 from tiekd.models.factory import build_network
-from tiekd.models.teacher import build_teacher
+from tiekd.models.teacher import build_teacher, is_outside
 from tiekd.optimizer import build_optimizer
 from tiekd.options import LoadSettings, TrainSettings
 from tiekd.parts import Parts
@@ -164,7 +165,7 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
         "data",
         split=split,
         max_depth=recipe["network"]["max_depth"],
-        maps=teacher.get("maps"),
+        maps=None if is_outside(teacher) else teacher.get("maps"),
         needs_ground_truth=split == "val" or not teacher,
     )
     if getattr(frames, "maps", None) is not None:
@@ -189,7 +190,7 @@ def build_hooks(recipe, val_set, replica, device, loading, options, unreadable) 
         hooks.append(UnreadableSamples(unreadable, log))
     evaluation = settings(recipe, "evaluation", EvaluationSettings)
     if options.validate:
-        hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info))
+        hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info, sys.stderr))
     hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
     saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}
     hooks.append(build(saving, "tiekd.hooks", "checkpoint", hooks=list(hooks), info=log.info))
