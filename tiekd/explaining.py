@@ -115,9 +115,9 @@ def explanation(pictures: dict[str, np.ndarray], pixels: list[Pixel], target_nam
     x: float = left
     for colour, name, dashed in (
         (_TARGET, f"learns from the {target_name}", False),
+        (_TARGET, "its expectation", True),
         (_STUDENT, "student says", False),
-        (_TARGET, "expectation", True),
-        (_STUDENT, "expectation", True),
+        (_STUDENT, "its expectation", True),
         (_TRUTH, "ground truth", True),
     ):
         x = legend(draw, (x, 18), font, colour, name, dashed)
@@ -140,7 +140,7 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
         [Curve(pixel.centres, percents[0], _TARGET), Curve(pixel.centres, percents[1], _STUDENT)],
         _CHART,
         title=f"{number} {pixel.name}: {truth}target {expected[0]:.2f}, student {expected[1]:.2f} m",
-        x_label="metres; % in a bin",
+        x_label="depth in metres; upwards % in each bin",
         marks=marks,
         x_range=_range(pixel, [mark.x for mark in marks]),
         y_range=(0.0, 1.08 * max(float(p.max()) for p in percents)),
@@ -155,7 +155,8 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
         ends += pixel.centres[np.minimum(bins, len(p) - 1)].tolist()
     low, high = min(ends), max(ends)
     room = max(0.06 * (high - low), 2 * float(np.diff(pixel.centres).max()))
-    return max(low - room, 0.0), high + room
+    last = pixel.centres[-1] + (pixel.centres[-1] - pixel.centres[-2]) / 2
+    return max(low - room, 0.0), min(high + room, max(last, *xs))
 
 
 def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
