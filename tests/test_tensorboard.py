@@ -94,9 +94,9 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])
-def test_pictures_have_a_row_a_sample_and_a_column_a_map(with_teacher, tmp_path, monkeypatch):
-    panels = []
-    monkeypatch.setattr(pictures, "panel", lambda *args: panels.append(args) or np.zeros((4, 6, 3), np.uint8))
+def test_a_picture_a_sample_with_a_cell_a_map(with_teacher, tmp_path, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(pictures, "sheet", lambda *args: sheets.append(args) or np.zeros((4, 6, 3), np.uint8))
     state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=2, max_depth=10.0)])
     # Without a teacher the loop passes the ground truth on as what the student learns from.
     state.recipe = state.recipe if with_teacher else {}
@@ -104,23 +104,24 @@ def test_pictures_have_a_row_a_sample_and_a_column_a_map(with_teacher, tmp_path,
     train(state, 40)
     for hook in state.hooks:
         hook.after_train(state)
-    images = read(tmp_path)[1]["train/pictures"]
-    assert [(image.step, image.height, image.width) for image in images] == [(15, 4, 6), (30, 4, 6), (40, 4, 6)]
-    rows, titles, max_depth, max_error, _, max_entropy = panels[0]
-    assert max_entropy is None  # there was no network to ask
-    assert (max_depth, max_error) == (10.0, 1.0) and len(rows) == 2
-    assert list(titles) == ["image", "ground truth", *(["teacher"] if with_teacher else []), "student", titles[-1]]
-    assert titles[-1] == f"|student - {'teacher' if with_teacher else 'ground truth'}|"
-    assert all(picture.shape == (16, 32, 3) for row in rows for picture in row)
+    images = read(tmp_path)[1]
+    assert set(images) == {"train/pictures_1", "train/pictures_2"}
+    for shown in images.values():
+        assert [(image.step, image.height, image.width) for image in shown] == [(15, 4, 6), (30, 4, 6), (40, 4, 6)]
+    cells, max_depth, max_error, max_entropy, _ = sheets[0]
+    assert (max_depth, max_error) == (10.0, 1.0) and max_entropy is None  # there was no network to ask
+    error = f"|student - {'teacher' if with_teacher else 'ground truth'}|"
+    assert list(cells) == ["image", "ground truth", *(["teacher"] if with_teacher else []), "student", error]
+    assert all(picture.shape == (16, 32, 3) for picture in cells.values())
 
 
-def test_a_whole_panel_is_written(tmp_path):
-    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, max_depth=10.0)])
+def test_a_whole_picture_is_written(tmp_path):
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, num_images=1, max_depth=10.0)])
     train(state, 40)
     for hook in state.hooks:
         hook.after_train(state)
-    (image,) = read(tmp_path)[1]["train/pictures"]
-    assert image.step == 40 and image.width > 5 * 400
+    (image,) = read(tmp_path)[1]["train/pictures_1"]
+    assert image.step == 40 and image.width > 2 * 400 and image.height > 3 * 200
 
 
 def make_network():
@@ -138,15 +139,15 @@ def test_pictures_of_training_leave_the_network_and_the_random_numbers_as_they_w
     network = make_network().train()
     network.encoder[0].eval()  # frozen by somebody
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, max_depth=10.0)])
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=3, max_depth=10.0)])
     state.engine = SimpleNamespace(module=network)
     random_state = torch.get_rng_state()
     train(state, 40)
     for hook in state.hooks:
         hook.after_train(state)
     images = read(tmp_path)[1]
-    assert [[image.step for image in images[f"train/{tag}"]] for tag in ("pictures", "why")] == [[15, 30, 40]] * 2
-    assert images["train/pictures"][0].width > 6 * 400  # with the entropy
+    assert [[image.step for image in images[f"train/{tag}"]] for tag in ("pictures_3", "why_1")] == [[15, 30, 40]] * 2
+    assert images["train/pictures_3"][0].width > 2 * 400 + 3 * 74  # with the scale of entropies
     assert all((before[name] == value).all() for name, value in network.state_dict().items())
     assert network.training and network.encoder[1].training and not network.encoder[0].training
     assert all(p.grad is None for p in network.parameters()) and (torch.get_rng_state() == random_state).all()
@@ -162,7 +163,7 @@ def test_no_network_is_run_whose_weights_are_on_other_ranks_too(tmp_path):
     train(state, 40)
     for hook in state.hooks:
         hook.after_train(state)
-    assert set(read(tmp_path)[1]) == {"train/pictures"}
+    assert set(read(tmp_path)[1]) == {"train/pictures_1", "train/pictures_2"}
 
 
 def test_an_evaluation_shows_its_frames_and_errors_and_a_resumed_run_replaces_them(tmp_path):
@@ -177,7 +178,7 @@ def test_an_evaluation_shows_its_frames_and_errors_and_a_resumed_run_replaces_th
             hook.after_train(state)
     events = EventAccumulator(str(tmp_path / "tf_logs"), size_guidance={"images": 0, "histograms": 0})
     events.Reload()
-    assert [image.step for image in events.Images("val/pictures")] == [10, 20, 30]
+    assert [image.step for image in events.Images("val/pictures_2")] == [10, 20, 30]
     found = events.Histograms("val/error_0-2.5m")
     assert [event.step for event in found] == [10, 20, 30]
     value = found[0].histogram_value

@@ -71,31 +71,21 @@ def views(
     ]
 
 
-def overview(shown: Sequence[View], max_depth: float, against: str) -> np.ndarray:
-    """A panel of a row a View: image, ground truth, teacher, student, error against `against`, entropy, as there are.
+def overview(view: View, max_depth: float, against: str) -> np.ndarray:
+    """A sheet of image, ground truth, teacher, student, error against `against`, and entropy, as there are.
 
     against: "teacher" or "ground truth". Measured points are grown so that they are seen. (height, width, 3) uint8.
     """
     max_error = max_depth / 10
-    rows, titles = [], []
-    for view in shown:
-        cells = {
-            "image": view.image,
-            "ground truth": pictures.colourise(grown(view.truth), max_depth),
-            "teacher": None if view.teacher is None else pictures.colourise(view.teacher, max_depth),
-            "student": pictures.colourise(view.student, max_depth),
-        }
-        if against == "teacher":
-            error = pictures.error_map(view.student, view.teacher, max_error)
-        else:
-            error = pictures.error_map(view.student, view.truth, max_error, radius=_radius(view.truth))
-        cells[f"|student - {against}|"] = error
-        if view.entropy is not None:
-            cells["student's entropy, nats"] = pictures.entropy_map(view.entropy, view.max_entropy)
-        cells = {title: cell for title, cell in cells.items() if cell is not None}
-        titles = list(cells)
-        rows.append(list(cells.values()))
-    return pictures.panel(rows, titles, max_depth, max_error, _CELL_WIDTH, shown[0].max_entropy)
+    cells = {"image": view.image, "ground truth": pictures.colourise(grown(view.truth), max_depth)}
+    if view.teacher is not None:
+        cells["teacher"] = pictures.colourise(view.teacher, max_depth)
+    cells["student"] = pictures.colourise(view.student, max_depth)
+    target, radius = (view.teacher, 0) if against == "teacher" else (view.truth, _radius(view.truth))
+    cells[f"|student - {against}|"] = pictures.error_map(view.student, target, max_error, radius)
+    if view.entropy is not None:
+        cells["student's entropy, nats"] = pictures.entropy_map(view.entropy, view.max_entropy)
+    return pictures.sheet(cells, max_depth, max_error, view.max_entropy, _CELL_WIDTH)
 
 
 def why(view: View, max_depth: float) -> np.ndarray | None:

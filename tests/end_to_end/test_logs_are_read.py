@@ -73,9 +73,9 @@ def test_every_scalar_stands_under_its_step(work_dir, events):
 def test_pictures_histograms_and_texts_stand_under_theirs(events):
     tags = events.Tags()
     steps = {tag: [image.step for image in events.Images(tag)] for tag in tags["images"]}
-    numbered = {f"val/why_{i}": EVALUATED for i in (1, 2, 3, 4)}
-    trained = dict.fromkeys(("train/pictures", "train/why"), [10, 20, 24])
-    assert steps == {**trained, "val/pictures": EVALUATED, **numbered}
+    evaluated = {f"val/{kind}_{i}": EVALUATED for kind in ("pictures", "why") for i in (1, 2, 3, 4)}
+    trained = dict.fromkeys(("train/pictures_1", "train/pictures_2", "train/why_1"), [10, 20, 24])
+    assert steps == trained | evaluated
     histograms = {tag: [event.step for event in events.Histograms(tag)] for tag in tags["histograms"]}
     assert histograms and set(map(tuple, histograms.values())) == {tuple(EVALUATED)}
     assert set(histograms) <= {"val/error_0-20m", "val/error_20-40m", "val/error_40-80m"}

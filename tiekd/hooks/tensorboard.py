@@ -3,14 +3,14 @@
 Stands behind `text_log` in the list of hooks and takes its means, so scalars cost no further collective or host sync.
 Steps are iterations. What an interrupted run had written past the point that it resumes from is purged.
 
-    train/<loss>, ...    with the text log's lines; learning_rate, momentum, train/skipped_steps where any was
-    val/<metric>         at evaluations
-    train/pictures       every image_interval iterations, of rank 0's newest batch: image, ground truth, teacher,
-    train/why            student, error and entropy; and for its first image why, at marked pixels
-    val/pictures         at evaluations, of the same few validation frames each time
+    train/<loss>, ...      with the text log's lines; learning_rate, momentum, train/skipped_steps where any was
+    val/<metric>           at evaluations
+    train/pictures_1, ...  every image_interval iterations, of rank 0's newest batch: image, ground truth, teacher,
+    train/why_1            student, error and entropy; and for the first image why, at marked pixels
+    val/pictures_1, ...    at evaluations, of the same few validation frames each time
     val/why_1, ...
-    val/error_0-20m, ... histograms of student - ground truth in those frames, by ranges of the ground truth
-    recipe, ds_config    text, what the work dir's files of that name hold
+    val/error_0-20m, ...   histograms of student - ground truth in those frames, by ranges of the ground truth
+    recipe, ds_config      text, what the work dir's files of that name hold
 
 All on rank 0 without a collective. So with ZeRO-3, where no rank has the weights, pictures of training are of the depth
 that training had and nothing is explained there. Left out: histograms of weights, graphs.
@@ -39,7 +39,7 @@ class TensorBoard(Hook):
     """Writes `<work_dir>/tf_logs` on rank 0.
 
     interval: least iterations between scalars; they come with the text log's lines. image_interval: iterations
-    between pictures, 0 for none; the last one has one. num_images: rows of a training picture, at most the batch.
+    between pictures, 0 for none; the last one has one. num_images: pictures of training, at most the batch.
     max_depth: metres at the far end of the colours; errors are shown up to a tenth of it. text_log: where the means
     come from; None takes the first TextLog of `state.hooks`. frames: what pictures of evaluations show; None for none.
     """
@@ -110,8 +110,9 @@ class TensorBoard(Hook):
             self._writer.add_scalar(f"val/{name}", value, state.iteration)
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
-            self._write_picture("val/pictures", overview(shown, self.max_depth, "ground truth"), state.iteration)
             for number, view in enumerate(shown, start=1):
+                overall = overview(view, self.max_depth, "ground truth")
+                self._write_picture(f"val/pictures_{number}", overall, state.iteration)
                 self._write_picture(f"val/why_{number}", why(view, self.max_depth), state.iteration)
             for name, errors in self.frames.errors_by_range(shown).items():
                 self._writer.add_histogram(f"val/error_{name}", errors, state.iteration, bins="auto")
@@ -149,12 +150,14 @@ class TensorBoard(Hook):
         student = _whole_network(state.engine) or state.prediction.depth[few]
         shown = views(student, batch.image[few], batch.depth[few], teachers, explained=1)
         against = "ground truth" if teachers is None else "teacher"
-        self._write_picture("train/pictures", overview(shown, self.max_depth, against), state.iteration)
-        self._write_picture("train/why", why(shown[0], self.max_depth), state.iteration)
+        for number, view in enumerate(shown, start=1):
+            overall = overview(view, self.max_depth, against)
+            self._write_picture(f"train/pictures_{number}", overall, state.iteration)
+        self._write_picture("train/why_1", why(shown[0], self.max_depth), state.iteration)
         self._writer.flush()
 
     def _write_picture(self, tag: str, picture: np.ndarray | None, step: int) -> None:
-        """Encoded here, for SummaryWriter's own way of it takes five times as long for a file a few percent smaller."""
+        """Encoded here, for SummaryWriter's own way is slower for a file a few percent smaller."""
         if picture is None:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
