@@ -68,7 +68,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         if free.any():
             best = int(np.where(free, rank, np.inf).argmin())
             chosen.append((name, int(rows[best]), int(columns[best])))
-            free &= np.hypot(rows - rows[best], columns - columns[best]) > width / 16
+            free &= np.hypot(rows - rows[best], columns - columns[best]) > width / 10
     return [*chosen[1:], chosen[0]]
 
 
