@@ -83,6 +83,23 @@ def test_pictures_histograms_and_texts_stand_under_theirs(events):
     assert texts[0] == 0 and texts[1] in range(10, ITERATIONS)  # of both starts
 
 
+def test_two_ranks_show_what_their_engine_lets_one_of_them_see(ground, tmp_path):
+    """With ZeRO-3 no rank has the weights; the copy for evaluations has them. No rank may wait for another."""
+    jobs = []
+    for name in ("zero3_offload", "bf16_zero2"):
+        recipe = runs.recipe(ground, iterations=4, validate=True)
+        recipe["evaluation"] |= {"interval": 2, "by": "iteration"}
+        recipe["tensorboard"] = {"image_interval": 2, "num_images": 1}
+        jobs.append({"name": name, "recipe": recipe, "engine": str(runs.DS_CONFIGS / f"{name}.json")})
+    runs.many(jobs, tmp_path, ranks=2)
+    evaluated = {f"val/{kind}_{i}" for kind in ("pictures", "why") for i in (1, 2, 3, 4)}
+    for name, reasons in (("zero3_offload", set()), ("bf16_zero2", {"train/why_1"})):
+        events = EventAccumulator(str(tmp_path / name / "tf_logs"), size_guidance={"images": 0})
+        events.Reload()
+        assert set(events.Tags()["images"]) == evaluated | {"train/pictures_1"} | reasons
+        assert [image.step for image in events.Images("train/pictures_1")] == [2, 4]
+
+
 def test_a_plot_of_the_run(work_dir, tmp_path):
     (first, second) = sorted(work_dir.glob("*.log.json"))
     program, out = runs.ROOT / "bin" / "plot_log.py", tmp_path / "plots" / "run.png"
