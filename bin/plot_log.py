@@ -33,12 +33,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     from tiekd import plotting
-    from tiekd.data.depth_io import write_image
 
     runs = plotting.read_runs(args.logs)
     picture = plotting.plot(runs, args.keys, args.by, args.smooth, args.log_y)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_image(args.out, picture)
+    plotting.write(args.out, picture)
     print(f"{len(runs)} runs, {', '.join(args.keys)}: {args.out}")
 
 

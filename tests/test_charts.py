@@ -28,6 +28,7 @@ def test_ticks_are_round_and_within_the_range(low, high, at_most, expected):
 def test_logarithmic_ticks_and_labels():
     assert log_ticks(0.04, 3) == [0.05, 0.1, 0.2, 0.5, 1, 2]
     assert log_ticks(0.001, 10) == [0.001, 0.01, 0.1, 1, 10]
+    assert log_ticks(1.5, 4.5) == ticks(1.5, 4.5, 6)  # of which 2 alone would say nothing
     assert [label(n) for n in (0.0, 0.05, 38400.0, 1e-5, 2e7)] == ["0", "0.05", "38400", "1e-05", "2e+07"]
 
 

@@ -97,7 +97,7 @@ def test_runs_are_called_by_what_tells_them_apart(tmp_path):
 
 def test_a_key_that_a_run_lacks_is_told_with_those_it_has(tmp_path):
     run = read(write(tmp_path / "run", "1", [train(1, 50, 9), val(1, 0.1)]))
-    with pytest.raises(LaunchError, match="^--keys: run has no absrel; it has: lr, loss, time, abs_rel$"):
+    with pytest.raises(LaunchError, match="^--keys: run has no 'absrel'; it has: lr, loss, time, abs_rel$"):
         plotting.plot([run], ["loss", "absrel"])
 
 
@@ -108,6 +108,13 @@ def test_a_picture_has_a_chart_a_key_and_a_curve_a_run(tmp_path):
     assert one.shape == (400, 640, 3) and three.shape == (800, 1280, 3) and one.dtype == np.uint8
     for colour in plotting.COLOURS[:2]:
         assert (np.abs(one.astype(int) - colour).sum(-1) < 40).any(0).sum() > 400
+
+
+def test_a_picture_that_can_not_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="file/x.png: can't be written"):
+        plotting.write(tmp_path / "file" / "x.png", np.zeros((4, 4, 3), np.uint8))
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_smoothing_is_a_mean_over_the_last_rows_and_leaves_nothing_but_numbers_out():

@@ -101,11 +101,12 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten from low to high; of more than two decades only the powers."""
+    """1, 2 and 5 times powers of ten from low to high; the powers alone where those are many, `ticks` where few."""
     factors = (1, 2, 5) if high / low < 200 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [round(factor * 10.0**power, 12) for power in powers for factor in factors]
-    return [tick for tick in found if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    found = [tick for tick in found if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    return found if len(found) > 2 else ticks(low, high, 6)
 
 
 def label(number: float) -> str:

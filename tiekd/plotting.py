@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tiekd.charts import COLOURS, Curve, chart
+from tiekd.data.depth_io import write_image
 from tiekd.errors import DataError, LaunchError
 
 AXES = ("iteration", "epoch", "time")
@@ -73,18 +74,31 @@ def plot(runs: Sequence[Run], keys: Sequence[str], by: str = "iteration", smooth
     """
     for run in runs:
         if missing := [key for key in keys if key not in run.keys()]:
-            raise LaunchError(f"--keys: {run.name} has no {missing[0]}; it has: {', '.join(run.keys())}")
-    charts = [chart(_curves(runs, key, by, smooth), _CHART, key, _X_LABELS[by], log_y=log_y) for key in keys]
+            raise LaunchError(f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(run.keys())}")
+    x_label, x_unit = _X_LABELS[by], 1.0
+    if by == "time" and max(run.rows[-1].time for run in runs) < 2:
+        x_label, x_unit = "minutes of training", 60.0
+    charts = [chart(_curves(runs, key, by, x_unit, smooth), _CHART, key, x_label, log_y=log_y) for key in keys]
     columns = min(len(charts), 2)
     charts += [np.full_like(charts[0], charts[0][0, 0])] * (-len(charts) % columns)
     lines = [np.concatenate(charts[i : i + columns], axis=1) for i in range(0, len(charts), columns)]
     return np.concatenate(lines)
 
 
-def _curves(runs: Sequence[Run], key: str, by: str, smooth: int) -> list[Curve]:
+def write(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture as PNG, whole or not at all. Raises DataError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, picture)
+    except OSError as error:
+        raise DataError(f"{path}: can't be written ({error.strerror}); give --out a place that can be") from None
+
+
+def _curves(runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: int) -> list[Curve]:
     found = []
     for run, colour in zip(runs, COLOURS * math.ceil(len(runs) / len(COLOURS)), strict=False):
         xs, ys = run.curve(key, by)
+        xs = [x * x_unit for x in xs]
         smoothed = _running_mean(ys, smooth) if smooth > 1 else ys
         if smoothed is not ys:
             found.append(Curve(xs, ys, colour, faint=True))
@@ -132,7 +146,9 @@ def _read_json_lines(path: Path) -> list[dict]:
                 found.append(row | {"epoch": int(row["epoch"]), "iter": int(row["iter"])})
         except (ValueError, KeyError, TypeError):
             if number < len(lines) or text.endswith("\n"):
-                raise DataError(f"{path}: line {number} is no row of a .log.json; give the .json beside it?") from None
+                raise DataError(
+                    f"{path}: line {number} is no row of a .log.json; give that file of the run, or its work dir"
+                ) from None
     return found
 
 

@@ -108,5 +108,5 @@ def test_a_plot_of_the_run(work_dir, tmp_path):
     with Image.open(out) as picture:
         assert picture.format == "PNG" and picture.size == (1280, 400)
     result = runs.finish([program, second, "--keys", "absrel", "--out", tmp_path / "none.png"])
-    assert result.code == 2 and len(result.our_lines()) == 1 and "absrel; it has: lr, " in result.our_lines()[0]
+    assert result.code == 2 and len(result.our_lines()) == 1 and "'absrel'; it has: lr, " in result.our_lines()[0]
     assert not (tmp_path / "none.png").exists()
