@@ -35,6 +35,7 @@ from tiekd.models.teacher import build_teacher, is_outside
 from tiekd.optimizer import build_optimizer
 from tiekd.options import LoadSettings, TrainSettings
 from tiekd.parts import Parts
+from tiekd.shown_frames import ShownFrames
 
 _NOT_FOR_DATASETS = ("augment", *Loading.__dataclass_fields__)
 _TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
@@ -132,7 +133,7 @@ def build_parts(
         total_iterations=total,
         by_epoch=options.iterations is None,
     )
-    state.hooks, log = build_hooks(recipe, val_set, replica, device, loading, options, unreadable)
+    state.hooks, log = build_hooks(recipe, val_set, replica, teacher, device, loading, options, unreadable)
     return Parts(
         options, config, device, network, replica, criterion, teacher, train_set, val_set, augment, loading, groups,
         unreadable, optimizer, schedule, state, log, report,
@@ -174,21 +175,26 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
     return frames
 
 
-def build_hooks(recipe, val_set, replica, device, loading, options, unreadable) -> tuple[list[Hook], TextLog]:
+def build_hooks(
+    recipe, val_set, replica, teacher, device, loading, options, unreadable
+) -> tuple[list[Hook], TextLog]:
     """The hooks in their order. The log comes first, so that an iteration's own line stands before what follows it;
     evaluation before the checkpoint, so that a checkpoint holds the outcome of the evaluation at its iteration."""
     log = build({"name": "text_log", **recipe.get("log", {})}, "tiekd.hooks", "log")
+    evaluation, frames = settings(recipe, "evaluation", EvaluationSettings), None
+    if options.validate:
+        frames = ShownFrames(val_set, replica, teacher if recipe.get("teacher") else None, device, evaluation.crop)
     board = build(
         {"name": "tensorboard", **recipe.get("tensorboard", {})},
         "tiekd.hooks",
         "tensorboard",
         text_log=log,
         max_depth=recipe["network"]["max_depth"],
+        frames=frames,
     )
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
-    evaluation = settings(recipe, "evaluation", EvaluationSettings)
     if options.validate:
         hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info, sys.stderr))
     hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
