@@ -10,8 +10,8 @@ is multiplied at once with the weights (features' gradient) or the features (wei
 own fixed tiles, the partial sums are added in a fixed order, and there are no atomics: the same numbers every time).
 Blocks of bins that no pixel of a tile has target mass in cost no target arithmetic.
 
-Cost: see `roofline_seconds`; besides, features are read once per block of bins from the L2 cache for the weights'
-gradient, and the last block of bins is computed in full. float32 is multiplied as 3xTF32, which has float32's digits.
+Cost: see `roofline_seconds`; besides, for the weights' gradient features are read once per block of bins from the L2
+cache, and the last block of bins is computed in full. float32 is multiplied as 3xTF32, which has float32's digits.
 Left out: float64, more than 256 channels, more than 4 components, second derivatives.
 """
 
@@ -31,14 +31,14 @@ from tiekd.kernels.triton_target import BIG, BINS_PADDED_TO, Parts, bins_of, cel
 MAX_CHANNELS = 256
 MAX_COMPONENTS = 4
 # By kernel and bytes per feature: pixels and bins of a tile, warps, pipeline stages, registers per thread (None: as the
-# compiler likes). Chosen from what the compiler reports for sm_90 with 128 channels, not from measurements: nearly
-# nothing spills, and two programs fit a processor in half precision.
+# compiler likes). Chosen from what the compiler reports for sm_90 with 128 channels, not from measurements: in half
+# precision nearly nothing spills, and two or three programs fit a processor.
 TILES = {
-    ("forward", 2): (128, 64, 8, 2, 128),
-    ("forward", 4): (64, 16, 4, 2, None),
-    ("features", 2): (128, 32, 8, 2, 128),
+    ("forward", 2): (64, 64, 4, 2, None),
+    ("forward", 4): (64, 32, 4, 2, None),
+    ("features", 2): (64, 64, 4, 2, None),
     ("features", 4): (64, 32, 8, 1, None),
-    ("weight", 2): (64, 64, 4, 2, None),
+    ("weight", 2): (64, 64, 8, 2, 128),
     ("weight", 4): (16, 64, 8, 2, None),
 }
 PROGRAMS_PER_PROCESSOR = 2  # Of the weights' gradient, that are resident together and share features through L2.
