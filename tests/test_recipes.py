@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tiekd import schedules
-from tiekd.config import check_keys, dump_recipe, find, load_recipe, settings
+from tiekd.config import SECTIONS, check_keys, dump_recipe, find, load_recipe, merge, settings
 from tiekd.data.transforms import Augment
 from tiekd.evaluation import EvaluationSettings
 from tiekd.losses import criterion
@@ -130,6 +131,26 @@ def test_every_recipe_was_seen():
     assert counts == {"students": 86, "teachers": 9, "model_configs": 3}
     stems = [path.stem for path in WHOLE]
     assert len(set(stems)) == len(stems), "a recipe's stem is its work dir"
+
+
+def test_the_keys_for_who_comes_from_mmcv_are_a_recipe(tmp_path):
+    """All pieces in the right column, together; keys that stand there alone are ones that exist."""
+    rows = re.findall(r"^\| (.*) \| (.*) \|$", (MODEL_CONFIGS / "COMING_FROM_MMCV.md").read_text(), re.MULTILINE)
+    spans = [span for _, now in rows for span in re.findall(r"`([^`]+)`", now)]
+    recipe: dict = {}
+    for span in spans:
+        if re.match(r"(_base_|" + "|".join(SECTIONS) + r"): [{\[]", span):
+            recipe = merge(recipe, yaml.safe_load(span.replace("1e-3", "0.001")))
+    recipe["_base_"] = [str(MODEL_CONFIGS / base) for base in recipe["_base_"]]
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    test_every_recipe_of_the_repository_loads_and_builds(tmp_path / "recipe.yaml", tmp_path)
+    test_every_whole_recipe_names_known_keys_only(tmp_path / "recipe.yaml")
+    known = {f"train.{key}" for key in TrainSettings.__dataclass_fields__} | {"teacher.maps", "teacher.recipe"}
+    known |= {f"load.{key}" for key in LoadSettings.__dataclass_fields__} | {"network.encoder.pretrained"}
+    for name in ("kitti", "nyu", "folder"):
+        known |= {f"data.{key}" for key in inspect.signature(find(name, "tiekd.data", "data")).parameters}
+    alone = {span for span in spans if re.fullmatch("(" + "|".join(SECTIONS) + r")(\.\w+)+", span)}
+    assert len(recipe) >= 11 and len(alone) >= 8 and alone <= known
 
 
 def test_the_readme_has_every_published_row():

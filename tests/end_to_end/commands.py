@@ -9,7 +9,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-DOCUMENTS = ("README.md", "bin/README.md", "model_configs/YOUR_PARTS.md", "CONTRIBUTING.md")
+DOCUMENTS = (
+    "README.md",
+    "bin/README.md",
+    "model_configs/YOUR_PARTS.md",
+    "model_configs/COMING_FROM_MMCV.md",
+    "CONTRIBUTING.md",
+)
 PROGRAM = re.compile(r"(\w+=\S+ )*(bin/\w|deepspeed |python |sh |srun |pip |printf |tensorboard )")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 OPTIONS_FOR = "bin/train.py RECIPE "
@@ -23,9 +29,9 @@ class Block(NamedTuple):
     file: str | None
 
 
-def commands(root: Path) -> list[str]:
+def commands(root: Path, documents: tuple[str, ...] = DOCUMENTS) -> list[str]:
     """All of them, each once, in the order of the documents."""
-    found = [command for document in DOCUMENTS for command in of_text((root / document).read_text(encoding="utf-8"))]
+    found = [command for document in documents for command in of_text((root / document).read_text(encoding="utf-8"))]
     return list(dict.fromkeys(found))
 
 
@@ -41,18 +47,19 @@ def of_text(text: str) -> list[str]:
 
 
 def of_prose(text: str) -> list[str]:
-    """Of paragraphs and tables."""
-    found, options_too = [], False
+    """Of paragraphs and tables. In a table of what was "then" typed elsewhere, the first column is not ours."""
+    found, head = [], []
     for part in re.split(r"(^\|.*$)", text, flags=re.M):
-        cells = re.split(r"(?<!\\)\|", part)[1:-1] if part.startswith("|") else [part]
-        if part.startswith("|") and cells[-1].strip() in ("you type", "now"):
-            options_too = True
-        elif part.strip() and not part.startswith("|"):
-            options_too = False
-        for cell in cells:
+        is_row = part.startswith("|")
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", part)[1:-1]] if is_row else [part]
+        if is_row and not head:
+            head = cells
+        elif not is_row and part.strip():
+            head = []
+        for cell in cells[1:] if head[:1] == ["then"] else cells:
             spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", cell)]
-            options = options_too and cell.strip().startswith("`--")
-            found += [OPTIONS_FOR + span for span in spans if options and span.startswith("--")]
+            if head[-1:] == ["you type"] and cell.startswith("`--"):
+                found += [OPTIONS_FOR + span for span in spans if span.startswith("--")]
             found += [span for span in spans if PROGRAM.match(span) and " " in span]
     return found
 

@@ -27,17 +27,17 @@ STANDS_FOR = {
     "TEACHER_RECIPE": "model_configs/teachers/bts_r50_kitti.yaml",
     "OTHER_RECIPE": "model_configs/teachers/bts_r50_kitti.yaml",
     "NAME": STUDENT,
+    "CHECKPOINT": f"work_dirs/{STUDENT}/best_abs_rel.pth",
 }
-# Before the command that begins so: the README's reader has a second run and published files.
-BEFORE = {
-    "bin/evaluate.py RECIPE": [
-        "cp -r work_dirs/NAME work_dirs/OTHER",
-        "cp work_dirs/NAME/best_abs_rel.pth ENCODER.pth",
-        "python bin/import_weights.py work_dirs/NAME/best_abs_rel.pth RECIPE --out PUBLISHED.pth --to-published",
-        "python bin/import_weights.py work_dirs/bts_r50_kitti/best_abs_rel.pth TEACHER_RECIPE"
-        " --out PUBLISHED_TEACHER.pth --to-published",
-    ],
-}
+# What the README's reader has besides: a second run, and files with published names.
+PREPARING = [
+    "cp -r work_dirs/NAME work_dirs/OTHER",
+    "cp work_dirs/NAME/*.log.json LOG.json",
+    "cp work_dirs/NAME/best_abs_rel.pth ENCODER.pth",
+    "bin/import_weights.py work_dirs/NAME/best_abs_rel.pth RECIPE --out PUBLISHED.pth --to-published",
+    "bin/import_weights.py work_dirs/bts_r50_kitti/best_abs_rel.pth TEACHER_RECIPE --out PUBLISHED_TEACHER.pth"
+    " --to-published",
+]
 DOING_LESS = {
     "bin/benchmark.py head": "--height 16 --width 32 --channels 8 --bins 33 --rounds 1",
     "bin/train.py RECIPE --dry-run --find-micro-batch": "--memory 1",
@@ -58,7 +58,7 @@ ELSEWHERE = {
     ),
     r"bin/resume /shared/run": ("end_to_end/test_machines.py", 'RESUME, "work")'),
     r"bin/resume /shared/run --exclude node2": ("end_to_end/test_machines.py", '"--exclude=node2"'),
-    r"srun .* python bin/train\.py .*": ("end_to_end/test_machines.py", 'step_of_two_tasks("python", TRAIN'),
+    r"srun .*python bin/train\.py .*": ("end_to_end/test_machines.py", 'step_of_two_tasks("python", TRAIN'),
     r"srun .* python bin/resume .*": ("end_to_end/test_machines.py", 'step_of_two_tasks("python", RESUME'),
 }
 NO_COMMANDS = {"deepspeed --num_gpus 2", "CUDA_VISIBLE_DEVICES=4,5 deepspeed --num_gpus 2"}  # the README is about them
@@ -71,7 +71,12 @@ def elsewhere(command: str) -> tuple[str, str] | None:
 
 
 RUN_HERE = [command for command in COMMANDS if not elsewhere(command)]
+TRAININGS = [
+    command for command in RUN_HERE if command.startswith("deepspeed --num_gpus 2 bin/train.py model_configs/")
+]
 LAUNCHED = [command for command in RUN_HERE if command.startswith("deepspeed ")]
+FIRST = commands.commands(runs.ROOT, ("README.md",))  # those of the other documents take longer than bin/test may
+MARKED = [c if c in FIRST else pytest.param(c, marks=pytest.mark.long) for c in RUN_HERE if c not in TRAININGS]
 
 
 def filled_in(command: str) -> str:
@@ -82,7 +87,7 @@ class Checkout:
     """A small checkout, and the process that runs its programs."""
 
     def __init__(self, folder: Path):
-        self.folder = small_checkout.make(folder)
+        self.folder, self.runs = small_checkout.make(folder), 0
         for block in commands.blocks(runs.ROOT):
             if block.file is not None:
                 (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
@@ -90,30 +95,31 @@ class Checkout:
         forked = [sys.executable, folder / "tests" / "end_to_end" / "forked.py", str(LIMIT_S)]
         self.program = runs.Program(forked, cwd=folder, recorder=False, stdin=subprocess.PIPE)
 
-    def run(self, command: str, number: int) -> tuple[int, str]:
-        """Runs a command; exit code, the first that isn't 0 of many ranks, and what it said."""
-        for start, preparing in BEFORE.items():
-            if command.startswith(start) and not (self.folder / "work_dirs" / "OTHER").exists():
-                for preparation in preparing:
-                    code, output = self.run(preparation, 1000 + number)
-                    assert code == 0, output[-3000:]
+    def completed(self, command: str) -> str:
+        """A command as it is run here; see this module's head."""
         less = next((less for start, less in DOING_LESS.items() if command.startswith(start)), "")
-        ranks, words = twin(f"{filled_in(command)} {less}")
-        out = self.folder / f"output_{number}.txt"
-        if not words:
-            return self.in_shell(filled_in(command))
-        if words[0] == "bin/train.py" and not {"--work-dir", "--resume-from", "--dry-run"} & set(words):
-            if (self.folder / "work_dirs" / Path(words[1]).stem).exists():
-                words += ["--work-dir", f"work_dirs/again_{number}"]
+        command = f"{filled_in(command)} {less}".strip()
+        trained = re.search(r"bin/(?:train\.py|dist_train\.sh) \S*?(\w+)\.yaml", command)
+        if not trained or not (self.folder / "work_dirs" / trained[1]).exists():
+            return command
+        if re.search(r"--(work-dir|resume-from|dry-run)\b", command):
+            return command
+        return f"{command} --work-dir work_dirs/again_{self.runs}"
+
+    def run(self, command: str, launch: bool = False) -> tuple[int, str]:
+        """Runs a command, with the launcher or without; its exit code, or the first rank's that isn't 0, and output."""
+        self.runs += 1
+        command = self.completed(command)
+        ranks, words = twin(command)
+        if launch or not words:
+            result = runs.finish(["bash", "-c", command], cwd=self.folder, recorder=False)
+            return result.code, result.stdout + result.stderr
+        out = self.folder / f"output_{self.runs}.txt"
         request = {"words": words, "environment": {}, "ranks": ranks, "out": str(out)}
         self.program.process.stdin.write(json.dumps(request) + "\n")
         self.program.process.stdin.flush()
         codes = json.loads(self.program.process.stdout.readline())
         return next((code for code in codes if code), 0), out.read_text()
-
-    def in_shell(self, command: str) -> tuple[int, str]:
-        result = runs.finish(["bash", "-c", command], cwd=self.folder, recorder=False)
-        return result.code, result.stdout + result.stderr
 
 
 def twin(command: str) -> tuple[int, list[str]]:
@@ -122,37 +128,42 @@ def twin(command: str) -> tuple[int, list[str]]:
     if words[0] == "deepspeed":
         start = next(i for i, word in enumerate(words) if word.startswith("bin/"))
         ranks, words = int(words[words.index("--num_gpus") + 1]), words[start:]
+    elif words[:2] == ["sh", "bin/dist_train.sh"]:
+        ranks, words = int(words[3]), ["bin/train.py", words[2], *words[4:]]
     elif words[0] == "python":
         words = words[1:]
-    return (ranks, words) if words[0].startswith("bin/") and words[0] != "bin/dist_train.sh" else (1, [])
+    return (ranks, words) if words[0].startswith("bin/") else (1, [])
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[str, tuple[int, str]]:
-    """Exit code and output of every command and every script, run one after another."""
-    folder = tmp_path_factory.mktemp("readme") / "checkout"
-    folder.mkdir()
-    checkout = Checkout(folder)
+def checkout(tmp_path_factory):
+    """Where the README's first trainings have been run, and the rest of what its reader has is there."""
+    checkout = Checkout(tmp_path_factory.mktemp("readme") / "checkout")
     with checkout.program:
-        found = {command: checkout.run(command, number) for number, command in enumerate(RUN_HERE)}
-        for number, block in enumerate(block for block in commands.blocks(runs.ROOT) if block.language == "python"):
-            if block.file is None:
-                script = folder / "bin" / f"script_{number}.py"
-                script.write_text(f"import sys\n\nsys.path[:0] = [{str(folder)!r}]\n{filled_in(block.text)}")
-                found[block.text] = checkout.run(f"bin/{script.name}", 500 + number)
-        found["folder"] = folder
-    return found
+        for command in TRAININGS + PREPARING:
+            code, output = checkout.run(command)
+            assert code == 0, f"{command}\n{output[-3000:]}"
+        yield checkout
 
 
-@pytest.mark.parametrize("command", RUN_HERE)
-def test_a_command_runs_as_it_is_written(outcomes, command):
-    code, output = outcomes[command]
+def test_the_first_trainings_have_left_what_the_readme_says(checkout):
+    work_dir = checkout.folder / "work_dirs" / STUDENT
+    said = {"config.yaml", "ds_config.json", "environment.txt", "launch.json", "best_abs_rel.pth", "outcome.json"}
+    there = {path.name for path in work_dir.iterdir()}
+    assert said <= there and (work_dir / "checkpoints" / "latest").exists() and (work_dir / "tf_logs").is_dir()
+
+
+@pytest.mark.parametrize("command", MARKED)
+def test_a_command_runs_as_it_is_written(checkout, command):
+    code, output = checkout.run(command)
     assert code == 0, output[-3000:]
 
 
 @pytest.mark.parametrize("block", [b for b in commands.blocks(runs.ROOT) if b.language == "python" and not b.file])
-def test_a_script_runs_as_it_is_written(outcomes, block):
-    code, output = outcomes[block.text]
+def test_a_script_runs_as_it_is_written(checkout, block):
+    script = checkout.folder / "bin" / "script.py"
+    script.write_text(f"import sys\n\nsys.path[:0] = [{str(checkout.folder)!r}]\n{filled_in(block.text)}")
+    code, output = checkout.run("bin/script.py")
     assert code == 0, output[-3000:]
 
 
@@ -164,12 +175,10 @@ def test_a_command_that_cannot_run_here_is_run_in_another_test(command):
 
 @pytest.mark.long
 def test_the_launchers_commands_run_as_they_are_written(tmp_path):
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    checkout = Checkout(folder)
+    checkout = Checkout(tmp_path / "checkout")
     with checkout.program:
         for command in LAUNCHED:
-            code, output = checkout.in_shell(filled_in(command))
+            code, output = checkout.run(command, launch=True)
             assert code == 0, f"{command}\n{output[-3000:]}"
 
 
@@ -178,14 +187,17 @@ def test_the_first_command_stands_on_the_first_screen():
 
 
 def test_every_link_and_picture_of_the_readmes_is_there():
-    documents = [*runs.ROOT.glob("*.md"), *(p for d in ("bin", "tests", "model_configs", "ds_configs") for p in (runs.ROOT / d).glob("*.md"))]
+    documents = [
+        *runs.ROOT.glob("*.md"),
+        *(p for d in ("bin", "tests", "model_configs", "ds_configs") for p in (runs.ROOT / d).glob("*.md")),
+    ]
     for document in documents:
         text = document.read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
             assert link.startswith("http") or (document.parent / link).exists(), f"{document}: {link}"
         for name in re.findall(r"`((?:bin|tests|tiekd|ds_configs|model_configs)/[\w./]+\.\w+)`", text):
             assert (runs.ROOT / name).exists(), f"{document}: {name}"
-    picture = runs.ROOT / "model_configs" / "demo.png"
+    picture = runs.ROOT / "bin" / "demo.png"
     assert picture.stat().st_size <= 150_000 and Image.open(picture).width > 500
 
 
