@@ -5,6 +5,7 @@ A command that nothing here says how to run fails. What is done with one, other 
 - a second training of a recipe gets a work dir of its own, since one that holds a run is refused;
 - `deepspeed --num_gpus 2 PROGRAM` becomes two processes without the launcher (forked.py); with it in the long tests;
 - what would take long on a CPU is told to do less (DOING_LESS);
+- `bin/check_data.py` may end with 1, for it finds something: the small KITTI has the same frames in both splits;
 - what this machine can't do as it stands is looked for in the test that does the same another way (ELSEWHERE).
 """
 
@@ -71,9 +72,7 @@ def elsewhere(command: str) -> tuple[str, str] | None:
 
 
 RUN_HERE = [command for command in COMMANDS if not elsewhere(command)]
-TRAININGS = [
-    command for command in RUN_HERE if command.startswith("deepspeed --num_gpus 2 bin/train.py model_configs/")
-]
+TRAININGS = [c for c in RUN_HERE if c.startswith("deepspeed --num_gpus 2 bin/train.py model_configs/")]
 LAUNCHED = [command for command in RUN_HERE if command.startswith("deepspeed ")]
 FIRST = commands.commands(runs.ROOT, ("README.md",))  # those of the other documents take longer than bin/test may
 MARKED = [c if c in FIRST else pytest.param(c, marks=pytest.mark.long) for c in RUN_HERE if c not in TRAININGS]
@@ -156,7 +155,7 @@ def test_the_first_trainings_have_left_what_the_readme_says(checkout):
 @pytest.mark.parametrize("command", MARKED)
 def test_a_command_runs_as_it_is_written(checkout, command):
     code, output = checkout.run(command)
-    assert code == 0, output[-3000:]
+    assert code == 0 or (code == 1 and command.startswith("bin/check_data.py")), output[-3000:]
 
 
 @pytest.mark.parametrize("block", [b for b in commands.blocks(runs.ROOT) if b.language == "python" and not b.file])
@@ -187,10 +186,9 @@ def test_the_first_command_stands_on_the_first_screen():
 
 
 def test_every_link_and_picture_of_the_readmes_is_there():
-    documents = [
-        *runs.ROOT.glob("*.md"),
-        *(p for d in ("bin", "tests", "model_configs", "ds_configs") for p in (runs.ROOT / d).glob("*.md")),
-    ]
+    folders = (runs.ROOT, *(runs.ROOT / name for name in ("bin", "tests", "model_configs", "ds_configs")))
+    documents = [document for folder in folders for document in folder.glob("*.md")]
+    assert len(documents) >= 8
     for document in documents:
         text = document.read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
