@@ -20,7 +20,7 @@ from torch import Tensor
 from tiekd.config import load_recipe
 from tiekd.data.depth_io import as_photo, read_photo
 from tiekd.data.transforms import colour_table, look_up
-from tiekd.errors import CheckpointError, DataError, RecipeError
+from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.kernels.target import bin_centres
 from tiekd.models import readout as readouts
 from tiekd.models import weights
@@ -166,3 +166,19 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
         f"an image must be a file, a Pillow picture, an array (H, W, 3) uint8 or a tensor (3, H, W) or (B, 3, H, W) "
         f"uint8, got {got}"
     )
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; None: the GPU where there is one, else the CPU. Raises LaunchError for one that isn't
+    there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LaunchError(
+            f"--device {name}: there is no such device ({reason}); allowed: cpu, cuda, cuda:0 ..."
+        ) from None
