@@ -69,9 +69,7 @@ def main() -> None:
     written = outputs.Outputs(args.out, units, network.max_depth, args.raw, args.points, args.confidence)
     written.check(found, args.overwrite)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
-    print(
-        f"Depth: 16-bit PNG, {units:g} levels a metre, in {args.out / 'depth'}{outputs.limits(units, network.max_depth)}"
-    )
+    print(f"Depth: {args.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)
     failed = predict_all(Predictor(model, written, limit, batch_size, known), found, sys.stdout, sys.stderr)
     if failed:

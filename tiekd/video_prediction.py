@@ -59,7 +59,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     out.write(
         f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in {elapsed_s:.1f} s: "
         f"{len(rows) / elapsed_s:.2f} images/s\n"
-        f"Flicker: {_told(flicker.mean)}, the mean change of depth from frame to frame where the picture stays as it is\n"
+        f"Flicker: {_told(flicker.mean)}, the mean change of depth between frames where the picture stays as it is\n"
     )
     return flicker
 
