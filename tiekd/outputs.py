@@ -93,6 +93,8 @@ class Outputs:
         colour: whether to write that kind, too. Raises DataError and OSError where the disk doesn't take them.
         """
         files = self.of(name)
+        if not colour:
+            del files["colour"]
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         write_depth_png(files["depth"], depth, self.units_per_m)
