@@ -1,4 +1,4 @@
-"""load_student: every form of a picture gives the same metres, every checkpoint its network, every head its readouts."""
+"""load_student: every form of a picture gives the same metres, every checkpoint its network, and readouts by head."""
 
 import subprocess
 import sys
