@@ -50,7 +50,7 @@ class Student:
         self, network: Network, device: torch.device | str, readout: str = "mean", size: tuple[int, int] | None = None
     ):
         check_readout(network, readout)
-        self.network = network.to(device).eval().requires_grad_(False)
+        self.network = network.to(device).eval()
         self.device, self.readout, self.size = torch.device(device), readout, size
         self._table = colour_table()[None].to(self.device)
 
