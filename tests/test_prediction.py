@@ -79,7 +79,9 @@ def test_a_broken_picture_is_told_in_a_line_and_the_others_are_predicted(tmp_pat
 def test_a_size_that_the_network_refuses_is_told_with_its_file(tmp_path):
     folder = folder_of(tmp_path, [(20, 30), (30, 40)])
     failed, _, errors = predict(tmp_path, folder, Brightness(refuses=(30, 40)))
-    assert failed == 1 and errors == f"RecipeError: {folder}/1.png: an image of 30x40 has too few patches\n"
+    assert failed == 1 and errors == (
+        f"RecipeError: {folder}/1.png, as 30x40: an image of 30x40 has too few patches; --size HxW scales pictures\n"
+    )
     assert (tmp_path / "out/raw/0.npy").exists() and not (tmp_path / "out/raw/1.npy").exists()
 
 

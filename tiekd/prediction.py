@@ -113,10 +113,12 @@ def _size_of(item: Input) -> tuple[int, int]:
 
 
 def _line(error: UserError, batch: list[Picture] | UserError) -> str:
-    """The error with the files that it is about, which a network doesn't know."""
-    paths = [] if isinstance(batch, UserError) else [str(picture.path) for picture in batch]
-    named = "" if not paths or paths[0] in str(error) else f"{', '.join(paths)}: "
-    return f"{type(error).__name__}: {named}{' '.join(str(error).split())}"
+    """The error with the files that it is about, and what helps there, both of which a network doesn't know."""
+    text = " ".join(str(error).split())
+    if not isinstance(batch, UserError) and str(batch[0].path) not in text:
+        size = "x".join(map(str, batch[0].small.shape[1:]))
+        text = f"{', '.join(str(picture.path) for picture in batch)}, as {size}: {text}; --size HxW scales pictures"
+    return f"{type(error).__name__}: {text}"
 
 
 def _rate(count: int, elapsed_s: float, network_s: float) -> str:
