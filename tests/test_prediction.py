@@ -97,6 +97,18 @@ def test_a_large_picture_is_shrunk_for_the_network_and_its_depth_has_its_size(tm
     assert Image.open(tmp_path / "out/confidence/ramp.png").size == (400, 300)
 
 
+def test_sharp_depth_gets_nothing_between_the_sides_of_an_edge_when_it_grows(tmp_path):
+    (tmp_path / "in").mkdir()
+    halves = np.full((90, 120, 3), 50, np.uint8)
+    halves[:, 60:] = 250
+    write_image(tmp_path / "in/halves.png", halves)
+    student = Brightness()
+    student.smooth = False
+    predict(tmp_path, tmp_path / "in", student, limit=(30, 40))
+    # What the network saw has two levels beside the edge, from shrinking the picture, and growing adds none.
+    assert len(np.unique(raw(tmp_path, "halves"))) == 4
+
+
 def test_what_a_thread_cannot_write_is_raised(tmp_path):
     folder = folder_of(tmp_path, [(20, 30)] * 2)
     (tmp_path / "out").write_text("a file where the folder should be")
