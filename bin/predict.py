@@ -55,17 +55,18 @@ def main() -> None:
     from tiekd.predictor import Predictor
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
+    data = recipe.get("data", {})
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
     found = inputs.find(args.words[has_checkpoint:], args.out)
-    limit = working_size.parse(args.size, working_size.recipe_size(recipe))
-    units, given = outputs.parse_units(args.depth_unit, recipe), cameras.parse_intrinsics(args.intrinsics)
-    known = cameras.Cameras(given, recipe.get("data", {})) if args.points else None
+    limit = working_size.parse(args.size, working_size.recipe_size(data))
+    known = cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
     device = student.pick_device(args.device)
     checkpoint = str(student.weights_file(Path(args.words[0]))) if has_checkpoint else None
     network, weights = reports.load_network(args.recipe, checkpoint, args.overrides)
     model = student.Student(network, device, args.readout)
     if args.confidence:
         student.check_readout(network, "local", "confidence")
+    units = outputs.parse_units(args.depth_unit, data, network.max_depth)
     written = outputs.Outputs(args.out, units, network.max_depth, args.raw, args.points, args.confidence)
     written.check(found, args.overwrite)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")

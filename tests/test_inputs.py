@@ -27,6 +27,8 @@ def test_outputs_below_the_folder_are_no_inputs(tree):
     (tree / "out/depth").mkdir(parents=True)
     (tree / "out/depth/a.png").touch()
     assert names([tree], tree / "out") == ["a", "b/c", "b/d/e"]
+    assert names([f"{tree}/**/*.png"], tree / "out") == ["a"]
+    assert names([f"{tree}/b/*"], tree) == ["c"]  # here the inputs lie below the outputs' folder
     with pytest.raises(DataError, match="is the folder of the pictures itself"):
         inputs.find([str(tree)], tree)
 

@@ -67,13 +67,13 @@ def test_what_is_there_is_left_alone_and_an_input_always(tmp_path):
     ],
 )
 def test_the_unit_is_the_data_sets(data, max_depth, units):
-    assert units_of({"data": data, "network": {"max_depth": max_depth}}) == units
+    assert units_of(data, max_depth) == units
 
 
 def test_a_unit_of_the_command_line_counts_and_its_reach_is_told():
-    assert parse_units("1000", {}) == 1000.0
+    assert parse_units("1000", {}, 80.0) == 1000.0
     for text in ("0", "-3", "mm", "nan", "1e9"):
         with pytest.raises(RecipeError, match="--depth-unit: got"):
-            parse_units(text, {})
+            parse_units(text, {}, 80.0)
     assert in_words(256.0, 80.0) == "16-bit PNG, 256 levels a metre"
     assert in_words(1000.0, 80.0).endswith("what is beyond 65.53 m is stored as that")

@@ -50,3 +50,9 @@ def test_without_pyav_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match=r"pip install 'tiekd\[video\]'"):
         video.Video(tmp_path / "v.mp4")
+
+
+def test_no_frames_make_no_file(tmp_path):
+    with video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)):
+        pass
+    assert list(tmp_path.iterdir()) == []

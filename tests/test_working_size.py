@@ -1,5 +1,7 @@
 """Sizes at which networks see pictures: aspect kept, large ones shrunk, recipes' own sizes, and no depth made up."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from tiekd.config import load_recipe
 from tiekd.errors import RecipeError
 from tiekd.working_size import on_image_grid, parse, recipe_size, resized_map, resized_picture, working_size
 
+ROOT = Path(__file__).parents[1]
 KITTI = float(352 * 1216)
 
 
@@ -36,12 +39,12 @@ def test_the_network_sees_a_size_near_the_pictures_aspect(own, limit, expected):
     ],
 )
 def test_a_recipe_says_the_size_that_it_is_evaluated_on(recipe, size):
-    assert recipe_size(load_recipe(f"model_configs/{recipe}.yaml")) == size
+    assert recipe_size(load_recipe(f"{ROOT}/model_configs/{recipe}.yaml")["data"]) == size
 
 
 def test_a_recipe_without_data_or_with_a_folder_has_a_size_too():
-    assert recipe_size({"network": {}}) == (480, 640)
-    assert recipe_size({"data": {"name": "folder", "augment": {"crop": [352, 704]}}}) == (352, 704)
+    assert recipe_size({}) == (480, 640)
+    assert recipe_size({"name": "folder", "augment": {"crop": [352, 704]}}) == (352, 704)
 
 
 def test_the_option_is_read_and_a_wrong_one_refused():

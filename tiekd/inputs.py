@@ -36,8 +36,9 @@ def looks_like_input(argument: str) -> bool:
 def find(arguments: Sequence[str], out: Path) -> list[Input]:
     """The pictures and videos that INPUTs mean, in the order of their paths.
 
-    A folder means all pictures in and below it but for hidden files and what is below `out`; videos are predicted where
-    they are named, by file or pattern. Raises DataError where there is nothing, and where two would share outputs.
+    A folder means all pictures in and below it but for hidden files; videos are predicted where they are named, by file
+    or pattern. Where `out` lies below a folder or a pattern's fixed part, what is in it is no input. Raises DataError
+    where there is nothing, and where two would share outputs.
     """
     found: dict[Path, Input] = {}
     for argument in arguments:
@@ -58,10 +59,12 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
         raise DataError(f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a video")
+    fixed = Path(*_until_wildcard(path))
     files = sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
+    if fixed.resolve() in out.resolve().parents:
+        files = [file for file in files if out.resolve() not in Path(file).resolve().parents]
     if not files:
         raise DataError(f"{argument}: no file fits this pattern; ** stands for any number of folders")
-    fixed = Path(*[part for part in _until_wildcard(path)])
     return [Input(Path(file).relative_to(fixed).with_suffix("").as_posix(), Path(file)) for file in files]
 
 

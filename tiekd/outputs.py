@@ -114,22 +114,21 @@ class Outputs:
         return with_bar(pictures.colourise(depth, self.max_depth), self.max_depth)
 
 
-def units_of(recipe: dict) -> float:
-    """How many levels of a depth PNG make a metre in the recipe's data set: 256 in KITTI's, 1000 in NYU's, a folder's
-    `depth_unit`; where nothing says, KITTI's, or as many as the network's range allows."""
-    data = recipe.get("data", {})
+def units_of(data: dict, max_depth: float) -> float:
+    """How many levels of a depth PNG make a metre in a recipe's data set: 256 in KITTI's, 1000 in NYU's, a folder's
+    `depth_unit`; where nothing says, KITTI's, or as many as 16 bits hold up to `max_depth` metres."""
     name = data.get("name", "")
     if data.get("depth_unit"):
         return float(data["depth_unit"])
     if name in ("kitti", "nyu"):
         return importlib.import_module(f"tiekd.data.{name}").UNITS_PER_M
-    return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // recipe["network"]["max_depth"] or 1.0)
+    return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // max_depth or 1.0)
 
 
-def parse_units(text: str | None, recipe: dict) -> float:
-    """The option --depth-unit, else `units_of` the recipe. Raises RecipeError."""
+def parse_units(text: str | None, data: dict, max_depth: float) -> float:
+    """The option --depth-unit, else `units_of`. Raises RecipeError."""
     if text is None:
-        return units_of(recipe)
+        return units_of(data, max_depth)
     try:
         units = float(text)
     except ValueError:

@@ -36,9 +36,9 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
         if item.is_video:
             try:
                 predict_video(predictor, item, out)
-            except DataError as error:
+            except UserError as error:
                 failed += 1
-                errors.write(f"DataError: {error}\n")
+                errors.write(f"{_line(error, error)}\n")
     return failed
 
 
@@ -54,7 +54,8 @@ def predict_pictures(predictor: Predictor, pictures: Sequence[Input], out: TextI
             found = batch if isinstance(batch, UserError) else _attempt(predictor.depths, batch)
             if isinstance(found, UserError):
                 failed += 1 if isinstance(batch, UserError) else len(batch)
-                errors.write(f"{_line(found, batch)}\n")
+                start = "\n" if out.isatty() else ""  # the line there is rewritten
+                errors.write(f"{start}{_line(found, batch)}\n")
             else:
                 for picture, (depth, confidence) in zip(batch, found, strict=True):
                     writes.add(writers.submit(predictor.write, picture, depth, confidence))

@@ -65,16 +65,19 @@ class Video:
 @contextmanager
 def writing(path: Path, rate: Fraction, time_base: Fraction):
     """A function (rgb (H, W, 3) uint8, pts) that adds a frame to an MP4 of this rate, which is there once all went
-    well. All frames have the first one's size."""
+    well and there were any. All frames have the first one's size."""
     av = _pyav(path)
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with av.open(str(partial), "w", format="mp4") as container:
-            add, finish = _encoder(av, container, rate, time_base)
+            stream, add = _encoder(av, container, rate, time_base)
             yield add
-            finish()
-        partial.replace(path)
+            written = stream.codec_context.is_open
+            if written:
+                container.mux(stream.encode())
+        if written:
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -94,11 +97,7 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
         frame.pts, frame.time_base = pts, time_base
         container.mux(stream.encode(frame))
 
-    def finish() -> None:
-        if stream.codec_context.is_open:
-            container.mux(stream.encode())
-
-    return add, finish
+    return stream, add
 
 
 def _pyav(path: Path):

@@ -52,9 +52,10 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
             progress.update()
     progress.finish()
-    _write_table(files["times"], rows)
-    if broken:
-        raise broken[0]
+    if rows:
+        _write_table(files["times"], rows)
+    if broken or not rows:
+        raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
     elapsed_s = time.monotonic() - started
     out.write(
         f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in {elapsed_s:.1f} s: "

@@ -19,9 +19,8 @@ SLACK = 1.5  # a picture with up to so many times the pixels of the recipe's kee
 DEFAULT = (480, 640)  # where a recipe says none
 
 
-def recipe_size(recipe: dict) -> tuple[int, int]:
-    """(height, width) that a recipe evaluates or trains on: data.kb_crop, height and width, NYU's, or augment.crop."""
-    data = recipe.get("data", {})
+def recipe_size(data: dict) -> tuple[int, int]:
+    """(height, width) that a recipe's data is evaluated or trained on: kb_crop, height and width, NYU's, or a crop."""
     if "kb_crop" in data:
         return tuple(data["kb_crop"])
     if "height" in data and "width" in data:
