@@ -24,13 +24,17 @@ from tiekd import launch  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s RECIPE [CHECKPOINT] INPUT... --out DIR [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("recipe")
-    add("words", metavar="[CHECKPOINT] INPUT", nargs="+", help="weights of ours or published ones; what to predict")
+    add("words", metavar="INPUT", nargs="+", help="what to predict; before it the weights, ours or published ones")
     add("--out", metavar="DIR", type=Path, required=True, help="where the files go")
     add("--overwrite", action="store_true", help="replace files that are there, but never an input")
-    add("--readout", default="mean", help="mean, mode or local; of dpm heads, where local leaves edges sharp")
+    add("--readout", default="mean", help="mean, mode or local; of dpm heads: local keeps edges sharp")
     add("--raw", action="store_true", help="also NPY, float32 metres")
     add("--points", action="store_true", help="also PLY, coloured points in metres")
     add("--intrinsics", metavar="FX,FY,CX,CY", help="for points, in pixels of the picture; default the data set's")
