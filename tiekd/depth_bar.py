@@ -25,7 +25,7 @@ def with_bar(colour: np.ndarray, max_depth: float) -> np.ndarray:
 @lru_cache(maxsize=8)
 def bar(height: int, max_depth: float) -> np.ndarray:
     """The scale alone: (height, some width, 3) uint8, far at the top, ticks at round numbers of metres."""
-    font_size = max(_SMALLEST_FONT, height // 24)
+    font_size = max(_SMALLEST_FONT, height // 40)
     font = ImageFont.load_default(font_size)
     gap, bar_width = font_size // 2, max(10, font_size)
     ticks = _ticks(max_depth)
