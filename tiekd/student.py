@@ -41,7 +41,7 @@ class Student:
     """A network in eval mode on one device: picture -> metres.
 
     readout: what depth is read out of a DPM head's distribution: mean, as trained and evaluated; mode; or local, the
-    mean near the mode, which leaves no points in mid-air at edges. Other heads have the mean only (RecipeError).
+    mean near the mode, which leaves fewer points in mid-air at edges. Other heads have the mean only (RecipeError).
     size: (height, width) in which each picture is fitted by one factor before the network sees it, None for its own
     size; the depth comes back at the picture's.
     """
