@@ -12,5 +12,5 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["tiekd", "tiekd.*"]),
     install_requires=["torch>=2.11", "torchvision", "deepspeed>=0.19", "pyyaml", "tensorboard", "numpy"],
-    extras_require={"test": ["pytest", "ruff"]},
+    extras_require={"video": ["av"], "test": ["pytest", "ruff", "av"]},
 )
