@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from tiekd.checkpoint import write_weights
 from tiekd.data import scenes
@@ -39,11 +40,14 @@ def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     far, near = 0.9 * network.max_depth, network.max_depth / 30
-    ramp = torch.linspace(far, near, features.shape[2]).log().view(1, 1, -1, 1)
+    target = torch.linspace(far, near, image.shape[2]).view(1, 1, -1, 1).expand(len(image), 1, -1, image.shape[3])
+    ramp = interpolate(target, size=features.shape[2:], mode="bilinear", align_corners=True).log()
     optimizer = torch.optim.Adam(network.head.parameters(), lr=0.02 / features.std().item() ** 0.5)
     for _ in range(iterations):
-        depth = network.head(features, image.shape[2:]).depth
+        depth, divergence, _ = network.head(features, tuple(image.shape[2:]), target)
         loss = (depth.clamp(min=network.min_depth).log() - ramp).abs().mean()
+        if divergence is not None:
+            loss = loss + divergence.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

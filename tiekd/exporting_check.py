@@ -21,7 +21,7 @@ from tiekd.models.deployed import Deployed
 from tiekd.models.network import Network
 
 LIMITS_M = 1e-3, 1e-2  # float32: p99.9 and largest
-HALF_LIMITS = 1 / 400, 1 / 20  # float16: the same, in shares of the network's max_depth
+HALF_LIMITS = 1 / 100, 1 / 20  # float16: the same, in shares of the network's max_depth
 CONFIDENCE_LIMITS = 1e-3, 5e-2  # p99.9 in float32 and in float16
 RUNS, RUNS_S = 5, 10.0
 
@@ -49,7 +49,8 @@ class Agreement(NamedTuple):
     def holds(self) -> bool:
         """Whether all is within the limits; NaN isn't."""
         return (
-            self.depth_p999 <= self.limits.depth_p999
+            math.isfinite(self.depth_max)
+            and self.depth_p999 <= self.limits.depth_p999
             and (self.limits.depth_max is None or self.depth_max <= self.limits.depth_max)
             and (self.confidence_p999 is None or self.confidence_p999 <= self.limits.confidence_p999)
         )
@@ -117,8 +118,8 @@ def refuse_disagreement(agreements: Sequence[Agreement], path: Path) -> None:
     for row in agreements:
         if not row.holds():
             raise ExportError(
-                f"{path}: not written, it doesn't say what the network says: {row}; try another --format, or without "
-                "--half"
+                f"{path}: not written, it doesn't say what the network says: {row}; leave out --half, or try another "
+                "--format"
             )
 
 
