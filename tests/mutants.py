@@ -21,7 +21,8 @@ from pathlib import Path
 from mutants_table import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("tiekd", "bin", "tests", "ds_configs", "model_configs", "pyproject.toml", "setup.py")
+COPIED = ("tiekd", "bin", "tests", "ds_configs", "model_configs", "pyproject.toml", "setup.py", ".ci")
+COPIED += ("README.md", "CONTRIBUTING.md")
 NAMED_TIMEOUT_S, REST_TIMEOUT_S = 600.0, 3600.0
 NOT_THE_COPY = 99
 # The tests' own process says which tiekd it has; others that they start find it by PYTHONPATH, or beside their program.

@@ -6,7 +6,6 @@ folder of 8 frames and a folder of own pictures; the files that the README's pla
 """
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from tiekd.config import load_recipe
 from tiekd.models.factory import build_network
 
 FRAMES, HEIGHT, WIDTH = 8, 56, 104
+_COPIED = "README.md setup.py pyproject.toml bin ds_configs model_configs tests tiekd".split()
 _AUGMENT = {"rotate_p": 0.5, "rotate_deg": 2.5, "flip_p": 0.5, "crop": [32, 64]}
 _EVALUATION = {"interval": 1, "by": "epoch", "flip": True, "save_best": "abs_rel"}
 _SIGMOID = runs.STUDENT | {"head": {"name": "sigmoid"}}
@@ -45,11 +45,12 @@ BASES = {
 
 def make(folder: Path) -> Path:
     """The copy, in a new folder."""
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(listing, cwd=runs.ROOT, check=True, capture_output=True, text=True).stdout.split()
-    for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(runs.ROOT / name, folder / name)
+    folder.mkdir()
+    for name in _COPIED:
+        if (runs.ROOT / name).is_dir():
+            shutil.copytree(runs.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "golden"))
+        else:
+            shutil.copy2(runs.ROOT / name, folder / name)
     for name, node in BASES.items():
         runs.write_recipe(folder / "model_configs" / "_base_" / f"{name}.yaml", node)
     tiny_kitti.make(folder / "data" / "kitti", FRAMES, HEIGHT, WIDTH)

@@ -47,8 +47,7 @@ DOING_LESS = {
 ELSEWHERE = {
     r"bin/demo": ("end_to_end/test_demo.py", "bin/demo"),
     r"bin/test( .*)?": ("../.ci/run", "bin/test"),
-    r"python tests/mutants\.py.*": ("README.md", "python tests/mutants.py"),
-    r"pip install -e \.": ("../bin/environment.sh", "pip install --disable-pip-version-check -q -e"),
+    r"pip install -e .*": ("../bin/environment.sh", "pip install --disable-pip-version-check -q -e"),
     r"tensorboard --logdir .*": ("end_to_end/test_tensorboard_server.py", "--logdir"),
     r"deepspeed --include localhost:4,5 .*": ("end_to_end/test_jobs.py", "--include localhost:4,5"),
     r"CUDA_VISIBLE_DEVICES=4,5 .* sh bin/dist_train\.sh .*": ("end_to_end/test_jobs.py", "CUDA_VISIBLE_DEVICES"),
@@ -197,6 +196,12 @@ def test_every_link_and_picture_of_the_readmes_is_there():
             assert (runs.ROOT / name).exists(), f"{document}: {name}"
     picture = runs.ROOT / "bin" / "demo.png"
     assert picture.stat().st_size <= 150_000 and Image.open(picture).width > 500
+
+
+def test_every_extra_that_is_to_be_installed_is_one():
+    extras = {e for c in COMMANDS if c.startswith("pip ") for e in re.findall(r"\w+", "".join(re.findall(r"\[(.*)\]", c)))}
+    setup = (runs.ROOT / "setup.py").read_text(encoding="utf-8")
+    assert extras >= {"test"} and all(f'"{extra}":' in setup for extra in extras)
 
 
 def test_every_program_is_told_of():
