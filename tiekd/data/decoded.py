@@ -2,7 +2,7 @@
 
 One file for each picture, depth map and teacher map, named by its path below data.root with `.npy` behind: an array for
 `numpy.load`, picture (3, H, W) uint8 or depth (1, H, W) uint16 as its PNG has it, and a note at the end: the size and
-the time of change of the file that it was made from, and a checksum. bin/cache_frames.py writes them.
+the time of change of the file that it was made from, and a checksum of all before it. bin/cache_frames.py writes them.
 Costs 3.2 MB a frame of KITTI with a teacher's map, and a look at the source's size and time at each reading.
 Left out: depth in NPY files, which needs no decoding, and the checksum while training, which would read everything.
 """
@@ -44,6 +44,36 @@ class Decoded:
 
         Raises DataError where there is no such array, where it is damaged and where the source has changed.
         """
+        mapped, note = self._mapped(source)
+        start, *shape = note[4:]
+        dtype = torch.uint8 if shape[0] == 3 else torch.uint16
+        return torch.frombuffer(mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start).view(shape)
+
+    def write(self, source: Path, decode: Callable[[Path], Tensor]) -> None:
+        """Decodes a source and keeps the array, which is whole or not there. Raises DataError."""
+        state = _state(source)
+        array = np.ascontiguousarray(decode(source).numpy())
+        file, path = io.BytesIO(), self.path(source)
+        np.lib.format.write_array(file, array)
+        start = file.tell() - array.nbytes
+        file.write(_NOTE.pack(_MARK, *state, zlib.crc32(file.getvalue()), start, *array.shape))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"{path.parent}: can't be made ({error.strerror}); check the disk and its permissions"
+            raise DataError(message, "disk") from None
+        write_durably(path, file.getvalue())
+
+    def holds(self, source: Path, thoroughly: bool = False) -> bool:
+        """Whether there is a whole array of the source as it is now; thoroughly: its checksum is right, too."""
+        try:
+            mapped, note = self._mapped(source)
+        except DataError:
+            return False
+        return not thoroughly or zlib.crc32(memoryview(mapped)[: -_NOTE.size]) == note[3]
+
+    def _mapped(self, source: Path) -> tuple[mmap.mmap, tuple]:
+        """A source's decoded file and its note."""
         path = self.path(source)
         try:
             with path.open("rb") as file:
@@ -57,31 +87,7 @@ class Decoded:
             raise DataError(f"{path}: {len(mapped)} bytes, a torn or damaged file; make it anew with {_PROGRAM}")
         if _state(source) != note[1:3]:
             raise DataError(f"{source}: has changed since {path} was made from it; make that anew with {_PROGRAM}")
-        start, *shape = note[4:]
-        dtype = torch.uint8 if shape[0] == 3 else torch.uint16
-        return torch.frombuffer(mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start).view(shape)
-
-    def write(self, source: Path, decode: Callable[[Path], Tensor]) -> None:
-        """Decodes a source and keeps the array, which is whole or not there. Raises DataError."""
-        state = _state(source)
-        array = np.ascontiguousarray(decode(source).numpy())
-        file, path = io.BytesIO(), self.path(source)
-        np.lib.format.write_array(file, array)
-        start = file.tell() - array.nbytes
-        file.write(_NOTE.pack(_MARK, *state, zlib.crc32(array), start, *array.shape))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{path.parent}: can't be made ({error.strerror}); check the disk") from None
-        write_durably(path, file.getvalue())
-
-    def holds(self, source: Path, thoroughly: bool = False) -> bool:
-        """Whether there is a whole array of the source as it is now; thoroughly: its checksum is right, too."""
-        try:
-            array = self.read(source).numpy()
-        except DataError:
-            return False
-        return not thoroughly or zlib.crc32(array) == _note(self.path(source).read_bytes())[3]
+        return mapped, note
 
 
 def folder_of(data: dict, default: str | None = None) -> Path | None:

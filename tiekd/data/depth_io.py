@@ -99,7 +99,8 @@ def write_durably(path: Path, data: bytes) -> None:
     try:
         replace_bytes(path, data)
     except OSError as error:
-        raise DataError(f"{path}: can't be written ({error.strerror}); check the disk and its permissions") from None
+        message = f"{path}: can't be written ({error.strerror}); check the disk and its permissions"
+        raise DataError(message, "disk") from None
 
 
 def is_whole_depth_png(path: Path) -> bool:
