@@ -76,8 +76,11 @@ class Decoded:
         """A source's decoded file and its note."""
         path = self.path(source)
         try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             raise DataError(f"{source}: not in {self.folder} (data.decoded); run {_PROGRAM}", "missing") from None
         except (OSError, ValueError) as error:  # an empty file is a ValueError
