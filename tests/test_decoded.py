@@ -10,7 +10,7 @@ import torch
 from tiny_kitti import depth_name, image_name, write_png
 
 from tiekd.data import depth_io, kitti
-from tiekd.data.decoded import Decoded, attach, folder_of, without_cache
+from tiekd.data.decoded import Decoded, attach, describe, folder_of, without_cache
 from tiekd.data.loader import training_batches, validation_batches
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.transforms import Augment
@@ -172,6 +172,17 @@ def test_a_recipe_says_where_it_is(root, tmp_path):
     assert frames.decoded is None
     told = refused(attach, frames, {"root": str(root), "decoded": "nowhere"})
     assert str(root / "nowhere") in told and "bin/cache_frames.py" in told
+
+
+def test_it_is_told_beforehand_how_many_are_not_there(root):
+    frames = frames_of(root)
+    assert describe(frames) == describe(object()) == []
+    frames.decoded = filled(root, frames)
+    assert describe(frames) == [f"Decoded frames: all 15 files are in {root / 'decoded'}"]
+    frames.decoded.path(root / "gt_depth" / depth_name(0)).unlink()
+    (root / "input" / image_name(1)).write_bytes(b"something else")
+    (line,) = describe(frames)
+    assert line.startswith(f"WARNING: 2 of 15 files aren't in {root / 'decoded'}") and "bin/cache_frames.py" in line
 
 
 def test_a_data_set_without_files_has_nothing_to_decode(root):

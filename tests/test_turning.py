@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tiekd.data import turning
+from tiekd.data.collation import collate
 from tiekd.data.geometry import cut, move
-from tiekd.data.loader import Keyed, collate
+from tiekd.data.loader import Keyed
 from tiekd.data.transforms import Augment, Decisions, Sample
 from tiekd.data.turning import resample
 

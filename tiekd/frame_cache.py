@@ -39,7 +39,7 @@ def sources_of(recipe: dict, splits: tuple[str, ...]) -> Sources:
         if not isinstance(frames, Frames):
             raise RecipeError(f"data.name: {recipe['data']['name']} has no files to decode; kitti, nyu and folder have")
         for index in range(len(frames)):
-            sources |= {path: how for path, how in frames.files(index).values() if path.suffix.lower() != ".npy"}
+            sources |= {path: how for path, how in frames.files(index).values() if depth_io.needs_decoding(path)}
     return sources
 
 

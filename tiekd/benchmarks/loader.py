@@ -20,9 +20,10 @@ from tiekd.benchmarks import measure
 from tiekd.benchmarks.kitti_folder import kitti_folder, with_teacher_maps
 from tiekd.benchmarks.plain_sample import decode, plain_sample
 from tiekd.data import kitti
+from tiekd.data.collation import collate
 from tiekd.data.decoded import Decoded
 from tiekd.data.frames import Frames
-from tiekd.data.loader import Keyed, collate
+from tiekd.data.loader import Keyed
 from tiekd.data.transforms import IMAGENET_STD, Augment
 from tiekd.data.turning import resample
 

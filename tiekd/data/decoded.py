@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiekd.data.depth_io import write_durably
+from tiekd.data import depth_io
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
@@ -62,7 +62,7 @@ class Decoded:
         except OSError as error:
             message = f"{path.parent}: can't be made ({error.strerror}); check the disk and its permissions"
             raise DataError(message, "disk") from None
-        write_durably(path, file.getvalue())
+        depth_io.write_durably(path, file.getvalue())
 
     def holds(self, source: Path, thoroughly: bool = False) -> bool:
         """Whether there is a whole array of the source as it is now; thoroughly: its checksum is right, too."""
@@ -119,6 +119,22 @@ def attach(frames: object, data: dict) -> None:
     if not folder.is_dir():
         raise DataError(f"data.decoded: no folder at {folder}; make it with {_PROGRAM}, or leave it out")
     frames.decoded = cache_at(folder, data)
+
+
+def describe(frames: object) -> list[str]:
+    """A line on frames that are read decoded: whether all of them are there. Looks at every file, some 20 us each."""
+    cache = getattr(frames, "decoded", None)
+    if cache is None:
+        return []
+    paths = {path for index in range(len(frames)) for path, _ in frames.files(index).values()}
+    sources = list(filter(depth_io.needs_decoding, paths))
+    missing = sum(not cache.holds(source) for source in sources)
+    if missing == 0:
+        return [f"Decoded frames: all {len(sources)} files are in {cache.folder}"]
+    return [
+        f"WARNING: {missing} of {len(sources)} files aren't in {cache.folder}, or have changed since; a run "
+        f"would stop there; make them with {_PROGRAM}"
+    ]
 
 
 def _root(data: dict) -> Path:

@@ -94,6 +94,11 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
     return file.getvalue()
 
 
+def needs_decoding(path: Path) -> bool:
+    """False for files that hold their numbers as they are."""
+    return path.suffix.lower() != ".npy"
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file so that it is whole or not there, even after a power cut. Raises DataError where it can't be."""
     try:

@@ -14,18 +14,17 @@ for its figures would change without a word.
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from tiekd.data import workers as worker_processes
-from tiekd.data.batch import Batch, HostBatch
+from tiekd.data.batch import Batch
+from tiekd.data.collation import Cut, Read, collate
 from tiekd.data.geometry import cut, scale_to_cover
 from tiekd.data.prefetch import on_device
 from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment, Sample, colour_table, in_metres
+from tiekd.data.transforms import Augment, colour_table
 from tiekd.data.workers import TIMEOUT_S
 from tiekd.errors import DataError, RecipeError, UserError
 
@@ -105,34 +104,14 @@ def validation_batches(
         yield batch_indices, read.batch
 
 
-class _Cut(NamedTuple):
-    """sample: the part of a picture that its window comes from. table: of its colours. places, size: see HostBatch."""
-
-    sample: Sample
-    table: Tensor
-    places: Tensor | None
-    size: tuple[int, int]
-
-
-class _Read(NamedTuple):
-    """samples with their colour tables and places, collated to a batch, which then comes to the device; errors: what
-    was wrong with the samples that they replace."""
-
-    batch: list["_Cut"] | HostBatch | Batch
-    errors: list[str]
-
-    def to(self, device: torch.device) -> "_Read":
-        return self._replace(batch=self.batch.to(device))
-
-
-def _load(dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[_Read]:
+def _load(dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[Read]:
     pin = device.type == "cuda"
     reads = worker_processes.read(dataset, batches, workers, collate, dataset.describe, timeout_s, pin)
     with closing(on_device(map(_unless_error, reads), device)) as there, closing(reads):
         yield from there
 
 
-def _unless_error(read: _Read | UserError) -> _Read:
+def _unless_error(read: Read | UserError) -> Read:
     if isinstance(read, UserError):
         raise read
     return read
@@ -159,10 +138,10 @@ class Keyed(Dataset):
     def __init__(self, dataset: Dataset, augment: Augment | None, seed: int, max_errors: int | None = None):
         self.dataset, self.augment, self.seed, self.max_errors = dataset, augment, seed, max_errors
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> _Read | UserError:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Read | UserError:
         errors: list[str] = []
         try:
-            return _Read([self._readable_sample(*key, errors) for key in keys], errors)
+            return Read([self._readable_sample(*key, errors) for key in keys], errors)
         except UserError as error:
             return error
 
@@ -171,7 +150,7 @@ class Keyed(Dataset):
         frames = getattr(self.dataset, "frames", None)
         return ", ".join(f"sample {index}" if frames is None else frames[index].image for _, index in keys)
 
-    def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> _Cut:
+    def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> Cut:
         """The sample, or the next one that can be read, augmented as this one would be; adds to `errors`."""
         if self.max_errors is None:
             return self._sample(epoch, index, index)
@@ -183,11 +162,11 @@ class Keyed(Dataset):
                 errors.append(str(error))
         raise DataError(f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}")
 
-    def _sample(self, epoch: int, index: int, read_index: int) -> _Cut:
+    def _sample(self, epoch: int, index: int, read_index: int) -> Cut:
         stored = getattr(self.dataset, "stored", self.dataset.__getitem__)  # depths still as their files have them
         sample = stored(read_index)
         if self.augment is None:
-            return _Cut(sample, colour_table(), None, tuple(sample.image.shape[-2:]))
+            return Cut(sample, colour_table(), None, tuple(sample.image.shape[-2:]))
         if self.augment.sizes == "keep_aspect":
             sample = scale_to_cover(sample, *self.augment.crop)
         height, width = sample.image.shape[-2:]
@@ -197,56 +176,4 @@ class Keyed(Dataset):
             raise DataError(f"{sample.name}: {error}") from None
         largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
         part, places = cut(sample, decisions, largest_deg)
-        return _Cut(part, colour_table(decisions), places, (decisions.height, decisions.width))
-
-
-def collate(read: _Read | UserError) -> _Read | UserError:
-    if isinstance(read, UserError):
-        return read
-    samples, tables, places, sizes = zip(*read.batch, strict=True)
-    if len(set(sizes)) > 1:
-        return DataError(
-            f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(set(sizes)))} "
-            f"(among {samples[0].name}); set data.augment.crop or data.augment.sizes=bucket for training, and "
-            "evaluation.batch_size=1"
-        )
-    if len({sample.depth.dtype for sample in samples}) > 1:  # levels and metres, in a folder with PNG and NPY
-        samples = [in_metres(sample) for sample in samples]
-    samples = _of_one_size(samples)
-    # In a worker, default_collate stacks straight into shared memory; a stack of ours would be copied there once more.
-    batch = HostBatch(
-        image=default_collate([sample.image for sample in samples]),
-        tables=default_collate(tables),
-        depth=default_collate([sample.depth for sample in samples]),
-        depth_units=torch.tensor([sample.depth_units for sample in samples], dtype=torch.float32),
-        teacher_depth=None
-        if samples[0].teacher_depth is None
-        else default_collate([sample.teacher_depth for sample in samples]),
-        teacher_units=torch.tensor([sample.teacher_units for sample in samples], dtype=torch.float32),
-        places=None if places[0] is None else default_collate(places),
-        size=sizes[0],
-        intrinsics=default_collate([sample.intrinsics for sample in samples]),
-        names=[sample.name for sample in samples],
-    )
-    return _Read(batch, read.errors)
-
-
-def _of_one_size(samples: list[Sample]) -> list[Sample]:
-    """The samples, filled up below and to the right where parts of smaller pictures are smaller."""
-    heights, widths = zip(*(sample.image.shape[-2:] for sample in samples), strict=True)
-    if len(set(heights)) == len(set(widths)) == 1:
-        return samples
-
-    def filled(plane: Tensor | None) -> Tensor | None:
-        if plane is None:
-            return None
-        full = plane.new_zeros(len(plane), max(heights), max(widths))
-        full[:, : plane.shape[1], : plane.shape[2]] = plane
-        return full
-
-    return [
-        sample._replace(
-            image=filled(sample.image), depth=filled(sample.depth), teacher_depth=filled(sample.teacher_depth)
-        )
-        for sample in samples
-    ]
+        return Cut(part, colour_table(decisions), places, (decisions.height, decisions.width))
