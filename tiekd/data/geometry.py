@@ -50,7 +50,7 @@ def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor
     left, columns = _span([corner.real for corner in corners], width, d.width, d.height * slope)
     top, rows = _span([corner.imag for corner in corners], height, d.height, d.width * slope)
     part = crop_window(sample, top, left, rows, columns)
-    part = part if part.image.dtype == torch.uint8 else part._replace(image=_grey_levels(part.image))
+    part = in_grey_levels(part)
     first -= complex(left, top)
     places = [first.real, first.imag, to_column.real, to_column.imag, to_row.real, to_row.imag, rows, columns]
     intrinsics = _moved_intrinsics(sample.intrinsics, d, width, height)
@@ -104,18 +104,21 @@ def scale_to_cover(sample: Sample, height: int, width: int) -> Sample:
     )
 
 
+def in_grey_levels(sample: Sample) -> Sample:
+    """The sample with a uint8 image, rounded in one pass; torch takes twice as long."""
+    if sample.image.dtype == torch.uint8:
+        return sample
+    levels = np.empty(sample.image.shape, np.uint8)
+    with np.errstate(invalid="ignore"):
+        np.rint(sample.image.numpy(), out=levels, casting="unsafe")
+    return sample._replace(image=torch.from_numpy(levels))
+
+
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
     """The pixels (first, number) of a picture's side that have all that is asked for: those of the window and, where
     windows are turned, up to `more`, and one at each end to interpolate with."""
     count = min(size, window + (ceil(more) + 3 if more else 0))
     return max(0, min(floor(min(places)), size - count)), count
-
-
-def _grey_levels(image: Tensor) -> Tensor:
-    """Rounded to uint8, in one pass; torch takes twice as long."""
-    levels = np.empty(image.shape, np.uint8)
-    np.rint(image.numpy(), out=levels, casting="unsafe")
-    return torch.from_numpy(levels)
 
 
 def _moved_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int) -> Tensor:

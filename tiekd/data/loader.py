@@ -16,15 +16,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd.data import workers as worker_processes
 from tiekd.data.batch import Batch
 from tiekd.data.collation import Cut, Read, collate
-from tiekd.data.geometry import cut, scale_to_cover
+from tiekd.data.geometry import cut, in_grey_levels, scale_to_cover
 from tiekd.data.prefetch import on_device
 from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment, colour_table
+from tiekd.data.transforms import Augment, Decisions, colour_table
 from tiekd.data.workers import TIMEOUT_S
 from tiekd.errors import DataError, RecipeError, UserError
 
@@ -166,7 +167,7 @@ class Keyed(Dataset):
         stored = getattr(self.dataset, "stored", self.dataset.__getitem__)  # depths still as their files have them
         sample = stored(read_index)
         if self.augment is None:
-            return Cut(sample, colour_table(), None, tuple(sample.image.shape[-2:]))
+            return Cut(in_grey_levels(sample), _table(sample.image), None, tuple(sample.image.shape[-2:]))
         if self.augment.sizes == "keep_aspect":
             sample = scale_to_cover(sample, *self.augment.crop)
         height, width = sample.image.shape[-2:]
@@ -176,4 +177,11 @@ class Keyed(Dataset):
             raise DataError(f"{sample.name}: {error}") from None
         largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
         part, places = cut(sample, decisions, largest_deg)
-        return Cut(part, colour_table(decisions), places, (decisions.height, decisions.width))
+        return Cut(part, _table(sample.image, decisions), places, (decisions.height, decisions.width))
+
+
+def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
+    """What the grey levels of a picture become. One with a number that isn't finite, which a data set of one's own may
+    give, becomes NaN all over, for no grey level can say so and a step on it has to be skipped."""
+    table = colour_table(decisions)
+    return table if image.dtype == torch.uint8 or image.isfinite().all() else torch.full_like(table, torch.nan)
