@@ -7,7 +7,7 @@ from tiekd.data import turning
 from tiekd.data.collation import collate
 from tiekd.data.geometry import cut, move
 from tiekd.data.loader import Keyed
-from tiekd.data.transforms import Augment, Decisions, Sample
+from tiekd.data.transforms import Augment, Decisions, Sample, look_up
 from tiekd.data.turning import resample
 
 NO_COLOURS = (None, 1.0, (1.0, 1.0, 1.0))
@@ -104,3 +104,17 @@ def test_float_depths_stay_what_they_are():
     for decisions in DRAWN:
         moved = move(metres, decisions).depth
         assert moved.dtype == torch.float32 and set(moved.unique().tolist()) <= {0.0, *metres.depth.unique().tolist()}
+
+
+def test_nothing_on_the_way_waits_for_the_device(monkeypatch):
+    parts, places = parts_of(frame())
+    image, depth = torch.stack([part.image for part in parts]), torch.stack([part.depth for part in parts])
+    places, tables = torch.stack(places), torch.zeros(len(parts), 3, 256)
+
+    def wait(*_):
+        raise AssertionError("a number was asked for")
+
+    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, wait)
+    windows = turning._turned(image, depth, depth, places, (24, 40))
+    assert look_up(windows.image, tables).shape == (len(parts), 3, 24, 40)
