@@ -1,5 +1,5 @@
-"""Networks whose depth spans more than 10 times on real pictures after seconds: norms that know their inputs, and a head
-fitted to a ramp from near (bottom row) to far (top row). The rest is as it starts."""
+"""Networks whose depth spans more than 10 times on real pictures after seconds: norms that know their inputs, and a
+head fitted to a ramp from near (bottom row) to far (top row). The rest is as it starts."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
         features = network.eval().features(normalised)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    far, near = 0.9 * network.max_depth, network.max_depth / 30
+    far, near = 0.9 * network.max_depth, network.max_depth / 60
     target = torch.linspace(far, near, image.shape[2]).view(1, 1, -1, 1).expand(len(image), 1, -1, image.shape[3])
     ramp = interpolate(target, size=features.shape[2:], mode="bilinear", align_corners=True).log()
     optimizer = torch.optim.Adam(network.head.parameters(), lr=0.02 / features.std().item() ** 0.5)
