@@ -27,38 +27,52 @@ def pictures(count: int = 2) -> list[Tensor]:
     return [torch.from_numpy(image).permute(2, 0, 1) for image in rendered]
 
 
-def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
-    """image: (B, 3, H, W) uint8 of the size that its norms and its head are fitted on."""
+def fit(network: Network, image: Tensor, iterations: int = 150, whole: bool = False) -> None:
+    """image: (B, 3, H, W) uint8 of the size that it is fitted on. whole: all parameters, not the head's alone."""
     normalised = look_up(image, colour_table()[None].expand(len(image), -1, -1))
+    far, near = 0.9 * network.max_depth, network.max_depth / 60
+    target = torch.linspace(far, near, image.shape[2]).view(1, 1, -1, 1).expand(len(image), 1, -1, image.shape[3])
+    _settle_norms(network, normalised)
+    with torch.no_grad():
+        features = network.eval().features(normalised)
+    parameters, lr = (network.parameters(), 3e-3) if whole else (network.head.parameters(), 2e-2)
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    network.train()
+    for _ in range(iterations):
+        if whole:
+            depth, divergence, _ = network(normalised, target)
+        else:
+            depth, divergence, _ = network.head(features, tuple(image.shape[2:]), target)
+        ramp = interpolate(target, size=depth.shape[2:], mode="bilinear", align_corners=True)
+        loss = (depth.clamp(min=network.min_depth).log() - ramp.log()).abs().mean()
+        if divergence is not None:
+            loss = loss + divergence.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+    if whole:
+        _settle_norms(network, normalised)
+    network.eval()
+
+
+def _settle_norms(network: Network, normalised: Tensor) -> None:
+    """Makes the running statistics those of a batch."""
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
         network.train().features(normalised)
-        features = network.eval().features(normalised)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    far, near = 0.9 * network.max_depth, network.max_depth / 60
-    target = torch.linspace(far, near, image.shape[2]).view(1, 1, -1, 1).expand(len(image), 1, -1, image.shape[3])
-    ramp = interpolate(target, size=features.shape[2:], mode="bilinear", align_corners=True).log()
-    optimizer = torch.optim.Adam(network.head.parameters(), lr=0.02 / features.std().item() ** 0.5)
-    for _ in range(iterations):
-        depth, divergence, _ = network.head(features, tuple(image.shape[2:]), target)
-        loss = (depth.clamp(min=network.min_depth).log() - ramp).abs().mean()
-        if divergence is not None:
-            loss = loss + divergence.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    network.eval()
 
 
-def checkpoint(path: Path, node: dict, seed: int = 0) -> Network:
+def checkpoint(path: Path, node: dict, whole: bool = False, seed: int = 0) -> Network:
     """Writes the weights of a fitted network of a recipe's node, and returns it."""
     torch.manual_seed(seed)
     network = build_network(node)
-    fit(network, torch.stack([_cut(picture) for picture in pictures()]))
+    fit(network, torch.stack([_cut(picture) for picture in pictures()]), whole=whole)
     write_weights(path, network.state_dict(), node, 0)
     return network
 
