@@ -54,7 +54,7 @@ def picture(height: int, width: int, seed: int = 0, batch: int = 1) -> torch.Ten
 def fitted_network(node: dict) -> nn.Module:
     torch.manual_seed(0)
     network = build_network(node)
-    fitted.fit(network, picture(64, 128, batch=2), whole=True)
+    fitted.fit(network, picture(64, 128, batch=2))
     return network
 
 
