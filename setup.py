@@ -2,6 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+VIDEO = ["av"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 
 setup(
@@ -14,5 +15,5 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["tiekd", "tiekd.*"]),
     install_requires=["torch>=2.11", "torchvision", "deepspeed>=0.19", "pyyaml", "tensorboard", "numpy"],
-    extras_require={"test": ["pytest", "ruff", *EXPORT], "export": EXPORT},
+    extras_require={"test": ["pytest", "ruff", *EXPORT, *VIDEO], "export": EXPORT, "video": VIDEO},
 )
