@@ -369,4 +369,25 @@ MUTANTS = [
         "    except UserError:\n        raise\n",
         ("prediction",),
     ),
+    Mutant(
+        "exported_student_not_normalised_by_deviation",
+        "tiekd/models/deployed.py",
+        "(image.float() - self.mean) / self.std",
+        "(image.float() - self.mean) / 58",
+        ("exporting",),
+    ),
+    Mutant(
+        "disagreeing_export_is_left_behind",
+        "tiekd/exporting.py",
+        "        exporting_check.refuse_disagreement(agreements, path)\n",
+        "",
+        ("exporting",),
+    ),
+    Mutant(
+        "norm_folded_into_a_convolution_that_others_read",
+        "tiekd/exporting_norms.py",
+        "return source if len(_users(source)) == 1 else None",
+        "return source",
+        ("exporting",),
+    ),
 ]
