@@ -167,16 +167,18 @@ def test_other_readouts_keep_to_the_likeliest_bin(tmp_path, dpm, readout):
     assert (found - evaluated(dpm, image)).abs().max() > 0.1
 
 
-def test_half_precision_is_inside_only_and_without_norms(tmp_path, dpm):
+def test_half_precision_is_inside_only_and_without_norms(tmp_path, sigmoid):
     import onnx
 
     path = tmp_path / "student.onnx"
-    done = write(path, dpm, half=True)
+    done = write(path, sigmoid, SIGMOID, half=True)
     model = onnx.load(path)
-    assert {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4} == {10}, "float16"
+    types = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4]
+    assert types.count(10) >= len(types) - 1 > 10, "float16, but for the head"
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     assert model.graph.output[0].type.tensor_type.elem_type == 1, "float32"
-    assert done.agreements[0].depth_p999 > 1e-5 and dpm.head.weight.dtype == torch.float32
+    assert done.agreements[0].depth_p999 > 1e-3, "float16 shows"
+    assert {parameter.dtype for parameter in sigmoid.parameters()} == {torch.float32}, "the network stays as it was"
 
 
 def test_norms_fold_into_the_convolutions_before_them_alone(sigmoid):
@@ -216,7 +218,7 @@ def test_a_file_that_disagrees_is_not_left_behind(tmp_path, dpm, monkeypatch):
     path = tmp_path / "student.onnx"
     path.write_bytes(b"what was there before")
     monkeypatch.setattr(Deployed, "forward", lambda self, image: (self.network(image.float() / 255).depth * 1.001,))
-    with pytest.raises(ExportError, match=r"doesn't say what the network says: 1 x 64x96, .* allowed 0.001 and 0.01"):
+    with pytest.raises(ExportError, match=r"doesn't say what the network says: 1 x 64x96, .*allowed 0.001 and 0.01"):
         write(path, fitted_network(SIGMOID))
     assert path.read_bytes() == b"what was there before" and list(tmp_path.iterdir()) == [path]
 
@@ -235,11 +237,7 @@ def test_limits_are_those_that_are_stated(change, holds):
     limits = exporting_check.limits_of(False, "mean", 80.0)
     assert limits[:2] == (1e-3, 1e-2)
     row = exporting_check.Agreement((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, limits)
-    assert replace_fields(row, change).holds() is holds
-
-
-def replace_fields(row, change):
-    return row._replace(**change)
+    assert row._replace(**change).holds() is holds
 
 
 @pytest.mark.parametrize(

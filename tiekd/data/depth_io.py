@@ -122,12 +122,18 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
     return file.getvalue()
 
 
+def needs_decoding(path: Path) -> bool:
+    """False for files that hold their numbers as they are."""
+    return path.suffix.lower() != ".npy"
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file so that it is whole or not there, even after a power cut. Raises DataError where it can't be."""
     try:
         replace_bytes(path, data)
     except OSError as error:
-        raise DataError(f"{path}: can't be written ({error.strerror}); check the disk and its permissions") from None
+        message = f"{path}: can't be written ({error.strerror}); check the disk and its permissions"
+        raise DataError(message, "disk") from None
 
 
 def is_whole_depth_png(path: Path) -> bool:
