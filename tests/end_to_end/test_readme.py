@@ -106,7 +106,7 @@ def test_every_link_and_picture_of_the_readmes_is_there():
             assert link.startswith("http") or (document.parent / link).exists(), f"{document}: {link}"
         for name in re.findall(r"`((?:bin|tests|tiekd|ds_configs|model_configs)/[\w./]+\.\w+)`", text):
             assert (runs.ROOT / name).exists(), f"{document}: {name}"
-    picture = runs.ROOT / "bin" / "demo.png"
+    picture = runs.ROOT / "bin" / "demo.jpg"
     assert picture.stat().st_size <= 150_000 and Image.open(picture).width > 500
 
 
@@ -119,6 +119,6 @@ def test_every_extra_that_is_to_be_installed_is_one():
 
 def test_every_program_is_told_of():
     told = (runs.ROOT / "bin" / "README.md").read_text(encoding="utf-8")
-    programs = [path.name for path in (runs.ROOT / "bin").iterdir() if path.suffix not in (".md", ".png")]
+    programs = [path.name for path in (runs.ROOT / "bin").iterdir() if path.suffix not in (".md", ".jpg")]
     programs = [name for name in programs if name != "__pycache__"]
     assert len(programs) >= 16 and [name for name in programs if f"`{name}`" not in told] == []
