@@ -13,6 +13,7 @@ from tiekd.data import scenes
 from tiekd.data.depth_io import read_image
 from tiekd.data.transforms import colour_table, look_up
 from tiekd.models.factory import build_network
+from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
 
 SIZE = 64, 96
@@ -32,7 +33,9 @@ def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
     normalised = look_up(image, colour_table()[None].expand(len(image), -1, -1))
     far, near = 0.9 * network.max_depth, network.max_depth / 60
     target = torch.linspace(far, near, image.shape[2]).view(1, 1, -1, 1).expand(len(image), 1, -1, image.shape[3])
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    # A sigmoid that is driven to its end learns nothing more.
+    lr = 3e-3 if isinstance(network.head, Dpm) else 3e-4
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     network.train()
     for _ in range(iterations):
         depth, divergence, _ = network(normalised, target)

@@ -214,12 +214,12 @@ def test_weights_load_as_plain_tensors_and_build_the_network(tmp_path, dpm):
     assert torch.equal(evaluated(again, picture(*ODD)), evaluated(dpm, picture(*ODD)))
 
 
-def test_a_file_that_disagrees_is_not_left_behind(tmp_path, dpm, monkeypatch):
+def test_a_file_that_disagrees_is_not_left_behind(tmp_path, sigmoid, monkeypatch):
     path = tmp_path / "student.onnx"
     path.write_bytes(b"what was there before")
     monkeypatch.setattr(Deployed, "forward", lambda self, image: (self.network(image.float() / 255).depth * 1.001,))
     with pytest.raises(ExportError, match=r"doesn't say what the network says: 1 x 64x96, .*allowed 0.001 and 0.01"):
-        write(path, fitted_network(SIGMOID))
+        write(path, sigmoid)
     assert path.read_bytes() == b"what was there before" and list(tmp_path.iterdir()) == [path]
 
 

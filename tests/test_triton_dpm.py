@@ -1,14 +1,11 @@
 """The fused DPM head against its plain definition: in Triton's interpreter, and compiled where there is a GPU."""
 
 import itertools
-import os
 
 import pytest
 import torch
 
 on_gpu = torch.cuda.is_available()
-if not on_gpu:
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are made
 pytest.importorskip("triton")
 
 from tiekd import kernels  # noqa: E402
