@@ -4,7 +4,7 @@ What is done with a command before it runs:
 - what RECIPE and the like stand for is put in (STANDS_FOR);
 - a second training of a recipe gets a work dir of its own, since one that holds a run is refused;
 - `deepspeed --num_gpus 2 PROGRAM` becomes two processes of PROGRAM (forked.py), unless it is to be launched;
-- what would take long on a CPU is told to do less (DOING_LESS).
+- what would take long on a CPU is told to do less, and a run that is finished to go on (TOLD).
 """
 
 import json
@@ -35,9 +35,10 @@ PREPARING = [
     "bin/import_weights.py work_dirs/bts_r50_kitti/best_abs_rel.pth TEACHER_RECIPE --out PUBLISHED_TEACHER.pth"
     " --to-published",
 ]
-DOING_LESS = {
+TOLD = {
     "bin/benchmark.py head": "--height 16 --width 32 --channels 8 --bins 33 --rounds 1",
     "bin/train.py RECIPE --dry-run --find-micro-batch": "--memory 1",
+    "deepspeed --num_gpus 4 bin/resume": "--set train.epochs=3",
 }
 IN_SHELL = ("printf ", "cp ", "python tests/")  # all that does nothing outside the checkout and isn't a program of ours
 LIMIT_S = 120
@@ -77,8 +78,8 @@ class Reader:
         return next((code for code in codes if code), 0), out.read_text()
 
     def _completed(self, command: str) -> str:
-        less = next((less for start, less in DOING_LESS.items() if command.startswith(start)), "")
-        command = f"{filled_in(command)} {less}".strip()
+        told = next((options for start, options in TOLD.items() if command.startswith(start)), "")
+        command = f"{filled_in(command)} {told}".strip()
         trained = re.search(r"bin/(?:train\.py|dist_train\.sh) \S*?(\w+)\.yaml", command)
         if not trained or not (self.folder / "work_dirs" / trained[1]).exists():
             return command
