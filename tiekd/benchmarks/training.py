@@ -79,7 +79,7 @@ class TrainingStep:
 
 
 def noise(batch_size: int, height: int, width: int, max_depth: float, device: torch.device) -> Batch:
-    """Normalised noise as pictures; teacher maps that are dense and smooth, from 2 m on; ground truth on a twentieth."""
+    """Normalised noise as pictures; teacher maps dense and smooth, from 2 m on; ground truth on a twentieth of it."""
     generator = torch.Generator().manual_seed(1)
     shape = batch_size, 1, height, width
     coarse = torch.rand(batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator)
