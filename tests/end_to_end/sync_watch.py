@@ -1,4 +1,4 @@
-"""A hook that looks, in a real run, for everything that makes the host wait for the device, into `<work_dir>/syncs.json`.
+"""A hook that looks, in a real run, for all that makes the host wait for the device, into `<work_dir>/syncs.json`.
 
 On a CPU nothing waits, so there it is forbidden operations that are looked for: reading a tensor's numbers, and what
 needs them to know its result's size. On a GPU it is what torch itself warns of.
