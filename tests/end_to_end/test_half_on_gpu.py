@@ -9,8 +9,8 @@ import torch
 
 from tiekd.data.scenes import write_kitti_layout
 
-ITERATIONS, WINDOW, TOLERANCE = 200, 20, 0.02
-HALF = ["fp16", "fp16_zero1", "bf16_autocast"]
+ITERATIONS, WINDOW = 200, 20
+HALF = {"fp16": 0.02, "fp16_zero1": 0.02, "bf16_autocast": 0.03}  # bf16 has three bits less
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -22,7 +22,7 @@ def folder(ground, tmp_path_factory):
     write_kitti_layout(folder / "scenes", 0, 144, 192, 16, 1)
     jobs = []
     for name in ["fp32", *HALF]:
-        recipe = runs.recipe(ground, iterations=ITERATIONS)
+        recipe = runs.recipe(ground, batch_size=8, iterations=ITERATIONS)
         recipe["network"] = runs.STUDENT | {
             "encoder": runs.ENCODER | {"width": 0.5, "taps": [1, 2, 4, 6]},
             "decoder": {"name": "densedepth", "widths": [32, 48, 64, 96], "extra_ups": 2, "extra_width": 32},
@@ -31,6 +31,7 @@ def folder(ground, tmp_path_factory):
         recipe["losses"] |= {"structure": {"name": "ssim", "weight": 1.0}}
         recipe["data"] |= {"root": str(folder / "scenes"), "height": 144, "width": 192, "num_val": 1}
         recipe["data"]["augment"] = {"crop": [128, 160]}
+        recipe["optimizer"] |= {"lr": 5e-4}
         recipe["checkpoint"] = {"interval": ITERATIONS, "by": "iteration"}
         recipe["tensorboard"] = {"image_interval": 0}
         jobs.append({"name": name, "recipe": recipe, "engine": str(runs.DS_CONFIGS / f"{name}.json")})
@@ -54,4 +55,4 @@ def test_half_precision_follows_fp32(folder, name, capsys):
     ratios = [a / b - 1 for a, b in zip(half, full, strict=True)]
     with capsys.disabled():
         print(f"\n{name} against fp32, loss per {WINDOW} iterations: {', '.join(f'{100 * r:+.2f} %' for r in ratios)}")
-    assert max(map(abs, ratios)) <= TOLERANCE
+    assert max(map(abs, ratios)) <= HALF[name]
