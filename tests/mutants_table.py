@@ -215,4 +215,32 @@ MUTANTS = [
         "            pass\n",
         ("work_dirs",),
     ),
+    Mutant(
+        "pictures_keep_their_layout",
+        "tiekd/models/network.py",
+        ", memory_format=self.memory_format",
+        "",
+        ("execution",),
+    ),
+    Mutant(
+        "deepspeed_sees_our_section",
+        "tiekd/engine.py",
+        " if key != execution.SECTION}",
+        "}",
+        ("execution",),
+    ),
+    Mutant(
+        "teacher_always_in_fp32",
+        "tiekd/models/teacher.py",
+        "enabled=dtype is not None",
+        "enabled=False",
+        ("teacher",),
+    ),
+    Mutant(
+        "a_line_of_the_log_counts_at_every_iteration",
+        "tiekd/benchmarks/engine.py",
+        "/ log_interval",
+        "/ 1",
+        ("benchmarks",),
+    ),
 ]
