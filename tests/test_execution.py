@@ -17,13 +17,12 @@ NETWORK = {
     "min_depth": 0.001,
     "max_depth": 80.0,
 }
-CPU = torch.device("cpu")
 
 
 def network(config: dict):
     torch.manual_seed(0)
     built = build_network(NETWORK).train()
-    execution.prepare(built, config, CPU)
+    execution.prepare(built, config)
     return built
 
 
@@ -69,14 +68,14 @@ def test_a_compiled_student_has_the_same_numbers_and_names(plain, monkeypatch):
     assert student.state_dict().keys() == build_network(NETWORK).state_dict().keys()
 
 
-@pytest.mark.parametrize(
-    ("on_gpu", "in_half", "expected"),
-    [(True, True, torch.channels_last), (True, False, torch.contiguous_format), (False, False, torch.channels_last)],
-)
-def test_auto_is_channels_last_but_for_fp32_on_a_gpu(on_gpu, in_half, expected):
-    assert execution.memory_format(execution.Execution(), on_gpu, in_half) == expected
-    asked = execution.Execution("contiguous")
-    assert execution.memory_format(asked, on_gpu, in_half) == torch.contiguous_format
+def test_auto_is_channels_last_in_half_precision_only():
+    auto, asked = execution.Execution(), execution.Execution("contiguous")
+    assert execution.memory_format(auto, in_half=True) == torch.channels_last
+    assert execution.memory_format(auto, in_half=False) == torch.contiguous_format
+    assert execution.memory_format(asked, in_half=True) == torch.contiguous_format
+    for config in ({"torch_autocast": {"enabled": True}}, {"fp16": {"enabled": True}}, {"bf16": {"enabled": True}}):
+        assert network(config).memory_format == torch.channels_last
+    assert network({"torch_autocast": {"enabled": False}}).memory_format == torch.contiguous_format
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_its_precision_is_its_own_and_its_depth_fp32(weights_file):
     node = {"network": NODE, "checkpoint": str(weights_file)}
     data = batch()
     full, half = build_teacher(node, CPU)(data), build_teacher(node | {"precision": "bf16"}, CPU)(data)
-    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    assert half.dtype == torch.float32 and (half - full).abs().max() > 1e-4 * full.max(), "eight bits are seen"
     assert ((half - full).abs() <= 0.05 * full + 0.05).all()
     teacher = build_teacher(node | {"precision": "bf16"}, CPU)
     assert all(p.dtype == torch.float32 for p in teacher.network.parameters())

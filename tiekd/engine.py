@@ -122,11 +122,10 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     Raises RecipeError when DeepSpeed refuses a value of the engine config.
     """
     import deepspeed
-    from deepspeed.accelerator import get_accelerator
     from pydantic import ValidationError
 
     values = {key: value for key, value in config.values.items() if key != execution.SECTION}
-    execution.prepare(network, config.values, torch.device(get_accelerator().device_name()))
+    execution.prepare(network, config.values)
     if _clips_here(config):
         values["gradient_clipping"] = 0.0
     initial = {name: t.detach().clone() for name, t in network.state_dict().items()} if _scales_here(config) else None

@@ -84,7 +84,7 @@ def _step(
     if bins is not None:
         recipe = merge(recipe, {"network": {"head": {"num_bins": bins, "sigma": max(0.8, 80.0 / bins)}}})
     dtype = DTYPES[args.dtype]
-    layout = memory_format(Execution(), device.type == "cuda", dtype is not None)
+    layout = memory_format(Execution(), dtype is not None)
     size = batch or args.batches[0], args.height, width or args.width
     return TrainingStep(recipe, device, *size, dtype, layout)
 

@@ -1,6 +1,6 @@
 """A whole training step of a recipe's student: ours against the plain head with eager modules.
 
-Ours: the head's kernels, channels_last, --dtype, the fused optimizer, on request torch.compile. The reference: the
+Ours: the head's kernels, --dtype, --memory-format, the fused optimizer, on request torch.compile. The reference: the
 head's definition, fp32, contiguous tensors, AdamW parameter by parameter. Both have the same modules, losses and
 clipping, and the same made-up batch. Memory is all that a step needs: weights, moments, and its peak above them.
 torch's own defaults say whether convolutions may use TF32; that is told. Left out: DeepSpeed, data, hooks (`engine`).
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> dict:
     device, recipe = device_of(args.device), load_recipe(args.recipe)
     size = args.batch, args.height, args.width
     dtype = DTYPES[args.dtype]
-    layout = memory_format(Execution(args.memory_format), device.type == "cuda", dtype is not None)
+    layout = memory_format(Execution(args.memory_format), dtype is not None)
     ours = TrainingStep(recipe, device, *size, dtype, layout, compiled=args.compile)
     plain_head = reference.dpm if hasattr(ours.network.head, "kernel") else None
     theirs = TrainingStep(recipe, device, *size, kernel=plain_head, fused=False)

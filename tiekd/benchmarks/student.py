@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> dict:
     count = sum(parameter.numel() for parameter in network.parameters())
     gmac = multiply_adds(network, image[:1]) / 1e9
     dtype = DTYPES[args.dtype]
-    layout = memory_format(Execution(args.memory_format), device.type == "cuda", dtype is not None)
+    layout = memory_format(Execution(args.memory_format), dtype is not None)
     plain = build_network(node).to(device).eval()
     if hasattr(plain.head, "kernel"):
         plain.head.kernel = reference.dpm

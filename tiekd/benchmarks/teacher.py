@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> dict:
     """As `measure.compare`; memory has the networks' weights and the optimizer's moments in it."""
     device, recipe = device_of(args.device), load_recipe(args.recipe)
     dtype = DTYPES[args.dtype]
-    layout = memory_format(Execution(), device.type == "cuda", dtype is not None)
+    layout = memory_format(Execution(), dtype is not None)
     size = args.batch, args.height, args.width
     network = build_network(network_node(recipe, True, args.recipe))
     online = FrozenTeacher(network, device, precision=args.dtype)
