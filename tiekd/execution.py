@@ -6,11 +6,13 @@ is learned nor what is stored: weights keep their layout and names, at every ZeR
     "tiekd": {"memory_format": "auto", "compile": false}
 
 `channels_last` is what tensor cores want, and oneDNN on CPUs; it is the picture that is laid out so, and everything
-after it follows. "auto" is that in half precision. fp32 stays contiguous: on a GPU without TF32 that is faster, and a
-CPU's norms take their statistics of channels-last pictures with a hundred times the rounding (7e-5 of a variance), so
-that one rank and several would no longer agree; a step there is some percent faster all the same. `compile` takes encoder, neck and decoder, each on its own; the head's kernel stays as it is.
-It costs a minute at the first iteration, and again for pictures of another size. Left out: compiling under ZeRO 3,
-which gathers weights by hooks inside the network, and DeepSpeed's own `compile`.
+after it follows. "auto" is that in half precision. fp32 stays contiguous: a CPU's norms take their statistics of
+channels-last features with a hundred times the rounding (7e-5 of a variance), so that one rank and several would no
+longer agree, for some percent of the time; on a GPU it has not been measured in fp32.
+
+`compile` takes encoder, neck and decoder, each on its own; the head's kernel stays as it is. It costs a minute at the
+first iteration, and again for pictures of another size. Left out: compiling under ZeRO 3, which gathers weights by
+hooks inside the network, and DeepSpeed's own `compile`.
 """
 
 import shutil
