@@ -2,6 +2,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+VIDEO = ["av"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
+
 setup(
     name="tiekd",
     version="0.1.0",
@@ -12,5 +15,5 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["tiekd", "tiekd.*"]),
     install_requires=["torch>=2.11", "torchvision", "deepspeed>=0.19", "pyyaml", "tensorboard", "numpy"],
-    extras_require={"test": ["pytest", "ruff"]},
+    extras_require={"test": ["pytest", "ruff", *EXPORT, *VIDEO], "export": EXPORT, "video": VIDEO},
 )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Decodes all frames of a recipe once, for training to read them from memory-mapped files: `bin/cache_frames.py RECIPE`.
+"""Decodes all frames of a recipe once, for training to read from memory-mapped files: `bin/cache_frames.py RECIPE`.
 
 Pictures, depth maps and cached teacher maps, into `data.decoded`, else <data.root>/decoded. Prints what they need and
 what is free before it writes. A job that was stopped goes on where it was; one that runs again makes what has changed,

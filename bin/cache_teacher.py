@@ -40,8 +40,7 @@ def main() -> None:
     source = caching.teacher_of(recipe, args.recipe, args.checkpoint)
     folder = args.out or caching.default_folder(recipe, args.recipe, args.split)
     if distributed.is_main():
-        flip = "on" if source.flip else "off"
-        print(f"Teacher: {source.checkpoint}, flip averaging {flip}, on {distributed.world_size()} rank(s)")
+        print(f"Teacher: {source}, on {distributed.world_size()} rank(s)")
     caching.cache_maps(recipe, source, frames, folder, device, sys.stdout)
     if distributed.is_main() and args.split == "train":
         print(f"Learn from them with --set teacher=null teacher.maps={folder.resolve()}")

@@ -6,7 +6,7 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
   . .venv/bin/activate
 fi
 check="import deepspeed, importlib.metadata as m; m.version('tiekd')"
-[ -z "${1:-}" ] || check="$check; import pytest, ruff"
+[ -z "${1:-}" ] || check="$check; import pytest, ruff, av, onnxruntime, onnxscript"
 if ! python -c "$check" >/dev/null 2>&1; then
   echo "Installing into ${VIRTUAL_ENV:-$CONDA_PREFIX} (5.5 GB, a minute or more) ..."
   python -m pip install --disable-pip-version-check -q -e ".${1:-}"

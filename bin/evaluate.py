@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Evaluates networks side by side: `bin/evaluate.py RECIPE [CHECKPOINT] [--against RECIPE ...] [--mean-map]`.
+"""Evaluates networks side by side: `bin/evaluate.py RECIPE [CHECKPOINT] [--against RECIPE[:CHECKPOINT] ...]`.
 
-Without CHECKPOINT the best weights of the recipe's work dir are taken, else the newest, and it says which. All are
-evaluated on the first recipe's validation frames, as its `evaluation` section says. Runs on one or many ranks.
+CHECKPOINT is a file of weights of ours or a published one, a work dir, or a checkpoint in one. Without it the best
+weights of the recipe's work dir are taken, else the newest, and it says which. Students and teachers alike. All are
+evaluated on the first recipe's validation frames, as its `evaluation` section says, on one or many ranks:
+`deepspeed --num_gpus 4 bin/evaluate.py ...` gives the same figures.
 """
 
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,58 +20,65 @@ from tiekd import launch  # noqa: E402
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
-    parser.add_argument("checkpoint", nargs="?", help="weights of ours or published ones")
-    parser.add_argument("--against", metavar="RECIPE", nargs="+", default=[], help="networks to compare with")
+    parser.add_argument("checkpoint", nargs="?", help="weights of ours or published ones, or a work dir")
+    parser.add_argument("--against", metavar="RECIPE[:CHECKPOINT]", nargs="+", default=[], help="who to compare with")
     parser.add_argument("--mean-map", action="store_true", help="also the per-pixel mean of the training depths")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which frames, default val")
-    parser.add_argument("--out", metavar="JSON", type=Path, help="write the figures to a file")
+    parser.add_argument("--crop", choices=("garg", "eigen", "none", "nyu_eigen"), help="default: evaluation.crop")
+    parser.add_argument("--cap", metavar="M", help="largest ground truth that counts; default: evaluation.cap")
+    parser.add_argument("--no-flip", action="store_true", help="no averaging with the mirrored picture's depth")
+    parser.add_argument("--out", metavar="JSON", type=Path, help="write all figures to a file")
+    parser.add_argument("--per-image", metavar="CSV", type=Path, help="write each frame's figures to a file")
+    parser.add_argument("--show-dir", metavar="DIR", type=Path, help="write a picture of each frame into a folder")
     parser.add_argument("--panel", metavar="PNG", type=Path, help="a picture: image, ground truth, networks, error")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for option, value in (("crop", args.crop), ("cap", args.cap), ("flip", "false" if args.no_flip else None)):
+        args.overrides += [] if value is None else [f"evaluation.{option}={value}"]
+    return args
 
 
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import distributed, evaluation, reports
+    from tiekd import comparison, distributed, durable, evaluation, frame_pictures, frame_rows, reports
     from tiekd.config import settings
     from tiekd.run import build_dataset, loading_of
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    device = launch.start_rank()
     options = settings(recipe, "evaluation", evaluation.EvaluationSettings)
+    device = launch.start_rank()
+    named = [*map(comparison.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
+    networks = comparison.entrants(named, args.overrides, options.flip, device)
     on_ground_truth, loading = {**recipe, "teacher": None}, loading_of(recipe)
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
-    min_depth, max_depth = recipe["network"]["min_depth"], recipe["network"]["max_depth"]
-    candidates = {}
+    for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
+        reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
+    protocol = comparison.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
+    if distributed.is_main():
+        print("\n".join(f"{name}: {entrant.weights}" for name, entrant in networks.items()), flush=True)
+    entrants = dict(networks)
     if args.mean_map:
         training = build_dataset(on_ground_truth, "train", as_evaluated=True)
-        mean_map = evaluation.mean_depth_map(training).to(device)
-        candidates["mean map"] = lambda image: mean_map.expand(len(image), -1, -1, -1)
-    for path, checkpoint in [*((path, None) for path in args.against), (args.recipe, args.checkpoint)]:
-        network, weights = reports.load_network(path, checkpoint, args.overrides if path == args.recipe else ())
-        name = Path(path).stem if Path(path).stem not in candidates else path
-        candidates[name] = partial(evaluation.predict, network.to(device).eval(), flip=options.flip)
-        if distributed.is_main():
-            print(f"{name}: {weights}")
-    figures = {
-        name: evaluation.evaluate(
-            candidate, frames, options, min_depth, max_depth, device, loading.workers, loading.timeout_s
-        )
-        for name, candidate in candidates.items()
-    }
+        entrants = {"mean map": comparison.mean_map(training, device, sys.stderr), **networks}
+    results = {}
+    for name, entrant in entrants.items():
+        shown = args.show_dir is not None and name == list(entrants)[-1]
+        pictures = [frame_pictures.FramePictures(args.show_dir, len(frames), protocol.max_depth)] if shown else []
+        results[name] = comparison.evaluate(entrant, frames, protocol, device, loading, sys.stderr, pictures)
     if not distributed.is_main():
         return
-    print(f"{len(frames)} {args.split} frames; {reports.protocol(options, min_depth, max_depth)}")
-    print(reports.comparison_table(figures))
+    print("\n\n".join(reports.everything(results, protocol)))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+        durable.replace_text(args.out, json.dumps(comparison.as_json(results, protocol), indent=1) + "\n")
+    if args.per_image:
+        frame_rows.write_csv(args.per_image, {name: result.frames for name, result in results.items()})
     if args.panel:
-        candidates.pop("mean map", None)
-        reports.write_panel(args.panel, frames, candidates, max_depth, device)
-        print(f"Picture: {args.panel}")
+        predictors = {name: entrant.predict for name, entrant in networks.items()}
+        reports.write_panel(args.panel, frames, predictors, protocol.max_depth, device)
+    for path in filter(None, (args.out, args.per_image, args.panel, args.show_dir)):
+        print(f"Written: {path}")
 
 
 if __name__ == "__main__":

@@ -169,6 +169,21 @@ def test_a_child_can_take_maps_in_place_of_its_bases_teacher(tmp_path):
     assert load_recipe(path) == {"teacher": {"maps": "gt_kd"}}
 
 
+def test_a_teacher_from_outside_keeps_all_its_keys_and_replaces_and_is_replaced_whole(tmp_path):
+    write(tmp_path / "big.yaml", "network: {encoder: {name: resnet}, min_depth: 0.001}\n")
+    own = {"name": "mine.teacher", "recipe": "x", "network": 3, "maps": 4, "flip": "maybe"}
+    outside = write(tmp_path / "outside.yaml", f"teacher: {own}\n")
+    assert load_recipe(outside)["teacher"] == own
+    write(tmp_path / "base.yaml", "teacher: {recipe: big.yaml, checkpoint: big.pth}\n")
+    over = write(tmp_path / "over.yaml", "_base_: base.yaml\nteacher: {name: mine.teacher, scale: 2}\n")
+    assert load_recipe(over)["teacher"] == {"name": "mine.teacher", "scale": 2}
+    back = write(tmp_path / "back.yaml", "_base_: over.yaml\nteacher: {recipe: big.yaml}\n")
+    assert load_recipe(back)["teacher"].keys() == {"recipe", "network"}
+    for name in ("teacher", "3", "[a.b]"):
+        message = refused(write(tmp_path / "x.yaml", f"teacher: {{name: {name}}}\n"))
+        assert "it must be a module of yours, as my_package.my_teacher" in message
+
+
 def test_a_teacher_recipe_without_a_network_is_refused(tmp_path):
     write(tmp_path / "t.yaml", "work_dir: t\n")
     assert "describes no network" in refused(write(tmp_path / "x.yaml", "teacher: {recipe: t.yaml}\n"))
@@ -215,7 +230,7 @@ def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):
     assert build(node, "tiekd.losses", "here", known=7, unasked=8) == (1, 2.0, 7)
     cases = {
         "outside_parts.empty": "module outside_parts.empty has no build; end it with `build = YourClass`",
-        "outside_parts.nothing": "no module 'outside_parts.nothing' can be imported; add its folder to PYTHONPATH",
+        "outside_parts.nothing": "no module 'outside_parts.nothing' can be imported; its package belongs",
         "no_such_package.x": "no module 'no_such_package.x' can be imported",
         "..x": "no module '..x' can be imported",
         "outside_parts.": "no module 'outside_parts.' can be imported",

@@ -12,6 +12,7 @@ from tiekd.data.depth_io import (
     read_image,
     read_image_size,
     read_levels,
+    read_photo,
     write_depth_png,
     write_image,
 )
@@ -174,3 +175,48 @@ def test_nothing_is_ever_unpickled(tmp_path):
         assert "can't be read" in refused(read_depth_npy, path, None)
         assert "torn or no picture" in refused(read_image, path)
     assert not sprung.exists()
+
+
+def test_a_photo_stands_upright_as_its_camera_marked_it(tmp_path):
+    rgb = np.zeros((16, 32, 3), np.uint8)
+    rgb[:, :16] = 200  # the left half is bright
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    Image.fromarray(rgb).save(tmp_path / "p.jpg", exif=exif, quality=95)
+    photo = read_photo(tmp_path / "p.jpg")
+    assert photo.shape == (3, 32, 16) and photo[:, :12].float().mean() > 190 and photo[:, 20:].float().mean() < 10
+    assert read_image(tmp_path / "p.jpg").shape == (3, 16, 32)
+
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.fromarray(GREY),
+        Image.fromarray(GREY.astype(np.uint16) * 257),
+        Image.fromarray(GREY).convert("LA"),
+        Image.fromarray(np.dstack([GREY] * 3 + [GREY * 0])),  # transparent all over
+        Image.fromarray(GREY).convert("P"),
+        Image.fromarray(GREY).convert("RGB").quantize(64),
+    ],
+    ids=["grey", "16 bits", "grey and alpha", "rgba", "palette", "colour palette"],
+)
+def test_a_photo_of_any_kind_becomes_8_bit_rgb(tmp_path, picture):
+    picture.save(tmp_path / "p.png")
+    photo = read_photo(tmp_path / "p.png")
+    assert photo.dtype == torch.uint8 and torch.equal(photo, torch.from_numpy(GREY).expand(3, 3, 4))
+
+
+def test_sixteen_bits_are_scaled_and_what_is_no_grey_level_is_refused(tmp_path):
+    Image.fromarray(np.array([[0, 128, 32767, 65535]], np.uint16)).save(tmp_path / "p.png")
+    assert read_photo(tmp_path / "p.png")[0].tolist() == [[0, 0, 127, 255]]
+    Image.fromarray(np.array([[0.5, 3.0]], np.float32)).save(tmp_path / "p.tif")
+    assert "no grey levels" in refused(read_photo, tmp_path / "p.tif")
+    assert "torn" in refused(read_photo, write_bytes(tmp_path / "q.jpg", b"no picture"))
+
+
+def write_bytes(path, data):
+    path.write_bytes(data)
+    return path

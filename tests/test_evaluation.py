@@ -1,6 +1,9 @@
 """Evaluation: means over images, flip averaging, the cap, and the same figures on any number of ranks."""
 
+import io
+import types
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -113,6 +116,57 @@ def test_the_cap_is_the_largest_ground_truth_that_counts():
 
 def test_the_crop_is_the_settings():
     assert figures(crop="garg") != figures(crop="none")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(out, **options):
+    settings = EvaluationSettings(crop="none", batch_size=2)
+    evaluate(lambda image: image[:, :1], Frames(), settings, 1e-3, 80.0, CPU, out=out, **options)
+    return out.getvalue()
+
+
+def shown_on_a_rank(_rank):
+    return shown(Terminal())
+
+
+def test_a_terminal_is_shown_how_far_it_is_and_a_file_nothing():
+    text = shown(Terminal())
+    assert text.startswith("\rframes [") and "] 0/7, " in text and text.endswith("\n")
+    assert "] 7/7, " in text.split("\r")[-1] and text.count("\n") == 1
+    assert shown(io.StringIO()) == ""
+
+
+def test_only_the_main_rank_shows_anything_and_counts_all_ranks(tmp_path):
+    first, second = two_ranks.run(shown_on_a_rank, tmp_path)
+    assert "] 7/7, " in first.split("\r")[-1] and second == ""
+
+
+def test_watchers_see_every_batch_with_its_depth_and_metrics():
+    seen = []
+    settings = EvaluationSettings(crop="none", batch_size=2)
+    watchers = [lambda *batch: seen.append(batch)]
+    evaluate(lambda image: image[:, :1] + 9, Frames(), settings, 1e-3, 80.0, CPU, watchers=watchers)
+    assert [indices for indices, *_ in seen] == [[0, 1], [2, 3], [4, 5], [6]]
+    for indices, batch, depth, rows in seen:
+        assert batch.names == list(map(str, indices)) and torch.equal(depth, batch.image[:, :1] + 9)
+        expected = depth_metrics(depth, batch.depth, 1e-3, 80.0, "none")
+        torch.testing.assert_close(rows, expected, equal_nan=True)
+
+
+def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
+    out = Terminal()
+    hook = Evaluation(
+        EvaluationSettings(crop="none", flip=False), Frames(), Slanted(), CPU, Loading(workers=0), [], print, out
+    )
+    hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
+    state = types.SimpleNamespace(engine=None)
+    with mock.patch.multiple("tiekd.hooks.evaluation", whole_state=mock.DEFAULT), mock.patch.object(hook, "_save_best"):
+        hook._evaluate(state)
+    assert "] 7/7, " in out.getvalue() and state.metrics["abs_rel"] > 0
 
 
 def test_gradients_are_not_recorded():

@@ -12,7 +12,7 @@ from tiny_kitti import image_name, write_png
 from tiekd.data.kitti import build as kitti
 from tiekd.data.loader import training_batches, validation_batches
 from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment
+from tiekd.data.transforms import Augment, Sample
 from tiekd.errors import DataError, RecipeError
 
 CPU = torch.device("cpu")
@@ -64,6 +64,27 @@ def test_teacher_maps_travel_with_their_frames(data, tmp_path):
     for batch in training(data):
         levels = [int(name[-5]) + 1 for name in batch.names]
         assert batch.teacher_depth.amax((1, 2, 3)).tolist() == pytest.approx(levels)
+
+
+class Floats(torch.utils.data.Dataset):
+    """Two samples with pictures in floating point, of which the second has a number that isn't one."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        image = torch.full((3, 20, 30), 99.6)
+        image[0, 3, 4] = torch.nan if index else 7.0
+        ones = torch.ones(1, 20, 30)
+        return Sample(image, ones, ones.bool(), None, torch.eye(3), str(index))
+
+
+def test_a_picture_with_a_number_that_is_not_finite_stays_so_and_never_turns_black():
+    trained = next(training(Floats(), augment=Augment(rotate_p=0, flip_p=0, colour_p=0)))
+    (_, evaluated), *_ = validation_batches(Floats(), 2, 0, 1, 0, CPU)
+    for batch in (trained, evaluated):
+        for image, name in zip(batch.image, batch.names, strict=True):
+            assert image.isnan().all() if name == "1" else torch.allclose(image[1], torch.tensor(-16.28 / 57.12))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -175,6 +175,15 @@ def test_dpm_top_crop_is_the_published_mean():
     torch.testing.assert_close(value, golden["loss_mean"], rtol=2e-5, atol=0)
 
 
+def test_rows_that_count_as_0_are_not_asked_of_the_network():
+    depth = torch.full((2, 1, 5, 3), 7.0)
+    cropped = criterion.build({"dpm": {"top_crop": 2}}, True).divergence_target(depth)
+    assert (cropped[:, :, :2] == 0).all() and torch.equal(cropped[:, :, 2:], depth[:, :, 2:]) and (depth == 7).all()
+    both = criterion.build({"dpm": {"top_crop": 2}, "all": {"name": "dpm"}}, True)
+    assert both.divergence_target(depth) is depth
+    assert criterion.build({"mse": {}}, True).divergence_target(depth) is None
+
+
 @pytest.mark.long
 def test_dpm_with_a_top_crop_is_the_published_one_at_the_true_size():
     """64 million probabilities: one training crop with all 257 bins. 4 GB of memory."""

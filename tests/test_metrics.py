@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tiekd import metrics
 from tiekd.errors import RecipeError
 from tiekd.metrics import METRIC_NAMES, aggregate, crop_box, depth_metrics, is_better, metrics_table
 
@@ -178,3 +179,18 @@ def test_the_table_looks_as_it_does_in_the_field():
         means = GOLDEN["aggregate"][data]
         shown = means if data == "kitti" else {name: means[name] for name in METRIC_NAMES}
         assert "\n" + metrics_table(shown) == expected
+
+
+def test_nothing_waits_for_a_device_before_the_end(monkeypatch):
+    """What other devices than CPUs do, with everything forbidden that would ask them for a number."""
+    prediction, truth = torch.rand(2, 3, 50, dtype=torch.float64) + 0.5
+
+    def wait(*_):
+        raise AssertionError("a number was asked for")
+
+    with monkeypatch.context() as forbidden:
+        for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+            forbidden.setattr(torch.Tensor, name, wait)
+        rows = metrics._from_sums(*metrics._sums_without_sync(prediction, truth, 1e-3, 80.0))
+    expected = depth_metrics(prediction.view(3, 1, 1, 50), truth.view(3, 1, 1, 50), 1e-3, 80.0, "none")
+    torch.testing.assert_close(rows, expected)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tiekd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from tiekd.pictures import UNKNOWN, colourise, denormalise, dilate, error_map, panel
+from tiekd.pictures import UNKNOWN, colourise, denormalise, dilate, entropy_map, error_map, panel, sheet
 
 
 def test_colours_are_a_fixed_function_of_metres_near_warm_far_cold():
@@ -84,3 +84,31 @@ def test_panel_shows_each_picture_at_its_place_and_the_scales_beside():
 def test_panel_wants_a_title_for_each_column():
     with pytest.raises(ValueError, match=r"rows of \[2\] pictures need as many titles, got 1"):
         panel([[np.zeros((2, 2, 3), np.uint8)] * 2], ["one"], 80.0)
+
+
+def test_rows_of_other_sizes_keep_their_shapes():
+    rows = [[np.full((height, 60, 3), 200, np.uint8)] for height in (30, 45)]
+    picture = panel(rows, ["image"], 80.0, cell_width=120)
+    assert (picture[:, 70] == 200).all(-1).nonzero()[0].tolist() == [*range(38, 98), *range(104, 194)]
+
+
+def test_a_sheet_has_a_title_over_each_picture_and_samples_of_pictures_as_large_as_they():
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
+    cells = {str(i): np.full((30, 60, 3), colour, np.uint8) for i, colour in enumerate(colours)}
+    cells["4"] = cells["4"][::2, ::2]
+    picture = sheet(cells, 80.0, 8.0, 5.5, cell_width=120)
+    for i, colour in enumerate(colours):
+        line, column = divmod(i, 2)
+        place = np.argwhere((picture == colour).all(-1))
+        assert len(place) == 60 * 120 and place.min(0).tolist() == [38 + line * 90, 14 + column * 126]
+        title = picture[14 + line * 90 : 36 + line * 90, 14 + column * 126 :][:, :120]
+        assert (title.max(-1) > 200).any()
+    assert picture.shape[1] == 2 * 14 + 246 + 3 * 74
+    upright = sheet({name: cell.transpose(1, 0, 2) for name, cell in cells.items()}, 80.0, cell_width=120)
+    assert upright.shape[1] == 2 * 14 + 3 * 126 - 6 + 74
+
+
+def test_entropies_grow_lighter_and_what_is_not_finite_is_grey():
+    colours = entropy_map(np.array([[0.0, 1.0, 3.0, 5.5, 9.0, np.nan]]), 5.5)[0].astype(int)
+    assert (np.diff(colours[:4].sum(1)) > 100).all() and (colours[3] == colours[4]).all()
+    assert (colours[5] == UNKNOWN).all()

@@ -18,11 +18,12 @@ def clock(monkeypatch):
     """Seconds that a test sets."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", "80")
     return now
 
 
 def follow(clock, stream, step_s: float, steps: int) -> str:
-    """A job of 1000 of which 200 are there at the start; a step makes four."""
+    """A job of 1000 of which 200 are there at the start; a step makes four, and the end takes a second."""
     done = [200]
     job = Progress("maps", 1000, lambda: done[0], stream)
     for _ in range(steps):
@@ -42,16 +43,44 @@ def test_a_file_gets_a_plain_line_every_half_minute_and_one_at_the_end(clock):
 
 
 def test_a_terminal_gets_one_line_that_is_rewritten(clock):
-    text = follow(clock, Terminal(), step_s=1.0, steps=6)
+    text = follow(clock, Terminal(), step_s=0.25, steps=4)
     lines = text.split("\r")
     assert lines[0] == "" and text.endswith("\n") and text.count("\n") == 1
     assert [line.strip() for line in lines[1:]] == [
-        "maps: 208/1000, 4.0/s, eta: 0:03:18",
-        "maps: 216/1000, 4.0/s, eta: 0:03:16",
-        "maps: 224/1000, 4.0/s, eta: 0:03:14",
-        "maps: 224/1000, 3.4/s, eta: 0:03:46",
+        "maps [======>                       ] 200/1000, 0.0/s, eta ?",
+        "maps [======>                       ] 208/1000, 16.0/s, eta 0:00:50",
+        "maps [======>                       ] 216/1000, 16.0/s, eta 0:00:49",
+        "maps [======>                       ] 216/1000, 8.0/s, in 0:00:02",
     ]
-    assert all(len(line.rstrip("\n")) == 60 for line in lines[1:])  # so that a shorter line hides a longer one
+    # A shorter line hides a longer one.
+    assert len(lines[-1].rstrip("\n")) == len(lines[-2])
+
+
+def test_the_bar_is_full_at_the_end_and_as_long_as_the_terminal_leaves_room_for(clock, monkeypatch):
+    for columns, bar in (("80", f"[{'=' * 30}]"), ("43", f"[{'=' * 5}]"), ("30", "")):
+        monkeypatch.setenv("COLUMNS", columns)
+        stream, done = Terminal(), [0]
+        with Progress("frames", 697, lambda: done[0], stream):  # noqa: B023 - ends in the same turn
+            done[0] = 697
+            clock[0] += 70
+        last = stream.getvalue().split("\r")[-1].rstrip(" \n")
+        assert last == f"frames {bar}{' ' if bar else ''}697/697, 10.0/s, in 0:01:10"
+        assert not bar or len(last) < int(columns)
+
+
+def test_files_that_are_to_have_no_bar_have_nothing(clock):
+    stream = io.StringIO()
+    with Progress("frames", 10, lambda: 10, stream, in_files=False) as job:
+        clock[0] += 100
+        job.update()
+    assert stream.getvalue() == ""
+
+
+def test_the_message_of_a_job_that_fails_has_a_line_of_its_own(clock):
+    stream = Terminal()
+    with pytest.raises(OSError), Progress("frames", 10, lambda: 3, stream):
+        raise OSError
+    assert stream.getvalue().endswith("3/10, 0.0/s, eta ?\n")
 
 
 def test_no_rate_no_guess(clock):

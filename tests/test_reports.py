@@ -1,16 +1,22 @@
 """What bin/evaluate.py shows: tables, the mean map, the picture, and which weights it takes."""
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tiekd import checkpoint, reports
+from tiekd.comparison import Protocol, Result
 from tiekd.data.transforms import Sample
-from tiekd.errors import CheckpointError
+from tiekd.errors import CheckpointError, LaunchError
 from tiekd.evaluation import EvaluationSettings, mean_depth_map
-from tiekd.metrics import METRIC_NAMES
+from tiekd.frame_rows import FrameTable
+from tiekd.metrics import METRIC_NAMES, aggregate
 from tiekd.models.factory import build_network
+from tiekd.ranges import range_figures
 
 NETWORK = {
     "encoder": {"name": "mobilenet_v2", "width": 0.25},
@@ -58,9 +64,95 @@ def test_table_names_every_metric_and_compares_with_the_first_row():
     assert first.split()[-1] == "1.000" and second.split()[-1] == "0.750"
 
 
-def test_protocol_says_range_crop_and_flip():
-    text = reports.protocol(EvaluationSettings(cap=50.0, flip=False), 0.001, 80.0)
-    assert "0.001 < d < 50 m" in text and "crop garg" in text and "flip averaging off" in text
+def test_a_network_alone_is_compared_with_nothing():
+    head, row = reports.comparison_table({"student": dict.fromkeys(METRIC_NAMES, 0.5)}).split("\n")
+    assert head.split() == list(METRIC_NAMES) and len(row.split()) == 10
+
+
+def result_of(abs_rel, pixels=(5, 0, 2), bias_m=-1.0):
+    """A result of as many frames: abs_rel is given, a1 is 1 - abs_rel, and all else 0; the pixels are one frame's."""
+    rows = torch.zeros(len(abs_rel), len(METRIC_NAMES), dtype=torch.float64)
+    rows[:, METRIC_NAMES.index("abs_rel")] = torch.tensor(abs_rel, dtype=torch.float64)
+    rows[:, 0] = 1 - rows[:, METRIC_NAMES.index("abs_rel")]
+    sums = torch.zeros(len(abs_rel), 3, 4, dtype=torch.float64)
+    sums[:, :, 0] = torch.tensor(pixels)
+    sums[:, :, 1] = bias_m * sums[:, :, 0]
+    frames = FrameTable([f"{index}.png" for index in range(len(abs_rel))], rows, sums)
+    return Result(Path("x.pth"), aggregate(rows), range_figures(sums, 80.0), frames)
+
+
+def protocol(**options):
+    return Protocol("val", EvaluationSettings(**options), 0.001, 80.0)
+
+
+def test_the_protocol_says_frames_pixels_range_crop_and_flip():
+    text = reports.protocol_lines(protocol(cap=50.0, flip=False), result_of([0.1, 0.2]))
+    assert text == (
+        "2 val frames, 2 of them with ground truth that counts, 14 pixels\n"
+        "ground truth 0.001 < d < 50 m, crop garg, flip averaging off, mean over images"
+    )
+    assert "d < 80 m" in reports.protocol_lines(protocol(), result_of([0.1]))
+
+
+def test_the_table_of_ranges_has_a_row_a_range_and_says_where_there_is_no_pixel():
+    lines = reports.ranges_table({"student": result_of([0.1, 0.2])}).split("\n")
+    assert [line.split()[-4:] for line in lines[1::2]] == [
+        ["10", "-1.000", "0.0000", "0.000"],
+        ["4", "-1.000", "0.0000", "0.000"],
+    ]
+    assert lines[1].split()[:4] == ["student", "0", "-", "20"] and lines[2].endswith("0  no pixel")
+
+
+def test_a_duel_has_the_differences_and_on_how_many_frames_who_is_better():
+    results = {"teacher": result_of([0.3, 0.1, 0.2]), "student": result_of([0.1, 0.2, 0.1])}
+    head, difference, ours, theirs = reports.duels_table(results).split("\n")
+    place = head.split().index("abs_rel") - len(METRIC_NAMES)
+    assert difference.startswith("student - teacher ") and difference.split()[place] == "-0.0667"
+    assert ours.startswith("frames where student is better") and ours.split()[place] == "2"
+    assert theirs.startswith("frames where teacher is better") and theirs.split()[place] == "1"
+    # Accuracies are better where they are larger.
+    assert difference.split()[-9] == "+0.0667" and ours.split()[-9] == "2" and theirs.split()[-9] == "1"
+
+
+def test_all_that_is_said_names_the_worst_frames_unless_nothing_counts():
+    said = "\n".join(reports.everything({"student": result_of([0.1, 0.4, 0.3, 0.2])}, protocol()))
+    assert said.endswith("by abs_rel:\n  0.4000  1.png\n  0.3000  2.png\n  0.2000  3.png") and "better" not in said
+    nothing = "\n".join(reports.everything({"student": result_of([math.nan], pixels=(0, 0, 0))}, protocol()))
+    assert "0 of them with ground truth that counts, 0 pixels" in nothing and "Worst" not in nothing
+
+
+@pytest.mark.parametrize(
+    ("path", "suffix", "words"),
+    [
+        ("mine.yaml", ".json", "mine.yaml: a file that ends in .json is written; give one"),
+        ("folder.json", ".json", "folder.json: a file that ends in .json is written; give one"),
+        ("mine.yaml/x.csv", ".csv", "mine.yaml can't be made (File exists); give another place"),
+        ("mine.yaml", None, "mine.yaml can't be made (File exists); give another place"),
+    ],
+)
+def test_a_result_is_never_written_over_another_file(tmp_path, path, suffix, words):
+    (tmp_path / "mine.yaml").write_text("mine")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(LaunchError) as error:
+        reports.check_output("--out", tmp_path / path, suffix)
+    assert str(error.value).startswith("--out ") and str(error.value).endswith(words)
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_the_folder_of_a_result_is_made(tmp_path):
+    reports.check_output("--out", tmp_path / "a" / "x.json", ".json")
+    reports.check_output("--show-dir", tmp_path / "b" / "c", None)
+    reports.check_output("--panel", None, ".png")
+    assert (tmp_path / "a").is_dir() and (tmp_path / "b" / "c").is_dir()
+
+
+def test_a_work_dir_and_a_checkpoint_in_one_are_checkpoints(tmp_path):
+    recipe, network = write_recipe(tmp_path), build_network(NETWORK)
+    for path in (tmp_path / "run" / "best_abs_rel.pth", tmp_path / "run" / "checkpoints" / "iter_3" / "student.pth"):
+        path.parent.mkdir(parents=True)
+        checkpoint.write_weights(path, network.state_dict(), NETWORK, 3)
+        loaded, found = reports.load_network(recipe, str(path.parent))
+        assert found == path and torch.equal(next(loaded.parameters()), next(network.parameters()))
 
 
 def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):

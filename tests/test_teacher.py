@@ -2,13 +2,15 @@
 
 import copy
 import hashlib
+import sys
+import types
 
 import pytest
 import torch
 
 from tiekd import checkpoint
 from tiekd.data.batch import Batch
-from tiekd.errors import TeacherError
+from tiekd.errors import RecipeError, TeacherError
 from tiekd.losses import criterion
 from tiekd.models.factory import build_network
 from tiekd.models.teacher import CachedMaps, FrozenTeacher, GroundTruth, build_teacher
@@ -148,6 +150,69 @@ def test_maps_and_ground_truth_are_the_batchs():
     maps, truth = build_teacher({"maps": "gt_kd"}, CPU), build_teacher(None, CPU)
     assert isinstance(maps, CachedMaps) and maps(data) is data.teacher_depth
     assert isinstance(truth, GroundTruth) and truth(data) is data.depth
+
+
+class Nearer(torch.nn.Module):
+    """A metre for each grey level above the mean; not frozen, in training mode, on purpose."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale))
+
+    def forward(self, batch):
+        return batch.image.mean(1, keepdim=True).abs().double() * self.scale + 1
+
+
+def outside(monkeypatch, build):
+    """The teacher of a module `somebodys.teacher` with this build, given scale 3."""
+    module = types.ModuleType("somebodys.teacher")
+    module.build = build
+    monkeypatch.setitem(sys.modules, "somebodys.teacher", module)
+    return build_teacher({"name": "somebodys.teacher", "scale": 3.0}, CPU)
+
+
+def test_a_teacher_from_outside_is_frozen_and_counts_where_the_camera_saw_something(monkeypatch):
+    teacher, data = outside(monkeypatch, Nearer), batch()
+    assert not teacher.network.training and not teacher.network.scale.requires_grad
+    depth = teacher(data)
+    assert depth.dtype == torch.float32 and not depth.requires_grad
+    expected = data.image.mean(1, keepdim=True).abs() * 3 + 1
+    torch.testing.assert_close(depth, expected * data.inside)
+    assert teacher.name == "somebodys.teacher" and (depth[~data.inside] == 0).all()
+
+
+def test_a_teacher_from_outside_may_be_any_callable_and_ask_for_the_device(monkeypatch):
+    def build(scale: float, device):
+        return lambda batch: torch.full(batch.depth.shape, scale, device=device)
+
+    data = batch()
+    teacher = outside(monkeypatch, build)
+    assert teacher.network is None and torch.equal(teacher(data), 3.0 * data.inside)
+    nan_outside = outside(monkeypatch, lambda scale: lambda batch: torch.where(batch.inside, scale, torch.nan))
+    assert torch.equal(nan_outside(data), 3.0 * data.inside)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (torch.ones(2, 32, 64), "returned (2, 32, 64) torch.float32 on cpu; it must be depth in metres, (2, 1, 32"),
+        (torch.ones(2, 1, 32, 64, dtype=torch.int64), "returned (2, 1, 32, 64) torch.int64 on cpu"),
+        (torch.ones(2, 1, 32, 64, device="meta"), "on meta; it must be depth in metres"),
+        (None, "teacher (somebodys.teacher): returned None; it must be depth in metres"),
+    ],
+)
+def test_what_a_teacher_from_outside_gets_wrong_is_one_line(monkeypatch, returned, words):
+    teacher = outside(monkeypatch, lambda scale: lambda batch: returned)
+    with pytest.raises(TeacherError) as error:
+        teacher(batch())
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_module_that_makes_no_teacher_is_one_line(monkeypatch):
+    with pytest.raises(TeacherError, match="build made 3.0; it must be a callable"):
+        outside(monkeypatch, lambda scale: scale)
+    with pytest.raises(RecipeError, match=r"teacher \(somebodys.teacher\): unknown key 'scale'"):
+        outside(monkeypatch, lambda factor: factor)
 
 
 def test_mistakes_are_one_line(weights_file, tmp_path):

@@ -130,6 +130,15 @@ def test_the_log_names_the_weights_that_made_the_maps(ground):
     )
 
 
+@pytest.mark.parametrize(("digest", "of"), [("0123456789abcdef", ", the weights with digest 0123456789ab"), (None, "")])
+def test_the_log_names_a_teacher_from_outside_the_project(ground, tmp_path, digest, of):
+    node = {"name": "mine.oracle", "encoder": 3, "max_depth": "far"}  # all but the name is its own affair
+    manifest = teacher_maps.make_manifest(recipe_of(ground), node, digest, False)
+    assert manifest["full_scale_m"] == 80.0 and manifest["teacher_network"] == node
+    teacher_maps.write_manifest(tmp_path, manifest)
+    assert teacher_maps.describe(tmp_path) == f"Teacher: cached maps in {tmp_path}, of mine.oracle{of}"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"full_scale_m": "x"}', "\udcff"])
 def test_a_manifest_that_can_not_be_read_is_a_line(ground, tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, errors="surrogateescape")

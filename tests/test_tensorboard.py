@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+from tiekd import pictures
 from tiekd.errors import RecipeError
 from tiekd.hooks import tensorboard, text_log
+from tiekd.hooks.base import Hook
 from tiekd.hooks.tensorboard import TensorBoard
 from tiekd.hooks.text_log import TextLog
+from tiekd.models.heads.dpm import Dpm
+from tiekd.models.network import Network
+from tiekd.views import View
 
 
 def make_state(work_dir, hooks, iteration=0):
@@ -18,7 +24,7 @@ def make_state(work_dir, hooks, iteration=0):
         iteration=iteration, iterations_per_epoch=20, total_iterations=40, by_epoch=True, batch_size=3, lr=[1e-3, 1e-2],
         momentum=[0.95, 0.95], losses={}, grad_norm=None, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
         timestamp="20240101_120000", recipe={"teacher": {"maps": "m"}}, batch=batch, hooks=hooks, skipped_steps=0,
-        loss_scale=None,
+        loss_scale=None, engine=None,
         teacher_depth=torch.rand(3, 1, 16, 32) * 9,
         prediction=SimpleNamespace(depth=torch.rand(3, 1, 16, 32, dtype=torch.float16, requires_grad=True)),
     )  # fmt: skip
@@ -88,9 +94,9 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])
-def test_pictures_have_a_row_a_sample_and_a_column_a_map(with_teacher, tmp_path, monkeypatch):
-    panels = []
-    monkeypatch.setattr(tensorboard, "panel", lambda *args: panels.append(args) or np.zeros((4, 6, 3), np.uint8))
+def test_a_picture_a_sample_with_a_cell_a_map(with_teacher, tmp_path, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(pictures, "sheet", lambda *args: sheets.append(args) or np.zeros((4, 6, 3), np.uint8))
     state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=2, max_depth=10.0)])
     # Without a teacher the loop passes the ground truth on as what the student learns from.
     state.recipe = state.recipe if with_teacher else {}
@@ -98,22 +104,112 @@ def test_pictures_have_a_row_a_sample_and_a_column_a_map(with_teacher, tmp_path,
     train(state, 40)
     for hook in state.hooks:
         hook.after_train(state)
-    images = read(tmp_path)[1]["train/pictures"]
-    assert [(image.step, image.height, image.width) for image in images] == [(15, 4, 6), (30, 4, 6), (40, 4, 6)]
-    rows, titles, max_depth, max_error = panels[0]
-    assert (max_depth, max_error) == (10.0, 1.0) and len(rows) == 2
-    assert list(titles) == ["image", "ground truth", *(["teacher"] if with_teacher else []), "student", titles[-1]]
-    assert titles[-1] == f"|student - {'teacher' if with_teacher else 'ground truth'}|"
-    assert all(picture.shape == (16, 32, 3) for row in rows for picture in row)
+    images = read(tmp_path)[1]
+    assert set(images) == {"train/pictures_1", "train/pictures_2"}
+    for shown in images.values():
+        assert [(image.step, image.height, image.width) for image in shown] == [(15, 4, 6), (30, 4, 6), (40, 4, 6)]
+    cells, max_depth, max_error, max_entropy, _ = sheets[0]
+    assert (max_depth, max_error) == (10.0, 1.0) and max_entropy is None  # there was no network to ask
+    error = f"|student - {'teacher' if with_teacher else 'ground truth'}|"
+    assert list(cells) == ["image", "ground truth", *(["teacher"] if with_teacher else []), "student", error]
+    assert all(picture.shape == (16, 32, 3) for picture in cells.values())
 
 
-def test_a_whole_panel_is_written(tmp_path):
-    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, max_depth=10.0)])
+def test_a_whole_picture_is_written(tmp_path):
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, num_images=1, max_depth=10.0)])
     train(state, 40)
     for hook in state.hooks:
         hook.after_train(state)
-    (image,) = read(tmp_path)[1]["train/pictures"]
-    assert image.step == 40 and image.width > 5 * 480
+    (image,) = read(tmp_path)[1]["train/pictures_1"]
+    assert image.step == 40 and image.width > 2 * 400 and image.height > 3 * 200
+
+
+def make_network():
+    torch.manual_seed(0)
+    head = Dpm(3, 1e-3, 10.0, stride=1, num_bins=20, sigma=0.5)
+    return Network(nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)), Pass(), head, 1e-3, 10.0)
+
+
+class Pass(nn.Module):
+    def forward(self, features, size):
+        return features
+
+
+def test_pictures_of_training_leave_the_network_and_the_random_numbers_as_they_were(tmp_path):
+    network = make_network().train()
+    network.encoder[0].eval()  # frozen by somebody
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=3, max_depth=10.0)])
+    state.engine = SimpleNamespace(module=network)
+    random_state = torch.get_rng_state()
+    train(state, 40)
+    for hook in state.hooks:
+        hook.after_train(state)
+    images = read(tmp_path)[1]
+    assert [[image.step for image in images[f"train/{tag}"]] for tag in ("pictures_3", "why_1")] == [[15, 30, 40]] * 2
+    assert images["train/pictures_3"][0].width > 2 * 400 + 3 * 74  # with the scale of entropies
+    assert all((before[name] == value).all() for name, value in network.state_dict().items())
+    assert network.training and network.encoder[1].training and not network.encoder[0].training
+    assert all(p.grad is None for p in network.parameters()) and (torch.get_rng_state() == random_state).all()
+
+
+def test_no_network_is_run_whose_weights_are_on_other_ranks_too(tmp_path):
+    network = make_network()
+    for parameter in network.parameters():
+        parameter.ds_id = 0
+    network.forward = network.features = None
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=40, max_depth=10.0)])
+    state.engine = SimpleNamespace(module=network)
+    train(state, 40)
+    for hook in state.hooks:
+        hook.after_train(state)
+    assert set(read(tmp_path)[1]) == {"train/pictures_1", "train/pictures_2"}
+
+
+def test_an_evaluation_shows_its_frames_and_errors_and_a_resumed_run_replaces_them(tmp_path):
+    shown = [View(np.zeros((16, 32, 3), np.uint8), *[np.ones((16, 32), np.float32)] * 3)] * 2
+    errors = {"0-2.5m": np.array([0.5, -1.5, 0.25])}
+    frames = SimpleNamespace(views=lambda: shown, errors_by_range=lambda views: errors)
+    for begin, end in ((0, 30), (10, 30)):
+        board = TensorBoard(10, image_interval=100, max_depth=10.0, frames=frames)
+        state = make_state(tmp_path, [TextLog(10), board], begin)
+        train(state, end, validate_every=10)
+        for hook in state.hooks:
+            hook.after_train(state)
+    events = EventAccumulator(str(tmp_path / "tf_logs"), size_guidance={"images": 0, "histograms": 0})
+    events.Reload()
+    assert [image.step for image in events.Images("val/pictures_2")] == [10, 20, 30]
+    found = events.Histograms("val/error_0-2.5m")
+    assert [event.step for event in found] == [10, 20, 30]
+    value = found[0].histogram_value
+    assert (value.num, value.min, value.max, value.sum) == (3, -1.5, 0.5, -0.75)
+
+
+def test_the_recipe_is_there_as_it_is(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {root: '*x*'}\ntrain:\n  epochs: 3\n")
+    (tmp_path / "ds_config.json").write_text('{\n  "zero_optimization": 1\n}\n')
+    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=0)])
+    train(state, 10)
+    for hook in state.hooks:
+        hook.after_train(state)
+    events = EventAccumulator(str(tmp_path / "tf_logs"))
+    events.Reload()
+    (recipe,) = events.Tensors("recipe/text_summary")
+    assert recipe.tensor_proto.string_val[0].decode() == "    data: {root: '*x*'}\n    train:\n      epochs: 3"
+    assert "zero_optimization" in str(events.Tensors("ds_config/text_summary")[0].tensor_proto)
+
+
+@pytest.mark.parametrize("values", [{"skipped_steps": 3}, {"loss_scale": 512.0}])
+def test_skipped_steps_are_counted_where_there_may_be_some(values, tmp_path):
+    happens = Hook()
+    happens.after_iteration = lambda state: vars(state).update(values)
+    state = make_state(tmp_path, [happens, TextLog(10), TensorBoard(10, image_interval=0)])
+    train(state, 10)
+    for hook in state.hooks:
+        hook.after_train(state)
+    scalars, _ = read(tmp_path)
+    assert scalars["train/skipped_steps"] == [(10, values.get("skipped_steps", 0))]
+    assert scalars.get("train/loss_scale", [(10, 512.0)]) == [(10, 512.0)]
 
 
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):

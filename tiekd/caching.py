@@ -13,7 +13,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -26,8 +26,8 @@ from torch.utils.data import Dataset, Subset
 from tiekd import distributed
 from tiekd.data import depth_io, teacher_maps
 from tiekd.data.loader import Loading, validation_batches
-from tiekd.errors import DataError, TeacherError
-from tiekd.models.teacher import FrozenTeacher, build_teacher, teacher_checkpoint
+from tiekd.errors import DataError, RecipeError, TeacherError
+from tiekd.models.teacher import FrozenTeacher, OutsideTeacher, build_teacher, is_outside, teacher_checkpoint
 from tiekd.progress import Progress
 from tiekd.run import build_dataset, loading_of
 
@@ -37,11 +37,17 @@ _MARGIN = 1.1
 
 
 class Source(NamedTuple):
-    """What makes the maps: the teacher's node with its checkpoint's file in it, and whether flips are averaged."""
+    """What makes the maps: the teacher's node with its checkpoint's file in it, and whether flips are averaged, which a
+    teacher from outside the project sees to by itself; it has no checkpoint here."""
 
     node: dict
-    checkpoint: Path
+    checkpoint: Path | None
     flip: bool
+
+    def __str__(self) -> str:
+        if self.checkpoint is None:
+            return self.node["name"]
+        return f"{self.checkpoint}, flip averaging {'on' if self.flip else 'off'}"
 
 
 def teacher_of(recipe: dict, recipe_path: str | Path, checkpoint: str | None) -> Source:
@@ -50,6 +56,10 @@ def teacher_of(recipe: dict, recipe_path: str | Path, checkpoint: str | None) ->
     checkpoint: weights in place of the ones that the recipe means. Raises TeacherError where there are none.
     """
     teacher = recipe.get("teacher") or {}
+    if is_outside(teacher):
+        if checkpoint is not None:
+            raise TeacherError(f"--checkpoint: {teacher['name']} loads its own weights; give them as an argument of it")
+        return Source(teacher, None, False)
     if "maps" in teacher:
         raise TeacherError(
             f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make any; give the "
@@ -65,16 +75,23 @@ def teacher_of(recipe: dict, recipe_path: str | Path, checkpoint: str | None) ->
 
 
 def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
-    """`<data.root>/gt_kd_<the teacher's recipe>`, with `_val` for validation frames."""
-    named_by = (recipe.get("teacher") or {}).get("recipe", recipe_path)
-    return Path(recipe["data"].get("root", ".")) / f"gt_kd_{Path(named_by).stem}{'_val' if split == 'val' else ''}"
+    """`<data.root>/gt_kd_<the teacher's recipe, or module>`, with `_val` for validation frames."""
+    teacher = recipe.get("teacher") or {}
+    name = teacher["name"].split(".")[-1] if is_outside(teacher) else Path(teacher.get("recipe", recipe_path)).stem
+    return Path(recipe["data"].get("root", ".")) / f"gt_kd_{name}{'_val' if split == 'val' else ''}"
 
 
 def frames_of(recipe: dict, split: str) -> Dataset:
     """The frames of a split as teacher maps cover them, which are cut as they are read; for training also those without
     ground truth."""
     with_a_teacher = {"network": recipe["network"]}  # which is why frames without ground truth count
-    return build_dataset(recipe | {"teacher": with_a_teacher}, split, as_evaluated=True)
+    frames = build_dataset(recipe | {"teacher": with_a_teacher}, split, as_evaluated=True)
+    if not hasattr(frames, "map_name"):
+        raise RecipeError(
+            f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's map is called; give "
+            "it one, or let the teacher run in training"
+        )
+    return frames
 
 
 def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO) -> None:
@@ -82,8 +99,10 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
 
     Raises TeacherError where the folder holds other maps, DataError where they don't fit on its disk.
     """
-    teacher = build_teacher(source.node | {"flip": source.flip}, device)
-    manifest = teacher_maps.make_manifest(recipe, source.node["network"], digest_of(teacher.network), source.flip)
+    own = is_outside(source.node)
+    teacher = build_teacher(source.node if own else source.node | {"flip": source.flip}, device)
+    digest = None if teacher.network is None else digest_of(teacher.network)
+    manifest = teacher_maps.make_manifest(recipe, source.node if own else source.node["network"], digest, source.flip)
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
     with _claimed(folder, manifest):
@@ -109,7 +128,7 @@ def digest_of(network: nn.Module) -> str:
 class _Job:
     """One folder of maps in the making. index_by_name: every frame by the file name of its map."""
 
-    teacher: FrozenTeacher
+    teacher: FrozenTeacher | OutsideTeacher
     frames: Dataset
     index_by_name: dict[str, int]
     folder: Path
@@ -151,22 +170,21 @@ class _Job:
 
     def make(self, missing: list[str], loading: Loading) -> None:
         """Makes and writes this rank's share of the missing maps. Collective."""
-        progress = None
+        bar = nullcontext()
         if distributed.is_main():
-            progress = Progress("maps", len(self.index_by_name), self._count, self.out)
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            waiting = deque()
-            for name, depth in self._depths(missing, distributed.rank(), distributed.world_size(), loading):
-                waiting.append(pool.submit(self._write, name, depth))
-                while len(waiting) > _WAITING:
-                    waiting.popleft().result()
-                if progress:
-                    progress.update()
-            for write in waiting:
-                write.result()
-        distributed.barrier()
-        if progress:
-            progress.finish()
+            bar = Progress("maps", len(self.index_by_name), self._count, self.out)
+        with bar as progress:
+            with ThreadPoolExecutor(_WRITERS) as pool:
+                waiting = deque()
+                for name, depth in self._depths(missing, distributed.rank(), distributed.world_size(), loading):
+                    waiting.append(pool.submit(self._write, name, depth))
+                    while len(waiting) > _WAITING:
+                        waiting.popleft().result()
+                    if progress:
+                        progress.update()
+                for write in waiting:
+                    write.result()
+            distributed.barrier()
 
     def _depths(
         self, names: list[str], rank: int, world_size: int, loading: Loading

@@ -75,10 +75,9 @@ def check(
     """
     augment = settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment)
     total = sum(len(split.frames) for split in splits)
-    progress = Progress("frames", total, lambda: sum(len(split.facts) for split in splits), out)
-    for split in splits:
-        _examine(split, augment if split.name == "train" else None, num_workers, timeout_s, progress)
-    progress.finish()
+    with Progress("frames", total, lambda: sum(len(split.facts) for split in splits), out) as progress:
+        for split in splits:
+            _examine(split, augment if split.name == "train" else None, num_workers, timeout_s, progress)
     by_name = {split.name: split for split in splits}
     if len(by_name) == len(_SPLITS):
         train, val = by_name["train"], by_name["val"]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from tiekd import outside
 from tiekd.annotations import check_value
 from tiekd.errors import RecipeError
 
@@ -44,6 +45,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     bases, an unknown section, a section of the wrong kind or a malformed override.
     """
     path = Path(path)
+    outside.look_beside(path)
     recipe = merged(path, overrides)
     _check_sections(recipe, path)
     _resolve_teacher(recipe)
@@ -64,6 +66,8 @@ def merged(path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str]
 
 def teachers_recipe(teacher: dict) -> Path | None:
     """The recipe that lends its network to a teacher node, None for a node that needs no other."""
+    if "name" in teacher:
+        return None
     path, given = Path(teacher["recipe"]) if "recipe" in teacher else None, teacher.get("network", {})
     # A saved recipe has the network whole, and its word counts, file or no file; an override has only parts of it.
     whole = {"encoder", "decoder", "head"} <= given.keys() or (given and path is not None and not path.is_file())
@@ -94,9 +98,9 @@ def dump_recipe(recipe: dict) -> str:
 def build(node: dict, package: str, where: str, **context):
     """Makes the object that a node names: `{name: X, **arguments}` is `<package>.X.build(**arguments)`.
 
-    A dotted name is a module outside the project. `context` holds what the program knows (channels, ranges); it is
-    passed on where the signature asks for it. Raises RecipeError for an unknown name, and for arguments that are
-    unknown, missing, of another kind than the signature's annotation, or belong to the program.
+    A dotted name is a module outside the project (tiekd/outside.py). `context` holds what the program knows (channels,
+    ranges); it is passed on where the signature asks for it. Raises RecipeError for an unknown name, and for arguments
+    that are unknown, missing, of another kind than the signature's annotation, or belong to the program.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         names = ", ".join(_names(package))
@@ -122,15 +126,9 @@ def find(name: str, package: str, where: str) -> Callable:
             names.sort(key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
             raise RecipeError(f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}")
         return importlib.import_module(f"{package}.{name}").build
-    try:
-        module = importlib.import_module(name) if all(part.isidentifier() for part in name.split(".")) else None
-    except ModuleNotFoundError as error:
-        # An import that fails inside the user's own module is that module's fault and must stay visible.
-        if not (error.name and f"{name}.".startswith(f"{error.name}.")):
-            raise
-        module = None
+    module = outside.import_module(name)
     if module is None:
-        raise RecipeError(f"{where}.name: no module {name!r} can be imported; add its folder to PYTHONPATH")
+        raise RecipeError(f"{where}.name: no module {name!r} can be imported; its package belongs {outside.WHERE}")
     if not hasattr(module, "build"):
         raise RecipeError(f"{where}.name: module {name} has no build; end it with `build = YourClass`")
     return module.build
@@ -185,13 +183,14 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
 
 
 def _anchored(change: dict, folder: Path, where: str) -> dict:
-    """The change with `teacher.recipe` as an absolute path, which takes the old teacher's network and weights away."""
+    """The change with `teacher.recipe` as an absolute path, which takes the old teacher's network and weights away,
+    or what it was if it was none of the project's; whose own `recipe` is its own affair."""
     teacher = change.get("teacher")
-    if not isinstance(teacher, dict) or teacher.get("recipe") is None:
+    if not isinstance(teacher, dict) or teacher.get("recipe") is None or teacher.get("name") is not None:
         return change
     check_value(teacher["recipe"], str, f"{where}: teacher.recipe")
     recipe = str((folder / teacher["recipe"]).resolve())
-    return change | {"teacher": {"network": None, "checkpoint": None} | teacher | {"recipe": recipe}}
+    return change | {"teacher": {"name": None, "network": None, "checkpoint": None} | teacher | {"recipe": recipe}}
 
 
 def _read_yaml(path: Path) -> dict:
@@ -224,10 +223,20 @@ def _parse_override(override: str) -> dict:
     return node
 
 
+def _is_a_module(teacher: dict) -> bool:
+    """Whether a teacher is a module outside the project, whose arguments its other keys are."""
+    if "name" in teacher and not (isinstance(teacher["name"], str) and "." in teacher["name"]):
+        raise RecipeError(
+            f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as my_package.my_teacher (for a "
+            "network of the project: teacher.recipe)"
+        )
+    return "name" in teacher
+
+
 def _resolve_teacher(recipe: dict) -> None:
     """Puts the network of `teacher.recipe` into the recipe, so that the saved recipe needs no other file."""
     teacher = recipe.get("teacher")
-    if teacher is None:
+    if teacher is None or _is_a_module(teacher):
         return
     kinds = {"recipe": str, "network": dict, "checkpoint": str, "maps": str, "flip": bool, "precision": str}
     check_keys(teacher, kinds, "teacher")
@@ -235,6 +244,7 @@ def _resolve_teacher(recipe: dict) -> None:
         check_value(value, kinds[key], f"teacher.{key}")
     path = teachers_recipe(teacher)
     if path is not None:
+        outside.look_beside(path)
         theirs = merged(path)
         _check_sections(theirs, path)
         if "network" not in theirs:

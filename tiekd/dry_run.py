@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, launch, manifest, memory, notes, work_dirs
 from tiekd.config import settings
+from tiekd.data import decoded
 from tiekd.engine import build_engine, stepper
 from tiekd.environment import environment
 from tiekd.errors import LaunchError
@@ -56,7 +57,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     seconds, data_s = watch.median_s()
     total = state.total_iterations
     told = notes.about(recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total)
-    told += parts.report
+    told += parts.report + decoded.describe(parts.train_set) + decoded.describe(parts.val_set)
     told += [
         f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch {machine['PyTorch']}",
         f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x {state.accumulation} "

@@ -36,5 +36,9 @@ class LaunchError(UserError):
     """The way of starting the program (ranks, devices, port, work dir) can't work."""
 
 
+class ExportError(UserError):
+    """A network can't be exported as asked, or the file that was made doesn't say what the network says."""
+
+
 class DivergedError(UserError):
     """Training's numbers are no longer finite, and don't become so again; the message names where to go on from."""

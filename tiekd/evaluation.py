@@ -4,18 +4,23 @@ Batches are formed over the whole validation set and dealt whole to ranks; each 
 order before the mean is taken. Flip averaging runs picture and mirror image as one batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd import distributed, metrics
+from tiekd.data.batch import Batch
 from tiekd.data.loader import validation_batches
 from tiekd.data.workers import TIMEOUT_S
 from tiekd.errors import DataError, RecipeError
 from tiekd.models.network import Network
+from tiekd.progress import Progress
+
+Watcher = Callable[[list[int], Batch, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -68,33 +73,53 @@ def evaluate(
     device: torch.device,
     workers: int = 0,
     timeout_s: float = TIMEOUT_S,
+    watchers: Sequence[Watcher] = (),
+    out: TextIO | None = None,
 ) -> dict[str, float]:
     """The nine metrics of a predictor (image (B, 3, H, W) -> metres (B, 1, H, W)) over a data set. Collective.
 
     Ground truth counts where min_depth < depth < cap, inside the crop; an image without any counts in no mean.
+    watchers: called after each of this rank's batches with its indices, the batch, the predicted depth (B, 1, H, W) and
+    the metrics (B, 9), all on the device. out: where a terminal shows how far it is; a file is told nothing.
     """
     cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
     batches = validation_batches(
         dataset, settings.batch_size, distributed.rank(), distributed.world_size(), workers, device, timeout_s
     )
-    for batch_indices, batch in batches:
+    for batch_indices, batch in _shown(batches, "frames", len(dataset), distributed.world_size(), out):
+        depth = predictor(batch.image)
         indices += batch_indices
-        rows.append(metrics.depth_metrics(predictor(batch.image), batch.depth, min_depth, cap, settings.crop))
+        rows.append(metrics.depth_metrics(depth, batch.depth, min_depth, cap, settings.crop))
+        for watcher in watchers:
+            watcher(batch_indices, batch, depth, rows[-1])
     mine = torch.cat(rows).cpu().tolist() if rows else []
     by_index = dict(pair for part in distributed.gather_objects(list(zip(indices, mine, strict=True))) for pair in part)
     return metrics.aggregate(torch.tensor([by_index[i] for i in sorted(by_index)], dtype=torch.float64))
 
 
-def mean_depth_map(dataset: Dataset) -> Tensor:
+def _shown(pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None) -> Iterator:
+    """The (indices, ...) pairs; the main rank shows a terminal how far it is, as if the others were as far."""
+    if out is None or not distributed.is_main():
+        yield from pairs
+        return
+    seen = 0
+    with Progress(noun, total, lambda: min(seen, total), out, in_files=False) as progress:
+        for pair in pairs:
+            yield pair
+            seen += len(pair[0]) * ranks
+            progress.update()
+
+
+def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
     """Per-pixel mean of a data set's measured depths: (1, 1, H, W) metres, the least that a network has to beat.
 
     A pixel that was never measured takes its row's mean, a row without any the mean of all. Raises DataError for frames
-    of different sizes.
+    of different sizes. out: as in `evaluate`.
     """
     total, count = 0.0, 0.0
-    for index in range(len(dataset)):
-        sample = dataset[index]
+    samples = (([index], dataset[index]) for index in range(len(dataset)))
+    for (index,), sample in _shown(samples, "training frames", len(dataset), 1, out):
         depth = sample.depth.double()
         if index and depth.shape != total.shape:
             sizes = " and ".join("x".join(map(str, d.shape[-2:])) for d in (total, depth))

@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from tiekd import schedules
 from tiekd.data import teacher_maps
-from tiekd.models.teacher import FrozenTeacher
+from tiekd.models.teacher import FrozenTeacher, OutsideTeacher
 from tiekd.optimizer import lr_factor
 
 
@@ -21,6 +21,9 @@ def about(recipe, options, train_set, val_set, network, teacher, total) -> list[
     if isinstance(teacher, FrozenTeacher):
         source = recipe["teacher"]["checkpoint"]
         said.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, from {source}")
+    elif isinstance(teacher, OutsideTeacher):
+        counted = "" if teacher.network is None else f", {_millions(teacher.network)} M parameters, frozen"
+        said.append(f"Teacher: {teacher.name}{counted}")
     elif getattr(train_set, "maps", None) is not None:
         said.append(teacher_maps.describe(train_set.maps))
     lr_batch_size = recipe["optimizer"].get("lr_batch_size") or options.batch_size

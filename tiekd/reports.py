@@ -1,36 +1,44 @@
-"""What people read after training: networks loaded for use, tables that compare them, and pictures of what they see."""
+"""What people read after training: networks loaded for use, tables that compare them, a picture of what they see."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, metrics, pictures
+from tiekd import checkpoint, frame_rows, metrics, pictures
 from tiekd.config import load_recipe
 from tiekd.data.depth_io import write_image
 from tiekd.data.transforms import normalise
-from tiekd.errors import CheckpointError
-from tiekd.evaluation import EvaluationSettings
+from tiekd.errors import CheckpointError, LaunchError
+from tiekd.frame_pictures import growth
 from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.network import Network
 
+if TYPE_CHECKING:
+    from tiekd.comparison import Protocol, Result
 
-def load_network(recipe_path: str, checkpoint_path: str | None, overrides=()) -> tuple[Network, Path]:
-    """The network of a recipe with its weights (None: the best, else the newest, of its work dir), and which those are.
 
-    Of the overrides only those of the network and the work dir count. Raises RecipeError and CheckpointError.
+def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> tuple[Network, Path]:
+    """The network of a recipe with its weights, and which file those are.
+
+    checkpoint_path: ours or a published one; a work dir, or a checkpoint in one; None: the recipe's work dir. Of a work
+    dir the best are taken, else the newest. Of the overrides only those of the network and the work dir count. Raises
+    RecipeError and CheckpointError.
     """
     recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "work_dir="))])
-    path = Path(checkpoint_path) if checkpoint_path else None
+    path = Path(checkpoint_path).expanduser() if checkpoint_path else None
     if path is None:
         work_dir = Path(recipe.get("work_dir", checkpoint.work_dir_of(recipe_path)))
         try:
             path = checkpoint.find_weights(work_dir)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; train it with bin/train.py {recipe_path}, or name a checkpoint") from None
+    elif path.is_dir():
+        path = path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)
     network = build_network(recipe.get("network"))
     state = weights.read_weights(path)
     try:
@@ -40,24 +48,97 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides=()) ->
     return network, path
 
 
-def protocol(options: EvaluationSettings, min_depth: float, max_depth: float) -> str:
-    """How the figures were made, in words."""
+def check_output(option: str, path: Path | None, suffix: str | None) -> None:
+    """Makes the folder that a result is to be written into, hours before. suffix: of a file; None for a folder.
+
+    Raises LaunchError where it can't be made, and for a file that ends otherwise: it might be one of the user's.
+    """
+    if path is None:
+        return
+    if suffix is not None and (path.suffix.lower() != suffix or path.is_dir()):
+        raise LaunchError(f"{option} {path}: a file that ends in {suffix} is written; give one")
+    folder = path if suffix is None else path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"{option} {path}: {folder} can't be made ({error.strerror}); give another place") from None
+
+
+def everything(results: Mapping[str, "Result"], protocol: "Protocol") -> list[str]:
+    """All that an evaluation has to say, block by block, the last network's worst frames included."""
+    last = list(results)[-1]
+    result = results[last]
+    said = [
+        protocol_lines(protocol, result),
+        comparison_table({name: each.metrics for name, each in results.items()}),
+        "By range of the ground truth, mean over pixels; bias below 0 is predicted too near:\n" + ranges_table(results),
+    ]
+    if len(results) > 1:
+        said.append(duels_table(results))
+    return [*said, worst_lines(last, result)] if any(result.frames.pixels) else said
+
+
+def protocol_lines(protocol: "Protocol", result: "Result") -> str:
+    """How the figures were made and on what, in words."""
+    table = result.frames
+    with_truth, settings = sum(map(bool, table.pixels)), protocol.settings
     return (
-        f"ground truth {min_depth:g} < d < {options.cap or max_depth:g} m, crop {options.crop}, "
-        f"flip averaging {'on' if options.flip else 'off'}, mean over images"
+        f"{len(table.names)} {protocol.split} frames, {with_truth} of them with ground truth that counts, "
+        f"{sum(table.pixels)} pixels\n"
+        f"ground truth {protocol.min_depth:g} < d < {protocol.cap:g} m, crop {settings.crop}, "
+        f"flip averaging {'on' if settings.flip else 'off'}, mean over images"
     )
 
 
 def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """One row a network, one column a metric; the last column is abs_rel over the first row's."""
-    width = max(map(len, figures))
-    names = metrics.METRIC_NAMES
+    """One row a network, one column a metric; where there are several, the last column is abs_rel over the first's."""
+    width, several = max(map(len, figures)), len(figures) > 1
     first = next(iter(figures.values()))["abs_rel"]
-    lines = [f"{'':{width}}  " + "  ".join(f"{name:>8}" for name in names) + "  abs_rel / first"]
+    lines = [_head(width) + ("  abs_rel / first" if several else "")]
     for label, row in figures.items():
-        cells = "  ".join(f"{row[name]:8.4f}" for name in names)
-        lines.append(f"{label:{width}}  {cells}  {row['abs_rel'] / first:15.3f}")
+        cells = "  ".join(f"{row[name]:8.4f}" for name in metrics.METRIC_NAMES)
+        lines.append(f"{label:{width}}  {cells}" + (f"  {row['abs_rel'] / first:15.3f}" if several else ""))
     return "\n".join(lines)
+
+
+def ranges_table(results: Mapping[str, "Result"]) -> str:
+    """One row a network and range: pixels, bias and error."""
+    width = max(map(len, results))
+    lines = [f"{'':{width}}  {'range, m':>13}  {'pixels':>11}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
+    for label, result in results.items():
+        for row in result.ranges:
+            place = f"{row.from_m:g} - {row.to_m:g}"
+            figures = f"{row.bias_m:+8.3f}  {row.abs_rel:8.4f}  {row.rmse_m:8.3f}" if row.pixels else "no pixel"
+            lines.append(f"{label:{width}}  {place:>13}  {row.pixels:>11}  {figures:>8}")
+            label = ""
+    return "\n".join(lines)
+
+
+def duels_table(results: Mapping[str, "Result"]) -> str:
+    """The last network against each other one: the differences of the metrics, and on how many frames who is better."""
+    *others, last = results
+    ours = results[last]
+    blocks = []
+    for other in others:
+        theirs, counts = results[other], frame_rows.wins(ours.frames, results[other].frames)
+        rows = {
+            f"{last} - {other}": [f"{ours.metrics[n] - theirs.metrics[n]:+8.4f}" for n in metrics.METRIC_NAMES],
+            f"frames where {last} is better": [f"{won:8}" for won, _ in counts.values()],
+            f"frames where {other} is better": [f"{lost:8}" for _, lost in counts.values()],
+        }
+        width = max(map(len, rows))
+        blocks.append("\n".join([_head(width), *(f"{label:{width}}  {'  '.join(row)}" for label, row in rows.items())]))
+    return "\n\n".join(blocks)
+
+
+def worst_lines(label: str, result: "Result") -> str:
+    """The three frames with the largest abs_rel, one a line."""
+    rows = frame_rows.worst(result.frames)
+    return "\n".join([f"Worst frames of {label} by abs_rel:", *(f"  {value:.4f}  {name}" for name, value in rows)])
+
+
+def _head(width: int) -> str:
+    return f"{'':{width}}  " + "  ".join(f"{name:>8}" for name in metrics.METRIC_NAMES)
 
 
 @torch.no_grad()
@@ -76,14 +157,15 @@ def write_panel(
     for row in range(min(num_rows, len(frames))):
         sample = normalise(frames[row * len(frames) // min(num_rows, len(frames))])
         truth = sample.depth[0].numpy()
+        radius = growth(truth)
         image = sample.image[None].to(device)
         depths = [predict(image)[0, 0].cpu().numpy() for predict in predictors.values()]
         rows.append(
             [
                 pictures.denormalise(sample.image.numpy()),
-                pictures.colourise(pictures.dilate(truth, radius=1), max_depth),
+                pictures.colourise(pictures.dilate(truth, radius), max_depth),
                 *(pictures.colourise(depth, max_depth) for depth in depths),
-                pictures.error_map(depths[-1], truth, max_error, radius=1),
+                pictures.error_map(depths[-1], truth, max_error, radius),
             ]
         )
     path.parent.mkdir(parents=True, exist_ok=True)

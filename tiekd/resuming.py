@@ -9,7 +9,7 @@ from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState
-from tiekd.models.teacher import teacher_checkpoint
+from tiekd.models.teacher import is_outside, teacher_checkpoint
 
 
 def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
@@ -60,7 +60,7 @@ def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None
     A run that goes on takes the file that it was started with.
     """
     teacher = recipe.get("teacher") or {}
-    if "network" not in teacher or "maps" in teacher:
+    if is_outside(teacher) or "network" not in teacher or "maps" in teacher:
         return
     if resuming and "checkpoint" not in teacher and (work_dir / work_dirs.RECIPE).is_file():
         started_with = load_recipe(work_dir / work_dirs.RECIPE).get("teacher") or {}

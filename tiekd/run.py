@@ -3,6 +3,7 @@
 Everything that can be wrong with a recipe is found here, before the first iteration and before anything is written.
 """
 
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -30,10 +31,11 @@ from tiekd.losses import criterion as criteria
 from tiekd.losses.dpm import DPM
 from tiekd.models import pretrained, weights
 from tiekd.models.factory import build_network
-from tiekd.models.teacher import build_teacher
+from tiekd.models.teacher import build_teacher, is_outside
 from tiekd.optimizer import build_optimizer
 from tiekd.options import LoadSettings, TrainSettings
 from tiekd.parts import Parts
+from tiekd.shown_frames import ShownFrames
 
 _NOT_FOR_DATASETS = ("augment", *Loading.__dataclass_fields__)
 _TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
@@ -131,7 +133,7 @@ def build_parts(
         total_iterations=total,
         by_epoch=options.iterations is None,
     )
-    state.hooks, log = build_hooks(recipe, val_set, replica, device, loading, options, unreadable)
+    state.hooks, log = build_hooks(recipe, val_set, replica, teacher, device, loading, options, unreadable)
     return Parts(
         options, config, device, network, replica, criterion, teacher, train_set, val_set, augment, loading, groups,
         unreadable, optimizer, schedule, state, log, report,
@@ -164,7 +166,7 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
         "data",
         split=split,
         max_depth=recipe["network"]["max_depth"],
-        maps=teacher.get("maps"),
+        maps=None if is_outside(teacher) else teacher.get("maps"),
         needs_ground_truth=split == "val" or not teacher,
     )
     if getattr(frames, "maps", None) is not None:
@@ -173,23 +175,28 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
     return frames
 
 
-def build_hooks(recipe, val_set, replica, device, loading, options, unreadable) -> tuple[list[Hook], TextLog]:
+def build_hooks(
+    recipe, val_set, replica, teacher, device, loading, options, unreadable
+) -> tuple[list[Hook], TextLog]:
     """The hooks in their order. The log comes first, so that an iteration's own line stands before what follows it;
     evaluation before the checkpoint, so that a checkpoint holds the outcome of the evaluation at its iteration."""
     log = build({"name": "text_log", **recipe.get("log", {})}, "tiekd.hooks", "log")
+    evaluation, frames = settings(recipe, "evaluation", EvaluationSettings), None
+    if options.validate:
+        frames = ShownFrames(val_set, replica, teacher if recipe.get("teacher") else None, device, evaluation.crop)
     board = build(
         {"name": "tensorboard", **recipe.get("tensorboard", {})},
         "tiekd.hooks",
         "tensorboard",
         text_log=log,
         max_depth=recipe["network"]["max_depth"],
+        frames=frames,
     )
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
-    evaluation = settings(recipe, "evaluation", EvaluationSettings)
     if options.validate:
-        hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info))
+        hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info, sys.stderr))
     hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
     saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}
     hooks.append(build(saving, "tiekd.hooks", "checkpoint", hooks=list(hooks), info=log.info))

@@ -50,7 +50,11 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 def test_two_ranks_are_one_rank_with_norms_over_both(results):
-    assert_same(results / "1x4", results / "2x2")
+    one, two = (runs.losses(results / name) for name in ("1x4", "2x2"))
+    assert one[:10] == pytest.approx(two[:10], rel=2e-6)
+    # Sooner or later rounding takes an activation to the other side of a kink, which is a step in the gradient: the
+    # two go on 1e-4 apart. Without norms, or without kinks (below), they agree to the last iteration.
+    assert one == pytest.approx(two, rel=2e-3)
 
 
 def test_accumulation_on_two_ranks_is_one_large_batch(results):

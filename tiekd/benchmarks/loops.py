@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tiekd import memory
 from tiekd.data.batch import Batch
@@ -51,7 +51,7 @@ class Parts:
         """What anybody would write: DeepSpeed's own methods, nothing of ours around them."""
         engine = self._engine
         for batch in self.micro_batches:
-            prediction = engine(batch.image, batch.teacher_depth if self.criterion.needs_divergence else None)
+            prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
             type(engine).backward(engine, self.criterion(prediction, batch, batch.teacher_depth)["loss"])
             if hasattr(engine, "skipped_on_device") and engine.is_gradient_accumulation_boundary():
                 nn.utils.clip_grad_norm_(engine.module.parameters(), self.clip_norm or float("inf"))
@@ -63,9 +63,8 @@ class TimedCriterion:
     criterion: nn.Module
     call: Callable
 
-    @property
-    def needs_divergence(self) -> bool:
-        return self.criterion.needs_divergence
+    def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
+        return self.criterion.divergence_target(teacher_depth)
 
     def __call__(self, *arguments):
         return self.call(*arguments)

@@ -4,6 +4,7 @@ Machines are noisy, so the two take turns, each round gives one ratio, and the m
 far they spread is printed with it. Left out: energy, and memory that other processes (data workers) hold.
 """
 
+import ctypes
 import gc
 import platform
 import statistics
@@ -82,6 +83,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
         _wait(device)
         return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)  # else a call is served from what others have freed, and seems to need nothing
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
     before = _resident_bytes("VmRSS")
     call()

@@ -81,7 +81,7 @@ def main(recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int,
         distributed.barrier()
         memory.wait(device)
         started = time.perf_counter()
-        prediction = engine(batch.image, batch.teacher_depth if criterion.needs_divergence else None)
+        prediction = engine(batch.image, criterion.divergence_target(batch.teacher_depth))
         engine.backward(criterion(prediction, batch, batch.teacher_depth)["loss"])
         step()
         memory.wait(device)

@@ -61,7 +61,7 @@ class TrainingStep:
     def __call__(self) -> None:
         batch = self.batch
         teacher_depth = self.teacher(batch)
-        target = teacher_depth if self.criterion.needs_divergence else None
+        target = self.criterion.divergence_target(teacher_depth)
         with nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype):
             prediction = self.network(batch.image, target)
         loss = self.criterion(prediction, batch, teacher_depth)["loss"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tiekd.data.transforms import look_up
+from tiekd.data.turning import resample
 
 
 class Batch(NamedTuple):
@@ -30,29 +31,35 @@ class Batch(NamedTuple):
 class HostBatch(NamedTuple):
     """A micro-batch as workers deliver it, at a third of the bytes.
 
-    image: (B, 3, H, W) uint8, RGB, its geometry done. tables: (B, 3, 256) float32, what each grey level becomes.
-    depth, teacher_depth: (B, 1, H, W) uint16 or float32, of which *_units (B,) float32 make a metre. The rest as in
-    Batch.
+    image: (B, 3, H, W) uint8, RGB. tables: (B, 3, 256) float32, what each grey level becomes. depth, teacher_depth:
+    (B, 1, H, W) uint16 or float32, of which *_units (B,) float32 make a metre. places: (B, 8) float64, where in them
+    each picture's window of `size` lies (tiekd/data/turning.py); None where they are windows. The rest as in Batch.
     """
 
     image: Tensor
     tables: Tensor
     depth: Tensor
     depth_units: Tensor
-    inside: Tensor
     teacher_depth: Tensor | None
     teacher_units: Tensor
+    places: Tensor | None
+    size: tuple[int, int]
     intrinsics: Tensor
     names: list[str]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device: copied in its small form (from pinned memory while others compute), finished there."""
         there = HostBatch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self))
+        image, depth, teacher_depth = there.image, there.depth, there.teacher_depth
+        if there.places is None:
+            inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
+        else:
+            image, depth, teacher_depth, inside = resample(image, depth, teacher_depth, there.places, there.size)
         return Batch(
-            look_up(there.image, there.tables),
-            _metres(there.depth, there.depth_units),
-            there.inside,
-            None if there.teacher_depth is None else _metres(there.teacher_depth, there.teacher_units),
+            look_up(image, there.tables),
+            _metres(depth, there.depth_units),
+            inside,
+            None if teacher_depth is None else _metres(teacher_depth, there.teacher_units),
             there.intrinsics,
             there.names,
         )

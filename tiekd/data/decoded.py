@@ -2,7 +2,7 @@
 
 One file for each picture, depth map and teacher map, named by its path below data.root with `.npy` behind: an array for
 `numpy.load`, picture (3, H, W) uint8 or depth (1, H, W) uint16 as its PNG has it, and a note at the end: the size and
-the time of change of the file that it was made from, and a checksum. bin/cache_frames.py writes them.
+the time of change of the file that it was made from, and a checksum of all before it. bin/cache_frames.py writes them.
 Costs 3.2 MB a frame of KITTI with a teacher's map, and a look at the source's size and time at each reading.
 Left out: depth in NPY files, which needs no decoding, and the checksum while training, which would read everything.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiekd.data.depth_io import write_durably
+from tiekd.data import depth_io
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
@@ -44,19 +44,7 @@ class Decoded:
 
         Raises DataError where there is no such array, where it is damaged and where the source has changed.
         """
-        path = self.path(source)
-        try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except FileNotFoundError:
-            raise DataError(f"{source}: not in {self.folder} (data.decoded); run {_PROGRAM}", "missing") from None
-        except (OSError, ValueError) as error:  # an empty file is a ValueError
-            raise DataError(f"{path}: can't be read ({error}); make it anew with {_PROGRAM}") from None
-        note = _note(mapped)
-        if note is None:
-            raise DataError(f"{path}: {len(mapped)} bytes, a torn or damaged file; make it anew with {_PROGRAM}")
-        if _state(source) != note[1:3]:
-            raise DataError(f"{source}: has changed since {path} was made from it; make that anew with {_PROGRAM}")
+        mapped, note = self._mapped(source)
         start, *shape = note[4:]
         dtype = torch.uint8 if shape[0] == 3 else torch.uint16
         return torch.frombuffer(mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start).view(shape)
@@ -68,20 +56,41 @@ class Decoded:
         file, path = io.BytesIO(), self.path(source)
         np.lib.format.write_array(file, array)
         start = file.tell() - array.nbytes
-        file.write(_NOTE.pack(_MARK, *state, zlib.crc32(array), start, *array.shape))
+        file.write(_NOTE.pack(_MARK, *state, zlib.crc32(file.getvalue()), start, *array.shape))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{path.parent}: can't be made ({error.strerror}); check the disk") from None
-        write_durably(path, file.getvalue())
+            message = f"{path.parent}: can't be made ({error.strerror}); check the disk and its permissions"
+            raise DataError(message, "disk") from None
+        depth_io.write_durably(path, file.getvalue())
 
     def holds(self, source: Path, thoroughly: bool = False) -> bool:
         """Whether there is a whole array of the source as it is now; thoroughly: its checksum is right, too."""
         try:
-            array = self.read(source).numpy()
+            mapped, note = self._mapped(source)
         except DataError:
             return False
-        return not thoroughly or zlib.crc32(array) == _note(self.path(source).read_bytes())[3]
+        return not thoroughly or zlib.crc32(memoryview(mapped)[: -_NOTE.size]) == note[3]
+
+    def _mapped(self, source: Path) -> tuple[mmap.mmap, tuple]:
+        """A source's decoded file and its note."""
+        path = self.path(source)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            raise DataError(f"{source}: not in {self.folder} (data.decoded); run {_PROGRAM}", "missing") from None
+        except (OSError, ValueError) as error:  # an empty file is a ValueError
+            raise DataError(f"{path}: can't be read ({error}); make it anew with {_PROGRAM}") from None
+        note = _note(mapped)
+        if note is None:
+            raise DataError(f"{path}: {len(mapped)} bytes, a torn or damaged file; make it anew with {_PROGRAM}")
+        if _state(source) != note[1:3]:
+            raise DataError(f"{source}: has changed since {path} was made from it; make that anew with {_PROGRAM}")
+        return mapped, note
 
 
 def folder_of(data: dict, default: str | None = None) -> Path | None:
@@ -110,6 +119,22 @@ def attach(frames: object, data: dict) -> None:
     if not folder.is_dir():
         raise DataError(f"data.decoded: no folder at {folder}; make it with {_PROGRAM}, or leave it out")
     frames.decoded = cache_at(folder, data)
+
+
+def describe(frames: object) -> list[str]:
+    """A line on frames that are read decoded: whether all of them are there. Looks at every file, some 20 us each."""
+    cache = getattr(frames, "decoded", None)
+    if cache is None:
+        return []
+    paths = {path for index in range(len(frames)) for path, _ in frames.files(index).values()}
+    sources = list(filter(depth_io.needs_decoding, paths))
+    missing = sum(not cache.holds(source) for source in sources)
+    if missing == 0:
+        return [f"Decoded frames: all {len(sources)} files are in {cache.folder}"]
+    return [
+        f"WARNING: {missing} of {len(sources)} files aren't in {cache.folder}, or have changed since; a run "
+        f"would stop there; make them with {_PROGRAM}"
+    ]
 
 
 def _root(data: dict) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tiekd.durable import replace_bytes
@@ -31,6 +31,34 @@ def read_image(path: Path) -> Tensor:
         raise DataError(f"{path}: a picture must have 8 bits a channel, this has more; is it a depth map?", "bit depth")
     picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def read_photo(path: Path) -> Tensor:
+    """Any picture that people have, upright, as (3, H, W) uint8 RGB, a view of pixels that lie together.
+
+    A camera's orientation mark is applied, grey becomes RGB, transparency is dropped, of 16 bits 8 are kept.
+    Raises DataError for a file that is missing, torn or no picture, and for numbers that are no grey levels.
+    """
+    return as_photo(_decode(path, "picture"), str(path))
+
+
+def as_photo(picture: Image.Image, name: str) -> Tensor:
+    """A Pillow picture as `read_photo` gives it; name: what an error calls it."""
+    try:
+        picture = ImageOps.exif_transpose(picture)
+    except Exception:  # noqa: BLE001 - a damaged mark raises all kinds, and turns nothing
+        pass
+    if picture.mode in ("I", "F"):
+        pixels = np.asarray(picture)
+        if picture.mode == "F" or pixels.size == 0 or pixels.min() < 0 or pixels.max() > 65535:
+            raise DataError(f"{name}: its numbers are no grey levels of 8 or 16 bits; save it as such", "bit depth")
+        picture = Image.fromarray(pixels.astype(np.uint16))
+    if picture.mode.startswith("I;16"):
+        levels = (np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535
+        picture = Image.fromarray(levels.astype(np.uint8))
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # Pillow warns of going to RGB at once
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -94,12 +122,18 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
     return file.getvalue()
 
 
+def needs_decoding(path: Path) -> bool:
+    """False for files that hold their numbers as they are."""
+    return path.suffix.lower() != ".npy"
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file so that it is whole or not there, even after a power cut. Raises DataError where it can't be."""
     try:
         replace_bytes(path, data)
     except OSError as error:
-        raise DataError(f"{path}: can't be written ({error.strerror}); check the disk and its permissions") from None
+        message = f"{path}: can't be written ({error.strerror}); check the disk and its permissions"
+        raise DataError(message, "disk") from None
 
 
 def is_whole_depth_png(path: Path) -> bool:

@@ -96,7 +96,7 @@ class Frames(torch.utils.data.Dataset):
         """What reads a frame's files: `image`, and `depth` and `teacher_depth` where it has them."""
         parts = {}
         for name, (path, decode) in self.files(index).items():
-            cached = self.decoded is not None and path.suffix.lower() != ".npy"
+            cached = self.decoded is not None and depth_io.needs_decoding(path)
             parts[name] = partial(self.decoded.read if cached else decode, path)
         return parts
 

@@ -1,11 +1,10 @@
-"""Where a sample's pixels go: crop, flip and rotation as at most one resampling, and scaling to cover a crop.
+"""Where a sample's pixels go: the part of a picture that a window comes from, and scaling to cover a crop.
 
-The window is cut first, as a view; a rotation reads the smallest box of the picture that the turned window covers and
-nothing else. Pictures stay in 8 bits and depths in the 16 of their files: some 0.05 ms for a straight window of 352x704
-on one core, 2.5 ms for a turned one with two depth maps.
+A part is a view and costs nothing: the window itself, or with rotation in the recipe some rows and columns more, as
+many in every sample, so that batches can be formed. tiekd/data/turning.py makes the window of it, on the device.
 """
 
-from math import cos, floor, radians, sin
+from math import ceil, cos, floor, radians, sin
 
 import numpy as np
 import torch
@@ -13,21 +12,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tiekd.data.transforms import Decisions, Sample, in_metres
+from tiekd.data.turning import resample
 
 
 def move(sample: Sample, decisions: Decisions) -> Sample:
-    """The window that the decisions take out of the sample, with a uint8 image: flipped, turned, cut.
+    """The window that the decisions take out of the sample, on the CPU, with a uint8 image: flipped, turned, cut.
 
     The image is bilinear and rounded to a grey level, depths take the nearest pixel. What turns in from outside the
-    picture is black and has depth 0, that is, not valid. A straight window may share the sample's memory.
+    picture is black and has depth 0, that is, not valid.
     """
-    d = decisions
-    if d.angle != 0:
-        return _turned(sample, d)
-    left = sample.image.shape[-1] - d.left - d.width if d.flip else d.left
-    window = crop_window(sample, d.top, left, d.height, d.width)
-    window = _flipped(window) if d.flip else window
-    return window if window.image.dtype == torch.uint8 else window._replace(image=_grey_levels(window.image))
+    part, places = cut(sample, decisions, abs(decisions.angle))
+    teacher_depth = None if part.teacher_depth is None else part.teacher_depth[None]
+    size = decisions.height, decisions.width
+    moved = resample(part.image[None], part.depth[None], teacher_depth, places[None], size)
+    return part._replace(
+        image=moved.image[0],
+        depth=moved.depth[0],
+        inside=moved.inside[0],
+        teacher_depth=None if moved.teacher_depth is None else moved.teacher_depth[0],
+    )
+
+
+def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor]:
+    """The part of the sample that the window comes from, and where (see `turning.resample`): (8,) float64.
+
+    rotate_deg: the largest angle in the recipe, by which all windows of one size come from parts of one size, as far as
+    their pictures are large enough. The intrinsics are already those of the window.
+    """
+    height, width = sample.image.shape[-2:]
+    centre = complex((width - 1) / 2, (height - 1) / 2)
+    rotation = complex(cos(radians(d.angle)), sin(radians(d.angle))) if d.angle else 1
+    # Window -> unflipped -> rotated back about the centre, as x + iy.
+    to_column, to_row = rotation * (-1 if d.flip else 1), rotation * 1j
+    first = rotation * (complex(width - 1 - d.left if d.flip else d.left, d.top) - centre) + centre
+    corners = [first + to_column * c + to_row * r for c in (0, d.width - 1) for r in (0, d.height - 1)]
+    slope = sin(radians(min(rotate_deg, 90)))
+    left, columns = _span([corner.real for corner in corners], width, d.width, d.height * slope)
+    top, rows = _span([corner.imag for corner in corners], height, d.height, d.width * slope)
+    part = crop_window(sample, top, left, rows, columns)
+    part = in_grey_levels(part)
+    first -= complex(left, top)
+    places = [first.real, first.imag, to_column.real, to_column.imag, to_row.real, to_row.imag, rows, columns]
+    intrinsics = _moved_intrinsics(sample.intrinsics, d, width, height)
+    return part._replace(intrinsics=intrinsics), torch.tensor(places, dtype=torch.float64)
 
 
 def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
@@ -77,81 +104,21 @@ def scale_to_cover(sample: Sample, height: int, width: int) -> Sample:
     )
 
 
-def _turned(sample: Sample, d: Decisions) -> Sample:
-    height, width = sample.image.shape[-2:]
-    centre = complex((width - 1) / 2, (height - 1) / 2)
-    rotation = complex(cos(radians(d.angle)), sin(radians(d.angle)))
-    # Where each pixel of the window comes from, x + iy: window -> unflipped -> rotated back about the centre. It is a
-    # sum of what its column and what its row says.
-    x, y = d.left + np.arange(d.width), d.top + np.arange(d.height)
-    of_column = rotation * ((width - 1 - x if d.flip else x) - centre.real)
-    of_row = rotation * 1j * (y - centre.imag) + centre
-    corners = of_column[[0, -1], None] + of_row[None, [0, -1]]
-    left, right = _span(corners.real, width)
-    top, bottom = _span(corners.imag, height)
-    of_row -= complex(left, top)
-
-    def box(plane: Tensor) -> Tensor:
-        return plane[:, top:bottom, left:right]
-
-    size = bottom - top, right - left
-    index = _nearest_index(of_column, of_row, *size)
-
-    def nearest(plane: Tensor) -> Tensor:
-        framed = np.zeros((size[0] + 2, size[1] + 2), box(plane).numpy().dtype)
-        framed[1:-1, 1:-1] = box(plane).numpy()[0]
-        return torch.from_numpy(framed).view(-1).index_select(0, index).view(1, d.height, d.width)
-
-    return sample._replace(
-        image=_grey_levels(_bilinear(box(sample.image), of_column, of_row)),
-        depth=nearest(sample.depth),
-        inside=nearest(sample.inside),
-        teacher_depth=None if sample.teacher_depth is None else nearest(sample.teacher_depth),
-        intrinsics=_moved_intrinsics(sample.intrinsics, d, width, height),
-    )
+def in_grey_levels(sample: Sample) -> Sample:
+    """The sample with a uint8 image, rounded in one pass; torch takes twice as long."""
+    if sample.image.dtype == torch.uint8:
+        return sample
+    levels = np.empty(sample.image.shape, np.uint8)
+    with np.errstate(invalid="ignore"):
+        np.rint(sample.image.numpy(), out=levels, casting="unsafe")
+    return sample._replace(image=torch.from_numpy(levels))
 
 
-def _span(values: np.ndarray, size: int) -> tuple[int, int]:
-    """The pixels (first, last + 1) that interpolation between the least and the largest value asks for; at least one,
-    where all lie outside."""
-    first = min(max(floor(values.min()), 0), size - 1)
-    return first, max(min(floor(values.max()) + 2, size), first + 1)
-
-
-def _bilinear(box: Tensor, of_column: np.ndarray, of_row: np.ndarray) -> Tensor:
-    """(3, H, W) float32 of a box of the picture, black around it."""
-    height, width = box.shape[-2:]
-
-    def scaled(places: np.ndarray, shift: float) -> Tensor:  # -1 and 1 are the outer edges of the box's pixels
-        x = (2 * places.real + shift) / width - shift
-        y = (2 * places.imag + shift) / height - shift
-        return torch.from_numpy((x + 1j * y).astype(np.complex64))
-
-    grid = torch.view_as_real(scaled(of_column, 0.0)[None] + scaled(of_row, 1.0)[:, None])
-    # Straight to planes of float32: grid_sample would copy any other order of the pixels.
-    planes = box.to(torch.float32, memory_format=torch.contiguous_format)
-    return F.grid_sample(planes[None], grid[None], "bilinear", "zeros", align_corners=False)[0]
-
-
-def _nearest_index(of_column: np.ndarray, of_row: np.ndarray, height: int, width: int) -> Tensor:
-    """(H * W,) int32: for each pixel of the window, the place of the nearest one in a box of height x width that has a
-    frame of one pixel, which stands for all that lies outside."""
-
-    def nearest(columns: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
-        places = columns.astype(np.float32) + (rows + 1.5).astype(np.float32)[:, None]
-        return np.clip(places, 0, size + 1, out=places).astype(np.int32)
-
-    index = nearest(of_column.imag, of_row.imag, height)
-    index *= width + 2
-    index += nearest(of_column.real, of_row.real, width)
-    return torch.from_numpy(index).view(-1)
-
-
-def _grey_levels(image: Tensor) -> Tensor:
-    """Rounded to uint8, in one pass; torch takes twice as long."""
-    levels = np.empty(image.shape, np.uint8)
-    np.rint(image.numpy(), out=levels, casting="unsafe")
-    return torch.from_numpy(levels)
+def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
+    """The pixels (first, number) of a picture's side that have all that is asked for: those of the window and, where
+    windows are turned, up to `more`, and one at each end to interpolate with."""
+    count = min(size, window + (ceil(more) + 3 if more else 0))
+    return max(0, min(floor(min(places)), size - count)), count
 
 
 def _moved_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int) -> Tensor:
@@ -164,15 +131,3 @@ def _moved_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int)
     moved[0, 2] = (width - 1 - x if d.flip else x) - d.left
     moved[1, 2] = y - d.top
     return moved
-
-
-def _flipped(sample: Sample) -> Sample:
-    intrinsics = sample.intrinsics.clone()
-    intrinsics[0, 2] = sample.image.shape[-1] - 1 - intrinsics[0, 2]
-    return sample._replace(
-        image=sample.image.flip(-1),
-        depth=sample.depth.flip(-1),
-        inside=sample.inside.flip(-1),
-        teacher_depth=None if sample.teacher_depth is None else sample.teacher_depth.flip(-1),
-        intrinsics=intrinsics,
-    )

@@ -7,6 +7,7 @@ another folder; it can be predicted, cached and trained on with a teacher, never
 """
 
 from functools import partial
+from pathlib import Path
 
 from tiekd.data.depth_io import read_levels
 from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
@@ -59,6 +60,13 @@ def build(
         window=None if kb_crop is None else Window("data.kb_crop", partial(_kb_window, kb_crop)),
         maps=folder / maps if maps and split == "train" else None,
     )
+
+
+def known_camera(path: Path, height: int, width: int) -> Camera | None:
+    """The camera of a whole picture as it was recorded, told by the recording day in its path; None for others."""
+    whole = 370 <= height <= 376 and 1224 <= width <= 1242
+    days = [day for part in path.parts for day in _CALIBRATION if part.startswith(day)] if whole else []
+    return Camera(_CALIBRATION[days[0]][0], *_CALIBRATION[days[0]]) if days else None
 
 
 def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:

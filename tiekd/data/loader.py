@@ -3,8 +3,8 @@
 Workers hold no random state: a key (epoch, index) and the seed say everything. A user's error in a worker travels as a
 value, so that the user sees its one line and not a wrapped traceback.
 
-Workers cut, turn and round; colours, normalisation and metres come on the device (tiekd/data/batch.py), on a GPU from
-pinned memory, one batch ahead and on a stream of their own (tiekd/data/prefetch.py).
+Workers decode and cut; rotation, flip, colours, normalisation and metres come on the device (tiekd/data/batch.py), on a
+GPU from pinned memory, one batch ahead and on a stream of their own (tiekd/data/prefetch.py).
 
 With `data.on_error: skip` a training sample that can't be read is replaced by the next one of the data set that can,
 which depends on the files alone: any number of ranks and a resumed run see the same. Evaluation never skips anything,
@@ -14,18 +14,18 @@ for its figures would change without a word.
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from tiekd.data import workers as worker_processes
-from tiekd.data.batch import Batch, HostBatch
-from tiekd.data.geometry import move, scale_to_cover
+from tiekd.data.batch import Batch
+from tiekd.data.collation import Cut, Read, collate
+from tiekd.data.geometry import cut, in_grey_levels, scale_to_cover
 from tiekd.data.prefetch import on_device
 from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment, Sample, colour_table, in_metres
+from tiekd.data.transforms import Augment, Decisions, colour_table
 from tiekd.data.workers import TIMEOUT_S
 from tiekd.errors import DataError, RecipeError, UserError
 
@@ -105,25 +105,14 @@ def validation_batches(
         yield batch_indices, read.batch
 
 
-class _Read(NamedTuple):
-    """samples with their colour tables, collated to a batch, which then comes to the device; errors: what was wrong
-    with the samples that they replace."""
-
-    batch: list[tuple[Sample, Tensor]] | HostBatch | Batch
-    errors: list[str]
-
-    def to(self, device: torch.device) -> "_Read":
-        return self._replace(batch=self.batch.to(device))
-
-
-def _load(dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[_Read]:
+def _load(dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[Read]:
     pin = device.type == "cuda"
     reads = worker_processes.read(dataset, batches, workers, collate, dataset.describe, timeout_s, pin)
     with closing(on_device(map(_unless_error, reads), device)) as there, closing(reads):
         yield from there
 
 
-def _unless_error(read: _Read | UserError) -> _Read:
+def _unless_error(read: Read | UserError) -> Read:
     if isinstance(read, UserError):
         raise read
     return read
@@ -150,10 +139,10 @@ class Keyed(Dataset):
     def __init__(self, dataset: Dataset, augment: Augment | None, seed: int, max_errors: int | None = None):
         self.dataset, self.augment, self.seed, self.max_errors = dataset, augment, seed, max_errors
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> _Read | UserError:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Read | UserError:
         errors: list[str] = []
         try:
-            return _Read([self._readable_sample(*key, errors) for key in keys], errors)
+            return Read([self._readable_sample(*key, errors) for key in keys], errors)
         except UserError as error:
             return error
 
@@ -162,7 +151,7 @@ class Keyed(Dataset):
         frames = getattr(self.dataset, "frames", None)
         return ", ".join(f"sample {index}" if frames is None else frames[index].image for _, index in keys)
 
-    def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> tuple[Sample, Tensor]:
+    def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> Cut:
         """The sample, or the next one that can be read, augmented as this one would be; adds to `errors`."""
         if self.max_errors is None:
             return self._sample(epoch, index, index)
@@ -174,11 +163,11 @@ class Keyed(Dataset):
                 errors.append(str(error))
         raise DataError(f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}")
 
-    def _sample(self, epoch: int, index: int, read_index: int) -> tuple[Sample, Tensor]:
+    def _sample(self, epoch: int, index: int, read_index: int) -> Cut:
         stored = getattr(self.dataset, "stored", self.dataset.__getitem__)  # depths still as their files have them
         sample = stored(read_index)
         if self.augment is None:
-            return sample, colour_table()
+            return Cut(in_grey_levels(sample), _table(sample.image), None, tuple(sample.image.shape[-2:]))
         if self.augment.sizes == "keep_aspect":
             sample = scale_to_cover(sample, *self.augment.crop)
         height, width = sample.image.shape[-2:]
@@ -186,34 +175,13 @@ class Keyed(Dataset):
             decisions = self.augment.draw(self.seed, epoch, index, height, width)
         except DataError as error:
             raise DataError(f"{sample.name}: {error}") from None
-        return move(sample, decisions), colour_table(decisions)
+        largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
+        part, places = cut(sample, decisions, largest_deg)
+        return Cut(part, _table(sample.image, decisions), places, (decisions.height, decisions.width))
 
 
-def collate(read: _Read | UserError) -> _Read | UserError:
-    if isinstance(read, UserError):
-        return read
-    samples, tables = zip(*read.batch, strict=True)
-    sizes = {tuple(sample.image.shape[-2:]) for sample in samples}
-    if len(sizes) > 1:
-        return DataError(
-            f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(sizes))} "
-            f"(among {samples[0].name}); set data.augment.crop or data.augment.sizes=bucket for training, and "
-            "evaluation.batch_size=1"
-        )
-    if len({sample.depth.dtype for sample in samples}) > 1:  # levels and metres, in a folder with PNG and NPY
-        samples = [in_metres(sample) for sample in samples]
-    # In a worker, default_collate stacks straight into shared memory; a stack of ours would be copied there once more.
-    batch = HostBatch(
-        image=default_collate([sample.image for sample in samples]),
-        tables=default_collate(tables),
-        depth=default_collate([sample.depth for sample in samples]),
-        depth_units=torch.tensor([sample.depth_units for sample in samples], dtype=torch.float32),
-        inside=default_collate([sample.inside for sample in samples]),
-        teacher_depth=None
-        if samples[0].teacher_depth is None
-        else default_collate([sample.teacher_depth for sample in samples]),
-        teacher_units=torch.tensor([sample.teacher_units for sample in samples], dtype=torch.float32),
-        intrinsics=default_collate([sample.intrinsics for sample in samples]),
-        names=[sample.name for sample in samples],
-    )
-    return _Read(batch, read.errors)
+def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
+    """What the grey levels of a picture become. One with a number that isn't finite, which a data set of one's own may
+    give, becomes NaN all over, for no grey level can say so and a step on it has to be skipped."""
+    table = colour_table(decisions)
+    return table if image.dtype == torch.uint8 or image.isfinite().all() else torch.full_like(table, torch.nan)

@@ -6,6 +6,7 @@ maps lie in one folder, whole and cut together with their picture (or already cu
 """
 
 from functools import partial
+from pathlib import Path
 
 from tiekd.data.depth_io import read_levels
 from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
@@ -50,6 +51,11 @@ def build(
         maps=folder / maps if maps and training else None,
         map_prefix="data_nyu_",
     )
+
+
+def known_camera(path: Path, height: int, width: int) -> Camera | None:
+    """The data set's camera, for a picture of its size; None for others."""
+    return _CAMERA if (height, width) == (480, 640) else None
 
 
 def _window(nyu_crop: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int, int, int]:

@@ -14,24 +14,31 @@ from tiekd.errors import DataError, TeacherError
 MANIFEST = "manifest.json"
 
 
-def make_manifest(recipe: dict, network_node: dict, digest: str, flip: bool) -> dict:
-    """What a folder's maps are: of which teacher (its node, its weights' digest), from which pictures, how encoded.
+def make_manifest(recipe: dict, teacher_node: dict, digest: str | None, flip: bool) -> dict:
+    """What a folder's maps are: of which teacher, from which pictures, how encoded.
+
+    teacher_node: the teacher's network, or what `teacher` says of one from outside the project; digest: of its weights,
+    None where it doesn't show them.
 
     max_depth_m is the recipe's. full_scale_m, what 65535 stands for, is the larger one of the recipe's and the
     teacher's: a teacher that sees farther than its student must not be cut before the student's head decides on it.
     """
     max_depth_m = float(recipe["network"]["max_depth"])
-    encoder = {key: value for key, value in network_node["encoder"].items() if key != "pretrained"}
+    sees_m = max_depth_m
+    if "name" not in teacher_node:
+        encoder = {key: value for key, value in teacher_node["encoder"].items() if key != "pretrained"}
+        teacher_node = teacher_node | {"encoder": encoder}  # what it started from is not what it is
+        sees_m = float(teacher_node["max_depth"])
     manifest = {
         "encoding": "uint16 PNG, depth = value / 65535 * full_scale_m, 0 = not valid",
-        "full_scale_m": max(max_depth_m, float(network_node["max_depth"])),
+        "full_scale_m": max(max_depth_m, sees_m),
         "max_depth_m": max_depth_m,
         "kb_crop": recipe["data"].get("kb_crop"),
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "flip": flip,
         "teacher_digest": digest,
-        "teacher_network": network_node | {"encoder": encoder},  # what it started from is not what it is
+        "teacher_network": teacher_node,
     }
     return json.loads(json.dumps(manifest))  # as it will be read back: lists for tuples
 
@@ -85,9 +92,11 @@ def describe(folder: Path) -> str:
             f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which teacher made them, and "
             "they are taken to have this recipe's max_depth and crop"
         )
-    flip = "on" if manifest["flip"] else "off"
-    digest = manifest["teacher_digest"][:12]
-    return f"Teacher: cached maps in {folder}, of the weights with digest {digest}, flip averaging {flip}"
+    digest, name = manifest["teacher_digest"], manifest.get("teacher_network", {}).get("name")
+    parts = [name] if name else []
+    parts += [f"the weights with digest {digest[:12]}"] if digest else []
+    parts += [] if name else [f"flip averaging {'on' if manifest['flip'] else 'off'}"]
+    return f"Teacher: cached maps in {folder}, of {', '.join(parts)}"
 
 
 def _as_list(value) -> list | None:

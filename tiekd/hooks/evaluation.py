@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TextIO
 
 import torch
 from torch.utils.data import Dataset
@@ -18,7 +19,8 @@ class Evaluation(Hook):
     is stopped at such an iteration, time is short: the evaluation is made up for when the run goes on.
 
     replica: a plain fp32 network of the student's shape on the device, filled from the engine at each evaluation.
-    reporters: hooks with `write_validation(state, metrics, num_images)`.
+    reporters: hooks with `write_validation(state, metrics, num_images)`. terminal: where the log's lines are shown;
+    where it is none, nothing shows how far an evaluation is.
     """
 
     def __init__(
@@ -30,9 +32,11 @@ class Evaluation(Hook):
         loading: Loading,
         reporters: Sequence[Hook],
         info: Callable[[str], None],
+        terminal: TextIO | None = None,
     ):
         self.settings, self.dataset, self.replica = settings, dataset, replica
         self.device, self.loading, self.reporters, self.info = device, loading, reporters, info
+        self.terminal = terminal
         self.best: float | None = None
         self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
 
@@ -62,6 +66,7 @@ class Evaluation(Hook):
             self.device,
             self.loading.workers,
             self.loading.timeout_s,
+            out=self.terminal,
         )
         for reporter in self.reporters:
             reporter.write_validation(state, state.metrics, len(self.dataset))

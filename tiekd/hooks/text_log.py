@@ -35,7 +35,8 @@ class TextLog(Hook):
 
     interval: iterations per line, at most an epoch (or the run, by iteration). by_epoch: `Epoch [3][1200/1514]` or
     `Iter [1200/38400]`; None takes what the run counts in. exp_name: what the run is called; None takes the work dir's.
-    `last_means` holds the numbers of the newest line, `last_iteration` the iteration that it was written at.
+    `last_means` holds the numbers of the newest line, `last_iteration` the iteration that it was written at, and
+    `skipped_steps` the steps that were skipped up to it.
     """
 
     def __init__(self, interval: int = 50, by_epoch: bool | None = None, exp_name: str | None = None):
@@ -51,7 +52,7 @@ class TextLog(Hook):
         self._window = Window()
         self._logged_time_s = 0.0
         self._start_iteration: int | None = None
-        self._skipped_steps = 0
+        self.skipped_steps = 0
 
     def open(self, work_dir: Path, timestamp: str) -> None:
         """Starts the files, on rank 0, so that `info` can be used before training; `before_train` does it otherwise."""
@@ -94,7 +95,7 @@ class TextLog(Hook):
             self.exp_name = Path(state.work_dir).name
         if self._start_iteration is None:
             self._start_iteration = state.iteration
-        self._skipped_steps = state.skipped_steps
+        self.skipped_steps = state.skipped_steps
         if self._handlers:
             self._write_start(state)
 
@@ -195,9 +196,9 @@ class TextLog(Hook):
         return head + ", ".join(items)
 
     def _write_skipped(self, state, num_broken: int, iterations: int) -> None:
-        count = state.skipped_steps - self._skipped_steps
+        count = state.skipped_steps - self.skipped_steps
         if count:
-            self._skipped_steps += count
+            self.skipped_steps += count
             self.info(f"skipped {count} steps: loss or gradient was not finite; the weights stayed as they were")
         elif num_broken:
             self.info(f"{num_broken} of the last {iterations} iterations had a loss or gradient that was not finite")

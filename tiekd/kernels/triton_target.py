@@ -2,8 +2,8 @@
 
 Mixtures, cells of several pixels, weights, and invalid depths are all one thing here: a cell has N parts
 (N = M stride^2), each with a position, a share (0 where nothing is valid) and perhaps a spread of its own.
-`cell_parts` makes these maps with PyTorch; the `@triton.jit` functions turn them into q for a tile of pixels and bins,
-given as shapes that broadcast: pixels (P, 1) and bins (1, K), or the other way round.
+`cell_parts` makes these maps with PyTorch; the `@triton.jit` functions turn them into q (P, K) for a tile of cells and
+a block of bins.
 
 A gaussian's mass per bin is a series around the bin's middle where bins are narrow for sigma (one exponential a bin),
 and else the difference of two error functions, from the nearer tail.
@@ -32,7 +32,7 @@ LEAST_LOG_P = tl.constexpr(-103.972)  # exp() of less is 0 in float32, also wher
 WIDEST_PIECE = 1.0  # In sigmas; up to there the series is right to 5e-7 of the mass.
 MOST_PIECES = 2
 
-BINS_PADDED_TO = 64
+BINS_PADDED_TO = 128
 
 _bins: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -134,23 +134,18 @@ def published_density(depth, sigma, centre):
 
 
 @triton.jit
-def load_part(parts, n, at, inside, pixels, TARGET: tl.constexpr):
-    """Position, share and spread of every cell's part n, in the shape of `at`."""
-    position = tl.load(parts.position + at + n * pixels, mask=inside, other=0.0)
-    spread = position
-    if TARGET == "gaussian_map" or TARGET == "released":
-        spread = tl.load(parts.spread + at + n * pixels, mask=inside, other=1.0)
-    return position, tl.load(parts.share + at + n * pixels, mask=inside, other=0.0), spread
-
-
-@triton.jit
-def target_span(parts, at, inside, pixels, N: tl.constexpr, TARGET: tl.constexpr):
-    """Which cells have a target, in the shape of `at`, and the depths from and up to which any of them has mass."""
+def load_cells(parts, image, p, inside, pixels, N: tl.constexpr, TARGET: tl.constexpr):
+    """What cells p of an image learn from, as the other functions here take it: where their numbers are and which exist
+    (P, 1), the first part, which have a target (P, 1), and the depths from and up to which any of them has mass."""
+    at, here = (image * N * pixels + p)[:, None], inside[:, None]
     low = tl.full(at.shape, BIG, tl.float32)
     high = -low
     total = tl.zeros(at.shape, tl.float32)
+    first = (total, total, total)
+    if TARGET != "none":
+        first = _load_part(parts, 0, at, here, pixels, TARGET)
     for n in range(N):
-        position, share, spread = load_part(parts, n, at, inside, pixels, TARGET)
+        position, share, spread = _load_part(parts, n, at, here, pixels, TARGET)
         if TARGET == "released":
             reach = tl.full(at.shape, BIG, tl.float32)
         elif TARGET == "gaussian_map":
@@ -160,26 +155,47 @@ def target_span(parts, at, inside, pixels, N: tl.constexpr, TARGET: tl.constexpr
         low = tl.where(share > 0, tl.minimum(low, position - reach), low)
         high = tl.where(share > 0, tl.maximum(high, position + reach), high)
         total += share
-    return total > 0, tl.min(low), tl.max(high)
+    return at, here, first, total > 0, tl.min(low), tl.max(high)
 
 
 @triton.jit
-def in_span(low, high, bins, start, BLOCK_K: tl.constexpr):
-    """Whether bins start to start + BLOCK_K touch the depths between low and high."""
+def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
+    """Position, share and spread of every cell's part n, (P, 1)."""
+    position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
+    spread = position
+    if TARGET == "gaussian_map" or TARGET == "released":
+        spread = tl.load(parts.spread + at + n * pixels, mask=here, other=1.0)
+    return position, tl.load(parts.share + at + n * pixels, mask=here, other=0.0), spread
+
+
+@triton.jit
+def in_span(cells, bins, start, BLOCK_K: tl.constexpr):
+    """Whether any cell has mass in bins start to start + BLOCK_K."""
+    _, _, _, _, low, high = cells
     last = tl.minimum(start + BLOCK_K, bins.count) - 1
     return (tl.load(bins.lower + start) <= high) & (tl.load(bins.upper + last) >= low)
 
 
 @triton.jit
 def target_mass(
-    zero, parts, first, at, inside, pixels, bins, k, N: tl.constexpr, TARGET: tl.constexpr, PIECES: tl.constexpr
+    cells,
+    parts,
+    bins,
+    start,
+    pixels,
+    BLOCK_K: tl.constexpr,
+    N: tl.constexpr,
+    TARGET: tl.constexpr,
+    PIECES: tl.constexpr,
 ):
-    """q of cells `at` and bins k, in the shape of `zero`; first: what `load_part` gives for the first part."""
-    q = zero
+    """q (P, K) of a tile's cells and one block of bins."""
+    at, here, first, valid, _, _ = cells
+    k = start + tl.arange(0, BLOCK_K)[None, :]
+    q = tl.zeros((at.shape[0], BLOCK_K), tl.float32)
     for n in range(N):
         position, share, spread = first
         if N > 1:
-            position, share, spread = load_part(parts, n, at, inside, pixels, TARGET)
+            position, share, spread = _load_part(parts, n, at, here, pixels, TARGET)
         if TARGET == "released":
             mass = tl.exp(published_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
             mass = tl.where(k < bins.count, mass, 0.0)
@@ -191,6 +207,12 @@ def target_mass(
             mass = _mass_by_series(position, parts.sigma, bins, k, PIECES)
         q += share * mass
     return q
+
+
+@triton.jit
+def released_slope(p, q):
+    """Derivative of the published divergence by p_k."""
+    return -q * q / ((p + EPS) * (q + EPS * (p + EPS)))
 
 
 @triton.jit

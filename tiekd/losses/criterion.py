@@ -47,7 +47,20 @@ class Criterion(nn.Module):
         self.told_iteration = {
             key for key, term in terms.items() if "iteration" in inspect.signature(term.loss.forward).parameters
         }
-        self.needs_divergence = any(getattr(loss, "needs_divergence", False) for loss in self.losses)
+        reading = [loss for loss in self.losses if getattr(loss, "needs_divergence", False)]
+        self.needs_divergence = bool(reading)
+        self.top_crop = min((getattr(loss, "top_crop", 0) for loss in reading), default=0)
+
+    def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
+        """The depth that the network's divergence is to be taken to: (B, 1, H, W), metres; None where no term reads it.
+
+        Rows whose divergence counts as 0 anyway are 0 in it, so that nobody computes it.
+        """
+        if not self.needs_divergence or not self.top_crop:
+            return teacher_depth if self.needs_divergence else None
+        wanted = teacher_depth.clone()
+        wanted[:, :, : self.top_crop] = 0
+        return wanted
 
     def forward(
         self, prediction: "Prediction", batch: "Batch", teacher_depth: Tensor | None, iteration: int | None = None

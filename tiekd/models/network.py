@@ -50,11 +50,14 @@ class Network(nn.Module):
         It doesn't influence the depth. A depth of another size than the image's is resized bilinearly, corners aligned,
         after the clamp.
         """
-        image_size = image.shape[2], image.shape[3]
-        depth, divergence, bin_centres = self.head(self.features(image), image_size, target_depth)
+        return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
+
+    def read(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
+        """What `forward` returns, from `features` of images of that (height, width)."""
+        depth, divergence, bin_centres = self.head(features, image_size, target_depth)
         if not self.training:
             depth = depth.clamp(self.min_depth, self.max_depth)
-        if depth.shape[2:] != image.shape[2:]:
+        if depth.shape[2:] != image_size:
             depth = interpolate(depth, size=image_size, mode="bilinear", align_corners=True)
         return Prediction(depth, divergence, bin_centres)
 

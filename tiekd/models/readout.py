@@ -2,8 +2,11 @@
 
 The mean is what training learns and what `Network` returns. At the edge of a thing the distribution has two hills, and
 the mean lies between them, in mid-air: `mode` and `local` stay on the higher hill. Plain differentiable torch on whole
-(B, K, h, w) distributions, so for prediction and export at moderate sizes. Left out: bins that move with the image.
+(B, K, h, w) distributions, so for export at moderate sizes; `in_strips` is for prediction at any size, and holds some
+64 MiB at once. Left out: bins that move with the image.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +15,7 @@ from tiekd.errors import RecipeError
 
 READOUTS = ("mean", "mode", "local")
 REACH = 2  # bins to each side of the mode
+STRIP_BYTES = 16 << 20  # of a strip's distribution; reading it out takes three more of that size
 
 
 def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
@@ -38,6 +42,20 @@ def confidence(probabilities: Tensor) -> Tensor:
 def entropy(probabilities: Tensor) -> Tensor:
     """-sum_k p_k log p_k with 0 log 0 = 0: (B, 1, h, w), nats, 0 (certain) to log K (knows nothing)."""
     return -torch.xlogy(probabilities, probabilities).sum(1, keepdim=True)
+
+
+def in_strips(read: Callable[[Tensor], Tensor], features: Tensor, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
+    """`read` of the distribution of features (B, C, h, w), a few rows of one image at a time: (B, c, h, w).
+
+    probabilities: a head's, (B, C, h, w) -> (B, K, h, w) float32, in which each pixel stands for itself. read:
+    (B, K, h, w) -> (B, c, h, w), likewise.
+    """
+    per_pixel = probabilities(features[:1, :, :1, :1]).shape[1] * 4
+    rows = max(1, STRIP_BYTES // (per_pixel * features.shape[3]))
+    images = [
+        torch.cat([read(probabilities(strip)) for strip in image[None].split(rows, dim=2)], dim=2) for image in features
+    ]
+    return torch.stack([image[0] for image in images])
 
 
 def _near_mode(probabilities: Tensor) -> Tensor:

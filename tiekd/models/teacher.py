@@ -1,15 +1,17 @@
-"""Where the depth comes from that the student learns: a frozen network, cached maps, or the ground truth.
+"""Where the depth comes from that the student learns: a frozen network, cached maps, the ground truth, or a teacher
+of one's own from outside the project.
 
 Each is a callable (batch) -> (B, 1, H, W) float32 metres, 0 where not valid. A frozen network lives outside the
 engine: in it, ZeRO would shard and broadcast it, `train()` would wake its BatchNorm, every checkpoint would carry it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tiekd.config import load_recipe
+from tiekd.config import build, load_recipe
 from tiekd.data.batch import Batch
 from tiekd.errors import CheckpointError, RecipeError, TeacherError
 from tiekd.evaluation import predict
@@ -56,15 +58,48 @@ class GroundTruth:
         return batch.depth
 
 
-def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | CachedMaps | GroundTruth:
+class OutsideTeacher:
+    """`teacher: {name: my_package.my_teacher, **arguments}`: what the module's `build(**arguments)` returns.
+
+    That is a callable (batch: tiekd.data.batch.Batch) -> depth (B, 1, H, W), floating point, metres, as large as the
+    batch's pictures and on their device, 0 where it knows none. It takes what it needs of the batch: `image` is
+    ImageNet-normalised, `names` are the pictures' paths. It is called outside the engine, without gradients, in no
+    checkpoint, and what it says where a rotation turned in what no camera saw doesn't count. An nn.Module is moved to
+    the device, put into eval mode and frozen; anything else may ask for `device` in its build's signature. It loads its
+    own weights. Raises TeacherError for what is no such callable, or returns something else.
+    """
+
+    def __init__(self, name: str, teacher: Callable[[Batch], Tensor], device: torch.device):
+        if not callable(teacher):
+            raise TeacherError(f"teacher ({name}): build made {teacher!r:.80}; it must be a callable: batch -> metres")
+        self.name, self.network = name, teacher if isinstance(teacher, nn.Module) else None
+        self.teacher = teacher if self.network is None else teacher.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        depth, wanted = self.teacher(batch), batch.inside
+        right = isinstance(depth, Tensor) and depth.is_floating_point() and depth.device == wanted.device
+        if not right or depth.shape != wanted.shape:
+            got = f"{tuple(depth.shape)} {depth.dtype} on {depth.device}" if isinstance(depth, Tensor) else repr(depth)
+            raise TeacherError(
+                f"teacher ({self.name}): returned {got:.80}; it must be depth in metres, {tuple(wanted.shape)}, "
+                f"floating point, on {wanted.device}"
+            )
+        return torch.where(wanted, depth.float(), 0)
+
+
+def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher:
     """The teacher of `recipe["teacher"]`; None makes the ground truth one.
 
+    name: a module outside the project, see OutsideTeacher; all other keys are its build's then. Otherwise:
     checkpoint: a file of weights or a work dir; without it, that recipe's work dir. A work dir means its best, else its
     latest, weights. flip, precision: see FrozenTeacher. Raises TeacherError when there are no weights or they belong to
     another network.
     """
     if node is None:
         return GroundTruth()
+    if is_outside(node):
+        return OutsideTeacher(node["name"], build(node, "", "teacher", device=device), device)
     if "maps" in node:
         if "recipe" in node or "checkpoint" in node:
             raise TeacherError("teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + `checkpoint`")
@@ -95,6 +130,11 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
     return FrozenTeacher(network, device, node.get("flip", False), precision)
+
+
+def is_outside(node: dict | None) -> bool:
+    """Whether a teacher's node names a module, whose arguments all its other keys are."""
+    return bool(node) and "name" in node
 
 
 def teacher_checkpoint(node: dict) -> Path:

@@ -67,7 +67,11 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """A network's tensors under our names, from a file of ours or a published one; errors as read_checkpoint."""
-    state = read_checkpoint(path)
+    return named_tensors(read_checkpoint(path))
+
+
+def named_tensors(state: Mapping) -> dict[str, Tensor]:
+    """A network's tensors under our names, out of what `read_checkpoint` gives."""
     tensors = state.get("state_dict", state)
     if any(name.removeprefix("module.").startswith(PREFIXES[:2]) for name in tensors):
         return from_published(state)

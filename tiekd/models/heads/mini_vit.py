@@ -51,16 +51,15 @@ class MiniViT(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: (B, C, h, w). Returns bin widths (B, num_bins) float32, positive, sum 1; maps (B, num_queries, h, w)."""
-        tokens = self.embed(x).flatten(2).transpose(1, 2)
-        count, most = tokens.shape[1], len(self.positions)
+        height, width = x.shape[2:]
+        count, most = (height // self.patch) * (width // self.patch), len(self.positions)
         if not self.num_queries < count <= most:
-            height, width = x.shape[2:]
             raise RecipeError(
                 f"head (adabins): features of {height}x{width} give {count} patches of {self.patch}x{self.patch}; it "
                 f"takes {self.num_queries + 1} to {most}: change the crop or the image's size, or head.patch, "
                 "head.num_queries, head.num_positions"
             )
-        tokens = tokens + self.positions[:count]
+        tokens = self.embed(x).flatten(2).transpose(1, 2) + self.positions[:count]
         for layer in self.layers:
             tokens = layer(tokens)
         kernels = tokens[:, 1 : self.num_queries + 1]

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Writes a student as one file that needs nothing of tiekd to run: `bin/export.py RECIPE [CHECKPOINT] --out F.onnx`.
+
+RGB grey levels 0..255, (batch, 3, height, width), go in and depth in metres at the same size comes out. The format is
+told by --format or by the name: .onnx; .pt2 (torch.export); .pth (plain float32 weights, for tiekd and --load-from).
+Before the file is there it is run beside the network, on the recipe's validation frames or, without them, on built-in
+scenes; if they don't agree, nothing is written. Without CHECKPOINT the best weights of the recipe's work dir are
+taken, else the newest, and it says which.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("checkpoint", nargs="?", help="weights of ours or published ones")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--format", choices=("onnx", "torch_export", "weights"), help="default: by the name of --out")
+    parser.add_argument("--size", metavar="HxW", help="of the pictures, default that of the validation frames")
+    parser.add_argument("--dynamic", action="store_true", help="any batch, height and width; --size is the first tried")
+    parser.add_argument(
+        "--input", choices=("uint8", "float"), default="uint8", help="default uint8; float: 0..255, too"
+    )
+    parser.add_argument("--half", action="store_true", help="float16 inside, for accelerators")
+    parser.add_argument("--confidence", action="store_true", help="a second output, of DPM heads: 0 to 1")
+    parser.add_argument("--readout", choices=("mean", "mode", "local"), default="mean", help="of DPM heads")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    args = parser.parse_args()
+    if args.size and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", args.size):
+        parser.error(f"--size {args.size}: give height x width in pixels, such as 352x1216")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    import tiekd
+    from tiekd import exporting, exporting_pictures, reports
+    from tiekd.errors import ExportError
+
+    if args.out.exists() and not args.overwrite:
+        raise ExportError(f"--out {args.out}: exists; give another one, or --overwrite to replace it")
+    recipe = tiekd.load_recipe(args.recipe, args.overrides)
+    network, weights = reports.load_network(args.recipe, args.checkpoint, args.overrides)
+    print(f"{Path(args.recipe).stem}: {weights}")
+    frames, origin = exporting_pictures.frames(recipe)
+    size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
+    settings = exporting.Settings(
+        size=size,
+        format=args.format or exporting.format_of(args.out),
+        input=args.input,
+        dynamic=args.dynamic,
+        half=args.half,
+        confidence=args.confidence,
+        readout=args.readout,
+    )
+    exporting.check(network, settings, args.out)
+    print(f"Tried on: {len(frames)} of {origin}")
+    pictures = exporting_pictures.batches(frames, size, settings.dynamic)
+    facts = {"tiekd": tiekd.__version__, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
+    done = exporting.write(args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout)
+    if done.file_ms is not None:
+        print(f"A picture takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch (CPU)")
+    print(f"written: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))

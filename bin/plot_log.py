@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Compares runs in a picture: `bin/plot_log.py LOG.json|WORK_DIR ... --keys loss abs_rel --out x.png`.
+
+One chart a key, one curve a run, named by its work dir. Of a work dir all .log.json files are joined, as a run that was
+stopped and resumed has left them. Keys are what the rows have: losses, lr, grad_norm, time, and metrics of evaluations.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiekd import launch  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("logs", metavar="LOG", nargs="+", type=Path, help=".log.json files, or work dirs")
+    parser.add_argument("--keys", nargs="+", default=["loss"], help="what to plot, default loss")
+    parser.add_argument("--out", metavar="PNG", type=Path, required=True)
+    parser.add_argument("--by", choices=("iteration", "epoch", "time"), default="iteration", help="the x axis")
+    parser.add_argument("--smooth", type=int, default=1, metavar="N", help="running mean over N rows")
+    parser.add_argument("--log-y", action="store_true", help="logarithmic axes upwards")
+    args = parser.parse_args()
+    if args.out.suffix.lower() != ".png":
+        parser.error(f"--out: got {args.out}; it must end in .png")
+    if args.smooth < 1:
+        parser.error(f"--smooth: got {args.smooth}; it must be a whole number from 1")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    from tiekd import plotting
+
+    runs = plotting.read_runs(args.logs)
+    picture = plotting.plot(runs, args.keys, args.by, args.smooth, args.log_y)
+    plotting.write(args.out, picture)
+    print(f"{len(runs)} runs, {', '.join(args.keys)}: {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run(main))

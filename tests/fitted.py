@@ -1,0 +1,75 @@
+"""Networks whose depth spans more than 10 times on real pictures after a minute or less, fitted to a ramp from near
+(bottom row) to far (top row). A head alone on a random body won't do: its features lose a digit or two to rounding,
+which the head makes larger, so that two libraries differ by millimetres."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tiekd.checkpoint import write_weights
+from tiekd.data import scenes
+from tiekd.data.depth_io import read_image
+from tiekd.data.transforms import colour_table, look_up
+from tiekd.models.factory import build_network
+from tiekd.models.network import Network
+
+SIZE = 64, 96
+
+
+def pictures(count: int = 2) -> list[Tensor]:
+    """(3, H, W) uint8: KITTI's where TIEKD_REAL_DATA names them, else built-in scenes."""
+    if "TIEKD_REAL_DATA" in os.environ:
+        found = sorted((Path(os.environ["TIEKD_REAL_DATA"]) / "kitti" / "input").rglob("*.png"))
+        return [read_image(path) for path in found[:: len(found) // count][:count]]
+    rendered = [scenes.render(0, index, 192, 640).image for index in range(count)]
+    return [torch.from_numpy(image).permute(2, 0, 1) for image in rendered]
+
+
+def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
+    """image: (B, 3, H, W) uint8 of the size that it is fitted on."""
+    normalised = look_up(image, colour_table()[None].expand(len(image), -1, -1))
+    far, near = 0.9 * network.max_depth, network.max_depth / 60
+    target = torch.linspace(far, near, image.shape[2]).view(1, 1, -1, 1).expand(len(image), 1, -1, image.shape[3])
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    network.train()
+    for _ in range(iterations):
+        depth, divergence, _ = network(normalised, target)
+        loss = (depth.clamp(min=network.min_depth).log() - target.log()).abs().mean()
+        if divergence is not None:
+            loss = loss + divergence.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+    _settle_norms(network, normalised)
+    network.eval()
+
+
+def _settle_norms(network: Network, normalised: Tensor) -> None:
+    """Makes the running statistics those of a batch."""
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train().features(normalised)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def checkpoint(path: Path, node: dict, iterations: int = 150, seed: int = 0) -> Network:
+    """Writes the weights of a fitted network of a recipe's node, and returns it."""
+    torch.manual_seed(seed)
+    network = build_network(node)
+    fit(network, torch.stack([_cut(picture) for picture in pictures()]), iterations)
+    write_weights(path, network.state_dict(), node, 0)
+    return network
+
+
+def _cut(picture: Tensor) -> Tensor:
+    """Every second pixel of the middle."""
+    height, width = (2 * side for side in SIZE)
+    top, left = ((side - cut) // 2 for side, cut in zip(picture.shape[1:], (height, width), strict=True))
+    return picture[:, max(0, top) :, max(0, left) :][:, :height:2, :width:2]

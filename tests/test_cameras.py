@@ -1,0 +1,44 @@
+"""Which camera a picture was taken with, and what is said where nobody knows."""
+
+from pathlib import Path
+
+import pytest
+
+from tiekd.cameras import Cameras, parse_intrinsics
+from tiekd.data.frames import Camera
+from tiekd.errors import DataError, RecipeError
+
+KITTI = Path("input/2011_09_28/2011_09_28_drive_0001_sync/image_02/data/0000000000.png")
+
+
+def test_intrinsics_of_the_command_line_count_for_all_pictures():
+    given = parse_intrinsics("700,710.5,600,170")
+    assert given == Camera(700.0, 710.5, 600.0, 170.0)
+    assert Cameras(given, {"name": "nyu"}).of(Path("a.png"), 10, 20) == given
+
+
+@pytest.mark.parametrize("text", ["700", "700,700,600", "a,b,c,d", "0,700,600,170", "nan,1,1,1", "700,700,600,inf", ""])
+def test_a_wrong_option_says_what_is_right(text):
+    with pytest.raises(RecipeError, match="--intrinsics: got .*FX,FY,CX,CY in pixels"):
+        parse_intrinsics(text)
+
+
+def test_data_sets_know_their_cameras_for_their_own_pictures_only():
+    kitti, nyu = Cameras(None, {"name": "kitti"}), Cameras(None, {"name": "nyu"})
+    assert kitti.of(KITTI, 370, 1224) == Camera(707.0493, 707.0493, 604.0814, 180.5066)
+    assert nyu.of(Path("rgb_00000.jpg"), 480, 640)[0] == pytest.approx(518.858, abs=1e-3)
+    for cameras, path, size in (
+        (kitti, KITTI, (352, 1216)),
+        (kitti, Path("a.png"), (375, 1242)),
+        (nyu, KITTI, (48, 64)),
+    ):
+        with pytest.raises(DataError, match=rf"{path}: the camera of a picture of {size[0]}x{size[1]}.*--intrinsics"):
+            cameras.of(path, *size)
+
+
+def test_a_folder_has_the_recipes_and_others_need_the_option():
+    folder = {"name": "folder", "intrinsics": [700.0, 700.0, 600.0, 170.0]}
+    assert Cameras(None, folder).of(Path("a.png"), 3, 4) == Camera(700.0, 700.0, 600.0, 170.0)
+    for data in ({"name": "folder"}, {"name": "scenes"}, {}):
+        with pytest.raises(RecipeError, match="--points: .*knows no camera; give --intrinsics"):
+            Cameras(None, data)

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from tiekd.charts import COLOURS, Curve, Mark, chart, label, log_ticks, ticks
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def places(picture, colour):
+    """(N, 2) rows and columns of a colour, within what shrinking makes of it."""
+    return np.argwhere(np.abs(picture.astype(int) - colour).sum(-1) < 40)
+
+
+@pytest.mark.parametrize(
+    "low, high, at_most, expected",
+    [
+        (0, 80, 8, [0, 10, 20, 30, 40, 50, 60, 70, 80]),
+        (0, 80, 5, [0, 20, 40, 60, 80]),
+        (0.031, 0.069, 4, [0.04, 0.05, 0.06]),
+        (-3, 2, 5, [-3, -2, -1, 0, 1, 2]),
+        (38000, 38400, 2, [38000, 38200, 38400]),
+    ],
+)
+def test_ticks_are_round_and_within_the_range(low, high, at_most, expected):
+    assert ticks(low, high, at_most) == expected
+
+
+def test_logarithmic_ticks_and_labels():
+    assert log_ticks(0.04, 3) == [0.05, 0.1, 0.2, 0.5, 1, 2]
+    assert log_ticks(0.001, 10) == [0.001, 0.01, 0.1, 1, 10]
+    assert log_ticks(1.5, 4.5) == ticks(1.5, 4.5, 6)  # of which 2 alone would say nothing
+    assert [label(n) for n in (0.0, 0.05, 38400.0, 1e-5, 2e7)] == ["0", "0.05", "38400", "1e-05", "2e+07"]
+
+
+def test_a_curve_runs_where_its_numbers_say():
+    picture = chart([Curve([0, 10], [0, 10], RED)], (400, 300), x_range=(0, 10), y_range=(0, 10))
+    assert picture.shape == (300, 400, 3) and picture.dtype == np.uint8
+    red = places(picture, RED)
+    columns = np.unique(red[:, 1])
+    assert len(columns) > 300
+    heights = [red[red[:, 1] == column, 0].mean() for column in columns]
+    slope, offset = np.polyfit(columns, heights, 1)
+    assert slope < -0.5 and np.abs(np.polyval((slope, offset), columns) - heights).max() < 2  # up, and straight
+
+
+def test_numbers_that_are_not_finite_break_the_curve_and_nothing_else():
+    ys = [1.0] * 40 + [np.nan, np.inf] * 20 + [1.0] * 40
+    columns = np.unique(places(chart([Curve(range(120), ys, RED)], (400, 300)), RED)[:, 1])
+    assert np.diff(columns).max() > 100  # a third of the width is free
+    chart([Curve([1, 2], [np.nan, np.nan], RED), Curve([], [], GREEN)], marks=[Mark(np.nan, RED)])
+    chart([Curve([1, 2], [0.0, -1.0], RED)], log_y=True)
+
+
+def test_a_mark_stands_upright_at_its_number():
+    picture = chart([], (400, 300), marks=[Mark(5.0, RED)], x_range=(0, 10), y_range=(0, 1))
+    ends = chart([], (400, 300), marks=[Mark(2.5, RED), Mark(7.5, GREEN)], x_range=(0, 10), y_range=(0, 1))
+    column = places(picture, RED)[:, 1]
+    middle = (places(ends, RED)[:, 1].mean() + places(ends, GREEN)[:, 1].mean()) / 2
+    assert column.max() - column.min() <= 2 and abs(column.mean() - middle) <= 2
+    assert 80 < len(np.unique(places(picture, RED)[:, 0])) < 220  # dashed
+
+
+def test_a_logarithmic_axis_makes_a_straight_line_of_powers():
+    picture = chart([Curve(range(61), [10 ** (-i / 20) for i in range(61)], RED)], (400, 300), log_y=True)
+    red = places(picture, RED)
+    fit = np.polyfit(red[:, 1], red[:, 0], 1)
+    assert np.abs(np.polyval(fit, red[:, 1]) - red[:, 0]).max() < 3
+
+
+def test_a_long_legend_takes_more_lines_and_the_plot_stays_below_it():
+    names = ["tiekd_mobilenet_v2_adabins_kitti", "tiekd_resnet50_depthformer_kitti", "baseline_light_kitti"]
+    curves = [Curve([0, 1], [0.5, 0.5], colour, name) for colour, name in zip(COLOURS, names, strict=False)]
+    one, three = chart(curves[:1], (400, 300), "loss"), chart(curves, (400, 300), "loss")
+    tops = [np.flatnonzero((picture == (110, 110, 118)).all(-1).sum(1) > 200)[0] for picture in (one, three)]
+    assert tops[1] >= tops[0] + 18

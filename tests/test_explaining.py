@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from tiekd.explaining import choose_pixels, explain, explanation
+from tiekd.kernels.target import bin_centres
+from tiekd.models.heads.dpm import Dpm
+
+
+def street(height=40, width=120):
+    """A ground from 40 m at the top to 4 m at the bottom, and a thing of 5 m in front of it."""
+    depth = np.repeat(np.geomspace(40, 4, height)[:, None], width, axis=1).astype(np.float32)
+    depth[6:20, 84:100] = 5.0
+    return depth
+
+
+def test_pixels_are_near_middle_far_and_at_an_edge():
+    depth = street()
+    chosen = {name: (row, column) for name, row, column in choose_pixels(depth, depth)}
+    assert list(chosen) == ["near", "middle", "far", "edge"]
+    near, middle, far = (float(depth[chosen[name]]) for name in ("near", "middle", "far"))
+    assert near < 7 < middle < 20 < 25 < far
+    row, column = chosen["edge"]
+    around = depth[row - 2 : row + 3, column - 2 : column + 3]
+    assert around.max() / around.min() > 5
+    places = np.array(list(chosen.values()))
+    gaps = np.linalg.norm(places[:, None] - places[None], axis=-1) + 1e9 * np.eye(4)
+    assert gaps.min() > 120 / 10
+    assert choose_pixels(depth, depth) == choose_pixels(depth.copy(), depth.copy())
+
+
+def test_pixels_are_where_the_truth_was_measured():
+    truth, target = np.zeros((40, 120), np.float32), street()
+    truth[30, 20], truth[10, 50], truth[20, 70] = 5.0, 20.0, 9.0
+    assert {(row, column) for _, row, column in choose_pixels(truth, target)} == {(30, 20), (10, 50), (20, 70)}
+    assert len(choose_pixels(0 * truth, target)) == 4  # of a frame without ground truth: anywhere
+    assert choose_pixels(truth, 0 * target) == []
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_distributions_are_those_of_the_pixel(stride):
+    torch.manual_seed(0)
+    head = Dpm(8, 1e-3, 80.0, stride=stride, num_bins=160, sigma=1.0)
+    torch.nn.init.normal_(head.weight)
+    depth = street()
+    features = torch.randn(1, 8, 40 // stride, 120 // stride)
+    mean = head(features, (40, 120)).depth.detach()
+    pixels = explain(head, features, depth, depth)
+    assert len(pixels) == 4
+    for pixel in pixels:
+        at = pixel.row // stride, pixel.column // stride
+        assert (pixel.target.sum(), pixel.student.sum()) == (pytest.approx(1, abs=1e-4), pytest.approx(1, abs=1e-4))
+        assert float(pixel.student @ pixel.centres) == pytest.approx(float(mean[0, 0][at]), rel=1e-4)
+        cell = depth[at[0] * stride :, at[1] * stride :][:stride, :stride]
+        assert float(pixel.target @ pixel.centres) == pytest.approx(float(cell.mean()), rel=2e-3)
+        assert pixel.truth == depth[pixel.row, pixel.column]
+        assert np.allclose(pixel.centres, bin_centres(head.edges))
+
+
+def test_a_student_whose_numbers_are_broken_is_not_explained():
+    head, depth = Dpm(8, 1e-3, 80.0, num_bins=160, sigma=1.0), street()
+    assert explain(head, torch.full((1, 8, 40, 120), torch.nan), depth, depth) == []
+
+
+def test_a_panel_has_a_chart_a_pixel_and_marks_them_in_every_picture():
+    head, depth = Dpm(8, 1e-3, 80.0, num_bins=160, sigma=1.0), street()
+    pixels = explain(head, torch.randn(1, 8, 40, 120), depth, depth)
+    grey = np.full((40, 120, 3), 90, np.uint8)
+    panel = explanation({"image": grey, "student": grey}, pixels, "teacher")
+    without = explanation({"image": grey, "student": grey}, [], "teacher")
+    assert panel.shape == without.shape and panel.dtype == np.uint8
+    left = (panel == 90).all(-1).any(0).nonzero()[0].max()  # where the pictures end
+    changed = (panel != without).any(-1)
+    marked = changed[:, :left].any(1).nonzero()[0]
+    assert marked.min() < 150 and marked.max() > 200  # in both pictures
+    charts = changed[:, left + 10 :]
+    for part in (charts[40:240, :380], charts[40:240, 420:], charts[310:500, :380], charts[310:500, 420:]):
+        assert part.any()
+    target, student = (
+        (np.abs(panel.astype(int) - colour).sum(-1) < 40).sum() for colour in ((230, 159, 0), (86, 180, 233))
+    )
+    assert target > 800 and student > 800

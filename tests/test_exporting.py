@@ -1,0 +1,284 @@
+"""Exported files say what the network says, need nothing of this project, and aren't there where they don't."""
+
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import fitted
+import pytest
+import torch
+from torch import nn
+
+import tiekd
+from tiekd import exporting, exporting_check, exporting_onnx, exporting_pictures, exporting_program
+from tiekd.errors import ExportError
+from tiekd.exporting_norms import fold_norms
+from tiekd.models.deployed import Deployed
+from tiekd.models.factory import build_network
+
+ENCODER = {
+    "name": "mobilenet_v2",
+    "width": 0.25,
+    "strides": [1, 2, 2, 2, 1, 2, 1],
+    "dilations": [1] * 7,
+    "taps": [1, 3],
+}
+RANGE = {"min_depth": 0.5, "max_depth": 80.0}
+DECODER = {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8}
+DPM = {"encoder": ENCODER, "decoder": DECODER, "head": {"name": "dpm", "num_bins": 33, "sigma": 2.0}, **RANGE}
+SIGMOID = {"encoder": ENCODER, "decoder": {**DECODER, "extra_ups": 2}, "head": {"name": "sigmoid"}, **RANGE}
+SMALL, ODD = (64, 96), (53, 77)
+STRANGER = """
+import sys
+import torch
+image = torch.load(sys.argv[2])
+if sys.argv[1].endswith(".onnx"):
+    import onnxruntime
+    depth = torch.from_numpy(onnxruntime.InferenceSession(sys.argv[1]).run(None, {"image": image.numpy()})[0])
+else:
+    depth = torch.export.load(sys.argv[1]).module()(image)[0]
+assert not [name for name in sys.modules if name.startswith("tiekd")]
+torch.save(depth.detach(), sys.argv[3])
+"""
+
+
+def picture(height: int, width: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
+    """Patches of many colours, (batch, 3, height, width) uint8."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, 5, 7, generator=draw) * 255
+    return nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").byte()
+
+
+def fitted_network(node: dict) -> nn.Module:
+    torch.manual_seed(0)
+    network = build_network(node)
+    fitted.fit(network, picture(64, 128, batch=2))
+    return network
+
+
+@pytest.fixture(scope="module")
+def dpm() -> nn.Module:
+    return fitted_network(DPM)
+
+
+@pytest.fixture(scope="module")
+def sigmoid() -> nn.Module:
+    return fitted_network(SIGMOID)
+
+
+def write(path: Path, network, node=DPM, size=SMALL, pictures=None, **options) -> exporting.Exported:
+    settings = exporting.Settings(size, exporting.format_of(path), **options)
+    pictures = [picture(*size)] if pictures is None else pictures
+    return exporting.write(path, network, node, settings, pictures, {"recipe": "tiny"}, io.StringIO())
+
+
+def evaluated(network, image: torch.Tensor) -> torch.Tensor:
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    with torch.no_grad():
+        return network((image.float() - mean[:, None, None]) / std[:, None, None]).depth
+
+
+def as_stranger(path: Path, image: torch.Tensor) -> torch.Tensor:
+    """What the file says in a process that can't import this project."""
+    script, given, found = (path.with_name(name) for name in ("stranger.py", "image.pt", "depth.pt"))
+    script.write_text(STRANGER)
+    torch.save(image, given)
+    subprocess.run([sys.executable, "-I", script, path, given, found], check=True, cwd=path.parent)
+    return torch.load(found)
+
+
+@pytest.mark.parametrize("size", [SMALL, ODD])
+@pytest.mark.parametrize("kind", ["dpm", "sigmoid"])
+def test_a_file_gives_the_networks_metres_of_pixels(tmp_path, request, kind, size):
+    network, path = request.getfixturevalue(kind), tmp_path / "student.onnx"
+    write(path, network, size=size)
+    image = picture(*size, seed=3)
+    wanted, found = evaluated(network, image), exporting_onnx.load(path)(image)[0]
+    assert wanted.max() > 10 * wanted.min()
+    assert found.shape == (1, 1, *size) and (found - wanted).abs().max() < 1e-3
+
+
+def test_an_open_file_takes_any_batch_and_size(tmp_path, dpm):
+    path = tmp_path / "student.onnx"
+    write(path, dpm, dynamic=True)
+    run = exporting_onnx.load(path)
+    for shape in ((1, *SMALL), (1, *ODD), (3, 91, 50), (2, 17, 130)):
+        image = picture(*shape[1:], seed=4, batch=shape[0])
+        assert (run(image)[0] - evaluated(dpm, image)).abs().max() < 1e-3, shape
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
+def test_a_file_needs_nothing_of_this_project(tmp_path, dpm, name):
+    path = tmp_path / name
+    write(path, dpm, dynamic=True)
+    image = picture(*ODD, seed=5)
+    assert (as_stranger(path, image) - evaluated(dpm, image)).abs().max() < 1e-3
+    assert str(Path(tiekd.__file__).parent).encode() not in path.read_bytes()
+
+
+def test_an_onnx_file_is_of_standard_operators_and_says_what_it_is(tmp_path, dpm):
+    import onnx
+
+    path = tmp_path / "student.onnx"
+    write(path, dpm, dynamic=True, confidence=True)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {opset.domain for opset in model.opset_import} == {""} and not model.functions
+    assert {node.domain for node in model.graph.node} == {""}
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["recipe"] == "tiny" and "metres from 0.5 to 80" in facts["output"] and "RGB, uint8" in facts["input"]
+    dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", 3, "height", "width"]
+    assert [output.name for output in model.graph.output] == ["depth", "confidence"]
+
+
+def test_float_pixels_are_of_the_same_range(tmp_path, dpm):
+    path = tmp_path / "student.onnx"
+    write(path, dpm, input="float")
+    image = picture(*SMALL, seed=6)
+    assert (exporting_onnx.load(path)(image.float())[0] - evaluated(dpm, image)).abs().max() < 1e-3
+
+
+def test_confidence_is_the_probability_near_the_likeliest_bin(tmp_path, dpm):
+    path = tmp_path / "student.onnx"
+    write(path, dpm, confidence=True)
+    image = picture(*SMALL, seed=7)
+    depth, confidence = exporting_onnx.load(path)(image)
+    with torch.no_grad():
+        p = dpm.head.probabilities(dpm.features((image.float() - 117) / 57))[0]
+    assert confidence.shape == depth.shape and 0 < confidence.min() < confidence.max() <= 1 + 1e-6
+    middle = p[:, 20, 30]
+    mode = int(middle.argmax())
+    near = middle[max(0, mode - 2) : mode + 3].sum()
+    assert near < 0.999, "a case that says something"
+    settings = Deployed(dpm, confidence=True)
+    assert torch.allclose(settings(image)[1], confidence, atol=1e-4)
+
+
+@pytest.mark.parametrize("readout", ["mode", "local"])
+def test_other_readouts_keep_to_the_likeliest_bin(tmp_path, dpm, readout):
+    path = tmp_path / "student.onnx"
+    write(path, dpm, readout=readout)
+    image = picture(*SMALL, seed=8)
+    found = exporting_onnx.load(path)(image)[0]
+    assert (found - Deployed(dpm, readout)(image)[0]).abs().quantile(0.99) < 1e-3
+    assert (found - evaluated(dpm, image)).abs().max() > 0.1
+
+
+def test_half_precision_is_inside_only_and_without_norms(tmp_path, sigmoid):
+    import onnx
+
+    path = tmp_path / "student.onnx"
+    done = write(path, sigmoid, SIGMOID, half=True)
+    model = onnx.load(path)
+    types = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4]
+    assert types.count(10) >= len(types) - 1 > 10, "float16, but for the head"
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    assert model.graph.output[0].type.tensor_type.elem_type == 1, "float32"
+    assert done.agreements[0].depth_p999 > 1e-3, "float16 shows"
+    assert {parameter.dtype for parameter in sigmoid.parameters()} == {torch.float32}, "the network stays as it was"
+
+
+def test_norms_fold_into_the_convolutions_before_them_alone(sigmoid):
+    import copy
+
+    class Two(nn.Module):
+        """A norm after a convolution, and one after a convolution that something else uses too."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.norm, self.shared = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.second(self.norm(self.first(x)))
+            return self.shared(y) + y
+
+    torch.manual_seed(0)
+    module, x = Two(), torch.randn(2, 3, 12, 12)
+    module(x)
+    folded = copy.deepcopy(module.eval())
+    assert fold_norms(folded, torch.export.export(folded, (x,))) == 1
+    assert isinstance(folded.norm, nn.Identity) and isinstance(folded.shared, nn.BatchNorm2d)
+    assert torch.allclose(folded(x), module(x), atol=1e-5)
+
+
+def test_weights_load_as_plain_tensors_and_build_the_network(tmp_path, dpm):
+    path = tmp_path / "student.pth"
+    write(path, dpm)
+    state = torch.load(path, weights_only=True)
+    again = build_network(state["network"]).eval()
+    again.load_state_dict(state["state_dict"])
+    assert torch.equal(evaluated(again, picture(*ODD)), evaluated(dpm, picture(*ODD)))
+
+
+def test_a_file_that_disagrees_is_not_left_behind(tmp_path, dpm, monkeypatch):
+    path = tmp_path / "student.onnx"
+    path.write_bytes(b"what was there before")
+    monkeypatch.setattr(Deployed, "forward", lambda self, image: (self.network(image.float() / 255).depth * 1.001,))
+    with pytest.raises(ExportError, match=r"doesn't say what the network says: 1 x 64x96, .*allowed 0.001 and 0.01"):
+        write(path, fitted_network(SIGMOID))
+    assert path.read_bytes() == b"what was there before" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        ({}, True),
+        ({"depth_p999": 1.1e-3}, False),
+        ({"depth_max": 1.1e-2}, False),
+        ({"depth_max": float("nan")}, False),
+        ({"confidence_p999": 0.1}, False),
+    ],
+)
+def test_limits_are_those_that_are_stated(change, holds):
+    limits = exporting_check.limits_of(False, "mean", 80.0)
+    assert limits[:2] == (1e-3, 1e-2)
+    row = exporting_check.Agreement((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, limits)
+    assert row._replace(**change).holds() is holds
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("a.pt2", {"format": "onnx"}, "a file of format onnx ends with .onnx"),
+        ("a.onnx", {"size": (8, 64)}, "--size 8x64: too small for this network; give at least 16x16"),
+        ("a.pth", {"format": "weights", "half": True}, "--format weights: holds no arithmetic"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, dpm, name, options, line):
+    settings = replace(exporting.Settings(SMALL), **options)
+    with pytest.raises(ExportError, match=line):
+        exporting.check(dpm, settings, tmp_path / name)
+
+
+@pytest.mark.parametrize("options", [{"confidence": True}, {"readout": "local"}])
+def test_what_only_a_distribution_has_is_refused_of_others(tmp_path, sigmoid, options):
+    with pytest.raises(ExportError, match="this network's head isn't a DPM head"):
+        exporting.check(sigmoid, exporting.Settings(SMALL, **options), tmp_path / "a.onnx")
+
+
+def test_missing_packages_are_named(tmp_path, dpm, monkeypatch):
+    monkeypatch.setattr(exporting_onnx, "PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(ExportError, match=r"needs no_such_package, not installed here; pip install no_such_package"):
+        exporting.check(dpm, exporting.Settings(SMALL), tmp_path / "a.onnx")
+
+
+def test_sizes_that_cannot_be_left_open_are_one_line(dpm):
+    class ByValue(Deployed):
+        def forward(self, image):
+            return (image.float() if image.shape[2] % 2 else image.double(),)
+
+    with pytest.raises(ExportError, match="leave out --dynamic and export one file a size"):
+        exporting_program.trace(ByValue(dpm, open_sizes=True), SMALL, torch.uint8, True)
+
+
+def test_pictures_are_the_recipes_or_rendered_ones(tmp_path):
+    recipe = {"network": DPM, "data": {"name": "kitti", "root": str(tmp_path)}}
+    found, origin = exporting_pictures.frames(recipe)
+    assert len(found) == 2 and origin.startswith("built-in scenes") and str(tmp_path) in origin
+    one, other, both = exporting_pictures.batches(found, (96, 128), dynamic=True)
+    assert one.shape == other.shape == (1, 3, 96, 128) and both.shape == (2, 3, 73, 97) and both.dtype == torch.uint8
+    assert (one.float().mean() - found[0].float().mean()).abs() < 2

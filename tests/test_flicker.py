@@ -1,0 +1,28 @@
+"""Flicker: depth that changes where the picture doesn't."""
+
+import math
+
+import torch
+
+from tiekd.flicker import Flicker
+
+
+def test_only_static_pixels_count_and_the_figure_is_the_mean_over_pairs():
+    flicker, picture = Flicker(), torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    assert all(math.isnan(value) for value in flicker.add(picture, torch.full((4, 4), 10.0)))
+    moved = picture.clone()
+    moved[1, 0] = 105  # five levels in one channel of four pixels
+    depth = torch.full((4, 4), 10.5)
+    depth[0] = 50.0  # there it may change
+    assert flicker.add(moved, depth) == (0.5, 0.75)
+    again = moved + 4  # noise of the camera
+    depth = depth - 1.5
+    assert flicker.add(again, depth) == (1.5, 1.0)
+    assert flicker.mean == 1.0
+
+
+def test_a_picture_that_changes_everywhere_counts_in_no_mean():
+    flicker = Flicker()
+    flicker.add(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.ones(2, 2))
+    change, share = flicker.add(torch.full((3, 2, 2), 255, dtype=torch.uint8), torch.ones(2, 2) * 9)
+    assert math.isnan(change) and share == 0 and math.isnan(flicker.mean)

@@ -1,0 +1,83 @@
+"""What INPUTs mean: files, folders, patterns, their outputs' names, and what can't be."""
+
+import pytest
+
+from tiekd import inputs
+from tiekd.errors import DataError
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("a.png", "b/c.JPG", "b/d/e.webp", "b/d/notes.txt", "b/.hidden.png", "clip.mp4"):
+        path = tmp_path / "pics" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "pics"
+
+
+def names(arguments, out):
+    return [item.name for item in inputs.find([str(argument) for argument in arguments], out)]
+
+
+def test_a_folder_means_its_pictures_with_their_paths_as_names(tree, tmp_path):
+    assert names([tree], tmp_path / "out") == ["a", "b/c", "b/d/e"]
+
+
+def test_outputs_below_the_folder_are_no_inputs(tree):
+    (tree / "out/depth").mkdir(parents=True)
+    (tree / "out/depth/a.png").touch()
+    assert names([tree], tree / "out") == ["a", "b/c", "b/d/e"]
+    assert names([f"{tree}/**/*.png"], tree / "out") == ["a"]
+    assert names([f"{tree}/b/*"], tree) == ["c"]  # here the inputs lie below the outputs' folder
+    with pytest.raises(DataError, match="is the folder of the pictures itself"):
+        inputs.find([str(tree)], tree)
+
+
+def test_a_pattern_names_by_what_is_below_its_part_without_wildcards(tree, tmp_path):
+    assert names([f"{tree}/b/*"], tmp_path / "out") == ["c"]
+    assert names([f"{tree}/**/*.[wJ]*"], tmp_path / "out") == ["b/c", "b/d/e"]
+    assert names([f"{tree}/*.mp4"], tmp_path / "out") == ["clip"]
+    with pytest.raises(DataError, match="no file fits this pattern"):
+        inputs.find([f"{tree}/*.tif"], tmp_path / "out")
+
+
+def test_files_are_named_by_their_stem_and_counted_once(tree, tmp_path):
+    assert names([tree / "b/c.JPG", tree / "a.png", tree / "a.png"], tmp_path / "out") == ["c", "a"]
+    assert [item.is_video for item in inputs.find([str(tree / "clip.mp4"), str(tree / "a.png")], tmp_path)] == [
+        True,
+        False,
+    ]
+
+
+def test_a_file_whose_name_has_wildcards_is_found(tree, tmp_path):
+    (tree / "[x].png").touch()
+    assert names([tree / "[x].png"], tmp_path / "out") == ["[x]"]
+
+
+def test_what_is_not_there_is_told(tree, tmp_path):
+    for argument, words in (
+        (tree / "none.png", "no such file or folder"),
+        (tmp_path / "w.pth", "weights by their name, no picture"),
+    ):
+        with pytest.raises(DataError, match=f"{argument}: {words}"):
+            inputs.find([str(argument)], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures .* in or below it; videos are given by name"):
+        inputs.find([str(tmp_path / "empty")], tmp_path / "out")
+
+
+def test_two_that_would_have_the_same_outputs_are_refused(tree, tmp_path):
+    (tree / "a.jpg").touch()
+    with pytest.raises(DataError, match=r"a\.jpg and .*a\.png would have the same outputs, a\.\*"):
+        inputs.find([str(tree)], tmp_path / "out")
+    (tree / "clip").mkdir()
+    (tree / "clip/0.png").touch()
+    with pytest.raises(DataError, match="would share the folder clip"):
+        inputs.find([f"{tree}/clip*", f"{tree}/**/0.png"], tmp_path / "out")
+
+
+def test_weights_are_told_from_inputs_by_their_look():
+    assert [inputs.looks_like_input(word) for word in ("a.JPG", "x/*", "v.mp4", "best.pth", "work_dirs/a")] == [
+        *[True] * 3,
+        *[False] * 2,
+    ]

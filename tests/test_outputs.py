@@ -1,0 +1,79 @@
+"""What prediction writes: kinds, units, the tree of the inputs, and nothing over what is there."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiekd.data.depth_io import read_levels
+from tiekd.data.frames import Camera
+from tiekd.errors import DataError, RecipeError
+from tiekd.inputs import Input
+from tiekd.outputs import Outputs, in_words, parse_units, units_of
+
+DEPTH = np.linspace(0.5, 79.5, 20 * 30, dtype=np.float32).reshape(20, 30)
+RGB = np.full((20, 30, 3), 7, np.uint8)
+
+
+def test_every_kind_has_its_folder_and_the_inputs_tree(tmp_path):
+    outputs = Outputs(tmp_path, 256.0, 80.0, raw=True, points=True, confidence=True)
+    outputs.write("ride/0", RGB, DEPTH, np.full((20, 30), 0.2, np.float32), Camera(20.0, 20.0))
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert found == [
+        "colour/ride/0.png",
+        "confidence/ride/0.npy",
+        "confidence/ride/0.png",
+        "depth/ride/0.png",
+        "points/ride/0.ply",
+        "raw/ride/0.npy",
+    ]
+    levels = read_levels(tmp_path / "depth/ride/0.png")[0].numpy().astype(float)
+    assert np.abs(levels / 256 - DEPTH).max() <= 0.5 / 256 + 1e-6
+    raw = np.load(tmp_path / "raw/ride/0.npy")
+    assert raw.dtype == np.float32 and np.array_equal(raw, DEPTH)
+    assert np.asarray(Image.open(tmp_path / "confidence/ride/0.png")).max() == 51
+    assert np.load(tmp_path / "confidence/ride/0.npy").max() == np.float32(0.2)
+
+
+def test_what_is_not_asked_for_is_not_written(tmp_path):
+    Outputs(tmp_path, 256.0, 80.0).write("0", RGB, DEPTH, colour=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["depth"]
+
+
+def test_what_is_there_is_left_alone_and_an_input_always(tmp_path):
+    outputs, source = Outputs(tmp_path, 256.0, 80.0), tmp_path / "in/0.png"
+    item = Input("0", source)
+    outputs.check([item], overwrite=False)
+    outputs.write("0", RGB, DEPTH)
+    with pytest.raises(DataError, match="depth/0.png and 1 more exist already; give another --out, or --overwrite"):
+        outputs.check([item], overwrite=False)
+    outputs.check([item], overwrite=True)
+    with pytest.raises(DataError, match="depth/0.png: is an input"):
+        outputs.check([Input("0", tmp_path / "depth/0.png")], overwrite=True)
+    (tmp_path / "depth/clip").mkdir()
+    with pytest.raises(DataError, match="depth/clip exist already"):
+        outputs.check([Input("clip", tmp_path / "clip.mp4")], overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "max_depth", "units"),
+    [
+        ({"name": "kitti"}, 80.0, 256.0),
+        ({"name": "scenes"}, 80.0, 256.0),
+        ({"name": "nyu"}, 10.0, 1000.0),
+        ({"name": "folder", "depth_unit": 500}, 80.0, 500.0),
+        ({"name": "folder"}, 80.0, 256.0),
+        ({}, 1000.0, 65.0),
+        ({}, 1e6, 1.0),
+    ],
+)
+def test_the_unit_is_the_data_sets(data, max_depth, units):
+    assert units_of(data, max_depth) == units
+
+
+def test_a_unit_of_the_command_line_counts_and_its_reach_is_told():
+    assert parse_units("1000", {}, 80.0) == 1000.0
+    for text in ("0", "-3", "mm", "nan", "1e9"):
+        with pytest.raises(RecipeError, match="--depth-unit: got"):
+            parse_units(text, {}, 80.0)
+    assert in_words(256.0, 80.0) == "16-bit PNG, 256 levels a metre"
+    assert in_words(1000.0, 80.0).endswith("what is beyond 65.53 m is stored as that")

@@ -1,0 +1,171 @@
+"""Predicting many pictures: batches of one size, broken files passed over, depth at each picture's size."""
+
+import csv
+import io
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tiekd.data.depth_io import write_image
+from tiekd.errors import DataError, RecipeError
+from tiekd.inputs import find
+from tiekd.outputs import Outputs
+from tiekd.prediction import predict_all
+from tiekd.predictor import Predictor, Writes
+from tiekd.student import Reading
+
+
+class Brightness:
+    """A student whose depth is a tenth of the red level, in metres."""
+
+    smooth = True
+
+    def __init__(self, refuses: tuple[int, int] = (0, 0)):
+        self.batches, self.refuses = [], refuses
+
+    def read(self, pixels, with_confidence=False):
+        self.batches.append(tuple(pixels.shape))
+        if pixels.shape[2:] == self.refuses:
+            raise RecipeError("an image of 30x40 has too few patches")
+        depth = pixels[:, :1].float() / 10
+        return Reading(depth, torch.ones_like(depth) if with_confidence else None)
+
+
+def folder_of(tmp_path, sizes):
+    for index, size in enumerate(sizes):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        write_image(tmp_path / f"in/{index}.png", np.full((*size, 3), 10 * (index + 1), np.uint8))
+    return tmp_path / "in"
+
+
+def predict(tmp_path, folder, student, limit=None, batch_size=1, **kinds):
+    out, errors = io.StringIO(), io.StringIO()
+    outputs = Outputs(tmp_path / "out", 256.0, 80.0, raw=True, **kinds)
+    failed = predict_all(
+        Predictor(student, outputs, limit, batch_size), find([str(folder)], tmp_path / "out"), out, errors
+    )
+    return failed, out.getvalue(), errors.getvalue()
+
+
+def raw(tmp_path, name):
+    return np.load(tmp_path / f"out/raw/{name}.npy")
+
+
+def test_pictures_of_one_size_share_a_batch_whatever_their_order(tmp_path):
+    folder, student = folder_of(tmp_path, [(20, 30), (30, 20), (20, 30), (30, 20), (20, 30)]), Brightness()
+    failed, out, _ = predict(tmp_path, folder, student, batch_size=2)
+    assert failed == 0 and sorted(student.batches) == sorted([(2, 3, 20, 30), (1, 3, 20, 30), (2, 3, 30, 20)])
+    for index in range(5):
+        assert raw(tmp_path, index).shape == ((30, 20) if index in (1, 3) else (20, 30))
+        assert np.allclose(raw(tmp_path, index), index + 1)
+    assert "pictures: 5/5" in out and "Predicted 5 picture(s)" in out and "images/s" in out
+
+
+def test_a_broken_picture_is_told_in_a_line_and_the_others_are_predicted(tmp_path):
+    folder = folder_of(tmp_path, [(20, 30)] * 3)
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    (folder / "9.jpg").write_text("no picture")
+    failed, out, errors = predict(tmp_path, folder, Brightness(), batch_size=2)
+    assert failed == 2 and "pictures: 4/4" in out and "Predicted 2 picture(s)" in out
+    lines = errors.splitlines()
+    assert len(lines) == 2 and all(line.startswith("DataError: ") for line in lines)
+    assert f"{folder}/1.png: a torn or damaged PNG" in errors and f"{folder}/9.jpg: can't be decoded" in errors
+    assert np.allclose(raw(tmp_path, 0), 1) and np.allclose(raw(tmp_path, 2), 3)
+
+
+def test_a_size_that_the_network_refuses_is_told_with_its_file(tmp_path):
+    folder = folder_of(tmp_path, [(20, 30), (30, 40)])
+    failed, _, errors = predict(tmp_path, folder, Brightness(refuses=(30, 40)))
+    assert failed == 1 and errors == (
+        f"RecipeError: {folder}/1.png, as 30x40: an image of 30x40 has too few patches; --size HxW scales pictures\n"
+    )
+    assert (tmp_path / "out/raw/0.npy").exists() and not (tmp_path / "out/raw/1.npy").exists()
+
+
+def test_a_large_picture_is_shrunk_for_the_network_and_its_depth_has_its_size(tmp_path):
+    folder, student = tmp_path / "in", Brightness()
+    folder.mkdir()
+    ramp = np.repeat(np.linspace(0, 255, 400).round().astype(np.uint8)[None, :, None], 300, axis=0)
+    write_image(folder / "ramp.png", np.repeat(ramp, 3, axis=2))
+    assert predict(tmp_path, folder, student, limit=60.0 * 80.0, confidence=True)[0] == 0
+    assert student.batches == [(1, 3, 60, 80)]
+    depth = raw(tmp_path, "ramp")
+    assert depth.shape == (300, 400) and np.abs(depth - ramp[..., 0] / 10).max() < 0.3
+    assert Image.open(tmp_path / "out/confidence/ramp.png").size == (400, 300)
+
+
+def test_sharp_depth_gets_nothing_between_the_sides_of_an_edge_when_it_grows(tmp_path):
+    (tmp_path / "in").mkdir()
+    halves = np.full((90, 120, 3), 50, np.uint8)
+    halves[:, 60:] = 250
+    write_image(tmp_path / "in/halves.png", halves)
+    student = Brightness()
+    student.smooth = False
+    predict(tmp_path, tmp_path / "in", student, limit=(30, 40))
+    # What the network saw has two levels beside the edge, from shrinking the picture, and growing adds none.
+    assert len(np.unique(raw(tmp_path, "halves"))) == 4
+
+
+def test_what_a_thread_cannot_write_is_raised(tmp_path):
+    folder = folder_of(tmp_path, [(20, 30)] * 2)
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(OSError):
+        predict(tmp_path, folder, Brightness())
+
+
+def test_writes_that_wait_are_few():
+    class Write:
+        asked = 0
+
+        def result(self):
+            Write.asked += 1
+
+    with Writes() as writes:
+        for count in range(10):
+            writes.add(Write())
+            assert count + 1 - Write.asked <= 2
+    assert Write.asked == 10
+
+
+def test_a_video_gives_frames_times_and_flicker(tmp_path):
+    pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
+    from tiekd.video import Video, writing
+
+    times = [0, 100, 200, 350, 400]
+    with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 1000)) as add:
+        for pts in times:
+            add(np.full((48, 64, 3), 100, np.uint8), pts)
+    failed, out, errors = predict(tmp_path, tmp_path / "v.mp4", Brightness(), batch_size=2)
+    assert failed == 0 and errors == "" and "v.mp4, frames: 5/5" in out
+    assert "Flicker: 0.0" in out and "Predicted 5 frames of" in out
+    assert sorted(path.name for path in (tmp_path / "out/depth/v").iterdir()) == [f"{i:06}.png" for i in range(5)]
+    rows = list(csv.DictReader((tmp_path / "out/times/v.csv").open()))
+    assert [float(row["time_s"]) for row in rows] == pytest.approx([pts / 1000 for pts in times])
+    assert rows[0]["static_change_m"] == "" and float(rows[1]["static_share"]) == 1.0
+    colours = Video(tmp_path / "out/colour/v.mp4")
+    assert [frame.time_s for frame in colours.frames()] == pytest.approx([pts / 1000 for pts in times])
+    assert not (tmp_path / "out/colour/v").exists()
+
+
+def test_a_video_that_breaks_off_keeps_what_was_predicted(tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
+    from tiekd import video
+
+    with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+        for pts in range(4):
+            add(np.full((48, 64, 3), 100, np.uint8), pts)
+    whole = video.Video.frames
+
+    def breaking(self):
+        yield from list(whole(self))[:2]
+        raise DataError(f"{self.path}: can't be decoded after frame 1")
+
+    monkeypatch.setattr(video.Video, "frames", breaking)
+    failed, _, errors = predict(tmp_path, tmp_path / "v.mp4", Brightness())
+    assert failed == 1 and errors.splitlines() == [f"DataError: {tmp_path}/v.mp4: can't be decoded after frame 1"]
+    assert len(list((tmp_path / "out/depth/v").iterdir())) == 2
+    monkeypatch.undo()
+    assert len(list(video.Video(tmp_path / "out/colour/v.mp4").frames())) == 2

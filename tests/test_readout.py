@@ -1,0 +1,84 @@
+"""Readouts of a distribution over bins: reference values by hand, and strips that give what the whole gives."""
+
+import math
+
+import pytest
+import torch
+
+from tiekd.errors import RecipeError
+from tiekd.models import readout
+from tiekd.models.heads.dpm import Dpm
+
+CENTRES = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 20.0, 30.0, 40.0])
+# Two hills, as at the edge of a thing: 2 to 3 m in front, 20 to 30 m behind, the nearer one higher.
+EDGE = torch.tensor([0.05, 0.30, 0.20, 0.00, 0.00, 0.25, 0.20, 0.00])
+
+
+def pixel(distribution):
+    return distribution.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "metres"),
+    [
+        ("mean", 0.05 * 1 + 0.30 * 2 + 0.20 * 3 + 0.25 * 20 + 0.20 * 30),
+        ("mode", 2.0),
+        ("local", (0.05 * 1 + 0.30 * 2 + 0.20 * 3) / 0.55),  # the bins 0 to 3
+    ],
+)
+def test_depth_of_an_edge_is_what_a_hand_calculates(name, metres):
+    depth = readout.read_out(pixel(EDGE), CENTRES, name)
+    assert depth.shape == (1, 1, 1, 1) and depth.item() == pytest.approx(metres, rel=1e-6)
+
+
+def test_local_reaches_two_bins_and_not_beyond_the_ends():
+    flat = torch.full((8,), 0.1)
+    for mode, expected in ((0, [0, 1, 2]), (4, [2, 3, 4, 5, 6]), (7, [5, 6, 7])):
+        distribution = flat.clone()
+        distribution[mode] = 0.3
+        weights = distribution[expected]
+        depth = readout.read_out(pixel(distribution), CENTRES, "local").item()
+        assert depth == pytest.approx(float((weights * CENTRES[expected]).sum() / weights.sum()), rel=1e-6)
+        assert readout.confidence(pixel(distribution)).item() == pytest.approx(float(weights.sum()), rel=1e-6)
+
+
+def test_a_single_hill_reads_the_same_by_mean_and_local():
+    hill = torch.tensor([0.0, 0.1, 0.2, 0.4, 0.2, 0.1, 0.0, 0.0])
+    assert readout.read_out(pixel(hill), CENTRES, "mean").item() == pytest.approx(
+        readout.read_out(pixel(hill), CENTRES, "local").item(), rel=1e-6
+    )
+
+
+def test_entropy_is_zero_when_certain_and_log_k_when_not():
+    certain = torch.zeros(8)
+    certain[3] = 1
+    assert readout.entropy(pixel(certain)).item() == 0
+    assert readout.entropy(pixel(torch.full((8,), 1 / 8))).item() == pytest.approx(math.log(8), rel=1e-6)
+    assert readout.confidence(pixel(certain)).item() == 1
+
+
+def test_an_unknown_readout_names_the_known_ones():
+    with pytest.raises(RecipeError, match="got 'median'; allowed: mean, mode, local"):
+        readout.read_out(pixel(EDGE), CENTRES, "median")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_strips_give_what_the_whole_distribution_gives_and_hold_only_a_strip(monkeypatch, rows):
+    torch.manual_seed(0)
+    head, features = Dpm(6, 0.001, 80.0, num_bins=33, sigma=2.0), torch.randn(2, 6, 10, 14)
+    torch.nn.init.normal_(head.weight)
+    seen = []
+
+    def probabilities(part):
+        seen.append(part.shape)
+        return head.probabilities(part)
+
+    monkeypatch.setattr(readout, "STRIP_BYTES", rows * 14 * 33 * 4)
+    centres = (head.edges[1:] + head.edges[:-1]) / 2
+
+    def read(distribution):
+        return torch.cat([readout.read_out(distribution, centres, "local"), readout.confidence(distribution)], dim=1)
+
+    in_parts = readout.in_strips(read, features, probabilities)
+    assert torch.allclose(in_parts, read(head.probabilities(features)), rtol=1e-5, atol=1e-6)
+    assert all(shape[0] == 1 and shape[2] <= rows for shape in seen)

@@ -1,0 +1,160 @@
+"""load_student: every form of a picture gives the same metres, every checkpoint its network, and readouts by head."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tiekd
+from tiekd.checkpoint import write_weights
+from tiekd.data.depth_io import write_image
+from tiekd.data.transforms import colour_table, look_up
+from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
+from tiekd.models.factory import build_network
+from tiekd.student import Student, pick_device, weights_file
+
+ENCODER = {
+    "name": "mobilenet_v2",
+    "width": 0.25,
+    "strides": [1, 2, 2, 2, 1, 2, 1],
+    "dilations": [1] * 7,
+    "taps": [1, 3],
+}
+DECODER = {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8}
+RANGE = {"min_depth": 0.5, "max_depth": 80.0}
+DPM = {
+    "encoder": ENCODER,
+    "decoder": DECODER,
+    "head": {"name": "dpm", "num_bins": 33, "target": "gaussian", "sigma": 2.0},
+    **RANGE,
+}
+SIGMOID = {"encoder": ENCODER, "decoder": DECODER, "head": {"name": "sigmoid"}, **RANGE}
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = build_network(DPM).eval()
+    torch.nn.init.normal_(network.head.weight, std=5.0)  # so that distributions have hills
+    return network
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "best_abs_rel.pth"
+    write_weights(path, network.state_dict(), DPM, 7)
+    return path
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+
+
+def test_a_checkpoint_alone_gives_what_its_network_gives(network, checkpoint, picture):
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = network(look_up(pixels.contiguous(), colour_table()[None])).depth[0, 0]
+    depth = tiekd.load_student(checkpoint)(picture)
+    assert depth.shape == (37, 50) and depth.dtype == torch.float32 and not depth.requires_grad
+    assert torch.equal(depth, expected)
+
+
+def test_every_form_of_a_picture_gives_the_same_metres(checkpoint, picture, tmp_path):
+    student = tiekd.load_student(checkpoint)
+    write_image(tmp_path / "p.png", picture)
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    expected = student(picture)
+    for image in (tmp_path / "p.png", str(tmp_path / "p.png"), Image.fromarray(picture), tensor):
+        assert torch.equal(student(image), expected)
+    batch = student(torch.stack([tensor, tensor.flip(-1)]))
+    assert batch.shape == (2, 37, 50) and torch.allclose(batch[0], expected, rtol=1e-4)
+    assert not torch.allclose(batch[0], batch[1], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 5, 3), np.float32), np.zeros((4, 5), np.uint8), torch.zeros(5, 4, 3, dtype=torch.uint8), 3, None],
+)
+def test_what_is_no_picture_is_refused_in_a_line(checkpoint, image):
+    with pytest.raises(DataError, match="an image must be a file, a Pillow picture, an array") as error:
+        tiekd.load_student(checkpoint)(image)
+    assert "got" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_size_is_what_the_network_sees_and_depth_comes_back_at_the_pictures(checkpoint, picture, monkeypatch):
+    seen = []
+    read = Student.read
+    monkeypatch.setattr(Student, "read", lambda self, pixels: (seen.append(pixels.shape), read(self, pixels))[1])
+    assert tiekd.load_student(checkpoint, size=(20, 100))(picture).shape == (37, 50)
+    assert seen == [(1, 3, 20, 27)]
+
+
+def test_mode_gives_bin_centres_and_local_stays_near_them(checkpoint, network, picture):
+    centres = (network.head.edges[1:] + network.head.edges[:-1]) / 2
+    mean, mode, local = (tiekd.load_student(checkpoint, readout=name)(picture) for name in ("mean", "mode", "local"))
+    away = (mode[..., None] - centres).abs().amin(-1)
+    assert away.max() < 1e-4 and mode.unique().numel() > 2
+    width = float(network.head.edges[1] - network.head.edges[0])
+    assert (local - mode).abs().max() <= 2 * width + 1e-3 < (mean - mode).abs().max()
+
+
+def test_confidence_comes_with_the_same_depth(checkpoint, picture):
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    for name in ("mean", "local"):
+        student = tiekd.load_student(checkpoint, readout=name)
+        plain, sure = student.read(pixels), student.read(pixels, with_confidence=True)
+        assert plain.confidence is None and torch.equal(plain.depth, sure.depth)
+        assert sure.confidence.shape == (1, 1, 37, 50)
+        assert 0 < sure.confidence.min() and sure.confidence.max() <= 1 + 1e-5
+
+
+def test_other_heads_have_the_mean_only(tmp_path, picture):
+    write_weights(tmp_path / "w.pth", build_network(SIGMOID).state_dict(), SIGMOID, 0)
+    student = tiekd.load_student(tmp_path / "w.pth")
+    assert student(picture).shape == (37, 50)
+    with pytest.raises(RecipeError, match=r"readout: got 'local', but this network's head \(Sigmoid\).*allowed: mean"):
+        tiekd.load_student(tmp_path / "w.pth", readout="local")
+    with pytest.raises(RecipeError, match="confidence: asked for, but this network's head"):
+        student.read(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), with_confidence=True)
+    with pytest.raises(RecipeError, match="got 'median'; allowed: mean, mode, local"):
+        tiekd.load_student(tmp_path / "w.pth", readout="median")
+
+
+def test_weights_that_do_not_say_their_network_need_a_recipe(network, tmp_path, picture):
+    torch.save(network.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(CheckpointError, match="doesn't say its network; give the recipe"):
+        tiekd.load_student(tmp_path / "bare.pth")
+    import yaml
+
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"network": DPM}))
+    assert tiekd.load_student(tmp_path / "bare.pth", tmp_path / "mine.yaml")(picture).shape == (37, 50)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"network": SIGMOID}))
+    with pytest.raises(CheckpointError, match="bare.pth: .* tensors don't fit"):
+        tiekd.load_student(tmp_path / "bare.pth", tmp_path / "other.yaml")
+
+
+def test_a_work_dir_means_its_best_weights_and_a_checkpoint_folder_its_own(checkpoint, tmp_path):
+    assert weights_file(checkpoint.parent) == checkpoint
+    (tmp_path / "student.pth").write_bytes(checkpoint.read_bytes())
+    assert weights_file(tmp_path) == tmp_path / "student.pth"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="there are no weights in"):
+        weights_file(tmp_path / "empty")
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert pick_device("cpu").type == "cpu"
+    for name in ("cpuu", "meta7"):
+        with pytest.raises(LaunchError, match=f"--device {name}: there is no such device.*allowed: cpu, cuda"):
+            pick_device(name)
+
+
+def test_importing_tiekd_does_not_import_what_prediction_needs():
+    code = "import sys, tiekd; assert 'tiekd.student' not in sys.modules; assert callable(tiekd.load_student)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'load_teacher'"):
+        tiekd.load_teacher  # noqa: B018

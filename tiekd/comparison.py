@@ -1,0 +1,151 @@
+"""Networks side by side on the same frames: which take part, what each of them comes to, and all of it as one value.
+
+One pass over the frames a network, so memory holds one network's work at a time. Left out: networks that see other
+pictures than the first recipe's, for their figures would not compare.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tiekd import evaluation, frame_rows, reports, work_dirs
+from tiekd.data.loader import Loading
+from tiekd.evaluation import EvaluationSettings, Watcher
+from tiekd.frame_rows import FrameRows, FrameTable
+from tiekd.ranges import RangeFigures, range_figures
+
+
+class Entrant(NamedTuple):
+    """One that is evaluated. predict: image (B, 3, H, W), normalised -> metres (B, 1, H, W); weights: the file."""
+
+    predict: Callable[[Tensor], Tensor]
+    weights: Path | None = None
+
+
+class Result(NamedTuple):
+    """What an entrant comes to: the nine metrics, bias and error by range, and its frames."""
+
+    weights: Path | None
+    metrics: dict[str, float]
+    ranges: list[RangeFigures]
+    frames: FrameTable
+
+
+class Protocol(NamedTuple):
+    """How the figures were made."""
+
+    split: str
+    settings: EvaluationSettings
+    min_depth: float
+    max_depth: float
+
+    @property
+    def cap(self) -> float:
+        """The ground truth that counts is below this, in metres."""
+        return self.max_depth if self.settings.cap is None else self.settings.cap
+
+
+def entrants(
+    named: Sequence[tuple[str, str | None]], overrides: Sequence[str], flip: bool, device: torch.device
+) -> dict[str, Entrant]:
+    """The networks of (recipe, checkpoint) pairs, by names that tell them apart; the overrides are the last one's.
+
+    A recipe is called by its file, the one that a run saved by its work dir.
+    """
+    found: dict[str, Entrant] = {}
+    for place, (recipe_path, checkpoint_path) in enumerate(named):
+        last = place == len(named) - 1
+        network, path = reports.load_network(recipe_path, checkpoint_path, overrides if last else ())
+        file = Path(recipe_path)
+        stem = file.resolve().parent.name if file.name == work_dirs.RECIPE else file.stem
+        tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
+        name = next((name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})")
+        found[name] = Entrant(partial(evaluation.predict, network.to(device).eval(), flip=flip), path)
+    return found
+
+
+def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
+    """`RECIPE` or `RECIPE:CHECKPOINT`; a recipe whose own path has a colon is taken as it is."""
+    if ":" not in text or Path(text).is_file():
+        return text, None
+    recipe_path, _, checkpoint_path = text.partition(":")
+    return recipe_path, checkpoint_path
+
+
+def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
+    """The per-pixel mean of the training depths, whatever the image: the least that a network has to beat."""
+    depth = evaluation.mean_depth_map(training, out).to(device)
+    return Entrant(lambda image: depth.expand(len(image), -1, -1, -1))
+
+
+def evaluate(
+    entrant: Entrant,
+    frames: Dataset,
+    protocol: Protocol,
+    device: torch.device,
+    loading: Loading,
+    out: TextIO,
+    watchers: Sequence[Watcher] = (),
+) -> Result:
+    """Collective; the same on every rank. out: a terminal that is shown how far it is."""
+    rows = FrameRows(protocol.min_depth, protocol.cap, protocol.settings.crop)
+    figures = evaluation.evaluate(
+        entrant.predict,
+        frames,
+        protocol.settings,
+        protocol.min_depth,
+        protocol.max_depth,
+        device,
+        loading.workers,
+        loading.timeout_s,
+        (rows, *watchers),
+        out,
+    )
+    table = rows.gather()
+    return Result(entrant.weights, figures, range_figures(table.sums, protocol.cap), table)
+
+
+def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
+    """Everything as plain values: `protocol`, `networks` by name, and `against`, the last one against each other.
+
+    What is not finite is null, for JSON has no such numbers: a range without a pixel, or a network that is broken.
+    """
+    *others, last = results
+    table = results[last].frames
+    return {
+        "protocol": {
+            **{"split": protocol.split, "frames": len(table.names)},
+            **{"frames_with_ground_truth": sum(map(bool, table.pixels)), "pixels": sum(table.pixels)},
+            **{"min_depth_m": protocol.min_depth, "cap_m": protocol.cap, "crop": protocol.settings.crop},
+            **{"flip": protocol.settings.flip, "means": "metrics: over images; ranges: over pixels"},
+        },
+        "networks": {name: _plain(result) for name, result in results.items()},
+        "against": {other: _difference(results[last], results[other]) for other in others},
+    }
+
+
+def _plain(result: Result) -> dict:
+    return {
+        "weights": None if result.weights is None else str(result.weights),
+        "metrics": {name: _finite(value) for name, value in result.metrics.items()},
+        "ranges": [{key: _finite(value) for key, value in row._asdict().items()} for row in result.ranges],
+        "worst": [{"name": name, "abs_rel": _finite(value)} for name, value in frame_rows.worst(result.frames)],
+    }
+
+
+def _difference(ours: Result, theirs: Result) -> dict:
+    return {
+        "difference": {name: _finite(value - theirs.metrics[name]) for name, value in ours.metrics.items()},
+        "frames_better": {name: won for name, (won, _) in frame_rows.wins(ours.frames, theirs.frames).items()},
+        "frames_worse": {name: lost for name, (_, lost) in frame_rows.wins(ours.frames, theirs.frames).items()},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

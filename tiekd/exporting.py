@@ -1,0 +1,183 @@
+"""A student as a file that needs nothing of this project to run: pixels in, metres out, checked before it is there.
+
+    onnx           one self-contained .onnx of standard operators (tiekd/exporting_onnx.py)
+    torch_export   a .pt2 of torch.export, for torch alone (tiekd/exporting_program.py)
+    weights        a .pth with the plain float32 state dict and the recipe node that builds its network
+
+The file is written beside, read back, run on pictures and held against the network (tiekd/exporting_check.py); what
+doesn't agree is removed. Half precision is float16 inside, after norms were folded into the convolutions before them
+(tiekd/exporting_norms.py); input and output stay as they are.
+Cost: seconds to minutes of tracing, and per picture two runs on the CPU; with a DPM head at full resolution about three
+(K, H, W) float32 tensors. Left out: integers (quantisation), sizes left open where a network's arithmetic depends on
+them (BTS, AdaBins, Swin), and files above the 2 GB of a protobuf.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from tiekd import exporting_check, exporting_onnx, exporting_program
+from tiekd.errors import ExportError
+from tiekd.exporting_norms import fold_norms
+from tiekd.models import weights
+from tiekd.models.deployed import Deployed
+from tiekd.models.factory import build_network
+from tiekd.models.heads.dpm import Dpm
+from tiekd.models.network import Network
+
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "weights": ".pth"}
+INPUTS = {"uint8": torch.uint8, "float": torch.float32}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a student is exported.
+
+    size: (height, width), pixels of the pictures that the file takes; with `dynamic` of those it is first tried on.
+    format: a key of SUFFIXES. input: "uint8", or "float" for float32 of the same 0..255. half: float16 inside.
+    confidence: a second output, of a DPM head. readout: a DPM head's, see tiekd.models.readout.
+    """
+
+    size: tuple[int, int]
+    format: str = "onnx"
+    input: str = "uint8"
+    dynamic: bool = False
+    half: bool = False
+    confidence: bool = False
+    readout: str = "mean"
+
+    @property
+    def outputs(self) -> list[str]:
+        """The file's outputs by name, in order."""
+        return ["depth", "confidence"] if self.confidence else ["depth"]
+
+
+class Exported(NamedTuple):
+    """agreements: one row per tried size. file_ms, torch_ms: of one picture, on the CPU; None for weights."""
+
+    agreements: list[exporting_check.Agreement]
+    file_ms: float | None
+    torch_ms: float | None
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's name tells; ONNX where it tells none, which `check` then refuses."""
+    return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
+
+
+def check(network: Network, settings: Settings, path: Path) -> None:
+    """Raises ExportError for what can't be, before anything costs time."""
+    if path.suffix != SUFFIXES[settings.format]:
+        raise ExportError(
+            f"--out {path}: a file of format {settings.format} ends with {SUFFIXES[settings.format]}; name it so, or "
+            f"choose another --format ({', '.join(SUFFIXES)})"
+        )
+    is_plain = settings == Settings(settings.size, "weights")
+    if settings.format == "weights" and not is_plain:
+        raise ExportError("--format weights: holds no arithmetic; leave out --input, --dynamic, --half, --confidence")
+    least = max(network.encoder.strides) + settings.dynamic
+    if min(settings.size) < least:
+        height, width = settings.size
+        raise ExportError(f"--size {height}x{width}: too small for this network; give at least {least}x{least}")
+    if (settings.confidence or settings.readout != "mean") and not isinstance(network.head, Dpm):
+        option = "--confidence" if settings.confidence else f"--readout {settings.readout}"
+        raise ExportError(f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head")
+    if settings.format == "onnx":
+        exporting_onnx.check_packages()
+
+
+def write(
+    path: Path,
+    network: Network,
+    node: dict,
+    settings: Settings,
+    pictures: Sequence[Tensor],
+    facts: dict[str, str],
+    stream: TextIO,
+) -> Exported:
+    """Writes `path` if what it then holds agrees with the network on every picture; else ExportError and no file.
+
+    network: in eval mode, float32, on the CPU; it stays as it is. node: its recipe node. pictures: (B, 3, H, W) uint8
+    batches, of any sizes with `dynamic`. facts: what is written into the file about it. stream: for progress, in lines.
+    """
+    check(network, settings, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        stream.write(f"Writing {settings.format}\n")
+        facts = {**facts, **_description(network, settings)}
+        read_back = _FORMATS[settings.format](partial, network, node, settings, facts)
+        reference = exporting_check.Reference(network, settings.readout, settings.confidence)
+        limits = exporting_check.limits_of(settings.half, settings.readout, network.max_depth)
+
+        def run(image: Tensor) -> tuple[Tensor, ...]:
+            return read_back(image.to(INPUTS[settings.input]))
+
+        agreements = []
+        for batch in pictures:
+            agreements.append(exporting_check.agreement(run, reference, batch, limits))
+            stream.write(f"{agreements[-1]}\n")
+        file_ms = torch_ms = None
+        if settings.format != "weights":
+            one = pictures[0][:1]
+            file_ms, torch_ms = (exporting_check.latency_ms(each, one) for each in (run, reference))
+        exporting_check.refuse_disagreement(agreements, path)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Exported(agreements, file_ms, torch_ms)
+
+
+def _program(network: Network, settings: Settings) -> ExportedProgram:
+    deployed = Deployed(network, settings.readout, settings.confidence, settings.dynamic)
+    shape = settings.size, INPUTS[settings.input], settings.dynamic
+    if not settings.half:
+        return exporting_program.trace(deployed, *shape)
+    deployed = copy.deepcopy(deployed)
+    fold_norms(deployed, exporting_program.trace(deployed, *shape))
+    deployed.network.half()
+    return exporting_program.trace(deployed, *shape)
+
+
+def _write_onnx(path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
+    program = _program(network, settings)
+    exporting_onnx.write(path, program, settings.outputs, settings.dynamic, facts)
+    return exporting_onnx.load(path)
+
+
+def _write_torch_export(
+    path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]
+) -> Callable:
+    exporting_program.write(path, _program(network, settings), facts)
+    return exporting_program.load(path)
+
+
+def _write_weights(path: Path, network: Network, node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
+    torch.save({"state_dict": network.state_dict(), "network": node, "iteration": 0, "facts": facts}, path)
+    again = build_network(weights.read_checkpoint(path)["network"]).eval()
+    weights.load_into(again, weights.read_weights(path))
+    return exporting_check.Reference(again, settings.readout, settings.confidence)
+
+
+def _description(network: Network, settings: Settings) -> dict[str, str]:
+    """What whoever finds the file has to know, in words."""
+    facts = {
+        "input": f"image: RGB, {settings.input} 0..255, (batch, 3, height, width); normalisation is inside",
+        "output": f"depth: float32 metres from {network.min_depth:g} to {network.max_depth:g}, "
+        "(batch, 1, height, width)",
+    }
+    if settings.format == "weights":
+        facts["input"] = "image: RGB, ImageNet's mean taken off and divided by its deviation, (batch, 3, height, width)"
+    if settings.confidence:
+        facts["confidence"] = "float32 0..1, the probability that depth is near the likeliest one"
+    return facts
+
+
+_FORMATS = {"onnx": _write_onnx, "torch_export": _write_torch_export, "weights": _write_weights}

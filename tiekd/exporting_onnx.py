@@ -1,0 +1,68 @@
+"""ONNX files of exported programs, and running them with ONNX Runtime on the CPU.
+
+torch's exporter (its `dynamo` one; the older is going) makes standard operators only and folds constants and norms.
+What it notes at each operator about these sources is taken out; what a user of the file has to know is put in.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from tiekd.errors import ExportError
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+AXES = {0: "batch", 2: "height", 3: "width"}
+LARGEST_BYTES = 2**31 - 2**24  # of a protobuf file, less what the operators need
+
+
+def check_packages() -> None:
+    """Raises ExportError where a package is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"--format onnx: needs {', '.join(missing)}, not installed here; pip install {' '.join(missing)} (or "
+            "tiekd[export]), or choose --format torch_export"
+        )
+
+
+def write(path: Path, program: ExportedProgram, outputs: list[str], open_sizes: bool, facts: dict[str, str]) -> None:
+    """One file, weights within. facts: its metadata. Raises ExportError where it would be too large for one."""
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    if num_bytes > LARGEST_BYTES:
+        raise ExportError(f"--format onnx: {num_bytes / 1e9:.1f} GB don't fit in a file of 2 GB; try --half")
+    made = torch.onnx.export(
+        program,
+        input_names=["image"],
+        output_names=outputs,
+        dynamic_shapes=(AXES,) if open_sizes else None,  # their names; which are open, the program knows
+        dynamo=True,
+        verbose=False,
+    )
+    model = made.model
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    model.producer_name, model.producer_version = "tiekd", facts.get("tiekd", "")
+    model.metadata_props.clear()
+    model.metadata_props.update(facts)
+    made.save(path, external_data=False)
+
+
+def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """The file as a function of a picture, on as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()}))
+
+    return run

@@ -1,0 +1,67 @@
+"""What the fused DPM head's kernels share: the layer that is multiplied, numbers per pixel, and a tile's logits."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+LOG2_E_GPU, LN_2 = tl.constexpr(LOG2_E), tl.constexpr(1 / LOG2_E)
+
+
+class Layer(NamedTuple):
+    """What is multiplied, and how it lies in memory: features (B, C, P) by their strides. weight: (K, C), padded with
+    zeros to whole blocks. bias: (K,) float32, likewise padded with -BIG, times LOG2_E: logits are in bits here."""
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+    image_stride: int
+    channel_stride: int
+    pixel_stride: int
+    pixels: int
+    channels: int
+
+
+class Maps(NamedTuple):
+    """One number per pixel each, (B, 1, h, w) float32. slope: of the published divergence by the logits, its mean."""
+
+    depth: Tensor
+    log_sum: Tensor
+    slope: Tensor
+    divergence: Tensor | None = None
+    depth_grad: Tensor | None = None
+    divergence_grad: Tensor | None = None
+
+
+@triton.jit
+def pixels_of(tile, layer, BLOCK_P: tl.constexpr):
+    """A tile's image, its pixels (P,) and which of them exist."""
+    tiles = tl.cdiv(layer.pixels, BLOCK_P)
+    p = (tile % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return (tile // tiles).to(tl.int64), p, p < layer.pixels
+
+
+@triton.jit
+def load_features(layer, image, p, inside, BLOCK_C: tl.constexpr):
+    """(C, P) of one tile; channels and pixels that don't exist are 0."""
+    c = tl.arange(0, BLOCK_C)
+    at = layer.features + image * layer.image_stride + c[:, None] * layer.channel_stride
+    return tl.load(
+        at + p[None, :] * layer.pixel_stride, mask=(c < layer.channels)[:, None] & inside[None, :], other=0.0
+    )
+
+
+@triton.jit
+def load_weight(layer, start, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
+    """(K, C) of one block of bins."""
+    k = start + tl.arange(0, BLOCK_K)
+    return tl.load(layer.weight + k[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :])
+
+
+@triton.jit
+def logits_of(x, w, layer, start, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
+    """In bits, (P, K), of features (P, C) and one block of weights (K, C)."""
+    b = tl.load(layer.bias + start + tl.arange(0, BLOCK_K))
+    return tl.dot(x, tl.trans(w), input_precision=PRECISION) * LOG2_E_GPU + b[None, :]

@@ -1,0 +1,69 @@
+"""Finds the modules outside the project that a recipe names: `name: my_package.my_module`.
+
+They are looked for where Python looks (installed, or on PYTHONPATH), then in the current folder, then beside the
+recipes that were read, in that order, under every launcher alike; for a recipe that a run saved in its work dir also
+beside the one that the run was started with, and in the folder where it was. Only the folder that has the package is
+added to Python's path, and at its end: it hides nothing that is installed, the package's own imports find each other
+later on, and data workers inherit it. Naming a module in a recipe runs its code, as any import does; nothing else in a
+recipe runs any. Left out: reading a module again when its file changes.
+"""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from tiekd.errors import CheckpointError
+
+WHERE = "in the current folder, beside the recipe, or in a folder on PYTHONPATH"
+
+_recipe_folders: list[Path] = []
+
+
+def look_beside(recipe_path: Path) -> None:
+    """From now on packages beside this recipe are found, too."""
+    folder = recipe_path.resolve().parent
+    if folder not in _recipe_folders:
+        _recipe_folders.append(folder)
+
+
+def import_module(name: str) -> ModuleType | None:
+    """The module, None where there is none. What goes wrong inside it, a missing import of its own too, is raised."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    module = _imported(name)
+    if module is None:
+        for folder in _folders():
+            if str(folder) not in sys.path and _has(folder, name):
+                sys.path.append(str(folder))
+                importlib.invalidate_caches()
+                return _imported(name)
+    return module
+
+
+def _folders() -> Iterator[Path]:
+    from tiekd import launch
+
+    yield Path.cwd()
+    for folder in _recipe_folders:
+        yield folder
+        with contextlib.suppress(CheckpointError):  # most recipes are in no work dir
+            record = launch.read_record(folder)
+            yield from (Path(record.recipe).parent, Path(record.folder))
+
+
+def _imported(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # An import that fails inside the user's own module is that module's fault and must stay visible.
+        if not (error.name and f"{name}.".startswith(f"{error.name}.")):
+            raise
+        return None
+
+
+def _has(folder: Path, name: str) -> bool:
+    place = folder.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
