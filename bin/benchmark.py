@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures our way against a plain one, interleaved: `bin/benchmark.py head | step | loader | eval | engine | student`.
+"""Measures our way against a plain one, interleaved in one process: `bin/benchmark.py head`, `... step`, and so on.
 
 Prints the median ratio of times, its range, both peaks of memory and what they were measured on; --json prints one
 object instead. `bin/benchmark.py head --help` has what can be chosen.
@@ -21,9 +21,12 @@ def parse_arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in COMMANDS:
+    for name, about in COMMANDS.items():
+        command = commands.add_parser(name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name not in sys.argv[1:2]:
+            continue  # the others aren't imported
         module = importlib.import_module(f"tiekd.benchmarks.{name}")
-        command = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
+        command.description = module.__doc__
         command.set_defaults(run=module.run)
         command.add_argument("--device", default="cpu", help="cpu or cuda, default cpu")
         command.add_argument("--rounds", type=int, default=7, help="how often each is timed, default 7")

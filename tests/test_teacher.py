@@ -100,6 +100,23 @@ def test_a_students_training_step_leaves_every_bit_of_the_teacher_alone(weights_
     assert not any(module.training for module in teacher.network.modules())
 
 
+def test_its_precision_is_its_own_and_its_depth_fp32(weights_file):
+    node = {"network": NODE, "checkpoint": str(weights_file)}
+    data = batch()
+    full, half = build_teacher(node, CPU)(data), build_teacher(node | {"precision": "bf16"}, CPU)(data)
+    assert half.dtype == torch.float32 and (half - full).abs().max() > 1e-4 * full.max(), "eight bits are seen"
+    assert ((half - full).abs() <= 0.05 * full + 0.05).all()
+    teacher = build_teacher(node | {"precision": "bf16"}, CPU)
+    assert all(p.dtype == torch.float32 for p in teacher.network.parameters())
+
+
+def test_a_precision_that_cannot_be_is_refused(weights_file):
+    node = {"network": NODE, "checkpoint": str(weights_file)}
+    assert "allowed: fp32, bf16, fp16" in refused(node | {"precision": "int8"})
+    assert "fp16 is not for CPUs" in refused(node | {"precision": "fp16"})
+    assert "teacher.precision: cached maps stay" in refused({"maps": "maps", "precision": "bf16"})
+
+
 def test_published_files_are_accepted(trained, tmp_path):
     published = {"meta": {"epoch": 24}, "state_dict": to_published(trained.state_dict())}
     torch.save(published, tmp_path / "published.pth")

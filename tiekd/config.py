@@ -238,7 +238,7 @@ def _resolve_teacher(recipe: dict) -> None:
     teacher = recipe.get("teacher")
     if teacher is None or _is_a_module(teacher):
         return
-    kinds = {"recipe": str, "network": dict, "checkpoint": str, "maps": str, "flip": bool}
+    kinds = {"recipe": str, "network": dict, "checkpoint": str, "maps": str, "flip": bool, "precision": str}
     check_keys(teacher, kinds, "teacher")
     for key, value in teacher.items():
         check_value(value, kinds[key], f"teacher.{key}")

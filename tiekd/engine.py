@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tiekd import finite, manifest, profiling, whole_state
+from tiekd import execution, finite, manifest, profiling, whole_state
 from tiekd.annotations import check_value
 from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
@@ -31,7 +31,8 @@ _SWITCHES = (
 )
 _MAPPINGS = (
     "zero_optimization fp16 bf16 torch_autocast data_types flops_profiler comms_logger activation_checkpointing aio "
-    "compile timers zenflow weight_quantization"
+    "compile timers zenflow weight_quantization "
+    + execution.SECTION
 )
 _COUNTS = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print"
 ENGINE_KEYS = {
@@ -46,7 +47,7 @@ _FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # those may be "auto
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """A resolved engine config: `values` for DeepSpeed, and how the global batch is dealt."""
+    """A resolved engine config: `values` (DeepSpeed's and execution.SECTION), and how the global batch is dealt."""
 
     values: dict
     batch_size_per_gpu: int
@@ -100,6 +101,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
         "gradient_clipping": clip_norm,
     }
     _check_precision(values)
+    execution.of_engine_config(values)
     return EngineConfig(values, per_gpu, accumulation)
 
 
@@ -122,7 +124,8 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     import deepspeed
     from pydantic import ValidationError
 
-    values = dict(config.values)
+    values = {key: value for key, value in config.values.items() if key != execution.SECTION}
+    execution.prepare(network, config.values)
     if _clips_here(config):
         values["gradient_clipping"] = 0.0
     initial = {name: t.detach().clone() for name, t in network.state_dict().items()} if _scales_here(config) else None

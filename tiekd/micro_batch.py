@@ -123,6 +123,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     """A function that takes so many images forward and backward through teacher, copy of the student and losses."""
     engine, device = parts.state.engine, parts.device
     network = build_network(parts.state.recipe["network"]).to(device).train()
+    network.memory_format = engine.module.memory_format
     for module in network.modules():
         if isinstance(module, BatchNorm2d):
             module.sync = False

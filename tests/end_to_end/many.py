@@ -50,7 +50,8 @@ def main() -> None:
 def digest(teacher) -> str:
     """Of every parameter and buffer, bit by bit; empty for a teacher that is no network."""
     state = teacher.network.state_dict() if hasattr(teacher, "network") else {}
-    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest() if state else ""
+    bits = b"".join(tensor.cpu().numpy().tobytes() for tensor in state.values())
+    return hashlib.sha256(bits).hexdigest() if state else ""
 
 
 if __name__ == "__main__":

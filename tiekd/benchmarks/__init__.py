@@ -3,4 +3,13 @@
 Every module holds our way against a plain one, interleaved in one process (`measure`).
 """
 
-COMMANDS = ()
+COMMANDS = {
+    "head": "the DPM head's kernels against their plain definition",
+    "step": "a whole training step against the plain head with eager modules",
+    "loader": "reading and augmenting a training sample against decoding its files",
+    "eval": "evaluation against one image at a time in numpy",
+    "engine": "host time of the loop and its hooks, and the loop against a bare one on the same engine",
+    "student": "parameters, multiplications, latency and memory of any recipe's network",
+    "teacher": "a step with cached teacher maps against one with the teacher online",
+    "growth": "time and memory of a step against batch, crop, bins and ranks",
+}

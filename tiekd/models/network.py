@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -24,6 +25,8 @@ class Network(nn.Module):
     """Image to metric depth. The parts are ready-made modules; `tiekd.models.factory` makes them from a recipe.
 
     min_depth, max_depth: metres, the range that depth is clamped to in eval mode.
+
+    `memory_format`: how images are laid out before the encoder; features follow. Depths differ by rounding only.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Network(nn.Module):
         super().__init__()
         self.encoder, self.neck, self.decoder, self.head = encoder, neck, decoder, head
         self.min_depth, self.max_depth = min_depth, max_depth
+        self.memory_format = torch.contiguous_format
 
     def forward(self, image: Tensor, target_depth: Tensor | None = None) -> Prediction:
         """image: (B, 3, H, W), normalised, any float dtype; it is cast to the dtype of the weights.
@@ -59,7 +63,7 @@ class Network(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the head is given: (B, C, h, w), from images as in `forward`."""
-        features = self.encoder(image.to(next(self.parameters()).dtype))
+        features = self.encoder(image.to(next(self.parameters()).dtype, memory_format=self.memory_format))
         if self.neck is not None:
             features = self.neck(features)
         return self.decoder(features, (image.shape[2], image.shape[3]))

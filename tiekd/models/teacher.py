@@ -19,20 +19,29 @@ from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.network import Network
 
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class FrozenTeacher:
     """A network in eval mode without gradients; `no_grad` because inference tensors can't be saved for backward.
 
     flip: average with the mirrored picture's depth, at twice the cost, as cached maps usually are.
+    precision: what its convolutions and matrix products run in, whatever the student's does, "fp32", "bf16" or "fp16";
+        weights, depth and what a head does in float32 stay so.
     """
 
-    def __init__(self, network: Network, device: torch.device, flip: bool = False):
+    def __init__(self, network: Network, device: torch.device, flip: bool = False, precision: str = "fp32"):
         self.network = network.to(device).eval().requires_grad_(False)
-        self.flip = flip
+        self.flip, self.precision = flip, precision
+        if precision != "fp32":
+            self.network.memory_format = torch.channels_last
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        return predict(self.network, batch.image, self.flip) * batch.inside
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
+            depth = predict(self.network, batch.image, self.flip)
+        return depth.float() * batch.inside
 
 
 class CachedMaps:
@@ -84,8 +93,8 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
 
     name: a module outside the project, see OutsideTeacher; all other keys are its build's then. Otherwise:
     checkpoint: a file of weights or a work dir; without it, that recipe's work dir. A work dir means its best, else its
-    latest, weights. flip: see FrozenTeacher. Raises TeacherError when there are no weights or they belong to another
-    network.
+    latest, weights. flip, precision: see FrozenTeacher. Raises TeacherError when there are no weights or they belong to
+    another network.
     """
     if node is None:
         return GroundTruth()
@@ -94,11 +103,19 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
     if "maps" in node:
         if "recipe" in node or "checkpoint" in node:
             raise TeacherError("teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + `checkpoint`")
-        if "flip" in node:
-            raise TeacherError("teacher.flip: cached maps stay as they were made; leave it out, or make others with it")
+        for key in ("flip", "precision"):
+            if key in node:
+                raise TeacherError(
+                    f"teacher.{key}: cached maps stay as they were made; leave it out, or make others with it"
+                )
         return CachedMaps()
     if not node.get("network"):
         raise TeacherError("teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps")
+    precision = node.get("precision", "fp32")
+    if precision not in PRECISIONS:
+        raise TeacherError(f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}")
+    if precision == "fp16" and device.type == "cpu":
+        raise TeacherError("teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32")
     path = teacher_checkpoint(node)
     try:
         network = build_network(node["network"])
@@ -112,7 +129,7 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
         weights.load_into(network, state)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
-    return FrozenTeacher(network, device, node.get("flip", False))
+    return FrozenTeacher(network, device, node.get("flip", False), precision)
 
 
 def is_outside(node: dict | None) -> bool:

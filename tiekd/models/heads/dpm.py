@@ -27,6 +27,8 @@ class Dpm(nn.Module):
 
     The weight starts at a standard deviation of 0.01 and the bias at 0: the distribution starts nearly uniform, which
     is the least certain, and its depth near the middle of the range.
+
+    `kernel` does the arithmetic: `tiekd.kernels.dpm`, or another of its implementations.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Dpm(nn.Module):
         self.register_buffer("edges", edges.to(self.weight.device), persistent=False)
         self._edges_float32 = edges
         self.stride, self.target, self.sigma, self.beyond = stride, target, float(sigma), beyond
+        self.kernel = dpm
 
     def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
         """features: (B, C, h, w), about the image's size (H, W) over `stride`; target_depth: (B, 1, H, W), metres.
@@ -87,7 +90,7 @@ class Dpm(nn.Module):
         return conv2d(features, self.weight, self.bias).float().softmax(1)
 
     def _dpm(self, features: Tensor, target_depth: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return dpm(
+        return self.kernel(
             features,
             self.weight,
             self.bias,

@@ -1,0 +1,15 @@
+"""A hook that stops a run after an iteration, as a signal would; a run that goes on from there it leaves alone."""
+
+from tiekd.hooks.base import Hook
+
+
+class StopAt(Hook):
+    def __init__(self, iteration: int):
+        self.iteration = iteration
+
+    def after_iteration(self, state) -> None:
+        if state.iteration == self.iteration:
+            state.stop_reason = "a test asked for it"
+
+
+build = StopAt

@@ -1,0 +1,132 @@
+"""The benchmarks at toy sizes: what they count is right, what they report is there, and a plain twin learns alike."""
+
+import io
+import json
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tiekd.benchmarks import COMMANDS, engine, growth, measure, step, student, teacher
+from tiekd.benchmarks.line_plot import draw
+from tiekd.benchmarks.training import LIGHT, PUBLISHED, TrainingStep
+from tiekd.config import load_recipe
+from tiekd.errors import LaunchError, RecipeError
+from tiekd.kernels import reference
+from tiekd.models.factory import build_network
+
+ROOT = Path(__file__).parents[1]
+TOY = ["--height", "32", "--width", "64", "--rounds", "2"]
+ALWAYS = {"compared", "time_ratio", "memory_ratio"}
+
+
+def arguments(module, *words: str):
+    parser = ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=2)
+    module.add_arguments(parser)
+    return parser.parse_args([*TOY, *words])
+
+
+def test_the_published_student_has_its_parameters_and_multiplications():
+    recipe = load_recipe(PUBLISHED)
+    network = build_network(recipe["network"]).eval()
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(17.65, abs=0.01)
+    # Convolutions count by pixel, so a part of the picture tells all of it: 171 GMAC at 352x704.
+    at_a_quarter = student.multiply_adds(network, torch.zeros(1, 3, 176, 352)) / 1e9
+    assert 4 * at_a_quarter == pytest.approx(171, rel=0.01)
+    assert network.head.kernel is not reference.dpm
+
+
+def test_student_reports_any_recipes_network_and_its_teachers():
+    result = student.run(arguments(student, "--recipe", str(LIGHT)))
+    assert result.keys() >= ALWAYS | {"parameters_m", "gmac", "weights_mb", "ours_s", "ours_peak_mb"}
+    assert result["parameters_m"] == pytest.approx(2.33, abs=0.01)
+    teachers = student.run(arguments(student, "--recipe", str(LIGHT), "--teacher"))
+    assert teachers["parameters_m"] > 5 * result["parameters_m"]
+    with pytest.raises(RecipeError, match="names no teacher network"):
+        student.run(arguments(student, "--recipe", str(ROOT / "model_configs" / "demo_teacher.yaml"), "--teacher"))
+
+
+def test_step_compares_two_ways_of_learning_the_same():
+    result = step.run(arguments(step, "--recipe", str(LIGHT), "--batch", "2"))
+    assert result.keys() >= ALWAYS | {"ours_images_per_s", "reference_images_per_s", "ours_peak_mb"}
+    assert result["first_loss_difference"] < 1e-5
+    assert "fp32, contiguous" in result["compared"]
+    in_bf16 = step.run(arguments(step, "--recipe", str(LIGHT), "--dtype", "bf16"))
+    assert 0 < in_bf16["first_loss_difference"] < 1e-2
+    assert "bf16, channels_last" in in_bf16["compared"]
+
+
+def test_a_step_trains_and_knows_what_it_holds():
+    one = TrainingStep(load_recipe(LIGHT), torch.device("cpu"), 2, 32, 64)
+    one()
+    first = one.loss.item()
+    for _ in range(5):
+        one()
+    assert one.loss.item() < first
+    count = sum(p.numel() for p in one.network.parameters())
+    assert one.state_bytes() == pytest.approx(3 * 4 * count, rel=0.05), "weights and two moments"
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    with pytest.raises(LaunchError, match="allowed: cpu, cuda"):
+        step.run(arguments(step, "--device", "tpu"))
+
+
+def test_teacher_compares_cached_maps_with_one_that_runs():
+    result = teacher.run(arguments(teacher, "--recipe", str(LIGHT)))
+    assert result.keys() >= ALWAYS | {"teacher_parameters_m"}
+    assert result["time_ratio"] < 1 and result["teacher_parameters_m"] > 10
+
+
+def test_hooks_are_spread_over_their_intervals():
+    times = {"off": [1.0, 1.0], "line": [3.0], "picture": [11.0, 11.0, 500.0]}
+    assert engine._amortised(times, 50, 500) == pytest.approx(1 + 2 / 50 + 10 / 500)
+    assert engine._amortised(times, 50, 0) == pytest.approx(1 + 2 / 50)
+
+
+def test_growth_says_what_is_linear_and_what_is_not():
+    curve = growth.judged([1, 2, 4, 8], [0.11, 0.21, 0.41, 0.81], [100, 200, 400, 1600])
+    assert curve["time_by_line"] == pytest.approx([1] * 4)
+    told = curve["says"].split("; ")
+    assert told[0] == "time: near linear" and told[1].startswith("memory: not linear, ") and " at 8" in told[1]
+    assert growth.table({"batch": curve}).count("batch ") == 4
+
+
+def test_growth_measures_and_draws(tmp_path):
+    words = ["--batches", "1", "2", "--crops", "1", "2", "--bins", "32", "64", "--ranks", "--plot"]
+    result = growth.run(arguments(growth, *words, str(tmp_path / "growth.png")))
+    assert result.keys() >= ALWAYS | {"table", "batch", "crop", "bins"} and "ranks" not in result
+    assert result["crop"]["sizes"] == [2048, 4096]
+    picture = Image.open(tmp_path / "growth.png")
+    assert picture.width > 2 * picture.height
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_the_plot_has_a_point_where_it_was_measured():
+    curve = growth.judged([1, 2, 3], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
+    picture = Image.open(io.BytesIO(draw({"batch": curve}, growth.UNITS))).convert("RGB")
+    colours = {colour for _, colour in picture.getcolors(1 << 20)}
+    assert {(31, 119, 180), (214, 104, 20)} <= colours
+
+
+def test_every_word_has_its_help_and_only_the_chosen_one_is_imported():
+    def told(*words: str) -> str:
+        command = [sys.executable, ROOT / "bin" / "benchmark.py", *words, "--help"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    overview = told()
+    assert all(f"    {name} " in overview for name in COMMANDS)
+    assert "--find" not in told("step") and "--memory-format" in told("step")
+
+
+def test_json_is_one_object():
+    command = [sys.executable, ROOT / "bin" / "benchmark.py", "student", "--recipe", LIGHT, *TOY, "--json"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(out).keys() >= ALWAYS | {"benchmark", "hardware"}
+    assert measure.as_text(json.loads(out))

@@ -1,0 +1,58 @@
+"""A whole training step of a recipe's student: ours against the plain head with eager modules.
+
+Ours: the head's kernels, --dtype, --memory-format, the fused optimizer, on request torch.compile. The reference: the
+head's definition, fp32, contiguous tensors, AdamW parameter by parameter. Both have the same modules, losses and
+clipping, and the same made-up batch. Memory is all that a step needs: weights, moments, and its peak above them.
+torch's own defaults say whether convolutions may use TF32; that is told. Left out: DeepSpeed, data, hooks (`engine`).
+"""
+
+import argparse
+
+import torch
+
+from tiekd.benchmarks import measure
+from tiekd.benchmarks.training import DTYPES, PUBLISHED, TrainingStep, device_of
+from tiekd.config import load_recipe
+from tiekd.execution import FORMATS, Execution, memory_format
+from tiekd.kernels import reference
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default=str(PUBLISHED), help="default the published KITTI student's")
+    parser.add_argument("--batch", type=int, default=1, help="pictures a step, default 1")
+    parser.add_argument("--height", type=int, default=352)
+    parser.add_argument("--width", type=int, default=704)
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of our step, by autocast; default fp32")
+    parser.add_argument("--memory-format", choices=FORMATS, default="auto", help="of our step, as in an engine config")
+    parser.add_argument("--compile", action="store_true", help="our encoder and decoder by torch.compile")
+
+
+def run(args: argparse.Namespace) -> dict:
+    """As `measure.compare`, and `first_loss_difference`, relative, which only rounding may make."""
+    device, recipe = device_of(args.device), load_recipe(args.recipe)
+    size = args.batch, args.height, args.width
+    dtype = DTYPES[args.dtype]
+    layout = memory_format(Execution(args.memory_format), dtype is not None)
+    ours = TrainingStep(recipe, device, *size, dtype, layout, compiled=args.compile)
+    plain_head = reference.dpm if hasattr(ours.network.head, "kernel") else None
+    theirs = TrainingStep(recipe, device, *size, kernel=plain_head, fused=False)
+    losses = [_first_loss(step) for step in (ours, theirs)]
+    how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
+    compared = f"a training step, ours ({how}) against the plain head, fp32, contiguous, eager"
+    result = measure.compare(compared, ours, theirs, args.rounds, device)
+    for name, step in (("ours", ours), ("reference", theirs)):
+        result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
+        result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]
+    result["memory_ratio"] = result["ours_peak_mb"] / result["reference_peak_mb"]
+    return result | {
+        "first_loss_difference": abs(losses[0] / losses[1] - 1),
+        "recipe": args.recipe,
+        "batch": args.batch,
+        "size": f"{args.height}x{args.width}",
+        "convolutions_may_use_tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+    }
+
+
+def _first_loss(step: TrainingStep) -> float:
+    step()
+    return step.loss.item()

@@ -1,0 +1,113 @@
+"""One training step of a recipe's student on made-up pictures, without DeepSpeed: forward, losses, backward, clipping,
+optimizer. What the benchmarks time; it costs what a step costs. Left out: data, hooks, ranks.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tiekd.data.batch import Batch
+from tiekd.errors import LaunchError
+from tiekd.execution import compile_parts
+from tiekd.losses import criterion as criteria
+from tiekd.models.factory import build_network
+from tiekd.optimizer import OPTIMIZERS
+
+STUDENTS = Path(__file__).parents[2] / "model_configs" / "students"
+PUBLISHED, LIGHT = STUDENTS / "tiekd_mobilenet_v2_adabins_kitti.yaml", STUDENTS / "tiekd_light_bts_kitti.yaml"
+DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+CLIP_NORM = 35.0
+
+
+class TrainingStep:
+    """A call is one step on a fixed batch of noise; `loss` is the last one's, a 0-d tensor.
+
+    recipe: its network, losses and optimizer are taken. dtype: of the autocast around forward, None for none.
+    kernel: of the DPM head, None for what `tiekd.kernels` chooses; fused: the optimizer. teacher: batch -> depth;
+    None takes the batch's map.
+    """
+
+    def __init__(
+        self,
+        recipe: dict,
+        device: torch.device,
+        batch_size: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        kernel: Callable | None = None,
+        fused: bool = True,
+        compiled: bool = False,
+        teacher: Callable[[Batch], Tensor] | None = None,
+    ):
+        torch.manual_seed(0)
+        self.network = build_network(recipe["network"]).to(device).train()
+        self.network.memory_format = memory_format
+        if kernel is not None:
+            self.network.head.kernel = kernel
+        if compiled:
+            compile_parts(self.network)
+        self.criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
+        self.optimizer = _optimizer(recipe["optimizer"], self.network, fused)
+        self.batch = noise(batch_size, height, width, recipe["network"]["max_depth"], device)
+        self.teacher = teacher or (lambda batch: batch.teacher_depth)
+        self.device, self.dtype = device, dtype
+        self.loss: Tensor | None = None
+
+    def __call__(self) -> None:
+        batch = self.batch
+        teacher_depth = self.teacher(batch)
+        target = self.criterion.divergence_target(teacher_depth)
+        with nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype):
+            prediction = self.network(batch.image, target)
+        loss = self.criterion(prediction, batch, teacher_depth)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss = loss.detach()
+
+    def state_bytes(self) -> int:
+        """What is held between steps: weights, buffers and the optimizer's moments."""
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        tensors += [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def noise(batch_size: int, height: int, width: int, max_depth: float, device: torch.device) -> Batch:
+    """Normalised noise as pictures; teacher maps dense and smooth, from 2 m on; ground truth on a twentieth of it."""
+    generator = torch.Generator().manual_seed(1)
+    shape = batch_size, 1, height, width
+    coarse = torch.rand(batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator)
+    maps = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
+    teacher_depth = 2.0 + (max_depth - 2.0) * maps
+    measured = torch.rand(shape, generator=generator) < 0.05
+    batch = Batch(
+        torch.randn(batch_size, 3, height, width, generator=generator),
+        teacher_depth * measured,
+        torch.ones(shape, dtype=torch.bool),
+        teacher_depth,
+        torch.eye(3).expand(batch_size, 3, 3),
+        ["noise"] * batch_size,
+    )
+    return Batch(*(value.to(device) if isinstance(value, Tensor) else value for value in batch))
+
+
+def device_of(name: str) -> torch.device:
+    """LaunchError where there is no such device."""
+    if name not in ("cpu", "cuda"):
+        raise LaunchError(f"--device {name}: allowed: cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LaunchError("--device cuda: torch sees no GPU here; use cpu")
+    return torch.device(name)
+
+
+def _optimizer(node: dict, network: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """The recipe's kind with its arguments; unfused is torch's loop over parameters, as in the published training."""
+    arguments = {key: value for key, value in node.items() if key not in ("name", "groups", "lr_batch_size")}
+    how = {"fused": True} if fused else {"foreach": False, "fused": False}
+    return OPTIMIZERS[node["name"]](network.parameters(), **arguments, **how)
