@@ -37,6 +37,13 @@ PREPARING = [
 ]
 TOLD = {
     "bin/benchmark.py head": "--height 16 --width 32 --channels 8 --bins 33 --rounds 1",
+    "bin/benchmark.py loader": "--kb-crop 48 96 --crop 32 64 --rounds 1",
+    "bin/benchmark.py eval": "--kb-crop 48 96 --rounds 1",
+    "bin/benchmark.py growth": "--height 32 --width 64 --batches 1 --crops 1 --bins 33 --rounds 1",
+    **{
+        f"bin/benchmark.py {word}": "--height 32 --width 64 --rounds 1"
+        for word in ("step", "engine", "student", "teacher")
+    },
     "bin/train.py RECIPE --dry-run --find-micro-batch": "--memory 1",
     "deepspeed --num_gpus 4 bin/resume": "--set train.epochs=3",
 }
