@@ -24,6 +24,7 @@ STANDS_FOR = {
     "TEACHER_RECIPE": "model_configs/teachers/bts_r50_kitti.yaml",
     "OTHER_RECIPE": "model_configs/teachers/bts_r50_kitti.yaml",
     "NAME": STUDENT,
+    "iter_N": "iter_4",
     "CHECKPOINT": f"work_dirs/{STUDENT}/best_abs_rel.pth",
 }
 # What a reader has besides the files that small_checkout makes: a second run, and files with published names.
@@ -96,7 +97,7 @@ class Reader:
 
 
 def filled_in(text: str) -> str:
-    return re.sub(r"\b[A-Z_]+\b", lambda word: STANDS_FOR.get(word[0], word[0]), text)
+    return re.sub(r"\b([A-Z_]+|iter_N)\b", lambda word: STANDS_FOR.get(word[0], word[0]), text)
 
 
 def twin(command: str) -> tuple[int, list[str]]:
