@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiekd import kernels
 from tiekd.errors import RecipeError
-from tiekd.kernels import chunked, reference
+from tiekd.kernels import chunked, in_threads, reference
 from tiekd.kernels.target import bin_edges
 
 
@@ -87,6 +87,16 @@ def test_equals_the_reference_for_whatever_is_drawn(seed):
         got, wanted = (values_and_gradients(dpm, leaves, *arguments) for dpm in (chunked.dpm, reference.dpm))
         for a, b in zip(got, wanted, strict=True):
             assert float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads_shares_the_tiles(monkeypatch, threads):
+    monkeypatch.setattr(in_threads, "count", lambda: threads)
+    parameters, edges, depth = case()
+    got, wanted = (values_and_gradients(dpm, parameters, edges, depth, 0.8) for dpm in (chunked.dpm, reference.dpm))
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    with torch.inference_mode():
+        torch.testing.assert_close(chunked.dpm(*parameters, edges, depth, 0.8)[0].clone(), wanted[0])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -177,7 +187,8 @@ def test_weights_may_be_away_between_forward_and_backward():
     torch.testing.assert_close(gradients, expected)
 
 
-def test_no_tensor_of_an_image_and_all_bins_is_ever_made():
+def test_no_tensor_of_an_image_and_all_bins_is_ever_made(monkeypatch):
+    monkeypatch.setattr(in_threads, "count", lambda: 1)  # the watch sees its own thread only
     (features, weight, bias), edges, depth = case()
     parameters = [t.detach().requires_grad_() for t in (features[:, :2], weight[:, :2], bias)]
     largest = 0
