@@ -110,10 +110,9 @@ class _Dpm(torch.autograd.Function):
                 # g_d p_k (c_k - depth) for the depth, g_kl (p_k - q_k) for a gaussian's divergence.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
-                    by_depth = depth_grad[image, tile]
-                    constant = by_depth * -depth[image, tile]
-                    constant = constant if factor is None else constant.add_(factor)
-                    factor = torch.addcmul(constant, centres, by_depth, out=spare)
+                    # The difference first: far away, two products would lose two digits to each other.
+                    offset = torch.sub(centres, depth[image, tile], out=spare).mul_(depth_grad[image, tile])
+                    factor = offset if factor is None else offset.add_(factor)
                 logits_grad = p.zero_() if factor is None else p.mul_(factor)
                 if slope is not None:
                     logits_grad.addcmul_(slope, by_divergence)

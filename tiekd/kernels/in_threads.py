@@ -53,6 +53,7 @@ def _begin(size: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(size, thread_name_prefix="tiekd-tiles")
 
     def begin(_) -> None:
+        torch.get_num_threads()  # a thread takes the first number when it is first asked, and then keeps its own
         torch.set_num_threads(1)
         together.wait()
 
