@@ -41,8 +41,8 @@ MUTANTS = [
     Mutant(
         "sign_of_the_depth_gradient",
         "tiekd/kernels/chunked.py",
-        "constant = by_depth * -depth[image, tile]",
-        "constant = by_depth * depth[image, tile]",
+        "torch.sub(centres, depth[image, tile], out=spare)",
+        "torch.sub(depth[image, tile], centres, out=spare)",
         ("chunked",),
     ),
     Mutant(

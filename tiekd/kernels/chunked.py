@@ -2,10 +2,11 @@
 
 Forward keeps the features, the weights and two numbers per cell (depth and the logarithm of the softmax's sum);
 backward makes logits and target of a tile again and writes down the gradients. Everything that is done to a tile is
-done in place, while it is in the processor's cache; targets are made for several tiles at once (kernels/cells.py).
+done in place, while it is in the processor's cache; targets are made for several tiles at once (kernels/cells.py). On
+a CPU each thread has tiles of its own, so that none waits for another before the end.
 
 Cost: four matrix products (logits twice) and, on a CPU, about half of their time for the rest; beside the features'
-gradient two tiles of memory. Left out: second derivatives.
+gradient two tiles of memory a thread. Left out: second derivatives.
 """
 
 from collections.abc import Iterator
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tiekd.kernels import reference
+from tiekd.kernels import in_threads, reference
 from tiekd.kernels.cells import Cells, Target
 from tiekd.kernels.target import bin_centres
 
-TILE_BYTES = {"cpu": 1 << 22}  # One tile's logits; on a CPU they should stay in its cache.
+TILE_BYTES = {"cpu": 1 << 21}  # One tile's logits; on a CPU they should stay in a core's cache.
 TILE_BYTES_ELSEWHERE = 1 << 27
 TILES_PER_BLOCK = 4  # whose targets are made at once
 
@@ -57,18 +58,22 @@ class _Dpm(torch.autograd.Function):
         sums = edges.new_empty(2, *largest.shape)
         factors = torch.stack((torch.ones_like(edges[1:]), bin_centres(edges)))
         is_gaussian = cells is not None and cells.target == "gaussian"
-        for image, tile, q, logits, _ in _tiles(features, edges, cells):
-            _product(bias[:, None], weight, features[image].flatten(1)[:, tile], out=logits)
-            logits -= torch.amax(logits, 0, out=largest[image, tile])
-            if q is not None and is_gaussian:
-                torch.sub(q.minus_entropy(len(logits)), q.expectation(logits), out=divergence[image, tile])
-            p = logits.exp_()
-            sums[:, image, tile] = _sums(factors, p)
-            if q is not None and not is_gaussian:
-                p /= sums[0, image, tile]
-                divergence[image, tile] = reference.released_divergence(p[None], q.mass[None])[0, 0]
-            if q is not None:
-                valid[image, tile] = q.valid
+
+        def tile_by_tile(blocks: list[Block]) -> None:
+            for image, tile, q, logits, _ in _tiles(blocks, features, edges, cells):
+                _product(bias[:, None], weight, features[image].flatten(1)[:, tile], out=logits)
+                logits -= torch.amax(logits, 0, out=largest[image, tile])
+                if q is not None and is_gaussian:
+                    torch.sub(q.minus_entropy(len(logits)), q.expectation(logits), out=divergence[image, tile])
+                p = logits.exp_()
+                sums[:, image, tile] = _sums(factors, p)
+                if q is not None and not is_gaussian:
+                    p /= sums[0, image, tile]
+                    divergence[image, tile] = reference.released_divergence(p[None], q.mass[None])[0, 0]
+                if q is not None:
+                    valid[image, tile] = q.valid
+
+        in_threads.each(tile_by_tile, _shares(features, edges))
         log_sum, depth = sums[0].log(), (sums[1] / sums[0]).view(shape)
         if is_gaussian:
             divergence += log_sum  # - sum q log p = log_sum - sum q logit, the largest logit taken off both
@@ -88,63 +93,81 @@ class _Dpm(torch.autograd.Function):
         matrix, edges = weight.flatten(1), ctx.edges
         centres = bin_centres(edges)[:, None]
         features_grad = torch.empty_like(features) if need_features else None
-        # Sums over many tiles lose digits in half precision.
-        weight_grad, bias_grad = (torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias))
         depth, depth_grad, divergence_grad = (
             t if t is None else t.flatten(1) for t in (depth, depth_grad, divergence_grad)
         )
         cells = None if divergence_grad is None else ctx.cells
-        for image, tile, q, logits, spare in _tiles(features, edges, cells):
-            pixels = features[image].flatten(1)[:, tile]
-            torch.sub(bias[:, None], log_sum[image, tile], out=logits)
-            p = _product(logits, weight, pixels, out=logits).exp_()
-            by_divergence = None if q is None else divergence_grad[image, tile] * q.valid
-            slope = _released_slope(p, q.mass) if q is not None and cells.target == "released" else None
-            # g_d p_k (c_k - depth) for the depth, g_kl (p_k - q_k) for a gaussian's divergence.
-            factor = by_divergence if slope is None else None
-            if depth_grad is not None:
-                by_depth = depth_grad[image, tile]
-                constant = by_depth * -depth[image, tile]
-                constant = constant if factor is None else constant.add_(factor)
-                factor = torch.addcmul(constant, centres, by_depth, out=spare)
-            logits_grad = p.zero_() if factor is None else p.mul_(factor)
-            if slope is not None:
-                logits_grad.addcmul_(slope, by_divergence)
-            elif q is not None:
-                q.add_to(logits_grad, by_divergence.neg_())
-            if need_bias:
-                bias_grad += logits_grad.sum(1)
-            logits_grad = logits_grad.to(weight.dtype)
-            if need_weight and weight.dtype == edges.dtype:
-                weight_grad.addmm_(logits_grad, pixels.T)
-            elif need_weight:
-                weight_grad += logits_grad @ pixels.T
-            if need_features:
-                torch.mm(matrix.T, logits_grad, out=features_grad[image].flatten(1)[:, tile])
+
+        def tile_by_tile(blocks: list[Block]) -> tuple[Tensor, Tensor]:
+            # Sums over many tiles lose digits in half precision.
+            weight_grad, bias_grad = (torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias))
+            for image, tile, q, logits, spare in _tiles(blocks, features, edges, cells):
+                pixels = features[image].flatten(1)[:, tile]
+                torch.sub(bias[:, None], log_sum[image, tile], out=logits)
+                p = _product(logits, weight, pixels, out=logits).exp_()
+                by_divergence = None if q is None else divergence_grad[image, tile] * q.valid
+                slope = _released_slope(p, q.mass) if q is not None and cells.target == "released" else None
+                # g_d p_k (c_k - depth) for the depth, g_kl (p_k - q_k) for a gaussian's divergence.
+                factor = by_divergence if slope is None else None
+                if depth_grad is not None:
+                    # The difference first: far away, two products would lose two digits to each other.
+                    offset = torch.sub(centres, depth[image, tile], out=spare).mul_(depth_grad[image, tile])
+                    factor = offset if factor is None else offset.add_(factor)
+                logits_grad = p.zero_() if factor is None else p.mul_(factor)
+                if slope is not None:
+                    logits_grad.addcmul_(slope, by_divergence)
+                elif q is not None:
+                    q.add_to(logits_grad, by_divergence.neg_())
+                if need_bias:
+                    bias_grad += logits_grad.sum(1)
+                logits_grad = logits_grad.to(weight.dtype)
+                if need_weight and weight.dtype == edges.dtype:
+                    weight_grad.addmm_(logits_grad, pixels.T)
+                elif need_weight:
+                    weight_grad += logits_grad @ pixels.T
+                if need_features:
+                    torch.mm(matrix.T, logits_grad, out=features_grad[image].flatten(1)[:, tile])
+            return weight_grad, bias_grad
+
+        parts = in_threads.each(tile_by_tile, _shares(features, edges))
+        weight_grad, bias_grad = (sum(grads[1:], grads[0]) for grads in zip(*parts, strict=True))
         weight_grad = weight_grad.view_as(weight).to(weight.dtype) if need_weight else None
         return features_grad, weight_grad, bias_grad.to(bias.dtype) if need_bias else None, None, None
 
 
+Block = tuple[int, int, int]  # image, first row, row after the last
+
+
+def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
+    """All rows of all images, in blocks of a few tiles, shared out: one share for each thread, or one in all."""
+    images, _, height, _ = features.shape
+    step = _rows_of_tile(features, edges) * TILES_PER_BLOCK
+    blocks = [(image, row, min(row + step, height)) for image in range(images) for row in range(0, height, step)]
+    count = min(in_threads.count(), len(blocks)) if features.device.type == "cpu" else 1
+    bounds = [len(blocks) * share // count for share in range(count + 1)]
+    return [blocks[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
+    height, width = features.shape[2:]
+    tile_bytes = TILE_BYTES.get(features.device.type, TILE_BYTES_ELSEWHERE)
+    return min(height, max(1, tile_bytes // ((len(edges) - 1) * width * edges.element_size())))
+
+
 def _tiles(
-    features: Tensor, edges: Tensor, cells: Cells | None
+    blocks: list[Block], features: Tensor, edges: Tensor, cells: Cells | None
 ) -> Iterator[tuple[int, slice, Target | None, Tensor, Tensor]]:
     """(image, pixels, target) of each tile, of whole rows, and two (K, P) tensors to write on, dtype of edges, the same
     memory for every tile. The target is None where there is nothing to learn."""
-    images, _, height, width = features.shape
-    bins = len(edges) - 1
-    tile_bytes = TILE_BYTES.get(features.device.type, TILE_BYTES_ELSEWHERE)
-    step = min(height, max(1, tile_bytes // max(1, bins * width * edges.element_size())))
+    bins, width, step = len(edges) - 1, features.shape[3], _rows_of_tile(features, edges)
     memory = edges.new_empty(2, bins * step * width)
-    for image in range(images):
-        for first in range(0, height, step * TILES_PER_BLOCK):
-            last = min(first + step * TILES_PER_BLOCK, height)
-            target = None if cells is None else cells.of(image, slice(first, last))
-            for top in range(first, last, step):
-                tile = slice(top * width, min(top + step, last) * width)
-                size = tile.stop - tile.start
-                in_block = slice(tile.start - first * width, tile.stop - first * width)
-                q = None if target is None else target.part(in_block)
-                yield image, tile, q, *(part[: bins * size].view(bins, size) for part in memory)
+    for image, first, last in blocks:
+        target = None if cells is None else cells.of(image, slice(first, last))
+        for top in range(first, last, step):
+            tile = slice(top * width, min(top + step, last) * width)
+            size = tile.stop - tile.start
+            q = None if target is None else target.part(slice(tile.start - first * width, tile.stop - first * width))
+            yield image, tile, q, *(part[: bins * size].view(bins, size) for part in memory)
 
 
 def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:

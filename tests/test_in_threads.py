@@ -1,0 +1,41 @@
+"""Shares of work in threads that compute alone."""
+
+import threading
+
+import pytest
+import torch
+
+from tiekd.kernels import in_threads
+
+
+def test_results_come_in_order_from_threads_that_compute_alone_without_gradients():
+    together = threading.Barrier(3)
+
+    def look(share: int) -> tuple[int, int, int, bool]:
+        together.wait(10)  # so that no thread takes two shares
+        return share, threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
+
+    before = torch.get_num_threads()
+    shares, threads, counts, gradients = zip(*in_threads.each(look, [5, 6, 7]), strict=True)
+    assert shares == (5, 6, 7) and len({*threads, threading.get_ident()}) == 4
+    assert counts == (1, 1, 1) and not any(gradients)
+    assert torch.get_num_threads() == before == in_threads.count()
+
+
+def test_one_share_is_the_callers_own():
+    assert in_threads.each(lambda share: (share, threading.get_ident()), [5]) == [(5, threading.get_ident())]
+
+
+def test_an_error_in_a_share_is_the_callers():
+    with pytest.raises(ZeroDivisionError):
+        in_threads.each(lambda share: 1 / share, [1, 0])
+
+
+def test_threads_that_begin_later_have_as_many_as_before():
+    torch.set_num_threads(2)
+    in_threads.each(lambda share: share, range(4))
+    seen = []
+    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert seen == [2]
