@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd.benchmarks import COMMANDS, engine, growth, measure, step, student, teacher
+from tiekd.benchmarks import COMMANDS, engine, growth, head, measure, step, student, teacher
 from tiekd.benchmarks.line_plot import draw
 from tiekd.benchmarks.training import LIGHT, PUBLISHED, TrainingStep
 from tiekd.config import load_recipe
@@ -50,6 +50,30 @@ def test_student_reports_any_recipes_network_and_its_teachers():
     assert teachers["parameters_m"] > 5 * result["parameters_m"]
     with pytest.raises(RecipeError, match="names no teacher network"):
         student.run(arguments(student, "--recipe", str(ROOT / "model_configs" / "demo_teacher.yaml"), "--teacher"))
+
+
+def test_head_compares_two_ways_of_the_same_numbers_and_says_how_near_they_are():
+    result = head.run(arguments(head, "--bins", "49", "--channels", "8", "--also", "products", "chunks"))
+    assert result.keys() >= ALWAYS | {"ours_peak_mb", "products", "chunks"}
+    assert "chunked / reference, fp32, contiguous, batch 1, 8 channels, 49 bins, 32x64" in result["compared"]
+    assert 0 < result["worst_relative_error"] < 1e-4
+    assert result["products"]["time_ratio"] > 0 and "memory_ratio" in result["chunks"]
+
+
+def test_chunks_of_rows_are_the_head():
+    inputs = head.example(2, 4, 8, 40, 6, torch.float64, torch.device("cpu"))
+    inputs = [t.double() for t in inputs]
+    torch.testing.assert_close(
+        head.train(head.in_chunks, *inputs, "gaussian"), head.train(reference.dpm, *inputs, "gaussian")
+    )
+
+
+def test_the_roofline_is_the_longer_of_bytes_and_products():
+    times = head.roofline_seconds(1, 100, 50, 10, 10, 2, bytes_per_s=1e6, flops_per_s=1e12)
+    assert times["forward_s"] == pytest.approx((100 * 100 * 2 + 16 * 100) / 1e6)
+    assert head.roofline_seconds(1, 100, 50, 10, 10, 2, 1e12, 1e6)["backward_s"] == pytest.approx(
+        3 * 2 * 100 * 100 * 50 / 1e6
+    )
 
 
 def test_step_compares_two_ways_of_learning_the_same():

@@ -114,10 +114,31 @@ def worst_error(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
     return max(float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs)
 
 
+def roofline_seconds(
+    images: int,
+    channels: int,
+    bins: int,
+    height: int,
+    width: int,
+    bytes_per_feature: int,
+    bytes_per_s: float,
+    flops_per_s: float,
+) -> dict[str, float]:
+    """Least seconds of forward and backward on a device that moves bytes_per_s and multiplies flops_per_s.
+
+    Forward reads the features and a target depth and writes three numbers per pixel, and has one product of
+    2 channels x bins flops per pixel; backward reads the features and six numbers, writes the features' gradient, and
+    has three products. Each takes the longer of its bytes and its flops. The weights are small change.
+    """
+    pixels = images * height * width
+    volume, product = pixels * channels * bytes_per_feature, 2.0 * pixels * channels * bins
+    forward = max((volume + 16 * pixels) / bytes_per_s, product / flops_per_s)
+    backward = max((2 * volume + 24 * pixels) / bytes_per_s, 3 * product / flops_per_s)
+    return {"forward_s": forward, "backward_s": backward, "total_s": forward + backward}
+
+
 def _roofline(args: argparse.Namespace, bytes_per_feature: int, ours_s: float, device: torch.device) -> dict:
     """How far from what the device can do, by its own copy and product."""
-    from tiekd.kernels.triton_dpm import roofline_seconds
-
     block = torch.empty(1 << 28, dtype=torch.float32, device=device)
     other = torch.empty_like(block)
     copies = measure.interleaved({"copy": lambda: other.copy_(block)}, 5, device)["copy"]

@@ -10,8 +10,9 @@ is multiplied at once with the weights (features' gradient) or the features (wei
 own fixed tiles, the partial sums are added in a fixed order, and there are no atomics: the same numbers every time).
 Blocks of bins that no pixel of a tile has target mass in cost no target arithmetic.
 
-Cost: see `roofline_seconds`; besides, for the weights' gradient features are read once per block of bins from the L2
-cache, and the last block of bins is computed in full. float32 is multiplied as 3xTF32, which has float32's digits.
+Cost: four matrix products, and the features read three times (benchmarks/head.py has the least that takes). Besides,
+for the weights' gradient features are read once per block of bins from the L2 cache, and its last block is computed in
+full. float32 is multiplied as 3xTF32, which has float32's digits.
 Left out: float64, more than 256 channels, more than 4 components, second derivatives.
 """
 
@@ -88,29 +89,6 @@ def dpm(
         stride,
     )
     return depth, None if target_depth is None else divergence
-
-
-def roofline_seconds(
-    images: int,
-    channels: int,
-    bins: int,
-    height: int,
-    width: int,
-    bytes_per_feature: int,
-    bytes_per_s: float,
-    flops_per_s: float,
-) -> dict[str, float]:
-    """Least seconds of forward and backward on a device that moves bytes_per_s and multiplies flops_per_s.
-
-    Forward reads the features and a target depth and writes three numbers per pixel, and has one product of
-    2 channels x bins flops per pixel; backward reads the features and six numbers, writes the features' gradient, and
-    has three products. Each takes the longer of its bytes and its flops. The weights are small change.
-    """
-    pixels = images * height * width
-    volume, product = pixels * channels * bytes_per_feature, 2.0 * pixels * channels * bins
-    forward = max((volume + 16 * pixels) / bytes_per_s, product / flops_per_s)
-    backward = max((2 * volume + 24 * pixels) / bytes_per_s, 3 * product / flops_per_s)
-    return {"forward_s": forward, "backward_s": backward, "total_s": forward + backward}
 
 
 # Operators of PyTorch's, so that torch.compile takes them as they are, and autograd keeps the parameters themselves:
