@@ -4,6 +4,7 @@ Works under `deepspeed`, under `srun`, under any launcher that sets RANK, WORLD_
 MASTER_PORT, and as plain `python` (one rank on a free port).
 """
 
+import atexit
 import contextlib
 import errno
 import json
@@ -72,6 +73,8 @@ def run(main: Callable[[], int | None]) -> int:
     try:
         code = main() or 0
         peers.say_farewell()
+        # Left to the end of the process, gloo's threads may outlive what they use, and the process abort.
+        atexit.register(_leave_group)
         return code
     except UserError as error:
         _let_signals_end_this()
@@ -103,6 +106,11 @@ def run(main: Callable[[], int | None]) -> int:
             _let_signals_end_this()
             return _report(LaunchError(f"{LESS_MEMORY} ({error})"))
         raise
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def lost_a_rank(error: Exception) -> bool:
