@@ -95,6 +95,16 @@ def test_equals_the_reference_for_whatever_is_drawn(seed):
         assert float((got - exact).abs().max()) <= tolerance
 
 
+def test_features_of_any_layout():
+    (features, weight, bias), edges, depth = case()
+    wanted = values_and_gradients(reference.dpm, (features, weight, bias), edges, depth, 0.8)
+    turned = features.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    last = features.detach().to(memory_format=torch.channels_last).requires_grad_()
+    for other in (turned, last):
+        got = values_and_gradients(chunked.dpm, (other, weight, bias), edges, depth, 0.8)
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_threads_shares_the_tiles(monkeypatch, threads):
     monkeypatch.setattr(in_threads, "count", lambda: threads)

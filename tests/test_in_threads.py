@@ -8,13 +8,21 @@ import torch
 from tiekd.kernels import in_threads
 
 
-def test_results_come_in_order_from_threads_that_compute_alone_without_gradients():
+@pytest.fixture
+def threads_of_torch():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_from_threads_that_compute_alone_without_gradients(threads_of_torch):
     together = threading.Barrier(3)
 
     def look(share: int) -> tuple[int, int, int, bool]:
         together.wait(10)  # so that no thread takes two shares
         return share, threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
 
+    threads_of_torch(3)
     before = torch.get_num_threads()
     shares, threads, counts, gradients = zip(*in_threads.each(look, [5, 6, 7]), strict=True)
     assert shares == (5, 6, 7) and len({*threads, threading.get_ident()}) == 4
@@ -31,8 +39,9 @@ def test_an_error_in_a_share_is_the_callers():
         in_threads.each(lambda share: 1 / share, [1, 0])
 
 
-def test_threads_that_begin_later_have_as_many_as_before():
-    torch.set_num_threads(2)
+def test_threads_that_begin_later_have_as_many_as_before(monkeypatch, threads_of_torch):
+    monkeypatch.setattr(in_threads, "_pools", {})
+    threads_of_torch(2)
     in_threads.each(lambda share: share, range(4))
     seen = []
     later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))

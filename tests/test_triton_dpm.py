@@ -92,6 +92,13 @@ def test_mixtures_with_a_sigma_and_a_weight_of_their_own(components):
     assert_equals_reference(parameters, edges, depth, **options)
 
 
+def test_depths_of_any_layout():
+    parameters, edges, depth = case(components=2)
+    plain = results(triton_dpm.dpm, parameters, edges, depth, sigma=0.8)
+    got = results(triton_dpm.dpm, parameters, edges, depth.to(memory_format=torch.channels_last), sigma=0.8)
+    assert_near(got, plain, 1e-6)
+
+
 def test_the_published_bins_and_sigma():
     parameters, _, depth = case(257, 8, size=(1, 4, 9))
     edges, depth = bin_edges(257, 1e-3, 80.0), depth * 6
@@ -117,7 +124,8 @@ def test_both_layouts_of_pixels_and_slices_of_them():
     plain = results(triton_dpm.dpm, (features, weight, bias), edges, depth, sigma=0.8)
     last = features.to(memory_format=torch.channels_last)
     wide = torch.cat((features, features), 3)[..., : features.shape[3]]  # rows don't follow one another
-    for other in (last, wide):
+    among_others = torch.cat((features, features), 1)[:, : features.shape[1]]  # elements of others lie between
+    for other in (last, wide, among_others):
         got = results(triton_dpm.dpm, (other, weight, bias), edges, depth, sigma=0.8)
         assert_near(got, plain, 1e-6)
 
@@ -141,7 +149,7 @@ def test_the_kernels_are_for_gpus_and_for_what_they_support():
     if on_gpu:
         there, edges = features.cuda(), edges.cuda()
         assert kernels.implementation(there, None, edges) is triton_dpm.dpm
-        for other in (there.double(), torch.zeros(1, 300, 2, 2, device="cuda")):
+        for other in (there.double(), torch.zeros(1, 200, 2, 2, device="cuda")):
             assert kernels.implementation(other, None, edges) is chunked.dpm
         assert kernels.implementation(there, torch.zeros(1, 5, 2, 2, device="cuda"), edges) is chunked.dpm
 

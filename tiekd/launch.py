@@ -35,7 +35,7 @@ _LOST_PEER = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|Timed out|wait timeout",
     re.I,
 )
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|MemoryError", re.I)
+_OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|MemoryError", re.I)
 LESS_MEMORY = "not enough memory; make train.batch_size, data.augment.crop or the network smaller"
 _MAKE_ROOM, _ALLOW = "make room, then go on or start again", "change its permissions, or give another path"
 _REMEDIES = {
@@ -72,9 +72,7 @@ def run(main: Callable[[], int | None]) -> int:
     slurm.adopt_task()
     try:
         code = main() or 0
-        peers.say_farewell()
-        # Left to the end of the process, gloo's threads may outlive what they use, and the process abort.
-        atexit.register(_leave_group)
+        _part()
         return code
     except UserError as error:
         _let_signals_end_this()
@@ -85,7 +83,7 @@ def run(main: Callable[[], int | None]) -> int:
         # The launcher ends the other ranks as soon as one has ended, so they end together.
         with contextlib.suppress(RuntimeError):  # one that was lost now has saved as well
             barrier()
-        peers.say_farewell()
+        _part()
         if int(os.environ.get("RANK", 0)) == 0:
             sys.stderr.write(f"tiekd: {stopped}\n")
         return STOPPED_CODE
@@ -102,15 +100,27 @@ def run(main: Callable[[], int | None]) -> int:
             if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
                 return USER_ERROR_CODE
             return _report(_lost_rank(error))
-        if isinstance(error, MemoryError | RuntimeError) and _OUT_OF_MEMORY.search(repr(error)):
+        if is_out_of_memory(error):
             _let_signals_end_this()
             return _report(LaunchError(f"{LESS_MEMORY} ({error})"))
         raise
 
 
+def _part() -> None:
+    """To be called where a program ends well, on every rank."""
+    peers.say_farewell()
+    # Left to the end of the process, gloo's threads may outlive what they use, and the process abort.
+    atexit.register(_leave_group)
+
+
 def _leave_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was lacking, of whatever device, by what the error says."""
+    return isinstance(error, MemoryError | RuntimeError) and _OUT_OF_MEMORY.search(repr(error)) is not None
 
 
 def lost_a_rank(error: Exception) -> bool:

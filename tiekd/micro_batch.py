@@ -111,7 +111,9 @@ def _try(images: int, try_images: Callable[[int], None], device: torch.device, b
             seconds = time.perf_counter() - started
         peak = memory.peak_bytes(device)
         result = Try(images, peak, seconds, budget is None or peak <= budget)
-    except (torch.OutOfMemoryError, MemoryError):
+    except (MemoryError, RuntimeError) as error:  # a device's libraries have their own words for it
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not launch.is_out_of_memory(error):
+            raise
         result = Try(images, memory.peak_bytes(device), None, False)
     gc.collect()
     if device.type == "cuda":

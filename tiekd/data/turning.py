@@ -62,14 +62,14 @@ def _turned(image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: 
     columns, rows = x.add_(0.5).floor_(), y.add_(0.5).floor_()
     heights, widths = places[:, 6:].float()[..., None, None].unbind(1)
     inside = (columns >= 0) & (columns < widths) & (rows >= 0) & (rows < heights)
-    index = (rows.mul_(width).add_(columns)).mul_(inside).long().flatten(1)
-    shape = len(image), 1, *size
+    index = (rows.long().mul_(width).add_(columns.long())).mul_(inside).flatten(1)
+    shape, outside = (len(image), 1, *size), ~inside[:, None]
 
     def nearest(plane: Tensor | None) -> Tensor | None:
         if plane is None:
             return None
         bits = plane.view(torch.int16) if plane.dtype == torch.uint16 else plane  # some devices gather no unsigned ones
-        return bits.flatten(1).gather(1, index).view(shape).mul_(inside[:, None]).view(plane.dtype)
+        return bits.flatten(1).gather(1, index).view(shape).masked_fill_(outside, 0).view(plane.dtype)
 
     return Resampled(levels, nearest(depth), nearest(teacher_depth), inside[:, None])
 

@@ -6,7 +6,8 @@ done in place, while it is in the processor's cache; targets are made for severa
 a CPU each thread has tiles of its own, so that none waits for another before the end.
 
 Cost: four matrix products (logits twice) and, on a CPU, about half of their time for the rest; beside the features'
-gradient two tiles of memory a thread. Left out: second derivatives.
+gradient some six tiles of memory a thread, forty where targets aren't of few bins (`released`, or a map of sigmas).
+Left out: second derivatives.
 """
 
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def dpm(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         features, weight, bias = features.to(dtype), weight.to(dtype), bias.to(dtype)
+    if features.stride(2) != features.shape[3] * features.stride(3):
+        features = features.contiguous()  # pixels have to be one dimension of it, and of its gradient
     with torch.autocast(device, enabled=False):
         cells = None
         if target_depth is not None:
@@ -93,6 +96,7 @@ class _Dpm(torch.autograd.Function):
         matrix, edges = weight.flatten(1), ctx.edges
         centres = bin_centres(edges)[:, None]
         features_grad = torch.empty_like(features) if need_features else None
+        channels = features.shape[1]
         depth, depth_grad, divergence_grad = (
             t if t is None else t.flatten(1) for t in (depth, depth_grad, divergence_grad)
         )
@@ -126,7 +130,7 @@ class _Dpm(torch.autograd.Function):
                 elif need_weight:
                     weight_grad += logits_grad @ pixels.T
                 if need_features:
-                    torch.mm(matrix.T, logits_grad, out=features_grad[image].flatten(1)[:, tile])
+                    torch.mm(matrix.T, logits_grad, out=features_grad[image].view(channels, -1)[:, tile])
             return weight_grad, bias_grad
 
         parts = in_threads.each(tile_by_tile, _shares(features, edges))

@@ -34,7 +34,7 @@ def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[R
         with torch.inference_mode(inference), torch.no_grad():
             return function(share)
 
-    return list(_pool(len(shares)).map(alone, shares))
+    return list(_pool(count()).map(alone, shares))
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
@@ -57,6 +57,11 @@ def _begin(size: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         together.wait()
 
-    list(pool.map(begin, range(size)))
-    torch.set_num_threads(before)
+    try:
+        list(pool.map(begin, range(size)))
+    except RuntimeError:  # no thread more may begin
+        together.abort()
+        raise
+    finally:
+        torch.set_num_threads(before)
     return pool

@@ -13,7 +13,7 @@ Blocks of bins that no pixel of a tile has target mass in cost no target arithme
 Cost: four matrix products, and the features read three times (benchmarks/head.py has the least that takes). Besides,
 for the weights' gradient features are read once per block of bins from the L2 cache, and its last block is computed in
 full. float32 is multiplied as 3xTF32, which has float32's digits.
-Left out: float64, more than 256 channels, more than 4 components, second derivatives.
+Left out: float64, more than 256 channels (128 in float32), more than 4 components, second derivatives.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from tiekd.kernels.triton_forward import forward
 from tiekd.kernels.triton_layer import LOG2_E, Layer, Maps
 from tiekd.kernels.triton_target import BIG, BINS_PADDED_TO, Parts, bins_of, cell_parts, series_pieces
 
-MAX_CHANNELS = 256
+MAX_CHANNELS, MAX_CHANNELS_OF_4_BYTES = 256, 128  # So that tiles fit the shared memory of smaller GPUs, too.
 MAX_COMPONENTS = 4
 # By kernel and bytes per feature: pixels and bins of a tile, warps, pipeline stages, registers per thread (None: as the
 # compiler likes). Chosen from what the compiler reports for sm_90 with 128 channels, not from measurements: in half
@@ -51,7 +51,7 @@ def supports(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> bo
         features.is_cuda
         and features.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and edges.dtype == torch.float32
-        and features.shape[1] <= MAX_CHANNELS
+        and features.shape[1] <= (MAX_CHANNELS if features.element_size() == 2 else MAX_CHANNELS_OF_4_BYTES)
         and (target_depth is None or target_depth.shape[1] <= MAX_COMPONENTS)
     )
 
@@ -114,7 +114,8 @@ def dpm_forward(
         divergence, parts = edges.new_empty(0), Parts(*(edges.new_empty(0) for _ in range(3)), sigma)
     else:
         spread = sigma if sigma_map is None else sigma_map
-        parts = cell_parts(target_depth, spread, target_weight, edges, target, beyond, stride)
+        with _on(features):
+            parts = cell_parts(target_depth, spread, target_weight, edges, target, beyond, stride)
     if target_depth is None or target != "released":
         slope = edges.new_empty(0)
     constants = _constants("forward", features, edges, parts, target)
@@ -223,10 +224,11 @@ dpm_forward.register_autograd(_gradients, setup_context=_keep)
 
 
 def _flat_pixels(features: Tensor) -> Tensor:
-    """Features whose pixels (h, w) are one dimension in memory, as they are in both usual layouts; else a copy."""
-    if features.stride(2) == features.shape[3] * features.stride(3):
-        return features
-    return features.contiguous()
+    """Features whose pixels (h, w) are one dimension in memory without gaps, as in both usual layouts; else a copy."""
+    if features.stride(2) != features.shape[3] * features.stride(3):
+        return features.contiguous()
+    # A gradient is to lie as they do, and a new tensor has their strides only where no element lies beside them.
+    return features if torch.empty_like(features).stride() == features.stride() else features.contiguous()
 
 
 def _on(features: Tensor) -> contextlib.AbstractContextManager:

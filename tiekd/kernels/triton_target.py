@@ -79,14 +79,16 @@ def cell_parts(
         counted = counted + valid
         if isinstance(s, Tensor):
             spreads.append(s.float().expand_as(d))
-    position, share = torch.cat(positions, 1), torch.cat(shares, 1) / counted.clamp_min(1)
+    # Whatever layout the depths had, kernels read one map after the other.
+    position, share = (torch.cat(maps, 1).contiguous() for maps in (positions, shares))
+    share = share / counted.clamp_min(1).contiguous()
     if target == "released":
         spread = torch.empty_like(position)
         block = 128
         grid = (triton.cdiv(position.numel(), block),)
         _published_normaliser[grid](position, spread, bins_of(edges)[0], sigma, position.numel(), block, 32)
     else:
-        spread = torch.cat(spreads, 1) if spreads else position.new_empty(0)
+        spread = torch.cat(spreads, 1).contiguous() if spreads else position.new_empty(0)
     return Parts(position, share, spread, 0.0 if isinstance(sigma, Tensor) else sigma)
 
 

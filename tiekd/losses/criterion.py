@@ -54,7 +54,8 @@ class Criterion(nn.Module):
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
         """The depth that the network's divergence is to be taken to: (B, 1, H, W), metres; None where no term reads it.
 
-        Rows whose divergence counts as 0 anyway are 0 in it, so that nobody computes it.
+        Rows whose divergence counts as 0 anyway are 0 in it, so that nobody computes it. (A coarse head's cells that
+        reach over the last of them then learn from their other rows alone.)
         """
         if not self.needs_divergence or not self.top_crop:
             return teacher_depth if self.needs_divergence else None
