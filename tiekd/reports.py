@@ -29,7 +29,7 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
     dir the best are taken, else the newest. Of the overrides only those of the network and the work dir count. Raises
     RecipeError and CheckpointError.
     """
-    recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "work_dir="))])
+    recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "network=", "work_dir="))])
     path = Path(checkpoint_path).expanduser() if checkpoint_path else None
     if path is None:
         work_dir = Path(recipe.get("work_dir", checkpoint.work_dir_of(recipe_path)))
