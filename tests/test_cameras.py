@@ -42,3 +42,10 @@ def test_a_folder_has_the_recipes_and_others_need_the_option():
     for data in ({"name": "folder"}, {"name": "scenes"}, {}):
         with pytest.raises(RecipeError, match="--points: .*knows no camera; give --intrinsics"):
             Cameras(None, data)
+
+
+@pytest.mark.parametrize("value", [[1, 2], [700, 700, 600, 170, 1], 700, "700,700,600,170", [0, 700, 600, 170]])
+def test_wrong_intrinsics_of_a_recipe_are_one_line(value):
+    with pytest.raises(RecipeError, match=r"^data\.intrinsics: got .*must be") as error:
+        Cameras(None, {"name": "folder", "intrinsics": value})
+    assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ import importlib
 import math
 from pathlib import Path
 
+from tiekd.annotations import check_value
 from tiekd.data.frames import Camera
 from tiekd.errors import DataError, RecipeError
 
@@ -33,7 +34,10 @@ class Cameras:
     def __init__(self, given: Camera | None, data: dict):
         name = data.get("name", "")
         if given is None and data.get("intrinsics") is not None:
+            check_value(data["intrinsics"], tuple[float, float, float, float], "data.intrinsics")
             given = Camera(*data["intrinsics"])
+            if not all(map(math.isfinite, given[:4])) or not min(given[:2]) > 0:
+                raise RecipeError(f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 pixels")
         module = importlib.import_module(f"tiekd.data.{name}") if given is None and name in ("kitti", "nyu") else None
         if given is None and module is None:
             of = f"the recipe's data ({name})" if name else "the recipe, without data,"

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tiekd import pictures
+from tiekd.annotations import check_value
 from tiekd.data.depth_io import write_depth_png, write_durably, write_image
 from tiekd.data.frames import Camera
 from tiekd.depth_bar import with_bar
@@ -116,10 +117,14 @@ class Outputs:
 
 def units_of(data: dict, max_depth: float) -> float:
     """How many levels of a depth PNG make a metre in a recipe's data set: 256 in KITTI's, 1000 in NYU's, a folder's
-    `depth_unit`; where nothing says, KITTI's, or as many as 16 bits hold up to `max_depth` metres."""
-    name = data.get("name", "")
-    if data.get("depth_unit"):
-        return float(data["depth_unit"])
+    `depth_unit`; where nothing says, KITTI's, or as many as 16 bits hold up to `max_depth` metres.
+    Raises RecipeError."""
+    name, unit = data.get("name", ""), data.get("depth_unit")
+    if unit is not None:
+        check_value(unit, float, "data.depth_unit")
+        if not 1 <= unit <= LARGEST_LEVEL:
+            raise RecipeError(f"data.depth_unit: got {unit}; it is how many levels make a metre, such as 1000 or 256")
+        return float(unit)
     if name in ("kitti", "nyu"):
         return importlib.import_module(f"tiekd.data.{name}").UNITS_PER_M
     return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // max_depth or 1.0)
