@@ -147,8 +147,10 @@ def is_whole_depth_png(path: Path) -> bool:
 
 
 def write_depth_png(path: Path, depth_m: np.ndarray, units_per_m: float = 256.0) -> None:
-    """Writes (H, W) metres as a 16-bit PNG of round(depth * units), 0 where none, saturating at 65535; atomically."""
-    levels = np.clip(np.rint(np.nan_to_num(depth_m) * units_per_m), 0, 65535).astype(np.uint16)
+    """Writes (H, W) metres as a 16-bit PNG of round(depth * units), saturating at 65535, atomically; depth above 0 is at
+    least 1, since 0 means none."""
+    depth_m = np.nan_to_num(depth_m)
+    levels = np.clip(np.rint(depth_m * units_per_m), depth_m > 0, 65535).astype(np.uint16)
     _write_png(path, levels)
 
 
