@@ -127,11 +127,12 @@ def test_all_that_is_said_names_the_worst_frames_unless_nothing_counts():
     [
         ("mine.yaml", ".json", "mine.yaml: a file that ends in .json is written; give one"),
         ("folder.json", ".json", "folder.json: a file that ends in .json is written; give one"),
+        ("20261128_1.log.json", ".json", "runs' logs end in .log.json; give another name, such as figures.json"),
         ("mine.yaml/x.csv", ".csv", "mine.yaml can't be made (File exists); give another place"),
         ("mine.yaml", None, "mine.yaml can't be made (File exists); give another place"),
     ],
 )
-def test_a_result_is_never_written_over_another_file(tmp_path, path, suffix, words):
+def test_a_result_is_never_written_over_a_file_that_ends_otherwise_or_a_runs_log(tmp_path, path, suffix, words):
     (tmp_path / "mine.yaml").write_text("mine")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(LaunchError) as error:
