@@ -150,6 +150,23 @@ def test_a_video_gives_frames_times_and_flicker(tmp_path):
     assert not (tmp_path / "out/colour/v").exists()
 
 
+def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
+    pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
+    from tiekd.video import writing
+
+    for count in (4, 2):
+        with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+            for pts in range(count):
+                add(np.full((48, 64, 3), 100, np.uint8), pts)
+        assert predict(tmp_path, tmp_path / "v.mp4", Brightness())[0] == 0
+        if count == 4:
+            (tmp_path / "out/depth/v/mine.png").touch()
+    for place in ("depth/v", "raw/v"):
+        numbered = [path.stem for path in sorted((tmp_path / "out" / place).iterdir()) if path.stem != "mine"]
+        assert numbered == ["000000", "000001"]
+    assert (tmp_path / "out/depth/v/mine.png").exists()
+
+
 def test_a_video_whose_frames_change_their_size_is_predicted_at_each(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd import video

@@ -12,6 +12,7 @@ Every file is whole or not there. What exists is left alone unless the user says
 
 import importlib
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +58,10 @@ class Outputs:
         return {kind: self.folder / place / f"{name}{suffix}" for kind, (place, suffix) in places.items()}
 
     def of_video(self, name: str) -> dict[str, Path]:
-        """The files of a video, and under `frames` the folder that would hold its first kind of files."""
-        return {
+        """The files of a video, and under each other kind's name the folder of its frames."""
+        return {kind: path.parent for kind, path in self.of(f"{name}/0").items()} | {
             "colour": self.folder / "colour" / f"{name}.mp4",
             "times": self.folder / "times" / f"{name}.csv",
-            "frames": self.folder / "depth" / name,
         }
 
     def check(self, inputs: Iterable[Input], overwrite: bool) -> None:
@@ -71,7 +71,7 @@ class Outputs:
         there: list[Path] = []
         for item in inputs:
             files = self.of_video(item.name) if item.is_video else self.of(item.name)
-            for path in files.values():
+            for path in dict.fromkeys(files.values()):
                 if path.resolve() in sources:
                     raise DataError(f"{path}: is an input, and would be written to; give another --out")
                 if path.exists():
@@ -109,6 +109,13 @@ class Outputs:
             write_image(files["confidence"], np.rint(confidence.clip(0, 1) * 255).astype(np.uint8))
         if self.confidence and self.raw:
             write_durably(files["raw_confidence"], _npy(confidence))
+
+    def remove_frames_from(self, name: str, count: int) -> None:
+        """Removes what an earlier, longer video of this name has left: its files of the frames numbered from count."""
+        for path in self.of(f"{name}/0").values():
+            for old in path.parent.glob(f"*{path.suffix}"):
+                if re.fullmatch(r"\d{6,}", old.stem) and int(old.stem) >= count:
+                    old.unlink()
 
     def coloured(self, depth: np.ndarray) -> np.ndarray:
         """(H, W) metres -> (H, W + bar, 3) uint8."""

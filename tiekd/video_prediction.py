@@ -52,6 +52,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
             progress.update()
     progress.finish()
     if rows:
+        outputs.remove_frames_from(item.name, len(rows))
         _write_table(files["times"], rows)
     if broken or not rows:
         raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
