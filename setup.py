@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-VIDEO = ["av"]
+VIDEO = ["av>=14.1"]  # VideoFrame.rotation
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 
 setup(

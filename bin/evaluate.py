@@ -21,7 +21,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("checkpoint", nargs="?", help="weights of ours or published ones, or a work dir")
-    parser.add_argument("--against", metavar="RECIPE[:CHECKPOINT]", nargs="+", default=[], help="who to compare with")
+    parser.add_argument(
+        "--against", metavar="RECIPE[:CHECKPOINT]", nargs="+", action="extend", default=[], help="who to compare with"
+    )
     parser.add_argument("--mean-map", action="store_true", help="also the per-pixel mean of the training depths")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which frames, default val")
     parser.add_argument("--crop", choices=("garg", "eigen", "none", "nyu_eigen"), help="default: evaluation.crop")

@@ -64,7 +64,8 @@ def main() -> None:
     )
     exporting.check(network, settings, args.out)
     print(f"Tried on: {len(frames)} of {origin}")
-    pictures = exporting_pictures.batches(frames, size, settings.dynamic)
+    least = exporting.least_side(network, settings.dynamic)
+    pictures = exporting_pictures.batches(frames, size, settings.dynamic, least)
     facts = {"tiekd": tiekd.__version__, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
     done = exporting.write(args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout)
     if done.file_ms is not None:

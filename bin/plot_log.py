@@ -17,12 +17,13 @@ from tiekd import launch  # noqa: E402
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", metavar="LOG", nargs="+", type=Path, help=".log.json files, or work dirs")
-    parser.add_argument("--keys", nargs="+", default=["loss"], help="what to plot, default loss")
+    parser.add_argument("--keys", nargs="+", action="extend", help="what to plot, default loss")
     parser.add_argument("--out", metavar="PNG", type=Path, required=True)
     parser.add_argument("--by", choices=("iteration", "epoch", "time"), default="iteration", help="the x axis")
     parser.add_argument("--smooth", type=int, default=1, metavar="N", help="running mean over N rows")
     parser.add_argument("--log-y", action="store_true", help="logarithmic axes upwards")
     args = parser.parse_args()
+    args.keys = args.keys or ["loss"]
     if args.out.suffix.lower() != ".png":
         parser.error(f"--out: got {args.out}; it must end in .png")
     if args.smooth < 1:

@@ -377,6 +377,20 @@ MUTANTS = [
         ("prediction",),
     ),
     Mutant(
+        "a_checkpoint_chooses_modules_to_import",
+        "tiekd/student.py",
+        "next(outside.names_in(node), None) if recipe is None else None",
+        "None",
+        ("student",),
+    ),
+    Mutant(
+        "a_teacher_from_outside_is_asked_on_one_rank",
+        "tiekd/run.py",
+        ' and not is_outside(recipe["teacher"])',
+        "",
+        ("run",),
+    ),
+    Mutant(
         "an_input_is_written_over",
         "tiekd/outputs.py",
         "if path.resolve() in sources:",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tiekd.cameras import Cameras, parse_intrinsics
 from tiekd.data.frames import Camera
@@ -42,3 +43,23 @@ def test_a_folder_has_the_recipes_and_others_need_the_option():
     for data in ({"name": "folder"}, {"name": "scenes"}, {}):
         with pytest.raises(RecipeError, match="--points: .*knows no camera; give --intrinsics"):
             Cameras(None, data)
+
+
+def test_a_recipes_camera_is_not_that_of_a_picture_which_is_turned_to_be_upright(tmp_path):
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{orientation}.jpg", exif=exif)
+    recipes, given = [20.0, 20.0, 20.0, 15.0], Camera(20.0, 20.0, 15.0, 20.0)
+    cameras = Cameras(None, {"name": "folder", "intrinsics": recipes})
+    assert cameras.of(tmp_path / "1.jpg", 30, 40) == Camera(*recipes)
+    with pytest.raises(DataError, match=r"6\.jpg: its orientation mark .*give --intrinsics .*upright picture"):
+        cameras.of(tmp_path / "6.jpg", 40, 30)
+    assert Cameras(given, {"name": "folder", "intrinsics": recipes}).of(tmp_path / "6.jpg", 40, 30) == given
+
+
+@pytest.mark.parametrize("value", [[1, 2], [700, 700, 600, 170, 1], 700, "700,700,600,170", [0, 700, 600, 170]])
+def test_wrong_intrinsics_of_a_recipe_are_one_line(value):
+    with pytest.raises(RecipeError, match=r"^data\.intrinsics: got .*must be") as error:
+        Cameras(None, {"name": "folder", "intrinsics": value})
+    assert "\n" not in str(error.value)

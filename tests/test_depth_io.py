@@ -36,9 +36,9 @@ def test_sixteen_bit_depth_comes_back_as_it_was(tmp_path, units_per_m):
     assert [path.name for path in tmp_path.iterdir()] == ["d.png"]
 
 
-def test_writing_rounds_saturates_and_makes_nothing_of_nan(tmp_path):
-    write_depth_png(tmp_path / "d.png", np.array([[1.4, 1.6, np.nan, -1.0, 1e9]]) / 256)
-    assert read_levels(tmp_path / "d.png").tolist() == [[[1, 2, 0, 0, 65535]]]
+def test_writing_rounds_saturates_makes_nothing_of_nan_and_keeps_what_is_near(tmp_path):
+    write_depth_png(tmp_path / "d.png", np.array([[0.2, 1.4, 1.6, np.nan, -1.0, 0.0, 1e9]]) / 256)
+    assert read_levels(tmp_path / "d.png").tolist() == [[[1, 1, 2, 0, 0, 0, 65535]]]
 
 
 def test_a_picture_comes_back_in_rgb_and_grey_ones_too(tmp_path):

@@ -169,6 +169,26 @@ def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
     assert "] 7/7, " in out.getvalue() and state.metrics["abs_rel"] > 0
 
 
+def test_the_best_weights_are_saved_between_the_logs_line_and_the_boards_pictures():
+    done = mock.Mock()
+    hook = Evaluation(
+        EvaluationSettings(crop="none", flip=False),
+        Frames(),
+        Slanted(),
+        CPU,
+        Loading(workers=0),
+        [done.log, done.board],
+        print,
+    )
+    hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
+    with (
+        mock.patch.multiple("tiekd.hooks.evaluation", whole_state=mock.DEFAULT),
+        mock.patch.object(hook, "_save_best", done.save_best),
+    ):
+        hook._evaluate(types.SimpleNamespace(engine=None))
+    assert [call[0] for call in done.mock_calls] == ["log.write_validation", "save_best", "board.write_validation"]
+
+
 def test_gradients_are_not_recorded():
     image = torch.rand(1, 3, 4, 6, requires_grad=True)
     assert not predict(Slanted(), image, flip=True).requires_grad

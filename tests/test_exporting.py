@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import fitted
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import tiekd
 from tiekd import exporting, exporting_check, exporting_onnx, exporting_pictures, exporting_program
-from tiekd.errors import ExportError
+from tiekd.errors import ExportError, LaunchError
 from tiekd.exporting_norms import fold_norms
 from tiekd.models.deployed import Deployed
 from tiekd.models.factory import build_network
@@ -258,6 +259,29 @@ def test_what_cannot_be_is_one_line(tmp_path, dpm, name, options, line):
 def test_what_only_a_distribution_has_is_refused_of_others(tmp_path, sigmoid, options):
     with pytest.raises(ExportError, match="this network's head isn't a DPM head"):
         exporting.check(sigmoid, exporting.Settings(SMALL, **options), tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("name", ["plain.txt/x.pth", "folder.pth"])
+def test_a_file_that_can_not_be_there_is_refused_before_the_work(tmp_path, sigmoid, name):
+    (tmp_path / "plain.txt").write_text("mine")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(LaunchError, match=rf"^--out .*{name}: ") as error:
+        exporting.check(sigmoid, exporting.Settings(SMALL, "weights"), tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_the_second_size_that_is_tried_is_one_that_the_file_takes(dpm):
+    least = exporting.least_side(dpm, True)
+    side = least + 1
+    *_, both = exporting_pictures.batches([picture(64, 64)[0]] * 2, (side, side), True, least)
+    assert min(both.shape[2:]) >= least and both.shape[2] % 2 == 1
+
+
+def test_pictures_of_a_data_set_in_the_current_folder_are_its_own(monkeypatch):
+    frames = [SimpleNamespace(image=picture(48, 64, seed)[0]) for seed in range(3)]
+    monkeypatch.setattr(exporting_pictures, "build_dataset", lambda *_, **__: frames)
+    found, origin = exporting_pictures.frames({"network": DPM, "data": {"name": "folder", "images": "rides"}})
+    assert origin == "folder (val)" and found[0] is frames[0].image and found[1] is frames[1].image
 
 
 def test_missing_packages_are_named(tmp_path, dpm, monkeypatch):

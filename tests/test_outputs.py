@@ -70,6 +70,12 @@ def test_the_unit_is_the_data_sets(data, max_depth, units):
     assert units_of(data, max_depth) == units
 
 
+@pytest.mark.parametrize("unit", ["abc", 0, -3, True, 1e9])
+def test_a_unit_of_a_recipe_that_is_none_is_told(unit):
+    with pytest.raises(RecipeError, match=r"^data\.depth_unit: got"):
+        units_of({"name": "folder", "depth_unit": unit}, 80.0)
+
+
 def test_a_unit_of_the_command_line_counts_and_its_reach_is_told():
     assert parse_units("1000", {}, 80.0) == 1000.0
     for text in ("0", "-3", "mm", "nan", "1e9"):

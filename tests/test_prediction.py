@@ -150,6 +150,43 @@ def test_a_video_gives_frames_times_and_flicker(tmp_path):
     assert not (tmp_path / "out/colour/v").exists()
 
 
+def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
+    pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
+    from tiekd.video import writing
+
+    for count in (4, 2):
+        with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+            for pts in range(count):
+                add(np.full((48, 64, 3), 100, np.uint8), pts)
+        assert predict(tmp_path, tmp_path / "v.mp4", Brightness())[0] == 0
+        if count == 4:
+            (tmp_path / "out/depth/v/mine.png").touch()
+    for place in ("depth/v", "raw/v"):
+        numbered = [path.stem for path in sorted((tmp_path / "out" / place).iterdir()) if path.stem != "mine"]
+        assert numbered == ["000000", "000001"]
+    assert (tmp_path / "out/depth/v/mine.png").exists()
+
+
+def test_a_video_whose_frames_change_their_size_is_predicted_at_each(tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
+    from tiekd import video
+
+    with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+        for pts in range(5):
+            add(np.full((48, 64, 3), 100, np.uint8), pts)
+    whole = video.Video.frames
+
+    def changing(self):
+        for index, frame in enumerate(whole(self)):
+            yield frame if index < 3 else frame._replace(rgb=frame.rgb[:, :40])
+
+    monkeypatch.setattr(video.Video, "frames", changing)
+    student = Brightness()
+    assert predict(tmp_path, tmp_path / "v.mp4", student, batch_size=2)[0] == 0
+    assert student.batches == [(2, 3, 48, 64), (1, 3, 48, 64), (2, 3, 48, 40)]
+    assert [raw(tmp_path, f"v/{i:06}").shape for i in range(5)] == [(48, 64)] * 3 + [(48, 40)] * 2
+
+
 def test_a_video_that_breaks_off_keeps_what_was_predicted(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd import video

@@ -1,5 +1,6 @@
 """What bin/evaluate.py shows: tables, the mean map, the picture, and which weights it takes."""
 
+import json
 import math
 from pathlib import Path
 
@@ -126,11 +127,12 @@ def test_all_that_is_said_names_the_worst_frames_unless_nothing_counts():
     [
         ("mine.yaml", ".json", "mine.yaml: a file that ends in .json is written; give one"),
         ("folder.json", ".json", "folder.json: a file that ends in .json is written; give one"),
+        ("20261128_1.log.json", ".json", "runs' logs end in .log.json; give another name, such as figures.json"),
         ("mine.yaml/x.csv", ".csv", "mine.yaml can't be made (File exists); give another place"),
         ("mine.yaml", None, "mine.yaml can't be made (File exists); give another place"),
     ],
 )
-def test_a_result_is_never_written_over_another_file(tmp_path, path, suffix, words):
+def test_a_result_is_never_written_over_a_file_that_ends_otherwise_or_a_runs_log(tmp_path, path, suffix, words):
     (tmp_path / "mine.yaml").write_text("mine")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(LaunchError) as error:
@@ -164,6 +166,13 @@ def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):
     loaded, path = reports.load_network(recipe, None)
     assert path == tmp_path / "work" / "best_abs_rel.pth"
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
+
+
+def test_an_override_of_the_whole_network_counts_as_one_of_its_parts(tmp_path):
+    recipe, node = write_recipe(tmp_path), {**NETWORK, "max_depth": 10.0}
+    checkpoint.write_weights(tmp_path / "w.pth", build_network(node).state_dict(), node, 3)
+    for override in ("network.max_depth=10.0", f"network={json.dumps(node)}"):
+        assert reports.load_network(recipe, str(tmp_path / "w.pth"), [override, "data.root=x"])[0].max_depth == 10.0
 
 
 def test_panel_has_a_column_for_each_network_and_errors_are_the_last_ones(tmp_path):

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tiekd.data.loader import Loading
 from tiekd.errors import RecipeError
 from tiekd.losses import criterion
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
-from tiekd.run import check_ignored_depths
+from tiekd.options import TrainSettings
+from tiekd.run import build_hooks, check_ignored_depths, loading_of
 
 
 def network(beyond: str) -> Network:
@@ -40,3 +42,22 @@ def test_the_maximum_that_is_asked_for_keeps_the_loss_of_a_picture_with_far_pixe
     loss = criterion.build({"dpm": {"max_depth": 10.0}}, True)
     values = [loss(SimpleNamespace(divergence=d), None, t)["loss"] for d, t in ((near, target * 0 + 5), (half, target))]
     torch.testing.assert_close(values[1], values[0])
+
+
+@pytest.mark.parametrize(
+    ("node", "shown"),
+    [({"recipe": "t.yaml"}, True), ({"maps": "m"}, True), ({"name": "mine.teacher"}, False), (None, False)],
+)
+def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_rank(node, shown):
+    def teacher(batch):
+        raise AssertionError
+
+    recipe = {"network": {"max_depth": 10.0}, "teacher": node}
+    hooks, _ = build_hooks(recipe, [0, 1], network("clamp"), teacher, "cpu", Loading(), TrainSettings(epochs=1), None)
+    board = next(hook for hook in hooks if type(hook).__name__ == "TensorBoard")
+    assert board.frames.teacher is (teacher if shown else None)
+
+
+def test_a_recipe_without_data_is_read_as_any():
+    assert loading_of({}) == Loading()
+    assert loading_of({"data": {"workers": 3}}).workers == 3

@@ -137,6 +137,25 @@ def test_weights_that_do_not_say_their_network_need_a_recipe(network, tmp_path, 
         tiekd.load_student(tmp_path / "bare.pth", tmp_path / "other.yaml")
 
 
+def test_a_checkpoint_alone_chooses_no_module_to_import(network, tmp_path, picture, monkeypatch):
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger/encoder.py").write_text(
+        "import pathlib\npathlib.Path('ran').touch()\nfrom tiekd.models.encoders.mobilenet_v2 import build  # noqa\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    node = {**DPM, "encoder": {**ENCODER, "name": "stranger.encoder"}}
+    write_weights(tmp_path / "w.pth", network.state_dict(), node, 0)
+    with pytest.raises(CheckpointError, match=r"w\.pth: .*'stranger\.encoder'.*give the recipe.*recipe="):
+        tiekd.load_student(tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()
+    import yaml
+
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"network": node}))
+    assert tiekd.load_student(tmp_path / "w.pth", tmp_path / "mine.yaml")(picture).shape == (37, 50)
+    assert (tmp_path / "ran").exists()
+
+
 def test_a_work_dir_means_its_best_weights_and_a_checkpoint_folder_its_own(checkpoint, tmp_path):
     assert weights_file(checkpoint.parent) == checkpoint
     (tmp_path / "student.pth").write_bytes(checkpoint.read_bytes())

@@ -30,6 +30,22 @@ def test_times_uneven_ones_too_come_back_with_their_frames(tmp_path):
     assert [int(frame.rgb.mean()) for frame in frames] == pytest.approx([20 * i for i in range(6)], abs=4)
 
 
+@pytest.mark.parametrize("codecs", [("libx264", "mpeg4"), ("mpeg4",)])
+def test_times_are_written_from_0_and_grow_in_any_unit(tmp_path, monkeypatch, codecs):
+    monkeypatch.setattr(video, "_CODECS", codecs)
+    times = [1_000_000, 1_007_200, 1_007_200, 1_007_000, 1_018_000]
+    write(tmp_path / "v.mp4", times, time_base=Fraction(1, 90_000))
+    found = [frame.time_s for frame in video.Video(tmp_path / "v.mp4").frames()]
+    assert found == pytest.approx([0, 0.08, 0.08, 0.08, 0.2], abs=1e-3) and sorted(set(found)) == found
+
+
+def test_what_can_not_be_encoded_is_told_and_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "_CODECS", ("mpeg4",))
+    with pytest.raises(DataError, match=r"v\.mp4: can't be encoded \(.*\); ") as error:
+        write(tmp_path / "v.mp4", [0], size=(16, 9000))
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
 def test_an_error_while_writing_leaves_no_file(tmp_path):
     with pytest.raises(ZeroDivisionError), video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add:
         add(np.zeros((32, 32, 3), np.uint8), 0)

@@ -47,6 +47,21 @@ def test_a_recipe_without_data_or_with_a_folder_has_a_size_too():
     assert recipe_size({"name": "folder", "augment": {"crop": [352, 704]}}) == (352, 704)
 
 
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"kb_crop": 5}, "data.kb_crop"),
+        ({"kb_crop": [352, 0]}, "data.kb_crop"),
+        ({"height": "a", "width": 5}, "data.height, data.width"),
+        ({"augment": {"crop": [352, 704, 3]}}, "data.augment.crop"),
+        ({"augment": 3}, "data.augment"),
+    ],
+)
+def test_a_recipe_that_says_no_size_where_it_should_is_told(data, key):
+    with pytest.raises(RecipeError, match=f"^{key}: got .*must be"):
+        recipe_size(data)
+
+
 def test_the_option_is_read_and_a_wrong_one_refused():
     assert parse(None, (2, 3)) == 6.0 and parse("full", (2, 3)) is None and parse("352x1216", (2, 3)) == (352, 1216)
     for text in ("352", "0x10", "352x", "half", "-1x5"):

@@ -4,6 +4,8 @@ import importlib
 import math
 from pathlib import Path
 
+from tiekd.annotations import check_value
+from tiekd.data.depth_io import is_turned
 from tiekd.data.frames import Camera
 from tiekd.errors import DataError, RecipeError
 
@@ -31,9 +33,12 @@ class Cameras:
     """
 
     def __init__(self, given: Camera | None, data: dict):
-        name = data.get("name", "")
+        name, self.of_upright = data.get("name", ""), given is not None
         if given is None and data.get("intrinsics") is not None:
+            check_value(data["intrinsics"], tuple[float, float, float, float], "data.intrinsics")
             given = Camera(*data["intrinsics"])
+            if not all(map(math.isfinite, given[:4])) or not min(given[:2]) > 0:
+                raise RecipeError(f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 pixels")
         module = importlib.import_module(f"tiekd.data.{name}") if given is None and name in ("kitti", "nyu") else None
         if given is None and module is None:
             of = f"the recipe's data ({name})" if name else "the recipe, without data,"
@@ -41,7 +46,13 @@ class Cameras:
         self.given, self.known = given, getattr(module, "known_camera", None)
 
     def of(self, path: Path, height: int, width: int) -> Camera:
-        """The camera of a picture of this size. Raises DataError where it isn't known."""
+        """The camera of an upright picture of this size. Raises DataError where it isn't known, or is known for the
+        pixels as they are stored, as the data set's is, where these are turned to be upright."""
+        if not self.of_upright and is_turned(path):
+            raise DataError(
+                f"{path}: its orientation mark turns it, and the data set's camera is of the pixels as stored; give "
+                "--intrinsics FX,FY,CX,CY of the upright picture"
+            )
         camera = self.given or self.known(path, height, width)
         if camera is None:
             raise DataError(

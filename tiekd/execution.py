@@ -11,8 +11,9 @@ channels-last features with a hundred times the rounding (7e-5 of a variance), s
 longer agree, for some percent of the time; on a GPU it has not been measured in fp32.
 
 `compile` takes encoder, neck and decoder, each on its own; the head's kernel stays as it is. It costs a minute at the
-first iteration, and again for pictures of another size. Left out: compiling under ZeRO 3, which gathers weights by
-hooks inside the network, and DeepSpeed's own `compile`.
+first iteration, and again for pictures of another size, and for the first one that TensorBoard draws, which is
+another batch in eval mode. Left out: compiling under ZeRO 3, which gathers weights by hooks inside the network, and
+DeepSpeed's own `compile`.
 """
 
 import shutil

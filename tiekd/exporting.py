@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from tiekd import exporting_check, exporting_onnx, exporting_program
+from tiekd import exporting_check, exporting_onnx, exporting_program, reports
 from tiekd.errors import ExportError
 from tiekd.exporting_norms import fold_norms
 from tiekd.models import weights
@@ -72,8 +72,13 @@ def format_of(path: Path) -> str:
     return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
 
 
+def least_side(network: Network, dynamic: bool) -> int:
+    """The least height and width that a file of this network takes, in pixels."""
+    return max(network.encoder.strides) + dynamic
+
+
 def check(network: Network, settings: Settings, path: Path) -> None:
-    """Raises ExportError for what can't be, before anything costs time."""
+    """Raises ExportError for what can't be, before anything costs time; makes the file's folder, else LaunchError."""
     if path.suffix != SUFFIXES[settings.format]:
         raise ExportError(
             f"--out {path}: a file of format {settings.format} ends with {SUFFIXES[settings.format]}; name it so, or "
@@ -82,7 +87,7 @@ def check(network: Network, settings: Settings, path: Path) -> None:
     is_plain = settings == Settings(settings.size, "weights")
     if settings.format == "weights" and not is_plain:
         raise ExportError("--format weights: holds no arithmetic; leave out --input, --dynamic, --half, --confidence")
-    least = max(network.encoder.strides) + settings.dynamic
+    least = least_side(network, settings.dynamic)
     if min(settings.size) < least:
         height, width = settings.size
         raise ExportError(f"--size {height}x{width}: too small for this network; give at least {least}x{least}")
@@ -91,6 +96,7 @@ def check(network: Network, settings: Settings, path: Path) -> None:
         raise ExportError(f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head")
     if settings.format == "onnx":
         exporting_onnx.check_packages()
+    reports.check_output("--out", path, SUFFIXES[settings.format])
 
 
 def write(
@@ -108,7 +114,6 @@ def write(
     batches, of any sizes with `dynamic`. facts: what is written into the file about it. stream: for progress, in lines.
     """
     check(network, settings, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         stream.write(f"Writing {settings.format}\n")

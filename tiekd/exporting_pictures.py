@@ -18,7 +18,8 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
     """Up to `count` pictures, (3, H, W) uint8, evenly spaced over the validation set; and what they are, in words."""
     try:
         found = build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True) if "data" in recipe else []
-        return _spaced(found, count), f"{recipe['data']['root']} (val)"
+        data = recipe.get("data", {})
+        return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
     except DataError as error:
         reason = str(error)
     return [
@@ -27,12 +28,12 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
     ], f"built-in scenes ({reason})"
 
 
-def batches(pictures: Sequence[Tensor], size: tuple[int, int], dynamic: bool) -> list[Tensor]:
+def batches(pictures: Sequence[Tensor], size: tuple[int, int], dynamic: bool, least: int = 1) -> list[Tensor]:
     """What to try: each picture alone at (height, width), (1, 3, H, W) uint8; with `dynamic` then also all of them at
-    once at an odd size, (B, 3, h, w)."""
+    once at an odd size of sides from `least`, (B, 3, h, w)."""
     tried = [_resized(picture, size)[None] for picture in pictures]
     if dynamic:
-        odd = tuple((3 * side // 4) | 1 for side in size)
+        odd = tuple(max(least, 3 * side // 4) | 1 for side in size)
         tried.append(torch.stack([_resized(picture, odd) for picture in pictures]))
     return tried
 

@@ -12,6 +12,7 @@ Every file is whole or not there. What exists is left alone unless the user says
 
 import importlib
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tiekd import pictures
+from tiekd.annotations import check_value
 from tiekd.data.depth_io import write_depth_png, write_durably, write_image
 from tiekd.data.frames import Camera
 from tiekd.depth_bar import with_bar
@@ -56,11 +58,10 @@ class Outputs:
         return {kind: self.folder / place / f"{name}{suffix}" for kind, (place, suffix) in places.items()}
 
     def of_video(self, name: str) -> dict[str, Path]:
-        """The files of a video, and under `frames` the folder that would hold its first kind of files."""
-        return {
+        """The files of a video, and under each other kind's name the folder of its frames."""
+        return {kind: path.parent for kind, path in self.of(f"{name}/0").items()} | {
             "colour": self.folder / "colour" / f"{name}.mp4",
             "times": self.folder / "times" / f"{name}.csv",
-            "frames": self.folder / "depth" / name,
         }
 
     def check(self, inputs: Iterable[Input], overwrite: bool) -> None:
@@ -70,7 +71,7 @@ class Outputs:
         there: list[Path] = []
         for item in inputs:
             files = self.of_video(item.name) if item.is_video else self.of(item.name)
-            for path in files.values():
+            for path in dict.fromkeys(files.values()):
                 if path.resolve() in sources:
                     raise DataError(f"{path}: is an input, and would be written to; give another --out")
                 if path.exists():
@@ -109,6 +110,13 @@ class Outputs:
         if self.confidence and self.raw:
             write_durably(files["raw_confidence"], _npy(confidence))
 
+    def remove_frames_from(self, name: str, count: int) -> None:
+        """Removes what an earlier, longer video of this name has left: its files of the frames numbered from count."""
+        for path in self.of(f"{name}/0").values():
+            for old in path.parent.glob(f"*{path.suffix}"):
+                if re.fullmatch(r"\d{6,}", old.stem) and int(old.stem) >= count:
+                    old.unlink()
+
     def coloured(self, depth: np.ndarray) -> np.ndarray:
         """(H, W) metres -> (H, W + bar, 3) uint8."""
         return with_bar(pictures.colourise(depth, self.max_depth), self.max_depth)
@@ -116,10 +124,14 @@ class Outputs:
 
 def units_of(data: dict, max_depth: float) -> float:
     """How many levels of a depth PNG make a metre in a recipe's data set: 256 in KITTI's, 1000 in NYU's, a folder's
-    `depth_unit`; where nothing says, KITTI's, or as many as 16 bits hold up to `max_depth` metres."""
-    name = data.get("name", "")
-    if data.get("depth_unit"):
-        return float(data["depth_unit"])
+    `depth_unit`; where nothing says, KITTI's, or as many as 16 bits hold up to `max_depth` metres.
+    Raises RecipeError."""
+    name, unit = data.get("name", ""), data.get("depth_unit")
+    if unit is not None:
+        check_value(unit, float, "data.depth_unit")
+        if not 1 <= unit <= LARGEST_LEVEL:
+            raise RecipeError(f"data.depth_unit: got {unit}; it is how many levels make a metre, such as 1000 or 256")
+        return float(unit)
     if name in ("kitti", "nyu"):
         return importlib.import_module(f"tiekd.data.{name}").UNITS_PER_M
     return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // max_depth or 1.0)

@@ -67,3 +67,13 @@ def _imported(name: str) -> ModuleType | None:
 def _has(folder: Path, name: str) -> bool:
     place = folder.joinpath(*name.split("."))
     return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def names_in(node) -> Iterator[str]:
+    """The dotted names anywhere in a recipe's node, each of which building it would import as a module."""
+    if isinstance(node, dict):
+        if "." in str(node.get("name", "")):
+            yield str(node["name"])
+        node = list(node.values())
+    for part in node if isinstance(node, list | tuple) else ():
+        yield from names_in(part)

@@ -29,7 +29,7 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
     dir the best are taken, else the newest. Of the overrides only those of the network and the work dir count. Raises
     RecipeError and CheckpointError.
     """
-    recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "work_dir="))])
+    recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "network=", "work_dir="))])
     path = Path(checkpoint_path).expanduser() if checkpoint_path else None
     if path is None:
         work_dir = Path(recipe.get("work_dir", checkpoint.work_dir_of(recipe_path)))
@@ -51,12 +51,15 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
 def check_output(option: str, path: Path | None, suffix: str | None) -> None:
     """Makes the folder that a result is to be written into, hours before. suffix: of a file; None for a folder.
 
-    Raises LaunchError where it can't be made, and for a file that ends otherwise: it might be one of the user's.
+    Raises LaunchError where it can't be made, and for a file that ends otherwise, or as a run's log does: it might be
+    one of the user's. One that ends so is replaced.
     """
     if path is None:
         return
     if suffix is not None and (path.suffix.lower() != suffix or path.is_dir()):
         raise LaunchError(f"{option} {path}: a file that ends in {suffix} is written; give one")
+    if path.name.lower().endswith(".log.json"):
+        raise LaunchError(f"{option} {path}: runs' logs end in .log.json; give another name, such as figures.json")
     folder = path if suffix is None else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

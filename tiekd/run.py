@@ -183,7 +183,9 @@ def build_hooks(
     log = build({"name": "text_log", **recipe.get("log", {})}, "tiekd.hooks", "log")
     evaluation, frames = settings(recipe, "evaluation", EvaluationSettings), None
     if options.validate:
-        frames = ShownFrames(val_set, replica, teacher if recipe.get("teacher") else None, device, evaluation.crop)
+        # Rank 0 alone asks, for validation frames: a teacher of the user's own may not be made for either.
+        taught = bool(recipe.get("teacher")) and not is_outside(recipe["teacher"])
+        frames = ShownFrames(val_set, replica, teacher if taught else None, device, evaluation.crop)
     board = build(
         {"name": "tensorboard", **recipe.get("tensorboard", {})},
         "tiekd.hooks",
@@ -223,7 +225,7 @@ def _load_weights(network, recipe: dict) -> list[str]:
 
 def loading_of(recipe: dict) -> Loading:
     """How the recipe's data is read, whatever the data set. Raises RecipeError."""
-    node = {key: value for key, value in recipe["data"].items() if key in Loading.__dataclass_fields__}
+    node = {key: value for key, value in recipe.get("data", {}).items() if key in Loading.__dataclass_fields__}
     return settings({"data": node}, "data", Loading)
 
 

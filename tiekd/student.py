@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tiekd import outside
 from tiekd.config import load_recipe
 from tiekd.data.depth_io import as_photo, read_photo
 from tiekd.data.transforms import colour_table, look_up
@@ -110,14 +111,21 @@ def load_student(
 
     checkpoint: weights of ours (best_*.pth, a checkpoint's student.pth), which say their network themselves; a work
     dir, meaning its best, else its latest; or a published file, which needs `recipe`, the YAML file of its network.
+    So do weights whose network has parts outside tiekd: a file alone must not choose which modules are imported.
     readout, size: see Student. Raises CheckpointError and RecipeError.
     """
-    path = weights_file(Path(checkpoint))
+    path = weights_file(Path(checkpoint).expanduser())
     state = weights.read_checkpoint(path)
     node = load_recipe(recipe).get("network") if recipe is not None else state.get("network")
     if not isinstance(node, dict):
         raise CheckpointError(
             f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., recipe=)"
+        )
+    foreign = next(outside.names_in(node), None) if recipe is None else None
+    if foreign is not None:
+        raise CheckpointError(
+            f"{path}: its network has a part of a module outside tiekd, {foreign!r:.80}, which would be run; if you "
+            "trust it, give the recipe of the network, as in load_student(..., recipe=)"
         )
     network = build_network(node)
     try:

@@ -15,6 +15,7 @@ from tiekd.errors import DataError
 
 _CODECS = ("libx264", "mpeg4")  # the first that is there
 _DEFAULT_RATE = Fraction(25)
+_FINEST_BASE = Fraction(1, 60000)  # mpeg4 takes up to 65535 units a second; this divides all usual rates
 
 
 class Frame(NamedTuple):
@@ -65,7 +66,10 @@ class Video:
 @contextmanager
 def writing(path: Path, rate: Fraction, time_base: Fraction):
     """A function (rgb (H, W, 3) uint8, pts) that adds a frame to an MP4 of this rate, which is there once all went
-    well and there were any. All frames have the first one's size."""
+    well and there were any. Of another size than the first one it is scaled to that.
+
+    Times begin at 0 and grow with each frame, whatever a damaged video says. Raises DataError where that fails.
+    """
     av = _pyav(path)
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +82,8 @@ def writing(path: Path, rate: Fraction, time_base: Fraction):
                 container.mux(stream.encode())
         if written:
             partial.replace(path)
+    except av.error.FFmpegError as error:
+        raise DataError(f"{path}: can't be encoded ({_reason(error)}); check the disk and the video's size") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -86,15 +92,20 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
     codec = next(name for name in _CODECS if name in av.codecs_available)
     stream = container.add_stream(codec, rate=rate, options={"crf": "16"} if codec == "libx264" else {"qscale": "2"})
     stream.pix_fmt = "yuv420p"
-    stream.codec_context.time_base = time_base
+    base = time_base if time_base.denominator <= _FINEST_BASE.denominator else _FINEST_BASE
+    stream.codec_context.time_base = base
+    first = last = None
 
     def add(rgb: np.ndarray, pts: int) -> None:
+        nonlocal first, last
         height, width = rgb.shape[0] + rgb.shape[0] % 2, rgb.shape[1] + rgb.shape[1] % 2  # the format wants even sizes
         padded = np.pad(rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge")
         if not stream.codec_context.is_open:
             stream.width, stream.height = width, height
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
-        frame.pts, frame.time_base = pts, time_base
+        first = pts if first is None else first
+        last = 0 if last is None else max(round((pts - first) * time_base / base), last + 1)
+        frame.pts, frame.time_base = last, base
         container.mux(stream.encode(frame))
 
     return stream, add

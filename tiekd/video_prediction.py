@@ -7,9 +7,9 @@ nothing moves (tiekd/flicker.py). Left out: making depth steadier, which is the 
 import csv
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from math import isnan
 from typing import TextIO
 
@@ -42,8 +42,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
-        frames = enumerate(_until_broken(video, broken))
-        while chunk := list(islice(frames, predictor.batch_size)):
+        for chunk in _chunks(_until_broken(video, broken), predictor.batch_size):
             batch = [predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame)) for index, frame in chunk]
             for (index, frame), picture, (depth, confidence) in zip(chunk, batch, predictor.depths(batch), strict=True):
                 writes.add(writers.submit(predictor.write, picture, depth, confidence, colour=False))
@@ -53,6 +52,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
             progress.update()
     progress.finish()
     if rows:
+        outputs.remove_frames_from(item.name, len(rows))
         _write_table(files["times"], rows)
     if broken or not rows:
         raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
@@ -63,6 +63,13 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         f"Flicker: {_told(flicker.mean)}, the mean change of depth between frames where the picture stays as it is\n"
     )
     return flicker
+
+
+def _chunks(frames: Iterable[Frame], most: int) -> Iterator[list[tuple[int, Frame]]]:
+    """Frames with their numbers, up to `most` of one size that follow each other."""
+    for _, alike in groupby(enumerate(frames), lambda numbered: numbered[1].rgb.shape):
+        while chunk := list(islice(alike, most)):
+            yield chunk
 
 
 def _pixels(frame: Frame) -> torch.Tensor:

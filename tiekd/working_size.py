@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tiekd.annotations import check_value
 from tiekd.errors import RecipeError
 
 SLACK = 1.5  # a picture with up to so many times the pixels of the recipe's keeps its size
@@ -20,14 +21,27 @@ DEFAULT = (480, 640)  # where a recipe says none
 
 
 def recipe_size(data: dict) -> tuple[int, int]:
-    """(height, width) that a recipe's data is evaluated or trained on: kb_crop, height and width, NYU's, or a crop."""
-    if "kb_crop" in data:
-        return tuple(data["kb_crop"])
-    if "height" in data and "width" in data:
-        return data["height"], data["width"]
-    if data.get("name") != "nyu" and "crop" in data.get("augment", {}):
-        return tuple(data["augment"]["crop"])
-    return DEFAULT
+    """(height, width) that a recipe's data is evaluated or trained on: kb_crop, height and width, NYU's, or a crop.
+
+    Raises RecipeError for what is no size.
+    """
+    augment = data.get("augment", {})
+    check_value(augment, dict, "data.augment")
+    size, crop = DEFAULT, augment.get("crop")
+    if data.get("kb_crop") is not None:
+        size = _checked(data["kb_crop"], "data.kb_crop")
+    elif "height" in data and "width" in data:
+        size = _checked((data["height"], data["width"]), "data.height, data.width")
+    elif data.get("name") != "nyu" and crop is not None:
+        size = _checked(crop, "data.augment.crop")
+    return size
+
+
+def _checked(size, where: str) -> tuple[int, int]:
+    check_value(size, tuple[int, int], where)
+    if min(size) < 1:
+        raise RecipeError(f"{where}: got {size}; it must be height and width in pixels, from 1")
+    return tuple(size)
 
 
 def parse(text: str | None, default: tuple[int, int]) -> "tuple[int, int] | float | None":

@@ -103,7 +103,8 @@ def test_two_ranks_show_what_their_engine_lets_one_of_them_see(ground, tmp_path)
 def test_a_plot_of_the_run(work_dir, tmp_path):
     (first, second) = sorted(work_dir.glob("*.log.json"))
     program, out = runs.ROOT / "bin" / "plot_log.py", tmp_path / "plots" / "run.png"
-    result = runs.finish([program, work_dir, first, "--keys", "loss", "abs_rel", "--out", out, "--by", "epoch"])
+    keys = ["--keys", "loss", "--keys", "abs_rel"]
+    result = runs.finish([program, work_dir, first, *keys, "--out", out, "--by", "epoch"])
     assert result.code == 0, result.stderr
     with Image.open(out) as picture:
         assert picture.format == "PNG" and picture.size == (1280, 400)

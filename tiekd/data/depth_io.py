@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tiekd.durable import replace_bytes
@@ -59,6 +59,16 @@ def as_photo(picture: Image.Image, name: str) -> Tensor:
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns of going to RGB at once
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a camera's orientation mark says that a picture's pixels are stored other than upright; False for a file
+    that tells none."""
+    try:
+        with Image.open(path) as picture:
+            return picture.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # noqa: BLE001 - a video, or a damaged mark, which turns nothing
+        return False
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -147,8 +157,10 @@ def is_whole_depth_png(path: Path) -> bool:
 
 
 def write_depth_png(path: Path, depth_m: np.ndarray, units_per_m: float = 256.0) -> None:
-    """Writes (H, W) metres as a 16-bit PNG of round(depth * units), 0 where none, saturating at 65535; atomically."""
-    levels = np.clip(np.rint(np.nan_to_num(depth_m) * units_per_m), 0, 65535).astype(np.uint16)
+    """Writes (H, W) metres as a 16-bit PNG of round(depth * units), saturating at 65535, atomically; depth above 0 is
+    at least 1, since 0 means none."""
+    depth_m = np.nan_to_num(depth_m)
+    levels = np.clip(np.rint(depth_m * units_per_m), depth_m > 0, 65535).astype(np.uint16)
     _write_png(path, levels)
 
 

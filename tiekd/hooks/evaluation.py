@@ -19,8 +19,9 @@ class Evaluation(Hook):
     is stopped at such an iteration, time is short: the evaluation is made up for when the run goes on.
 
     replica: a plain fp32 network of the student's shape on the device, filled from the engine at each evaluation.
-    reporters: hooks with `write_validation(state, metrics, num_images)`. terminal: where the log's lines are shown;
-    where it is none, nothing shows how far an evaluation is.
+    reporters: hooks with `write_validation(state, metrics, num_images)`; the first, the log, before the best weights
+    are saved, the others, which may read and draw, after. terminal: where the log's lines are shown; where it is none,
+    nothing shows how far an evaluation is.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class Evaluation(Hook):
             self.loading.timeout_s,
             out=self.terminal,
         )
-        for reporter in self.reporters:
+        for reporter in self.reporters[:1]:
             reporter.write_validation(state, state.metrics, len(self.dataset))
         name = self.settings.save_best
         if self.best is None or metrics.is_better(name, state.metrics[name], self.best):
             self._save_best(name, weights, state)
+        for reporter in self.reporters[1:]:
+            reporter.write_validation(state, state.metrics, len(self.dataset))
 
     def _save_best(self, name: str, weights: dict, state) -> None:
         """Where the disk doesn't take the new one, the old one stays the best, on the main rank, which says so."""

@@ -14,7 +14,8 @@ Steps are iterations. What an interrupted run had written past the point that it
 
 All on rank 0 without a collective. Two pictures of training take some 0.2 s of a core beside a forward of those images,
 so one in 500 iterations costs little. With ZeRO-3, where no rank has the weights, pictures of training are of the depth
-that training had and nothing is explained there. Left out: histograms of weights, graphs.
+that training had and nothing is explained there. Left out: histograms of weights, graphs; and a teacher from outside
+tiekd in pictures of evaluations, whose frames it may not be made for.
 """
 
 import shutil
