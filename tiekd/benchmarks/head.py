@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tiekd import kernels
 from tiekd.benchmarks import measure
+from tiekd.benchmarks.training import device_of
 from tiekd.kernels import reference
 from tiekd.kernels.target import bin_edges
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     """The figures; `worst_relative_error` is of our results and gradients by the definition's, in the same dtype."""
-    device = torch.device(args.device)
+    device = device_of(args.device)
     inputs = example(args.batch, args.channels, args.bins, args.height, args.width, DTYPES[args.dtype], device)
     if args.layout == "channels_last":
         inputs = inputs[0].to(memory_format=torch.channels_last), *inputs[1:]
