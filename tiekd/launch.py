@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -62,6 +63,24 @@ class Stopped(Exception):
     """A run that was asked to end has saved its state and ended early."""
 
 
+def program(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a program as `run` does, and ends the process with its exit code.
+
+    A rank ends without Python being taken down around it: gloo's threads may outlive what they use, and the process
+    abort. What was registered for the end is done.
+    """
+    was_in_a_group = torch.distributed.is_initialized()
+    code = run(main)
+    if torch.distributed.is_initialized() and not was_in_a_group:
+        if code in (0, STOPPED_CODE):
+            torch.distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Runs a program and returns its exit code: the program's own or 0, 2 after a user's mistake, told in one line on
     stderr, or 75 where a run was asked to stop and can go on from its checkpoint.
@@ -72,7 +91,7 @@ def run(main: Callable[[], int | None]) -> int:
     slurm.adopt_task()
     try:
         code = main() or 0
-        _part()
+        peers.say_farewell()
         return code
     except UserError as error:
         _let_signals_end_this()
@@ -83,9 +102,9 @@ def run(main: Callable[[], int | None]) -> int:
         # The launcher ends the other ranks as soon as one has ended, so they end together.
         with contextlib.suppress(RuntimeError):  # one that was lost now has saved as well
             barrier()
-        _part()
         if int(os.environ.get("RANK", 0)) == 0:
             sys.stderr.write(f"tiekd: {stopped}\n")
+        peers.say_farewell()
         return STOPPED_CODE
     except KeyboardInterrupt:
         return 130
@@ -104,18 +123,6 @@ def run(main: Callable[[], int | None]) -> int:
             _let_signals_end_this()
             return _report(LaunchError(f"{LESS_MEMORY} ({error})"))
         raise
-
-
-def _part() -> None:
-    """To be called where a program ends well, on every rank."""
-    peers.say_farewell()
-    # Left to the end of the process, gloo's threads may outlive what they use, and the process abort.
-    atexit.register(_leave_group)
-
-
-def _leave_group() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -55,4 +55,4 @@ def digest(teacher) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run(main))
+    launch.program(main)
