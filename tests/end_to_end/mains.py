@@ -28,6 +28,10 @@ def stop(*_) -> None:
 
 
 def call(arguments: list[str]) -> dict:
+    from tiekd import launch
+
+    # A program ends its process; here the next one follows.
+    launch.program = lambda main: sys.exit(launch.run(main))
     program, *rest = arguments if arguments[0].startswith("bin/") else ["bin/train.py", *arguments]
     sys.argv = [str(ROOT / program), *rest]
     stderr, stdout, code = io.StringIO(), io.StringIO(), None
@@ -44,10 +48,6 @@ def call(arguments: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    from tiekd import launch
-
-    # A program ends its process; here the next one follows.
-    launch.program = lambda main: sys.exit(launch.run(main))
     signal.signal(signal.SIGALRM, stop)
     listing = Path(sys.argv[1])
     listing.with_suffix(".out").write_text(json.dumps([call(a) for a in json.loads(listing.read_text())]))
