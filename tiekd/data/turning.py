@@ -48,8 +48,13 @@ def _straight(planes: list[Tensor], place: list[float], size: tuple[int, int]) -
     (height, width), flip = size, place[2] < 0
     left, top = int(place[0]) - (width - 1 if flip else 0), int(place[1])
     image, *maps = (plane[..., top : top + height, left : left + width] for plane in planes)
-    image, *maps = (plane.flip(-1) if flip else plane for plane in (image, *maps))
+    image, *maps = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane for plane in (image, *maps))
     return Resampled(image, maps[0], maps[1] if len(maps) > 1 else None, torch.ones(1, 1, *size, dtype=torch.bool))
+
+
+def _bits(plane: Tensor) -> Tensor:
+    """Unsigned numbers as signed ones: some devices and some torch move no others."""
+    return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
 
 def _turned(image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: Tensor, size: tuple) -> Resampled:
@@ -68,8 +73,7 @@ def _turned(image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: 
     def nearest(plane: Tensor | None) -> Tensor | None:
         if plane is None:
             return None
-        bits = plane.view(torch.int16) if plane.dtype == torch.uint16 else plane  # some devices gather no unsigned ones
-        return bits.flatten(1).gather(1, index).view(shape).masked_fill_(outside, 0).view(plane.dtype)
+        return _bits(plane).flatten(1).gather(1, index).view(shape).masked_fill_(outside, 0).view(plane.dtype)
 
     return Resampled(levels, nearest(depth), nearest(teacher_depth), inside[:, None])
 
