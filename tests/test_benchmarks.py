@@ -61,8 +61,8 @@ def test_head_compares_two_ways_of_the_same_numbers_and_says_how_near_they_are()
 
 
 def test_chunks_of_rows_are_the_head():
-    inputs = head.example(2, 4, 8, 40, 6, torch.float64, torch.device("cpu"))
-    inputs = [t.double() for t in inputs]
+    *tensors, sigma = head.example(2, 4, 8, 40, 6, torch.float64, torch.device("cpu"))
+    inputs = *(t.double() for t in tensors), sigma
     torch.testing.assert_close(
         head.train(head.in_chunks, *inputs, "gaussian"), head.train(reference.dpm, *inputs, "gaussian")
     )

@@ -23,7 +23,7 @@ from tiekd.kernels.target import bin_edges
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OTHERS = ("products", "compiled", "chunks")
 _CHUNK_ROWS = 16
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ _TOLD = {
 def example(
     images: int, channels: int, bins: int, height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> Inputs:
-    """Features, weight, bias, edges and a street's depth (0 in a tenth of the pixels), as for `reference.dpm`."""
+    """What `reference.dpm` takes: features to edges, a street's depth (0 in a tenth of the pixels), and sigma."""
     g = torch.Generator(device).manual_seed(0)
     features = torch.randn(images, channels, height, width, generator=g, device=device)
     weight = torch.randn(bins, channels, 1, 1, generator=g, device=device) / channels**0.5
@@ -78,14 +78,23 @@ def example(
     depth += torch.rand(depth.shape, generator=g, device=device)
     depth[torch.rand(depth.shape, generator=g, device=device) < 0.1] = 0
     edges = bin_edges(bins, 1e-3, 80.0).to(device)
-    return features.to(dtype), weight.to(dtype), torch.zeros(bins, device=device, dtype=dtype), edges, depth
-
-
-def train(dpm: Callable, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, depth: Tensor, target: str):
-    """Depth, divergence and the three gradients of a mean of both, as a training step asks for them."""
-    leaves = [t.detach().requires_grad_() for t in (features, weight, bias)]
     # Half of the widest bin is the least that a Gaussian's sigma can be.
     sigma = max(0.5, 0.51 * float(edges[-1] - edges[-2]))
+    return features.to(dtype), weight.to(dtype), torch.zeros(bins, device=device, dtype=dtype), edges, depth, sigma
+
+
+def train(
+    dpm: Callable,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    edges: Tensor,
+    depth: Tensor,
+    sigma: float,
+    target: str,
+) -> tuple[Tensor, ...]:
+    """Depth, divergence and the three gradients of a mean of both, as a training step asks for them."""
+    leaves = [t.detach().requires_grad_() for t in (features, weight, bias)]
     outputs = dpm(*leaves, edges, depth, sigma, target=target)
     loss = 0.1 * outputs[0].mean() + outputs[1].mean()
     return *(o.detach() for o in outputs), *torch.autograd.grad(loss, leaves)
