@@ -113,6 +113,40 @@ def test_half_precision_is_off_by_its_own_rounding(dtype, tolerance):
     assert_equals_reference(parameters, edges, depth, tolerance, dtype=dtype, sigma=0.8)
 
 
+@pytest.mark.parametrize(("bins", "sigma"), [(64, 0.5), (70, 0.11), (257, 0.2)])
+def test_bins_of_one_width_in_half_precision(bins, sigma):
+    (features, weight, bias), _, depth = case(bins, 8, size=(1, 7, 10))
+    edges = bin_edges(bins, 1e-3, 12.0)
+    depth[..., :2] = 2e-3  # beside the first edge, near where bins that don't exist have their middle
+    assert_equals_reference((features, weight, bias), edges, depth, 2e-3, dtype=torch.float16, sigma=sigma)
+
+
+def test_strip_by_strip(monkeypatch):
+    parameters, edges, depth = case(70, 24, size=(3, 20, 31))
+    whole = results(triton_dpm.dpm, parameters, edges, depth, sigma=0.8)
+    assert_near(whole, results(reference.dpm, parameters, edges, depth, sigma=0.8), 1e-5)
+    rows = []
+    launch = triton_dpm.features_gradient.run
+    monkeypatch.setattr(triton_dpm, "STRIP_BYTES", 7 * 64 * 80 * 4)  # seven tiles of thirty, in float32
+    monkeypatch.setattr(
+        triton_dpm.features_gradient, "run", lambda *a, **k: (rows.append(k["grid"][0]), launch(*a, **k))
+    )
+    assert_near(results(triton_dpm.dpm, parameters, edges, depth, sigma=0.8), whole, 1e-6)
+    assert rows == [6] * 5
+
+
+def test_gradients_that_nobody_asks_for_change_no_other():
+    parameters, edges, depth = case(70, 24)
+    *_, whole_features, whole_weight, whole_bias = results(triton_dpm.dpm, parameters, edges, depth, sigma=0.8)
+    for wanted, whole in (((0,), [whole_features]), ((1, 2), [whole_weight, whole_bias])):
+        leaves = [t.float().to(DEVICE).requires_grad_(i in wanted) for i, t in enumerate(parameters)]
+        outputs = triton_dpm.dpm(*leaves, edges.to(DEVICE), depth.to(DEVICE), 0.8)
+        g = torch.Generator().manual_seed(9)
+        loss = sum((output * torch.randn(output.shape, generator=g).to(output)).sum() for output in outputs)
+        got = torch.autograd.grad(loss, [leaves[i] for i in wanted])
+        assert all(torch.equal(a.double().cpu(), b) for a, b in zip(got, whole, strict=True))
+
+
 def test_without_a_target_and_one_output_alone():
     parameters, edges, depth = case()
     for target, needs in ((None, (True, True)), (depth, (True, False)), (depth, (False, True))):

@@ -131,7 +131,7 @@ class Windows(NamedTuple):
 @torch.no_grad()
 def gaussian_windows(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Windows | None:
     """The components of `gaussian_target`, each as few bins; None where sigma is a map or most bins have mass."""
-    table = None if isinstance(sigma, Tensor) else _cached_table(float(sigma), edges)
+    table = None if isinstance(sigma, Tensor) else cached_table(float(sigma), edges)
     if table is None or table.edges.shape[1] > (len(edges) - 2) * DENSE_FROM:
         return None
     centre, node = _look_up(torch.nan_to_num(depth.to(edges.dtype)), table)
@@ -169,7 +169,7 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
     assert edges.dtype in (torch.float32, torch.float64), f"edges must stay float32 or float64, got {edges.dtype}"
     depth = torch.nan_to_num(depth.to(edges.dtype))
     if not isinstance(sigma, Tensor):
-        table = _cached_table(float(sigma), edges)
+        table = cached_table(float(sigma), edges)
         if table is not None:
             return _look_up(depth, table)[0]
     sigma = torch.as_tensor(sigma, dtype=edges.dtype, device=edges.device).expand(depth.shape)
@@ -207,7 +207,7 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
     return mass
 
 
-def _cached_table(sigma: float, edges: Tensor) -> _Table | None:
+def cached_table(sigma: float, edges: Tensor) -> _Table | None:
     """The table of (edges, sigma), on the device of edges; None where sigma is too small for the widest bin."""
     tables = _tables.setdefault(edges, {})
     version = 0 if edges.is_inference() else edges._version

@@ -2,17 +2,20 @@
 
 Forward is one kernel, a program per tile of pixels: the tile of features stays on the chip while the bins pass by in
 blocks, each a matrix product and a step of the running softmax; four numbers per pixel are written (depth, log-sum-exp,
-divergence, and for the published target the mean slope). Backward is two: logits are made again tile by tile, and
+divergence, and for the published target the mean slope). Backward goes through the pixels strip by strip, with two
+kernels: logits are made again tile by tile, and
 
     dlogit_k = g_kl (p_k - q_k) + g_d p_k (c_k - depth)
 
-is multiplied at once with the weights (features' gradient) or the features (weights' gradient; every program sums its
-own fixed tiles, the partial sums are added in a fixed order, and there are no atomics: the same numbers every time).
-Blocks of bins that no pixel of a tile has target mass in cost no target arithmetic.
+is at once multiplied with the weights, which is the features' gradient, and kept for the strip in the features' dtype,
+to be multiplied with the features for the weights' (every program sums its own fixed tiles, the partial sums are added
+in a fixed order, and there are no atomics: the same numbers every time). To make it a third time instead took longer:
+the arithmetic around the products is what these kernels wait for, not memory. Blocks of bins that no pixel of a tile
+has target mass in cost no target arithmetic.
 
-Cost: four matrix products, and the features read three times (benchmarks/head.py has the least that takes). Besides,
-for the weights' gradient features are read once per block of bins from the L2 cache, and its last block is computed in
-full. float32 is multiplied as 3xTF32, which has float32's digits.
+Cost: four matrix products, the features read three times, and a strip's gradients, STRIP_BYTES at most, written once
+and read once (benchmarks/head.py has the least that a head takes). Besides, for the weights' gradient features are read
+once per block of bins from the L2 cache. float32 is multiplied as 3xTF32, which has float32's digits.
 Left out: float64, more than 256 channels (128 in float32), more than 4 components, second derivatives.
 """
 
@@ -32,17 +35,18 @@ from tiekd.kernels.triton_target import BIG, BINS_PADDED_TO, Parts, bins_of, cel
 MAX_CHANNELS, MAX_CHANNELS_OF_4_BYTES = 256, 128  # So that tiles fit the shared memory of smaller GPUs, too.
 MAX_COMPONENTS = 4
 # By kernel and bytes per feature: pixels and bins of a tile, warps, pipeline stages, registers per thread (None: as the
-# compiler likes). Chosen from what the compiler reports for sm_90 with 128 channels, not from measurements: in half
-# precision nearly nothing spills, and two or three programs fit a processor.
+# compiler likes). In half precision the fastest on an H100 and an H200 with 128 channels and 257 bins, of some dozens;
+# in float32 by what the compiler reports for sm_90. Both kernels of backward have the same pixels.
 TILES = {
     ("forward", 2): (64, 64, 4, 2, None),
     ("forward", 4): (64, 32, 4, 2, None),
-    ("features", 2): (64, 64, 4, 2, None),
+    ("features", 2): (64, 64, 4, 2, 168),
     ("features", 4): (64, 32, 8, 1, None),
-    ("weight", 2): (64, 64, 8, 2, 128),
-    ("weight", 4): (16, 64, 8, 2, None),
+    ("weight", 2): (64, 64, 4, 3, None),
+    ("weight", 4): (64, 64, 8, 1, None),
 }
 PROGRAMS_PER_PROCESSOR = 2  # Of the weights' gradient, that are resident together and share features through L2.
+STRIP_BYTES = 300 << 20  # Of the logits' gradients that are kept at a time, at most.
 
 
 def supports(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> bool:
@@ -157,29 +161,39 @@ def dpm_backward(
     depth, log_sum, slope, *parts = saved
     if divergence_grad is None:
         parts = [edges.new_empty(0) for _ in parts]
+    else:
+        divergence_grad = divergence_grad.where(parts[1].sum(1, keepdim=True) > 0, 0)
     parts = Parts(*parts, sigma)
     flat = _flat_pixels(features)
     grads = [torch.zeros_like(depth) if g is None else g.contiguous() for g in (depth_grad, divergence_grad)]
     layer, maps = _layer(flat, weight, bias), Maps(depth, log_sum, slope, None, *grads)
-    features_grad, weight_grad, bias_grad = (features.new_empty(0) for _ in range(3))
-    bins = bins_of(edges)[0]
+    of_features, of_weight = (_constants(kernel, flat, edges, parts, target) for kernel in ("features", "weight"))
+    bins, block_p = bins_of(edges)[0], of_features["BLOCK_P"]
+    tiles, width = flat.shape[0] * triton.cdiv(layer.pixels, block_p), triton.cdiv(bins.count, 16) * 16
+    strips = triton.cdiv(tiles * block_p * width * flat.element_size(), STRIP_BYTES) if needs_weight else 1
+    strip = triton.cdiv(tiles, strips)
+    kept = flat.new_empty(strip * block_p if needs_weight else 0, width)
+    features_grad = torch.empty_like(flat)
+    # What is over after the last block of bins is a tail, or one more block.
+    blocks = bins.count // of_weight["BLOCK_K"] + bool(bins.count % of_weight["BLOCK_K"] and not of_weight["TAIL_K"])
+    splits = max(1, min(strip, _programs(features) // blocks))
+    partial = depth.new_zeros(splits if needs_weight else 0, bins.count, layer.channels + 1)
     with _on(features):
-        if needs_features:
-            features_grad = torch.empty_like(flat)
-            constants = _constants("features", flat, edges, parts, target)
-            tiles = flat.shape[0] * triton.cdiv(layer.pixels, constants["BLOCK_P"])
-            features_gradient[tiles,](layer, bins, parts, maps, features_grad, **constants)
-        if needs_weight:
-            constants = _constants("weight", flat, edges, parts, target)
-            tiles = flat.shape[0] * triton.cdiv(layer.pixels, constants["BLOCK_P"])
-            blocks = triton.cdiv(bins.count, constants["BLOCK_K"])
-            splits = max(1, min(tiles, _programs(features) // blocks))
-            partial = depth.new_empty(splits, bins.count, layer.channels + 1)
-            weight_gradient[blocks * splits,](layer, bins, parts, maps, partial, tiles, **constants)
-            sums = partial.sum(0)
-            weight_grad = sums[:, :-1].to(weight.dtype).contiguous().view_as(weight)
-            bias_grad = sums[:, -1].to(bias.dtype, copy=True)
-    return features_grad, weight_grad, bias_grad
+        for first in range(0, tiles, strip):
+            some = min(strip, tiles - first)
+            features_gradient[some,](
+                layer, bins, parts, maps, features_grad, kept, first, width, KEEP=needs_weight, **of_features
+            )
+            if needs_weight:
+                programs = blocks * splits
+                weight_gradient[programs,](layer, kept, partial, first, some, width, bins.count, **of_weight)
+    if not needs_features:
+        features_grad = features.new_empty(0)
+    if not needs_weight:
+        return features_grad, features.new_empty(0), features.new_empty(0)
+    sums = partial.sum(0)
+    weight_grad = sums[:, :-1].to(weight.dtype).contiguous().view_as(weight)
+    return features_grad, weight_grad, sums[:, -1].to(bias.dtype, copy=True)
 
 
 @dpm_backward.register_fake
@@ -257,27 +271,39 @@ def _block_of(channels: int) -> int:
 
 def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, target: str) -> dict:
     """Compile-time constants of a kernel, and how it is to be compiled."""
-    channels = features.shape[1]
+    channels, half = features.shape[1], features.element_size() == 2
     block_p, block_k, warps, stages, registers = TILES[kernel, features.element_size()]
+    table, widest, even = bins_of(edges)
+    constants = {
+        "BLOCK_P": block_p,
+        "BLOCK_C": _block_of(channels),
+        "WHOLE": features.shape[2] * features.shape[3] % block_p == 0,
+        "PRECISION": "ieee" if half else "tf32x3",
+        "num_warps": warps * 2 if channels > 128 else warps,
+        "num_stages": stages if channels <= 128 else 1,
+        "maxnreg": None if channels > 128 else registers,
+    }
+    if kernel == "weight":
+        # A few bins over are a tail beside the last block; more are a block of their own.
+        block_k = min(block_k, _block_of(table.count))
+        over = table.count % block_k
+        return constants | {"BLOCK_K": block_k, "TAIL_K": 16 if table.count > block_k and 0 < over <= 16 else 0}
+    over = table.count % block_k
+    tail = min(block_k, max(16, triton.next_power_of_2(over))) if over else 0
     pieces = 0
     if not parts.position.numel():
         target = "none"
     elif target == "gaussian" and parts.spread.numel():
         target = "gaussian_map"
     elif target == "gaussian":
-        pieces = series_pieces(parts.sigma, bins_of(edges)[1])
-    rest = bins_of(edges)[0].count % block_k
-    return {
+        pieces = series_pieces(parts.sigma, widest)
+    return constants | {
+        "BLOCK_K": block_k,
+        "TAIL_K": tail,
+        "enable_fp_fusion": True,
         "N": parts.position.shape[1] if target != "none" else 0,
         "TARGET": target,
         "PIECES": pieces,
-        "BLOCK_P": block_p,
-        "BLOCK_K": block_k,
-        "TAIL_K": min(block_k, max(16, triton.next_power_of_2(rest))) if rest else 0,
-        "BLOCK_C": _block_of(channels),
-        "PRECISION": "tf32x3" if features.dtype == torch.float32 else "ieee",
-        "num_warps": warps * 2 if channels > 128 else warps,
-        "num_stages": stages,
-        "maxnreg": None if channels > 128 else registers,
-        "enable_fp_fusion": True,
+        # One width for all is off by float32 edges' rounding, 2e-5 of it: too much for float32 alone.
+        "EVEN": even and half,
     }

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tiekd.kernels.triton_layer import LN_2, LOG2_E_GPU, load_features, load_weight, logits_of, pixels_of
+from tiekd.kernels.triton_layer import LN_2, LOG2_E_GPU, load_features, load_weight, log2, logits_of, pixels_of
 from tiekd.kernels.triton_target import BIG, EPS, LEAST_LOG_P, in_span, load_cells, released_slope, target_mass
 
 
@@ -16,25 +16,32 @@ def forward(
     N: tl.constexpr,
     TARGET: tl.constexpr,
     PIECES: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TAIL_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Writes depth, log_sum and, with a target, divergence (and for the published target slope) of one tile."""
-    image, p, inside = pixels_of(tl.program_id(0), layer, BLOCK_P)
+    image, p, inside = pixels_of(tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
-    cells = load_cells(parts, image, p, inside, layer.pixels, N, TARGET)
+    first = image * N * layer.pixels + p
+    cells = load_cells(parts, first[:, None], inside[:, None], layer.pixels, N, TARGET)
     zero = tl.zeros((BLOCK_P,), tl.float32)
     sums = (zero - BIG, zero, zero, zero)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
-        sums = _add_block(sums, x, cells, layer, bins, parts, start, BLOCK_K, N, TARGET, PIECES, BLOCK_C, PRECISION)
+        sums = _add_block(
+            sums, x, cells, layer, bins, parts, start, BLOCK_K, N, TARGET, PIECES, EVEN, BLOCK_C, PRECISION
+        )
     if TAIL_K > 0:
-        sums = _add_block(sums, x, cells, layer, bins, parts, whole, TAIL_K, N, TARGET, PIECES, BLOCK_C, PRECISION)
+        sums = _add_block(
+            sums, x, cells, layer, bins, parts, whole, TAIL_K, N, TARGET, PIECES, EVEN, BLOCK_C, PRECISION
+        )
     largest, total, moment, divergence = sums
-    log_sum = largest + tl.log2(total)
+    log_sum = largest + log2(total)
     out = image * layer.pixels + p
     tl.store(maps.depth + out, moment / total, mask=inside)
     tl.store(maps.log_sum + out, log_sum, mask=inside)
@@ -63,6 +70,7 @@ def _add_block(
     N: tl.constexpr,
     TARGET: tl.constexpr,
     PIECES: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -77,8 +85,9 @@ def _add_block(
     moment = moment * shrink + tl.sum(p * centre[None, :], 1)
     if TARGET == "gaussian" or TARGET == "gaussian_map":
         if in_span(cells, bins, start, BLOCK_K):
-            q = target_mass(cells, parts, bins, start, layer.pixels, BLOCK_K, N, TARGET, PIECES)
-            divergence += tl.sum(q * (tl.log2(tl.maximum(q, 1e-37)) - logits), 1)
+            k = start + tl.arange(0, BLOCK_K)[None, :]
+            q = target_mass(cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN)
+            divergence += tl.sum(q * (log2(tl.maximum(q, 1e-37)) - logits), 1)
     return new, total, moment, divergence
 
 
@@ -103,7 +112,8 @@ def _published_divergence(
     if low < high:
         for start in range(0, bins.count, BLOCK_K):
             logits = logits_of(x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION)
-            q = target_mass(cells, parts, bins, start, layer.pixels, BLOCK_K, N, "released", 0)
+            k = start + tl.arange(0, BLOCK_K)[None, :]
+            q = target_mass(cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, "released", 0, False)
             log_p = logits - log_sum[:, None]
             p = tl.exp2(log_p)
             terms = q * tl.log(q / (p + EPS) + EPS)

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = 1.4426950408889634
 LOG2_E_GPU, LN_2 = tl.constexpr(LOG2_E), tl.constexpr(1 / LOG2_E)
 
@@ -25,7 +27,8 @@ class Layer(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """One number per pixel each, (B, 1, h, w) float32. slope: of the published divergence by the logits, its mean."""
+    """One number per pixel each, (B, 1, h, w) float32. slope: of the published divergence by the logits, its mean.
+    divergence_grad: 0 where nothing is valid."""
 
     depth: Tensor
     log_sum: Tensor
@@ -36,11 +39,22 @@ class Maps(NamedTuple):
 
 
 @triton.jit
-def pixels_of(tile, layer, BLOCK_P: tl.constexpr):
-    """A tile's image, its pixels (P,) and which of them exist."""
+def log2(x):
+    """In one instruction, right to 1e-7; tl.log2 takes twenty."""
+    if INTERPRETED:
+        y = tl.log2(x)
+    else:
+        y = libdevice.fast_log2f(x)
+    return y
+
+
+@triton.jit
+def pixels_of(tile, layer, BLOCK_P: tl.constexpr, WHOLE: tl.constexpr):
+    """A tile's image, its pixels (P,) and which of them exist; all, where an image is WHOLE tiles."""
     tiles = tl.cdiv(layer.pixels, BLOCK_P)
     p = (tile % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
-    return (tile // tiles).to(tl.int64), p, p < layer.pixels
+    inside = tl.full((BLOCK_P,), True, tl.int1) if WHOLE else p < layer.pixels
+    return (tile // tiles).to(tl.int64), p, inside
 
 
 @triton.jit

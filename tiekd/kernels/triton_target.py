@@ -70,30 +70,47 @@ def cell_parts(
     stride: int,
 ) -> Parts:
     """The parts of every cell; arguments as `reference.dpm`'s."""
-    depth = torch.nan_to_num(depth.float())
     positions, shares, spreads, counted = [], [], [], 0
     for d, s, w in reference.pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
-        valid = (d > 0).any(1, keepdim=True)
-        positions.append(definition.shifted_centre(d, s, edges) if target == "gaussian" else d)
-        shares.append(definition.shares(d, w, torch.float32) * valid)
+        valid = d > 0 if d.shape[1] == 1 else (d > 0).any(1, keepdim=True)
+        positions.append(_shifted_centre(d, s, edges) if target == "gaussian" else d)
+        shares.append(valid.float() if d.shape[1] == 1 else definition.shares(d, w, torch.float32) * valid)
         counted = counted + valid
         if isinstance(s, Tensor):
             spreads.append(s.float().expand_as(d))
-    # Whatever layout the depths had, kernels read one map after the other.
-    position, share = (torch.cat(maps, 1).contiguous() for maps in (positions, shares))
-    share = share / counted.clamp_min(1).contiguous()
+    position, share = _together(positions), _together(shares)
+    if stride > 1:
+        share = share / counted.clamp_min(1).contiguous()
     if target == "released":
         spread = torch.empty_like(position)
         block = 128
         grid = (triton.cdiv(position.numel(), block),)
         _published_normaliser[grid](position, spread, bins_of(edges)[0], sigma, position.numel(), block, 32)
     else:
-        spread = torch.cat(spreads, 1).contiguous() if spreads else position.new_empty(0)
+        spread = _together(spreads) if spreads else position.new_empty(0)
     return Parts(position, share, spread, 0.0 if isinstance(sigma, Tensor) else sigma)
 
 
-def bins_of(edges: Tensor) -> tuple[Bins, float]:
-    """The bins, and the widest one's width. Kept for as long as the edges are; making them costs a host sync."""
+def _together(maps: list[Tensor]) -> Tensor:
+    """One map after the other, whatever layout the depths had."""
+    return (maps[0] if len(maps) == 1 else torch.cat(maps, 1)).contiguous()
+
+
+def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
+    """As `target.shifted_centre`, of depths without NaN; in one kernel where there is a table."""
+    table = None if isinstance(sigma, Tensor) else definition.cached_table(sigma, edges)
+    if table is None:
+        return definition.shifted_centre(depth, sigma, edges)
+    depth = depth.contiguous()
+    centre, block, nodes = torch.empty_like(depth), 256, len(table.means)
+    grid = (triton.cdiv(depth.numel(), block),)
+    _look_up[grid](depth, table.means, table.centres, centre, depth.numel(), nodes, nodes.bit_length(), block)
+    return centre
+
+
+def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
+    """The bins, the widest one's width, and whether all are as wide but for rounding. Kept for as long as the edges
+    are; making them costs a host sync."""
     if edges not in _bins:
         inner, more = edges[1:-1], -(len(edges) - 1) % BINS_PADDED_TO
         centre, width = definition.bin_centres(edges), edges.diff()
@@ -101,7 +118,9 @@ def bins_of(edges: Tensor) -> tuple[Bins, float]:
         padded = [
             F.pad(t, (0, more), value=v) for t, v in ((centre, 0), (width, 0), (lower, BIG.value), (upper, BIG.value))
         ]
-        _bins[edges] = Bins(*padded, len(edges) - 1), float(width.max())
+        narrowest, widest = torch.stack(torch.aminmax(width)).tolist()
+        even = widest <= narrowest * (1 + 2 * definition.WIDTH_SLACK)
+        _bins[edges] = Bins(*padded, len(edges) - 1), widest, even
     return _bins[edges]
 
 
@@ -128,6 +147,26 @@ def _published_normaliser(position, spread, bins, sigma, parts, BLOCK: tl.conste
 
 
 @triton.jit
+def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Linear interpolation of the centre at each depth, held at the table's ends."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    wanted = tl.load(depth + at, mask=at < count, other=0.0)
+    # The first node whose mean is not under the wanted one is from `right` on and before `end`.
+    right = tl.zeros((BLOCK,), tl.int32)
+    end = right + nodes
+    for _ in range(STEPS):
+        middle = (right + end) // 2
+        under = (right < end) & (tl.load(means + tl.minimum(middle, nodes - 1)) < wanted)
+        end = tl.where(under, end, middle)
+        right = tl.where(under, middle + 1, right)
+    right = tl.minimum(tl.maximum(right, 1), nodes - 1)
+    low, high = tl.load(means + right - 1), tl.load(means + right)
+    fraction = tl.minimum(tl.maximum((wanted - low) / tl.maximum(high - low, 1e-37), 0.0), 1.0)
+    left = tl.load(centres + right - 1)
+    tl.store(centre + at, left + fraction * (tl.load(centres + right) - left), mask=at < count)
+
+
+@triton.jit
 def published_density(depth, sigma, centre):
     """The published density values, those under the threshold as the floor."""
     off = centre - depth
@@ -136,18 +175,19 @@ def published_density(depth, sigma, centre):
 
 
 @triton.jit
-def load_cells(parts, image, p, inside, pixels, N: tl.constexpr, TARGET: tl.constexpr):
-    """What cells p of an image learn from, as the other functions here take it: where their numbers are and which exist
-    (P, 1), the first part, which have a target (P, 1), and the depths from and up to which any of them has mass."""
-    at, here = (image * N * pixels + p)[:, None], inside[:, None]
+def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
+    """What cells learn from, as the other functions here take it: where their numbers are (`at`, of their first parts)
+    and which exist (`here`), the first part, which have a target, and the depths from and up to which any of them has
+    mass. All are (P, 1) but for these two numbers."""
     low = tl.full(at.shape, BIG, tl.float32)
     high = -low
     total = tl.zeros(at.shape, tl.float32)
     first = (total, total, total)
-    if TARGET != "none":
-        first = _load_part(parts, 0, at, here, pixels, TARGET)
-    for n in range(N):
-        position, share, spread = _load_part(parts, n, at, here, pixels, TARGET)
+    for n in tl.static_range(N):
+        part = _load_part(parts, n, at, here, pixels, TARGET)
+        if n == 0:
+            first = part
+        position, share, spread = part
         if TARGET == "released":
             reach = tl.full(at.shape, BIG, tl.float32)
         elif TARGET == "gaussian_map":
@@ -162,7 +202,7 @@ def load_cells(parts, image, p, inside, pixels, N: tl.constexpr, TARGET: tl.cons
 
 @triton.jit
 def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
-    """Position, share and spread of every cell's part n, (P, 1)."""
+    """Position, share and spread of every cell's part n."""
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
@@ -183,32 +223,60 @@ def target_mass(
     cells,
     parts,
     bins,
+    k,
     start,
     pixels,
     BLOCK_K: tl.constexpr,
     N: tl.constexpr,
     TARGET: tl.constexpr,
     PIECES: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
-    """q (P, K) of a tile's cells and one block of bins."""
-    at, here, first, valid, _, _ = cells
-    k = start + tl.arange(0, BLOCK_K)[None, :]
-    q = tl.zeros((at.shape[0], BLOCK_K), tl.float32)
-    for n in range(N):
-        position, share, spread = first
-        if N > 1:
+    """q (P, K) of a tile's cells that have a target and one block of bins k (1, K)."""
+    at, here, first, _, low, _ = cells
+    if N == 1:
+        # Its share is 1.
+        position, _, spread = first
+        q = _mass(position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN)
+    else:
+        q = tl.zeros((at + k).shape, tl.float32)
+        for n in range(N):
             position, share, spread = _load_part(parts, n, at, here, pixels, TARGET)
-        if TARGET == "released":
-            mass = tl.exp(published_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
-            mass = tl.where(k < bins.count, mass, 0.0)
-        elif TARGET == "gaussian_map":
-            mass = _mass_by_tails(position, spread, bins, k)
-        elif PIECES == 0:
-            mass = _mass_by_tails(position, parts.sigma, bins, k)
-        else:
-            mass = _mass_by_series(position, parts.sigma, bins, k, PIECES)
-        q += share * mass
+            q += share * _mass(position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN)
     return q
+
+
+@triton.jit
+def _mass(
+    position,
+    spread,
+    low,
+    parts,
+    bins,
+    k,
+    start,
+    BLOCK_K: tl.constexpr,
+    TARGET: tl.constexpr,
+    PIECES: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """One part's mass in bins k; `low` as from `load_cells`."""
+    if TARGET == "released":
+        mass = tl.exp(published_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
+        mass = tl.where(k < bins.count, mass, 0.0)
+    elif TARGET == "gaussian_map":
+        mass = _mass_by_tails(position, spread, bins, k)
+    elif PIECES == 0:
+        mass = _mass_by_tails(position, parts.sigma, bins, k)
+    else:
+        mass = _mass_by_series(position, parts.sigma, bins, k, PIECES, EVEN)
+        # What reaches no end bin has no tail there.
+        if (start == 0) & (low <= tl.load(bins.upper)) | (start + BLOCK_K >= bins.count):
+            scale = 1 / parts.sigma
+            below = _mass_below((tl.load(bins.upper) - position) * scale)
+            above = _mass_below((position - tl.load(bins.lower + bins.count - 1)) * scale)
+            mass = tl.where(k == 0, below, tl.where(k == bins.count - 1, above, tl.where(k < bins.count, mass, 0.0)))
+    return mass
 
 
 @triton.jit
@@ -229,25 +297,31 @@ def _mass_by_tails(centre, sigma, bins, k):
 
 
 @triton.jit
-def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr):
-    """As _mass_by_tails. With h a piece's width and u its middle's distance from the centre, in sigmas, the mass is
-    h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560): phi's Taylor series, integrated."""
+def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.constexpr):
+    """As _mass_by_tails, but for the end bins. With h a piece's width and u its middle's distance from the centre, in
+    sigmas, the mass is h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560): phi's Taylor
+    series, integrated. Bins that are EVEN but for rounding share its coefficients."""
     scale = 1 / sigma
-    h = tl.load(bins.width + k) * (scale / PIECES)
-    h2 = h * h
+    if EVEN:
+        width = tl.load(bins.width) / PIECES
+    else:
+        width = tl.load(bins.width + k) / PIECES
+    h = width * scale
+    h2, t2 = h * h, scale * scale
+    factor = h * 0.3989422804014327
     c3 = h2 * h2 * h2 / 322560
     c2 = h2 * h2 / 1920 - 15 * c3
     c1 = h2 / 24 - h2 * h2 / 320 + 45 * c3
-    c0 = 1 - h2 / 24 + h2 * h2 / 640 - 15 * c3
-    middle = (tl.load(bins.centre + k) - centre) * scale
+    c0 = (1 - h2 / 24 + h2 * h2 / 640 - 15 * c3) * factor
+    # In metres, for one product less.
+    c1, c2, c3 = c1 * t2 * factor, c2 * t2 * t2 * factor, c3 * t2 * t2 * t2 * factor
+    middle = tl.load(bins.centre + k) - centre
     mass = tl.zeros(middle.shape, tl.float32)
     for piece in tl.static_range(PIECES):
-        u = middle + (piece - (PIECES - 1) / 2) * h
-        s = u * u
-        mass += tl.exp2(-0.7213475204444817 * s) * (c0 + s * (c1 + s * (c2 + s * c3)))
-    below = _mass_below((tl.load(bins.upper) - centre) * scale)
-    above = _mass_below((centre - tl.load(bins.lower + bins.count - 1)) * scale)
-    return tl.where(k == 0, below, tl.where(k == bins.count - 1, above, mass * (h * 0.3989422804014327)))
+        off = middle + (piece - (PIECES - 1) / 2) * width
+        s = off * off
+        mass += tl.exp2(s * (-0.7213475204444817 * t2)) * (c0 + s * (c1 + s * (c2 + s * c3)))
+    return mass
 
 
 @triton.jit
