@@ -47,14 +47,15 @@ def run(args: argparse.Namespace) -> dict:
     shape = f"batch {args.batch}, {args.channels} channels, {args.bins} bins, {args.height}x{args.width}"
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = f"head and divergence, forward and backward: {name} / reference, {args.dtype}, {args.layout}, {shape}"
-    result = measure.compare(compared, ours, plain, args.rounds, device)
+    result = measure.compare(compared, ours, plain, args.rounds, device, queued=measure.QUEUED_CALLS)
     result["worst_relative_error"] = worst_error(ours(), plain())
     others = {"products": partial(products, *inputs[:3]), "chunks": partial(train, in_chunks, *inputs, args.target)}
     if "compiled" in args.also:
         others["compiled"] = partial(train, torch.compile(reference.dpm), *inputs, args.target)
     for other in args.also:
         compared, memory = f"{name} / {_TOLD[other]}", other != "products"
-        result[other] = measure.compare(compared, ours, others[other], args.rounds, device, memory)
+        queued = measure.QUEUED_CALLS
+        result[other] = measure.compare(compared, ours, others[other], args.rounds, device, memory, queued)
     if device.type == "cuda":
         result["roofline"] = _roofline(args, inputs[0].element_size(), result["ours_s"], device)
     return result

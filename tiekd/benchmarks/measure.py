@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 _MB = 1e6
-_QUEUED_CALLS = 5  # on a GPU, where the host of a training run is ahead by more than that
+QUEUED_CALLS = 5  # of what a training run queues on a GPU, with its host ahead by more than that
 
 
 def compare(
@@ -26,6 +26,7 @@ def compare(
     rounds: int = 7,
     device: torch.device | str = "cpu",
     memory: bool = True,
+    queued: int = 1,
 ) -> dict:
     """Our time and memory over the reference's, each a call of a function without arguments.
 
@@ -36,7 +37,7 @@ def compare(
     device = torch.device(device)
     result = {"compared": compared}
     peaks = [peak_bytes(call, device) for call in (ours, reference)] if memory else []  # also warms up
-    times = interleaved({"ours": ours, "reference": reference}, rounds, device, warm_up=not memory)
+    times = interleaved({"ours": ours, "reference": reference}, rounds, device, not memory, queued)
     ratios = [a / b for a, b in zip(times["ours"], times["reference"], strict=True)]
     result |= {"time_ratio": statistics.median(ratios), "time_ratio_range": [min(ratios), max(ratios)]}
     if memory:
@@ -48,7 +49,11 @@ def compare(
 
 
 def interleaved(
-    calls: dict[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: bool = True
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    warm_up: bool = True,
+    queued: int = 1,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round; the order turns round from one round to the next."""
     if warm_up:
@@ -58,14 +63,14 @@ def interleaved(
     order = list(calls.items())
     for _ in range(rounds):
         for name, call in order:
-            times[name].append(seconds(call, device))
+            times[name].append(seconds(call, device, queued))
         order.reverse()
     return times
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, until the device has done its work; on a GPU one of several that are queued."""
-    calls = _QUEUED_CALLS if device.type == "cuda" else 1
+def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -> float:
+    """How long a call takes, until the device has done its work; on a GPU the mean of as many as are `queued`."""
+    calls = queued if device.type == "cuda" else 1
     _wait(device)
     start = time.perf_counter()
     for _ in range(calls):

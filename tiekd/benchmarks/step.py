@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict:
     losses = [_first_loss(step) for step in (ours, theirs)]
     how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
     compared = f"a training step, ours ({how}) against the plain head, fp32, contiguous, eager"
-    result = measure.compare(compared, ours, theirs, args.rounds, device)
+    result = measure.compare(compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS)
     for name, step in (("ours", ours), ("reference", theirs)):
         result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
         result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]
