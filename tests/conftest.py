@@ -14,6 +14,10 @@ GOLDEN = Path(__file__).parent / "golden" / "README.md"
 left_out: list[str] = []
 
 
+def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: "end_to_end" in item.path.parts)  # the fast ones first
+
+
 def pytest_deselected(items) -> None:
     left_out.extend(item.path.name for item in items)
 

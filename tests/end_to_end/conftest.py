@@ -17,6 +17,8 @@ from tiekd.models.factory import build_network  # noqa: E402
 
 # A test that is terminated must still end the processes that it started; by default SIGTERM ends Python at once.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+# Programs that a shell starts in the background ignore SIGINT, and so would those that are tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
