@@ -1,5 +1,8 @@
 """How a run is started again, and how a program ends."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,35 @@ def test_a_mistake_is_one_line_and_code_2_and_a_fault_is_not_hidden(capsys, monk
     monkeypatch.setenv("TIEKD_DEBUG", "1")
     assert launch.run(mistaken) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ranks", "code"), [(1, 0), (2, 0), (2, launch.STOPPED_CODE), (1, 2)])
+def test_a_program_ends_with_its_code_and_loses_nothing(ranks, code, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import atexit, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tiekd import launch
+from tiekd.errors import DataError
+
+def main():
+    launch.start_rank()
+    atexit.register(print, "the end")
+    print("all but")
+    if {code} == launch.STOPPED_CODE:
+        raise launch.Stopped("asked to")
+    if {code} == 2:
+        raise DataError("torn")
+
+launch.program(main)
+""")
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_PORT": str(launch._free_port())}
+    places = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    command = [sys.executable, program]
+    processes = [
+        subprocess.Popen(command, env=os.environ | {"MASTER_ADDR": "127.0.0.1", **place}, stdout=subprocess.PIPE)
+        for place in places
+    ]
+    told = [process.communicate(timeout=120)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [code] * ranks
+    assert all(text.endswith("all but\nthe end\n") for text in told)

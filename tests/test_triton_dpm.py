@@ -170,11 +170,33 @@ def test_the_same_numbers_every_time():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_no_images_have_no_gradients():
+    (features, weight, bias), edges, depth = case()
+    for needs in ((True, True, True), (False, True, True), (True, False, False)):
+        leaves = [
+            t.float().to(DEVICE).requires_grad_(n) for t, n in zip((features[:0], weight, bias), needs, strict=True)
+        ]
+        outputs = triton_dpm.dpm(*leaves, edges.to(DEVICE), depth[:0].to(DEVICE), 0.8)
+        assert all(output.shape == (0, 1, *features.shape[2:]) for output in outputs)
+        sum(output.sum() for output in outputs).backward()
+        assert all(leaf.grad.shape == leaf.shape and not leaf.grad.any() for leaf in leaves if leaf.requires_grad)
+
+
+def test_the_published_target_of_narrow_bins_beside_pixels_that_do_not_exist():
+    parameters, _, depth = case(128, 4, size=(1, 3, 5))
+    assert_equals_reference(parameters, bin_edges(128, 1e-3, 0.2), depth / 80, sigma=0.008, target="released")
+
+
 def test_torch_knows_what_the_operators_return():
     parameters, edges, depth = case()
     leaves = [t.float().to(DEVICE).requires_grad_() for t in parameters]
     arguments = (*leaves, edges.to(DEVICE), depth.to(DEVICE), 0.8, None, None, "gaussian", "clamp", 1)
     torch.library.opcheck(triton_dpm.dpm_forward, arguments, test_utils=("test_schema", "test_faketensor"))
+    _, divergence, *saved = (t.detach() for t in triton_dpm.dpm_forward(*arguments))
+    for needs in ((True, True), (False, True), (True, False)):
+        gradients = torch.ones_like(divergence), torch.ones_like(divergence)
+        given = (*gradients, *leaves, edges.to(DEVICE), [torch.ones_like(divergence), *saved], 0.8, "gaussian", *needs)
+        torch.library.opcheck(triton_dpm.dpm_backward, given, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_the_kernels_are_for_gpus_and_for_what_they_support():

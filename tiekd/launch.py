@@ -66,18 +66,22 @@ class Stopped(Exception):
 def program(main: Callable[[], int | None]) -> NoReturn:
     """Runs a program as `run` does, and ends the process with its exit code.
 
-    A rank ends without Python being taken down around it: gloo's threads may outlive what they use, and the process
-    abort. What was registered for the end is done.
+    One of several ranks then ends without Python being taken down around it: gloo's threads may outlive what they use,
+    and the process abort. What was registered for the end is done.
     """
     was_in_a_group = torch.distributed.is_initialized()
     code = run(main)
     if torch.distributed.is_initialized() and not was_in_a_group:
+        alone = torch.distributed.get_world_size() == 1
         if code in (0, STOPPED_CODE):
-            torch.distributed.destroy_process_group()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+            with contextlib.suppress(RuntimeError):  # another rank may be gone
+                torch.distributed.destroy_process_group()
+        if not alone:
+            atexit._run_exitfuncs()
+            with contextlib.suppress(OSError):  # nobody reads any more
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 

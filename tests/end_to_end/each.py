@@ -34,10 +34,16 @@ def look_at(work_dir: Path) -> dict:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         result = mains.call(job["arguments"])
         if result["code"] == 0 and "--dry-run" not in job["arguments"]:
             result |= look_at(Path(job["work_dir"]))
         shutil.rmtree(job["work_dir"], ignore_errors=True)
         print(json.dumps({"name": job["name"], **result}), flush=True)
+
+
+if __name__ == "__main__":
+    from tiekd import launch
+
+    launch.program(main)

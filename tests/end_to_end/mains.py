@@ -47,7 +47,13 @@ def call(arguments: list[str]) -> dict:
     return {"code": code, "stderr": stderr.getvalue(), "stdout": stdout.getvalue()}
 
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGALRM, stop)
+def main() -> None:
     listing = Path(sys.argv[1])
     listing.with_suffix(".out").write_text(json.dumps([call(a) for a in json.loads(listing.read_text())]))
+
+
+if __name__ == "__main__":
+    from tiekd import launch
+
+    signal.signal(signal.SIGALRM, stop)
+    launch.program(main)

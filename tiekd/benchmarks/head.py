@@ -54,8 +54,9 @@ def run(args: argparse.Namespace) -> dict:
         others["compiled"] = partial(train, torch.compile(reference.dpm), *inputs, args.target)
     for other in args.also:
         compared, memory = f"{name} / {_TOLD[other]}", other != "products"
-        queued = measure.QUEUED_CALLS
-        result[other] = measure.compare(compared, ours, others[other], args.rounds, device, memory, queued)
+        result[other] = measure.compare(
+            compared, ours, others[other], args.rounds, device, memory, measure.QUEUED_CALLS
+        )
     if device.type == "cuda":
         result["roofline"] = _roofline(args, inputs[0].element_size(), result["ours_s"], device)
     return result

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 _MB = 1e6
-QUEUED_CALLS = 5  # of what a training run queues on a GPU, with its host ahead by more than that
+QUEUED_CALLS = 5  # timed together on a GPU, where a training run's host is as far ahead
 
 
 def compare(

@@ -90,4 +90,4 @@ def main(recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int,
 
 
 if __name__ == "__main__":
-    main(*json.loads(sys.argv[1]))
+    launch.program(lambda: main(*json.loads(sys.argv[1])))

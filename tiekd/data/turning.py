@@ -53,7 +53,7 @@ def _straight(planes: list[Tensor], place: list[float], size: tuple[int, int]) -
 
 
 def _bits(plane: Tensor) -> Tensor:
-    """Unsigned numbers as signed ones: some devices and some torch move no others."""
+    """A plane whose elements can be moved: unsigned 16-bit ones can't on some devices and in some torch."""
     return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
 

@@ -18,6 +18,7 @@ def features_gradient(
     kept,
     first,
     width,
+    GRAD: tl.constexpr,
     KEEP: tl.constexpr,
     N: tl.constexpr,
     TARGET: tl.constexpr,
@@ -30,8 +31,8 @@ def features_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Writes features_grad, which lies in memory as the features do, of the tiles from `first` on. With KEEP also their
-    logits' gradients, kept (tiles P, width); 0 where no pixel is."""
+    """With GRAD writes features_grad, which lies in memory as the features do, of the tiles from `first` on; with KEEP
+    their logits' gradients, kept (tiles P, width), 0 where no pixel is."""
     image, p, inside = pixels_of(first + tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     cells, values = _load_tile(maps, parts, layer, image, p[:, None], inside[:, None], N, TARGET)
@@ -44,7 +45,8 @@ def features_gradient(
         k = start + tl.arange(0, BLOCK_K)[None, :]
         grad = _logits_gradient(logits, values, cells, layer, bins, parts, k, start, BLOCK_K, N, TARGET, PIECES, EVEN)
         grad = grad.to(w.dtype)
-        total = tl.dot(grad, w, total, input_precision=PRECISION)
+        if GRAD:
+            total = tl.dot(grad, w, total, input_precision=PRECISION)
         if KEEP:
             tl.store(rows + k, grad)
     if TAIL_K > 0:
@@ -53,13 +55,15 @@ def features_gradient(
         k = whole + tl.arange(0, TAIL_K)[None, :]
         grad = _logits_gradient(logits, values, cells, layer, bins, parts, k, whole, TAIL_K, N, TARGET, PIECES, EVEN)
         grad = grad.to(w.dtype)
-        total = tl.dot(grad, w, total, input_precision=PRECISION)
+        if GRAD:
+            total = tl.dot(grad, w, total, input_precision=PRECISION)
         if KEEP:
             tl.store(rows + k, grad, mask=k < width)
-    c = tl.arange(0, BLOCK_C)
-    out = features_grad + image * layer.image_stride + c[None, :] * layer.channel_stride
-    total = total.to(features_grad.dtype.element_ty)
-    tl.store(out + p[:, None] * layer.pixel_stride, total, mask=inside[:, None] & (c < layer.channels)[None, :])
+    if GRAD:
+        c = tl.arange(0, BLOCK_C)
+        out = features_grad + image * layer.image_stride + c[None, :] * layer.channel_stride
+        total = total.to(features_grad.dtype.element_ty)
+        tl.store(out + p[:, None] * layer.pixel_stride, total, mask=inside[:, None] & (c < layer.channels)[None, :])
 
 
 @triton.jit(do_not_specialize=["first", "tiles"])
@@ -85,6 +89,7 @@ def weight_gradient(
     split, splits = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
     block = tl.program_id(0) % blocks
     k = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    # Their product is the bias's sum; 64 rows are the least that Hopper multiplies in one go.
     ones = tl.full((64, BLOCK_P), 1.0, kept.dtype.element_ty)
     total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
     bias_total = tl.zeros((64, BLOCK_K), tl.float32)

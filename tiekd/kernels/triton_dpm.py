@@ -13,9 +13,10 @@ in a fixed order, and there are no atomics: the same numbers every time). To mak
 the arithmetic around the products is what these kernels wait for, not memory. Blocks of bins that no pixel of a tile
 has target mass in cost no target arithmetic.
 
-Cost: four matrix products, the features read three times, and a strip's gradients, STRIP_BYTES at most, written once
-and read once (benchmarks/head.py has the least that a head takes). Besides, for the weights' gradient features are read
-once per block of bins from the L2 cache. float32 is multiplied as 3xTF32, which has float32's digits.
+Cost: four matrix products and the bias's gradient as half of one, the features read three times, and a strip's
+gradients, about STRIP_BYTES at most, written once and read once (benchmarks/head.py has the least that a head takes).
+Besides, for the weights' gradient features are read once per block of bins from the L2 cache. float32 is multiplied as
+3xTF32, which has float32's digits; in half precision what is kept, and so what the bias's gradient sums, is rounded.
 Left out: float64, more than 256 channels (128 in float32), more than 4 components, second derivatives.
 """
 
@@ -46,7 +47,7 @@ TILES = {
     ("weight", 4): (64, 64, 8, 1, None),
 }
 PROGRAMS_PER_PROCESSOR = 2  # Of the weights' gradient, that are resident together and share features through L2.
-STRIP_BYTES = 300 << 20  # Of the logits' gradients that are kept at a time, at most.
+STRIP_BYTES = 300 << 20  # Of the logits' gradients that are kept at a time, at most, but for a tile.
 
 
 def supports(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> bool:
@@ -171,9 +172,10 @@ def dpm_backward(
     bins, block_p = bins_of(edges)[0], of_features["BLOCK_P"]
     tiles, width = flat.shape[0] * triton.cdiv(layer.pixels, block_p), triton.cdiv(bins.count, 16) * 16
     strips = triton.cdiv(tiles * block_p * width * flat.element_size(), STRIP_BYTES) if needs_weight else 1
-    strip = triton.cdiv(tiles, strips)
+    strip = max(1, triton.cdiv(tiles, max(1, strips)))
+    assert of_weight["BLOCK_P"] == block_p, "a strip's rows are those of both kernels' tiles"
     kept = flat.new_empty(strip * block_p if needs_weight else 0, width)
-    features_grad = torch.empty_like(flat)
+    features_grad = torch.empty_like(flat) if needs_features else features.new_empty(0)
     # What is over after the last block of bins is a tail, or one more block.
     blocks = bins.count // of_weight["BLOCK_K"] + bool(bins.count % of_weight["BLOCK_K"] and not of_weight["TAIL_K"])
     splits = max(1, min(strip, _programs(features) // blocks))
@@ -181,14 +183,13 @@ def dpm_backward(
     with _on(features):
         for first in range(0, tiles, strip):
             some = min(strip, tiles - first)
+            needs = {"GRAD": needs_features, "KEEP": needs_weight}
             features_gradient[some,](
-                layer, bins, parts, maps, features_grad, kept, first, width, KEEP=needs_weight, **of_features
+                layer, bins, parts, maps, features_grad, kept, first, width, **needs, **of_features
             )
             if needs_weight:
                 programs = blocks * splits
                 weight_gradient[programs,](layer, kept, partial, first, some, width, bins.count, **of_weight)
-    if not needs_features:
-        features_grad = features.new_empty(0)
     if not needs_weight:
         return features_grad, features.new_empty(0), features.new_empty(0)
     sums = partial.sum(0)

@@ -40,7 +40,7 @@ class Maps(NamedTuple):
 
 @triton.jit
 def log2(x):
-    """In one instruction, right to 1e-7; tl.log2 takes twenty."""
+    """In one instruction, off by 2^-22 at most; tl.log2 takes twenty."""
     if INTERPRETED:
         y = tl.log2(x)
     else:

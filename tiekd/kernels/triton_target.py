@@ -118,8 +118,8 @@ def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
         padded = [
             F.pad(t, (0, more), value=v) for t, v in ((centre, 0), (width, 0), (lower, BIG.value), (upper, BIG.value))
         ]
-        narrowest, widest = torch.stack(torch.aminmax(width)).tolist()
-        even = widest <= narrowest * (1 + 2 * definition.WIDTH_SLACK)
+        narrowest, widest, end = torch.stack((*torch.aminmax(width), edges[-1])).tolist()
+        even = widest - narrowest <= 4 * torch.finfo(torch.float32).eps * end
         _bins[edges] = Bins(*padded, len(edges) - 1), widest, even
     return _bins[edges]
 
@@ -206,7 +206,8 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
-        spread = tl.load(parts.spread + at + n * pixels, mask=here, other=1.0)
+        # Where no pixel is: a sigma that can be divided by, or a normaliser that leaves no mass.
+        spread = tl.load(parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0)
     return position, tl.load(parts.share + at + n * pixels, mask=here, other=0.0), spread
 
 
