@@ -6,6 +6,7 @@ object instead. `bin/benchmark.py head --help` has what can be chosen.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
@@ -39,7 +40,10 @@ def main() -> None:
     args = parse_arguments()
     from tiekd.benchmarks import measure
 
-    result = {"benchmark": args.command, **args.run(args), "hardware": measure.hardware(args.device)}
+    # What others print while it runs (DeepSpeed says which device it takes) is not the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        figures = args.run(args)
+    result = {"benchmark": args.command, **figures, "hardware": measure.hardware(args.device)}
     print(json.dumps(result) if args.json else measure.as_text(result))
 
 
