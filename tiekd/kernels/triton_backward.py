@@ -40,30 +40,55 @@ def features_gradient(
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
-        w = load_weight(layer, start, BLOCK_K, BLOCK_C)
-        logits = logits_of(x, w, layer, start, BLOCK_K, PRECISION)
-        k = start + tl.arange(0, BLOCK_K)[None, :]
-        grad = _logits_gradient(logits, values, cells, layer, bins, parts, k, start, BLOCK_K, N, TARGET, PIECES, EVEN)
-        grad = grad.to(w.dtype)
-        if GRAD:
-            total = tl.dot(grad, w, total, input_precision=PRECISION)
-        if KEEP:
-            tl.store(rows + k, grad)
+        total = _add_block(
+            total, rows, x, values, cells, layer, bins, parts, start, width, GRAD, KEEP, BLOCK_K, N, TARGET, PIECES,
+            EVEN, BLOCK_C, PRECISION,
+        )  # fmt: skip
     if TAIL_K > 0:
-        w = load_weight(layer, whole, TAIL_K, BLOCK_C)
-        logits = logits_of(x, w, layer, whole, TAIL_K, PRECISION)
-        k = whole + tl.arange(0, TAIL_K)[None, :]
-        grad = _logits_gradient(logits, values, cells, layer, bins, parts, k, whole, TAIL_K, N, TARGET, PIECES, EVEN)
-        grad = grad.to(w.dtype)
-        if GRAD:
-            total = tl.dot(grad, w, total, input_precision=PRECISION)
-        if KEEP:
-            tl.store(rows + k, grad, mask=k < width)
+        total = _add_block(
+            total, rows, x, values, cells, layer, bins, parts, whole, width, GRAD, KEEP, TAIL_K, N, TARGET, PIECES,
+            EVEN, BLOCK_C, PRECISION,
+        )  # fmt: skip
     if GRAD:
         c = tl.arange(0, BLOCK_C)
         out = features_grad + image * layer.image_stride + c[None, :] * layer.channel_stride
         total = total.to(features_grad.dtype.element_ty)
         tl.store(out + p[:, None] * layer.pixel_stride, total, mask=inside[:, None] & (c < layer.channels)[None, :])
+
+
+@triton.jit
+def _add_block(
+    total,
+    rows,
+    x,
+    values,
+    cells,
+    layer,
+    bins,
+    parts,
+    start,
+    width,
+    GRAD: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    N: tl.constexpr,
+    TARGET: tl.constexpr,
+    PIECES: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The features' gradient (P, C) of a tile so far, with one block of bins more, whose gradient is kept in `rows`."""
+    w = load_weight(layer, start, BLOCK_K, BLOCK_C)
+    logits = logits_of(x, w, layer, start, BLOCK_K, PRECISION)
+    k = start + tl.arange(0, BLOCK_K)[None, :]
+    grad = _logits_gradient(logits, values, cells, layer, bins, parts, k, start, BLOCK_K, N, TARGET, PIECES, EVEN)
+    grad = grad.to(w.dtype)
+    if GRAD:
+        total = tl.dot(grad, w, total, input_precision=PRECISION)
+    if KEEP:
+        tl.store(rows + k, grad, mask=k < width)
+    return total
 
 
 @triton.jit(do_not_specialize=["first", "tiles"])
