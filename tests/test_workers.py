@@ -12,6 +12,7 @@ import tiny_kitti
 import torch
 from tiny_kitti import image_name
 
+from tiekd.data import workers
 from tiekd.data.kitti import build as kitti
 from tiekd.data.loader import training_batches, validation_batches
 from tiekd.data.sampler import MicroBatches
@@ -73,6 +74,28 @@ def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_pa
 class Doubled(torch.utils.data.Dataset):
     def __getitems__(self, keys):
         return [2 * key for key in keys]
+
+
+@pytest.mark.parametrize("stuck", [1, 2])
+def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
+    """As where a lock is held in the forked process that nobody there will ever release."""
+    monkeypatch.setattr(workers, "_STARTING_S", 1.0)
+    forks_left = stuck
+
+    def hang() -> None:
+        nonlocal forks_left
+        forks_left -= 1
+        if forks_left == 0:
+            time.sleep(3600)
+
+    def count() -> None:
+        nonlocal forks_left
+        forks_left -= 1
+
+    os.register_at_fork(after_in_child=hang, after_in_parent=count)
+    began = time.monotonic()
+    assert list(read(Doubled(), [[number] for number in range(9)], 2, list, str, 60)) == [[2 * n] for n in range(9)]
+    assert 1.0 < time.monotonic() - began < 10.0
 
 
 def test_no_worker_stays_where_the_rest_is_not_asked_for():

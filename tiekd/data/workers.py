@@ -3,6 +3,9 @@
 torch tells of a dead worker by a RuntimeError at whatever the program is doing then, and of one that hangs not at all
 by itself. Left out: a hang without workers, and while pictures' sizes are read at the start (batches of one size), for
 there is nobody left to look at the clock.
+
+Workers that don't even start are replaced: before Python 3.12 a forked process waits without end where, at that moment,
+another thread was being made known to Python, as gloo's threads are after a collective.
 """
 
 import multiprocessing
@@ -11,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +23,8 @@ from tiekd.errors import DataError
 
 TIMEOUT_S = 300.0
 _DYING_S = 2.0
+_STARTING_S = 10.0  # it takes some 20 ms
+_STARTS = 3
 
 _ending = False  # workers die because we end them
 
@@ -34,49 +40,50 @@ def read(
 ) -> Iterator:
     """What `collate` makes of each batch of keys, in order; with 0 workers in this process.
 
-    describe: a batch of keys -> its files in words, to be named when nothing comes for timeout_s seconds. Raises
-    DataError then, and when a worker dies.
+    batches: gone through from the start again where workers have to be replaced. describe: a batch of keys -> its files
+    in words, to be named when nothing comes for timeout_s seconds. Raises DataError then, and when a worker dies.
     """
-    waiting: deque[list] = deque()
-    loader = DataLoader(
-        dataset,
-        batch_sampler=_noted(batches, waiting),
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        timeout=timeout_s if workers else 0,
-        worker_init_fn=_start_worker,
-        # Without a generator of its own the loader draws a seed from the global stream at every start.
-        generator=torch.Generator().manual_seed(0),
-    )
-    others = multiprocessing.active_children()
-    iterator = iter(loader)
-    started = [process for process in multiprocessing.active_children() if process not in others]
-    problem = None
-    try:
-        if workers:
-            _tell_deaths_as_data_errors()
-        while problem is None:
-            try:
-                result = next(iterator)
-            except StopIteration:
-                return
-            except (RuntimeError, OSError, EOFError) as error:  # also the end of a pipe from a worker
-                if isinstance(error, RuntimeError) and "timed out after" in str(error):
-                    problem = _hang(describe(waiting[0]), timeout_s)
-                elif str(error).startswith("DataLoader worker"):
-                    problem = _death(str(error))
-                elif dead := _dead(started):
-                    problem = _death(f"exit code {dead[0].exitcode} of process {dead[0].pid}")
+    for start in range(1, _STARTS + 1):
+        waiting: deque[list] = deque()
+        running = multiprocessing.Semaphore(0)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=_noted(batches, waiting),
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            timeout=timeout_s if workers else 0,
+            worker_init_fn=partial(_start_worker, running),
+            # Without a generator of its own the loader draws a seed from the global stream at every start.
+            generator=torch.Generator().manual_seed(0),
+        )
+        others = multiprocessing.active_children()
+        iterator = iter(loader)
+        started = [process for process in multiprocessing.active_children() if process not in others]
+        problem = stuck = None
+        try:
+            if workers:
+                _tell_deaths_as_data_errors()
+            # After the last start we wait as for a batch, in case the machine is that slow.
+            stuck = start < _STARTS and not all(running.acquire(timeout=_STARTING_S) for _ in started)
+            while problem is None and not stuck:
+                try:
+                    result = next(iterator)
+                except StopIteration:
+                    return
+                except (RuntimeError, OSError, EOFError) as error:  # also the end of a pipe from a worker
+                    if isinstance(error, RuntimeError) and "timed out after" in str(error):
+                        problem = _hang(describe(waiting[0]), timeout_s)
+                    elif (problem := _death_by(error, started)) is None:
+                        raise
                 else:
-                    raise
-            else:
-                waiting.popleft()
-                yield result
-        raise DataError(problem)
-    finally:
-        if started:
-            _end(iterator, started, hang=problem is not None)
+                    waiting.popleft()
+                    yield result
+            if problem is not None:
+                raise DataError(problem)
+        finally:
+            if started:
+                _end(iterator, started, hang=bool(problem or stuck))
 
 
 def _noted(batches: Iterable[list], waiting: deque[list]) -> Iterator[list]:
@@ -121,6 +128,15 @@ def _tell_deaths_as_data_errors() -> None:
     signal.signal(signal.SIGCHLD, handler)
 
 
+def _death_by(error: Exception, started: list[multiprocessing.Process]) -> str | None:
+    """What to say of a worker's death where the error comes from one."""
+    if str(error).startswith("DataLoader worker"):
+        return _death(str(error))
+    if dead := _dead(started):
+        return _death(f"exit code {dead[0].exitcode} of process {dead[0].pid}")
+    return None
+
+
 def _dead(started: list[multiprocessing.Process]) -> list[multiprocessing.Process]:
     """Workers that have died; one that is about to, too, for its pipes, the sentinel among them, end before it does."""
     end = time.monotonic() + _DYING_S
@@ -141,8 +157,9 @@ def _hang(files: str, timeout_s: float) -> str:
     )
 
 
-def _start_worker(_worker: int) -> None:
+def _start_worker(running, _worker: int) -> None:
     """One thread; and deaf to the signals that ask a run to stop, for launchers send them to workers as well."""
+    running.release()
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
