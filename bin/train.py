@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a recipe: `deepspeed --num_gpus 2 bin/train.py model_configs/students/light_kitti.yaml`.
+"""Trains a recipe: `deepspeed --num_gpus 2 bin/train.py model_configs/students/tiekd_light_bts_kitti.yaml`.
 
 Also runs as plain `python bin/train.py RECIPE` (one process). Work dir: --work-dir, else the recipe's `work_dir`, else
 work_dirs/<recipe stem>.
