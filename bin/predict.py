@@ -54,7 +54,7 @@ def main() -> None:
     args = parse_arguments()
     import tiekd
     from tiekd import cameras, inputs, outputs, reports, student, working_size
-    from tiekd.errors import DataError
+    from tiekd.errors import CheckpointError, DataError
     from tiekd.prediction import predict_all
     from tiekd.predictor import Predictor
 
@@ -65,8 +65,11 @@ def main() -> None:
     limit = working_size.parse(args.size, working_size.recipe_size(data))
     known = cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
     device = student.pick_device(args.device)
-    checkpoint = str(student.weights_file(Path(args.words[0]))) if has_checkpoint else None
-    network, weights = reports.load_network(args.recipe, checkpoint, args.overrides)
+    try:
+        network, weights = reports.load_network(args.recipe, args.words[0] if has_checkpoint else None, args.overrides)
+    except CheckpointError as error:
+        read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT" if has_checkpoint else ""
+        raise CheckpointError(f"{error}{read_as}") from None
     model = student.Student(network, device, args.readout)
     if args.confidence:
         student.check_readout(network, "local", "confidence")

@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="YAML below model_configs/, or your own")
     parser.add_argument("--work-dir", help="where logs and checkpoints go")
-    parser.add_argument("--resume-from", metavar="CHECKPOINT|auto", help="go on from this folder, or the newest")
+    parser.add_argument("--resume-from", metavar="CHECKPOINT|auto", help="go on from it; auto: the newest, or begin")
     parser.add_argument("--load-from", metavar="CHECKPOINT", help="take only the weights, start at iteration 0")
     parser.add_argument("--deterministic", action="store_true", help="only algorithms that repeat bit for bit")
     parser.add_argument("--seed", type=int)

@@ -245,14 +245,14 @@ def test_the_published_head_takes_every_size_that_published_recipes_have():
 @pytest.mark.parametrize(
     ("part", "arguments", "words"),
     [
-        ("encoder", {"variant": "b8"}, r"encoder.variant: got 'b8'; allowed: b0, b1"),
-        ("encoder", {"taps": [0, 8]}, r"encoder.taps: got \[0, 8\]"),
-        ("encoder", {"taps": [2, 1]}, r"encoder.taps: got \[2, 1\]"),
-        ("decoder", {"widths": [8, 8]}, r"decoder.widths: got \[8, 8\]; 5 whole numbers"),
-        ("head", {"num_bins": 1}, "head.num_bins: got 1; it must be at least 2"),
-        ("head", {"num_positions": 8}, "head.num_positions: got 8; it must be at least 9"),
-        ("head", {"width": 18}, "head.width: got 18; it must be a multiple of 4"),
-        ("head", {"dropout": 1.0}, "head.dropout: got 1.0; it must be from 0 to below 1"),
+        ("encoder", {"variant": "b8"}, r"network.encoder.variant: got 'b8'; allowed: b0, b1"),
+        ("encoder", {"taps": [0, 8]}, r"network.encoder.taps: got \[0, 8\]"),
+        ("encoder", {"taps": [2, 1]}, r"network.encoder.taps: got \[2, 1\]"),
+        ("decoder", {"widths": [8, 8]}, r"network.decoder.widths: got \[8, 8\]; 5 whole numbers"),
+        ("head", {"num_bins": 1}, "network.head.num_bins: got 1; it must be at least 2"),
+        ("head", {"num_positions": 8}, "network.head.num_positions: got 8; it must be at least 9"),
+        ("head", {"width": 18}, "network.head.width: got 18; it must be a multiple of 4"),
+        ("head", {"dropout": 1.0}, "network.head.dropout: got 1.0; it must be from 0 to below 1"),
     ],
 )
 def test_wrong_arguments_are_one_line(part, arguments, words):

@@ -81,11 +81,11 @@ def test_densedepth_keeps_the_variance_at_the_start():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"widths": [8, 8]}, "decoder.widths: got [8, 8]; 3 whole numbers"),
-        ({"widths": [8, 8, 0]}, "decoder.widths: got [8, 8, 0]"),
-        ({"widths": [8, 8, 8], "extra_ups": 3}, "decoder.extra_ups: got 3; the finest tap is at stride 4: 0 to 2"),
-        ({"widths": [8, 8, 8], "extra_ups": -1}, "decoder.extra_ups: got -1"),
-        ({"widths": [8, 8, 8], "extra_width": 8}, "decoder.extra_width: got 8"),
+        ({"widths": [8, 8]}, "widths: got [8, 8]; 3 whole numbers"),
+        ({"widths": [8, 8, 0]}, "widths: got [8, 8, 0]"),
+        ({"widths": [8, 8, 8], "extra_ups": 3}, "extra_ups: got 3; the finest tap is at stride 4: 0 to 2"),
+        ({"widths": [8, 8, 8], "extra_ups": -1}, "extra_ups: got -1"),
+        ({"widths": [8, 8, 8], "extra_width": 8}, "extra_width: got 8"),
     ],
 )
 def test_densedepth_refuses(arguments, words):
@@ -98,7 +98,7 @@ def test_densedepth_refuses(arguments, words):
     ("strides", "width", "words"),
     [
         ((4, 8, 8, 8), 512, "the encoder's taps are at strides [4, 8, 8, 8]; allowed: [2, 4, 8, 16, 32]"),
-        (STRIDES, 500, "decoder.width: got 500; allowed: 128, 256, 512, 1024"),
+        (STRIDES, 500, "width: got 500; allowed: 128, 256, 512, 1024"),
     ],
 )
 def test_bts_refuses(strides, width, words):

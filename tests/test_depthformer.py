@@ -316,17 +316,17 @@ def test_the_recipe_trains_as_published(name):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"encoder": {"depths": [2, 2, 6]}}, "encoder.depths: got [2, 2, 6]; 4 whole numbers above 0"),
+        ({"encoder": {"depths": [2, 2, 6]}}, "network.encoder.depths: got [2, 2, 6]; 4 whole numbers above 0"),
         (
             {"encoder": {"heads": [1, 2, 4, 5]}},
-            "encoder.heads: got [1, 2, 4, 5] for stages of [16, 32, 64, 128] channels",
+            "network.encoder.heads: got [1, 2, 4, 5] for stages of [16, 32, 64, 128] channels",
         ),
-        ({"encoder": {"window": 1}}, "encoder.window: got 1"),
-        ({"encoder": {"drop_path": 1.0}}, "encoder.drop_path: got 1.0; a probability below 1"),
-        ({"neck": {"width": 36}}, "neck.width: got 36; a multiple of 4 and of num_heads (8)"),
-        ({"neck": {"num_points": 0}}, "neck.num_points: got 0"),
-        ({"neck": {"dropout": -0.1}}, "neck.dropout: got -0.1"),
-        ({"decoder": {"activation": "gelu"}}, "decoder.activation: got 'gelu'; allowed: relu, leaky_relu"),
+        ({"encoder": {"window": 1}}, "network.encoder.window: got 1"),
+        ({"encoder": {"drop_path": 1.0}}, "network.encoder.drop_path: got 1.0; a probability below 1"),
+        ({"neck": {"width": 36}}, "network.neck.width: got 36; a multiple of 4 and of num_heads (8)"),
+        ({"neck": {"num_points": 0}}, "network.neck.num_points: got 0"),
+        ({"neck": {"dropout": -0.1}}, "network.neck.dropout: got -0.1"),
+        ({"decoder": {"activation": "gelu"}}, "network.decoder.activation: got 'gelu'; allowed: relu, leaky_relu"),
     ],
 )
 def test_refuses(part, words):

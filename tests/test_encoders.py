@@ -58,13 +58,13 @@ def test_the_same_weights_serve_at_other_strides():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"strides": [1, 2, 2]}, "encoder.strides: got [1, 2, 2]; 7 values"),
+        ({"strides": [1, 2, 2]}, "strides: got [1, 2, 2]; 7 values"),
         ({"strides": [1, 2, 2, 3, 1, 1, 1]}, "each 1 or 2"),
-        ({"dilations": [1, 1, 1, 2, 2, 4, 0]}, "encoder.dilations: got [1, 1, 1, 2, 2, 4, 0]"),
-        ({"taps": []}, "encoder.taps: got []"),
+        ({"dilations": [1, 1, 1, 2, 2, 4, 0]}, "dilations: got [1, 1, 1, 2, 2, 4, 0]"),
+        ({"taps": []}, "taps: got []"),
         ({"taps": [4, 2]}, "increasing"),
         ({"taps": [1, 7]}, "out of 0, 1, 2, 3, 4, 5, 6"),
-        ({"width": 0}, "encoder.width: got 0"),
+        ({"width": 0}, "width: got 0"),
     ],
 )
 def test_mobilenet_refuses(arguments, words):
@@ -75,7 +75,7 @@ def test_mobilenet_refuses(arguments, words):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"depth": 20}, "got 20; allowed: 18, 34, 50, 101"), ({"depth": 18, "taps": [0, 0]}, "encoder.taps: got [0, 0]")],
+    [({"depth": 20}, "got 20; allowed: 18, 34, 50, 101"), ({"depth": 18, "taps": [0, 0]}, "taps: got [0, 0]")],
 )
 def test_resnet_refuses(arguments, words):
     with pytest.raises(RecipeError) as error:

@@ -71,7 +71,7 @@ def test_the_heads_range_is_the_networks():
         ("encoder.taps", 4, "network.encoder.taps: got 4; it must be a list, each a whole number"),
         ("head.num_bins", 9.5, "network.head.num_bins: got 9.5; it must be a whole number"),
         ("head.in_channels", 3, "network.head (dpm): unknown key 'in_channels'"),
-        ("head.sigma", 0.1, "sigma"),
+        ("head.sigma", 0.1, "network.head.sigma: 0.1"),
         ("min_depth", "near", "network.min_depth: got 'near'; it must be a number"),
         ("max_depth", [80], "network.max_depth: got [80]; it must be a number"),
         ("max_depth", 0.5, "network: min_depth 0.5 and max_depth 0.5 must be metres with 0 < min < max"),
@@ -88,5 +88,5 @@ def test_a_mistake_is_one_line(path, value, line):
 
 @pytest.mark.parametrize("node", [None, {}])
 def test_no_network_says_where_to_take_one(node):
-    with pytest.raises(RecipeError, match="there is none in the recipe; take one from model_configs/_base_/networks"):
+    with pytest.raises(RecipeError, match="^network: the recipe has none; take one from model_configs/_base_/networks"):
         build_network(node)

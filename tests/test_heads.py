@@ -187,11 +187,11 @@ def test_log_spaced_bins_are_used():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"target": "laplace"}, "head.target: got 'laplace'; allowed: gaussian, released"),
-        ({"beyond": "drop"}, "head.beyond: got 'drop'; allowed: clamp, ignore"),
-        ({"num_bins": 1}, "head.num_bins: got 1"),
-        ({"num_bins": 49.0}, "head.num_bins: got 49.0"),
-        ({"sigma": 0.0}, "head.sigma: got 0.0"),
+        ({"target": "laplace"}, "target: got 'laplace'; allowed: gaussian, released"),
+        ({"beyond": "drop"}, "beyond: got 'drop'; allowed: clamp, ignore"),
+        ({"num_bins": 1}, "num_bins: got 1"),
+        ({"num_bins": 49.0}, "num_bins: got 49.0"),
+        ({"sigma": 0.0}, "sigma: got 0.0"),
         ({"sigma": 0.2}, "sigma: 0.2"),
         ({"spacing": "cubic"}, "spacing: 'cubic'"),
     ],

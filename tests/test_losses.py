@@ -368,7 +368,7 @@ def test_only_the_released_term_takes_the_one_negative_weight_that_was_published
         ({"sim": {}}, True, "^losses.sim.name: no 'sim'; there are .nearest first.: ssim"),
         ({"ssim": {"spaces": "log"}}, True, "^losses.ssim .ssim.: unknown key 'spaces'; did you mean 'space'"),
         ({"ssim": {"space": "feet"}}, True, "^losses.ssim.space: 'feet' is not known; there are: metres, normalised"),
-        ({"ssim": {"released": True, "space": "log"}}, True, "^losses.ssim: released means space metres"),
+        ({"ssim": {"released": True, "space": "log"}}, True, "^losses.ssim.released: true means space metres"),
         ({"ssim": {"max_depth": 80}}, True, "^losses.ssim.max_depth: 80 is only used"),
         ({"ssim": {"top_crop": 110}}, True, "^losses.ssim.top_crop: 110 is only allowed"),
         ({"silog": {"reduce": "pixel"}}, True, "^losses.silog.reduce: 'pixel' is not known; there are: image, batch"),
@@ -382,14 +382,20 @@ def test_what_cannot_be_is_refused_in_one_line(node, has_teacher, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("loss", "key"), [(DPM(top_crop=12), "dpm"), (SSIM(released=True, top_crop=12), "ssim")])
-def test_a_top_crop_of_all_rows_is_refused(loss, key):
-    message = rf"^losses.{key}.top_crop: 12 rows of a picture of 12 leave none; make data.augment.crop taller"
+@pytest.mark.parametrize("loss", [DPM(top_crop=12), SSIM(released=True, top_crop=12)])
+def test_a_top_crop_of_all_rows_is_refused(loss):
+    message = "^top_crop: 12 rows of a picture of 12 leave none; make data.augment.crop taller"
     target = torch.ones(1, 1, 12, 12)
     with pytest.raises(RecipeError, match=message):
         loss(prediction(target, target), target)
     taller = torch.ones(1, 1, 13, 12)
     assert loss(prediction(taller, taller), taller).isfinite().all()
+
+
+def test_a_loss_that_cannot_be_taken_is_named_as_in_the_recipe():
+    terms, target = criterion.build({"shape": {"name": "dpm"}}, has_teacher=True), torch.ones(1, 1, 2, 2)
+    with pytest.raises(RecipeError, match="^losses.shape: the network gives no divergence"):
+        terms(prediction(target), None, target)
 
 
 def test_dpm_asks_for_a_head_that_gives_a_divergence():

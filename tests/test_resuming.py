@@ -5,10 +5,12 @@ import os
 import random
 
 import numpy as np
+import pytest
 import torch
 import two_ranks
 
 from tiekd import checkpoint, launch, resuming
+from tiekd.errors import CheckpointError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState
@@ -40,6 +42,15 @@ def make_state(work_dir, timestamp: str, values: list[int]) -> tuple[TrainState,
     state = TrainState(make_engine(), RECIPE, work_dir, timestamp, 2, 1, 9, 9, True, [log, *map(Counter, values)])
     log.open(work_dir, timestamp)
     return state, log
+
+
+def test_where_nothing_was_saved_auto_means_the_beginning(tmp_path):
+    for work_dir in (tmp_path / "none", tmp_path):
+        path, notes = resuming.checkpoint_path(work_dir, "auto")
+        assert path is None and notes == ["There was no checkpoint to go on from; the run begins"]
+    (tmp_path / "checkpoints" / "iter_5").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from; passed over iter_5"):
+        resuming.checkpoint_path(tmp_path, "auto")
 
 
 def draw() -> list[float]:

@@ -67,7 +67,7 @@ def test_without_a_teacher_there_is_none_nor_where_it_has_no_map():
 
 def test_errors_are_signed_by_range_and_inside_the_crop():
     truth = np.zeros((100, 100), np.float32)
-    truth[50, 50], truth[50, 51], truth[60, 60], truth[70, 70] = 20.0, 20.1, 80.0, 81.0
+    truth[50, 50], truth[50, 51], truth[60, 60], truth[70, 70] = 19.9, 20.0, 79.9, 80.0
     truth[0, 0] = 30.0  # outside the crop
     student = truth + np.where(truth > 40, -3, 2).astype(np.float32)
     view = View(np.zeros((100, 100, 3), np.uint8), truth, None, student)
@@ -80,3 +80,5 @@ def test_errors_are_signed_by_range_and_inside_the_crop():
     }
     student[50, 50] = np.nan
     assert set(shown.errors_by_range([view])) == {"20-40m", "40-80m"}
+    nearer = ShownFrames(Frames(1), make_network(), None, CPU, crop="garg", cap=50.0)
+    assert set(nearer.errors_by_range([view])) == {"12.5-25m"}

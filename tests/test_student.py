@@ -14,7 +14,7 @@ from tiekd.data.depth_io import write_image
 from tiekd.data.transforms import colour_table, look_up
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.models.factory import build_network
-from tiekd.student import Student, pick_device, weights_file
+from tiekd.student import Student, pick_device
 
 ENCODER = {
     "name": "mobilenet_v2",
@@ -156,13 +156,11 @@ def test_a_checkpoint_alone_chooses_no_module_to_import(network, tmp_path, pictu
     assert (tmp_path / "ran").exists()
 
 
-def test_a_work_dir_means_its_best_weights_and_a_checkpoint_folder_its_own(checkpoint, tmp_path):
-    assert weights_file(checkpoint.parent) == checkpoint
-    (tmp_path / "student.pth").write_bytes(checkpoint.read_bytes())
-    assert weights_file(tmp_path) == tmp_path / "student.pth"
-    (tmp_path / "empty").mkdir()
+def test_a_work_dir_is_taken_for_its_best_weights(checkpoint, tmp_path):
+    loaded = tiekd.load_student(checkpoint.parent).network.state_dict()
+    assert all(torch.equal(loaded[name], w) for name, w in tiekd.load_student(checkpoint).network.state_dict().items())
     with pytest.raises(CheckpointError, match="there are no weights in"):
-        weights_file(tmp_path / "empty")
+        tiekd.load_student(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -222,7 +222,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
 
 
 def test_mistakes_say_what_is_allowed(tmp_path):
-    with pytest.raises(RecipeError, match="tensorboard.num_images: got 0; it must be a whole number from 1"):
+    with pytest.raises(RecipeError, match="^num_images: got 0; it must be a whole number from 1"):
         TensorBoard(num_images=0)
     with pytest.raises(RecipeError, match="put text_log before it in hooks"):
         TensorBoard().before_train(make_state(tmp_path, []))

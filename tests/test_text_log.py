@@ -305,5 +305,5 @@ def test_the_name_of_the_run_stands_every_thousand_iterations(tmp_path):
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, "50", True])
 def test_an_interval_must_be_a_whole_number(interval):
-    with pytest.raises(RecipeError, match="text_log.interval: got .*; it must be a whole number of iterations from 1"):
+    with pytest.raises(RecipeError, match="^interval: got .*; it must be a whole number of iterations from 1"):
         TextLog(interval)

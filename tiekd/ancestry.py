@@ -17,6 +17,7 @@ from collections.abc import Callable
 import psutil
 
 _RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
+SUPERVISOR = "TIEKD_SUPERVISOR"  # the environment variable with the process number of `bin/resume --restarts`
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 
 
@@ -34,6 +35,8 @@ def watch_launchers() -> None:
     found = launchers()
     if "CROSS_RANK" in os.environ and not any(_LAUNCHER_MODULES[0] in _command(process) for process in found):
         end_process()  # DeepSpeed's launch.py set the variable, and is gone
+    if SUPERVISOR in os.environ and not psutil.pid_exists(int(os.environ[SUPERVISOR])):
+        end_process()
     watch(found, lambda process: _on_lost_launcher(process))
 
 

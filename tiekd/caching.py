@@ -233,6 +233,8 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
             return None, f"{folder}: holds maps of another kind (they differ in {other}); give another --out"
         lock = (folder / teacher_maps.MANIFEST).open("r+")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_ino != os.stat(lock.name).st_ino:
+            raise BlockingIOError  # a job that began with this one has put its manifest in the place of ours
     except BlockingIOError:
         return None, f"{folder}: another job is writing maps there; wait until it ends, or give another --out"
     except OSError as error:

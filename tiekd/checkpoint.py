@@ -134,15 +134,20 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
     raise CheckpointError(f"{work_dir}: no checkpoint to resume from{why}; start the run with bin/train.py first")
 
 
-def find_weights(work_dir: Path) -> Path:
-    """The student weights of a work dir: the best evaluation's, else the newest checkpoint's."""
-    best = list(work_dir.glob("best_*.pth"))
+def find_weights(folder: Path) -> Path:
+    """The student weights of a checkpoint's folder, or of a work dir: the best evaluation's, else the newest ones.
+
+    Raises CheckpointError where there are none.
+    """
+    if (folder / STUDENT).is_file():
+        return folder / STUDENT
+    best = list(folder.glob("best_*.pth"))
     if best:  # more than one after a change of evaluation.save_best
         return max(best, key=lambda path: path.stat().st_mtime)
     try:
-        return find(work_dir)[0] / STUDENT
+        return find(folder)[0] / STUDENT
     except CheckpointError:
-        raise CheckpointError(f"there are no weights in {work_dir}") from None
+        raise CheckpointError(f"there are no weights in {folder}") from None
 
 
 def check(checkpoint: Path) -> str | None:

@@ -100,7 +100,8 @@ def build(node: dict, package: str, where: str, **context):
 
     A dotted name is a module outside the project (tiekd/outside.py). `context` holds what the program knows (channels,
     ranges); it is passed on where the signature asks for it. Raises RecipeError for an unknown name, and for arguments
-    that are unknown, missing, of another kind than the signature's annotation, or belong to the program.
+    that are unknown, missing, of another kind than the signature's annotation, or belong to the program. An error of
+    the part's own that begins with an argument's name, as in "sigma: got 0", gets that argument's place before it.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         names = ", ".join(_names(package))
@@ -115,7 +116,12 @@ def build(node: dict, package: str, where: str, **context):
     missing = [n for n, p in signature.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise RecipeError(f"{where} ({node['name']}): needs {', '.join(missing)}")
-    return factory(**arguments)
+    try:
+        return factory(**arguments)
+    except RecipeError as error:
+        if str(error).partition(":")[0] in signature:
+            raise RecipeError(f"{where}.{error}") from None
+        raise
 
 
 def find(name: str, package: str, where: str) -> Callable:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tiekd import exporting_check, exporting_onnx, exporting_program, reports
+from tiekd.durable import sync
 from tiekd.errors import ExportError
 from tiekd.exporting_norms import fold_norms
 from tiekd.models import weights
@@ -134,6 +135,7 @@ def write(
             one = pictures[0][:1]
             file_ms, torch_ms = (exporting_check.latency_ms(each, one) for each in (run, reference))
         exporting_check.refuse_disagreement(agreements, path)
+        sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -37,7 +37,10 @@ _LOST_PEER = re.compile(
     re.I,
 )
 _OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|MemoryError", re.I)
-LESS_MEMORY = "not enough memory; make train.batch_size, data.augment.crop or the network smaller"
+_LESS_MEMORY = (
+    "not enough memory; smaller batches, pictures and networks need less (for training, bin/train.py RECIPE --dry-run "
+    "--find-micro-batch says what fits)"
+)
 _MAKE_ROOM, _ALLOW = "make room, then go on or start again", "change its permissions, or give another path"
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
@@ -53,7 +56,7 @@ _CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
 _LAUNCHER_REACTS_S = 20.0
 _LAUNCHER_KILLS_AFTER_S = 30.0  # a rank that doesn't end when it is told to
 _RANKS_ANSWER_S = 10.0
-_SAME_ERROR_ELSEWHERE_S = 15.0  # ranks start seconds apart on a busy machine
+_SAME_ERROR_ELSEWHERE_S, _START_APART_S = 15.0, 60.0
 
 
 asked_to_stop: list[str] = []  # the reasons that hooks/preemption.py was given in this process
@@ -100,7 +103,8 @@ def run(main: Callable[[], int | None]) -> int:
     except UserError as error:
         _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-            time.sleep(_SAME_ERROR_ELSEWHERE_S)
+            # Before they have met, ranks of a busy machine may be far apart.
+            time.sleep(_SAME_ERROR_ELSEWHERE_S if torch.distributed.is_initialized() else _START_APART_S)
         return _report(error)
     except Stopped as stopped:
         # The launcher ends the other ranks as soon as one has ended, so they end together.
@@ -125,7 +129,7 @@ def run(main: Callable[[], int | None]) -> int:
             return _report(_lost_rank(error))
         if is_out_of_memory(error):
             _let_signals_end_this()
-            return _report(LaunchError(f"{LESS_MEMORY} ({error})"))
+            return _report(LaunchError(f"{_LESS_MEMORY} ({error})"))
         raise
 
 

@@ -171,7 +171,9 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
     if largest is None:
         allowed = "" if budget is None else f" of the {size(budget)} that it may"
         held = size(tries[0].peak_bytes)
-        raise LaunchError(f"not even one image fits, a rank holds {held}{allowed}; {launch.LESS_MEMORY}")
+        raise LaunchError(
+            f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the network smaller"
+        )
     if any(isinstance(module, torch.nn.BatchNorm2d) for module in parts.network.modules()):
         lines.append(
             f"The student has BatchNorm, whose statistics are of all ranks' micro-batches together "

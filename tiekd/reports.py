@@ -38,7 +38,7 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
         except CheckpointError as error:
             raise CheckpointError(f"{error}; train it with bin/train.py {recipe_path}, or name a checkpoint") from None
     elif path.is_dir():
-        path = path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)
+        path = checkpoint.find_weights(path)
     network = build_network(recipe.get("network"))
     state = weights.read_weights(path)
     try:

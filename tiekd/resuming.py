@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tiekd import checkpoint, distributed, launch, work_dirs
+from tiekd import checkpoint, distributed, work_dirs
 from tiekd.config import load_recipe
 from tiekd.errors import CheckpointError
 from tiekd.hooks.base import Hook
@@ -13,9 +13,11 @@ from tiekd.models.teacher import is_outside, teacher_checkpoint
 
 
 def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what to say of newer ones that weren't taken. Collective.
+    """The checkpoint to go on from, None to begin, and what to say of that and of newer ones that weren't taken.
 
-    The main rank looks for it, so that all take the same.
+    resume_from: a checkpoint's folder; "auto" for the newest whole one, or the beginning where there is none at all, so
+    that a job may be started by one command again and again; None to begin. Collective: the main rank looks, so that
+    all take the same. Raises CheckpointError.
     """
     if resume_from is None:
         return None, []
@@ -23,10 +25,10 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
         found = None
         if distributed.is_main():
             try:
-                if (work_dir / launch.RECORD).is_file() and not checkpoint.newest_first(work_dir / checkpoint.FOLDER):
-                    found = None, ["The run that was here had saved nothing yet; it begins anew"]
-                else:
+                if checkpoint.newest_first(work_dir / checkpoint.FOLDER):
                     found = checkpoint.find(work_dir)
+                else:
+                    found = None, ["There was no checkpoint to go on from; the run begins"]
             except CheckpointError as error:
                 found = error
         found = distributed.broadcast_object(found)

@@ -185,7 +185,8 @@ def build_hooks(
     if options.validate:
         # Rank 0 alone asks, for validation frames: a teacher of the user's own may not be made for either.
         taught = bool(recipe.get("teacher")) and not is_outside(recipe["teacher"])
-        frames = ShownFrames(val_set, replica, teacher if taught else None, device, evaluation.crop)
+        shown = teacher if taught else None
+        frames = ShownFrames(val_set, replica, shown, device, evaluation.crop, cap=evaluation.cap)
     board = build(
         {"name": "tensorboard", **recipe.get("tensorboard", {})},
         "tiekd.hooks",
@@ -212,7 +213,7 @@ def _load_weights(network, recipe: dict) -> list[str]:
         return [note for note in [pretrained.load(network)] if note]
     path = Path(load.checkpoint)
     if path.is_dir():  # a work dir, or a checkpoint in one
-        path = path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)
+        path = checkpoint.find_weights(path)
     state = weights.read_weights(path)
     try:
         report = weights.load_into(network, state, ignore=load.ignore)

@@ -16,14 +16,13 @@ from tiekd.data.batch import Batch
 from tiekd.data.loader import validation_batches
 from tiekd.metrics import crop_box
 from tiekd.models.network import Network
+from tiekd.ranges import bounds_m
 from tiekd.views import View, views
-
-_RANGES = (0.0, 0.25, 0.5, 1.0)  # of max_depth: 0-20, 20-40 and 40-80 m on KITTI
 
 
 class ShownFrames:
     """num_frames of the dataset, evenly spaced. network: the evaluation's, filled by it. teacher: as the loop has it;
-    None for none. crop: the evaluation's."""
+    None for none. crop, cap: the evaluation's; a cap of None is the network's max_depth."""
 
     def __init__(
         self,
@@ -33,10 +32,12 @@ class ShownFrames:
         device: torch.device,
         crop: str = "none",
         num_frames: int = 4,
+        cap: float | None = None,
     ):
         count = min(num_frames, len(dataset))
         self.chosen = Subset(dataset, [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)])
         self.network, self.teacher, self.device, self.crop = network, teacher, device, crop
+        self.cap = network.max_depth if cap is None else cap
         self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def views(self) -> list[View]:
@@ -49,17 +50,15 @@ class ShownFrames:
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
-        """student - truth in metres at all measured pixels of the views inside the crop, by ranges of the truth, named
-        like `0-20m`; a range that nothing was measured in is left out."""
+        """student - truth in metres at all measured pixels of the views that an evaluation counts, by its ranges of
+        the truth (tiekd/ranges.py), named like `0-20m`; a range that nothing was measured in is left out."""
         found = {}
-        largest = self.network.max_depth
-        for low, high in zip(_RANGES[:-1], _RANGES[1:], strict=True):
-            low, high = low * largest, high * largest
+        for low, high in bounds_m(self.cap):
             errors = []
             for view in shown:
                 box = crop_box(self.crop, *view.truth.shape)
                 truth, student = view.truth[box], view.student[box]
-                inside = (truth > max(low, self.network.min_depth)) & (truth <= high) & np.isfinite(student)
+                inside = (truth > self.network.min_depth) & (truth >= low) & (truth < high) & np.isfinite(student)
                 errors.append(student[inside] - truth[inside])
             if sum(map(len, errors)):
                 found[f"{low:.3g}-{high:.3g}m"] = np.concatenate(errors)

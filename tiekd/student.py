@@ -114,7 +114,11 @@ def load_student(
     So do weights whose network has parts outside tiekd: a file alone must not choose which modules are imported.
     readout, size: see Student. Raises CheckpointError and RecipeError.
     """
-    path = weights_file(Path(checkpoint).expanduser())
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        from tiekd.checkpoint import find_weights
+
+        path = find_weights(path)
     state = weights.read_checkpoint(path)
     node = load_recipe(recipe).get("network") if recipe is not None else state.get("network")
     if not isinstance(node, dict):
@@ -133,15 +137,6 @@ def load_student(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return Student(network, device, readout, size)
-
-
-def weights_file(path: Path) -> Path:
-    """The file of weights that a path means: itself, a checkpoint folder's, or the best, else latest, of a work dir."""
-    from tiekd import checkpoint
-
-    if not path.is_dir():
-        return path
-    return path / checkpoint.STUDENT if (path / checkpoint.STUDENT).is_file() else checkpoint.find_weights(path)
 
 
 def check_readout(network: Network, readout: str, option: str = "readout") -> None:

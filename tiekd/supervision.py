@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from tiekd import checkpoint, work_dirs
+from tiekd.ancestry import SUPERVISOR
 from tiekd.launch import STOPPED_CODE
 
 _LONGEST_PAUSE_S = 60
@@ -63,7 +64,9 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
 def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
     """Runs a program, and the ranks that outlive it, to their end; hands on the first signal that comes, and answers a
     second one by killing all."""
-    child = subprocess.Popen(command, start_new_session=True)  # a terminal's Ctrl-C comes once, and from here
+    environment = os.environ | {SUPERVISOR: str(os.getpid())}
+    # In a session of its own, since a terminal's Ctrl-C comes once, and from here.
+    child = subprocess.Popen(command, start_new_session=True, env=environment)
     everything: set[psutil.Process] = set()
     told, gone_at = 0, None
     while True:

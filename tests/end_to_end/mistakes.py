@@ -88,7 +88,7 @@ RECIPES = {
     "workers": Mistake(in_recipe("data.workers", 10**9), "RecipeError", "must be a whole number from 0 to 1024"),
     "enormous depth": Mistake(in_recipe("network.max_depth", 1e300), "RecipeError", "min < max, 1e-6 to 1e6"),
     "enormous network": Mistake(
-        in_recipe("network.decoder.widths", [2**40, 16]), "LaunchError", "not enough memory; make train.batch_size,"
+        in_recipe("network.decoder.widths", [2**40, 16]), "LaunchError", "not enough memory; smaller batches, pictures"
     ),
     "no section": Mistake(
         in_recipe("losses", {}), "RecipeError", "losses: got {}; give at least one term, for example"
@@ -261,11 +261,6 @@ CHECKPOINTS = {
         file("teacher.pth", other_network),
         "TeacherError",
         "tensors don't fit: decoder.extras.0.first.weight (got 8x16x3x3, wanted 8x8x3x3)",
-    ),
-    "empty work dir": Mistake(
-        lambda place, _: (place / "work").mkdir() or train_with("--resume-from", "auto")(place, _),
-        "CheckpointError",
-        "no checkpoint to resume from; start the run with bin/train.py first",
     ),
     "no folder": Mistake(
         train_with("--resume-from", "{}/iter_5"), "CheckpointError", "no such checkpoint folder; give .../"

@@ -91,7 +91,7 @@ def _step(
 
 def _of_ranks(args: argparse.Namespace) -> dict:
     shape = args.batches[0], args.height, args.width
-    rows = [ranks.measure_step(n, args.recipe, shape, args.dtype, args.rounds) for n in args.ranks]
+    rows = [ranks.measure_step(n, args.recipe, shape, args.dtype, args.rounds, args.device) for n in args.ranks]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
     by_one = (
         [time / times[0] for time in times],

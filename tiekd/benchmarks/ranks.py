@@ -28,9 +28,14 @@ _RANK_S = 600
 
 
 def measure_step(
-    count: int, recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int
+    count: int, recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, device: str = "cpu"
 ) -> tuple[float, float]:
-    """(seconds of a step, MB at the peak of all ranks together); shape: (batch of a rank, height, width)."""
+    """(seconds of a step, MB at the peak of all ranks together); shape: (batch of a rank, height, width).
+
+    device: cpu or cuda. Raises LaunchError where there are fewer GPUs than ranks.
+    """
+    if device == "cuda" and count > torch.cuda.device_count():
+        raise LaunchError(f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask for less")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,7 +45,7 @@ def measure_step(
         try:
             for rank, answer in enumerate(answers):
                 asked = json.dumps([recipe_path, shape, dtype, rounds, str(answer)])
-                started.append(_start(rank, count, port, asked))
+                started.append(_start(rank, count, port, device, asked))
             for process in started:
                 _, told = process.communicate(timeout=_RANK_S)
                 if process.returncode:
@@ -53,9 +58,9 @@ def measure_step(
     return max(seconds for seconds, _ in rows), sum(peak for _, peak in rows) / 1e6
 
 
-def _start(rank: int, count: int, port: int, asked: str) -> subprocess.Popen:
+def _start(rank: int, count: int, port: int, device: str, asked: str) -> subprocess.Popen:
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": device}
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-m", __name__, asked]

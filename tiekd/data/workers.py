@@ -23,7 +23,7 @@ from tiekd.errors import DataError
 
 TIMEOUT_S = 300.0
 _DYING_S = 2.0
-_STARTING_S = 10.0  # it takes some 20 ms
+_STARTING_S = 5.0  # it takes some 20 ms
 _STARTS = 3
 
 _ending = False  # workers die because we end them
@@ -57,15 +57,14 @@ def read(
             # Without a generator of its own the loader draws a seed from the global stream at every start.
             generator=torch.Generator().manual_seed(0),
         )
-        others = multiprocessing.active_children()
         iterator = iter(loader)
-        started = [process for process in multiprocessing.active_children() if process not in others]
-        problem = stuck = None
+        started = list(getattr(iterator, "_workers", ()))
+        # After the last start we wait as for a batch, in case the machine is that slow.
+        problem, stuck = None, start < _STARTS
         try:
             if workers:
                 _tell_deaths_as_data_errors()
-            # After the last start we wait as for a batch, in case the machine is that slow.
-            stuck = start < _STARTS and not all(running.acquire(timeout=_STARTING_S) for _ in started)
+            stuck = stuck and not all(running.acquire(timeout=_STARTING_S) for _ in started)
             while problem is None and not stuck:
                 try:
                     result = next(iterator)

@@ -28,13 +28,13 @@ class Checkpoint(Hook):
     ):
         for name, value in (("interval", interval), ("keep_last", keep_last), ("keep_every", keep_every)):
             if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
-                raise RecipeError(f"checkpoint.{name}: got {value!r}; it must be a whole number from 1")
+                raise RecipeError(f"{name}: got {value!r}; it must be a whole number from 1")
         if keep_every is not None and keep_every % interval:
-            raise RecipeError(f"checkpoint.keep_every: got {keep_every}; it must be a multiple of interval, {interval}")
+            raise RecipeError(f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}")
         if by not in ("epoch", "iteration"):
-            raise RecipeError(f"checkpoint.by: got {by!r}; allowed: epoch, iteration")
+            raise RecipeError(f"by: got {by!r}; allowed: epoch, iteration")
         if on_error not in ("continue", "stop"):
-            raise RecipeError(f"checkpoint.on_error: got {on_error!r}; allowed: continue, stop")
+            raise RecipeError(f"on_error: got {on_error!r}; allowed: continue, stop")
         self.hooks, self.info, self.interval, self.by = hooks, info, interval, by
         self.keep_last, self.keep_every, self.on_error = keep_last, keep_every, on_error
 

@@ -45,8 +45,7 @@ class Preemption(Hook):
         ranks = distributed.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         # A handler has to wait for a collective that the main thread is in; the thread at the pipe's end hasn't.
         ours, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
@@ -66,8 +65,8 @@ class Preemption(Hook):
     def after_train(self, state) -> None:
         self._answer()
         ancestry.when_lost(ancestry.end_process)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
         if signal.set_wakeup_fd(-1) == self._signals:
             os.close(self._signals)
 

@@ -62,7 +62,7 @@ class TensorBoard(Hook):
             ("num_images", num_images, 1),
         ):
             if type(value) is not int or value < least:
-                raise RecipeError(f"tensorboard.{name}: got {value!r}; it must be a whole number from {least}")
+                raise RecipeError(f"{name}: got {value!r}; it must be a whole number from {least}")
         self.interval, self.image_interval = interval, image_interval
         self.num_images, self.max_depth, self.text_log = num_images, max_depth, text_log
         self.frames = frames
@@ -189,5 +189,5 @@ def writer_class() -> type:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise LaunchError(f"tensorboard: {error}; pip install tensorboard, or remove the hook") from None
+        raise LaunchError(f"tensorboard: {error}; pip install tensorboard") from None
     return SummaryWriter

@@ -41,7 +41,7 @@ class TextLog(Hook):
 
     def __init__(self, interval: int = 50, by_epoch: bool | None = None, exp_name: str | None = None):
         if type(interval) is not int or interval < 1:
-            raise RecipeError(f"text_log.interval: got {interval!r}; it must be a whole number of iterations from 1")
+            raise RecipeError(f"interval: got {interval!r}; it must be a whole number of iterations from 1")
         self.interval, self.by_epoch, self.exp_name = interval, by_epoch, exp_name
         self.last_means: dict[str, float] = {}
         self.last_iteration = 0

@@ -21,10 +21,10 @@ def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, values, 0).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
 
 
-def check_top_crop(top_crop: int, height: int, where: str) -> None:
+def check_top_crop(top_crop: int, height: int) -> None:
     """Refuses to crop all rows of a picture away: nothing would be learned."""
     if top_crop >= height:
         raise RecipeError(
-            f"{where}.top_crop: {top_crop} rows of a picture of {height} leave none; make data.augment.crop taller or "
+            f"top_crop: {top_crop} rows of a picture of {height} leave none; make data.augment.crop taller or "
             "the top crop smaller"
         )

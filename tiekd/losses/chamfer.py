@@ -27,13 +27,13 @@ class Chamfer(nn.Module):
     def __init__(self, max_depth: float | None = None):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
-            raise RecipeError(f"losses.chamfer.max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
+            raise RecipeError(f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
         self.max_depth = max_depth
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
         """(B,) float32, square metres, from bin_centres (B, K) and target (B, 1, H, W), metres, 0 where not valid."""
         if prediction.bin_centres is None:
-            raise RecipeError("losses.chamfer: the network gives no bins; it needs `head: {name: adabins, ...}`")
+            raise RecipeError("the network gives no bins; it needs `head: {name: adabins, ...}`")
         centres = prediction.bin_centres.float().sort(1).values
         valid = valid_pixels(target, self.max_depth).flatten(1)
         depths = torch.where(valid, target.flatten(1), torch.inf)

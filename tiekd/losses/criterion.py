@@ -75,7 +75,11 @@ class Criterion(nn.Module):
         for key, term in self.terms.items():
             target = teacher_depth if term.against == "teacher" else batch.depth
             position = {"iteration": iteration} if key in self.told_iteration else {}
-            values[f"decode.loss_{key}"] = term.weight * term.loss(prediction, target, **position).mean()
+            try:
+                loss = term.loss(prediction, target, **position)
+            except RecipeError as error:
+                raise RecipeError(f"losses.{key}: {error}") from None
+            values[f"decode.loss_{key}"] = term.weight * loss.mean()
         return values | {"loss": sum(values.values())}
 
 

@@ -29,19 +29,19 @@ class DPM(nn.Module):
     def __init__(self, max_depth: float | None = None, top_crop: int = 0):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
-            raise RecipeError(f"losses.dpm.max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
+            raise RecipeError(f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
         if top_crop < 0:
-            raise RecipeError(f"losses.dpm.top_crop: {top_crop} rows can't be cropped; give 0 or more")
+            raise RecipeError(f"top_crop: {top_crop} rows can't be cropped; give 0 or more")
         self.max_depth = max_depth
         self.top_crop = top_crop
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
         """(B,) float32, nats, from prediction.divergence and target, both (B, 1, H, W); target 0 where not valid."""
         if prediction.divergence is None:
-            raise RecipeError("losses.dpm: the network gives no divergence; it needs `head: {name: dpm, ...}`")
+            raise RecipeError("the network gives no divergence; it needs `head: {name: dpm, ...}`")
         divergence = prediction.divergence.float()
         if self.top_crop:
-            check_top_crop(self.top_crop, target.shape[2], "losses.dpm")
+            check_top_crop(self.top_crop, target.shape[2])
             divergence = divergence.clone()
             divergence[:, :, : self.top_crop] = 0
         return mean_over_valid(divergence, valid_pixels(target, self.max_depth))

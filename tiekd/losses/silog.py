@@ -33,11 +33,11 @@ class SILog(nn.Module):
     def __init__(self, max_depth: float | None = None, reduce: str = "image", warm_up: int = 0):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
-            raise RecipeError(f"losses.silog.max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
+            raise RecipeError(f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
         if reduce not in REDUCE:
-            raise RecipeError(f"losses.silog.reduce: {reduce!r} is not known; there are: {', '.join(REDUCE)}")
+            raise RecipeError(f"reduce: {reduce!r} is not known; there are: {', '.join(REDUCE)}")
         if warm_up < 0:
-            raise RecipeError(f"losses.silog.warm_up: {warm_up} iterations can't be warmed up; give 0 or more")
+            raise RecipeError(f"warm_up: {warm_up} iterations can't be warmed up; give 0 or more")
         self.max_depth = math.inf if max_depth is None else max_depth
         self.reduce = reduce
         self.warm_up = warm_up

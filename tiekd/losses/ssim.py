@@ -54,13 +54,13 @@ class SSIM(nn.Module):
     ):
         super().__init__()
         if space not in SPACES:
-            raise RecipeError(f"losses.ssim.space: {space!r} is not known; there are: {', '.join(SPACES)}")
+            raise RecipeError(f"space: {space!r} is not known; there are: {', '.join(SPACES)}")
         if released and (space != "metres" or signed):
-            raise RecipeError("losses.ssim: released means space metres and signed false; leave these two out")
+            raise RecipeError("released: true means space metres and signed false; leave these two out")
         if max_depth is not None and (space != "normalised" or not max_depth > 0):
-            raise RecipeError(f"losses.ssim.max_depth: {max_depth} is only used, > 0, with `space: normalised`")
+            raise RecipeError(f"max_depth: {max_depth} is only used, > 0, with `space: normalised`")
         if top_crop < 0 or (top_crop and not released):
-            raise RecipeError(f"losses.ssim.top_crop: {top_crop} is only allowed, >= 0, with `released: true`")
+            raise RecipeError(f"top_crop: {top_crop} is only allowed, >= 0, with `released: true`")
         self.space = space
         self.signed = not released if signed is None else signed
         self.released = released
@@ -71,7 +71,7 @@ class SSIM(nn.Module):
         """(B,) float32 from prediction.depth and target, both (B, 1, H, W), metres; target 0 where not valid."""
         depth = prediction.depth.float()
         if self.released:
-            check_top_crop(self.top_crop, target.shape[2], "losses.ssim")
+            check_top_crop(self.top_crop, target.shape[2])
             border = WINDOW // 2
             zeros = (border, border, border, border + self.top_crop)
             depth, target = (F.pad(d[:, :, self.top_crop :], zeros) for d in (depth, target))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tiekd.durable import sync
 from tiekd.errors import CheckpointError
 from tiekd.models import weights
 from tiekd.models.factory import build_network
@@ -80,12 +81,12 @@ def write(path: Path, content: Mapping) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(partial)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: can't be written ({error.strerror}); give another --out") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _report(ours: Mapping[str, Tensor], network_node: dict) -> Report:

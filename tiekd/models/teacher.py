@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tiekd.config import build, load_recipe
 from tiekd.data.batch import Batch
-from tiekd.errors import CheckpointError, RecipeError, TeacherError
+from tiekd.errors import CheckpointError, TeacherError
 from tiekd.evaluation import predict
 from tiekd.models import weights
 from tiekd.models.factory import build_network
@@ -92,9 +92,9 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
     """The teacher of `recipe["teacher"]`; None makes the ground truth one.
 
     name: a module outside the project, see OutsideTeacher; all other keys are its build's then. Otherwise:
-    checkpoint: a file of weights or a work dir; without it, that recipe's work dir. A work dir means its best, else its
-    latest, weights. flip, precision: see FrozenTeacher. Raises TeacherError when there are no weights or they belong to
-    another network.
+    checkpoint: a file of weights, a checkpoint's folder or a work dir; without it, that recipe's work dir. A work dir
+    means its best, else its latest, weights. flip, precision: see FrozenTeacher. Raises TeacherError when there are no
+    weights or they belong to another network.
     """
     if node is None:
         return GroundTruth()
@@ -117,10 +117,7 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
     if precision == "fp16" and device.type == "cpu":
         raise TeacherError("teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32")
     path = teacher_checkpoint(node)
-    try:
-        network = build_network(node["network"])
-    except RecipeError as error:
-        raise RecipeError(f"teacher: {error}") from None
+    network = build_network(node["network"], "teacher.network")
     try:
         state = weights.read_weights(path)
     except CheckpointError as error:

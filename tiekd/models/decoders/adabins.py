@@ -33,7 +33,7 @@ class AdaBins(nn.Module):
         super().__init__()
         if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
             raise RecipeError(
-                f"decoder.widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
+                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
                 "the encoder, fine to coarse"
             )
         deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)

@@ -46,9 +46,9 @@ class Bts(nn.Module):
                 f"decoder (bts): the encoder's taps are at strides {list(encoder_strides)}; allowed: {list(STRIDES)}"
             )
         if width not in WIDTHS:
-            raise RecipeError(f"decoder.width: got {width}; allowed: {', '.join(map(str, WIDTHS))}")
+            raise RecipeError(f"width: got {width}; allowed: {', '.join(map(str, WIDTHS))}")
         if not 0 < norm_momentum <= 1:
-            raise RecipeError(f"decoder.norm_momentum: got {norm_momentum}; it must be above 0 and at most 1")
+            raise RecipeError(f"norm_momentum: got {norm_momentum}; it must be above 0 and at most 1")
         skip2, skip4, skip8, skip16, deepest = encoder_channels
         w16, w8, w4, w2, w1 = (width >> i for i in range(5))
         self.up5 = UpConv(deepest, w16)

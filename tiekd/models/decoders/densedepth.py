@@ -42,18 +42,18 @@ class DenseDepth(nn.Module):
         super().__init__()
         if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
             raise RecipeError(
-                f"decoder.widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
+                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
                 "the encoder, fine to coarse"
             )
         possible = encoder_strides[0].bit_length() - 1
         if extra_ups not in range(possible + 1):
             raise RecipeError(
-                f"decoder.extra_ups: got {extra_ups}; the finest tap is at stride {encoder_strides[0]}: 0 to {possible}"
+                f"extra_ups: got {extra_ups}; the finest tap is at stride {encoder_strides[0]}: 0 to {possible}"
             )
         if extra_width is not None and (not isinstance(extra_width, int) or extra_width < 1 or not extra_ups):
-            raise RecipeError(f"decoder.extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0")
+            raise RecipeError(f"extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0")
         if activation not in ACTIVATIONS:
-            raise RecipeError(f"decoder.activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+            raise RecipeError(f"activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
         deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)
         levels = [
             TwoConvs(widths[i + 1] + encoder_channels[i], widths[i], activation)

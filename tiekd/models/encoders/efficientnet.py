@@ -45,9 +45,9 @@ class EfficientNet(nn.Module):
     def __init__(self, variant: str = "b5", taps: Sequence[int] = (0, 1, 2, 4, 7), pretrained: str | None = None):
         super().__init__()
         if variant not in VARIANTS:
-            raise RecipeError(f"encoder.variant: got {variant!r}; allowed: {', '.join(VARIANTS)}")
+            raise RecipeError(f"variant: got {variant!r}; allowed: {', '.join(VARIANTS)}")
         if not taps or list(taps) != sorted(set(taps) & set(range(CONV_HEAD + 1))):
-            raise RecipeError(f"encoder.taps: got {list(taps)}; out of 0 to 6 (stages), 7 (last conv), increasing")
+            raise RecipeError(f"taps: got {list(taps)}; out of 0 to 6 (stages), 7 (last conv), increasing")
         self.pretrained, self.torchvision_name = pretrained, None
         self.taps = tuple(taps)
         width, depth = VARIANTS[variant]

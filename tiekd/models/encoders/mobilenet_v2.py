@@ -119,13 +119,13 @@ class InvertedResidual(nn.Module):
 
 def _checked(strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float) -> tuple[int, ...]:
     if len(strides) != 7 or any(stride not in (1, 2) for stride in strides):
-        raise RecipeError(f"encoder.strides: got {list(strides)}; 7 values, one per stage, each 1 or 2")
+        raise RecipeError(f"strides: got {list(strides)}; 7 values, one per stage, each 1 or 2")
     if len(dilations) != 7 or any(not isinstance(d, int) or d < 1 for d in dilations):
-        raise RecipeError(f"encoder.dilations: got {list(dilations)}; 7 whole numbers, one per stage, each at least 1")
+        raise RecipeError(f"dilations: got {list(dilations)}; 7 whole numbers, one per stage, each at least 1")
     if not taps or list(taps) != sorted(set(taps) & set(range(7))):
-        raise RecipeError(f"encoder.taps: got {list(taps)}; stages out of 0, 1, 2, 3, 4, 5, 6, increasing")
+        raise RecipeError(f"taps: got {list(taps)}; stages out of 0, 1, 2, 3, 4, 5, 6, increasing")
     if not width > 0:
-        raise RecipeError(f"encoder.width: got {width}; a factor above 0, 1.0 is the published width")
+        raise RecipeError(f"width: got {width}; a factor above 0, 1.0 is the published width")
     return tuple(taps)
 
 

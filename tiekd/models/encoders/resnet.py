@@ -35,9 +35,9 @@ class ResNet(nn.Module):
         super().__init__()
         if depth not in BASIC_BLOCKS | BOTTLENECK_BLOCKS:
             allowed = ", ".join(map(str, BASIC_BLOCKS | BOTTLENECK_BLOCKS))
-            raise RecipeError(f"encoder.depth: got {depth}; allowed: {allowed}")
+            raise RecipeError(f"depth: got {depth}; allowed: {allowed}")
         if not taps or list(taps) != sorted(set(taps) & set(range(5))):
-            raise RecipeError(f"encoder.taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing")
+            raise RecipeError(f"taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing")
         self.pretrained, self.torchvision_name = pretrained, f"resnet{depth}"
         self.taps = tuple(taps)
         block = BasicBlock if depth in BASIC_BLOCKS else Bottleneck

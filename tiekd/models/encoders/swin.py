@@ -122,17 +122,17 @@ class PatchMerging(nn.Module):
 def _check(width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float) -> None:
     for name, values in (("depths", depths), ("heads", heads)):
         if len(values) != 4 or any(not isinstance(value, int) or value < 1 for value in values):
-            raise RecipeError(f"encoder.{name}: got {list(values)}; 4 whole numbers above 0, one per stage")
+            raise RecipeError(f"{name}: got {list(values)}; 4 whole numbers above 0, one per stage")
     channels = [width << i for i in range(4)]
     if width < 1 or any(c % count for c, count in zip(channels, heads, strict=True)):
         raise RecipeError(
-            f"encoder.heads: got {list(heads)} for stages of {channels} channels (encoder.width {width}); the heads of "
+            f"heads: got {list(heads)} for stages of {channels} channels (width {width}); the heads of "
             "a stage must divide its channels"
         )
     if window < 2:
-        raise RecipeError(f"encoder.window: got {window}; a whole number from 2, published is 7")
+        raise RecipeError(f"window: got {window}; a whole number from 2, published is 7")
     if not 0 <= drop_path < 1:
-        raise RecipeError(f"encoder.drop_path: got {drop_path}; a probability below 1, published is 0.3")
+        raise RecipeError(f"drop_path: got {drop_path}; a probability below 1, published is 0.3")
 
 
 build = Swin

@@ -46,11 +46,11 @@ class AdaBins(nn.Module):
             ("num_positions", num_positions, num_queries + 1),
         ):
             if value < least:
-                raise RecipeError(f"head.{name}: got {value}; it must be at least {least}")
+                raise RecipeError(f"{name}: got {value}; it must be at least {least}")
         if width < NUM_HEADS or width % NUM_HEADS:
-            raise RecipeError(f"head.width: got {width}; it must be a multiple of {NUM_HEADS}, published is 128")
+            raise RecipeError(f"width: got {width}; it must be a multiple of {NUM_HEADS}, published is 128")
         if not 0 <= dropout < 1:
-            raise RecipeError(f"head.dropout: got {dropout}; it must be from 0 to below 1, published is 0.1")
+            raise RecipeError(f"dropout: got {dropout}; it must be from 0 to below 1, published is 0.1")
         self.vit = MiniViT(in_channels, num_bins, num_queries, width, patch, num_positions, dropout)
         # This module's own and not a Conv2d's, as in the DPM head: published files have one name for both.
         self.weight = nn.Parameter(torch.empty(num_bins, num_queries, 1, 1))

@@ -45,13 +45,13 @@ class Dpm(nn.Module):
     ):
         super().__init__()
         if target not in TARGETS:
-            raise RecipeError(f"head.target: got {target!r}; allowed: {', '.join(TARGETS)}")
+            raise RecipeError(f"target: got {target!r}; allowed: {', '.join(TARGETS)}")
         if beyond not in BEYOND:
-            raise RecipeError(f"head.beyond: got {beyond!r}; allowed: {', '.join(BEYOND)}")
+            raise RecipeError(f"beyond: got {beyond!r}; allowed: {', '.join(BEYOND)}")
         if not isinstance(num_bins, int) or num_bins < 2:
-            raise RecipeError(f"head.num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49")
+            raise RecipeError(f"num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49")
         if not sigma > 0:
-            raise RecipeError(f"head.sigma: got {sigma}; metres above 0, published is 0.5")
+            raise RecipeError(f"sigma: got {sigma}; metres above 0, published is 0.5")
         with torch.device("cpu"):
             edges = bin_edges(num_bins, min_depth, max_depth, spacing)
             if target == "gaussian":

@@ -56,8 +56,8 @@ class MiniViT(nn.Module):
         if not self.num_queries < count <= most:
             raise RecipeError(
                 f"head (adabins): features of {height}x{width} give {count} patches of {self.patch}x{self.patch}; it "
-                f"takes {self.num_queries + 1} to {most}: change the crop or the image's size, or head.patch, "
-                "head.num_queries, head.num_positions"
+                f"takes {self.num_queries + 1} to {most}: change the crop or the image's size, or the head's patch, "
+                "num_queries or num_positions"
             )
         tokens = self.embed(x).flatten(2).transpose(1, 2) + self.positions[:count]
         for layer in self.layers:

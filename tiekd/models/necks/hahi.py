@@ -38,11 +38,11 @@ class Hahi(nn.Module):
         if len(encoder_channels) < 2:
             raise RecipeError(f"neck (hahi): the encoder has {len(encoder_channels)} tap; at least 2 are needed")
         if width < 4 or num_heads < 1 or width % 4 or width % num_heads:
-            raise RecipeError(f"neck.width: got {width}; a multiple of 4 and of num_heads ({num_heads})")
+            raise RecipeError(f"width: got {width}; a multiple of 4 and of num_heads ({num_heads})")
         if num_points < 1:
-            raise RecipeError(f"neck.num_points: got {num_points}; a whole number from 1, published is 8")
+            raise RecipeError(f"num_points: got {num_points}; a whole number from 1, published is 8")
         if not 0 <= dropout < 1:
-            raise RecipeError(f"neck.dropout: got {dropout}; a probability below 1, published is 0.1")
+            raise RecipeError(f"dropout: got {dropout}; a probability below 1, published is 0.1")
         self.channels, self.width = tuple(encoder_channels), width
         finest, *coarser = encoder_channels
         self.laterals = nn.ModuleList(ConvNorm(c, c, 1) for c in encoder_channels)
