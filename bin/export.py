@@ -43,31 +43,32 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import exporting, exporting_pictures, reports
+    from tiekd import reports
     from tiekd.errors import ExportError
+    from tiekd.exporting import export, trial_pictures
 
     if args.out.exists() and not args.overwrite:
         raise ExportError(f"--out {args.out}: exists; give another one, or --overwrite to replace it")
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     network, weights = reports.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
-    frames, origin = exporting_pictures.frames(recipe)
+    frames, origin = trial_pictures.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
-    settings = exporting.Settings(
+    settings = export.Settings(
         size=size,
-        format=args.format or exporting.format_of(args.out),
+        format=args.format or export.format_of(args.out),
         input=args.input,
         dynamic=args.dynamic,
         half=args.half,
         confidence=args.confidence,
         readout=args.readout,
     )
-    exporting.check(network, settings, args.out)
+    export.check(network, settings, args.out)
     print(f"Tried on: {len(frames)} of {origin}")
-    least = exporting.least_side(network, settings.dynamic)
-    pictures = exporting_pictures.batches(frames, size, settings.dynamic, least)
+    least = export.least_side(network, settings.dynamic)
+    pictures = trial_pictures.batches(frames, size, settings.dynamic, least)
     facts = {"tiekd": tiekd.__version__, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
-    done = exporting.write(args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout)
+    done = export.write(args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout)
     if done.file_ms is not None:
         print(f"A picture takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch (CPU)")
     print(f"written: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -420,14 +420,14 @@ MUTANTS = [
     ),
     Mutant(
         "disagreeing_export_is_left_behind",
-        "tiekd/exporting.py",
-        "        exporting_check.refuse_disagreement(agreements, path)\n",
+        "tiekd/exporting/export.py",
+        "        agreement.refuse_disagreement(agreements, path)\n",
         "",
         ("exporting",),
     ),
     Mutant(
         "norm_folded_into_a_convolution_that_others_read",
-        "tiekd/exporting_norms.py",
+        "tiekd/exporting/norms.py",
         "return source if len(_users(source)) == 1 else None",
         "return source",
         ("exporting",),

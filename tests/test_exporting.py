@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import tiekd
-from tiekd import exporting, exporting_check, exporting_onnx, exporting_pictures, exporting_program
 from tiekd.errors import ExportError, LaunchError
-from tiekd.exporting_norms import fold_norms
+from tiekd.exporting import agreement, export, onnx_format, program_format, trial_pictures
+from tiekd.exporting.norms import fold_norms
 from tiekd.models.deployed import Deployed
 from tiekd.models.factory import build_network
 
@@ -69,10 +69,10 @@ def sigmoid() -> nn.Module:
     return fitted_network(SIGMOID)
 
 
-def write(path: Path, network, node=DPM, size=SMALL, pictures=None, **options) -> exporting.Exported:
-    settings = exporting.Settings(size, exporting.format_of(path), **options)
+def write(path: Path, network, node=DPM, size=SMALL, pictures=None, **options) -> export.Exported:
+    settings = export.Settings(size, export.format_of(path), **options)
     pictures = [picture(*size)] if pictures is None else pictures
-    return exporting.write(path, network, node, settings, pictures, {"recipe": "tiny"}, io.StringIO())
+    return export.write(path, network, node, settings, pictures, {"recipe": "tiny"}, io.StringIO())
 
 
 def evaluated(network, image: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_a_file_gives_the_networks_metres_of_pixels(tmp_path, request, kind, siz
     network, path = request.getfixturevalue(kind), tmp_path / "student.onnx"
     write(path, network, size=size)
     image = picture(*size, seed=3)
-    wanted, found = evaluated(network, image), exporting_onnx.load(path)(image)[0]
+    wanted, found = evaluated(network, image), onnx_format.load(path)(image)[0]
     assert wanted.max() > 2 * wanted.min()  # not fitted at this size
     assert found.shape == (1, 1, *size) and (found - wanted).abs().max() < 1e-3
 
@@ -104,7 +104,7 @@ def test_a_file_gives_the_networks_metres_of_pixels(tmp_path, request, kind, siz
 def test_an_open_file_takes_any_batch_and_size(tmp_path, dpm):
     path = tmp_path / "student.onnx"
     write(path, dpm, dynamic=True)
-    run = exporting_onnx.load(path)
+    run = onnx_format.load(path)
     for shape in ((1, *SMALL), (1, *ODD), (3, 91, 50), (2, 17, 130)):
         image = picture(*shape[1:], seed=4, batch=shape[0])
         assert (run(image)[0] - evaluated(dpm, image)).abs().max() < 1e-3, shape
@@ -139,14 +139,14 @@ def test_float_pixels_are_of_the_same_range(tmp_path, dpm):
     path = tmp_path / "student.onnx"
     write(path, dpm, input="float")
     image = picture(*SMALL, seed=6)
-    assert (exporting_onnx.load(path)(image.float())[0] - evaluated(dpm, image)).abs().max() < 1e-3
+    assert (onnx_format.load(path)(image.float())[0] - evaluated(dpm, image)).abs().max() < 1e-3
 
 
 def test_confidence_is_the_probability_near_the_likeliest_bin(tmp_path, dpm):
     path = tmp_path / "student.onnx"
     write(path, dpm, confidence=True)
     image = picture(*SMALL, seed=7)
-    depth, confidence = exporting_onnx.load(path)(image)
+    depth, confidence = onnx_format.load(path)(image)
     with torch.no_grad():
         p = dpm.head.probabilities(dpm.features((image.float() - 117) / 57))[0]
     assert confidence.shape == depth.shape and 0 < confidence.min() < confidence.max() <= 1 + 1e-6
@@ -163,7 +163,7 @@ def test_other_readouts_keep_to_the_likeliest_bin(tmp_path, dpm, readout):
     path = tmp_path / "student.onnx"
     write(path, dpm, readout=readout)
     image = picture(*SMALL, seed=8)
-    found = exporting_onnx.load(path)(image)[0]
+    found = onnx_format.load(path)(image)[0]
     assert (found - Deployed(dpm, readout)(image)[0]).abs().quantile(0.99) < 1e-3
     assert (found - evaluated(dpm, image)).abs().max() > 0.1
 
@@ -235,9 +235,9 @@ def test_a_file_that_disagrees_is_not_left_behind(tmp_path, sigmoid, monkeypatch
     ],
 )
 def test_limits_are_those_that_are_stated(change, holds):
-    limits = exporting_check.limits_of(False, "mean", 80.0)
+    limits = agreement.limits_of(False, "mean", 80.0)
     assert limits[:2] == (1e-3, 1e-2)
-    row = exporting_check.Agreement((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, limits)
+    row = agreement.Agreement((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, limits)
     assert row._replace(**change).holds() is holds
 
 
@@ -250,15 +250,15 @@ def test_limits_are_those_that_are_stated(change, holds):
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, dpm, name, options, line):
-    settings = replace(exporting.Settings(SMALL), **options)
+    settings = replace(export.Settings(SMALL), **options)
     with pytest.raises(ExportError, match=line):
-        exporting.check(dpm, settings, tmp_path / name)
+        export.check(dpm, settings, tmp_path / name)
 
 
 @pytest.mark.parametrize("options", [{"confidence": True}, {"readout": "local"}])
 def test_what_only_a_distribution_has_is_refused_of_others(tmp_path, sigmoid, options):
     with pytest.raises(ExportError, match="this network's head isn't a DPM head"):
-        exporting.check(sigmoid, exporting.Settings(SMALL, **options), tmp_path / "a.onnx")
+        export.check(sigmoid, export.Settings(SMALL, **options), tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize("name", ["plain.txt/x.pth", "folder.pth"])
@@ -266,28 +266,28 @@ def test_a_file_that_can_not_be_there_is_refused_before_the_work(tmp_path, sigmo
     (tmp_path / "plain.txt").write_text("mine")
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(LaunchError, match=rf"^--out .*{name}: ") as error:
-        exporting.check(sigmoid, exporting.Settings(SMALL, "weights"), tmp_path / name)
+        export.check(sigmoid, export.Settings(SMALL, "weights"), tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_the_second_size_that_is_tried_is_one_that_the_file_takes(dpm):
-    least = exporting.least_side(dpm, True)
+    least = export.least_side(dpm, True)
     side = least + 1
-    *_, both = exporting_pictures.batches([picture(64, 64)[0]] * 2, (side, side), True, least)
+    *_, both = trial_pictures.batches([picture(64, 64)[0]] * 2, (side, side), True, least)
     assert min(both.shape[2:]) >= least and both.shape[2] % 2 == 1
 
 
 def test_pictures_of_a_data_set_in_the_current_folder_are_its_own(monkeypatch):
     frames = [SimpleNamespace(image=picture(48, 64, seed)[0]) for seed in range(3)]
-    monkeypatch.setattr(exporting_pictures, "build_dataset", lambda *_, **__: frames)
-    found, origin = exporting_pictures.frames({"network": DPM, "data": {"name": "folder", "images": "rides"}})
+    monkeypatch.setattr(trial_pictures, "build_dataset", lambda *_, **__: frames)
+    found, origin = trial_pictures.frames({"network": DPM, "data": {"name": "folder", "images": "rides"}})
     assert origin == "folder (val)" and found[0] is frames[0].image and found[1] is frames[1].image
 
 
 def test_missing_packages_are_named(tmp_path, dpm, monkeypatch):
-    monkeypatch.setattr(exporting_onnx, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_format, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(ExportError, match=r"needs no_such_package, not installed here; pip install no_such_package"):
-        exporting.check(dpm, exporting.Settings(SMALL), tmp_path / "a.onnx")
+        export.check(dpm, export.Settings(SMALL), tmp_path / "a.onnx")
 
 
 def test_sizes_that_cannot_be_left_open_are_one_line(dpm):
@@ -296,13 +296,13 @@ def test_sizes_that_cannot_be_left_open_are_one_line(dpm):
             return (image.float() if image.shape[2] % 2 else image.double(),)
 
     with pytest.raises(ExportError, match="leave out --dynamic and export one file a size"):
-        exporting_program.trace(ByValue(dpm, open_sizes=True), SMALL, torch.uint8, True)
+        program_format.trace(ByValue(dpm, open_sizes=True), SMALL, torch.uint8, True)
 
 
 def test_pictures_are_the_recipes_or_rendered_ones(tmp_path):
     recipe = {"network": DPM, "data": {"name": "kitti", "root": str(tmp_path)}}
-    found, origin = exporting_pictures.frames(recipe)
+    found, origin = trial_pictures.frames(recipe)
     assert len(found) == 2 and origin.startswith("built-in scenes") and str(tmp_path) in origin
-    one, other, both = exporting_pictures.batches(found, (96, 128), dynamic=True)
+    one, other, both = trial_pictures.batches(found, (96, 128), dynamic=True)
     assert one.shape == other.shape == (1, 3, 96, 128) and both.shape == (2, 3, 73, 97) and both.dtype == torch.uint8
     assert (one.float().mean() - found[0].float().mean()).abs() < 2

@@ -11,8 +11,8 @@ import runs
 import torch
 
 from tiekd.config import load_recipe
-from tiekd.exporting_check import Reference
-from tiekd.exporting_pictures import batches
+from tiekd.exporting.agreement import Reference
+from tiekd.exporting.trial_pictures import batches
 
 EXPORT = runs.ROOT / "bin" / "export.py"
 STUDENTS = runs.ROOT / "model_configs" / "students"

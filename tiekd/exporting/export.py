@@ -1,12 +1,12 @@
 """A student as a file that needs nothing of this project to run: pixels in, metres out, checked before it is there.
 
-    onnx           one self-contained .onnx of standard operators (tiekd/exporting_onnx.py)
-    torch_export   a .pt2 of torch.export, for torch alone (tiekd/exporting_program.py)
+    onnx           one self-contained .onnx of standard operators (tiekd/exporting/onnx_format.py)
+    torch_export   a .pt2 of torch.export, for torch alone (tiekd/exporting/program_format.py)
     weights        a .pth with the plain float32 state dict and the recipe node that builds its network
 
-The file is written beside, read back, run on pictures and held against the network (tiekd/exporting_check.py); what
+The file is written beside, read back, run on pictures and held against the network (tiekd/exporting/agreement.py); what
 doesn't agree is removed. Half precision is float16 inside, after norms were folded into the convolutions before them
-(tiekd/exporting_norms.py); input and output stay as they are.
+(tiekd/exporting/norms.py); input and output stay as they are.
 Cost: seconds to minutes of tracing, and per picture two runs on the CPU; with a DPM head at full resolution about three
 (K, H, W) float32 tensors. Left out: integers (quantisation), sizes left open where a network's arithmetic depends on
 them (BTS, AdaBins, Swin), and files above the 2 GB of a protobuf.
@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from tiekd import exporting_check, exporting_onnx, exporting_program, reports
+from tiekd import reports
 from tiekd.durable import sync
 from tiekd.errors import ExportError
-from tiekd.exporting_norms import fold_norms
+from tiekd.exporting import agreement, onnx_format, program_format
+from tiekd.exporting.norms import fold_norms
 from tiekd.models import weights
 from tiekd.models.deployed import Deployed
 from tiekd.models.factory import build_network
@@ -63,7 +64,7 @@ class Settings:
 class Exported(NamedTuple):
     """agreements: one row per tried size. file_ms, torch_ms: of one picture, on the CPU; None for weights."""
 
-    agreements: list[exporting_check.Agreement]
+    agreements: list[agreement.Agreement]
     file_ms: float | None
     torch_ms: float | None
 
@@ -96,7 +97,7 @@ def check(network: Network, settings: Settings, path: Path) -> None:
         option = "--confidence" if settings.confidence else f"--readout {settings.readout}"
         raise ExportError(f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head")
     if settings.format == "onnx":
-        exporting_onnx.check_packages()
+        onnx_format.check_packages()
     reports.check_output("--out", path, SUFFIXES[settings.format])
 
 
@@ -120,21 +121,21 @@ def write(
         stream.write(f"Writing {settings.format}\n")
         facts = {**facts, **_description(network, settings)}
         read_back = _FORMATS[settings.format](partial, network, node, settings, facts)
-        reference = exporting_check.Reference(network, settings.readout, settings.confidence)
-        limits = exporting_check.limits_of(settings.half, settings.readout, network.max_depth)
+        reference = agreement.Reference(network, settings.readout, settings.confidence)
+        limits = agreement.limits_of(settings.half, settings.readout, network.max_depth)
 
         def run(image: Tensor) -> tuple[Tensor, ...]:
             return read_back(image.to(INPUTS[settings.input]))
 
         agreements = []
         for batch in pictures:
-            agreements.append(exporting_check.agreement(run, reference, batch, limits))
+            agreements.append(agreement.agreement(run, reference, batch, limits))
             stream.write(f"{agreements[-1]}\n")
         file_ms = torch_ms = None
         if settings.format != "weights":
             one = pictures[0][:1]
-            file_ms, torch_ms = (exporting_check.latency_ms(each, one) for each in (run, reference))
-        exporting_check.refuse_disagreement(agreements, path)
+            file_ms, torch_ms = (agreement.latency_ms(each, one) for each in (run, reference))
+        agreement.refuse_disagreement(agreements, path)
         sync(partial)
         os.replace(partial, path)
     finally:
@@ -146,31 +147,31 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
     deployed = Deployed(network, settings.readout, settings.confidence, settings.dynamic)
     shape = settings.size, INPUTS[settings.input], settings.dynamic
     if not settings.half:
-        return exporting_program.trace(deployed, *shape)
+        return program_format.trace(deployed, *shape)
     deployed = copy.deepcopy(deployed)
-    fold_norms(deployed, exporting_program.trace(deployed, *shape))
+    fold_norms(deployed, program_format.trace(deployed, *shape))
     deployed.network.half()
-    return exporting_program.trace(deployed, *shape)
+    return program_format.trace(deployed, *shape)
 
 
 def _write_onnx(path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
     program = _program(network, settings)
-    exporting_onnx.write(path, program, settings.outputs, settings.dynamic, facts)
-    return exporting_onnx.load(path)
+    onnx_format.write(path, program, settings.outputs, settings.dynamic, facts)
+    return onnx_format.load(path)
 
 
 def _write_torch_export(
     path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]
 ) -> Callable:
-    exporting_program.write(path, _program(network, settings), facts)
-    return exporting_program.load(path)
+    program_format.write(path, _program(network, settings), facts)
+    return program_format.load(path)
 
 
 def _write_weights(path: Path, network: Network, node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
     torch.save({"state_dict": network.state_dict(), "network": node, "iteration": 0, "facts": facts}, path)
     again = build_network(weights.read_checkpoint(path)["network"]).eval()
     weights.load_into(again, weights.read_weights(path))
-    return exporting_check.Reference(again, settings.readout, settings.confidence)
+    return agreement.Reference(again, settings.readout, settings.confidence)
 
 
 def _description(network: Network, settings: Settings) -> dict[str, str]:
