@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, launch_record  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main() -> None:
     from tiekd.options import TrainSettings
     from tiekd.run import build_dataset, loading_of
 
-    record = launch.read_record(args.work_dir)
+    record = launch_record.read(args.work_dir)
     recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)
     engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
     out = (args.out or args.work_dir / "batches").resolve()

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tiekd import launch, outside
+from tiekd import launch_record, outside
 from tiekd.config import load_recipe
 
 
@@ -52,7 +52,7 @@ def test_a_recipe_that_a_run_saved_leads_to_where_the_run_was_started(tmp_path, 
         monkeypatch.setenv(name, value)
     (tmp_path / "started_in").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path / "started_in")
-    launch.write_record(tmp_path / "work", tmp_path / "recipes" / "mine.yaml")
+    launch_record.write(tmp_path / "work", tmp_path / "recipes" / "mine.yaml")
     monkeypatch.chdir(tmp_path / "here")
     load_recipe(saved)
     assert outside.import_module(f"of_a_run_in_{place}.part").found

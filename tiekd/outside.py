@@ -44,13 +44,13 @@ def import_module(name: str) -> ModuleType | None:
 
 
 def _folders() -> Iterator[Path]:
-    from tiekd import launch
+    from tiekd import launch_record
 
     yield Path.cwd()
     for folder in _recipe_folders:
         yield folder
         with contextlib.suppress(CheckpointError):  # most recipes are in no work dir
-            record = launch.read_record(folder)
+            record = launch_record.read(folder)
             yield from (Path(record.recipe).parent, Path(record.folder))
 
 

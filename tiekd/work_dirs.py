@@ -1,7 +1,7 @@
 """Whose a work dir is, and what of a run is written down in it besides logs and checkpoints.
 
     config.yaml ds_config.json    the recipe and the engine config, resolved; the run can be repeated from these two
-    launch.json hostfile          how it was started (tiekd/launch.py), and on which machines where they are many
+    launch.json hostfile          how it was started (tiekd/launch_record.py), and on which machines where they are many
     environment.txt               on what machine and software
     outcome.json                  running, finished, stopped, orphaned or failed; who was killed left "running"
     .lock                         held by the main rank while it lives, so that two runs can't share a work dir
@@ -24,7 +24,7 @@ from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
 
-from tiekd import checkpoint, distributed, launch
+from tiekd import checkpoint, distributed, launch_record
 from tiekd.config import dump_recipe, load_recipe
 from tiekd.durable import replace_text
 from tiekd.engine import EngineConfig
@@ -155,7 +155,7 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, config: EngineConfig)
     replace_text(work_dir / ENGINE_CONFIG, json.dumps(config.values, indent=2) + "\n")
     facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
     replace_text(work_dir / ENVIRONMENT, facts)
-    launch.write_record(work_dir, recipe_path)
+    launch_record.write(work_dir, recipe_path)
 
 
 def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
@@ -169,8 +169,8 @@ def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
 
 
 def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
-    if (work_dir / launch.RECORD).exists():
-        maker = launch.read_record(work_dir).recipe
+    if (work_dir / launch_record.RECORD).exists():
+        maker = launch_record.read(work_dir).recipe
         if maker != str(recipe_path):
             return f"{work_dir} belongs to {maker}; give this run another --work-dir"
     elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():  # not of a start that was killed

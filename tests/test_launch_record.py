@@ -1,0 +1,65 @@
+"""How a run is started again: on the ranks, devices and machines that it had, or those of them that are chosen."""
+
+from pathlib import Path
+
+import pytest
+
+from tiekd import launch_record
+from tiekd.errors import CheckpointError, LaunchError
+
+RECORD = {
+    "recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2, "visible_devices": "0,1",
+    "master_port": 29500, "folder": ".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "expected"),
+    [
+        ({}, [], ["--num_gpus=2", "--master_port=29500"]),
+        ({"visible_devices": "4,5"}, [], ["--include=localhost:4,5", "--master_port=29500"]),
+        ({"visible_devices": "4,5"}, ["--num_gpus=1"], ["--master_port=29500", "--num_gpus=1"]),
+        ({}, ["--master_port=29501"], ["--num_gpus=2", "--master_port=29501"]),
+        ({"world_size": 4}, ["--hostfile=h"], ["--master_port=29500", "--hostfile=h"]),
+    ],
+)
+def test_the_launcher_starts_the_same_ranks_unless_told_otherwise(change, given, expected):
+    assert launch_record.LaunchRecord(**(RECORD | change)).launcher_options(given, Path("work")) == expected
+
+
+@pytest.mark.parametrize("given", [[], ["--master_port=29501"]])
+def test_a_run_of_unknown_machines_asks_on_which_to_go_on(given):
+    with pytest.raises(LaunchError, match="4 ranks on several machines.*--hostfile"):
+        launch_record.LaunchRecord(**(RECORD | {"world_size": 4})).launcher_options(given, Path("work"))
+
+
+MACHINES = {"world_size": 3, "ranks_per_node": 1, "nodes": {"a": [0], "b": [0, 2]}, "master_addr": "10.0.0.1"}
+SAME_MACHINES = ["--include=a:0@b:0,2", "--master_addr=10.0.0.1", "--master_port=29500"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], ["--hostfile={}", *SAME_MACHINES]),
+        (["--launcher=openmpi"], ["--hostfile={}", *SAME_MACHINES, "--launcher=openmpi"]),
+        (["--exclude=b"], ["--hostfile={}", "--master_port=29500", "--exclude=b"]),
+        (["--include=a"], ["--hostfile={}", "--master_port=29500", "--include=a"]),
+        (["--hostfile=h"], ["--master_port=29500", "--hostfile=h"]),
+        (["--num_gpus=2"], ["--master_port=29500", "--num_gpus=2"]),
+        (["--include=localhost:1"], ["--master_port=29500", "--include=localhost:1"]),
+    ],
+)
+def test_a_run_of_many_machines_goes_on_on_those_of_them_that_are_chosen(given, expected, tmp_path):
+    (tmp_path / "hostfile").touch()
+    options = launch_record.LaunchRecord(**(RECORD | MACHINES)).launcher_options(given, tmp_path)
+    assert options == [option.format(tmp_path / "hostfile") for option in expected]
+
+
+def test_the_launcher_is_not_started_without_its_hostfile_for_it_would_take_this_machine_alone(tmp_path):
+    with pytest.raises(LaunchError, match="hostfile, with the run's machines, is gone"):
+        launch_record.LaunchRecord(**(RECORD | MACHINES)).launcher_options(["--exclude=b"], tmp_path)
+
+
+def test_a_folder_without_a_run_is_no_work_dir(tmp_path):
+    with pytest.raises(CheckpointError, match="no run to resume here"):
+        launch_record.read(tmp_path)
