@@ -44,8 +44,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import comparison, distributed, durable, evaluation, frame_pictures, frame_rows, reports
+    from tiekd import comparison, distributed, durable, evaluation, frame_rows, reports
     from tiekd.config import settings
+    from tiekd.drawing import frame_pictures
     from tiekd.run import build_dataset, loading_of
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)

@@ -53,10 +53,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import cameras, inputs, outputs, reports, student, working_size
+    from tiekd import reports, student, working_size
     from tiekd.errors import CheckpointError, DataError
-    from tiekd.prediction import predict_all
-    from tiekd.predictor import Predictor
+    from tiekd.predicting import cameras, inputs, outputs
+    from tiekd.predicting.prediction import predict_all
+    from tiekd.predicting.predictor import Predictor
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     data = recipe.get("data", {})

@@ -32,11 +32,11 @@ def main() -> None:
     args = parse_arguments()
     import torch
 
-    from tiekd import pictures
     from tiekd.config import load_recipe, settings
     from tiekd.data.depth_io import write_image
     from tiekd.data.remade import describe, global_batch
     from tiekd.data.transforms import Augment
+    from tiekd.drawing import pictures
     from tiekd.errors import LaunchError
     from tiekd.models.teacher import build_teacher
     from tiekd.options import TrainSettings

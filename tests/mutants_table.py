@@ -336,7 +336,7 @@ MUTANTS = [
     ),
     Mutant(
         "pictures_update_the_statistics",
-        "tiekd/views.py",
+        "tiekd/drawing/views.py",
         "    network.eval()\n",
         "",
         ("tensorboard",),
@@ -350,7 +350,7 @@ MUTANTS = [
     ),
     Mutant(
         "target_of_another_cell",
-        "tiekd/explaining.py",
+        "tiekd/drawing/explaining.py",
         "place // head.stride * head.stride",
         "place // head.stride",
         ("explaining",),
@@ -371,7 +371,7 @@ MUTANTS = [
     ),
     Mutant(
         "sharp_depth_is_interpolated_across_edges",
-        "tiekd/predictor.py",
+        "tiekd/predicting/predictor.py",
         "size, self.student.smooth)[0, 0]",
         "size, True)[0, 0]",
         ("prediction",),
@@ -392,7 +392,7 @@ MUTANTS = [
     ),
     Mutant(
         "an_input_is_written_over",
-        "tiekd/outputs.py",
+        "tiekd/predicting/outputs.py",
         "if path.resolve() in sources:",
         "if path.resolve() in ():",
         ("outputs",),
@@ -406,7 +406,7 @@ MUTANTS = [
     ),
     Mutant(
         "one_broken_picture_ends_a_prediction",
-        "tiekd/prediction.py",
+        "tiekd/predicting/prediction.py",
         "    except UserError as error:\n        return error\n",
         "    except UserError:\n        raise\n",
         ("prediction",),

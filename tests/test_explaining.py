@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd.explaining import choose_pixels, explain, explanation
+from tiekd.drawing.explaining import choose_pixels, explain, explanation
 from tiekd.kernels.target import bin_centres
 from tiekd.models.heads.dpm import Dpm
 

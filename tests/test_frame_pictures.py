@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from test_evaluation import CPU, Frames
 
-from tiekd import pictures
+from tiekd.drawing import pictures
+from tiekd.drawing.frame_pictures import FramePictures, frame_picture, growth
 from tiekd.evaluation import EvaluationSettings, evaluate
-from tiekd.frame_pictures import FramePictures, frame_picture, growth
 
 
 def test_each_frame_has_a_file_named_by_its_place_and_name(tmp_path):

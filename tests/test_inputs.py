@@ -2,8 +2,8 @@
 
 import pytest
 
-from tiekd import inputs
 from tiekd.errors import DataError
+from tiekd.predicting import inputs
 
 
 @pytest.fixture

@@ -58,6 +58,6 @@ launch.program(main)
         subprocess.Popen(command, env=os.environ | {"MASTER_ADDR": "127.0.0.1", **place}, stdout=subprocess.PIPE)
         for place in places
     ]
-    told = [process.communicate(timeout=120)[0].decode() for process in processes]
+    told = [process.communicate(timeout=600)[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [code] * ranks
     assert all(text.endswith("all but\nthe end\n") for text in told)

@@ -7,8 +7,8 @@ from PIL import Image
 from tiekd.data.depth_io import read_levels
 from tiekd.data.frames import Camera
 from tiekd.errors import DataError, RecipeError
-from tiekd.inputs import Input
-from tiekd.outputs import Outputs, in_words, parse_units, units_of
+from tiekd.predicting.inputs import Input
+from tiekd.predicting.outputs import Outputs, in_words, parse_units, units_of
 
 DEPTH = np.linspace(0.5, 79.5, 20 * 30, dtype=np.float32).reshape(20, 30)
 RGB = np.full((20, 30, 3), 7, np.uint8)

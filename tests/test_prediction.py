@@ -11,10 +11,10 @@ from PIL import Image
 
 from tiekd.data.depth_io import write_image
 from tiekd.errors import DataError, RecipeError
-from tiekd.inputs import find
-from tiekd.outputs import Outputs
-from tiekd.prediction import predict_all
-from tiekd.predictor import Predictor, Writes
+from tiekd.predicting.inputs import find
+from tiekd.predicting.outputs import Outputs
+from tiekd.predicting.prediction import predict_all
+from tiekd.predicting.predictor import Predictor, Writes
 from tiekd.student import Reading
 
 
@@ -132,7 +132,7 @@ def test_writes_that_wait_are_few():
 
 def test_a_video_gives_frames_times_and_flicker(tmp_path):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.video import Video, writing
+    from tiekd.predicting.video import Video, writing
 
     times = [0, 100, 200, 350, 400]
     with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 1000)) as add:
@@ -152,7 +152,7 @@ def test_a_video_gives_frames_times_and_flicker(tmp_path):
 
 def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.video import writing
+    from tiekd.predicting.video import writing
 
     for count in (4, 2):
         with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
@@ -169,7 +169,7 @@ def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
 
 def test_a_video_whose_frames_change_their_size_is_predicted_at_each(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd import video
+    from tiekd.predicting import video
 
     with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
         for pts in range(5):
@@ -189,7 +189,7 @@ def test_a_video_whose_frames_change_their_size_is_predicted_at_each(tmp_path, m
 
 def test_a_video_that_breaks_off_keeps_what_was_predicted(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd import video
+    from tiekd.predicting import video
 
     with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
         for pts in range(4):

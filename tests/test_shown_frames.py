@@ -5,9 +5,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tiekd.data.transforms import Sample
+from tiekd.drawing.views import View
 from tiekd.models.network import Network, Prediction
 from tiekd.shown_frames import ShownFrames
-from tiekd.views import View
 
 CPU = torch.device("cpu")
 

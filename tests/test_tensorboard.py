@@ -7,7 +7,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from tiekd import pictures
+from tiekd.drawing import pictures
+from tiekd.drawing.views import View
 from tiekd.errors import RecipeError
 from tiekd.hooks import tensorboard, text_log
 from tiekd.hooks.base import Hook
@@ -15,7 +16,6 @@ from tiekd.hooks.tensorboard import TensorBoard
 from tiekd.hooks.text_log import TextLog
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
-from tiekd.views import View
 
 
 def make_state(work_dir, hooks, iteration=0):

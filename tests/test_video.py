@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tiekd import video
 from tiekd.errors import DataError
+from tiekd.predicting import video
 
 pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
 

@@ -50,25 +50,25 @@ def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
         if place == "waiting":
             for _ in batches:
                 pass
-        time.sleep(20)  # stands for a network's step
+        time.sleep(120)  # stands for a network's step
     reason = rf"[^;]*\b{victim.pid}\b[^;]*"  # of three that torch has, and ours
     remedy = "if the memory or /dev/shm is full, set a smaller data.workers"
     assert re.fullmatch(rf"a data worker died \({reason}\); {remedy}", str(error.value))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     batches.close()
 
 
 def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_path, monkeypatch):
     path = tmp_path / "input" / image_name(3)
     stuck_disk.hold(monkeypatch, path)
-    for batches in (training(data, 2, timeout_s=1.5), validation_batches(data, 1, 0, 1, 1, CPU, 1.5)):
+    for batches in (training(data, 2, timeout_s=6), validation_batches(data, 1, 0, 1, 1, CPU, 6)):
         started = time.monotonic()
         with pytest.raises(DataError) as error:
             list(batches)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
-        told = ": not read by a data worker within 1.5 s; see whether the disk still answers, or set a greater data.tim"
+        told = ": not read by a data worker within 6 s; see whether the disk still answers, or set a greater data.tim"
         assert told in str(error.value)
-        assert time.monotonic() - started < 10, "workers that hang are not waited for"
+        assert time.monotonic() - started < 60, "workers that hang are not waited for"
 
 
 class Doubled(torch.utils.data.Dataset):
@@ -95,7 +95,7 @@ def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
     os.register_at_fork(after_in_child=hang, after_in_parent=count)
     began = time.monotonic()
     assert list(read(Doubled(), [[number] for number in range(9)], 2, list, str, 60)) == [[2 * n] for n in range(9)]
-    assert 1.0 < time.monotonic() - began < 10.0
+    assert 1.0 < time.monotonic() - began < 50.0
 
 
 def test_no_worker_stays_where_the_rest_is_not_asked_for():

@@ -1,7 +1,7 @@
 """What an evaluation found frame by frame: the rows behind the means, as a table, a file, and the worst of them.
 
 `FrameRows` is one of `evaluation.evaluate`'s watchers. Nothing leaves the device before `gather`; then some 200 bytes a
-frame go to every rank. Left out: per-pixel results (tiekd/frame_pictures.py draws them).
+frame go to every rank. Left out: per-pixel results (tiekd/drawing/frame_pictures.py draws them).
 """
 
 import csv

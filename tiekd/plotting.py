@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tiekd.charts import COLOURS, Curve, chart
 from tiekd.data.depth_io import write_image
+from tiekd.drawing.charts import COLOURS, Curve, chart
 from tiekd.errors import DataError, LaunchError
 
 AXES = ("iteration", "epoch", "time")

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, frame_rows, metrics, pictures
+from tiekd import checkpoint, frame_rows, metrics
 from tiekd.config import load_recipe
 from tiekd.data.depth_io import write_image
 from tiekd.data.transforms import normalise
+from tiekd.drawing import pictures
+from tiekd.drawing.frame_pictures import growth
 from tiekd.errors import CheckpointError, LaunchError
-from tiekd.frame_pictures import growth
 from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.network import Network

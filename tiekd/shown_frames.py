@@ -14,10 +14,10 @@ from torch.utils.data import Dataset, Subset
 
 from tiekd.data.batch import Batch
 from tiekd.data.loader import validation_batches
+from tiekd.drawing.views import View, views
 from tiekd.metrics import crop_box
 from tiekd.models.network import Network
 from tiekd.ranges import bounds_m
-from tiekd.views import View, views
 
 
 class ShownFrames:

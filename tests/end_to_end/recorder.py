@@ -11,11 +11,11 @@ from tiekd.hooks.base import Hook
 class Recorder(Hook):
     """`skipped` counts skipped optimizer steps so far; `empty` is how many parameters hold nothing between steps.
 
-    wait_for: a file without which no second iteration begins, so that a test can do something in the meantime.
+    wait_for: a file without which nothing follows iteration `after`, so that a test can do something in the meantime.
     """
 
-    def __init__(self, wait_for: str | None = None):
-        self.wait_for = wait_for
+    def __init__(self, wait_for: str | None = None, after: int = 1):
+        self.wait_for, self.after = wait_for, after
 
     def after_iteration(self, state) -> None:
         row = {"iteration": state.iteration, "lr": state.lr, **mean_over_ranks(state.losses)}
@@ -24,7 +24,7 @@ class Recorder(Hook):
         if is_main():
             with (state.work_dir / "recorded.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-        while self.wait_for and not Path(self.wait_for).exists():
+        while self.wait_for and state.iteration >= self.after and not Path(self.wait_for).exists():
             time.sleep(0.05)
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 DS_CONFIGS = ROOT / "ds_configs"
 BIN = Path(sys.executable).parent
-TIMEOUT_S = 300  # others may be using the cores
+TIMEOUT_S = 1200  # others may be using the cores; above the program's own limits, so that these tell first
 
 ENCODER = {
     "name": "mobilenet_v2",
@@ -159,8 +159,11 @@ class Program:
     def wait_until(self, condition, timeout_s: float = TIMEOUT_S) -> None:
         """Polls until `condition()` holds; fails when the program ends first."""
         end = time.monotonic() + timeout_s
-        while not condition():
-            assert self.process.poll() is None, self.process.communicate()[1]
+        while True:
+            ended = self.process.poll() is not None  # asked first: the condition may come with the end
+            if condition():
+                return
+            assert not ended, self.process.communicate()[1]
             assert time.monotonic() < end, "the program did not come so far"
             time.sleep(0.05)
 

@@ -156,7 +156,7 @@ def test_a_data_worker_that_is_killed_ends_the_run_while_it_computes(ground, tmp
         workers = psutil.Process(program.process.pid).children()
         assert len(workers) == 2
         workers[1].kill()
-        result = program.result(60)
+        result = program.result(300)
     assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
     assert line.startswith(
@@ -174,7 +174,7 @@ def test_an_interrupted_check_leaves_no_result_and_no_process(tmp_path):
         program.wait_until(lambda: len(psutil.Process(program.process.pid).children()) == 2)
         time.sleep(0.3)
         program.process.send_signal(signal.SIGINT)
-        result = program.result(60)
+        result = program.result(300)
         left = [p.pid for p in psutil.process_iter() if p.pid > 1 and session_of(p.pid) == program.process.pid]
     assert (result.code, left) == (130, []), result.stderr[-2000:]
     assert list((tmp_path / "out").iterdir()) == []

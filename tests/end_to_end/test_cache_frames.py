@@ -51,11 +51,14 @@ def unbroken(recipe) -> Path:
 
 
 def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(recipe, unbroken):
-    folder = recipe.parent / "killed"
-    with runs.Program(command(recipe, folder)) as program:
-        program.wait_until(lambda: len(list(folder.rglob("*.npy"))) >= 8)
-        program.kill()
-    made = arrays(folder)
+    for attempt in range(5):  # it may be done before it is killed
+        folder = recipe.parent / f"killed_{attempt}"
+        with runs.Program(command(recipe, folder)) as program:
+            program.wait_until(lambda: len(list(folder.rglob("*.npy"))) >= 8)  # noqa: B023
+            program.kill()
+        made = arrays(folder)
+        if len(made) < TOTAL:
+            break
     assert 8 <= len(made) < TOTAL
     result = runs.finish(command(recipe, folder))
     assert result.code == 0, result.stderr[-3000:]

@@ -45,11 +45,14 @@ def unbroken(recipe) -> dict[str, tuple]:
 
 
 def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(recipe, unbroken):
-    folder = recipe.parent / "killed"
-    with runs.Program(command(recipe, folder)) as program:
-        program.wait_until(lambda: len(list(folder.glob("*.png"))) >= NUM_FRAMES // 4)
-        program.kill()
-    made = maps(folder)
+    for attempt in range(5):  # it may be done before it is killed
+        folder = recipe.parent / f"killed_{attempt}"
+        with runs.Program(command(recipe, folder)) as program:
+            program.wait_until(lambda: len(list(folder.glob("*.png"))) >= NUM_FRAMES // 4)  # noqa: B023
+            program.kill()
+        made = maps(folder)
+        if len(made) < NUM_FRAMES:
+            break
     assert NUM_FRAMES // 4 <= len(made) < NUM_FRAMES
     assert all(is_whole_depth_png(folder / name) for name in made)
     left_behind = [path.name for path in folder.iterdir() if path.suffix != ".png"]

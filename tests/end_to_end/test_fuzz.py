@@ -121,7 +121,7 @@ def run_all(ground: Path, folder: Path, make, seeds: range) -> None:
         commands.append([str(word) for word in [place / "recipe.yaml", "--work-dir", place / "work", *engine]])
     (folder / "arguments.json").write_text(json.dumps(commands))
     command = [sys.executable, runs.HERE / "mains.py", folder / "arguments.json"]
-    ended = runs.finish(command, cwd=folder, timeout_s=30 * len(seeds) + 60)
+    ended = runs.finish(command, cwd=folder, timeout_s=60 * len(seeds) + 600)
     assert ended.code == 0, ended.stderr[-3000:]
     results = [runs.Result(**row) for row in json.loads((folder / "arguments.out").read_text())]
     for seed, place, result, named in zip(seeds, places, results, words, strict=True):

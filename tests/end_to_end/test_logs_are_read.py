@@ -20,11 +20,14 @@ def work_dir(ground, tmp_path_factory) -> Path:
     recipe = runs.recipe(ground, batch_size=2, iterations=ITERATIONS, validate=True)
     recipe["checkpoint"] |= {"interval": 5}
     recipe["evaluation"] |= {"interval": 8, "by": "iteration"}
+    to_the_end = work_dir.parent / "to_the_end"
+    recipe["hooks"] = [{**runs.RECORDER, "wait_for": str(to_the_end), "after": 20}]
     path = runs.write_recipe(work_dir.parent / "recipe.yaml", recipe)
     with runs.Program([sys.executable, runs.ROOT / "bin" / "train.py", path, "--work-dir", work_dir]) as program:
         recorded = work_dir / "recorded.jsonl"
         program.wait_until(lambda: recorded.is_file() and recorded.read_text().count("\n") >= 12)
         program.kill()
+    to_the_end.touch()
     result = runs.finish([runs.ROOT / "bin" / "resume", work_dir])
     assert result.code == 0, result.stderr[-3000:]
     assert len(list(work_dir.glob("*.log.json"))) == 2

@@ -156,7 +156,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(mistakes, name):
 
 def test_a_video_keeps_its_times_and_tells_its_flicker(desk, tmp_path):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.video import Video, writing
+    from tiekd.predicting.video import Video, writing
 
     times = [0, 80, 160, 240, 380, 400]
     with writing(tmp_path / "ride.mp4", Fraction(25, 2), Fraction(1, 1000)) as add:

@@ -39,7 +39,7 @@ def test_the_wall_clock_breakdown_has_a_line_for_each_micro_batch_and_iteration(
     assert (len(micro), len(whole)) == (MICRO_BATCHES, ITERATIONS)
     assert 0 < sum(float(ms) for row in whole for ms in row) < 1000 * seconds
     forwards = [float(row[0]) for row in micro]
-    assert float(whole[0][0]) == pytest.approx(forwards[0] + forwards[1], abs=1)
+    assert float(whole[0][0]) == pytest.approx(forwards[0] + forwards[1], rel=0.3, abs=1)
 
 
 def test_the_flops_profiler_writes_its_table_with_every_part_of_the_network(run):

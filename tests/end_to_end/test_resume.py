@@ -25,9 +25,14 @@ def train(path: Path, work_dir: Path, ranks: int = 2) -> list:
 
 @pytest.fixture(scope="module")
 def unbroken(ground, tmp_path_factory) -> Path:
-    """The folder of `recipe.yaml` and of the work dir `unbroken`, made by two ranks in one go."""
+    """The folder of `recipe.yaml` and of the work dir `unbroken`, made by two ranks in one go.
+
+    Without the file `to_the_end` a run of the recipe stays at iteration 20.
+    """
     folder = tmp_path_factory.mktemp("resume")
-    path = runs.write_recipe(folder / "recipe.yaml", resumable(ground))
+    hooks = [{**runs.RECORDER, "wait_for": str(folder / "to_the_end"), "after": 20}]
+    path = runs.write_recipe(folder / "recipe.yaml", {**resumable(ground), "hooks": hooks})
+    (folder / "to_the_end").touch()
     result = runs.finish(train(path, folder / "unbroken"))
     assert result.code == 0, result.stderr[-3000:]
     return folder
@@ -36,10 +41,12 @@ def unbroken(ground, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def resumed(unbroken) -> tuple[Path, int]:
     """The work dir of a run that was killed as a whole after iteration 12 and resumed; and where it resumed."""
-    work_dir = unbroken / "killed"
+    work_dir, to_the_end = unbroken / "killed", unbroken / "to_the_end"
+    to_the_end.unlink()
     with runs.Program(train(unbroken / "recipe.yaml", work_dir)) as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 12)
         program.kill()
+    to_the_end.touch()
     killed_at = iterations_done(work_dir)
     assert 12 <= killed_at < ITERATIONS, killed_at
     # What is there to go on from: at a fifth iteration the kill may have come before or after the save.

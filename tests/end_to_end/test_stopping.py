@@ -49,9 +49,9 @@ def iterations_done(work_dir: Path) -> int:
 
 
 def wait_until_gone(everything: list[psutil.Process]) -> float:
-    """Seconds until none of them runs any more; fails after 30."""
+    """Seconds until none of them runs any more; fails after 150."""
     began = time.monotonic()
-    _, alive = psutil.wait_procs(everything, timeout=30)
+    _, alive = psutil.wait_procs(everything, timeout=150)
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     return time.monotonic() - began
 
@@ -81,7 +81,7 @@ def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code
         of = processes(program)
         everything = [p for each in of.values() for p in each] + [c for p in of["ranks"] for c in p.children()]
         os.kill(of[whom][-1].pid, number)
-        result = program.result(timeout_s=60)
+        result = program.result(timeout_s=300)
         wait_until_gone(everything)
     assert result.code == code, result.stderr[-3000:]
     stopped_after = int(checkpoint.find(work_dir)[0].name.removeprefix("iter_"))
@@ -102,11 +102,11 @@ def test_a_second_signal_ends_it_at_once(path):
         first, second = of["ranks"]
         second.suspend()  # so that the first can't finish its iteration
         first.send_signal(signal.SIGTERM)
-        time.sleep(4)  # what comes earlier counts as a copy of the first
+        time.sleep(8)  # what comes within 3 s counts as a copy of the first
         first.send_signal(signal.SIGUSR1)
-        first.wait(30)
+        first.wait(150)
         second.resume()
-        result = program.result(timeout_s=60)
+        result = program.result(timeout_s=300)
         wait_until_gone([p for each in of.values() for p in each])
     assert result.code in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
     assert not list((work_dir / "checkpoints").glob("iter_*"))

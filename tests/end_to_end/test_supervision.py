@@ -83,7 +83,7 @@ def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leav
         program.wait_until(lambda: newest(work_dir) > 4)
         everything = [p for p in psutil.Process(program.process.pid).children(recursive=True)]
         program.process.kill()
-        _, alive = psutil.wait_procs(everything, timeout=30)
+        _, alive = psutil.wait_procs(everything, timeout=150)
         assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 

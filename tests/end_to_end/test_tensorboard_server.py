@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -26,34 +25,35 @@ def server(ground, tmp_path_factory):
     with runs.Program([*command, "--load_fast=false", "--reload_interval=1"]) as program:
         address = f"http://127.0.0.1:{port}"
         program.wait_until(lambda: "tf_logs" in str(ask(address, "/data/runs")))
-        program.wait_until(lambda: tags(address, "images") and tags(address, "scalars"))
+        program.wait_until(lambda: len(shown(address, "scalars", "loss")) == 8)
+        program.wait_until(lambda: len(shown(address, "images", "pictures_1")) == 2)
         yield address
 
 
 def ask(address: str, route: str):
     try:
-        with urllib.request.urlopen(address + route, timeout=20) as answer:
+        with urllib.request.urlopen(address + route, timeout=120) as answer:
             return json.loads(answer.read())
-    except urllib.error.URLError:
+    except OSError:
         return None
 
 
-def tags(address: str, plugin: str) -> dict:
-    (run,) = (ask(address, f"/data/plugin/{plugin}/tags") or {"": {}}).values()
-    return run
+def shown(address: str, plugin: str, name: str) -> list:
+    """The points or pictures of the one tag that ends in a name; none where there is no such tag yet."""
+    tags = ask(address, f"/data/plugin/{plugin}/tags") or {}
+    found = [{"run": run, "tag": tag} for run in tags for tag in tags[run] if tag.split("/")[-1] == name]
+    if not found:
+        return []
+    (which,) = found
+    query = urllib.parse.urlencode({**which, "sample": 0})
+    return ask(address, f"/data/plugin/{plugin}/{plugin}?{query}") or []
 
 
 def test_it_serves_the_loss_and_the_pictures(server):
-    (run,) = ask(server, "/data/plugin/scalars/tags")
-    scalars = tags(server, "scalars")
-    (loss_tag,) = [tag for tag in scalars if tag.split("/")[-1] == "loss"]
-    query = urllib.parse.urlencode({"run": run, "tag": loss_tag})
-    points = ask(server, f"/data/plugin/scalars/scalars?{query}")
+    points = shown(server, "scalars", "loss")
     assert [step for _, step, _ in points] == list(range(1, 9))
     assert all(0 < value < 10 for _, _, value in points)
-    (image_tag, *_) = tags(server, "images")
-    query = urllib.parse.urlencode({"run": run, "tag": image_tag, "sample": 0})
-    pictures = ask(server, f"/data/plugin/images/images?{query}")
+    pictures = shown(server, "images", "pictures_1")
     assert [picture["step"] for picture in pictures] == [4, 8]
     with urllib.request.urlopen(f"{server}/data/plugin/images/individualImage?{pictures[0]['query']}") as answer:
         assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
@@ -69,11 +69,16 @@ def test_a_browser_shows_it(server, tmp_path):
         if all(word in page for word in wanted):
             break
     assert [word for word in wanted if word not in page] == []
-    open_page(address, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}")
-    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+    picture = tmp_path / "page.png"
+    for _ in range(5):
+        open_page(address, tmp_path / "profile", f"--screenshot={picture}")
+        if picture.is_file():
+            break
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def open_page(address: str, profile: Path, *options) -> str:
+    """What the browser prints; nothing where it does not end."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     command += ["--no-proxy-server", "--no-first-run", "--disable-background-networking"]
     command += [
@@ -85,6 +90,6 @@ def open_page(address: str, profile: Path, *options) -> str:
     ]
     with runs.Program(command) as program:
         try:
-            return program.result(timeout_s=120).stdout
+            return program.result(timeout_s=400).stdout
         except subprocess.TimeoutExpired:
-            pytest.fail("chromium did not end")
+            return ""

@@ -17,7 +17,7 @@ import runs
 
 ITERATIONS = 40
 MOMENTS, VICTIMS = ("step", "save", "evaluation"), ("rank", "launcher", "all")
-_ALL_GONE_S = 60.0
+_ALL_GONE_S = 240.0
 
 
 def recipe(ground: Path, mark: Path) -> dict:

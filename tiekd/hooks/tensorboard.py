@@ -27,12 +27,12 @@ from PIL import Image
 
 from tiekd import work_dirs
 from tiekd.distributed import is_main
+from tiekd.drawing.views import overview, views, why
 from tiekd.errors import LaunchError, RecipeError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.text_log import TextLog
 from tiekd.models.network import Network
 from tiekd.shown_frames import ShownFrames
-from tiekd.views import overview, views, why
 
 _ROOM_BYTES = 8 << 20
 

@@ -1,4 +1,4 @@
-"""Charts of curves over a number axis, drawn with Pillow in the style of `tiekd.pictures`.
+"""Charts of curves over a number axis, drawn with Pillow in the style of `tiekd.drawing.pictures`.
 
 Curves are drawn at three times the size and shrunk, so they are smooth; text and axes are drawn at their own size. A
 chart of 600x400 takes some 20 ms. Left out: axes of dates or categories, and all that a person would click on.
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tiekd.pictures import BACKGROUND, FAINT_INK, INK
+from tiekd.drawing.pictures import BACKGROUND, FAINT_INK, INK
 
 Colour = tuple[int, int, int]
 # For dark ground, told apart by people who confuse red and green too: neighbours differ in lightness.

@@ -1,7 +1,7 @@
 """Predicts the depth of a video, frame by frame, and writes it: frames like pictures, colours as a video.
 
 The colours have the video's rate and times; a table has each frame's time and how much depth changed in it where
-nothing moves (tiekd/flicker.py). Left out: making depth steadier, which is the network's matter.
+nothing moves (tiekd/predicting/flicker.py). Left out: making depth steadier, which is the network's matter.
 """
 
 import csv
@@ -17,11 +17,11 @@ import torch
 
 from tiekd.data.depth_io import write_durably
 from tiekd.errors import DataError
-from tiekd.flicker import Flicker
-from tiekd.inputs import Input
-from tiekd.predictor import THREADS, Predictor, Writes
+from tiekd.predicting.flicker import Flicker
+from tiekd.predicting.inputs import Input
+from tiekd.predicting.predictor import THREADS, Predictor, Writes
+from tiekd.predicting.video import Frame, Video, writing
 from tiekd.progress import Progress
-from tiekd.video import Frame, Video, writing
 
 COLUMNS = ("frame", "time_s", "static_change_m", "static_share")
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd.cameras import Cameras
 from tiekd.data.frames import Camera
 from tiekd.errors import DataError
-from tiekd.outputs import Outputs
+from tiekd.predicting.cameras import Cameras
+from tiekd.predicting.outputs import Outputs
 from tiekd.student import Student
 from tiekd.working_size import resized_map, resized_picture, working_size
 

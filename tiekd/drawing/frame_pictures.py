@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tiekd import metrics, pictures
+from tiekd import metrics
 from tiekd.data.batch import Batch
 from tiekd.data.depth_io import write_image
 from tiekd.data.frames import joined_name
+from tiekd.drawing import pictures
 
 _LARGEST_ERROR = 1 / 8  # of the largest depth, in the colours of errors
 _NARROWEST, _WIDEST = 320, 800  # of a cell, in pixels

@@ -1,8 +1,7 @@
 """A scale in metres beside a coloured depth map, as large as the picture asks for.
 
-The colours are those of `tiekd.pictures.colourise`, asked for the depths along the bar, so that the bar says what the
-picture shows. A few milliseconds, once for all pictures of one height. Left out: titles and several pictures
-(tiekd.pictures.panel).
+The colours are those of `pictures.colourise`, asked for the depths along the bar, so that the bar says what the picture
+shows. A few milliseconds, once for all pictures of one height. Left out: titles and several pictures (pictures.panel).
 """
 
 import math
@@ -11,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tiekd.pictures import colourise
+from tiekd.drawing.pictures import colourise
 
 _BACKGROUND, _INK = (24, 24, 27), (235, 235, 238)
 _SMALLEST_FONT = 11

@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tiekd.charts import Curve, Mark, chart, legend
+from tiekd.drawing.charts import Curve, Mark, chart, legend
+from tiekd.drawing.pictures import BACKGROUND, FAINT_INK, INK, resized
 from tiekd.kernels.reference import cell_target
 from tiekd.kernels.target import bin_centres
 from tiekd.models.heads.dpm import Dpm
-from tiekd.pictures import BACKGROUND, FAINT_INK, INK, resized
 
 # The pixel nearest to the middle column whose depth is within _SAME of these quantiles of the frame's depths.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}

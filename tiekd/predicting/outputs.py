@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tiekd import pictures
 from tiekd.annotations import check_value
 from tiekd.data.depth_io import write_depth_png, write_durably, write_image
 from tiekd.data.frames import Camera
-from tiekd.depth_bar import with_bar
+from tiekd.drawing import pictures
+from tiekd.drawing.depth_bar import with_bar
 from tiekd.errors import DataError, RecipeError
-from tiekd.inputs import Input
-from tiekd.point_cloud import encode_ply
+from tiekd.predicting.inputs import Input
+from tiekd.predicting.point_cloud import encode_ply
 
 LARGEST_LEVEL = 65535
 DEFAULT_UNITS_PER_M = 256.0

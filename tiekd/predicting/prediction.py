@@ -13,10 +13,10 @@ from typing import TextIO
 
 from tiekd.data.depth_io import read_image_size, read_photo
 from tiekd.errors import DataError, UserError
-from tiekd.inputs import Input
-from tiekd.predictor import THREADS, Picture, Predictor, Writes
+from tiekd.predicting.inputs import Input
+from tiekd.predicting.predictor import THREADS, Picture, Predictor, Writes
+from tiekd.predicting.video_prediction import predict_video
 from tiekd.progress import Progress
-from tiekd.video_prediction import predict_video
 
 READ_AHEAD = 2
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tiekd import pictures
-from tiekd.explaining import Pixel, explain, explanation
+from tiekd.drawing import pictures
+from tiekd.drawing.explaining import Pixel, explain, explanation
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
 from tiekd.models.readout import entropy

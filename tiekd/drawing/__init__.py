@@ -1,0 +1,1 @@
+"""Pictures of depth, errors and distributions, drawn without a plotting library."""
