@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 DS_CONFIGS = ROOT / "ds_configs"
 BIN = Path(sys.executable).parent
-TIMEOUT_S = 1200  # others may be using the cores; above the program's own limits, so that these tell first
+TIMEOUT_S = 1200  # others may be using the cores; and above the 300 s after which a data worker is reported
 
 ENCODER = {
     "name": "mobilenet_v2",

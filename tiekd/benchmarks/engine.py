@@ -19,7 +19,7 @@ import torch
 
 from tiekd import launch, schedules
 from tiekd.benchmarks.loops import Parts, TimedHook, Watch
-from tiekd.benchmarks.training import LIGHT, device_of, noise
+from tiekd.benchmarks.training import CLIP_NORM, LIGHT, device_of, noise
 from tiekd.config import load_recipe
 from tiekd.data.batch import Batch
 from tiekd.engine import build_engine, read_engine_config, resolve, stepper
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> dict:
 def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Watch, int, int]:
     """The one training; what was seen, and the recipe's intervals of the log and of pictures."""
     recipe = load_recipe(args.recipe)
-    clip_norm = recipe["train"].get("clip_norm", 35.0)
+    clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
     config = resolve(read_engine_config(args.deepspeed_config), args.batch, clip_norm, 1)
     network = build_network(recipe["network"])
     optimizer = build_optimizer(recipe["optimizer"] | {"lr": 1e-5}, network, args.batch, "none")

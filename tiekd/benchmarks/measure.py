@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from tiekd import memory
+
 _MB = 1e6
 QUEUED_CALLS = 5  # timed together on a GPU, where a training run's host is as far ahead
 
@@ -25,25 +27,25 @@ def compare(
     reference: Callable[[], object],
     rounds: int = 7,
     device: torch.device | str = "cpu",
-    memory: bool = True,
+    with_memory: bool = True,
     queued: int = 1,
 ) -> dict:
     """Our time and memory over the reference's, each a call of a function without arguments.
 
     Returns {"compared", "time_ratio": median over rounds, "time_ratio_range": [least, largest], "ours_s",
-    "reference_s": medians, "rounds"} and with `memory` {"memory_ratio", "ours_peak_mb", "reference_peak_mb"}: what a
+    "reference_s": medians, "rounds"} and `with_memory` {"memory_ratio", "ours_peak_mb", "reference_peak_mb"}: what a
     call holds at its peak beyond what was held before it.
     """
     device = torch.device(device)
     result = {"compared": compared}
-    peaks = [peak_bytes(call, device) for call in (ours, reference)] if memory else []  # also warms up
-    times = interleaved({"ours": ours, "reference": reference}, rounds, device, not memory, queued)
+    peaks = [peak_bytes(call, device) for call in (ours, reference)] if with_memory else []  # also warms up
+    times = interleaved({"ours": ours, "reference": reference}, rounds, device, not with_memory, queued)
     ratios = [a / b for a, b in zip(times["ours"], times["reference"], strict=True)]
     result |= {"time_ratio": statistics.median(ratios), "time_ratio_range": [min(ratios), max(ratios)]}
-    if memory:
+    if with_memory:
         result["memory_ratio"] = peaks[0] / max(1, peaks[1])
     result |= {f"{name}_s": statistics.median(values) for name, values in times.items()}
-    if memory:
+    if with_memory:
         result |= {"ours_peak_mb": peaks[0] / _MB, "reference_peak_mb": peaks[1] / _MB}
     return result | {"rounds": rounds}
 
@@ -71,11 +73,11 @@ def interleaved(
 def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -> float:
     """How long a call takes, until the device has done its work; on a GPU the mean of as many as are `queued`."""
     calls = queued if device.type == "cuda" else 1
-    _wait(device)
+    memory.wait(device)
     start = time.perf_counter()
     for _ in range(calls):
         call()
-    _wait(device)
+    memory.wait(device)
     return (time.perf_counter() - start) / calls
 
 
@@ -84,18 +86,14 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     allocator elsewhere. The call is made twice: what the first one leaves behind for good doesn't count."""
     call()
     gc.collect()
-    if device.type == "cuda":
-        _wait(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        _wait(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    ctypes.CDLL(None).malloc_trim(0)  # else a call is served from what others have freed, and seems to need nothing
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
-    before = _resident_bytes("VmRSS")
+    if device.type == "cpu":  # else a call is served from what others have freed, and seems to need nothing
+        ctypes.CDLL(None).malloc_trim(0)
+    memory.wait(device)
+    memory.restart_peak(device)
+    before = memory.held_bytes(device)
     call()
-    return max(0, _resident_bytes("VmHWM") - before)
+    memory.wait(device)
+    return max(0, memory.peak_bytes(device) - before)
 
 
 def hardware(device: torch.device | str = "cpu") -> dict:
@@ -124,18 +122,6 @@ def _figure(value) -> str:
     if isinstance(value, list):
         return " .. ".join(_figure(v) for v in value)
     return f"{value:.4g}" if isinstance(value, float) else f"{value}"
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _resident_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}; memory is measured on Linux only")
 
 
 def _cpu_name() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tiekd import distributed, launch, memory
-from tiekd.benchmarks.training import DTYPES, noise
+from tiekd.benchmarks.training import CLIP_NORM, DTYPES, noise
 from tiekd.config import load_recipe
 from tiekd.engine import build_engine, read_engine_config, resolve, stepper
 from tiekd.errors import LaunchError
@@ -23,7 +23,6 @@ from tiekd.losses import criterion as criteria
 from tiekd.models.factory import build_network
 from tiekd.optimizer import build_optimizer
 
-CLIP_NORM = 35.0
 _RANK_S = 600
 
 

@@ -15,11 +15,12 @@ from tiekd.execution import compile_parts
 from tiekd.losses import criterion as criteria
 from tiekd.models.factory import build_network
 from tiekd.optimizer import OPTIMIZERS
+from tiekd.options import TrainSettings
 
 STUDENTS = Path(__file__).parents[2] / "model_configs" / "students"
 PUBLISHED, LIGHT = STUDENTS / "tiekd_mobilenet_v2_adabins_kitti.yaml", STUDENTS / "tiekd_light_bts_kitti.yaml"
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
-CLIP_NORM = 35.0
+CLIP_NORM = TrainSettings.clip_norm
 
 
 class TrainingStep:
