@@ -14,6 +14,7 @@ from PIL import Image
 
 from tiekd import caching
 from tiekd.checkpoint import write_weights
+from tiekd.data import teacher_maps
 from tiekd.data.scenes import write_kitti_layout
 from tiekd.data.transforms import normalise
 from tiekd.errors import DataError, TeacherError
@@ -208,6 +209,18 @@ def test_two_jobs_do_not_write_into_one_folder(ground, tmp_path):
         f"{tmp_path / 'maps'}: another job is writing maps there; wait until it ends, or give another --out"
     )
     cache(recipe_of(ground), tmp_path / "maps")
+
+
+def test_of_two_jobs_that_begin_at_once_one_writes(ground, tmp_path, monkeypatch):
+    """Both saw no manifest; the other one's takes the place of ours before ours is locked."""
+    lock = caching.fcntl.lockf
+
+    def lock_late(file, how):
+        teacher_maps.write_manifest(tmp_path / "maps", teacher_maps.read_manifest(tmp_path / "maps"))
+        lock(file, how)
+
+    monkeypatch.setattr(caching.fcntl, "lockf", lock_late)
+    assert "another job is writing maps there" in refused(TeacherError, recipe_of(ground), tmp_path / "maps")
 
 
 def test_a_recipe_means_its_teacher_or_without_one_its_own_network(ground, tmp_path):

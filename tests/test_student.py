@@ -170,6 +170,16 @@ def test_a_device_that_is_not_there_is_refused():
             pick_device(name)
 
 
+def test_a_robot_needs_none_of_the_libraries_that_train(checkpoint):
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('deepspeed', 'tensorboard', 'torchvision', 'triton', 'psutil'))\n"
+        "import numpy, tiekd; print(tiekd.load_student(sys.argv[1])(numpy.zeros((32, 64, 3), 'uint8')).shape)"
+    )
+    words = [sys.executable, "-c", code, str(checkpoint)]
+    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert told == "torch.Size([32, 64])\n"
+
+
 def test_importing_tiekd_does_not_import_what_prediction_needs():
     code = "import sys, tiekd; assert 'tiekd.student' not in sys.modules; assert callable(tiekd.load_student)"
     subprocess.run([sys.executable, "-c", code], check=True)
