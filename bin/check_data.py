@@ -50,7 +50,7 @@ def main() -> None:
     args = parse_arguments()
     import tiekd
     from tiekd import checking
-    from tiekd.run import loading_of
+    from tiekd.data.section import loading_of
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"

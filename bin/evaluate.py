@@ -46,8 +46,8 @@ def main() -> None:
     import tiekd
     from tiekd import comparison, distributed, durable, evaluation, frame_rows, reports
     from tiekd.config import settings
+    from tiekd.data.section import build_dataset, loading_of
     from tiekd.drawing import frame_pictures
-    from tiekd.run import build_dataset, loading_of
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     options = settings(recipe, "evaluation", evaluation.EvaluationSettings)

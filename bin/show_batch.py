@@ -35,12 +35,12 @@ def main() -> None:
     from tiekd.config import load_recipe, settings
     from tiekd.data.depth_io import write_image
     from tiekd.data.remade import describe, global_batch
+    from tiekd.data.section import build_dataset, loading_of
     from tiekd.data.transforms import Augment
     from tiekd.drawing import pictures
     from tiekd.errors import LaunchError
     from tiekd.models.teacher import build_teacher
     from tiekd.options import TrainSettings
-    from tiekd.run import build_dataset, loading_of
 
     record = launch_record.read(args.work_dir)
     recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)

@@ -250,7 +250,7 @@ def test_the_folder_is_named_after_the_teachers_recipe(ground):
 
 def test_nyu_maps_are_of_the_whole_frame(ground, tmp_path):
     """Training cuts NYU's frames; the maps are cut with them, as they are read."""
-    from tiekd.run import build_dataset
+    from tiekd.data.section import build_dataset
 
     source = ground / "kitti" / "input" / "2000_01_01" / "2000_01_01_drive_0001_sync" / "image_02" / "data"
     (tmp_path / "nyu" / "kitchen").mkdir(parents=True)

@@ -17,8 +17,8 @@ from tiny_kitti import depth_name, image_name, write_png
 
 from tiekd import checking
 from tiekd.checking import splits_of
+from tiekd.data.section import build_dataset
 from tiekd.errors import DataError, LaunchError, RecipeError
-from tiekd.run import build_dataset
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from tiny_kitti import write_png
 
 from tiekd.config import build, load_recipe, settings
 from tiekd.data import nyu
+from tiekd.data.section import build_dataset
 from tiekd.data.transforms import Augment
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation import EvaluationSettings, mean_depth_map
-from tiekd.run import build_dataset
 
 CROP = (4, 16, 3, 27)
 

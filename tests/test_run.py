@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from tiekd.data.loader import Loading
+from tiekd.data.section import loading_of
 from tiekd.errors import RecipeError
 from tiekd.losses import criterion
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
 from tiekd.options import TrainSettings
-from tiekd.run import build_hooks, check_ignored_depths, loading_of
+from tiekd.run import build_hooks, check_ignored_depths
 
 
 def network(beyond: str) -> Network:

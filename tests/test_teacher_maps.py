@@ -16,12 +16,12 @@ from tiekd.data.depth_io import encode_teacher_map
 from tiekd.data.loader import training_batches
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.scenes import write_kitti_layout
+from tiekd.data.section import build_dataset
 from tiekd.data.transforms import Augment
 from tiekd.errors import DataError, TeacherError
 from tiekd.kernels.target import bin_edges, gaussian_target
 from tiekd.models.factory import build_network
 from tiekd.models.teacher import build_teacher
-from tiekd.run import build_dataset
 
 CPU = torch.device("cpu")
 NOTHING = Augment(rotate_p=0.0, flip_p=0.0, colour_p=0.0)

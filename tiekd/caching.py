@@ -26,10 +26,10 @@ from torch.utils.data import Dataset, Subset
 from tiekd import distributed
 from tiekd.data import depth_io, teacher_maps
 from tiekd.data.loader import Loading, validation_batches
+from tiekd.data.section import build_dataset, loading_of
 from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.models.teacher import FrozenTeacher, OutsideTeacher, build_teacher, is_outside, teacher_checkpoint
 from tiekd.progress import Progress
-from tiekd.run import build_dataset, loading_of
 
 _WRITERS, _WAITING = 2, 4  # threads of a rank, and maps that may wait for one
 _PROBES = 3  # maps whose size tells the size of all

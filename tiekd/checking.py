@@ -18,11 +18,11 @@ from tiekd.data.checking import FAULTS, WARNINGS, Examined, Facts, Finding
 from tiekd.data.decoded import without_cache
 from tiekd.data.depth_io import write_durably
 from tiekd.data.frames import Frames
+from tiekd.data.section import build_dataset
 from tiekd.data.splits import read_lines, read_split
 from tiekd.data.transforms import Augment
 from tiekd.errors import LaunchError, RecipeError
 from tiekd.progress import Progress
-from tiekd.run import build_dataset
 
 REPORT, TEXT = "report.json", "report.txt"
 _SPLITS = ("train", "val")

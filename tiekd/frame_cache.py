@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 from tiekd.data import depth_io, workers
 from tiekd.data.decoded import Decoded, cache_at, without_cache
 from tiekd.data.frames import Frames
+from tiekd.data.section import build_dataset, loading_of
 from tiekd.errors import DataError, RecipeError
 from tiekd.progress import Progress
-from tiekd.run import build_dataset, loading_of
 
 _LOCK = ".lock"
 _FILES_A_BATCH = 4

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
 from tiekd.config import build, settings
-from tiekd.data import decoded, teacher_maps
 from tiekd.data.loader import Loading, Unreadable
 from tiekd.data.sampler import iterations_per_epoch, size_groups
+from tiekd.data.section import build_dataset, loading_of
 from tiekd.data.transforms import Augment
 from tiekd.engine import build_engine, resolve, stepper
 from tiekd.errors import CheckpointError, RecipeError
@@ -36,9 +35,6 @@ from tiekd.optimizer import build_optimizer
 from tiekd.options import LoadSettings, TrainSettings
 from tiekd.parts import Parts
 from tiekd.shown_frames import ShownFrames
-
-_NOT_FOR_DATASETS = ("augment", *Loading.__dataclass_fields__)
-_TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
 
 
 def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None) -> None:
@@ -152,29 +148,6 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
             )
 
 
-def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Dataset:
-    """The data set of one split; frames without ground truth stay in training when there is a teacher.
-
-    as_evaluated: training frames, too, are cut as validation frames are.
-    """
-    left_out = (*_NOT_FOR_DATASETS, *(_TRAINING_CROPS if as_evaluated else ()))
-    node = {key: value for key, value in recipe.get("data", {}).items() if key not in left_out}
-    teacher = recipe.get("teacher") or {}
-    frames = build(
-        node,
-        "tiekd.data",
-        "data",
-        split=split,
-        max_depth=recipe["network"]["max_depth"],
-        maps=None if is_outside(teacher) else teacher.get("maps"),
-        needs_ground_truth=split == "val" or not teacher,
-    )
-    if getattr(frames, "maps", None) is not None:
-        teacher_maps.check(frames.maps, recipe)
-    decoded.attach(frames, recipe["data"])
-    return frames
-
-
 def build_hooks(
     recipe, val_set, replica, teacher, device, loading, options, unreadable
 ) -> tuple[list[Hook], TextLog]:
@@ -222,12 +195,6 @@ def _load_weights(network, recipe: dict) -> list[str]:
     left_out = [*report.misfit, *report.missing]
     told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
     return [f"Loaded {len(report.matched)} tensors from {path}{told}"]
-
-
-def loading_of(recipe: dict) -> Loading:
-    """How the recipe's data is read, whatever the data set. Raises RecipeError."""
-    node = {key: value for key, value in recipe.get("data", {}).items() if key in Loading.__dataclass_fields__}
-    return settings({"data": node}, "data", Loading)
 
 
 def _loading(recipe: dict) -> tuple[Augment, Loading]:

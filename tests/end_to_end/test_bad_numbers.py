@@ -108,8 +108,8 @@ def test_a_batch_is_made_again_bit_for_bit(folder):
     from tiekd.config import load_recipe, settings
     from tiekd.data.loader import Loading
     from tiekd.data.remade import global_batch
+    from tiekd.data.section import build_dataset
     from tiekd.data.transforms import Augment
-    from tiekd.run import build_dataset
 
     recipe = load_recipe(folder / "plain" / "config.yaml")
     augment = settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment)

@@ -8,8 +8,8 @@ from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from tiekd.data import scenes
+from tiekd.data.section import build_dataset
 from tiekd.errors import DataError
-from tiekd.run import build_dataset
 
 _RENDERED = 192, 640
 

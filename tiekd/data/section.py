@@ -1,0 +1,40 @@
+"""A recipe's `data` section as the data set of a split, and as how it is read."""
+
+from torch.utils.data import Dataset
+
+from tiekd.config import build, settings
+from tiekd.data import decoded, teacher_maps
+from tiekd.data.loader import Loading
+from tiekd.models.teacher import is_outside
+
+_NOT_FOR_DATASETS = ("augment", *Loading.__dataclass_fields__)
+_TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
+
+
+def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Dataset:
+    """The data set of one split; frames without ground truth stay in training when there is a teacher.
+
+    as_evaluated: training frames, too, are cut as validation frames are.
+    """
+    left_out = (*_NOT_FOR_DATASETS, *(_TRAINING_CROPS if as_evaluated else ()))
+    node = {key: value for key, value in recipe.get("data", {}).items() if key not in left_out}
+    teacher = recipe.get("teacher") or {}
+    frames = build(
+        node,
+        "tiekd.data",
+        "data",
+        split=split,
+        max_depth=recipe["network"]["max_depth"],
+        maps=None if is_outside(teacher) else teacher.get("maps"),
+        needs_ground_truth=split == "val" or not teacher,
+    )
+    if getattr(frames, "maps", None) is not None:
+        teacher_maps.check(frames.maps, recipe)
+    decoded.attach(frames, recipe["data"])
+    return frames
+
+
+def loading_of(recipe: dict) -> Loading:
+    """How the recipe's data is read, whatever the data set. Raises RecipeError."""
+    node = {key: value for key, value in recipe.get("data", {}).items() if key in Loading.__dataclass_fields__}
+    return settings({"data": node}, "data", Loading)
