@@ -5,6 +5,7 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
   [ -x .venv/bin/python ] || python3 -m venv .venv
   . .venv/bin/activate
 fi
+export ORT_DISABLE_TELEMETRY=1  # ONNX Runtime would tell its maker that it was started
 check="import deepspeed, importlib.metadata as m; m.version('tiekd')"
 [ -z "${1:-}" ] || check="$check; import pytest, ruff, av, onnxruntime, onnxscript"
 if ! python -c "$check" >/dev/null 2>&1; then

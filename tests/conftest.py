@@ -10,6 +10,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, whose own functions are made there
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests send to this machine alone
+
 GOLDEN = Path(__file__).parent / "golden" / "README.md"
 left_out: list[str] = []
 

@@ -1,6 +1,7 @@
 """Exported files say what the network says, need nothing of this project, and aren't there where they don't."""
 
 import io
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -117,6 +118,14 @@ def test_a_file_needs_nothing_of_this_project(tmp_path, dpm, name):
     image = picture(*ODD, seed=5)
     assert (as_stranger(path, image) - evaluated(dpm, image)).abs().max() < 1e-3
     assert str(Path(tiekd.__file__).parent).encode() not in path.read_bytes()
+
+
+def test_exporting_tells_nobody(tmp_path):
+    """ONNX Runtime would leave a number for this machine in its user's folder, and send it."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    code = "from tiekd.exporting import onnx_format; import onnxruntime"
+    subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
 def test_an_onnx_file_is_of_standard_operators_and_says_what_it_is(tmp_path, dpm):

@@ -2,9 +2,11 @@
 
 torch's exporter (its `dynamo` one; the older is going) makes standard operators only and folds constants and norms.
 What it notes at each operator about these sources is taken out; what a user of the file has to know is put in.
+ONNX Runtime 1.29 and later tell their maker of every start, unless the environment says before that they must not.
 """
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tiekd.errors import ExportError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 AXES = {0: "batch", 2: "height", 3: "width"}
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 LARGEST_BYTES = 2**31 - 2**24  # of a protobuf file, less what the operators need
 
 
