@@ -221,7 +221,7 @@ def test_half_precision_weights_give_nearly_the_same_float32_depth_and_bins(dtyp
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ((32, 64), r"features of 16x32 give 8 patches of 8x8; it takes 9 to 40: change the crop .* head.patch"),
+        ((32, 64), r"features of 16x32 give 8 patches of 8x8; it takes 9 to 40: change the crop .* the head's patch"),
         ((8, 64), "features of 4x32 give 0 patches of 8x8; it takes 9 to 40"),
         ((96, 128), "features of 48x64 give 48 patches of 8x8; it takes 9 to 40"),
     ],
