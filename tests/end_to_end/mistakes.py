@@ -104,7 +104,7 @@ RECIPES = {
     "teacher's network": Mistake(
         in_recipe("teacher.network.encoder.width", -1),
         "RecipeError",
-        "teacher: encoder.width: got -1; a factor above 0",
+        "teacher.network.encoder.width: got -1; a factor above 0",
     ),
     "long checkpoint": Mistake(in_recipe("teacher.checkpoint", LONG), "LaunchError", "too long; give a shorter path"),
     "crop too large": Mistake(
