@@ -43,14 +43,14 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import reports
+    from tiekd import trained
     from tiekd.errors import ExportError
     from tiekd.exporting import export, trial_pictures
 
     if args.out.exists() and not args.overwrite:
         raise ExportError(f"--out {args.out}: exists; give another one, or --overwrite to replace it")
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    network, weights = reports.load_network(args.recipe, args.checkpoint, args.overrides)
+    network, weights = trained.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
     frames, origin = trial_pictures.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])

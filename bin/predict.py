@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import reports, student, working_size
+    from tiekd import student, trained, working_size
     from tiekd.errors import CheckpointError, DataError
     from tiekd.predicting import cameras, inputs, outputs
     from tiekd.predicting.prediction import predict_all
@@ -67,7 +67,7 @@ def main() -> None:
     known = cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
     device = student.pick_device(args.device)
     try:
-        network, weights = reports.load_network(args.recipe, args.words[0] if has_checkpoint else None, args.overrides)
+        network, weights = trained.load_network(args.recipe, args.words[0] if has_checkpoint else None, args.overrides)
     except CheckpointError as error:
         read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT" if has_checkpoint else ""
         raise CheckpointError(f"{error}{read_as}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_evaluation import CPU, Frames
-from test_reports import NETWORK, write_recipe
+from test_trained import NETWORK, write_recipe
 
 from tiekd import checkpoint, comparison
 from tiekd.comparison import Entrant, Protocol

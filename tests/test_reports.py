@@ -1,6 +1,5 @@
 """What bin/evaluate.py shows: tables, the mean map, the picture, and which weights it takes."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,23 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd import checkpoint, reports
+from tiekd import reports
 from tiekd.comparison import Protocol, Result
 from tiekd.data.transforms import Sample
-from tiekd.errors import CheckpointError, LaunchError
+from tiekd.errors import LaunchError
 from tiekd.evaluation import EvaluationSettings, mean_depth_map
 from tiekd.frame_rows import FrameTable
 from tiekd.metrics import METRIC_NAMES, aggregate
-from tiekd.models.factory import build_network
 from tiekd.ranges import range_figures
-
-NETWORK = {
-    "encoder": {"name": "mobilenet_v2", "width": 0.25},
-    "decoder": {"name": "densedepth", "widths": [8, 8, 8, 8], "extra_ups": 1},
-    "head": {"name": "sigmoid"},
-    "min_depth": 0.001,
-    "max_depth": 80.0,
-}
 
 
 class Frames(torch.utils.data.Dataset):
@@ -41,14 +31,6 @@ class Frames(torch.utils.data.Dataset):
         depth = self.depths[index]
         image = torch.full((3, *depth.shape[1:]), 128, dtype=torch.uint8)
         return Sample(image, depth, torch.ones_like(depth, dtype=torch.bool), None, torch.eye(3), f"{index}.png")
-
-
-def write_recipe(folder, network=NETWORK):
-    import yaml
-
-    path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump({"network": network, "work_dir": str(folder / "work")}))
-    return str(path)
 
 
 def test_mean_map_is_the_mean_of_what_was_measured_and_falls_back_to_row_then_all():
@@ -146,33 +128,6 @@ def test_the_folder_of_a_result_is_made(tmp_path):
     reports.check_output("--show-dir", tmp_path / "b" / "c", None)
     reports.check_output("--panel", None, ".png")
     assert (tmp_path / "a").is_dir() and (tmp_path / "b" / "c").is_dir()
-
-
-def test_a_work_dir_and_a_checkpoint_in_one_are_checkpoints(tmp_path):
-    recipe, network = write_recipe(tmp_path), build_network(NETWORK)
-    for path in (tmp_path / "run" / "best_abs_rel.pth", tmp_path / "run" / "checkpoints" / "iter_3" / "student.pth"):
-        path.parent.mkdir(parents=True)
-        checkpoint.write_weights(path, network.state_dict(), NETWORK, 3)
-        loaded, found = reports.load_network(recipe, str(path.parent))
-        assert found == path and torch.equal(next(loaded.parameters()), next(network.parameters()))
-
-
-def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):
-    recipe, network = write_recipe(tmp_path), build_network(NETWORK)
-    (tmp_path / "work").mkdir()
-    with pytest.raises(CheckpointError, match="train it with bin/train.py"):
-        reports.load_network(recipe, None)
-    checkpoint.write_weights(tmp_path / "work" / "best_abs_rel.pth", network.state_dict(), NETWORK, 7)
-    loaded, path = reports.load_network(recipe, None)
-    assert path == tmp_path / "work" / "best_abs_rel.pth"
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
-
-
-def test_an_override_of_the_whole_network_counts_as_one_of_its_parts(tmp_path):
-    recipe, node = write_recipe(tmp_path), {**NETWORK, "max_depth": 10.0}
-    checkpoint.write_weights(tmp_path / "w.pth", build_network(node).state_dict(), node, 3)
-    for override in ("network.max_depth=10.0", f"network={json.dumps(node)}"):
-        assert reports.load_network(recipe, str(tmp_path / "w.pth"), [override, "data.root=x"])[0].max_depth == 10.0
 
 
 def test_panel_has_a_column_for_each_network_and_errors_are_the_last_ones(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import evaluation, frame_rows, reports, work_dirs
+from tiekd import evaluation, frame_rows, trained, work_dirs
 from tiekd.data.loader import Loading
 from tiekd.evaluation import EvaluationSettings, Watcher
 from tiekd.frame_rows import FrameRows, FrameTable
@@ -61,7 +61,7 @@ def entrants(
     found: dict[str, Entrant] = {}
     for place, (recipe_path, checkpoint_path) in enumerate(named):
         last = place == len(named) - 1
-        network, path = reports.load_network(recipe_path, checkpoint_path, overrides if last else ())
+        network, path = trained.load_network(recipe_path, checkpoint_path, overrides if last else ())
         file = Path(recipe_path)
         stem = file.resolve().parent.name if file.name == work_dirs.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")

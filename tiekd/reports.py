@@ -1,52 +1,19 @@
-"""What people read after training: networks loaded for use, tables that compare them, a picture of what they see."""
+"""What people read after training: tables that compare networks, and a picture of what they see."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, frame_rows, metrics
-from tiekd.config import load_recipe
+from tiekd import frame_rows, metrics
+from tiekd.comparison import Protocol, Result
 from tiekd.data.depth_io import write_image
 from tiekd.data.transforms import normalise
 from tiekd.drawing import pictures
 from tiekd.drawing.frame_pictures import growth
-from tiekd.errors import CheckpointError, LaunchError
-from tiekd.models import weights
-from tiekd.models.factory import build_network
-from tiekd.models.network import Network
-
-if TYPE_CHECKING:
-    from tiekd.comparison import Protocol, Result
-
-
-def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> tuple[Network, Path]:
-    """The network of a recipe with its weights, and which file those are.
-
-    checkpoint_path: ours or a published one; a work dir, or a checkpoint in one; None: the recipe's work dir. Of a work
-    dir the best are taken, else the newest. Of the overrides only those of the network and the work dir count. Raises
-    RecipeError and CheckpointError.
-    """
-    recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "network=", "work_dir="))])
-    path = Path(checkpoint_path).expanduser() if checkpoint_path else None
-    if path is None:
-        work_dir = Path(recipe.get("work_dir", checkpoint.work_dir_of(recipe_path)))
-        try:
-            path = checkpoint.find_weights(work_dir)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; train it with bin/train.py {recipe_path}, or name a checkpoint") from None
-    elif path.is_dir():
-        path = checkpoint.find_weights(path)
-    network = build_network(recipe.get("network"))
-    state = weights.read_weights(path)
-    try:
-        weights.load_into(network, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return network, path
+from tiekd.errors import LaunchError
 
 
 def check_output(option: str, path: Path | None, suffix: str | None) -> None:
@@ -68,7 +35,7 @@ def check_output(option: str, path: Path | None, suffix: str | None) -> None:
         raise LaunchError(f"{option} {path}: {folder} can't be made ({error.strerror}); give another place") from None
 
 
-def everything(results: Mapping[str, "Result"], protocol: "Protocol") -> list[str]:
+def everything(results: Mapping[str, Result], protocol: Protocol) -> list[str]:
     """All that an evaluation has to say, block by block, the last network's worst frames included."""
     last = list(results)[-1]
     result = results[last]
@@ -82,7 +49,7 @@ def everything(results: Mapping[str, "Result"], protocol: "Protocol") -> list[st
     return [*said, worst_lines(last, result)] if any(result.frames.pixels) else said
 
 
-def protocol_lines(protocol: "Protocol", result: "Result") -> str:
+def protocol_lines(protocol: Protocol, result: Result) -> str:
     """How the figures were made and on what, in words."""
     table = result.frames
     with_truth, settings = sum(map(bool, table.pixels)), protocol.settings
@@ -105,7 +72,7 @@ def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def ranges_table(results: Mapping[str, "Result"]) -> str:
+def ranges_table(results: Mapping[str, Result]) -> str:
     """One row a network and range: pixels, bias and error."""
     width = max(map(len, results))
     lines = [f"{'':{width}}  {'range, m':>13}  {'pixels':>11}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
@@ -118,7 +85,7 @@ def ranges_table(results: Mapping[str, "Result"]) -> str:
     return "\n".join(lines)
 
 
-def duels_table(results: Mapping[str, "Result"]) -> str:
+def duels_table(results: Mapping[str, Result]) -> str:
     """The last network against each other one: the differences of the metrics, and on how many frames who is better."""
     *others, last = results
     ours = results[last]
@@ -135,7 +102,7 @@ def duels_table(results: Mapping[str, "Result"]) -> str:
     return "\n\n".join(blocks)
 
 
-def worst_lines(label: str, result: "Result") -> str:
+def worst_lines(label: str, result: Result) -> str:
     """The three frames with the largest abs_rel, one a line."""
     rows = frame_rows.worst(result.frames)
     return "\n".join([f"Worst frames of {label} by abs_rel:", *(f"  {value:.4f}  {name}" for name, value in rows)])
