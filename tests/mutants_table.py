@@ -18,6 +18,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "relu6_keeps_a_copy_of_its_input",
+        "tiekd/models/encoders/mobilenet_v2.py",
+        "return _ReLU6.apply(x)",
+        "return relu6(x, inplace=True)",
+        ("encoders",),
+    ),
+    Mutant(
+        "decoders_keep_what_they_convolve",
+        "tiekd/models/decoders/upsampled.py",
+        "return checkpoint(self._convolve, x, size, skip, use_reentrant=False, preserve_rng_state=False)",
+        "return self._convolve(x, size, skip)",
+        ("upsampled",),
+    ),
+    Mutant(
         "holes_count_in_the_mean_of_a_loss",
         "tiekd/losses/__init__.py",
         "torch.where(valid, values, 0).flatten(1)",

@@ -28,6 +28,7 @@ DTYPES = {
     "float32": (torch.float32, torch.float32),
     "half": (torch.float16, torch.float16),
     "mixed": (torch.bfloat16, torch.float32),
+    "autocast": (torch.float32, torch.bfloat16),
 }
 
 
@@ -89,11 +90,20 @@ def normalise_on_ranks(rank):
         for name, (dtype, image_dtype) in DTYPES.items():
             x = images(case)[rank].to(image_dtype)
             results[case, name] = step(OnRank(norm(BatchNorm2d, dtype)), [x])
+    results["kept"] = bytes_kept(norm(BatchNorm2d), images("equal")[rank].bfloat16())
     results["own"] = step(OnRank(norm(BatchNorm2d, sync=False)), [images("equal")[rank]])
     evaluating = norm(BatchNorm2d).eval()
     calls = collectives(lambda: evaluating(images("equal")[rank]))
     results["calls in eval"] = calls
     return results
+
+
+def bytes_kept(module, x):
+    """Of the largest tensors that backward needs, each once."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t):
+        module(x.requires_grad_())
+    return sorted(size for size in kept.values() if size >= x.nbytes)
 
 
 def collectives(function):
@@ -138,7 +148,7 @@ def test_batchnorm_on_two_ranks_equals_one_rank_with_all_images(norms, case, dty
     # The reference is stock BatchNorm in float64, with the parameters' and images' values of the lower precision.
     reference = norm(nn.BatchNorm2d, dtype).double()
     whole = step(OnOne(reference), [x.to(image_dtype).double() for x in images(case)])
-    tight = {"float32": 1e-6, "half": 2e-3, "mixed": 1e-6}[dtypes]
+    tight = {"float32": 1e-6, "half": 2e-3, "mixed": 1e-6, "autocast": 1e-3}[dtypes]
     for r, result in enumerate(norms):
         mine = result[case, dtypes]
         assert mine["outputs"][0].dtype == image_dtype and mine["weight_grad"].dtype == dtype
@@ -150,12 +160,16 @@ def test_batchnorm_on_two_ranks_equals_one_rank_with_all_images(norms, case, dty
         assert mine["batches"] == 2
     for name in ("weight_grad", "bias_grad"):
         # Sums of over a hundred terms of either sign, each of size 1, which mostly cancel.
-        low = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+        low = {"float32": 1e-5, "half": 2e-3, "mixed": 1e-2, "autocast": 1e-2}[dtypes]
         close(sum(result[case, dtypes][name].double() for result in norms), whole[name], low)
 
 
 def close(ours, reference, share):
     assert (ours.double() - reference.double()).abs().max() <= share * max(1, reference.abs().max()), share
+
+
+def test_on_two_ranks_images_are_kept_once_in_their_own_dtype(norms):
+    assert [result["kept"] for result in norms] == [[images("equal")[0].numel() * 2]] * 2
 
 
 def test_without_sync_a_rank_keeps_to_its_own_images(norms):

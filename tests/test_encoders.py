@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tiekd.errors import RecipeError
-from tiekd.models.encoders.mobilenet_v2 import MobileNetV2
+from tiekd.models.encoders.mobilenet_v2 import ConvNorm, MobileNetV2
 from tiekd.models.encoders.resnet import ResNet
 
 CLASSIFIER = {"strides": (1, 2, 2, 2, 1, 2, 1), "dilations": (1,) * 7}
@@ -44,6 +44,28 @@ def test_every_parameter_lies_before_the_last_tap():
     for encoder in (MobileNetV2(taps=(1, 3)), ResNet(18, taps=(0, 2))):
         sum(feature.square().mean() for feature in encoder(torch.randn(2, 3, 64, 64))).backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoder.parameters())
+
+
+def test_relu6_has_its_gradient_and_keeps_nothing_but_its_result():
+    torch.manual_seed(0)
+    layer, image = ConvNorm(3, 4, 3), torch.randn(2, 3, 8, 8)
+    torch.nn.init.constant_(layer.bn.weight, 4.0)  # so that some are cut at 6
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = layer(image)
+    # The convolution keeps its input and weight, the norm its input and a few numbers per channel.
+    assert sorted(kept.values())[-3:] == [image.numel(), y.numel(), y.numel()] and y.data_ptr() in kept
+    before = layer.bn(layer.conv(image))
+    assert (before > 6).any() and (before < 0).any()
+    expected = torch.nn.functional.relu6(before)
+    assert torch.equal(y, expected)
+    ours, plain = (torch.autograd.grad(each.sin().sum(), list(layer.parameters())) for each in (y, expected))
+    assert all(map(torch.equal, ours, plain))
 
 
 def test_the_same_weights_serve_at_other_strides():

@@ -142,28 +142,25 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not (self.training and self.sync and world_size() > 1):
             if self.training:
                 self.num_batches_tracked.add_(1)
-            # The CPU kernel wants one dtype for input and parameters; CUDA's takes half input with fp32 statistics.
-            x_in = x if x.is_cuda else x.float()
-            y = F.batch_norm(
-                x_in, self.running_mean, self.running_var, weight, bias, self.training, self.momentum, self.eps
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum, self.eps
             )
-            return y.to(x.dtype)
-        normalised, mean, var, count = _NormaliseOverRanks.apply(x, self.eps)
+        y, mean, var, count = _NormaliseOverRanks.apply(x, weight, bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
-        return torch.addcmul(bias[:, None, None], normalised, weight[:, None, None]).to(x.dtype)
+        return y
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) with statistics over all ranks; gradient of the same, exact."""
+    """Batch normalisation with statistics over all ranks; gradient of the same, exact, the parameters' of this rank's
+    part. x is kept in its own dtype, and nothing else as large; weight and bias are fp32."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float):
-        x = x.float()
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
         num_channels = x.shape[1]
-        var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
         local = torch.cat([mean, var, mean.new_full((1,), x.numel() / num_channels)])
         gathered = local.new_empty(world_size(), local.numel())
         dist.all_gather(list(gathered.unbind()), local)
@@ -174,17 +171,23 @@ class _NormaliseOverRanks(torch.autograd.Function):
         mean = (share * means).sum(0)
         # Chan et al. 1979: the variance of the union from the parts' own, without E[x^2] - E[x]^2 cancellation.
         var = (share * (variances + (means - mean) ** 2)).sum(0)
-        inv_std = torch.rsqrt(var + eps)
-        normalised = (x - mean[:, None, None]) * inv_std[:, None, None]
-        ctx.save_for_backward(normalised, inv_std, count)
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps = eps
         ctx.mark_non_differentiable(mean, var, count)
-        return normalised, mean, var, count
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_):
-        normalised, inv_std, count = ctx.saved_tensors
-        sums = torch.stack([grad.sum((0, 2, 3)), (grad * normalised).sum((0, 2, 3))])
+        x, weight, mean, var, count = ctx.saved_tensors
+        inv_std = torch.rsqrt(var + ctx.eps)
+        # As for given statistics: the sums over this rank's pixels of grad * (x - mean) / std, and of grad.
+        _, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, mean, inv_std, False, ctx.eps, [False, True, True]
+        )
+        sums = torch.stack([bias_grad, weight_grad])
         dist.all_reduce(sums)
-        mean_grad, mean_grad_x = sums / count
-        grad_x = grad - mean_grad[:, None, None] - normalised * mean_grad_x[:, None, None]
-        return grad_x * inv_std[:, None, None], None
+        by_grad = weight * inv_std
+        offset, by_x = -by_grad * sums / count * torch.stack([torch.ones_like(inv_std), inv_std])
+        by_grad, offset, by_x, mean = (each[:, None, None] for each in (by_grad, offset, by_x, mean))
+        x_grad = (x - mean).mul_(by_x).addcmul_(grad, by_grad).add_(offset)
+        return x_grad.to(x.dtype), weight_grad, bias_grad, None

@@ -8,12 +8,12 @@ Left out: upsampling beyond the finest tap; the head predicts at its stride.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu
+from torch.nn.functional import relu
 
 from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
+from tiekd.models.decoders.upsampled import UpsampledConv
 
 
 class AdaBins(nn.Module):
@@ -54,24 +54,23 @@ class AdaBins(nn.Module):
         """features: as the encoder returns them; image_size: (H, W), not needed here. Returns (B, channels, h, w)."""
         x = self.levels[0](features[-1])
         for level, skip in zip(self.levels[1:], reversed(features[:-1]), strict=True):
-            x = interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
-            x = level(torch.cat([x, skip], dim=1))
+            x = level(x, skip)
         return self.final(x)
 
 
 class TwoConvs(nn.Module):
-    """Two 3x3 convolutions, each with BatchNorm and ReLU."""
+    """Two 3x3 convolutions, the first of upsampled features and a skip, each with BatchNorm and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.first = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.first = UpsampledConv(in_channels, out_channels, bias=False)
         self.first_norm = BatchNorm2d(out_channels)
         self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.second_norm = BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = relu(self.first_norm(self.first(x)))
-        return relu(self.second_norm(self.second(x)))
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = relu(self.first_norm(self.first(x, tuple(skip.shape[2:]), skip)), inplace=True)
+        return relu(self.second_norm(self.second(x)), inplace=True)
 
 
 build = AdaBins

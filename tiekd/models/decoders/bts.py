@@ -142,8 +142,8 @@ class AtrousConv(nn.Module):
         self.dilated = nn.Conv2d(2 * out_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = relu(x if self.norm_in is None else self.norm_in(x))
-        return self.dilated(relu(self.norm(self.reduce(x))))
+        x = relu(x) if self.norm_in is None else relu(self.norm_in(x), inplace=True)
+        return self.dilated(relu(self.norm(self.reduce(x)), inplace=True))
 
 
 class Reduction(nn.Module):

@@ -10,11 +10,11 @@ Left out: norms, other activations.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, leaky_relu, relu
+from torch.nn.functional import leaky_relu, relu
 
 from tiekd.errors import RecipeError
+from tiekd.models.decoders.upsampled import UpsampledConv
 
 ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
@@ -83,24 +83,24 @@ class DenseDepth(nn.Module):
         """
         x = self.levels[0](features[-1])
         for level, skip in zip(self.levels[1:], reversed(features[:-1]), strict=True):
-            x = interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
-            x = level(torch.cat([x, skip], dim=1))
+            x = level(x, tuple(skip.shape[2:]), skip)
         for extra in self.extras:
-            x = extra(interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+            x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
 
 
 class TwoConvs(nn.Module):
-    """Two 3x3 convolutions, each with the activation."""
+    """Two 3x3 convolutions, the first of upsampled features, each with the activation."""
 
     def __init__(self, in_channels: int, out_channels: int, activation: str):
         super().__init__()
-        self.first = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.first = UpsampledConv(in_channels, out_channels)
         self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.activate = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.activate(self.first(x), inplace=True)
+    def forward(self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None) -> Tensor:
+        """As `UpsampledConv`."""
+        x = self.activate(self.first(x, size, skip), inplace=True)
         return self.activate(self.second(x), inplace=True)
 
 

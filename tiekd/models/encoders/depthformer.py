@@ -41,7 +41,7 @@ class DepthFormer(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
-        return [relu(self.bn1(self.conv1(image))), *self.swin(image)]
+        return [relu(self.bn1(self.conv1(image)), inplace=True), *self.swin(image)]
 
 
 build = DepthFormer

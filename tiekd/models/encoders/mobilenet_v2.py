@@ -8,7 +8,9 @@ Left out: stages after the last tap, the classifier's 1280-channel convolution, 
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu6
 
 from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
@@ -96,7 +98,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn(self.conv(x))
-        return x if self.linear else nn.functional.relu6(x, inplace=True)
+        return x if self.linear else _relu6(x)
 
 
 class InvertedResidual(nn.Module):
@@ -115,6 +117,29 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class _ReLU6(torch.autograd.Function):
+    """ReLU6 in place, with a gradient by its result, that the next convolution keeps anyway: torch's own keeps a copy
+    of what it is taken of, a third of all that the encoder keeps."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(relu6(x, inplace=True))
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        # The result lies strictly between 0 and 6 exactly where x does.
+        return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], 0.0, 6.0)
+
+
+def _relu6(x: Tensor) -> Tensor:
+    """In place. A compiler, and an export, get the operator that they know."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return relu6(x, inplace=True)
+    return _ReLU6.apply(x)
 
 
 def _checked(strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float) -> tuple[int, ...]:

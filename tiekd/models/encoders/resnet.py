@@ -59,7 +59,7 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
-        x = relu(self.bn1(self.conv1(image)))
+        x = relu(self.bn1(self.conv1(image)), inplace=True)
         features = [x] if 0 in self.taps else []
         if self.taps[-1] > 0:
             x = max_pool2d(x, 3, 2, 1)
@@ -84,9 +84,9 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
-        return relu(y + (x if self.downsample is None else self.downsample(x)))
+        return relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -106,10 +106,10 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = relu(self.bn1(self.conv1(x)))
-        y = relu(self.bn2(self.conv2(y)))
+        y = relu(self.bn1(self.conv1(x)), inplace=True)
+        y = relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
-        return relu(y + (x if self.downsample is None else self.downsample(x)))
+        return relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
