@@ -132,8 +132,8 @@ MUTANTS = [
     Mutant(
         "flip_without_the_teachers_map",
         "tiekd/data/turning.py",
-        "image, *maps = (plane.flip(-1) if flip else plane for plane in (image, *maps))",
-        "image, maps[0] = (plane.flip(-1) if flip else plane for plane in (image, maps[0]))",
+        "image, *maps = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane for plane in (image, *maps))",
+        "image, maps[0] = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane for plane in (image, maps[0]))",
         ("geometry",),
     ),
     Mutant(

@@ -138,6 +138,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) in any float dtype; returns the same shape and dtype."""
+        if x.dtype == torch.float64:  # the kernels want fp32 statistics beside fp32 or less
+            return self.forward(x.float()).double()
         weight, bias = self.weight.float(), self.bias.float()
         if not (self.training and self.sync and world_size() > 1):
             if self.training:
@@ -160,7 +162,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
         num_channels = x.shape[1]
-        var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+        # The statistics of one rank's kernel; without momentum it leaves the running ones, which say fp32, alone.
+        mean, var = torch.batch_norm_update_stats(x, torch.zeros_like(weight), torch.ones_like(weight), momentum=0.0)
         local = torch.cat([mean, var, mean.new_full((1,), x.numel() / num_channels)])
         gathered = local.new_empty(world_size(), local.numel())
         dist.all_gather(list(gathered.unbind()), local)
