@@ -9,7 +9,7 @@ import pytest
 import runs
 import torture
 
-# (moment, victim) of the eight kills of every test run: two at each ZeRO stage, one of them inside a save.
+# (moment, victim) of two kills at each ZeRO stage, one of them inside a save.
 SHORT = {
     0: [("save", "all"), ("step", "rank")],
     1: [("save", "rank"), ("evaluation", "all")],
@@ -54,8 +54,9 @@ def tortured(folder: Path, stage: int, kills: list[tuple[str, str]], name: str, 
     return torment.count
 
 
-@pytest.mark.parametrize("stage", SHORT)
-def test_eight_kills(folder, stage):
+# What a rank writes differs most between stage 0 and stage 3; a test run takes minutes enough.
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.long) for stage in (1, 2)), 3])
+def test_two_kills(folder, stage):
     count = tortured(folder, stage, SHORT[stage], f"short{stage}", seed=stage)
     assert count["kills"] == count["resumes"] == 2
 
