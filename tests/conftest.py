@@ -5,7 +5,10 @@ import os
 import re
 from pathlib import Path
 
-import torch
+# Most tensors of tests are small: threads that wait for each other take three times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, whose own functions are made there

@@ -6,18 +6,21 @@ a convolution takes to work in is not among them. On one NVIDIA H200 a step of b
 
 import weakref
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tiekd.benchmarks import training
-from tiekd.config import load_recipe
-from tiekd.data.batch import Batch
-from tiekd.kernels import triton_dpm
-from tiekd.losses import criterion as criteria
-from tiekd.models.factory import build_network
+pytest.importorskip("triton")
+
+from tiekd.benchmarks import training  # noqa: E402
+from tiekd.config import load_recipe  # noqa: E402
+from tiekd.data.batch import Batch  # noqa: E402
+from tiekd.kernels import triton_dpm  # noqa: E402
+from tiekd.losses import criterion as criteria  # noqa: E402
+from tiekd.models.factory import build_network  # noqa: E402
 
 
 class Held(TorchDispatchMode):

@@ -183,6 +183,9 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_):
         x, weight, mean, var, count = ctx.saved_tensors
         inv_std = torch.rsqrt(var + ctx.eps)
+        # Where the layouts differ, a CPU's kernel adds bf16 up in bf16.
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         # As for given statistics: the sums over this rank's pixels of grad * (x - mean) / std, and of grad.
         _, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, mean, inv_std, False, ctx.eps, [False, True, True]

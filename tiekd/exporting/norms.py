@@ -1,8 +1,9 @@
 """Folds norms into the convolutions before them, so that half precision has no float32 islands.
 
-A norm keeps its statistics in float32, so in a float16 graph every norm would be two casts around itself. In use it is
-a factor and an offset a channel, which the convolution before it takes over, computed in float32. Norms that follow
-something else (ELU, a sum, a concatenation) stay. Float32 exports don't need this: ONNX's optimiser folds them itself.
+A norm keeps its statistics in float32, so in a float16 graph every norm would mix the two, which not every runtime
+takes. In use it is a factor and an offset a channel, which the convolution before it takes over, computed in float32.
+Norms that follow something else (ELU, a sum, a concatenation) stay. Float32 exports don't need this: ONNX's optimiser
+folds them itself.
 """
 
 from torch import nn
