@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tiekd.models.decoders.upsampled import UpsampledConv
+from tiekd.models.decoders.upsampled import UpsampleByProducts, UpsampledConv
 
 SIZE = (7, 10)
 
@@ -71,3 +71,49 @@ def test_what_is_convolved_is_not_kept_for_backward(monkeypatch):
     assert len(made) == 1 and made[0].expired()
     y.sum().backward()
     assert len(made) == 2 and all(merged.expired() for merged in made)
+
+
+@pytest.mark.parametrize("sizes", [((4, 5), SIZE), ((3, 4), (6, 8)), ((5, 3), (5, 3)), ((1, 2), (3, 1))])
+def test_the_gradient_by_products_is_that_of_the_interpolation(sizes):
+    torch.manual_seed(0)
+    small, large = sizes
+    x, grad = torch.randn(2, 3, *small, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, *large).double()
+    expected = interpolate(x, size=large, mode="bilinear", align_corners=True)
+    ours = UpsampleByProducts.apply(x, large)
+    assert torch.equal(ours, expected)
+    (wanted,) = torch.autograd.grad(expected, x, grad)
+    for given in (grad, grad.contiguous(memory_format=torch.channels_last)):
+        (found,) = torch.autograd.grad(ours, x, given, retain_graph=True)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_gradient_by_products_has_its_rounding(dtype):
+    torch.manual_seed(0)
+    x, grad = torch.randn(1, 8, 22, 44), torch.randn(1, 8, 44, 88).to(dtype)
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (ours,) = torch.autograd.grad(UpsampleByProducts.apply(x, (44, 88)), x, grad)
+    exact = x.detach().double().requires_grad_()
+    wanted = interpolate(exact, size=(44, 88), mode="bilinear", align_corners=True)
+    (wanted,) = torch.autograd.grad(wanted, exact, grad.double())
+    assert ours.dtype == dtype and ours.is_contiguous(memory_format=torch.channels_last)
+    assert (ours - wanted).abs().max() <= 2 * torch.finfo(dtype).eps * wanted.abs().max()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's way in half precision")
+def test_on_a_gpu_half_precision_takes_the_gradient_by_products():
+    conv, x, skip = inputs(with_skip=True)
+    conv, x = conv.cuda(), x.detach().cuda().bfloat16().requires_grad_()
+    with torch.autocast("cuda", torch.bfloat16):
+        y = conv(x, SIZE, skip.detach().cuda().bfloat16())
+    with Operators() as backward:
+        y.float().sum().backward()
+    assert backward.calls.count("bmm") == 2 and "upsample_bilinear2d_backward" not in backward.calls
+
+
+def test_the_gradient_by_products_compiles():
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    by_products = torch.compile(lambda x: UpsampleByProducts.apply(x, SIZE).sin(), backend="aot_eager", fullgraph=True)
+    (ours,) = torch.autograd.grad(by_products(x).sum(), x)
+    plain = interpolate(x, size=SIZE, mode="bilinear", align_corners=True).sin()
+    torch.testing.assert_close(ours, torch.autograd.grad(plain.sum(), x)[0])

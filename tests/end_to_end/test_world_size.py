@@ -40,12 +40,12 @@ def results(ground, tmp_path_factory) -> Path:
     return folder
 
 
-def assert_same(first: Path, second: Path) -> None:
+def assert_same(first: Path, second: Path, atol: float = 1e-5) -> None:
     assert len(runs.losses(first)) == 20
     assert runs.losses(first) == pytest.approx(runs.losses(second), rel=2e-6)
     for name, tensor in runs.student(first).items():
         torch.testing.assert_close(
-            tensor, runs.student(second)[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+            tensor, runs.student(second)[name], rtol=1e-4, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
         )
 
 
@@ -78,7 +78,8 @@ def test_eight_ranks_are_two(ground, tmp_path):
     for ranks in (8, 2):
         runs.many([job(f"{kind}_of_{ranks}", ground, FP32, kind, batch_size=16) for kind in kinds], tmp_path, ranks)
     assert_same(tmp_path / "plain_of_8", tmp_path / "plain_of_2")
-    assert_same(tmp_path / "smooth_of_8", tmp_path / "smooth_of_2")
+    # Sums over 8 parts are rounded otherwise than over 2; some weights whose gradients nearly cancel feel it.
+    assert_same(tmp_path / "smooth_of_8", tmp_path / "smooth_of_2", atol=5e-5)
     eight, two = runs.losses(tmp_path / "None_of_8"), runs.losses(tmp_path / "None_of_2")
     # Norms over 2x4 pixels and ReLU6: once rounding has carried one input over a kink, the runs go their own ways.
     assert eight[:3] == pytest.approx(two[:3], rel=2e-6)
