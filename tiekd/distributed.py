@@ -193,7 +193,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
         sums = torch.stack([bias_grad, weight_grad])
         dist.all_reduce(sums)
         by_grad = weight * inv_std
-        offset, by_x = -by_grad * sums / count * torch.stack([torch.ones_like(inv_std), inv_std])
+        grad_sum, product_sum = sums
+        offset, by_x = -by_grad * grad_sum / count, -by_grad * product_sum / count * inv_std
         by_grad, offset, by_x, mean = (each[:, None, None] for each in (by_grad, offset, by_x, mean))
         x_grad = (x - mean).mul_(by_x).addcmul_(grad, by_grad).add_(offset)
         return x_grad.to(x.dtype), weight_grad, bias_grad, None
