@@ -27,8 +27,22 @@ MUTANTS = [
     Mutant(
         "decoders_keep_what_they_convolve",
         "tiekd/models/decoders/upsampled.py",
-        "return checkpoint(self._convolve, x, size, skip, use_reentrant=False, preserve_rng_state=False)",
-        "return self._convolve(x, size, skip)",
+        "y = checkpoint(self._convolve, *arguments, use_reentrant=False, preserve_rng_state=False)",
+        "y = self._convolve(*arguments)",
+        ("upsampled",),
+    ),
+    Mutant(
+        "bias_of_a_convolution_that_was_taken_in_reaches_over_the_edge",
+        "tiekd/models/decoders/upsampled.py",
+        "y.add_(conv2d(y.new_ones(1, 1, *size), of_ones, padding=1))",
+        "y.add_(of_ones.sum((2, 3), keepdim=True).permute(1, 0, 2, 3))",
+        ("upsampled",),
+    ),
+    Mutant(
+        "channels_that_a_convolution_adds_are_made",
+        "tiekd/models/decoders/upsampled.py",
+        "return self.in_channels < self.out_channels",
+        "return False",
         ("upsampled",),
     ),
     Mutant(

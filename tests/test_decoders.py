@@ -78,6 +78,29 @@ def test_densedepth_keeps_the_variance_at_the_start():
     assert 0.1 < power < 2
 
 
+@pytest.mark.parametrize(("deepest", "folded"), [(40, True), (24, False), (16, False)])
+def test_densedepth_folds_its_first_convolution_where_that_adds_channels(deepest, folded):
+    torch.manual_seed(0)
+    channels, strides = (8, 16, 24), (4, 8, 16)
+    decoder = DenseDepth(channels, strides, (8, 16, deepest)).double()
+    for convolution in (decoder.levels[0], decoder.levels[1].first):
+        torch.nn.init.normal_(convolution.bias)
+    given = [feature.double() for feature in features((41, 52), channels, strides)]
+    with torch.no_grad():
+        wanted = decoder(given, (41, 52))
+        decoder.fold()
+        torch.testing.assert_close(decoder(given, (41, 52)), wanted, rtol=0, atol=1e-12)
+    assert decoder.levels[1].first.in_channels == 16 + (24 if folded else deepest)
+    assert ("levels.0.weight" not in decoder.state_dict()) is folded
+
+
+def test_densedepth_of_one_feature_is_a_convolution_and_what_doubles_it():
+    decoder = DenseDepth((24,), (8,), (40,), extra_ups=1)
+    decoder.fold()
+    with torch.no_grad():
+        assert tuple(decoder([torch.randn(1, 24, 3, 4)], (24, 32)).shape) == (1, 40, 6, 8)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,12 +1,12 @@
-"""A decoder's convolution of upsampled features: a plain one's numbers, and what it is taken of isn't kept."""
+"""A decoder's convolution of upsampled features: a plain one's numbers, for less memory and fewer products."""
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tiekd.models.decoders.upsampled import UpsampleByProducts, UpsampledConv
+from tiekd.models.decoders.upsampled import PointwiseConv, UpsampleByProducts, UpsampledConv
 
 SIZE = (7, 10)
 
@@ -71,6 +71,51 @@ def test_what_is_convolved_is_not_kept_for_backward(monkeypatch):
     assert len(made) == 1 and made[0].expired()
     y.sum().backward()
     assert len(made) == 2 and all(merged.expired() for merged in made)
+
+
+def with_one_before(channels: int, dtype=torch.float64) -> tuple[PointwiseConv, UpsampledConv, Tensor, Tensor]:
+    torch.manual_seed(0)
+    before, conv = PointwiseConv(4, channels).to(dtype), UpsampledConv(channels + 3, 5).to(dtype)
+    x, skip = torch.randn(2, 4, 4, 5, dtype=dtype), torch.randn(2, 3, *SIZE, dtype=dtype)
+    return before, conv, x.requires_grad_(), skip.requires_grad_()
+
+
+def defined(before: nn.Conv2d, conv: nn.Conv2d, x: Tensor, skip: Tensor) -> Tensor:
+    upsampled = interpolate(conv2d(x, before.weight, before.bias), size=SIZE, mode="bilinear", align_corners=True)
+    return conv2d(torch.cat([upsampled, skip], 1), conv.weight, conv.bias, padding=1)
+
+
+@pytest.mark.parametrize("channels", [9, 4, 3])
+def test_a_pointwise_convolution_before_it_changes_nothing_but_rounding(channels):
+    before, conv, x, skip = with_one_before(channels)
+    learned = [x, skip, *before.parameters(), *conv.parameters()]
+    expected = defined(before, conv, x, skip)
+    ours = conv(x, SIZE, skip, before)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-13)
+    for got, wanted in zip(*(torch.autograd.grad(y.sin().sum(), learned) for y in (ours, expected)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x, SIZE, skip, before), expected, rtol=0, atol=1e-13)
+    conv.plain = True
+    assert torch.equal(conv(x, SIZE, skip, before), expected)
+
+
+@pytest.mark.parametrize(("channels", "widest"), [(9, 7), (4, 7), (3, 6)])
+def test_channels_that_a_pointwise_convolution_adds_are_never_made(channels, widest):
+    before, conv, x, skip = with_one_before(channels)
+    merged = []
+    conv._conv_forward = lambda x, *others: merged.append(x.shape[1]) or conv2d(x, *others, padding=1)
+    conv(x, SIZE, skip, before)
+    assert merged == [widest]
+
+
+def test_in_bf16_a_pointwise_convolution_before_it_has_the_rounding_of_the_two():
+    before, conv, x, skip = with_one_before(64, torch.float32)
+    exact = defined(before, conv, x, skip)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, plain = conv(x, SIZE, skip, before), defined(before, conv, x, skip)
+    errors = [(y.float() - exact).square().mean().sqrt().item() for y in (ours, plain)]
+    assert ours.dtype == torch.bfloat16 and errors[0] < 1.5 * errors[1]
 
 
 @pytest.mark.parametrize("sizes", [((4, 5), SIZE), ((3, 4), (6, 8)), ((5, 3), (5, 3)), ((1, 2), (3, 1))])

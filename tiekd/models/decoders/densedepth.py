@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
 
 from tiekd.errors import RecipeError
-from tiekd.models.decoders.upsampled import UpsampledConv
+from tiekd.models.decoders.upsampled import PointwiseConv, UpsampledConv
 
 ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
@@ -54,7 +54,7 @@ class DenseDepth(nn.Module):
             raise RecipeError(f"extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0")
         if activation not in ACTIVATIONS:
             raise RecipeError(f"activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-        deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)
+        deepest = PointwiseConv(encoder_channels[-1], widths[-1])
         levels = [
             TwoConvs(widths[i + 1] + encoder_channels[i], widths[i], activation)
             for i in reversed(range(len(encoder_channels) - 1))
@@ -81,12 +81,22 @@ class DenseDepth(nn.Module):
         size divided by `stride`, or up to 2 ** extra_ups - 1 more where the finest feature's stride doesn't divide the
         image.
         """
-        x = self.levels[0](features[-1])
-        for level, skip in zip(self.levels[1:], reversed(features[:-1]), strict=True):
-            x = level(x, tuple(skip.shape[2:]), skip)
+        deepest, *levels = self.levels
+        x, before = features[-1], deepest if isinstance(deepest, PointwiseConv) else None
+        if not levels:
+            x = deepest(x)
+        for level, skip in zip(levels, reversed(features[:-1]), strict=True):
+            x, before = level(x, tuple(skip.shape[2:]), skip, before), None
         for extra in self.extras:
             x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
+
+    def fold(self) -> None:
+        """In place, for use without learning: the first convolution goes into the second, if that makes it cheaper."""
+        deepest = self.levels[0]
+        if len(self.levels) > 1 and deepest.adds_channels:
+            self.levels[1].first.take_in(deepest)
+            self.levels[0] = nn.Identity()
 
 
 class TwoConvs(nn.Module):
@@ -98,9 +108,11 @@ class TwoConvs(nn.Module):
         self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.activate = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, before: PointwiseConv | None = None
+    ) -> Tensor:
         """As `UpsampledConv`."""
-        x = self.activate(self.first(x, size, skip), inplace=True)
+        x = self.activate(self.first(x, size, skip, before), inplace=True)
         return self.activate(self.second(x), inplace=True)
 
 
