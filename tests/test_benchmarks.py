@@ -1,5 +1,6 @@
 """The benchmarks at toy sizes: what they count is right, what they report is there, and a plain twin learns alike."""
 
+import copy
 import io
 import json
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 
 from tiekd.benchmarks import COMMANDS, engine, growth, head, measure, step, student, teacher
 from tiekd.benchmarks.line_plot import draw
-from tiekd.benchmarks.training import LIGHT, PUBLISHED, TrainingStep
+from tiekd.benchmarks.training import LIGHT, PUBLISHED, TrainingStep, make_plain
 from tiekd.config import load_recipe
 from tiekd.errors import LaunchError, RecipeError
 from tiekd.kernels import reference
@@ -37,9 +38,13 @@ def test_the_published_student_has_its_parameters_and_multiplications():
     network = build_network(recipe["network"]).eval()
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(17.65, abs=0.01)
     # Convolutions count by pixel, so a part of the picture tells all of it: 171 GMAC at 352x704.
-    at_a_quarter = student.multiply_adds(network, torch.zeros(1, 3, 176, 352)) / 1e9
-    assert 4 * at_a_quarter == pytest.approx(171, rel=0.01)
-    assert network.head.kernel is not reference.dpm
+    image, kernel = torch.zeros(1, 3, 176, 352), network.head.kernel
+    ours = student.multiply_adds(network, image)
+    plain = student.multiply_adds(make_plain(copy.deepcopy(network)), image)
+    assert 4 * plain / 1e9 == pytest.approx(171, rel=0.01)
+    # The 1x1 convolution of 320 to 2048 channels and what they cost the next one, against the product of both weights.
+    assert plain - ours == 22 * 44 * (320 * 2048 + 9 * 512 * (2048 - 320) - 9 * 512) - 9 * 512 * (320 + 1) * 2048
+    assert network.head.kernel is kernel is not reference.dpm
 
 
 def test_student_reports_any_recipes_network_and_its_teachers():

@@ -1,9 +1,10 @@
-"""A whole training step of a recipe's student: ours against the plain head with eager modules.
+"""A whole training step of a recipe's student: ours against the plain head with plain eager modules.
 
-Ours: the head's kernels, --dtype, --memory-format, the fused optimizer, on request torch.compile. The reference: the
-head's definition, fp32, contiguous tensors, AdamW parameter by parameter. Both have the same modules, losses and
-clipping, and the same made-up batch. Memory is all that a step needs: weights, moments, and its peak above them.
-torch's own defaults say whether convolutions may use TF32; that is told. Left out: DeepSpeed, data, hooks (`engine`).
+Ours: the head's kernels, modules that spare work and memory, --dtype, --memory-format, the fused optimizer, on request
+torch.compile. The reference: head and modules operator by operator as they are defined and published, fp32, contiguous
+tensors, AdamW parameter by parameter. Both have the same weights, losses and clipping, and the same made-up batch.
+Memory is all that a step needs: weights, moments, and its peak above them. torch's own defaults say whether
+convolutions may use TF32; that is told. Left out: DeepSpeed, data, hooks (`engine`).
 """
 
 import argparse
@@ -14,7 +15,6 @@ from tiekd.benchmarks import measure
 from tiekd.benchmarks.training import DTYPES, PUBLISHED, TrainingStep, device_of
 from tiekd.config import load_recipe
 from tiekd.execution import FORMATS, Execution, memory_format
-from tiekd.kernels import reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +34,10 @@ def run(args: argparse.Namespace) -> dict:
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(args.memory_format), dtype is not None)
     ours = TrainingStep(recipe, device, *size, dtype, layout, compiled=args.compile)
-    plain_head = reference.dpm if hasattr(ours.network.head, "kernel") else None
-    theirs = TrainingStep(recipe, device, *size, kernel=plain_head, fused=False)
+    theirs = TrainingStep(recipe, device, *size, plain=True)
     losses = [_first_loss(step) for step in (ours, theirs)]
     how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
-    compared = f"a training step, ours ({how}) against the plain head, fp32, contiguous, eager"
+    compared = f"a training step, ours ({how}) against plain head and modules, fp32, contiguous"
     result = measure.compare(compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS)
     for name, step in (("ours", ours), ("reference", theirs)):
         result[f"{name}_peak_mb"] += step.state_bytes() / 1e6

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tiekd.data.batch import Batch
 from tiekd.errors import LaunchError
 from tiekd.execution import compile_parts
+from tiekd.kernels import reference
 from tiekd.losses import criterion as criteria
 from tiekd.models.factory import build_network
 from tiekd.optimizer import OPTIMIZERS
@@ -27,8 +28,8 @@ class TrainingStep:
     """A call is one step on a fixed batch of noise; `loss` is the last one's, a 0-d tensor.
 
     recipe: its network, losses and optimizer are taken. dtype: of the autocast around forward, None for none.
-    kernel: of the DPM head, None for what `tiekd.kernels` chooses; fused: the optimizer. teacher: batch -> depth;
-    None takes the batch's map.
+    plain: the network by `make_plain`, and torch's loop over parameters as the optimizer. teacher: batch -> depth; None
+    takes the batch's map.
     """
 
     def __init__(
@@ -40,20 +41,19 @@ class TrainingStep:
         width: int,
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
-        kernel: Callable | None = None,
-        fused: bool = True,
+        plain: bool = False,
         compiled: bool = False,
         teacher: Callable[[Batch], Tensor] | None = None,
     ):
         torch.manual_seed(0)
         self.network = build_network(recipe["network"]).to(device).train()
         self.network.memory_format = memory_format
-        if kernel is not None:
-            self.network.head.kernel = kernel
+        if plain:
+            make_plain(self.network)
         if compiled:
             compile_parts(self.network)
         self.criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
-        self.optimizer = _optimizer(recipe["optimizer"], self.network, fused)
+        self.optimizer = make_optimizer(recipe["optimizer"], self.network, plain)
         self.batch = noise(batch_size, height, width, recipe["network"]["max_depth"], device)
         self.teacher = teacher or (lambda batch: batch.teacher_depth)
         self.device, self.dtype = device, dtype
@@ -107,8 +107,19 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _optimizer(node: dict, network: nn.Module, fused: bool) -> torch.optim.Optimizer:
-    """The recipe's kind with its arguments; unfused is torch's loop over parameters, as in the published training."""
+def make_plain(network: nn.Module) -> nn.Module:
+    """Has the network computed as it is defined, operator by operator as in the published code: the same numbers but
+    for rounding, without what we do for time and memory. In place; returns it."""
+    for module in network.modules():
+        if hasattr(module, "plain"):
+            module.plain = True
+        if hasattr(module, "kernel"):
+            module.kernel = reference.dpm
+    return network
+
+
+def make_optimizer(node: dict, network: nn.Module, plain: bool) -> torch.optim.Optimizer:
+    """The recipe's kind with its arguments; the plain one is torch's loop over parameters, as in the published code."""
     arguments = {key: value for key, value in node.items() if key not in ("name", "groups", "lr_batch_size")}
-    how = {"fused": True} if fused else {"foreach": False, "fused": False}
+    how = {"foreach": False, "fused": False} if plain else {"fused": True}
     return OPTIMIZERS[node["name"]](network.parameters(), **arguments, **how)

@@ -76,7 +76,12 @@ class MobileNetV2(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, BatchNorm and, unless `linear`, ReLU6. Padding keeps the size at stride 1."""
+    """Convolution without bias, BatchNorm and, unless `linear`, ReLU6. Padding keeps the size at stride 1.
+
+    `plain`: with torch's own ReLU6, the copy that it keeps included.
+    """
+
+    plain = False
 
     def __init__(
         self,
@@ -98,7 +103,9 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn(self.conv(x))
-        return x if self.linear else _relu6(x)
+        if self.linear:
+            return x
+        return relu6(x, inplace=True) if self.plain else _relu6(x)
 
 
 class InvertedResidual(nn.Module):
