@@ -29,6 +29,7 @@ from tiekd.errors import ExportError
 from tiekd.exporting import agreement, onnx_format, program_format
 from tiekd.exporting.norms import fold_norms
 from tiekd.models import weights
+from tiekd.models.decoders.densedepth import DenseDepth
 from tiekd.models.deployed import Deployed
 from tiekd.models.factory import build_network
 from tiekd.models.heads.dpm import Dpm
@@ -144,13 +145,14 @@ def write(
 
 
 def _program(network: Network, settings: Settings) -> ExportedProgram:
+    network = copy.deepcopy(network)
+    if isinstance(network.decoder, DenseDepth):
+        network.decoder.fold()
     deployed = Deployed(network, settings.readout, settings.confidence, settings.dynamic)
     shape = settings.size, INPUTS[settings.input], settings.dynamic
-    if not settings.half:
-        return program_format.trace(deployed, *shape)
-    deployed = copy.deepcopy(deployed)
-    fold_norms(deployed, program_format.trace(deployed, *shape))
-    deployed.network.half()
+    if settings.half:
+        fold_norms(deployed, program_format.trace(deployed, *shape))
+        network.half()
     return program_format.trace(deployed, *shape)
 
 
