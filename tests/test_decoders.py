@@ -101,6 +101,28 @@ def test_densedepth_of_one_feature_is_a_convolution_and_what_doubles_it():
         assert tuple(decoder([torch.randn(1, 24, 3, 4)], (24, 32)).shape) == (1, 40, 6, 8)
 
 
+def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than_weights():
+    torch.manual_seed(0)
+    channels, strides = (8, 16, 24), (4, 8, 16)
+    decoder = DenseDepth(channels, strides, (8, 16, 64), extra_ups=1)
+    seen, given = [], features((64, 96), channels, strides)
+    for level in [*decoder.levels[1:], *decoder.extras]:
+        level.second.register_forward_pre_hook(lambda _, x: seen.append(x[0].is_contiguous()))
+    ours = decoder(given, (64, 96))
+    # 2 * 8 * 12 pixels by 80 + 16 channels against 9 * 80 * 16 weights, and so on.
+    assert seen == [False, False, False] and ours.is_contiguous(memory_format=torch.channels_last)
+    seen.clear()
+    small = [feature[..., :1, :1] for feature in given]
+    decoder(small, (4, 4))
+    assert seen == [True, True, True]
+    for module in decoder.modules():
+        if hasattr(module, "plain"):
+            module.plain = True
+    plain = decoder(given, (64, 96))
+    assert plain.is_contiguous()
+    torch.testing.assert_close(ours, plain, rtol=0, atol=3e-6 * plain.abs().max().item())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
