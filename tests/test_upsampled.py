@@ -73,47 +73,74 @@ def test_what_is_convolved_is_not_kept_for_backward(monkeypatch):
     assert len(made) == 2 and all(merged.expired() for merged in made)
 
 
-def with_one_before(channels: int, dtype=torch.float64) -> tuple[PointwiseConv, UpsampledConv, Tensor, Tensor]:
+def with_pointwise(channels: int, dtype=torch.float64) -> tuple[PointwiseConv, UpsampledConv, Tensor, Tensor]:
     torch.manual_seed(0)
-    before, conv = PointwiseConv(4, channels).to(dtype), UpsampledConv(channels + 3, 5).to(dtype)
+    pointwise, conv = PointwiseConv(4, channels).to(dtype), UpsampledConv(channels + 3, 5).to(dtype)
     x, skip = torch.randn(2, 4, 4, 5, dtype=dtype), torch.randn(2, 3, *SIZE, dtype=dtype)
-    return before, conv, x.requires_grad_(), skip.requires_grad_()
+    return pointwise, conv, x.requires_grad_(), skip.requires_grad_()
 
 
-def defined(before: nn.Conv2d, conv: nn.Conv2d, x: Tensor, skip: Tensor) -> Tensor:
-    upsampled = interpolate(conv2d(x, before.weight, before.bias), size=SIZE, mode="bilinear", align_corners=True)
+def defined(pointwise: nn.Conv2d, conv: nn.Conv2d, x: Tensor, skip: Tensor) -> Tensor:
+    upsampled = interpolate(conv2d(x, pointwise.weight, pointwise.bias), size=SIZE, mode="bilinear", align_corners=True)
     return conv2d(torch.cat([upsampled, skip], 1), conv.weight, conv.bias, padding=1)
 
 
 @pytest.mark.parametrize("channels", [9, 4, 3])
 def test_a_pointwise_convolution_before_it_changes_nothing_but_rounding(channels):
-    before, conv, x, skip = with_one_before(channels)
-    learned = [x, skip, *before.parameters(), *conv.parameters()]
-    expected = defined(before, conv, x, skip)
-    ours = conv(x, SIZE, skip, before)
+    pointwise, conv, x, skip = with_pointwise(channels)
+    learned = [x, skip, *pointwise.parameters(), *conv.parameters()]
+    expected = defined(pointwise, conv, x, skip)
+    ours = conv(x, SIZE, skip, pointwise)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-13)
     for got, wanted in zip(*(torch.autograd.grad(y.sin().sum(), learned) for y in (ours, expected)), strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(conv(x, SIZE, skip, before), expected, rtol=0, atol=1e-13)
+        torch.testing.assert_close(conv(x, SIZE, skip, pointwise), expected, rtol=0, atol=1e-13)
     conv.plain = True
-    assert torch.equal(conv(x, SIZE, skip, before), expected)
+    assert torch.equal(conv(x, SIZE, skip, pointwise), expected)
 
 
 @pytest.mark.parametrize(("channels", "widest"), [(9, 7), (4, 7), (3, 6)])
 def test_channels_that_a_pointwise_convolution_adds_are_never_made(channels, widest):
-    before, conv, x, skip = with_one_before(channels)
+    pointwise, conv, x, skip = with_pointwise(channels)
     merged = []
     conv._conv_forward = lambda x, *others: merged.append(x.shape[1]) or conv2d(x, *others, padding=1)
-    conv(x, SIZE, skip, before)
+    conv(x, SIZE, skip, pointwise)
     assert merged == [widest]
 
 
+def test_weights_are_multiplied_once_and_what_is_multiplied_is_not_kept():
+    pointwise, conv, x, skip = with_pointwise(9)
+    with Operators() as forward:
+        y = conv(x, SIZE, skip, pointwise)
+    with Operators() as backward:
+        y.sum().backward()
+    assert forward.calls.count("mm") == 1 and backward.calls.count("mm") == 2, "the product's gradients"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_merged_weight_leaves_the_features_their_layout(layout):
+    pointwise, conv, x, skip = with_pointwise(9, torch.float32)
+    x, skip = (each.detach().contiguous(memory_format=layout) for each in (x, skip))
+    assert conv(x, SIZE, skip, pointwise).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_parameters_get_half_gradients(dtype):
+    pointwise, conv, x, skip = with_pointwise(9, torch.float32)
+    exact = torch.autograd.grad(defined(pointwise, conv, x, skip).sum(), [pointwise.weight, pointwise.bias])
+    pointwise, conv, x, skip = pointwise.to(dtype), conv.to(dtype), x.to(dtype), skip.to(dtype)
+    conv(x, SIZE, skip, pointwise).sum().backward()
+    for parameter, wanted in zip(pointwise.parameters(), exact, strict=True):
+        assert parameter.grad.dtype == dtype
+        assert (parameter.grad - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()
+
+
 def test_in_bf16_a_pointwise_convolution_before_it_has_the_rounding_of_the_two():
-    before, conv, x, skip = with_one_before(64, torch.float32)
-    exact = defined(before, conv, x, skip)
+    pointwise, conv, x, skip = with_pointwise(64, torch.float32)
+    exact = defined(pointwise, conv, x, skip)
     with torch.autocast("cpu", torch.bfloat16):
-        ours, plain = conv(x, SIZE, skip, before), defined(before, conv, x, skip)
+        ours, plain = conv(x, SIZE, skip, pointwise), defined(pointwise, conv, x, skip)
     errors = [(y.float() - exact).square().mean().sqrt().item() for y in (ours, plain)]
     assert ours.dtype == torch.bfloat16 and errors[0] < 1.5 * errors[1]
 

@@ -83,19 +83,20 @@ class DenseDepth(nn.Module):
         image.
         """
         deepest, *levels = self.levels
-        x, before = features[-1], deepest if isinstance(deepest, PointwiseConv) else None
+        x, pointwise = features[-1], deepest if isinstance(deepest, PointwiseConv) else None
         if not levels:
             x = deepest(x)
         for level, skip in zip(levels, reversed(features[:-1]), strict=True):
-            x, before = level(x, tuple(skip.shape[2:]), skip, before), None
+            x, pointwise = level(x, tuple(skip.shape[2:]), skip, pointwise), None
         for extra in self.extras:
             x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
 
     def fold(self) -> None:
-        """In place, for use without learning: the first convolution goes into the second, if that makes it cheaper."""
+        """In place, for use without learning: the first convolution goes into the second, where it adds channels. The
+        state dict is another one then."""
         deepest = self.levels[0]
-        if len(self.levels) > 1 and deepest.adds_channels:
+        if len(self.levels) > 1 and isinstance(deepest, PointwiseConv) and deepest.adds_channels:
             self.levels[1].first.take_in(deepest)
             self.levels[0] = nn.Identity()
 
@@ -117,20 +118,20 @@ class TwoConvs(nn.Module):
         self.activate = ACTIVATIONS[activation]
 
     def forward(
-        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, before: PointwiseConv | None = None
+        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, pointwise: PointwiseConv | None = None
     ) -> Tensor:
         """As `UpsampledConv`."""
-        if self._wants_channels_last(x, size):
+        if self._wants_channels_last(x, size, 0 if skip is None else skip.shape[1]):
             x = x.contiguous(memory_format=torch.channels_last)
             skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
-        x = self.activate(self.first(x, size, skip, before), inplace=True)
+        x = self.activate(self.first(x, size, skip, pointwise), inplace=True)
         return self.activate(self.second(x), inplace=True)
 
-    def _wants_channels_last(self, x: Tensor, size: tuple[int, int]) -> bool:
+    def _wants_channels_last(self, x: Tensor, size: tuple[int, int], skip_channels: int) -> bool:
         if self.plain or torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
             return False
         pixels = x.shape[0] * size[0] * size[1]
-        in_channels, out_channels = self.first.in_channels, self.first.out_channels
+        in_channels, out_channels = x.shape[1] + skip_channels, self.first.out_channels
         return pixels * (in_channels + out_channels) > 9 * in_channels * out_channels
 
 

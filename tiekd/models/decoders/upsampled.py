@@ -12,7 +12,9 @@ and in one order. torch's own has four atomic additions a number, each of them r
 issue 140096).
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,23 +30,33 @@ class PointwiseConv(nn.Conv2d):
 
     @property
     def adds_channels(self) -> bool:
-        """Whether the next convolution is cheaper with this one in it."""
+        """Whether the next convolution has less to do with this one in it: 320 -> 2048 -> 512 channels, which the
+        published MobileNetV2 students have, from some 350 pixels on, of all pictures of a batch together."""
         return self.in_channels < self.out_channels
 
-    def forward(self, x: Tensor | None, following: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor | None, next_weight: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """x: (B, in_channels, h, w). Returns (B, out_channels, h, w).
 
-        With following, the (O, out_channels + S, k, k) weight of the convolution that comes next, x isn't needed.
-        Returned are that convolution's weight for x itself, (O, in_channels + S, k, k), and its (O, 1, k, k) weight for
-        a map of ones, which stands for this one's bias. ZeRO 3 has a module's weights at hand in its forward only.
+        With next_weight, what `merged` returns: ZeRO 3 has a module's weights at hand in its forward only.
         """
-        if following is None:
-            return super().forward(x)
-        taken, others = following.split([self.out_channels, following.shape[1] - self.out_channels], dim=1)
-        rows = taken.permute(0, 2, 3, 1).contiguous()  # once, for both products
-        of_x, of_ones = (rows @ each for each in (self.weight[:, :, 0, 0], self.bias[:, None]))
-        of_x = torch.cat([of_x, others.permute(0, 2, 3, 1).to(of_x.dtype)], dim=3)
-        return of_x.permute(0, 3, 1, 2), of_ones.permute(0, 3, 1, 2)
+        return super().forward(x) if next_weight is None else self.merged(next_weight)
+
+    def merged(self, next_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """next_weight: of the convolution that comes next, (O, out_channels + S, k, k), S channels being others'.
+
+        Returns that convolution's weight for this one's input, (O, in_channels + S, k, k), and its weight for a map of
+        ones, (O, 1, k, k), which stands for this one's bias: it doesn't reach over the edge, where there are zeros.
+        """
+        parameters = next_weight, self.weight, self.bias
+        return self._merged(*parameters) if _keeps_all() else _checkpoint(self._merged, *parameters)
+
+    def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        ours, others = next_weight.split([self.out_channels, next_weight.shape[1] - self.out_channels], dim=1)
+        columns = torch.cat([weight[:, :, 0, 0], bias[:, None]], dim=1)
+        product = (ours.permute(0, 2, 3, 1) @ columns).permute(0, 3, 1, 2)
+        by_channel, of_bias = product.split([self.in_channels, 1], dim=1)
+        # Contiguous, as all weights are: a convolution takes its layout from either of its operands.
+        return torch.cat([by_channel, others.to(product.dtype)], dim=1).contiguous(), of_bias.contiguous()
 
 
 class UpsampledConv(nn.Conv2d):
@@ -54,32 +66,30 @@ class UpsampledConv(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
-        self.register_buffer("of_ones", None, persistent=False)
+        self.register_buffer("bias_weight", None, persistent=False)
 
     def forward(
-        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, before: PointwiseConv | None = None
+        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, pointwise: PointwiseConv | None = None
     ) -> Tensor:
         """x: (B, C, h, w), brought to size (H, W) bilinearly, corners aligned; skip: (B, S, H, W), what is concatenated
-        to it. C + S are the `in_channels`; with `before`, what x has yet to go through, x has its input channels.
+        to it. C + S are the `in_channels`. pointwise: what x has yet to go through; then C are its input channels.
         Returns (B, out_channels, H, W)."""
-        weight, of_ones = self.weight, self.of_ones
-        if before is not None:
-            if before.adds_channels and not self.plain:
-                weight, of_ones = before(None, weight)
+        weight, bias_weight = self.weight, self.bias_weight
+        if pointwise is not None:
+            if pointwise.adds_channels and not self.plain:
+                weight, bias_weight = pointwise(None, weight)
             else:
-                x = before(x)
+                x = pointwise(x)
         arguments = x, size, skip, weight
-        if self.plain or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            y = self._convolve(*arguments)  # a compiler chooses itself what it keeps
-        else:
-            y = checkpoint(self._convolve, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return y if of_ones is None else y.add_(conv2d(y.new_ones(1, 1, *size), of_ones, padding=1))
+        y = self._convolve(*arguments) if self.plain or _keeps_all() else _checkpoint(self._convolve, *arguments)
+        return y if bias_weight is None else y.add_(conv2d(y.new_ones(1, 1, *size), bias_weight, padding=1))
 
     @torch.no_grad()
-    def take_in(self, before: PointwiseConv) -> None:
-        """In place and for good, for use without learning: from here on x has `before`'s input channels."""
-        weight, self.of_ones = before(None, self.weight)
-        self.weight, self.in_channels = nn.Parameter(weight.contiguous(), requires_grad=False), weight.shape[1]
+    def take_in(self, pointwise: PointwiseConv) -> None:
+        """In place and for good, for use without learning: from here on x has `pointwise`'s input channels, and the
+        state dict is another one."""
+        weight, self.bias_weight = pointwise.merged(self.weight)
+        self.weight, self.in_channels = nn.Parameter(weight, requires_grad=False), weight.shape[1]
 
     def _convolve(self, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor) -> Tensor:
         if not self.plain and torch.is_grad_enabled() and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
@@ -107,6 +117,15 @@ class UpsampleByProducts(torch.autograd.Function):
         summed = torch.bmm(by_row, pixels.view(batch_size, rows, columns * channels))
         summed = torch.bmm(by_column, summed.view(batch_size * height, columns, channels))
         return summed.view(batch_size, height, width, channels).permute(0, 3, 1, 2), None
+
+
+def _keeps_all() -> bool:
+    """Whether nothing is to be made again in backward: a compiler chooses itself what it keeps."""
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+def _checkpoint(function: Callable, *arguments) -> Any:
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
