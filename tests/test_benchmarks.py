@@ -91,6 +91,22 @@ def test_step_compares_two_ways_of_learning_the_same():
     assert "bf16, channels_last" in in_bf16["compared"]
 
 
+def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
+    result = step.run(arguments(step, "--batch", "2", "--rounds", "1"))
+    assert result["first_loss_difference"] < 1e-5
+    ours, plain = (TrainingStep(load_recipe(PUBLISHED), torch.device("cpu"), 1, 32, 64, plain=p) for p in (False, True))
+    assert ours.network.head.kernel is not plain.network.head.kernel is reference.dpm
+    plain_parts = {type(module).__name__ for module in plain.network.modules() if getattr(module, "plain", False)}
+    assert plain_parts == {"ConvNorm", "TwoConvs", "UpsampledConv"}
+    gradients = []
+    for each in (ours, plain):
+        each.optimizer.zero_grad = lambda: None
+        each()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in each.network.parameters()]))
+    difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert 0 < difference < 1e-3
+
+
 def test_a_step_trains_and_knows_what_it_holds():
     one = TrainingStep(load_recipe(LIGHT), torch.device("cpu"), 2, 32, 64)
     one()

@@ -62,7 +62,8 @@ def empty(module: nn.Module, but: Tensor) -> nn.Module:
 
 
 def most_held(plain: bool, dtype: torch.dtype | None, layout: torch.memory_format) -> int:
-    """Bytes at the peak of two steps at batch 8 and 352x704: the second one has the optimizer's moments, too."""
+    """Bytes at the peak of two steps at batch 8 and 352x704: the second one has the optimizer's moments, too. plain: as
+    `training.make_plain` and its optimizer."""
     recipe, (height, width) = load_recipe(training.PUBLISHED), (352, 704)
     step = training.TrainingStep.__new__(training.TrainingStep)  # what it is built of needs numbers
     network, criterion = build_network(recipe["network"]).train(), criteria.build(recipe["losses"], has_teacher=True)
@@ -83,7 +84,7 @@ def most_held(plain: bool, dtype: torch.dtype | None, layout: torch.memory_forma
     return held.most
 
 
-def test_a_step_in_bf16_holds_less_than_a_quarter_of_one_with_the_plain_head_in_fp32():
+def test_a_step_in_bf16_holds_less_than_a_quarter_of_a_plain_one_in_fp32():
     ours = most_held(False, torch.bfloat16, torch.channels_last)
     plain = most_held(True, None, torch.contiguous_format)
-    assert 5.0e9 < ours < 5.5e9 and ours < plain / 4 < 6.7e9
+    assert 5.0e9 < ours < 5.5e9 and ours < plain / 4 and 26e9 < plain < 27e9

@@ -14,7 +14,11 @@ from tiekd.errors import LaunchError
 from tiekd.execution import compile_parts
 from tiekd.kernels import reference
 from tiekd.losses import criterion as criteria
+from tiekd.models.decoders.densedepth import TwoConvs
+from tiekd.models.decoders.upsampled import UpsampledConv
+from tiekd.models.encoders.mobilenet_v2 import ConvNorm
 from tiekd.models.factory import build_network
+from tiekd.models.heads.dpm import Dpm
 from tiekd.optimizer import OPTIMIZERS
 from tiekd.options import TrainSettings
 
@@ -108,12 +112,12 @@ def device_of(name: str) -> torch.device:
 
 
 def make_plain(network: nn.Module) -> nn.Module:
-    """Has the network computed as it is defined, operator by operator as in the published code: the same numbers but
-    for rounding, without what we do for time and memory. In place; returns it."""
+    """Has the published students' parts computed as they are defined, operator by operator: the same numbers but for
+    rounding, without what we do for time and memory. In place; returns it."""
     for module in network.modules():
-        if hasattr(module, "plain"):
+        if isinstance(module, (UpsampledConv, TwoConvs, ConvNorm)):
             module.plain = True
-        if hasattr(module, "kernel"):
+        elif isinstance(module, Dpm):
             module.kernel = reference.dpm
     return network
 
