@@ -5,8 +5,9 @@
     weights        a .pth with the plain float32 state dict and the recipe node that builds its network
 
 The file is written beside, read back, run on pictures and held against the network (tiekd/exporting/agreement.py); what
-doesn't agree is removed. Half precision is float16 inside, after norms were folded into the convolutions before them
-(tiekd/exporting/norms.py); input and output stay as they are.
+doesn't agree is removed. Two convolutions in a row that come cheaper as one are one in it (`DenseDepth.fold`). Half
+precision is float16 inside, after norms were folded into the convolutions before them (tiekd/exporting/norms.py); input
+and output stay as they are.
 Cost: seconds to minutes of tracing, and per picture two runs on the CPU; with a DPM head at full resolution about three
 (K, H, W) float32 tensors. Left out: integers (quantisation), sizes left open where a network's arithmetic depends on
 them (BTS, AdaBins, Swin), and files above the 2 GB of a protobuf.
