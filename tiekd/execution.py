@@ -9,7 +9,7 @@ is learned nor what is stored: weights keep their layout and names, at every ZeR
 after it follows. "auto" is that in half precision. fp32 stays contiguous: a CPU's norms take their statistics of
 channels-last features with a hundred times the rounding (7e-5 of a variance), so that one rank and several would no
 longer agree, for some percent of the time; on a GPU it has not been measured in fp32. DenseDepth, which has no norms,
-takes its large features to channels_last on a CPU by itself (tiekd/models/decoders/densedepth.py).
+takes large features to channels_last on a CPU by itself, whatever is asked (tiekd/models/decoders/densedepth.py).
 
 `compile` takes encoder, neck and decoder, each on its own; the head's kernel stays as it is. It costs a minute at the
 first iteration, and again for pictures of another size, and for the first one that TensorBoard draws, which is
