@@ -35,7 +35,7 @@ ENCODER = {
 RANGE = {"min_depth": 0.001, "max_depth": 80.0}
 STUDENT = {
     "encoder": ENCODER,
-    "decoder": {"name": "densedepth", "widths": [8, 24], "extra_ups": 1, "extra_width": 8},
+    "decoder": {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8},
     "head": {"name": "dpm", "num_bins": 33, "target": "gaussian", "sigma": 2.0, "beyond": "clamp"},
     **RANGE,
 }

@@ -5,7 +5,6 @@
 """
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -20,6 +19,10 @@ ON_A_CPU = sorted(path.stem for path in runs.DS_CONFIGS.glob("*.json") if not pa
 FP16 = sorted(path.stem for path in runs.DS_CONFIGS.glob("fp16*.json"))
 # bf16 weights and activations have 8 bits; the first losses differ by rounding, the later ones by what it led to.
 TOLERANCE = {"bf16_autocast": 0.02, "bf16_autocast_zero2": 0.02, "bf16_zero2": 0.03}
+SAME_STEPS = 10  # fp32's rounding, too, at length decides whether a ReLU lets through, and is seen from there on
+# Its decoder's first convolution adds channels and is taken into the second.
+WIDER = {**runs.STUDENT, "decoder": {**runs.STUDENT["decoder"], "widths": [8, 24]}}
+WIDER_CONFIGS = ("fp32", "zero3_sharded")
 
 
 def curve() -> list[float]:
@@ -38,6 +41,7 @@ def results(ground, tmp_path_factory) -> Path:
         jobs = [job(name, ground, ranks) for name in ON_A_CPU]
         # fp16 at two ranks only: a CPU computes it slowly.
         jobs += [fp16_job(name, ground, folder, power) for name in FP16 for power in (19, 8) if ranks == 2]
+        jobs += [wider_job(name, ground) for name in WIDER_CONFIGS if ranks == 2]
         runs.many(jobs, folder, ranks)
     if os.environ.get("TIEKD_REMAKE_CURVE") == "1":
         CURVE.write_text(json.dumps({"loss": runs.losses(folder / "fp32_1")}, indent=1) + "\n")
@@ -46,6 +50,11 @@ def results(ground, tmp_path_factory) -> Path:
 
 def job(name: str, ground: Path, ranks: int) -> dict:
     return {"name": f"{name}_{ranks}", "recipe": runs.recipe(ground), "engine": str(runs.DS_CONFIGS / f"{name}.json")}
+
+
+def wider_job(name: str, ground: Path) -> dict:
+    made = job(name, ground, 2)
+    return made | {"name": f"wider_{name}_2", "recipe": made["recipe"] | {"network": WIDER}}
 
 
 def fp16_job(name: str, ground: Path, folder: Path, power: int) -> dict:
@@ -61,7 +70,16 @@ def fp16_job(name: str, ground: Path, folder: Path, power: int) -> dict:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", [name for name in ON_A_CPU if "accumulate" not in name])  # batch statistics of a half
 def test_every_engine_config_gives_the_stored_curve(results, name, ranks):
-    assert runs.losses(results / f"{name}_{ranks}") == pytest.approx(curve(), rel=TOLERANCE.get(name, 1e-4))
+    losses = runs.losses(results / f"{name}_{ranks}")
+    assert losses == pytest.approx(curve(), rel=TOLERANCE.get(name, 1e-3))
+    assert losses[:SAME_STEPS] == pytest.approx(curve()[:SAME_STEPS], rel=TOLERANCE.get(name, 1e-5))
+
+
+def test_convolutions_that_are_made_one_are_sharded_too(results):
+    whole, sharded = (runs.losses(results / f"wider_{name}_2") for name in WIDER_CONFIGS)
+    assert sharded[:SAME_STEPS] == pytest.approx(whole[:SAME_STEPS], rel=1e-5)
+    assert runs.recorded(results / "wider_zero3_sharded_2")[-1]["empty"] > 50
+    assert fall(sharded) > 0.05 * sharded[0]
 
 
 def test_the_curve_falls():
@@ -86,9 +104,7 @@ def test_fp16_skips_its_first_overflows_says_so_and_learns_as_in_fp32(results, n
     assert all("skipped 1 steps: loss or gradient was not finite; the weights stayed as they were" in t for t in told)
     assert fall(losses) > 0.4 * fall(curve())
     norms = [row["grad_norm"] for row in runs.json_log(results / f"{name}_2")]
-    first = next(i for i, norm in enumerate(norms) if math.isfinite(norm))
-    assert first <= 6, "so few steps of fp32 away"
-    assert norms[first] == pytest.approx(runs.json_log(results / "fp32_2")[first]["grad_norm"], rel=0.25)
+    assert norms[4] == pytest.approx(runs.json_log(results / "fp32_2")[4]["grad_norm"], rel=0.25)
 
 
 @pytest.mark.parametrize("name", FP16)

@@ -28,7 +28,7 @@ def test_dist_train_gives_the_curve(ground, tmp_path, curve, shell):
     recipe, *options = in_recipe(tmp_path, ground, shell)
     result = runs.finish([shell, DIST_TRAIN, recipe, 2, *options], PORT=str(runs.free_port()))
     assert result.code == 0, result.stderr[-3000:]
-    assert runs.losses(tmp_path / shell) == pytest.approx(curve, rel=1e-4)
+    assert runs.losses(tmp_path / shell) == pytest.approx(curve, rel=1e-3)
 
 
 def test_two_jobs_at_once_and_a_third_on_a_taken_port(ground, tmp_path, curve):
@@ -47,8 +47,8 @@ def test_two_jobs_at_once_and_a_third_on_a_taken_port(ground, tmp_path, curve):
         assert not (tmp_path / "third").exists()
         (tmp_path / "third_has_ended").touch()
         assert first.result().code == 0 and second.result().code == 0
-    assert runs.losses(tmp_path / "first") == pytest.approx(curve, rel=1e-4)
-    assert runs.losses(tmp_path / "second") == pytest.approx(curve, rel=1e-4)
+    assert runs.losses(tmp_path / "first") == pytest.approx(curve, rel=1e-3)
+    assert runs.losses(tmp_path / "second") == pytest.approx(curve, rel=1e-3)
 
 
 def test_dist_train_reaches_the_devices_that_were_asked_for(tmp_path):
