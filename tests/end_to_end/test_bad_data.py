@@ -101,7 +101,8 @@ def test_what_takes_their_place_depends_on_neither_a_stop_nor_the_ranks(skipping
     rows = [json.loads(line) for line in (skipping / "one" / "recorded.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [*range(1, 9), *range(5, 9)]
     assert [row["loss"] for row in rows[4:8]] == [row["loss"] for row in rows[8:]], "bit for bit"
-    assert runs.losses(skipping / "one") == pytest.approx(runs.losses(skipping / "two"), rel=2e-6)
+    # Rounding decides here and there what a ReLU lets through; another sample would be seen in the second digit.
+    assert runs.losses(skipping / "one") == pytest.approx(runs.losses(skipping / "two"), rel=1e-4)
 
 
 def test_more_than_are_allowed_end_the_run_with_a_line(skipping):
