@@ -4,6 +4,7 @@ import golden_rules as golden
 import pytest
 import torch
 
+from tiekd.benchmarks.training import make_plain
 from tiekd.errors import RecipeError
 from tiekd.models.decoders.bts import Bts, Reduction, spread_planes, to_planes
 from tiekd.models.decoders.densedepth import DenseDepth
@@ -117,10 +118,7 @@ def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than
     seen.clear()
     decoder([feature[:1, :, :2, :2] for feature in given[:2]] + [given[2][:1, :, :1, :1]], (8, 8))
     assert seen[:2] == [True] * 2
-    for module in decoder.modules():
-        if hasattr(module, "plain"):
-            module.plain = True
-    plain = decoder(given, (64, 96))
+    plain = make_plain(decoder)(given, (64, 96))
     assert plain.is_contiguous()
     torch.testing.assert_close(ours, plain, rtol=0, atol=3e-6 * plain.abs().max().item())
 

@@ -111,6 +111,10 @@ def test_channels_that_a_pointwise_convolution_adds_are_never_made(channels, wid
 
 def test_weights_are_multiplied_once_and_what_is_multiplied_is_not_kept():
     pointwise, conv, x, skip = with_pointwise(9)
+    kept = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.add(tensor.data_ptr()), lambda _: None):
+        pointwise.merged(conv.weight)
+    assert kept <= {parameter.data_ptr() for parameter in (conv.weight, *pointwise.parameters())}
     with Operators() as forward:
         y = conv(x, SIZE, skip, pointwise)
     with Operators() as backward:
