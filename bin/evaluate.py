@@ -60,7 +60,8 @@ def main() -> None:
         reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
     protocol = comparison.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
     if distributed.is_main():
-        print("\n".join(f"{name}: {entrant.weights}" for name, entrant in networks.items()), flush=True)
+        told = [f"{name}: {entrant.weights}, at {entrant.resize}" for name, entrant in networks.items()]
+        print("\n".join(told), flush=True)
     entrants = dict(networks)
     if args.mean_map:
         training = build_dataset(on_ground_truth, "train", as_evaluated=True)
@@ -78,7 +79,7 @@ def main() -> None:
     if args.per_image:
         frame_rows.write_csv(args.per_image, {name: result.frames for name, result in results.items()})
     if args.panel:
-        predictors = {name: entrant.predict for name, entrant in networks.items()}
+        predictors = {name: entrant.depth_of for name, entrant in networks.items()}
         reports.write_panel(args.panel, frames, predictors, protocol.max_depth, device)
     for path in filter(None, (args.out, args.per_image, args.panel, args.show_dir)):
         print(f"Written: {path}")

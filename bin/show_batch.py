@@ -33,6 +33,7 @@ def main() -> None:
     import torch
 
     from tiekd.config import load_recipe, settings
+    from tiekd.data import resize as resizes
     from tiekd.data.depth_io import write_image
     from tiekd.data.remade import describe, global_batch
     from tiekd.data.section import build_dataset, loading_of
@@ -63,6 +64,7 @@ def main() -> None:
         engine["gradient_accumulation_steps"],
         record.world_size,
         args.iteration,
+        resizes.of_data(recipe["data"]),
     )
     max_depth = recipe["network"]["max_depth"]
     out.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,7 @@ def test_all_figures_are_plain_values_and_those_that_are_not_finite_null():
         **{"split": "val", "frames": 7, "frames_with_ground_truth": 6},
         **{"pixels": sum(results["far"].frames.pixels), "min_depth_m": 1e-3, "cap_m": 80.0, "crop": "none"},
         **{"flip": True, "means": "metrics: over images; ranges: over pixels"},
+        "scored_at": "the ground truth's own size; depth of another size is brought up bilinearly",
     }
     far, broken = plain["networks"]["far"], plain["networks"]["broken"]
     assert far["metrics"] == results["far"].metrics and far["weights"] == "x.pth"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd.data.geometry import move, scale_to_cover
+from tiekd.data.geometry import move
 from tiekd.data.transforms import Decisions, Sample, in_metres
 
 NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
@@ -95,56 +95,6 @@ def test_a_frame_without_a_teachers_map_stays_without():
     for angle in (0.0, 2.0):
         there = move(marked()._replace(teacher_depth=None), NOTHING._replace(angle=angle, flip=True))
         assert there.teacher_depth is None and there.depth.shape == (1, 40, 60)
-
-
-@pytest.mark.parametrize(
-    ("cover", "size"),
-    [((20, 30), (20, 30)), ((20, 20), (20, 30)), ((10, 30), (20, 30)), ((80, 60), (80, 120)), ((27, 13), (27, 40))],
-)
-def test_scaling_just_covers_and_keeps_the_aspect(cover, size):
-    sample = scale_to_cover(marked(), *cover)
-    assert sample.image.shape == (3, *size) and sample.image.dtype == torch.float32
-    assert sample.depth.shape == sample.inside.shape == sample.teacher_depth.shape == (1, *size)
-    assert sample.inside.dtype == torch.bool and sample.inside.all() and sample.name == "marked"
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.5, 2.0])
-def test_scaling_moves_everything_together_and_mixes_no_depths(factor):
-    original = marked(row=12, column=36)._replace(depth=torch.full((1, 40, 60), 5.0))
-    original.depth[0, :, 30:] = 9
-    size = round(40 * factor), round(60 * factor)
-    sample = scale_to_cover(original, *size)
-    assert set(sample.depth.unique().tolist()) == {5.0, 9.0}  # nothing stands between the wall and what is behind it
-    assert (sample.depth[0, :, : size[1] // 2] == 5).all() and (sample.depth[0, :, size[1] // 2 :] == 9).all()
-    expected = (12.5 * factor - 0.5, 36.5 * factor - 0.5)
-    assert sample.intrinsics[0, 0] == 50 * factor and sample.intrinsics[1, 1] == 50 * factor
-    assert sample.intrinsics[1, 2].item() == pytest.approx(expected[0])
-    assert sample.intrinsics[0, 2].item() == pytest.approx(expected[1])
-    bright = sample.image[0] / sample.image[0].sum()
-    centre = [(bright.sum(1 - axis) * torch.arange(n)).sum().item() for axis, n in enumerate(size)]
-    assert centre == pytest.approx(expected, abs=0.05)
-    assert original.intrinsics[0, 0] == 50 and original.image.dtype == torch.uint8
-
-
-def test_a_smaller_depth_map_has_the_pixel_in_the_middle_of_those_it_stands_for():
-    columns = torch.arange(1.0, 61.0).expand(1, 39, 60)
-    sample = marked(height=39)._replace(depth=columns, teacher_depth=columns + 100)
-    there = scale_to_cover(sample, 13, 20)
-    assert there.depth[0, 0].tolist() == list(range(2, 61, 3))
-    assert torch.equal(there.teacher_depth, there.depth + 100)
-
-
-def test_a_picture_is_smoothed_before_it_is_made_smaller():
-    stripes = torch.zeros(3, 40, 60, dtype=torch.uint8)
-    stripes[:, :, ::2] = 200
-    grey = scale_to_cover(marked()._replace(image=stripes), 10, 15).image
-    assert (grey[..., 1:-1] - 100).abs().max() < 10  # skipping pixels would give 0 or 200
-
-
-def test_a_picture_that_covers_already_is_left_as_it_is():
-    sample = marked()
-    assert scale_to_cover(sample, 40, 60) is sample and scale_to_cover(sample, 7, 60) is sample
-    assert scale_to_cover(sample._replace(teacher_depth=None), 20, 30).teacher_depth is None
 
 
 def turned_in_doubles(image, d):

@@ -86,7 +86,7 @@ class Plain(Dpm):
 
     optimizer = None
 
-    def forward(self, image, target_depth=None):
+    def forward(self, image, target_depth=None, counted=None):
         return super().forward(image, image.shape[2:], target_depth)
 
     def backward(self, loss):

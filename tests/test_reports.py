@@ -10,6 +10,7 @@ from PIL import Image
 
 from tiekd import reports
 from tiekd.comparison import Protocol, Result
+from tiekd.data.resize import Resize
 from tiekd.data.transforms import Sample
 from tiekd.errors import LaunchError
 from tiekd.evaluation import EvaluationSettings, mean_depth_map
@@ -75,6 +76,10 @@ def test_the_protocol_says_frames_pixels_range_crop_and_flip():
         "ground truth 0.001 < d < 50 m, crop garg, flip averaging off, mean over images"
     )
     assert "d < 80 m" in reports.protocol_lines(protocol(), result_of([0.1]))
+    resized = result_of([0.1])._replace(resize=Resize(height=192, width=640, mode="stretch"))
+    assert reports.protocol_lines(protocol(), resized).splitlines()[-1] == (
+        "pictures at 192x640, stretch; depth is brought up bilinearly to the ground truth's own size and scored there"
+    )
 
 
 def test_the_table_of_ranges_has_a_row_a_range_and_says_where_there_is_no_pixel():
@@ -132,7 +137,9 @@ def test_the_folder_of_a_result_is_made(tmp_path):
 
 def test_panel_has_a_column_for_each_network_and_errors_are_the_last_ones(tmp_path):
     depth = np.full((32, 64), 10.0).tolist()
-    exact, wrong = (lambda image: torch.full((1, 1, 32, 64), 10.0)), (lambda image: torch.full((1, 1, 32, 64), 60.0))
+    exact, wrong = (
+        lambda image, device, metres=metres: torch.full((1, 1, 32, 64), metres) for metres in (10.0, 60.0)
+    )
     pictures = []
     for predictors in ({"a": exact, "b": wrong}, {"b": wrong, "a": exact}):
         path = tmp_path / "deep" / "panel.png"

@@ -25,7 +25,9 @@ from torch.utils.data import Dataset, Subset
 
 from tiekd import distributed
 from tiekd.data import depth_io, teacher_maps
+from tiekd.data import resize as resizes
 from tiekd.data.loader import Loading, validation_batches
+from tiekd.data.resize import OWN_SIZE
 from tiekd.data.section import build_dataset, loading_of
 from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.models.teacher import FrozenTeacher, OutsideTeacher, build_teacher, is_outside, teacher_checkpoint
@@ -103,6 +105,8 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     teacher = build_teacher(source.node if own else source.node | {"flip": source.flip}, device)
     digest = None if teacher.network is None else digest_of(teacher.network)
     manifest = teacher_maps.make_manifest(recipe, source.node if own else source.node["network"], digest, source.flip)
+    if not own and teacher.resize != OWN_SIZE:
+        manifest["resize"] = teacher.resize.node()
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
     with _claimed(folder, manifest):
@@ -189,11 +193,15 @@ class _Job:
     def _depths(
         self, names: list[str], rank: int, world_size: int, loading: Loading
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, depth (H, W) metres) of every world_size-th of the frames."""
+        """(name, depth (H, W) metres) of every world_size-th of the frames, at the frame's own size."""
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
-        batches = validation_batches(frames, 1, rank, world_size, loading.workers, self.device, loading.timeout_s)
+        resize = getattr(self.teacher, "resize", OWN_SIZE)
+        batches = validation_batches(
+            frames, 1, rank, world_size, loading.workers, self.device, loading.timeout_s, resize
+        )
         for (place,), batch in batches:
-            yield names[place], self.teacher(batch)[0, 0].cpu().numpy()
+            depth = resizes.restored(self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True)
+            yield names[place], depth[0, 0].cpu().numpy()
 
     def _write(self, name: str, depth: np.ndarray) -> None:
         depth_io.write_durably(self.folder / name, self._encoded(depth))

@@ -14,10 +14,12 @@ from typing import TextIO
 
 from tiekd.config import settings
 from tiekd.data import checking, workers
+from tiekd.data import resize as resizes
 from tiekd.data.checking import FAULTS, WARNINGS, Examined, Facts, Finding
 from tiekd.data.decoded import without_cache
 from tiekd.data.depth_io import write_durably
 from tiekd.data.frames import Frames
+from tiekd.data.resize import Resize
 from tiekd.data.section import build_dataset
 from tiekd.data.splits import read_lines, read_split
 from tiekd.data.transforms import Augment
@@ -74,10 +76,11 @@ def check(
     dropped as faulty ones are.
     """
     augment = settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment)
+    resize = resizes.of_data(recipe["data"])
     total = sum(len(split.frames) for split in splits)
     with Progress("frames", total, lambda: sum(len(split.facts) for split in splits), out) as progress:
         for split in splits:
-            _examine(split, augment if split.name == "train" else None, num_workers, timeout_s, progress)
+            _examine(split, augment if split.name == "train" else None, resize, num_workers, timeout_s, progress)
     by_name = {split.name: split for split in splits}
     if len(by_name) == len(_SPLITS):
         train, val = by_name["train"], by_name["val"]
@@ -140,7 +143,14 @@ def _split(recipe: dict, name: str) -> Split:
     return Split(name, frames, lines)
 
 
-def _examine(split: Split, augment: Augment | None, num_workers: int, timeout_s: float, progress: Progress) -> None:
+def _examine(
+    split: Split,
+    augment: Augment | None,
+    resize: Resize,
+    num_workers: int,
+    timeout_s: float,
+    progress: Progress,
+) -> None:
     frames = split.frames.frames
     batches = [
         list(range(len(frames)))[start : start + _FRAMES_A_BATCH] for start in range(0, len(frames), _FRAMES_A_BATCH)
@@ -149,7 +159,7 @@ def _examine(split: Split, augment: Augment | None, num_workers: int, timeout_s:
     def describe(indices: list[int]) -> str:
         return ", ".join(frames[index].image for index in indices)
 
-    for facts in workers.read(Examined(split.frames, augment), batches, num_workers, list, describe, timeout_s):
+    for facts in workers.read(Examined(split.frames, augment, resize), batches, num_workers, list, describe, timeout_s):
         split.facts += facts
         progress.update()
     faults = [(index, fault) for index, fact in enumerate(split.facts) for fault in fact.faults]

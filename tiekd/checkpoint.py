@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from tiekd import distributed, launch, manifest, random_states, whole_state
+from tiekd.data import resize as resizes
 from tiekd.durable import replace_text, sync
 from tiekd.errors import CheckpointError
 
@@ -73,7 +74,9 @@ def write_files(engine, folder: Path, iteration: int, hook_states: dict[str, dic
     files.save({"random": random_states.taken(), "hooks": hook_states}, folder / f"rank_{distributed.rank()}.pt")
     weights, moments = whole_state.weights(engine), whole_state.moments(engine)
     if distributed.is_main():
-        files.save({"state_dict": weights, "network": recipe["network"], "iteration": iteration}, folder / STUDENT)
+        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration}
+        student["resize"] = resizes.of_data(recipe.get("data", {})).node()
+        files.save(student, folder / STUDENT)
         files.save(moments, folder / MOMENTS)
         files.save(json.dumps(_facts(engine, iteration, recipe), indent=1).encode(), folder / STATE)
 

@@ -1,7 +1,7 @@
 """Networks side by side on the same frames: which take part, what each of them comes to, and all of it as one value.
 
-One pass over the frames a network, so memory holds one network's work at a time. Left out: networks that see other
-pictures than the first recipe's, for their figures would not compare.
+One pass over the frames a network, so memory holds one network's work at a time. Each network sees the first recipe's
+frames at its own working resolution; all are scored at the ground truth's own size.
 """
 
 import math
@@ -15,26 +15,38 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd import evaluation, frame_rows, trained, work_dirs
+from tiekd.data import resize as resizes
 from tiekd.data.loader import Loading
+from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.transforms import colour_table, look_up
 from tiekd.evaluation import EvaluationSettings, Watcher
 from tiekd.frame_rows import FrameRows, FrameTable
 from tiekd.ranges import RangeFigures, range_figures
 
 
 class Entrant(NamedTuple):
-    """One that is evaluated. predict: image (B, 3, H, W), normalised -> metres (B, 1, H, W); weights: the file."""
+    """One that is evaluated. predict: image (B, 3, H, W), normalised and at the working resolution `resize` -> metres
+    (B, 1, H, W); weights: the file."""
 
     predict: Callable[[Tensor], Tensor]
     weights: Path | None = None
+    resize: Resize = OWN_SIZE
+
+    def depth_of(self, pixels: Tensor, device: torch.device) -> Tensor:
+        """(B, 3, H, W) uint8 pictures at their own size -> metres (B, 1, H, W), as they are scored."""
+        image = resizes.network_input(pixels, self.resize).to(device)
+        image = look_up(image, colour_table()[None].to(device).expand(len(image), -1, -1))
+        return resizes.restored(self.predict(image), self.resize, tuple(pixels.shape[-2:]), smooth=True)
 
 
 class Result(NamedTuple):
-    """What an entrant comes to: the nine metrics, bias and error by range, and its frames."""
+    """What an entrant comes to: the nine metrics, bias and error by range, and its frames; resize: how it saw them."""
 
     weights: Path | None
     metrics: dict[str, float]
     ranges: list[RangeFigures]
     frames: FrameTable
+    resize: Resize = OWN_SIZE
 
 
 class Protocol(NamedTuple):
@@ -61,12 +73,12 @@ def entrants(
     found: dict[str, Entrant] = {}
     for place, (recipe_path, checkpoint_path) in enumerate(named):
         last = place == len(named) - 1
-        network, path = trained.load_network(recipe_path, checkpoint_path, overrides if last else ())
+        network, path, resize = trained.load_trained(recipe_path, checkpoint_path, overrides if last else ())
         file = Path(recipe_path)
         stem = file.resolve().parent.name if file.name == work_dirs.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
         name = next((name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})")
-        found[name] = Entrant(partial(evaluation.predict, network.to(device).eval(), flip=flip), path)
+        found[name] = Entrant(partial(evaluation.predict, network.to(device).eval(), flip=flip), path, resize)
     return found
 
 
@@ -106,9 +118,10 @@ def evaluate(
         loading.timeout_s,
         (rows, *watchers),
         out,
+        entrant.resize,
     )
     table = rows.gather()
-    return Result(entrant.weights, figures, range_figures(table.sums, protocol.cap), table)
+    return Result(entrant.weights, figures, range_figures(table.sums, protocol.cap), table, entrant.resize)
 
 
 def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
@@ -124,6 +137,7 @@ def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
             **{"frames_with_ground_truth": sum(map(bool, table.pixels)), "pixels": sum(table.pixels)},
             **{"min_depth_m": protocol.min_depth, "cap_m": protocol.cap, "crop": protocol.settings.crop},
             **{"flip": protocol.settings.flip, "means": "metrics: over images; ranges: over pixels"},
+            "scored_at": "the ground truth's own size; depth of another size is brought up bilinearly",
         },
         "networks": {name: _plain(result) for name, result in results.items()},
         "against": {other: _difference(results[last], results[other]) for other in others},
@@ -133,6 +147,7 @@ def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
 def _plain(result: Result) -> dict:
     return {
         "weights": None if result.weights is None else str(result.weights),
+        "resize": result.resize.node(),
         "metrics": {name: _finite(value) for name, value in result.metrics.items()},
         "ranges": [{key: _finite(value) for key, value in row._asdict().items()} for row in result.ranges],
         "worst": [{"name": name, "abs_rel": _finite(value)} for name, value in frame_rows.worst(result.frames)],

@@ -75,7 +75,10 @@ def teachers_recipe(teacher: dict) -> Path | None:
 
 
 def merge(base: dict, change: dict) -> dict:
-    """`change` laid over `base`, neither modified: deep for dicts, `None` removes, another `name` replaces."""
+    """`change` laid over `base`, neither modified: deep for dicts, `None` removes, another `name` replaces.
+
+    So does another form of `resize`, whose keys exclude each other.
+    """
     if change.get("name", base.get("name")) != base.get("name"):
         base = {}
     merged = dict(base)
@@ -84,6 +87,8 @@ def merge(base: dict, change: dict) -> dict:
             merged.pop(key, None)
         elif isinstance(value, dict):
             old = merged.get(key)
+            if key == "resize" and isinstance(old, dict) and not value.keys() <= old.keys():
+                old = None
             merged[key] = merge(old if isinstance(old, dict) else {}, value)
         else:
             merged[key] = deepcopy(value)

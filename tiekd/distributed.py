@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
+from torch.distributed.nn.functional import all_reduce
 
 
 def rank() -> int:
@@ -115,6 +116,21 @@ def _is_initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+_counted: Tensor | None = None
+
+
+@contextlib.contextmanager
+def counting_only(counted: Tensor | None):
+    """Within, training statistics of every `BatchNorm2d` are those of the pixels where `counted`, (B, 1, H, W) bool, is
+    True, looked up at the centre of each feature's pixel; None: of all pixels."""
+    global _counted
+    before, _counted = _counted, counted
+    try:
+        yield
+    finally:
+        _counted = before
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation in fp32 whose training statistics cover the global micro-batch.
 
@@ -141,6 +157,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if x.dtype == torch.float64:  # the kernels want fp32 statistics beside fp32 or less
             return self.forward(x.float()).double()
         weight, bias = self.weight.float(), self.bias.float()
+        if self.training and _counted is not None:
+            return self._normalised_by_counted(x, weight, bias)
         if not (self.training and self.sync and world_size() > 1):
             if self.training:
                 self.num_batches_tracked.add_(1)
@@ -153,6 +171,27 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
         return y
+
+
+    def _normalised_by_counted(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """As `forward` in training, with statistics of the counted pixels alone."""
+        rows, columns = (
+            ((2 * torch.arange(coarse, device=x.device) + 1) * fine) // (2 * coarse)
+            for coarse, fine in zip(x.shape[2:], _counted.shape[2:], strict=True)
+        )
+        mask = _counted[:, :, rows][:, :, :, columns].float()
+        over_ranks = all_reduce if self.sync and world_size() > 1 else (lambda tensor: tensor)
+        values = x.float()
+        count = over_ranks(mask.sum()).clamp(min=1)
+        mean = over_ranks((values * mask).sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        var = over_ranks((centred.square() * mask).sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
+        scale = torch.rsqrt(var + self.eps) * weight
+        return (centred * scale[:, None, None] + bias[:, None, None]).to(x.dtype)
 
 
 class _NormaliseOverRanks(torch.autograd.Function):

@@ -161,7 +161,7 @@ def _evaluation_s(parts: Parts) -> float:
 
     def seconds(batches: int) -> float:
         started = time.perf_counter()
-        evaluate(predictor, _First(hook.dataset, batches * at_once), hook.settings, *ends)
+        evaluate(predictor, _First(hook.dataset, batches * at_once), hook.settings, *ends, resize=hook.resize)
         memory.wait(parts.device)
         return distributed.max_over_ranks(time.perf_counter() - started)
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd import distributed, metrics
+from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
 from tiekd.data.loader import validation_batches
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.workers import TIMEOUT_S
 from tiekd.errors import DataError, RecipeError
 from tiekd.models.network import Network
@@ -79,8 +81,13 @@ def evaluate(
     timeout_s: float = TIMEOUT_S,
     watchers: Sequence[Watcher] = (),
     out: TextIO | None = None,
+    resize: Resize = OWN_SIZE,
 ) -> dict[str, float]:
     """The nine metrics of a predictor (image (B, 3, H, W) -> metres (B, 1, H, W)) over a data set. Collective.
+
+    resize: the working resolution: the predictor sees images at it, and its depth is brought up, bilinearly, to the
+    ground truth's own size, where all of that is scored. Beside the network's own memory at the working size there are
+    two float32 maps of the original size a picture, the truth and the prediction.
 
     Ground truth counts where min_depth < depth < cap, inside the crop; an image without any counts in no mean.
     watchers: called after each of this rank's batches with its indices, the batch, the predicted depth (B, 1, H, W) and
@@ -89,10 +96,10 @@ def evaluate(
     cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
     batches = validation_batches(
-        dataset, settings.batch_size, distributed.rank(), distributed.world_size(), workers, device, timeout_s
+        dataset, settings.batch_size, distributed.rank(), distributed.world_size(), workers, device, timeout_s, resize
     )
     for batch_indices, batch in _shown(batches, "frames", len(dataset), distributed.world_size(), out):
-        depth = predictor(batch.image)
+        depth = resizes.restored(predictor(batch.image), resize, tuple(batch.depth.shape[-2:]), smooth=True)
         indices += batch_indices
         rows.append(metrics.depth_metrics(depth, batch.depth, min_depth, cap, settings.crop))
         for watcher in watchers:

@@ -98,7 +98,7 @@ def train(
             batch = next(batches)
             state.data_time_s += time.perf_counter() - asked
             teacher_depth = teacher(batch)
-            prediction = engine(batch.image, criterion.divergence_target(teacher_depth))
+            prediction = engine(batch.image, criterion.divergence_target(teacher_depth), batch.counted)
             losses = criterion(prediction, batch, teacher_depth, state.iteration)
             engine.backward(losses["loss"])
             state.grad_norm = step()

@@ -140,7 +140,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
         batch = Batch(*(_repeated(value, images) for value in one))
         teacher_depth = parts.teacher(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=casts):
-            prediction = network(batch.image, parts.criterion.divergence_target(teacher_depth))
+            prediction = network(batch.image, parts.criterion.divergence_target(teacher_depth), batch.counted)
         parts.criterion(prediction, batch, teacher_depth)["loss"].backward()
 
     return try_images

@@ -5,7 +5,9 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from tiekd import schedules
+from tiekd.data import resize as resizes
 from tiekd.data import teacher_maps
+from tiekd.data.resize import OWN_SIZE
 from tiekd.models.teacher import FrozenTeacher, OutsideTeacher
 from tiekd.optimizer import lr_factor
 
@@ -17,10 +19,17 @@ def about(recipe, options, train_set, val_set, network, teacher, total) -> list[
         said.append("Validation is off: no evaluation, and no best checkpoint will be saved")
     else:
         said.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
+    resize = resizes.of_data(recipe.get("data", {}))
+    said.append(f"Working resolution: {resize}")
     said.append(f"Student: {_millions(network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
         source = recipe["teacher"]["checkpoint"]
         said.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, from {source}")
+        if teacher.resize not in (resize, OWN_SIZE):
+            said.append(
+                f"WARNING: the teacher learned from pictures at {teacher.resize}, and sees this run's here; "
+                "bin/cache_teacher.py makes its maps at its own resolution"
+            )
     elif isinstance(teacher, OutsideTeacher):
         counted = "" if teacher.network is None else f", {_millions(teacher.network)} M parameters, frozen"
         said.append(f"Teacher: {teacher.name}{counted}")

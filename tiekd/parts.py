@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from tiekd import distributed
 from tiekd.data.batch import Batch
 from tiekd.data.loader import Loading, Unreadable, training_batches
+from tiekd.data.resize import Resize
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.transforms import Augment
 from tiekd.engine import EngineConfig
@@ -33,6 +34,7 @@ class Parts(NamedTuple):
     train_set: Dataset
     val_set: Dataset | None
     augment: Augment
+    resize: Resize
     loading: Loading
     groups: list[int] | None  # of the training frames, by size, where a batch holds one size
     unreadable: Unreadable | None
@@ -57,5 +59,13 @@ class Parts(NamedTuple):
         )
         workers, timeout_s = self.loading.workers, self.loading.timeout_s
         return training_batches(
-            self.train_set, sampler, self.augment, self.options.seed, workers, self.device, timeout_s, self.unreadable
+            self.train_set,
+            sampler,
+            self.augment,
+            self.options.seed,
+            workers,
+            self.device,
+            timeout_s,
+            self.unreadable,
+            self.resize,
         )

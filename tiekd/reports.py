@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from tiekd import frame_rows, metrics
 from tiekd.comparison import Protocol, Result
 from tiekd.data.depth_io import write_image
-from tiekd.data.transforms import normalise
+from tiekd.data.geometry import in_grey_levels
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.drawing import pictures
 from tiekd.drawing.frame_pictures import growth
 from tiekd.errors import LaunchError
@@ -53,11 +54,17 @@ def protocol_lines(protocol: Protocol, result: Result) -> str:
     """How the figures were made and on what, in words."""
     table = result.frames
     with_truth, settings = sum(map(bool, table.pixels)), protocol.settings
+    resized = ""
+    if result.resize not in (OWN_SIZE, Resize(at_most=result.resize.at_most)):
+        resized = (
+            f"\npictures at {result.resize}; depth is brought up bilinearly to the ground truth's own size and scored "
+            "there"
+        )
     return (
         f"{len(table.names)} {protocol.split} frames, {with_truth} of them with ground truth that counts, "
         f"{sum(table.pixels)} pixels\n"
         f"ground truth {protocol.min_depth:g} < d < {protocol.cap:g} m, crop {settings.crop}, "
-        f"flip averaging {'on' if settings.flip else 'off'}, mean over images"
+        f"flip averaging {'on' if settings.flip else 'off'}, mean over images{resized}"
     )
 
 
@@ -116,24 +123,26 @@ def _head(width: int) -> str:
 def write_panel(
     path: Path,
     frames: Dataset,
-    predictors: Mapping[str, Callable[[Tensor], Tensor]],
+    predictors: Mapping[str, Callable[[Tensor, torch.device], Tensor]],
     max_depth: float,
     device: torch.device,
     num_rows: int = 5,
 ) -> None:
-    """A picture with `num_rows` frames, evenly spaced: image | ground truth | each network | error of the last one."""
+    """A picture with `num_rows` frames, evenly spaced: image | ground truth | each network | error of the last one.
+
+    predictors: (B, 3, H, W) uint8 pictures at their own size, and the device -> metres (B, 1, H, W).
+    """
     titles = ["image", "ground truth", *predictors, f"error of {list(predictors)[-1]}"]
     max_error = max_depth / 8
     rows = []
     for row in range(min(num_rows, len(frames))):
-        sample = normalise(frames[row * len(frames) // min(num_rows, len(frames))])
+        sample = in_grey_levels(frames[row * len(frames) // min(num_rows, len(frames))])
         truth = sample.depth[0].numpy()
         radius = growth(truth)
-        image = sample.image[None].to(device)
-        depths = [predict(image)[0, 0].cpu().numpy() for predict in predictors.values()]
+        depths = [predict(sample.image[None], device)[0, 0].cpu().numpy() for predict in predictors.values()]
         rows.append(
             [
-                pictures.denormalise(sample.image.numpy()),
+                sample.image.permute(1, 2, 0).numpy(),
                 pictures.colourise(pictures.dilate(truth, radius), max_depth),
                 *(pictures.colourise(depth, max_depth) for depth in depths),
                 pictures.error_map(depths[-1], truth, max_error, radius),

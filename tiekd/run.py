@@ -12,6 +12,7 @@ from torch import nn
 
 from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
 from tiekd.config import build, settings
+from tiekd.data import resize as resizes
 from tiekd.data.loader import Loading, Unreadable
 from tiekd.data.sampler import iterations_per_epoch, size_groups
 from tiekd.data.section import build_dataset, loading_of
@@ -94,11 +95,12 @@ def build_parts(
     train_set = build_dataset(recipe, "train")
     val_set = build_dataset(recipe, "val") if options.validate else None
     augment, loading = _loading(recipe)
+    resize = resizes.of_data(recipe["data"])
     unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
     resuming.fix_teacher_checkpoint(recipe, work_dir, resuming=resuming_one)
     teacher = build_teacher(recipe.get("teacher"), device)
 
-    groups = size_groups(train_set) if augment.sizes == "bucket" else None
+    groups = size_groups(train_set, resize) if augment.sizes == "bucket" else None
     per_epoch = iterations_per_epoch(len(train_set), options.batch_size, groups)
     total = options.iterations or options.epochs * per_epoch
     report = _load_weights(network, recipe) if begins else []
@@ -131,8 +133,8 @@ def build_parts(
     )
     state.hooks, log = build_hooks(recipe, val_set, replica, teacher, device, loading, options, unreadable)
     return Parts(
-        options, config, device, network, replica, criterion, teacher, train_set, val_set, augment, loading, groups,
-        unreadable, optimizer, schedule, state, log, report,
+        options, config, device, network, replica, criterion, teacher, train_set, val_set, augment, resize, loading,
+        groups, unreadable, optimizer, schedule, state, log, report,
     )  # fmt: skip
 
 
@@ -155,11 +157,12 @@ def build_hooks(
     evaluation before the checkpoint, so that a checkpoint holds the outcome of the evaluation at its iteration."""
     log = build({"name": "text_log", **recipe.get("log", {})}, "tiekd.hooks", "log")
     evaluation, frames = settings(recipe, "evaluation", EvaluationSettings), None
+    resize = resizes.of_data(recipe.get("data", {}))
     if options.validate:
         # Rank 0 alone asks, for validation frames: a teacher of the user's own may not be made for either.
         taught = bool(recipe.get("teacher")) and not is_outside(recipe["teacher"])
         shown = teacher if taught else None
-        frames = ShownFrames(val_set, replica, shown, device, evaluation.crop, cap=evaluation.cap)
+        frames = ShownFrames(val_set, replica, shown, device, evaluation.crop, cap=evaluation.cap, resize=resize)
     board = build(
         {"name": "tensorboard", **recipe.get("tensorboard", {})},
         "tiekd.hooks",
@@ -172,7 +175,9 @@ def build_hooks(
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
     if options.validate:
-        hooks.append(Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info, sys.stderr))
+        hooks.append(
+            Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info, sys.stderr, resize)
+        )
     hooks += [build(node, "tiekd.hooks", "hooks") for node in recipe.get("hooks", [])]
     saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}
     hooks.append(build(saving, "tiekd.hooks", "checkpoint", hooks=list(hooks), info=log.info))

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from tiekd.data.batch import Batch
 from tiekd.data.loader import validation_batches
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.drawing.views import View, views
 from tiekd.metrics import crop_box
 from tiekd.models.network import Network
@@ -22,7 +23,8 @@ from tiekd.ranges import bounds_m
 
 class ShownFrames:
     """num_frames of the dataset, evenly spaced. network: the evaluation's, filled by it. teacher: as the loop has it;
-    None for none. crop, cap: the evaluation's; a cap of None is the network's max_depth."""
+    None for none. crop, cap: the evaluation's; a cap of None is the network's max_depth. resize: the working
+    resolution, at which they are shown."""
 
     def __init__(
         self,
@@ -33,17 +35,22 @@ class ShownFrames:
         crop: str = "none",
         num_frames: int = 4,
         cap: float | None = None,
+        resize: Resize = OWN_SIZE,
     ):
         count = min(num_frames, len(dataset))
         self.chosen = Subset(dataset, [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)])
         self.network, self.teacher, self.device, self.crop = network, teacher, device, crop
         self.cap = network.max_depth if cap is None else cap
+        self.resize = resize
         self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def views(self) -> list[View]:
         """One of each frame, all explained. Raises DataError."""
         if not self._kept:
-            self._kept = [self._read(batch) for _, batch in validation_batches(self.chosen, 1, 0, 1, 0, self.device)]
+            batches = validation_batches(
+                self.chosen, 1, 0, 1, 0, self.device, resize=self.resize, resized_depth=True
+            )
+            self._kept = [self._read(batch) for _, batch in batches]
         found = []
         for image, truth, teacher in self._kept:
             found += views(self.network, image.to(self.device), truth, teacher, explained=1)

@@ -2,17 +2,34 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tiekd import checkpoint
 from tiekd.config import load_recipe
+from tiekd.data import resize as resizes
+from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError
 from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.network import Network
 
 
+class Trained(NamedTuple):
+    """A network with weights. weights: their file; resize: the working resolution that goes with them."""
+
+    network: Network
+    weights: Path
+    resize: Resize
+
+
 def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> tuple[Network, Path]:
-    """The network of a recipe with its weights, and which file those are.
+    """The network and the file of its weights alone, see `load_trained`."""
+    return load_trained(recipe_path, checkpoint_path, overrides)[:2]
+
+
+def load_trained(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> Trained:
+    """The network of a recipe with its weights, which file those are, and their working resolution: what the overrides
+    say, else what the weights were saved with, else what the recipe says.
 
     checkpoint_path: ours or a published one; a work dir, or a checkpoint in one; None: the recipe's work dir. Of a work
     dir the best are taken, else the newest. Of the overrides only those of the network and the work dir count. Raises
@@ -29,9 +46,9 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
     elif path.is_dir():
         path = checkpoint.find_weights(path)
     network = build_network(recipe.get("network"))
-    state = weights.read_weights(path)
+    state = weights.read_checkpoint(path)
     try:
-        weights.load_into(network, state)
+        weights.load_into(network, weights.named_tensors(state))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return network, path
+    return Trained(network, path, resizes.of_weights(state, load_recipe(recipe_path, overrides), overrides))

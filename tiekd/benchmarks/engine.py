@@ -90,7 +90,10 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(args.batch, args.height, args.width, network.max_depth, device)
     micro = args.batch // config.accumulation
-    micro_batches = [Batch(*(value[i : i + micro] for value in batch)) for i in range(0, args.batch, micro)]
+    micro_batches = [
+        Batch(*(None if value is None else value[i : i + micro] for value in batch))
+        for i in range(0, args.batch, micro)
+    ]
     total = args.rounds * args.block + PICTURES
     schedule = schedules.build(
         {"name": "constant"}, base_lr=1e-5, base_momentum=None, total_iterations=total, iterations_per_epoch=total

@@ -18,6 +18,8 @@ class Batch(NamedTuple):
     teacher_depth: (B, 1, H, W) float32 from cached maps, or None when the teacher runs online or there is none.
     intrinsics: (B, 3, 3) float32, pixels of this picture (moved with every geometric transform), NaN where unknown.
     names: the B image paths as the split file has them.
+    counted: `inside` where pictures may lie on a larger canvas (`data.resize` with `contain`), whose black then counts
+        in no norm's statistics; None otherwise.
     """
 
     image: Tensor
@@ -26,6 +28,7 @@ class Batch(NamedTuple):
     teacher_depth: Tensor | None
     intrinsics: Tensor
     names: list[str]
+    counted: Tensor | None = None
 
 
 class HostBatch(NamedTuple):
@@ -33,7 +36,8 @@ class HostBatch(NamedTuple):
 
     image: (B, 3, H, W) uint8, RGB. tables: (B, 3, 256) float32, what each grey level becomes. depth, teacher_depth:
     (B, 1, H, W) uint16 or float32, of which *_units (B,) float32 make a metre. places: (B, 8) float64, where in them
-    each picture's window of `size` lies (tiekd/data/turning.py); None where they are windows. The rest as in Batch.
+    each picture's window of `size` lies (tiekd/data/turning.py); None where they are windows. is_padded: whether a
+    window may reach beyond its picture on purpose. The rest as in Batch.
     """
 
     image: Tensor
@@ -46,6 +50,7 @@ class HostBatch(NamedTuple):
     size: tuple[int, int]
     intrinsics: Tensor
     names: list[str]
+    is_padded: bool = False
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device: copied in its small form (from pinned memory while others compute), finished there."""
@@ -62,6 +67,7 @@ class HostBatch(NamedTuple):
             None if teacher_depth is None else _metres(teacher_depth, there.teacher_units),
             there.intrinsics,
             there.names,
+            inside if there.is_padded else None,
         )
 
 

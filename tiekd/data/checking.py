@@ -32,6 +32,8 @@ import torch
 from torch.utils.data import Dataset
 
 from tiekd.data.frames import Frames
+from tiekd.data.loader import Keyed
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.transforms import Augment, Sample, in_metres
 from tiekd.errors import DataError
 
@@ -59,10 +61,11 @@ class Finding(NamedTuple):
 
 
 class Examined(Dataset):
-    """`Facts` by index. augment: of training frames, whose crop they must cover; None for validation frames."""
+    """`Facts` by index. augment: of training frames, whose crop they must cover at their working resolution, `resize`;
+    None for validation frames."""
 
-    def __init__(self, frames: Frames, augment: Augment | None):
-        self.frames, self.augment = frames, augment
+    def __init__(self, frames: Frames, augment: Augment | None, resize: Resize = OWN_SIZE):
+        self.frames, self.augment, self.resize = frames, augment, resize
 
     def __getitems__(self, indices: list[int]) -> list[Facts]:
         return [self._facts(index) for index in indices]
@@ -89,12 +92,9 @@ class Examined(Dataset):
         return Facts(faults, digest, median_m)
 
     def _check_crop(self, sample: Sample) -> None:
-        if self.augment is None or self.augment.sizes == "keep_aspect":
-            return
-        try:
-            self.augment.draw(0, 0, 0, *sample.image.shape[-2:])
-        except DataError as error:
-            raise DataError(f"{sample.name}: {error}", error.kind) from None
+        if self.augment is not None:
+            keyed = Keyed(self.frames, self.augment, 0, resize=self.resize)
+            keyed.decisions(0, 0, sample.name, keyed.resize.place(*sample.image.shape[-2:]))
 
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
         measured = sample.depth[sample.depth > 0]

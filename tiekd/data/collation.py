@@ -16,12 +16,14 @@ from tiekd.errors import DataError, UserError
 
 
 class Cut(NamedTuple):
-    """sample: the part of a picture that its window comes from. table: of its colours. places, size: see HostBatch."""
+    """sample: the part of a picture that its window comes from. table: of its colours. places, size, is_padded: see
+    HostBatch."""
 
     sample: Sample
     table: Tensor
     places: Tensor | None
     size: tuple[int, int]
+    is_padded: bool = False
 
 
 class Read(NamedTuple):
@@ -38,12 +40,12 @@ class Read(NamedTuple):
 def collate(read: Read | UserError) -> Read | UserError:
     if isinstance(read, UserError):
         return read
-    samples, tables, places, sizes = zip(*read.batch, strict=True)
+    samples, tables, places, sizes, padded = zip(*read.batch, strict=True)
     if len(set(sizes)) > 1:
         return DataError(
             f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(set(sizes)))} "
-            f"(among {samples[0].name}); set data.augment.crop or data.augment.sizes=bucket for training, and "
-            "evaluation.batch_size=1"
+            f"(among {samples[0].name}); set data.resize, data.augment.crop or data.augment.sizes=bucket for training, "
+            "and evaluation.batch_size=1"
         )
     if len({sample.depth.dtype for sample in samples}) > 1:  # levels and metres, in a folder with PNG and NPY
         samples = [in_metres(sample) for sample in samples]
@@ -62,6 +64,7 @@ def collate(read: Read | UserError) -> Read | UserError:
         size=sizes[0],
         intrinsics=default_collate([sample.intrinsics for sample in samples]),
         names=[sample.name for sample in samples],
+        is_padded=padded[0],
     )
     return Read(batch, read.errors)
 

@@ -1,17 +1,17 @@
-"""Where a sample's pixels go: the part of a picture that a window comes from, and scaling to cover a crop.
+"""Where a sample's pixels go: the part of a picture that a window comes from.
 
 A part is a view and costs nothing: the window itself, or with rotation in the recipe some rows and columns more, as
-many in every sample, so that batches can be formed. tiekd/data/turning.py makes the window of it, on the device.
+many in every sample, so that batches can be formed. tiekd/data/turning.py makes the window of it, on the device. A
+window may reach beyond the picture: what lies there is black, has no depth and counts nowhere.
 """
 
 from math import ceil, cos, floor, radians, sin
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tiekd.data.transforms import Decisions, Sample, in_metres
+from tiekd.data.transforms import Decisions, Sample
 from tiekd.data.turning import resample
 
 
@@ -69,37 +69,6 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
         depth=sample.depth[:, rows, cols],
         inside=sample.inside[:, rows, cols],
         teacher_depth=teacher_depth,
-        intrinsics=intrinsics,
-    )
-
-
-def scale_to_cover(sample: Sample, height: int, width: int) -> Sample:
-    """The sample scaled by one factor so that it just covers height x width: float32 image, bilinear and antialiased;
-    depths (in metres) and `inside` take the nearest pixel, for a mean across an edge would be a depth that nothing has.
-    """
-    old = sample.image.shape[-2:]
-    factor = max(height / old[0], width / old[1])
-    new = max(height, round(old[0] * factor)), max(width, round(old[1] * factor))
-    if new == old:
-        return sample
-    sample = in_metres(sample)
-    image = F.interpolate(sample.image.float()[None], new, mode="bilinear", align_corners=False, antialias=True)[0]
-
-    def nearest(plane):
-        return F.interpolate(plane[None], new, mode="nearest-exact")[0]
-
-    scale_y, scale_x = new[0] / old[0], new[1] / old[1]
-    intrinsics = sample.intrinsics.clone()
-    intrinsics[0, 0] *= scale_x
-    intrinsics[1, 1] *= scale_y
-    # Pixel i covers i - 0.5 to i + 0.5, so a coordinate is scaled about the picture's corner at -0.5.
-    intrinsics[0, 2] = (intrinsics[0, 2] + 0.5) * scale_x - 0.5
-    intrinsics[1, 2] = (intrinsics[1, 2] + 0.5) * scale_y - 0.5
-    return sample._replace(
-        image=image,
-        depth=nearest(sample.depth),
-        inside=nearest(sample.inside.float()) > 0,
-        teacher_depth=None if sample.teacher_depth is None else nearest(sample.teacher_depth),
         intrinsics=intrinsics,
     )
 

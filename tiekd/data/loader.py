@@ -3,8 +3,9 @@
 Workers hold no random state: a key (epoch, index) and the seed say everything. A user's error in a worker travels as a
 value, so that the user sees its one line and not a wrapped traceback.
 
-Workers decode and cut; rotation, flip, colours, normalisation and metres come on the device (tiekd/data/batch.py), on a
-GPU from pinned memory, one batch ahead and on a stream of their own (tiekd/data/prefetch.py).
+Workers decode, resize to the working resolution (tiekd/data/resize.py) and cut; rotation, flip, colours, normalisation
+and metres come on the device (tiekd/data/batch.py), on a GPU from pinned memory, one batch ahead and on a stream of
+their own (tiekd/data/prefetch.py).
 
 With `data.on_error: skip` a training sample that can't be read is replaced by the next one of the data set that can,
 which depends on the files alone: any number of ranks and a resumed run see the same. Evaluation never skips anything,
@@ -13,17 +14,19 @@ for its figures would change without a word.
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd.data import resize as resizes
 from tiekd.data import workers as worker_processes
 from tiekd.data.batch import Batch
 from tiekd.data.collation import Cut, Read, collate
-from tiekd.data.geometry import cut, in_grey_levels, scale_to_cover
+from tiekd.data.geometry import cut, in_grey_levels
 from tiekd.data.prefetch import on_device
+from tiekd.data.resize import OWN_SIZE, Placement, Resize
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.transforms import Augment, Decisions, colour_table
 from tiekd.data.workers import TIMEOUT_S
@@ -76,13 +79,14 @@ def training_batches(
     device: torch.device,
     timeout_s: float = TIMEOUT_S,
     unreadable: Unreadable | None = None,
+    resize: Resize = OWN_SIZE,
 ) -> Iterator[Batch]:
     """This rank's augmented, normalised micro-batches on the device, in the sampler's order, then it ends.
 
-    unreadable: collects what is skipped; None raises.
+    unreadable: collects what is skipped; None raises. resize: the working resolution.
     """
     max_errors = None if unreadable is None else unreadable.max_errors
-    for read in _load(Keyed(dataset, augment, seed, max_errors), sampler, workers, device, timeout_s):
+    for read in _load(Keyed(dataset, augment, seed, max_errors, resize), sampler, workers, device, timeout_s):
         if unreadable is not None:
             unreadable.messages.update(dict.fromkeys(read.errors))
         yield read.batch
@@ -96,11 +100,18 @@ def validation_batches(
     workers: int,
     device: torch.device,
     timeout_s: float = TIMEOUT_S,
+    resize: Resize = OWN_SIZE,
+    resized_depth: bool = False,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """(indices, batch) pairs of this rank: batches are formed over the whole set, then every world_size-th is ours."""
+    """(indices, batch) pairs of this rank: batches are formed over the whole set, then every world_size-th is ours.
+
+    resize: the working resolution, of the images alone: depths keep their own size, that is, the picture's, and
+    `inside` is the image's. resized_depth: depths have the image's size, too.
+    """
     indices = _neighbours_of_one_size(dataset, batch_size)[rank::world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
-    loaded = _load(Keyed(dataset, None, 0), keys, workers, device, timeout_s)
+    data = Keyed(dataset, None, 0, resize=resize, resized_depth=resized_depth)
+    loaded = _load(data, keys, workers, device, timeout_s)
     for batch_indices, read in zip(indices, loaded, strict=True):
         yield batch_indices, read.batch
 
@@ -133,11 +144,26 @@ def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]
 class Keyed(Dataset):
     """Samples by (epoch, index) as they travel, augmented when there is an `augment`, with their colour tables.
 
-    max_errors: how many samples in a row may be skipped; None: a sample that can't be read is an error.
+    max_errors: how many samples in a row may be skipped; None: a sample that can't be read is an error. resize: the
+    working resolution; `augment.sizes: keep_aspect` is one of its own where none is given. resized_depth: whether
+    depths follow the image where nothing is augmented.
     """
 
-    def __init__(self, dataset: Dataset, augment: Augment | None, seed: int, max_errors: int | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        augment: Augment | None,
+        seed: int,
+        max_errors: int | None = None,
+        resize: Resize = OWN_SIZE,
+        resized_depth: bool = False,
+    ):
+        if augment is not None and resize == OWN_SIZE:
+            resize = resizes.of_augment(augment.sizes, augment.crop)
+        if augment is not None and augment.crop is None:
+            augment = replace(augment, crop=resize.crop)
         self.dataset, self.augment, self.seed, self.max_errors = dataset, augment, seed, max_errors
+        self.resize, self.resized_depth = resize, resized_depth
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Read | UserError:
         errors: list[str] = []
@@ -166,18 +192,38 @@ class Keyed(Dataset):
     def _sample(self, epoch: int, index: int, read_index: int) -> Cut:
         stored = getattr(self.dataset, "stored", self.dataset.__getitem__)  # depths still as their files have them
         sample = stored(read_index)
-        if self.augment is None:
-            return Cut(in_grey_levels(sample), _table(sample.image), None, tuple(sample.image.shape[-2:]))
-        if self.augment.sizes == "keep_aspect":
-            sample = scale_to_cover(sample, *self.augment.crop)
-        height, width = sample.image.shape[-2:]
+        image = sample.image
+        if self.augment is None and not self.resized_depth:
+            seen = resizes.network_input(in_grey_levels(sample).image, self.resize)
+            return Cut(sample._replace(image=seen), _table(image), None, tuple(seen.shape[-2:]))
+        sample, placement = resizes.resized_sample(sample, self.resize)
+        decisions, largest_deg = whole(placement.canvas), 0.0
+        if self.augment is not None:
+            decisions = self.decisions(epoch, index, sample.name, placement)
+            largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
+        part, places = cut(sample, on_picture(decisions, placement), largest_deg)
+        size = decisions.height, decisions.width
+        return Cut(part, _table(image, decisions), places, size, self.resize.is_padded)
+
+    def decisions(self, epoch: int, index: int, name: str, placement: Placement) -> Decisions:
+        """What is drawn for a sample whose picture lies so; `name` is the picture's, for a DataError."""
         try:
-            decisions = self.augment.draw(self.seed, epoch, index, height, width)
+            return self.augment.draw(self.seed, epoch, index, *placement.canvas)
         except DataError as error:
-            raise DataError(f"{sample.name}: {error}") from None
-        largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
-        part, places = cut(sample, decisions, largest_deg)
-        return Cut(part, _table(sample.image, decisions), places, (decisions.height, decisions.width))
+            raise DataError(f"{name}: {error}", error.kind) from None
+
+
+def whole(canvas: tuple[int, int]) -> Decisions:
+    """The decisions that leave a picture as it is."""
+    return Decisions(0.0, False, 0, 0, *canvas, None, 1.0, (1.0, 1.0, 1.0))
+
+
+def on_picture(decisions: Decisions, placement: Placement) -> Decisions:
+    """Decisions about a canvas as those about the picture on it, whose window may then reach beyond the picture."""
+    left = placement.left
+    if decisions.flip:
+        left = placement.canvas[1] - placement.scaled[1] - left
+    return decisions._replace(top=decisions.top - placement.top, left=decisions.left - left)
 
 
 def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:

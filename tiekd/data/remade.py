@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd.data.batch import Batch
-from tiekd.data.geometry import scale_to_cover
-from tiekd.data.loader import Loading, Unreadable, training_batches
+from tiekd.data.loader import Keyed, Loading, Unreadable, training_batches
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sampler import MicroBatches, size_groups
 from tiekd.data.transforms import Augment, Decisions
 from tiekd.errors import DataError
@@ -39,17 +39,19 @@ def global_batch(
     accumulation: int,
     world_size: int,
     iteration: int,
+    resize: Resize = OWN_SIZE,
 ) -> Iterator[Dealt]:
     """The micro-batches of an iteration (from 1, as the log counts them) on the CPU, rank by rank."""
-    groups = size_groups(dataset) if augment.sizes == "bucket" else None
+    groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
         dealing = (len(dataset), batch_size, accumulation, rank, world_size, seed, iteration - 1, iteration, groups)
         sampler = MicroBatches(*dealing)
         unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
         cpu = torch.device("cpu")
-        batches = training_batches(dataset, sampler, augment, seed, 0, cpu, loading.timeout_s, unreadable)
+        batches = training_batches(dataset, sampler, augment, seed, 0, cpu, loading.timeout_s, unreadable, resize)
+        keyed = Keyed(dataset, augment, seed, resize=resize)
         for micro_batch, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
-            decisions = [_drawn(dataset, augment, seed, *key) for key in keys]
+            decisions = [_drawn(keyed, *key) for key in keys]
             yield Dealt(rank, micro_batch, batch, keys, decisions)
 
 
@@ -74,16 +76,15 @@ def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:
     )
 
 
-def _drawn(dataset: Dataset, augment: Augment, seed: int, epoch: int, index: int) -> Decisions:
+def _drawn(keyed: Keyed, epoch: int, index: int) -> Decisions:
     """By the size of the sample itself, or of the one that was read in its place (`data.on_error: skip`)."""
-    for read_index in range(index, index + len(dataset)):
+    for read_index in range(index, index + len(keyed.dataset)):
         try:
-            sample = dataset[read_index % len(dataset)]
+            sample = keyed.dataset[read_index % len(keyed.dataset)]
         except DataError:
             continue
-        if augment.sizes == "keep_aspect":
-            sample = scale_to_cover(sample, *augment.crop)
-        return augment.draw(seed, epoch, index, *sample.image.shape[-2:])
+        placement = keyed.resize.place(*sample.image.shape[-2:])
+        return keyed.decisions(epoch, index, sample.name, placement)
     raise AssertionError("the batch could be read")
 
 

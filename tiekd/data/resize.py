@@ -13,7 +13,7 @@ Left out: sizes that change from batch to batch.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from tiekd.config import settings
+from tiekd.data.geometry import in_grey_levels
 from tiekd.data.transforms import Sample
 from tiekd.errors import RecipeError
 
@@ -134,6 +135,13 @@ class Resize:
 OWN_SIZE = Resize()
 
 
+def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
+    """The working resolution that `data.augment` alone asks for: `keep_aspect` covers the crop."""
+    if sizes == "keep_aspect" and crop is not None:
+        return Resize(height=crop[0], width=crop[1], mode="cover")
+    return OWN_SIZE
+
+
 def of_node(node: object, where: str = "data.resize") -> Resize:
     """The `Resize` of a recipe's or a weights file's node, null for none. Raises RecipeError."""
     if node is None:
@@ -155,11 +163,21 @@ def of_data(data: Mapping) -> Resize:
             raise RecipeError("data.resize: there is no at_most; give {height, width, mode}, {short_side} or {scale}")
         return resize
     augment = data.get("augment") or {}
-    if augment.get("sizes") == "keep_aspect" and augment.get("crop") is not None:
-        height, width = augment["crop"]
-        return Resize(height=height, width=width, mode="cover")
+    resize = of_augment(augment.get("sizes", "crop"), augment.get("crop"))
     size = frame_size(data)
-    return OWN_SIZE if size is None else Resize(at_most=size)
+    return resize if resize != OWN_SIZE or size is None else Resize(at_most=size)
+
+
+def of_weights(state: Mapping, recipe: Mapping | None, overrides: Sequence[str] = ()) -> Resize:
+    """The working resolution that goes with a file of weights: what the overrides say (`data.resize`), else the file,
+    else, where it says none as published ones don't, the recipe. Raises RecipeError.
+
+    state: what the file holds; recipe: with the overrides in it, None for none.
+    """
+    asked_for = any(override.partition("=")[0].strip().startswith("data.resize") for override in overrides)
+    if "resize" in state and not asked_for:
+        return of_node(state["resize"], "resize (in the file of weights)")
+    return OWN_SIZE if recipe is None else of_data(recipe.get("data", {}))
 
 
 def frame_size(data: Mapping) -> tuple[int, int] | None:
@@ -261,7 +279,7 @@ def resized_sample(sample: Sample, resize: Resize) -> tuple[Sample, Placement]:
     if placement.scaled == (height, width):
         return sample, placement
     return sample._replace(
-        image=resized_picture(sample.image, placement.scaled),
+        image=resized_picture(in_grey_levels(sample).image, placement.scaled),
         depth=resized_depth(sample.depth, placement.scaled),
         inside=_resized_inside(sample.inside, placement.scaled),
         teacher_depth=None

@@ -4,7 +4,7 @@ A training sample's augmentation is drawn from (seed, epoch, index) alone. Colou
 table of 256 numbers a channel, looked up where the batch is: on the device, in one pass, and with the same result
 everywhere.
 
-Pictures of different sizes get into one batch by `Augment.sizes`; evaluation and prediction never scale anything.
+Left out: scaling, which is the same in training and everywhere else (tiekd/data/resize.py).
 """
 
 from dataclasses import dataclass
@@ -61,9 +61,9 @@ class Augment:
     brightness, channels: ranges of factors, drawn with probability colour_p.
 
     sizes: what is done about pictures of different sizes. `crop`: nothing but the crop; a picture smaller than it is
-    refused by name, and without a crop all must have one size. `keep_aspect`: each picture is first scaled by one
-    factor to just cover the crop, up or down; depth stays in metres, so a scaled picture is one of another focal
-    length. `bucket`: nothing is scaled, and a batch holds pictures of one size (tiekd/data/sampler.py).
+    refused by name, and without a crop all must have one size. `keep_aspect`: the working resolution covers the crop
+    (tiekd/data/resize.py), at every door; beside `data.resize`, which scales then, the crop is at most the resized
+    picture. `bucket`: a batch holds pictures of one size (tiekd/data/sampler.py).
     """
 
     rotate_p: float = 0.5
@@ -94,13 +94,18 @@ class Augment:
             raise RecipeError("data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give a crop")
 
     def draw(self, seed: int, epoch: int, index: int, height: int, width: int) -> Decisions:
-        """The decisions for one sample: a pure function of the arguments. DataError where the crop doesn't fit."""
+        """The decisions for one sample: a pure function of the arguments. DataError where the crop doesn't fit.
+
+        height, width: of the picture at its working resolution, padding included.
+        """
         rng = np.random.default_rng([seed, epoch, index, 1])
         crop_height, crop_width = self.crop or (height, width)
+        if self.sizes == "keep_aspect":
+            crop_height, crop_width = min(crop_height, height), min(crop_width, width)
         if crop_height > height or crop_width > width:
             raise DataError(
                 f"data.augment.crop: {crop_height}x{crop_width} is larger than the picture, {height}x{width}; "
-                "make the crop smaller, or set data.augment.sizes=keep_aspect",
+                "make the crop smaller, set data.augment.sizes=keep_aspect, or scale pictures by data.resize",
                 "size",
             )
         angle = rng.uniform(-self.rotate_deg, self.rotate_deg) if rng.random() < self.rotate_p else 0.0

@@ -35,12 +35,19 @@ def resample(image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places:
     parts = []
     for index, place in enumerate(places.tolist()):
         one = [tensor[index : index + 1] for tensor in (image, *maps)]
-        if place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1:
+        if place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1 and _lies_within(place, size):
             parts.append(_straight(one, place, size))
         else:
             parts.append(_turned(*one, *[None] * (3 - len(one)), places[index : index + 1], size))
     columns = zip(*parts, strict=True)
     return Resampled(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
+    """True for a window that isn't turned and reaches nowhere beyond its part."""
+    first, top, step, *_, height, width = place
+    left = first - (size[1] - 1 if step < 0 else 0)
+    return left >= 0 and top >= 0 and left + size[1] <= width and top + size[0] <= height
 
 
 def _straight(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Resampled:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from tiekd import checkpoint, distributed, metrics, whole_state
 from tiekd.data.loader import Loading
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
 from tiekd.hooks.base import Hook
 from tiekd.models.network import Network
@@ -21,7 +22,7 @@ class Evaluation(Hook):
     replica: a plain fp32 network of the student's shape on the device, filled from the engine at each evaluation.
     reporters: hooks with `write_validation(state, metrics, num_images)`; the first, the log, before the best weights
     are saved, the others, which may read and draw, after. terminal: where the log's lines are shown; where it is none,
-    nothing shows how far an evaluation is.
+    nothing shows how far an evaluation is. resize: the working resolution.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class Evaluation(Hook):
         reporters: Sequence[Hook],
         info: Callable[[str], None],
         terminal: TextIO | None = None,
+        resize: Resize = OWN_SIZE,
     ):
         self.settings, self.dataset, self.replica = settings, dataset, replica
         self.device, self.loading, self.reporters, self.info = device, loading, reporters, info
-        self.terminal = terminal
+        self.terminal, self.resize = terminal, resize
         self.best: float | None = None
         self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
 
@@ -68,6 +70,7 @@ class Evaluation(Hook):
             self.loading.workers,
             self.loading.timeout_s,
             out=self.terminal,
+            resize=self.resize,
         )
         for reporter in self.reporters[:1]:
             reporter.write_validation(state, state.metrics, len(self.dataset))
@@ -82,7 +85,8 @@ class Evaluation(Hook):
         value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
         if distributed.is_main():
             try:
-                checkpoint.replace_best(path, weights, state.recipe["network"], state.iteration, metrics=state.metrics)
+                facts = {"metrics": state.metrics, "resize": self.resize.node()}
+                checkpoint.replace_best(path, weights, state.recipe["network"], state.iteration, **facts)
             except OSError as error:
                 return self.info(f"{path} was not written, {error.strerror}; training goes on, an older one stays")
         self.best = value

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from tiekd.distributed import counting_only
+
 
 class Prediction(NamedTuple):
     """What a network returns.
@@ -43,14 +45,18 @@ class Network(nn.Module):
         self.min_depth, self.max_depth = min_depth, max_depth
         self.memory_format = torch.contiguous_format
 
-    def forward(self, image: Tensor, target_depth: Tensor | None = None) -> Prediction:
+    def forward(
+        self, image: Tensor, target_depth: Tensor | None = None, counted: Tensor | None = None
+    ) -> Prediction:
         """image: (B, 3, H, W), normalised, any float dtype; it is cast to the dtype of the weights.
 
         target_depth: (B, 1, H, W) float32, metres, 0 or NaN where not valid: what a DPM head's divergence is taken to.
         It doesn't influence the depth. A depth of another size than the image's is resized bilinearly, corners aligned,
-        after the clamp.
+        after the clamp. counted: (B, 1, H, W) bool, False where a picture's padding is, which counts in no norm's
+        statistics while training; None where there is none.
         """
-        return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
+        with counting_only(counted):
+            return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
 
     def read(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
         """What `forward` returns, from `features` of images of that (height, width)."""

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tiekd.config import build, load_recipe
+from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import CheckpointError, TeacherError
 from tiekd.evaluation import predict
 from tiekd.models import weights
@@ -28,11 +30,20 @@ class FrozenTeacher:
     flip: average with the mirrored picture's depth, at twice the cost, as cached maps usually are.
     precision: what its convolutions and matrix products run in, whatever the student's does, "fp32", "bf16" or "fp16";
         weights, depth and what a head does in float32 stay so.
+    resize: the working resolution that its weights go with. Whole pictures are brought to it before (tiekd/caching.py);
+        in training it sees the student's.
     """
 
-    def __init__(self, network: Network, device: torch.device, flip: bool = False, precision: str = "fp32"):
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        flip: bool = False,
+        precision: str = "fp32",
+        resize: Resize = OWN_SIZE,
+    ):
         self.network = network.to(device).eval().requires_grad_(False)
-        self.flip, self.precision = flip, precision
+        self.flip, self.precision, self.resize = flip, precision, resize
         if precision != "fp32":
             self.network.memory_format = torch.channels_last
 
@@ -119,14 +130,15 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
     path = teacher_checkpoint(node)
     network = build_network(node["network"], "teacher.network")
     try:
-        state = weights.read_weights(path)
+        state = weights.read_checkpoint(path)
+        tensors = weights.named_tensors(state)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {error}") from None
     try:
-        weights.load_into(network, state)
+        weights.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
-    return FrozenTeacher(network, device, node.get("flip", False), precision)
+    return FrozenTeacher(network, device, node.get("flip", False), precision, resizes.of_weights(state, None))
 
 
 def is_outside(node: dict | None) -> bool:
