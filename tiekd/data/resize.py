@@ -136,8 +136,12 @@ OWN_SIZE = Resize()
 
 
 def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
-    """The working resolution that `data.augment` alone asks for: `keep_aspect` covers the crop."""
-    if sizes == "keep_aspect" and crop is not None:
+    """The working resolution that `data.augment` alone asks for: `keep_aspect` covers the crop. Raises RecipeError."""
+    if sizes == "keep_aspect":
+        if crop is None:
+            raise RecipeError(
+                "data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give a crop, or data.resize"
+            )
         return Resize(height=crop[0], width=crop[1], mode="cover")
     return OWN_SIZE
 

@@ -90,8 +90,6 @@ class Augment:
             raise RecipeError(f"data.augment.crop: got {self.crop}; it must be [height, width] in pixels")
         if self.sizes not in SIZES:
             raise RecipeError(f"data.augment.sizes: got {self.sizes!r}; allowed: {', '.join(SIZES)}")
-        if self.sizes == "keep_aspect" and self.crop is None:
-            raise RecipeError("data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give a crop")
 
     def draw(self, seed: int, epoch: int, index: int, height: int, width: int) -> Decisions:
         """The decisions for one sample: a pure function of the arguments. DataError where the crop doesn't fit.
