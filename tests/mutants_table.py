@@ -18,6 +18,62 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "ground_truth_is_taken_down_by_the_nearest_surface",
+        "tiekd/data/resize.py",
+        "nearer = (values > 0) & (distance < nearest)",
+        "nearer = (values > 0) & (np.isfinite(distance)) & ((found == 0) | (values < found))",
+        ("resize",),
+    ),
+    Mutant(
+        "a_teacher_s_map_is_averaged_across_edges",
+        "tiekd/data/resize.py",
+        "one_surface = (least > 0) & (most <= ONE_SURFACE * least)",
+        "one_surface = least > 0",
+        ("resize",),
+    ),
+    Mutant(
+        "padding_comes_back_with_the_depth",
+        "tiekd/data/resize.py",
+        "values[..., top : top + height, left : left + width]",
+        "values",
+        ("resize",),
+    ),
+    Mutant(
+        "weights_of_a_grey_level_are_not_whole_numbers",
+        "tiekd/data/resize.py",
+        "(shares / _WEIGHTS).astype(np.float32)",
+        "(weights / total).astype(np.float32)",
+        ("resize",),
+    ),
+    Mutant(
+        "norms_count_the_padding",
+        "tiekd/distributed.py",
+        "if self.training and _counted is not None:",
+        "if False:",
+        ("resize",),
+    ),
+    Mutant(
+        "keep_aspect_is_forgotten_outside_training",
+        "tiekd/data/resize.py",
+        'resize = of_augment(augment.get("sizes", "crop"), augment.get("crop"))',
+        "resize = OWN_SIZE",
+        ("resize",),
+    ),
+    Mutant(
+        "the_recipe_overrules_what_the_weights_were_trained_at",
+        "tiekd/data/resize.py",
+        'if "resize" in state and not asked_for:',
+        'if "resize" in state and recipe is None:',
+        ("resize",),
+    ),
+    Mutant(
+        "evaluation_scores_depth_at_the_wrong_place",
+        "tiekd/evaluation.py",
+        "depth = resizes.restored(predictor(batch.image), resize, tuple(batch.depth.shape[-2:]), smooth=True)",
+        "depth = resizes.resized_map(predictor(batch.image), tuple(batch.depth.shape[-2:]), True)",
+        ("evaluation",),
+    ),
+    Mutant(
         "relu6_keeps_a_copy_of_its_input",
         "tiekd/models/encoders/mobilenet_v2.py",
         "return _ReLU6.apply(x)",

@@ -11,7 +11,8 @@ import two_ranks
 from torch import nn
 
 from tiekd.data.loader import Loading
-from tiekd.data.transforms import Sample
+from tiekd.data.resize import Resize, resized_picture
+from tiekd.data.transforms import Sample, colour_table, look_up
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.metrics import METRIC_NAMES, aggregate, depth_metrics
@@ -192,3 +193,22 @@ def test_the_best_weights_are_saved_between_the_logs_line_and_the_boards_picture
 def test_gradients_are_not_recorded():
     image = torch.rand(1, 3, 4, 6, requires_grad=True)
     assert not predict(Slanted(), image, flip=True).requires_grad
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("mode", ["stretch", "cover", "contain", "fit"])
+def test_resized_pictures_are_scored_at_the_ground_truth_s_own_size(mode, batch_size):
+    resize = Resize(height=9, width=11, mode=mode)
+    settings = EvaluationSettings(crop="none", flip=True, batch_size=batch_size)
+    predictor = partial(predict, Slanted(), flip=True)
+    found = evaluate(predictor, Frames(), settings, 1e-3, 80.0, CPU, resize=resize)
+    place, rows = resize.place(12, 20), []
+    for index in (0, 1, 2, 4, 5, 6):
+        sample = Frames()[index]
+        canvas = torch.zeros(3, *place.canvas, dtype=torch.uint8)
+        rows_of, columns_of = (slice(first, first + side) for first, side in zip(place[2:], place.scaled, strict=True))
+        canvas[:, rows_of, columns_of] = resized_picture(sample.image, place.scaled)
+        depth = predictor(look_up(canvas[None], colour_table()[None]))[:, :, rows_of, columns_of]
+        depth = nn.functional.interpolate(depth, size=(12, 20), mode="bilinear", align_corners=False)
+        rows.append(depth_metrics(depth, sample.depth[None], 1e-3, 80.0, "none"))
+    assert found == pytest.approx(aggregate(torch.cat(rows)), rel=1e-9)

@@ -92,6 +92,8 @@ def test_the_recipe_s_data_says_the_working_resolution():
     assert resizes.of_data({"name": "kitti", "kb_crop": [352, 1216]}) == Resize(at_most=(352, 1216))
     assert resizes.of_data({"name": "nyu"}) == Resize(at_most=(480, 640))
     assert resizes.of_data({"name": "folder", "augment": {"crop": [20, 30]}}) == OWN_SIZE
+    with pytest.raises(RecipeError, match="keep_aspect scales pictures to cover data.augment.crop; give a crop"):
+        resizes.of_data({"augment": {"sizes": "keep_aspect"}})
     with pytest.raises(RecipeError, match="at_most"):
         resizes.of_data({"resize": {"at_most": [20, 30]}})
 

@@ -102,7 +102,7 @@ def test_a_crop_larger_than_the_picture_is_a_data_error(crop):
     ("options", "line"),
     [
         ({"sizes": "resize"}, "data.augment.sizes: got 'resize'; allowed: crop, keep_aspect, bucket"),
-        ({"sizes": "keep_aspect"}, "data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give"),
+        ({"crop": [0, 4]}, "data.augment.crop: got [0, 4]; it must be [height, width] in pixels"),
     ],
 )
 def test_wrong_policies_for_sizes_are_one_line(options, line):
