@@ -140,7 +140,8 @@ def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
     if sizes == "keep_aspect":
         if crop is None:
             raise RecipeError(
-                "data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give a crop, or data.resize"
+                "data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give a crop, or "
+                "data.resize"
             )
         return Resize(height=crop[0], width=crop[1], mode="cover")
     return OWN_SIZE
@@ -394,10 +395,11 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 def _resampled(lines: np.ndarray, new: int) -> np.ndarray:
     """(old, N) -> (new, N) float32: each new line the sum of its old ones."""
     index, weights = _taps(len(lines), new)
-    total = np.zeros((new, lines.shape[1]), np.float32)
+    total, term = np.zeros((new, lines.shape[1]), np.float32), np.empty((new, lines.shape[1]), np.float32)
     for lines_of, weight in zip(index.T, weights.T, strict=True):
         if weight.any():
-            total += lines[lines_of] * weight[:, None]
+            np.multiply(lines[lines_of], weight[:, None], out=term)
+            total += term
     return total
 
 
