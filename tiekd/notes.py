@@ -17,6 +17,8 @@ def about(recipe, options, train_set, val_set, network, teacher, total) -> list[
         said.append("Validation is off: no evaluation, and no best checkpoint will be saved")
     else:
         said.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
+    for note in dict.fromkeys([*getattr(train_set, "notes", ()), *getattr(val_set, "notes", ())]):
+        said.append(f"Warning: {note}")
     said.append(f"Student: {_millions(network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
         source = recipe["teacher"]["checkpoint"]
