@@ -127,7 +127,7 @@ def test_every_users_error_keeps_its_class(workers):
 
 def test_a_worker_that_dies_is_a_line_that_says_what_to_do():
     with pytest.raises(
-        DataError, match=r"^a data worker died \(DataLoader worker .*\); .* set a smaller data.workers$"
+        DataError, match=r"^a data worker died \(process \d+, by SIGKILL\); .* set a smaller data.workers$"
     ) as error:
         list(training(Faulty(killed), 1))
     assert "\n" not in str(error.value)
