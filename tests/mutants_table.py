@@ -523,4 +523,18 @@ MUTANTS = [
         "            raise LaunchError",
         ("transport",),
     ),
+    Mutant(
+        "what_led_to_an_error_is_not_looked_at",
+        "tiekd/limits.py",
+        "        error = error.__cause__ or error.__context__\n",
+        "        error = None\n",
+        ("limits",),
+    ),
+    Mutant(
+        "pictures_are_skipped_where_no_file_may_be_opened",
+        "tiekd/data/loader.py",
+        "                if limits.lacking(error):\n                    raise\n",
+        "",
+        ("loader",),
+    ),
 ]

@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from tiekd import ancestry, peers, slurm
+from tiekd import ancestry, limits, peers, slurm
 from tiekd.distributed import barrier, missing_ranks, set_default_timeout
 from tiekd.errors import LaunchError, UserError
 
@@ -47,6 +48,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter path",
 }
 _LONGEST_LINE = 2000
+_LIBRARIES_THREADS = 8  # gloo's for two groups, and the store's
 _LAUNCHER_REACTS_S = 20.0
 _LAUNCHER_KILLS_AFTER_S = 30.0  # a rank that doesn't end when it is told to
 _RANKS_ANSWER_S = 10.0
@@ -66,6 +68,7 @@ def program(main: Callable[[], int | None]) -> NoReturn:
     One of several ranks then ends without Python being taken down around it: gloo's threads may outlive what they use,
     and the process abort. What was registered for the end is done.
     """
+    threading.excepthook = _tell_of_a_thread
     was_in_a_group = torch.distributed.is_initialized()
     code = run(main)
     if torch.distributed.is_initialized() and not was_in_a_group:
@@ -110,12 +113,13 @@ def run(main: Callable[[], int | None]) -> int:
         return STOPPED_CODE
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        if error.errno not in _REMEDIES:
-            raise
-        _let_signals_end_this()
-        return _report(LaunchError(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REMEDIES:
+            _let_signals_end_this()
+            return _report(LaunchError(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"))
+        if (told := limits.lacking(error)) is not None:
+            _let_signals_end_this()
+            return _report(LaunchError(told))
         if lost_a_rank(error):
             _let_signals_end_this()
             if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
@@ -163,6 +167,7 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     else:
         accelerator.set_device(local_rank)
         device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
+    limits.check_threads(_LIBRARIES_THREADS + torch.get_num_threads())
     try:
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     except RuntimeError as error:
@@ -213,6 +218,17 @@ def _on_lost_machine(name: str, silent: bool) -> None:
         time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
     what = "fell silent" if silent else "has lost its rank"
     os._exit(_report(LaunchError(f"machine {name} {what}; go on with bin/resume, on others if it stays away")))
+
+
+def _tell_of_a_thread(ended) -> None:
+    """The end of a thread, TensorBoard's writer for example, in a line where it isn't a fault of the program."""
+    error = ended.exc_value
+    told = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None
+    told = f"{error}; {told}" if told is not None else error is not None and limits.lacking(error)
+    if not told or os.environ.get("TIEKD_DEBUG") == "1":
+        return threading.__excepthook__(ended)
+    name = "a thread" if ended.thread is None else f"thread {ended.thread.name}"
+    sys.stderr.write(f"tiekd: {name} has ended: {' '.join(told.split())}\n")
 
 
 def _report(error: UserError) -> int:

@@ -12,13 +12,11 @@ another thread was being made known to Python, as gloo's threads are after a col
 
 import atexit
 import contextlib
-import errno
 import itertools
 import multiprocessing
 import os
 import pickle
 import random
-import resource
 import signal
 import threading
 import time
@@ -33,6 +31,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from tiekd import limits
 from tiekd.data import transport
 from tiekd.errors import DataError, LaunchError
 
@@ -219,9 +218,9 @@ class _Pool:
                 time.sleep(0.01)
             raise DataError(f"a data worker's connection has ended ({_reason(error)}); start again") from None
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            if (told := limits.lacking(error)) is None:
                 raise
-            raise LaunchError(f"a batch can't be received: {_too_few(error)}") from None
+            raise LaunchError(f"a batch can't be received: {told}, or {_FEWER}") from None
 
 
 _live: list[_Pool] = []
@@ -321,22 +320,8 @@ def _hang(files: str, timeout_s: float) -> str:
 
 
 def _not_started(count: int, started: int, error: Exception) -> str:
-    return f"data.workers: {started} of {count} data workers could be started: {_too_few(error)}, or {_FEWER}"
-
-
-def _too_few(error: Exception) -> str:
-    """What of the system's resources is lacking by an error, and how to have more."""
-    limits = {
-        errno.EMFILE: ("ulimit -n", resource.RLIMIT_NOFILE),
-        errno.EAGAIN: ("ulimit -u", resource.RLIMIT_NPROC),
-    }
-    number = getattr(error, "errno", None)
-    if number not in limits:
-        return f"{_reason(error)}; free some memory"
-    name, kind = limits[number]
-    limit = resource.getrlimit(kind)[0]
-    told = "without limit here, so a container or a service has one" if limit < 0 else f"{limit} here"
-    return f"{_reason(error)} ({name} is {told}); raise that"
+    told = limits.lacking(error) or _reason(error)
+    return f"data.workers: {started} of {count} data workers could be started: {told}, or {_FEWER}"
 
 
 def _reason(error: Exception) -> str:
