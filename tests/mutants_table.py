@@ -537,4 +537,18 @@ MUTANTS = [
         "",
         ("loader",),
     ),
+    Mutant(
+        "a_signal_waits_for_a_first_iteration_that_never_comes",
+        "tiekd/hooks/preemption.py",
+        "first_at is None or not waits()",
+        "True",
+        ("preemption",),
+    ),
+    Mutant(
+        "what_a_process_started_stays_when_it_ends_itself",
+        "tiekd/ancestry.py",
+        "                child.kill()\n",
+        "                pass\n",
+        ("preemption",),
+    ),
 ]

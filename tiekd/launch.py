@@ -217,7 +217,8 @@ def _on_lost_machine(name: str, silent: bool) -> None:
     if not silent:
         time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
     what = "fell silent" if silent else "has lost its rank"
-    os._exit(_report(LaunchError(f"machine {name} {what}; go on with bin/resume, on others if it stays away")))
+    told = f"machine {name} {what}; go on with bin/resume, on others if it stays away"
+    ancestry.end_process(code=_report(LaunchError(told)))
 
 
 def _tell_of_a_thread(ended) -> None:
