@@ -551,4 +551,11 @@ MUTANTS = [
         "                pass\n",
         ("preemption",),
     ),
+    Mutant(
+        "a_norm_of_one_value_is_a_traceback",
+        "tiekd/models/network.py",
+        "            if not _ONE_VALUE.match(str(error)):\n                raise\n",
+        "            raise\n",
+        ("network",),
+    ),
 ]
