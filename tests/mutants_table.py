@@ -558,4 +558,18 @@ MUTANTS = [
         "            raise\n",
         ("network",),
     ),
+    Mutant(
+        "gpus_are_numbered_by_speed_where_they_are_named",
+        "tiekd/visible_devices.py",
+        '{"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if',
+        "{} if",
+        ("visible_devices",),
+    ),
+    Mutant(
+        "more_gpus_than_there_are",
+        "tiekd/visible_devices.py",
+        "    if there and max(numbers) >= slots:",
+        "    if False:",
+        ("visible_devices",),
+    ),
 ]

@@ -161,10 +161,17 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
+        _check_hidden_devices()
         share = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine())
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
         device, backend = torch.device("cpu"), "gloo"
     else:
+        if local_rank >= (there := accelerator.device_count()):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise LaunchError(
+                f"{ranks_on_this_machine()} ranks were started here, one a device, but {there} are visible "
+                f"(CUDA_VISIBLE_DEVICES={visible}); start {there} or less on a machine"
+            )
         accelerator.set_device(local_rank)
         device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
     limits.check_threads(_LIBRARIES_THREADS + torch.get_num_threads())
@@ -190,6 +197,17 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+def _check_hidden_devices() -> None:
+    """LaunchError where names of devices that aren't there would make a CPU's run of one on a GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    named = visible.startswith(("GPU-", "MIG-"))
+    if named and os.environ.get("DS_ACCELERATOR") != "cpu":
+        raise LaunchError(
+            f"CUDA_VISIBLE_DEVICES={visible}: no GPU of that name is here (nvidia-smi -L names them); for a run on the "
+            'CPU set CUDA_VISIBLE_DEVICES=""'
+        )
 
 
 def _lost_rank(error: Exception) -> LaunchError:
