@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tiekd import launch
-from tiekd.errors import DataError
+from tiekd.errors import DataError, LaunchError
 
 
 def test_a_mistake_is_one_line_and_code_2_and_a_fault_is_not_hidden(capsys, monkeypatch):
@@ -57,7 +57,7 @@ def test_a_program_ends_with_its_code_and_loses_nothing(ranks, code, tmp_path):
 import atexit, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tiekd import launch
-from tiekd.errors import DataError
+from tiekd.errors import DataError, LaunchError
 
 def main():
     launch.start_rank()
@@ -80,3 +80,23 @@ launch.program(main)
     told = [process.communicate(timeout=600)[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [code] * ranks
     assert all(text.endswith("all but\nthe end\n") for text in told)
+
+
+@pytest.mark.parametrize(
+    ("visible", "accelerator", "told"),
+    [
+        ("GPU-8932f937", "", "CUDA_VISIBLE_DEVICES=GPU-8932f937: no GPU of that name is here"),
+        ("MIG-8932f937", "", "no GPU of that name is here"),
+        ("GPU-8932f937", "cpu", None),
+        ("0,1", "", None),
+        ("", "", None),
+    ],
+)
+def test_a_gpu_that_is_not_here_is_no_reason_to_train_on_the_cpu(visible, accelerator, told, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("DS_ACCELERATOR", accelerator)
+    if told is None:
+        launch._check_hidden_devices()
+    else:
+        with pytest.raises(LaunchError, match=told):
+            launch._check_hidden_devices()

@@ -1,5 +1,6 @@
 """Batches from workers: the same whatever their number, errors as they are, no foreign random state touched."""
 
+import errno
 import os
 import signal
 
@@ -10,10 +11,10 @@ import torch
 from tiny_kitti import image_name, write_png
 
 from tiekd.data.kitti import build as kitti
-from tiekd.data.loader import training_batches, validation_batches
+from tiekd.data.loader import Unreadable, training_batches, validation_batches
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.transforms import Augment, Sample
-from tiekd.errors import DataError, RecipeError
+from tiekd.errors import DataError, LaunchError, RecipeError
 
 CPU = torch.device("cpu")
 AUGMENT = Augment(crop=(12, 16))
@@ -137,9 +138,24 @@ def test_every_users_error_keeps_its_class(workers):
         list(training(Faulty(misconfigured), workers))
 
 
+def without_descriptors():
+    try:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    except OSError:
+        raise DataError("000.png: torn") from None
+
+
+def test_a_file_is_not_skipped_as_torn_where_no_more_may_be_opened():
+    skipped = Unreadable(100)
+    sampler = MicroBatches(5, 2, 1, 0, 1, 3, 0, 6)
+    with pytest.raises(LaunchError, match=r"^000.png: torn: Too many open files .*set a smaller data.workers$"):
+        list(training_batches(Faulty(without_descriptors), sampler, AUGMENT, 3, 0, CPU, unreadable=skipped))
+    assert not skipped.messages
+
+
 def test_a_worker_that_dies_is_a_line_that_says_what_to_do():
     with pytest.raises(
-        DataError, match=r"^a data worker died \(DataLoader worker .*\); .* set a smaller data.workers$"
+        DataError, match=r"^a data worker died \(process \d+, by SIGKILL\); .* set a smaller data.workers$"
     ) as error:
         list(training(Faulty(killed), 1))
     assert "\n" not in str(error.value)

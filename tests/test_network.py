@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from tiekd.config import load_recipe
+from tiekd.errors import RecipeError
 from tiekd.losses.silog import build as silog
 from tiekd.losses.ssim import SSIM
 from tiekd.models.factory import build_network
@@ -218,3 +219,44 @@ def gradients(network: Network) -> dict[str, torch.Tensor]:
 
 def num_parameters(network: Network) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+ONE_VALUE = r"train.batch_size: 1 image\(s\) of {} a rank and micro-batch leave a norm one value.*set 2 images or more"
+
+
+@pytest.mark.parametrize(
+    ("images", "height", "width", "line"),
+    [
+        (1, 32, 32, ONE_VALUE.format("32x32") + ".*or data.augment.crop with a side of 64 or more$"),
+        (1, 8, 20, ONE_VALUE.format("8x20") + ".*a side of 64 or more$"),
+        (1, 32, 33, None),
+        (2, 32, 32, None),
+    ],
+)
+def test_a_norm_that_would_get_one_value_is_a_line_with_what_would_do(images, height, width, line):
+    network, image = small(LIGHT), torch.rand(images, 3, height, width)
+    if line is None:
+        assert network.train()(image).depth.isfinite().all()
+    else:
+        with pytest.raises(RecipeError, match=line):
+            network.train()(image)
+    assert network.eval()(image).depth.isfinite().all()
+
+
+class _Pooled(nn.Module):
+    """A decoder of somebody's own, with a norm over what stands for the whole picture."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, features, image_size):
+        return features[0] + self.norm(features[0].mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, lambda channels: nn.GroupNorm(channels, channels)])
+def test_norms_of_ones_own_parts_are_told_alike(norm):
+    network = small(LIGHT)
+    network.decoder = _Pooled(norm(network.encoder.channels[0]))
+    with pytest.raises(RecipeError, match=ONE_VALUE.format("64x64") + r" a rank and micro-batch$"):
+        network.train()(torch.rand(1, 3, 64, 64))

@@ -9,6 +9,7 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from tiekd import ancestry
@@ -42,6 +43,36 @@ def test_copies_of_a_signal_that_launchers_hand_on_are_one_request(monkeypatch, 
     for _ in range(2):
         hook.after_iteration(state)
     assert state.stop_reason == "SIGTERM came" and not state.orphaned
+
+
+@pytest.mark.parametrize(("iterations", "code"), [(0, 143), (1, 0)])
+def test_a_signal_while_the_first_iteration_is_waited_for_ends_all(iterations, code):
+    script = f"""
+import os, signal, sys, time
+sys.path.insert(0, {os.path.dirname(os.path.dirname(ancestry.__file__))!r})
+from types import SimpleNamespace
+from tiekd.hooks import preemption
+preemption._GRACE_S = 0.5
+stuck = os.fork()
+if stuck == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+print(stuck, flush=True)
+hook = preemption.Preemption()
+hook.before_train(None)
+for _ in range({iterations}):
+    hook.after_iteration(SimpleNamespace(stop_reason=None))
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(3 if {iterations} else 60)
+os.kill(stuck, signal.SIGKILL)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=55)
+    assert result.returncode == code, result.stderr
+    assert not psutil.pid_exists(int(result.stdout)) or _is_zombie(int(result.stdout))
+
+
+def _is_zombie(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_after_training_a_signal_means_what_it_meant(hook):
@@ -101,8 +132,6 @@ def _processes(names: list[str]) -> list[SimpleNamespace]:
 
 
 def test_the_end_of_a_watched_process_is_told_once():
-    import psutil
-
     child = subprocess.Popen(["sleep", "60"])
     told, seen = [], threading.Event()
     ancestry.watch([psutil.Process(child.pid)], lambda process: (told.append(process.pid), seen.set()), every_s=0.02)

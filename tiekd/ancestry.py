@@ -8,6 +8,7 @@ Left out: launchers of other kinds (SLURM and the like end their processes thems
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -21,9 +22,14 @@ SUPERVISOR = "TIEKD_SUPERVISOR"  # the environment variable with the process num
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 
 
-def end_process(_gone: psutil.Process | None = None) -> None:
-    """Ends this process on the spot, without a word: whoever would read it is gone."""
-    os._exit(1)
+def end_process(_gone: psutil.Process | None = None, code: int = 1) -> None:
+    """Ends this process on the spot, without a word: whoever would read it is gone. With it end the processes that it
+    has started: a data worker whose disk doesn't answer would stay."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    os._exit(code)
 
 
 _on_lost_launcher: Callable[[psutil.Process], None] = end_process

@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from tiekd import ancestry, peers, slurm
+from tiekd import ancestry, limits, peers, slurm
 from tiekd.distributed import barrier, missing_ranks, set_default_timeout
 from tiekd.errors import LaunchError, UserError
 
@@ -48,6 +49,7 @@ _REMEDIES = {
     errno.ELOOP: "a link there leads back to itself; remove it",
 }
 _LONGEST_LINE = 2000
+_LIBRARIES_THREADS = 8  # gloo's for two groups, and the store's
 _LAUNCHER_REACTS_S = 20.0
 _LAUNCHER_KILLS_AFTER_S = 30.0  # a rank that doesn't end when it is told to
 _RANKS_ANSWER_S = 10.0
@@ -67,6 +69,7 @@ def program(main: Callable[[], int | None]) -> NoReturn:
     One of several ranks then ends without Python being taken down around it: gloo's threads may outlive what they use,
     and the process abort. What was registered for the end is done.
     """
+    threading.excepthook = _tell_of_a_thread
     was_in_a_group = torch.distributed.is_initialized()
     code = run(main)
     if torch.distributed.is_initialized() and not was_in_a_group:
@@ -117,12 +120,13 @@ def run(main: Callable[[], int | None]) -> int:
     except UnicodeEncodeError as error:
         _let_signals_end_this()
         return _report(LaunchError(_not_to_be_written(error)))
-    except OSError as error:
-        if error.errno not in _REMEDIES:
-            raise
-        _let_signals_end_this()
-        return _report(LaunchError(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REMEDIES:
+            _let_signals_end_this()
+            return _report(LaunchError(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"))
+        if (told := limits.lacking(error)) is not None:
+            _let_signals_end_this()
+            return _report(LaunchError(told))
         if lost_a_rank(error):
             _let_signals_end_this()
             if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
@@ -173,12 +177,20 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
+        _check_hidden_devices()
         share = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine())
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
         device, backend = torch.device("cpu"), "gloo"
     else:
+        if local_rank >= (there := accelerator.device_count()):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise LaunchError(
+                f"{ranks_on_this_machine()} ranks were started here, one a device, but {there} are visible "
+                f"(CUDA_VISIBLE_DEVICES={visible}); start {there} or less on a machine"
+            )
         accelerator.set_device(local_rank)
         device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
+    limits.check_threads(_LIBRARIES_THREADS + torch.get_num_threads())
     try:
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     except RuntimeError as error:
@@ -201,6 +213,17 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+def _check_hidden_devices() -> None:
+    """LaunchError where names of devices that aren't there would make a CPU's run of one on a GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    named = visible.startswith(("GPU-", "MIG-"))
+    if named and os.environ.get("DS_ACCELERATOR") != "cpu":
+        raise LaunchError(
+            f"CUDA_VISIBLE_DEVICES={visible}: no GPU of that name is here (nvidia-smi -L names them); for a run on the "
+            'CPU set CUDA_VISIBLE_DEVICES=""'
+        )
 
 
 def _lost_rank(error: Exception) -> LaunchError:
@@ -228,7 +251,19 @@ def _on_lost_machine(name: str, silent: bool) -> None:
     if not silent:
         time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
     what = "fell silent" if silent else "has lost its rank"
-    os._exit(_report(LaunchError(f"machine {name} {what}; go on with bin/resume, on others if it stays away")))
+    told = f"machine {name} {what}; go on with bin/resume, on others if it stays away"
+    ancestry.end_process(code=_report(LaunchError(told)))
+
+
+def _tell_of_a_thread(ended) -> None:
+    """The end of a thread, TensorBoard's writer for example, in a line where it isn't a fault of the program."""
+    error = ended.exc_value
+    told = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None
+    told = f"{error}; {told}" if told is not None else error is not None and limits.lacking(error)
+    if not told or os.environ.get("TIEKD_DEBUG") == "1":
+        return threading.__excepthook__(ended)
+    name = "a thread" if ended.thread is None else f"thread {ended.thread.name}"
+    sys.stderr.write(f"tiekd: {name} has ended: {' '.join(told.split())}\n")
 
 
 def _report(error: UserError) -> int:

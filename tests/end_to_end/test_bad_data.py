@@ -160,9 +160,7 @@ def test_a_data_worker_that_is_killed_ends_the_run_while_it_computes(ground, tmp
         result = program.result(300)
     assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
-    assert line.startswith(
-        f"DataError: a data worker died (DataLoader worker (pid {workers[1].pid}) is killed by signal: "
-    )
+    assert line.startswith(f"DataError: a data worker died (process {workers[1].pid}, by SIGKILL); ")
 
 
 def test_an_interrupted_check_leaves_no_result_and_no_process(tmp_path):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from tiekd.data.batch import Batch, HostBatch
 from tiekd.data.transforms import Sample, in_metres
+from tiekd.data.transport import stack
 from tiekd.errors import DataError, UserError
 
 
@@ -50,19 +50,18 @@ def collate(read: Read | UserError) -> Read | UserError:
     if len({sample.depth.dtype for sample in samples}) > 1:  # levels and metres, in a folder with PNG and NPY
         samples = [in_metres(sample) for sample in samples]
     samples = _of_one_size(samples)
-    # In a worker, default_collate stacks straight into shared memory; a stack of ours would be copied there once more.
     batch = HostBatch(
-        image=default_collate([sample.image for sample in samples]),
-        tables=default_collate(tables),
-        depth=default_collate([sample.depth for sample in samples]),
+        image=stack([sample.image for sample in samples]),
+        tables=stack(tables),
+        depth=stack([sample.depth for sample in samples]),
         depth_units=torch.tensor([sample.depth_units for sample in samples], dtype=torch.float32),
         teacher_depth=None
         if samples[0].teacher_depth is None
-        else default_collate([sample.teacher_depth for sample in samples]),
+        else stack([sample.teacher_depth for sample in samples]),
         teacher_units=torch.tensor([sample.teacher_units for sample in samples], dtype=torch.float32),
-        places=None if places[0] is None else default_collate(places),
+        places=None if places[0] is None else stack(places),
         size=sizes[0],
-        intrinsics=default_collate([sample.intrinsics for sample in samples]),
+        intrinsics=stack([sample.intrinsics for sample in samples]),
         names=[sample.name for sample in samples],
         is_padded=padded[0],
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd import limits
 from tiekd.data import resize as resizes
 from tiekd.data import workers as worker_processes
 from tiekd.data.batch import Batch
@@ -30,7 +31,7 @@ from tiekd.data.resize import OWN_SIZE, Placement, Resize
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.transforms import Augment, Decisions, colour_table
 from tiekd.data.workers import TIMEOUT_S
-from tiekd.errors import DataError, RecipeError, UserError
+from tiekd.errors import DataError, LaunchError, RecipeError, UserError
 
 ON_ERROR = ("raise", "skip")
 
@@ -170,7 +171,8 @@ class Keyed(Dataset):
         try:
             return Read([self._readable_sample(*key, errors) for key in keys], errors)
         except UserError as error:
-            return error
+            told = limits.lacking(error)  # then the file may be as it should
+            return error if told is None else LaunchError(f"{error}: {told}, or set a smaller data.workers")
 
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """The pictures of a batch; numbers for a data set that doesn't say their files."""
@@ -187,6 +189,8 @@ class Keyed(Dataset):
             try:
                 return self._sample(epoch, index, (index + step) % len(self.dataset))
             except DataError as error:
+                if limits.lacking(error):
+                    raise
                 errors.append(str(error))
         raise DataError(f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}")
 

@@ -4,14 +4,17 @@ SIGTERM and SIGUSR1 to any rank ask for it, and so does the end of the launcher.
 iteration: each tells the others at every iteration, in a reduction on the host that is waited for one iteration later,
 so neither the device nor the host ever waits for it. A second signal, later than the copies of the first one that
 launchers hand on, ends the process at once.
-Left out: signals before the first iteration, which end the process as always; there is nothing to save yet.
+Until the first iteration is done there is nothing to save: a signal before it begins ends the process as always, and
+one that comes while it is waited for (batches that don't come, a compilation) ends it 20 seconds later.
 """
 
 import os
+import select
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 import torch
@@ -36,6 +39,7 @@ class Preemption(Hook):
     def __init__(self):
         self._reason: str | None = None
         self._asked = 0
+        self._iterations = 0  # of this process
         self._question: tuple[dist.Work | None, torch.Tensor] | None = None
         self._group = None
 
@@ -50,10 +54,12 @@ class Preemption(Hook):
         ours, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
-        threading.Thread(target=_end_at_second, args=(ours,), name="preemption", daemon=True).start()
+        arguments = ours, lambda: self._iterations == 0
+        threading.Thread(target=_end_at_second, args=arguments, name="preemption", daemon=True).start()
         ancestry.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
+        self._iterations += 1
         if asked := self._answer():
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
@@ -97,16 +103,26 @@ class Preemption(Hook):
         ancestry.end_process()
 
 
-def _end_at_second(signals: int) -> None:
-    """Reads the numbers of signals as they come, until the pipe is closed; ends the process at a second request."""
-    first_at = None
-    while number := os.read(signals, 1):
+def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
+    """Reads the numbers of signals as they come, until the pipe is closed; ends the process at a second request, and
+    where it still waits for its first iteration some time after the first request."""
+    first_at, first = None, 0
+    poller = select.poll()
+    poller.register(signals, select.POLLIN)
+    while True:
+        left_s = None if first_at is None or not waits() else first_at + _GRACE_S - time.monotonic()
+        if not poller.poll(left_s and max(0.0, left_s) * 1000):
+            if waits():
+                ancestry.end_process(code=128 + first)
+            continue
+        if not (number := os.read(signals, 1)):
+            break
         if number[0] not in SIGNALS:
             continue
         now = time.monotonic()
         if first_at is not None and now - first_at >= _COPIES_COME_S:
-            os._exit(128 + number[0])
-        first_at = first_at or now
+            ancestry.end_process(code=128 + number[0])
+        first_at, first = first_at or now, first or number[0]
     os.close(signals)
 
 

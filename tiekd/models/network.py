@@ -1,5 +1,6 @@
 """A depth network: encoder, optional neck, decoder and head, from an image to metres at the image's size."""
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from tiekd.distributed import counting_only
+from tiekd.errors import RecipeError
+
+# Of batch and group norms, and of instance norms.
+_ONE_VALUE = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
 
 
 class Prediction(NamedTuple):
@@ -53,10 +58,18 @@ class Network(nn.Module):
         target_depth: (B, 1, H, W) float32, metres, 0 or NaN where not valid: what a DPM head's divergence is taken to.
         It doesn't influence the depth. A depth of another size than the image's is resized bilinearly, corners aligned,
         after the clamp. counted: (B, 1, H, W) bool, False where a picture's padding is, which counts in no norm's
-        statistics while training; None where there is none.
+        statistics while training; None where there is none. In training, raises RecipeError where images are so few
+        and small that a norm gets one value.
         """
-        with counting_only(counted):
+        if not self.training:
             return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
+        try:
+            with counting_only(counted):
+                return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
+        except ValueError as error:
+            if not _ONE_VALUE.match(str(error)):
+                raise
+            raise RecipeError(self._too_small(image, str(error))) from None
 
     def read(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
         """What `forward` returns, from `features` of images of that (height, width)."""
@@ -73,3 +86,13 @@ class Network(nn.Module):
         if self.neck is not None:
             features = self.neck(features)
         return self.decoder(features, (image.shape[2], image.shape[3]))
+
+    def _too_small(self, image: Tensor, error: str) -> str:
+        """What a norm of one value means for the recipe; each layer of torch's says it in its own words."""
+        count, _, height, width = image.shape
+        stride = max(getattr(self.encoder, "strides", (0,)))
+        larger = f", or data.augment.crop with a side of {2 * stride} or more" if max(height, width) <= stride else ""
+        return (
+            f"train.batch_size: {count} image(s) of {height}x{width} a rank and micro-batch leave a norm one value, "
+            f"which can't be normalised ({error}); set 2 images or more a rank and micro-batch{larger}"
+        )

@@ -1,0 +1,208 @@
+"""Values from a data worker to the program; their large tensors lie in memory that both have mapped.
+
+A worker stacks a batch straight into a nameless piece of memory (`memfd_create`), whose file descriptor follows the
+pickled rest over the worker's connection. So a batch is written once, takes one descriptor while it lives, and
+doesn't count against /dev/shm, of which a container has 64 MB unless it is told otherwise. Where the kernel has no such
+memory, a nameless file in the temporary folder (TMPDIR) stands in; its room is taken before it is written, for a full
+disk would otherwise end the worker by SIGBUS.
+Left out: tensors that share storage, which arrive apart, and all but dense tensors on the CPU without gradients.
+"""
+
+import contextlib
+import errno
+import io
+import mmap
+import os
+import pickle
+import tempfile
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+
+import torch
+from torch import Tensor
+
+from tiekd.errors import DataError
+
+_ALONE_BYTES = 16 * 1024  # a tensor from here on isn't pickled
+_PICKLE_BYTES = 64 * 1024  # a pickle above this would fill a connection, whose other end may be busy
+_PIECE_BYTES = 64 * 2**20  # reserved; what isn't written takes no memory
+_ALIGNMENT = 64
+_NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems ask for
+
+
+class _Piece:
+    """Nameless memory of a descriptor of its own. size: bytes reserved; used: those taken."""
+
+    def __init__(self, size: int):
+        self.descriptor, self._is_file = _open_nameless()
+        self.size, self.used = size, 0
+        os.ftruncate(self.descriptor, size)
+        self._mapped = mmap.mmap(self.descriptor, size)
+        self.start = torch.frombuffer(self._mapped, dtype=torch.uint8, count=1).data_ptr()
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Raises DataError where the temporary folder is full."""
+        count = torch.Size(shape).numel()
+        offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT
+        if self._is_file:
+            _take_room(self.descriptor, offset, count * dtype.itemsize)
+        self.used = offset + count * dtype.itemsize
+        return torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=offset).view(torch.Size(shape))
+
+    def close(self) -> None:
+        """Gives the descriptor back; the memory goes with the last tensor in it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+class _Outbox:
+    """What is written for the next message."""
+
+    def __init__(self):
+        self.pieces: list[_Piece] = []
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        needed = torch.Size(shape).numel() * dtype.itemsize + _ALIGNMENT
+        if not self.pieces or self.pieces[-1].used + needed > self.pieces[-1].size:
+            self.pieces.append(_Piece(max(_PIECE_BYTES, needed)))
+        return self.pieces[-1].take(shape, dtype)
+
+    def place(self, tensor: Tensor) -> tuple[int, int] | None:
+        """(piece, offset) of a tensor that lies here."""
+        for number, piece in enumerate(self.pieces):
+            offset = tensor.data_ptr() - piece.start
+            if 0 <= offset < piece.used:
+                return number, offset
+        return None
+
+    def empty(self) -> None:
+        for piece in self.pieces:
+            piece.close()
+        self.pieces = []
+
+
+_outbox: _Outbox | None = None  # of this process, where it is a worker
+
+
+def open_outbox() -> None:
+    """From now on this process is a worker, and `stack` writes what `send` sends."""
+    global _outbox
+    _outbox = _Outbox()
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape and type as one, along a new first dimension; in a worker where it can be sent from."""
+    shape, dtype = (len(tensors), *tensors[0].shape), tensors[0].dtype
+    if _outbox is None or torch.Size(shape).numel() * dtype.itemsize < _ALONE_BYTES:
+        return torch.stack(list(tensors))
+    return torch.stack(list(tensors), out=_outbox.take(shape, dtype))
+
+
+def discard() -> None:
+    """Forgets what was stacked since the last message."""
+    _outbox.empty()
+
+
+def send(connection: Connection, value) -> None:
+    """Sends a value that can be pickled; empties this worker's outbox. Nothing is sent where that fails."""
+    try:
+        pickled = io.BytesIO()
+        _Pickler(pickled, _outbox).dump(value)
+        content = pickled.getvalue()
+        if len(content) > _PICKLE_BYTES:
+            place = _outbox.take((len(content),), torch.uint8)
+            place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+            content = (*_outbox.place(place), len(content))
+        message = pickle.dumps(([piece.used for piece in _outbox.pieces], content))
+        for piece in _outbox.pieces:
+            os.ftruncate(piece.descriptor, piece.used)
+        connection.send_bytes(message)
+        for piece in _outbox.pieces:
+            send_handle(connection, piece.descriptor, None)
+    finally:
+        _outbox.empty()
+
+
+def receive(connection: Connection, pin_memory: bool = False):
+    """The value that `send` sent. pin_memory: large tensors come in pinned memory of this process.
+
+    Raises EOFError or OSError where the other end is gone, OSError (EMFILE) where this process may open no more files.
+    """
+    sizes, content = pickle.loads(connection.recv_bytes())
+    pieces = [_map(_descriptor(connection), size, pin_memory) for size in sizes]
+    if not isinstance(content, bytes):
+        number, offset, size = content
+        content = pieces[number][offset : offset + size].numpy().tobytes()
+    return _Unpickler(io.BytesIO(content), pieces).load()
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file, outbox: _Outbox):
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._outbox = outbox
+
+    def persistent_id(self, value):
+        if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
+            return None
+        if value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg():
+            return None
+        value = value.contiguous()
+        if value.nbytes < _ALONE_BYTES:
+            return value.dtype, tuple(value.shape), value.view(-1).view(torch.uint8).numpy().tobytes()
+        if (place := self._outbox.place(value)) is None:
+            copy = self._outbox.take(value.shape, value.dtype).copy_(value)
+            place = self._outbox.place(copy)
+        return value.dtype, tuple(value.shape), place
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, pieces: list[Tensor]):
+        super().__init__(file)
+        self._pieces = pieces
+
+    def persistent_load(self, said) -> Tensor:
+        dtype, shape, place = said
+        if isinstance(place, bytes):
+            there = torch.frombuffer(bytearray(place), dtype=torch.uint8) if place else torch.empty(0)
+            return there.view(dtype).view(shape) if place else torch.empty(shape, dtype=dtype)
+        number, offset = place
+        size = torch.Size(shape).numel() * dtype.itemsize
+        return self._pieces[number][offset : offset + size].view(dtype).view(shape)
+
+
+def _open_nameless() -> tuple[int, bool]:
+    """(A descriptor, True where it is that of a file on a disk.)"""
+    for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
+        with contextlib.suppress(OSError):
+            return os.memfd_create("tiekd-batch", os.MFD_CLOEXEC | flags), False
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno()), True
+
+
+def _take_room(descriptor: int, offset: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, offset, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{tempfile.gettempdir()}: no room for a batch of {size / 1e6:.0f} MB ({error.strerror}); give another "
+            "folder as TMPDIR, or set data.workers=0"
+        ) from None
+
+
+def _descriptor(connection: Connection) -> int:
+    try:
+        return recv_handle(connection)
+    except RuntimeError:  # the kernel drops descriptors that this process may not have
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+
+
+def _map(descriptor: int, size: int, pin_memory: bool) -> Tensor:
+    try:
+        mapped = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
+    finally:
+        os.close(descriptor)
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).copy_(mapped) if pin_memory else mapped
