@@ -39,11 +39,11 @@ def work_dir_of(recipe_path: str | Path) -> Path:
     return Path("work_dirs") / Path(recipe_path).stem
 
 
-def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict) -> Path:
+def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts) -> Path:
     """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
 
-    `hook_states` are this rank's, of plain values. Returns the checkpoint's path; raises SaveFailed on every rank where
-    one of them couldn't write.
+    `hook_states` are this rank's, of plain values; `facts` go into the student's file. Returns the checkpoint's path;
+    raises SaveFailed on every rank where one of them couldn't write.
     """
     final = folder / f"iter_{iteration}"
     partial = folder / f".{final.name}.partial"
@@ -53,7 +53,7 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], rec
         shutil.rmtree(partial, ignore_errors=True)
         files.make_folder(partial)
     distributed.barrier()
-    write_files(engine, partial, iteration, hook_states, recipe)
+    write_files(engine, partial, iteration, hook_states, recipe, **facts)
     shares = distributed.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and distributed.is_main():
@@ -67,14 +67,14 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], rec
     return final
 
 
-def write_files(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict) -> None:
+def write_files(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts) -> None:
     """A checkpoint's files but for its manifest, through `engine.checkpoint_files`: this rank's share. Collective."""
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     files.save({"random": random_states.taken(), "hooks": hook_states}, folder / f"rank_{distributed.rank()}.pt")
     weights, moments = whole_state.weights(engine), whole_state.moments(engine)
     if distributed.is_main():
-        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration}
+        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration, **facts}
         student["resize"] = resizes.of_data(recipe.get("data", {})).node()
         files.save(student, folder / STUDENT)
         files.save(moments, folder / MOMENTS)
@@ -172,15 +172,18 @@ def set_aside_newer(work_dir: Path, iteration: int) -> None:
     newer = [c for c in newest_first(work_dir / FOLDER) if iteration_of(c) > iteration]
     newer += [best for best in work_dir.glob("best_*.pth") if _made_at(best) > iteration]
     for path in newer:
-        aside, count = path.with_name(f"abandoned_{path.name}"), 1
-        while aside.exists():
-            count += 1
-            aside = path.with_name(f"abandoned{count}_{path.name}")
-        os.rename(path, aside)
+        _set_aside(path)
     for before in work_dir.glob(_BEST_BEFORE.format("*")):
         best = work_dir / before.name.removeprefix(".").removesuffix(".before")
         if not best.exists() and _made_at(before) <= iteration:
             os.rename(before, best)
+
+
+def set_aside_best(work_dir: Path) -> None:
+    """Renames the best weights, whose figure is not to be compared with those to come. Main rank only."""
+    for path in work_dir.glob("best_*.pth"):
+        _set_aside(path)
+    forget_older_best(work_dir)
 
 
 def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
@@ -230,6 +233,14 @@ def allow_engine_types() -> None:
 
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     torch.serialization.add_safe_globals([ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler])
+
+
+def _set_aside(path: Path) -> None:
+    aside, count = path.with_name(f"abandoned_{path.name}"), 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"abandoned{count}_{path.name}")
+    os.rename(path, aside)
 
 
 def _remove_leftovers(folder: Path) -> None:

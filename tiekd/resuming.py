@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from tiekd import checkpoint, distributed, work_dirs
+from tiekd import checkpoint, distributed, trained_on, work_dirs
 from tiekd.config import load_recipe
-from tiekd.errors import CheckpointError
+from tiekd.errors import CheckpointError, RecipeError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
+from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState
 from tiekd.models.teacher import is_outside, teacher_checkpoint
@@ -44,16 +45,37 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
 def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None: it begins anew.
 
-    Collective.
+    Collective. Raises RecipeError, before anything is written, where the recipe ends before the checkpoint.
     """
     if path is not None:
         state.iteration, hook_states = checkpoint.load(state.engine, path)
+        _check_end(state, path)
+        if distributed.is_main():
+            state.trained_on = trained_on.union(state.trained_on, trained_on.read(path / checkpoint.STUDENT))
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)
     if distributed.is_main():
         checkpoint.set_aside_newer(state.work_dir, state.iteration)
     log.drop_rows(state.work_dir)
+
+
+def forget_other_best(state: TrainState, started: dict | None, now: dict | None, accepted: bool) -> None:
+    """Makes evaluations begin anew with their best where what they compare has changed since it was found.
+
+    started, now: the records of the inputs (tiekd/inputs.py), rank 0's; `best_from` of the latter is filled in.
+    accepted: the resume goes on with other inputs; then rank 0 sets the best weights from before aside. Collective.
+    """
+    if distributed.is_main():
+        now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
+        if accepted:
+            checkpoint.set_aside_best(state.work_dir)
+    best_from = distributed.broadcast_object(now and now["best_from"])
+    # A checkpoint from before an accepted change has a best that isn't comparable, whenever it is resumed from.
+    if state.iteration <= best_from:
+        for hook in state.hooks:
+            if isinstance(hook, Evaluation):
+                hook.best = None
 
 
 def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:
@@ -69,6 +91,20 @@ def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None
         if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
             teacher["checkpoint"] = started_with["checkpoint"]
     teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
+
+
+def _check_end(state: TrainState, path: Path) -> None:
+    """Raises RecipeError where the run would end before the checkpoint that it resumes from."""
+    if state.iteration <= state.total_iterations:
+        return
+    key, unit = "train.iterations", 1
+    if state.by_epoch:
+        key, unit = "train.epochs", state.iterations_per_epoch
+    raise RecipeError(
+        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in all, but {path} is of "
+        f"iteration {state.iteration}; give {key} of {-(-state.iteration // unit)} or more, or resume from an earlier "
+        "checkpoint with bin/train.py --resume-from"
+    )
 
 
 def _load(hook: Hook, hook_state: dict, path: Path) -> None:

@@ -4,13 +4,26 @@ Everything that can be wrong with a recipe is found here, before the first itera
 """
 
 import sys
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
+from tiekd import (
+    checkpoint,
+    distributed,
+    input_changes,
+    inputs,
+    launch,
+    notes,
+    profiling,
+    resuming,
+    schedules,
+    trained_on,
+    work_dirs,
+)
 from tiekd.config import build, settings
 from tiekd.data import resize as resizes
 from tiekd.data.agreement import check_same
@@ -23,6 +36,7 @@ from tiekd.engine import build_engine, resolve, stepper
 from tiekd.errors import CheckpointError, RecipeError
 from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
+from tiekd.hooks.counting import PixelsCount
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.guard import Guard
 from tiekd.hooks.preemption import Preemption
@@ -40,11 +54,13 @@ from tiekd.parts import Parts
 from tiekd.shown_frames import ShownFrames
 
 
-def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None) -> None:
+def run(
+    recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None, accept_changes: bool = False
+) -> None:
     """Trains as the recipe says, in `recipe["work_dir"]`. Collective; raises UserErrors.
 
     recipe_path: where the recipe came from, which is whose work dir it is. resume_from: a checkpoint folder, "auto" for
-    the newest whole one, or None.
+    the newest whole one, or None. accept_changes: of what is trained on or compared, since the start.
     """
     options = settings(recipe, "train", TrainSettings)
     work_dir, resuming_one = Path(recipe["work_dir"]), resume_from is not None
@@ -52,27 +68,38 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     if resuming_one:
         work_dirs.lock(work_dir, resuming=True)  # before looking: a run that is about to end may save once more
     resume_path, passed_over = resuming.checkpoint_path(work_dir, resume_from)
-    parts = build_parts(recipe, engine_config, options, device, resuming_one, begins=resume_path is None)
+    started = inputs.of_checkpoint(resume_path) if distributed.is_main() else None
+    held_out = distributed.broadcast_object(inputs.held_out(started, recipe))
+    parts = build_parts(recipe, engine_config, options, device, resuming_one, resume_path is None, held_out)
     state, log = parts.state, parts.log
     work_dirs.check(work_dir, recipe_path, resuming=resuming_one)
+    now = None
+    if distributed.is_main():
+        datasets = {"train": parts.train_set, "val": parts.val_set}
+        now = inputs.collect(recipe, recipe_path, parts.config, datasets, state.iterations_per_epoch, started)
+    verdict = input_changes.judge(started, now, resume_path, accept_changes)
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     work_dirs.lock(work_dir)
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
     changed = []
     if resuming_one:
         resuming.restore(state, resume_path, log)
-        changed = work_dirs.changed_keys(work_dir, recipe)
+        changed = work_dirs.changed_keys(work_dir, recipe) if verdict.keys is None else verdict.keys
+        resuming.forget_other_best(state, started, now, accepted=bool(verdict.refused))
     distributed.barrier()
     if distributed.is_main():
         work_dirs.write(work_dir, recipe, recipe_path, parts.config)
+        inputs.write(work_dir, now)
     work_dirs.check_shared(work_dir)
     batches = parts.batches(state.total_iterations)
     log.open(work_dir, state.timestamp)
     told = notes.about(
         recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, state.total_iterations
     )
-    for note in told + notes.of_resuming(resume_path, changed) + passed_over + parts.report:
+    for note in told + notes.of_resuming(resume_path, changed, verdict) + passed_over + parts.report:
         log.info(note)
+    if distributed.is_main():
+        input_changes.note_epochs(log, started, now, state.iteration)
     with work_dirs.outcome_of(state):
         step = stepper(state.engine, parts.config, options.clip_norm)
         train(state, batches, parts.teacher, parts.criterion, parts.schedule, step)
@@ -82,10 +109,16 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
 
 
 def build_parts(
-    recipe: dict, engine_config: dict, options: TrainSettings, device: torch.device, resuming_one: bool, begins: bool
+    recipe: dict,
+    engine_config: dict,
+    options: TrainSettings,
+    device: torch.device,
+    resuming_one: bool,
+    begins: bool,
+    held_out: Collection[str] | None = None,
 ) -> Parts:
     """Everything up to the engine. Collective; raises UserErrors, and writes nothing but the teacher's file of weights
-    into the recipe. begins: with the weights that the recipe says, at iteration 0."""
+    into the recipe. begins: with the weights that the recipe says, at iteration 0. held_out: see `build_dataset`."""
     launch.seed_everything(options.seed, options.deterministic)
     config = resolve(engine_config, options.batch_size, options.clip_norm, distributed.world_size())
     work_dir = Path(recipe["work_dir"])
@@ -94,8 +127,8 @@ def build_parts(
     replica = build_network(recipe["network"]).to(device) if options.validate else None
     criterion = criteria.build(recipe.get("losses", {}), recipe.get("teacher") is not None).to(device)
     check_ignored_depths(network, criterion)
-    train_set = build_dataset(recipe, "train")
-    val_set = build_dataset(recipe, "val") if options.validate else None
+    train_set = build_dataset(recipe, "train", held_out=held_out)
+    val_set = build_dataset(recipe, "val", held_out=held_out) if options.validate else None
     check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
     augment, loading = _loading(recipe)
     resize = resizes.of_data(recipe["data"])
@@ -108,6 +141,9 @@ def build_parts(
     total = options.iterations or options.epochs * per_epoch
     report = [*check_range(train_set), *check_range(val_set)]
     report += _load_weights(network, recipe) if begins else []
+    seen = None
+    if distributed.is_main():
+        seen = trained_on.union(trained_on.trained_on(train_set), _seen_before(recipe) if begins else None)
     if groups is not None:
         places = per_epoch * options.batch_size
         report = [
@@ -135,6 +171,7 @@ def build_parts(
         iterations_per_epoch=per_epoch,
         total_iterations=total,
         by_epoch=options.iterations is None,
+        trained_on=seen,
     )
     state.hooks, log = build_hooks(recipe, val_set, replica, teacher, device, loading, options, unreadable)
     return Parts(
@@ -176,7 +213,7 @@ def build_hooks(
         max_depth=recipe["network"]["max_depth"],
         frames=frames,
     )
-    hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
+    hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations), PixelsCount(log)]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
     if options.validate:
@@ -194,9 +231,7 @@ def _load_weights(network, recipe: dict) -> list[str]:
     load = settings(recipe, "load", LoadSettings)
     if load.checkpoint is None:
         return [note for note in [pretrained.load(network)] if note]
-    path = Path(load.checkpoint)
-    if path.is_dir():  # a work dir, or a checkpoint in one
-        path = checkpoint.find_weights(path)
+    path = _weights_file(load.checkpoint)
     state = weights.read_weights(path)
     try:
         report = weights.load_into(network, state, ignore=load.ignore)
@@ -205,6 +240,18 @@ def _load_weights(network, recipe: dict) -> list[str]:
     left_out = [*report.misfit, *report.missing]
     told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
     return [f"Loaded {len(report.matched)} tensors from {path}{told}"]
+
+
+def _weights_file(given: str) -> Path:
+    """The file of weights that `load.checkpoint` means, which may be a work dir or a checkpoint in one."""
+    path = Path(given)
+    return checkpoint.find_weights(path) if path.is_dir() else path
+
+
+def _seen_before(recipe: dict) -> trained_on.TrainedOn | None:
+    """What the weights that the run begins with were trained on."""
+    given = settings(recipe, "load", LoadSettings).checkpoint
+    return None if given is None else trained_on.read(_weights_file(given))
 
 
 def _loading(recipe: dict) -> tuple[Augment, Loading]:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,7 @@ def build(
     intrinsics: tuple[float, float, float, float] | None = None,
     maps: str | None = None,
     on_error: str = "raise",
+    held_out: Collection[str] | None = None,
 ) -> Frames:
     """The frames of a split ("train" or "val").
 
@@ -55,8 +56,10 @@ def build(
     train_split, val_split: text files, one picture a line (its path below `images`); where one is
     given, the other split is the rest. With neither, `val_fraction` of the frames with ground truth, picked by a hash
     of their names, is for validation; pictures of one video look alike, so list whole videos in val_split for an honest
-    figure. intrinsics: [focal_x, focal_y, centre_x, centre_y] of all pictures, upright, in pixels. maps: cached teacher
-    maps, read for training frames only. on_error: `skip` leaves folders out that can't be listed, and counts them.
+    figure. held_out: names that are for validation in the place of such a pick: none in training without validation,
+    and those of its start in a resumed run. intrinsics: [focal_x, focal_y, centre_x, centre_y] of all pictures,
+    upright, in pixels. maps: cached teacher maps, read for training frames only. on_error: `skip` leaves folders out
+    that can't be listed, and counts them.
     """
     for name, unit in (("depth_unit", depth_unit), ("float_depth_unit", float_depth_unit)):
         if unit is not None and not 1 <= unit < math.inf:
@@ -78,14 +81,15 @@ def build(
     depth_folder = None if depths is None else folder / Path(depths).expanduser()
     frames = _frames(source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes)
     if train_split is None and val_split is None:
-        validation = _hash_picked(frames, val_fraction)
+        validation = _hash_picked(frames, val_fraction) if held_out is None else frames.keys() & set(held_out)
     else:
         listed = _listed(folder / (val_split or train_split), frames, source)
         validation = listed if val_split else frames.keys() - listed
     training = _listed(folder / train_split, frames, source) if train_split else frames.keys() - validation
     chosen = training if split == "train" else validation
     if not chosen:
-        raise DataError(f"{source}: none of its {len(frames)} pictures is left for {split}; change the splits")
+        remedy = "change the splits" + (", or train on all of them with --no-validate" if split == "train" else "")
+        raise DataError(f"{source}: none of its {len(frames)} pictures is left for {split}; {remedy}")
     found = Frames(
         [frame for name, frame in frames.items() if name in chosen],
         source,

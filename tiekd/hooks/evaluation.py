@@ -1,5 +1,6 @@
 """Evaluates the student when it is due, reports the figures and keeps the weights of the best."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TextIO
@@ -7,7 +8,7 @@ from typing import TextIO
 import torch
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, metrics, whole_state
+from tiekd import checkpoint, distributed, metrics, trained_on, whole_state
 from tiekd.data.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
@@ -41,9 +42,14 @@ class Evaluation(Hook):
         self.device, self.loading, self.reporters, self.info = device, loading, reporters, info
         self.terminal, self.resize = terminal, resize
         self.best: float | None = None
+        self.overlap: trained_on.Overlap | None = None  # of the data set with what is trained on, on rank 0
         self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
 
     def before_train(self, state) -> None:
+        if distributed.is_main():
+            self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
+            if self.overlap is not None and self.overlap.seen:
+                self.info(f"Warning: validation: {self.overlap}, so figures say less of new pictures")
         if self.owed is not None:
             state.lr, self.owed = self.owed, None
             self._evaluate(state)
@@ -75,10 +81,24 @@ class Evaluation(Hook):
         for reporter in self.reporters[:1]:
             reporter.write_validation(state, state.metrics, len(self.dataset))
         name = self.settings.save_best
-        if self.best is None or metrics.is_better(name, state.metrics[name], self.best):
+        if not math.isfinite(state.metrics[name]):
+            self.info(self._why_no_best(name, state.metrics[name]))
+        elif self.best is None or metrics.is_better(name, state.metrics[name], self.best):
             self._save_best(name, weights, state)
         for reporter in self.reporters[1:]:
             reporter.write_validation(state, state.metrics, len(self.dataset))
+
+    def _why_no_best(self, name: str, value: float) -> str:
+        """The line for an evaluation whose figure is not finite: such weights never become the best."""
+        if not math.isnan(value):
+            return f"No best is saved: {name} is {value}, since depth was predicted that is not finite or not above 0"
+        settings, network = self.settings, self.replica
+        cap = network.max_depth if settings.cap is None else settings.cap
+        return (
+            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} validation frames counts "
+            f"(ground truth {network.min_depth:g} < d < {cap:g} m, crop {settings.crop}); look at the ground truth "
+            "with bin/check_data.py, or set another evaluation.crop or evaluation.cap"
+        )
 
     def _save_best(self, name: str, weights: dict, state) -> None:
         """Where the disk doesn't take the new one, the old one stays the best, on the main rank, which says so."""
@@ -86,17 +106,23 @@ class Evaluation(Hook):
         if distributed.is_main():
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
+                facts |= trained_on.as_plain(state.trained_on)
                 checkpoint.replace_best(path, weights, state.recipe["network"], state.iteration, **facts)
             except OSError as error:
                 return self.info(f"{path} was not written, {error.strerror}; training goes on, an older one stays")
         self.best = value
-        self.info(f"Best {name} so far: {value:.4f} at iteration {state.iteration}, saved as best_{name}.pth")
+        label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
+        self.info(f"Best {name} so far: {value:.4f} at iteration {state.iteration}, saved as best_{name}.pth{label}")
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "owed": self.owed}
+        return {"best": self.best, "owed": self.owed, "metric": self.settings.save_best}
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.owed = state["best"], state["owed"]
+        other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
+        # A checkpoint may hold a best that older versions took from an evaluation without a pixel.
+        if other_metric or (self.best is not None and not math.isfinite(self.best)):
+            self.best = None
 
     def _fill_replica(self, weights: dict) -> None:
         """Rank 0 has the weights; every rank's replica gets them by one broadcast a tensor."""
