@@ -42,8 +42,11 @@ def test_more_than_half_is_refused_unless_it_is_meant():
     )
     assert told.endswith("rename or link them; if that is meant, set data.unmatched=allow")
     assert len(checked("abcde", "ab", "allow")) == 1
-    assert "3 of 5 depth maps in depth match no image" in refused("ab", "abxyz")
-    assert len(checked("ab", "abxyz", "allow")) == 1
+    assert "3 of 5 depth maps in depth match no image" in refused("abc", "abxyz")
+    assert len(checked("abc", "abxyz", "allow")) == 2
+    assert checked("ab", "abxyz") == [
+        "3 of 5 depth maps in depth match no image, such as x.png, y.png, z.png"
+    ]  # a few images of many
     nothing = refused("ab", "xyz", "allow")
     assert "3 of 3 depth maps" in nothing and "data.unmatched" not in nothing
     with pytest.raises(RecipeError, match="data.unmatched: got 'maybe'; allowed: refuse, allow"):

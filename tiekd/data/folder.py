@@ -52,7 +52,8 @@ def build(
     depth_unit: levels that make a metre (1000 for millimetres); PNG and whole numbers need it. float_depth_unit: how
     many make a metre in floating-point NPY, which is in metres without it, whatever depth_unit says. invalid: levels or
     values, as the files have them, that mean not measured, besides 0, what isn't finite and, in 16 bits, 65535.
-    unmatched: what to do where more than half of the pictures, or of the depth maps, have no partner: refuse or allow.
+    unmatched: what to do where more than half of the pictures have no depth map, or of the depth maps no picture while
+    a picture has none: refuse or allow.
     train_split, val_split: text files, one picture a line (its path below `images`); where one is
     given, the other split is the rest. With neither, `val_fraction` of the frames with ground truth, picked by a hash
     of their names, is for validation; pictures of one video look alike, so list whole videos in val_split for an honest

@@ -32,7 +32,8 @@ def check_pairs(
         depths: folder of the depth maps, for messages.
         image_files: paths below their folder by the same without suffix, which is what pairs them.
         depth_files: as well.
-        unmatched: what to do where more than half of the images or of the depth maps have no partner, one of UNMATCHED.
+        unmatched: what to do where more than half of the images have no partner, or of the depth maps while an image
+            has none, one of UNMATCHED.
 
     Returns:
         A line for each kind of which there are some.
@@ -57,7 +58,9 @@ def check_pairs(
         )
     rule = naming_rule(without, alone) if alone and without else None
     guess = "" if rule is None else f"; depth maps seem to be named {rule}"
-    too_many = len(alone) > _MOST * len(depth_files) or len(without) > _MOST * len(image_files)
+    # Depth maps of images that aren't there are no sign of another naming where every image has its own.
+    too_many_alone = bool(without) and len(alone) > _MOST * len(depth_files)
+    too_many = too_many_alone or len(without) > _MOST * len(image_files)
     nothing = len(alone) == len(depth_files)
     if nothing or (too_many and unmatched == "refuse"):
         meant = "" if nothing else "; if that is meant, set data.unmatched=allow"
