@@ -47,6 +47,7 @@ def main() -> None:
     import tiekd
     from tiekd import comparison, distributed, durable, evaluation, frame_rows, reports
     from tiekd.config import settings
+    from tiekd.data.agreement import check_same
     from tiekd.data.section import build_dataset, loading_of
     from tiekd.drawing import frame_pictures
 
@@ -57,6 +58,7 @@ def main() -> None:
     networks = comparison.entrants(named, args.overrides, options.flip, device)
     on_ground_truth, loading = {**recipe, "teacher": None}, loading_of(recipe)
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
+    check_same({"evaluation": frames})
     seen = comparison.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         comparison.refuse_trained_on(seen, networks)
