@@ -93,7 +93,10 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
     found = None
     if distributed.is_main():
         hashes = trained_on.hashes_of(frames)
-        found = {name: trained_on.overlap(entrant.trained_on, hashes) for name, entrant in entrants.items()}
+        found = {
+            name: trained_on.overlap(entrant.trained_on, hashes)
+            for name, entrant in entrants.items()
+        }
     return distributed.broadcast_object(found)
 
 
@@ -102,9 +105,9 @@ def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str,
     for name, entrant in networks.items():
         if seen[name] is not None and seen[name].is_whole:
             raise DataError(
-                f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that it would be evaluated "
-                "on, so the figures would say nothing of new pictures; evaluate on others (--set data.val_split=FILE "
-                "or data.root=FOLDER), or say --on-trained"
+                f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that it would "
+                "be evaluated on, so the figures would say nothing of new pictures; evaluate on others "
+                "(--set data.val_split=FILE or data.root=FOLDER), or say --on-trained"
             )
 
 
