@@ -55,7 +55,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     work_dirs.lock(work_dir)
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
-    changed = []
+    changed, ranks = [], notes.of_ranks(work_dir) if resuming_one else []
     if resuming_one:
         resuming.restore(state, resume_path, log)
         changed = work_dirs.changed_keys(work_dir, recipe)
@@ -68,7 +68,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     told = notes.about(
         recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, state.total_iterations
     )
-    for note in told + notes.of_resuming(resume_path, changed) + passed_over + parts.report:
+    for note in ranks + told + notes.of_resuming(resume_path, changed) + passed_over + parts.report:
         log.info(note)
     with work_dirs.outcome_of(state):
         step = stepper(state.engine, parts.config, options.clip_norm)
