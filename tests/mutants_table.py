@@ -908,4 +908,18 @@ MUTANTS = [
         "[*first.hashes.tolist()]",
         ("trained_on",),
     ),
+    Mutant(
+        "a_hostfile_that_is_not_there_is_this_machine",
+        "tiekd/launch.py",
+        "        hostfile.check_is_file(told)\n",
+        "        pass\n",
+        ("hostfile",),
+    ),
+    Mutant(
+        "resume_does_not_look_at_the_machines",
+        "bin/resume",
+        "    hostfile.check_options(options)\n",
+        "",
+        ("hostfile",),
+    ),
 ]

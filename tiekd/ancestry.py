@@ -7,13 +7,16 @@ On many machines ranks are started over ssh: then it is the ssh session's end, a
 Left out: launchers of other kinds (SLURM and the like end their processes themselves).
 """
 
+import argparse
 import base64
 import contextlib
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -65,6 +68,27 @@ def launchers() -> list[psutil.Process]:
         return processes
     session = [process for process, command in ancestors[found[-1] + 1 :][:1] if command.startswith("sshd")]
     return [*processes, *session, *_pdsh_and_above(ancestors[found[0]][1])]
+
+
+def told_hostfile() -> Path | None:
+    """The hostfile that the `deepspeed` above this process was given; None where it was given none, or is on another
+    machine."""
+    for process in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            for place, word in enumerate(words[:3]):
+                if word == _RUNNERS[0] or word.endswith(_RUNNERS[1]):
+                    given = _hostfile_in(words[place + 1 :])
+                    return None if given is None else Path(process.cwd(), given)
+    return None
+
+
+def _hostfile_in(words: list[str]) -> str | None:
+    """Of words behind `deepspeed`: its own options stand before this program's name. Any beginning of one will do."""
+    own = words[: words.index(sys.argv[0])] if sys.argv[0] in words else words
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-H", "--hostfile")
+    return parser.parse_known_args(own)[0].hostfile
 
 
 def nodes() -> dict[str, list[int]] | None:

@@ -23,7 +23,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from tiekd import ancestry, limits, peers, slurm
+from tiekd import ancestry, hostfile, limits, peers, slurm
 from tiekd.distributed import barrier, missing_ranks, set_default_timeout
 from tiekd.errors import LaunchError, UserError
 
@@ -98,6 +98,8 @@ def run(main: Callable[[], int | None]) -> int:
         with contextlib.suppress(AttributeError):  # a stream of somebody else's
             stream.reconfigure(errors="backslashreplace")
     try:
+        if "CROSS_RANK" in os.environ:  # DeepSpeed's launcher sets it
+            _check_hostfile()
         code = main() or 0
         peers.say_farewell()
         return code
@@ -213,6 +215,12 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+def _check_hostfile() -> None:
+    """LaunchError where `deepspeed` was told a hostfile that isn't there, for it goes on with this machine alone."""
+    if (told := ancestry.told_hostfile()) is not None:
+        hostfile.check_is_file(told)
 
 
 def _check_hidden_devices() -> None:

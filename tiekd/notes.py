@@ -4,10 +4,11 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from tiekd import schedules
+from tiekd import distributed, launch_record, schedules
 from tiekd.data import resize as resizes
 from tiekd.data import teacher_maps
 from tiekd.data.resize import OWN_SIZE
+from tiekd.errors import CheckpointError
 from tiekd.input_changes import Verdict
 from tiekd.models.teacher import FrozenTeacher, OutsideTeacher
 from tiekd.optimizer import lr_factor
@@ -47,6 +48,19 @@ def about(recipe, options, train_set, val_set, network, teacher, total) -> list[
         )
     said += filter(None, [schedules.unfinished_warmup(recipe.get("schedule", {}), total)])
     return said
+
+
+def of_ranks(work_dir: Path) -> list[str]:
+    """A warning where a run had another number of ranks when it was last started; to be asked before that is written
+    anew. Nothing where the work dir has no such record."""
+    try:
+        before, now = launch_record.read(work_dir).world_size, distributed.world_size()
+    except CheckpointError:
+        return []
+    if before == now:
+        return []
+    fewer = "; if that isn't meant, stop it and see to --hostfile, --include or --num_gpus" if now < before else ""
+    return [f"The run was started on {before} ranks and goes on on {now}{fewer}"]
 
 
 def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:

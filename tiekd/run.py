@@ -87,7 +87,7 @@ def run(
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     work_dirs.lock(work_dir)
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
-    changed = []
+    changed, ranks = [], notes.of_ranks(work_dir) if resuming_one else []
     if resuming_one:
         resuming.restore(state, resume_path, log)
         changed = work_dirs.changed_keys(work_dir, recipe) if verdict.keys is None else verdict.keys
@@ -103,7 +103,7 @@ def run(
         recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, state.total_iterations
     )
     told += notes.of_resuming(resume_path, changed, verdict)
-    for note in told + passed_over + parts.report:
+    for note in ranks + told + passed_over + parts.report:
         log.info(note)
     if distributed.is_main():
         input_changes.note_epochs(log, started, now, state.iteration)
