@@ -212,3 +212,52 @@ def test_resized_pictures_are_scored_at_the_ground_truth_s_own_size(mode, batch_
         depth = nn.functional.interpolate(depth, size=(12, 20), mode="bilinear", align_corners=False)
         rows.append(depth_metrics(depth, sample.depth[None], 1e-3, 80.0, "none"))
     assert found == pytest.approx(aggregate(torch.cat(rows)), rel=1e-9)
+
+
+def evaluated_without_a_pixel(settings: EvaluationSettings, predict_depth=None) -> tuple[Evaluation, list[str]]:
+    """A hook that has evaluated once, and what it told."""
+    told = []
+    replica = Slanted()
+    if predict_depth is not None:
+        replica.forward = predict_depth
+    hook = Evaluation(settings, Frames(), replica, CPU, Loading(workers=0), [], told.append)
+    replica.min_depth, replica.max_depth = 1e-3, 80.0
+    with (
+        mock.patch.multiple("tiekd.hooks.evaluation", whole_state=mock.DEFAULT),
+        mock.patch.object(hook, "_save_best", side_effect=AssertionError("a best was saved")),
+    ):
+        hook._evaluate(types.SimpleNamespace(engine=None))
+    return hook, told
+
+
+def test_an_evaluation_without_a_pixel_saves_no_best_and_says_why():
+    hook, told = evaluated_without_a_pixel(EvaluationSettings(crop="none", flip=False, cap=0.5))
+    assert hook.best is None
+    assert told == [
+        "No best is saved: abs_rel is nan, since no pixel of the 7 validation frames counts (ground truth 0.001 < d < "
+        "0.5 m, crop none); look at the ground truth with bin/check_data.py, or set another evaluation.crop or "
+        "evaluation.cap"
+    ]
+
+
+def test_a_network_whose_depth_is_not_finite_is_never_the_best():
+    def broken(image):
+        return Prediction(image[:, :1] * float("nan"))
+
+    hook, (told,) = evaluated_without_a_pixel(EvaluationSettings(crop="none", flip=False), broken)
+    assert hook.best is None and told.startswith("No best is saved: abs_rel is inf, since depth was predicted that is")
+
+
+@pytest.mark.parametrize(
+    ("state", "best"),
+    [
+        ({"best": 0.3, "owed": None, "metric": "abs_rel"}, 0.3),
+        ({"best": 0.3, "owed": None}, 0.3),  # of an older version
+        ({"best": 0.9, "owed": None, "metric": "a1"}, None),
+        ({"best": float("nan"), "owed": None}, None),
+    ],
+)
+def test_a_best_of_another_metric_or_of_no_pixel_is_not_taken_from_a_checkpoint(state, best):
+    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), [], print)
+    hook.load_state_dict(state)
+    assert hook.best == best

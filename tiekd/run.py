@@ -21,6 +21,7 @@ from tiekd.engine import build_engine, resolve, stepper
 from tiekd.errors import CheckpointError, RecipeError
 from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
+from tiekd.hooks.counting import PixelsCount
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.guard import Guard
 from tiekd.hooks.preemption import Preemption
@@ -171,7 +172,7 @@ def build_hooks(
         max_depth=recipe["network"]["max_depth"],
         frames=frames,
     )
-    hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
+    hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations), PixelsCount(log)]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
     if options.validate:

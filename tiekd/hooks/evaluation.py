@@ -1,5 +1,6 @@
 """Evaluates the student when it is due, reports the figures and keeps the weights of the best."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TextIO
@@ -75,10 +76,24 @@ class Evaluation(Hook):
         for reporter in self.reporters[:1]:
             reporter.write_validation(state, state.metrics, len(self.dataset))
         name = self.settings.save_best
-        if self.best is None or metrics.is_better(name, state.metrics[name], self.best):
+        if not math.isfinite(state.metrics[name]):
+            self.info(self._why_no_best(name, state.metrics[name]))
+        elif self.best is None or metrics.is_better(name, state.metrics[name], self.best):
             self._save_best(name, weights, state)
         for reporter in self.reporters[1:]:
             reporter.write_validation(state, state.metrics, len(self.dataset))
+
+    def _why_no_best(self, name: str, value: float) -> str:
+        """The line for an evaluation whose figure is not finite: such weights never become the best."""
+        if not math.isnan(value):
+            return f"No best is saved: {name} is {value}, since depth was predicted that is not finite or not above 0"
+        settings, network = self.settings, self.replica
+        cap = network.max_depth if settings.cap is None else settings.cap
+        return (
+            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} validation frames counts "
+            f"(ground truth {network.min_depth:g} < d < {cap:g} m, crop {settings.crop}); look at the ground truth "
+            "with bin/check_data.py, or set another evaluation.crop or evaluation.cap"
+        )
 
     def _save_best(self, name: str, weights: dict, state) -> None:
         """Where the disk doesn't take the new one, the old one stays the best, on the main rank, which says so."""
@@ -93,10 +108,14 @@ class Evaluation(Hook):
         self.info(f"Best {name} so far: {value:.4f} at iteration {state.iteration}, saved as best_{name}.pth")
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "owed": self.owed}
+        return {"best": self.best, "owed": self.owed, "metric": self.settings.save_best}
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.owed = state["best"], state["owed"]
+        other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
+        # A checkpoint may hold a best that older versions took from an evaluation without a pixel.
+        if other_metric or (self.best is not None and not math.isfinite(self.best)):
+            self.best = None
 
     def _fill_replica(self, weights: dict) -> None:
         """Rank 0 has the weights; every rank's replica gets them by one broadcast a tensor."""
