@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tiekd import checkpoint, distributed, work_dirs
 from tiekd.config import load_recipe
-from tiekd.errors import CheckpointError
+from tiekd.errors import CheckpointError, RecipeError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
 from tiekd.hooks.text_log import TextLog
@@ -44,10 +44,11 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
 def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None: it begins anew.
 
-    Collective.
+    Collective. Raises RecipeError, before anything is written, where the recipe ends before the checkpoint.
     """
     if path is not None:
         state.iteration, hook_states = checkpoint.load(state.engine, path)
+        _check_end(state, path)
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)
@@ -69,6 +70,20 @@ def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None
         if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
             teacher["checkpoint"] = started_with["checkpoint"]
     teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
+
+
+def _check_end(state: TrainState, path: Path) -> None:
+    """Raises RecipeError where the run would end before the checkpoint that it resumes from."""
+    if state.iteration <= state.total_iterations:
+        return
+    key, unit = "train.iterations", 1
+    if state.by_epoch:
+        key, unit = "train.epochs", state.iterations_per_epoch
+    raise RecipeError(
+        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in all, but {path} is of "
+        f"iteration {state.iteration}; give {key} of {-(-state.iteration // unit)} or more, or resume from an earlier "
+        "checkpoint with bin/train.py --resume-from"
+    )
 
 
 def _load(hook: Hook, hook_state: dict, path: Path) -> None:

@@ -117,6 +117,8 @@ def one_process(ground, unbroken) -> dict[str, runs.Result]:
         "auto": [path, "--work-dir", str(folder / "auto"), "--resume-from", "auto", *to_14],
         "nowhere": [path, "--work-dir", str(folder / "auto"), "--resume-from", str(folder / "no_such")],
         "again": [path, "--work-dir", str(folder / "auto")],
+        "lowered": ["bin/resume", str(folder / "auto"), "--set", "train.iterations=13"],
+        "finished": ["bin/resume", str(folder / "auto")],
     }
     (folder / "commands.json").write_text(json.dumps(list(commands.values())))
     result = runs.finish([sys.executable, runs.HERE / "mains.py", folder / "commands.json"])
@@ -135,6 +137,19 @@ def test_train_resumes_from_auto_or_a_checkpoint(one_process, unbroken):
     # The schedule is that of 14 iterations now, so the first loss is that of the straight run and later ones are not.
     straight = runs.losses(unbroken / "auto")[5:]
     assert rows[0]["loss"] == straight[0] and rows[3]["loss"] != straight[3]
+
+
+def test_an_end_before_the_checkpoint_is_refused_and_the_run_stays_as_it_was(one_process, unbroken):
+    result = one_process["lowered"]
+    assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    (line,) = result.our_lines()
+    assert line == (
+        "RecipeError: train.iterations: 13 means 13 iterations in all, but "
+        f"{unbroken / 'auto' / 'checkpoints' / 'iter_14'} is of iteration 14; give train.iterations of 14 or more, or "
+        "resume from an earlier checkpoint with bin/train.py --resume-from"
+    )
+    assert one_process["finished"].code == 0
+    assert "is finished (14 of 14 iterations" in one_process["finished"].stdout
 
 
 @pytest.mark.parametrize(
