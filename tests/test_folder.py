@@ -13,6 +13,7 @@ from tiekd.config import build, load_recipe, settings
 from tiekd.data import folder
 from tiekd.data.loader import training_batches, validation_batches
 from tiekd.data.sampler import MicroBatches, iterations_per_epoch, size_groups
+from tiekd.data.section import build_dataset
 from tiekd.data.transforms import Augment
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation import EvaluationSettings
@@ -152,6 +153,32 @@ def test_a_fraction_is_held_back_by_name_and_only_where_there_is_ground_truth(tm
     assert make(tmp_path, "train", **options | {"needs_ground_truth": True}).num_skipped == 11
     nothing_held_back = make(tmp_path, "train", val_fraction=0.2, needs_ground_truth=False)
     assert len(nothing_held_back) == 41
+
+
+def test_names_that_are_held_out_take_the_place_of_the_pick_and_of_nothing_else(root):
+    data = {"name": "folder", "root": str(root), "images": "images", "depths": "depths", "depth_unit": 1000}
+    recipe = {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.5}, "train": {"validate": False}}
+    assert names(build_dataset(recipe, "train")) == list(NAMES)
+    picked = names(build_dataset(recipe, "val"))  # what an evaluation of such a run sees
+    assert len(picked) == 2
+    recipe["train"] = {}
+    assert set(names(build_dataset(recipe, "train"))) == set(NAMES) - set(picked)
+    held_out = ["d.jpg", "gone.jpg"]
+    assert names(build_dataset(recipe, "val", held_out=held_out)) == ["d.jpg"]
+    assert names(build_dataset(recipe, "train", held_out=held_out)) == list(NAMES[:3])
+    (root / "val.txt").write_text("a/1.jpg\n")
+    recipe["data"]["val_split"], recipe["train"] = "val.txt", {"validate": False}
+    assert names(build_dataset(recipe, "train")) == list(NAMES[1:])  # a list of the user's stays out
+
+
+def test_one_picture_trains_without_validation_and_the_refusal_says_so(root):
+    for name in NAMES[:3]:
+        (root / "images" / name).unlink()
+    data = {"name": "folder", "root": str(root), "images": "images", "depths": "depths", "depth_unit": 1000}
+    recipe = {"network": {"max_depth": 10.0}, "data": data}
+    refusal = refused(lambda: build_dataset(recipe, "train"))
+    assert refusal.endswith("is left for train; change the splits, or train on all of them with --no-validate")
+    assert names(build_dataset(recipe | {"train": {"validate": False}}, "train")) == ["d.jpg"]
 
 
 def spoil_nothing_in_common(root):

@@ -85,9 +85,10 @@ def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
 
 def frames_of(recipe: dict, split: str) -> Dataset:
     """The frames of a split as teacher maps cover them, which are cut as they are read; for training also those without
-    ground truth."""
+    ground truth, and those that only a run without validation trains on."""
     with_a_teacher = {"network": recipe["network"]}  # which is why frames without ground truth count
-    frames = build_dataset(recipe | {"teacher": with_a_teacher}, split, as_evaluated=True)
+    held_out = () if split == "train" else None
+    frames = build_dataset(recipe | {"teacher": with_a_teacher}, split, as_evaluated=True, held_out=held_out)
     if not hasattr(frames, "map_name"):
         raise RecipeError(
             f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's map is called; give "

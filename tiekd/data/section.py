@@ -1,5 +1,7 @@
 """A recipe's `data` section as the data set of a split, and as how it is read."""
 
+from collections.abc import Collection
+
 from torch.utils.data import Dataset
 
 from tiekd.config import build, settings
@@ -14,11 +16,17 @@ _NOT_FOR_DATASETS = ("augment", "resize", *Loading.__dataclass_fields__)
 _TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
 
 
-def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Dataset:
+def build_dataset(
+    recipe: dict, split: str, as_evaluated: bool = False, held_out: Collection[str] | None = None
+) -> Dataset:
     """The data set of one split; frames without ground truth stay in training when there is a teacher.
 
-    as_evaluated: training frames, too, are cut as validation frames are.
+    as_evaluated: training frames, too, are cut as validation frames are. held_out: the names that a data set without
+    split files keeps from training, where they are known; None lets it pick them, for training only if the recipe
+    validates.
     """
+    if held_out is None and split == "train" and not recipe.get("train", {}).get("validate", True):
+        held_out = ()
     left_out = (*_NOT_FOR_DATASETS, *(_TRAINING_CROPS if as_evaluated else ()))
     node = {key: value for key, value in recipe.get("data", {}).items() if key not in left_out}
     _check_one_scale(node, resizes.of_data(recipe.get("data", {})))
@@ -31,6 +39,7 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
         max_depth=recipe["network"]["max_depth"],
         maps=None if is_outside(teacher) else teacher.get("maps"),
         needs_ground_truth=split == "val" or not teacher,
+        held_out=held_out,
     )
     if getattr(frames, "maps", None) is not None:
         teacher_maps.check(frames.maps, recipe)
