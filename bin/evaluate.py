@@ -25,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
         "--against", metavar="RECIPE[:CHECKPOINT]", nargs="+", action="extend", default=[], help="who to compare with"
     )
     parser.add_argument("--mean-map", action="store_true", help="also the per-pixel mean of the training depths")
+    parser.add_argument("--on-trained", action="store_true", help="also where all val frames were trained on")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which frames, default val")
     parser.add_argument("--crop", choices=("garg", "eigen", "none", "nyu_eigen"), help="default: evaluation.crop")
     parser.add_argument("--cap", metavar="M", help="largest ground truth that counts; default: evaluation.cap")
@@ -56,6 +57,9 @@ def main() -> None:
     networks = comparison.entrants(named, args.overrides, options.flip, device)
     on_ground_truth, loading = {**recipe, "teacher": None}, loading_of(recipe)
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
+    seen = comparison.overlaps(networks, frames)
+    if args.split == "val" and not args.on_trained:
+        comparison.refuse_trained_on(seen, networks)
     for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
         reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
     protocol = comparison.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
@@ -70,7 +74,8 @@ def main() -> None:
     for name, entrant in entrants.items():
         shown = args.show_dir is not None and name == list(entrants)[-1]
         pictures = [frame_pictures.FramePictures(args.show_dir, len(frames), protocol.max_depth)] if shown else []
-        results[name] = comparison.evaluate(entrant, frames, protocol, device, loading, sys.stderr, pictures)
+        figures = comparison.evaluate(entrant, frames, protocol, device, loading, sys.stderr, pictures)
+        results[name] = figures._replace(overlap=seen.get(name))
     if not distributed.is_main():
         return
     print("\n\n".join(reports.everything(results, protocol)))

@@ -39,11 +39,11 @@ def work_dir_of(recipe_path: str | Path) -> Path:
     return Path("work_dirs") / Path(recipe_path).stem
 
 
-def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict) -> Path:
+def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts) -> Path:
     """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
 
-    `hook_states` are this rank's, of plain values. Returns the checkpoint's path; raises SaveFailed on every rank where
-    one of them couldn't write.
+    `hook_states` are this rank's, of plain values; `facts` go into the student's file. Returns the checkpoint's path;
+    raises SaveFailed on every rank where one of them couldn't write.
     """
     final = folder / f"iter_{iteration}"
     partial = folder / f".{final.name}.partial"
@@ -53,7 +53,7 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], rec
         shutil.rmtree(partial, ignore_errors=True)
         files.make_folder(partial)
     distributed.barrier()
-    write_files(engine, partial, iteration, hook_states, recipe)
+    write_files(engine, partial, iteration, hook_states, recipe, **facts)
     shares = distributed.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and distributed.is_main():
@@ -67,14 +67,14 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], rec
     return final
 
 
-def write_files(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict) -> None:
+def write_files(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts) -> None:
     """A checkpoint's files but for its manifest, through `engine.checkpoint_files`: this rank's share. Collective."""
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     files.save({"random": random_states.taken(), "hooks": hook_states}, folder / f"rank_{distributed.rank()}.pt")
     weights, moments = whole_state.weights(engine), whole_state.moments(engine)
     if distributed.is_main():
-        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration}
+        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration, **facts}
         student["resize"] = resizes.of_data(recipe.get("data", {})).node()
         files.save(student, folder / STUDENT)
         files.save(moments, folder / MOMENTS)

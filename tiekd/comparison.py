@@ -14,23 +14,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import evaluation, frame_rows, trained, work_dirs
+from tiekd import distributed, evaluation, frame_rows, trained, trained_on, work_dirs
 from tiekd.data import resize as resizes
 from tiekd.data.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.transforms import colour_table, look_up
+from tiekd.errors import DataError
 from tiekd.evaluation import EvaluationSettings, Watcher
 from tiekd.frame_rows import FrameRows, FrameTable
 from tiekd.ranges import RangeFigures, range_figures
+from tiekd.trained_on import Overlap, TrainedOn
 
 
 class Entrant(NamedTuple):
     """One that is evaluated. predict: image (B, 3, H, W), normalised and at the working resolution `resize` -> metres
-    (B, 1, H, W); weights: the file."""
+    (B, 1, H, W); weights: the file; trained_on: which frames, where it is known."""
 
     predict: Callable[[Tensor], Tensor]
     weights: Path | None = None
     resize: Resize = OWN_SIZE
+    trained_on: TrainedOn | None = None
 
     def depth_of(self, pixels: Tensor, device: torch.device) -> Tensor:
         """(B, 3, H, W) uint8 pictures at their own size -> metres (B, 1, H, W), as they are scored."""
@@ -40,13 +43,15 @@ class Entrant(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What an entrant comes to: the nine metrics, bias and error by range, and its frames; resize: how it saw them."""
+    """What an entrant comes to: the nine metrics, bias and error by range, its frames; resize: how it saw them;
+    overlap: how many of them it was trained on, None where that isn't known."""
 
     weights: Path | None
     metrics: dict[str, float]
     ranges: list[RangeFigures]
     frames: FrameTable
     resize: Resize = OWN_SIZE
+    overlap: Overlap | None = None
 
 
 class Protocol(NamedTuple):
@@ -78,8 +83,29 @@ def entrants(
         stem = file.resolve().parent.name if file.name == work_dirs.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
         name = next((name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})")
-        found[name] = Entrant(partial(evaluation.predict, network.to(device).eval(), flip=flip), path, resize)
+        predict = partial(evaluation.predict, network.to(device).eval(), flip=flip)
+        found[name] = Entrant(predict, path, resize, trained_on.read(path))
     return found
+
+
+def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Overlap | None]:
+    """How many of the frames each entrant was trained on. Collective: rank 0 looks at the files."""
+    found = None
+    if distributed.is_main():
+        hashes = trained_on.hashes_of(frames)
+        found = {name: trained_on.overlap(entrant.trained_on, hashes) for name, entrant in entrants.items()}
+    return distributed.broadcast_object(found)
+
+
+def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str, Entrant]) -> None:
+    """Raises DataError where all frames are ones that a network was trained on."""
+    for name, entrant in networks.items():
+        if seen[name] is not None and seen[name].is_whole:
+            raise DataError(
+                f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that it would be evaluated "
+                "on, so the figures would say nothing of new pictures; evaluate on others (--set data.val_split=FILE "
+                "or data.root=FOLDER), or say --on-trained"
+            )
 
 
 def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
@@ -148,6 +174,7 @@ def _plain(result: Result) -> dict:
     return {
         "weights": None if result.weights is None else str(result.weights),
         "resize": result.resize.node(),
+        "frames_trained_on": None if result.overlap is None else result.overlap.seen,
         "metrics": {name: _finite(value) for name, value in result.metrics.items()},
         "ranges": [{key: _finite(value) for key, value in row._asdict().items()} for row in result.ranges],
         "worst": [{"name": name, "abs_rel": _finite(value)} for name, value in frame_rows.worst(result.frames)],

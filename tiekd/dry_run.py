@@ -32,6 +32,7 @@ from tiekd.options import TrainSettings
 from tiekd.parts import Parts
 from tiekd.run import build_parts
 from tiekd.stopwatch import Stopwatch
+from tiekd.trained_on import as_plain
 
 _MOST_ITERATIONS = 200  # far more than a stopwatch takes
 _EVALUATED = 4  # batches a rank, that an evaluation is timed on
@@ -178,7 +179,7 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     engine = parts.state.engine
     engine.checkpoint_files = _Sizes().take_over(engine)
     folder = parts.state.work_dir / checkpoint.FOLDER / "iter_0"
-    checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe)
+    checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **as_plain(parts.state.trained_on))
     shares = distributed.gather_objects(engine.checkpoint_files.written)
     return shares[0][checkpoint.STUDENT][0], sum(size for share in shares for size, _ in share.values())
 

@@ -13,6 +13,7 @@ from tiekd.hooks.base import Hook
 from tiekd.losses.criterion import Criterion
 from tiekd.models.network import Prediction
 from tiekd.schedules import Schedule
+from tiekd.trained_on import TrainedOn
 
 
 @dataclass
@@ -44,6 +45,7 @@ class TrainState:
     teacher_depth: Tensor | None = None  # the ground truth in a run without a teacher
     metrics: dict[str, float] | None = None  # of the last evaluation
     orphaned: bool = False  # set with stop_reason where nobody asked for the stop, but the launcher is gone
+    trained_on: TrainedOn | None = None  # which frames, on rank 0; None where the data set doesn't say
     stop_reason: str | None = None  # set by a hook, on every rank after the same iteration: training ends here
 
     @property

@@ -41,7 +41,7 @@ def everything(results: Mapping[str, Result], protocol: Protocol) -> list[str]:
     last = list(results)[-1]
     result = results[last]
     said = [
-        protocol_lines(protocol, result),
+        "\n".join([protocol_lines(protocol, result), *trained_on_lines(results)]),
         comparison_table({name: each.metrics for name, each in results.items()}),
         "By range of the ground truth, mean over pixels; bias below 0 is predicted too near:\n" + ranges_table(results),
     ]
@@ -66,6 +66,12 @@ def protocol_lines(protocol: Protocol, result: Result) -> str:
         f"ground truth {protocol.min_depth:g} < d < {protocol.cap:g} m, crop {settings.crop}, "
         f"flip averaging {'on' if settings.flip else 'off'}, mean over images{resized}"
     )
+
+
+def trained_on_lines(results: Mapping[str, Result]) -> list[str]:
+    """A line for each network that was trained on some of the frames."""
+    known = {name: result.overlap for name, result in results.items() if result.overlap is not None}
+    return [f"Warning: {name}: {overlap}" for name, overlap in known.items() if overlap.seen]
 
 
 def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:

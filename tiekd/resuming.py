@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tiekd import checkpoint, distributed, work_dirs
+from tiekd import checkpoint, distributed, trained_on, work_dirs
 from tiekd.config import load_recipe
 from tiekd.errors import CheckpointError, RecipeError
 from tiekd.hooks.base import Hook
@@ -49,6 +49,8 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     if path is not None:
         state.iteration, hook_states = checkpoint.load(state.engine, path)
         _check_end(state, path)
+        if distributed.is_main():
+            state.trained_on = trained_on.union(state.trained_on, trained_on.read(path / checkpoint.STUDENT))
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)

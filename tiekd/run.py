@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
+from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, trained_on, work_dirs
 from tiekd.config import build, settings
 from tiekd.data import resize as resizes
 from tiekd.data.loader import Loading, Unreadable
@@ -105,6 +105,9 @@ def build_parts(
     per_epoch = iterations_per_epoch(len(train_set), options.batch_size, groups)
     total = options.iterations or options.epochs * per_epoch
     report = _load_weights(network, recipe) if begins else []
+    seen = None
+    if distributed.is_main():
+        seen = trained_on.union(trained_on.trained_on(train_set), _seen_before(recipe) if begins else None)
     if groups is not None:
         places = per_epoch * options.batch_size
         report = [
@@ -131,6 +134,7 @@ def build_parts(
         iterations_per_epoch=per_epoch,
         total_iterations=total,
         by_epoch=options.iterations is None,
+        trained_on=seen,
     )
     state.hooks, log = build_hooks(recipe, val_set, replica, teacher, device, loading, options, unreadable)
     return Parts(
@@ -190,9 +194,7 @@ def _load_weights(network, recipe: dict) -> list[str]:
     load = settings(recipe, "load", LoadSettings)
     if load.checkpoint is None:
         return [note for note in [pretrained.load(network)] if note]
-    path = Path(load.checkpoint)
-    if path.is_dir():  # a work dir, or a checkpoint in one
-        path = checkpoint.find_weights(path)
+    path = _weights_file(load.checkpoint)
     state = weights.read_weights(path)
     try:
         report = weights.load_into(network, state, ignore=load.ignore)
@@ -201,6 +203,18 @@ def _load_weights(network, recipe: dict) -> list[str]:
     left_out = [*report.misfit, *report.missing]
     told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
     return [f"Loaded {len(report.matched)} tensors from {path}{told}"]
+
+
+def _weights_file(given: str) -> Path:
+    """The file of weights that `load.checkpoint` means, which may be a work dir or a checkpoint in one."""
+    path = Path(given)
+    return checkpoint.find_weights(path) if path.is_dir() else path
+
+
+def _seen_before(recipe: dict) -> trained_on.TrainedOn | None:
+    """What the weights that the run begins with were trained on."""
+    given = settings(recipe, "load", LoadSettings).checkpoint
+    return None if given is None else trained_on.read(_weights_file(given))
 
 
 def _loading(recipe: dict) -> tuple[Augment, Loading]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from tiekd import checkpoint, distributed
 from tiekd.errors import CheckpointError, RecipeError
 from tiekd.hooks.base import Hook
+from tiekd.trained_on import as_plain
 
 
 class Checkpoint(Hook):
@@ -46,7 +47,8 @@ class Checkpoint(Hook):
         folder = state.work_dir / checkpoint.FOLDER
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
-            checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe)
+            facts = as_plain(state.trained_on)
+            checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe, **facts)
         except checkpoint.SaveFailed as failure:
             if ends or self.on_error == "stop":
                 raise CheckpointError(f"{failure}; make room, then bin/resume {state.work_dir}") from None

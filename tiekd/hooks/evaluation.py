@@ -8,7 +8,7 @@ from typing import TextIO
 import torch
 from torch.utils.data import Dataset
 
-from tiekd import checkpoint, distributed, metrics, whole_state
+from tiekd import checkpoint, distributed, metrics, trained_on, whole_state
 from tiekd.data.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
@@ -42,9 +42,14 @@ class Evaluation(Hook):
         self.device, self.loading, self.reporters, self.info = device, loading, reporters, info
         self.terminal, self.resize = terminal, resize
         self.best: float | None = None
+        self.overlap: trained_on.Overlap | None = None  # of the data set with what is trained on, on rank 0
         self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
 
     def before_train(self, state) -> None:
+        if distributed.is_main():
+            self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
+            if self.overlap is not None and self.overlap.seen:
+                self.info(f"Warning: validation: {self.overlap}, so figures say less of new pictures")
         if self.owed is not None:
             state.lr, self.owed = self.owed, None
             self._evaluate(state)
@@ -101,11 +106,13 @@ class Evaluation(Hook):
         if distributed.is_main():
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
+                facts |= trained_on.as_plain(state.trained_on)
                 checkpoint.replace_best(path, weights, state.recipe["network"], state.iteration, **facts)
             except OSError as error:
                 return self.info(f"{path} was not written, {error.strerror}; training goes on, an older one stays")
         self.best = value
-        self.info(f"Best {name} so far: {value:.4f} at iteration {state.iteration}, saved as best_{name}.pth")
+        label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
+        self.info(f"Best {name} so far: {value:.4f} at iteration {state.iteration}, saved as best_{name}.pth{label}")
 
     def state_dict(self) -> dict:
         return {"best": self.best, "owed": self.owed, "metric": self.settings.save_best}
