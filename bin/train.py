@@ -31,6 +31,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.dry_run and args.resume_from:
         parser.error("--dry-run begins at iteration 0 and writes nothing; leave --resume-from out")
+    if args.accept_changes and not args.resume_from:
+        parser.error("--accept-changes is of what has changed since the start of a run; it needs --resume-from")
     if args.find_micro_batch and not args.dry_run or args.memory is not None and not args.find_micro_batch:
         parser.error("--memory needs --find-micro-batch, and that needs --dry-run")
     if args.memory is not None and not args.memory > 0:
@@ -48,7 +50,7 @@ def main() -> None:
     if not args.dry_run:
         from tiekd.run import run
 
-        return run(recipe, path, engine_config, args.resume_from)
+        return run(recipe, path, engine_config, args.resume_from, args.accept_changes)
     from tiekd import distributed, dry_run, micro_batch
 
     if args.find_micro_batch:

@@ -172,15 +172,18 @@ def set_aside_newer(work_dir: Path, iteration: int) -> None:
     newer = [c for c in newest_first(work_dir / FOLDER) if iteration_of(c) > iteration]
     newer += [best for best in work_dir.glob("best_*.pth") if _made_at(best) > iteration]
     for path in newer:
-        aside, count = path.with_name(f"abandoned_{path.name}"), 1
-        while aside.exists():
-            count += 1
-            aside = path.with_name(f"abandoned{count}_{path.name}")
-        os.rename(path, aside)
+        _set_aside(path)
     for before in work_dir.glob(_BEST_BEFORE.format("*")):
         best = work_dir / before.name.removeprefix(".").removesuffix(".before")
         if not best.exists() and _made_at(before) <= iteration:
             os.rename(before, best)
+
+
+def set_aside_best(work_dir: Path) -> None:
+    """Renames the best weights, whose figure is not to be compared with those to come. Main rank only."""
+    for path in work_dir.glob("best_*.pth"):
+        _set_aside(path)
+    forget_older_best(work_dir)
 
 
 def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
@@ -230,6 +233,14 @@ def allow_engine_types() -> None:
 
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     torch.serialization.add_safe_globals([ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler])
+
+
+def _set_aside(path: Path) -> None:
+    aside, count = path.with_name(f"abandoned_{path.name}"), 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"abandoned{count}_{path.name}")
+    os.rename(path, aside)
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -8,6 +8,7 @@ from tiekd import schedules
 from tiekd.data import resize as resizes
 from tiekd.data import teacher_maps
 from tiekd.data.resize import OWN_SIZE
+from tiekd.input_changes import Verdict
 from tiekd.models.teacher import FrozenTeacher, OutsideTeacher
 from tiekd.optimizer import lr_factor
 
@@ -46,11 +47,14 @@ def about(recipe, options, train_set, val_set, network, teacher, total) -> list[
     return said
 
 
-def of_resuming(path: Path | None, changed: list[str]) -> list[str]:
-    """Where a run goes on from, and the recipe's keys that aren't as it was started."""
+def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:
+    """Where a run goes on from, the recipe's keys that aren't as it was started, and what else has changed."""
     if path is None:
         return []
-    said = [f"Resumed from {path}"]
+    said = [f"Resumed from {path}", *verdict.told]
+    if verdict.refused:
+        said.append(f"Accepted changes: {'; '.join(verdict.refused)}")
+        said.append("What an evaluation finds best is counted anew; best weights from before are abandoned_best_*.pth")
     if changed:
         said.append(f"Not as it was started, so it won't go on as it would have; changed: {', '.join(changed)}")
     return said

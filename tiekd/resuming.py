@@ -7,6 +7,7 @@ from tiekd.config import load_recipe
 from tiekd.errors import CheckpointError, RecipeError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
+from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState
 from tiekd.models.teacher import is_outside, teacher_checkpoint
@@ -57,6 +58,24 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     if distributed.is_main():
         checkpoint.set_aside_newer(state.work_dir, state.iteration)
     log.drop_rows(state.work_dir)
+
+
+def forget_other_best(state: TrainState, started: dict | None, now: dict | None, accepted: bool) -> None:
+    """Makes evaluations begin anew with their best where what they compare has changed since it was found.
+
+    started, now: the records of the inputs (tiekd/inputs.py), rank 0's; `best_from` of the latter is filled in.
+    accepted: the resume goes on with other inputs; then rank 0 sets the best weights from before aside. Collective.
+    """
+    if distributed.is_main():
+        now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
+        if accepted:
+            checkpoint.set_aside_best(state.work_dir)
+    best_from = distributed.broadcast_object(now and now["best_from"])
+    # A checkpoint from before an accepted change has a best that isn't comparable, whenever it is resumed from.
+    if state.iteration <= best_from:
+        for hook in state.hooks:
+            if isinstance(hook, Evaluation):
+                hook.best = None
 
 
 def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:

@@ -4,13 +4,26 @@ Everything that can be wrong with a recipe is found here, before the first itera
 """
 
 import sys
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, trained_on, work_dirs
+from tiekd import (
+    checkpoint,
+    distributed,
+    input_changes,
+    inputs,
+    launch,
+    notes,
+    profiling,
+    resuming,
+    schedules,
+    trained_on,
+    work_dirs,
+)
 from tiekd.config import build, settings
 from tiekd.data import resize as resizes
 from tiekd.data.loader import Loading, Unreadable
@@ -39,11 +52,13 @@ from tiekd.parts import Parts
 from tiekd.shown_frames import ShownFrames
 
 
-def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None) -> None:
+def run(
+    recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None, accept_changes: bool = False
+) -> None:
     """Trains as the recipe says, in `recipe["work_dir"]`. Collective; raises UserErrors.
 
     recipe_path: where the recipe came from, which is whose work dir it is. resume_from: a checkpoint folder, "auto" for
-    the newest whole one, or None.
+    the newest whole one, or None. accept_changes: of what is trained on or compared, since the start.
     """
     options = settings(recipe, "train", TrainSettings)
     work_dir, resuming_one = Path(recipe["work_dir"]), resume_from is not None
@@ -51,27 +66,38 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     if resuming_one:
         work_dirs.lock(work_dir, resuming=True)  # before looking: a run that is about to end may save once more
     resume_path, passed_over = resuming.checkpoint_path(work_dir, resume_from)
-    parts = build_parts(recipe, engine_config, options, device, resuming_one, begins=resume_path is None)
+    started = inputs.of_checkpoint(resume_path) if distributed.is_main() else None
+    held_out = distributed.broadcast_object(inputs.held_out(started, recipe))
+    parts = build_parts(recipe, engine_config, options, device, resuming_one, resume_path is None, held_out)
     state, log = parts.state, parts.log
     work_dirs.check(work_dir, recipe_path, resuming=resuming_one)
+    now = None
+    if distributed.is_main():
+        datasets = {"train": parts.train_set, "val": parts.val_set}
+        now = inputs.collect(recipe, recipe_path, parts.config, datasets, state.iterations_per_epoch, started)
+    verdict = input_changes.judge(started, now, resume_path, accept_changes)
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     work_dirs.lock(work_dir)
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
     changed = []
     if resuming_one:
         resuming.restore(state, resume_path, log)
-        changed = work_dirs.changed_keys(work_dir, recipe)
+        changed = work_dirs.changed_keys(work_dir, recipe) if verdict.keys is None else verdict.keys
+        resuming.forget_other_best(state, started, now, accepted=bool(verdict.refused))
     distributed.barrier()
     if distributed.is_main():
         work_dirs.write(work_dir, recipe, recipe_path, parts.config)
+        inputs.write(work_dir, now)
     work_dirs.check_shared(work_dir)
     batches = parts.batches(state.total_iterations)
     log.open(work_dir, state.timestamp)
     told = notes.about(
         recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, state.total_iterations
     )
-    for note in told + notes.of_resuming(resume_path, changed) + passed_over + parts.report:
+    for note in told + notes.of_resuming(resume_path, changed, verdict) + passed_over + parts.report:
         log.info(note)
+    if distributed.is_main():
+        input_changes.note_epochs(log, started, now, state.iteration)
     with work_dirs.outcome_of(state):
         step = stepper(state.engine, parts.config, options.clip_norm)
         train(state, batches, parts.teacher, parts.criterion, parts.schedule, step)
@@ -81,10 +107,16 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
 
 
 def build_parts(
-    recipe: dict, engine_config: dict, options: TrainSettings, device: torch.device, resuming_one: bool, begins: bool
+    recipe: dict,
+    engine_config: dict,
+    options: TrainSettings,
+    device: torch.device,
+    resuming_one: bool,
+    begins: bool,
+    held_out: Collection[str] | None = None,
 ) -> Parts:
     """Everything up to the engine. Collective; raises UserErrors, and writes nothing but the teacher's file of weights
-    into the recipe. begins: with the weights that the recipe says, at iteration 0."""
+    into the recipe. begins: with the weights that the recipe says, at iteration 0. held_out: see `build_dataset`."""
     launch.seed_everything(options.seed, options.deterministic)
     config = resolve(engine_config, options.batch_size, options.clip_norm, distributed.world_size())
     work_dir = Path(recipe["work_dir"])
@@ -93,8 +125,8 @@ def build_parts(
     replica = build_network(recipe["network"]).to(device) if options.validate else None
     criterion = criteria.build(recipe.get("losses", {}), recipe.get("teacher") is not None).to(device)
     check_ignored_depths(network, criterion)
-    train_set = build_dataset(recipe, "train")
-    val_set = build_dataset(recipe, "val") if options.validate else None
+    train_set = build_dataset(recipe, "train", held_out=held_out)
+    val_set = build_dataset(recipe, "val", held_out=held_out) if options.validate else None
     augment, loading = _loading(recipe)
     resize = resizes.of_data(recipe["data"])
     unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None

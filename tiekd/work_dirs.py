@@ -3,6 +3,7 @@
     config.yaml ds_config.json    the recipe and the engine config, resolved; the run can be repeated from these two
     launch.json hostfile          how it was started (tiekd/launch_record.py), and on which machines where they are many
     environment.txt               on what machine and software
+    inputs.json                   which files it reads, as they were (tiekd/inputs.py)
     outcome.json                  running, finished, stopped, orphaned or failed; who was killed left "running"
     .lock                         held by the main rank while it lives, so that two runs can't share a work dir
 
@@ -34,7 +35,7 @@ from tiekd.errors import LaunchError
 RECIPE, ENGINE_CONFIG, ENVIRONMENT = "config.yaml", "ds_config.json", "environment.txt"
 OUTCOME, LOCK = "outcome.json", ".lock"
 _ENDING_RUN_LEAVES_S = 30.0  # it may be saving
-_NOT_LEARNED_FROM = (
+NOT_LEARNED_FROM = (
     "work_dir",
     "train.timeout_minutes",
     "data.workers",
@@ -164,8 +165,20 @@ def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
     if not (work_dir / RECIPE).is_file():
         return []
     return [
-        key for key in _differences(load_recipe(work_dir / RECIPE), recipe) if not key.startswith(_NOT_LEARNED_FROM)
+        key for key in differences(load_recipe(work_dir / RECIPE), recipe) if not key.startswith(NOT_LEARNED_FROM)
     ]
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Dotted names of the values that differ between two recipes, or two engine configs."""
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changed += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            changed.append(prefix + key)
+    return changed
 
 
 def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
@@ -217,15 +230,3 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
     file.flush()
     _locks[work_dir] = file
     return None
-
-
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Dotted names of the values that differ between two recipes."""
-    changed = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            changed += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            changed.append(prefix + key)
-    return changed
