@@ -89,7 +89,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
         f"Engine config: {key} is {_value(is_now, key)}, was {_value(was, key)}"
         for key in work_dirs.differences(was, is_now)
     ]
-    told += _recipe_files(started["recipe_files"], now["recipe_files"], keys)
+    told += _recipe_files(started["recipe_files"], now["recipe_files"])
     return Verdict(keys, refused, told)
 
 
@@ -188,12 +188,13 @@ def _fits(key: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _recipe_files(old: dict, new: dict, keys: Sequence[str]) -> Iterator[str]:
+def _recipe_files(old: dict, new: dict) -> Iterator[str]:
     changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
-    if not changed:
-        return
-    effect = "" if keys else f"; no key of the run is another for it ({work_dirs.RECIPE} in the work dir has them all)"
-    yield f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}{effect}"
+    if changed:
+        yield (
+            f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; bin/resume keeps to "
+            f"{work_dirs.RECIPE} in the work dir, bin/train.py --resume-from takes them as they are now"
+        )
 
 
 def _position(iteration: int, per_epoch: int) -> dict[str, int]:
