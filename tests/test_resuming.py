@@ -10,8 +10,11 @@ import torch
 import two_ranks
 
 from tiekd import checkpoint, launch, resuming
-from tiekd.errors import CheckpointError
+from tiekd.data.loader import Loading
+from tiekd.errors import CheckpointError, RecipeError
+from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.base import Hook
+from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.text_log import TextLog
 from tiekd.loop import TrainState
 
@@ -95,3 +98,46 @@ def test_every_rank_goes_on_with_what_it_had(tmp_path):
         assert rank["drawn again"] == rank["drawn"]
     rows = [json.loads(line) for line in (tmp_path / "20240101_120000.log.json").read_text().splitlines()]
     assert [row["iter"] for row in rows] == [3]
+
+
+def best_after(iteration: int, started: dict | None, accepted: bool, work_dir) -> tuple[float | None, dict]:
+    """What an evaluation's best of 0.1 is after a resume at an iteration, and the record of the inputs by then."""
+    hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), [], print)
+    hook.best, now = 0.1, {"best_from": -1}
+    state = TrainState(None, RECIPE, work_dir, "now", 2, 1, 9, 9, True, [Hook(), hook], iteration=iteration)
+    resuming.forget_other_best(state, started, now, accepted)
+    return hook.best, now
+
+
+@pytest.mark.parametrize(
+    ("iteration", "started", "accepted", "best", "best_from"),
+    [
+        (6, {"best_from": -1}, False, 0.1, -1),
+        (6, None, False, 0.1, -1),
+        (6, {"best_from": -1}, True, None, 6),
+        (6, {"best_from": 6}, False, None, 6),  # killed after an accepted resume, before its first checkpoint
+        (4, {"best_from": 6}, False, None, 6),  # from an older checkpoint than the accepted one
+        (8, {"best_from": 6}, False, 0.1, 6),
+        (8, {"best_from": 6}, True, None, 8),
+    ],
+)
+def test_a_best_from_before_an_accepted_change_is_forgotten(tmp_path, iteration, started, accepted, best, best_from):
+    checkpoint.write_weights(tmp_path / "best_abs_rel.pth", {}, {}, 3)
+    (tmp_path / ".best_abs_rel.pth.before").write_bytes(b"")
+    assert best_after(iteration, started, accepted, tmp_path) == (best, {"best_from": best_from})
+    left = {path.name for path in tmp_path.iterdir()}
+    kept = {"best_abs_rel.pth", ".best_abs_rel.pth.before"}
+    assert left == ({"abandoned_best_abs_rel.pth"} if accepted else kept)
+
+
+def test_an_end_before_the_checkpoint_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "load", lambda _engine, _path: (10, {}))
+    by_epoch = "train.epochs: 2 means 8 iterations in all.*; give train.epochs of 3 or more"
+    by_iteration = "train.iterations: 8 means 8 iterations in all.*; give train.iterations of 10 or more"
+    for key in (by_epoch, by_iteration):
+        state = TrainState(None, RECIPE, tmp_path, "now", 2, 1, 4, 8, key == by_epoch)
+        with pytest.raises(RecipeError, match=key):
+            resuming.restore(state, tmp_path / "iter_10", TextLog())
+    state = TrainState(None, RECIPE, tmp_path, "now", 2, 1, 4, 10, False)
+    resuming.restore(state, tmp_path / "iter_10", TextLog())
+    assert state.iteration == 10
