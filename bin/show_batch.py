@@ -32,6 +32,7 @@ def main() -> None:
     args = parse_arguments()
     import torch
 
+    from tiekd import inputs
     from tiekd.config import load_recipe, settings
     from tiekd.data import resize as resizes
     from tiekd.data.depth_io import write_image
@@ -52,11 +53,12 @@ def main() -> None:
         raise LaunchError(f"--iteration {args.iteration}: iterations count from 1")
     if args.rank is not None and not 0 <= args.rank < record.world_size:
         raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")
+    work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
     has_teacher = recipe.get("teacher") is not None and not args.no_teacher
     teacher = build_teacher(recipe["teacher"], torch.device("cpu")) if has_teacher else None
     dealt = global_batch(
-        build_dataset(recipe, "train"),
+        build_dataset(recipe, "train", held_out=inputs.held_out(inputs.read(work_dir), recipe)),
         settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment),
         loading_of(recipe),
         options.seed,
