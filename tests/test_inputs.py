@@ -257,8 +257,8 @@ def test_maps_that_were_made_anew_are_refused(run):
         ("data", "depth_unit", 500, "data.depth_unit is 500, was 1000"),
         ("data", "intrinsics", [9.0, 9.0, 5.5, 3.5], "data.intrinsics is [9.0, 9.0, 5.5, 3.5], was None"),
         ("evaluation", "crop", "garg", "evaluation.crop is garg, was none"),
-        ("evaluation", "cap", 50.0, "evaluation.cap is 50.0, was None"),
-        ("evaluation", "flip", False, "evaluation.flip is False, was None"),
+        ("evaluation", "cap", 50.0, "evaluation.cap is 50.0, was 80.0"),
+        ("evaluation", "flip", False, "evaluation.flip is False, was True"),
         ("network", "max_depth", 40.0, "network.max_depth is 40.0, was 80.0"),
     ],
 )
@@ -273,6 +273,7 @@ def test_keys_that_say_how_depth_is_read_and_scored_are_refused(run, section, ke
     [
         ("data", {"workers": 3, "augment": {"crop": [4, 8]}, "on_error": "skip"}),
         ("evaluation", {"interval": 3, "batch_size": 2, "save_best": "rmse"}),
+        ("evaluation", {"flip": True, "cap": 80.0}),  # as it is where nothing is said
         ("optimizer", {"lr": 0.1}),
         ("losses", {"silog": {}}),
     ],

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from tiekd import distributed, inputs, work_dirs
 from tiekd.data.loader import Loading
 from tiekd.errors import CheckpointError
+from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.text_log import TextLog
 
 _EXAMPLES = 3
@@ -82,8 +83,10 @@ def compare(started: dict | None, now: dict) -> Verdict:
             told.append("There was no validation at the start; it begins now")
         elif of_splits["train"].refused and not of_splits["val"].refused:
             told.append("The validation frames stay those of the start")
-    of_data = [key for key in keys if _is_refused(key) and key not in names]
-    refused += [f"{key} is {_value(now['recipe'], key)}, was {_value(started['recipe'], key)}" for key in of_data]
+    for key in filter(_is_refused, keys):
+        values = _value(now["recipe"], key), _value(started["recipe"], key)
+        if key not in names and values[0] != values[1]:
+            refused.append(f"{key} is {values[0]}, was {values[1]}")
     was, is_now = started["engine"], now["engine"]
     told += [
         f"Engine config: {key} is {_value(is_now, key)}, was {_value(was, key)}"
@@ -202,6 +205,12 @@ def _position(iteration: int, per_epoch: int) -> dict[str, int]:
 
 
 def _value(node: dict, key: str):
+    """What a dotted name says, or what counts where a recipe's evaluation says nothing; None for another that isn't
+    there."""
+    if key == "evaluation.cap":
+        return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")
+    if key.startswith("evaluation."):
+        return node.get("evaluation", {}).get(key[11:], getattr(EvaluationSettings, key[11:]))
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             return None
