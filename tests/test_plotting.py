@@ -72,6 +72,24 @@ def test_the_files_of_a_resumed_run_are_joined_and_the_last_word_counts(tmp_path
     assert run.curve("loss", "time")[0] == pytest.approx([0.5, 1.0, 1.5, 2.0])
 
 
+def test_epochs_that_became_longer_at_a_resume_are_counted_as_their_row_says(tmp_path):
+    text = "t - depth - INFO - Epoch [1][1/3]\tlr: 1\n"
+    write(tmp_path / "run", "1", [*(train(epoch, i, 9) for epoch in (1, 2) for i in (1, 2, 3))], text)
+    of = {"mode": "epochs_renumbered", "iteration": 6, "was": {"epoch": 2, "iter": 3, "of": 3}}
+    rows = [of | {"now": {"epoch": 2, "iter": 1, "of": 5}}, *(train(2, i, 5) for i in (2, 3, 4, 5)), val(2, 0.1)]
+    write(tmp_path / "run", "2", rows)
+    write(tmp_path / "run", "3", [train(3, 1, 4)])
+    run = read(tmp_path / "run")
+    assert run.curve("loss", "iteration") == (list(range(1, 12)), [9] * 6 + [5] * 4 + [4])
+    assert run.curve("abs_rel", "iteration")[0] == [10]
+
+
+def test_rows_on_skipped_iterations_are_passed_over(tmp_path):
+    skipped = {"mode": "skipped", "iteration": 60, "not_finite": "loss", "micro_batches": []}
+    run = read(write(tmp_path / "run", "1", [train(1, 50, 9), skipped, train(1, 100, 8)]))
+    assert run.curve("loss", "iteration") == ([50, 100], [9, 8])
+
+
 def test_a_log_that_is_being_written_is_read_and_other_files_are_refused(tmp_path):
     folder = write(tmp_path / "run", "1", [train(1, 50, 9), {"bad_iteration": 3}])
     path = folder / "1.log.json"

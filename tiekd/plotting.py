@@ -21,6 +21,7 @@ from tiekd.errors import DataError, LaunchError
 AXES = ("iteration", "epoch", "time")
 _X_LABELS = {"iteration": "iteration", "epoch": "epoch", "time": "hours of training"}
 _NO_KEYS = ("mode", "epoch", "iter")
+_RENUMBERED = "epochs_renumbered"  # the mode of a row that a resume on more or fewer frames writes
 _CHART = (640, 400)
 
 
@@ -124,6 +125,8 @@ def _read_run(path: Path) -> list[Row]:
     by_epoch, per_epoch = _counting(lines, files)
     rows: list[Row] = []
     for part in parts:
+        per_epoch = next((line["of"] for line in part if line["mode"] == _RENUMBERED), per_epoch)
+        part = [line for line in part if line["mode"] != _RENUMBERED]
         # A run that was resumed from an earlier point wrote some iterations twice; the last word counts.
         first = next((_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"), math.inf)
         rows = [row for row in rows if row.iteration < first]
@@ -132,7 +135,7 @@ def _read_run(path: Path) -> list[Row]:
 
 
 def _read_json_lines(path: Path) -> list[dict]:
-    """The rows with a mode. A last line that is being written is left out."""
+    """The rows of training, of validation and on longer epochs. A last line that is being written is left out."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -142,9 +145,11 @@ def _read_json_lines(path: Path) -> list[dict]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            if "mode" in row:
+            if row.get("mode") in ("train", "val"):
                 found.append(row | {"epoch": int(row["epoch"]), "iter": int(row["iter"])})
-        except (ValueError, KeyError, TypeError):
+            elif row.get("mode") == _RENUMBERED:
+                found.append({"mode": _RENUMBERED, "of": int(row["now"]["of"])})
+        except (ValueError, KeyError, TypeError, AttributeError):
             if number < len(lines) or text.endswith("\n"):
                 raise DataError(
                     f"{path}: line {number} is no row of a .log.json; give that file of the run, or its work dir"
