@@ -1,4 +1,5 @@
-"""A run in which no training pixel counts ends with the reason, and one that has some is left alone."""
+"""A run in which no training pixel counts ends with the reason, and one that has some is left
+alone."""
 
 from types import SimpleNamespace
 
@@ -20,7 +21,9 @@ def start(work_dir, interval=4, **values):
 
 def iterate(hook, state, silog=0.0, depth=0.0):
     state.iteration += 1
-    state.micro_losses = [{"decode.loss_silog": torch.tensor(silog), "loss": torch.tensor(silog)}] * 2
+    state.micro_losses = [
+        {"decode.loss_silog": torch.tensor(silog), "loss": torch.tensor(silog)}
+    ] * 2
     state.batch = SimpleNamespace(names=["a.jpg", "b.jpg"], depth=torch.full((2, 1, 3, 4), depth))
     state.teacher_depth = state.batch.depth
     hook.text_log.after_iteration(state)
@@ -49,8 +52,13 @@ def ends_at(hook, state, count=300, **values) -> tuple[int, str]:
 def test_it_ends_after_a_window_or_the_first_epoch(tmp_path, interval, values, expected):
     iteration, message = ends_at(*start(tmp_path, interval, **values))
     assert iteration == expected
-    assert message.startswith(f"no training pixel counts: every loss was exactly 0 for {expected} iterations")
-    assert "(a.jpg, b.jpg) not one of 24 pixels has a depth; check data.depths, data.depth_unit" in message
+    assert message.startswith(
+        f"no training pixel counts: every loss was exactly 0 for {expected} iterations"
+    )
+    assert (
+        "(a.jpg, b.jpg) not one of 24 pixels has a depth; check data.depths, data.depth_unit"
+        in message
+    )
     assert message in (tmp_path / "now.log").read_text()
 
 

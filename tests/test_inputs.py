@@ -1,4 +1,5 @@
-"""What a run reads is written down, and a resume says what has changed since and refuses what it may not take."""
+"""What a run reads is written down, and a resume says what has changed since and refuses what it
+may not take."""
 
 import json
 import os
@@ -39,7 +40,12 @@ class Run:
             write_frame(folder / "data", f"{index:02d}", index)
         (folder / "base.yaml").write_text("train: {epochs: 2, batch_size: 2}\n")
         self.node = {"_base_": "base.yaml", "network": dict(NETWORK)}
-        self.node["data"] = {"name": "folder", "root": str(folder / "data"), "images": "pictures", "depths": "depth"}
+        self.node["data"] = {
+            "name": "folder",
+            "root": str(folder / "data"),
+            "images": "pictures",
+            "depths": "depth",
+        }
         self.node["data"] |= {"depth_unit": 1000, "val_fraction": 0.2}
         self.node["evaluation"] = {"crop": "none"}
         self.engine = {"bf16": {"enabled": False}, "train_micro_batch_size_per_gpu": 2}
@@ -52,11 +58,15 @@ class Run:
         recipe = self.recipe()
         if held_out is None:
             held_out = inputs.held_out(started, recipe)
-        data = {split: build_dataset(recipe, split, held_out=held_out) for split in ("train", "val")}
+        data = {
+            split: build_dataset(recipe, split, held_out=held_out) for split in ("train", "val")
+        }
         if not validate:
             data["val"] = None
         config = EngineConfig(self.engine, 2, 1)
-        return inputs.collect(recipe, self.folder / "recipe.yaml", config, data, -(-len(data["train"]) // 2), started)
+        return inputs.collect(
+            recipe, self.folder / "recipe.yaml", config, data, -(-len(data["train"]) // 2), started
+        )
 
 
 @pytest.fixture
@@ -82,7 +92,11 @@ def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
     train = record["splits"]["train"]
     assert train["count"] == len(train["names"]) == 8 and record["iterations_per_epoch"] == 4
     picture = run.folder / "data" / "pictures" / train["names"][0]
-    assert train["files"]["picture"][0] == [picture.stat().st_size, inputs.crc(picture), picture.stat().st_mtime_ns]
+    assert train["files"]["picture"][0] == [
+        picture.stat().st_size,
+        inputs.crc(picture),
+        picture.stat().st_mtime_ns,
+    ]
     assert sorted(map(os.path.basename, record["recipe_files"])) == ["base.yaml", "recipe.yaml"]
 
 
@@ -93,7 +107,9 @@ def test_a_record_that_is_not_there_or_torn_is_none_and_a_line_says_so(run, cont
     assert inputs.read(run.folder) is None and inputs.held_out(None, {}) is None
     verdict = changes(run, None)
     assert verdict.keys is None and verdict.refused == []
-    assert verdict.told[0].startswith("There is no inputs.json of this run's start, so nothing says what has changed")
+    assert verdict.told[0].startswith(
+        "There is no inputs.json of this run's start, so nothing says what has changed"
+    )
 
 
 def test_added_pictures_are_refused_and_the_validation_frames_stay(run):
@@ -104,7 +120,9 @@ def test_added_pictures_are_refused_and_the_validation_frames_stay(run):
     assert verdict.refused == ["30 train frames were added (10.png, 11.png, 12.png and 27 more)"]
     assert "The validation frames stay those of the start" in verdict.told
     assert run.record(started)["splits"]["val"] == started["splits"]["val"]
-    assert run.record()["splits"]["val"]["names"] != started["splits"]["val"]["names"]  # what would be picked anew
+    assert (
+        run.record()["splits"]["val"]["names"] != started["splits"]["val"]["names"]
+    )  # what would be picked anew
 
 
 def test_removed_and_renamed_pictures_are_refused(run):
@@ -141,7 +159,9 @@ def test_depth_that_is_gone_or_new_is_refused(run):
     started = run.record()
     write_png(run.folder / "data" / "depth" / "03.png", np.full((8, 12), 500, np.uint16))
     (run.folder / "data" / "depth" / "05.png").unlink()
-    assert refusals(run, started) == ["the depth map of 2 train frames is another or gone (03.png, 05.png)"]
+    assert refusals(run, started) == [
+        "the depth map of 2 train frames is another or gone (03.png, 05.png)"
+    ]
 
 
 def test_a_time_of_change_alone_refuses_nothing(run, monkeypatch):
@@ -156,8 +176,8 @@ def test_a_time_of_change_alone_refuses_nothing(run, monkeypatch):
         os.utime(path, (2, 2))
     verdict = changes(run, started)
     assert verdict.refused == [] and verdict.told == [
-        f"{count} files of the {split} frames have another time of change and the same size; they are taken to be as "
-        "they were"
+        f"{count} files of the {split} frames have another time of change and the same size; they "
+        "are taken to be as they were"
         for split, count in (("train", 16), ("val", 4))
     ]
     write_frame(run.folder / "data", "03", 77)  # another size
@@ -170,8 +190,14 @@ def test_contents_that_were_read_are_read_again_though_the_set_has_grown_large(r
     monkeypatch.setattr(inputs, "READ_UP_TO", 0)
     write_frame(run.folder / "data", "50", 50)
     now = run.record(started)
-    crcs = dict(zip(now["splits"]["train"]["names"], now["splits"]["train"]["files"]["picture"], strict=True))
-    assert crcs["50.png"][1] is None and all(crcs[name][1] for name in started["splits"]["train"]["names"])
+    crcs = dict(
+        zip(
+            now["splits"]["train"]["names"], now["splits"]["train"]["files"]["picture"], strict=True
+        )
+    )
+    assert crcs["50.png"][1] is None and all(
+        crcs[name][1] for name in started["splits"]["train"]["names"]
+    )
 
 
 def test_a_folder_that_was_moved_is_told_and_not_refused(run):
@@ -181,7 +207,9 @@ def test_a_folder_that_was_moved_is_told_and_not_refused(run):
     verdict = changes(run, started)
     assert verdict.keys == ["data.root"] and verdict.refused == []
     where = run.folder / "elsewhere" / "pictures", run.folder / "data" / "pictures"
-    assert f"The train frames are now those of {where[0]}; at the start, of {where[1]}" in verdict.told
+    assert (
+        f"The train frames are now those of {where[0]}; at the start, of {where[1]}" in verdict.told
+    )
 
 
 def test_a_split_file_that_changes_the_frames_is_named_and_one_that_does_not_is_told(run):
@@ -201,11 +229,18 @@ def test_a_split_file_that_changes_the_frames_is_named_and_one_that_does_not_is_
 
 
 def test_lists_in_another_order_are_refused(run):
-    run.node["data"] = {"name": "kitti", "root": str(run.folder / "k"), "train_split": "t.txt", "val_split": "v.txt"}
+    run.node["data"] = {
+        "name": "kitti",
+        "root": str(run.folder / "k"),
+        "train_split": "t.txt",
+        "val_split": "v.txt",
+    }
     lines = [f"{index:02d}.png {index:02d}.png 721.5\n" for index in range(4)]
     for index in range(4):
         write_png(run.folder / "k" / "input" / f"{index:02d}.png", np.zeros((8, 12, 3), np.uint8))
-        write_png(run.folder / "k" / "gt_depth" / f"{index:02d}.png", np.full((8, 12), 500, np.uint16))
+        write_png(
+            run.folder / "k" / "gt_depth" / f"{index:02d}.png", np.full((8, 12), 500, np.uint16)
+        )
     (run.folder / "k" / "t.txt").write_text("".join(lines[:3]))
     (run.folder / "k" / "v.txt").write_text(lines[3])
     started = run.record()
@@ -223,15 +258,23 @@ def test_a_teacher_that_was_replaced_is_refused_and_one_that_was_moved_is_not(ru
     paths = [run.folder / f"{name}.pth" for name in "ab"]
     for number, path in enumerate(paths):
         write_weights(path, {}, {"number": number}, 0)
-    run.node["teacher"] = {"network": {"encoder": {}, "decoder": {}, "head": {}}, "checkpoint": str(paths[0])}
+    run.node["teacher"] = {
+        "network": {"encoder": {}, "decoder": {}, "head": {}},
+        "checkpoint": str(paths[0]),
+    }
     started = run.record()
     paths[0].rename(run.folder / "c.pth")
     run.node["teacher"]["checkpoint"] = str(run.folder / "c.pth")
     verdict = changes(run, started)
     assert verdict.refused == []
-    assert f"teacher.checkpoint: {run.folder / 'c.pth'} has the content that {paths[0]} had" in verdict.told
+    assert (
+        f"teacher.checkpoint: {run.folder / 'c.pth'} has the content that {paths[0]} had"
+        in verdict.told
+    )
     paths[1].rename(run.folder / "c.pth")
-    assert refusals(run, started)[0].startswith(f"teacher.checkpoint: {run.folder / 'c.pth'}, where {paths[0]} was")
+    assert refusals(run, started)[0].startswith(
+        f"teacher.checkpoint: {run.folder / 'c.pth'}, where {paths[0]} was"
+    )
     run.node["teacher"]["flip"] = True
     assert "teacher.flip is True, was None" in refusals(run, started)
     run.node["teacher"] = None
@@ -240,7 +283,13 @@ def test_a_teacher_that_was_replaced_is_refused_and_one_that_was_moved_is_not(ru
 
 def test_maps_that_were_made_anew_are_refused(run):
     manifest = run.folder / "data" / "maps" / "manifest.json"
-    facts = {"full_scale_m": 80.0, "max_depth_m": 80.0, "kb_crop": None, "flip": True, "teacher_digest": "a" * 64}
+    facts = {
+        "full_scale_m": 80.0,
+        "max_depth_m": 80.0,
+        "kb_crop": None,
+        "flip": True,
+        "teacher_digest": "a" * 64,
+    }
     manifest.write_text(json.dumps(facts))
     run.node["teacher"] = {"maps": "maps"}
     started = run.record()
@@ -248,14 +297,22 @@ def test_maps_that_were_made_anew_are_refused(run):
     assert refusals(run, started) == [f"teacher.maps: {manifest} has another content"]
     name = started["splits"]["train"]["names"][0]
     write_png(run.folder / "data" / "maps" / name, np.full((8, 12), 1234, np.uint16))
-    assert refusals(run, started)[0] == f"the teacher map of 1 train frames is another or gone ({name})"
+    assert (
+        refusals(run, started)[0]
+        == f"the teacher map of 1 train frames is another or gone ({name})"
+    )
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value", "told"),
     [
         ("data", "depth_unit", 500, "data.depth_unit is 500, was 1000"),
-        ("data", "intrinsics", [9.0, 9.0, 5.5, 3.5], "data.intrinsics is [9.0, 9.0, 5.5, 3.5], was None"),
+        (
+            "data",
+            "intrinsics",
+            [9.0, 9.0, 5.5, 3.5],
+            "data.intrinsics is [9.0, 9.0, 5.5, 3.5], was None",
+        ),
         ("evaluation", "crop", "garg", "evaluation.crop is garg, was none"),
         ("evaluation", "cap", 50.0, "evaluation.cap is 50.0, was 80.0"),
         ("evaluation", "flip", False, "evaluation.flip is False, was True"),
@@ -298,21 +355,29 @@ def test_recipes_engine_configs_and_weights_to_begin_with_are_told(run):
     started = run.record()
     (run.folder / "start.pth").write_bytes(b"2")
     (run.folder / "base.yaml").write_text("# a word\ntrain: {epochs: 2, batch_size: 2}\n")
-    run.engine = {"bf16": {"enabled": True}, "train_micro_batch_size_per_gpu": 1}  # the latter follows the ranks
+    run.engine = {
+        "bf16": {"enabled": True},
+        "train_micro_batch_size_per_gpu": 1,
+    }  # the latter follows the ranks
     verdict = changes(run, started)
     assert verdict.keys == verdict.refused == []
     assert verdict.told == [
         f"load.checkpoint: {run.folder / 'start.pth'} has another content",
         "Engine config: bf16.enabled is True, was False",
-        f"Recipe files that have changed since the start, or are gone: {run.folder / 'base.yaml'}; bin/resume keeps to "
+        f"Recipe files that have changed since the start, or are gone: {run.folder / 'base.yaml'}; "
+        "bin/resume keeps to "
         "config.yaml in the work dir, bin/train.py --resume-from takes them as they are now",
     ]
     (run.folder / "start.pth").unlink()
     (run.folder / "base.yaml").write_text("_base_: gone.yaml\n")
     datasets, engine = {"train": [1, 2], "val": None}, EngineConfig({}, 1, 1)
-    now = inputs.collect(started["recipe"], run.folder / "recipe.yaml", engine, datasets, 1, started)
+    now = inputs.collect(
+        started["recipe"], run.folder / "recipe.yaml", engine, datasets, 1, started
+    )
     told = input_changes.compare(started, now).told
-    assert any(text.endswith("start.pth, which was read at the start, isn't any more") for text in told)
+    assert any(
+        text.endswith("start.pth, which was read at the start, isn't any more") for text in told
+    )
     assert any(f"or are gone: {run.folder / 'base.yaml'}" in text for text in told)
 
 
@@ -335,7 +400,9 @@ def test_code_of_ones_own_that_makes_targets_is_refused_and_other_code_is_told(r
     assert verdict.refused == []
     assert verdict.told == [f"module own_inputs.loss: {package / 'loss.py'} has another content"]
     (package / "weights.bin").write_bytes(b"2")
-    assert refusals(run, started) == [f"teacher.weights: {package / 'weights.bin'} has another content"]
+    assert refusals(run, started) == [
+        f"teacher.weights: {package / 'weights.bin'} has another content"
+    ]
     (package / "teacher.py").write_text("build = list\n")
     assert f"teacher.name: {package / 'teacher.py'} has another content" in refusals(run, started)
 
@@ -355,7 +422,10 @@ def test_a_run_that_goes_on_without_validation_keeps_the_frames_for_later(run):
 
 def test_a_data_set_without_files_is_counted(run):
     config = EngineConfig({}, 1, 1)
-    records = [inputs.collect(run.recipe(), Path("x"), config, {"train": range(n), "val": None}, 1) for n in (3, 4)]
+    records = [
+        inputs.collect(run.recipe(), Path("x"), config, {"train": range(n), "val": None}, 1)
+        for n in (3, 4)
+    ]
     assert input_changes.compare(*records).refused == ["there are 4 train frames, were 3"]
     assert input_changes.compare(records[0], records[0]).refused == []
 
@@ -370,8 +440,8 @@ def test_the_refusal_is_one_line_that_may_be_accepted_and_a_run_that_begins_is_n
     with pytest.raises(CheckpointError) as caught:
         judge(run, started)
     assert str(caught.value) == (
-        "w/checkpoints/iter_3: not as at the start of the run: 1 train frames were added (zz.png); put that back, or "
-        "go on with it by --accept-changes, which counts the best anew"
+        "w/checkpoints/iter_3: not as at the start of the run: 1 train frames were added (zz.png); "
+        "put that back, or go on with it by --accept-changes, which counts the best anew"
     )
     assert judge(run, started, accept=True).refused == ["1 train frames were added (zz.png)"]
     assert judge(run, started, path=None) == (None, [], [])
@@ -411,4 +481,8 @@ def test_longer_epochs_are_logged_with_where_the_run_stands_in_them(tmp_path):
         "now": {"epoch": 2, "iter": 1, "of": 23},
     }
     (line,) = (tmp_path / "now.log").read_text().splitlines()
-    assert "Epochs have 23 iterations now, 12 before: iteration 24 was iteration 12 of epoch 2 and counts as" in line
+    assert (
+        "Epochs have 23 iterations now, 12 before: iteration 24 was iteration 12 of epoch 2 and "
+        "counts as iteration 1 of epoch 2"
+        in line
+    )

@@ -1,4 +1,5 @@
-"""What a network was trained on stands in its file, and figures on those frames are told or refused."""
+"""What a network was trained on stands in its file, and figures on those frames are told or
+refused."""
 
 import types
 
@@ -38,7 +39,10 @@ def test_a_frame_is_known_by_name_and_size_wherever_the_folder_is(tmp_path):
     assert seen_of(record, frames(tmp_path / "a", 5)) == Overlap(3, 5)
     (tmp_path / "a").rename(tmp_path / "b")
     moved = frames(tmp_path / "b", 5)
-    assert seen_of(record, moved) == Overlap(3, 5) and seen_of(record, frames(tmp_path / "b", 5, first=3)).seen == 0
+    assert (
+        seen_of(record, moved) == Overlap(3, 5)
+        and seen_of(record, frames(tmp_path / "b", 5, first=3)).seen == 0
+    )
     Image.new("RGB", (30, 20)).save(moved.frames[0].image)  # another picture of the same name
     assert seen_of(record, moved) == Overlap(2, 5)
     assert overlap(None, [1]) is None and overlap(record, None) is None
@@ -57,12 +61,19 @@ def test_the_record_is_plain_data_in_a_file_of_weights(tmp_path):
     (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:100])
     for other in (path, tmp_path / "torn.pth", tmp_path / "none.pth", None):
         assert trained_on.read(other) is None
-    for node in (3, {}, {"hashes": [1], "zero_bits": 0}, {"hashes": torch.ones(1), "zero_bits": "x"}):
+    for node in (
+        3,
+        {},
+        {"hashes": [1], "zero_bits": 0},
+        {"hashes": torch.ones(1), "zero_bits": "x"},
+    ):
         assert from_plain({"trained_on": node}) is None
 
 
 def test_a_union_has_the_frames_of_both(tmp_path):
-    first, second = (trained_on.trained_on(frames(tmp_path / "a", n, first=k)) for k, n in ((0, 3), (2, 5)))
+    first, second = (
+        trained_on.trained_on(frames(tmp_path / "a", n, first=k)) for k, n in ((0, 3), (2, 5))
+    )
     both = union(first, second)
     assert len(both.hashes) == 5 and seen_of(both, frames(tmp_path / "a")).is_whole
     assert union(None, first) is first and union(first, None) is first and union(None, None) is None
@@ -86,13 +97,19 @@ def entrant(record):
 
 def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_all_were(tmp_path):
     record, val = trained_on.trained_on(frames(tmp_path / "a", 2)), frames(tmp_path / "a", 5)
-    networks = {"part": entrant(record), "unknown": entrant(None), "other": entrant(TrainedOn(torch.tensor([1])))}
+    networks = {
+        "part": entrant(record),
+        "unknown": entrant(None),
+        "other": entrant(TrainedOn(torch.tensor([1]))),
+    }
     seen = comparison.overlaps(networks, val)
     assert seen == {"part": Overlap(2, 5), "unknown": None, "other": Overlap(0, 5)}
     comparison.refuse_trained_on(seen, networks)
     protocol = comparison.Protocol("val", EvaluationSettings(crop="none"), 1e-3, 80.0)
     results = {
-        name: comparison.evaluate(each, val, protocol, CPU, Loading(workers=0), None)._replace(overlap=seen[name])
+        name: comparison.evaluate(each, val, protocol, CPU, Loading(workers=0), None)._replace(
+            overlap=seen[name]
+        )
         for name, each in networks.items()
     }
     said = reports.everything(results, protocol)[0].splitlines()
@@ -100,7 +117,9 @@ def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_al
     plain = comparison.as_json(results, protocol)["networks"]
     assert [plain[name]["frames_trained_on"] for name in networks] == [2, None, 0]
     seen = comparison.overlaps(networks, frames(tmp_path / "a", 2))
-    with pytest.raises(DataError, match="^part: None was trained on all 2 frames .*, or say --on-trained$"):
+    with pytest.raises(
+        DataError, match="^part: None was trained on all 2 frames .*, or say --on-trained$"
+    ):
         comparison.refuse_trained_on(seen, networks)
 
 
@@ -108,15 +127,21 @@ def test_networks_bring_the_record_of_their_file(tmp_path):
     record = trained_on.trained_on(frames(tmp_path / "a", 2))
     state = build_network(NETWORK).state_dict()
     checkpoint.write_weights(tmp_path / "w.pth", state, NETWORK, 0, **as_plain(record))
-    (found,) = comparison.entrants([(write_recipe(tmp_path), str(tmp_path / "w.pth"))], [], True, CPU).values()
+    (found,) = comparison.entrants(
+        [(write_recipe(tmp_path), str(tmp_path / "w.pth"))], [], True, CPU
+    ).values()
     assert torch.equal(found.trained_on.hashes, record.hashes)
 
 
 def test_a_runs_own_best_says_how_many_of_its_frames_were_trained_on(tmp_path):
     record, told = trained_on.trained_on(frames(tmp_path / "a", 2)), []
     val = frames(tmp_path / "a", 5)
-    hook = Evaluation(EvaluationSettings(crop="none", flip=False), val, Slanted(), CPU, Loading(), [], told.append)
-    state = types.SimpleNamespace(engine=None, trained_on=record, metrics={"abs_rel": 0.5}, iteration=3)
+    hook = Evaluation(
+        EvaluationSettings(crop="none", flip=False), val, Slanted(), CPU, Loading(), [], told.append
+    )
+    state = types.SimpleNamespace(
+        engine=None, trained_on=record, metrics={"abs_rel": 0.5}, iteration=3
+    )
     state.work_dir, state.recipe = tmp_path, {"network": NETWORK}
     hook.before_train(state)
     hook._save_best("abs_rel", {"w": torch.ones(2)}, state)

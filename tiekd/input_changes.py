@@ -1,9 +1,11 @@
-"""What of a run's inputs has changed between its start and a resume, and whether the run may go on with that.
+"""What of a run's inputs has changed between its start and a resume, and whether the run may go on
+with that.
 
-A change of what is trained on, or of what its evaluations compare, is refused unless it was accepted
-(`--accept-changes`): frames, their files, the order of them, the teacher's weights and maps, code of one's own that
-makes data or targets, and the recipe's keys that say how depth is read and scored. All else is told and goes on, such
-as a data set that was moved. A time of change alone refuses nothing.
+A change of what is trained on, or of what its evaluations compare, is refused unless it was
+accepted (`--accept-changes`): frames, their files, the order of them, the teacher's weights and
+maps, code of one's own that makes data or targets, and the recipe's keys that say how depth is
+read and scored. All else is told and goes on, such as a data set that was moved. A time of change
+alone refuses nothing.
 """
 
 from collections import Counter
@@ -19,9 +21,26 @@ from tiekd.evaluation import EvaluationSettings
 from tiekd.hooks.text_log import TextLog
 
 _EXAMPLES = 3
-_REFUSED_KEYS = ("data*", "teacher*", "evaluation.crop", "evaluation.cap", "evaluation.flip", "network.m??_depth")
-# Where files are: what is in them decides. Augmentation and loading don't change which frames there are.
-_PLACES = ("root", "images", "depths", "image_folder", "train_split", "val_split", "val_fraction", "decoded")
+_REFUSED_KEYS = (
+    "data*",
+    "teacher*",
+    "evaluation.crop",
+    "evaluation.cap",
+    "evaluation.flip",
+    "network.m??_depth",
+)
+# Where files are: what is in them decides. Augmentation and loading don't change which frames
+# there are.
+_PLACES = (
+    "root",
+    "images",
+    "depths",
+    "image_folder",
+    "train_split",
+    "val_split",
+    "val_fraction",
+    "decoded",
+)
 _ALLOWED_KEYS = (
     *(f"data.{key}" for key in (*_PLACES, "augment", "augment.*", *Loading.__dataclass_fields__)),
     *(f"teacher.{key}" for key in ("checkpoint", "recipe", "maps")),
@@ -30,19 +49,24 @@ _LISTS = ("data.train_split", "data.val_split")
 
 
 class Verdict(NamedTuple):
-    """keys: of the recipe that changed, as `work_dirs.changed_keys` gives them, None where the start's isn't known;
-    refused: changes of what is trained on or compared; told: all other ones."""
+    """keys: of the recipe that changed, as `work_dirs.changed_keys` gives them, None where the
+    start's isn't known; refused: changes of what is trained on or compared; told: all other
+    ones."""
 
     keys: list[str] | None
     refused: list[str]
     told: list[str]
 
 
-def judge(started: dict | None, now: dict | None, resume_path: Path | None, accept: bool) -> Verdict:
-    """What has changed between the records of the start and of now, which are None but on rank 0. Collective.
+def judge(
+    started: dict | None, now: dict | None, resume_path: Path | None, accept: bool
+) -> Verdict:
+    """What has changed between the records of the start and of now, which are None but on rank 0.
+    Collective.
 
-    Raises CheckpointError, on all ranks, for changes of what is trained on or compared that aren't accepted.
-    resume_path: the checkpoint; None: the run begins, so nothing has been learned from anything else.
+    Raises CheckpointError, on all ranks, for changes of what is trained on or compared that aren't
+    accepted. resume_path: the checkpoint; None: the run begins, so nothing has been learned from
+    anything else.
     """
     verdict = None
     if distributed.is_main():
@@ -50,8 +74,8 @@ def judge(started: dict | None, now: dict | None, resume_path: Path | None, acce
     verdict = distributed.broadcast_object(verdict)
     if verdict.refused and not accept:
         raise CheckpointError(
-            f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put that back, or "
-            "go on with it by --accept-changes, which counts the best anew"
+            f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put that "
+            "back, or go on with it by --accept-changes, which counts the best anew"
         )
     return verdict
 
@@ -59,21 +83,27 @@ def judge(started: dict | None, now: dict | None, resume_path: Path | None, acce
 def compare(started: dict | None, now: dict) -> Verdict:
     """The changes between two records; see `Verdict`."""
     if started is None:
-        line = f"There is no {inputs.NAME} of this run's start, so nothing says what has changed since"
+        line = (
+            f"There is no {inputs.NAME} of this run's start, so nothing says what has changed since"
+        )
         return Verdict(None, [], [f"{line}; it is written now"])
     differing = work_dirs.differences(started["recipe"], now["recipe"])
     keys = [key for key in differing if not key.startswith(work_dirs.NOT_LEARNED_FROM)]
     refused, told = [], []
     of_splits = {}
     for split in ("train", "val"):
-        of_splits[split] = _split_changes(split, started["splits"].get(split), now["splits"].get(split))
+        of_splits[split] = _split_changes(
+            split, started["splits"].get(split), now["splits"].get(split)
+        )
         refused += of_splits[split].refused
         told += of_splits[split].told
     names = sorted(started["files"].keys() | now["files"].keys())
     for name in names:
         is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
         # Frames say what a list changes; where they changed it is named as the reason.
-        reason = name in _LISTS and of_splits[name.removeprefix("data.").removesuffix("_split")].refused
+        reason = (
+            name in _LISTS and of_splits[name.removeprefix("data.").removesuffix("_split")].refused
+        )
         if is_another and (reason or not _is_only_told(name)):
             refused.append(text)
         elif text is not None:
@@ -97,14 +127,22 @@ def compare(started: dict | None, now: dict) -> Verdict:
 
 
 def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
-    """Logs, in words and as a row, that epochs are longer or shorter than they were up to `iteration`. Rank 0 only."""
-    if started is None or not iteration or started["iterations_per_epoch"] == now["iterations_per_epoch"]:
+    """Logs, in words and as a row, that epochs are longer or shorter than they were up to
+    `iteration`. Rank 0 only."""
+    if (
+        started is None
+        or not iteration
+        or started["iterations_per_epoch"] == now["iterations_per_epoch"]
+    ):
         return
-    was, is_now = (_position(iteration, record["iterations_per_epoch"]) for record in (started, now))
+    was, is_now = (
+        _position(iteration, record["iterations_per_epoch"]) for record in (started, now)
+    )
     log.info(
-        f"Epochs have {is_now['of']} iterations now, {was['of']} before: iteration {iteration} was iteration "
-        f"{was['iter']} of epoch {was['epoch']} and counts as iteration {is_now['iter']} of epoch {is_now['epoch']}; "
-        "so do the rows of the .log.json from here on, after a row `epochs_renumbered`"
+        f"Epochs have {is_now['of']} iterations now, {was['of']} before: iteration {iteration} was "
+        f"iteration {was['iter']} of epoch {was['epoch']} and counts as iteration {is_now['iter']} "
+        f"of epoch {is_now['epoch']}; so do the rows of the .log.json from here on, after a row "
+        "`epochs_renumbered`"
     )
     log.write_json({"mode": "epochs_renumbered", "iteration": iteration, "was": was, "now": is_now})
 
@@ -119,14 +157,18 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
         return _Changes([], [])
     if "names" not in old or "names" not in new:
         changed = old["count"] != new["count"]
-        return _Changes([f"there are {new['count']} {split} frames, were {old['count']}"] if changed else [], [])
+        return _Changes(
+            [f"there are {new['count']} {split} frames, were {old['count']}"] if changed else [], []
+        )
     refused, told = [], []
     before, after = Counter(old["names"]), Counter(new["names"])
     added, removed = list((after - before).elements()), list((before - after).elements())
     if added:
         refused.append(f"{len(added)} {split} frames were added ({_some(added)})")
     if removed:
-        refused.append(f"{len(removed)} of {old['count']} {split} frames were removed ({_some(removed)})")
+        refused.append(
+            f"{len(removed)} of {old['count']} {split} frames were removed ({_some(removed)})"
+        )
     common = [name for name in old["names"] if name in after]
     if common != [name for name in new["names"] if name in before] and not added and not removed:
         refused.append(f"the {split} frames have another order")
@@ -135,22 +177,30 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
         pairs = _pairs(old, new, kind)
         changed = [name for name, was, is_now in pairs if _is_another(was, is_now)]
         if changed:
-            refused.append(f"the {kind} of {len(changed)} {split} frames is another or gone ({_some(changed)})")
+            refused.append(
+                f"the {kind} of {len(changed)} {split} frames is another or gone ({_some(changed)})"
+            )
         unsure += sum(_is_unsure(was, is_now) for _, was, is_now in pairs)
     if unsure:
         told.append(
-            f"{unsure} files of the {split} frames have another time of change and the same size; they are taken to be "
-            "as they were"
+            f"{unsure} files of the {split} frames have another time of change and the same size; "
+            "they are taken to be as they were"
         )
     if old["source"] != new["source"]:
-        told.append(f"The {split} frames are now those of {new['source']}; at the start, of {old['source']}")
+        told.append(
+            f"The {split} frames are now those of {new['source']}; at the start, of {old['source']}"
+        )
     return _Changes(refused, told)
 
 
 def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inputs.Entry]]:
     """Each frame that is in both records, with its file of a kind in each."""
     now = dict(zip(new["names"], new["files"][kind], strict=True))
-    return [(name, was, now[name]) for name, was in zip(old["names"], old["files"][kind], strict=True) if name in now]
+    return [
+        (name, was, now[name])
+        for name, was in zip(old["names"], old["files"][kind], strict=True)
+        if name in now
+    ]
 
 
 def _is_another(was: inputs.Entry, is_now: inputs.Entry) -> bool:
@@ -175,11 +225,14 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
     if old[1] != new[1]:
         than = "" if old[0] == new[0] else f", where {old[0]} was"
         return True, f"{name}: {new[0]}{than} has another content"
-    return False, None if old[0] == new[0] else f"{name}: {new[0]} has the content that {old[0]} had"
+    return False, None if old[0] == new[
+        0
+    ] else f"{name}: {new[0]} has the content that {old[0]} had"
 
 
 def _is_only_told(name: str) -> bool:
-    """Of a file that a resumed run doesn't read again, of lists, and of code that makes neither data nor targets."""
+    """Of a file that a resumed run doesn't read again, of lists, and of code that makes neither
+    data nor targets."""
     return name == "load.checkpoint" or name in _LISTS or name.startswith("module ")
 
 
@@ -195,18 +248,23 @@ def _recipe_files(old: dict, new: dict) -> Iterator[str]:
     changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
     if changed:
         yield (
-            f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; bin/resume keeps to "
-            f"{work_dirs.RECIPE} in the work dir, bin/train.py --resume-from takes them as they are now"
+            f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; "
+            f"bin/resume keeps to {work_dirs.RECIPE} in the work dir, bin/train.py --resume-from takes "
+            "them as they are now"
         )
 
 
 def _position(iteration: int, per_epoch: int) -> dict[str, int]:
-    return {"epoch": (iteration - 1) // per_epoch + 1, "iter": (iteration - 1) % per_epoch + 1, "of": per_epoch}
+    return {
+        "epoch": (iteration - 1) // per_epoch + 1,
+        "iter": (iteration - 1) % per_epoch + 1,
+        "of": per_epoch,
+    }
 
 
 def _value(node: dict, key: str):
-    """What a dotted name says, or what counts where a recipe's evaluation says nothing; None for another that isn't
-    there."""
+    """What a dotted name says, or what counts where a recipe's evaluation says nothing; None for
+    another that isn't there."""
     if key == "evaluation.cap":
         return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")
     if key.startswith("evaluation."):

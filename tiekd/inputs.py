@@ -1,14 +1,16 @@
-"""What a run reads, written down in its work dir (`inputs.json`), so that a resume notices what has changed since.
+"""What a run reads, written down in its work dir (`inputs.json`), so that a resume notices what
+has changed since.
 
     {"recipe": {...}, "engine": {...}, "iterations_per_epoch": 12, "best_from": -1,
-     "files": {"teacher.checkpoint": [path, CRC-32]},   the teacher's weights, split files, code of one's own, ...
-     "recipe_files": {path: CRC-32},                    the recipe, its bases and the teacher's
-     "splits": {"train": {"count": 45, "source": ..., "names": [...],
-                          "files": {"picture": [[bytes, CRC-32 or null, time of change in ns], ...], ...}}}}
+     "files": {"teacher.checkpoint": [path, CRC-32], ...},   and split files, code of one's own, ...
+     "recipe_files": {path: CRC-32, ...},                    the recipe, its bases and the teacher's
+     "splits": {"train": {"count": 45, "source": ..., "names": [...], "files":
+                    {"picture": [[bytes, CRC-32 or null, time of change in ns], ...], ...}}}}
 
-Frames are in their order. Of a split of at most 256 MB the contents are read; of a larger one the sizes and times of
-change are taken. Only rank 0 reads and writes: some 5 us a file on a local disk, and a second per GB that is read.
-`tiekd/input_changes.py` compares two of them. Left out: contents of large data sets, and of data sets without files.
+Frames are in their order. Of a split of at most 256 MB the contents are read; of a larger one the
+sizes and times of change are taken. Only rank 0 reads and writes: some 5 us a file on a local
+disk, and a second per GB that is read. `tiekd/input_changes.py` compares two of them. Left out:
+contents of large data sets, and of data sets without files.
 """
 
 import contextlib
@@ -35,7 +37,11 @@ NAME = "inputs.json"
 VERSION = 1
 READ_UP_TO = 256 * 10**6  # bytes of a split whose contents are read
 KINDS = ("picture", "depth map", "teacher map")
-_SHARES = tuple(key for key in ENGINE_KEYS if key.startswith(("train_", "gradient_accumulation", "gradient_clipping")))
+_SHARES = tuple(
+    key
+    for key in ENGINE_KEYS
+    if key.startswith(("train_", "gradient_accumulation", "gradient_clipping"))
+)
 _BLOCK, _THREADS = 1 << 20, 8
 
 Entry = list | None  # of a file: [bytes, CRC-32 or None, ns]; None where there is none
@@ -51,13 +57,17 @@ def collect(
 ) -> dict:
     """The record of a run as it is now. Rank 0 only.
 
-    datasets: "train" and "val", the latter None without validation. started: the record of the start, where one is
-    compared with it: contents that it has are read here, too.
+    datasets: "train" and "val", the latter None without validation. started: the record of the
+    start, where one is compared with it: contents that it has are read here, too.
     """
     old_splits = {} if started is None else started["splits"]
     # A run that goes on without validation may validate again later, on the frames of its start.
     splits = dict(old_splits)
-    splits |= {name: _split(dataset, old_splits.get(name)) for name, dataset in datasets.items() if dataset is not None}
+    splits |= {
+        name: _split(dataset, old_splits.get(name))
+        for name, dataset in datasets.items()
+        if dataset is not None
+    }
     engine = {key: value for key, value in engine_config.values.items() if key not in _SHARES}
     record = {
         "version": VERSION,
@@ -92,8 +102,8 @@ def of_checkpoint(path: Path | None) -> dict | None:
 
 
 def held_out(record: dict | None, recipe: dict) -> list[str] | None:
-    """The names of the validation frames at the start; None where there were none, where they aren't known, and where
-    the recipe asks for another share of the frames."""
+    """The names of the validation frames at the start; None where there were none, where they
+    aren't known, and where the recipe asks for another share of the frames."""
     if record is None:
         return None
     shares = [node.get("data", {}).get("val_fraction") for node in (record["recipe"], recipe)]
@@ -123,9 +133,16 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
         known = set(names) if total <= READ_UP_TO else _read_at_the_start(old)
         for kind, states in files.items():
             wanted = [index for index, name in enumerate(names) if name in known and states[index]]
-            for index, value in zip(wanted, pool.map(crc, [paths[kind][i] for i in wanted]), strict=True):
+            for index, value in zip(
+                wanted, pool.map(crc, [paths[kind][i] for i in wanted]), strict=True
+            ):
                 states[index][1] = value
-    return {"count": len(names), "source": str(dataset.source.absolute()), "names": names, "files": files}
+    return {
+        "count": len(names),
+        "source": str(dataset.source.absolute()),
+        "names": names,
+        "files": files,
+    }
 
 
 def _paths(frames: Frames) -> dict[str, list[str | None]]:
@@ -133,7 +150,11 @@ def _paths(frames: Frames) -> dict[str, list[str | None]]:
     maps = [None] * len(frames)
     if frames.maps is not None:
         maps = [os.path.join(frames.maps, frames.map_name(index)) for index in range(len(frames))]
-    columns = [frame.image for frame in frames.frames], [frame.depth for frame in frames.frames], maps
+    columns = (
+        [frame.image for frame in frames.frames],
+        [frame.depth for frame in frames.frames],
+        maps,
+    )
     return dict(zip(KINDS, columns, strict=True))
 
 
@@ -149,19 +170,30 @@ def _read_at_the_start(old: dict | None) -> set[str]:
     """Names of the frames whose contents are in a record of the start."""
     if old is None or "names" not in old:
         return set()
-    return {name for name, state in zip(old["names"], old["files"][KINDS[0]], strict=True) if state and state[1]}
+    return {
+        name
+        for name, state in zip(old["names"], old["files"][KINDS[0]], strict=True)
+        if state and state[1]
+    }
 
 
 def _files(recipe: dict, datasets: Mapping[str, Dataset | None]) -> Iterator[tuple[str, str]]:
-    """Names and absolute paths of the single files that decide what is trained on, or where the run began."""
+    """Names and absolute paths of the single files that decide what is trained on, or where the
+    run began."""
     for name, path in _single_files(recipe, datasets):
         if path is not None and os.path.isfile(path):
             yield name, os.path.abspath(path)
 
 
-def _single_files(recipe: dict, datasets: Mapping[str, Dataset | None]) -> Iterator[tuple[str, str | Path | None]]:
+def _single_files(
+    recipe: dict, datasets: Mapping[str, Dataset | None]
+) -> Iterator[tuple[str, str | Path | None]]:
     data, teacher = recipe.get("data", {}), recipe.get("teacher") or {}
-    root = Path(data.get("root", ".")).expanduser() if isinstance(data.get("root", "."), str) else Path()
+    root = (
+        Path(data.get("root", ".")).expanduser()
+        if isinstance(data.get("root", "."), str)
+        else Path()
+    )
     for split, dataset in datasets.items():
         listed = data.get(f"{split}_split")
         if isinstance(dataset, Frames) and dataset.source.is_file():
@@ -177,16 +209,25 @@ def _single_files(recipe: dict, datasets: Mapping[str, Dataset | None]) -> Itera
         with contextlib.suppress(UserError):
             yield "load.checkpoint", checkpoint.find_weights(path) if path.is_dir() else path
     for section, node in (("data", data), ("teacher", teacher)):
-        if "." in str(node.get("name", "")):  # a part from outside the project, whose other keys are its own affair
+        if "." in str(
+            node.get("name", "")
+        ):  # a part from outside the project, whose other keys are its own affair
             yield f"{section}.name", _code_of(node["name"])
-            own = {key: value for key, value in node.items() if key != "name" and isinstance(value, str)}
-            yield from ((f"{section}.{key}", Path(value).expanduser()) for key, value in own.items())
+            own = {
+                key: value
+                for key, value in node.items()
+                if key != "name" and isinstance(value, str)
+            }
+            yield from (
+                (f"{section}.{key}", Path(value).expanduser()) for key, value in own.items()
+            )
     for name in sorted(set(outside.names_in(recipe))):
         yield f"module {name}", _code_of(name)
 
 
 def _recipe_files(recipe: dict, recipe_path: Path, started: dict | None) -> Sequence[str]:
-    """Absolute paths of the recipe, its bases and the teacher's; the start's where the recipe can't be read now."""
+    """Absolute paths of the recipe, its bases and the teacher's; the start's where the recipe
+    can't be read now."""
     found: list[str] = []
 
     def noted(node: dict, origin: str) -> dict:

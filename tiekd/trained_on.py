@@ -1,11 +1,13 @@
-"""Which frames a network was trained on: kept in the file of its weights, so that figures on them are told as such.
+"""Which frames a network was trained on: kept in the file of its weights, so that figures on them
+are told as such.
 
     {"hashes": (N,) int64, sorted, "zero_bits": 0}
 
-A frame is known by its name in the data set and its picture's size in bytes: a data set that was moved is recognised,
-another one that has the same names is not taken for it. 8 bytes a frame; of more than 100,000 frames only those hashes
-are kept that end in so many zero bits, and counts are estimates. Making it costs a look at each file, some 5 us.
-Left out: pictures that were renamed or stored anew, data sets without files, and what the teacher was trained on.
+A frame is known by its name in the data set and its picture's size in bytes: a data set that was
+moved is recognised, another one that has the same names is not taken for it. 8 bytes a frame; of
+more than 100,000 frames only those hashes are kept that end in so many zero bits, and counts are
+estimates. Making it costs a look at each file, some 5 us. Left out: pictures that were renamed or
+stored anew, data sets without files, and what the teacher was trained on.
 """
 
 import hashlib
@@ -27,14 +29,16 @@ _THREADS = 8  # a network file system answers several at once
 
 
 class TrainedOn(NamedTuple):
-    """hashes: (N,) int64, sorted, each once; those of all frames whose hash ends in `zero_bits` zeros."""
+    """hashes: (N,) int64, sorted, each once; those of all frames whose hash ends in `zero_bits`
+    zeros."""
 
     hashes: Tensor
     zero_bits: int = 0
 
 
 class Overlap(NamedTuple):
-    """How many of a data set's frames were trained on, of how many; `estimated` where not all hashes were kept."""
+    """How many of a data set's frames were trained on, of how many; `estimated` where not all
+    hashes were kept."""
 
     seen: int
     frames: int
@@ -73,7 +77,8 @@ def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None
 
 
 def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap | None:
-    """How many of the frames with these hashes (see `hashes_of`) are in a record; None where one isn't known."""
+    """How many of the frames with these hashes (see `hashes_of`) are in a record; None where one
+    isn't known."""
     if record is None or hashes is None:
         return None
     hashes, known = list(hashes), set(record.hashes.tolist())
@@ -95,11 +100,14 @@ def from_plain(state: Mapping) -> TrainedOn | None:
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
         return None
     bits = node.get("zero_bits")
-    return TrainedOn(node["hashes"].long().flatten().clone(), bits) if isinstance(bits, int) else None
+    return (
+        TrainedOn(node["hashes"].long().flatten().clone(), bits) if isinstance(bits, int) else None
+    )
 
 
 def read(path: Path | None) -> TrainedOn | None:
-    """The record in a file of weights, of which nothing else is read where it is torch's own format."""
+    """The record in a file of weights, of which nothing else is read where it is torch's own
+    format."""
     if path is None:
         return None
     try:

@@ -1,4 +1,5 @@
-"""Runs whose pictures change between the start and a resume, and what becomes of their best and their log."""
+"""Runs whose pictures change between the start and a resume, and what becomes of their best and
+their log."""
 
 import json
 import shutil
@@ -25,9 +26,18 @@ def write_frames(folder: Path, numbers, metres: float = 8.0) -> None:
 def recipe(ground: Path, data: Path) -> dict:
     node = runs.recipe(ground, batch_size=4, iterations=None, epochs=2, validate=True)
     node["teacher"], node["losses"], node["hooks"] = None, {"silog": {"weight": 1.0}}, []
-    node["data"] = {"name": "folder", "root": str(data), "images": "pictures", "depths": "depth", "depth_unit": 1000}
+    node["data"] = {
+        "name": "folder",
+        "root": str(data),
+        "images": "pictures",
+        "depths": "depth",
+        "depth_unit": 1000,
+    }
     node["data"] |= {"workers": 0, "augment": {"crop": [32, 64]}}
-    node["checkpoint"], node["tensorboard"] = {"interval": 1, "by": "epoch", "keep_last": 5}, {"image_interval": 0}
+    node["checkpoint"], node["tensorboard"] = (
+        {"interval": 1, "by": "epoch", "keep_last": 5},
+        {"image_interval": 0},
+    )
     return node
 
 
@@ -70,12 +80,15 @@ def test_a_resume_on_more_pictures_is_refused_and_leaves_the_run_as_it_was(accep
     folder, results = accepted
     assert results["started"].code == 0, results["started"].stderr[-3000:]
     assert refused(results["refused"]) == (
-        f"CheckpointError: {folder / 'run' / 'checkpoints' / 'iter_6'}: not as at the start of the run: 10 train "
-        "frames were added (010.png, 011.png, 012.png and 7 more); put that back, or go on with it by "
+        f"CheckpointError: {folder / 'run' / 'checkpoints' / 'iter_6'}: not as at the start of the "
+        "run: 10 train frames were added (010.png, 011.png, 012.png and 7 more); put that back, or go "
+        "on with it by "
         "--accept-changes, which counts the best anew"
     )
     before, after = (runs.files_of(folder / name) for name in ("before", "refused"))
-    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {".lock"}
+    assert {
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    } == {".lock"}
 
 
 def test_an_accepted_change_counts_the_best_anew_keeps_the_split_and_numbers_epochs_aloud(accepted):
@@ -85,15 +98,23 @@ def test_an_accepted_change_counts_the_best_anew_keeps_the_split_and_numbers_epo
     assert "Training frames: 19" in text and "Validation frames: 1\n" in text
     assert "Accepted changes: 10 train frames were added" in text
     assert "The validation frames stay those of the start" in text
-    old, new = (json.loads((folder / name / "inputs.json").read_text()) for name in ("before", "run"))
+    old, new = (
+        json.loads((folder / name / "inputs.json").read_text()) for name in ("before", "run")
+    )
     assert old["splits"]["val"] == new["splits"]["val"] and new["splits"]["train"]["count"] == 19
     assert old["best_from"] == -1 and new["best_from"] == 6
-    # Three iterations an epoch before, five now: iteration 6 was the end of epoch 2 and is in epoch 2 again.
+    # Three iterations an epoch before, five now: iteration 6 was the end of epoch 2 and is in
+    # epoch 2 again.
     assert "Epochs have 5 iterations now, 3 before: iteration 6 was iteration 3 of epoch 2" in text
-    rows = [json.loads(line) for path in sorted((folder / "run").glob("*.log.json")) for line in path.open()]
+    rows = [
+        json.loads(line)
+        for path in sorted((folder / "run").glob("*.log.json"))
+        for line in path.open()
+    ]
     (at,) = [place for place, row in enumerate(rows) if row.get("mode") == "epochs_renumbered"]
     before, after = (
-        {(row["epoch"], row["iter"]) for row in part if row.get("mode") == "train"} for part in (rows[:at], rows[at:])
+        {(row["epoch"], row["iter"]) for row in part if row.get("mode") == "train"}
+        for part in (rows[:at], rows[at:])
     )
     assert before & after == {(2, 2), (2, 3)}
     first = next(line for line in text.splitlines() if "Best abs_rel so far" in line)
@@ -101,7 +122,14 @@ def test_an_accepted_change_counts_the_best_anew_keeps_the_split_and_numbers_epo
     assert (folder / "run" / "abandoned_best_abs_rel.pth").read_bytes() == (
         folder / "before" / "best_abs_rel.pth"
     ).read_bytes()
-    assert len(torch.load(folder / "run" / "best_abs_rel.pth", weights_only=True)["trained_on"]["hashes"]) == 19
+    assert (
+        len(
+            torch.load(folder / "run" / "best_abs_rel.pth", weights_only=True)["trained_on"][
+                "hashes"
+            ]
+        )
+        == 19
+    )
 
 
 def test_a_checkpoint_from_before_an_accepted_change_brings_no_best(accepted):
@@ -116,7 +144,9 @@ def test_a_checkpoint_from_before_an_accepted_change_brings_no_best(accepted):
     assert "Accepted" not in text and "Best abs_rel so far" in text
 
 
-def test_without_validation_all_pictures_are_trained_on_and_an_evaluation_on_them_is_refused(ground, tmp_path):
+def test_without_validation_all_pictures_are_trained_on_and_an_evaluation_on_them_is_refused(
+    ground, tmp_path
+):
     write_frames(tmp_path / "data", range(3))
     path = runs.write_recipe(tmp_path / "recipe.yaml", recipe(ground, tmp_path / "data"))
     one = runs.write_recipe(tmp_path / "one.yaml", recipe(ground, tmp_path / "one"))
@@ -133,7 +163,14 @@ def test_without_validation_all_pictures_are_trained_on_and_an_evaluation_on_the
         [one, "--work-dir", tmp_path / "run_one", "--no-validate"],
         [zero, "--work-dir", tmp_path / "run_zero", "--set", "train.epochs=30"],
         ["bin/evaluate.py", path, tmp_path / "run"],
-        ["bin/evaluate.py", path, tmp_path / "run", "--on-trained", "--out", tmp_path / "figures.json"],
+        [
+            "bin/evaluate.py",
+            path,
+            tmp_path / "run",
+            "--on-trained",
+            "--out",
+            tmp_path / "figures.json",
+        ],
         ["bin/evaluate.py", path, tmp_path / "run", "--set", f"data.root={tmp_path / 'copy'}"],
         ["bin/resume", tmp_path / "run", "--set", "train.epochs=3"],
     )
@@ -144,7 +181,14 @@ def test_without_validation_all_pictures_are_trained_on_and_an_evaluation_on_the
     for result in (whole, of_copy):
         assert "was trained on all 1 frames that it would be evaluated on" in refused(result)
     assert "recipe: 1 of 1 frames were trained on" in allowed.stdout
-    assert json.loads((tmp_path / "figures.json").read_text())["networks"]["recipe"]["frames_trained_on"] == 1
+    assert (
+        json.loads((tmp_path / "figures.json").read_text())["networks"]["recipe"][
+            "frames_trained_on"
+        ]
+        == 1
+    )
     line = refused(of_none)
-    assert line.startswith("DataError: no training pixel counts: every loss was exactly 0 for 1 iterations")
+    assert line.startswith(
+        "DataError: no training pixel counts: every loss was exactly 0 for 1 iterations"
+    )
     assert not list((tmp_path / "run_zero").glob("checkpoints/iter_*"))

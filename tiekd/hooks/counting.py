@@ -1,10 +1,11 @@
-"""Ends a run in which no training pixel counts: every term of the loss is exactly 0, so nothing is learned.
+"""Ends a run in which no training pixel counts: every term of the loss is exactly 0, so nothing is
+learned.
 
-That is so where all ground truth is 0, in another unit than said (beyond a loss's max_depth), or cropped away. The
-first look is at the first line of the log, or at the end of the first epoch where that comes before; from the first
-loss above 0 on nothing is done any more. Cost until then: a comparison per loss on the device, and with a look one host
-sync and one collective.
-Left out: runs that have some pixels, however few.
+That is so where all ground truth is 0, in another unit than said (beyond a loss's max_depth), or
+cropped away. The first look is at the first line of the log, or at the end of the first epoch
+where that comes before; from the first loss above 0 on nothing is done any more. Cost until then:
+a comparison per loss on the device, and with a look one host sync and one collective. Left out:
+runs that have some pixels, however few.
 """
 
 import torch
@@ -14,13 +15,15 @@ from tiekd.errors import DataError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.text_log import TextLog
 
-# A look before the epoch's end needs as many samples: a few sparse frames may well have no depth in their crop.
+# A look before the epoch's end needs as many samples: a few sparse frames may well have no depth
+# in their crop.
 MIN_SAMPLES = 20
 _NAMED = 3
 
 
 class PixelsCount(Hook):
-    """Stands behind the text log, whose lines are the looks, and before the checkpoint: such a run saves nothing."""
+    """Stands behind the text log, whose lines are the looks, and before the checkpoint: such a run
+    saves nothing."""
 
     def __init__(self, text_log: TextLog):
         self.text_log = text_log
@@ -52,7 +55,8 @@ class PixelsCount(Hook):
 
 
 def _target_facts(state) -> tuple[int, int, float, list[str]]:
-    """Of this rank's last micro-batch: pixels with a target depth, all pixels, the largest depth in metres, names."""
+    """Of this rank's last micro-batch: pixels with a target depth, all pixels, the largest depth
+    in metres, names."""
     target = state.batch.depth if state.teacher_depth is None else state.teacher_depth
     return int((target > 0).sum()), target.numel(), float(target.max()), state.batch.names
 
@@ -62,13 +66,16 @@ def _message(iterations: int, facts: list[tuple[int, int, float, list[str]]]) ->
     names = ", ".join([name for fact in facts for name in fact[3]][:_NAMED])
     if measured:
         largest = max(fact[2] for fact in facts)
-        found = f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes one of them"
+        found = (
+            f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes one of "
+            "them"
+        )
     else:
         found = f"not one of {pixels} pixels has a depth"
     return (
-        f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so nothing is learned; in "
-        f"the last batch ({names}) {found}; check data.depths, data.depth_unit and the losses' max_depth (and look "
-        "with bin/check_data.py), or train with a teacher"
+        f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so nothing "
+        f"is learned; in the last batch ({names}) {found}; check data.depths, data.depth_unit and the "
+        "losses' max_depth (and look with bin/check_data.py), or train with a teacher"
     )
 
 
