@@ -25,7 +25,8 @@ def parse_arguments() -> argparse.Namespace:
         "--against", metavar="RECIPE[:CHECKPOINT]", nargs="+", action="extend", default=[], help="who to compare with"
     )
     parser.add_argument("--mean-map", action="store_true", help="also the per-pixel mean of the training depths")
-    parser.add_argument("--on-trained", action="store_true", help="also where all val frames were trained on")
+    trained = "though all val frames were trained on"
+    parser.add_argument("--on-trained", action="store_true", help=trained)
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which frames, default val")
     parser.add_argument("--crop", choices=("garg", "eigen", "none", "nyu_eigen"), help="default: evaluation.crop")
     parser.add_argument("--cap", metavar="M", help="largest ground truth that counts; default: evaluation.cap")
@@ -74,8 +75,9 @@ def main() -> None:
     for name, entrant in entrants.items():
         shown = args.show_dir is not None and name == list(entrants)[-1]
         pictures = [frame_pictures.FramePictures(args.show_dir, len(frames), protocol.max_depth)] if shown else []
-        figures = comparison.evaluate(entrant, frames, protocol, device, loading, sys.stderr, pictures)
-        results[name] = figures._replace(overlap=seen.get(name))
+        watched = device, loading, sys.stderr, pictures
+        result = comparison.evaluate(entrant, frames, protocol, *watched)
+        results[name] = result._replace(overlap=seen.get(name))
     if not distributed.is_main():
         return
     print("\n\n".join(reports.everything(results, protocol)))

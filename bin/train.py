@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     if args.dry_run and args.resume_from:
         parser.error("--dry-run begins at iteration 0 and writes nothing; leave --resume-from out")
     if args.accept_changes and not args.resume_from:
-        parser.error("--accept-changes is of what has changed since the start of a run; it needs --resume-from")
+        parser.error("--accept-changes: of what has changed since a run's start; it needs --resume-from")
     if args.find_micro_batch and not args.dry_run or args.memory is not None and not args.find_micro_batch:
         parser.error("--memory needs --find-micro-batch, and that needs --dry-run")
     if args.memory is not None and not args.memory > 0:

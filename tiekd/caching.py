@@ -88,7 +88,8 @@ def frames_of(recipe: dict, split: str) -> Dataset:
     ground truth, and those that only a run without validation trains on."""
     with_a_teacher = {"network": recipe["network"]}  # which is why frames without ground truth count
     held_out = () if split == "train" else None
-    frames = build_dataset(recipe | {"teacher": with_a_teacher}, split, as_evaluated=True, held_out=held_out)
+    taught = recipe | {"teacher": with_a_teacher}
+    frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
     if not hasattr(frames, "map_name"):
         raise RecipeError(
             f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's map is called; give "

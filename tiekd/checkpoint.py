@@ -39,11 +39,13 @@ def work_dir_of(recipe_path: str | Path) -> Path:
     return Path("work_dirs") / Path(recipe_path).stem
 
 
-def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts) -> Path:
+def save(
+    engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
+) -> Path:
     """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
 
-    `hook_states` are this rank's, of plain values; `facts` go into the student's file. Returns the checkpoint's path;
-    raises SaveFailed on every rank where one of them couldn't write.
+    `hook_states` are this rank's, of plain values; `facts` go into the student's file. Returns the
+    checkpoint's path; raises SaveFailed on every rank where one of them couldn't write.
     """
     final = folder / f"iter_{iteration}"
     partial = folder / f".{final.name}.partial"
@@ -67,16 +69,18 @@ def save(engine, folder: Path, iteration: int, hook_states: dict[str, dict], rec
     return final
 
 
-def write_files(engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts) -> None:
+def write_files(
+    engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
+) -> None:
     """A checkpoint's files but for its manifest, through `engine.checkpoint_files`: this rank's share. Collective."""
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     files.save({"random": random_states.taken(), "hooks": hook_states}, folder / f"rank_{distributed.rank()}.pt")
     weights, moments = whole_state.weights(engine), whole_state.moments(engine)
     if distributed.is_main():
-        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration, **facts}
+        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration}
         student["resize"] = resizes.of_data(recipe.get("data", {})).node()
-        files.save(student, folder / STUDENT)
+        files.save(student | facts, folder / STUDENT)
         files.save(moments, folder / MOMENTS)
         files.save(json.dumps(_facts(engine, iteration, recipe), indent=1).encode(), folder / STATE)
 
@@ -180,7 +184,7 @@ def set_aside_newer(work_dir: Path, iteration: int) -> None:
 
 
 def set_aside_best(work_dir: Path) -> None:
-    """Renames the best weights, whose figure is not to be compared with those to come. Main rank only."""
+    """Renames the best weights, whose figure is not comparable with those to come. Rank 0 only."""
     for path in work_dir.glob("best_*.pth"):
         _set_aside(path)
     forget_older_best(work_dir)

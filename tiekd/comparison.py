@@ -27,8 +27,9 @@ from tiekd.trained_on import Overlap, TrainedOn
 
 
 class Entrant(NamedTuple):
-    """One that is evaluated. predict: image (B, 3, H, W), normalised and at the working resolution `resize` -> metres
-    (B, 1, H, W); weights: the file; trained_on: which frames, where it is known."""
+    """One that is evaluated. predict: image (B, 3, H, W), normalised and at the working resolution
+    `resize` -> metres (B, 1, H, W); weights: the file; trained_on: which frames, where it is known.
+    """
 
     predict: Callable[[Tensor], Tensor]
     weights: Path | None = None
@@ -43,8 +44,8 @@ class Entrant(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What an entrant comes to: the nine metrics, bias and error by range, its frames; resize: how it saw them;
-    overlap: how many of them it was trained on, None where that isn't known."""
+    """What an entrant comes to: the nine metrics, bias and error by range, its frames; resize: how it
+    saw them; overlap: how many of them it was trained on, None where that isn't known."""
 
     weights: Path | None
     metrics: dict[str, float]
@@ -93,7 +94,10 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
     found = None
     if distributed.is_main():
         hashes = trained_on.hashes_of(frames)
-        found = {name: trained_on.overlap(entrant.trained_on, hashes) for name, entrant in entrants.items()}
+        found = {
+            name: trained_on.overlap(entrant.trained_on, hashes)
+            for name, entrant in entrants.items()
+        }
     return distributed.broadcast_object(found)
 
 
@@ -102,9 +106,9 @@ def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str,
     for name, entrant in networks.items():
         if seen[name] is not None and seen[name].is_whole:
             raise DataError(
-                f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that it would be evaluated "
-                "on, so the figures would say nothing of new pictures; evaluate on others (--set data.val_split=FILE "
-                "or data.root=FOLDER), or say --on-trained"
+                f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that it would "
+                "be evaluated on, so the figures would say nothing of new pictures; evaluate on others "
+                "(--set data.val_split=FILE or data.root=FOLDER), or say --on-trained"
             )
 
 

@@ -179,7 +179,8 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     engine = parts.state.engine
     engine.checkpoint_files = _Sizes().take_over(engine)
     folder = parts.state.work_dir / checkpoint.FOLDER / "iter_0"
-    checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **as_plain(parts.state.trained_on))
+    facts = as_plain(parts.state.trained_on)
+    checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **facts)
     shares = distributed.gather_objects(engine.checkpoint_files.written)
     return shares[0][checkpoint.STUDENT][0], sum(size for share in shares for size, _ in share.values())
 

@@ -45,7 +45,7 @@ class TrainState:
     teacher_depth: Tensor | None = None  # the ground truth in a run without a teacher
     metrics: dict[str, float] | None = None  # of the last evaluation
     orphaned: bool = False  # set with stop_reason where nobody asked for the stop, but the launcher is gone
-    trained_on: TrainedOn | None = None  # which frames, on rank 0; None where the data set doesn't say
+    trained_on: TrainedOn | None = None  # on rank 0; None where the data set doesn't say
     stop_reason: str | None = None  # set by a hook, on every rank after the same iteration: training ends here
 
     @property

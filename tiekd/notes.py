@@ -48,13 +48,13 @@ def about(recipe, options, train_set, val_set, network, teacher, total) -> list[
 
 
 def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:
-    """Where a run goes on from, the recipe's keys that aren't as it was started, and what else has changed."""
+    """Where a run goes on from, the recipe's keys that aren't as it was started, and other changes."""
     if path is None:
         return []
     said = [f"Resumed from {path}", *verdict.told]
     if verdict.refused:
         said.append(f"Accepted changes: {'; '.join(verdict.refused)}")
-        said.append("What an evaluation finds best is counted anew; best weights from before are abandoned_best_*.pth")
+        said.append("The best is counted anew; best weights from before are abandoned_best_*.pth")
     if changed:
         said.append(f"Not as it was started, so it won't go on as it would have; changed: {', '.join(changed)}")
     return said

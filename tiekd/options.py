@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
     parser.add_argument("--no-validate", action="store_true", help="no evaluation, so no best checkpoint either")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="resume though the data or the teacher is another since the start"
+        "--accept-changes", action="store_true", help="resume though data or teacher have changed"
     )
     parser.add_argument("--timeout", type=float, metavar="MINUTES", help="how long to wait for a lost rank, default 30")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")

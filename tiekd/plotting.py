@@ -135,7 +135,7 @@ def _read_run(path: Path) -> list[Row]:
 
 
 def _read_json_lines(path: Path) -> list[dict]:
-    """The rows of training, of validation and on longer epochs. A last line that is being written is left out."""
+    """The rows of training, of validation and on longer epochs, but for a line that is being written."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

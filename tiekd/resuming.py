@@ -45,13 +45,15 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
 def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None: it begins anew.
 
-    Collective. Raises RecipeError, before anything is written, where the recipe ends before the checkpoint.
+    Collective. Raises RecipeError, before anything is written, where the recipe ends before the
+    checkpoint.
     """
     if path is not None:
         state.iteration, hook_states = checkpoint.load(state.engine, path)
         _check_end(state, path)
         if distributed.is_main():
-            state.trained_on = trained_on.union(state.trained_on, trained_on.read(path / checkpoint.STUDENT))
+            before = trained_on.read(path / checkpoint.STUDENT)
+            state.trained_on = trained_on.union(state.trained_on, before)
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)
@@ -60,18 +62,21 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     log.drop_rows(state.work_dir)
 
 
-def forget_other_best(state: TrainState, started: dict | None, now: dict | None, accepted: bool) -> None:
-    """Makes evaluations begin anew with their best where what they compare has changed since it was found.
+def forget_other_best(
+    state: TrainState, started: dict | None, now: dict | None, accepted: bool
+) -> None:
+    """Makes evaluations begin anew with their best where what they compare has changed since.
 
-    started, now: the records of the inputs (tiekd/inputs.py), rank 0's; `best_from` of the latter is filled in.
-    accepted: the resume goes on with other inputs; then rank 0 sets the best weights from before aside. Collective.
+    started, now: the records of the inputs (tiekd/inputs.py), rank 0's; `best_from` of the latter is
+    filled in. accepted: the resume goes on with other inputs; then rank 0 sets the best weights from
+    before aside. Collective.
     """
     if distributed.is_main():
         now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
         if accepted:
             checkpoint.set_aside_best(state.work_dir)
     best_from = distributed.broadcast_object(now and now["best_from"])
-    # A checkpoint from before an accepted change has a best that isn't comparable, whenever it is resumed from.
+    # A checkpoint from before an accepted change has a best that isn't comparable at any resume.
     if state.iteration <= best_from:
         for hook in state.hooks:
             if isinstance(hook, Evaluation):
@@ -101,9 +106,9 @@ def _check_end(state: TrainState, path: Path) -> None:
     if state.by_epoch:
         key, unit = "train.epochs", state.iterations_per_epoch
     raise RecipeError(
-        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in all, but {path} is of "
-        f"iteration {state.iteration}; give {key} of {-(-state.iteration // unit)} or more, or resume from an earlier "
-        "checkpoint with bin/train.py --resume-from"
+        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in all, but "
+        f"{path} is of iteration {state.iteration}; give {key} of {-(-state.iteration // unit)} or "
+        "more, or resume from an earlier checkpoint with bin/train.py --resume-from"
     )
 
 

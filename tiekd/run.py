@@ -53,7 +53,11 @@ from tiekd.shown_frames import ShownFrames
 
 
 def run(
-    recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str | None, accept_changes: bool = False
+    recipe: dict,
+    recipe_path: Path,
+    engine_config: dict,
+    resume_from: str | None,
+    accept_changes: bool = False,
 ) -> None:
     """Trains as the recipe says, in `recipe["work_dir"]`. Collective; raises UserErrors.
 
@@ -68,13 +72,15 @@ def run(
     resume_path, passed_over = resuming.checkpoint_path(work_dir, resume_from)
     started = inputs.of_checkpoint(resume_path) if distributed.is_main() else None
     held_out = distributed.broadcast_object(inputs.held_out(started, recipe))
-    parts = build_parts(recipe, engine_config, options, device, resuming_one, resume_path is None, held_out)
+    begins = resume_path is None
+    parts = build_parts(recipe, engine_config, options, device, resuming_one, begins, held_out)
     state, log = parts.state, parts.log
     work_dirs.check(work_dir, recipe_path, resuming=resuming_one)
     now = None
     if distributed.is_main():
         datasets = {"train": parts.train_set, "val": parts.val_set}
-        now = inputs.collect(recipe, recipe_path, parts.config, datasets, state.iterations_per_epoch, started)
+        per_epoch = state.iterations_per_epoch
+        now = inputs.collect(recipe, recipe_path, parts.config, datasets, per_epoch, started)
     verdict = input_changes.judge(started, now, resume_path, accept_changes)
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     work_dirs.lock(work_dir)
@@ -94,7 +100,8 @@ def run(
     told = notes.about(
         recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, state.total_iterations
     )
-    for note in told + notes.of_resuming(resume_path, changed, verdict) + passed_over + parts.report:
+    told += notes.of_resuming(resume_path, changed, verdict)
+    for note in told + passed_over + parts.report:
         log.info(note)
     if distributed.is_main():
         input_changes.note_epochs(log, started, now, state.iteration)

@@ -46,9 +46,10 @@ def build(
     metres without it. train_split, val_split: text files, one picture a line (its path below `images`); where one is
     given, the other split is the rest. With neither, `val_fraction` of the frames with ground truth, picked by a hash
     of their names, is for validation; pictures of one video look alike, so list whole videos in val_split for an honest
-    figure. held_out: names that are for validation in the place of such a pick: none in training without validation,
-    and those of its start in a resumed run. intrinsics: [focal_x, focal_y, centre_x, centre_y] of all pictures in
-    pixels. maps: cached teacher maps, read for training frames only.
+    figure. held_out: names that are for validation in the place of such a pick: none in training
+    without validation, and those of its start in a resumed run. intrinsics: [focal_x, focal_y,
+    centre_x, centre_y] of all pictures in pixels. maps: cached teacher maps, read for training
+    frames only.
     """
     if depth_unit is not None and not depth_unit >= 1:
         raise RecipeError(
@@ -68,15 +69,18 @@ def build(
     source = folder / Path(images).expanduser()
     frames = _frames(source, depths and folder / Path(depths).expanduser(), depth_unit, intrinsics)
     if train_split is None and val_split is None:
-        validation = _hash_picked(frames, val_fraction) if held_out is None else frames.keys() & set(held_out)
+        picks = held_out is None
+        validation = _hash_picked(frames, val_fraction) if picks else frames.keys() & set(held_out)
     else:
         listed = _listed(folder / (val_split or train_split), frames, source)
         validation = listed if val_split else frames.keys() - listed
     training = _listed(folder / train_split, frames, source) if train_split else frames.keys() - validation
     chosen = training if split == "train" else validation
     if not chosen:
-        remedy = "change the splits" + (", or train on all of them with --no-validate" if split == "train" else "")
-        raise DataError(f"{source}: none of its {len(frames)} pictures is left for {split}; {remedy}")
+        remedy = ", or train on all of them with --no-validate" if split == "train" else ""
+        raise DataError(
+            f"{source}: none of its {len(frames)} pictures is left for {split}; change the splits{remedy}"
+        )
     return Frames(
         [frame for name, frame in frames.items() if name in chosen],
         source,

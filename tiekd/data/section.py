@@ -21,9 +21,9 @@ def build_dataset(
 ) -> Dataset:
     """The data set of one split; frames without ground truth stay in training when there is a teacher.
 
-    as_evaluated: training frames, too, are cut as validation frames are. held_out: the names that a data set without
-    split files keeps from training, where they are known; None lets it pick them, for training only if the recipe
-    validates.
+    as_evaluated: training frames, too, are cut as validation frames are. held_out: the names that a
+    data set without split files keeps from training, where they are known; None lets it pick them,
+    for training only if the recipe validates.
     """
     if held_out is None and split == "train" and not recipe.get("train", {}).get("validate", True):
         held_out = ()

@@ -47,8 +47,8 @@ class Checkpoint(Hook):
         folder = state.work_dir / checkpoint.FOLDER
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
-            facts = as_plain(state.trained_on)
-            checkpoint.save(state.engine, folder, state.iteration, hook_states, state.recipe, **facts)
+            what = state.iteration, hook_states, state.recipe
+            checkpoint.save(state.engine, folder, *what, **as_plain(state.trained_on))
         except checkpoint.SaveFailed as failure:
             if ends or self.on_error == "stop":
                 raise CheckpointError(f"{failure}; make room, then bin/resume {state.work_dir}") from None

@@ -42,14 +42,15 @@ class Evaluation(Hook):
         self.device, self.loading, self.reporters, self.info = device, loading, reporters, info
         self.terminal, self.resize = terminal, resize
         self.best: float | None = None
-        self.overlap: trained_on.Overlap | None = None  # of the data set with what is trained on, on rank 0
+        self.overlap: trained_on.Overlap | None = None  # of these frames with the training's; rank 0
         self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
 
     def before_train(self, state) -> None:
         if distributed.is_main():
             self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
             if self.overlap is not None and self.overlap.seen:
-                self.info(f"Warning: validation: {self.overlap}, so figures say less of new pictures")
+                told = f"validation: {self.overlap}, so figures say less of new pictures"
+                self.info(f"Warning: {told}")
         if self.owed is not None:
             state.lr, self.owed = self.owed, None
             self._evaluate(state)
@@ -89,15 +90,19 @@ class Evaluation(Hook):
             reporter.write_validation(state, state.metrics, len(self.dataset))
 
     def _why_no_best(self, name: str, value: float) -> str:
-        """The line for an evaluation whose figure is not finite: such weights never become the best."""
+        """The line for an evaluation whose figure is not finite: such weights never are the best."""
         if not math.isnan(value):
-            return f"No best is saved: {name} is {value}, since depth was predicted that is not finite or not above 0"
+            return (
+                f"No best is saved: {name} is {value}, since depth was predicted that is not finite or "
+                "not above 0"
+            )
         settings, network = self.settings, self.replica
         cap = network.max_depth if settings.cap is None else settings.cap
         return (
-            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} validation frames counts "
-            f"(ground truth {network.min_depth:g} < d < {cap:g} m, crop {settings.crop}); look at the ground truth "
-            "with bin/check_data.py, or set another evaluation.crop or evaluation.cap"
+            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} validation "
+            f"frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop {settings.crop}); "
+            "look at the ground truth with bin/check_data.py, or set another evaluation.crop or "
+            "evaluation.cap"
         )
 
     def _save_best(self, name: str, weights: dict, state) -> None:
@@ -107,12 +112,14 @@ class Evaluation(Hook):
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
                 facts |= trained_on.as_plain(state.trained_on)
-                checkpoint.replace_best(path, weights, state.recipe["network"], state.iteration, **facts)
+                node = state.recipe["network"]
+                checkpoint.replace_best(path, weights, node, state.iteration, **facts)
             except OSError as error:
                 return self.info(f"{path} was not written, {error.strerror}; training goes on, an older one stays")
         self.best = value
         label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
-        self.info(f"Best {name} so far: {value:.4f} at iteration {state.iteration}, saved as best_{name}.pth{label}")
+        best = f"Best {name} so far: {value:.4f} at iteration {state.iteration}"
+        self.info(f"{best}, saved as best_{name}.pth{label}")
 
     def state_dict(self) -> dict:
         return {"best": self.best, "owed": self.owed, "metric": self.settings.save_best}
