@@ -44,7 +44,7 @@ def ends_at(hook, state, count=300, **values) -> tuple[int, str]:
         (50, {}, 50),  # a window of the log
         (50, {"iterations_per_epoch": 7}, 7),  # an epoch, which is a window, too
         (50, {"iterations_per_epoch": 7, "by_epoch": False}, 7),
-        (2, {"batch_size": 4}, 6),  # the first window with 20 samples
+        (2, {"batch_size": 16}, 8),  # the first window with 100 samples
         (1, {"batch_size": 4, "iterations_per_epoch": 3}, 3),
         (50, {"total_iterations": 3, "by_epoch": False}, 3),  # the run's end
     ],
@@ -69,7 +69,7 @@ def test_depths_that_no_loss_takes_are_told(tmp_path):
 
 @pytest.mark.parametrize("loss", [0.25, float("nan"), -1.0])
 def test_one_loss_in_the_first_window_is_enough_for_good(tmp_path, loss):
-    hook, state = start(tmp_path, 4, batch_size=8)
+    hook, state = start(tmp_path, 4, batch_size=32)
     for number in range(100):
         iterate(hook, state, loss if number == 2 else 0.0)
 
@@ -90,7 +90,7 @@ def test_nothing_waits_for_the_device_between_two_lines(tmp_path):
 
 
 def a_rank(rank: int, folder, of_rank_1: float) -> int:
-    hook, state = start(folder / str(rank), 4, batch_size=8)
+    hook, state = start(folder / str(rank), 4, batch_size=32)
     try:
         for _ in range(8):
             iterate(hook, state, of_rank_1 if rank else 0.0)

@@ -17,7 +17,7 @@ from tiekd.hooks.text_log import TextLog
 
 # A look before the epoch's end needs as many samples: a few sparse frames may well have no depth
 # in their crop.
-MIN_SAMPLES = 20
+MIN_SAMPLES = 100
 _NAMED = 3
 
 
