@@ -58,7 +58,8 @@ def user(tmp_path_factory):
 
 def test_the_first_trainings_leave_what_the_readme_says(user):
     work_dir = user.folder / "work_dirs" / reader.STUDENT
-    said = {"config.yaml", "ds_config.json", "environment.txt", "launch.json", "best_abs_rel.pth", "outcome.json"}
+    said = {"config.yaml", "ds_config.json", "environment.txt", "launch.json", "inputs.json"}
+    said |= {"best_abs_rel.pth", "outcome.json"}
     there = {path.name for path in work_dir.iterdir()}
     assert said <= there and (work_dir / "checkpoints" / "latest").exists() and (work_dir / "tf_logs").is_dir()
 
