@@ -100,7 +100,9 @@ def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
     assert sorted(map(os.path.basename, record["recipe_files"])) == ["base.yaml", "recipe.yaml"]
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"version": 99}', '{"version": 1'])
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[]", '{"version": 99}', '{"version": 1', '{"version": 1}']
+)
 def test_a_record_that_is_not_there_or_torn_is_none_and_a_line_says_so(run, content):
     if content is not None:
         (run.folder / inputs.NAME).write_text(content)
@@ -483,6 +485,5 @@ def test_longer_epochs_are_logged_with_where_the_run_stands_in_them(tmp_path):
     (line,) = (tmp_path / "now.log").read_text().splitlines()
     assert (
         "Epochs have 23 iterations now, 12 before: iteration 24 was iteration 12 of epoch 2 and "
-        "counts as iteration 1 of epoch 2"
-        in line
+        "counts as iteration 1 of epoch 2" in line
     )

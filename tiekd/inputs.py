@@ -35,6 +35,15 @@ from tiekd.models.teacher import is_outside
 
 NAME = "inputs.json"
 VERSION = 1
+_PARTS = {
+    "recipe",
+    "engine",
+    "iterations_per_epoch",
+    "best_from",
+    "files",
+    "recipe_files",
+    "splits",
+}
 READ_UP_TO = 256 * 10**6  # bytes of a split whose contents are read
 KINDS = ("picture", "depth map", "teacher map")
 _SHARES = tuple(
@@ -91,8 +100,8 @@ def read(work_dir: Path) -> dict | None:
     """The record in a work dir; None where there is none that this version can read."""
     try:
         record = json.loads((work_dir / NAME).read_text(encoding="utf-8"))
-        return record if record["version"] == VERSION else None
-    except (OSError, ValueError, LookupError, TypeError):
+        return record if record["version"] == VERSION and record.keys() >= _PARTS else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
