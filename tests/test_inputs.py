@@ -3,6 +3,7 @@ may not take."""
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import yaml
 from PIL import Image
 from tiny_kitti import write_png
 
-from tiekd import input_changes, inputs
+from tiekd import file_facts, input_changes, inputs
 from tiekd.checkpoint import write_weights
 from tiekd.config import load_recipe
 from tiekd.data.section import build_dataset
@@ -94,7 +95,7 @@ def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
     picture = run.folder / "data" / "pictures" / train["names"][0]
     assert train["files"]["picture"][0] == [
         picture.stat().st_size,
-        inputs.crc(picture),
+        file_facts.crc(picture),
         picture.stat().st_mtime_ns,
     ]
     assert sorted(map(os.path.basename, record["recipe_files"])) == ["base.yaml", "recipe.yaml"]
@@ -487,3 +488,15 @@ def test_longer_epochs_are_logged_with_where_the_run_stands_in_them(tmp_path):
         "Epochs have 23 iterations now, 12 before: iteration 24 was iteration 12 of epoch 2 and "
         "counts as iteration 1 of epoch 2" in line
     )
+
+
+def test_facts_of_many_files_stand_in_their_order(tmp_path, monkeypatch):
+    paths = [str(tmp_path / str(number)) for number in range(40)]
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(b"x" * number)
+    paths[7], paths[9] = None, str(tmp_path / "gone")
+    few = file_facts.of_each(file_facts.size_and_time, paths)
+    monkeypatch.setattr(file_facts, "_FEW", 0)
+    assert file_facts.of_each(file_facts.size_and_time, paths) == few
+    assert few[7] is few[9] is None and [fact[0] for fact in few[10:]] == list(range(10, 40))
+    assert file_facts.crc(paths[9]) is None and file_facts.crc(paths[3]) == zlib.crc32(b"xxx")

@@ -17,9 +17,7 @@ import contextlib
 import json
 import os
 import sys
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -31,6 +29,7 @@ from tiekd.data.frames import Frames
 from tiekd.durable import replace_text
 from tiekd.engine import ENGINE_KEYS, EngineConfig
 from tiekd.errors import UserError
+from tiekd.file_facts import crc, of_each, size_and_time
 from tiekd.models.teacher import is_outside
 
 NAME = "inputs.json"
@@ -51,8 +50,6 @@ _SHARES = tuple(
     for key in ENGINE_KEYS
     if key.startswith(("train_", "gradient_accumulation", "gradient_clipping"))
 )
-_BLOCK, _THREADS = 1 << 20, 8
-
 Entry = list | None  # of a file: [bytes, CRC-32 or None, ns]; None where there is none
 
 
@@ -119,33 +116,25 @@ def held_out(record: dict | None, recipe: dict) -> list[str] | None:
     return record["splits"].get("val", {}).get("names") if shares[0] == shares[1] else None
 
 
-def crc(path: str | Path) -> int | None:
-    """CRC-32 of a file's content; None where it can't be read."""
-    value = 0
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                value = zlib.crc32(block, value)
-    except OSError:
-        return None
-    return value
-
-
 def _split(dataset: Dataset, old: dict | None) -> dict:
     if not isinstance(dataset, Frames):
         return {"count": len(dataset)}
     paths = _paths(dataset)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        files = {kind: list(pool.map(_state, paths[kind], chunksize=256)) for kind in KINDS}
-        names = [frame.name for frame in dataset.frames]
-        total = sum(state[0] for states in files.values() for state in states if state)
-        known = set(names) if total <= READ_UP_TO else _read_at_the_start(old)
-        for kind, states in files.items():
-            wanted = [index for index, name in enumerate(names) if name in known and states[index]]
-            for index, value in zip(
-                wanted, pool.map(crc, [paths[kind][i] for i in wanted]), strict=True
-            ):
-                states[index][1] = value
+    files = {
+        kind: [
+            state and [state[0], None, state[1]] for state in of_each(size_and_time, paths[kind])
+        ]
+        for kind in KINDS
+    }
+    names = [frame.name for frame in dataset.frames]
+    total = sum(state[0] for states in files.values() for state in states if state)
+    known = set(names) if total <= READ_UP_TO else _read_at_the_start(old)
+    for kind, states in files.items():
+        wanted = [i for i, name in enumerate(names) if name in known and states[i]]
+        for index, value in zip(
+            wanted, of_each(crc, [paths[kind][i] for i in wanted]), strict=True
+        ):
+            states[index][1] = value
     return {
         "count": len(names),
         "source": str(dataset.source.absolute()),
@@ -165,14 +154,6 @@ def _paths(frames: Frames) -> dict[str, list[str | None]]:
         maps,
     )
     return dict(zip(KINDS, columns, strict=True))
-
-
-def _state(path: str | None) -> Entry:
-    try:
-        found = None if path is None else os.stat(path)
-    except OSError:
-        return None
-    return found and [found.st_size, None, found.st_mtime_ns]
 
 
 def _read_at_the_start(old: dict | None) -> set[str]:

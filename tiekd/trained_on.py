@@ -11,9 +11,7 @@ stored anew, data sets without files, and what the teacher was trained on.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd.data.frames import Frames
+from tiekd.file_facts import of_each, size_and_time
 
 KEY = "trained_on"  # in a file of weights
 MAX_HASHES = 100_000
-_THREADS = 8  # a network file system answers several at once
 
 
 class TrainedOn(NamedTuple):
@@ -57,9 +55,11 @@ def hashes_of(dataset: Dataset) -> list[int] | None:
     """A hash a frame, in order; None for a data set that says no files."""
     if not isinstance(dataset, Frames):
         return None
-    with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = list(pool.map(file_size, [frame.image for frame in dataset.frames], chunksize=256))
-    return [_hash(frame.name, size) for frame, size in zip(dataset.frames, sizes, strict=True)]
+    states = of_each(size_and_time, [frame.image for frame in dataset.frames])
+    return [
+        _hash(frame.name, state and state[0])
+        for frame, state in zip(dataset.frames, states, strict=True)
+    ]
 
 
 def trained_on(dataset: Dataset) -> TrainedOn | None:
@@ -115,14 +115,6 @@ def read(path: Path | None) -> TrainedOn | None:
     except Exception:  # noqa: BLE001 - whoever needs the weights says what is wrong with them
         return None
     return from_plain(state) if isinstance(state, Mapping) else None
-
-
-def file_size(path: str | os.PathLike | None) -> int | None:
-    """In bytes; None where there is no such file."""
-    try:
-        return None if path is None else os.stat(path).st_size
-    except OSError:
-        return None
 
 
 def _hash(name: str, size: int | None) -> int:
