@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Writes a student as one file that needs nothing of tiekd to run: `bin/export.py RECIPE [CHECKPOINT] --out F.onnx`.
 
-RGB grey levels 0..255, (batch, 3, height, width), go in and depth in metres at the same size comes out. The format is
-told by --format or by the name: .onnx; .pt2 (torch.export); .pth (plain float32 weights, for tiekd and --load-from).
-Before the file is there it is run beside the network, on the recipe's validation frames or, without them, on built-in
-scenes; if they don't agree, nothing is written. Without CHECKPOINT the best weights of the recipe's work dir are
-taken, else the newest, and it says which.
+RGB grey levels 0..255, (batch, 3, height, width), upright and at the picture's own size, go in, and depth in metres at
+that size comes out; the working resolution that the weights were trained at is inside. The format is told by --format
+or by the name: .onnx; .pt2 (torch.export); .pth (plain float32 weights, for tiekd and --load-from).
+Before the file is there it is run beside `tiekd.load_student`, on the recipe's validation frames or, without them, on
+built-in scenes; if they don't agree, nothing is written. Without CHECKPOINT the best weights of the recipe's work dir
+are taken, else the newest, and it says which.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--format", choices=("onnx", "torch_export", "weights"), help="default: by the name of --out")
     parser.add_argument("--size", metavar="HxW", help="of the pictures, default that of the validation frames")
-    parser.add_argument("--dynamic", action="store_true", help="any batch, height and width; --size is the first tried")
+    parser.add_argument("--dynamic", action="store_true", help="any batch, height and width; not of all networks")
     parser.add_argument(
         "--input", choices=("uint8", "float"), default="uint8", help="default uint8; float: 0..255, too"
     )
@@ -50,7 +51,7 @@ def main() -> None:
     if args.out.exists() and not args.overwrite:
         raise ExportError(f"--out {args.out}: exists; give another one, or --overwrite to replace it")
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    network, weights = trained.load_network(args.recipe, args.checkpoint, args.overrides)
+    network, weights, resize = trained.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
     frames, origin = trial_pictures.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
@@ -62,11 +63,13 @@ def main() -> None:
         half=args.half,
         confidence=args.confidence,
         readout=args.readout,
+        resize=resize,
     )
     export.check(network, settings, args.out)
+    print(f"Working resolution: {export.working_resolution(settings)}")
     print(f"Tried on: {len(frames)} of {origin}")
-    least = export.least_side(network, settings.dynamic)
-    pictures = trial_pictures.batches(frames, size, settings.dynamic, least)
+    least = export.least_side(network, settings) if settings.dynamic else None
+    pictures = trial_pictures.batches(frames, size, least)
     facts = {"tiekd": tiekd.__version__, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
     done = export.write(args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout)
     if done.file_ms is not None:

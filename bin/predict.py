@@ -7,8 +7,10 @@ one, the best weights of the recipe's work dir are taken, else the newest, and i
 
 Writes, each with the tree of the input: DIR/depth, 16-bit PNG in the data set's unit (KITTI metres * 256, NYU * 1000,
 a folder's depth_unit); DIR/colour, with a scale in metres; and what is asked for. The depth has the picture's own size,
-upright. A picture with more than 1.5 times the pixels of the recipe's (kb_crop, height and width, or crop; else
-480x640) is shrunk for the network, keeping its aspect, and its depth brought back to its size: --size says otherwise.
+upright. The network sees each picture at the working resolution that the weights were trained at, which it says, or at
+that of --size, and its depth is brought back to the picture's size. Without any in weights and recipe that is the
+picture's own size; where the recipe's frames have one size (kb_crop, height and width, NYU) a picture with more than
+1.5 times their pixels is shrunk to as many.
 A video gives its frames' depth, colours as a video of its rate, DIR/times with each frame's time, and a flicker figure.
 
 A picture that can't be read is told in a line, and the others are predicted; the exit code is then 2.
@@ -53,7 +55,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import student, trained, working_size
+    from tiekd import student, trained
+    from tiekd.data.resize import parse_size
     from tiekd.errors import CheckpointError, DataError
     from tiekd.predicting import cameras, inputs, outputs
     from tiekd.predicting.prediction import predict_all
@@ -63,24 +66,27 @@ def main() -> None:
     data = recipe.get("data", {})
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
     found = inputs.find(args.words[has_checkpoint:], args.out)
-    limit = working_size.parse(args.size, working_size.recipe_size(data))
+    given = parse_size(args.size)
     known = cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
     device = student.pick_device(args.device)
     try:
-        network, weights = trained.load_network(args.recipe, args.words[0] if has_checkpoint else None, args.overrides)
+        checkpoint = args.words[0] if has_checkpoint else None
+        network, weights, resize = trained.load_network(args.recipe, checkpoint, args.overrides)
     except CheckpointError as error:
         read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT" if has_checkpoint else ""
         raise CheckpointError(f"{error}{read_as}") from None
-    model = student.Student(network, device, args.readout)
+    resize = resize if given is None else given
+    model = student.Student(network, device, args.readout, resize)
     if args.confidence:
         student.check_readout(network, "local", "confidence")
     units = outputs.parse_units(args.depth_unit, data, network.max_depth)
     written = outputs.Outputs(args.out, units, network.max_depth, args.raw, args.points, args.confidence)
     written.check(found, args.overwrite)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
+    print(f"Working resolution: {resize}")
     print(f"Depth: {args.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)
-    failed = predict_all(Predictor(model, written, limit, batch_size, known), found, sys.stdout, sys.stderr)
+    failed = predict_all(Predictor(model, written, batch_size, known), found, sys.stdout, sys.stderr)
     if failed:
         raise DataError(f"{failed} of {len(found)} could not be predicted, see above; what could is in {args.out}")
 

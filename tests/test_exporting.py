@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 import tiekd
+from tiekd.data.resize import Resize, dense_weights
 from tiekd.errors import ExportError, LaunchError
 from tiekd.exporting import agreement, export, onnx_format, program_format, trial_pictures
 from tiekd.exporting.norms import fold_norms
 from tiekd.models.deployed import Deployed
 from tiekd.models.factory import build_network
+from tiekd.student import Student
 
 ENCODER = {
     "name": "mobilenet_v2",
@@ -175,6 +177,7 @@ def test_other_readouts_keep_to_the_likeliest_bin(tmp_path, dpm, readout):
     image = picture(*SMALL, seed=8)
     found = onnx_format.load(path)(image)[0]
     assert (found - Deployed(dpm, readout)(image)[0]).abs().quantile(0.99) < 1e-3
+    assert (found - Student(dpm, "cpu", readout)(image)[:, None]).abs().quantile(0.99) < 1e-3
     assert (found - evaluated(dpm, image)).abs().max() > 0.1
 
 
@@ -240,6 +243,107 @@ def test_weights_load_as_plain_tensors_and_build_the_network(tmp_path, dpm):
     assert torch.equal(evaluated(again, picture(*ODD)), evaluated(dpm, picture(*ODD)))
 
 
+def test_exported_weights_know_their_working_resolution(tmp_path, dpm):
+    path, resize = tmp_path / "student.pth", Resize(48, 80, "contain")
+    write(path, dpm, resize=resize)
+    student = tiekd.load_student(path)
+    assert student.resize == resize
+    assert torch.equal(student(picture(*ODD)), Student(dpm, "cpu", resize=resize)(picture(*ODD)))
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
+@pytest.mark.parametrize("readout", ["mean", "local"])
+def test_a_file_of_any_size_has_a_working_size_that_is_constant_inside(tmp_path, dpm, name, readout):
+    """Also of the working size itself, and where only one side is another."""
+    path, resize = tmp_path / name, Resize(48, 80, "stretch")
+    write(path, dpm, size=ODD, dynamic=True, readout=readout, resize=resize)
+    run = (onnx_format if path.suffix == ".onnx" else program_format).load(path)
+    student = Student(dpm, "cpu", readout, resize)
+    for shape in ((1, *ODD), (2, 48, 80), (1, 48, 131), (1, 300, 80), (3, 7, 9)):
+        image = picture(*shape[1:], seed=4, batch=shape[0])
+        errors = (run(image)[0] - student.predict(image).depth).abs()
+        if readout == "local":
+            errors = errors[student.margins(image) > 1e-4]
+        assert errors.quantile(0.999) < 1e-3 and len(errors) > 0, shape
+
+
+def test_a_network_whose_arithmetic_depends_on_the_size_takes_any_once_it_is_stretched(tmp_path):
+    node = {**SIGMOID, "decoder": {"name": "bts", "width": 128}}
+    node["encoder"] = {**ENCODER, "strides": [1, 2, 2, 2, 2, 1, 1], "taps": [0, 1, 2, 3, 4]}
+    network, path = fitted_network(node), tmp_path / "student.onnx"
+    with pytest.raises(ExportError, match="leave out --dynamic"):
+        write(path, network, node, dynamic=True)
+    resize = Resize(*SMALL, "stretch")
+    write(path, network, node, dynamic=True, resize=resize)
+    image = picture(75, 131, seed=9)
+    wanted = Student(network, "cpu", resize=resize).predict(image).depth
+    assert (onnx_format.load(path)(image)[0] - wanted).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    "resize",
+    [Resize(short_side=40), Resize(scale=0.5), *(Resize(48, 80, mode) for mode in ("cover", "contain", "fit"))],
+)
+def test_a_working_size_that_depends_on_the_picture_is_of_files_of_one_size(tmp_path, dpm, resize):
+    with pytest.raises(ExportError, match=r"--dynamic: .* depends on the picture's; .*one file a size \(--size HxW\)"):
+        export.check(dpm, export.Settings(ODD, dynamic=True, resize=resize), tmp_path / "a.onnx")
+    export.check(dpm, export.Settings(ODD, resize=resize), tmp_path / "a.onnx")
+
+
+def test_recipes_without_a_resize_give_files_of_any_size_that_shrink_nothing(tmp_path, dpm):
+    import onnx
+
+    path, resize = tmp_path / "student.onnx", Resize(at_most=SMALL)
+    write(path, dpm, dynamic=True, resize=resize)
+    told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}["working_resolution"]
+    assert "load_student shrinks those of more than 1.5 times 64x96, this file none" in told
+    with pytest.raises(ExportError, match=r"--size 128x192: .* the network would see 64x96 of it; leave out --dynamic"):
+        export.check(dpm, export.Settings((128, 192), dynamic=True, resize=resize), path)
+
+
+def test_a_file_says_at_which_size_its_network_sees_pictures_and_what_it_reads_out(tmp_path, dpm):
+    import onnx
+
+    path = tmp_path / "student.onnx"
+    write(path, dpm, size=ODD, readout="mode", resize=Resize(48, 80, "stretch"))
+    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert facts["working_resolution"] == "48x80, stretch" and facts["readout"] == "mode"
+    assert "at its own size" in facts["input"]
+
+
+def test_half_precision_leaves_the_resizing_exact(tmp_path, sigmoid):
+    path, resize = tmp_path / "student.pt2", Resize(48, 80, "stretch")
+    write(path, sigmoid, SIGMOID, size=ODD, half=True, resize=resize)
+    matrices = [each for each in torch.export.load(path).constants.values() if each.shape[-1:] == (ODD[0],)]
+    assert [each.dtype for each in matrices] == [torch.float32] and torch.equal(matrices[0], dense_weights(ODD[0], 48))
+
+
+def test_the_check_is_against_load_student_and_not_against_the_files_own_graph(tmp_path, dpm, monkeypatch):
+    """The fault that it once certified: a map of bins, resized like any other."""
+    from tiekd.models import deployed
+
+    def blended(values, size, smooth):
+        return nn.functional.interpolate(values, size=size, mode="bilinear", align_corners=True)
+
+    monkeypatch.setattr(deployed, "on_image_grid", blended)
+    for readout in ("mode", "local"):
+        with pytest.raises(ExportError, match="doesn't say what the network says"):
+            write(tmp_path / "student.pt2", dpm, readout=readout)
+    monkeypatch.undo()
+    # The working resolution, too.
+    monkeypatch.setattr(export.Settings, "open_resize", property(lambda self: Resize()))
+    with pytest.raises(ExportError, match="doesn't say what the network says"):
+        write(tmp_path / "student.pt2", dpm, size=ODD, dynamic=True, resize=Resize(48, 80, "stretch"))
+
+
+def test_where_every_pixel_is_a_tie_nothing_is_certified(tmp_path):
+    torch.manual_seed(0)
+    network = build_network(DPM).eval()
+    torch.nn.init.zeros_(network.head.weight)
+    with pytest.raises(ExportError, match="nothing can be compared: at every pixel two bins are equally likely"):
+        write(tmp_path / "student.pt2", network, readout="mode")
+
+
 def test_a_file_that_disagrees_is_not_left_behind(tmp_path, sigmoid, monkeypatch):
     path = tmp_path / "student.onnx"
     path.write_bytes(b"what was there before")
@@ -271,6 +375,9 @@ def test_limits_are_those_that_are_stated(change, holds):
     [
         ("a.pt2", {"format": "onnx"}, "a file of format onnx ends with .onnx"),
         ("a.onnx", {"size": (8, 64)}, "--size 8x64: too small for this network; give at least 16x16"),
+        ("a.onnx", {"size": (8, 64), "resize": Resize(at_most=SMALL)}, "--size 8x64: too small for this network"),
+        ("a.onnx", {"resize": Resize(scale=0.2)}, r"64x96: .* would see 13x19 of it \(scaled by 0.2\); it needs"),
+        ("a.onnx", {"resize": Resize(12, 64, "stretch"), "dynamic": True}, "would see 12x64 .*, give a larger"),
         ("a.pth", {"format": "weights", "half": True}, "--format weights: holds no arithmetic"),
     ],
 )
@@ -296,9 +403,9 @@ def test_a_file_that_can_not_be_there_is_refused_before_the_work(tmp_path, sigmo
 
 
 def test_the_second_size_that_is_tried_is_one_that_the_file_takes(dpm):
-    least = export.least_side(dpm, True)
+    least = export.least_side(dpm, export.Settings(SMALL, dynamic=True))
     side = least + 1
-    *_, both = trial_pictures.batches([picture(64, 64)[0]] * 2, (side, side), True, least)
+    *_, both = trial_pictures.batches([picture(64, 64)[0]] * 2, (side, side), least)
     assert min(both.shape[2:]) >= least and both.shape[2] % 2 == 1
 
 
@@ -321,13 +428,13 @@ def test_sizes_that_cannot_be_left_open_are_one_line(dpm):
             return (image.float() if image.shape[2] % 2 else image.double(),)
 
     with pytest.raises(ExportError, match="leave out --dynamic and export one file a size"):
-        program_format.trace(ByValue(dpm, open_sizes=True), SMALL, torch.uint8, True)
+        program_format.trace(ByValue(dpm), SMALL, torch.uint8, True)
 
 
 def test_pictures_are_the_recipes_or_rendered_ones(tmp_path):
     recipe = {"network": DPM, "data": {"name": "kitti", "root": str(tmp_path)}}
     found, origin = trial_pictures.frames(recipe)
     assert len(found) == 2 and origin.startswith("built-in scenes") and str(tmp_path) in origin
-    one, other, both = trial_pictures.batches(found, (96, 128), dynamic=True)
+    one, other, both = trial_pictures.batches(found, (96, 128), least=17)
     assert one.shape == other.shape == (1, 3, 96, 128) and both.shape == (2, 3, 73, 97) and both.dtype == torch.uint8
     assert (one.float().mean() - found[0].float().mean()).abs() < 2

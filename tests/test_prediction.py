@@ -2,6 +2,8 @@
 
 import csv
 import io
+import time
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -10,21 +12,20 @@ import torch
 from PIL import Image
 
 from tiekd.data.depth_io import write_image
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import DataError, RecipeError
 from tiekd.predicting.inputs import find
 from tiekd.predicting.outputs import Outputs
-from tiekd.predicting.prediction import predict_all
-from tiekd.predicting.predictor import Predictor, Writes
-from tiekd.student import Reading
+from tiekd.predicting.prediction import READ_AHEAD, predict_all
+from tiekd.predicting.predictor import WAITING, Predictor, Writes
+from tiekd.student import Reading, Student
 
 
-class Brightness:
+class Brightness(Student):
     """A student whose depth is a tenth of the red level, in metres."""
 
-    smooth = True
-
-    def __init__(self, refuses: tuple[int, int] = (0, 0)):
-        self.batches, self.refuses = [], refuses
+    def __init__(self, refuses: tuple[int, int] = (0, 0), readout: str = "mean"):
+        self.batches, self.refuses, self.readout, self.resize = [], refuses, readout, OWN_SIZE
 
     def read(self, pixels, with_confidence=False):
         self.batches.append(tuple(pixels.shape))
@@ -41,12 +42,11 @@ def folder_of(tmp_path, sizes):
     return tmp_path / "in"
 
 
-def predict(tmp_path, folder, student, limit=None, batch_size=1, **kinds):
+def predict(tmp_path, folder, student, resize=OWN_SIZE, batch_size=1, **kinds):
+    student.resize = resize
     out, errors = io.StringIO(), io.StringIO()
     outputs = Outputs(tmp_path / "out", 256.0, 80.0, raw=True, **kinds)
-    failed = predict_all(
-        Predictor(student, outputs, limit, batch_size), find([str(folder)], tmp_path / "out"), out, errors
-    )
+    failed = predict_all(Predictor(student, outputs, batch_size), find([str(folder)], tmp_path / "out"), out, errors)
     return failed, out.getvalue(), errors.getvalue()
 
 
@@ -90,7 +90,7 @@ def test_a_large_picture_is_shrunk_for_the_network_and_its_depth_has_its_size(tm
     folder.mkdir()
     ramp = np.repeat(np.linspace(0, 255, 400).round().astype(np.uint8)[None, :, None], 300, axis=0)
     write_image(folder / "ramp.png", np.repeat(ramp, 3, axis=2))
-    assert predict(tmp_path, folder, student, limit=60.0 * 80.0, confidence=True)[0] == 0
+    assert predict(tmp_path, folder, student, resize=Resize(at_most=(60, 80)), confidence=True)[0] == 0
     assert student.batches == [(1, 3, 60, 80)]
     depth = raw(tmp_path, "ramp")
     assert depth.shape == (300, 400) and np.abs(depth - ramp[..., 0] / 10).max() < 0.3
@@ -102,11 +102,50 @@ def test_sharp_depth_gets_nothing_between_the_sides_of_an_edge_when_it_grows(tmp
     halves = np.full((90, 120, 3), 50, np.uint8)
     halves[:, 60:] = 250
     write_image(tmp_path / "in/halves.png", halves)
-    student = Brightness()
-    student.smooth = False
-    predict(tmp_path, tmp_path / "in", student, limit=(30, 40))
+    predict(tmp_path, tmp_path / "in", Brightness(readout="mode"), Resize(height=30, width=40, mode="fit"))
     # What the network saw has two levels beside the edge, from shrinking the picture, and growing adds none.
     assert len(np.unique(raw(tmp_path, "halves"))) == 4
+
+
+def test_pictures_of_one_working_size_share_a_batch_and_each_gets_its_own_back(tmp_path):
+    folder, student = folder_of(tmp_path, [(20, 30), (31, 20), (60, 90)]), Brightness()
+    stretch = Resize(height=16, width=24, mode="stretch")
+    assert predict(tmp_path, folder, student, stretch, batch_size=3, confidence=True)[0] == 0
+    assert student.batches == [(3, 3, 16, 24)]
+    for index, size in enumerate([(20, 30), (31, 20), (60, 90)]):
+        assert raw(tmp_path, index).shape == size and np.allclose(raw(tmp_path, index), index + 1)
+
+
+def test_padding_is_no_part_of_depth_or_confidence(tmp_path):
+    folder, student = folder_of(tmp_path, [(20, 40), (40, 20)]), Brightness()
+    contain = Resize(height=32, width=32, mode="contain")
+    assert predict(tmp_path, folder, student, contain, confidence=True)[0] == 0
+    assert student.batches == [(1, 3, 32, 32)] * 2
+    for index, size in enumerate([(20, 40), (40, 20)]):
+        assert raw(tmp_path, index).shape == size and np.allclose(raw(tmp_path, index), index + 1)
+
+
+def test_no_more_pictures_at_their_own_size_are_in_memory_than_is_stated(tmp_path):
+    folder, alive, most = folder_of(tmp_path, [(20, 30)] * 20), set(), []
+
+    class Counted(Predictor):
+        def prepare(self, name, path, pixels):
+            alive.add(name)
+            most.append(len(alive))
+            picture = super().prepare(name, path, pixels)
+            weakref.finalize(picture.pixels, alive.discard, name)
+            return picture
+
+        def write(self, *arguments, **options):
+            time.sleep(0.01)  # a slow disk
+            super().write(*arguments, **options)
+
+    for batch_size in (1, 8):
+        outputs = Outputs(tmp_path / f"out{batch_size}", 256.0, 80.0)
+        inputs, told = find([str(folder)], tmp_path / "out"), io.StringIO()
+        assert predict_all(Counted(Brightness(), outputs, batch_size), inputs, told, told) == 0
+        assert 1 < max(most) <= batch_size + READ_AHEAD + WAITING + 1, (batch_size, max(most))
+        most.clear()
 
 
 def test_what_a_thread_cannot_write_is_raised(tmp_path):

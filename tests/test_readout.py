@@ -82,3 +82,26 @@ def test_strips_give_what_the_whole_distribution_gives_and_hold_only_a_strip(mon
     in_parts = readout.in_strips(read, features, probabilities)
     assert torch.allclose(in_parts, read(head.probabilities(features)), rtol=1e-5, atol=1e-6)
     assert all(shape[0] == 1 and shape[2] <= rows for shape in seen)
+
+
+def test_a_coarse_map_comes_to_the_images_grid_by_the_readouts_own_rule():
+    edge = torch.tensor([5.0, 5.0, 40.0, 40.0]).expand(1, 1, 3, 4)
+    smooth, sharp = (readout.on_image_grid(edge, (7, 11), smooth) for smooth in (True, False))
+    assert smooth.shape == sharp.shape == (1, 1, 7, 11)
+    assert ((smooth > 6) & (smooth < 39)).any()
+    assert sharp[0, 0, 0].tolist() == [5.0] * 5 + [40.0] * 6  # of two equally near cells the second
+
+
+@pytest.mark.parametrize("coarse", [1, 2, 3, 7, 16, 37])
+def test_each_pixel_has_the_cell_that_is_nearest_with_the_corners_aligned(coarse):
+    columns = torch.arange(coarse, dtype=torch.float32).expand(1, 1, 1, coarse)
+    for fine in (*range(1, 90), 1216, 4001):
+        index, last = readout.on_image_grid(columns, (1, fine), False)[0, 0, 0].long(), fine - 1
+        doubled = 2 * torch.arange(fine) * (coarse - 1)
+        # In whole numbers, |index - i (coarse - 1) / last| <= 1/2, and of two equally near the second.
+        away = 2 * index * last - doubled
+        assert ((-last < away) & (away <= last)).all() if fine > 1 else index.tolist() == [0]
+
+
+def test_margin_is_between_the_two_likeliest_bins():
+    assert readout.margin(pixel(EDGE)).item() == pytest.approx(0.30 - 0.25)

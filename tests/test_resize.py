@@ -100,12 +100,12 @@ def test_the_recipe_s_data_says_the_working_resolution():
 
 def test_a_file_of_weights_keeps_it_unless_it_is_asked_for():
     recipe, saved = {"data": {"resize": {"scale": 0.5}}}, {"resize": {"short_side": 20}}
-    assert resizes.of_weights(saved, recipe) == Resize(short_side=20)
-    assert resizes.of_weights(saved, None) == Resize(short_side=20)
-    assert resizes.of_weights(saved, recipe, ["data.resize.scale=0.5"]) == Resize(scale=0.5)
-    assert resizes.of_weights({"resize": {}}, recipe) == OWN_SIZE
-    assert resizes.of_weights({}, recipe) == Resize(scale=0.5)
-    assert resizes.of_weights({}, None) == OWN_SIZE
+    assert resizes.resize_of(saved, recipe) == Resize(short_side=20)
+    assert resizes.resize_of(saved, None) == Resize(short_side=20)
+    assert resizes.resize_of(saved, recipe, ["data.resize.scale=0.5"]) == Resize(scale=0.5)
+    assert resizes.resize_of({"resize": {}}, recipe) == OWN_SIZE
+    assert resizes.resize_of({}, recipe) == Resize(scale=0.5)
+    assert resizes.resize_of({}, None) == OWN_SIZE
     assert all(resizes.of_node(each.node()) == each for each in (Resize(scale=0.5), Resize(at_most=(4, 6)), OWN_SIZE))
 
 

@@ -6,14 +6,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import tiekd
 from tiekd.checkpoint import write_weights
 from tiekd.data.depth_io import write_image
+from tiekd.data.resize import Resize, network_input
 from tiekd.data.transforms import colour_table, look_up
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.models.factory import build_network
+from tiekd.models.readout import on_image_grid
 from tiekd.student import Student, pick_device
 
 ENCODER = {
@@ -85,12 +88,88 @@ def test_what_is_no_picture_is_refused_in_a_line(checkpoint, image):
     assert "got" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_size_is_what_the_network_sees_and_depth_comes_back_at_the_pictures(checkpoint, picture, monkeypatch):
-    seen = []
-    read = Student.read
-    monkeypatch.setattr(Student, "read", lambda self, pixels: (seen.append(pixels.shape), read(self, pixels))[1])
+@pytest.fixture
+def seen(monkeypatch):
+    """The sizes that networks see, in order."""
+    sizes, read = [], Student.read
+
+    def spying(self, pixels, *arguments):
+        sizes.append(tuple(pixels.shape[2:]))
+        return read(self, pixels, *arguments)
+
+    monkeypatch.setattr(Student, "read", spying)
+    return sizes
+
+
+def test_size_is_what_the_network_sees_and_depth_comes_back_at_the_pictures(checkpoint, picture, seen):
     assert tiekd.load_student(checkpoint, size=(20, 100))(picture).shape == (37, 50)
-    assert seen == [(1, 3, 20, 27)]
+    assert seen == [(20, 27)]
+    for size in ((20,), (0, 5), (20.5, 7), "half", 20, (20, 100_000)):
+        with pytest.raises(RecipeError, match=r"^size: got .*; it must be \(height, width\) in pixels up to 16384"):
+            tiekd.load_student(checkpoint, size=size)
+
+
+def test_weights_know_the_size_that_they_were_trained_at(network, picture, seen, tmp_path):
+    write_weights(tmp_path / "w.pth", network.state_dict(), DPM, 0, resize=Resize(32, 48, "contain").node())
+    write_weights(tmp_path / "own.pth", network.state_dict(), DPM, 0, resize={})
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump({"network": DPM, "data": {"name": "folder", "resize": {"short_side": 24}}}))
+    for name, options, expected in (
+        ("w.pth", {}, (32, 48)),
+        ("w.pth", {"recipe": recipe}, (32, 48)),
+        ("w.pth", {"size": "full"}, (37, 50)),
+        ("w.pth", {"size": (37, 30)}, (22, 30)),
+        ("own.pth", {"recipe": recipe}, (37, 50)),
+    ):
+        assert tiekd.load_student(tmp_path / name, **options)(picture).shape == (37, 50)
+        assert seen.pop() == expected, (name, options)
+
+
+def test_weights_that_do_not_say_their_size_take_the_recipes(network, picture, seen, tmp_path):
+    torch.save(network.state_dict(), tmp_path / "bare.pth")
+    for data, expected in (
+        ({"name": "folder", "resize": {"short_side": 24}}, (24, 32)),
+        ({"name": "scenes", "height": 24, "width": 32}, (24, 32)),  # 37x50 is more than 1.5 times as large
+        ({"name": "scenes", "height": 36, "width": 48}, (37, 50)),
+        ({"name": "folder"}, (37, 50)),
+    ):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"network": DPM, "data": data}))
+        assert tiekd.load_student(tmp_path / "bare.pth", tmp_path / "mine.yaml")(picture).shape == (37, 50)
+        assert seen.pop() == expected, data
+    write_weights(tmp_path / "w.pth", network.state_dict(), DPM, 0, resize={"mode": "squeeze"})
+    with pytest.raises(RecipeError, match="^data.resize: got .*it must have height and width.*stretch, cover, contain"):
+        tiekd.load_student(tmp_path / "w.pth")
+
+
+def test_the_network_never_sees_more_than_the_working_size(network, seen):
+    student = Student(network, "cpu", resize=Resize(32, 48, "stretch"))
+    assert student(np.zeros((1500, 2000, 3), np.uint8)).shape == (1500, 2000)
+    assert seen == [(32, 48)]
+
+
+@pytest.mark.parametrize("resize", [Resize(), Resize(60, 90, "stretch"), Resize(40, 40, "contain"), Resize(scale=0.6)])
+def test_sharp_readouts_have_the_depths_of_the_head_and_no_others(network, resize):
+    """At every size: what mode gives are bin centres, and what local gives the head's cells gave."""
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 61, 47), dtype=np.uint8))[None]
+    centres = (network.head.edges[1:] + network.head.edges[:-1]) / 2
+    for readout in ("mode", "local"):
+        student = Student(network, "cpu", readout, resize)
+        depth = student.predict(image).depth
+        assert depth.shape == (1, 1, 61, 47)
+        cells = student.read(network_input(image, resize)).depth
+        assert torch.isin(depth, cells).all()
+        if readout == "mode":
+            assert (depth[..., None] - centres).abs().amin(-1).max() < 1e-4
+
+
+def test_margins_say_where_two_bins_are_equally_likely(network, picture):
+    student = Student(network, "cpu", "mode")
+    image = torch.from_numpy(picture[:32, :48]).permute(2, 0, 1)[None]
+    pixels = look_up(image.contiguous(), colour_table()[None])
+    with torch.no_grad():
+        first, second = network.head.probabilities(network.features(pixels)).topk(2, dim=1).values.split(1, 1)
+    expected = on_image_grid(first - second, (32, 48), False)
+    assert torch.allclose(student.margins(image), expected, atol=1e-5)
 
 
 def test_mode_gives_bin_centres_and_local_stays_near_them(checkpoint, network, picture):
@@ -128,8 +207,6 @@ def test_weights_that_do_not_say_their_network_need_a_recipe(network, tmp_path, 
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match="doesn't say its network; give the recipe"):
         tiekd.load_student(tmp_path / "bare.pth")
-    import yaml
-
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"network": DPM}))
     assert tiekd.load_student(tmp_path / "bare.pth", tmp_path / "mine.yaml")(picture).shape == (37, 50)
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({"network": SIGMOID}))
@@ -149,8 +226,6 @@ def test_a_checkpoint_alone_chooses_no_module_to_import(network, tmp_path, pictu
     with pytest.raises(CheckpointError, match=r"w\.pth: .*'stranger\.encoder'.*give the recipe.*recipe="):
         tiekd.load_student(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
-    import yaml
-
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"network": node}))
     assert tiekd.load_student(tmp_path / "w.pth", tmp_path / "mine.yaml")(picture).shape == (37, 50)
     assert (tmp_path / "ran").exists()

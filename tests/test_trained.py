@@ -31,7 +31,7 @@ def test_a_work_dir_and_a_checkpoint_in_one_are_checkpoints(tmp_path):
     for path in (tmp_path / "run" / "best_abs_rel.pth", tmp_path / "run" / "checkpoints" / "iter_3" / "student.pth"):
         path.parent.mkdir(parents=True)
         checkpoint.write_weights(path, network.state_dict(), NETWORK, 3)
-        loaded, found = trained.load_network(recipe, str(path.parent))
+        loaded, found, _ = trained.load_network(recipe, str(path.parent))
         assert found == path and torch.equal(next(loaded.parameters()), next(network.parameters()))
 
 
@@ -41,7 +41,7 @@ def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):
     with pytest.raises(CheckpointError, match="train it with bin/train.py"):
         trained.load_network(recipe, None)
     checkpoint.write_weights(tmp_path / "work" / "best_abs_rel.pth", network.state_dict(), NETWORK, 7)
-    loaded, path = trained.load_network(recipe, None)
+    loaded, path, _ = trained.load_network(recipe, None)
     assert path == tmp_path / "work" / "best_abs_rel.pth"
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
 

@@ -78,7 +78,7 @@ def entrants(
     found: dict[str, Entrant] = {}
     for place, (recipe_path, checkpoint_path) in enumerate(named):
         last = place == len(named) - 1
-        network, path, resize = trained.load_trained(recipe_path, checkpoint_path, overrides if last else ())
+        network, path, resize = trained.load_network(recipe_path, checkpoint_path, overrides if last else ())
         file = Path(recipe_path)
         stem = file.resolve().parent.name if file.name == work_dirs.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")

@@ -3,8 +3,9 @@
     student = tiekd.load_student("work_dirs/tiekd_light_bts_kitti/best_abs_rel.pth")
     depth = student("street.jpg")          # (H, W) float32 metres, on the CPU
 
-Everything around the network is in it: reading, the normalisation, the readout, the size. Costs what the network's
-forward costs; distributions over depth bins are read in strips (tiekd/models/readout.py), never whole.
+Everything around the network is in it: reading, the working resolution that the weights were trained at
+(tiekd/data/resize.py), the normalisation, the readout. Costs what the network's forward costs at that resolution;
+distributions over depth bins are read in strips (tiekd/models/readout.py), never whole.
 Left out: flip averaging, and half precision.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from tiekd import outside
 from tiekd.config import load_recipe
 from tiekd.data.depth_io import as_photo, read_photo
+from tiekd.data.resize import LARGEST, OWN_SIZE, Resize, network_input, resize_of, restored
 from tiekd.data.transforms import colour_table, look_up
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.kernels.target import bin_centres
@@ -27,7 +29,6 @@ from tiekd.models import readout as readouts
 from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.network import Network
-from tiekd.working_size import on_image_grid, resized_map, resized_picture, working_size
 
 
 class Reading(NamedTuple):
@@ -43,16 +44,19 @@ class Student:
 
     readout: what depth is read out of a DPM head's distribution: mean, as trained and evaluated; mode; or local, the
     mean near the mode, which leaves fewer points in mid-air at edges. Other heads have the mean only (RecipeError).
-    size: (height, width) in which each picture is fitted by one factor before the network sees it, None for its own
-    size; the depth comes back at the picture's.
+    resize: the working resolution, at which the network sees each picture; the depth comes back at the picture's size.
     """
 
     def __init__(
-        self, network: Network, device: torch.device | str, readout: str = "mean", size: tuple[int, int] | None = None
+        self,
+        network: Network,
+        device: torch.device | str,
+        readout: str = "mean",
+        resize: Resize = OWN_SIZE,
     ):
         check_readout(network, readout)
         self.network = network.to(device).eval()
-        self.device, self.readout, self.size = torch.device(device), readout, size
+        self.device, self.readout, self.resize = torch.device(device), readout, resize
         self._table = colour_table()[None].to(self.device)
 
     @property
@@ -67,22 +71,35 @@ class Student:
         Raises DataError for a file that is no picture and for anything else.
         """
         pixels = as_pixels(image)
-        batch = pixels if pixels.dim() == 4 else pixels[None]
-        own = tuple(batch.shape[2:])
-        depth = self.read(resized_picture(batch, working_size(*own, self.size))).depth
-        depth = resized_map(depth.cpu(), own, self.smooth)[:, 0]
+        depth = self.predict(pixels if pixels.dim() == 4 else pixels[None]).depth[:, 0]
         return depth if pixels.dim() == 4 else depth[0]
+
+    def predict(self, pixels: Tensor, with_confidence: bool = False) -> Reading:
+        """The depth of (B, 3, H, W) uint8 RGB pictures at their own size, on the CPU.
+
+        with_confidence needs a DPM head (RecipeError).
+        """
+        reading = self.read(network_input(pixels, self.resize), with_confidence)
+        return self.at_own_size(reading, tuple(pixels.shape[2:]))
+
+    def at_own_size(self, reading: Reading, size: tuple[int, int]) -> Reading:
+        """What was read of pictures of (height, width) `size`, from the working resolution to theirs, on the CPU."""
+        confidence = reading.confidence
+        if confidence is not None:
+            confidence = restored(confidence.cpu(), self.resize, size, smooth=True)
+        return Reading(restored(reading.depth.cpu(), self.resize, size, self.smooth), confidence)
 
     @torch.no_grad()
     def read(self, pixels: Tensor, with_confidence: bool = False) -> Reading:
-        """The depth of (B, 3, H, W) uint8 RGB pictures at their size, on the student's device.
+        """The depth of (B, 3, h, w) uint8 RGB pictures as the network sees them (`network_input`), at that size, on the
+        student's device.
 
         with_confidence needs a DPM head (RecipeError).
         """
         if with_confidence:
             check_readout(self.network, "local", "confidence")
-        image = look_up(pixels.to(self.device).contiguous(), self._table.expand(len(pixels), -1, -1))
-        network, size = self.network, tuple(image.shape[2:])
+        network, image = self.network, self._normalised(pixels)
+        size = tuple(image.shape[2:])
         if self.smooth and not with_confidence:
             return Reading(network(image).depth)
         features, head = network.features(image), network.head
@@ -92,8 +109,22 @@ class Student:
         else:
             both = readouts.in_strips(self._depth_and_confidence, features, head.probabilities)
             depth, confidence = both.split(1, dim=1)
-        depth = on_image_grid(depth.clamp(network.min_depth, network.max_depth), size, self.smooth)
-        return Reading(depth, on_image_grid(confidence, size, True) if with_confidence else None)
+        depth = readouts.on_image_grid(depth.clamp(network.min_depth, network.max_depth), size, self.smooth)
+        return Reading(depth, readouts.on_image_grid(confidence, size, True) if with_confidence else None)
+
+    @torch.no_grad()
+    def margins(self, pixels: Tensor) -> Tensor:
+        """How much likelier than the next bin the one is that mode and local choose, 0 to 1, where it is near 0
+        rounding chooses: (B, 1, H, W) for (B, 3, H, W) uint8 pictures, each pixel that of the cell it has its depth of.
+        """
+        image = self._normalised(network_input(pixels, self.resize))
+        features = self.network.features(image)
+        margin = readouts.in_strips(readouts.margin, features, self.network.head.probabilities)
+        margin = readouts.on_image_grid(margin, tuple(image.shape[2:]), smooth=False)
+        return restored(margin.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=False)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return look_up(pixels.to(self.device).contiguous(), self._table.expand(len(pixels), -1, -1))
 
     def _depth_and_confidence(self, probabilities: Tensor) -> Tensor:
         depth = readouts.read_out(probabilities, bin_centres(self.network.head.edges), self.readout)
@@ -105,14 +136,16 @@ def load_student(
     recipe: str | PathLike | None = None,
     device: torch.device | str = "cpu",
     readout: str = "mean",
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | str | None = None,
 ) -> Student:
     """A checkpoint as a function from a picture to metres: `load_student(checkpoint)(image)`; see `Student`.
 
     checkpoint: weights of ours (best_*.pth, a checkpoint's student.pth), which say their network themselves; a work
     dir, meaning its best, else its latest; or a published file, which needs `recipe`, the YAML file of its network.
     So do weights whose network has parts outside tiekd: a file alone must not choose which modules are imported.
-    readout, size: see Student. Raises CheckpointError and RecipeError.
+    readout: see Student. size: None for the working resolution that the weights were trained at, which ours say, else
+    the recipe's, else the pictures' own size; (height, width) fits each picture in there by one factor; "full" leaves
+    it its own size. Raises CheckpointError and RecipeError.
     """
     path = Path(checkpoint).expanduser()
     if path.is_dir():
@@ -120,7 +153,8 @@ def load_student(
 
         path = find_weights(path)
     state = weights.read_checkpoint(path)
-    node = load_recipe(recipe).get("network") if recipe is not None else state.get("network")
+    loaded = load_recipe(recipe) if recipe is not None else None
+    node = state.get("network") if loaded is None else loaded.get("network")
     if not isinstance(node, dict):
         raise CheckpointError(
             f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., recipe=)"
@@ -136,7 +170,19 @@ def load_student(
         weights.load_into(network, weights.named_tensors(state))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return Student(network, device, readout, size)
+    resize = resize_of(state, loaded) if size is None else _fit_in(size)
+    return Student(network, device, readout, resize)
+
+
+def _fit_in(size: tuple[int, int] | str) -> Resize:
+    if isinstance(size, str) and size == "full":
+        return OWN_SIZE
+    sides = tuple(size) if isinstance(size, list | tuple) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST for side in sides):
+        raise RecipeError(
+            f'size: got {size!r:.80}; it must be (height, width) in pixels up to {LARGEST}, "full" or None'
+        )
+    return Resize(height=sides[0], width=sides[1], mode="fit")
 
 
 def check_readout(network: Network, readout: str, option: str = "readout") -> None:

@@ -22,12 +22,7 @@ class Trained(NamedTuple):
     resize: Resize
 
 
-def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> tuple[Network, Path]:
-    """The network and the file of its weights alone, see `load_trained`."""
-    return load_trained(recipe_path, checkpoint_path, overrides)[:2]
-
-
-def load_trained(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> Trained:
+def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> Trained:
     """The network of a recipe with its weights, which file those are, and their working resolution: what the overrides
     say, else what the weights were saved with, else what the recipe says.
 
@@ -51,4 +46,4 @@ def load_trained(recipe_path: str, checkpoint_path: str | None, overrides: Seque
         weights.load_into(network, weights.named_tensors(state))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return Trained(network, path, resizes.of_weights(state, load_recipe(recipe_path, overrides), overrides))
+    return Trained(network, path, resizes.resize_of(state, load_recipe(recipe_path, overrides), overrides))

@@ -13,6 +13,7 @@ import torch
 from tiekd.config import load_recipe
 from tiekd.exporting.agreement import Reference
 from tiekd.exporting.trial_pictures import batches
+from tiekd.student import Student
 
 EXPORT = runs.ROOT / "bin" / "export.py"
 STUDENTS = runs.ROOT / "model_configs" / "students"
@@ -41,9 +42,9 @@ def export(recipe: Path, checkpoint: Path, out: Path, *options) -> runs.Result:
 def differences(path: Path, network, sizes) -> None:
     """Holds a file against the network on pictures that it wasn't tried on."""
     session = onnxruntime.InferenceSession(path)
-    reference = Reference(network, "mean", False)
+    reference = Reference(Student(network, "cpu"), False)
     for size in sizes:
-        for image in batches(fitted.pictures(), size, dynamic=False):
+        for image in batches(fitted.pictures(), size):
             wanted = reference(image)[0]
             error = (torch.from_numpy(session.run(["depth"], {"image": image.numpy()})[0]) - wanted).abs().flatten()
             assert wanted.max() > 10 * wanted.min(), "depth spans ten times"

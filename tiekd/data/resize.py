@@ -13,6 +13,7 @@ Left out: sizes that change from batch to batch.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from tiekd.annotations import check_value
 from tiekd.config import settings
 from tiekd.data.geometry import in_grey_levels
 from tiekd.data.transforms import Sample
@@ -30,6 +32,7 @@ from tiekd.errors import RecipeError
 MODES = ("stretch", "cover", "contain", "fit")
 SLACK = 1.5  # `at_most`: a picture with up to so many times the pixels keeps its size
 ONE_SURFACE = 1.1  # the largest ratio of two depths that count as one surface within a cell
+LARGEST = 16384  # pixels of a side
 _WEIGHTS, _BETWEEN = 2048, 16  # weights are multiples of 1/2048, grey levels between the passes of 1/16
 
 
@@ -168,21 +171,50 @@ def of_data(data: Mapping) -> Resize:
             raise RecipeError("data.resize: there is no at_most; give {height, width, mode}, {short_side} or {scale}")
         return resize
     augment = data.get("augment") or {}
+    check_value(augment, dict, "data.augment")
+    if augment.get("crop") is not None:
+        check_value(augment["crop"], tuple[int, int], "data.augment.crop")
     resize = of_augment(augment.get("sizes", "crop"), augment.get("crop"))
     size = frame_size(data)
     return resize if resize != OWN_SIZE or size is None else Resize(at_most=size)
 
 
-def of_weights(state: Mapping, recipe: Mapping | None, overrides: Sequence[str] = ()) -> Resize:
-    """The working resolution that goes with a file of weights: what the overrides say (`data.resize`), else the file,
-    else, where it says none as published ones don't, the recipe. Raises RecipeError.
+def resize_of(state: Mapping, recipe: Mapping | None = None, overrides: Sequence[str] = ()) -> Resize:
+    """The working resolution of trained weights: the one choice that every door makes.
 
-    state: what the file holds; recipe: with the overrides in it, None for none.
+    Args:
+        state: what a weights file holds; those that tiekd writes say theirs under "resize".
+        recipe: the recipe at hand with its overrides applied, None where there is none.
+        overrides: `--set` words of the recipe; one for data.resize wins over the weights, and
+            `data.resize=null` leaves pictures their own size.
+
+    Returns:
+        That of an override, else that of the weights, else the recipe's, else the picture's own size.
+
+    Raises:
+        RecipeError: one of them is no working resolution.
     """
-    asked_for = any(override.partition("=")[0].strip().startswith("data.resize") for override in overrides)
-    if "resize" in state and not asked_for:
-        return of_node(state["resize"], "resize (in the file of weights)")
-    return OWN_SIZE if recipe is None else of_data(recipe.get("data", {}))
+    data = {} if recipe is None else recipe.get("data") or {}
+    if any(re.match(r"\s*data(\.resize\b|\s*=.*\bresize\b)", override) for override in overrides):
+        return OWN_SIZE if data.get("resize") is None else of_data(data)
+    if state.get("resize") is not None:
+        return of_node(state["resize"], "the weights' resize")
+    return of_data(data)
+
+
+def parse_size(text: str | None) -> Resize | None:
+    """The option --size HxW|full of `bin/predict.py`; None for the option left out. Raises RecipeError."""
+    if text is None:
+        return None
+    if text == "full":
+        return OWN_SIZE
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(1 <= side <= LARGEST for side in size):
+        raise RecipeError(
+            f"--size: got {text!r:.80}; allowed: HEIGHTxWIDTH in pixels, such as 352x1216, up to {LARGEST}, or full"
+        )
+    return Resize(height=size[0], width=size[1], mode="fit")
 
 
 def frame_size(data: Mapping) -> tuple[int, int] | None:
@@ -190,16 +222,11 @@ def frame_size(data: Mapping) -> tuple[int, int] | None:
 
     None where frames may differ. Raises RecipeError for what is no size.
     """
-    size = None
     if data.get("kb_crop") is not None:
-        size = tuple(data["kb_crop"])
-    elif "height" in data and "width" in data:
-        size = data["height"], data["width"]
-    elif data.get("name") == "nyu":
-        size = 480, 640
-    if size is not None and (len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size)):
-        raise RecipeError(f"data: got {size} as the frames' size; it must be height and width in pixels, from 1")
-    return size
+        return _checked_size(data["kb_crop"], "data.kb_crop")
+    if "height" in data and "width" in data:
+        return _checked_size((data["height"], data["width"]), "data.height, data.width")
+    return (480, 640) if data.get("name") == "nyu" else None
 
 
 def resized_picture(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -224,6 +251,27 @@ def dense_weights(old: int, new: int) -> Tensor:
     index, weights = _taps(old, new)
     matrix = torch.zeros(new, old)
     return matrix.scatter_add_(1, torch.from_numpy(index), torch.from_numpy(weights))
+
+
+def open_weights(old: int, new: int) -> Tensor:
+    """`dense_weights` for graphs in which `old` is open: the same numbers by tensors' whole-number arithmetic.
+
+    Args:
+        old: pixels of the side before, from 2; a symbol while tracing.
+        new: pixels of the side after.
+
+    Returns:
+        (new, old) float32.
+    """
+    pixels = 2 * torch.arange(old) + 1
+    length = (pixels[-1:] + 1) // 2
+    centres = (2 * torch.arange(new)[:, None] + 1) * length
+    reach = 2 * length.clamp(min=new)
+    upto = (reach - (pixels * new - centres).abs()).clamp(min=0).cumsum(1)
+    total = upto[:, -1:]
+    rounded = (2 * _WEIGHTS * upto + total) // (2 * total)
+    shares = rounded - pad(rounded, (1, 0))[:, :-1]
+    return shares.float() / _WEIGHTS
 
 
 def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -337,12 +385,17 @@ def resized_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
     """(B, 1, h, w) float32 -> (B, 1, *size), bilinear, or the nearest with `smooth` False; pixels' outer edges meet."""
     if tuple(values.shape[-2:]) == tuple(size):
         return values
+    return stretched_map(values, size, smooth)
+
+
+def stretched_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
+    """`resized_map` that decides nothing by the sizes, so that a graph traced from it holds for any."""
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=False)
     rows, columns = (
         nearest_index(coarse, fine, values.device) for coarse, fine in zip(values.shape[-2:], size, strict=True)
     )
-    return values[:, :, rows][:, :, :, columns]
+    return values.index_select(2, rows).index_select(3, columns)
 
 
 def nearest_index(coarse: int, fine: int, device: torch.device | str = "cpu") -> Tensor:
@@ -356,9 +409,16 @@ def _resized_inside(inside: Tensor, size: tuple[int, int]) -> Tensor:
     return resized_depth(inside, size)
 
 
+def _checked_size(size: object, where: str) -> tuple[int, int]:
+    check_value(size, tuple[int, int], where)
+    if min(size) < 1:
+        raise RecipeError(f"{where}: got {size}; it must be height and width in pixels, from 1")
+    return tuple(size)
+
+
 def _check_side(name: str, value: int) -> None:
-    if not 1 <= value <= 16384:
-        raise RecipeError(f"data.resize.{name}: got {value}; it must be pixels, from 1 to 16384")
+    if not 1 <= value <= LARGEST:
+        raise RecipeError(f"data.resize.{name}: got {value}; it must be pixels, from 1 to {LARGEST}")
 
 
 def _whole(height: int, width: int) -> Placement:

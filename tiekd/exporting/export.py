@@ -4,13 +4,15 @@
     torch_export   a .pt2 of torch.export, for torch alone (tiekd/exporting/program_format.py)
     weights        a .pth with the plain float32 state dict and the recipe node that builds its network
 
-The file is written beside, read back, run on pictures and held against the network (tiekd/exporting/agreement.py); what
-doesn't agree is removed. Two convolutions in a row that come cheaper as one are one in it (`DenseDepth.fold`). Half
+The working resolution is inside: pictures go in at their own size, and depth comes out at it. The file is written
+beside, read back, run on pictures and held against `load_student` (tiekd/exporting/agreement.py); what doesn't agree is
+removed. Two convolutions in a row that come cheaper as one are one in it (`DenseDepth.fold`). Half
 precision is float16 inside, after norms were folded into the convolutions before them (tiekd/exporting/norms.py); input
 and output stay as they are.
 Cost: seconds to minutes of tracing, and per picture two runs on the CPU; with a DPM head at full resolution about three
-(K, H, W) float32 tensors. Left out: integers (quantisation), sizes left open where a network's arithmetic depends on
-them (BTS, AdaBins, Swin), and files above the 2 GB of a protobuf.
+(K, H, W) float32 tensors. Left out: integers (quantisation); sizes left open where the working size depends on the
+picture's, or a network's arithmetic on a size that isn't resized (BTS, AdaBins, Swin); files above the 2 GB of a
+protobuf.
 """
 
 import copy
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tiekd import reports
+from tiekd.data.resize import OWN_SIZE, SLACK, Resize, of_node
 from tiekd.durable import sync
 from tiekd.errors import ExportError
 from tiekd.exporting import agreement, onnx_format, program_format
@@ -35,6 +38,7 @@ from tiekd.models.deployed import Deployed
 from tiekd.models.factory import build_network
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
+from tiekd.student import Student
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "weights": ".pth"}
 INPUTS = {"uint8": torch.uint8, "float": torch.float32}
@@ -44,7 +48,8 @@ INPUTS = {"uint8": torch.uint8, "float": torch.float32}
 class Settings:
     """How a student is exported.
 
-    size: (height, width), pixels of the pictures that the file takes; with `dynamic` of those it is first tried on.
+    size: (height, width), pixels of the pictures that the file takes, at their own size; with `dynamic` of those it is
+    first tried on. resize: the working resolution, which is inside.
     format: a key of SUFFIXES. input: "uint8", or "float" for float32 of the same 0..255. half: float16 inside.
     confidence: a second output, of a DPM head. readout: a DPM head's, see tiekd.models.readout.
     """
@@ -56,6 +61,12 @@ class Settings:
     half: bool = False
     confidence: bool = False
     readout: str = "mean"
+    resize: Resize = OWN_SIZE
+
+    @property
+    def open_resize(self) -> Resize:
+        """The working resolution of a file that takes any size: the pictures' own where recipes say none."""
+        return OWN_SIZE if self.resize.at_most is not None else self.resize
 
     @property
     def outputs(self) -> list[str]:
@@ -76,9 +87,11 @@ def format_of(path: Path) -> str:
     return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
 
 
-def least_side(network: Network, dynamic: bool) -> int:
-    """The least height and width that a file of this network takes, in pixels."""
-    return max(network.encoder.strides) + dynamic
+def least_side(network: Network, settings: Settings) -> int:
+    """The least height and width of the pictures that a file takes, in pixels; of one size, see `check`, too."""
+    if settings.dynamic:
+        return program_format.least_side(network, settings.open_resize)
+    return max(network.encoder.strides) if settings.open_resize == OWN_SIZE else 1
 
 
 def check(network: Network, settings: Settings, path: Path) -> None:
@@ -88,19 +101,39 @@ def check(network: Network, settings: Settings, path: Path) -> None:
             f"--out {path}: a file of format {settings.format} ends with {SUFFIXES[settings.format]}; name it so, or "
             f"choose another --format ({', '.join(SUFFIXES)})"
         )
-    is_plain = settings == Settings(settings.size, "weights")
+    is_plain = settings == Settings(settings.size, "weights", resize=settings.resize)
     if settings.format == "weights" and not is_plain:
         raise ExportError("--format weights: holds no arithmetic; leave out --input, --dynamic, --half, --confidence")
-    least = least_side(network, settings.dynamic)
-    if min(settings.size) < least:
-        height, width = settings.size
-        raise ExportError(f"--size {height}x{width}: too small for this network; give at least {least}x{least}")
+    _check_size(network, settings)
     if (settings.confidence or settings.readout != "mean") and not isinstance(network.head, Dpm):
         option = "--confidence" if settings.confidence else f"--readout {settings.readout}"
         raise ExportError(f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head")
     if settings.format == "onnx":
         onnx_format.check_packages()
     reports.check_output("--out", path, SUFFIXES[settings.format])
+
+
+def _check_size(network: Network, settings: Settings) -> None:
+    height, width = settings.size
+    canvas = settings.resize.place(height, width).canvas
+    if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
+        raise ExportError(
+            f"--dynamic: the size at which the network sees a picture ({settings.resize}) depends on the picture's; "
+            "leave out --dynamic and export one file a size (--size HxW), or train with data.resize.mode=stretch"
+        )
+    if settings.dynamic and settings.resize.at_most is not None and canvas != settings.size:
+        raise ExportError(
+            f"--size {height}x{width}: with --dynamic nothing is shrunk, but the network would see {canvas[0]}x"
+            f"{canvas[1]} of it; leave out --dynamic, or give --set data.resize=null for pictures at their own size"
+        )
+    least = least_side(network, settings)
+    if min(settings.size) < least:
+        raise ExportError(f"--size {height}x{width}: too small for this network; give at least {least}x{least}")
+    if min(canvas) < max(network.encoder.strides):
+        raise ExportError(
+            f"--size {height}x{width}: the network would see {canvas[0]}x{canvas[1]} of it ({settings.resize}); it "
+            f"needs at least {max(network.encoder.strides)} pixels a side, give a larger data.resize"
+        )
 
 
 def write(
@@ -123,7 +156,8 @@ def write(
         stream.write(f"Writing {settings.format}\n")
         facts = {**facts, **_description(network, settings)}
         read_back = _FORMATS[settings.format](partial, network, node, settings, facts)
-        reference = agreement.Reference(network, settings.readout, settings.confidence)
+        student = Student(network, "cpu", settings.readout, settings.resize)
+        reference = agreement.Reference(student, settings.confidence)
         limits = agreement.limits_of(settings.half, settings.readout, network.max_depth)
 
         def run(image: Tensor) -> tuple[Tensor, ...]:
@@ -149,7 +183,13 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
     network = copy.deepcopy(network)
     if isinstance(network.decoder, DenseDepth):
         network.decoder.fold()
-    deployed = Deployed(network, settings.readout, settings.confidence, settings.dynamic)
+    deployed = Deployed(
+        network,
+        settings.readout,
+        settings.confidence,
+        settings.open_resize if settings.dynamic else settings.resize,
+        None if settings.dynamic else settings.size,
+    )
     shape = settings.size, INPUTS[settings.input], settings.dynamic
     if settings.half:
         fold_norms(deployed, program_format.trace(deployed, *shape))
@@ -171,24 +211,40 @@ def _write_torch_export(
 
 
 def _write_weights(path: Path, network: Network, node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
-    torch.save({"state_dict": network.state_dict(), "network": node, "iteration": 0, "facts": facts}, path)
-    again = build_network(weights.read_checkpoint(path)["network"]).eval()
-    weights.load_into(again, weights.read_weights(path))
-    return agreement.Reference(again, settings.readout, settings.confidence)
+    content = {"state_dict": network.state_dict(), "network": node, "resize": settings.resize.node()}
+    torch.save({**content, "iteration": 0, "facts": facts}, path)
+    state = weights.read_checkpoint(path)
+    again = build_network(state["network"])
+    weights.load_into(again, weights.named_tensors(state))
+    return agreement.Reference(Student(again, "cpu", resize=of_node(state["resize"])), confidence=False)
 
 
 def _description(network: Network, settings: Settings) -> dict[str, str]:
     """What whoever finds the file has to know, in words."""
     facts = {
-        "input": f"image: RGB, {settings.input} 0..255, (batch, 3, height, width); normalisation is inside",
+        "input": f"image: RGB, {settings.input} 0..255, (batch, 3, height, width), upright and at its own size; "
+        "resizing and normalisation are inside",
         "output": f"depth: float32 metres from {network.min_depth:g} to {network.max_depth:g}, "
         "(batch, 1, height, width)",
+        "working_resolution": working_resolution(settings),
+        "readout": settings.readout,
     }
     if settings.format == "weights":
-        facts["input"] = "image: RGB, ImageNet's mean taken off and divided by its deviation, (batch, 3, height, width)"
+        facts["input"] = (
+            "image: RGB at the working resolution, ImageNet's mean taken off and divided by its deviation, (batch, 3, "
+            "height, width)"
+        )
     if settings.confidence:
         facts["confidence"] = "float32 0..1, the probability that depth is near the likeliest one"
     return facts
+
+
+def working_resolution(settings: Settings) -> str:
+    """The working resolution of a file, in words."""
+    if not settings.dynamic or settings.resize.at_most is None:
+        return str(settings.resize)
+    most = "x".join(map(str, settings.resize.at_most))
+    return f"the picture's own size; load_student shrinks those of more than {SLACK:g} times {most}, this file none"
 
 
 _FORMATS = {"onnx": _write_onnx, "torch_export": _write_torch_export, "weights": _write_weights}

@@ -12,20 +12,28 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tiekd.data.resize import Resize
 from tiekd.errors import ExportError, UserError
 from tiekd.models.deployed import Deployed
+from tiekd.models.network import Network
 
 FACTS = "tiekd.json"  # in a .pt2, as torch.export.load(path, extra_files={FACTS: ""}) gives it
 
 
+def least_side(network: Network, resize: Resize) -> int:
+    """The least height and width, in pixels, of a file that takes any: above the coarsest stride, or above 1, which a
+    tracer takes for a constant, where the network sees another size than the picture's."""
+    return max(network.encoder.strides) + 1 if resize.mode is None else 2
+
+
 def trace(deployed: Deployed, size: tuple[int, int], dtype: torch.dtype, open_sizes: bool) -> ExportedProgram:
-    """One graph of torch's own operators, from pictures (1, 3, *size) of `dtype`, or of any batch and size from the
-    coarsest stride on. Raises ExportError where the network can't be traced so."""
+    """One graph of torch's own operators, from pictures (1, 3, *size) of `dtype`, or of any batch and size from
+    `least_side` on. Raises ExportError where the network can't be traced so."""
     # A batch or a size of 1 would be taken for a constant.
     image = torch.zeros(2 if open_sizes else 1, 3, *size, dtype=dtype)
     shapes = None
     if open_sizes:
-        least = max(deployed.network.encoder.strides) + 1
+        least = least_side(deployed.network, deployed.resize)
         shapes = ({0: Dim("batch", min=1), 2: Dim("height", min=least), 3: Dim("width", min=least)},)
     try:
         # Attention by its definition: fused kernels lay their results out in ways that other runtimes don't know.

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from tiekd.data import scenes
+from tiekd.data.resize import resized_picture
 from tiekd.data.section import build_dataset
 from tiekd.errors import DataError
 
@@ -15,7 +15,8 @@ _RENDERED = 192, 640
 
 
 def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
-    """Up to `count` pictures, (3, H, W) uint8, evenly spaced over the validation set; and what they are, in words."""
+    """Up to `count` pictures at their own size, (3, H, W) uint8, evenly spaced over the validation set; and what they
+    are, in words."""
     try:
         found = build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True) if "data" in recipe else []
         data = recipe.get("data", {})
@@ -28,13 +29,13 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
     ], f"built-in scenes ({reason})"
 
 
-def batches(pictures: Sequence[Tensor], size: tuple[int, int], dynamic: bool, least: int = 1) -> list[Tensor]:
-    """What to try: each picture alone at (height, width), (1, 3, H, W) uint8; with `dynamic` then also all of them at
-    once at an odd size of sides from `least`, (B, 3, h, w)."""
-    tried = [_resized(picture, size)[None] for picture in pictures]
-    if dynamic:
+def batches(pictures: Sequence[Tensor], size: tuple[int, int], least: int | None = None) -> list[Tensor]:
+    """What to try: each picture alone at (height, width), (1, 3, H, W) uint8; of a file that takes sides from `least`
+    then also all of them at once at an odd size, (B, 3, h, w)."""
+    tried = [resized_picture(picture, size)[None].contiguous() for picture in pictures]
+    if least is not None:
         odd = tuple(max(least, 3 * side // 4) | 1 for side in size)
-        tried.append(torch.stack([_resized(picture, odd) for picture in pictures]))
+        tried.append(torch.stack([resized_picture(picture, odd) for picture in pictures]))
     return tried
 
 
@@ -43,10 +44,3 @@ def _spaced(found: Dataset, count: int) -> list[Tensor]:
         raise DataError("no validation frames")
     count = min(count, len(found))
     return [found[index * len(found) // count].image for index in range(count)]
-
-
-def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(picture.shape[1:]) == size:
-        return picture.contiguous()
-    resized = interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)
-    return resized[0].round().clamp(0, 255).byte()

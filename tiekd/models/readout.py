@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from tiekd.errors import RecipeError
 
@@ -39,6 +40,12 @@ def confidence(probabilities: Tensor) -> Tensor:
     return torch.where(_near_mode(probabilities), probabilities, 0).sum(1, keepdim=True)
 
 
+def margin(probabilities: Tensor) -> Tensor:
+    """How much likelier the likeliest bin is than the next: (B, 1, h, w), 0 to 1; near 0 rounding chooses the mode."""
+    first, second = probabilities.topk(2, dim=1).values.split(1, dim=1)
+    return first - second
+
+
 def entropy(probabilities: Tensor) -> Tensor:
     """-sum_k p_k log p_k with 0 log 0 = 0: (B, 1, h, w), nats, 0 (certain) to log K (knows nothing)."""
     return -torch.xlogy(probabilities, probabilities).sum(1, keepdim=True)
@@ -56,6 +63,41 @@ def in_strips(read: Callable[[Tensor], Tensor], features: Tensor, probabilities:
         torch.cat([read(probabilities(strip)) for strip in image[None].split(rows, dim=2)], dim=2) for image in features
     ]
     return torch.stack([image[0] for image in images])
+
+
+def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
+    """A head's maps on the grid of the image that the network saw, corners aligned as in `Network`.
+
+    Args:
+        values: (B, 1, h, w).
+        size: (H, W) of the image.
+        smooth: bilinear; False takes the nearest, so that no depth is made up between two bins.
+
+    Returns:
+        (B, 1, H, W).
+    """
+    if tuple(values.shape[2:]) == tuple(size):
+        return values
+    return spread_on_grid(values, size, smooth)
+
+
+def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
+    """`on_image_grid` that decides nothing by the sizes, so that a graph traced from it holds for any."""
+    if smooth:
+        return interpolate(values, size=size, mode="bilinear", align_corners=True)
+    rows, columns = (
+        _aligned_index(coarse, fine, values.device) for coarse, fine in zip(values.shape[2:], size, strict=True)
+    )
+    return values.index_select(2, rows).index_select(3, columns)
+
+
+def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
+    """(fine,) int64: the nearest of `coarse` cells, of two equally near the second, where first and last cells meet.
+
+    Whole numbers, for a graph must choose as we do where two are equally near.
+    """
+    last = fine - 1
+    return (2 * torch.arange(fine, device=device) * (coarse - 1) + last) // max(2 * last, 1)
 
 
 def _near_mode(probabilities: Tensor) -> Tensor:

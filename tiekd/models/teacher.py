@@ -138,7 +138,7 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
         weights.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
-    return FrozenTeacher(network, device, node.get("flip", False), precision, resizes.of_weights(state, None))
+    return FrozenTeacher(network, device, node.get("flip", False), precision, resizes.resize_of(state, None))
 
 
 def is_outside(node: dict | None) -> bool:

@@ -1,8 +1,8 @@
 """Predicts the depth of many pictures and videos, and writes it.
 
 Pictures are read ahead and written by threads beside the network. Those that follow each other with one working size go
-through it together. In memory are no more than a batch and READ_AHEAD + WAITING pictures beside it, of 4000x3000 pixels
-some 100 MB each.
+through it together, each at the working resolution. In memory are, at their own size, no more than a batch of pictures
+and READ_AHEAD + WAITING + 1 beside it, with their depth of 4000x3000 pixels some 100 MB each.
 """
 
 import time
@@ -59,7 +59,9 @@ def predict_pictures(predictor: Predictor, pictures: Sequence[Input], out: TextI
             else:
                 for picture, (depth, confidence) in zip(batch, found, strict=True):
                     writes.add(writers.submit(predictor.write, picture, depth, confidence))
+                    del picture, depth, confidence
                 done += len(batch)
+            del batch, found  # before the next ones are read: they are of the pictures' own size
             progress.update()
     progress.finish()
     return failed

@@ -1,6 +1,7 @@
 """A student, how pictures go through it, and where its depth goes: what pictures and videos share.
 
-In memory are a batch at its working size, and beside it the pictures that wait to be written, at their own.
+In memory are a batch at its working size, and the pictures of that batch and those that wait to be written at their
+own (tiekd/predicting/prediction.py counts them).
 Left out: several devices, and half precision.
 """
 
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tiekd.data.frames import Camera
+from tiekd.data.resize import network_input
 from tiekd.errors import DataError
 from tiekd.predicting.cameras import Cameras
 from tiekd.predicting.outputs import Outputs
-from tiekd.student import Student
-from tiekd.working_size import resized_map, resized_picture, working_size
+from tiekd.student import Reading, Student
 
 THREADS, WAITING = 2, 2
 
@@ -34,25 +35,24 @@ class Picture(NamedTuple):
 
 
 class Predictor:
-    """limit: see `working_size`; batch_size: pictures of one size that go through the network at once; cameras: for
-    points. `network_s` is the time spent in the network."""
+    """batch_size: pictures of one working size that go through the network at once; cameras: for points.
+    `network_s` is the time spent in the network."""
 
     def __init__(
         self,
         student: Student,
         outputs: Outputs,
-        limit: tuple[int, int] | float | None,
         batch_size: int,
         cameras: Cameras | None = None,
     ):
-        self.student, self.outputs, self.limit = student, outputs, limit
+        self.student, self.outputs = student, outputs
         self.batch_size, self.cameras = batch_size, cameras
         self.network_s = 0.0
 
     def prepare(self, name: str, path: Path, pixels: Tensor) -> Picture:
         """Raises DataError where points are wanted and the picture's camera isn't known."""
         height, width = pixels.shape[1:]
-        small = resized_picture(pixels[None], working_size(height, width, self.limit))[0]
+        small = network_input(pixels, self.student.resize)
         return Picture(name, path, pixels, small, self.cameras and self.cameras.of(path, height, width))
 
     def depths(self, batch: Sequence[Picture]) -> list[tuple[Tensor, Tensor | None]]:
@@ -73,9 +73,10 @@ class Predictor:
         self.network_s += time.monotonic() - started
         found = []
         for index, picture in enumerate(batch):
-            size, one = tuple(picture.pixels.shape[1:]), slice(index, index + 1)
-            own = resized_map(depth[one], size, self.student.smooth)[0, 0]
-            found.append((own, resized_map(confidence[one], size, True)[0, 0] if wants_confidence else None))
+            one = slice(index, index + 1)
+            reading = Reading(depth[one], confidence[one] if wants_confidence else None)
+            own = self.student.at_own_size(reading, tuple(picture.pixels.shape[1:]))
+            found.append((own.depth[0, 0], own.confidence[0, 0] if wants_confidence else None))
         return found
 
     def write(self, picture: Picture, depth: Tensor, confidence: Tensor | None, colour: bool = True) -> None:
