@@ -45,7 +45,7 @@ def test_a_folder_has_the_recipes_and_others_need_the_option():
             Cameras(None, data)
 
 
-def test_a_recipes_camera_is_not_that_of_a_picture_which_is_turned_to_be_upright(tmp_path):
+def test_a_users_camera_is_of_upright_images_and_a_data_sets_of_its_own_recordings(tmp_path):
     for orientation in (1, 6):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -53,8 +53,9 @@ def test_a_recipes_camera_is_not_that_of_a_picture_which_is_turned_to_be_upright
     recipes, given = [20.0, 20.0, 20.0, 15.0], Camera(20.0, 20.0, 15.0, 20.0)
     cameras = Cameras(None, {"name": "folder", "intrinsics": recipes})
     assert cameras.of(tmp_path / "1.jpg", 30, 40) == Camera(*recipes)
+    assert cameras.of(tmp_path / "6.jpg", 40, 30) == Camera(*recipes)
     with pytest.raises(DataError, match=r"6\.jpg: its orientation mark .*give --intrinsics .*upright picture"):
-        cameras.of(tmp_path / "6.jpg", 40, 30)
+        Cameras(None, {"name": "nyu"}).of(tmp_path / "6.jpg", 480, 640)
     assert Cameras(given, {"name": "folder", "intrinsics": recipes}).of(tmp_path / "6.jpg", 40, 30) == given
 
 

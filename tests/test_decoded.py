@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_kitti
 import torch
+from PIL import Image
 from tiny_kitti import depth_name, image_name, write_png
 
 from tiekd.data import depth_io, kitti
@@ -183,6 +184,47 @@ def test_it_is_told_beforehand_how_many_are_not_there(root):
     (root / "input" / image_name(1)).write_bytes(b"something else")
     (line,) = describe(frames)
     assert line.startswith(f"WARNING: 2 of 15 files aren't in {root / 'decoded'}") and "bin/cache_frames.py" in line
+
+
+def turn(path):
+    """Marks a picture as one to be turned by half, its pixels as they are; both sides stay as long as they were."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+
+
+def of_before(path):
+    """The decoded file as it was written before pictures came upright."""
+    path.write_bytes(path.read_bytes().replace(b"tiekd 2\n", b"tiekd 1\n"))
+    return path
+
+
+def test_old_files_are_read_but_for_pictures_that_a_mark_turns(root):
+    frames = frames_of(root)
+    turn(root / "input" / image_name(1))
+    plain = [frames[0], frames[1]]
+    frames.decoded = filled(root, frames)
+    assert all(torch.equal(frames[index].image, plain[index].image) for index in (0, 1))
+    for index in (0, 1):
+        path = of_before(frames.decoded.path(root / "input" / image_name(index)))
+    assert torch.equal(frames[0].image, plain[0].image)
+    told = refused(frames.__getitem__, 1)
+    assert told.startswith(f"{root / 'input' / image_name(1)}: {path} was made before orientation marks counted; make")
+    assert not frames.decoded.holds(root / "input" / image_name(1))
+
+
+def test_old_files_hold_the_largest_level_that_is_none_in_ground_truth_only(root):
+    depth, taught = root / "gt_depth" / depth_name(0), root / "maps" / image_name(0).replace("/", "_")
+    write_png(depth, np.full((20, 30), 65535, np.uint16))
+    write_png(taught, np.full((16, 24), 65535, np.uint16))
+    frames = frames_of(root)
+    frames.decoded = filled(root, frames)
+    cache = frames.decoded
+    assert (frames[0].depth == 0).all() and (frames[0].teacher_depth == 80).all()
+    cache.write(depth, depth_io.read_levels)  # as it was written before
+    for source in (depth, taught):
+        of_before(cache.path(source))
+    assert (frames[0].depth == 0).all() and (frames[0].teacher_depth == 80).all()
 
 
 def test_a_data_set_without_files_has_nothing_to_decode(root):

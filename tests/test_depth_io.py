@@ -1,18 +1,22 @@
 """Depth maps and pictures on disk: exact round trips, and DataErrors of one line that name the file."""
 
 import pickle
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tiekd.data import orientation
 from tiekd.data.depth_io import (
     read_depth_npy,
     read_image,
     read_image_size,
     read_levels,
+    read_measured_levels,
     read_photo,
+    without_levels,
     write_depth_png,
     write_image,
 )
@@ -117,7 +121,89 @@ def test_numbers_of_numpy_are_metres_or_levels(tmp_path):
         np.save(tmp_path / "d.npy", array)
         assert read_depth_npy(tmp_path / "d.npy", None).tolist() == [[[1.5, 0, 0], [0, 0, 3]]]
     np.save(tmp_path / "d.npy", LEVELS)
-    assert torch.equal(read_depth_npy(tmp_path / "d.npy", 256.0)[0], torch.from_numpy(LEVELS.astype(np.float32)) / 256)
+    metres = torch.from_numpy(np.where(LEVELS == 65535, 0, LEVELS).astype(np.float32)) / 256
+    assert torch.equal(read_depth_npy(tmp_path / "d.npy", 256.0)[0], metres)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
+def test_a_unit_of_whole_numbers_is_none_of_floating_point(tmp_path, kind):
+    np.save(tmp_path / "d.npy", np.array([[1.5, 4]], kind))
+    assert read_depth_npy(tmp_path / "d.npy", 1000.0).tolist() == [[[1.5, 4]]]
+    assert read_depth_npy(tmp_path / "d.npy", 1000.0, 2.0).tolist() == [[[0.75, 2]]]
+    np.save(tmp_path / "d.npy", np.array([[1500, 4000]], np.int32))
+    assert read_depth_npy(tmp_path / "d.npy", 1000.0, 2.0).tolist() == [[[1.5, 4]]]
+
+
+def test_values_that_mean_not_measured_are_none(tmp_path):
+    np.save(tmp_path / "d.npy", np.array([[9.9, 1.5, 65535]], np.float32))
+    assert read_depth_npy(tmp_path / "d.npy", None, 1.0, (9.9,)).tolist() == [[[0, 1.5, 65535]]]
+    for kind, there in ((np.uint16, 0), (np.int32, 65.535), (">u2", 0)):
+        np.save(tmp_path / "d.npy", np.array([[500, 7, 65535]], kind))
+        depth = read_depth_npy(tmp_path / "d.npy", 1000.0, None, (7, 300000))
+        assert depth.flatten().tolist() == pytest.approx([0.5, 0, there])
+
+
+def test_the_largest_level_of_ground_truth_is_none_and_of_a_teacher_map_the_farthest(tmp_path):
+    Image.fromarray(LEVELS).save(tmp_path / "d.png")
+    assert (LEVELS == 65535).any() and np.array_equal(read_levels(tmp_path / "d.png")[0].numpy(), LEVELS)
+    measured = read_measured_levels(tmp_path / "d.png")
+    assert measured.dtype == torch.uint16
+    assert np.array_equal(measured[0].numpy(), np.where(LEVELS == 65535, 0, LEVELS))
+    levels = torch.tensor([[[1, 2, 3]]], dtype=torch.uint16)
+    assert without_levels(levels, (2, 3.5, -1, 70000)).tolist() == [[[1, 0, 3]]]
+    assert without_levels(levels, (65535,)) is levels
+
+
+def test_links_that_lead_nowhere_say_where(tmp_path):
+    path = tmp_path / "x.png"
+    path.symlink_to(tmp_path / "gone.png")
+    for read in (read_image, read_image_size, read_levels):
+        assert refused(read, path).startswith(f"{path}: a link to {tmp_path / 'gone.png'}, which is not there; mend")
+    path.unlink()
+    path.symlink_to(path)
+    assert "a link to" in refused(read_image, path) and "leads back to itself" in refused(read_image, path)
+
+
+def test_an_image_of_too_many_pixels_is_not_called_torn(tmp_path, monkeypatch):
+    Image.new("L", (30, 40)).save(tmp_path / "p.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    for read in (read_image, read_photo, read_image_size):
+        told = refused(read, tmp_path / "p.png").removeprefix(f"{tmp_path / 'p.png'}: ")
+        assert told == "0 million pixels, more than the 179 million that are read; scale it down"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".webp"])
+def test_an_animation_is_no_image(tmp_path, suffix):
+    pages = [Image.new("RGB", (8, 6), (level, 0, 0)) for level in (0, 100, 200)]
+    path = tmp_path / f"p{suffix}"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    path = path.rename(tmp_path / "p.png")
+    for read in (read_image, read_photo):
+        assert ": an animation of 3 frames (" in refused(read, path)
+    pages[0].save(path, format=suffix[1:])
+    assert read_image(path).shape == (3, 6, 8)
+
+
+def test_odd_files_are_named_for_what_they_are(tmp_path):
+    path = tmp_path / "p.png"
+    path.touch()
+    assert "an empty file, no picture" in refused(read_image, path)
+    assert "an empty file, no depth map" in refused(read_levels, path)
+    sixteen = zlib.compress(b"\0" + bytes(range(12)))  # one row of two pixels of three channels of 16 bits
+    head = b"\x89PNG\r\n\x1a\n" + (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    empty = head[:8] + b"\0\0\0\x0dIHDR" + head[8:] + zlib.crc32(b"IHDR" + head[8:]).to_bytes(4, "big")
+    end = b"\0\0\0\0IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
+    path.write_bytes(with_late_chunk(empty + end, b"IDAT", sixteen))
+    assert "this has 3 channel(s) of 16 bits" in refused(read_levels, path)
+    assert read_image(path).tolist() == read_photo(path).tolist() == [[[0, 6]], [[2, 8]], [[4, 10]]]
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "YCbCr"])
+def test_training_and_prediction_see_the_same_rgb(tmp_path, mode):
+    ramp = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+    Image.fromarray(ramp).convert(mode).save(tmp_path / "p.jpg", quality=95)
+    assert read_image(tmp_path / "p.jpg").shape == (3, 4, 4)
+    assert torch.equal(read_image(tmp_path / "p.jpg"), read_photo(tmp_path / "p.jpg"))
 
 
 def test_numpy_files_that_are_no_depth_map(tmp_path):
@@ -185,7 +271,59 @@ def test_a_photo_stands_upright_as_its_camera_marked_it(tmp_path):
     Image.fromarray(rgb).save(tmp_path / "p.jpg", exif=exif, quality=95)
     photo = read_photo(tmp_path / "p.jpg")
     assert photo.shape == (3, 32, 16) and photo[:, :12].float().mean() > 190 and photo[:, 20:].float().mean() < 10
-    assert read_image(tmp_path / "p.jpg").shape == (3, 16, 32)
+    assert torch.equal(read_image(tmp_path / "p.jpg"), photo)
+
+
+# What EXIF says of where the stored first row and column are, as the turn that makes the image upright.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored),
+}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("mark", UPRIGHT)
+def test_all_doors_see_an_image_upright_and_its_size_before_it_is_decoded(tmp_path, mark, suffix):
+    stored = np.kron(np.random.default_rng(0).integers(0, 256, (2, 3, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    exif, path = Image.Exif(), tmp_path / f"p{suffix}"
+    exif[0x0112] = mark
+    Image.fromarray(stored).save(path, exif=exif, quality=100, lossless=True, subsampling=0)
+    expected = torch.from_numpy(UPRIGHT[mark](stored).copy()).permute(2, 0, 1)
+    for read in (read_image, read_photo):
+        assert read(path).shape == expected.shape and (read(path).short() - expected).abs().max() <= 4
+    assert read_image_size(path) == expected.shape[1:]
+    assert orientation.mark_in(path) == mark
+
+
+def with_late_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
+    """The file with a chunk between its pixels and its end."""
+    chunk = len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+    return png[:-12] + chunk + png[-12:]
+
+
+def test_a_png_may_have_its_mark_behind_its_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    path = tmp_path / "p.png"
+    Image.new("RGB", (40, 30)).save(path)
+    path.write_bytes(with_late_chunk(path.read_bytes(), b"eXIf", exif.tobytes()[len(b"Exif\0\0") :]))
+    assert read_image(path).shape[1:] == read_image_size(path) == (40, 30)
+    path.write_bytes(with_late_chunk(path.read_bytes(), b"eXIf", b"no mark"))
+    assert read_image(path).shape[1:] == read_image_size(path)
+
+
+@pytest.mark.parametrize("mark", [0, 9, 65535])
+def test_a_mark_that_says_nothing_turns_nothing(tmp_path, mark):
+    exif = Image.Exif()
+    exif[0x0112] = mark
+    Image.new("RGB", (40, 30)).save(tmp_path / "p.jpg", exif=exif)
+    assert read_image(tmp_path / "p.jpg").shape[1:] == read_image_size(tmp_path / "p.jpg") == (30, 40)
 
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20

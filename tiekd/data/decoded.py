@@ -1,8 +1,9 @@
 """Frames decoded once and for all (`data.decoded`): arrays in a folder, memory-mapped, read only where they are needed.
 
 One file for each picture, depth map and teacher map, named by its path below data.root with `.npy` behind: an array for
-`numpy.load`, picture (3, H, W) uint8 or depth (1, H, W) uint16 as its PNG has it, and a note at the end: the size and
-the time of change of the file that it was made from, and a checksum of all before it. bin/cache_frames.py writes them.
+`numpy.load`, picture (3, H, W) uint8, upright, or depth (1, H, W) uint16 as it is read, and a note at the end: the size
+and the time of change of the file that it was made from, and a checksum of all before it. bin/cache_frames.py writes
+them. Files of before pictures were turned upright are read where their pictures have no orientation mark.
 Costs 3.2 MB a frame of KITTI with a teacher's map, and a look at the source's size and time at each reading.
 Left out: depth in NPY files, which needs no decoding, and the checksum while training, which would read everything.
 """
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiekd.data import depth_io
+from tiekd.data import depth_io, orientation
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
 _NOTE = struct.Struct("<8sQqIIIII")  # mark; source's bytes, ns; CRC-32; where the array starts; its three sizes
-_MARK = b"tiekd 1\n"
+_MARK = b"tiekd 2\n"
+_AS_STORED = b"tiekd 1\n"  # written before pictures came upright and ground truth without its largest level
 _PROGRAM = "bin/cache_frames.py"
 
 
@@ -39,15 +41,19 @@ class Decoded:
         name = os.path.abspath(source)
         return self.folder / f"{name.removeprefix(self._prefix).lstrip('/')}.npy"
 
-    def read(self, source: Path) -> Tensor:
+    def read(self, source: Path, measured: bool = False) -> Tensor:
         """(3, H, W) uint8 or (1, H, W) uint16 as the source was decoded; nothing is read before it is looked at.
 
-        Raises DataError where there is no such array, where it is damaged and where the source has changed.
+        measured: the source is ground truth. Raises DataError where there is no such array, where it is damaged and
+        where the source has changed.
         """
         mapped, note = self._mapped(source)
         start, *shape = note[4:]
         dtype = torch.uint8 if shape[0] == 3 else torch.uint16
-        return torch.frombuffer(mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start).view(shape)
+        array = torch.frombuffer(mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start).view(shape)
+        if measured and note[0] == _AS_STORED:
+            array = depth_io.without_levels(array, (depth_io.NO_RETURN,))
+        return array
 
     def write(self, source: Path, decode: Callable[[Path], Tensor]) -> None:
         """Decodes a source and keeps the array, which is whole or not there. Raises DataError."""
@@ -90,6 +96,9 @@ class Decoded:
             raise DataError(f"{path}: {len(mapped)} bytes, a torn or damaged file; make it anew with {_PROGRAM}")
         if _state(source) != note[1:3]:
             raise DataError(f"{source}: has changed since {path} was made from it; make that anew with {_PROGRAM}")
+        if note[0] == _AS_STORED and note[5] == 3 and orientation.mark_in(source) != orientation.UPRIGHT:
+            old = f"{source}: {path} was made before orientation marks counted"
+            raise DataError(f"{old}; make that anew with {_PROGRAM}")
         return mapped, note
 
 
@@ -145,7 +154,7 @@ def _note(content: mmap.mmap | bytes) -> tuple | None:
     """The note of a file's content; None where it has none or it isn't that of so many bytes."""
     end = len(content) - _NOTE.size
     note = _NOTE.unpack_from(content, end) if end > 0 else (b"",)
-    if note[0] != _MARK:
+    if note[0] not in (_MARK, _AS_STORED):
         return None
     start, channels, height, width = note[4:]
     return note if end == start + channels * height * width * (1 if channels == 3 else 2) else None

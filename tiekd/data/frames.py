@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd.data import depth_io, teacher_maps
+from tiekd.data import depth_io, orientation, teacher_maps
 from tiekd.data.geometry import crop_window
 from tiekd.data.transforms import Sample, in_metres
 from tiekd.errors import DataError
 
 
 class Camera(NamedTuple):
-    """Focal lengths and principal point in pixels of the whole picture; centre_x, centre_y None: its middle."""
+    """Focal lengths and principal point in pixels of the whole, upright picture; no centre: its middle."""
 
     focal_x: float
     focal_y: float
@@ -50,9 +50,9 @@ class Frames(torch.utils.data.Dataset):
     """Frames as `Sample`s with uint8 images; `stored` gives them with depths as their files have them.
 
     source: where the frames are listed, for messages. read_depth: file -> (1, H, W) uint16, of which `units_per_m` make
-    a metre, or float32 metres. needs_ground_truth: skip the frames without any (`num_skipped` counts them). maps:
-    folder of cached teacher maps, each as large as the picture, and then cut like it, or as large as the window; None
-    reads none. map_prefix: what their names begin with.
+    a metre, or float32 metres. invalid: levels of uint16 ground truth that mean not measured. needs_ground_truth: skip
+    the frames without any (`num_skipped` counts them). maps: folder of cached teacher maps, each as large as the
+    picture, and then cut like it, or as large as the window; None reads none. map_prefix: what their names begin with.
     Raises DataError for missing files and when no frame is left.
     """
 
@@ -67,11 +67,13 @@ class Frames(torch.utils.data.Dataset):
         window: Window | None = None,
         maps: Path | None = None,
         map_prefix: str = "",
+        invalid: Sequence[float] = (),
     ):
         self.frames = [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
         self.num_skipped, self.source = len(frames) - len(self.frames), source
         self.read_depth, self.units_per_m, self.max_depth, self.window = read_depth, units_per_m, max_depth, window
-        self.maps, self.map_prefix = maps, map_prefix
+        self.maps, self.map_prefix, self.invalid = maps, map_prefix, tuple(invalid)
+        self.notes: list[str] = []  # what a user should know of how the files were found
         self.decoded = None  # or a cache (tiekd/data/decoded.py), read in the files' stead
         if not self.frames:
             raise DataError(
@@ -97,7 +99,8 @@ class Frames(torch.utils.data.Dataset):
         parts = {}
         for name, (path, decode) in self.files(index).items():
             cached = self.decoded is not None and depth_io.needs_decoding(path)
-            parts[name] = partial(self.decoded.read if cached else decode, path)
+            read = partial(self.decoded.read, measured=name == "depth") if cached else decode
+            parts[name] = partial(read, path)
         return parts
 
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
@@ -125,7 +128,7 @@ class Frames(torch.utils.data.Dataset):
             cut = "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
             raise DataError(
                 f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for a picture of "
-                f"{_size(image)}{cut}; make the maps from the same pictures",
+                f"{_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the maps from the same pictures",
                 "size",
             )
         return self._with_map(sample, teacher_depth)
@@ -144,7 +147,9 @@ class Frames(torch.utils.data.Dataset):
             depth = torch.zeros(1, 1, 1, dtype=torch.uint16).expand(1, height, width)
         elif _size(depth) != _size(image):
             message = f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}"
-            raise DataError(message, "size")
+            raise DataError(message + _unturned(frame, image, depth), "size")
+        if self.invalid and depth.dtype == torch.uint16:
+            depth = depth_io.without_levels(depth, self.invalid)
         inside = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, height, width)
         units = self.units_per_m if depth.dtype == torch.uint16 and self.units_per_m else 1.0
         camera = _camera_matrix(frame.camera, height, width)
@@ -194,6 +199,17 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
         centre_x = (width - 1) / 2 if centre_x is None else centre_x
         centre_y = (height - 1) / 2 if centre_y is None else centre_y
     return torch.tensor([[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]], dtype=torch.float32)
+
+
+def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
+    """What to say where a depth map fits the picture only as its pixels are stored, before they are turned upright."""
+    mark = orientation.mark_in(Path(frame.image))
+    if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
+        return ""
+    return (
+        f" once upright: it fits the pixels as stored, which the picture's EXIF orientation ({mark}) turns; turn it "
+        "likewise, or remove the mark from the picture"
+    )
 
 
 def _size(tensor: Tensor) -> str:

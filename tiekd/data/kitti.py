@@ -6,10 +6,11 @@ The benchmark's test set has no ground truth: its split file is a list of names,
 another folder; it can be predicted, cached and trained on with a teacher, never evaluated.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tiekd.data.depth_io import read_levels
+from tiekd.data.depth_io import read_measured_levels
 from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
 from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
@@ -36,6 +37,7 @@ def build(
     image_folder: str = "input",
     kb_crop: tuple[int, int] | None = None,
     maps: str | None = None,
+    invalid: Sequence[float] = (),
 ) -> Frames:
     """The frames of a split, cut to `kb_crop`.
 
@@ -43,7 +45,8 @@ def build(
     picks `train_split` or `val_split` (below root, or an absolute path); for the benchmark's test set say
     val_split: kitti_benchmark_test.txt, image_folder: benchmark_test. kb_crop: [height, width] of the window, without
     it whole frames. maps: folder of cached teacher maps (below root, or absolute), read for training frames only.
-    needs_ground_truth: skip frames whose line says `None`. Raises DataError for missing files and malformed lines.
+    needs_ground_truth: skip frames whose line says `None`. invalid: levels of the ground truth, besides 0 and 65535,
+    that mean not measured. Raises DataError for missing files and malformed lines.
     """
     if kb_crop is not None and min(kb_crop) < 1:
         raise RecipeError(f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none")
@@ -53,12 +56,13 @@ def build(
     return Frames(
         frames,
         split_file,
-        read_levels,
+        read_measured_levels,
         UNITS_PER_M,
         max_depth,
         needs_ground_truth,
         window=None if kb_crop is None else Window("data.kb_crop", partial(_kb_window, kb_crop)),
         maps=folder / maps if maps and split == "train" else None,
+        invalid=invalid,
     )
 
 

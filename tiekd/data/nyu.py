@@ -5,10 +5,11 @@ blank border of the registered pictures; evaluation sees whole frames, 480x640. 
 maps lie in one folder, whole and cut together with their picture (or already cut), named data_nyu_<scene>_rgb_<N>.png.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tiekd.data.depth_io import read_levels
+from tiekd.data.depth_io import read_measured_levels
 from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
 from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
@@ -27,14 +28,15 @@ def build(
     val_split: str = "nyu_test.txt",
     nyu_crop: tuple[int, int, int, int] | None = None,
     maps: str | None = None,
+    invalid: Sequence[float] = (),
 ) -> Frames:
     """The frames of a split; training frames cut to `nyu_crop`.
 
     root: folder with the scenes' folders. split: "train" or "val", which picks `train_split` or `val_split` (below
     root, or an absolute path). nyu_crop: [top, bottom, left, right] in pixels, bottom and right excluded, of training
     frames, without it whole ones. maps: folder of cached teacher maps (below root, or absolute), read for training
-    frames only. needs_ground_truth: skip frames whose line says `None`. Raises DataError for missing files and
-    malformed lines.
+    frames only. needs_ground_truth: skip frames whose line says `None`. invalid: levels of the ground truth, besides 0
+    and 65535, that mean not measured. Raises DataError for missing files and malformed lines.
     """
     if nyu_crop is not None and not (0 <= nyu_crop[0] < nyu_crop[1] and 0 <= nyu_crop[2] < nyu_crop[3]):
         raise RecipeError(f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or null")
@@ -43,13 +45,14 @@ def build(
     return Frames(
         [_frame(line, f"{folder}/") for line in read_split(split_file)],
         split_file,
-        read_levels,
+        read_measured_levels,
         UNITS_PER_M,
         max_depth,
         needs_ground_truth,
         window=Window("data.nyu_crop", partial(_window, nyu_crop)) if training and nyu_crop is not None else None,
         maps=folder / maps if maps and training else None,
         map_prefix="data_nyu_",
+        invalid=invalid,
     )
 
 

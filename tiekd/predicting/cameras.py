@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from tiekd.annotations import check_value
-from tiekd.data.depth_io import is_turned
+from tiekd.data import orientation
 from tiekd.data.frames import Camera
 from tiekd.errors import DataError, RecipeError
 
@@ -33,7 +33,7 @@ class Cameras:
     """
 
     def __init__(self, given: Camera | None, data: dict):
-        name, self.of_upright = data.get("name", ""), given is not None
+        name = data.get("name", "")
         if given is None and data.get("intrinsics") is not None:
             check_value(data["intrinsics"], tuple[float, float, float, float], "data.intrinsics")
             given = Camera(*data["intrinsics"])
@@ -46,9 +46,10 @@ class Cameras:
         self.given, self.known = given, getattr(module, "known_camera", None)
 
     def of(self, path: Path, height: int, width: int) -> Camera:
-        """The camera of an upright picture of this size. Raises DataError where it isn't known, or is known for the
-        pixels as they are stored, as the data set's is, where these are turned to be upright."""
-        if not self.of_upright and is_turned(path):
+        """The camera of an upright picture of this size. Raises DataError where it isn't known, or is that of the data
+        set's own recordings, which no orientation mark turns, and the picture has one. What a user gives is of the
+        upright picture."""
+        if self.given is None and orientation.mark_in(path) != orientation.UPRIGHT:
             raise DataError(
                 f"{path}: its orientation mark turns it, and the data set's camera is of the pixels as stored; give "
                 "--intrinsics FX,FY,CX,CY of the upright picture"

@@ -1,0 +1,81 @@
+"""EXIF orientation: how a camera's mark says that stored pixels are turned to stand upright.
+
+Every door of the project sees images upright: training, evaluation, checks, caches and prediction. Sizes, depth maps,
+teacher maps and intrinsics are those of the upright image. The mark is read from EXIF or XMP, in JPEG, PNG, WebP and
+TIFF; a damaged one turns nothing. Costs some 0.02 ms for an image that is decoded anyway, 0.1 ms for a file's head.
+"""
+
+import os
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+UPRIGHT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAP_SIDES = (5, 6, 7, 8)
+_PNG_HEAD, _CHUNK_HEAD, _CHUNK_EXTRA = 8, 8, 12
+
+
+def mark_of(image: Image.Image) -> int:
+    """The mark of a Pillow image: 1 for an upright one, or one without a readable mark, 2 to 8 for turned ones."""
+    try:
+        late = image.format == "PNG" and _has_late_chunks(image)
+        exif = image.getexif() if late else Image.Image.getexif(image)  # PngImageFile.getexif decodes all pixels
+        mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
+        return mark if mark in _TURNS else UPRIGHT
+    except Exception:  # noqa: BLE001 - a damaged mark raises all kinds, and turns nothing
+        return UPRIGHT
+
+
+def mark_in(path: Path) -> int:
+    """The mark in a file, from its head; 1 for a file that has none, or that is no image."""
+    try:
+        with Image.open(path) as image:
+            return mark_of(image)
+    except Exception:  # noqa: BLE001 - a video, or a damaged file, which another door names
+        return UPRIGHT
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its mark says; itself where it is upright."""
+    image.load()
+    if image.format == "TIFF":  # Pillow has turned it while it was loaded
+        return image
+    mark = mark_of(image)
+    return image if mark == UPRIGHT else image.transpose(_TURNS[mark])
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an opened image once it is upright."""
+    if image.format != "TIFF" and mark_of(image) in _SWAP_SIDES:  # Pillow has swapped a TIFF's sides
+        return image.width, image.height
+    return image.height, image.width
+
+
+def _has_late_chunks(image: Image.Image) -> bool:
+    """True where a PNG file has chunks behind its pixels, which may hold the mark and aren't read yet."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return False
+    try:
+        descriptor = file.fileno()
+    except OSError:
+        return True  # in memory
+    start, pixels_came = _PNG_HEAD, False
+    while len(head := os.pread(descriptor, _CHUNK_HEAD, start)) == _CHUNK_HEAD:
+        kind = head[4:]
+        if kind == b"IEND":
+            return False
+        if pixels_came and kind != b"IDAT":
+            return True
+        pixels_came = pixels_came or kind == b"IDAT"
+        start += _CHUNK_EXTRA + int.from_bytes(head[:4], "big")
+    return False
