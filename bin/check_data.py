@@ -59,7 +59,7 @@ def main() -> None:
     timeout_s = loading_of(recipe).timeout_s
     checking.check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
     print(checking.write(recipe, splits, out))
-    if any(split.findings for split in splits):
+    if any(split.findings or split.frames.notes for split in splits):
         sys.exit(1)
 
 

@@ -53,7 +53,7 @@ def make(root: Path) -> Path:
     write_png(image(11), np.full((8, 30, 3), 7, np.uint8))
     write_png(depth(11), np.full((8, 30), 1000, np.uint16))
     write_png(image(12), np.full((20, 30), 40000, np.uint16))
-    write_png(depth(13), np.full((20, 30), 65535, np.uint16))
+    write_png(depth(13), np.full((20, 30), 65534, np.uint16))
     image(22).unlink()
     os.mkdir(image(22))
     depth(23).write_text("no depth")

@@ -78,12 +78,15 @@ def test_npy_is_in_metres_unless_a_unit_is_said(root):
     measured = np.full((12, 16), 2.25, np.float32)
     measured[0, :4] = np.nan, np.inf, -1, 0
     np.save(root / "depths/a/2.npy", measured)
-    data = make(root, depths="depths")
+    data = make(root, depths="depths", unmatched="allow")
     assert names(data) == ["a/2.JPEG"] and data.num_skipped == 3
     depth = data[0].depth
     assert depth.dtype == torch.float32 and depth.shape == (1, 12, 16)
     assert (depth[0, 0, :4] == 0).all() and (depth[0, 1:] == 2.25).all()
-    assert (make(root, depths="depths", depth_unit=100.0)[0].depth[0, 1:] == 2.25 / 100).all()
+    some = {"depths": "depths", "unmatched": "allow"}
+    assert (make(root, **some, depth_unit=100.0)[0].depth[0, 1:] == 2.25).all()
+    assert (make(root, **some, float_depth_unit=100.0)[0].depth[0, 1:] == 2.25 / 100).all()
+    assert (make(root, **some, invalid=[2.25])[0].depth == 0).all()
     np.save(root / "depths/a/2.npy", np.full((12, 16), 2250, np.int32))
     assert "a/2.npy: int32 without a unit; say how many make a metre" in refused(lambda: data[0])
 
@@ -179,7 +182,7 @@ def spoil_all_pictures(root):
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (spoil_nothing_in_common, "is named like a picture in"),
+        (spoil_nothing_in_common, "; depth maps seem to be named depth_<image>. A depth map is named like its image"),
         (spoil_pictures_of_one_name, "data.images: a/1."),
         (spoil_depths_of_one_name, "data.depths: d."),
         (spoil_joined_names, "b/c/1.png and b_c/1.jpg would share the teacher map b_c_1.png; rename one"),

@@ -47,6 +47,16 @@ def test_batches_are_the_same_with_any_number_of_workers(data):
     assert not torch.equal(without[0].image, without[3].image)
 
 
+def test_a_frame_that_a_batch_repeats_is_augmented_anew(data):
+    sampler = MicroBatches(len(data), 4 * len(data), 1, 0, 1, 3, 0, 1)
+    for workers in (0, 1):
+        (batch,) = training_batches(data, sampler, Augment(crop=(12, 16), rotate_deg=10.0), 3, workers, CPU)
+        assert sorted(batch.names) == sorted(4 * [frame.name for frame in data.frames])
+        for name in set(batch.names):
+            images = [image for image, other in zip(batch.image, batch.names, strict=True) if other == name]
+            assert not any(torch.equal(images[0], image) for image in images[1:])
+
+
 def test_a_run_from_the_middle_sees_what_the_whole_run_saw(data):
     whole, tail = list(training(data)), list(training(data, start=4))
     assert len(tail) == 2 and all(equal(a, b) for a, b in zip(whole[4:], tail, strict=True))

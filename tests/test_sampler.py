@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tiekd.data.sampler import MicroBatches, epoch_batches, iterations_per_epoch, size_groups
+from tiekd.data.sampler import MicroBatches, epoch_batches, iterations_per_epoch, repeats, size_groups
 from tiekd.errors import RecipeError
 
 
@@ -65,6 +65,25 @@ def test_a_batch_larger_than_the_data_goes_round():
     assert epoch_batches(0, 1, 3, seed=0).tolist() == [[0, 0, 0]]
     first = epoch_batches(0, 2, 5, seed=0)[0].tolist()
     assert first[:2] == first[2:4] and first[4] == first[0]
+
+
+def test_a_repetition_in_a_batch_has_a_key_of_its_own():
+    (batch,) = MicroBatches(3, 8, 1, 0, 1, 5, 2, 3)
+    order = epoch_batches(2, 3, 8, seed=5)[0].tolist()
+    assert batch == [(2, index + 3 * (place // 3)) for place, index in enumerate(order)]
+    assert len(set(batch)) == 8 and [index % 3 for _, index in batch] == order
+    halves = [key for rank in (0, 1) for (keys,) in [MicroBatches(3, 8, 1, rank, 2, 5, 2, 3)] for key in keys]
+    assert halves == batch
+    (small, *_) = MicroBatches(5, 4, 1, 0, 1, 0, 0, 9, [0, 0, 0, 0, 1])
+    assert all(max(index for _, index in keys) < 5 for keys in MicroBatches(5, 4, 1, 0, 1, 0, 0, 9)), "as ever"
+    grouped = list(MicroBatches(5, 4, 1, 0, 1, 0, 0, 2, [0, 0, 0, 0, 1]))
+    assert [(0, 4 + 5 * n) for n in range(4)] in grouped
+
+
+def test_repetitions_in_a_batch_are_told():
+    assert repeats(8, 8) == [] and repeats(5, 2, [0, 0, 0, 1, 1]) == []
+    assert repeats(8, 9)[0].startswith("Warning: train.batch_size 9 is more than there are training frames, 8: a batch")
+    assert "more than there are training frames of one size, 2" in repeats(5, 3, [0, 0, 0, 1, 1])[0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tiekd.config import settings
-from tiekd.data import checking, workers
+from tiekd.data import checking, depth_values, workers
 from tiekd.data import resize as resizes
 from tiekd.data.checking import FAULTS, WARNINGS, Examined, Facts, Finding
 from tiekd.data.decoded import without_cache
@@ -47,6 +47,17 @@ class Split:
     def where(self, index: int) -> str | None:
         """The split file's line of a frame."""
         return None if self.lines is None else f"{self.frames.source}:{self.lines[index][0]}"
+
+    def remarks(self) -> list[str]:
+        """What the depth maps count as, and what else a person should look at; no fault by itself."""
+        found = depth_values.describe(self.frames, [fact.levels for fact in self.facts if fact.levels is not None])
+        turned = [frame.name for frame, fact in zip(self.frames.frames, self.facts, strict=True) if fact.turned]
+        if turned:
+            found.append(
+                f"{len(turned)} images are turned by their EXIF orientation, such as {turned[0]}: depth maps and "
+                "intrinsics must be of the upright image"
+            )
+        return found
 
     def cleaned(self) -> str:
         """The split file's text without the lines of frames that are dropped."""
@@ -179,6 +190,8 @@ def _to_clean(recipe: dict, splits: list[Split]) -> list[Split]:
 
 def _short(recipe: dict, splits: list[Split], texts: dict[str, str], empty: list[str], out: Path) -> str:
     rows = [f"{split.name}: {len(split.frames)} frames, {checking.median_span(split.facts)}" for split in splits]
+    rows += [f"{split.name}: {line}" for split in splits for line in split.remarks()]
+    rows += [f"WARNING: {note}" for note in _notes(splits)]
     rows += ["", f"{'':<12}" + "".join(f"{split.name:>7}" for split in splits) + "  first"]
     for kind in (*FAULTS, *WARNINGS):
         counts = [sum(finding.kind == kind for finding in split.findings) for split in splits]
@@ -186,7 +199,7 @@ def _short(recipe: dict, splits: list[Split], texts: dict[str, str], empty: list
         if any(counts):
             rows.append(f"{kind:<12}" + "".join(f"{count:>7}" for count in counts) + f"  {', '.join(first)}")
     if not any(split.findings for split in splits):
-        return "\n".join([*rows[:-1], "Nothing was found."])
+        return "\n".join(rows[:-1] + ([] if _notes(splits) else ["Nothing was found."]))
     rows += ["", f"All of them: {out / TEXT}"]
     if empty:
         rows.append(f"No cleaned split is written, for no frame would be left in {', '.join(empty)}")
@@ -198,6 +211,11 @@ def _short(recipe: dict, splits: list[Split], texts: dict[str, str], empty: list
     return "\n".join(rows)
 
 
+def _notes(splits: list[Split]) -> list[str]:
+    """What is to be said of how the files were found, each once."""
+    return list(dict.fromkeys(note for split in splits for note in split.frames.notes))
+
+
 def _figures(split: Split) -> dict:
     counts = Counter(finding.kind for finding in split.findings)
     return {
@@ -206,4 +224,5 @@ def _figures(split: Split) -> dict:
         "skipped_without_ground_truth": split.frames.num_skipped,
         "dropped": len(split.dropped),
         "counts": {kind: counts[kind] for kind in (*FAULTS, *WARNINGS)},
+        "remarks": [*split.frames.notes, *split.remarks()],
     }

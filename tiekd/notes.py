@@ -21,6 +21,8 @@ def about(recipe, options, train_set, val_set, network, teacher, total) -> list[
         said.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
     resize = resizes.of_data(recipe.get("data", {}))
     said.append(f"Working resolution: {resize}")
+    for note in dict.fromkeys([*getattr(train_set, "notes", ()), *getattr(val_set, "notes", ())]):
+        said.append(f"Warning: {note}")
     said.append(f"Student: {_millions(network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
         source = recipe["teacher"]["checkpoint"]

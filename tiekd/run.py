@@ -13,8 +13,10 @@ from torch import nn
 from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
 from tiekd.config import build, settings
 from tiekd.data import resize as resizes
+from tiekd.data.agreement import check_same
+from tiekd.data.depth_values import check_range
 from tiekd.data.loader import Loading, Unreadable
-from tiekd.data.sampler import iterations_per_epoch, size_groups
+from tiekd.data.sampler import iterations_per_epoch, repeats, size_groups
 from tiekd.data.section import build_dataset, loading_of
 from tiekd.data.transforms import Augment
 from tiekd.engine import build_engine, resolve, stepper
@@ -94,6 +96,7 @@ def build_parts(
     check_ignored_depths(network, criterion)
     train_set = build_dataset(recipe, "train")
     val_set = build_dataset(recipe, "val") if options.validate else None
+    check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
     augment, loading = _loading(recipe)
     resize = resizes.of_data(recipe["data"])
     unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
@@ -103,7 +106,8 @@ def build_parts(
     groups = size_groups(train_set, resize) if augment.sizes == "bucket" else None
     per_epoch = iterations_per_epoch(len(train_set), options.batch_size, groups)
     total = options.iterations or options.epochs * per_epoch
-    report = _load_weights(network, recipe) if begins else []
+    report = [*check_range(train_set), *check_range(val_set)]
+    report += _load_weights(network, recipe) if begins else []
     if groups is not None:
         places = per_epoch * options.batch_size
         report = [
@@ -111,6 +115,7 @@ def build_parts(
             f"batch, {places - len(groups)} of an epoch's {places} places repeat a picture",
             *report,
         ]
+    report += repeats(len(train_set), options.batch_size, groups)
     optimizer = build_optimizer(recipe.get("optimizer", {}), network, options.batch_size, options.lr_scaling)
     values = optimizer.defaults
     schedule = schedules.build(

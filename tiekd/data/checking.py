@@ -17,9 +17,10 @@ Warnings, about frames that can be used:
     neighbour    a training frame a few frames from a validation frame in the same folder, so nearly the same picture
 
 A wrong unit within the bounds can't be told from a frame alone (KITTI's levels read as millimetres are a quarter of the
-distance), so `Facts` has each frame's median for a person to look at. Costs what reading costs, some 25 ms for a frame
-of KITTI on one core. Left out: damage that decodes (a JPEG with wrong bytes in the middle), and pictures that look
-alike but differ in a byte.
+distance), so `Facts` has each frame's median for a person to look at, its depth map's levels
+(tiekd/data/depth_values.py), and whether EXIF turns its image. Costs what reading costs, depth maps twice: some 30 ms
+for a frame of KITTI on one core. Left out: damage that decodes (a JPEG with wrong bytes in the middle), and pictures
+that look alike but differ in a byte.
 """
 
 import hashlib
@@ -31,6 +32,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset
 
+from tiekd.data import depth_io, orientation
+from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, taken_as
 from tiekd.data.frames import Frames
 from tiekd.data.loader import Keyed
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -39,17 +42,17 @@ from tiekd.errors import DataError
 
 FAULTS = ("missing", "unreadable", "bit depth", "size", "unit", "empty")
 WARNINGS = ("duplicate", "shared", "neighbour")
-NEAREST_M = 0.1
-FARTHEST = 3.0  # times max_depth
 
 
 class Facts(NamedTuple):
     """Of one frame. faults: (kind, message); digest: of the picture's bytes, None where it can't be decoded; median_m:
-    of the measured depth, None without any."""
+    of the measured depth, None without any. turned: by its EXIF orientation. levels: of the depth map."""
 
     faults: list[tuple[str, str]]
     digest: bytes | None
     median_m: float | None
+    turned: bool = False
+    levels: Levels | None = None
 
 
 class Finding(NamedTuple):
@@ -80,6 +83,8 @@ class Examined(Dataset):
         if "image" not in read:
             return Facts(faults, None, None)
         digest = hashlib.blake2b(Path(frame.image).read_bytes(), digest_size=16).digest()
+        turned = orientation.mark_in(Path(frame.image)) != orientation.UPRIGHT
+        levels = levels_of(Path(frame.depth)) if "depth" in read else None
         median_m = None
         try:
             sample = in_metres(self.frames.assemble(index, **read))
@@ -89,7 +94,7 @@ class Examined(Dataset):
             self._check_crop(sample)
         except DataError as error:
             faults.append((error.kind, str(error)))
-        return Facts(faults, digest, median_m)
+        return Facts(faults, digest, median_m, turned, levels)
 
     def _check_crop(self, sample: Sample) -> None:
         if self.augment is not None:
@@ -104,7 +109,8 @@ class Examined(Dataset):
         if NEAREST_M <= median_m <= FARTHEST * max_depth:
             return [], median_m
         message = f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than {median_m:.4g} m"
-        return [("unit", f"{message}, with max_depth {max_depth:g}; is the unit right?")], median_m
+        taken = taken_as(self.frames, depth_io.kind_of_depth(Path(path)))
+        return [("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")], median_m
 
 
 def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:

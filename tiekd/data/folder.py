@@ -1,22 +1,25 @@
 """A folder of one's own pictures, with or without measured depth: no code, no special layout, no ground truth needed.
 
-Pictures are all JPEG and PNG files in or below `images`, pixels as stored (a camera's orientation mark is ignored).
-Depth maps are 16-bit PNG or NPY files below `depths` with the same path but for the suffix: a/1.jpg and a/1.png. A
-picture without one is trained on when there is a teacher, and otherwise skipped and counted. Cached teacher maps are
-named by the picture's path joined by `_`, as PNG.
+Pictures are all JPEG and PNG files in or below `images`, each folder entered once, turned upright as their EXIF
+orientation says. Depth maps are 16-bit PNG or NPY files below `depths` with the same path but for the suffix: a/1.jpg
+and a/1.png, and are those of the upright picture. A picture without one is trained on when there is a teacher, and
+otherwise skipped and counted. Cached teacher maps are named by the picture's path joined by `_`, as PNG.
 Left out: other ways to pair files (link or rename them), and cameras that differ from picture to picture.
 """
 
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from tiekd.data.depth_io import read_depth_npy, read_levels
+from tiekd.data.depth_io import read_depth_npy, read_measured_levels
 from tiekd.data.frames import Camera, Frame, Frames, data_root, joined_name
+from tiekd.data.listing import list_files, unlistable
+from tiekd.data.pairing import check_pairs
 from tiekd.data.splits import below_root, read_lines
 from tiekd.errors import DataError, RecipeError
 
@@ -31,26 +34,34 @@ def build(
     root: str = ".",
     depths: str | None = None,
     depth_unit: float | None = None,
+    float_depth_unit: float | None = None,
+    invalid: Sequence[float] = (),
+    unmatched: str = "refuse",
     train_split: str | None = None,
     val_split: str | None = None,
     val_fraction: float = 0.1,
     intrinsics: tuple[float, float, float, float] | None = None,
     maps: str | None = None,
+    on_error: str = "raise",
 ) -> Frames:
     """The frames of a split ("train" or "val").
 
     images, depths, train_split, val_split, maps: below `root`, or absolute; depths null: no ground truth at all.
-    depth_unit: levels that make a metre (1000 for millimetres); PNG and whole numbers need it, floating-point NPY is in
-    metres without it. train_split, val_split: text files, one picture a line (its path below `images`); where one is
+    depth_unit: levels that make a metre (1000 for millimetres); PNG and whole numbers need it. float_depth_unit: how
+    many make a metre in floating-point NPY, which is in metres without it, whatever depth_unit says. invalid: levels or
+    values, as the files have them, that mean not measured, besides 0, what isn't finite and, in 16 bits, 65535.
+    unmatched: what to do where more than half of the pictures, or of the depth maps, have no partner: refuse or allow.
+    train_split, val_split: text files, one picture a line (its path below `images`); where one is
     given, the other split is the rest. With neither, `val_fraction` of the frames with ground truth, picked by a hash
     of their names, is for validation; pictures of one video look alike, so list whole videos in val_split for an honest
-    figure. intrinsics: [focal_x, focal_y, centre_x, centre_y] of all pictures in pixels. maps: cached teacher maps,
-    read for training frames only.
+    figure. intrinsics: [focal_x, focal_y, centre_x, centre_y] of all pictures, upright, in pixels. maps: cached teacher
+    maps, read for training frames only. on_error: `skip` leaves folders out that can't be listed, and counts them.
     """
-    if depth_unit is not None and not depth_unit >= 1:
-        raise RecipeError(
-            f"data.depth_unit: got {depth_unit}; it is how many levels make a metre, such as 1000 for millimetres"
-        )
+    for name, unit in (("depth_unit", depth_unit), ("float_depth_unit", float_depth_unit)):
+        if unit is not None and not 1 <= unit < math.inf:
+            raise RecipeError(
+                f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 for millimetres"
+            )
     if not 0 <= val_fraction < 1:
         raise RecipeError(f"data.val_fraction: got {val_fraction}; it must be from 0 to below 1")
     if intrinsics is not None and not (min(intrinsics[:2]) > 0 and all(map(math.isfinite, intrinsics))):
@@ -62,8 +73,9 @@ def build(
     if depths is None and needs_ground_truth:
         remedy = "--set train.validate=false" if split == "val" else "a teacher"
         raise RecipeError(f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or {remedy}")
-    source = folder / Path(images).expanduser()
-    frames = _frames(source, depths and folder / Path(depths).expanduser(), depth_unit, intrinsics)
+    source, notes = folder / Path(images).expanduser(), []
+    depth_folder = None if depths is None else folder / Path(depths).expanduser()
+    frames = _frames(source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes)
     if train_split is None and val_split is None:
         validation = _hash_picked(frames, val_fraction)
     else:
@@ -73,29 +85,38 @@ def build(
     chosen = training if split == "train" else validation
     if not chosen:
         raise DataError(f"{source}: none of its {len(frames)} pictures is left for {split}; change the splits")
-    return Frames(
+    found = Frames(
         [frame for name, frame in frames.items() if name in chosen],
         source,
-        partial(_read_depth, units_per_m=depth_unit),
+        partial(_read_depth, units_per_m=depth_unit, float_units_per_m=float_depth_unit, invalid=tuple(invalid)),
         depth_unit,
         max_depth,
         needs_ground_truth,
         maps=folder / maps if maps and split == "train" else None,
+        invalid=invalid,
     )
+    found.float_units_per_m, found.notes = float_depth_unit or 1.0, notes
+    return found
 
 
 _PURPOSE = {"train": "training without a teacher needs", "val": "evaluation needs"}
 
 
-def _frames(images: Path, depths: Path | None, depth_unit: float | None, intrinsics) -> dict[str, Frame]:
-    """All frames by name, in the order of their names."""
-    pictures = _files(images, _PICTURES, "data.images")
-    measured = {} if depths is None else _files(depths, _DEPTHS, "data.depths")
-    if measured and not pictures.keys() & measured.keys():
-        raise DataError(
-            f"data.depths: no file in {depths} is named like a picture in {images} (but for the suffix): there is "
-            f"{next(iter(measured.values()))}, and a picture {next(iter(pictures.values()))}"
-        )
+def _frames(
+    images: Path,
+    depths: Path | None,
+    depth_unit: float | None,
+    intrinsics: tuple[float, float, float, float] | None,
+    unmatched: str,
+    skip: bool,
+    notes: list[str],
+) -> dict[str, Frame]:
+    """All frames by name, in the order of their names. skip: leave out folders that can't be listed; adds to notes."""
+    pictures = _files(images, _PICTURES, "data.images", skip, notes)
+    measured = {}
+    if depths is not None:
+        measured = _files(depths, _DEPTHS, "data.depths", skip, notes)
+        notes += check_pairs(images, depths, pictures, measured, unmatched)
     png = [measured[key] for key in pictures if measured.get(key, "").lower().endswith(".png")]
     if depth_unit is None and png:
         raise RecipeError(
@@ -113,21 +134,38 @@ def _frames(images: Path, depths: Path | None, depth_unit: float | None, intrins
     return frames
 
 
-def _files(folder: Path, suffixes: tuple[str, ...], option: str) -> dict[str, str]:
+def _files(
+    folder: Path, suffixes: tuple[str, ...], option: str, skip: bool, notes: list[str]
+) -> dict[str, str]:
     """Paths below the folder, by the same without suffix; hidden files are left out, links followed."""
     if not folder.is_dir():
         raise DataError(f"{option}: no folder at {folder}; give the folder that holds the files")
-    found = {}
-    for place, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            stem, suffix = os.path.splitext(file)
-            if suffix.lower() not in suffixes or file.startswith("."):
-                continue
-            below = Path(place).relative_to(folder)
-            key, name = (below / stem).as_posix(), (below / file).as_posix()
-            if key in found:
-                raise DataError(f"{option}: {found[key]} and {name} in {folder} differ in suffix only; remove one")
-            found[key] = name
+    refused: list[OSError] = []
+
+    def refuse(error: OSError) -> None:
+        if not skip or Path(error.filename) == folder:
+            raise unlistable(error, f"move it out of {option}, or leave it out by data.on_error=skip") from None
+        refused.append(error)
+
+    listing, found = list_files(folder, refuse), {}
+    for name in listing.files:
+        key, suffix = os.path.splitext(name)
+        if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
+            continue
+        if "\n" in name or "\r" in name:
+            raise DataError(f"{option}: {name!r} in {folder} has a line break in its name; rename it")
+        if key in found:
+            raise DataError(f"{option}: {found[key]} and {name} in {folder} differ in suffix only; remove one")
+        found[key] = name
+    if refused:
+        first = f"{refused[0].filename} ({refused[0].strerror})"
+        notes.append(f"{option}: {len(refused)} folders can't be listed and are left out, such as {first}")
+    if listing.repeated:
+        count, first = len(listing.repeated), listing.repeated[0]
+        notes.append(
+            f"{option}: {count} links in {folder} lead to folders that are read anyway, such as {first}, and aren't "
+            "followed"
+        )
     if not found:
         raise DataError(f"{option}: no {', '.join(suffixes)} files in or below {folder}; give the folder that has them")
     return found
@@ -147,10 +185,14 @@ def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str
 def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
     """So many of the frames with ground truth; which, depends on their names alone, not on the order of the files."""
     names = [name for name, frame in frames.items() if frame.depth is not None]
-    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    names.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
     count = max(1, round(fraction * len(names))) if fraction else 0
     return set(names[:count])
 
 
-def _read_depth(path: Path, units_per_m: float | None) -> torch.Tensor:
-    return read_depth_npy(path, units_per_m) if path.suffix.lower() == ".npy" else read_levels(path)
+def _read_depth(
+    path: Path, units_per_m: float | None, float_units_per_m: float | None, invalid: tuple[float, ...]
+) -> torch.Tensor:
+    if path.suffix.lower() == ".npy":
+        return read_depth_npy(path, units_per_m, float_units_per_m, invalid)
+    return read_measured_levels(path)

@@ -73,6 +73,7 @@ class Frames(torch.utils.data.Dataset):
         self.num_skipped, self.source = len(frames) - len(self.frames), source
         self.read_depth, self.units_per_m, self.max_depth, self.window = read_depth, units_per_m, max_depth, window
         self.maps, self.map_prefix, self.invalid = maps, map_prefix, tuple(invalid)
+        self.float_units_per_m: float | None = None  # of floating-point files, where a recipe says the units
         self.notes: list[str] = []  # what a user should know of how the files were found
         self.decoded = None  # or a cache (tiekd/data/decoded.py), read in the files' stead
         if not self.frames:
@@ -102,6 +103,13 @@ class Frames(torch.utils.data.Dataset):
             read = partial(self.decoded.read, measured=name == "depth") if cached else decode
             parts[name] = partial(read, path)
         return parts
+
+    def measured(self, index: int) -> Tensor:
+        """A frame's ground truth before it is cut, (1, H, W) float32, metres, 0 where not measured."""
+        depth = self.parts(index)["depth"]()
+        if depth.dtype == torch.uint16:
+            depth = depth_io.without_levels(depth, self.invalid).float() / self.units_per_m
+        return depth
 
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
         """A frame's files by the same names, each with what decodes it."""

@@ -175,12 +175,13 @@ class Keyed(Dataset):
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """The pictures of a batch; numbers for a data set that doesn't say their files."""
         frames = getattr(self.dataset, "frames", None)
-        return ", ".join(f"sample {index}" if frames is None else frames[index].image for _, index in keys)
+        indices = [index % len(self.dataset) for _, index in keys]  # of what a batch repeats (data/sampler.py)
+        return ", ".join(f"sample {index}" if frames is None else frames[index].image for index in indices)
 
     def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> Cut:
         """The sample, or the next one that can be read, augmented as this one would be; adds to `errors`."""
         if self.max_errors is None:
-            return self._sample(epoch, index, index)
+            return self._sample(epoch, index, index % len(self.dataset))
         tries = min(self.max_errors + 1, len(self.dataset))
         for step in range(tries):
             try:

@@ -28,7 +28,9 @@ def mark_of(image: Image.Image) -> int:
     """The mark of a Pillow image: 1 for an upright one, or one without a readable mark, 2 to 8 for turned ones."""
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
-        exif = image.getexif() if late else Image.Image.getexif(image)  # PngImageFile.getexif decodes all pixels
+        exif = (
+            image.getexif() if late else Image.Image.getexif(image)
+        )  # PngImageFile.getexif decodes all pixels
         mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
         return mark if mark in _TURNS else UPRIGHT
     except Exception:  # noqa: BLE001 - a damaged mark raises all kinds, and turns nothing
@@ -55,7 +57,9 @@ def upright(image: Image.Image) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an opened image once it is upright."""
-    if image.format != "TIFF" and mark_of(image) in _SWAP_SIDES:  # Pillow has swapped a TIFF's sides
+    if (
+        image.format != "TIFF" and mark_of(image) in _SWAP_SIDES
+    ):  # Pillow has swapped a TIFF's sides
         return image.width, image.height
     return image.height, image.width
 

@@ -4,6 +4,9 @@ The stream is one permutation an epoch, the last batch filled up from the permut
 does). Global batch i is dealt in contiguous slices: first by accumulation step, then by rank; so 1 x 4, 2 x 2 and
 accumulation see the same images, and a position in the data is the count of consumed iterations and nothing else.
 
+A batch that is larger than what there is (of its group) repeats samples. Each repetition has a key of its own, so that
+it is augmented anew: the n-th has the sample's index plus n times the number of samples.
+
 With groups (`data.augment.sizes: bucket`, a group a picture size) a global batch holds samples of one group. Each group
 keeps the permutation's order and has its own last batch, filled up from the group's start: every sample is seen at
 least once an epoch, those of a small group more often. Batches come in the order that their first samples have in
@@ -50,8 +53,21 @@ def epoch_batches(
     return order[places[places[:, 0].argsort()]]
 
 
+def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = None) -> list[str]:
+    """A line for the log where a batch holds a sample several times."""
+    fewest = num_samples if groups is None else min(np.bincount(groups).tolist())
+    if batch_size <= fewest:
+        return []
+    of_a_size = "" if groups is None else " of one size"
+    return [
+        f"Warning: train.batch_size {batch_size} is more than there are training frames{of_a_size}, {fewest}: a batch "
+        "repeats frames, each time with another augmentation"
+    ]
+
+
 class MicroBatches(Sampler):
-    """This rank's micro-batches from `start_iteration` to `total_iterations`, as lists of (epoch, index) keys."""
+    """This rank's micro-batches from `start_iteration` to `total_iterations`, as lists of (epoch, index) keys; an index
+    from num_samples on is a repetition in a batch of the sample `index % num_samples`."""
 
     def __init__(
         self,
@@ -86,7 +102,16 @@ class MicroBatches(Sampler):
             if epoch != drawn:
                 drawn = epoch
                 batches = epoch_batches(epoch, self.num_samples, self.batch_size, self.seed, self.groups)
-            keys = [(epoch, index) for index in batches[position].tolist()]
+            keys = [(epoch, index) for index in self._told_apart(batches[position]).tolist()]
             for step in range(self.accumulation):
                 first = (step * self.world_size + self.rank) * self.micro_batch_size
                 yield keys[first : first + self.micro_batch_size]
+
+    def _told_apart(self, batch: np.ndarray) -> np.ndarray:
+        """The batch with what it repeats marked as such."""
+        _, first_places, counts = np.unique(batch, return_index=True, return_counts=True)
+        if len(counts) == len(batch):
+            return batch
+        period = len(counts)  # a batch goes round in the samples that there are
+        assert sorted(first_places) == list(range(period))
+        return batch + self.num_samples * (np.arange(len(batch)) // period)

@@ -31,6 +31,7 @@ def build_dataset(recipe: dict, split: str, as_evaluated: bool = False) -> Datas
         max_depth=recipe["network"]["max_depth"],
         maps=None if is_outside(teacher) else teacher.get("maps"),
         needs_ground_truth=split == "val" or not teacher,
+        on_error=recipe.get("data", {}).get("on_error", "raise"),
     )
     if getattr(frames, "maps", None) is not None:
         teacher_maps.check(frames.maps, recipe)

@@ -1,0 +1,82 @@
+"""Ranks that see other frames are told apart before training, with the rank and a frame."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from tiekd import distributed
+from tiekd.data.agreement import check_same
+from tiekd.data.frames import Frame
+from tiekd.errors import DataError
+
+
+def frames(*names, depth="{}.png"):
+    files = [depth and f"/depth/{depth.format(name)}" for name in names]
+    return SimpleNamespace(
+        frames=[
+            Frame(name, f"/data/{name}", file, None)
+            for name, file in zip(names, files, strict=True)
+        ]
+    )
+
+
+def told_on(monkeypatch, ranks):
+    """What each rank's error says; the ranks are threads that meet at each collective."""
+    here, meeting, sent = threading.local(), threading.Barrier(len(ranks), timeout=30), {}
+
+    def gather(value):
+        sent[here.rank] = value
+        meeting.wait()
+        values = [sent[rank] for rank in range(len(ranks))]
+        meeting.wait()
+        return values
+
+    monkeypatch.setattr(distributed, "world_size", lambda: len(ranks))
+    monkeypatch.setattr(distributed, "gather_objects", gather)
+    monkeypatch.setattr(distributed, "broadcast_object", lambda value: gather(value)[0])
+
+    def run(rank):
+        here.rank = rank
+        with pytest.raises(DataError) as error:
+            check_same({"training": ranks[rank]})
+        return str(error.value)
+
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(run, range(len(ranks))))
+
+
+def test_a_rank_that_misses_a_frame_is_named_on_all_ranks(monkeypatch):
+    said = told_on(monkeypatch, [frames("a", "b", "c"), frames("a", "b", "c"), frames("a", "c")])
+    assert len(set(said)) == 1
+    assert said[0].startswith(
+        "rank 2 has other training frames than rank 0: 2 there, 3 on rank 0; b with depth b.png is on rank 0 only; give"
+    )
+
+
+def test_another_order_another_depth_and_more_frames_are_seen(monkeypatch):
+    assert (
+        "2 there, 2 on rank 0, in another order"
+        in told_on(monkeypatch, [frames("a", "b"), frames("b", "a")])[0]
+    )
+    assert (
+        "a with depth a.png is on rank 0 only"
+        in told_on(monkeypatch, [frames("a"), frames("a", depth=None)])[0]
+    )
+    assert (
+        "b with depth b.png is not on rank 0"
+        in told_on(monkeypatch, [frames("a"), frames("a", "b")])[0]
+    )
+    three = [frames("a"), frames("b"), frames("b")]
+    assert (
+        "rank 1 has other training frames than rank 0, and so have ranks 2: "
+        in told_on(monkeypatch, three)[0]
+    )
+
+
+def test_equal_ranks_and_a_single_one_go_on(monkeypatch):
+    check_same({"training": frames("a")})
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value] * 3)
+    check_same({"training": frames("a", "K\udce4fer"), "validation": [1, 2]})

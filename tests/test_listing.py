@@ -1,0 +1,85 @@
+"""Files below a folder: each once, whatever links there are, and nothing that can't be listed is passed over."""
+
+import os
+
+import pytest
+
+from tiekd.data import listing
+from tiekd.data.listing import list_files, unlistable
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("b/2.png", "a/1.png", "a/c/3.png", "0.png"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "tree"
+
+
+FILES = ["0.png", "a/1.png", "b/2.png", "a/c/3.png"]
+
+
+def refuse(error):
+    raise unlistable(error, "or else")
+
+
+def test_links_that_lead_back_end_and_are_told(tree):
+    (tree / "latest").symlink_to(".")
+    (tree / "also").symlink_to(tree)
+    (tree / "a/c/up").symlink_to("../..")
+    (tree / "a_first").symlink_to("b")  # its name comes before the folder's own
+    found = list_files(tree, refuse)
+    assert found.files == FILES
+    assert sorted(found.repeated) == ["a/c/up", "a_first", "also", "latest"]
+
+
+def test_links_to_other_places_are_followed_once(tree, tmp_path):
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere/deep/4.png").touch()
+    (tmp_path / "elsewhere/home").symlink_to(tree)
+    for name in ("x", "y"):
+        (tree / name).symlink_to(tmp_path / "elsewhere")
+    found = list_files(tree, refuse)
+    assert found.files == [*FILES, "x/deep/4.png"] and found.repeated == ["y", "x/home"]
+
+
+def test_links_to_files_pipes_and_links_to_nothing_are_files(tree):
+    (tree / "linked.png").symlink_to("0.png")
+    (tree / "gone.png").symlink_to("nowhere")
+    (tree / "itself.png").symlink_to("itself.png")
+    os.mkfifo(tree / "pipe.png")
+    (tree / "folder.png").mkdir()
+    (tree / "folder.png/5.png").touch()
+    names = {"linked.png", "gone.png", "itself.png", "pipe.png", "folder.png/5.png", *FILES}
+    assert set(list_files(tree, refuse).files) == names
+
+
+def test_a_folder_is_left_out_when_asked_for(tree):
+    assert list_files(tree, refuse, leave_out=tree / "a").files == ["0.png", "b/2.png"]
+    assert list_files(tree, refuse, leave_out=tree / "nowhere").files == FILES
+
+
+def test_a_folder_that_cannot_be_listed_is_named_or_left_out(tree, monkeypatch):
+    scandir = os.scandir
+
+    def denied(place):
+        if str(place).endswith("/a"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(listing.os, "scandir", denied)
+    with pytest.raises(listing.DataError) as error:
+        list_files(tree, refuse)
+    assert (
+        str(error.value)
+        == f"{tree / 'a'}: can't be listed (Permission denied); change its permissions, or else"
+    )
+    errors = []
+    assert list_files(tree, errors.append).files == ["0.png", "b/2.png"]
+    assert [error.filename for error in errors] == [str(tree / "a")]
+
+
+def test_names_that_are_no_utf8_are_names(tree):
+    os.mknod(os.fsencode(tree) + b"/K\xe4fer.png")
+    assert os.fsencode(list_files(tree, refuse).files[1]) == b"K\xe4fer.png"

@@ -1,0 +1,73 @@
+"""Sees to it that all ranks found the same frames, before any of them trains: other frames are other batches.
+
+Ranks of several machines read a shared folder that one of them may not be allowed to list, or copies that differ.
+Costs a hash of all names, some 20 ms for 24,000 frames, and one collective of 50 bytes a rank; the names themselves
+travel only where they differ. Left out: what is in the files.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+
+from torch.utils.data import Dataset
+
+from tiekd import distributed
+from tiekd.errors import DataError
+
+_SEPARATOR = "\0"
+
+
+def check_same(datasets: Mapping[str, Dataset]) -> None:
+    """Compares the frames of all ranks. Collective.
+
+    Args:
+        datasets: by what messages call them, such as "training".
+
+    Raises:
+        DataError: on every rank, where one of them has other frames than rank 0; says which rank, and names a frame.
+    """
+    if distributed.world_size() == 1:
+        return
+    rows = {kind: _rows(dataset) for kind, dataset in datasets.items()}
+    digests = distributed.gather_objects({kind: _digest(row) for kind, row in rows.items()})
+    for kind, row in rows.items():
+        differing = [
+            rank for rank, theirs in enumerate(digests) if theirs[kind] != digests[0][kind]
+        ]
+        if not differing:
+            continue
+        first = distributed.broadcast_object(row)
+        told = distributed.gather_objects(_difference(first, row))
+        rank = differing[0]
+        others = (
+            f", and so have ranks {', '.join(map(str, differing[1:]))}" if differing[1:] else ""
+        )
+        raise DataError(
+            f"rank {rank} has other {kind} frames than rank 0{others}: {told[rank]}; give all ranks the same "
+            "files, and the permission to read them"
+        )
+
+
+def _rows(dataset: Dataset) -> list[str]:
+    """What tells one frame from another, in the data set's order; numbers for one that doesn't say its files."""
+    frames = getattr(dataset, "frames", None)
+    if frames is None:
+        return [str(index) for index in range(len(dataset))]
+    return [f"{frame.name}{_SEPARATOR}{os.path.basename(frame.depth or '')}" for frame in frames]
+
+
+def _digest(rows: Sequence[str]) -> bytes:
+    return hashlib.blake2b(
+        "\n".join(rows).encode(errors="surrogateescape"), digest_size=16
+    ).digest()
+
+
+def _difference(first: Sequence[str], here: Sequence[str]) -> str:
+    counts = f"{len(here)} there, {len(first)} on rank 0"
+    theirs, ours = set(first), set(here)
+    for row in [*first, *here]:
+        if row not in ours or row not in theirs:
+            name, _, depth = row.partition(_SEPARATOR)
+            where = "on rank 0 only" if row not in ours else "not on rank 0"
+            return f"{counts}; {name}{f' with depth {depth}' if depth else ''} is {where}"
+    return f"{counts}, in another order"

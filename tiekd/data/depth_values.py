@@ -1,0 +1,166 @@
+"""What the numbers in depth files count as, and what in them looks wrong: a unit, or a level that means not measured.
+
+`check_range` looks at five frames before training, for depths that can't be metres. `levels_of` and `describe` are of
+bin/check_data.py, which shows a person what no program can judge. Costs the reading of the depth maps, 5 ms each.
+Left out: values in the middle of a floating-point map that many pixels share; the largest and the smallest are seen.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from tiekd.data import depth_io
+from tiekd.data.frames import Frames
+from tiekd.errors import DataError
+
+NEAREST_M = 0.1
+FARTHEST = 3.0  # times max_depth
+_PROBED = 5  # frames
+_PILE = 0.05  # of the pixels that aren't 0
+_8_BITS = 255
+
+
+class Levels(NamedTuple):
+    """A depth file's numbers as they are stored. kind: of file; count: pixels that aren't 0; largest: of them; piles:
+    values that at least _PILE of these pixels have, but not all, with their counts."""
+
+    kind: str
+    count: int
+    largest: float
+    piles: dict[float, int]
+
+
+def taken_as(frames: Frames, kind: str) -> str:
+    """What depths in files of a kind (`depth_io.kind_of_depth`) count as, and which option says otherwise."""
+    if _is_float(kind):
+        units_per_m = frames.float_units_per_m or 1.0
+        unit = "metres" if units_per_m == 1 else f"{units_per_m:g} a metre"
+        return f"{kind} is taken as {unit} (data.float_depth_unit)"
+    if frames.units_per_m is None:
+        return f"{kind} has no unit (data.depth_unit)"
+    option = " (data.depth_unit)" if frames.float_units_per_m is not None else ""
+    return f"{kind} is taken as {frames.units_per_m:g} levels a metre{option}"
+
+
+def check_range(frames: Dataset) -> list[str]:
+    """Looks at the ground truth of a few frames, for depths that can't be metres.
+
+    Returns:
+        Lines for the log.
+
+    Raises:
+        DataError: where half of the measured pixels of each of them are farther than three times the network's range,
+            so that nothing would be learned and no figure be a number.
+    """
+    medians = _medians(frames) if isinstance(frames, Frames) else {}
+    if not medians:
+        return []
+    path, median_m = next(iter(medians.items()))
+    taken = taken_as(frames, depth_io.kind_of_depth(Path(path)))
+    count = (
+        "as in the only depth map" if len(medians) == 1 else f"as in all {len(medians)} depth maps"
+    )
+    if max(medians.values()) < NEAREST_M:
+        return [
+            f"Warning: {path}: half of its depths are nearer than {median_m:.4g} m, {count} looked at; {taken}"
+        ]
+    told = f"{path}: half of its depths are farther than {median_m:.4g} m, {count} looked at, and max_depth is"
+    if min(medians.values()) > FARTHEST * frames.max_depth:
+        message = (
+            f"{told} {frames.max_depth:g} m; {taken}: give the unit, such as 1000 for millimetres"
+        )
+        raise DataError(message, "unit")
+    if min(medians.values()) > frames.max_depth:
+        return [f"Warning: {told} {frames.max_depth:g} m, beyond which nothing is learned; {taken}"]
+    return []
+
+
+def levels_of(path: Path) -> Levels:
+    """What a depth file holds, before any unit and with what means not measured. Raises DataError for no such file."""
+    if depth_io.needs_decoding(path):
+        values = depth_io.read_levels(path).numpy()
+    else:
+        values = np.load(path, allow_pickle=False)
+    values = values[np.isfinite(values) & (values > 0)]
+    kind = depth_io.kind_of_depth(path)
+    if values.size == 0:
+        return Levels(kind, 0, 0.0, {})
+    likely = {
+        values.min(),
+        values.max(),
+    }  # what means not measured is mostly the smallest or the largest
+    if values.dtype == np.uint16:
+        likely.add(np.bincount(values).argmax())
+    counts = {float(value): int((values == value).sum()) for value in likely}
+    piles = {
+        value: count
+        for value, count in counts.items()
+        if _PILE * values.size <= count < values.size
+    }
+    return Levels(kind, values.size, float(values.max()), piles)
+
+
+def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
+    """What the depth maps of frames count as, and which levels pile up in them."""
+    kinds = Counter(levels.kind for levels in found)
+    said = [
+        f"{count} depth maps: {taken_as(frames, kind)}" for kind, count in sorted(kinds.items())
+    ]
+    for are_float in (False, True):
+        said += _piles(
+            frames, [levels for levels in found if _is_float(levels.kind) is are_float], are_float
+        )
+    whole = [levels.largest for levels in found if not _is_float(levels.kind)]
+    if max(whole, default=0) == _8_BITS:
+        said.append(
+            "WARNING: no level is above 255, as in files of 8 bits: depth is coarse then, and 255 may mean not "
+            "measured (data.invalid=[255])"
+        )
+    return said
+
+
+def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
+    total, pixels, maps = sum(levels.count for levels in found), Counter(), Counter()
+    for levels in found:
+        pixels.update(levels.piles)
+        maps.update(levels.piles.keys())
+    said = []
+    for value, count in sorted(pixels.items()):
+        if count < _PILE * total or maps[value] < min(2, len(found)):
+            continue
+        is_none = value in frames.invalid or (value == depth_io.NO_RETURN and not are_float)
+        meant = (
+            "counts as none"
+            if is_none
+            else f"if it means not measured, set data.invalid=[{value:.9g}]"
+        )
+        share = f"{count / total:.0%} of what isn't 0, in {maps[value]} of {len(found)} depth maps"
+        said.append(f"{'value' if are_float else 'level'} {value:.9g} is {share}: {meant}")
+    return said
+
+
+def _medians(frames: Frames) -> dict[str, float]:
+    """Of the measured depths in a few files, metres; without those that can't be read, which is told in training."""
+    known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
+    places = (
+        {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
+        if known
+        else ()
+    )
+    medians = {}
+    for index in (known[place] for place in sorted(places)):
+        try:
+            depth = frames.measured(index)
+        except DataError:
+            continue
+        if (depth > 0).any():
+            medians[frames.frames[index].depth] = depth[depth > 0].median().item()
+    return medians
+
+
+def _is_float(kind: str) -> bool:
+    return kind.startswith("float")

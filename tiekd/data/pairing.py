@@ -1,0 +1,138 @@
+"""Pairs images with depth maps by name, and says what has no partner and by which rule it may be named.
+
+Costs some milliseconds where all have a partner; where many haven't, up to a second for a guess at the rule.
+Left out: pairing by such a rule, which is a guess; the user renames or links the files.
+"""
+
+import os
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from tiekd.errors import DataError, RecipeError
+
+UNMATCHED = ("refuse", "allow")
+_MOST = 0.5
+_EXAMPLES = 3
+_TRIED_DEPTHS, _TRIED_IMAGES, _COUNTED = 3, 200, 1000
+_RULE_FITS = 2  # pairs, or all where there are fewer
+
+
+def check_pairs(
+    images: Path,
+    depths: Path,
+    image_files: Mapping[str, str],
+    depth_files: Mapping[str, str],
+    unmatched: str,
+) -> list[str]:
+    """Counts files without a partner, with a few examples.
+
+    Args:
+        images: folder of the images, for messages.
+        depths: folder of the depth maps, for messages.
+        image_files: paths below their folder by the same without suffix, which is what pairs them.
+        depth_files: as well.
+        unmatched: what to do where more than half of the images or of the depth maps have no partner, one of UNMATCHED.
+
+    Returns:
+        A line for each kind of which there are some.
+
+    Raises:
+        DataError: where there are that many, with the rule by which they seem to be named.
+    """
+    if unmatched not in UNMATCHED:
+        raise RecipeError(f"data.unmatched: got {unmatched!r}; allowed: {', '.join(UNMATCHED)}")
+    alone = sorted(key for key in depth_files if key not in image_files)
+    without = sorted(key for key in image_files if key not in depth_files)
+    said = []
+    if alone:
+        named = _examples([depth_files[key] for key in alone])
+        said.append(
+            f"{len(alone)} of {len(depth_files)} depth maps in {depths} match no image, such as {named}"
+        )
+    if without:
+        named = _examples([image_files[key] for key in without])
+        said.append(
+            f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as {named}"
+        )
+    rule = naming_rule(without, alone) if alone and without else None
+    guess = "" if rule is None else f"; depth maps seem to be named {rule}"
+    too_many = len(alone) > _MOST * len(depth_files) or len(without) > _MOST * len(image_files)
+    nothing = len(alone) == len(depth_files)
+    if nothing or (too_many and unmatched == "refuse"):
+        meant = "" if nothing else "; if that is meant, set data.unmatched=allow"
+        raise DataError(
+            f"data.depths: {'; '.join(said)}{guess}. A depth map is named like its image (but for the suffix): rename "
+            f"or link them{meant}"
+        )
+    return [line + (guess if index == 0 else "") for index, line in enumerate(said)]
+
+
+def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
+    """The rule by which most of the depth maps seem to be named after images, in words; None without a likely one."""
+    for words, alike in (
+        ("like images but for upper and lower case", str.lower),
+        (
+            "like images but for the way in which accents are written (Unicode's normal form)",
+            _normal_form,
+        ),
+        ("like images but for leading zeros", _without_zeros),
+        ("like images but for the folder", _without_folder),
+    ):
+        of_images = {alike(name) for name in images}
+        if len(of_images) == len(images) and sum(
+            alike(name) in of_images for name in depths
+        ) >= min(_RULE_FITS, len(depths), len(images)):
+            return words
+    known, fitting, few = set(depths), {}, min(len(images), len(depths))
+    for depth in depths[:_TRIED_DEPTHS]:
+        for image in images[:_TRIED_IMAGES]:
+            for words, depth_of in _rules_of(image, depth):
+                if words not in fitting and (few > 1 or not words.startswith("with ")):
+                    fitting[words] = sum(depth_of(name) in known for name in images[:_COUNTED])
+    best = max(fitting, key=fitting.get, default=None)
+    enough = max(min(_RULE_FITS, few), min(few, _COUNTED) // 2)
+    return best if best is not None and fitting[best] >= enough else None
+
+
+def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str | None]]]:
+    """Rules, in words and as a function, by which the image's depth map would be the one that is given."""
+    image_name, depth_name = PurePosixPath(image).name, PurePosixPath(depth).name
+    if image_name in depth_name:
+        start, _, end = depth_name.partition(image_name)
+        yield f"{start}<image>{end}", lambda name: _renamed(name, lambda own: f"{start}{own}{end}")
+    elif depth_name in image_name:
+        start, _, end = image_name.partition(depth_name)
+        yield (
+            f"<name> where the image is {start}<name>{end}",
+            lambda name: _renamed(name, lambda own: own.removeprefix(start).removesuffix(end)),
+        )
+    same_start = len(os.path.commonprefix([image, depth]))
+    rest, other = image[same_start:], depth[same_start:]
+    same_end = len(os.path.commonprefix([rest[::-1], other[::-1]]))
+    old, new = rest[: len(rest) - same_end], other[: len(other) - same_end]
+    if old and new:
+        yield f"with {new} where the image has {old}", lambda name: name.replace(old, new, 1)
+
+
+def _renamed(path: str, rename: Callable[[str], str]) -> str:
+    """The path with another name in the same folder."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{rename(name)}"
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:_EXAMPLES])
+
+
+def _normal_form(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _without_zeros(name: str) -> str:
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.lstrip("0") or "0"))
+
+
+def _without_folder(name: str) -> str:
+    return PurePosixPath(name).name
