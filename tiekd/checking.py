@@ -120,11 +120,11 @@ def write(recipe: dict, splits: list[Split], out: Path) -> str:
     empty = [name for name, text in texts.items() if not text]
     texts = {} if empty else texts
     for name, text in texts.items():
-        write_durably(out / name, text.encode())
+        write_durably(out / name, text.encode(errors="surrogateescape"))
     short = _short(recipe, splits, texts, empty, out)
     findings = [(split, finding) for split in splits for finding in split.findings]
     lines = [f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})" for s, f in findings]
-    write_durably(out / TEXT, "\n".join([short, "", *lines, ""]).encode())
+    write_durably(out / TEXT, "\n".join([short, "", *lines, ""]).encode(errors="backslashreplace"))
     report = {
         "splits": {s.name: _figures(s) for s in splits},
         "cleaned": sorted(texts),

@@ -18,8 +18,8 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """`replace_bytes` of UTF-8 text."""
-    replace_bytes(path, text.encode())
+    """`replace_bytes` of UTF-8 text, in which names of files keep their bytes."""
+    replace_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def append_line(path: Path, line: str) -> None:

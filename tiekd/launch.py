@@ -45,6 +45,7 @@ _REMEDIES = {
     errno.EROFS: _ALLOW,
     errno.ENOTDIR: "a part of its path is a file; give another path",
     errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "a link there leads back to itself; remove it",
 }
 _LONGEST_LINE = 2000
 _LAUNCHER_REACTS_S = 20.0
@@ -90,6 +91,9 @@ def run(main: Callable[[], int | None]) -> int:
     them. A rank that loses another one waits in the same way, so that the cause is the only thing to be read.
     """
     slurm.adopt_task()
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text in any encoding
+        with contextlib.suppress(AttributeError):  # a stream of somebody else's
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0
         peers.say_farewell()
@@ -110,6 +114,9 @@ def run(main: Callable[[], int | None]) -> int:
         return STOPPED_CODE
     except KeyboardInterrupt:
         return 130
+    except UnicodeEncodeError as error:
+        _let_signals_end_this()
+        return _report(LaunchError(_not_to_be_written(error)))
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
@@ -125,6 +132,15 @@ def run(main: Callable[[], int | None]) -> int:
             _let_signals_end_this()
             return _report(LaunchError(f"{_LESS_MEMORY} ({error})"))
         raise
+
+
+def _not_to_be_written(error: UnicodeEncodeError) -> str:
+    what = error.object if len(error.object) <= 200 else error.object[max(0, error.start - 100) : error.end + 100]
+    named = what.encode("ascii", "backslashreplace").decode()
+    return (
+        f"{named}: a name that can't be written as {error.encoding}; rename it to have letters of UTF-8, and start "
+        "with LC_ALL=C.UTF-8 where the environment has another encoding"
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -175,7 +175,7 @@ SPLITS = {
     ),
     "NUL": Mistake(in_split(lambda text: text.replace(b"3.png", b"\0.png")), "DataError", "train.txt:4: '2000_01_01/"),
     "commas": Mistake(
-        in_split(lambda text: text.replace(b" ", b",")), "DataError", "no such picture; check data.root and"
+        in_split(lambda text: text.replace(b" ", b",")), "DataError", "with blanks and no commas between them"
     ),
     "weights": Mistake(
         file(SPLIT, lambda path: path.write_bytes((path.parents[1] / "teacher.pth").read_bytes())),

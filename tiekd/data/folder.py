@@ -10,6 +10,7 @@ Left out: other ways to pair files (link or rename them), and cameras that diffe
 import hashlib
 import math
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -143,7 +144,9 @@ def _files(
     refused: list[OSError] = []
 
     def refuse(error: OSError) -> None:
-        if not skip or Path(error.filename) == folder:
+        if Path(error.filename) == folder:
+            raise unlistable(error, f"or give another folder ({option})") from None
+        if not skip:
             raise unlistable(error, f"move it out of {option}, or leave it out by data.on_error=skip") from None
         refused.append(error)
 
@@ -173,11 +176,12 @@ def _files(
 
 def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str]:
     listed = set()
-    for number, line in read_lines(split_file, "a line is a picture's path below data.images"):
-        name = below_root(line, f"{split_file}:{number}")
+    for number, line in read_lines(split_file, "a line is a picture's path below data.images", str):
+        name = line if line in frames else below_root(line.strip(), f"{split_file}:{number}")
         if name not in frames:
             example = next(iter(frames))
-            raise DataError(f"{split_file}:{number}: no picture {name} in {images}; a line is a path such as {example}")
+            path = "one path and nothing else," if re.split(r"[,;\s]", name)[0] in frames else "a path"
+            raise DataError(f"{split_file}:{number}: no picture {name} in {images}; a line is {path} such as {example}")
         listed.add(name)
     return listed
 

@@ -1,14 +1,24 @@
 """Split files: one line a frame, `image ground_truth focal`; `None` stands for no ground truth.
 
 A file of image names alone, as KITTI's benchmark has for its test set, is read too. A leading slash, as in NYU's
-published files, means the data root and not the machine's. 24,000 lines take some 0.05 s.
+published files, means the data root and not the machine's. 24,000 lines take some 0.05 s. Bytes that are no UTF-8 are
+read as Python reads names of files, so that a list can hold any name.
+Left out: names with blanks, and values between commas, which are refused.
 """
 
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from tiekd.errors import DataError
+
+_LINE = "`image ground_truth focal`"
+_BLANKS = "names with blanks can't be told apart here, so link or rename such files"
+_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8
+_UTF_16 = b"\xff\xfe", b"\xfe\xff"
+_FILE = re.compile(r"\.[A-Za-z]{2,5}$|^None$")
 
 
 class SplitLine(NamedTuple):
@@ -21,26 +31,43 @@ class SplitLine(NamedTuple):
 
 def read_split(path: Path) -> list[SplitLine]:
     """The frames of a split file, in order. Raises DataError for a missing or empty file and for malformed lines."""
-    lines = read_lines(path, "a line is `image ground_truth focal`")
-    parse = _parse_name if all(len(line.split()) == 1 for _, line in lines) else _parse
+    lines = read_lines(path, f"a line is {_LINE}")
+    names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
+    parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]
 
 
-def read_lines(path: Path, rule: str) -> list[tuple[int, str]]:
-    """(number, text) of the lines that aren't blank, numbered from 1; `rule` tells the user what a line is."""
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise DataError(f"{path}: a folder or device, no split file; give a text file, {rule}")
+def read_lines(path: Path, rule: str, strip: Callable[[str], str] = str.strip) -> list[tuple[int, str]]:
+    """(number, text) of the lines that aren't blank, numbered from 1.
+
+    rule: tells the user what a line is. strip: what is taken off a line's ends. Raises DataError for a missing, empty
+    or unreadable file, and for one that is no text.
+    """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: no text; a split file is UTF-8, {rule}") from None
-    except OSError:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise DataError(f"{path}: a folder or device, no split file; give a text file, {rule}")
+        data = path.read_bytes()
+    except FileNotFoundError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.txt"))) or "none"
         raise DataError(f"{path}: no such split file; .txt files beside it: {near}; check data.root") from None
-    lines = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    except OSError as error:
+        why = f"can't be read ({error.strerror})"
+        raise DataError(f"{path}: {why}; change its permissions, or give another file") from None
+    text = data.decode("utf-8-sig", errors="surrogateescape")
+    if _ESCAPED.search(text) and (b"\0" in data or data.startswith(_UTF_16)):
+        raise DataError(f"{path}: no text; a split file is UTF-8, {rule}")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = [(number, strip(line)) for number, line in enumerate(lines, 1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: no frames in it; {rule}")
     return lines
+
+
+def _refuse_other_separators(line: str, where: str) -> None:
+    """Raises DataError for a line of a table whose values commas or semicolons separate; a name may have one."""
+    parts = re.split(r"[,;]\s*", line)
+    if len(parts) > 1 and (re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1):
+        raise DataError(f"{where}: got {line!r:.80}; a line is {_LINE}, with blanks and no commas between them")
 
 
 def below_root(name: str, where: str) -> str:
@@ -57,17 +84,25 @@ def below_root(name: str, where: str) -> str:
 
 
 def _parse(line: str, where: str) -> SplitLine:
-    parts = line.split()
+    _refuse_other_separators(line, where)
     try:
-        image, ground_truth, focal = parts[0], parts[1], float(parts[2])
-    except (IndexError, ValueError):
+        image, ground_truth, focal = line.split()
+        focal = float(focal)
+    except ValueError:
         focal = 0.0
     if not 0 < focal < math.inf:
-        raise DataError(f"{where}: got {line!r:.80}; a line is `image ground_truth focal`, focal in pixels > 0")
+        blanks = f"; {_BLANKS}" if len(line.split()) > 3 else ""
+        raise DataError(f"{where}: got {line!r:.80}; a line is {_LINE}, focal in pixels > 0{blanks}")
     return SplitLine(
         below_root(image, where), None if ground_truth == "None" else below_root(ground_truth, where), focal
     )
 
 
 def _parse_name(line: str, where: str) -> SplitLine:
+    _refuse_other_separators(line, where)
+    if len(line.split()) > 1:
+        raise DataError(
+            f"{where}: got {line!r:.80}, where most lines are a name alone; a line is such a name, or in all lines "
+            f"{_LINE}; {_BLANKS}"
+        )
     return SplitLine(below_root(line, where), None, None)

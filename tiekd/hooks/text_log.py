@@ -62,7 +62,7 @@ class TextLog(Hook):
         self._json_path = path.with_name(f"{timestamp}.log.json")
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
-        for handler in (logging.StreamHandler(), _LogFile(path, encoding="utf-8")):
+        for handler in (logging.StreamHandler(), _LogFile(path, encoding="utf-8", errors="backslashreplace")):
             handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
             self._logger.addHandler(handler)
             self._handlers.append(handler)

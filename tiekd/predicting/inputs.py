@@ -1,15 +1,17 @@
 """What the user wants predicted: pictures by file, folder or pattern, and videos, each with the name of its outputs.
 
 Names are paths without suffix below the folder that was given (of a pattern: below its part without wildcards), so that
-outputs mirror the tree of the inputs.
+outputs mirror the tree of the inputs. Links are followed, each folder once; one that can't be listed is an error.
 """
 
+import fnmatch
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tiekd.data.listing import list_files, unlistable
 from tiekd.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -55,12 +57,12 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
         return _below(path, out)
     if path.suffix.lower() in _WEIGHTS:
         raise DataError(f"{argument}: weights by their name, no picture; give what to predict after them")
-    if path.exists():
+    if os.path.lexists(path):  # a link to nothing is told of when it is read
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
         raise DataError(f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a video")
     fixed = Path(*_until_wildcard(path))
-    files = sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
+    files = sorted(_fitting(str(fixed), path.parts[len(fixed.parts) :], set()))
     if fixed.resolve() in out.resolve().parents:
         files = [file for file in files if out.resolve() not in Path(file).resolve().parents]
     if not files:
@@ -77,16 +79,52 @@ def _until_wildcard(path: Path) -> list[str]:
     return parts
 
 
+def _fitting(folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]) -> Iterator[str]:
+    """The files below a folder that fit the parts of a pattern, by glob's rules: * and ? leave hidden names out, and a
+    part ** is any number of folders. tried: (device, inode, number of parts), each of which is tried once."""
+    part, rest = parts[0], parts[1:]
+    if part == "**" and not rest:
+        rest = ("*",)
+    try:
+        status = os.stat(folder or ".")
+        state = status.st_dev, status.st_ino, len(parts)
+        if state in tried:
+            return
+        tried.add(state)
+        if not glob.has_magic(part):
+            names = [part] if os.path.lexists(os.path.join(folder, part)) else []
+        else:
+            names = sorted(os.listdir(folder or "."))
+    except OSError as error:
+        raise _refusal(error) from None
+    if part == "**":
+        yield from _fitting(folder, rest, tried)
+    for name in names:
+        path = os.path.join(folder, name)
+        fits = part == "**" or fnmatch.fnmatchcase(name, part)
+        if glob.has_magic(part) and name.startswith(".") and not part.startswith("."):
+            continue
+        if os.path.isdir(path) and (rest or part == "**") and fits:
+            yield from _fitting(path, parts if part == "**" else rest, tried)
+        elif not rest and fits and not os.path.isdir(path):
+            yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise _refusal(error) from None
+
+
+def _refusal(error: OSError) -> DataError:
+    return unlistable(error, "or give what can be read")
+
+
 def _below(folder: Path, out: Path) -> list[Input]:
     if out.resolve() == folder.resolve():
         raise DataError(f"--out: {out} is the folder of the pictures itself; give another one, or one below it")
     found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if Path(place, name).resolve() != out.resolve())
-        for file in sorted(files):
-            if Path(file).suffix.lower() in PICTURES and not file.startswith("."):
-                path = Path(place, file)
-                found.append(Input(path.relative_to(folder).with_suffix("").as_posix(), path))
+    for file in sorted(list_files(folder, _refuse, leave_out=out).files):
+        if Path(file).suffix.lower() in PICTURES and not os.path.basename(file).startswith("."):
+            found.append(Input(os.path.splitext(file)[0], folder / file))
     if not found:
         raise DataError(f"{folder}: no pictures ({', '.join(PICTURES)}) in or below it; videos are given by name")
     return found
