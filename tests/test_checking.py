@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,6 +189,74 @@ def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
     assert (tmp_path / "out/val.txt").read_text().split() == val
     recipe["data"] |= {f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")}
     assert len(build_dataset(recipe, "train")) == 5 and len(build_dataset(recipe, "val")) == 2
+
+
+def mine(root, names):
+    """A folder data set with an even slope of 3 to 6 m, and its recipe."""
+    for index, name in enumerate(names):
+        write_png(root / f"pictures/{name}.png", np.full((20, 30, 3), 5 * index, np.uint8))
+        write_png(root / f"depth/{name}.png", np.linspace(3000, 6000, 600).reshape(20, 30).astype(np.uint16))
+    data = {"name": "folder", "root": str(root), "images": "pictures", "depths": "depth", "depth_unit": 1000.0}
+    return {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.25}}
+
+
+def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
+    names = [os.fsdecode(name) for name in (b"K\xe4fer", b"M\xfcnchen/1", b"\xff", b"4", b"5", b"6")]
+    recipe = mine(tmp_path / "mine", names)
+    for which, name in (("train", 0), ("val", 0)):
+        frame = build_dataset(recipe, which).frames[name]
+        Path(frame.depth).write_bytes(b"torn")
+    check(recipe, tmp_path / "out", neighbours=0)
+    lists = [tmp_path / f"out/{name}.txt" for name in ("train", "val")]
+    kept = [line for path in lists for line in path.read_bytes().splitlines()]
+    assert len(kept) == 4 and set(kept) <= {os.fsencode(f"{name}.png") for name in names}
+    recipe["data"] |= {"train_split": str(lists[0]), "val_split": str(lists[1])}
+    kept_again = [frame.name for which in ("train", "val") for frame in build_dataset(recipe, which).frames]
+    assert sorted(map(os.fsencode, kept_again)) == sorted(kept)
+    (tmp_path / "out/report.txt").read_text(encoding="utf-8")
+    assert {row["frame"] for row in json.loads((tmp_path / "out/report.json").read_text())["findings"]} <= {
+        f"{name}.png" for name in names
+    }
+
+
+def test_what_has_no_partner_is_something_found(tmp_path):
+    recipe = mine(tmp_path / "mine", "12345678")
+    splits, short, _ = check(recipe, tmp_path / "out", neighbours=0)
+    assert short.endswith("Nothing was found.") and not any(split.frames.notes for split in splits)
+    (tmp_path / "mine/depth/3.png").rename(tmp_path / "mine/depth/depth_3.png")
+    splits, short, _ = check(recipe, tmp_path / "again", neighbours=0)
+    assert short.count("WARNING: 1 of 8 depth maps in ") == 1 and "match no image, such as depth_3.png; depth" in short
+    assert short.count("WARNING: 1 of 8 images in ") == 1 and "Nothing was found" not in short
+    report = json.loads((tmp_path / "again/report.json").read_text())
+    assert "match no depth map, such as 3.png" in report["splits"]["train"]["remarks"][1]
+
+
+def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
+    recipe = mine(tmp_path / "mine", "12345678")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    name = build_dataset(recipe, "train").frames[2].name
+    picture = Image.open(tmp_path / "mine/pictures" / name)
+    picture.save(tmp_path / "mine/pictures" / name, exif=exif)
+    _, short, _ = check(recipe, tmp_path / "out", neighbours=0)
+    assert "train: 6 depth maps: 16-bit PNG is taken as 1000 levels a metre (data.depth_unit)\n" in short
+    told = f"train: 1 images are turned by their EXIF orientation, such as {name}: depth maps and intrinsics must be"
+    assert told in short and short.endswith("Nothing was found.")
+
+
+def test_depth_of_an_image_as_it_is_stored_is_named_by_its_orientation(tmp_path):
+    recipe = mine(tmp_path / "mine", "12345678")
+    frame = build_dataset(recipe, "train").frames[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(frame.image).save(frame.image, exif=exif)
+    check(recipe, tmp_path / "out", neighbours=0)
+    (row,) = json.loads((tmp_path / "out/report.json").read_text())["findings"]
+    assert row["kind"] == "size" and row["frame"] == frame.name and row["message"] == (
+        f"{frame.depth}: 20x30 does not fit its picture {frame.name}, 30x20 once upright: it fits the pixels "
+        "as stored, which the picture's EXIF orientation (6) turns; turn it likewise, or remove the mark from the "
+        "picture"
+    )
 
 
 def test_a_split_of_which_nothing_would_be_left_is_not_written(tmp_path):

@@ -199,6 +199,9 @@ def test_files_that_cannot_be_paired_are_named(root, spoil, line):
     [
         ({"depths": "depths"}, "data.depth_unit: needed, for a PNG such as"),
         ({"depths": "depths", "depth_unit": 0.001}, "data.depth_unit: got 0.001; it is how many levels make a metre"),
+        ({"float_depth_unit": 0.5}, "data.float_depth_unit: got 0.5; it is how many levels make a metre"),
+        ({"invalid": 65535}, "data.invalid: got 65535; it must be a list, each a number"),
+        ({"depths": "depths", "unmatched": "no"}, "data.unmatched: got 'no'; allowed: refuse, allow"),
         ({"val_fraction": 1.0}, "data.val_fraction: got 1.0; it must be from 0 to below 1"),
         ({"intrinsics": [50.0, 50.0]}, "data.intrinsics: got [50.0, 50.0]; it must be a list of 4: a number,"),
         ({"depth": "depths"}, "data (folder): unknown key 'depth'; did you mean 'depths'?"),
@@ -225,6 +228,53 @@ def test_missing_folders_and_torn_files_are_named(root):
     assert str(root / "depths/a/2.npy") in refused(lambda: data[1])
     write_png(root / "depths/d.png", np.ones((12, 15), np.uint16))
     assert "d.png: 12x15 does not fit its picture d.jpg, 12x16" in refused(lambda: data[3])
+
+
+def test_folders_are_entered_once_and_those_that_cannot_be_listed_are_errors_or_counted(root, monkeypatch):
+    some = {"depths": "depths", "depth_unit": 1000.0}
+    (root / "images/again").symlink_to("b")
+    (root / "images/a/up").symlink_to("..")
+    data = make(root, **some)
+    assert names(data) == list(NAMES)
+    told = f"data.images: 2 link(s) in {root}/images lead to folders that are read anyway, such as again, and"
+    assert data.notes == [f"{told} aren't followed"]
+    scandir, barred = os.scandir, str(root / "images/b")
+
+    def denied(place):
+        if str(place) == barred:
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    told = f"{root}/images/b: can't be listed (Permission denied); change its permissions, move it out of data.images"
+    assert refused(lambda: make(root, **some)).startswith(told)
+    data = make(root, **some, on_error="skip")
+    assert names(data) == [name for name in NAMES if not name.startswith("b/")]
+    assert data.notes[0].startswith("data.images: 1 folder(s) can't be listed and are left out, such as ")
+    barred = str(root / "images")
+    assert "or give another folder (data.images)" in refused(lambda: make(root, **some, on_error="skip"))
+
+
+def test_names_with_blanks_commas_and_line_breaks(root):
+    for name in (" a .jpg", "x,y.jpg"):
+        write_picture(root / "images" / name)
+    (root / "val.txt").write_text(" a .jpg\nx,y.jpg \n")
+    assert names(make(root, "val", val_split="val.txt", needs_ground_truth=False)) == [" a .jpg", "x,y.jpg"]
+    (root / "val.txt").write_text("d.jpg,depths/d.png\n")
+    told = refused(lambda: make(root, "val", val_split="val.txt", needs_ground_truth=False))
+    assert "no picture d.jpg,depths/d.png in" in told and "a line is one path and nothing else, such as" in told
+    write_picture(root / "images/two\nlines.jpg")
+    told = refused(lambda: make(root, needs_ground_truth=False))
+    assert told == f"data.images: 'two\\nlines.jpg' in {root}/images has a line break in its name; rename it"
+
+
+def test_levels_that_mean_none_are_none(root):
+    levels = np.full((12, 16), 65535, np.uint16)
+    levels[0], levels[1], levels[2] = 1500, 7, 0
+    write_png(root / "depths/d.png", levels)
+    depth = make(root, depths="depths", depth_unit=1000.0, invalid=[7])[3].depth
+    assert (depth[0, 0] == 1.5).all() and (depth[0, 1:] == 0).all()
+    assert (make(root, depths="depths", depth_unit=1000.0)[3].depth[0, 1] == 0.007).all()
 
 
 @pytest.fixture

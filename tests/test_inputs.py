@@ -1,5 +1,8 @@
 """What INPUTs mean: files, folders, patterns, their outputs' names, and what can't be."""
 
+import glob
+import os
+
 import pytest
 
 from tiekd.errors import DataError
@@ -81,3 +84,47 @@ def test_weights_are_told_from_inputs_by_their_look():
         *[True] * 3,
         *[False] * 2,
     ]
+
+
+def test_links_that_lead_back_end_at_every_door(tree, tmp_path):
+    for place, target in (("latest", "."), ("b/up", ".."), ("b/d/top", str(tree))):
+        (tree / place).symlink_to(target)
+    assert names([tree], tmp_path / "out") == ["a", "b/c", "b/d/e"]
+    assert sorted(names([f"{tree}/**/*.*g"], tmp_path / "out")) == ["a"]
+    assert sorted(names([f"{tree}/**"], tmp_path / "out")) == ["a", "b/c", "b/d/e", "b/d/notes", "clip"]
+    assert names([f"{tree}/*/../a.png"], tmp_path / "out")
+
+
+def test_patterns_mean_what_glob_makes_of_them(tree, tmp_path):
+    for name in ("b/d/1.png", "b/d/.2.png", ".hidden/3.png", "x[1].png", "b/4.PNG"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).touch()
+    deep = ("**/*.png", "b/**/*", "**/d/*", "b/*/?.png", "**/.*", ".*/*.png", "b/**")
+    for pattern in ("*", "*.png", "[ab]*", "*[[]1].png", *deep):
+        found = {str(item.path) for item in inputs.find([f"{tree}/{pattern}"], tmp_path / "out")}
+        expected = {path for path in glob.glob(f"{tree}/{pattern}", recursive=True) if os.path.isfile(path)}
+        assert found == expected, pattern
+
+
+def test_a_link_to_nothing_is_an_input_whose_reading_tells(tree, tmp_path):
+    (tree / "gone.png").symlink_to("/nowhere")
+    assert "gone" in names([tree], tmp_path / "out") and names([tree / "gone.png"], tmp_path / "out") == ["gone"]
+    assert "gone" in names([f"{tree}/*.png"], tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tree, tmp_path, monkeypatch):
+    scandir, listdir = os.scandir, os.listdir
+
+    def denied(real):
+        def look(place):
+            if str(place) == str(tree / "b"):
+                raise PermissionError(13, "Permission denied", str(place))
+            return real(place)
+
+        return look
+
+    monkeypatch.setattr(os, "scandir", denied(scandir))
+    monkeypatch.setattr(os, "listdir", denied(listdir))
+    for argument in (tree, f"{tree}/*/*", f"{tree}/**/*.png"):
+        with pytest.raises(DataError, match=rf"^{tree}/b: can't be listed \(Permission denied\); change"):
+            inputs.find([str(argument)], tmp_path / "out")

@@ -182,6 +182,16 @@ def test_a_split_file_may_begin_with_a_byte_order_mark_and_must_be_text(tmp_path
     assert "no text" in refused(lambda: kitti(str(root), "train", 80.0))
 
 
+def test_the_largest_level_and_those_that_are_named_are_none(tmp_path):
+    root = tiny_kitti.make(tmp_path)
+    levels = np.full((20, 30), 65535, np.uint16)
+    levels[:10] = 512
+    levels[5] = 7
+    write_png(root / "gt_depth" / depth_name(1), levels)
+    depth = kitti(str(root), "train", 80.0, invalid=(7,))[1].depth[0]
+    assert (depth[10:] == 0).all() and (depth[5] == 0).all() and (depth[:5] == 2).all()
+
+
 def test_missing_folders_and_splits(tmp_path, monkeypatch):
     root = tiny_kitti.make(tmp_path / "kitti")
     message = refused(lambda: kitti(str(root), "train", 80.0, train_split="mine.txt"))

@@ -31,6 +31,25 @@ def test_a_mistake_is_one_line_and_code_2_and_a_fault_is_not_hidden(capsys, monk
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_names_that_are_no_utf8_are_printed_or_refused_in_a_line(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tiekd import launch
+
+def main():
+    print(os.fsdecode(b"K\\xe4fer.png"))
+    os.fsdecode(b"M\\xfcnchen").encode()
+
+launch.program(main)
+""")
+    ended = subprocess.run([sys.executable, program], capture_output=True, env=os.environ | {"LC_ALL": "C.UTF-8"})
+    assert ended.returncode == 2 and ended.stdout == b"K\\udce4fer.png\n"
+    assert ended.stderr.startswith(b"LaunchError: M\\udcfcnchen: a name that can't be written as utf-8; rename it")
+    assert ended.stderr.count(b"\n") == 1
+
+
 @pytest.mark.parametrize(("ranks", "code"), [(1, 0), (2, 0), (2, launch.STOPPED_CODE), (1, 2)])
 def test_a_program_ends_with_its_code_and_loses_nothing(ranks, code, tmp_path):
     program = tmp_path / "program.py"

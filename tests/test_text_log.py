@@ -307,3 +307,11 @@ def test_the_name_of_the_run_stands_every_thousand_iterations(tmp_path):
 def test_an_interval_must_be_a_whole_number(interval):
     with pytest.raises(RecipeError, match="^interval: got .*; it must be a whole number of iterations from 1"):
         TextLog(interval)
+
+
+def test_a_name_that_is_no_utf8_is_a_line_of_the_log(tmp_path):
+    log = TextLog()
+    log.open(tmp_path, "20240101_120000")
+    log.info("K\udce4fer.png can't be read")
+    log.after_train(None)
+    assert messages(tmp_path / "20240101_120000.log") == ["K\\udce4fer.png can't be read\n"]

@@ -162,11 +162,11 @@ def _files(
         found[key] = name
     if refused:
         first = f"{refused[0].filename} ({refused[0].strerror})"
-        notes.append(f"{option}: {len(refused)} folders can't be listed and are left out, such as {first}")
+        notes.append(f"{option}: {len(refused)} folder(s) can't be listed and are left out, such as {first}")
     if listing.repeated:
         count, first = len(listing.repeated), listing.repeated[0]
         notes.append(
-            f"{option}: {count} links in {folder} lead to folders that are read anyway, such as {first}, and aren't "
+            f"{option}: {count} link(s) in {folder} lead to folders that are read anyway, such as {first}, and aren't "
             "followed"
         )
     if not found:

@@ -62,7 +62,8 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
     if not glob.has_magic(argument):
         raise DataError(f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a video")
     fixed = Path(*_until_wildcard(path))
-    files = sorted(_fitting(str(fixed), path.parts[len(fixed.parts) :], set()))
+    parts = path.parts[len(fixed.parts) :]
+    files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
     if fixed.resolve() in out.resolve().parents:
         files = [file for file in files if out.resolve() not in Path(file).resolve().parents]
     if not files:
@@ -83,8 +84,6 @@ def _fitting(folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int
     """The files below a folder that fit the parts of a pattern, by glob's rules: * and ? leave hidden names out, and a
     part ** is any number of folders. tried: (device, inode, number of parts), each of which is tried once."""
     part, rest = parts[0], parts[1:]
-    if part == "**" and not rest:
-        rest = ("*",)
     try:
         status = os.stat(folder or ".")
         state = status.st_dev, status.st_ino, len(parts)
