@@ -2,8 +2,8 @@
 """Reads all frames of a recipe once and says what is wrong: `bin/check_data.py RECIPE [--split train]`.
 
 Found are files that are missing, torn, of wrong depth, size or unit, ground truth without a pixel, the same picture
-twice, and training frames that are, or nearly are, validation frames (tiekd/data/checking.py has the rules). Prints a
-table; writes report.txt, report.json and cleaned split files into --out, and never over anything. Ends with 0 when
+twice, and training frames that are, or nearly are, validation frames (tiekd/data/checking.py has the rules). Says what
+depth files count as, which levels pile up, which images EXIF turns, and which files have no partner. Prints a table; writes report.txt, report.json and cleaned split files into --out, and never over anything. Ends with 0 when
 nothing was found, 1 when something was, 2 for a mistake in the call.
 """
 

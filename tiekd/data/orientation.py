@@ -57,9 +57,9 @@ def upright(image: Image.Image) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an opened image once it is upright."""
-    if (
-        image.format != "TIFF" and mark_of(image) in _SWAP_SIDES
-    ):  # Pillow has swapped a TIFF's sides
+    if image.format == "TIFF":  # Pillow has swapped its sides
+        return image.height, image.width
+    if mark_of(image) in _SWAP_SIDES:
         return image.width, image.height
     return image.height, image.width
 
