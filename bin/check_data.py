@@ -3,8 +3,10 @@
 
 Found are files that are missing, torn, of wrong depth, size or unit, ground truth without a pixel, the same picture
 twice, and training frames that are, or nearly are, validation frames (tiekd/data/checking.py has the rules). Says what
-depth files count as, which levels pile up, which images EXIF turns, and which files have no partner. Prints a table; writes report.txt, report.json and cleaned split files into --out, and never over anything. Ends with 0 when
-nothing was found, 1 when something was, 2 for a mistake in the call.
+depth files count as, which levels pile up, which images EXIF turns, and which files have no partner.
+
+Prints a table; writes report.txt, report.json and cleaned split files into --out, and never over anything. Ends with 0
+when nothing was found, 1 when something was, 2 for a mistake in the call.
 """
 
 import argparse

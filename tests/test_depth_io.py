@@ -189,6 +189,8 @@ def test_odd_files_are_named_for_what_they_are(tmp_path):
     path.touch()
     assert "an empty file, no picture" in refused(read_image, path)
     assert "an empty file, no depth map" in refused(read_levels, path)
+    write_bytes(path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "no picture; fetch the file with git lfs pull" in refused(read_image, path)
     sixteen = zlib.compress(b"\0" + bytes(range(12)))  # one row of two pixels of three channels of 16 bits
     head = b"\x89PNG\r\n\x1a\n" + (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
     empty = head[:8] + b"\0\0\0\x0dIHDR" + head[8:] + zlib.crc32(b"IHDR" + head[8:]).to_bytes(4, "big")
@@ -213,7 +215,7 @@ def test_numpy_files_that_are_no_depth_map(tmp_path):
         (np.ones((2, 3, 4)), "float64 of shape (2, 3, 4)"),
         (np.ones(3), "float64 of shape (3,)"),
         (np.ones((2, 3), bool), "bool of shape (2, 3)"),
-        (np.array([[object()]]), "can't be read"),
+        (np.array([[object()]]), "can't be read (no numbers, but Python objects or another kind of file)"),
         (np.ones((2, 3), np.uint16), "uint16 without a unit"),
     ):
         np.save(path, array, allow_pickle=True)
@@ -299,6 +301,15 @@ def test_all_doors_see_an_image_upright_and_its_size_before_it_is_decoded(tmp_pa
         assert read(path).shape == expected.shape and (read(path).short() - expected).abs().max() <= 4
     assert read_image_size(path) == expected.shape[1:]
     assert orientation.mark_in(path) == mark
+
+
+@pytest.mark.parametrize("mark", UPRIGHT)
+def test_a_depth_map_with_a_mark_is_turned_by_it(tmp_path, mark):
+    stored = np.random.default_rng(0).integers(0, 65536, (5, 7)).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = mark
+    Image.fromarray(stored).save(tmp_path / "d.png", exif=exif)
+    assert np.array_equal(read_levels(tmp_path / "d.png")[0].numpy(), UPRIGHT[mark](stored))
 
 
 def with_late_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:

@@ -84,6 +84,12 @@ def sloped(kind, sentinel, unit=1):
     return depth.astype(kind)
 
 
+@pytest.mark.parametrize("kind", [">f4", np.float16, np.float64, np.longdouble])
+def test_floating_point_of_any_kind_is_metres(tmp_path, kind):
+    (line,) = lines(make(tmp_path, [full(5, kind)], depth_unit=1000.0))
+    assert line == f"1 depth maps: {np.dtype(kind).name} NPY is taken as metres (data.float_depth_unit)"
+
+
 @pytest.mark.parametrize(
     ("kind", "sentinel", "line"),
     [

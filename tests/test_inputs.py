@@ -7,6 +7,7 @@ import pytest
 
 from tiekd.errors import DataError
 from tiekd.predicting import inputs
+from tiekd.predicting.outputs import Outputs
 
 
 @pytest.fixture
@@ -84,6 +85,20 @@ def test_weights_are_told_from_inputs_by_their_look():
         *[True] * 3,
         *[False] * 2,
     ]
+
+
+def test_a_pattern_enters_a_folder_once(tree, tmp_path):
+    (tree / "b/up").symlink_to("..")
+    assert names([f"{tree}/**/*.png"], tmp_path / "out") == ["a"]
+
+
+def test_a_link_to_itself_is_an_input_whose_reading_tells(tree, tmp_path):
+    (tree / "self.png").symlink_to("self.png")
+    (tmp_path / "loop").symlink_to("loop")
+    for out in (tmp_path / "out", tmp_path / "loop"):
+        assert "self" in names([tree], out) and "self" in names([f"{tree}/*.png"], out)
+        found = inputs.find([str(tree)], out)
+        Outputs(out, 256.0, 10.0).check(found, overwrite=False)
 
 
 def test_links_that_lead_back_end_at_every_door(tree, tmp_path):

@@ -24,6 +24,11 @@ def refuse(error):
     raise unlistable(error, "or else")
 
 
+def test_a_folder_is_entered_once(tree):
+    (tree / "latest").symlink_to(".")
+    assert list_files(tree, refuse) == (FILES, ["latest"])
+
+
 def test_links_that_lead_back_end_and_are_told(tree):
     (tree / "latest").symlink_to(".")
     (tree / "also").symlink_to(tree)

@@ -96,7 +96,7 @@ class Decoded:
             raise DataError(f"{path}: {len(mapped)} bytes, a torn or damaged file; make it anew with {_PROGRAM}")
         if _state(source) != note[1:3]:
             raise DataError(f"{source}: has changed since {path} was made from it; make that anew with {_PROGRAM}")
-        if note[0] == _AS_STORED and note[5] == 3 and orientation.mark_in(source) != orientation.UPRIGHT:
+        if note[0] == _AS_STORED and orientation.mark_in(source) != orientation.UPRIGHT:
             old = f"{source}: {path} was made before orientation marks counted"
             raise DataError(f"{old}; make that anew with {_PROGRAM}")
         return mapped, note

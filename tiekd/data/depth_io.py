@@ -3,7 +3,7 @@
 Everything is decoded and encoded by Pillow: torchvision's decoders are deprecated since 0.29, write 8 bits only and die
 of a damaged PNG with a segmentation fault. A PNG's checksums are verified here, about 0.5 ms a megabyte, because no
 decoder does it for pixels. A KITTI picture takes some 20 ms, its depth map 5.
-Images come upright, as their EXIF orientation says (tiekd/data/orientation.py); depth maps come as they are stored.
+Images and depth PNGs come upright, as their own EXIF orientation says (tiekd/data/orientation.py).
 Left out: formats that KITTI, NYU and the toolboxes don't use, animations, and images of more than LARGEST_PIXELS.
 """
 
@@ -28,6 +28,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 TEACHER_MAP_LEVELS = 65535  # a cached teacher map stores round(depth / max_depth * 65535) in 16 bits
 NO_RETURN = 65535  # in 16-bit ground truth: sensors and tools write it where nothing was measured
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
+_LFS = b"version https://git-lfs"
 _MAY_MOVE = ("GIF", "PNG", "WEBP", "AVIF")  # formats that hold animations; more pages in a TIFF or MPO are none
 
 # Phones make images of more than half of LARGEST_PIXELS, of which Pillow would warn.
@@ -85,9 +86,9 @@ def read_image_size(path: Path) -> tuple[int, int]:
 
 
 def read_levels(path: Path) -> Tensor:
-    """A 16-bit depth PNG as (1, H, W) uint16, 0 where not measured, in the file's own unit: 256 of them make a metre in
-    KITTI, 1000 in NYU, 65535 / full scale in a cached teacher map. Raises DataError for a missing or torn file and for
-    8 bits."""
+    """A 16-bit depth PNG, upright, as (1, H, W) uint16, 0 where not measured, in the file's own unit: 256 of them make
+    a metre in KITTI, 1000 in NYU, 65535 / full scale in a cached teacher map. Raises DataError for a missing or torn
+    file and for 8 bits."""
     raw = _decode(path, "depth map")
     if raw.format != "PNG":
         raise DataError(f"{path}: a depth map must be a one-channel 16-bit PNG, this is a {raw.format}", "bit depth")
@@ -99,7 +100,7 @@ def read_levels(path: Path) -> Tensor:
             f"{bits} bits; convert it from the original depth (a coloured picture can't be used)",
             "bit depth",
         )
-    return torch.from_numpy(np.array(raw, dtype=np.uint16))[None]
+    return torch.from_numpy(np.array(orientation.upright(raw), dtype=np.uint16))[None]
 
 
 def read_measured_levels(path: Path) -> Tensor:
@@ -141,7 +142,9 @@ def read_depth_npy(
     try:
         depth = np.load(path, allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - a damaged header or archive raises all kinds
-        raise DataError(f"{path}: can't be read ({' '.join(str(error).split())}); save it with numpy.save") from None
+        reason = " ".join(str(error).split())
+        reason = "no numbers, but Python objects or another kind of file" if "pickle" in reason else reason
+        raise DataError(f"{path}: can't be read ({reason}); save it with numpy.save") from None
     if not isinstance(depth, np.ndarray):
         raise DataError(f"{path}: an archive, no single array; save the depth map with numpy.save")
     depth = depth[0] if depth.ndim == 3 and len(depth) == 1 else depth
@@ -167,7 +170,7 @@ def kind_of_depth(path: Path) -> str:
     if needs_decoding(path):
         return "16-bit PNG"
     try:
-        return f"{np.load(path, mmap_mode='r', allow_pickle=False).dtype} NPY"
+        return f"{np.load(path, mmap_mode='r', allow_pickle=False).dtype.name} NPY"
     except Exception:  # noqa: BLE001 - told by whoever reads it
         return "NPY"
 
@@ -234,6 +237,8 @@ def _decode(path: Path, kind: str) -> Image.Image:
         raise _unreadable(path, error) from None
     if len(data) == 0:
         raise DataError(f"{path}: an empty file, no {kind}; copy it from the original again")
+    if data[: len(_LFS)].tobytes() == _LFS:
+        raise DataError(f"{path}: the place of a file in Git LFS, no {kind}; fetch the file with git lfs pull")
     if data[: len(_PNG)].tobytes() == _PNG and not _is_whole_png(data):
         raise DataError(f"{path}: a torn or damaged PNG ({len(data)} bytes); copy it from the original again")
     try:

@@ -1,14 +1,19 @@
 """EXIF orientation: how a camera's mark says that stored pixels are turned to stand upright.
 
 Every door of the project sees images upright: training, evaluation, checks, caches and prediction. Sizes, depth maps,
-teacher maps and intrinsics are those of the upright image. The mark is read from EXIF or XMP, in JPEG, PNG, WebP and
-TIFF; a damaged one turns nothing. Costs some 0.02 ms for an image that is decoded anyway, 0.1 ms for a file's head.
+teacher maps and intrinsics are those of the upright image; a depth PNG with a mark of its own is turned by that. The
+mark is read from EXIF or XMP, in JPEG, PNG, WebP and TIFF; a damaged one turns nothing. Costs some 0.02 ms for an image
+that is decoded anyway, 0.1 ms for a file's head.
 """
 
 import os
+import warnings
 from pathlib import Path
 
 from PIL import ExifTags, Image
+
+# A damaged mark turns nothing; Pillow would say so for each image, in each process.
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 UPRIGHT = 1
 _TURNS = {

@@ -64,8 +64,9 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
     fixed = Path(*_until_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
     files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
-    if fixed.resolve() in out.resolve().parents:
-        files = [file for file in files if out.resolve() not in Path(file).resolve().parents]
+    results = Path(os.path.realpath(out))  # Path.resolve fails on links that lead back to themselves
+    if Path(os.path.realpath(fixed)) in results.parents:
+        files = [file for file in files if results not in Path(os.path.realpath(file)).parents]
     if not files:
         raise DataError(f"{argument}: no file fits this pattern; ** stands for any number of folders")
     return [Input(Path(file).relative_to(fixed).with_suffix("").as_posix(), Path(file)) for file in files]
@@ -118,7 +119,7 @@ def _refusal(error: OSError) -> DataError:
 
 
 def _below(folder: Path, out: Path) -> list[Input]:
-    if out.resolve() == folder.resolve():
+    if os.path.realpath(out) == os.path.realpath(folder):
         raise DataError(f"--out: {out} is the folder of the pictures itself; give another one, or one below it")
     found = []
     for file in sorted(list_files(folder, _refuse, leave_out=out).files):

@@ -12,6 +12,7 @@ Every file is whole or not there. What exists is left alone unless the user says
 
 import importlib
 import io
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -67,12 +68,12 @@ class Outputs:
     def check(self, inputs: Iterable[Input], overwrite: bool) -> None:
         """Raises DataError where an input, or without `overwrite` any file that is there, would be written to."""
         inputs = list(inputs)
-        sources = {item.path.resolve() for item in inputs}
+        sources = {os.path.realpath(item.path) for item in inputs}
         there: list[Path] = []
         for item in inputs:
             files = self.of_video(item.name) if item.is_video else self.of(item.name)
             for path in dict.fromkeys(files.values()):
-                if path.resolve() in sources:
+                if os.path.realpath(path) in sources:
                     raise DataError(f"{path}: is an input, and would be written to; give another --out")
                 if path.exists():
                     there.append(path)
