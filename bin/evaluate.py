@@ -46,6 +46,7 @@ def main() -> None:
     import tiekd
     from tiekd import comparison, distributed, durable, evaluation, frame_rows, reports
     from tiekd.config import settings
+    from tiekd.data.agreement import check_same
     from tiekd.data.section import build_dataset, loading_of
     from tiekd.drawing import frame_pictures
 
@@ -56,6 +57,7 @@ def main() -> None:
     networks = comparison.entrants(named, args.overrides, options.flip, device)
     on_ground_truth, loading = {**recipe, "teacher": None}, loading_of(recipe)
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
+    check_same({"evaluation": frames})
     for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
         reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
     protocol = comparison.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])

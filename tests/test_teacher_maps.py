@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_kitti
 import torch
 from PIL import Image
+from tiny_kitti import image_name, write_png
 
 from tiekd import caching
 from tiekd.checkpoint import write_weights
 from tiekd.data import teacher_maps
 from tiekd.data.depth_io import encode_teacher_map
+from tiekd.data.kitti import build as kitti
 from tiekd.data.loader import training_batches
 from tiekd.data.sampler import MicroBatches
 from tiekd.data.scenes import write_kitti_layout
@@ -157,3 +160,39 @@ def test_flip_is_the_online_teachers_option(ground):
     assert (targets(plain) - flipped).abs().max() > 0.1
     with pytest.raises(TeacherError, match="teacher.flip: cached maps stay as they were made"):
         build_teacher({"maps": "gt_kd", "flip": True}, CPU)
+
+
+def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
+    root, maps = tiny_kitti.make(tmp_path), tmp_path / "maps"
+    for index in range(5):
+        write_png(maps / image_name(index).replace("/", "_"), np.full((20, 30), 65535, np.uint16))
+    recipe = {"network": NETWORK, "data": {"name": "kitti"}}
+    manifest = teacher_maps.make_manifest(recipe, NETWORK, None, False)
+    turned = root / "input" / image_name(1)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(turned).save(turned, exif=exif)
+    for old in (False, True):
+        teacher_maps.write_manifest(maps, {key: manifest[key] for key in manifest if not old or key != "orientation"})
+        frames = kitti(str(root), "train", 80.0, maps="maps")
+        assert (frames[0].teacher_depth == 80).all()
+        if not old:
+            assert (frames[1].teacher_depth == 80).all()
+            continue
+        with pytest.raises(DataError, match="made before images were turned upright, as the EXIF orientation of 2011"):
+            frames[1]
+
+
+def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground, tmp_path):
+    recipe = recipe_of(ground)
+    made = (recipe, caching.teacher_of(recipe, "student.yaml", None), caching.frames_of(recipe, "train"))
+    caching.cache_maps(*made, tmp_path, CPU, io.StringIO())
+    manifest = teacher_maps.read_manifest(tmp_path)
+    assert manifest.pop("orientation") == "upright"
+    teacher_maps.write_manifest(tmp_path, manifest)
+    caching.cache_maps(*made, tmp_path, CPU, io.StringIO())
+    assert teacher_maps.read_manifest(tmp_path) == manifest
+    frames = caching.frames_of(recipe, "train")
+    frames.is_turned = lambda index: index == 1
+    with pytest.raises(TeacherError, match="holds maps of another kind .they differ in orientation."):
+        caching.cache_maps(recipe, made[1], frames, tmp_path, CPU, io.StringIO())

@@ -26,6 +26,8 @@ from torch.utils.data import Dataset, Subset
 from tiekd import distributed
 from tiekd.data import depth_io, teacher_maps
 from tiekd.data import resize as resizes
+from tiekd.data.agreement import check_same
+from tiekd.data.frames import Frames
 from tiekd.data.loader import Loading, validation_batches
 from tiekd.data.resize import OWN_SIZE
 from tiekd.data.section import build_dataset, loading_of
@@ -107,6 +109,10 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     manifest = teacher_maps.make_manifest(recipe, source.node if own else source.node["network"], digest, source.flip)
     if not own and teacher.resize != OWN_SIZE:
         manifest["resize"] = teacher.resize.node()
+    check_same({"map": frames})
+    found = teacher_maps.read_manifest(folder) or manifest
+    if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
+        del manifest[teacher_maps.ORIENTATION]  # a folder of before is gone on with, for it makes no difference
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
     with _claimed(folder, manifest):
@@ -117,6 +123,10 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
             job.check_disk(missing)
             job.make(missing, loading_of(recipe))
         distributed.barrier()
+
+
+def _any_turned(frames: Dataset) -> bool:
+    return isinstance(frames, Frames) and any(map(frames.is_turned, range(len(frames))))
 
 
 def digest_of(network: nn.Module) -> str:
@@ -232,7 +242,7 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = teacher_maps.read_manifest(folder)
-        if found is None and next(folder.glob("*.png"), None) is not None:
+        if found is None and any(name.endswith(".png") for name in os.listdir(folder)):
             return None, f"{folder}: holds maps of nobody knows which teacher (no manifest); give another --out"
         if found is None:
             teacher_maps.write_manifest(folder, manifest)

@@ -141,11 +141,15 @@ def _claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{folder}: can't be written to ({error.strerror}); give another folder") from None
     with lock:
-        for place, _, files in os.walk(folder):
+        for place, _, files in os.walk(folder, onerror=_raise):
             for name in files:
                 if name.startswith(".") and name.endswith(".partial"):
                     (Path(place) / name).unlink(missing_ok=True)
         yield
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _names(paths: list[Path]) -> str:

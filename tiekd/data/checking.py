@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from tiekd.data import depth_io, orientation
+from tiekd.data import depth_io
 from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, taken_as
 from tiekd.data.frames import Frames
 from tiekd.data.loader import Keyed
@@ -83,7 +83,7 @@ class Examined(Dataset):
         if "image" not in read:
             return Facts(faults, None, None)
         digest = hashlib.blake2b(Path(frame.image).read_bytes(), digest_size=16).digest()
-        turned = orientation.mark_in(Path(frame.image)) != orientation.UPRIGHT
+        turned = self.frames.is_turned(index)
         levels = levels_of(Path(frame.depth)) if "depth" in read else None
         median_m = None
         try:

@@ -200,9 +200,12 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def is_whole_depth_png(path: Path) -> bool:
-    """Whether a file is a one-channel 16-bit PNG with all its checksums right; False where there is none."""
+    """Whether a file is a one-channel 16-bit PNG with all its checksums right; False where there is none. Raises
+    DataError for one that may not be read, which is not ours to replace."""
     try:
         data = np.fromfile(path, dtype=np.uint8)
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
     except OSError:
         return False
     whole = data[: len(_PNG)].tobytes() == _PNG and _is_whole_png(data)

@@ -83,6 +83,7 @@ class Frames(torch.utils.data.Dataset):
             )
         if maps is not None and not maps.is_dir():
             raise DataError(f"teacher.maps: no folder at {maps}; make it with bin/cache_teacher.py")
+        self.maps_of_stored_pixels = teacher_maps.are_of_stored_pixels(maps)
         self.map_full_scale_m = max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
 
     def __len__(self) -> int:
@@ -103,6 +104,10 @@ class Frames(torch.utils.data.Dataset):
             read = partial(self.decoded.read, measured=name == "depth") if cached else decode
             parts[name] = partial(read, path)
         return parts
+
+    def is_turned(self, index: int) -> bool:
+        """True for a frame whose stored pixels aren't upright, by the head of its file."""
+        return orientation.mark_in(Path(self.frames[index].image)) != orientation.UPRIGHT
 
     def measured(self, index: int) -> Tensor:
         """A frame's ground truth before it is cut, (1, H, W) float32, metres, 0 where not measured."""
@@ -129,6 +134,12 @@ class Frames(torch.utils.data.Dataset):
         whole = self._whole(frame, image, depth)
         if teacher_depth is None:
             return self._cut(whole, frame)
+        if self.maps_of_stored_pixels and self.is_turned(index):
+            raise DataError(
+                f"{self.maps / self.map_name(index)}: made before images were turned upright, as the EXIF orientation "
+                f"of {frame.name} says; make the maps anew in another folder with bin/cache_teacher.py",
+                "size",
+            )
         if _size(teacher_depth) == _size(image):
             return self._cut(self._with_map(whole, teacher_depth), frame)
         sample = self._cut(whole, frame)

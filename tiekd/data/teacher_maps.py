@@ -12,6 +12,7 @@ from tiekd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
 
 MANIFEST = "manifest.json"
+ORIENTATION = "orientation"  # manifests of before images were turned upright by their EXIF orientation have none
 
 
 def make_manifest(recipe: dict, teacher_node: dict, digest: str | None, flip: bool) -> dict:
@@ -34,6 +35,7 @@ def make_manifest(recipe: dict, teacher_node: dict, digest: str | None, flip: bo
         "full_scale_m": max(max_depth_m, sees_m),
         "max_depth_m": max_depth_m,
         "kb_crop": recipe["data"].get("kb_crop"),
+        ORIENTATION: "upright",
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "flip": flip,
@@ -57,6 +59,8 @@ def read_manifest(folder: Path) -> dict | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         float(manifest["full_scale_m"]), float(manifest["max_depth_m"]), manifest["kb_crop"], manifest["flip"]
         return manifest
+    except PermissionError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); change its permissions") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path}: not a manifest of teacher maps; make the maps anew in another folder") from None
 
@@ -65,6 +69,12 @@ def full_scale_m(folder: Path, max_depth: float) -> float:
     """Metres that a map's 65535 stands for: as the manifest says, or max_depth where there is none."""
     manifest = read_manifest(folder)
     return max_depth if manifest is None else float(manifest["full_scale_m"])
+
+
+def are_of_stored_pixels(folder: Path | None) -> bool:
+    """True for maps that were made before images were turned upright: they fit those only that no mark turns."""
+    manifest = None if folder is None else read_manifest(folder)
+    return manifest is not None and ORIENTATION not in manifest
 
 
 def check(folder: Path, recipe: dict) -> None:
