@@ -125,7 +125,7 @@ def run_tests(copy: Path, tests: list[str], timeout_s: float) -> tuple[int | Non
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": str(copy), "TMPDIR": str(scratch)}
     options = ["-x", "-q", "-rfE", "--tb=short", "-m", "not long", "-p", "no:cacheprovider"]
     command = [sys.executable, "-c", RUNNER, str(copy), *options, *tests]
-    with (copy.parent / "output").open("w+") as output:
+    with (copy.parent / "output").open("w+", errors="replace") as output:
         process = subprocess.Popen(
             command, cwd=copy, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )

@@ -111,10 +111,12 @@ def read_measured_levels(path: Path) -> Tensor:
 def without_levels(levels: Tensor, invalid: Sequence[float]) -> Tensor:
     """uint16 levels with 0 in place of the invalid ones; the tensor itself where it has none of them."""
     values = levels.numpy()
-    none = np.zeros(1, bool)
-    for level in invalid:
-        none = none | (values == level)
-    return torch.from_numpy(np.where(none, np.uint16(0), values)) if none.any() else levels
+    largest = values.max(initial=0)  # mostly below all of them, which spares the comparisons
+    present = [np.uint16(level) for level in invalid if 0 <= level <= largest and level == int(level)]
+    none = np.zeros(values.shape, bool)
+    for level in present:
+        none |= values == level
+    return torch.from_numpy(np.where(none, np.uint16(0), values)) if present and none.any() else levels
 
 
 def read_depth_npy(
