@@ -110,7 +110,7 @@ RECIPES = {
     ),
     "long checkpoint": Mistake(in_recipe("teacher.checkpoint", LONG), "LaunchError", "too long; give a shorter path"),
     "crop too large": Mistake(
-        in_recipe("data.augment.crop", [96, 128]), "DataError", "make the crop smaller, or set data.augment.sizes="
+        in_recipe("data.augment.crop", [96, 128]), "DataError", "make the crop smaller, set data.augment.sizes="
     ),
     "module without build": Mistake(in_recipe("hooks", [{"name": "os.path"}]), "RecipeError", "os.path has no build;"),
 }
@@ -259,7 +259,7 @@ DEPTHS = {
         "0000000003.png: 60x128 does not fit its picture 2000_",
     ),
     "pickled depth": Mistake(
-        npy(pickled), "DataError", "0000000003.npy: can't be read (Object arrays cannot be loaded"
+        npy(pickled), "DataError", "0000000003.npy: can't be read (no numbers, but Python objects"
     ),
     "complex depth": Mistake(npy(numbers(PLANE.astype(complex))), "DataError", "this is complex128 of shape (64, 128)"),
     "flat depth": Mistake(
