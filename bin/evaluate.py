@@ -49,6 +49,7 @@ def main() -> None:
     from tiekd import comparison, distributed, durable, evaluation, frame_rows, reports
     from tiekd.config import settings
     from tiekd.data.agreement import check_same
+    from tiekd.data.depth_values import check_range
     from tiekd.data.section import build_dataset, loading_of
     from tiekd.drawing import frame_pictures
 
@@ -63,12 +64,13 @@ def main() -> None:
     seen = comparison.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         comparison.refuse_trained_on(seen, networks)
+    remarks = check_range(frames)
     for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
         reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
     protocol = comparison.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
     if distributed.is_main():
         told = [f"{name}: {entrant.weights}, at {entrant.resize}" for name, entrant in networks.items()]
-        print("\n".join(told), flush=True)
+        print("\n".join(told + remarks), flush=True)
     entrants = dict(networks)
     if args.mean_map:
         training = build_dataset(on_ground_truth, "train", as_evaluated=True)

@@ -240,7 +240,7 @@ def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
     picture.save(tmp_path / "mine/pictures" / name, exif=exif)
     _, short, _ = check(recipe, tmp_path / "out", neighbours=0)
     assert "train: 6 depth maps: 16-bit PNG is taken as 1000 levels a metre (data.depth_unit)\n" in short
-    told = f"train: 1 images are turned by their EXIF orientation, such as {name}: depth maps and intrinsics must be"
+    told = f"train: 1 image(s) are turned by their EXIF orientation, such as {name}: depth maps and intrinsics must be"
     assert told in short and short.endswith("Nothing was found.")
 
 

@@ -72,6 +72,14 @@ def test_depths_that_may_be_meant_are_a_warning_or_nothing(tmp_path):
     assert check_range([1, 2]) == check_range(None) == []
 
 
+def test_images_that_exif_turns_are_told_before_training(tmp_path):
+    data, exif = make(tmp_path, [full(5), full(5)]), Image.Exif()
+    exif[0x0112] = 3
+    Image.open(data.frames[1].image).save(data.frames[1].image, exif=exif)
+    (line,) = check_range(data)
+    assert line.startswith("1 image(s) are turned by their EXIF orientation, such as 1.png: depth maps and intrinsics")
+
+
 def test_a_file_that_cannot_be_read_is_left_to_who_trains_on_it(tmp_path):
     data = make(tmp_path, [full(5), full(5)])
     (tmp_path / "depths/0.npy").write_bytes(b"")

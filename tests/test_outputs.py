@@ -82,4 +82,4 @@ def test_a_unit_of_the_command_line_counts_and_its_reach_is_told():
         with pytest.raises(RecipeError, match="--depth-unit: got"):
             parse_units(text, {}, 80.0)
     assert in_words(256.0, 80.0) == "16-bit PNG, 256 levels a metre"
-    assert in_words(1000.0, 80.0).endswith("what is beyond 65.53 m is stored as that")
+    assert in_words(1000.0, 80.0).endswith("what is beyond 65.53 m is stored as that, which data sets read as none")

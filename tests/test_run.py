@@ -2,17 +2,20 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from tiny_kitti import write_png
 
+from tiekd import notes
 from tiekd.data.loader import Loading
 from tiekd.data.section import loading_of
-from tiekd.errors import RecipeError
+from tiekd.errors import DataError, RecipeError
 from tiekd.losses import criterion
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
 from tiekd.options import TrainSettings
-from tiekd.run import build_hooks, check_ignored_depths
+from tiekd.run import build_hooks, build_parts, check_ignored_depths
 
 
 def network(beyond: str) -> Network:
@@ -62,3 +65,46 @@ def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_ra
 def test_a_recipe_without_data_is_read_as_any():
     assert loading_of({}) == Loading()
     assert loading_of({"data": {"workers": 3}}).workers == 3
+
+
+def folder_recipe(root, depth):
+    """A recipe for three images, each with this depth map, saved as NPY."""
+    for index in range(3):
+        write_png(root / f"images/{index}.png", np.full((64, 64, 3), index, np.uint8))
+        (root / "depths").mkdir(exist_ok=True)
+        np.save(root / f"depths/{index}.npy", depth)
+    return {
+        "network": {
+            "encoder": {"name": "mobilenet_v2", "width": 0.25, "taps": [1, 3]},
+            "decoder": {"name": "densedepth", "widths": [8, 8], "extra_ups": 2, "extra_width": 8},
+            "head": {"name": "sigmoid"},
+            "min_depth": 0.001,
+            "max_depth": 10.0,
+        },
+        "data": {"name": "folder", "root": str(root), "images": "images", "depths": "depths", "val_fraction": 0.0},
+        "losses": {"silog": {"weight": 1.0, "against": "ground_truth"}},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "work_dir": str(root / "wd"),
+    }
+
+
+def parts_of(recipe, batch_size):
+    options = TrainSettings(batch_size=batch_size, epochs=1, validate=False)
+    return build_parts(recipe, {}, options, torch.device("cpu"), resuming_one=False, begins=True)
+
+
+def test_depths_in_another_unit_end_a_run_before_it_begins(tmp_path):
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 2500, np.float32))
+    with pytest.raises(DataError, match=r"float32 NPY is taken as metres \(data.float_depth_unit\): give the unit"):
+        parts_of(recipe, 2)
+    recipe["data"]["float_depth_unit"] = 1000.0
+    assert not any("metres" in line for line in parts_of(recipe, 2).report)
+
+
+def test_the_log_says_what_has_no_partner_and_that_a_batch_repeats_frames(tmp_path):
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 2.5, np.float32))
+    np.save(tmp_path / "depths/alone.npy", np.ones((64, 64)))
+    parts = parts_of(recipe, 4)
+    assert [line for line in parts.report if line.startswith("Warning: train.batch_size 4 is more than there are")]
+    told = notes.about(recipe, parts.options, parts.train_set, None, parts.network, None, 3)
+    assert f"Warning: 1 of 4 depth maps in {tmp_path}/depths match no image, such as alone.npy" in told

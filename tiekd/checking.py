@@ -53,10 +53,7 @@ class Split:
         found = depth_values.describe(self.frames, [fact.levels for fact in self.facts if fact.levels is not None])
         turned = [frame.name for frame, fact in zip(self.frames.frames, self.facts, strict=True) if fact.turned]
         if turned:
-            found.append(
-                f"{len(turned)} images are turned by their EXIF orientation, such as {turned[0]}: depth maps and "
-                "intrinsics must be of the upright image"
-            )
+            found.append(depth_values.turned_line(turned))
         return found
 
     def cleaned(self) -> str:

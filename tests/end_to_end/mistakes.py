@@ -26,12 +26,14 @@ from spoiling import (
     in_split,
     jpeg_cut,
     json_text,
+    moving,
     npy,
     numbers,
     other_network,
     other_zip,
     pickled,
     pipe,
+    quarter_turn_mark,
     recipe_text,
     spoil,
     start_from,
@@ -108,7 +110,7 @@ RECIPES = {
     ),
     "long checkpoint": Mistake(in_recipe("teacher.checkpoint", LONG), "LaunchError", "too long; give a shorter path"),
     "crop too large": Mistake(
-        in_recipe("data.augment.crop", [96, 128]), "DataError", "make the crop smaller, or set data.augment.sizes="
+        in_recipe("data.augment.crop", [96, 128]), "DataError", "make the crop smaller, set data.augment.sizes="
     ),
     "module without build": Mistake(in_recipe("hooks", [{"name": "os.path"}]), "RecipeError", "os.path has no build;"),
 }
@@ -174,6 +176,9 @@ SPLITS = {
         "leads out of the data root",
     ),
     "NUL": Mistake(in_split(lambda text: text.replace(b"3.png", b"\0.png")), "DataError", "train.txt:4: '2000_01_01/"),
+    "names with blanks": Mistake(
+        in_split(lambda text: text.replace(b"data/", b"my data/")), "DataError", "names with blanks can't be told apart"
+    ),
     "commas": Mistake(
         in_split(lambda text: text.replace(b" ", b",")), "DataError", "with blanks and no commas between them"
     ),
@@ -194,7 +199,7 @@ IMAGES = {
     ),
     "flipped bits": Mistake(image(flip_bits), "DataError", "0000000003.png: a torn or damaged PNG ("),
     "no bytes": Mistake(
-        image(cut(0)), "DataError", "0000000003.png: can't be decoded as a picture; the file is torn or"
+        image(cut(0)), "DataError", "0000000003.png: an empty file, no picture; copy it from"
     ),
     "truncated jpeg": Mistake(
         image(jpeg_cut), "DataError", "0000000003.png: can't be decoded as a picture (image file is"
@@ -214,10 +219,24 @@ IMAGES = {
         image(pipe), "DataError", "0000000003.png: a folder or device, no picture; put the file"
     ),
     "enormous image": Mistake(
-        image(enormous_png), "DataError", "0000000003.png: can't be decoded as a picture (Image size"
+        image(enormous_png), "DataError", "million pixels, more than the 179 million that are read"
     ),
     "link to nothing": Mistake(
-        image(lambda path: (path.unlink(), path.symlink_to("nowhere"))), "DataError", "0000000003.png: no such picture;"
+        image(lambda path: (path.unlink(), path.symlink_to("nowhere"))), "DataError", "03.png: a link to nowhere, which"
+    ),
+    "link to itself": Mistake(
+        image(lambda path: (path.unlink(), path.symlink_to(path.name))), "DataError", "which leads back to itself; mend"
+    ),
+    "animation": Mistake(
+        image(moving), "DataError", "0000000003.png: an animation of 2 frames (PNG), no picture; save the frames"
+    ),
+    "file in Git LFS": Mistake(
+        image(lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")),
+        "DataError",
+        "0000000003.png: the place of a file in Git LFS, no picture; fetch the file",
+    ),
+    "turned against its depth": Mistake(
+        image(quarter_turn_mark), "DataError", "fits the pixels as stored, which the picture's EXIF orientation (6)"
     ),
 }
 PLANE = np.ones((64, 128), np.float32)
@@ -240,7 +259,7 @@ DEPTHS = {
         "0000000003.png: 60x128 does not fit its picture 2000_",
     ),
     "pickled depth": Mistake(
-        npy(pickled), "DataError", "0000000003.npy: can't be read (Object arrays cannot be loaded"
+        npy(pickled), "DataError", "0000000003.npy: can't be read (no numbers, but Python objects"
     ),
     "complex depth": Mistake(npy(numbers(PLANE.astype(complex))), "DataError", "this is complex128 of shape (64, 128)"),
     "flat depth": Mistake(

@@ -176,6 +176,17 @@ def jpeg_cut(path: Path) -> None:
     cut(1000)(path)
 
 
+def quarter_turn_mark(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+
+
+def moving(path: Path) -> None:
+    """Two frames."""
+    Image.new("L", (8, 8)).save(path, save_all=True, append_images=[Image.new("L", (8, 8), 9)])
+
+
 def enormous_png(path: Path) -> None:
     """60,000 x 60,000 pixels in a hundred bytes."""
 

@@ -56,7 +56,24 @@ def check_range(frames: Dataset) -> list[str]:
         DataError: where half of the measured pixels of each of them are farther than three times the network's range,
             so that nothing would be learned and no figure be a number.
     """
-    medians = _medians(frames) if isinstance(frames, Frames) else {}
+    if not isinstance(frames, Frames):
+        return []
+    known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
+    places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)} if known else ()
+    probed = [known[place] for place in sorted(places)]
+    turned = [frames.frames[index].name for index in probed if frames.is_turned(index)]
+    return _range_lines(frames, _medians(frames, probed)) + ([turned_line(turned)] if turned else [])
+
+
+def turned_line(names: Sequence[str]) -> str:
+    """What to say of images that EXIF turns, where there is ground truth for them."""
+    return (
+        f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth maps and "
+        "intrinsics must be of the upright image"
+    )
+
+
+def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     if not medians:
         return []
     path, median_m = next(iter(medians.items()))
@@ -143,16 +160,10 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
     return said
 
 
-def _medians(frames: Frames) -> dict[str, float]:
-    """Of the measured depths in a few files, metres; without those that can't be read, which is told in training."""
-    known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
-    places = (
-        {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
-        if known
-        else ()
-    )
+def _medians(frames: Frames, indices: Sequence[int]) -> dict[str, float]:
+    """Of the measured depths in files, metres; without those that can't be read, which is told in training."""
     medians = {}
-    for index in (known[place] for place in sorted(places)):
+    for index in indices:
         try:
             depth = frames.measured(index)
         except DataError:

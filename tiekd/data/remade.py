@@ -52,7 +52,8 @@ def global_batch(
         keyed = Keyed(dataset, augment, seed, resize=resize)
         for micro_batch, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
             decisions = [_drawn(keyed, *key) for key in keys]
-            yield Dealt(rank, micro_batch, batch, keys, decisions)
+            samples = [(epoch, index % len(dataset)) for epoch, index in keys]  # of repetitions, too
+            yield Dealt(rank, micro_batch, batch, samples, decisions)
 
 
 def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:

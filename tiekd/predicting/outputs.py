@@ -154,7 +154,9 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
 def in_words(units_per_m: float, max_depth: float) -> str:
     """What is in depth/, and what a user must know of a unit that can't hold the network's range."""
     largest = LARGEST_LEVEL / units_per_m
-    cut = f"; what is beyond {largest:.2f} m is stored as that" if largest < max_depth else ""
+    cut = ""
+    if largest < max_depth:
+        cut = f"; what is beyond {largest:.2f} m is stored as that, which data sets read as none"
     return f"16-bit PNG, {units_per_m:g} levels a metre{cut}"
 
 
