@@ -1,7 +1,7 @@
-"""What tells one state of a file from another: its size, its time of change, the CRC-32 of its content.
+"""What tells one state of a file from another: size, time of change, CRC-32 of the content.
 
-Of many files several are looked at together, since a network file system answers so. Sizes and times
-of 48,000 files on a local disk took 2 s on two busy cores.
+Of many files several are looked at together, since a network file system answers so. Sizes and
+times of 48,000 files on a local disk took 2 s on two busy cores.
 """
 
 import os
