@@ -6,8 +6,8 @@ are told as such.
 A frame is known by its name in the data set and its picture's size in bytes: a data set that was
 moved is recognised, another one that has the same names is not taken for it. 8 bytes a frame; of
 more than 100,000 frames only those hashes are kept that end in so many zero bits, and counts are
-estimates. Making it costs a look at each file, some 5 us. Left out: pictures that were renamed or
-stored anew, data sets without files, and what the teacher was trained on.
+estimates. Making it costs a look at each file, half a second for 24,000. Left out: pictures that
+were renamed or stored anew, data sets without files, and what the teacher was trained on.
 """
 
 import hashlib
