@@ -9,9 +9,11 @@ Writes, each with the tree of the input: DIR/depth, 16-bit PNG in the data set's
 a folder's depth_unit); DIR/colour, with a scale in metres; and what is asked for. The depth has the picture's own size,
 upright. A picture with more than 1.5 times the pixels of the recipe's (kb_crop, height and width, or crop; else
 480x640) is shrunk for the network, keeping its aspect, and its depth brought back to its size: --size says otherwise.
-A video gives its frames' depth, colours as a video of its rate, DIR/times with each frame's time, and a flicker figure.
+A video gives its frames' depth, colours as a video of its rate, DIR/times with each frame's time, and a flicker figure;
+an animated GIF is one.
 
-A picture that can't be read is told in a line, and the others are predicted; the exit code is then 2.
+A picture that can't be read is told in a line, and the others are predicted; the exit code is then 2. So it is for a
+video that breaks off or is damaged: the frames up to there are predicted.
 """
 
 import argparse
