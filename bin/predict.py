@@ -11,9 +11,11 @@ upright. The network sees each picture at the working resolution that the weight
 that of --size, and its depth is brought back to the picture's size. Without any in weights and recipe that is the
 picture's own size; where the recipe's frames have one size (kb_crop, height and width, NYU) a picture with more than
 1.5 times their pixels is shrunk to as many.
-A video gives its frames' depth, colours as a video of its rate, DIR/times with each frame's time, and a flicker figure.
+A video gives its frames' depth, colours as a video of its rate, DIR/times with each frame's time, and a flicker figure;
+an animated GIF is one.
 
-A picture that can't be read is told in a line, and the others are predicted; the exit code is then 2.
+A picture that can't be read is told in a line, and the others are predicted; the exit code is then 2. So it is for a
+video that breaks off or is damaged: the frames up to there are predicted.
 """
 
 import argparse

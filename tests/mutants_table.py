@@ -978,4 +978,18 @@ MUTANTS = [
         "            # before",
         ("prediction",),
     ),
+    Mutant(
+        "a_video_that_breaks_off_is_a_whole_one",
+        "tiekd/predicting/video.py",
+        "        if count and self._is_short(count, shown_s):",
+        "        if False:",
+        ("video",),
+    ),
+    Mutant(
+        "a_video_is_short_where_its_last_frame_stands",
+        "tiekd/predicting/video.py",
+        "        return few and shown_s",
+        "        return shown_s",
+        ("video",),
+    ),
 ]

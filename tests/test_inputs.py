@@ -4,6 +4,7 @@ import glob
 import os
 
 import pytest
+from PIL import Image
 
 from tiekd.errors import DataError
 from tiekd.predicting import inputs
@@ -143,3 +144,15 @@ def test_a_folder_that_cannot_be_listed_is_named(tree, tmp_path, monkeypatch):
     for argument in (tree, f"{tree}/*/*", f"{tree}/**/*.png"):
         with pytest.raises(DataError, match=rf"^{tree}/b: can't be listed \(Permission denied\); change"):
             inputs.find([str(argument)], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("a.webp", 3), ("a.png", 3), ("a.tif", 3), ("one.png", 1), ("torn.png", 1)]
+)
+def test_pages_and_frames_of_a_picture_are_counted(name, count, tmp_path):
+    pictures = [Image.new("RGB", (8, 6), (40 * level, 0, 0)) for level in range(3)]
+    more = {} if count == 1 else {"save_all": True, "append_images": pictures[1:]}
+    pictures[0].save(tmp_path / name, **more)
+    if name == "torn.png":
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20])
+    assert inputs.frames_in(tmp_path / name) == count

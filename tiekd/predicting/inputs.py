@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from tiekd.data.listing import list_files, unlistable
 from tiekd.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+SEQUENCES = (".webp", ".png", ".tif", ".tiff")  # pictures of which a file may hold several
 _WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors")
-VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif")
 
 
 class Input(NamedTuple):
@@ -27,7 +30,18 @@ class Input(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEOS
+        suffix = self.path.suffix.lower()
+        return suffix in VIDEOS and (suffix != ".gif" or frames_in(self.path) > 1)
+
+
+def frames_in(path: Path) -> int:
+    """How many frames or pages a picture's file has; 1 where that can't be told. A camera's additions to a JPEG (its
+    own preview or depth) don't count."""
+    try:
+        with Image.open(path) as picture:
+            return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    except Exception:  # noqa: BLE001 - what is wrong with it is told when it is read
+        return 1
 
 
 def looks_like_input(argument: str) -> bool:

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from tiekd.data.depth_io import read_image_size, read_photo
 from tiekd.errors import DataError, UserError
-from tiekd.predicting.inputs import Input
+from tiekd.predicting.inputs import SEQUENCES, Input, frames_in
 from tiekd.predicting.predictor import THREADS, Picture, Predictor, Writes
 from tiekd.predicting.video_prediction import predict_video
 from tiekd.progress import Progress
@@ -28,6 +28,10 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
     Raises DataError and OSError where the disk doesn't take the files.
     """
     pictures, failed = [item for item in inputs if not item.is_video], 0
+    for item in pictures:
+        if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
+            told = f"holds {count} pictures; only the first is predicted (of a video or GIF all are)"
+            errors.write(f"{item.path}: {told}\n")
     if pictures:
         started = time.monotonic()
         failed = predict_pictures(predictor, pictures, out, errors)

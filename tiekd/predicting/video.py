@@ -3,6 +3,7 @@
 Decoding and encoding take some milliseconds a frame. Left out: sound, and frames that a network would see together.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -14,6 +15,9 @@ import numpy as np
 from tiekd.errors import DataError
 
 _CODECS = ("libx264", "mpeg4")  # the first that is there
+_KEPT = "; depth of those is there, the rest isn't in the file"
+_STANDS_STILL, _STANDS_STILL_S = 0.05, 0.5  # of a video's end, which may have one frame
+_GIF_END, _GIF_TAIL = b";", 4096
 _DEFAULT_RATE = Fraction(25)
 _FINEST_BASE = Fraction(1, 60000)  # mpeg4 takes up to 65535 units a second; this divides all usual rates
 
@@ -41,26 +45,47 @@ class Video:
                 stream = container.streams.video[0]
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
                 self.time_base = Fraction(stream.time_base or 1 / self.rate)
-                duration_s = float((container.duration or 0) / av.time_base)
-                self.count = stream.frames or round(duration_s * self.rate)
+                self._duration_s = float((container.duration or 0) / av.time_base)
+                self._counted = stream.frames  # by the file's index; 0 where it has none
+                self.count = self._counted or round(self._duration_s * self.rate)
         except (av.error.FFmpegError, OSError) as error:
             raise DataError(f"{path}: can't be read as a video ({_reason(error)}); the file is torn or none") from None
         self.path = path
 
     def frames(self) -> Iterator[Frame]:
-        """The frames in the order of their times. Raises DataError where the file breaks off or is damaged."""
+        """The frames in the order of their times. Raises DataError after the last one that can be had where the file
+        breaks off or is damaged."""
         av = _pyav(self.path)
-        index = 0
+        count, first_s, last_s = 0, 0.0, 0.0
         try:
             with av.open(str(self.path)) as container:
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                for index, frame in enumerate(container.decode(stream)):
-                    pts = round(index / self.rate / self.time_base) if frame.pts is None else frame.pts
+                # One frame after the other: threads that have a frame each hang at the end of a damaged file, where
+                # they wait to log under Python's lock and Python for their end.
+                for frame in container.decode(container.streams.video[0]):
+                    pts = round(count / self.rate / self.time_base) if frame.pts is None else frame.pts
                     rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-                    yield Frame(rgb, pts, float(pts * self.time_base))
+                    last_s = float(pts * self.time_base)
+                    first_s = first_s if count else last_s
+                    yield Frame(rgb, pts, last_s)
+                    count += 1
         except (av.error.FFmpegError, OSError) as error:
-            raise DataError(f"{self.path}: can't be decoded after frame {index} ({_reason(error)})") from None
+            kept = f"damaged after {count} frames ({_reason(error)}){_KEPT}"
+            none = f"can't be decoded from its first frame on ({_reason(error)}); the file is torn"
+            raise DataError(f"{self.path}: {kept if count else none}") from None
+        shown_s = last_s - first_s + float(1 / self.rate)
+        if count and self._is_short(count, shown_s):
+            part = f", {shown_s:.1f} of {self._duration_s:.1f} s" if shown_s < self._duration_s else ""
+            raise DataError(f"{self.path}: breaks off after {count} frames{part}{_KEPT}")
+
+    def _is_short(self, count: int, shown_s: float) -> bool:
+        """Whether frames are missing at the end, by the file's own words: by its index, which also counts what an
+        editor has cut off, and by its duration, in which a last frame may stand still."""
+        if self.path.suffix.lower() == ".gif":  # its frames are counted by what there is
+            with self.path.open("rb") as file:
+                file.seek(-min(_GIF_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+                return not file.read().rstrip(b"\0").endswith(_GIF_END)
+        few = count < self._counted if self._counted else True
+        return few and shown_s < self._duration_s * (1 - _STANDS_STILL) - _STANDS_STILL_S
 
 
 @contextmanager
