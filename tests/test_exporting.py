@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import fitted
 import pytest
 import torch
+from one_picture.doors import NODES, network_of
 from torch import nn
 
 import tiekd
@@ -268,16 +269,14 @@ def test_a_file_of_any_size_has_a_working_size_that_is_constant_inside(tmp_path,
 
 
 def test_a_network_whose_arithmetic_depends_on_the_size_takes_any_once_it_is_stretched(tmp_path):
-    node = {**SIGMOID, "decoder": {"name": "bts", "width": 128}}
-    node["encoder"] = {**ENCODER, "strides": [1, 2, 2, 2, 2, 1, 1], "taps": [0, 1, 2, 3, 4]}
-    network, path = fitted_network(node), tmp_path / "student.onnx"
+    node, network, path = NODES["bts"], network_of("bts"), tmp_path / "student.pt2"
     with pytest.raises(ExportError, match="leave out --dynamic"):
         write(path, network, node, dynamic=True)
     resize = Resize(*SMALL, "stretch")
     write(path, network, node, dynamic=True, resize=resize)
     image = picture(75, 131, seed=9)
     wanted = Student(network, "cpu", resize=resize).predict(image).depth
-    assert (onnx_format.load(path)(image)[0] - wanted).abs().max() < 1e-2
+    assert (program_format.load(path)(image)[0] - wanted).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize(
