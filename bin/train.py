@@ -42,10 +42,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from tiekd.engine import read_engine_config
     from tiekd.options import recipe_from_arguments
 
     recipe, path = recipe_from_arguments(args.recipe, args), Path(args.recipe).resolve()
+    from tiekd.engine import read_engine_config  # after the recipe, whose mistakes need not wait for it
+
     engine_config = read_engine_config(args.deepspeed_config)
     if not args.dry_run:
         from tiekd.run import run

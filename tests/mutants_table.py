@@ -18,6 +18,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "help_imports_torch",
+        "tiekd/launch.py",
+        "from tiekd import hostfile, limits, slurm\n",
+        "from tiekd import distributed, hostfile, limits, slurm\n",
+        ("starting",),
+    ),
+    Mutant(
+        "importing_tiekd_imports_its_recipes",
+        "tiekd/__init__.py",
+        "from typing import TYPE_CHECKING\n",
+        "from typing import TYPE_CHECKING\n\nimport tiekd.config\n",
+        ("starting",),
+    ),
+    Mutant(
         "ground_truth_is_taken_down_by_the_nearest_surface",
         "tiekd/data/resize.py",
         "nearer = (values > 0) & (distance < nearest)",

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiekd import checkpoint
 from tiekd.config import load_recipe, merge
 from tiekd.errors import RecipeError
 
@@ -84,5 +83,8 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
     if getattr(args, "work_dir", None):
         given["work_dir"] = args.work_dir
     recipe = merge(recipe, given)
-    recipe.setdefault("work_dir", str(checkpoint.work_dir_of(path)))
+    if "work_dir" not in recipe:
+        from tiekd import checkpoint  # with torch, which no --help needs
+
+        recipe["work_dir"] = str(checkpoint.work_dir_of(path))
     return recipe
