@@ -1,4 +1,5 @@
-"""What only tells or reads something starts at once: without torch, in a fraction of a second and little memory."""
+"""What only tells or reads something starts at once: without torch, in a fraction of a second and
+little memory."""
 
 import json
 import subprocess
@@ -7,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from tiekd.benchmarks import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 # bin/ has shell scripts, too.
 PROGRAMS = sorted(
-    path for path in (ROOT / "bin").iterdir() if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env py")
+    path
+    for path in (ROOT / "bin").iterdir()
+    if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env py")
 )
-RECIPES = sorted(path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts)
+RECIPES = sorted(
+    path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts
+)
 HEAVY = {"torch", "numpy", "deepspeed", "torchvision", "PIL", "tensorboard", "pydantic"}
 MEMORY_KB, TIME_S = 60_000, 2.0  # of the processor; 0.1 s on an idle machine
 
@@ -48,6 +55,13 @@ def test_help_is_quick(program):
     assert code == 0 and told.startswith(f"usage: {program.name}")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_benchmark_is_quick(name):
+    code, told = started(ROOT / "bin/benchmark.py", name, "--help")
+    assert code == 0 and told.startswith(f"usage: benchmark.py {name}") and "--rounds" in told
+    assert len(told.partition("options:")[0]) > 500  # with what the module says of itself
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
 def test_a_mistake_in_the_call_is_told_as_quickly(program):
     code, told = started(program, "recipe.yaml", "--nonsense")
@@ -55,12 +69,16 @@ def test_a_mistake_in_the_call_is_told_as_quickly(program):
 
 
 def test_all_programs_were_seen():
-    assert len(PROGRAMS) == 13 and {"resume", "train.py", "print_config.py"} <= {path.name for path in PROGRAMS}
+    assert len(PROGRAMS) == 13 and {"resume", "train.py", "print_config.py"} <= {
+        path.name for path in PROGRAMS
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES[::12], ids=lambda path: path.stem)
 def test_a_recipe_is_printed_without_torch(path):
-    code, told = started(ROOT / "bin/print_config.py", path, "--set", "train.epochs=3", "data.root=/x")
+    code, told = started(
+        ROOT / "bin/print_config.py", path, "--set", "train.epochs=3", "data.root=/x"
+    )
     assert code == 0 and "epochs: 3" in told
 
 

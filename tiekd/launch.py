@@ -23,7 +23,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
-from tiekd import hostfile, limits, slurm
+from tiekd import hostfile, limits, paths, slurm
 from tiekd.errors import LaunchError, UserError
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _lost_rank(error: Exception) -> LaunchError:
 
 
 def _is_in_a_group() -> bool:
-    """Whether this process has joined others; who hasn't imported torch has not."""
+    """True where this process has joined a group; one that hasn't imported torch has not."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.distributed.is_initialized()
 
@@ -309,7 +309,7 @@ def _tell_of_a_thread(ended) -> None:
 def _report(error: UserError) -> int:
     if os.environ.get("TIEKD_DEBUG") == "1":
         traceback.print_exc()
-    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    line = f"{type(error).__name__}: {paths.with_hint(' '.join(map(str.strip, str(error).splitlines())))}"
     if len(line) > _LONGEST_LINE:  # somebody's value is; what to do stands at the end
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     sys.stderr.write(f"{line}\n")

@@ -8,7 +8,7 @@ forward costs; distributions over depth bins are read in strips (tiekd/models/re
 Left out: flip averaging, and half precision.
 """
 
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tiekd import outside
+from tiekd import outside, paths
 from tiekd.config import load_recipe
 from tiekd.data.depth_io import as_photo, read_photo
 from tiekd.data.transforms import colour_table, look_up
@@ -114,7 +114,7 @@ def load_student(
     So do weights whose network has parts outside tiekd: a file alone must not choose which modules are imported.
     readout, size: see Student. Raises CheckpointError and RecipeError.
     """
-    path = Path(checkpoint).expanduser()
+    path = Path(paths.expanded(fspath(checkpoint)))
     if path.is_dir():
         from tiekd.checkpoint import find_weights
 
@@ -155,7 +155,7 @@ def check_readout(network: Network, readout: str, option: str = "readout") -> No
 def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
     """A picture in any of the forms that `Student` takes as (3, H, W), a batch as (B, 3, H, W), uint8 RGB."""
     if isinstance(image, str | PathLike):
-        return read_photo(Path(image))
+        return read_photo(Path(paths.expanded(fspath(image))))
     if isinstance(image, Image.Image):
         return as_photo(image, "the picture")
     if isinstance(image, np.ndarray):
