@@ -6,6 +6,7 @@ object instead. `bin/benchmark.py head --help` has what can be chosen.
 """
 
 import argparse
+import ast
 import contextlib
 import importlib
 import json
@@ -18,21 +19,20 @@ from tiekd import launch  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    from tiekd.benchmarks import COMMANDS
+    from tiekd.benchmarks import COMMANDS, arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name not in sys.argv[1:2]:
-            continue  # the others aren't imported
-        module = importlib.import_module(f"tiekd.benchmarks.{name}")
-        command.description = module.__doc__
-        command.set_defaults(run=module.run)
+            continue
+        source = Path(arguments.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        command.description = ast.get_docstring(ast.parse(source))  # importing the module takes seconds
         command.add_argument("--device", default="cpu", help="cpu or cuda, default cpu")
         command.add_argument("--rounds", type=int, default=7, help="how often each is timed, default 7")
         command.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-        module.add_arguments(command)
+        arguments.OF[name](command)
     return parser.parse_args()
 
 
@@ -40,9 +40,11 @@ def main() -> None:
     args = parse_arguments()
     from tiekd.benchmarks import measure
 
+    module = importlib.import_module(f"tiekd.benchmarks.{args.command}")
+
     # What others print while it runs (DeepSpeed says which device it takes) is not the result.
     with contextlib.redirect_stdout(sys.stderr):
-        figures = args.run(args)
+        figures = module.run(args)
     result = {"benchmark": args.command, **figures, "hardware": measure.hardware(args.device)}
     print(json.dumps(result) if args.json else measure.as_text(result))
 

@@ -8,17 +8,18 @@ with --verify also what holds wrong numbers. Training then reads them by --set d
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
+    parser.add_argument("recipe", type=paths.option)
     parser.add_argument("--split", choices=("train", "val", "both"), default="both", help="which frames, default both")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, help=f"processes, default one a core ({cores})")
@@ -41,8 +42,9 @@ def main() -> None:
     both = ("train", "val") if validates else ("train",)
     sources = frame_cache.sources_of(recipe, both if args.split == "both" else (args.split,))
     folder = folder_of(recipe["data"], default="decoded")
+    paths.refuse_unfilled(folder, "data.decoded")
     frame_cache.fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
-    print(f"Read from them with --set data.decoded={folder.resolve()}")
+    print(f"Read from them with --set {shlex.quote(f'data.decoded={folder.resolve()}')}")
 
 
 if __name__ == "__main__":

@@ -8,22 +8,27 @@ many ranks; a job that was stopped goes on where it was when started again.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
+    parser.add_argument("recipe", type=paths.option)
     parser.add_argument("--split", choices=("train", "val"), default="train", help="which frames, default train")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default <data.root>/gt_kd_<teacher>[_val]")
-    parser.add_argument("--checkpoint", help="the teacher's weights, ours or published, in place of the recipe's")
+    parser.add_argument("--out", metavar="FOLDER", type=paths.option, help="default <data.root>/gt_kd_<teacher>[_val]")
+    parser.add_argument(
+        "--checkpoint",
+        type=paths.option,
+        help="the teacher's weights, ours or published, in place of the recipe's",
+    )
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     return parser.parse_args()
@@ -43,7 +48,7 @@ def main() -> None:
         print(f"Teacher: {source}, on {distributed.world_size()} rank(s)")
     caching.cache_maps(recipe, source, frames, folder, device, sys.stdout)
     if distributed.is_main() and args.split == "train":
-        print(f"Learn from them with --set teacher=null teacher.maps={folder.resolve()}")
+        print(f"Learn from them with --set teacher=null {shlex.quote(f'teacher.maps={folder.resolve()}')}")
 
 
 if __name__ == "__main__":

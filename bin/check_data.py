@@ -16,16 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
+    parser.add_argument("recipe", type=paths.option)
     parser.add_argument("--split", choices=("train", "val", "both"), default="both", help="which frames, default both")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, help=f"processes, default one a core ({cores})")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="default work_dirs/check_<recipe>")
+    parser.add_argument("--out", metavar="DIR", type=paths.option, help="default work_dirs/check_<recipe>")
     parser.add_argument(
         "--neighbours",
         metavar="N",

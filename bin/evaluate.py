@@ -14,13 +14,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("checkpoint", nargs="?", help="weights of ours or published ones, or a work dir")
+    parser.add_argument("recipe", type=paths.option)
+    parser.add_argument(
+        "checkpoint",
+        type=paths.option,
+        nargs="?",
+        help="weights of ours or published ones, or a work dir",
+    )
     parser.add_argument(
         "--against", metavar="RECIPE[:CHECKPOINT]", nargs="+", action="extend", default=[], help="who to compare with"
     )
@@ -31,10 +36,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--crop", choices=("garg", "eigen", "none", "nyu_eigen"), help="default: evaluation.crop")
     parser.add_argument("--cap", metavar="M", help="largest ground truth that counts; default: evaluation.cap")
     parser.add_argument("--no-flip", action="store_true", help="no averaging with the mirrored picture's depth")
-    parser.add_argument("--out", metavar="JSON", type=Path, help="write all figures to a file")
-    parser.add_argument("--per-image", metavar="CSV", type=Path, help="write each frame's figures to a file")
-    parser.add_argument("--show-dir", metavar="DIR", type=Path, help="write a picture of each frame into a folder")
-    parser.add_argument("--panel", metavar="PNG", type=Path, help="a picture: image, ground truth, networks, error")
+    parser.add_argument("--out", metavar="JSON", type=paths.option, help="write all figures to a file")
+    parser.add_argument("--per-image", metavar="CSV", type=paths.option, help="write each frame's figures to a file")
+    parser.add_argument(
+        "--show-dir",
+        metavar="DIR",
+        type=paths.option,
+        help="write a picture of each frame into a folder",
+    )
+    parser.add_argument(
+        "--panel",
+        metavar="PNG",
+        type=paths.option,
+        help="a picture: image, ground truth, networks, error",
+    )
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     args = parser.parse_args()

@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("checkpoint", nargs="?", help="weights of ours or published ones")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("recipe", type=paths.option)
+    parser.add_argument("checkpoint", type=paths.option, nargs="?", help="weights of ours or published ones")
+    parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
     parser.add_argument("--format", choices=("onnx", "torch_export", "weights"), help="default: by the name of --out")
     parser.add_argument("--size", metavar="HxW", help="of the pictures, default that of the validation frames")
     parser.add_argument("--dynamic", action="store_true", help="any batch, height and width; not of all networks")

@@ -14,14 +14,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="the checkpoint to convert")
-    parser.add_argument("recipe", help="the recipe whose network it belongs to (a teacher's: the teacher's own recipe)")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("source", type=paths.option, help="the checkpoint to convert")
+    parser.add_argument(
+        "recipe",
+        type=paths.option,
+        help="the recipe whose network it belongs to (a teacher's: the teacher's own recipe)",
+    )
+    parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
     parser.add_argument("--to-published", action="store_true", help="from ours to the published names")
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")

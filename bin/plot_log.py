@@ -11,14 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logs", metavar="LOG", nargs="+", type=Path, help=".log.json files, or work dirs")
+    parser.add_argument("logs", metavar="LOG", nargs="+", type=paths.option, help=".log.json files, or work dirs")
     parser.add_argument("--keys", nargs="+", action="extend", help="what to plot, default loss")
-    parser.add_argument("--out", metavar="PNG", type=Path, required=True)
+    parser.add_argument("--out", metavar="PNG", type=paths.option, required=True)
     parser.add_argument("--by", choices=("iteration", "epoch", "time"), default="iteration", help="the x axis")
     parser.add_argument("--smooth", type=int, default=1, metavar="N", help="running mean over N rows")
     parser.add_argument("--log-y", action="store_true", help="logarithmic axes upwards")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,9 +34,9 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("recipe")
+    add("recipe", type=paths.option)
     add("words", metavar="INPUT", nargs="+", help="what to predict; before it the weights, ours or published ones")
-    add("--out", metavar="DIR", type=Path, required=True, help="where the files go")
+    add("--out", metavar="DIR", type=paths.option, required=True, help="where the files go")
     add("--overwrite", action="store_true", help="replace files that are there, but never an input")
     add("--readout", default="mean", help="mean, mode or local; of dpm heads: local keeps edges sharp")
     add("--raw", action="store_true", help="also NPY, float32 metres")
@@ -49,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", help="default cuda where there is one, else cpu")
     add("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
     args = parser.parse_args()
+    args.words = [paths.expanded(word) for word in args.words]
     if args.batch_size is not None and args.batch_size < 1:
         parser.error("--batch-size must be 1 or more")
     return args

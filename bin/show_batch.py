@@ -14,15 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, launch_record  # noqa: E402
+from tiekd import launch, launch_record, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("work_dir", type=paths.option)
     parser.add_argument("--iteration", type=int, required=True, metavar="N", help="from 1, as in the log")
     parser.add_argument("--rank", type=int, metavar="R", help="only this rank's samples")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the PNGs go; default WORK_DIR/batches")
+    parser.add_argument("--out", type=paths.option, metavar="DIR", help="where the PNGs go; default WORK_DIR/batches")
     parser.add_argument("--no-teacher", action="store_true", help="without the teacher's depth")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
     return parser.parse_args()

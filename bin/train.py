@@ -11,17 +11,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     from tiekd.options import add_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="YAML below model_configs/, or your own")
-    parser.add_argument("--work-dir", help="where logs and checkpoints go")
-    parser.add_argument("--resume-from", metavar="CHECKPOINT|auto", help="go on from it; auto: the newest, or begin")
-    parser.add_argument("--load-from", metavar="CHECKPOINT", help="take only the weights, start at iteration 0")
+    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument("--work-dir", type=paths.option, help="where logs and checkpoints go")
+    parser.add_argument(
+        "--resume-from",
+        metavar="CHECKPOINT|auto",
+        type=paths.checkpoint_option,
+        help="go on from it; auto: the newest, or begin",
+    )
+    parser.add_argument(
+        "--load-from",
+        metavar="CHECKPOINT",
+        type=paths.option,
+        help="take only the weights, start at iteration 0",
+    )
     parser.add_argument("--deterministic", action="store_true", help="only algorithms that repeat bit for bit")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--dry-run", action="store_true", help="begin, tell times, memory and disk, write nothing, end")
@@ -42,10 +52,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from tiekd.engine import read_engine_config
     from tiekd.options import recipe_from_arguments
 
     recipe, path = recipe_from_arguments(args.recipe, args), Path(args.recipe).resolve()
+    from tiekd.engine import read_engine_config  # after the recipe, whose mistakes need not wait for it
+
     engine_config = read_engine_config(args.deepspeed_config)
     if not args.dry_run:
         from tiekd.run import run

@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd.benchmarks import COMMANDS, engine, growth, head, measure, step, student, teacher
+from tiekd import execution
+from tiekd.benchmarks import COMMANDS, engine, growth, head, measure, step, student, teacher, training
+from tiekd.benchmarks import arguments as choices
+from tiekd.benchmarks.arguments import LIGHT, OF, PUBLISHED
 from tiekd.benchmarks.line_plot import draw
-from tiekd.benchmarks.training import LIGHT, PUBLISHED, TrainingStep, make_plain
+from tiekd.benchmarks.training import TrainingStep, make_plain
 from tiekd.config import load_recipe
 from tiekd.errors import LaunchError, RecipeError
 from tiekd.kernels import reference
@@ -29,8 +32,14 @@ def arguments(module, *words: str):
     parser = ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=2)
-    module.add_arguments(parser)
+    OF[module.__name__.rpartition(".")[2]](parser)
     return parser.parse_args([*TOY, *words])
+
+
+def test_choices_are_what_the_modules_know():
+    assert choices.DTYPES == tuple(head.DTYPES) and choices.AUTOCAST == tuple(training.DTYPES)
+    assert choices.TARGETS == reference.TARGETS and choices.FORMATS == execution.FORMATS
+    assert list(choices.OF) == list(COMMANDS)
 
 
 def test_the_published_student_has_its_parameters_and_multiplications():

@@ -13,6 +13,7 @@ import torch
 
 from tiekd.benchmarks import eval as evaluations
 from tiekd.benchmarks import loader, measure
+from tiekd.benchmarks.arguments import OF
 from tiekd.benchmarks.kitti_folder import kitti_folder, with_teacher_maps
 from tiekd.benchmarks.plain_evaluation import plain_metrics
 from tiekd.metrics import depth_metrics
@@ -24,7 +25,7 @@ def run(module, *options: str) -> dict:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=2)
-    module.add_arguments(parser)
+    OF[module.__name__.rpartition(".")[2]](parser)
     return module.run(parser.parse_args([*options]))
 
 

@@ -69,6 +69,87 @@ def test_overrides_are_yaml_and_come_last(tmp_path):
     assert "data" not in load_recipe(path, ["data=null"])
 
 
+AS_TYPED = [
+    "/x/my data #2",
+    "2024-01-01",
+    "123",
+    "1e3",
+    "on",
+    "no",
+    "a=b: c",
+    "'quoted'",
+    '"my data"',
+    "[a",
+    "{a}",
+    "*",
+    "&a",
+    "!!python/object:os.x",
+    "- a",
+    "#",
+    "a #b",
+    "@x",
+    "%x",
+    "|",
+    " a ",
+    "日本/ü",
+    "./~",
+    "a~",
+    "$HOME",
+    "x" * 5000,
+    "NULL",
+    "two\nlines",
+]
+
+
+@pytest.mark.parametrize("text", AS_TYPED)
+def test_a_text_is_taken_as_it_is_typed_and_saved_so(tmp_path, text):
+    path = write(tmp_path / "x.yaml", "data: {name: kitti, root: a}\nteacher: {maps: m}\n")
+    given = [f"data.root={text}", f"data.train_split={text}", f"teacher.maps={text}", f"data.name={text}"]
+    recipe = load_recipe(path, given[:3])
+    assert (recipe["data"]["root"], recipe["data"]["train_split"], recipe["teacher"]["maps"]) == (text,) * 3
+    assert load_recipe(path, given)["data"] == {"name": text}
+    assert load_recipe(write(tmp_path / "saved.yaml", dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.epochs=12", 12),
+        ("train.epochs=010", 10),
+        ("optimizer.lr=1e-3", 0.001),
+        ("schedule.warmup_ratio=1E-3", 0.001),
+        ("losses.depth.weight=2", 2),
+        ("train.clip_norm=.5", 0.5),
+        ("train.validate=false", False),
+        ("data.augment.crop=[64, 128]", [64, 128]),
+        ("load.ignore=[1e3, no, head.*, 2024-01-01]", ["1e3", "no", "head.*", "2024-01-01"]),
+        ("schedule.milestones=[10, 20]", [10, 20]),
+        ("data.augment={crop: [64, 128], sizes: no}", {"crop": [64, 128], "sizes": "no"}),
+        ("log.anything='3'", "3"),
+        ("log.anything=3 # three", "3 # three"),
+        ("log.anything=2024-01-01", "2024-01-01"),
+    ],
+)
+def test_what_is_no_text_is_read_as_in_a_recipe(tmp_path, override, value):
+    recipe = load_recipe(write(tmp_path / "x.yaml", "data: {name: kitti}\n"), [override])
+    for part in override.partition("=")[0].split("."):
+        recipe = recipe[part]
+    assert recipe == value and type(recipe) is type(value)
+
+
+def test_null_takes_a_key_away_whatever_its_kind(tmp_path):
+    text = "data: {name: kitti, root: a, kb_crop: [1, 2]}\ntrain: {epochs: 1}\nwork_dir: w\n"
+    path = write(tmp_path / "x.yaml", text)
+    given = ["data.root=null", "data.kb_crop=null", "train=null", "work_dir=null", "log.exp_name=null"]
+    assert load_recipe(path, given) == {"data": {"name": "kitti"}, "log": {}}
+
+
+def test_the_last_of_two_overrides_counts_and_a_name_says_which_kinds_there_are(tmp_path):
+    path = write(tmp_path / "x.yaml", "data: {name: kitti, root: a}\n")
+    assert load_recipe(path, ["data.root=1", "data.root=2"])["data"]["root"] == "2"
+    assert load_recipe(path, ["data.name=folder", "data.images=123"])["data"] == {"name": "folder", "images": "123"}
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1.e-3", "1.0e-3"])
 def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
     value = load_recipe(write(tmp_path / "x.yaml", f"train: {{clip_norm: {text}}}\n"))["train"]["clip_norm"]
@@ -80,16 +161,29 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
     [
         ("data.workers", "--set data.workers: must be key.sub=value, for example --set data.workers=2"),
         ("data..workers=2", "--set data..workers=2: must be key.sub=value"),
-        ("data.root=[a", "--set data.root=[a: value is not YAML"),
+        ("data.kb_crop=[1, 2", "--set data.kb_crop=[1, 2: value is not YAML"),
         ("data=3", "data: got 3; it must be a mapping"),
         ("evaluation=7", "evaluation: got 7; it must be a mapping"),
-        ("teacher=yes", "teacher: got True; it must be a mapping"),
+        ("teacher=yes", "teacher: got 'yes'; it must be a mapping"),
         ("hooks={name: x}", "hooks: got {'name': 'x'}; it must be a list, each a mapping"),
         ("hooks=[3]", "hooks: got [3]; it must be a list, each a mapping"),
-        ("work_dir=2024_01_01", "work_dir: got 20240101; it must be text"),
+        ("data.root=", "--set data.root=: has no value; give one, or null to take data.root away"),
+        ("=x", "--set =x: must be key.sub=value"),
+        ("", "--set : must be key.sub=value"),
+        ("data.=x", "--set data.=x: must be key.sub=value"),
+        ("a." * 2000 + "b=1", "must be key.sub=value"),
+        ("data[0].root=x", "unknown key 'data[0]'; did you mean 'data'?"),
+        ("hooks.0.interval=1", "hooks: got {'0': {'interval': 1}}; it must be a list, each a mapping"),
+        ("work_dir.x=3", "work_dir: got {'x': 3}; it must be text"),
+        ("hooks=[!!python/name:os.system ]", "value is not YAML: could not determine a constructor"),
+        ("hooks=[&a [*a]]", "value is not YAML: an anchor holds itself"),
+        ("load.ignore=[*head]", "value is not YAML"),
+        ("train={epochs: 1, epochs: 2}", "value is not YAML: the key 'epochs' is there twice"),
+        ("train={epochs:2}", "value is not YAML: 'epochs:2' has no value"),
+        ("train.seed=" + "9" * 5000, "value is not YAML: Exceeds the limit"),
         ("dat.root=x", "unknown key 'dat'; did you mean 'data'? allowed: checkpoint, data, evaluation"),
-        ("teacher.recipe=3", "--set teacher.recipe=3: teacher.recipe: got 3; it must be text"),
-        ("teacher.checkpoint=3", "teacher.checkpoint: got 3; it must be text"),
+        ("teacher={recipe: 3}", "--set teacher={recipe: 3}: teacher.recipe: got 3; it must be text"),
+        ("teacher={checkpoint: 3}", "teacher.checkpoint: got 3; it must be text; write it in quotes"),
         ("teacher.weights=x", "teacher: unknown key 'weights'"),
     ],
 )
@@ -101,11 +195,18 @@ def test_a_bad_override_is_one_line(tmp_path, override, line):
     ("text", "line"),
     [
         ("a: [1", "not YAML that is allowed: while parsing"),
+        ("train:\n\tepochs: 1\n", "not YAML that is allowed: while scanning"),
+        ("train: {epochs: 1}\ntrain: {seed: 1}\n", "not YAML that is allowed: the key 'train' is there twice"),
+        ("train: {epochs:1}\n", "not YAML that is allowed: 'epochs:1' has no value"),
+        ("train: {epochs: 1}\n---\nlog: {}\n", "not YAML that is allowed: expected a single document"),
+        ("log: &a [*a]\n", "not YAML that is allowed: an anchor holds itself"),
+        ("work_dir: !!timestamp 2024-01-01\n", "not YAML that is allowed: could not determine a construct"),
+        ("a\0: 1\n", "not YAML that is allowed: unacceptable character"),
         ("- data\n", "a recipe is a mapping of sections"),
         ("", "a recipe is a mapping of sections"),
         ("_base_: 3\n", "_base_: got 3; it must be text or a list, each text"),
         ("_base_: [other.yaml]\n", "other.yaml: no such recipe; near it: x.yaml"),
-        ("_base_: .\n", "can't be read as a recipe"),
+        ("_base_: .\n", "can't be read as a recipe, it is a folder; give a YAML file: "),
         ("work_dir: !!python/object/apply:os.getcwd []\n", "not YAML that is allowed: could not determine a construct"),
         ("work_dir: !!python/name:os.system\n", "not YAML that is allowed"),
     ],
@@ -113,6 +214,40 @@ def test_a_bad_override_is_one_line(tmp_path, override, line):
 def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, line):
     message = refused(write(tmp_path / "x.yaml", text))
     assert line in message and str(tmp_path) in message
+
+
+def test_a_file_is_read_whatever_wrote_it_and_refused_if_it_is_no_utf_8(tmp_path):
+    wanted = {"train": {"epochs": 3}, "data": {"root": "/x y/ü"}}
+    text = "train: {epochs: 3}\ndata:\n  root: /x y/ü\n"
+    with_returns = text.replace("\n", "\r\n")
+    for content in (text.encode(), text.encode("utf-8-sig"), with_returns.encode(), text.encode() + b"...\n"):
+        (tmp_path / "x.yaml").write_bytes(content)
+        assert load_recipe(tmp_path / "x.yaml") == wanted
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "x.yaml").write_bytes(text.encode(encoding))
+        assert "can't be read as a recipe" in refused(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("data: {root: 123}", "data.root: got 123; it must be text; write it in quotes"),
+        ("data: {root: 1e3}", "data.root: got 1000.0; it must be text; write it in quotes"),
+        ("data: {root: true}", "data.root: got True; it must be text; write it in quotes"),
+        ("data: {root: a, kb_crop: 1_000}", "data.kb_crop: got '1_000'; it must be a list of 2"),
+        ("data: {root: a, kb_crop: [a, 1]}", "data.kb_crop: got ['a', 1]; it must be a list of 2"),
+    ],
+)
+def test_a_recipes_value_of_another_kind_is_told_with_what_to_do(tmp_path, text, line):
+    node = load_recipe(write(tmp_path / "x.yaml", text + "\n"))["data"] | {"name": "kitti"}
+    with pytest.raises(RecipeError) as error:
+        build(node, "tiekd.data", "data", split="train", max_depth=80.0)
+    assert str(error.value).startswith(line)
+
+
+@pytest.mark.parametrize("text", ["on", "2024-01-01", "1:30", "2024_01_01", "a#b"])
+def test_texts_of_a_recipe_are_texts(tmp_path, text):
+    assert load_recipe(write(tmp_path / "x.yaml", f"work_dir: {text}\n")) == {"work_dir": text}
 
 
 def test_a_missing_recipe_names_those_like_it(tmp_path):
@@ -186,7 +321,9 @@ def test_a_teacher_from_outside_keeps_all_its_keys_and_replaces_and_is_replaced_
 
 def test_a_teacher_recipe_without_a_network_is_refused(tmp_path):
     write(tmp_path / "t.yaml", "work_dir: t\n")
-    assert "describes no network" in refused(write(tmp_path / "x.yaml", "teacher: {recipe: t.yaml}\n"))
+    path = write(tmp_path / "x.yaml", "teacher: {recipe: t.yaml}\n")
+    assert "describes no network" in refused(path)
+    assert "describes no network" in refused(path, "teacher.network.encoder.width=1")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +390,7 @@ def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):
         ({"name": "bts", "encoder_channels": 8}, "here (bts): unknown key 'encoder_channels'"),
         ({"name": "bts", "width": "wide"}, "here.width: got 'wide'; it must be a whole number"),
         ({"name": "bts", "width": "128"}, "got '128'; it must be a whole number; write numbers without quotes"),
+        ({"name": "bts", "width": "1_28"}, "got '1_28'; it must be a whole number; write numbers without _"),
         ({"name": "bts", "width": True}, "here.width: got True; it must be a whole number"),
         ({"name": "bts", "width": 128.0}, "here.width: got 128.0; it must be a whole number"),
         ({"name": "bts", "width": [128]}, "here.width: got [128]; it must be a whole number"),

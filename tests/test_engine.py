@@ -5,8 +5,24 @@ import math
 import pytest
 import torch
 
-from tiekd.engine import resolve, step_skipped, stepper
+from tiekd.engine import read_engine_config, resolve, step_skipped, stepper
 from tiekd.errors import LaunchError, RecipeError
+
+
+def test_a_config_is_read_with_homes_expanded_and_no_key_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of mine")
+    file = tmp_path / "engine.json"
+    file.write_text('{"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "~/swap"}}}')
+    found = read_engine_config(file)["zero_optimization"]["offload_param"]
+    assert found == {"device": "nvme", "nvme_path": "/home/of mine/swap"}
+    for text, line in {
+        '{"a": {"b": 1, "b": 1}}': "not JSON (the key 'b' is there twice)",
+        '{"a": "~nosuchuser/x"}': "engine config: a: ~nosuchuser/x: no home folder is known for ~nosuchuser",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(LaunchError) as caught:
+            read_engine_config(file)
+        assert line in str(caught.value)
 
 
 def refused(config: dict) -> str:

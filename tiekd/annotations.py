@@ -2,22 +2,29 @@
 
 `int | None`, `tuple[int, int]`, `Sequence[float]` and the like are read from a constructor's own signature: nothing is
 declared twice. YAML's lists count as tuples and sequences, whole numbers as float, and true and false never as numbers.
+`Path` asks for text that is a path: where no other text is asked for, it is handed over as a Path.
 Left out: annotations other than these (they accept anything), and ranges, which the constructors know.
 """
 
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from tiekd.errors import RecipeError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "nothing"}
+_WORDS[Path] = _WORDS[str]
 
 
 def check_value(value: Any, annotation: Any, where: str) -> None:
     """Raises RecipeError that names `where`, the value and what is allowed, unless the value fits the annotation."""
     if not fits(value, annotation):
         hint = "; write numbers without quotes" if _looks_like_a_number(value) else ""
+        if hint and "_" in value:
+            hint = "; write numbers without _"
+        if isinstance(value, bool | int | float) and describe(annotation) == _WORDS[str]:
+            hint = "; write it in quotes"
         if isinstance(value, int) and not _in_64_bits(value):
             hint = " of at most 64 bits"
         raise RecipeError(f"{where}: got {value!r:.80}; it must be {describe(annotation)}{hint}")
@@ -33,6 +40,8 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation in (int, float):
         number = isinstance(value, (int, annotation)) and not isinstance(value, bool)
         return number and (isinstance(value, float) or _in_64_bits(value))
+    if annotation is Path:
+        return isinstance(value, Path) or fits(value, str)
     if annotation is str:
         return isinstance(value, str) and "\0" not in value  # which no path can have
     if annotation is bool:
@@ -46,11 +55,22 @@ def fits(value: Any, annotation: Any) -> bool:
     return True
 
 
+def converted(value: Any, annotation: Any) -> Any:
+    """The value, as a Path where the annotation asks for a path and for no other text; likewise in a list."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if isinstance(value, str):
+        alternatives = parts if origin in (Union, types.UnionType) else (annotation,)
+        return Path(value) if Path in alternatives and str not in alternatives else value
+    if _is_list(value) and origin in (list, Sequence) and parts[0] is Path:
+        return [converted(item, Path) for item in value]
+    return value
+
+
 def describe(annotation: Any) -> str:
     """The annotation in a user's words: `a list of 2: a whole number, a whole number`."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(part) for part in parts if part is not types.NoneType)
+        return " or ".join(dict.fromkeys(describe(part) for part in parts if part is not types.NoneType))
     if origin is tuple and parts[-1] is not Ellipsis:
         return f"a list of {len(parts)}: {', '.join(map(describe, parts))}"
     if origin in (tuple, list, Sequence):

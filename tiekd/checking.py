@@ -6,6 +6,7 @@ stays, unless asked for, and then training frames only, for another validation s
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -201,7 +202,7 @@ def _short(recipe: dict, splits: list[Split], texts: dict[str, str], empty: list
     if empty:
         rows.append(f"No cleaned split is written, for no frame would be left in {', '.join(empty)}")
     if texts:
-        options = " ".join(f"data.{Path(name).stem}_split={(out / name).resolve()}" for name in texts)
+        options = shlex.join(f"data.{Path(name).stem}_split={(out / name).resolve()}" for name in texts)
         rows.append(f"Without the {sum(len(split.dropped) for split in splits)} that can't be used: --set {options}")
     elif any(split.dropped for split in splits) and recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS:
         rows.append(f"Splits of data.name={recipe['data']['name']} can't be cleaned; mend the files, or make them anew")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import distributed, evaluation, frame_rows, trained, trained_on, work_dirs
+from tiekd import distributed, evaluation, frame_rows, paths, trained, trained_on, work_dirs
 from tiekd.data import resize as resizes
 from tiekd.data.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -113,10 +113,10 @@ def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str,
 
 def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
     """`RECIPE` or `RECIPE:CHECKPOINT`; a recipe whose own path has a colon is taken as it is."""
-    if ":" not in text or Path(text).is_file():
-        return text, None
+    if ":" not in text or Path(paths.expanded(text)).is_file():
+        return paths.expanded(text), None
     recipe_path, _, checkpoint_path = text.partition(":")
-    return recipe_path, checkpoint_path
+    return paths.expanded(recipe_path), paths.expanded(checkpoint_path)
 
 
 def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:

@@ -1,14 +1,16 @@
 """Recipes: YAML with `_base_`, overrides from the command line, and `build`, which turns a node into an object.
 
-A recipe is plain dicts, lists and scalars after `load_recipe`; nothing else in the project reads YAML. Merging is
-deep: later wins, `null` removes, and a node whose `name` changes is replaced whole (the old options don't apply to it).
+A recipe is plain dicts, lists and scalars after `load_recipe`; tiekd/recipe_yaml.py says what its YAML allows. Merging
+is deep: later wins, `null` removes, and a node whose `name` changes is replaced whole (the old options don't apply to
+it). An override's value is taken as it is typed where its key asks for text, and otherwise read as in a recipe. `~` is
+expanded wherever a key asks for a path (tiekd/kinds.py says which do).
 Left out on purpose: registries, Python in configs, interpolation between keys.
 """
 
+import contextlib
 import difflib
 import importlib
 import inspect
-import json
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,50 +19,47 @@ from pathlib import Path
 
 import yaml
 
-from tiekd import outside
-from tiekd.annotations import check_value
+from tiekd import kinds, outside, paths, recipe_yaml
+from tiekd.annotations import check_value, converted
 from tiekd.errors import RecipeError
+from tiekd.kinds import SECTIONS, TEACHER
 
-_MAPPINGS = "network teacher losses data optimizer schedule train evaluation checkpoint log tensorboard load".split()
-SECTIONS = dict.fromkeys(_MAPPINGS, dict) | {"hooks": list[dict], "work_dir": str}
-
+_DEEPEST = 32  # parts of a key
 
 # `def build` of a part takes its arguments from a recipe's node; one that takes the node itself builds no part.
 _BUILD = re.compile(r"^(build = |def build\((?!\w*node\b))", re.MULTILINE)
 
 
-class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader that reads 1e-3 as a number, as YAML 1.2 does and PyYAML does not."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
-    """Reads a recipe with its bases, applies `key.sub=value` overrides and resolves the teacher's recipe.
+    """Reads a recipe with its bases, applies `key.sub=value` overrides, resolves the teacher's recipe, expands `~`.
 
     Returns plain dicts with only known top-level sections. Raises RecipeError for a missing file, bad YAML, a loop of
     bases, an unknown section, a section of the wrong kind or a malformed override.
     """
-    path = Path(path)
+    path = Path(paths.expanded(str(path), error=RecipeError))
     outside.look_beside(path)
     recipe = merged(path, overrides)
     _check_sections(recipe, path)
     _resolve_teacher(recipe)
-    return recipe
+    return _with_homes(recipe, (), recipe)
 
 
-def merged(path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = lambda node, _origin: node):
+def _unmarked(node: dict, _origin: str) -> dict:
+    return node
+
+
+def merged(path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked) -> dict:
     """A recipe with its bases and overrides, unchecked, the teacher's network not yet in it.
 
     mark: what is made of the content of each file or override, named by the second argument, before it is merged.
     """
     recipe = _load_with_bases(path, (), mark)
+    plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
     for override in overrides:
         where = f"--set {override}"
-        recipe = merge(recipe, mark(_anchored(_parse_override(override), Path(), where), where))
+        change = _anchored(_parse_override(override, plain), Path(), where)
+        recipe = merge(recipe, mark(change, where))
+        plain = recipe if mark is _unmarked else merge(plain, change)
     return recipe
 
 
@@ -97,7 +96,7 @@ def merge(base: dict, change: dict) -> dict:
 
 def dump_recipe(recipe: dict) -> str:
     """The recipe as YAML that `load_recipe` reads back to the same dict."""
-    return yaml.safe_dump(recipe, sort_keys=False, width=120)
+    return recipe_yaml.dump(recipe, width=120)
 
 
 def build(node: dict, package: str, where: str, **context):
@@ -117,6 +116,7 @@ def build(node: dict, package: str, where: str, **context):
     check_keys(arguments, [name for name in signature if name not in context], f"{where} ({node['name']})")
     for key, value in arguments.items():
         check_value(value, signature[key].annotation, f"{where}.{key}")
+        arguments[key] = converted(value, signature[key].annotation)
     arguments |= {key: value for key, value in context.items() if key in signature}
     missing = [n for n, p in signature.items() if p.default is p.empty and n not in arguments]
     if missing:
@@ -164,7 +164,7 @@ def settings(recipe: dict, section: str, cls: type):
     check_keys(node, list(fields), section)
     for key, value in node.items():
         check_value(value, fields[key].type, f"{section}.{key}")
-    return cls(**node)
+    return cls(**{key: converted(value, fields[key].type) for key, value in node.items()})
 
 
 def _names(package: str) -> list[str]:
@@ -189,6 +189,7 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
     check_value(bases, str | list[str], f"{path}: _base_")
     recipe: dict = {}
     for base in [bases] if isinstance(bases, str) else bases:
+        base = paths.expanded(base, f"{path}: _base_: ", RecipeError)
         recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved), mark))
     return merge(recipe, mark(_anchored(node, path.parent, str(path)), str(path)))
 
@@ -200,38 +201,72 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
     if not isinstance(teacher, dict) or teacher.get("recipe") is None or teacher.get("name") is not None:
         return change
     check_value(teacher["recipe"], str, f"{where}: teacher.recipe")
-    recipe = str((folder / teacher["recipe"]).resolve())
+    recipe = paths.expanded(teacher["recipe"], f"{where}: teacher.recipe: ", RecipeError)
+    recipe = str((folder / recipe).resolve())
     return change | {"teacher": {"name": None, "network": None, "checkpoint": None} | teacher | {"recipe": recipe}}
 
 
 def _read_yaml(path: Path) -> dict:
     try:
-        node = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-        json.dumps(node, skipkeys=True, default=str)  # ValueError for an anchor that holds itself
+        node = recipe_yaml.load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
         raise RecipeError(f"{path}: no such recipe; near it: {', '.join(near) or 'none'}") from None
+    except IsADirectoryError:
+        files = ", ".join(sorted(map(str, path.glob("*.yaml")))[:3]) or "it has none"
+        raise RecipeError(f"{path}: can't be read as a recipe, it is a folder; give a YAML file: {files}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: can't be read as a recipe ({error}); give a YAML file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of dates that are none and endless nesting
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not YAML that is allowed: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections ({', '.join(SECTIONS)}), not {node!r:.60}")
     return node
 
 
-def _parse_override(override: str) -> dict:
-    key, equals, value = override.partition("=")
+def _parse_override(override: str, recipe: dict) -> dict:
+    """The change of a `key.sub=value` to a recipe, read as the key's kind asks for.
+
+    Text is taken as it is typed. For all else a number, true, false, a [list], a {mapping} and 'text in quotes' are
+    read as in a recipe, and what is none of them is text. `null` takes the key away.
+    """
+    key, equals, text = override.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(parts) or len(parts) > _DEEPEST:
         raise RecipeError(f"--set {override}: must be key.sub=value, for example --set data.workers=2")
+    if not text:
+        raise RecipeError(f"--set {override}: has no value; give one, or null to take {key} away")
+    kind = kinds.kind_of(parts, _with_teachers_network(recipe) if parts[:2] == ["teacher", "network"] else recipe)
     try:
-        node = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        node = text if kinds.is_text(kind) else recipe_yaml.value(text, kinds.are_texts(kind))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"--set {override}: value is not YAML: {' '.join(str(error).split())}") from None
+    if text == "null":
+        node = None
     for part in reversed(parts):
         node = {part: node}
     return node
+
+
+def _with_homes(node, key: tuple, recipe: dict):
+    """A node of the recipe with `~` expanded in it wherever its kind is a path."""
+    if isinstance(node, dict):
+        return {name: _with_homes(value, (*key, name), recipe) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_homes(value, (*key, place), recipe) for place, value in enumerate(node)]
+    if isinstance(node, str) and node.startswith("~") and kinds.is_path(kinds.kind_of(key, recipe)):
+        return paths.expanded(node, ".".join(map(str, key)) + ": ", RecipeError)
+    return node
+
+
+def _with_teachers_network(recipe: dict) -> dict:
+    """The recipe with the network of `teacher.recipe` in it, as far as there is one."""
+    teacher, network = recipe.get("teacher"), None
+    told_later = (RecipeError, LookupError, TypeError, AttributeError)  # when the recipe is whole
+    with contextlib.suppress(*told_later):
+        path = teachers_recipe(teacher)
+        network = path and merge(merged(path)["network"], teacher.get("network", {}))
+    return recipe | {"teacher": teacher | {"network": network}} if network else recipe
 
 
 def _is_a_module(teacher: dict) -> bool:
@@ -249,10 +284,9 @@ def _resolve_teacher(recipe: dict) -> None:
     teacher = recipe.get("teacher")
     if teacher is None or _is_a_module(teacher):
         return
-    kinds = {"recipe": str, "network": dict, "checkpoint": str, "maps": str, "flip": bool, "precision": str}
-    check_keys(teacher, kinds, "teacher")
+    check_keys(teacher, TEACHER, "teacher")
     for key, value in teacher.items():
-        check_value(value, kinds[key], f"teacher.{key}")
+        check_value(value, TEACHER[key], f"teacher.{key}")
     path = teachers_recipe(teacher)
     if path is not None:
         outside.look_beside(path)

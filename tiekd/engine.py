@@ -8,6 +8,7 @@ iteration, applied by the loop).
 import difflib
 import json
 import math
+import shlex
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tiekd import execution, finite, manifest, profiling, whole_state
+from tiekd import execution, finite, manifest, paths, profiling, whole_state
 from tiekd.annotations import check_value
 from tiekd.config import check_keys
-from tiekd.errors import LaunchError, RecipeError
+from tiekd.errors import LaunchError, RecipeError, UserError
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "ds_configs" / "fp32.json"
 
@@ -59,10 +60,12 @@ class EngineConfig:
 
 
 def read_engine_config(path: str | Path | None) -> dict:
-    """The JSON as it stands; None reads ds_configs/fp32.json. Raises LaunchError when it can't be read."""
+    """The JSON with `~` expanded; None reads ds_configs/fp32.json. Raises LaunchError when it can't be read."""
     path = Path(path or DEFAULT_CONFIG)
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_json_object)
+    except UserError:
+        raise
     except FileNotFoundError:
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none"
         raise LaunchError(f"--deepspeed_config {path}: no such file; .json files there: {there}") from None
@@ -71,6 +74,16 @@ def read_engine_config(path: str | Path | None) -> dict:
     if not isinstance(config, dict):
         raise LaunchError(f"--deepspeed_config {path}: must be a JSON object; see ds_configs/ for working ones")
     return config
+
+
+def _json_object(pairs: list[tuple[str, object]]) -> dict:
+    """An object of the engine config: no key twice, `~` expanded (the only texts that begin so are paths)."""
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice")
+        found[key] = paths.expanded(value, f"engine config: {key}: ") if isinstance(value, str) else value
+    return found
 
 
 def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) -> EngineConfig:
@@ -246,7 +259,7 @@ def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None
     if value not in ("auto", recipe_value):
         raise RecipeError(
             f"engine config: {key} is {value}, but the recipe's {recipe_key} is {recipe_value}; "
-            f'write "auto" in the JSON, or --set {recipe_key}={value}'
+            f'write "auto" in the JSON, or --set {shlex.quote(f"{recipe_key}={value}")}'
         )
 
 

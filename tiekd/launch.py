@@ -2,6 +2,9 @@
 
 Works under `deepspeed`, under `srun`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
 MASTER_PORT, and as plain `python` (one rank on a free port).
+
+torch is imported where it is needed, by who starts a rank: `--help`, a mistake in the call and what only reads a recipe
+end in a fraction of the two seconds that this takes.
 """
 
 import atexit
@@ -18,14 +21,13 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-import torch
-
-from tiekd import ancestry, hostfile, limits, peers, slurm
-from tiekd.distributed import barrier, missing_ranks, set_default_timeout
+from tiekd import hostfile, limits, paths, slurm
 from tiekd.errors import LaunchError, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 USER_ERROR_CODE = 2
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -70,9 +72,11 @@ def program(main: Callable[[], int | None]) -> NoReturn:
     and the process abort. What was registered for the end is done.
     """
     threading.excepthook = _tell_of_a_thread
-    was_in_a_group = torch.distributed.is_initialized()
+    was_in_a_group = _is_in_a_group()
     code = run(main)
-    if torch.distributed.is_initialized() and not was_in_a_group:
+    if _is_in_a_group() and not was_in_a_group:
+        import torch
+
         alone = torch.distributed.get_world_size() == 1
         if code in (0, STOPPED_CODE):
             with contextlib.suppress(RuntimeError):  # another rank may be gone
@@ -101,21 +105,23 @@ def run(main: Callable[[], int | None]) -> int:
         if "CROSS_RANK" in os.environ:  # DeepSpeed's launcher sets it
             _check_hostfile()
         code = main() or 0
-        peers.say_farewell()
+        _say_farewell()
         return code
     except UserError as error:
         _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
             # Before they have met, ranks of a busy machine may be far apart.
-            time.sleep(_SAME_ERROR_ELSEWHERE_S if torch.distributed.is_initialized() else _START_APART_S)
+            time.sleep(_SAME_ERROR_ELSEWHERE_S if _is_in_a_group() else _START_APART_S)
         return _report(error)
     except Stopped as stopped:
         # The launcher ends the other ranks as soon as one has ended, so they end together.
         with contextlib.suppress(RuntimeError):  # one that was lost now has saved as well
+            from tiekd.distributed import barrier
+
             barrier()
         if int(os.environ.get("RANK", 0)) == 0:
             sys.stderr.write(f"tiekd: {stopped}\n")
-        peers.say_farewell()
+        _say_farewell()
         return STOPPED_CODE
     except KeyboardInterrupt:
         return 130
@@ -159,14 +165,18 @@ def lost_a_rank(error: Exception) -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)) is not None
 
 
-def start_rank(timeout_minutes: float = 30.0) -> torch.device:
+def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     """Joins the process group and returns this rank's device; sets the threads of a CPU rank to its share of cores,
     or to OMP_NUM_THREADS where that is given.
 
     Raises LaunchError when the port is taken.
     """
     import deepspeed
+    import torch
     from deepspeed.accelerator import get_accelerator
+
+    from tiekd import ancestry, peers
+    from tiekd.distributed import set_default_timeout
 
     ancestry.watch_launchers()
     timeout = timedelta(minutes=timeout_minutes)
@@ -208,6 +218,9 @@ def start_rank(timeout_minutes: float = 30.0) -> torch.device:
 
 def seed_everything(seed: int, deterministic: bool) -> None:
     """Seeds Python, numpy and torch; with `deterministic`, only algorithms that repeat bit for bit are allowed."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -219,6 +232,8 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 def _check_hostfile() -> None:
     """LaunchError where `deepspeed` was told a hostfile that isn't there, for it goes on with this machine alone."""
+    from tiekd import ancestry
+
     if (told := ancestry.told_hostfile()) is not None:
         hostfile.check_is_file(told)
 
@@ -237,6 +252,8 @@ def _check_hidden_devices() -> None:
 def _lost_rank(error: Exception) -> LaunchError:
     """Which rank a collective failed for. Only the first one that is left says so at once: a rank that has ended by an
     error of its own has told that, and its launcher ends the others."""
+    from tiekd.distributed import missing_ranks
+
     me, missing = int(os.environ["RANK"]), missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
         time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))  # it ends one rank after the other
@@ -249,6 +266,19 @@ def _lost_rank(error: Exception) -> LaunchError:
     )
 
 
+def _is_in_a_group() -> bool:
+    """True where this process has joined a group; one that hasn't imported torch has not."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_initialized()
+
+
+def _say_farewell() -> None:
+    if _is_in_a_group():
+        from tiekd import peers
+
+        peers.say_farewell()
+
+
 def _let_signals_end_this() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
@@ -256,6 +286,8 @@ def _let_signals_end_this() -> None:
 
 def _on_lost_machine(name: str, silent: bool) -> None:
     """Ends this rank, after a while in which the rank itself may find out and tell more."""
+    from tiekd import ancestry
+
     if not silent:
         time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
     what = "fell silent" if silent else "has lost its rank"
@@ -277,7 +309,7 @@ def _tell_of_a_thread(ended) -> None:
 def _report(error: UserError) -> int:
     if os.environ.get("TIEKD_DEBUG") == "1":
         traceback.print_exc()
-    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    line = f"{type(error).__name__}: {paths.with_hint(' '.join(map(str.strip, str(error).splitlines())))}"
     if len(line) > _LONGEST_LINE:  # somebody's value is; what to do stands at the end
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     sys.stderr.write(f"{line}\n")

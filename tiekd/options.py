@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiekd import checkpoint
+from tiekd import paths
 from tiekd.config import load_recipe, merge
 from tiekd.errors import RecipeError
 
@@ -61,7 +61,12 @@ class LoadSettings:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that bin/train.py and bin/resume share."""
-    parser.add_argument("--deepspeed_config", metavar="JSON", help="engine config; default ds_configs/fp32.json")
+    parser.add_argument(
+        "--deepspeed_config",
+        metavar="JSON",
+        type=paths.option,
+        help="engine config; default ds_configs/fp32.json",
+    )
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
     parser.add_argument("--no-validate", action="store_true", help="no evaluation, so no best checkpoint either")
     parser.add_argument(
@@ -82,7 +87,11 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
     if getattr(args, "load_from", None):
         given["load"] = {"checkpoint": str(Path(args.load_from).resolve())}
     if getattr(args, "work_dir", None):
-        given["work_dir"] = args.work_dir
+        given["work_dir"] = str(args.work_dir)
     recipe = merge(recipe, given)
-    recipe.setdefault("work_dir", str(checkpoint.work_dir_of(path)))
+    if "work_dir" not in recipe:
+        from tiekd import checkpoint  # with torch, which no --help needs
+
+        recipe["work_dir"] = str(checkpoint.work_dir_of(path))
+    paths.refuse_unfilled(recipe["work_dir"], "work_dir")
     return recipe

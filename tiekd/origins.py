@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tiekd import paths, recipe_yaml
 from tiekd.config import load_recipe, merge, merged, teachers_recipe
 
 _PROJECT = Path(__file__).parents[1]
@@ -33,19 +32,29 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     Files are named as they are found from the project's folder, else from the recipe's; a list comes from one place as
     a whole. Raises RecipeError.
     """
-    load_recipe(path, overrides)  # refuses what is wrong
-    marked = merged(Path(path), overrides, _mark)
+    recipe = load_recipe(path, overrides)  # refuses what is wrong
+    path = Path(paths.expanded(str(path)))
+    marked = merged(path, overrides, _mark)
     teacher = marked.get("teacher", {})
     theirs = teachers_recipe(_plain(teacher))
     if theirs is not None:
         teacher["network"] = merge(merged(theirs, (), _mark)["network"], teacher.get("network", {}))
-    return "".join(f"{line}\n" for line in _lines(marked, Path(path).resolve().parent, ""))
+    return "".join(f"{line}\n" for line in _lines(_with_values(marked, recipe), path.resolve().parent, ""))
 
 
 def _mark(node, origin: str):
     if isinstance(node, dict):
         return {_HERE: origin, **{key: _mark(value, origin) for key, value in node.items()}}
     return None if node is None else _Value(node, origin)
+
+
+def _with_values(marked: dict, recipe: dict) -> dict:
+    """The origins with the values of the recipe, in which paths are expanded."""
+    found = {_HERE: marked.get(_HERE)}
+    for key, value in recipe.items():
+        mark = marked[key]
+        found[key] = _with_values(mark, value) if isinstance(mark, dict) else _Value(value, mark.origin)
+    return found
 
 
 def _plain(node):
@@ -68,14 +77,14 @@ def _lines(node: dict, folder: Path, indent: str) -> Iterator[str]:
 
 
 def _in_one_line(value) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False)
+    text = recipe_yaml.dump(value, default_flow_style=True, width=float("inf"))
     text = text.removesuffix("\n").removesuffix("\n...")
     return json.dumps(value) if "\n" in text else text
 
 
 def _named(origin: str, folder: Path) -> str:
     if origin.startswith("--set "):
-        return " ".join(origin.split())
+        return " ".join(map(str.strip, origin.splitlines()))
     file = Path(origin).resolve()
     start = next((start for start in (_PROJECT, folder) if file.is_relative_to(start)), None)
     return str(file.relative_to(start) if start else file)

@@ -43,6 +43,17 @@ def import_module(name: str) -> ModuleType | None:
     return module
 
 
+def source_of(name: str) -> Path | None:
+    """The file that importing the module would run, None where there is none; nothing of it is run or imported."""
+    parts = name.split(".")
+    for folder in (*map(Path, sys.path), *_folders()):
+        place = folder.joinpath(*parts)
+        for file in (place / "__init__.py", place.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None
+
+
 def _folders() -> Iterator[Path]:
     from tiekd import launch_record
 

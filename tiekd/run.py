@@ -243,7 +243,7 @@ def _load_weights(network, recipe: dict) -> list[str]:
     try:
         report = weights.load_into(network, state, ignore=load.ignore)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}, or leave them out, as in --set load.ignore=[head.*]") from None
+        raise CheckpointError(f"{path}: {error}, or leave them out, as in --set 'load.ignore=[head.*]'") from None
     left_out = [*report.misfit, *report.missing]
     told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
     return [f"Loaded {len(report.matched)} tensors from {path}{told}"]

@@ -9,7 +9,7 @@ distributions over depth bins are read in strips (tiekd/models/readout.py), neve
 Left out: flip averaging, and half precision.
 """
 
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tiekd import outside
+from tiekd import outside, paths
 from tiekd.config import load_recipe
 from tiekd.data.depth_io import as_photo, read_photo
 from tiekd.data.resize import LARGEST, OWN_SIZE, Resize, network_input, resize_of, restored
@@ -147,7 +147,7 @@ def load_student(
     the recipe's, else the pictures' own size; (height, width) fits each picture in there by one factor; "full" leaves
     it its own size. Raises CheckpointError and RecipeError.
     """
-    path = Path(checkpoint).expanduser()
+    path = Path(paths.expanded(fspath(checkpoint)))
     if path.is_dir():
         from tiekd.checkpoint import find_weights
 
@@ -201,7 +201,7 @@ def check_readout(network: Network, readout: str, option: str = "readout") -> No
 def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
     """A picture in any of the forms that `Student` takes as (3, H, W), a batch as (B, 3, H, W), uint8 RGB."""
     if isinstance(image, str | PathLike):
-        return read_photo(Path(image))
+        return read_photo(Path(paths.expanded(fspath(image))))
     if isinstance(image, Image.Image):
         return as_photo(image, "the picture")
     if isinstance(image, np.ndarray):

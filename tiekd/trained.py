@@ -1,5 +1,6 @@
 """A recipe's network with the weights that a run has made, for those who use it."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,13 +32,14 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
     RecipeError and CheckpointError.
     """
     recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "network=", "work_dir="))])
-    path = Path(checkpoint_path).expanduser() if checkpoint_path else None
+    path = Path(checkpoint_path) if checkpoint_path else None
     if path is None:
         work_dir = Path(recipe.get("work_dir", checkpoint.work_dir_of(recipe_path)))
         try:
             path = checkpoint.find_weights(work_dir)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; train it with bin/train.py {recipe_path}, or name a checkpoint") from None
+            command = f"bin/train.py {shlex.quote(str(recipe_path))}"
+            raise CheckpointError(f"{error}; train it with {command}, or name a checkpoint") from None
     elif path.is_dir():
         path = checkpoint.find_weights(path)
     network = build_network(recipe.get("network"))

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import socket
 import sys
 import time
@@ -191,7 +192,7 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
     held = [*(work_dir / checkpoint.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
         return (
-            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume {work_dir}, "
+            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume {shlex.quote(str(work_dir))}, "
             "or start anew in another --work-dir"
         )
     return None

@@ -68,7 +68,10 @@ RECIPES = {
         "recipes.yaml: no such recipe; near it: recipe.yaml",
     ),
     "torn yaml": Mistake(recipe_text("train: {epochs: 1"), "RecipeError", "own.yaml: not YAML that is allowed: "),
-    "no date": Mistake(recipe_text("train: {seed: 2024-99-99}"), "RecipeError", "own.yaml: not YAML that is allowed"),
+    "a date": Mistake(
+        recipe_text("train: {seed: 2024-01-01, epochs: 1}"), "RecipeError", "train.seed: got '2024-01-01'; it must be a"
+    ),
+    "no blank": Mistake(recipe_text("train: {seed:3}"), "RecipeError", "own.yaml: not YAML that is allowed: 'seed:3'"),
     "code in yaml": Mistake(
         recipe_text("work_dir: !!python/object/apply:os.system [ls]"),
         "RecipeError",
@@ -318,7 +321,7 @@ CHECKPOINTS = {
         "start.pth: holds more than tensors and plain values (getattr); save its state dict alone",
     ),
     "another network": Mistake(
-        start_from(other_network), "CheckpointError", "or leave them out, as in --set load.ignore=[head.*]"
+        start_from(other_network), "CheckpointError", "or leave them out, as in --set 'load.ignore=[head.*]'"
     ),
 }
 COMMANDS = {

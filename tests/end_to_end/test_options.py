@@ -100,7 +100,7 @@ def test_load_from_another_number_of_bins_is_refused_with_the_list_and_goes_on_w
     assert refused.code == 2
     (line,) = refused.our_lines()
     assert line.startswith(f"CheckpointError: {folder / 'other.pth'}: 2 of 192 tensors don't fit: head.bias (got 49, ")
-    assert line.endswith("--set load.ignore=[head.*]")
+    assert line.endswith("--set 'load.ignore=[head.*]'")
     assert not (folder / "refused").exists()
     assert result(folder, "ignored").code == 0, result(folder, "ignored").stderr
     assert "Loaded 190 tensors" in runs.log_text(folder / "ignored")

@@ -1,4 +1,4 @@
-"""What `bin/benchmark.py` measures: one module a word, with `add_arguments(parser)` and `run(arguments) -> dict`.
+"""What `bin/benchmark.py` measures: one module a word, with `run(arguments) -> dict`, which `arguments` says.
 
 Every module holds our way against a plain one, interleaved in one process (`measure`).
 """

@@ -19,7 +19,7 @@ import torch
 
 from tiekd import launch, schedules
 from tiekd.benchmarks.loops import Parts, TimedHook, Watch
-from tiekd.benchmarks.training import CLIP_NORM, LIGHT, device_of, noise
+from tiekd.benchmarks.training import CLIP_NORM, device_of, noise
 from tiekd.config import load_recipe
 from tiekd.data.batch import Batch
 from tiekd.engine import build_engine, read_engine_config, resolve, stepper
@@ -35,15 +35,6 @@ from tiekd.optimizer import build_optimizer
 
 PICTURES = 3
 IMAGE_INTERVAL = 500  # of the hook, where the recipe says nothing
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default=str(LIGHT), help="default the light KITTI student's")
-    parser.add_argument("--deepspeed_config", metavar="JSON", help="default ds_configs/fp32.json")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
-    parser.add_argument("--block", type=int, default=4, help="iterations between two changes of loop, default 4")
 
 
 def run(args: argparse.Namespace) -> dict:

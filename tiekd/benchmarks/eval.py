@@ -30,14 +30,6 @@ _RANGE = (1e-3, MAX_DEPTH_M)
 _CROP = "garg"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="FOLDER", help="KITTI; without it scenes are rendered")
-    parser.add_argument("--kb-crop", type=int, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216")
-    parser.add_argument("--batch-size", type=int, help="of our evaluation, default 8 on a GPU and 1 on a CPU")
-    parser.add_argument("--student", metavar="RECIPE", help="a real network, too, with weights as initialised")
-    parser.add_argument("--student-frames", type=int, default=2, help="how many it is timed on, default 2")
-
-
 def run(args: argparse.Namespace) -> dict:
     device, kb_crop = torch.device(args.device), tuple(args.kb_crop)
     batch_size = args.batch_size or (1 if device.type == "cpu" else 8)  # a core's cache holds no more

@@ -7,31 +7,18 @@ farthest from its line, by what the line says; `memory_ratio` likewise. Left out
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
 from tiekd.benchmarks import measure, ranks
 from tiekd.benchmarks.line_plot import draw
-from tiekd.benchmarks.training import DTYPES, LIGHT, TrainingStep, device_of
+from tiekd.benchmarks.training import DTYPES, TrainingStep, device_of
 from tiekd.config import load_recipe, merge
 from tiekd.durable import replace_bytes
 from tiekd.execution import Execution, memory_format
 
 TOLERANCE = 0.1
 UNITS = {"batch": "pictures", "crop": "pixels of a picture", "bins": "bins of the head", "ranks": "ranks"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default=str(LIGHT), help="default the light KITTI student's")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8")
-    parser.add_argument("--height", type=int, default=176, help="of the smallest crop, default 176")
-    parser.add_argument("--width", type=int, default=352, help="of the smallest crop, default 352")
-    parser.add_argument("--crops", type=int, nargs="+", default=[1, 2, 4], help="times its pixels, default 1 2 4")
-    parser.add_argument("--bins", type=int, nargs="+", default=[64, 128, 256, 512], help="default 64 128 256 512")
-    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2], help="default 1 2; none of them: --ranks")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="by autocast; default fp32")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="where the plot goes; none by default")
 
 
 def run(args: argparse.Namespace) -> dict:

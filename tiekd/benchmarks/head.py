@@ -21,20 +21,8 @@ from tiekd.kernels import reference
 from tiekd.kernels.target import bin_edges
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OTHERS = ("products", "compiled", "chunks")
 _CHUNK_ROWS = 16
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of the head."""
-    for name, default in (("batch", 1), ("height", 352), ("width", 704), ("channels", 128), ("bins", 257)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of features and weights, default fp32")
-    parser.add_argument("--target", choices=reference.TARGETS, default="gaussian", help="default gaussian")
-    parser.add_argument("--layout", choices=("channels_last", "contiguous"), default="contiguous")
-    parser.add_argument("--also", choices=OTHERS, nargs="*", default=["products"], help="what else to compare with")
-    parser.add_argument("--tb-per-s", type=float, help="of the device's memory, measured by default (cuda)")
 
 
 def run(args: argparse.Namespace) -> dict:

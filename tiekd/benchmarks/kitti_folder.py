@@ -24,7 +24,7 @@ def kitti_folder(data: str | None, kb_crop: tuple[int, int], rendered: int = _RE
     benchmark writes, which goes at the end."""
     with TemporaryDirectory(prefix="benchmark_") as folder:
         scratch = Path(folder)
-        root = Path(data or scratch / "rendered").expanduser()
+        root = Path(data or scratch / "rendered")
         if data is None:
             write_kitti_layout(root, 0, kb_crop[0] + 23, kb_crop[1] + 26, rendered, rendered)
         yield root, scratch

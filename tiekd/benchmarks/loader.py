@@ -31,14 +31,6 @@ _SEED = 0
 _CPU = torch.device("cpu")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="FOLDER", help="KITTI; without it scenes are rendered")
-    parser.add_argument("--crop", type=int, nargs=2, default=(352, 704), metavar=("H", "W"), help="default 352 704")
-    parser.add_argument(
-        "--kb-crop", type=int, nargs=2, default=(352, 1216), metavar=("H", "W"), help="default 352 1216"
-    )
-
-
 def run(args: argparse.Namespace) -> dict:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as data workers do

@@ -12,19 +12,9 @@ import argparse
 import torch
 
 from tiekd.benchmarks import measure
-from tiekd.benchmarks.training import DTYPES, PUBLISHED, TrainingStep, device_of
+from tiekd.benchmarks.training import DTYPES, TrainingStep, device_of
 from tiekd.config import load_recipe
-from tiekd.execution import FORMATS, Execution, memory_format
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default=str(PUBLISHED), help="default the published KITTI student's")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of our step, by autocast; default fp32")
-    parser.add_argument("--memory-format", choices=FORMATS, default="auto", help="of our step, as in an engine config")
-    parser.add_argument("--compile", action="store_true", help="our encoder and decoder by torch.compile")
+from tiekd.execution import Execution, memory_format
 
 
 def run(args: argparse.Namespace) -> dict:

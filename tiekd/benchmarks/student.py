@@ -14,23 +14,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiekd.benchmarks import measure
-from tiekd.benchmarks.training import DTYPES, PUBLISHED, device_of, make_plain, noise
+from tiekd.benchmarks.training import DTYPES, device_of, make_plain, noise
 from tiekd.config import load_recipe
 from tiekd.errors import RecipeError
-from tiekd.execution import FORMATS, Execution, compile_parts, memory_format
+from tiekd.execution import Execution, compile_parts, memory_format
 from tiekd.kernels import reference
 from tiekd.models.factory import build_network
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default=str(PUBLISHED), help="default the published KITTI student's")
-    parser.add_argument("--teacher", action="store_true", help="the recipe's teacher instead")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a forward, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of our forward, by autocast; default fp32")
-    parser.add_argument("--memory-format", choices=FORMATS, default="auto", help="of our forward")
-    parser.add_argument("--compile", action="store_true", help="our encoder and decoder by torch.compile")
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -11,19 +11,11 @@ import torch
 
 from tiekd.benchmarks import measure
 from tiekd.benchmarks.student import network_node
-from tiekd.benchmarks.training import DTYPES, PUBLISHED, TrainingStep, device_of
+from tiekd.benchmarks.training import DTYPES, TrainingStep, device_of
 from tiekd.config import load_recipe
 from tiekd.execution import Execution, memory_format
 from tiekd.models.factory import build_network
 from tiekd.models.teacher import FrozenTeacher
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default=str(PUBLISHED), help="default the published student's, from AdaBins")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of student and teacher, by autocast")
 
 
 def run(args: argparse.Namespace) -> dict:

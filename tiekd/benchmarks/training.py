@@ -4,7 +4,6 @@ optimizer. What the benchmarks time; it costs what a step costs. Left out: data,
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,6 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.optimizer import OPTIMIZERS
 from tiekd.options import TrainSettings
 
-STUDENTS = Path(__file__).parents[2] / "model_configs" / "students"
-PUBLISHED, LIGHT = STUDENTS / "tiekd_mobilenet_v2_adabins_kitti.yaml", STUDENTS / "tiekd_light_bts_kitti.yaml"
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 CLIP_NORM = TrainSettings.clip_norm
 

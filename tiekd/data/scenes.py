@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tiekd import distributed
+from tiekd import distributed, paths
 from tiekd.data import kitti
 from tiekd.data.depth_io import write_depth_png, write_image
 from tiekd.data.frames import Frames
@@ -196,6 +196,7 @@ def build(
     maps: str | None = None,
 ) -> Frames:
     """The rendered set as a data set, written below `root` on first use. Collective."""
+    paths.refuse_unfilled(root, "data.root")
     if distributed.is_main():
         write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
     distributed.barrier()

@@ -1,5 +1,6 @@
 """Saves a checkpoint every `interval` epochs or iterations and where training ends, and keeps the last few."""
 
+import shlex
 from collections.abc import Callable, Sequence
 
 from tiekd import checkpoint, distributed
@@ -51,7 +52,8 @@ class Checkpoint(Hook):
             checkpoint.save(state.engine, folder, *what, **as_plain(state.trained_on))
         except checkpoint.SaveFailed as failure:
             if ends or self.on_error == "stop":
-                raise CheckpointError(f"{failure}; make room, then bin/resume {state.work_dir}") from None
+                command = f"bin/resume {shlex.quote(str(state.work_dir))}"
+                raise CheckpointError(f"{failure}; make room, then {command}") from None
             self.info(f"{failure}; training goes on, and the checkpoints from before are as they were")
             return
         if distributed.is_main():

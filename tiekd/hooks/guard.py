@@ -8,6 +8,7 @@ Left out: what has been kept when a run dies between two lines; that of a stoppe
 """
 
 import math
+import shlex
 from dataclasses import dataclass
 
 import torch
@@ -82,10 +83,11 @@ class Guard(Hook):
             self._end(state)
 
     def _end(self, state) -> None:
+        command = f"bin/show_batch.py {shlex.quote(str(state.work_dir))} --iteration {self._first_bad}"
         message = (
             f"{self._in_a_row} iterations in a row, from {self._first_bad} on, had a loss or gradient that was not "
             f"finite (train.max_bad_iterations: {self.max_in_a_row}); {_way_on(state, self._first_bad)}; "
-            f"bin/show_batch.py {state.work_dir} --iteration {self._first_bad} shows the first one's samples"
+            f"{command} shows the first one's samples"
         )
         self.text_log.info(message)
         raise DivergedError(message)

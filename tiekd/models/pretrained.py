@@ -69,7 +69,7 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
     if source != IMAGENET:
-        return to_our_names(weights.read_checkpoint(Path(source).expanduser()))
+        return to_our_names(weights.read_checkpoint(Path(source)))
     name = encoder.torchvision_name
     if name is None:
         raise RecipeError(

@@ -5,6 +5,7 @@ Each is a callable (batch) -> (B, 1, H, W) float32 metres, 0 where not valid. A 
 engine: in it, ZeRO would shard and broadcast it, `train()` would wake its BatchNorm, every checkpoint would carry it.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,12 +149,12 @@ def is_outside(node: dict | None) -> bool:
 
 def teacher_checkpoint(node: dict) -> Path:
     """The file of weights that a teacher node means; TeacherError when there is none. See `build_teacher`."""
-    path = Path(node["checkpoint"]).expanduser() if "checkpoint" in node else default_checkpoint(node)
+    path = Path(node["checkpoint"]) if "checkpoint" in node else default_checkpoint(node)
     if path.is_dir():
         path = _weights_in(path, node, "teacher.checkpoint: ")
     if not path.is_file():
         raise TeacherError(
-            f"teacher.checkpoint: no file at {path}; train one with bin/train.py {node.get('recipe', 'its recipe')}, "
+            f"teacher.checkpoint: no file at {path}; train one with bin/train.py {_recipe_of(node)}, "
             "or use cached maps (teacher.maps)"
         )
     return path
@@ -177,5 +178,9 @@ def _weights_in(work_dir: Path, node: dict, beginning: str) -> Path:
     try:
         return find_weights(work_dir)
     except CheckpointError as error:
-        recipe = node.get("recipe", "its recipe")
-        raise TeacherError(f"{beginning}{error}; train the teacher with bin/train.py {recipe}") from None
+        raise TeacherError(f"{beginning}{error}; train the teacher with bin/train.py {_recipe_of(node)}") from None
+
+
+def _recipe_of(node: dict) -> str:
+    """As a word for the shell."""
+    return shlex.quote(node["recipe"]) if "recipe" in node else "RECIPE"

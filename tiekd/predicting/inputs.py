@@ -66,7 +66,7 @@ def find(arguments: Sequence[str], out: Path) -> list[Input]:
 
 
 def _meant_by(argument: str, out: Path) -> list[Input]:
-    path = Path(argument).expanduser()
+    path = Path(argument)
     if path.is_dir():
         return _below(path, out)
     if path.suffix.lower() in _WEIGHTS:
