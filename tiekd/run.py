@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tiekd import checkpoint, distributed, launch, notes, profiling, resuming, schedules, work_dirs
+from tiekd import checkpoint, distributed, execution, launch, layouts, notes, profiling, resuming, schedules, work_dirs
 from tiekd.config import build, settings
 from tiekd.data.loader import Loading, Unreadable
 from tiekd.data.sampler import iterations_per_epoch, size_groups
@@ -49,6 +49,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     if resuming_one:
         work_dirs.lock(work_dir, resuming=True)  # before looking: a run that is about to end may save once more
     resume_path, passed_over = resuming.checkpoint_path(work_dir, resume_from)
+    layout, laid_out = resuming.take_layouts(work_dir, device, resumed=resume_path is not None)
     parts = build_parts(recipe, engine_config, options, device, resuming_one, begins=resume_path is None)
     state, log = parts.state, parts.log
     work_dirs.check(work_dir, recipe_path, resuming=resuming_one)
@@ -62,12 +63,15 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     distributed.barrier()
     if distributed.is_main():
         work_dirs.write(work_dir, recipe, recipe_path, parts.config)
+        if layout is not None:
+            layouts.write(work_dir, layout)
     work_dirs.check_shared(work_dir)
     batches = parts.batches(state.total_iterations)
     log.open(work_dir, state.timestamp)
     told = notes.about(
         recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, state.total_iterations
     )
+    told += execution.about(parts.config.values, device) + laid_out
     for note in told + notes.of_resuming(resume_path, changed) + passed_over + parts.report:
         log.info(note)
     with work_dirs.outcome_of(state):

@@ -3,6 +3,7 @@
     config.yaml ds_config.json    the recipe and the engine config, resolved; the run can be repeated from these two
     launch.json hostfile          how it was started (tiekd/launch_record.py), and on which machines where they are many
     environment.txt               on what machine and software
+    layouts.json                  how convolutions run on a CPU (tiekd/layouts.py); a resumed run takes it over
     outcome.json                  running, finished, stopped, orphaned or failed; who was killed left "running"
     .lock                         held by the main rank while it lives, so that two runs can't share a work dir
 

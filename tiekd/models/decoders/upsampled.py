@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 from torch.utils.checkpoint import checkpoint
 
+from tiekd.models.convolution import Conv2d
+
 
 class PointwiseConv(nn.Conv2d):
     """1x1 convolution, with the weights and the state dict of an `nn.Conv2d`, that the next one can take in."""
@@ -59,7 +61,7 @@ class PointwiseConv(nn.Conv2d):
         return torch.cat([by_channel, others.to(product.dtype)], dim=1).contiguous(), of_bias.contiguous()
 
 
-class UpsampledConv(nn.Conv2d):
+class UpsampledConv(Conv2d):
     """3x3 convolution, with the weights and the state dict of an `nn.Conv2d`. `plain`: computed as it is defined."""
 
     plain = False
