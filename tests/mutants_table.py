@@ -88,6 +88,13 @@ MUTANTS = [
         ("convolution",),
     ),
     Mutant(
+        "by_products_the_skips_gradient_is_the_upsampled_channels",
+        "tiekd/models/decoders/upsampled.py",
+        "of_merged[:, x.shape[1] :] if of_skip",
+        "of_merged[:, : skip.shape[1]] if of_skip",
+        ("upsampled",),
+    ),
+    Mutant(
         "large_and_small_convolutions_are_the_other_way_round",
         "tiekd/models/convolution.py",
         "return pixels * (in_channels + out_channels) > 9",

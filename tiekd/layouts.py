@@ -60,7 +60,8 @@ TABLE = {
     ("other", ANY, BF16): NATIVE,
 }
 
-_ALLOWED = {FP32: (AS_IT_COMES, CHANNELS_LAST, PRODUCTS), BF16: (NATIVE, IN_FP32)}
+# What a row may say.
+ALLOWED = {FP32: (AS_IT_COMES, CHANNELS_LAST, PRODUCTS), BF16: (NATIVE, IN_FP32)}
 
 _taken: dict[str, str] | None = None
 
@@ -106,7 +107,7 @@ def read(work_dir: Path) -> dict | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         name, choices = record["isa"], record["choices"]
         for key in of_isa("other"):
-            if choices[key] not in _ALLOWED[key.rsplit(", ", 1)[1]]:
+            if choices[key] not in ALLOWED[key.rsplit(", ", 1)[1]]:
                 raise ValueError(f"{key}: {choices[key]!r}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -22,12 +22,15 @@ from tiekd import layouts
 _STRIP_PIXELS = 4096  # features and gradients of 128 channels in a core's L2 cache, and long sums for a product
 
 
+_3X3 = ((1, 1), (1, 1), (1, 1), 1)  # stride, padding, dilation and groups of what products are for
+
+
 class Conv2d(nn.Conv2d):
     """torch's Conv2d, with its weights and state dict."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         how = self.stride, self.padding, self.dilation, self.groups
-        if _is_native_fp32(x) and torch.is_grad_enabled() and _suits_products(x, weight, *how):
+        if how == _3X3 and wants_products(x, weight, x.shape[2:]):
             return _ByProducts.apply(x, weight, bias)
         return super()._conv_forward(x, weight, bias)
 
@@ -101,15 +104,7 @@ class _ByProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_x = _gradients(grad, x, weight, [1, 1], [1, 1], [1, 1], 1, [True, False, False])[0]
-        if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(x, grad)
-        if ctx.needs_input_grad[2]:
-            of_bias = grad.sum((0, 2, 3))
-        return of_x, of_weight, of_bias
+        return gradients_by_products(grad, x, weight, ctx.needs_input_grad)
 
 
 class _InFp32(torch.autograd.Function):
@@ -127,14 +122,10 @@ class _InFp32(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
         grad, x32, weight32 = grad.float(), x.float(), weight.float()
-        by_products = needs[1] and _suits_products(x32, weight32, *ctx.how)
-        mask = [needs[0], needs[1] and not by_products, needs[2] and not by_products]
-        gradients = [None, None, None]
-        if any(mask):
-            gradients = list(_gradients(grad, x32, weight32, *ctx.how, mask))
-        if by_products:
-            gradients[1] = weight_gradient(x32, grad)
-            gradients[2] = grad.sum((0, 2, 3)) if needs[2] else None
+        if ctx.how == _3X3 and _suits_products(x, weight, x.shape[2:]):
+            gradients = gradients_by_products(grad, x32, weight32, needs)
+        else:
+            gradients = _gradients(grad, x32, weight32, *ctx.how, list(needs))
         return *(None if g is None else g.to(x.dtype) for g in gradients), None
 
 
@@ -147,22 +138,34 @@ def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor |
     return _InFp32.apply(x.to(dtype), weight.to(dtype), bias, module)
 
 
-def _is_native_fp32(x: Tensor) -> bool:
-    """True for fp32 features on a CPU that nothing else converts or compiles."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
+    """True where the weight gradient of a 3x3 convolution with padding 1 is to be taken by products.
+
+    size: (H, W) of what is convolved; x may be what has yet to be upsampled to it.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    return _suits_products(x, weight, size)
 
 
-def _suits_products(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> bool:
-    """True where the weight gradient is to be taken by products."""
-    if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS:
-        return False
-    if (tuple(weight.shape[2:]), stride, padding, dilation, groups) != ((3, 3), (1, 1), (1, 1), (1, 1), 1):
+def gradients_by_products(
+    grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias of a 3x3 convolution with padding 1, as far as they are needed."""
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    of_x = _gradients(grad, x, weight, *_3X3, [True, False, False])[0] if needs[0] else None
+    of_weight = weight_gradient(x, grad) if needs[1] else None
+    return of_x, of_weight, grad.sum((0, 2, 3)) if needs[2] else None
+
+
+def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
+    if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS or weight.shape[2:] != (3, 3):
         return False
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
-    return is_large(x.shape[0] * x.shape[2] * x.shape[3], x.shape[1], weight.shape[0])
+    return is_large(x.shape[0] * size[0] * size[1], weight.shape[1], weight.shape[0])
 
 
 def _gradients(
