@@ -69,7 +69,7 @@ MUTANTS = [
     Mutant(
         "a_resumed_run_takes_this_cpus_layouts",
         "tiekd/layouts.py",
-        "    if not resumed:\n        return own, []\n",
+        "    if not resumed_from:\n        return own, []\n",
         "    if True:\n        return own, []\n",
         ("layouts",),
     ),

@@ -118,24 +118,23 @@ def read(work_dir: Path) -> dict | None:
     return {"isa": str(name), "choices": {key: choices[key] for key in of_isa("other")}}
 
 
-def record_of_run(work_dir: Path, resumed: bool) -> tuple[dict, list[str]]:
-    """The layouts of a run, and lines for its log. Each process calls `take` with the choices.
+def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
+    """Returns the layouts of a run, and lines for its log. Each process calls `take` with the choices.
 
     Args:
-        work_dir: the run's folder.
-        resumed: True where the run continues from a checkpoint.
+        resumed_from: work dirs that a resumed run's record may be in, the first one first; none where it begins.
 
     Returns:
-        ({"isa", "choices"}, lines): the work dir's record for a resumed run, else this CPU's.
+        ({"isa", "choices"}, lines): the record of a resumed run, else this CPU's.
 
     Raises:
-        LaunchError: the work dir's record can't be used.
+        LaunchError: a record can't be used.
     """
     here = isa()
     own = {"isa": here, "choices": of_isa(here)}
-    if not resumed:
+    if not resumed_from:
         return own, []
-    record = read(work_dir)
+    record = next(filter(None, map(read, resumed_from)), None)
     if record is None:
         line = f"{RECORD}: the run has none, so its convolutions run as this CPU ({here}) does them best"
         return own, [line]

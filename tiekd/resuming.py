@@ -43,18 +43,19 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
     return path, []
 
 
-def take_layouts(work_dir: Path, device: torch.device, resumed: bool) -> tuple[dict | None, list[str]]:
+def take_layouts(work_dir: Path, device: torch.device, checkpoint_path: Path | None) -> tuple[dict | None, list[str]]:
     """Lets the run's layouts (tiekd/layouts.py) hold in all ranks, and returns their record and lines for the log.
 
-    device: of the ranks; a GPU needs no layouts. resumed: True from a checkpoint. Collective: rank 0's CPU and file
-    decide for all.
+    device: of the ranks; a GPU needs no layouts. checkpoint_path: what the run continues from, which may be another
+    work dir's; None where it begins. Collective: rank 0's CPU and file decide for all.
     """
     if device.type != "cpu":
         return None, []
     found = None
     if distributed.is_main():
         try:
-            found = layouts.record_of_run(work_dir, resumed)
+            folders = [] if checkpoint_path is None else [*checkpoint_path.resolve().parents[1:2], work_dir]
+            found = layouts.record_of_run(folders)
         except UserError as error:
             found = error
     found = distributed.broadcast_object(found)

@@ -49,7 +49,7 @@ def run(recipe: dict, recipe_path: Path, engine_config: dict, resume_from: str |
     if resuming_one:
         work_dirs.lock(work_dir, resuming=True)  # before looking: a run that is about to end may save once more
     resume_path, passed_over = resuming.checkpoint_path(work_dir, resume_from)
-    layout, laid_out = resuming.take_layouts(work_dir, device, resumed=resume_path is not None)
+    layout, laid_out = resuming.take_layouts(work_dir, device, resume_path)
     parts = build_parts(recipe, engine_config, options, device, resuming_one, begins=resume_path is None)
     state, log = parts.state, parts.log
     work_dirs.check(work_dir, recipe_path, resuming=resuming_one)
