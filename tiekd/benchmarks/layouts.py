@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> dict:
                 continue
             totals = {}
             for shape in SHAPES[shape_class]:
-                shape = shape._replace(height=shape.height // args.shrink, width=shape.width // args.shrink)
+                height, width = (max(1, pixels // args.shrink) for pixels in (shape.height, shape.width))
+                shape = shape._replace(height=height, width=width)
                 times = _times(shape, shape_class, dtype, args.rounds)
                 for choice, values in times.items():
                     totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
