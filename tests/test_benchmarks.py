@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd import execution
+from tiekd import execution, layouts
 from tiekd.benchmarks import COMMANDS, engine, growth, head, measure, step, student, teacher, training
 from tiekd.benchmarks import arguments as choices
+from tiekd.benchmarks import layouts as layouts_benchmark
 from tiekd.benchmarks.arguments import LIGHT, OF, PUBLISHED
 from tiekd.benchmarks.line_plot import draw
 from tiekd.benchmarks.training import TrainingStep, make_plain
@@ -114,6 +115,27 @@ def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in each.network.parameters()]))
     difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     assert 0 < difference < 1e-3
+
+
+@pytest.mark.parametrize("isa", layouts.ISAS)
+def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
+    monkeypatch.setattr(layouts, "isa", lambda: isa)
+    layouts.take(None)
+    parser = ArgumentParser()
+    layouts_benchmark.add_arguments(parser)
+    args = parser.parse_args(["--shrink", "16"])
+    args.device, args.rounds = "cpu", 1
+    result = layouts_benchmark.run(args)
+    measured = {row["row"]: row for row in result["rows"]}
+    assert result["isa"] == isa and measured.keys() == layouts.of_isa(isa).keys()
+    for name, chosen in layouts.of_isa(isa).items():
+        assert measured[name]["table"] == chosen and measured[name][chosen] == 1.0
+    training = measured[f"{layouts.LARGE_TRAINING}, fp32"]
+    assert training.keys() >= {layouts.AS_IT_COMES, layouts.CHANNELS_LAST, layouts.PRODUCTS}
+    assert isa in measure.hardware("cpu")["device"]
+    args.device = "cuda"
+    with pytest.raises(LaunchError, match="allowed: cpu"):
+        layouts_benchmark.run(args)
 
 
 def test_a_step_trains_and_knows_what_it_holds():

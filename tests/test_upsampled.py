@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tiekd import layouts
+from tiekd.models import convolution
 from tiekd.models.decoders.upsampled import PointwiseConv, UpsampleByProducts, UpsampledConv
 
 SIZE = (7, 10)
@@ -54,6 +56,59 @@ def test_backward_upsamples_again_and_convolves_nothing_twice():
         assert operators.calls.count("upsample_bilinear2d") == operators.calls.count("cat") == 1
     assert "convolution" in forward.calls and "convolution" not in backward.calls
     assert "convolution_backward" in backward.calls
+
+
+@pytest.fixture
+def without_avx512():
+    layouts.take(layouts.of_isa("avx2"))
+    yield
+    layouts.take(None)
+
+
+@pytest.mark.parametrize("channels", [None, 9, 3])
+@pytest.mark.parametrize("with_skip", [True, False], ids=["skip", "alone"])
+def test_by_products_numbers_and_gradients_are_those_of_the_definition(channels, with_skip, without_avx512):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    skip = torch.randn(2, 3, *SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
+    pointwise = None if channels is None else PointwiseConv(4, channels)
+    conv = UpsampledConv((channels or 4) + 3 * with_skip, 5)
+    learned = [x, *([skip] if with_skip else []), *conv.parameters(), *(pointwise.parameters() if pointwise else ())]
+    through = x if pointwise is None else conv2d(x, pointwise.weight, pointwise.bias)
+    merged = interpolate(through, size=SIZE, mode="bilinear", align_corners=True)
+    merged = torch.cat([merged, skip], 1) if with_skip else merged
+    expected = conv2d(merged, conv.weight, conv.bias, padding=1)
+    ours = conv(x, SIZE, skip if with_skip else None, pointwise)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(*(torch.autograd.grad(y.sin().sum(), learned) for y in (ours, expected)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_by_products_nothing_is_convolved_twice_and_what_is_convolved_is_not_kept(monkeypatch, without_avx512):
+    conv, x, skip = inputs(with_skip=True)
+    x, skip = (t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, skip))
+    taken, kept = [], []
+    usual = convolution.weight_gradient
+    monkeypatch.setattr(convolution, "weight_gradient", lambda *given: taken.append(1) or usual(*given))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        with Operators() as forward:
+            y = conv(x, SIZE, skip)
+    with Operators() as backward:
+        y.sum().backward()
+    assert forward.calls.count("convolution") == 1 and "convolution" not in backward.calls
+    assert backward.calls.count("upsample_bilinear2d") == backward.calls.count("cat") == len(taken) == 1
+    assert set(kept) == {tuple(x.shape), tuple(skip.shape), tuple(conv.weight.shape)}
+
+
+def test_by_products_gradients_that_nobody_wants_are_not_taken(without_avx512):
+    conv, x, skip = inputs(with_skip=True)
+    x, skip = (t.detach().contiguous(memory_format=torch.channels_last) for t in (x, skip))
+    conv(x, SIZE, skip).sum().backward()
+    assert x.grad is None and skip.grad is None and conv.weight.grad is not None
+    conv.requires_grad_(False)
+    skip.requires_grad_()
+    conv(x, SIZE, skip).sum().backward()
+    assert x.grad is None and skip.grad.shape == skip.shape
 
 
 def test_what_is_convolved_is_not_kept_for_backward(monkeypatch):

@@ -10,6 +10,8 @@ from importlib import metadata
 
 import torch
 
+from tiekd import layouts
+
 
 def environment() -> dict[str, str]:
     """What a reader of a log must know of the machine and the software, name by name."""
@@ -18,6 +20,7 @@ def environment() -> dict[str, str]:
         "sys.platform": f"{sys.platform} ({platform.release()})",
         "Python": sys.version.split()[0],
         "CPU": f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "CPU instructions": layouts.isa(),
         "GPU": ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "none",
         "CUDA runtime": str(torch.version.cuda or "none"),
         "cuDNN": str(torch.backends.cudnn.version() or "none"),

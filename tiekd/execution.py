@@ -9,7 +9,8 @@ is learned nor what is stored: weights keep their layout and names, at every ZeR
 after it follows. "auto" is that in half precision. fp32 stays contiguous: a CPU's norms take their statistics of
 channels-last features with a hundred times the rounding (7e-5 of a variance), so that one rank and several would no
 longer agree, for some percent of the time; on a GPU it has not been measured in fp32. DenseDepth, which has no norms,
-takes large features to channels_last on a CPU by itself, whatever is asked (tiekd/models/decoders/densedepth.py).
+lays out large features on a CPU by the table of tiekd/layouts.py, whatever is asked; so are bf16's convolutions
+computed on CPUs without bf16 arithmetic.
 
 `compile` takes encoder, neck and decoder, each on its own; the head's kernel stays as it is. It costs a minute at the
 first iteration, and again for pictures of another size, and for the first one that TensorBoard draws, which is
@@ -23,9 +24,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tiekd import layouts
 from tiekd.annotations import check_value
 from tiekd.config import check_keys
 from tiekd.errors import LaunchError, RecipeError
+from tiekd.models.convolution import compute_in_fp32
 
 SECTION = "tiekd"
 FORMATS = ("auto", "channels_last", "contiguous")
@@ -73,8 +76,31 @@ def prepare(network: nn.Module, config: dict) -> None:
     execution = of_engine_config(config)
     in_half = any(config.get(kind, {}).get("enabled", False) for kind in _HALF)
     network.memory_format = memory_format(execution, in_half)
+    if _in_bf16(config):
+        prepare_bf16(network)
     if execution.compile:
         compile_parts(network)
+
+
+def prepare_bf16(network: nn.Module) -> None:
+    """Has bf16 convolutions on a CPU computed as the table has it for this CPU. In place."""
+    if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
+        compute_in_fp32(network)
+
+
+def about(config: dict, device: torch.device) -> list[str]:
+    """A line for the log where an engine config asks for arithmetic that this CPU doesn't have."""
+    chosen = layouts.choice(layouts.ANY, layouts.BF16)
+    if device.type != "cpu" or not _in_bf16(config) or chosen == layouts.NATIVE:
+        return []
+    return [
+        f"bf16 convolutions are computed in fp32: this CPU ({layouts.isa()}) has no bf16 arithmetic, so bf16 saves "
+        "memory and no time; ds_configs/fp32.json is faster"
+    ]
+
+
+def _in_bf16(config: dict) -> bool:
+    return any(config.get(kind, {}).get("enabled", False) for kind in ("bf16", "torch_autocast"))
 
 
 def compile_parts(network: nn.Module) -> None:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from tiekd import checkpoint, distributed, trained_on, work_dirs
+import torch
+
+from tiekd import checkpoint, distributed, layouts, trained_on, work_dirs
 from tiekd.config import load_recipe
-from tiekd.errors import CheckpointError, RecipeError
+from tiekd.errors import CheckpointError, RecipeError, UserError
 from tiekd.hooks.base import Hook
 from tiekd.hooks.checkpoint import keyed
 from tiekd.hooks.evaluation import Evaluation
@@ -40,6 +42,29 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
     if not path.is_dir():
         raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
     return path, []
+
+
+def take_layouts(work_dir: Path, device: torch.device, checkpoint_path: Path | None) -> tuple[dict | None, list[str]]:
+    """Lets the run's layouts (tiekd/layouts.py) hold in all ranks, and returns their record and lines for the log.
+
+    device: of the ranks; a GPU needs no layouts. checkpoint_path: what the run continues from, which may be another
+    work dir's; None where it begins. Collective: rank 0's CPU and file decide for all.
+    """
+    if device.type != "cpu":
+        return None, []
+    found = None
+    if distributed.is_main():
+        try:
+            folders = [] if checkpoint_path is None else [*checkpoint_path.resolve().parents[1:2], work_dir]
+            found = layouts.record_of_run(folders)
+        except UserError as error:
+            found = error
+    found = distributed.broadcast_object(found)
+    if isinstance(found, UserError):
+        raise found
+    record, lines = found
+    layouts.take(record["choices"])
+    return record, lines
 
 
 def restore(state: TrainState, path: Path | None, log: TextLog) -> None:

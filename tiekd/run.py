@@ -14,9 +14,11 @@ from torch import nn
 from tiekd import (
     checkpoint,
     distributed,
+    execution,
     input_changes,
     inputs,
     launch,
+    layouts,
     notes,
     profiling,
     resuming,
@@ -72,6 +74,7 @@ def run(
     if resuming_one:
         work_dirs.lock(work_dir, resuming=True)  # before looking: a run that is about to end may save once more
     resume_path, passed_over = resuming.checkpoint_path(work_dir, resume_from)
+    layout, laid_out = resuming.take_layouts(work_dir, device, resume_path)
     started = inputs.of_checkpoint(resume_path) if distributed.is_main() else None
     held_out = distributed.broadcast_object(inputs.held_out(started, recipe))
     begins = resume_path is None
@@ -96,12 +99,15 @@ def run(
     if distributed.is_main():
         work_dirs.write(work_dir, recipe, recipe_path, parts.config)
         inputs.write(work_dir, now)
+        if layout is not None:
+            layouts.write(work_dir, layout)
     work_dirs.check_shared(work_dir)
     batches = parts.batches(state.total_iterations)
     log.open(work_dir, state.timestamp)
     told = notes.about(
         recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, state.total_iterations
     )
+    told += execution.about(parts.config.values, device) + laid_out
     told += notes.of_resuming(resume_path, changed, verdict)
     for note in ranks + told + passed_over + parts.report:
         log.info(note)

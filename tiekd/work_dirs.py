@@ -4,6 +4,7 @@
     launch.json hostfile          how it was started (tiekd/launch_record.py), and on which machines where they are many
     environment.txt               on what machine and software
     inputs.json                   which files it reads, as they were (tiekd/inputs.py)
+    layouts.json                  how convolutions run on a CPU (tiekd/layouts.py); a resumed run takes it over
     outcome.json                  running, finished, stopped, orphaned or failed; who was killed left "running"
     .lock                         held by the main rank while it lives, so that two runs can't share a work dir
 

@@ -40,6 +40,7 @@ TOLD = {
     "bin/benchmark.py head": "--height 16 --width 32 --channels 8 --bins 33 --rounds 1",
     "bin/benchmark.py loader": "--kb-crop 48 96 --crop 32 64 --rounds 1",
     "bin/benchmark.py eval": "--kb-crop 48 96 --rounds 1",
+    "bin/benchmark.py layouts": "--shrink 16 --rounds 1",
     "bin/benchmark.py growth": "--height 32 --width 64 --batches 1 --crops 1 --bins 33 --rounds 1",
     **{
         f"bin/benchmark.py {word}": "--height 32 --width 64 --rounds 1"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import runs
 
-from tiekd import checkpoint
+from tiekd import checkpoint, layouts
 
 ITERATIONS = 24  # of 2 images: eight an epoch; a checkpoint every fifth
 
@@ -100,6 +100,19 @@ def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_le
     assert result.code == 0, result.stderr[-3000:]
     assert f"Resumed from {work_dir}/checkpoints/iter_{ITERATIONS}" in result.stderr
     assert runs.digest(runs.student(work_dir, ITERATIONS)) == runs.digest(before)
+
+
+def test_layouts_of_another_cpu_are_kept_and_told(ground, tmp_path):
+    path = runs.write_recipe(tmp_path / "recipe.yaml", runs.recipe(ground, batch_size=2, iterations=2))
+    train = [sys.executable, runs.ROOT / "bin" / "train.py", path, "--work-dir", tmp_path / "run"]
+    result = runs.finish(train, ATEN_CPU_CAPABILITY="default")
+    assert result.code == 0 and "CPU instructions: other" in result.stderr, result.stderr[-3000:]
+    record = (tmp_path / "run" / "layouts.json").read_bytes()
+    assert json.loads(record) == {"isa": "other", "choices": layouts.of_isa("other")}
+    result = runs.finish([*train, "--resume-from", "auto", "--set", "train.iterations=3"])
+    assert result.code == 0, result.stderr[-3000:]
+    assert f"started on a CPU with other, this one has {layouts.isa()}" in result.stderr
+    assert (tmp_path / "run" / "layouts.json").read_bytes() == record
 
 
 @pytest.fixture(scope="module")

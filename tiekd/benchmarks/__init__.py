@@ -11,5 +11,6 @@ COMMANDS = {
     "engine": "host time of the loop and its hooks, and the loop against a bare one on the same engine",
     "student": "parameters, multiplications, latency and memory of any recipe's network",
     "teacher": "a step with cached teacher maps against one with the teacher online",
+    "layouts": "every choice of the table of layouts for this CPU's instruction set, row by row",
     "growth": "time and memory of a step against batch, crop, bins and ranks",
 }

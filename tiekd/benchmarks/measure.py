@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tiekd import memory
+from tiekd import layouts, memory
 
 _MB = 1e6
 QUEUED_CALLS = 5  # timed together on a GPU, where a training run's host is as far ahead
@@ -97,11 +97,11 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def hardware(device: torch.device | str = "cpu") -> dict:
-    """What a figure has to be quoted with: device, threads, versions, date."""
+    """What a figure has to be quoted with: device, a CPU's instruction set and threads, versions, date."""
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+        name = f"{_cpu_name()}, {layouts.isa()}, {torch.get_num_threads()} threads"
     return {"device": name, "torch": torch.__version__, "python": platform.python_version(), "date": f"{date.today()}"}
 
 

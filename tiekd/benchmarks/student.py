@@ -17,7 +17,7 @@ from tiekd.benchmarks import measure
 from tiekd.benchmarks.training import DTYPES, device_of, make_plain, noise
 from tiekd.config import load_recipe
 from tiekd.errors import RecipeError
-from tiekd.execution import Execution, compile_parts, memory_format
+from tiekd.execution import Execution, compile_parts, memory_format, prepare_bf16
 from tiekd.kernels import reference
 from tiekd.models.factory import build_network
 
@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> dict:
     plain = make_plain(build_network(node).to(device).eval())
     gmac, ours_gmac = (multiply_adds(each, image[:1]) / 1e9 for each in (plain, network))
     network.memory_format = layout
+    if dtype is not None:
+        prepare_bf16(network)
     if args.compile:
         compile_parts(network)
     how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tiekd.data.batch import Batch
 from tiekd.errors import LaunchError
-from tiekd.execution import compile_parts
+from tiekd.execution import compile_parts, prepare_bf16
 from tiekd.kernels import reference
 from tiekd.losses import criterion as criteria
 from tiekd.models.decoders.densedepth import TwoConvs
@@ -51,6 +51,8 @@ class TrainingStep:
         self.network.memory_format = memory_format
         if plain:
             make_plain(self.network)
+        elif dtype == torch.bfloat16:
+            prepare_bf16(self.network)
         if compiled:
             compile_parts(self.network)
         self.criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
 
+from tiekd import layouts
 from tiekd.errors import RecipeError
+from tiekd.models.convolution import Conv2d, is_large
 from tiekd.models.decoders.upsampled import PointwiseConv, UpsampledConv
 
 ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
@@ -104,9 +106,9 @@ class DenseDepth(nn.Module):
 class TwoConvs(nn.Module):
     """Two 3x3 convolutions, the first of upsampled features, each with the activation.
 
-    On a CPU, in fp32, they work in channels_last wherever the features are more than the weights: contiguous ones
-    oneDNN copies into a layout of its own and back, for an eighth of the published student's step and a tenth of its
-    memory. `plain`: in the layout that comes.
+    On a CPU, in fp32, they work in the layout that tiekd/layouts.py has for the CPU: mostly channels_last, wherever
+    the features are more than the weights. Contiguous ones oneDNN copies into a layout of its own and back, for an
+    eighth of the published student's step and a tenth of its memory. `plain`: in the layout that comes.
     """
 
     plain = False
@@ -114,7 +116,7 @@ class TwoConvs(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, activation: str):
         super().__init__()
         self.first = UpsampledConv(in_channels, out_channels)
-        self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.second = Conv2d(out_channels, out_channels, 3, padding=1)
         self.activate = ACTIVATIONS[activation]
 
     def forward(
@@ -131,8 +133,10 @@ class TwoConvs(nn.Module):
         if self.plain or torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
             return False
         pixels = x.shape[0] * size[0] * size[1]
-        in_channels, out_channels = x.shape[1] + skip_channels, self.first.out_channels
-        return pixels * (in_channels + out_channels) > 9 * in_channels * out_channels
+        shape_class = layouts.SMALL
+        if is_large(pixels, x.shape[1] + skip_channels, self.first.out_channels):
+            shape_class = layouts.LARGE_TRAINING if torch.is_grad_enabled() else layouts.LARGE_FORWARD
+        return layouts.choice(shape_class, layouts.FP32) != layouts.AS_IT_COMES
 
 
 build = DenseDepth

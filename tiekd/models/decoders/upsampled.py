@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 from torch.utils.checkpoint import checkpoint
 
+from tiekd.models import convolution
+from tiekd.models.convolution import Conv2d
+
 
 class PointwiseConv(nn.Conv2d):
     """1x1 convolution, with the weights and the state dict of an `nn.Conv2d`, that the next one can take in."""
@@ -59,7 +62,7 @@ class PointwiseConv(nn.Conv2d):
         return torch.cat([by_channel, others.to(product.dtype)], dim=1).contiguous(), of_bias.contiguous()
 
 
-class UpsampledConv(nn.Conv2d):
+class UpsampledConv(Conv2d):
     """3x3 convolution, with the weights and the state dict of an `nn.Conv2d`. `plain`: computed as it is defined."""
 
     plain = False
@@ -81,7 +84,10 @@ class UpsampledConv(nn.Conv2d):
             else:
                 x = pointwise(x)
         arguments = x, size, skip, weight
-        y = self._convolve(*arguments) if self.plain or _keeps_all() else _checkpoint(self._convolve, *arguments)
+        if not (self.plain or _keeps_all()) and convolution.wants_products(x, weight, size):
+            y = _ByProducts.apply(x, size, skip, weight, self.bias)
+        else:
+            y = self._convolve(*arguments) if self.plain or _keeps_all() else _checkpoint(self._convolve, *arguments)
         return y if bias_weight is None else y.add_(conv2d(y.new_ones(1, 1, *size), bias_weight, padding=1))
 
     @torch.no_grad()
@@ -97,6 +103,36 @@ class UpsampledConv(nn.Conv2d):
         else:
             x = _upsample(x, size)
         return self._conv_forward(x if skip is None else torch.cat([x, skip], dim=1), weight, self.bias)
+
+
+class _ByProducts(torch.autograd.Function):
+    """As `UpsampledConv._convolve`, with the weights' gradient by matrix products. A checkpoint around that gradient's
+    own function would convolve once more in backward, where around torch's operator it only upsamples."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor, bias: Tensor | None):
+        ctx.save_for_backward(x, skip, weight)
+        ctx.size = size
+        return conv2d(_merge(x, size, skip), weight, bias, padding=1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, skip, weight = ctx.saved_tensors
+        of_x, _, of_skip, of_weight, of_bias = ctx.needs_input_grad
+        needs = of_x or of_skip, of_weight, of_bias
+        merged = _merge(x, ctx.size, skip)
+        of_merged, of_weight, of_bias = convolution.gradients_by_products(grad, merged, weight, needs)
+        if not needs[0]:
+            return None, None, None, of_weight, of_bias
+        upsampled = of_merged[:, : x.shape[1]]
+        of_x = torch.ops.aten.upsample_bilinear2d_backward(upsampled, ctx.size, x.shape, True) if of_x else None
+        return of_x, None, of_merged[:, x.shape[1] :] if of_skip else None, of_weight, of_bias
+
+
+def _merge(x: Tensor, size: tuple[int, int], skip: Tensor | None) -> Tensor:
+    """x, upsampled, and skip behind its channels."""
+    x = _upsample(x, size)
+    return x if skip is None else torch.cat([x, skip], dim=1)
 
 
 class UpsampleByProducts(torch.autograd.Function):

@@ -1,0 +1,182 @@
+"""The table of layouts row by row, the instruction set that chooses its row, and the record of a run."""
+
+import pytest
+import torch
+
+from tiekd import layouts, resuming
+from tiekd.errors import LaunchError
+from tiekd.models import convolution
+from tiekd.models.decoders.densedepth import TwoConvs
+
+CPU = torch.device("cpu")
+TRAINING, FORWARD, SMALL, ANY = layouts.LARGE_TRAINING, layouts.LARGE_FORWARD, layouts.SMALL, layouts.ANY
+LAST, PRODUCTS, AS_IT_COMES = layouts.CHANNELS_LAST, layouts.PRODUCTS, layouts.AS_IT_COMES
+
+ROWS = [
+    ("avx512_bf16", TRAINING, "fp32", LAST),
+    ("avx512_bf16", FORWARD, "fp32", LAST),
+    ("avx512_bf16", SMALL, "fp32", AS_IT_COMES),
+    ("avx512_bf16", ANY, "bf16", "native"),
+    ("avx512", TRAINING, "fp32", LAST),
+    ("avx512", FORWARD, "fp32", LAST),
+    ("avx512", SMALL, "fp32", AS_IT_COMES),
+    ("avx512", ANY, "bf16", "computed in fp32"),
+    ("avx2", TRAINING, "fp32", PRODUCTS),
+    ("avx2", FORWARD, "fp32", LAST),
+    ("avx2", SMALL, "fp32", AS_IT_COMES),
+    ("avx2", ANY, "bf16", "computed in fp32"),
+    ("other", TRAINING, "fp32", AS_IT_COMES),
+    ("other", FORWARD, "fp32", AS_IT_COMES),
+    ("other", SMALL, "fp32", AS_IT_COMES),
+    ("other", ANY, "bf16", "native"),
+]
+
+
+@pytest.fixture(autouse=True)
+def given_back():
+    yield
+    layouts.take(None)
+
+
+def on(monkeypatch, aten: str, flags: str = "fma avx2 avx512f avx512_bf16", onednn: str = "", older: str = "") -> str:
+    """The instruction set of a CPU with these flags, ATen's capability and values of oneDNN's variables."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: aten)
+    monkeypatch.setattr(layouts, "_cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", onednn)
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", older)
+    layouts.take(None)
+    return layouts.isa()
+
+
+@pytest.mark.parametrize(("isa", "shape_class", "dtype", "choice"), ROWS)
+def test_a_row_of_the_table(isa, shape_class, dtype, choice, monkeypatch):
+    capability = {"avx512_bf16": "AVX512", "avx512": "AVX512", "avx2": "AVX2", "other": "DEFAULT"}[isa]
+    flags = "avx2 avx512f" + (" avx512_bf16" if isa == "avx512_bf16" else "")
+    assert on(monkeypatch, capability, flags) == isa
+    assert layouts.choice(shape_class, dtype) == choice
+
+
+def test_these_are_all_rows():
+    assert {row[:3] for row in ROWS} == set(layouts.TABLE) and {row[0] for row in ROWS} == set(layouts.ISAS)
+
+
+@pytest.mark.parametrize(("isa", "shape_class", "dtype", "choice"), [row for row in ROWS if row[2] == "fp32"])
+def test_a_decoder_follows_its_row(isa, shape_class, dtype, choice, monkeypatch):
+    layouts.take(layouts.of_isa(isa))
+    seen, products = [], []
+    usual = convolution.weight_gradient
+    monkeypatch.setattr(convolution, "weight_gradient", lambda x, grad: products.append(x.shape) or usual(x, grad))
+    block = TwoConvs(8, 16, "relu")
+    for conv in (block.first, block.second):
+        conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    # 2 pictures of 15 x 17 pixels by 24 channels are more than 9 * 8 * 16 weights, one of 2 x 3 pixels less.
+    pictures, size = (1, (2, 3)) if shape_class == SMALL else (2, (15, 17))
+    with torch.set_grad_enabled(shape_class != FORWARD):
+        y = block(torch.randn(pictures, 8, 2, 3), size)
+    assert seen == [choice == AS_IT_COMES] * 2
+    assert y.is_contiguous(memory_format=torch.channels_last) is (choice != AS_IT_COMES)
+    if y.requires_grad:
+        y.sum().backward()
+    assert len(products) == (2 if choice == PRODUCTS else 0), "both convolutions' weight gradients"
+
+
+@pytest.mark.parametrize(
+    ("aten", "flags", "onednn", "older", "isa"),
+    [
+        ("AVX512", "avx512f avx512_bf16", "", "", "avx512_bf16"),
+        ("AVX512", "avx512f", "", "", "avx512"),
+        ("AVX512", "", "", "", "avx512"),
+        ("AVX2", "avx2", "", "", "avx2"),
+        # A process that is held to less: by ATen's variable, oneDNN's, its older name, in small letters.
+        ("AVX2", "avx512f avx512_bf16", "", "", "avx2"),
+        ("AVX512", "avx512f avx512_bf16", "AVX2", "", "avx2"),
+        ("AVX512", "avx512f avx512_bf16", "", "avx2_vnni", "avx2"),
+        ("AVX512", "avx512f avx512_bf16", "AVX512_CORE", "AVX2", "avx512"),
+        ("AVX512", "avx512f avx512_bf16", "avx512_core_vnni", "", "avx512"),
+        ("AVX512", "avx512f avx512_bf16", "AVX512_CORE_BF16", "", "avx512_bf16"),
+        ("AVX512", "avx512f", "AVX512_CORE_AMX", "", "avx512"),
+        ("AVX512", "avx512f avx512_bf16", "SSE41", "", "other"),
+        ("AVX2", "avx2", "AVX", "", "other"),
+        ("AVX2", "avx2", "AVX512_CORE", "", "avx2"),
+        # A name that oneDNN doesn't know, it ignores.
+        ("AVX512", "avx512f avx512_bf16", "fast", "", "avx512_bf16"),
+        # Older CPUs, other architectures, and names that torch may have tomorrow.
+        ("DEFAULT", "sse4_1", "", "", "other"),
+        ("SVE256", "", "", "", "other"),
+        ("AVX1024", "avx512f avx512_bf16", "", "", "other"),
+    ],
+)
+def test_the_instruction_set_is_what_aten_and_onednn_both_use(aten, flags, onednn, older, isa, monkeypatch):
+    assert on(monkeypatch, aten, flags, onednn, older) == isa
+
+
+def test_a_run_takes_this_cpus_layouts_and_a_resumed_one_those_of_its_start(tmp_path, monkeypatch):
+    assert on(monkeypatch, "AVX2") == "avx2"
+    record, lines = resuming.take_layouts(tmp_path, CPU, None)
+    assert record == {"isa": "avx2", "choices": layouts.of_isa("avx2")} and lines == []
+    layouts.write(tmp_path, record)
+    assert resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3") == (record, [])
+
+    assert on(monkeypatch, "AVX512") == "avx512_bf16" and layouts.choice(TRAINING, "fp32") == LAST
+    again, lines = resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    assert again == record and layouts.choice(TRAINING, "fp32") == PRODUCTS
+    assert len(lines) == 1 and "started on a CPU with avx2, this one has avx512_bf16" in lines[0]
+    assert "a new run would take others here" in lines[0]
+    layouts.write(tmp_path, again)
+    assert layouts.read(tmp_path) == record, "what is written at every start is what the run began with"
+    # A run that begins in the same folder takes this CPU's.
+    assert resuming.take_layouts(tmp_path, CPU, None)[0]["isa"] == "avx512_bf16"
+    assert layouts.choice(TRAINING, "fp32") == LAST
+
+
+def test_the_recorded_choices_hold_whatever_the_table_says_today(tmp_path):
+    choices = layouts.of_isa("avx2") | {f"{TRAINING}, fp32": AS_IT_COMES}
+    layouts.write(tmp_path, {"isa": "avx2", "choices": choices})
+    resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    assert layouts.choice(TRAINING, "fp32") == AS_IT_COMES
+
+
+def test_cpus_whose_layouts_are_alike_are_told_apart_without_alarm(tmp_path, monkeypatch):
+    on(monkeypatch, "AVX512")
+    layouts.write(tmp_path, {"isa": "an older name", "choices": layouts.of_isa("avx512_bf16")})
+    _, (line,) = resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    assert "numbers will differ by rounding" in line and "a new run" not in line
+
+
+def test_a_run_without_a_record_goes_on_with_one_line(tmp_path, monkeypatch):
+    on(monkeypatch, "AVX2")
+    record, lines = resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    assert record["isa"] == "avx2" and len(lines) == 1 and "layouts.json: the run has none" in lines[0]
+
+
+def test_a_run_from_another_ones_checkpoint_takes_that_ones_layouts(tmp_path, monkeypatch):
+    on(monkeypatch, "AVX512")
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    for folder, isa in ((older, "avx2"), (newer, "other")):
+        folder.mkdir()
+        layouts.write(folder, {"isa": isa, "choices": layouts.of_isa(isa)})
+    assert resuming.take_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "avx2"
+    (older / layouts.RECORD).unlink()
+    assert resuming.take_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "other"
+
+
+def test_on_a_gpu_no_layouts_are_taken(tmp_path):
+    assert resuming.take_layouts(tmp_path, torch.device("cuda"), tmp_path / "checkpoints" / "iter_3") == (None, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"isa": "avx2"}',
+        '{"isa": "avx2", "choices": {}}',
+        '{"isa": "avx2", "choices": null}',
+        '{"isa": "avx2", "choices": {"large 3x3, training, fp32": "fast"}}',
+    ],
+)
+def test_a_record_that_is_none_is_one_line(text, tmp_path):
+    (tmp_path / layouts.RECORD).write_text(text)
+    with pytest.raises(LaunchError, match="not the layouts of a run") as error:
+        resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    assert "\n" not in str(error.value) and "delete it" in str(error.value)
