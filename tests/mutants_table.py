@@ -18,6 +18,48 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "every_program_keeps_freed_memory",
+        "tiekd/launch.py",
+        "keep_freed_memory(by_default=trains)",
+        "keep_freed_memory(by_default=True)",
+        ("allocator",),
+    ),
+    Mutant(
+        "large_blocks_are_mapped_by_themselves",
+        "tiekd/allocator.py",
+        '"mmap_max": (-4, 0), ',
+        "",
+        ("allocator",),
+    ),
+    Mutant(
+        "the_users_own_settings_of_the_allocator_are_replaced",
+        "tiekd/allocator.py",
+        "or _preloaded() or _of_the_user():",
+        "or _preloaded():",
+        ("allocator",),
+    ),
+    Mutant(
+        "kept_memory_hides_what_a_micro_batch_takes",
+        "tiekd/micro_batch.py",
+        "            allocator.give_back()",
+        "            pass",
+        ("allocator",),
+    ),
+    Mutant(
+        "kept_memory_creeps_up",
+        "tiekd/hooks/kept_memory.py",
+        "held > _GROWTH * self._needed",
+        "held > 2 * _GROWTH * self._needed",
+        ("allocator",),
+    ),
+    Mutant(
+        "nobody_looks_at_kept_memory",
+        "tiekd/run.py",
+        "Guard(log, options.max_bad_iterations), KeptMemory()]",
+        "Guard(log, options.max_bad_iterations)]",
+        ("run",),
+    ),
+    Mutant(
         "relu6_keeps_a_copy_of_its_input",
         "tiekd/models/encoders/mobilenet_v2.py",
         "return _ReLU6.apply(x)",

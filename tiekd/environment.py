@@ -10,6 +10,8 @@ from importlib import metadata
 
 import torch
 
+from tiekd import allocator
+
 
 def environment() -> dict[str, str]:
     """What a reader of a log must know of the machine and the software, name by name."""
@@ -22,6 +24,7 @@ def environment() -> dict[str, str]:
         "CUDA runtime": str(torch.version.cuda or "none"),
         "cuDNN": str(torch.backends.cudnn.version() or "none"),
         "PyTorch": torch.__version__,
+        "allocator": allocator.description(),
     }
     for package in ("torchvision", "deepspeed", "numpy", "triton", "tiekd"):
         try:

@@ -22,7 +22,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from tiekd import ancestry, peers, slurm
+from tiekd import allocator, ancestry, peers, slurm
 from tiekd.distributed import barrier, missing_ranks, set_default_timeout
 from tiekd.errors import LaunchError, UserError
 
@@ -60,14 +60,20 @@ class Stopped(Exception):
     """A run that was asked to end has saved its state and ended early."""
 
 
-def program(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a program as `run` does, and ends the process with its exit code.
+def program(main: Callable[[], int | None], trains: bool = False) -> NoReturn:
+    """Runs a program as `run` does, and ends the process with its exit code; where it trains, memory that is freed is
+    kept (tiekd/allocator.py).
 
     One of several ranks then ends without Python being taken down around it: gloo's threads may outlive what they use,
     and the process abort. What was registered for the end is done.
     """
+
+    def main_with_allocator() -> int | None:
+        allocator.keep_freed_memory(by_default=trains)
+        return main()
+
     was_in_a_group = torch.distributed.is_initialized()
-    code = run(main)
+    code = run(main_with_allocator)
     if torch.distributed.is_initialized() and not was_in_a_group:
         alone = torch.distributed.get_world_size() == 1
         if code in (0, STOPPED_CODE):
