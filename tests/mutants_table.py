@@ -53,6 +53,13 @@ MUTANTS = [
         ("allocator",),
     ),
     Mutant(
+        "plain_loop_learns_from_its_own_rank_alone",
+        "tiekd/benchmarks/against_torch.py",
+        "prediction = ddp(",
+        "prediction = network(",
+        ("benchmarks",),
+    ),
+    Mutant(
         "nobody_looks_at_kept_memory",
         "tiekd/run.py",
         "Guard(log, options.max_bad_iterations), KeptMemory()]",
