@@ -73,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    launch.program(main, trains=True)

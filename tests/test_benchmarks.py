@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tiekd import execution, layouts
-from tiekd.benchmarks import COMMANDS, engine, growth, head, measure, step, student, teacher, training
+from tiekd.benchmarks import COMMANDS, against_torch, engine, growth, head, measure, step, student, teacher, training
 from tiekd.benchmarks import arguments as choices
 from tiekd.benchmarks import layouts as layouts_benchmark
 from tiekd.benchmarks.arguments import LIGHT, OF, PUBLISHED
@@ -122,7 +122,7 @@ def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
     monkeypatch.setattr(layouts, "isa", lambda: isa)
     layouts.take(None)
     parser = ArgumentParser()
-    layouts_benchmark.add_arguments(parser)
+    OF["layouts"](parser)
     args = parser.parse_args(["--shrink", "16"])
     args.device, args.rounds = "cpu", 1
     result = layouts_benchmark.run(args)
@@ -164,6 +164,39 @@ def test_hooks_are_spread_over_their_intervals():
     times = {"off": [1.0, 1.0], "line": [3.0], "picture": [11.0, 11.0, 500.0]}
     assert engine._amortised(times, 50, 500) == pytest.approx(1 + 2 / 50 + 10 / 500)
     assert engine._amortised(times, 50, 0) == pytest.approx(1 + 2 / 50)
+
+
+def test_the_engine_and_a_plain_torch_loop_learn_the_same_on_two_ranks():
+    """Each rank has another batch, so that losses agree only where both share their gradients."""
+    words = ["--recipe", str(LIGHT), "--against", "torch", "--ranks", "2", "--zero", "1", "--block", "3"]
+    result = engine.run(arguments(engine, *words))
+    (row,) = result["table"]
+    assert result.keys() >= ALWAYS and result["time_ratio"] == row["time_ratio"]
+    assert (row["ranks"], row["zero"]) == (2, 1) and row["loss_difference"] < 1e-5
+    assert row["time_ratio_range"][0] <= row["time_ratio"] <= row["time_ratio_range"][1]
+    assert measure.as_text(result)
+
+
+def test_a_round_takes_as_long_as_its_slowest_rank_and_memory_is_that_of_all():
+    ranks = [
+        {"engine_s": [1.0, 4.0, 3.0], "torch_s": [2.0, 1.0, 1.0], "engine_peak": 1e6, "torch_peak": 2e6},
+        {"engine_s": [3.0, 2.0, 3.0], "torch_s": [1.0, 1.0, 2.0], "engine_peak": 2e6, "torch_peak": 4e6},
+    ]
+    row = against_torch.combined([rank | {"loss_difference": 1e-7 * i} for i, rank in enumerate(ranks)])
+    assert row["time_ratio"] == 1.5 and row["time_ratio_range"] == [1.5, 4.0]
+    assert row["memory_ratio"] == 0.5 and row["engine_peak_mb"] == 3.0 and row["loss_difference"] == 1e-7
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--deepspeed_config", "ds_configs/fp32.json"], "leave --deepspeed_config out"),
+        (["--ranks", "0"], "--ranks: got 0; each must be a whole number from 1"),
+    ],
+)
+def test_half_a_comparison_with_torch_is_refused(words, told):
+    with pytest.raises(LaunchError, match=told):
+        engine.run(arguments(engine, "--against", "torch", *words))
 
 
 def test_growth_says_what_is_linear_and_what_is_not():

@@ -62,6 +62,13 @@ def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_ra
     assert board.frames.teacher is (teacher if shown else None)
 
 
+def test_kept_memory_goes_back_before_an_evaluation_and_a_checkpoint_need_some():
+    recipe = {"network": {"max_depth": 10.0}}
+    hooks, _ = build_hooks(recipe, [0, 1], network("clamp"), None, "cpu", Loading(), TrainSettings(epochs=1), None)
+    names = [type(hook).__name__ for hook in hooks]
+    assert names.index("KeptMemory") < names.index("Evaluation") < names.index("Checkpoint")
+
+
 def test_a_recipe_without_data_is_read_as_any():
     assert loading_of({}) == Loading()
     assert loading_of({"data": {"workers": 3}}).workers == 3

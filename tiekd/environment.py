@@ -10,7 +10,7 @@ from importlib import metadata
 
 import torch
 
-from tiekd import layouts
+from tiekd import allocator, layouts
 
 
 def environment() -> dict[str, str]:
@@ -25,6 +25,7 @@ def environment() -> dict[str, str]:
         "CUDA runtime": str(torch.version.cuda or "none"),
         "cuDNN": str(torch.backends.cudnn.version() or "none"),
         "PyTorch": torch.__version__,
+        "allocator": allocator.description(),
     }
     for package in ("torchvision", "deepspeed", "numpy", "triton", "tiekd"):
         try:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
-from tiekd import hostfile, limits, paths, slurm
+from tiekd import allocator, hostfile, limits, paths, slurm
 from tiekd.errors import LaunchError, UserError
 
 if TYPE_CHECKING:
@@ -65,15 +65,21 @@ class Stopped(Exception):
     """A run that was asked to end has saved its state and ended early."""
 
 
-def program(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a program as `run` does, and ends the process with its exit code.
+def program(main: Callable[[], int | None], trains: bool = False) -> NoReturn:
+    """Runs a program as `run` does, and ends the process with its exit code; where it trains, memory that is freed is
+    kept (tiekd/allocator.py).
 
     One of several ranks then ends without Python being taken down around it: gloo's threads may outlive what they use,
     and the process abort. What was registered for the end is done.
     """
+
+    def main_with_allocator() -> int | None:
+        allocator.keep_freed_memory(by_default=trains)
+        return main()
+
     threading.excepthook = _tell_of_a_thread
     was_in_a_group = _is_in_a_group()
-    code = run(main)
+    code = run(main_with_allocator)
     if _is_in_a_group() and not was_in_a_group:
         import torch
 

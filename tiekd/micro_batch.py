@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd import distributed, launch, memory
+from tiekd import allocator, distributed, launch, memory
 from tiekd.config import settings
 from tiekd.data.batch import Batch
 from tiekd.distributed import BatchNorm2d
@@ -74,6 +74,8 @@ def find_largest(
     """
     tries: list[Try] = []
     for images in candidates:
+        if device.type == "cpu":
+            allocator.give_back()  # else what is kept would hide how much more a larger try takes
         foreseen = _foreseen(tries, images, memory.held_bytes(device))
         mine = Try(images, foreseen, None, False)
         if all(distributed.gather_objects(budget is None or foreseen <= budget)):

@@ -41,6 +41,7 @@ from tiekd.hooks.base import Hook
 from tiekd.hooks.counting import PixelsCount
 from tiekd.hooks.evaluation import Evaluation
 from tiekd.hooks.guard import Guard
+from tiekd.hooks.kept_memory import KeptMemory
 from tiekd.hooks.preemption import Preemption
 from tiekd.hooks.text_log import TextLog
 from tiekd.hooks.unreadable import UnreadableSamples
@@ -226,7 +227,8 @@ def build_hooks(
         max_depth=recipe["network"]["max_depth"],
         frames=frames,
     )
-    hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations), PixelsCount(log)]
+    hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
+    hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
     if options.validate:

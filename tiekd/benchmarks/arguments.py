@@ -17,6 +17,7 @@ PUBLISHED, LIGHT = (
 )
 AUTOCAST, DTYPES = ("fp32", "bf16"), ("fp32", "bf16", "fp16")
 TARGETS, FORMATS = ("gaussian", "released"), ("auto", "channels_last", "contiguous")
+AGAINST = ("bare", "torch")
 OTHERS = ("products", "compiled", "chunks")
 
 
@@ -125,6 +126,18 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block", type=int, default=4, help="iterations between two changes of loop, default 4"
     )
+    parser.add_argument("--against", choices=AGAINST, default="bare", help="default bare")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[1, 2], help="with --against torch, default 1 2"
+    )
+    parser.add_argument(
+        "--zero",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        choices=range(4),
+        help="with --against torch, default 0 1 2",
+    )
 
 
 def of_student(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +180,13 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def of_layouts(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `layouts`."""
+    parser.add_argument(
+        "--shrink", type=int, default=1, help="divides rows and columns of pixels, default 1"
+    )
+
+
 def of_growth(parser: argparse.ArgumentParser) -> None:
     """What can be chosen of `growth`."""
     parser.add_argument(
@@ -205,5 +225,6 @@ OF = {
     "engine": of_engine,
     "student": of_student,
     "teacher": of_teacher,
+    "layouts": of_layouts,
     "growth": of_growth,
 }

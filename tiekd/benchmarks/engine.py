@@ -5,6 +5,9 @@ One real training of a recipe's student on made-up batches: after every few of i
 second says how noisy the machine is. Hooks are a run's but for evaluations and checkpoints, whose time is theirs.
 What a hook does at a line of the log or for a picture is spread over the recipe's intervals. `host_share` is the loop's
 and its hooks' time by the step's; on a GPU it may overlap with the device's work. Left out: more than one rank.
+
+`--against torch` compares the engine's step instead, on one and more ranks and at several ZeRO stages, with that of a
+plain torch loop with DistributedDataParallel (see `against_torch`).
 """
 
 import argparse
@@ -18,12 +21,14 @@ from pathlib import Path
 import torch
 
 from tiekd import launch, schedules
+from tiekd.benchmarks import against_torch
 from tiekd.benchmarks.loops import Parts, TimedHook, Watch
 from tiekd.benchmarks.training import CLIP_NORM, device_of, noise
 from tiekd.config import load_recipe
 from tiekd.data.batch import Batch
 from tiekd.engine import build_engine, read_engine_config, resolve, stepper
 from tiekd.hooks.guard import Guard
+from tiekd.hooks.kept_memory import KeptMemory
 from tiekd.hooks.preemption import Preemption
 from tiekd.hooks.tensorboard import TensorBoard
 from tiekd.hooks.text_log import TextLog
@@ -39,6 +44,8 @@ IMAGE_INTERVAL = 500  # of the hook, where the recipe says nothing
 
 def run(args: argparse.Namespace) -> dict:
     """As `measure.compare` for the two loops, with `hooks_ms` and `loop_ms` an iteration, and their `host_share`."""
+    if args.against == "torch":
+        return against_torch.run(args)
     os.environ["DS_ACCELERATOR"] = device_of(args.device).type
     device = launch.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
@@ -94,7 +101,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
     watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)
-    timed = [TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50))]
+    timed = [TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())]
     state = TrainState(
         parts, recipe | {"teacher": {"maps": ""}}, folder, "benchmark", args.batch, config.accumulation, total, total,
         False, hooks=[*timed, watch],

@@ -46,10 +46,6 @@ ANY = [
 SHAPES = {layouts.LARGE_TRAINING: LARGE, layouts.LARGE_FORWARD: LARGE, layouts.SMALL: SMALL, layouts.ANY: ANY}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shrink", type=int, default=1, help="divides rows and columns of pixels, default 1")
-
-
 def run(args: argparse.Namespace) -> dict:
     """{"isa", "rows": a list of {"row", "convolution", "table", and a choice's time by the table's}, "faster": ...}."""
     if args.device != "cpu":

@@ -4,7 +4,6 @@ Machines are noisy, so the two take turns, each round gives one ratio, and the m
 far they spread is printed with it. Left out: energy, and memory that other processes (data workers) hold.
 """
 
-import ctypes
 import gc
 import platform
 import statistics
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tiekd import layouts, memory
+from tiekd import allocator, layouts, memory
 
 _MB = 1e6
 QUEUED_CALLS = 5  # timed together on a GPU, where a training run's host is as far ahead
@@ -87,7 +86,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     call()
     gc.collect()
     if device.type == "cpu":  # else a call is served from what others have freed, and seems to need nothing
-        ctypes.CDLL(None).malloc_trim(0)
+        allocator.give_back()
     memory.wait(device)
     memory.restart_peak(device)
     before = memory.held_bytes(device)
@@ -97,12 +96,18 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def hardware(device: torch.device | str = "cpu") -> dict:
-    """What a figure has to be quoted with: device, a CPU's instruction set and threads, versions, date."""
+    """What a figure has to be quoted with: device, a CPU's instruction set and threads, versions, allocator, date."""
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_cpu_name()}, {layouts.isa()}, {torch.get_num_threads()} threads"
-    return {"device": name, "torch": torch.__version__, "python": platform.python_version(), "date": f"{date.today()}"}
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "allocator": allocator.description(),
+        "date": f"{date.today()}",
+    }
 
 
 def as_text(result: dict, indent: str = "") -> str:

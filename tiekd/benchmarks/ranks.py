@@ -33,6 +33,15 @@ def measure_step(
 
     device: cpu or cuda. Raises LaunchError where there are fewer GPUs than ranks.
     """
+    rows = run_ranks(__name__, count, device, [recipe_path, shape, dtype, rounds])
+    return max(seconds for seconds, _ in rows), sum(peak for _, peak in rows) / 1e6
+
+
+def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
+    """What each rank has written as JSON, in rank order; rank: `python -m module JSON` of [*arguments, file to write].
+
+    device: cpu or cuda. Raises LaunchError where there are fewer GPUs than ranks, and for a rank that fails.
+    """
     if device == "cuda" and count > torch.cuda.device_count():
         raise LaunchError(f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask for less")
     with socket.socket() as free:
@@ -43,8 +52,8 @@ def measure_step(
         answers = [Path(folder) / f"{rank}.json" for rank in range(count)]
         try:
             for rank, answer in enumerate(answers):
-                asked = json.dumps([recipe_path, shape, dtype, rounds, str(answer)])
-                started.append(_start(rank, count, port, device, asked))
+                asked = json.dumps([*arguments, str(answer)])
+                started.append(_start(module, rank, count, port, device, asked))
             for process in started:
                 _, told = process.communicate(timeout=_RANK_S)
                 if process.returncode:
@@ -53,16 +62,15 @@ def measure_step(
             for process in started:
                 process.kill()
                 process.wait()
-        rows = [json.loads(answer.read_text()) for answer in answers]
-    return max(seconds for seconds, _ in rows), sum(peak for _, peak in rows) / 1e6
+        return [json.loads(answer.read_text()) for answer in answers]
 
 
-def _start(rank: int, count: int, port: int, device: str, asked: str) -> subprocess.Popen:
+def _start(module: str, rank: int, count: int, port: int, device: str, asked: str) -> subprocess.Popen:
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_SIZE": count, "LOCAL_WORLD_SIZE": count}
     places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": device}
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-m", __name__, asked]
+    command = [sys.executable, "-m", module, asked]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
