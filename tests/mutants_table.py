@@ -20,8 +20,8 @@ MUTANTS = [
     Mutant(
         "help_imports_torch",
         "tiekd/launch.py",
-        "from tiekd import hostfile, limits, paths, slurm\n",
-        "from tiekd import distributed, hostfile, limits, paths, slurm\n",
+        "from tiekd import allocator, hostfile, limits, paths, slurm\n",
+        "from tiekd import allocator, distributed, hostfile, limits, paths, slurm\n",
         ("starting",),
     ),
     Mutant(
