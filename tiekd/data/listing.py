@@ -2,7 +2,7 @@
 
 A folder is entered once, by its device and inode. Real folders come before links, so that a file has its plain name
 and not one through a link; folders and files come in the order of their names. Costs a look at each folder and none at
-files: 24,000 files take some 0.05 s.
+files: 24,000 files take some 0.2 s.
 Left out: a file that is linked twice, which is listed twice.
 """
 

@@ -1,6 +1,6 @@
 """Pairs images with depth maps by name, and says what has no partner and by which rule it may be named.
 
-Costs some milliseconds where all have a partner; where many haven't, up to a second for a guess at the rule.
+Costs some milliseconds where all have a partner; where many of 24,000 haven't, some 2 s for a guess at the rule.
 Left out: pairing by such a rule, which is a guess; the user renames or links the files.
 """
 
