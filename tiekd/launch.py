@@ -44,6 +44,9 @@ _REMEDIES = {
     errno.EDQUOT: _MAKE_ROOM,
     errno.EACCES: _ALLOW,
     errno.EROFS: _ALLOW,
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or give a disk that takes such files",
+    errno.EIO: "the disk, or the way to it, fails; see what the system's log says of it, and go on when it is mended",
+    errno.ESTALE: "the network's disk has lost it; mount it anew, then go on",
     errno.ENOTDIR: "a part of its path is a file; give another path",
     errno.ENAMETOOLONG: "give a shorter path",
 }
