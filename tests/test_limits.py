@@ -65,6 +65,20 @@ def test_a_program_that_lacks_something_ends_with_a_line_and_code_2(capsys, monk
     assert capsys.readouterr().err == f"LaunchError: {FILES}\n"
 
 
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EFBIG, "LaunchError: a file: File too large; raise the limit of a file's size (ulimit -f)"),
+        (errno.EIO, "LaunchError: a file: Input/output error; the disk, or the way to it, fails"),
+        (errno.ESTALE, "LaunchError: a file: Stale file handle; the network's disk has lost it"),
+    ],
+)
+def test_what_a_disk_refuses_is_a_line(number, told, capsys, monkeypatch):
+    monkeypatch.delenv("TIEKD_DEBUG", raising=False)
+    assert launch.run(of(number)) == 2
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_threads_are_counted_before_a_library_aborts_for_want_of_one(monkeypatch):
     before = threading.active_count()
     limits.check_threads(5)
