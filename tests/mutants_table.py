@@ -293,8 +293,15 @@ MUTANTS = [
     Mutant(
         "by_products_the_skips_gradient_is_the_upsampled_channels",
         "tiekd/models/decoders/upsampled.py",
-        "of_merged[:, x.shape[1] :] if of_skip",
+        "of_merged[:, channels:] if of_skip",
         "of_merged[:, : skip.shape[1]] if of_skip",
+        ("upsampled",),
+    ),
+    Mutant(
+        "a_tap_before_upsampling_is_its_mirror_image",
+        "tiekd/models/decoders/upsampled.py",
+        "down, right = row - 1, column - 1",
+        "down, right = row - 1, 1 - column",
         ("upsampled",),
     ),
     Mutant(

@@ -4,6 +4,7 @@ import golden_rules as golden
 import pytest
 import torch
 
+from tiekd import layouts
 from tiekd.benchmarks.training import make_plain
 from tiekd.errors import RecipeError
 from tiekd.models.decoders.bts import Bts, Reduction, spread_planes, to_planes
@@ -103,8 +104,16 @@ def test_densedepth_of_one_feature_is_a_convolution_and_what_doubles_it():
         assert tuple(decoder([torch.randn(1, 24, 3, 4)], (24, 32)).shape) == (1, 40, 6, 8)
 
 
+@pytest.fixture
+def on_isa():
+    yield lambda isa: layouts.take(layouts.of_isa(isa))
+    layouts.take(None)
+
+
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx2"])
 @pytest.mark.parametrize("deepest", [64, 24])
-def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than_weights(deepest):
+def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than_weights(deepest, isa, on_isa):
+    on_isa(isa)
     torch.manual_seed(0)
     channels, strides = (8, 16, 24), (4, 8, 16)
     decoder = DenseDepth(channels, strides, (8, 16, deepest), extra_ups=1)

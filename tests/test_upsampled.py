@@ -65,11 +65,12 @@ def without_avx512():
     layouts.take(None)
 
 
+@pytest.mark.parametrize("small", [(4, 5), (5, 6), SIZE], ids=["much larger", "larger", "as large"])
 @pytest.mark.parametrize("channels", [None, 9, 3])
 @pytest.mark.parametrize("with_skip", [True, False], ids=["skip", "alone"])
-def test_by_products_numbers_and_gradients_are_those_of_the_definition(channels, with_skip, without_avx512):
+def test_by_products_numbers_and_gradients_are_those_of_the_definition(channels, with_skip, small, without_avx512):
     torch.manual_seed(0)
-    x = torch.randn(2, 4, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = torch.randn(2, 4, *small).contiguous(memory_format=torch.channels_last).requires_grad_()
     skip = torch.randn(2, 3, *SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
     pointwise = None if channels is None else PointwiseConv(4, channels)
     conv = UpsampledConv((channels or 4) + 3 * with_skip, 5)
@@ -84,9 +85,13 @@ def test_by_products_numbers_and_gradients_are_those_of_the_definition(channels,
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
 
 
-def test_by_products_nothing_is_convolved_twice_and_what_is_convolved_is_not_kept(monkeypatch, without_avx512):
-    conv, x, skip = inputs(with_skip=True)
-    x, skip = (t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, skip))
+@pytest.mark.parametrize(("small", "made_again"), [((4, 5), 0), ((5, 6), 1)])
+def test_by_products_nothing_is_convolved_twice_or_kept(small, made_again, monkeypatch, without_avx512):
+    conv, _, skip = inputs(with_skip=True)
+    x, skip = (
+        t.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        for t in (torch.randn(2, 4, *small), skip)
+    )
     taken, kept = [], []
     usual = convolution.weight_gradient
     monkeypatch.setattr(convolution, "weight_gradient", lambda *given: taken.append(1) or usual(*given))
@@ -96,7 +101,8 @@ def test_by_products_nothing_is_convolved_twice_and_what_is_convolved_is_not_kep
     with Operators() as backward:
         y.sum().backward()
     assert forward.calls.count("convolution") == 1 and "convolution" not in backward.calls
-    assert backward.calls.count("upsample_bilinear2d") == backward.calls.count("cat") == len(taken) == 1
+    assert backward.calls.count("upsample_bilinear2d") == made_again and len(taken) == 1
+    assert backward.calls.count("upsample_bilinear2d_backward") == (1 if made_again else 9)
     assert set(kept) == {tuple(x.shape), tuple(skip.shape), tuple(conv.weight.shape)}
 
 

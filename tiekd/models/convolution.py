@@ -151,9 +151,10 @@ def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
 
 
 def gradients_by_products(
-    grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+    grad: Tensor, x: Tensor | None, weight: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias of a 3x3 convolution with padding 1, as far as they are needed."""
+    """Gradients of x, weight and bias of a 3x3 convolution with padding 1, as far as they are needed. x may be None
+    where its and the weight's aren't."""
     grad = grad.contiguous(memory_format=torch.channels_last)
     of_x = _gradients(grad, x, weight, *_3X3, [True, False, False])[0] if needs[0] else None
     of_weight = weight_gradient(x, grad) if needs[1] else None
