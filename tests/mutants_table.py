@@ -90,7 +90,7 @@ MUTANTS = [
     Mutant(
         "no_home_in_an_engine_config",
         "tiekd/engine.py",
-        'paths.expanded(value, f"engine config: {key}: ") if isinstance(value, str) else value',
+        'paths.expanded(value, f"engine config: {key}: ") if is_text else value',
         "value",
         ("engine",),
     ),

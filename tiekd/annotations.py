@@ -56,7 +56,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """The value, as a Path where the annotation asks for a path and for no other text; likewise in a list."""
+    """The value, as a Path where the annotation asks for that and no other text; so in a list."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if isinstance(value, str):
         alternatives = parts if origin in (Union, types.UnionType) else (annotation,)
@@ -70,7 +70,8 @@ def describe(annotation: Any) -> str:
     """The annotation in a user's words: `a list of 2: a whole number, a whole number`."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(part) for part in parts if part is not types.NoneType))
+        words = [describe(part) for part in parts if part is not types.NoneType]
+        return " or ".join(dict.fromkeys(words))
     if origin is tuple and parts[-1] is not Ellipsis:
         return f"a list of {len(parts)}: {', '.join(map(describe, parts))}"
     if origin in (tuple, list, Sequence):

@@ -48,7 +48,9 @@ def _unmarked(node: dict, _origin: str) -> dict:
     return node
 
 
-def merged(path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked) -> dict:
+def merged(
+    path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked
+) -> dict:
     """A recipe with its bases and overrides, unchecked, the teacher's network not yet in it.
 
     mark: what is made of the content of each file or override, named by the second argument, before it is merged.
@@ -214,7 +216,8 @@ def _read_yaml(path: Path) -> dict:
         raise RecipeError(f"{path}: no such recipe; near it: {', '.join(near) or 'none'}") from None
     except IsADirectoryError:
         files = ", ".join(sorted(map(str, path.glob("*.yaml")))[:3]) or "it has none"
-        raise RecipeError(f"{path}: can't be read as a recipe, it is a folder; give a YAML file: {files}") from None
+        told = f"{path}: can't be read as a recipe, it is a folder; give a YAML file: {files}"
+        raise RecipeError(told) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: can't be read as a recipe ({error}); give a YAML file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -227,8 +230,9 @@ def _read_yaml(path: Path) -> dict:
 def _parse_override(override: str, recipe: dict) -> dict:
     """The change of a `key.sub=value` to a recipe, read as the key's kind asks for.
 
-    Text is taken as it is typed. For all else a number, true, false, a [list], a {mapping} and 'text in quotes' are
-    read as in a recipe, and what is none of them is text. `null` takes the key away.
+    Text is taken as it is typed. For all else a number, true, false, a [list], a {mapping} and
+    'text in quotes' are read as in a recipe, and what is none of them is text. `null` takes the
+    key away.
     """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -236,7 +240,9 @@ def _parse_override(override: str, recipe: dict) -> dict:
         raise RecipeError(f"--set {override}: must be key.sub=value, for example --set data.workers=2")
     if not text:
         raise RecipeError(f"--set {override}: has no value; give one, or null to take {key} away")
-    kind = kinds.kind_of(parts, _with_teachers_network(recipe) if parts[:2] == ["teacher", "network"] else recipe)
+    if parts[:2] == ["teacher", "network"]:
+        recipe = _with_teachers_network(recipe)
+    kind = kinds.kind_of(parts, recipe)
     try:
         node = text if kinds.is_text(kind) else recipe_yaml.value(text, kinds.are_texts(kind))
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -77,12 +77,13 @@ def read_engine_config(path: str | Path | None) -> dict:
 
 
 def _json_object(pairs: list[tuple[str, object]]) -> dict:
-    """An object of the engine config: no key twice, `~` expanded (the only texts that begin so are paths)."""
+    """An object of the engine config: no key twice, `~` expanded (only paths begin so)."""
     found = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the key {key!r} is there twice")
-        found[key] = paths.expanded(value, f"engine config: {key}: ") if isinstance(value, str) else value
+        is_text = isinstance(value, str)
+        found[key] = paths.expanded(value, f"engine config: {key}: ") if is_text else value
     return found
 
 

@@ -141,7 +141,8 @@ def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
         case ("losses", key):
             return _of_part("losses", node.get("name", key)) | _TERM
         case ("data",):
-            return _of_part("data", node.get("name")) | _of(*_FIELDS[path]) | {"augment": dict, "resize": dict}
+            own = _of_part("data", node.get("name"))
+            return own | _of(*_FIELDS[path]) | {"augment": dict, "resize": dict}
         case ("hooks", _):
             return _of_part("hooks", node.get("name"))
         case (section,) if section in _HOOKS:

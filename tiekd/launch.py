@@ -3,8 +3,8 @@
 Works under `deepspeed`, under `srun`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
 MASTER_PORT, and as plain `python` (one rank on a free port).
 
-torch is imported where it is needed, by who starts a rank: `--help`, a mistake in the call and what only reads a recipe
-end in a fraction of the two seconds that this takes.
+torch is imported where it is needed, by who starts a rank: `--help`, a mistake in the call and what
+only reads a recipe end in a fraction of the two seconds that this takes.
 """
 
 import atexit
@@ -318,7 +318,8 @@ def _tell_of_a_thread(ended) -> None:
 def _report(error: UserError) -> int:
     if os.environ.get("TIEKD_DEBUG") == "1":
         traceback.print_exc()
-    line = f"{type(error).__name__}: {paths.with_hint(' '.join(map(str.strip, str(error).splitlines())))}"
+    message = " ".join(map(str.strip, str(error).splitlines()))
+    line = f"{type(error).__name__}: {paths.with_hint(message)}"
     if len(line) > _LONGEST_LINE:  # somebody's value is; what to do stands at the end
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     sys.stderr.write(f"{line}\n")

@@ -53,7 +53,8 @@ def _with_values(marked: dict, recipe: dict) -> dict:
     found = {_HERE: marked.get(_HERE)}
     for key, value in recipe.items():
         mark = marked[key]
-        found[key] = _with_values(mark, value) if isinstance(mark, dict) else _Value(value, mark.origin)
+        is_node = isinstance(mark, dict)
+        found[key] = _with_values(mark, value) if is_node else _Value(value, mark.origin)
     return found
 
 

@@ -44,7 +44,7 @@ def import_module(name: str) -> ModuleType | None:
 
 
 def source_of(name: str) -> Path | None:
-    """The file that importing the module would run, None where there is none; nothing of it is run or imported."""
+    """The file that importing the module would run, None where there is none; it isn't run."""
     parts = name.split(".")
     for folder in (*map(Path, sys.path), *_folders()):
         place = folder.joinpath(*parts)

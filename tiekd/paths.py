@@ -26,7 +26,7 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
     doesn't know, unless a file is called so: nothing is ever made whose name begins with `~`
     because somebody's home wasn't known.
     """
-    if not path.startswith("~") or "\0" in path:  # which no path can have; whoever asks for it says so
+    if not path.startswith("~") or "\0" in path:  # which no path can have: its reader says so
         return path
     found = os.path.expanduser(path)
     if found.startswith("~") and not os.path.lexists(path):

@@ -111,7 +111,8 @@ def value(text: str, of_texts: bool = False):
     """
     stripped = text.strip()
     if stripped[:1] and stripped[0] in "[{\"'":
-        return _checked(yaml.load(stripped, Loader=_TextLoader if of_texts else _Loader))  # noqa: S506
+        loader = _TextLoader if of_texts else _Loader
+        return _checked(yaml.load(stripped, Loader=loader))  # noqa: S506 - a SafeLoader
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, stripped, (True, False))
     return loader.construct_object(yaml.ScalarNode(tag, stripped)) if tag in _SCALARS else text
