@@ -31,7 +31,7 @@ def call(arguments: list[str]) -> dict:
     from tiekd import launch
 
     # A program ends its process; here the next one follows.
-    launch.program = lambda main: sys.exit(launch.run(main))
+    launch.program = lambda main, **_: sys.exit(launch.run(main))
     program, *rest = arguments if arguments[0].startswith("bin/") else ["bin/train.py", *arguments]
     sys.argv = [str(ROOT / program), *rest]
     stderr, stdout, code = io.StringIO(), io.StringIO(), None
