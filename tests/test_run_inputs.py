@@ -310,6 +310,7 @@ def test_maps_that_were_made_anew_are_refused(run):
     ("section", "key", "value", "told"),
     [
         ("data", "depth_unit", 500, "data.depth_unit is 500, was 1000"),
+        ("data", "invalid", [777], "data.invalid is [777], was None"),
         (
             "data",
             "intrinsics",
@@ -332,6 +333,7 @@ def test_keys_that_say_how_depth_is_read_and_scored_are_refused(run, section, ke
     ("section", "node"),
     [
         ("data", {"workers": 3, "augment": {"crop": [4, 8]}, "on_error": "skip"}),
+        ("data", {"unmatched": "allow"}),
         ("evaluation", {"interval": 3, "batch_size": 2, "save_best": "rmse"}),
         ("evaluation", {"flip": True, "cap": 80.0}),  # as it is where nothing is said
         ("optimizer", {"lr": 0.1}),

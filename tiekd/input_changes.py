@@ -29,8 +29,8 @@ _REFUSED_KEYS = (
     "evaluation.flip",
     "network.m??_depth",
 )
-# Where files are: what is in them decides. Augmentation and loading don't change which frames
-# there are.
+# Where files are, and which are allowed: what is in them decides. Augmentation and loading don't
+# change which frames there are.
 _PLACES = (
     "root",
     "images",
@@ -40,6 +40,7 @@ _PLACES = (
     "val_split",
     "val_fraction",
     "decoded",
+    "unmatched",
 )
 _ALLOWED_KEYS = (
     *(f"data.{key}" for key in (*_PLACES, "augment", "augment.*", *Loading.__dataclass_fields__)),
