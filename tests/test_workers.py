@@ -3,15 +3,19 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 
+import psutil
 import pytest
 import stuck_disk
 import tiny_kitti
 import torch
 from tiny_kitti import image_name
 
-from tiekd.data import workers
+from tiekd.data import transport, workers
 from tiekd.data.kitti import build as kitti
 from tiekd.data.loader import training_batches, validation_batches
 from tiekd.data.sampler import MicroBatches
@@ -112,3 +116,61 @@ def test_an_error_of_ours_keeps_its_traceback():
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
         list(read(Doubled(), [[1]], 1, broken, str, 60))
+
+
+@pytest.fixture
+def unpinned(monkeypatch):
+    """There is no pinned memory without a GPU."""
+    receive = transport.receive
+    monkeypatch.setattr(transport, "receive", lambda connection, _pin: receive(connection))
+
+
+def test_results_for_a_gpu_are_received_one_ahead_in_order(unpinned):
+    results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
+    assert list(results) == [[2 * number] for number in range(20)]
+    results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
+    assert next(results) == [0]
+    results.close()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")] == []
+
+
+class Slow(torch.utils.data.Dataset):
+    def __getitems__(self, keys):
+        time.sleep(keys[0])
+        return keys
+
+
+def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
+    started = time.monotonic()
+    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
+    assert next(results) == [0]
+    results.close()
+    results = read(Slow(), [[0], [3600]], 1, list, str, 2, pin_memory=True)
+    with pytest.raises(DataError, match=r"^\[3600\]: not read by a data worker within 2 s"):
+        list(results)
+    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
+    next(results)
+    with pytest.raises(DataError, match="a data worker died"):
+        multiprocessing.active_children()[0].kill()
+        time.sleep(60)
+    results.close()
+    assert time.monotonic() - started < 60
+
+
+def test_a_worker_ends_with_its_program_however_that_ended(tmp_path):
+    code = f"""
+import os, sys
+sys.path[:0] = [{os.path.dirname(os.path.dirname(workers.__file__))!r} + "/..", {os.path.dirname(__file__)!r}]
+import multiprocessing
+from test_workers import Doubled
+from tiekd.data.workers import read
+results = read(Doubled(), [[1]] * 100, 2, list, str, 60)
+next(results)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+os.kill(os.getpid(), 9)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert len(pids) == 2, result.stderr
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
