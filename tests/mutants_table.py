@@ -186,6 +186,13 @@ MUTANTS = [
         ("allocator",),
     ),
     Mutant(
+        "threads_allocate_from_heaps_of_their_own",
+        "tiekd/allocator.py",
+        '"arena_max": (-8, 1), ',
+        "",
+        ("allocator",),
+    ),
+    Mutant(
         "the_users_own_settings_of_the_allocator_are_replaced",
         "tiekd/allocator.py",
         "or _preloaded() or _of_the_user():",

@@ -171,3 +171,25 @@ def test_what_creeps_up_is_given_back_and_the_level_measured_anew(monkeypatch):
     assert given_back == [1051, 1261, 946]
     monkeypatch.setattr(allocator, "_kept", False)
     hook.after_iteration(SimpleNamespace())  # nothing is asked any more
+
+
+@glibc_only
+def test_a_thread_keeps_tensors_that_no_heap_of_its_own_could_hold():
+    done = told("""
+        import resource, threading
+        import torch
+        from tiekd import allocator
+
+        def fill(count):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(count):
+                torch.ones(17_000_000)
+            return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / count
+
+        allocator.keep_freed_memory()
+        thread = threading.Thread(target=lambda: print(fill(16), fill(4)))
+        thread.start()
+        thread.join()
+    """)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[1]) < 100
