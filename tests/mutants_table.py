@@ -1223,4 +1223,11 @@ MUTANTS = [
         "        return shown_s",
         ("video",),
     ),
+    Mutant(
+        "a_run_goes_on_whose_launcher_ended_while_it_started",
+        "tiekd/ancestry.py",
+        "        if parent.pid == 1 or parent.name() in _REAPERS:",
+        "        if False:",
+        ("ancestry",),
+    ),
 ]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,3 +33,23 @@ def test_without_its_launcher_it_ends(ended):
 def test_with_it_or_with_none_it_goes_on():
     for said in ({ancestry.SUPERVISOR: str(os.getpid())}, {}):
         assert watched(**said).stdout == "goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("parent", "name", "group", "adopted"),
+    [
+        (1, "systemd", 70, True),
+        (50, "systemd", 70, True),
+        (1, "bash", 1, False),  # a container's first process, of whose job it is
+        (1, "systemd", 80, False),  # a service, or started by hand
+        (60, "bash", 70, False),
+        (70, "deepspeed", 70, False),
+    ],
+)
+def test_a_launch_that_lost_its_deepspeed_is_known(parent, name, group, adopted, monkeypatch):
+    above = SimpleNamespace(pid=parent, name=lambda: name)
+    launch = SimpleNamespace(
+        pid=80, parent=lambda: above, cmdline=lambda: ["python", "-m", "deepspeed.launcher.launch", "x.py"]
+    )
+    monkeypatch.setattr(ancestry.os, "getpgid", {80: group, 50: 50, 60: 60, 70: 70, 1: 1}.__getitem__)
+    assert ancestry._is_adopted(launch) is adopted

@@ -22,6 +22,7 @@ import psutil
 
 _RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
 SUPERVISOR = "TIEKD_SUPERVISOR"  # the environment variable with the process number of `bin/resume --restarts`
+_REAPERS = ("systemd", "init", "tini", "dumb-init", "containerd-shim")
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 
 
@@ -44,6 +45,9 @@ def watch_launchers() -> None:
     found = launchers()
     if "CROSS_RANK" in os.environ and not any(_LAUNCHER_MODULES[0] in _command(process) for process in found):
         end_process()  # DeepSpeed's launch.py set the variable, and is gone
+    if found and _is_adopted(found[-1]):
+        sys.stderr.write(f"tiekd: the launcher above process {found[-1].pid} has ended, and so does this rank\n")
+        end_process()
     if SUPERVISOR in os.environ and not psutil.pid_exists(int(os.environ[SUPERVISOR])):
         end_process()
     watch(found, lambda process: _on_lost_launcher(process))
@@ -113,6 +117,18 @@ def watch(processes: list[psutil.Process], on_loss: Callable[[psutil.Process], N
 
     if processes:
         threading.Thread(target=look, name="ancestry", daemon=True).start()
+
+
+def _is_adopted(launch: psutil.Process) -> bool:
+    """Whether launch.py has lost the `deepspeed` that started it: its parent is now the system's first process, or one
+    that takes its place, which is of no job of ours. One that was started by hand leads a group of its own."""
+    with contextlib.suppress(psutil.Error, OSError):
+        parent = launch.parent()
+        if _LAUNCHER_MODULES[0] not in _command(launch) or parent is None:
+            return False
+        if parent.pid == 1 or parent.name() in _REAPERS:
+            return os.getpgid(launch.pid) not in (launch.pid, os.getpgid(parent.pid))
+    return False
 
 
 def _launches(command: str) -> bool:
