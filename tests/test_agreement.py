@@ -2,24 +2,24 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tiekd import distributed
 from tiekd.data.agreement import check_same
-from tiekd.data.frames import Frame
+from tiekd.data.depth_io import read_levels
+from tiekd.data.frames import Frame, Frames
 from tiekd.errors import DataError
 
 
 def frames(*names, depth="{}.png"):
     files = [depth and f"/depth/{depth.format(name)}" for name in names]
-    return SimpleNamespace(
-        frames=[
-            Frame(name, f"/data/{name}", file, None)
-            for name, file in zip(names, files, strict=True)
-        ]
-    )
+    found = [
+        Frame(name, f"/data/{name}", file, None) for name, file in zip(names, files, strict=True)
+    ]
+    return Frames(found, Path("/data"), read_levels, 1000.0, 10.0, needs_ground_truth=False)
 
 
 def told_on(monkeypatch, ranks):
@@ -80,3 +80,17 @@ def test_equal_ranks_and_a_single_one_go_on(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value] * 3)
     check_same({"training": frames("a", "K\udce4fer"), "validation": [1, 2]})
+
+
+def test_a_data_set_of_ones_own_whose_frames_are_something_else_is_counted(monkeypatch):
+    one, two = ([SimpleNamespace(depth=[0.0, 1.0])] * count for count in (1, 2))
+    told = told_on(monkeypatch, [Own(two), Own(one)])
+    assert "1 there, 2 on rank 0" in told[0]
+
+
+class Own(list):
+    """A data set that keeps its samples as `frames`."""
+
+    @property
+    def frames(self):
+        return list(self)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from torch.utils.data import Dataset
 
 from tiekd import distributed
+from tiekd.data.frames import Frames
 from tiekd.errors import DataError
 
 _SEPARATOR = "\0"
@@ -50,10 +51,11 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
 
 def _rows(dataset: Dataset) -> list[str]:
     """What tells one frame from another, in the data set's order; numbers for one that doesn't say its files."""
-    frames = getattr(dataset, "frames", None)
-    if frames is None:
+    if not isinstance(dataset, Frames):
         return [str(index) for index in range(len(dataset))]
-    return [f"{frame.name}{_SEPARATOR}{os.path.basename(frame.depth or '')}" for frame in frames]
+    return [
+        f"{frame.name}{_SEPARATOR}{os.path.basename(frame.depth or '')}" for frame in dataset.frames
+    ]
 
 
 def _digest(rows: Sequence[str]) -> bytes:
