@@ -20,7 +20,7 @@ def benchmark(*words) -> dict:
 
 def test_engine_measures_each_hook_and_the_loop():
     told = benchmark("engine")
-    assert told["hooks_ms"].keys() == {"TextLog", "TensorBoard", "Preemption", "Guard"}
+    assert told["hooks_ms"].keys() == {"TextLog", "TensorBoard", "Preemption", "Guard", "KeptMemory"}
     assert all(ms > 0 for ms in told["hooks_ms"].values()) and 0 < told["loop_ms"] < told["step_ms"]
     assert 0 < told["host_share"] < 0.5
     low, high = told["bare_against_itself_range"]
