@@ -64,7 +64,7 @@ def empty(module: nn.Module, but: Tensor) -> nn.Module:
 def most_held(plain: bool, dtype: torch.dtype | None, layout: torch.memory_format) -> int:
     """Bytes at the peak of two steps at batch 8 and 352x704: the second one has the optimizer's moments, too. plain: as
     `training.make_plain` and its optimizer."""
-    recipe, (height, width) = load_recipe(training.PUBLISHED), (352, 704)
+    recipe, (height, width) = load_recipe(PUBLISHED), (352, 704)
     step = training.TrainingStep.__new__(training.TrainingStep)  # what it is built of needs numbers
     network, criterion = build_network(recipe["network"]).train(), criteria.build(recipe["losses"], has_teacher=True)
     edges = network.head.edges
