@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton")
 
 from tiekd.benchmarks import training  # noqa: E402
+from tiekd.benchmarks.arguments import PUBLISHED  # noqa: E402
 from tiekd.config import load_recipe  # noqa: E402
 from tiekd.data.batch import Batch  # noqa: E402
 from tiekd.kernels import target, triton_dpm  # noqa: E402
