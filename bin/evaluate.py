@@ -79,7 +79,7 @@ def main() -> None:
     seen = comparison.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         comparison.refuse_trained_on(seen, networks)
-    remarks = check_range(frames)
+    remarks = [*(f"Warning: {note}" for note in getattr(frames, "notes", ())), *check_range(frames)]
     for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
         reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
     protocol = comparison.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
@@ -93,7 +93,8 @@ def main() -> None:
     results = {}
     for name, entrant in entrants.items():
         shown = args.show_dir is not None and name == list(entrants)[-1]
-        pictures = [frame_pictures.FramePictures(args.show_dir, len(frames), protocol.max_depth)] if shown else []
+        watcher = frame_pictures.FramePictures(args.show_dir, len(frames), protocol.max_depth, entrant.resize)
+        pictures = [watcher] if shown else []
         watched = device, loading, sys.stderr, pictures
         result = comparison.evaluate(entrant, frames, protocol, *watched)
         results[name] = result._replace(overlap=seen.get(name))

@@ -35,10 +35,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
+    from tiekd.data import resize as resizes
     from tiekd.errors import CheckpointError, RecipeError
     from tiekd.models import conversion
 
-    node = tiekd.load_recipe(args.recipe, args.overrides).get("network")
+    recipe = tiekd.load_recipe(args.recipe, args.overrides)
+    node = recipe.get("network")
     if node is None:
         raise RecipeError(f"{args.recipe}: describes no network; give the recipe of the network in {args.source}")
     if args.out.exists() and not args.overwrite:
@@ -50,7 +52,9 @@ def main() -> None:
     if args.to_published:
         conversion.write(args.out, {"meta": {}, "state_dict": converted.tensors})
     else:
-        conversion.write(args.out, {"state_dict": converted.tensors, "network": node, "iteration": 0})
+        resize = resizes.of_data(recipe.get("data", {})).node()
+        ours = {"state_dict": converted.tensors, "network": node, "iteration": 0, "resize": resize}
+        conversion.write(args.out, ours)
     print(f"written: {args.out}")
 
 

@@ -158,6 +158,27 @@ MUTANTS = [
         ("resize",),
     ),
     Mutant(
+        "depth_of_another_size_is_cut_to_its_corner",
+        "tiekd/data/resize.py",
+        "if tuple(values.shape[-2:]) != placement.canvas:",
+        "if False:",
+        ("resize",),
+    ),
+    Mutant(
+        "a_change_of_one_key_drops_a_resize",
+        "tiekd/config.py",
+        "old = _of_the_same_form(old, value)",
+        "old = {}",
+        ("config",),
+    ),
+    Mutant(
+        "a_working_resolution_changes_at_a_resume",
+        "tiekd/input_changes.py",
+        "    if before != after:\n",
+        "    if False:\n",
+        ("run_inputs",),
+    ),
+    Mutant(
         "keep_aspect_is_forgotten_outside_training",
         "tiekd/data/resize.py",
         'resize = of_augment(augment.get("sizes", "crop"), augment.get("crop"))',
@@ -1044,8 +1065,8 @@ MUTANTS = [
     Mutant(
         "names_held_out_are_ignored",
         "tiekd/data/folder.py",
-        "picks = held_out is None",
-        "picks = not held_out",
+        "picks = held_out is None or (",
+        "picks = not held_out or (",
         ("folder",),
     ),
     Mutant(

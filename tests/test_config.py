@@ -1,6 +1,7 @@
 """Recipes: merging, overrides, names, teachers; and one line for every mistake."""
 
 import pytest
+import yaml
 
 from tiekd.config import build, dump_recipe, find, load_recipe, merge, settings
 from tiekd.data.transforms import Augment
@@ -444,3 +445,20 @@ def test_settings_fill_in_what_is_missing():
     assert settings({}, "evaluation", EvaluationSettings) == EvaluationSettings()
     given = settings({"data.augment": {"crop": [2, 3], "flip_p": 1}}, "data.augment", Augment)
     assert (given.crop, given.flip_p, given.rotate_p) == ([2, 3], 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "resize"),
+    [
+        ({}, ["height=192", "width=640", "mode=stretch"], {"height": 192, "width": 640, "mode": "stretch"}),
+        ({"height": 1, "width": 2, "mode": "cover"}, ["width=640"], {"height": 1, "width": 640, "mode": "cover"}),
+        ({"height": 1, "width": 2, "mode": "cover"}, ["short_side=64"], {"short_side": 64}),
+        ({"scale": 0.5}, ["height=3", "width=4", "mode=fit"], {"height": 3, "width": 4, "mode": "fit"}),
+        ({"short_side": 64}, ["scale=0.5"], {"scale": 0.5}),
+    ],
+)
+def test_another_form_of_resize_replaces_and_a_key_of_the_same_changes_it(tmp_path, base, changes, resize):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump({"data": {"resize": base}} if base else {"data": {}}))
+    recipe = load_recipe(path, [f"data.resize.{change}" for change in changes])
+    assert recipe["data"]["resize"] == resize

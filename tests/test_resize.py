@@ -316,3 +316,48 @@ def test_a_feature_s_pixel_counts_by_its_centre():
     plain = nn.BatchNorm2d(2)
     plain(x[:, :, 1:5])
     assert torch.allclose(found.running_mean, plain.running_mean, atol=1e-6)
+
+
+def test_depth_of_another_size_than_the_network_saw_is_refused():
+    with pytest.raises(ValueError, match="of a picture of \\(24, 32\\) a network sees \\(24, 32\\)"):
+        resizes.restored(torch.ones(1, 1, 48, 64), OWN_SIZE, (24, 32), smooth=True)
+    mixed = sample_of(48, 64, depth=torch.ones(1, 24, 32))
+    for augment in (None, PLAIN):
+        error = Keyed(One(mixed), augment, 0).__getitems__([(0, 0)])
+        assert str(error) == "one: depth of 24x32 for a picture of 48x64; give both one size"
+
+
+def test_pictures_of_different_sizes_are_not_evaluated_in_one_batch():
+    data = One(sample_of(48, 64), sample_of(50, 60))
+    keyed = Keyed(data, None, 0, resize=Resize(height=8, width=9, mode="stretch"))
+    error = collate(keyed.__getitems__([(0, 0), (0, 1)]))
+    assert "pictures of different sizes in one batch: 48x64, 50x60 (among one)" in str(error)
+
+
+def test_a_norm_whose_pixels_all_are_padding_counts_them_all_and_one_value_is_an_error():
+    x = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    for few in (0, 1):
+        counted = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+        counted[:few, :, 2, 2] = True
+        ours, plain = BatchNorm2d(3), nn.BatchNorm2d(3)
+        with counting_only(counted):
+            assert torch.allclose(ours(x), plain(x), atol=1e-5)
+        assert torch.allclose(ours.running_var, plain.running_var, atol=1e-6)
+    with counting_only(torch.ones(1, 1, 8, 8, dtype=torch.bool)), pytest.raises(ValueError, match="more than 1 value"):
+        BatchNorm2d(3)(torch.randn(1, 3, 1, 1))
+
+
+def test_what_is_not_finite_in_the_padding_reaches_no_statistics():
+    x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[:, :, 0] = torch.inf
+    counted = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    counted[:, :, 0] = False
+    norm = BatchNorm2d(3)
+    with counting_only(counted):
+        assert norm(x)[:, :, 1:].isfinite().all()
+    assert norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()
+
+
+def test_only_frames_of_one_size_stand_for_a_working_resolution():
+    assert resizes.of_data({"name": "mine.frames", "height": 192, "width": 640}) == OWN_SIZE
+    assert resizes.of_data({"name": "scenes", "height": 96, "width": 320}) == Resize(at_most=(96, 320))

@@ -502,3 +502,30 @@ def test_facts_of_many_files_stand_in_their_order(tmp_path, monkeypatch):
     assert file_facts.of_each(file_facts.size_and_time, paths) == few
     assert few[7] is few[9] is None and [fact[0] for fact in few[10:]] == list(range(10, 40))
     assert file_facts.crc(paths[9]) is None and file_facts.crc(paths[3]) == zlib.crc32(b"xxx")
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now", "told"),
+    [
+        ("keep [8, 12]", "keep [4, 6]", "the working resolution is 4x6, cover, was 8x12, cover"),
+        (
+            "nothing",
+            "half",
+            "the working resolution is scaled by 0.5, was the picture's own size",
+        ),
+        ("keep [8, 12]", "cover", None),
+    ],
+)
+def test_another_working_resolution_is_refused(run, was, is_now, told):
+    data = dict(run.node["data"])
+    nodes = {
+        "nothing": {},
+        "half": {"resize": {"scale": 0.5}},
+        "cover": {"resize": {"height": 8, "width": 12, "mode": "cover"}},
+        "keep [8, 12]": {"augment": {"sizes": "keep_aspect", "crop": [8, 12]}},
+        "keep [4, 6]": {"augment": {"sizes": "keep_aspect", "crop": [4, 6]}},
+    }
+    run.node["data"] = data | nodes[was]
+    started = run.record()
+    run.node["data"] = data | nodes[is_now]
+    assert refusals(run, started) == ([] if told is None else [told])

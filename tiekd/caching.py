@@ -8,6 +8,7 @@ Left out: folders that several machines don't share, and replacing maps: another
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections import deque
@@ -110,13 +111,15 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     digest = None if teacher.network is None else digest_of(teacher.network)
     manifest = teacher_maps.make_manifest(recipe, source.node if own else source.node["network"], digest, source.flip)
     if not own and teacher.resize != OWN_SIZE:
-        manifest["resize"] = teacher.resize.node()
+        manifest["resize"] = json.loads(json.dumps(teacher.resize.node()))  # as it will be read back
     check_same({"map": frames})
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
         del manifest[teacher_maps.ORIENTATION]  # a folder of before is gone on with, for it makes no difference
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
+    for note in getattr(frames, "notes", ()):
+        job.tell(f"Warning: {note}")
     with _claimed(folder, manifest):
         missing = job.missing()
         total = len(index_by_name)

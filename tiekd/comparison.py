@@ -122,7 +122,14 @@ def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
 def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
     """The per-pixel mean of the training depths, whatever the image: the least that a network has to beat."""
     depth = evaluation.mean_depth_map(training, out).to(device)
-    return Entrant(lambda image: depth.expand(len(image), -1, -1, -1))
+
+    def predict(image: Tensor) -> Tensor:
+        if image.shape[-2:] != depth.shape[-2:]:
+            sizes = (f"{height}x{width}" for height, width in (depth.shape[-2:], image.shape[-2:]))
+            raise DataError(f"a mean map needs frames of one size, there are {' and '.join(sizes)}; leave it out")
+        return depth.expand(len(image), -1, -1, -1)
+
+    return Entrant(predict)
 
 
 def evaluate(

@@ -88,12 +88,26 @@ def merge(base: dict, change: dict) -> dict:
             merged.pop(key, None)
         elif isinstance(value, dict):
             old = merged.get(key)
-            if key == "resize" and isinstance(old, dict) and not value.keys() <= old.keys():
-                old = None
+            if key == "resize" and isinstance(old, dict):
+                old = _of_the_same_form(old, value)
             merged[key] = merge(old if isinstance(old, dict) else {}, value)
         else:
             merged[key] = deepcopy(value)
     return merged
+
+
+_RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # keys that go together
+
+
+def _of_the_same_form(old: dict, change: dict) -> dict:
+    """What stays of a `resize` node beside the change's keys: those of another form go."""
+    said = {key for key, value in change.items() if value is not None}
+    known = set().union(*_RESIZE_FORMS)
+    return {
+        key: value
+        for key, value in old.items()
+        if key not in known or any({key, *(said & known)} <= form for form in _RESIZE_FORMS)
+    }
 
 
 def dump_recipe(recipe: dict) -> str:

@@ -179,13 +179,18 @@ class BatchNorm2d(nn.BatchNorm2d):
             ((2 * torch.arange(coarse, device=x.device) + 1) * fine) // (2 * coarse)
             for coarse, fine in zip(x.shape[2:], _counted.shape[2:], strict=True)
         )
-        mask = _counted[:, :, rows][:, :, :, columns].float()
-        over_ranks = all_reduce if self.sync and world_size() > 1 else (lambda tensor: tensor)
+        is_synced = self.sync and world_size() > 1
+        over_ranks = all_reduce if is_synced else (lambda tensor: tensor)
+        mask = _counted[:, :, rows][:, :, :, columns]
+        if mask.numel() * (world_size() if is_synced else 1) == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+        counted, everything = over_ranks(torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float())
+        # Where a picture is so narrow that no centre of a coarse feature lies in it, all of them count.
+        mask, count = mask | (counted <= 1), torch.where(counted > 1, counted, everything)
         values = x.float()
-        count = over_ranks(mask.sum()).clamp(min=1)
-        mean = over_ranks((values * mask).sum((0, 2, 3))) / count
+        mean = over_ranks(torch.where(mask, values, 0).sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
-        var = over_ranks((centred.square() * mask).sum((0, 2, 3))) / count
+        var = over_ranks(torch.where(mask, centred, 0).square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)

@@ -27,6 +27,7 @@ from tiekd.evaluation import evaluate, predict
 from tiekd.hooks import tensorboard
 from tiekd.hooks.checkpoint import Checkpoint
 from tiekd.hooks.evaluation import Evaluation
+from tiekd.hooks.kept_memory import KeptMemory
 from tiekd.loop import train
 from tiekd.options import TrainSettings
 from tiekd.parts import Parts
@@ -86,7 +87,7 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     launch.seed_everything(options.seed + distributed.rank(), options.deterministic)
     step = stepper(state.engine, parts.config, options.clip_norm)
     batches = parts.batches(_MOST_ITERATIONS)
-    begun = replace(state, hooks=[watch], total_iterations=_MOST_ITERATIONS)
+    begun = replace(state, hooks=[KeptMemory(), watch], total_iterations=_MOST_ITERATIONS)
     train(begun, batches, parts.teacher, parts.criterion, parts.schedule, step)
     batches.close()
 

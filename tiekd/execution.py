@@ -93,6 +93,8 @@ def about(config: dict, device: torch.device) -> list[str]:
     chosen = layouts.choice(layouts.ANY, layouts.BF16)
     if device.type != "cpu" or not _in_bf16(config) or chosen == layouts.NATIVE:
         return []
+    if layouts.of_isa(layouts.isa())[f"{layouts.ANY}, {layouts.BF16}"] == layouts.NATIVE:
+        return ["bf16 convolutions are computed in fp32, as the run was started (layouts.json)"]
     return [
         f"bf16 convolutions are computed in fp32: this CPU ({layouts.isa()}) has no bf16 arithmetic, so bf16 saves "
         "memory and no time; ds_configs/fp32.json is faster"

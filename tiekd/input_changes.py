@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiekd import distributed, inputs, work_dirs
+from tiekd.data import resize as resizes
 from tiekd.data.loader import Loading
 from tiekd.errors import CheckpointError
 from tiekd.evaluation import EvaluationSettings
@@ -43,7 +44,8 @@ _PLACES = (
     "unmatched",
 )
 _ALLOWED_KEYS = (
-    *(f"data.{key}" for key in (*_PLACES, "augment", "augment.*", *Loading.__dataclass_fields__)),
+    *(f"data.{key}" for key in (*_PLACES, "augment", "augment.*", "resize", "resize.*")),
+    *(f"data.{key}" for key in Loading.__dataclass_fields__),
     *(f"teacher.{key}" for key in ("checkpoint", "recipe", "maps")),
 )
 _LISTS = ("data.train_split", "data.val_split")
@@ -118,6 +120,10 @@ def compare(started: dict | None, now: dict) -> Verdict:
         values = _value(now["recipe"], key), _value(started["recipe"], key)
         if key not in names and values[0] != values[1]:
             refused.append(f"{key} is {values[0]}, was {values[1]}")
+    # By what it comes to: data.resize, or keep_aspect with its crop.
+    before, after = (resizes.of_data(each["recipe"].get("data", {})) for each in (started, now))
+    if before != after:
+        refused.append(f"the working resolution is {after}, was {before}")
     was, is_now = started["engine"], now["engine"]
     told += [
         f"Engine config: {key} is {_value(is_now, key)}, was {_value(was, key)}"

@@ -174,6 +174,14 @@ def lost_a_rank(error: Exception) -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)) is not None
 
 
+def _threads(text: str) -> int:
+    """The number of threads that OMP_NUM_THREADS says, of several, for nested ones, the first. Raises LaunchError."""
+    first = text.partition(",")[0].strip()
+    if not first.isdecimal() or int(first) < 1:
+        raise LaunchError(f"OMP_NUM_THREADS: got {text!r:.80}; it must be a whole number from 1")
+    return int(first)
+
+
 def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     """Joins the process group and returns this rank's device; sets the threads of a CPU rank to its share of cores,
     or to OMP_NUM_THREADS where that is given.
@@ -200,7 +208,7 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     if accelerator.device_name() == "cpu":
         _check_hidden_devices()
         share = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine())
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", share)))
+        torch.set_num_threads(_threads(os.environ.get("OMP_NUM_THREADS", str(share))))
         device, backend = torch.device("cpu"), "gloo"
     else:
         if local_rank >= (there := accelerator.device_count()):

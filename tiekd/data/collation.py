@@ -41,9 +41,10 @@ def collate(read: Read | UserError) -> Read | UserError:
     if isinstance(read, UserError):
         return read
     samples, tables, places, sizes, padded = zip(*read.batch, strict=True)
-    if len(set(sizes)) > 1:
+    own = sizes if places[0] is not None else [tuple(sample.depth.shape[-2:]) for sample in samples]
+    if len(set(sizes)) > 1 or len(set(own)) > 1:
         return DataError(
-            f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(set(sizes)))} "
+            f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(set(own)))} "
             f"(among {samples[0].name}); set data.resize, data.augment.crop or data.augment.sizes=bucket for training, "
             "and evaluation.batch_size=1"
         )

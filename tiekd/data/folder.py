@@ -82,8 +82,9 @@ def build(
     depth_folder = None if depths is None else folder / Path(depths).expanduser()
     frames = _frames(source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes)
     if train_split is None and val_split is None:
-        picks = held_out is None
-        validation = _hash_picked(frames, val_fraction) if picks else frames.keys() & set(held_out)
+        kept = frames.keys() & set(held_out or ())
+        picks = held_out is None or (held_out and not kept)  # of names that are all gone, none can be kept
+        validation = _hash_picked(frames, val_fraction) if picks else kept
     else:
         listed = _listed(folder / (val_split or train_split), frames, source)
         validation = listed if val_split else frames.keys() - listed

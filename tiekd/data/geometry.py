@@ -79,7 +79,7 @@ def in_grey_levels(sample: Sample) -> Sample:
         return sample
     levels = np.empty(sample.image.shape, np.uint8)
     with np.errstate(invalid="ignore"):
-        np.rint(sample.image.numpy(), out=levels, casting="unsafe")
+        np.rint(sample.image.numpy().clip(0, 255), out=levels, casting="unsafe")
     return sample._replace(image=torch.from_numpy(levels))
 
 

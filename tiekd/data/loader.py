@@ -29,7 +29,7 @@ from tiekd.data.geometry import cut, in_grey_levels
 from tiekd.data.prefetch import on_device
 from tiekd.data.resize import OWN_SIZE, Placement, Resize
 from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment, Decisions, colour_table
+from tiekd.data.transforms import Augment, Decisions, Sample, colour_table
 from tiekd.data.workers import TIMEOUT_S
 from tiekd.errors import DataError, LaunchError, RecipeError, UserError
 
@@ -106,8 +106,8 @@ def validation_batches(
 ) -> Iterator[tuple[list[int], Batch]]:
     """(indices, batch) pairs of this rank: batches are formed over the whole set, then every world_size-th is ours.
 
-    resize: the working resolution, of the images alone: depths keep their own size, that is, the picture's, and
-    `inside` is the image's. resized_depth: depths have the image's size, too.
+    resize: the working resolution, of the images alone: depths and intrinsics are the picture's own, and `inside` is
+    the image's. resized_depth: depths and intrinsics follow the image, too.
     """
     indices = _neighbours_of_one_size(dataset, batch_size)[rank::world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
@@ -197,6 +197,7 @@ class Keyed(Dataset):
     def _sample(self, epoch: int, index: int, read_index: int) -> Cut:
         stored = getattr(self.dataset, "stored", self.dataset.__getitem__)  # depths still as their files have them
         sample = stored(read_index)
+        _check_sizes(sample)
         image = sample.image
         if self.augment is None and not self.resized_depth:
             seen = resizes.network_input(in_grey_levels(sample).image, self.resize)
@@ -216,6 +217,16 @@ class Keyed(Dataset):
             return self.augment.draw(self.seed, epoch, index, *placement.canvas)
         except DataError as error:
             raise DataError(f"{name}: {error}", error.kind) from None
+
+
+def _check_sizes(sample: Sample) -> None:
+    """DataError where a data set of one's own gives depth of another size than its picture."""
+    size = sample.image.shape[-2:]
+    for kind, depth in (("depth", sample.depth), ("teacher_depth", sample.teacher_depth)):
+        if depth is not None and depth.shape[-2:] != size:
+            theirs, ours = "x".join(map(str, depth.shape[-2:])), "x".join(map(str, size))
+            message = f"{sample.name}: {kind} of {theirs} for a picture of {ours}; give both one size"
+            raise DataError(message, "size")
 
 
 def whole(canvas: tuple[int, int]) -> Decisions:

@@ -218,13 +218,13 @@ def parse_size(text: str | None) -> Resize | None:
 
 
 def frame_size(data: Mapping) -> tuple[int, int] | None:
-    """(height, width) of all frames of a recipe's data, before any resize: kb_crop, height and width, or NYU's.
+    """(height, width) of all frames of a recipe's data, before any resize: kb_crop, the built-in scenes' or NYU's.
 
     None where frames may differ. Raises RecipeError for what is no size.
     """
     if data.get("kb_crop") is not None:
         return _checked_size(data["kb_crop"], "data.kb_crop")
-    if "height" in data and "width" in data:
+    if data.get("name") == "scenes" and "height" in data and "width" in data:
         return _checked_size((data["height"], data["width"]), "data.height, data.width")
     return (480, 640) if data.get("name") == "nyu" else None
 
@@ -377,6 +377,9 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
     smooth: bilinear; False takes the nearest, which adds no depth between the two sides of an edge.
     """
     placement = resize.place(*size)
+    if tuple(values.shape[-2:]) != placement.canvas:
+        got = tuple(values.shape)
+        raise ValueError(f"restored: got {got}; of a picture of {size} a network sees {placement.canvas}")
     (height, width), top, left = placement.scaled, placement.top, placement.left
     return resized_map(values[..., top : top + height, left : left + width], size, smooth)
 

@@ -14,6 +14,7 @@ from tiekd import metrics
 from tiekd.data.batch import Batch
 from tiekd.data.depth_io import write_image
 from tiekd.data.frames import joined_name
+from tiekd.data.resize import OWN_SIZE, Resize, restored
 from tiekd.drawing import pictures
 
 _LARGEST_ERROR = 1 / 8  # of the largest depth, in the colours of errors
@@ -26,14 +27,17 @@ _SHOWN = ("abs_rel", "rmse", "a1")
 class FramePictures:
     """Writes `<folder>/<place in the data set>_<name>.png`, so that a listing is in the data set's order.
 
-    max_depth: what the scale of depth ends at, in metres; that of errors ends at an eighth.
+    max_depth: what the scale of depth ends at, in metres; that of errors ends at an eighth. resize: the working
+    resolution that the images are at; they are shown at their own size.
     """
 
-    def __init__(self, folder: Path, num_frames: int, max_depth: float):
+    def __init__(self, folder: Path, num_frames: int, max_depth: float, resize: Resize = OWN_SIZE):
         self.folder, self.digits, self.max_depth = folder, len(str(num_frames - 1)), max_depth
+        self.resize = resize
 
     def __call__(self, indices: list[int], batch: Batch, depth: Tensor, rows: Tensor) -> None:
-        images, truths, depths = (t.float().cpu().numpy() for t in (batch.image, batch.depth, depth))
+        image = restored(batch.image, self.resize, tuple(batch.depth.shape[-2:]), smooth=True)
+        images, truths, depths = (t.float().cpu().numpy() for t in (image, batch.depth, depth))
         for place, index in enumerate(indices):
             name, row = batch.names[place], rows[place].tolist()
             figures = dict(zip(metrics.METRIC_NAMES, row, strict=True))

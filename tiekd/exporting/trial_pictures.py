@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from tiekd.data import scenes
 from tiekd.data.resize import resized_picture
 from tiekd.data.section import build_dataset
-from tiekd.errors import DataError
+from tiekd.errors import DataError, RecipeError
 
 _RENDERED = 192, 640
 
@@ -21,7 +21,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
         found = build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True) if "data" in recipe else []
         data = recipe.get("data", {})
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
-    except DataError as error:
+    except (DataError, RecipeError) as error:
         reason = str(error)
     return [
         torch.from_numpy(scenes.render(0, scenes.FIRST_HELD_OUT_INDEX + i, *_RENDERED).image).permute(2, 0, 1)

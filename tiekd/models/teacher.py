@@ -53,7 +53,7 @@ class FrozenTeacher:
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
             depth = predict(self.network, batch.image, self.flip)
-        return depth.float() * batch.inside
+        return torch.where(batch.inside, depth.float(), 0)
 
 
 class CachedMaps:
@@ -139,7 +139,14 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
         weights.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
-    return FrozenTeacher(network, device, node.get("flip", False), precision, resizes.resize_of(state, None))
+    resize = resizes.resize_of(state, _recipe_file(node))
+    return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
+
+
+def _recipe_file(node: dict) -> dict | None:
+    """The teacher's recipe, where its file is there: it says the working resolution of weights that don't."""
+    path = Path(node["recipe"]) if "recipe" in node else None
+    return load_recipe(path) if path is not None and path.is_file() else None
 
 
 def is_outside(node: dict | None) -> bool:
