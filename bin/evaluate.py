@@ -84,7 +84,8 @@ def main() -> None:
         reports.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
     protocol = comparison.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
     if distributed.is_main():
-        told = [f"{name}: {entrant.weights}, at {entrant.resize}" for name, entrant in networks.items()]
+        told = [f"{name}: {entrant.weights}" for name, entrant in networks.items()]
+        told += [f"{name} sees pictures at {each.resize}" for name, each in networks.items() if each.resize.mode]
         print("\n".join(told + remarks), flush=True)
     entrants = dict(networks)
     if args.mean_map:
