@@ -77,7 +77,7 @@ def test_other_recipes_leave_pictures_their_own_size():
     [
         ({"kb_crop": 5}, "data.kb_crop"),
         ({"kb_crop": [352, 0]}, "data.kb_crop"),
-        ({"height": "a", "width": 5}, "data.height, data.width"),
+        ({"name": "scenes", "height": "a", "width": 5}, "data.height, data.width"),
         ({"augment": {"crop": [352, 704, 3], "sizes": "keep_aspect"}}, "data.augment.crop"),
         ({"augment": 3}, "data.augment"),
         ({"resize": 5}, "data.resize"),

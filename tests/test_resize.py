@@ -14,7 +14,7 @@ from tiekd.data.loader import Keyed
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.transforms import Augment, Sample
 from tiekd.distributed import BatchNorm2d, counting_only
-from tiekd.errors import RecipeError
+from tiekd.errors import DataError, RecipeError
 
 PLAIN = Augment(rotate_p=0.0, flip_p=0.0, colour_p=0.0)
 
@@ -361,3 +361,10 @@ def test_what_is_not_finite_in_the_padding_reaches_no_statistics():
 def test_only_frames_of_one_size_stand_for_a_working_resolution():
     assert resizes.of_data({"name": "mine.frames", "height": 192, "width": 640}) == OWN_SIZE
     assert resizes.of_data({"name": "scenes", "height": 96, "width": 320}) == Resize(at_most=(96, 320))
+
+
+@pytest.mark.parametrize("resize", [Resize(short_side=256), Resize(height=120, width=160, mode="cover")])
+def test_a_picture_that_would_be_enormous_is_refused(resize):
+    with pytest.raises(DataError, match="a picture of 1x5000 would be .* at the working resolution"):
+        resize.place(1, 5000)
+    assert OWN_SIZE.place(1, 50000).canvas == (1, 50000)

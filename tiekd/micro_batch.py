@@ -26,6 +26,7 @@ from tiekd.data.batch import Batch
 from tiekd.distributed import BatchNorm2d
 from tiekd.dry_run import begin, size
 from tiekd.errors import LaunchError
+from tiekd.execution import prepare_bf16
 from tiekd.models.factory import build_network
 from tiekd.options import TrainSettings
 from tiekd.parts import Parts
@@ -134,6 +135,8 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     if engine.fp16_enabled() or engine.bfloat16_enabled():
         network.to(torch.float16 if engine.fp16_enabled() else torch.bfloat16)
     casts = parts.config.values.get("torch_autocast", {}).get("enabled", False)
+    if device.type == "cpu" and (engine.bfloat16_enabled() or casts):
+        prepare_bf16(network)  # as the engine's is
     batches = parts.batches(_LOOKED_AT)
     one = max(islice(batches, _LOOKED_AT), key=lambda batch: batch.image.numel())
     batches.close()

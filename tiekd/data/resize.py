@@ -27,7 +27,7 @@ from tiekd.annotations import check_value
 from tiekd.config import settings
 from tiekd.data.geometry import in_grey_levels
 from tiekd.data.transforms import Sample
-from tiekd.errors import RecipeError
+from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")
 SLACK = 1.5  # `at_most`: a picture with up to so many times the pixels keeps its size
@@ -111,7 +111,17 @@ class Resize:
         return (self.height, self.width) if self.mode == "cover" else None
 
     def place(self, height: int, width: int) -> Placement:
-        """Where a picture of height x width goes."""
+        """Where a picture of height x width goes. Raises DataError where that is no size to work at."""
+        placement = self._place(height, width)
+        if self != OWN_SIZE and max(placement.canvas) > LARGEST:
+            raise DataError(
+                f"a picture of {height}x{width} would be {_by(placement.canvas)} at the working resolution ({self}), "
+                f"larger than {LARGEST} pixels a side; leave it out, or set another data.resize",
+                "size",
+            )
+        return placement
+
+    def _place(self, height: int, width: int) -> Placement:
         if self.mode == "stretch":
             return _whole(self.height, self.width)
         if self.mode == "cover":

@@ -18,6 +18,7 @@ from tiekd.data.batch import Batch
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import CheckpointError, TeacherError
 from tiekd.evaluation import predict
+from tiekd.execution import prepare_bf16
 from tiekd.models import weights
 from tiekd.models.factory import build_network
 from tiekd.models.network import Network
@@ -47,6 +48,8 @@ class FrozenTeacher:
         self.flip, self.precision, self.resize = flip, precision, resize
         if precision != "fp32":
             self.network.memory_format = torch.channels_last
+        if precision == "bf16" and torch.device(device).type == "cpu":
+            prepare_bf16(self.network)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
