@@ -18,7 +18,7 @@ from tiekd.checkpoint import write_weights
 from tiekd.config import load_recipe
 from tiekd.models.factory import build_network
 
-FRAMES, HEIGHT, WIDTH = 8, 56, 104
+FRAMES, HELD_OUT, HEIGHT, WIDTH = 8, 2, 56, 104
 _COPIED = "README.md setup.py pyproject.toml bin ds_configs model_configs tests tiekd".split()
 _AUGMENT = {"rotate_p": 0.5, "rotate_deg": 2.5, "flip_p": 0.5, "crop": [32, 64]}
 _EVALUATION = {"interval": 1, "by": "epoch", "flip": True, "save_best": "abs_rel"}
@@ -53,9 +53,13 @@ def make(folder: Path) -> Path:
             shutil.copy2(runs.ROOT / name, folder / name)
     for name, node in BASES.items():
         runs.write_recipe(folder / "model_configs" / "_base_" / f"{name}.yaml", node)
-    tiny_kitti.make(folder / "data" / "kitti", FRAMES, HEIGHT, WIDTH)
+    kitti = tiny_kitti.make(folder / "data" / "kitti", FRAMES, HEIGHT, WIDTH)
+    lines = (kitti / "kitti_eigen_train.txt").read_text().splitlines(keepends=True)
+    (kitti / "kitti_eigen_train.txt").write_text("".join(lines[:-HELD_OUT]))
+    (kitti / "kitti_eigen_test.txt").write_text("".join(lines[-HELD_OUT:]))
     _own_pictures(folder / "data" / "mine")
-    for place in ("street.jpg", "rides/1.jpg", "rides/2.jpg"):
+    _picture(folder / "street.jpg", *_KITTI["kb_crop"])  # the size that exported files take
+    for place in ("rides/1.jpg", "rides/2.jpg"):
         _picture(folder / place, HEIGHT, WIDTH)
     recipe = load_recipe(folder / "model_configs" / "teachers" / "adabins_nyu.yaml")
     torch.manual_seed(0)
