@@ -165,6 +165,13 @@ MUTANTS = [
         ("resize",),
     ),
     Mutant(
+        "a_pipe_among_the_inputs_is_waited_for",
+        "tiekd/file_facts.py",
+        "        if not os.path.isfile(path):\n            return None\n",
+        "",
+        ("run_inputs",),
+    ),
+    Mutant(
         "a_change_of_one_key_drops_a_resize",
         "tiekd/config.py",
         "old = _of_the_same_form(old, value)",

@@ -529,3 +529,8 @@ def test_another_working_resolution_is_refused(run, was, is_now, told):
     started = run.record()
     run.node["data"] = data | nodes[is_now]
     assert refusals(run, started) == ([] if told is None else [told])
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert file_facts.crc(tmp_path / "pipe.png") is None and file_facts.crc(tmp_path) is None

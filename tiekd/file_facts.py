@@ -36,9 +36,12 @@ def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def crc(path: str | os.PathLike) -> int | None:
-    """CRC-32 of the content; None where it can't be read."""
+    """CRC-32 of the content; None where it can't be read, and for what is no file, such as a pipe, which would be
+    waited for."""
     value = 0
     try:
+        if not os.path.isfile(path):
+            return None
         with open(path, "rb") as file:
             while block := file.read(_BLOCK):
                 value = zlib.crc32(block, value)
