@@ -171,6 +171,8 @@ def kind_of_depth(path: Path) -> str:
     """What a depth file holds: `16-bit PNG`, or `float32 NPY` by its head; `NPY` for one that can't be read."""
     if needs_decoding(path):
         return "16-bit PNG"
+    if not os.path.isfile(path):  # told by whoever reads it; opening a pipe would wait for ever
+        return "NPY"
     try:
         return f"{np.load(path, mmap_mode='r', allow_pickle=False).dtype.name} NPY"
     except Exception:  # noqa: BLE001 - told by whoever reads it
