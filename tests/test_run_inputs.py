@@ -1,6 +1,7 @@
 """What a run reads is written down, and a resume says what has changed since and refuses what it
 may not take."""
 
+import importlib
 import json
 import os
 import zlib
@@ -534,3 +535,16 @@ def test_another_working_resolution_is_refused(run, was, is_now, told):
 def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     assert file_facts.crc(tmp_path / "pipe.png") is None and file_facts.crc(tmp_path) is None
+
+
+def test_a_file_that_a_part_of_ones_own_has_made_since_is_told_and_not_refused(run, monkeypatch):
+    (run.folder / "made_since").mkdir()
+    (run.folder / "made_since" / "teacher.py").write_text("build = dict\n")
+    monkeypatch.syspath_prepend(run.folder)
+    run.node["teacher"] = {"name": "made_since.teacher", "cache": str(run.folder / "cache.bin")}
+    importlib.import_module("made_since.teacher")
+    started = run.record()
+    (run.folder / "cache.bin").write_bytes(b"1")
+    verdict = changes(run, started)
+    assert verdict.refused == []
+    assert f"teacher.cache: {run.folder / 'cache.bin'} was not there at the start" in verdict.told

@@ -225,8 +225,8 @@ def _is_unsure(was: inputs.Entry, is_now: inputs.Entry) -> bool:
 
 def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, str | None]:
     """A change of a single file: of its content or only of its place, and in words."""
-    if old is None:
-        return True, f"{name}: {new[0]} was not read at the start"
+    if old is None:  # a part of one's own may have made it; another value of the key is refused as such
+        return False, f"{name}: {new[0]} was not there at the start"
     if new is None:
         return True, f"{name}: {old[0]}, which was read at the start, isn't any more"
     if old[1] != new[1]:
