@@ -196,3 +196,9 @@ def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground,
     frames.is_turned = lambda index: index == 1
     with pytest.raises(TeacherError, match="holds maps of another kind .they differ in orientation."):
         caching.cache_maps(recipe, made[1], frames, tmp_path, CPU, io.StringIO())
+
+
+def test_a_manifest_is_as_it_will_be_read_back(ground, tmp_path):
+    manifest = teacher_maps.make_manifest(recipe_of(ground), NETWORK, None, False, {"at_most": (352, 1216)})
+    teacher_maps.write_manifest(tmp_path, manifest)
+    assert teacher_maps.read_manifest(tmp_path) == manifest and manifest["resize"] == {"at_most": [352, 1216]}

@@ -8,7 +8,6 @@ Left out: folders that several machines don't share, and replacing maps: another
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections import deque
@@ -109,9 +108,9 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     own = is_outside(source.node)
     teacher = build_teacher(source.node if own else source.node | {"flip": source.flip}, device)
     digest = None if teacher.network is None else digest_of(teacher.network)
-    manifest = teacher_maps.make_manifest(recipe, source.node if own else source.node["network"], digest, source.flip)
-    if not own and teacher.resize != OWN_SIZE:
-        manifest["resize"] = json.loads(json.dumps(teacher.resize.node()))  # as it will be read back
+    resize = {} if own else teacher.resize.node()
+    node = source.node if own else source.node["network"]
+    manifest = teacher_maps.make_manifest(recipe, node, digest, source.flip, resize)
     check_same({"map": frames})
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):

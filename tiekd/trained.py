@@ -28,10 +28,10 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
     say, else what the weights were saved with, else what the recipe says.
 
     checkpoint_path: ours or a published one; a work dir, or a checkpoint in one; None: the recipe's work dir. Of a work
-    dir the best are taken, else the newest. Of the overrides only those of the network and the work dir count. Raises
-    RecipeError and CheckpointError.
+    dir the best are taken, else the newest. Of the overrides those of the network, the work dir and data.resize count.
+    Raises RecipeError and CheckpointError.
     """
-    recipe = load_recipe(recipe_path, [o for o in overrides if o.startswith(("network.", "network=", "work_dir="))])
+    recipe = load_recipe(recipe_path, overrides)
     path = Path(checkpoint_path) if checkpoint_path else None
     if path is None:
         work_dir = Path(recipe.get("work_dir", checkpoint.work_dir_of(recipe_path)))
@@ -48,4 +48,4 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
         weights.load_into(network, weights.named_tensors(state))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return Trained(network, path, resizes.resize_of(state, load_recipe(recipe_path, overrides), overrides))
+    return Trained(network, path, resizes.resize_of(state, recipe, overrides))

@@ -14,7 +14,7 @@ Left out: sizes that change from batch to batch.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -405,8 +405,13 @@ def stretched_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
     """`resized_map` that decides nothing by the sizes, so that a graph traced from it holds for any."""
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=False)
+    return picked(values, size, nearest_index)
+
+
+def picked(values: Tensor, size: tuple[int, int], index: Callable[[int, int, torch.device], Tensor]) -> Tensor:
+    """(B, 1, h, w) -> (B, 1, *size): of each side's cells those that `index` (coarse, fine, device) names, unmixed."""
     rows, columns = (
-        nearest_index(coarse, fine, values.device) for coarse, fine in zip(values.shape[-2:], size, strict=True)
+        index(coarse, fine, values.device) for coarse, fine in zip(values.shape[-2:], size, strict=True)
     )
     return values.index_select(2, rows).index_select(3, columns)
 

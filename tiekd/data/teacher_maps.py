@@ -5,6 +5,7 @@ manifest beside them records what made them. Published maps have none; they are 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from tiekd.data import depth_io
@@ -15,11 +16,13 @@ MANIFEST = "manifest.json"
 ORIENTATION = "orientation"  # manifests of before images were turned upright by their EXIF orientation have none
 
 
-def make_manifest(recipe: dict, teacher_node: dict, digest: str | None, flip: bool) -> dict:
+def make_manifest(
+    recipe: dict, teacher_node: dict, digest: str | None, flip: bool, resize: Mapping | None = None
+) -> dict:
     """What a folder's maps are: of which teacher, from which pictures, how encoded.
 
     teacher_node: the teacher's network, or what `teacher` says of one from outside the project; digest: of its weights,
-    None where it doesn't show them.
+    None where it doesn't show them. resize: the node of the teacher's working resolution, left out where there is none.
 
     max_depth_m is the recipe's. full_scale_m, what 65535 stands for, is the larger one of the recipe's and the
     teacher's: a teacher that sees farther than its student must not be cut before the student's head decides on it.
@@ -41,6 +44,7 @@ def make_manifest(recipe: dict, teacher_node: dict, digest: str | None, flip: bo
         "flip": flip,
         "teacher_digest": digest,
         "teacher_network": teacher_node,
+        **({"resize": dict(resize)} if resize else {}),
     }
     return json.loads(json.dumps(manifest))  # as it will be read back: lists for tuples
 

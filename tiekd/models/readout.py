@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tiekd.data.resize import picked
 from tiekd.errors import RecipeError
 
 READOUTS = ("mean", "mode", "local")
@@ -85,10 +86,7 @@ def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tenso
     """`on_image_grid` that decides nothing by the sizes, so that a graph traced from it holds for any."""
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=True)
-    rows, columns = (
-        _aligned_index(coarse, fine, values.device) for coarse, fine in zip(values.shape[2:], size, strict=True)
-    )
-    return values.index_select(2, rows).index_select(3, columns)
+    return picked(values, size, _aligned_index)
 
 
 def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
