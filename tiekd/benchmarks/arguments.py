@@ -21,6 +21,13 @@ AGAINST = ("bare", "torch")
 OTHERS = ("products", "compiled", "chunks")
 
 
+def _add_pictures(parser: argparse.ArgumentParser, of: str = "a step") -> None:
+    """How many pictures there are, and of which size."""
+    parser.add_argument("--batch", type=int, default=1, help=f"pictures {of}, default 1")
+    parser.add_argument("--height", type=int, default=352)
+    parser.add_argument("--width", type=int, default=704)
+
+
 def of_head(parser: argparse.ArgumentParser) -> None:
     """What can be chosen of `head`."""
     for name, default in (
@@ -52,9 +59,7 @@ def of_step(parser: argparse.ArgumentParser) -> None:
         default=str(PUBLISHED),
         help="default the published KITTI student's",
     )
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
+    _add_pictures(parser)
     parser.add_argument(
         "--dtype", choices=AUTOCAST, default="fp32", help="of our step, by autocast; default fp32"
     )
@@ -120,9 +125,7 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deepspeed_config", type=paths.option, metavar="JSON", help="default ds_configs/fp32.json"
     )
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
+    _add_pictures(parser)
     parser.add_argument(
         "--block", type=int, default=4, help="iterations between two changes of loop, default 4"
     )
@@ -149,9 +152,7 @@ def of_student(parser: argparse.ArgumentParser) -> None:
         help="default the published KITTI student's",
     )
     parser.add_argument("--teacher", action="store_true", help="the recipe's teacher instead")
-    parser.add_argument("--batch", type=int, default=1, help="pictures a forward, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
+    _add_pictures(parser, "a forward")
     parser.add_argument(
         "--dtype",
         choices=AUTOCAST,
@@ -172,9 +173,7 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
         default=str(PUBLISHED),
         help="default the published student's, from AdaBins",
     )
-    parser.add_argument("--batch", type=int, default=1, help="pictures a step, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
+    _add_pictures(parser)
     parser.add_argument(
         "--dtype", choices=AUTOCAST, default="fp32", help="of student and teacher, by autocast"
     )
