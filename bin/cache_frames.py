@@ -40,7 +40,7 @@ def main() -> None:
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     validates = recipe.get("train", {}).get("validate", True)
     both = ("train", "val") if validates else ("train",)
-    sources = frame_cache.sources_of(recipe, both if args.split == "both" else (args.split,))
+    sources = frame_cache.sources_of(recipe, both if args.split == "both" else (args.split,), sys.stdout)
     folder = folder_of(recipe["data"], default="decoded")
     paths.refuse_unfilled(folder, "data.decoded")
     frame_cache.fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)

@@ -42,7 +42,7 @@ def main() -> None:
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     device = launch.start_rank(TIMEOUT_MINUTES)
     frames = caching.frames_of(recipe, args.split)
-    source = caching.teacher_of(recipe, args.recipe, args.checkpoint)
+    source = caching.teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
     folder = args.out or caching.default_folder(recipe, args.recipe, args.split)
     if distributed.is_main():
         print(f"Teacher: {source}, on {distributed.world_size()} rank(s)")

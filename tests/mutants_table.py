@@ -1170,8 +1170,8 @@ MUTANTS = [
     Mutant(
         "resume_does_not_look_at_the_machines",
         "bin/resume",
-        "    hostfile.check_options(options)\n",
-        "",
+        "        hostfile.check_options(options)\n",
+        "        pass\n",
         ("hostfile",),
     ),
     Mutant(

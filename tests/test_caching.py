@@ -15,6 +15,7 @@ from PIL import Image
 from tiekd import caching
 from tiekd.checkpoint import write_weights
 from tiekd.data import teacher_maps
+from tiekd.data.resize import Resize
 from tiekd.data.scenes import write_kitti_layout
 from tiekd.data.transforms import normalise
 from tiekd.errors import DataError, TeacherError
@@ -235,9 +236,21 @@ def test_a_recipe_means_its_teacher_or_without_one_its_own_network(ground, tmp_p
     (tmp_path / "run" / "best_abs_rel.pth").write_bytes((ground / "teacher.pth").read_bytes())
     source = caching.teacher_of(own | {"teacher": {"flip": False}}, "big.yaml", None)
     assert source.checkpoint == tmp_path / "run" / "best_abs_rel.pth" and source.flip is False
-    assert source.node["network"] == own["network"]
+    assert source.node["network"] == own["network"] and source.resize is None
     with pytest.raises(TeacherError, match="teacher.maps: student.yaml learns from cached maps"):
         caching.teacher_of(student | {"teacher": {"maps": "gt_kd"}}, "student.yaml", None)
+
+
+def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_made(ground, tmp_path):
+    override, resize = ["data.resize={short_side: 32}"], {"resize": {"short_side": 32}}
+    student = recipe_of(ground)
+    student["data"] |= resize
+    own = {key: value for key, value in student.items() if key != "teacher"}
+    source = caching.teacher_of(own, "big.yaml", str(ground / "teacher.pth"), override)
+    assert source.resize == Resize(short_side=32)
+    caching.cache_maps(own, source, caching.frames_of(own, "val"), tmp_path / "maps", CPU, io.StringIO())
+    assert teacher_maps.read_manifest(tmp_path / "maps")["resize"] == {"short_side": 32}
+    assert caching.teacher_of(student, "student.yaml", None, override).resize is None  # the student's own affair
 
 
 def test_the_folder_is_named_after_the_teachers_recipe(ground):

@@ -11,7 +11,7 @@ import two_ranks
 from torch import nn
 
 from tiekd.data.loader import Loading
-from tiekd.data.resize import Resize, resized_picture
+from tiekd.data.resize import OWN_SIZE, Resize, resized_picture
 from tiekd.data.transforms import Sample, colour_table, look_up
 from tiekd.evaluation import EvaluationSettings, evaluate, predict
 from tiekd.hooks.evaluation import Evaluation
@@ -261,3 +261,19 @@ def test_a_best_of_another_metric_or_of_no_pixel_is_not_taken_from_a_checkpoint(
     hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), [], print)
     hook.load_state_dict(state)
     assert hook.best == best
+
+
+@pytest.mark.parametrize(
+    ("resize", "before", "best"),
+    [
+        (Resize(scale=0.5), {}, None),  # of a version that evaluated images at their own size
+        (Resize(scale=0.5), {"resize": {"scale": 0.5}}, 0.3),
+        (OWN_SIZE, {}, 0.3),
+        (Resize(at_most=(352, 1216)), {}, 0.3),
+    ],
+)
+def test_a_best_of_another_working_resolution_is_not_taken_from_a_checkpoint(resize, before, best):
+    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), [], print, resize=resize)
+    hook.load_state_dict({"best": 0.3, "owed": None, "metric": "abs_rel", **before})
+    assert hook.best == best
+    assert hook.state_dict()["resize"] == resize.node()

@@ -62,6 +62,19 @@ def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
     assert all(cache.holds(source, thoroughly=True) for source in frame_cache.sources_of(recipe_of(root), ("train",)))
 
 
+def test_files_without_a_partner_are_told_once(tmp_path):
+    for folder, count in (("images", 8), ("depths", 7)):
+        (tmp_path / folder).mkdir()
+        for index in range(count):
+            write_png(tmp_path / folder / f"{index}.png", np.full((20, 30), index + 1, np.uint16))
+    data = {"name": "folder", "root": str(tmp_path), "images": "images", "depths": "depths", "augment": {}}
+    data |= {"depth_unit": 256, "val_fraction": 0.5}
+    out = io.StringIO()
+    frame_cache.sources_of({"network": {"max_depth": 80.0}, "data": data}, ("train", "val"), out)
+    (told,) = out.getvalue().splitlines()
+    assert told.startswith("Warning: ") and "1 of 8" in told and "7.png" in told
+
+
 def test_one_split_can_do(root):
     lines = (root / "kitti_eigen_test.txt").read_text().splitlines(keepends=True)
     (root / "kitti_eigen_test.txt").write_text("".join(lines[:2]))

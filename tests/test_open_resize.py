@@ -107,6 +107,7 @@ def test_weights_know_their_size_better_than_the_recipe_and_an_override_better_t
         ({"resize": ours}, recipe, ["data.resize.scale=0.5", "data.root=x"], Resize(scale=0.5)),
         ({"resize": ours}, recipe, ["data={resize: {scale: 0.5}}"], Resize(scale=0.5)),
         ({"resize": ours}, recipe, ["data.root=resize", "data.resized=1"], Resize(short_side=64)),
+        ({"resize": ours}, recipe, ["data={root: /x/resize}"], Resize(short_side=64)),
         ({"resize": ours}, as_recipe, ["data.resize=null"], OWN_SIZE),
     ):
         assert resize_of(state, given, overrides) == expected, (state, given, overrides)

@@ -133,6 +133,13 @@ def test_the_log_names_the_weights_that_made_the_maps(ground):
     )
 
 
+def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(ground, tmp_path):
+    node = {"name": "mine.oracle"}
+    manifest = teacher_maps.make_manifest(recipe_of(ground), node, None, False, {"short_side": 192})
+    teacher_maps.write_manifest(tmp_path, manifest)
+    assert teacher_maps.describe(tmp_path).endswith(", of mine.oracle; it saw images at {short_side: 192}")
+
+
 @pytest.mark.parametrize(("digest", "of"), [("0123456789abcdef", ", the weights with digest 0123456789ab"), (None, "")])
 def test_the_log_names_a_teacher_from_outside_the_project(ground, tmp_path, digest, of):
     node = {"name": "mine.oracle", "encoder": 3, "max_depth": "far"}  # all but the name is its own affair

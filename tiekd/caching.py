@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,12 +24,13 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from tiekd import distributed
+from tiekd.config import is_overridden
 from tiekd.data import depth_io, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.agreement import check_same
 from tiekd.data.frames import Frames
 from tiekd.data.loader import Loading, validation_batches
-from tiekd.data.resize import OWN_SIZE
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.section import build_dataset, loading_of
 from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.models.teacher import FrozenTeacher, OutsideTeacher, build_teacher, is_outside, teacher_checkpoint
@@ -42,11 +43,15 @@ _MARGIN = 1.1
 
 class Source(NamedTuple):
     """What makes the maps: the teacher's node with its checkpoint's file in it, and whether flips are averaged, which a
-    teacher from outside the project sees to by itself; it has no checkpoint here."""
+    teacher from outside the project sees to by itself; it has no checkpoint here.
+
+    resize: the working resolution that was asked for in place of the weights' own; None without.
+    """
 
     node: dict
     checkpoint: Path | None
     flip: bool
+    resize: Resize | None = None
 
     def __str__(self) -> str:
         if self.checkpoint is None:
@@ -54,11 +59,22 @@ class Source(NamedTuple):
         return f"{self.checkpoint}, flip averaging {'on' if self.flip else 'off'}"
 
 
-def teacher_of(recipe: dict, recipe_path: str | Path, checkpoint: str | None) -> Source:
+def teacher_of(
+    recipe: dict, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
+) -> Source:
     """The teacher that a recipe means: a student's `teacher`, or the network itself where the recipe has no teacher.
 
-    checkpoint: weights in place of the ones that the recipe means. Raises TeacherError where there are none.
+    Args:
+        recipe: with its overrides applied.
+        recipe_path: its file.
+        checkpoint: weights in place of the ones that the recipe means.
+        overrides: `--set` words. Where the teacher is the recipe's own network, `data.resize` among them is the
+            teacher's; else it is the student's, and the teacher keeps its own.
+
+    Raises:
+        TeacherError: there are no weights.
     """
+    resize = None
     teacher = recipe.get("teacher") or {}
     if is_outside(teacher):
         if checkpoint is not None:
@@ -72,10 +88,12 @@ def teacher_of(recipe: dict, recipe_path: str | Path, checkpoint: str | None) ->
     if teacher.keys() <= {"flip"}:
         own_work_dir = {"checkpoint": recipe["work_dir"]} if "work_dir" in recipe else {}
         teacher = {"network": recipe.get("network"), "recipe": str(recipe_path), **own_work_dir, **teacher}
+        if is_overridden(("data", "resize"), recipe, overrides):
+            resize = resizes.resize_of({}, recipe, overrides)
     if checkpoint is not None:
         teacher = teacher | {"checkpoint": checkpoint}
     path = teacher_checkpoint(teacher)
-    return Source(teacher | {"checkpoint": str(path)}, path, teacher.get("flip", True))
+    return Source(teacher | {"checkpoint": str(path)}, path, teacher.get("flip", True), resize)
 
 
 def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
@@ -106,11 +124,12 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     Raises TeacherError where the folder holds other maps, DataError where they don't fit on its disk.
     """
     own = is_outside(source.node)
-    teacher = build_teacher(source.node if own else source.node | {"flip": source.flip}, device)
+    node = source.node if own else source.node | {"flip": source.flip}
+    teacher = build_teacher(node, device, source.resize)
     digest = None if teacher.network is None else digest_of(teacher.network)
     resize = {} if own else teacher.resize.node()
-    node = source.node if own else source.node["network"]
-    manifest = teacher_maps.make_manifest(recipe, node, digest, source.flip, resize)
+    described = node if own else node["network"]
+    manifest = teacher_maps.make_manifest(recipe, described, digest, source.flip, resize)
     check_same({"map": frames})
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):

@@ -268,6 +268,20 @@ def _parse_override(override: str, recipe: dict) -> dict:
     return node
 
 
+def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
+    """True where one of the overrides `key.sub=value` sets this key of the recipe, by its own name, by that of
+    something in it, or in a mapping that holds it."""
+    for override in overrides:
+        node = _parse_override(override, recipe)
+        for part in key:
+            if not isinstance(node, dict) or part not in node:
+                break
+            node = node[part]
+        else:
+            return True
+    return False
+
+
 def _with_homes(node, key: tuple, recipe: dict):
     """A node of the recipe with `~` expanded in it wherever its kind is a path."""
     if isinstance(node, dict):

@@ -31,15 +31,20 @@ _BLOCK = 4096  # bytes, of which a file takes whole ones
 Sources = dict[Path, Callable[[Path], Tensor]]
 
 
-def sources_of(recipe: dict, splits: tuple[str, ...]) -> Sources:
-    """The files that the splits' frames are decoded from, each once, with what decodes it."""
+def sources_of(recipe: dict, splits: tuple[str, ...], out: TextIO | None = None) -> Sources:
+    """The files that the splits' frames are decoded from, each once, with what decodes it; `out` is told
+    what a user should know of how they were found."""
     sources = {}
+    notes: dict[str, None] = {}  # each once, though all splits of a folder find the same
     for split in splits:
         frames = build_dataset(without_cache(recipe), split)
         if not isinstance(frames, Frames):
             raise RecipeError(f"data.name: {recipe['data']['name']} has no files to decode; kitti, nyu and folder have")
+        notes |= dict.fromkeys(frames.notes)
         for index in range(len(frames)):
             sources |= {path: how for path, how in frames.files(index).values() if depth_io.needs_decoding(path)}
+    for note in notes if out is not None else ():
+        _tell(out, f"Warning: {note}")
     return sources
 
 

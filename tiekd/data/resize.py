@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from tiekd.annotations import check_value
-from tiekd.config import settings
+from tiekd.config import is_overridden, settings
 from tiekd.data.geometry import in_grey_levels
 from tiekd.data.transforms import Sample
 from tiekd.errors import DataError, RecipeError
@@ -205,7 +205,7 @@ def resize_of(state: Mapping, recipe: Mapping | None = None, overrides: Sequence
         RecipeError: one of them is no working resolution.
     """
     data = {} if recipe is None else recipe.get("data") or {}
-    if any(re.match(r"\s*data(\.resize\b|\s*=.*\bresize\b)", override) for override in overrides):
+    if is_overridden(("data", "resize"), recipe or {}, overrides):
         return OWN_SIZE if data.get("resize") is None else of_data(data)
     if state.get("resize") is not None:
         return of_node(state["resize"], "the weights' resize")

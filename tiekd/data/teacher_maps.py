@@ -110,11 +110,17 @@ def describe(folder: Path) -> str:
     parts = [name] if name else []
     parts += [f"the weights with digest {digest[:12]}"] if digest else []
     parts += [] if name else [f"flip averaging {'on' if manifest['flip'] else 'off'}"]
-    return f"Teacher: cached maps in {folder}, of {', '.join(parts)}"
+    seen = manifest.get("resize")
+    at = f"; it saw images at {_inline(seen)}" if seen and "at_most" not in seen else ""
+    return f"Teacher: cached maps in {folder}, of {', '.join(parts)}{at}"
 
 
 def _as_list(value) -> list | None:
     return None if value is None else list(value)
+
+
+def _inline(node: Mapping) -> str:
+    return f"{{{', '.join(f'{key}: {value}' for key, value in node.items())}}}"
 
 
 def _yaml(value) -> str:

@@ -121,13 +121,16 @@ class Evaluation(Hook):
         self.info(f"{best}, saved as best_{name}.pth{label}")
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "owed": self.owed, "metric": self.settings.save_best}
+        compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
+        return {"best": self.best, "owed": self.owed, **compared}
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
-        # A checkpoint may hold a best that older versions took from an evaluation without a pixel.
-        if other_metric or (self.best is not None and not math.isfinite(self.best)):
+        # Older versions evaluated pictures at their own size, whatever training scaled them by, and may
+        # have taken a best from an evaluation without a pixel.
+        own_size = "resize" not in state and self.resize not in (OWN_SIZE, Resize(at_most=self.resize.at_most))
+        if other_metric or own_size or (self.best is not None and not math.isfinite(self.best)):
             self.best = None
 
     def _fill_replica(self, weights: dict) -> None:

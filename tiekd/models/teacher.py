@@ -103,13 +103,15 @@ class OutsideTeacher:
         return torch.where(wanted, depth.float(), 0)
 
 
-def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher:
+def build_teacher(
+    node: dict | None, device: torch.device, resize: Resize | None = None
+) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher:
     """The teacher of `recipe["teacher"]`; None makes the ground truth one.
 
     name: a module outside the project, see OutsideTeacher; all other keys are its build's then. Otherwise:
     checkpoint: a file of weights, a checkpoint's folder or a work dir; without it, that recipe's work dir. A work dir
-    means its best, else its latest, weights. flip, precision: see FrozenTeacher. Raises TeacherError when there are no
-    weights or they belong to another network.
+    means its best, else its latest, weights. flip, precision: see FrozenTeacher. resize: the working resolution, in
+    place of the weights' or recipe's. Raises TeacherError when there are no weights or they belong to another network.
     """
     if node is None:
         return GroundTruth()
@@ -142,7 +144,8 @@ def build_teacher(node: dict | None, device: torch.device) -> FrozenTeacher | Ca
         weights.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
-    resize = resizes.resize_of(state, _recipe_file(node))
+    if resize is None:
+        resize = resizes.resize_of(state, _recipe_file(node))
     return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
 
 
