@@ -1114,8 +1114,8 @@ MUTANTS = [
     Mutant(
         "a_best_of_another_metric_is_compared",
         "tiekd/hooks/evaluation.py",
-        "if other_metric or (",
-        "if (",
+        "if other_metric or own_size or (",
+        "if own_size or (",
         ("evaluation",),
     ),
     Mutant(
@@ -1212,9 +1212,37 @@ MUTANTS = [
     Mutant(
         "an_override_does_not_win_over_the_weights_working_resolution",
         "tiekd/data/resize.py",
-        r'r"\s*data(\.resize\b|',
-        r'r"\s*data(\.resize=|',
+        'if is_overridden(("data", "resize"), recipe or {}, overrides):',
+        "if False:",
         ("resize", "open_resize"),
+    ),
+    Mutant(
+        "an_override_counts_by_its_whole_key_alone",
+        "tiekd/config.py",
+        "            node = node[part]\n        else:\n            return True",
+        "            node = node[part]\n        else:\n            return not isinstance(node, dict)",
+        ("open_resize",),
+    ),
+    Mutant(
+        "a_best_of_images_at_their_own_size_is_compared",
+        "tiekd/hooks/evaluation.py",
+        "if other_metric or own_size or (",
+        "if other_metric or (",
+        ("evaluation",),
+    ),
+    Mutant(
+        "maps_are_made_at_the_weights_own_resolution_whatever_is_asked_for",
+        "tiekd/caching.py",
+        "build_teacher(node, device, source.resize)",
+        "build_teacher(node, device)",
+        ("caching",),
+    ),
+    Mutant(
+        "files_without_a_partner_are_not_told_when_frames_are_cached",
+        "tiekd/frame_cache.py",
+        "        notes |= dict.fromkeys(frames.notes)\n",
+        "",
+        ("frame_cache",),
     ),
     Mutant(
         "weights_of_an_open_side_reach_no_further_when_growing",

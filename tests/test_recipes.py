@@ -12,6 +12,7 @@ import yaml
 
 from tiekd import schedules
 from tiekd.config import SECTIONS, check_keys, dump_recipe, find, load_recipe, merge, settings
+from tiekd.data.resize import of_data
 from tiekd.data.transforms import Augment
 from tiekd.evaluation import EvaluationSettings
 from tiekd.losses import criterion
@@ -90,7 +91,9 @@ def test_every_whole_recipe_names_known_keys_only(path):
     recipe = load_recipe(path)
     assert {"network", "losses", "schedule", "data", "train", "optimizer"} <= recipe.keys()
     assert not recipe["data"].get("root", "data/").startswith("/")
-    check_arguments({k: v for k, v in recipe["data"].items() if k not in ("augment", "workers")}, "tiekd.data")
+    of_every_data_set = ("augment", "resize", "workers")
+    check_arguments({k: v for k, v in recipe["data"].items() if k not in of_every_data_set}, "tiekd.data")
+    of_data(recipe["data"])
     for section, hook in (("log", "text_log"), ("tensorboard", "tensorboard"), ("checkpoint", "checkpoint")):
         check_arguments({"name": hook, **recipe.get(section, {})}, "tiekd.hooks")
     own = {key: value for key, value in recipe["optimizer"].items() if key != "groups"}
