@@ -46,7 +46,7 @@ def check(of: Case) -> None:
     counts = wanted > 0
     if of.readout != "mean":
         counts = of.student.margins(of.pixels[None])[0, 0] >= TIE
-        assert counts.float().mean() > 0.9 and len(wanted.unique()) > 5, "a case that says something"
+        assert counts.float().mean() > 0.9 and len(wanted.unique()) >= 4, "a case that says something"
     assert found.keys() >= {"predict", "onnx", "pt2"}
     for name, depth in found.items():
         assert depth.shape == wanted.shape and depth.dtype == wanted.dtype, name
