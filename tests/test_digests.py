@@ -1,0 +1,77 @@
+"""The parts of tests/digests.py that start no program."""
+
+from pathlib import Path
+
+import digest_lab
+import digests
+import torch
+
+HEAD = "2026-11-29 20:28:05,419 - depth - INFO - "
+TIMES = "eta: 1 day, 0:01:26, time: 0.615, data_time: 0.031, memory: 12, "
+LOG = f"""{HEAD}Training frames: 120
+{HEAD}Environment info:
+------
+CPU: x86_64, 2 cores
+------
+
+{HEAD}Start running, host: root@vm, work_dir: /a/b
+{HEAD}Epoch [1][10/30]\tlr: 1.357e-04, {TIMES}loss: 3.4003
+{HEAD}
++----+
+| a1 |
++----+
+{HEAD}Epoch(val) [5][32]\ta1: 0.6790
+"""
+
+
+def test_a_log_is_parted_into_figures_without_times_and_words():
+    figures, words = digest_lab.figures_and_words(LOG)
+    assert figures == [
+        "Epoch [1][10/30]\tlr: 1.357e-04, loss: 3.4003",
+        "+----+\n| a1 |\n+----+",
+        "Epoch(val) [5][32]\ta1: 0.6790",
+    ]
+    assert words == ["Training frames: 120"]
+
+
+def test_places_sizes_and_durations_are_left_out_of_text_and_metres_are_not():
+    places = {Path("/a"): "<checkout>", Path("/a/b"): "<work>"}
+    assert (
+        digest_lab.without_places("/a/b/x.pth of /a/bin", places)
+        == "<work>/x.pth of <checkout>/bin"
+    )
+    assert digest_lab.without_sizes("12.5 MB in 1,200 s, up to 80 m") == "# MB in # s, up to 80 m"
+
+
+def test_tensors_count_with_name_dtype_shape_and_every_bit():
+    def bits(value) -> bytes:
+        return b"".join(digest_lab.bits_of(value))
+
+    one = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)}
+    assert bits(one) == bits(dict(reversed(one.items())))
+    others = [
+        {**one, "a": torch.tensor([1.0, 2.0000002])},
+        {**one, "a": torch.tensor([[1.0, 2.0]])},
+        {**one, "b": torch.tensor(3, dtype=torch.int32)},
+        {"a": one["a"], "c": one["b"]},
+        {**one, "a": torch.tensor([-0.0, 2.0])},
+    ]
+    assert len({bits(one), *map(bits, others)}) == 6
+
+
+def test_digests_that_differ_or_are_missing_are_told_and_words_may_be_let_pass():
+    before = digests.read("plain.rows  aa\nplain.log.words  bb\nzero1.rows  cc\n", ["plain"])
+    assert before == {"plain.rows": "aa", "plain.log.words": "bb"}
+    lines, differs = digests.compared(before, {"plain.rows": "aa", "plain.log.words": "bc"})
+    assert differs and [line.endswith("DIFFERS") for line in lines] == [False, True, False]
+    assert not digests.compared(before, {"plain.rows": "aa", "plain.log.words": "bc"}, True)[1]
+    assert digests.compared(before, {"plain.log.words": "bb"}, True)[1]
+
+
+def test_a_case_brings_what_it_needs_and_every_part_has_one(tmp_path):
+    assert digests.with_needs(["on_decoded"]) == {"on_decoded", "decoded", "maps", "teacher"}
+    assert digests.parts_without_case(digests.ROOT) == []
+    new = tmp_path / "tiekd" / "models" / "encoders" / "new.py"
+    new.parent.mkdir(parents=True)
+    new.write_text("build = New\n")
+    assert digests.parts_without_case(tmp_path) == ["tiekd/models/encoders/new.py"]
