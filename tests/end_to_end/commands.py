@@ -1,4 +1,4 @@
-"""What the READMEs tell a user to type, and the files that they tell him to write.
+"""The commands that the documents tell a user to type, and the files that they tell him to write.
 
 A command is a line of a ```bash block, a span of `code` that begins with a program and has arguments, and, in a table
 of what "you type", a cell that begins with an option: those belong behind `bin/train.py RECIPE`. A block of code whose
@@ -12,10 +12,19 @@ from typing import NamedTuple
 DOCUMENTS = (
     "README.md",
     "bin/README.md",
+    "bin/RUNS.md",
+    "bin/MANY_MACHINES.md",
+    "bin/TROUBLESHOOTING.md",
+    "model_configs/README.md",
+    "model_configs/DATA.md",
     "model_configs/YOUR_PARTS.md",
     "model_configs/COMING_FROM_MMCV.md",
+    "ds_configs/README.md",
+    "tiekd/README.md",
+    "tiekd/benchmarks/README.md",
     "CONTRIBUTING.md",
 )
+OF_TESTS = ("tests/README.md", "tests/golden/README.md")  # about the tests themselves
 PROGRAM = re.compile(r"(\w+=\S+ )*(bin/\w|deepspeed |python |sh |srun |pip |printf |tensorboard )")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 OPTIONS_FOR = "bin/train.py RECIPE "
