@@ -90,7 +90,8 @@ def test_every_whole_recipe_names_known_keys_only(path):
     recipe = load_recipe(path)
     assert {"network", "losses", "schedule", "data", "train", "optimizer"} <= recipe.keys()
     assert not recipe["data"].get("root", "data/").startswith("/")
-    check_arguments({k: v for k, v in recipe["data"].items() if k not in ("augment", "resize", "workers")}, "tiekd.data")
+    of_every_data_set = ("augment", "resize", "workers")
+    check_arguments({k: v for k, v in recipe["data"].items() if k not in of_every_data_set}, "tiekd.data")
     for section, hook in (("log", "text_log"), ("tensorboard", "tensorboard"), ("checkpoint", "checkpoint")):
         check_arguments({"name": hook, **recipe.get(section, {})}, "tiekd.hooks")
     own = {key: value for key, value in recipe["optimizer"].items() if key != "groups"}

@@ -55,6 +55,11 @@ def of_text(text: str) -> list[str]:
     return found + of_prose(text[prose_from:])
 
 
+def outside_blocks(text: str) -> list[str]:
+    """Those of a document's paragraphs and tables, without its blocks of code."""
+    return of_prose(BLOCK.sub("", text))
+
+
 def of_prose(text: str) -> list[str]:
     """Of paragraphs and tables. In a table of what was "then" typed elsewhere, the first column is not ours."""
     found, head = [], []

@@ -41,7 +41,9 @@ def elsewhere(command: str) -> tuple[str, str] | None:
 RUN_HERE = [command for command in COMMANDS if not elsewhere(command)]
 TRAININGS = [c for c in RUN_HERE if c.startswith("deepspeed --num_gpus 2 bin/train.py model_configs/")]
 LAUNCHED = [command for command in RUN_HERE if re.search(r"deepspeed |dist_train\.sh", command)]
-FIRST = commands.commands(runs.ROOT, ("README.md",))  # those of the other documents take longer than bin/test may
+# Of what bin/test runs: the other commands take longer than it may.
+FIRST = commands.commands(runs.ROOT, ("README.md", "bin/MANY_MACHINES.md", "bin/TROUBLESHOOTING.md"))
+FIRST += commands.outside_blocks((runs.ROOT / "bin" / "README.md").read_text(encoding="utf-8"))
 MARKED = [c if c in FIRST else pytest.param(c, marks=pytest.mark.long) for c in RUN_HERE if c not in TRAININGS]
 SCRIPTS = [block.text for block in commands.blocks(runs.ROOT) if block.language == "python" and block.file is None]
 
