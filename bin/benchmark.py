@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Measures our way against a plain one, interleaved in one process: `bin/benchmark.py head`, `... step`, and so on.
+"""Measures our implementation against a plain one, interleaved in one process.
 
-Prints the median ratio of times, its range, both peaks of memory and what they were measured on; --json prints one
-object instead. `bin/benchmark.py head --help` has what can be chosen.
+    bin/benchmark.py head        and so on, one word for each benchmark
+
+Prints the median ratio of times, its range, both peaks of memory, and the hardware; --json prints
+one object instead. `bin/benchmark.py head --help` lists the options of `head`.
 """
 
 import argparse
@@ -21,16 +23,23 @@ from tiekd import launch  # noqa: E402
 def parse_arguments() -> argparse.Namespace:
     from tiekd.benchmarks import COMMANDS, arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in COMMANDS.items():
-        command = commands.add_parser(name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(
+            name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name not in sys.argv[1:2]:
             continue
         source = Path(arguments.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        command.description = ast.get_docstring(ast.parse(source))  # importing the module takes seconds
+        # Parsed, not imported: importing the module takes seconds.
+        command.description = ast.get_docstring(ast.parse(source))
         command.add_argument("--device", default="cpu", help="cpu or cuda, default cpu")
-        command.add_argument("--rounds", type=int, default=7, help="how often each is timed, default 7")
+        command.add_argument(
+            "--rounds", type=int, default=7, help="how many times each is timed, default 7"
+        )
         command.add_argument("--json", action="store_true", help="one JSON object instead of lines")
         arguments.OF[name](command)
     return parser.parse_args()

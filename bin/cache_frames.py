@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Decodes all frames of a recipe once, for training to read from memory-mapped files: `bin/cache_frames.py RECIPE`.
+"""Decodes all frames of a recipe into memory-mapped files.
 
-Pictures, depth maps and cached teacher maps, into `data.decoded`, else <data.root>/decoded. Prints what they need and
-what is free before it writes. A job that was stopped goes on where it was; one that runs again makes what has changed,
-with --verify also what holds wrong numbers. Training then reads them by --set data.decoded=FOLDER.
+    bin/cache_frames.py RECIPE
+
+Decodes images, depth maps and cached teacher maps into `data.decoded`, else <data.root>/decoded.
+Prints the space that they need and the space that is free before it writes. An interrupted job
+resumes where it stopped. A second job decodes what has changed; with --verify also what holds wrong
+values. Training then reads them with --set data.decoded=FOLDER.
 """
 
 import argparse
@@ -18,13 +21,32 @@ from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=paths.option)
-    parser.add_argument("--split", choices=("train", "val", "both"), default="both", help="which frames, default both")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "both"),
+        default="both",
+        help="which frames, default both",
+    )
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, help=f"processes, default one a core ({cores})")
-    parser.add_argument("--verify", action="store_true", help="read all that is there and compare its checksums")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument(
+        "--workers", type=int, default=cores, help=f"processes, default one a core ({cores})"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="also compare checksums of existing files"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     args = parser.parse_args()
     if args.workers < 0:
         parser.error("--workers must be 0 or more")

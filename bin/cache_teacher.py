@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Runs a teacher over a split and keeps its depth maps: `deepspeed --num_gpus 4 bin/cache_teacher.py RECIPE`.
+"""Writes a teacher's depth maps for all frames of a split.
 
-RECIPE is a student's (its `teacher` makes the maps) or a teacher's own (its best weights, or --checkpoint). Students
-then learn from `teacher: {maps: FOLDER}` and need no teacher in memory. Maps are the published ones: 16-bit PNG of
-depth / max_depth * 65535, named by the picture's path, flip averaging unless --set teacher.flip=false. Runs on one or
-many ranks; a job that was stopped goes on where it was when started again.
+    deepspeed --num_gpus 4 bin/cache_teacher.py RECIPE
+
+RECIPE is a student's (its `teacher` makes the maps) or a teacher's own (its best weights, or
+--checkpoint). Students then learn from `teacher: {maps: FOLDER}` and need no teacher in memory.
+Maps have the published format: 16-bit PNG of depth / max_depth * 65535, named by the image's path,
+with flip averaging unless --set teacher.flip=false. Runs on one or many ranks. An interrupted job
+resumes where it stopped.
 """
 
 import argparse
@@ -20,16 +23,33 @@ TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where the
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=paths.option)
-    parser.add_argument("--split", choices=("train", "val"), default="train", help="which frames, default train")
-    parser.add_argument("--out", metavar="FOLDER", type=paths.option, help="default <data.root>/gt_kd_<teacher>[_val]")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "--split", choices=("train", "val"), default="train", help="which frames, default train"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=paths.option,
+        help="default <data.root>/gt_kd_<teacher>[_val]",
+    )
     parser.add_argument(
         "--checkpoint",
         type=paths.option,
-        help="the teacher's weights, ours or published, in place of the recipe's",
+        help="weights file of the teacher, ours or published; default: the recipe's",
     )
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     return parser.parse_args()
 

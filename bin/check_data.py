@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""Reads all frames of a recipe once and says what is wrong: `bin/check_data.py RECIPE [--split train]`.
+"""Reads all frames of a recipe once and reports what is wrong with them.
 
-Found are files that are missing, torn, of wrong depth, size or unit, ground truth without a pixel, the same picture
-twice, and training frames that are, or nearly are, validation frames (tiekd/data/checking.py has the rules). Says what
-depth files count as, which levels pile up, which images EXIF turns, and which files have no partner.
+    bin/check_data.py RECIPE [--split train]
 
-Prints a table; writes report.txt, report.json and cleaned split files into --out, and never over anything. Ends with 0
-when nothing was found, 1 when something was, 2 for a mistake in the call.
+Finds files that are missing, torn, or of wrong depth, size or unit; ground truth without a valid
+pixel; duplicate images; and training frames that are, or nearly are, validation frames
+(tiekd/data/checking.py has the rules). Reports how depth files are read, which depth values are
+suspiciously frequent, which images EXIF rotates, and which files have no partner.
+
+Prints a table; writes report.txt, report.json and cleaned split files into --out, and never over
+existing files. Ends with code 0 if nothing was found, 1 if something was, 2 for a mistake in the
+call.
 """
 
 import argparse
@@ -20,18 +24,30 @@ from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=paths.option)
-    parser.add_argument("--split", choices=("train", "val", "both"), default="both", help="which frames, default both")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "both"),
+        default="both",
+        help="which frames, default both",
+    )
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, help=f"processes, default one a core ({cores})")
-    parser.add_argument("--out", metavar="DIR", type=paths.option, help="default work_dirs/check_<recipe>")
+    parser.add_argument(
+        "--workers", type=int, default=cores, help=f"processes, default one a core ({cores})"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=paths.option, help="default work_dirs/check_<recipe>"
+    )
     parser.add_argument(
         "--neighbours",
         metavar="N",
         type=int,
         default=10,
-        help="frames of a video this near are told, default 10 (0: none)",
+        help="report training frames this near a validation frame of the same video, "
+        "default 10 (0: none)",
     )
     parser.add_argument(
         "--drop",
@@ -39,9 +55,17 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         choices=("duplicate", "shared", "neighbour"),
         default=[],
-        help="also leave such training frames out of the cleaned split: duplicate shared neighbour",
+        help="also leave these training frames out of the cleaned split",
     )
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     args = parser.parse_args()
     if args.workers < 0 or args.neighbours < 0:
         parser.error("--workers and --neighbours must be 0 or more")

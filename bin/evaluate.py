@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Evaluates networks side by side: `bin/evaluate.py RECIPE [CHECKPOINT] [--against RECIPE[:CHECKPOINT] ...]`.
+"""Evaluates one network, or several side by side.
 
-CHECKPOINT is a file of weights of ours or a published one, a work dir, or a checkpoint in one. Without it the best
-weights of the recipe's work dir are taken, else the newest, and it says which. Students and teachers alike. All are
-evaluated on the first recipe's validation frames, as its `evaluation` section says, on one or many ranks:
-`deepspeed --num_gpus 4 bin/evaluate.py ...` gives the same figures.
+    bin/evaluate.py RECIPE [CHECKPOINT] [--against RECIPE[:CHECKPOINT] ...]
+    deepspeed --num_gpus 4 bin/evaluate.py ...        the same figures, on four ranks
+
+CHECKPOINT is a weights file (ours or a published one), a work dir, or a checkpoint in one. Without
+it the best weights of the recipe's work dir are taken, else the newest, and the program says which.
+Networks may be students or teachers. All of them are evaluated on the first recipe's validation
+frames, with the protocol of its `evaluation` section.
 """
 
 import argparse
@@ -18,42 +21,73 @@ from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=paths.option)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
     parser.add_argument(
         "checkpoint",
         type=paths.option,
         nargs="?",
-        help="weights of ours or published ones, or a work dir",
+        help="weights file (ours or published), work dir, or checkpoint",
     )
     parser.add_argument(
-        "--against", metavar="RECIPE[:CHECKPOINT]", nargs="+", action="extend", default=[], help="who to compare with"
+        "--against",
+        metavar="RECIPE[:CHECKPOINT]",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="networks to compare with",
     )
-    parser.add_argument("--mean-map", action="store_true", help="also the per-pixel mean of the training depths")
-    trained = "though all val frames were trained on"
+    parser.add_argument(
+        "--mean-map", action="store_true", help="compare with the mean training depth"
+    )
+    trained = "evaluate although all validation frames were trained on"
     parser.add_argument("--on-trained", action="store_true", help=trained)
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="which frames, default val")
-    parser.add_argument("--crop", choices=("garg", "eigen", "none", "nyu_eigen"), help="default: evaluation.crop")
-    parser.add_argument("--cap", metavar="M", help="largest ground truth that counts; default: evaluation.cap")
-    parser.add_argument("--no-flip", action="store_true", help="no averaging with the mirrored picture's depth")
-    parser.add_argument("--out", metavar="JSON", type=paths.option, help="write all figures to a file")
-    parser.add_argument("--per-image", metavar="CSV", type=paths.option, help="write each frame's figures to a file")
+    parser.add_argument(
+        "--split", choices=("val", "train"), default="val", help="which frames, default val"
+    )
+    parser.add_argument(
+        "--crop", choices=("garg", "eigen", "none", "nyu_eigen"), help="default: evaluation.crop"
+    )
+    parser.add_argument(
+        "--cap", metavar="M", help="largest ground truth that counts; default: evaluation.cap"
+    )
+    parser.add_argument("--no-flip", action="store_true", help="no flip averaging")
+    parser.add_argument(
+        "--out", metavar="JSON", type=paths.option, help="write all figures to a file"
+    )
+    parser.add_argument(
+        "--per-image", metavar="CSV", type=paths.option, help="write each frame's figures to a file"
+    )
     parser.add_argument(
         "--show-dir",
         metavar="DIR",
         type=paths.option,
-        help="write a picture of each frame into a folder",
+        help="write an image of each frame into a folder",
     )
     parser.add_argument(
         "--panel",
         metavar="PNG",
         type=paths.option,
-        help="a picture: image, ground truth, networks, error",
+        help="write one image: input, ground truth, depth of each network, error",
     )
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     args = parser.parse_args()
-    for option, value in (("crop", args.crop), ("cap", args.cap), ("flip", "false" if args.no_flip else None)):
+    for option, value in (
+        ("crop", args.crop),
+        ("cap", args.cap),
+        ("flip", "false" if args.no_flip else None),
+    ):
         args.overrides += [] if value is None else [f"evaluation.{option}={value}"]
     return args
 

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Writes a student as one file that needs nothing of tiekd to run: `bin/export.py RECIPE [CHECKPOINT] --out F.onnx`.
+"""Exports a student as one file that runs without tiekd.
 
-RGB grey levels 0..255, (batch, 3, height, width), upright and at the picture's own size, go in, and depth in metres at
-that size comes out; the working resolution that the weights were trained at is inside. The format is told by --format
-or by the name: .onnx; .pt2 (torch.export); .pth (plain float32 weights, for tiekd and --load-from).
-Before the file is there it is run beside `tiekd.load_student`, on the recipe's validation frames or, without them, on
-built-in scenes; if they don't agree, nothing is written. Without CHECKPOINT the best weights of the recipe's work dir
-are taken, else the newest, and it says which.
+    bin/export.py RECIPE [CHECKPOINT] --out F.onnx
+
+The file takes RGB images with values 0..255, (batch, 3, height, width), upright and at their own
+size, and returns depth in metres at that size. The working resolution that the weights were trained
+at is inside. The format follows from --format or from the name: .onnx; .pt2 (torch.export); .pth
+(plain float32 weights, for tiekd and --load-from).
+
+Before the file is written it is compared with `tiekd.load_student`, on the recipe's validation
+frames or, without them, on built-in scenes. If the two don't agree, nothing is written. Without
+CHECKPOINT the best weights of the recipe's work dir are taken, else the newest, and the program
+says which.
 """
 
 import argparse
@@ -20,21 +25,51 @@ from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=paths.option)
-    parser.add_argument("checkpoint", type=paths.option, nargs="?", help="weights of ours or published ones")
-    parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
-    parser.add_argument("--format", choices=("onnx", "torch_export", "weights"), help="default: by the name of --out")
-    parser.add_argument("--size", metavar="HxW", help="of the pictures, default that of the validation frames")
-    parser.add_argument("--dynamic", action="store_true", help="any batch, height and width; not of all networks")
-    parser.add_argument(
-        "--input", choices=("uint8", "float"), default="uint8", help="default uint8; float: 0..255, too"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--half", action="store_true", help="float16 inside, for accelerators")
-    parser.add_argument("--confidence", action="store_true", help="a second output, of DPM heads: 0 to 1")
-    parser.add_argument("--readout", choices=("mean", "mode", "local"), default="mean", help="of DPM heads")
+    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "checkpoint", type=paths.option, nargs="?", help="weights file, ours or published"
+    )
+    parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "torch_export", "weights"),
+        help="default: by the name of --out",
+    )
+    parser.add_argument(
+        "--size", metavar="HxW", help="of the images; default: the validation frames'"
+    )
+    parser.add_argument(
+        "--dynamic", action="store_true", help="any batch, height and width; not for all networks"
+    )
+    parser.add_argument(
+        "--input",
+        choices=("uint8", "float"),
+        default="uint8",
+        help="type of the input, default uint8; float is 0..255, too",
+    )
+    parser.add_argument("--half", action="store_true", help="compute in float16, for accelerators")
+    parser.add_argument(
+        "--confidence", action="store_true", help="second output, 0 to 1, of DPM heads"
+    )
+    parser.add_argument(
+        "--readout",
+        choices=("mean", "mode", "local"),
+        default="mean",
+        help="of DPM heads, default mean",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     args = parser.parse_args()
     if args.size and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", args.size):
         parser.error(f"--size {args.size}: give height x width in pixels, such as 352x1216")

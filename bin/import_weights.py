@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Turns a published checkpoint into ours: `bin/import_weights.py SOURCE.pth RECIPE --out OUT.pth`, or back.
+"""Converts a published checkpoint to a weights file of ours, or back.
 
-Prints how every tensor fits the recipe's network; where one is missing or unexpected nothing is written. Published
-files are also taken as they are by --load-from, teacher.checkpoint and bin/evaluate.py; this checks them first.
-With --to-published a file of ours (or a work dir's best_*.pth) gets the published names, for the published code. The
-parameters that its networks carry without using them are not in ours, so they are not in the written file either; load
-it there with strict=False.
+    bin/import_weights.py SOURCE.pth RECIPE --out OUT.pth
+
+Prints how every tensor fits the recipe's network. If one is missing or unexpected, nothing is
+written. Published files are also accepted as they are by --load-from, teacher.checkpoint and
+bin/evaluate.py; this program checks them first.
+
+With --to-published a file of ours (or a work dir's best_*.pth) gets the published names, for the
+published code. That code's networks carry parameters that they don't use; ours don't have them, so
+the written file doesn't either. Load it there with strict=False.
 """
 
 import argparse
@@ -18,17 +22,29 @@ from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=paths.option, help="the checkpoint to convert")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=paths.option, help="checkpoint to convert")
     parser.add_argument(
         "recipe",
         type=paths.option,
-        help="the recipe whose network it belongs to (a teacher's: the teacher's own recipe)",
+        help="recipe of its network (of a teacher: the teacher's own recipe)",
     )
     parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
-    parser.add_argument("--to-published", action="store_true", help="from ours to the published names")
+    parser.add_argument(
+        "--to-published", action="store_true", help="from ours to the published names"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     return parser.parse_args()
 
 

@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""Compares runs in a picture: `bin/plot_log.py LOG.json|WORK_DIR ... --keys loss abs_rel --out x.png`.
+"""Plots the logs of several runs into one image.
 
-One chart a key, one curve a run, named by its work dir. Of a work dir all .log.json files are joined, as a run that was
-stopped and resumed has left them. Keys are what the rows have: losses, lr, grad_norm, time, and metrics of evaluations.
+    bin/plot_log.py LOG.json|WORK_DIR ... --keys loss abs_rel --out x.png
+
+Draws one chart a key and one curve a run, named by its work dir. All .log.json files of a work dir
+are joined, as a run that was stopped and resumed has left them. Keys are those of the rows: losses,
+lr, grad_norm, time, and metrics of evaluations.
 """
 
 import argparse
@@ -15,13 +18,21 @@ from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logs", metavar="LOG", nargs="+", type=paths.option, help=".log.json files, or work dirs")
-    parser.add_argument("--keys", nargs="+", action="extend", help="what to plot, default loss")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "logs", metavar="LOG", nargs="+", type=paths.option, help=".log.json files, or work dirs"
+    )
+    parser.add_argument("--keys", nargs="+", action="extend", help="keys of the rows, default loss")
     parser.add_argument("--out", metavar="PNG", type=paths.option, required=True)
-    parser.add_argument("--by", choices=("iteration", "epoch", "time"), default="iteration", help="the x axis")
-    parser.add_argument("--smooth", type=int, default=1, metavar="N", help="running mean over N rows")
-    parser.add_argument("--log-y", action="store_true", help="logarithmic axes upwards")
+    parser.add_argument(
+        "--by", choices=("iteration", "epoch", "time"), default="iteration", help="the x axis"
+    )
+    parser.add_argument(
+        "--smooth", type=int, default=1, metavar="N", help="running mean over N rows"
+    )
+    parser.add_argument("--log-y", action="store_true", help="logarithmic y axes")
     args = parser.parse_args()
     args.keys = args.keys or ["loss"]
     if args.out.suffix.lower() != ".png":

@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
-"""Predicts depth: `bin/predict.py RECIPE [CHECKPOINT] INPUT... --out DIR`.
+"""Predicts the depth of images and videos.
 
-INPUT is a picture, a folder (all pictures in and below it), a quoted pattern such as 'rides/**/*.jpg', or a video. With
-several words after RECIPE the first is the CHECKPOINT, unless it looks like a picture, a video or a pattern; without
-one, the best weights of the recipe's work dir are taken, else the newest, and it says which.
+    bin/predict.py RECIPE [CHECKPOINT] INPUT... --out DIR
 
-Writes, each with the tree of the input: DIR/depth, 16-bit PNG in the data set's unit (KITTI metres * 256, NYU * 1000,
-a folder's depth_unit); DIR/colour, with a scale in metres; and what is asked for. The depth has the picture's own size,
-upright. The network sees each picture at the working resolution that the weights were trained at, which it says, or at
-that of --size, and its depth is brought back to the picture's size. Without any in weights and recipe that is the
-picture's own size; where the recipe's frames have one size (kb_crop, height and width, NYU) a picture with more than
-1.5 times their pixels is shrunk to as many.
-A video gives its frames' depth, colours as a video of its rate, DIR/times with each frame's time, and a flicker figure;
-an animated GIF is one.
+INPUT is an image, a folder (all images in and below it), a quoted pattern such as 'rides/**/*.jpg',
+or a video. If several words follow RECIPE, the first is CHECKPOINT unless it looks like an image, a
+video or a pattern. Without CHECKPOINT the best weights of the recipe's work dir are taken, else the
+newest, and the program says which.
 
-A picture that can't be read is told in a line, and the others are predicted; the exit code is then 2. So it is for a
-video that breaks off or is damaged: the frames up to there are predicted.
+Writes DIR/depth, 16-bit PNG in the data set's unit (KITTI metres * 256, NYU * 1000, a folder's
+depth_unit), DIR/colour, with a scale in metres, and what other options ask for. Each repeats the
+folders of the input. The depth has the image's own size, upright.
+
+The network sees each image at the working resolution that the weights were trained at, which the
+program prints, or at --size; its depth is then resized to the image. If neither weights nor recipe
+have a working resolution, the network sees the image at its own size. If the recipe's frames have
+one size (kb_crop, height and width, NYU), an image with more than 1.5 times their pixels is shrunk
+to as many pixels.
+
+A video gives its frames' depth, a colour video of the same rate, DIR/times with the time of each
+frame, and a flicker figure. An animated GIF is a video.
+
+An image that can't be read gives one line, the others are predicted, and the exit code is 2. The
+same holds for a video that breaks off or is damaged: the frames before that are predicted.
 """
 
 import argparse
@@ -34,20 +41,46 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("recipe", type=paths.option)
-    add("words", metavar="INPUT", nargs="+", help="what to predict; before it the weights, ours or published ones")
-    add("--out", metavar="DIR", type=paths.option, required=True, help="where the files go")
-    add("--overwrite", action="store_true", help="replace files that are there, but never an input")
-    add("--readout", default="mean", help="mean, mode or local; of dpm heads: local keeps edges sharp")
+    add("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    add(
+        "words",
+        metavar="INPUT",
+        nargs="+",
+        help="images, folders, patterns or videos; before them CHECKPOINT",
+    )
+    add("--out", metavar="DIR", type=paths.option, required=True, help="folder for the files")
+    add("--overwrite", action="store_true", help="replace existing files, but never an input")
+    add(
+        "--readout",
+        default="mean",
+        help="mean, mode or local, of DPM heads: local keeps edges sharp",
+    )
     add("--raw", action="store_true", help="also NPY, float32 metres")
     add("--points", action="store_true", help="also PLY, coloured points in metres")
-    add("--intrinsics", metavar="FX,FY,CX,CY", help="for points, in pixels of the picture; default the data set's")
-    add("--confidence", action="store_true", help="also how sure the network is, 0 to 1; of dpm heads")
-    add("--size", metavar="HxW|full", help="fit each picture in HxW for the network, or let all keep their size")
-    add("--depth-unit", metavar="N", help="levels of depth/ that make a metre")
-    add("--batch-size", metavar="N", type=int, help="pictures of one size at once, default 1, on a GPU 4")
-    add("--device", help="default cuda where there is one, else cpu")
-    add("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    add(
+        "--intrinsics",
+        metavar="FX,FY,CX,CY",
+        help="for --points, in pixels; default: the data set's",
+    )
+    add("--confidence", action="store_true", help="also confidence, 0 to 1, of DPM heads")
+    add("--size", metavar="HxW|full", help="fit images in HxW for the network, or keep their size")
+    add("--depth-unit", metavar="N", help="value of one metre in the PNG of depth/")
+    add(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        help="images of one size at once, default 1, on a GPU 4",
+    )
+    add("--device", help="default cuda if there is one, else cpu")
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     args = parser.parse_args()
     args.words = [paths.expanded(word) for word in args.words]
     if args.batch_size is not None and args.batch_size < 1:

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Prints a recipe as it is after its bases and overrides, and where each value comes from.
+"""Prints a recipe after its bases and overrides, and where each value comes from.
 
-`bin/print_config.py RECIPE [--set KEY=VALUE ...]`. What it prints is a recipe: the same, in one file.
+    bin/print_config.py RECIPE [--set KEY=VALUE ...]
+
+The output is itself a recipe: the same one, in one file.
 """
 
 import argparse
@@ -14,9 +16,19 @@ from tiekd import launch, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=paths.option)
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     return parser.parse_args()
 
 

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Shows what a run trained on: `bin/show_batch.py WORK_DIR --iteration N [--rank R] [--out DIR]`.
+"""Draws the samples that a run trained on in one iteration.
 
-Makes the global batch of an iteration again, from the recipe, seed and dealing of the work dir (as the run was last
-started): prints each sample with its augmentation, ranges and finite share, and draws image, ground truth and teacher
-into one PNG each. The log names the iterations whose loss or gradient was not finite.
+    bin/show_batch.py WORK_DIR --iteration N [--rank R] [--out DIR]
+
+Makes the global batch of that iteration again, from the recipe, the seed and the ranks of the work
+dir (as the run was last started). Prints each sample with its augmentation, value ranges and share
+of finite values, and draws image, ground truth and teacher into one PNG each. The log names the
+iterations whose loss or gradient was not finite.
 """
 
 import argparse
@@ -18,13 +21,32 @@ from tiekd import launch, launch_record, paths  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work_dir", type=paths.option)
-    parser.add_argument("--iteration", type=int, required=True, metavar="N", help="from 1, as in the log")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work_dir", type=paths.option, help="of the run")
+    parser.add_argument(
+        "--iteration", type=int, required=True, metavar="N", help="counted from 1, as in the log"
+    )
     parser.add_argument("--rank", type=int, metavar="R", help="only this rank's samples")
-    parser.add_argument("--out", type=paths.option, metavar="DIR", help="where the PNGs go; default WORK_DIR/batches")
-    parser.add_argument("--no-teacher", action="store_true", help="without the teacher's depth")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
+    parser.add_argument(
+        "--out",
+        type=paths.option,
+        metavar="DIR",
+        help="folder for the PNGs; default WORK_DIR/batches",
+    )
+    parser.add_argument(
+        "--no-teacher", action="store_true", help="don't compute the teacher's depth"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
     return parser.parse_args()
 
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Trains a recipe: `deepspeed --num_gpus 2 bin/train.py model_configs/students/tiekd_light_bts_kitti.yaml`.
+"""Trains a recipe.
 
-Also runs as plain `python bin/train.py RECIPE` (one process). Work dir: --work-dir, else the recipe's `work_dir`, else
-work_dirs/<recipe stem>.
+    deepspeed --num_gpus 2 bin/train.py model_configs/students/tiekd_light_bts_kitti.yaml
+    python bin/train.py RECIPE        one process
+
+The work dir is --work-dir, else the recipe's `work_dir`, else work_dirs/<recipe stem>.
 """
 
 import argparse
@@ -17,33 +19,47 @@ from tiekd import launch, paths  # noqa: E402
 def parse_arguments() -> argparse.Namespace:
     from tiekd.options import add_arguments
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
     parser.add_argument("--work-dir", type=paths.option, help="where logs and checkpoints go")
     parser.add_argument(
         "--resume-from",
         metavar="CHECKPOINT|auto",
         type=paths.checkpoint_option,
-        help="go on from it; auto: the newest, or begin",
+        help="resume from it; auto: from the newest, or start the run",
     )
     parser.add_argument(
         "--load-from",
         metavar="CHECKPOINT",
         type=paths.option,
-        help="take only the weights, start at iteration 0",
+        help="load only the weights, start at iteration 0",
     )
-    parser.add_argument("--deterministic", action="store_true", help="only algorithms that repeat bit for bit")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--dry-run", action="store_true", help="begin, tell times, memory and disk, write nothing, end")
-    parser.add_argument("--find-micro-batch", action="store_true", help="with --dry-run: the largest that fits")
-    parser.add_argument("--memory", type=float, metavar="GB", help="for --find-micro-batch: what a rank may hold")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="use only deterministic algorithms"
+    )
+    parser.add_argument("--seed", type=int, help="default: the recipe's train.seed")
+    foreseen = "start, report time, memory and disk, write nothing, and end"
+    parser.add_argument("--dry-run", action="store_true", help=foreseen)
+    parser.add_argument(
+        "--find-micro-batch", action="store_true", help="with --dry-run: largest that fits"
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="of a rank, for --find-micro-batch"
+    )
     add_arguments(parser)
     args = parser.parse_args()
     if args.dry_run and args.resume_from:
-        parser.error("--dry-run begins at iteration 0 and writes nothing; leave --resume-from out")
+        parser.error("--dry-run starts at iteration 0 and writes nothing; leave --resume-from out")
     if args.accept_changes and not args.resume_from:
-        parser.error("--accept-changes: of what has changed since a run's start; it needs --resume-from")
-    if args.find_micro_batch and not args.dry_run or args.memory is not None and not args.find_micro_batch:
+        parser.error("--accept-changes is for a run that is resumed; it needs --resume-from")
+    if (
+        args.find_micro_batch
+        and not args.dry_run
+        or args.memory is not None
+        and not args.find_micro_batch
+    ):
         parser.error("--memory needs --find-micro-batch, and that needs --dry-run")
     if args.memory is not None and not args.memory > 0:
         parser.error(f"--memory: got {args.memory}; it must be GB above 0")

@@ -1,4 +1,4 @@
-"""What the READMEs tell a user to type, and the files that they tell him to write.
+"""The commands that the documents tell a user to type, and the files that they tell him to write.
 
 A command is a line of a ```bash block, a span of `code` that begins with a program and has arguments, and, in a table
 of what "you type", a cell that begins with an option: those belong behind `bin/train.py RECIPE`. A block of code whose
@@ -12,10 +12,19 @@ from typing import NamedTuple
 DOCUMENTS = (
     "README.md",
     "bin/README.md",
+    "bin/RUNS.md",
+    "bin/MANY_MACHINES.md",
+    "bin/TROUBLESHOOTING.md",
+    "model_configs/README.md",
+    "model_configs/DATA.md",
     "model_configs/YOUR_PARTS.md",
     "model_configs/COMING_FROM_MMCV.md",
+    "ds_configs/README.md",
+    "tiekd/README.md",
+    "tiekd/benchmarks/README.md",
     "CONTRIBUTING.md",
 )
+OF_TESTS = ("tests/README.md", "tests/golden/README.md")  # about the tests themselves
 PROGRAM = re.compile(r"(\w+=\S+ )*(bin/\w|deepspeed |python |sh |srun |pip |printf |tensorboard )")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 OPTIONS_FOR = "bin/train.py RECIPE "
@@ -44,6 +53,11 @@ def of_text(text: str) -> list[str]:
             lines = block[2].replace("\\\n", " ").splitlines()
             found += [" ".join(without_comment(line).split()) for line in lines if without_comment(line).strip()]
     return found + of_prose(text[prose_from:])
+
+
+def outside_blocks(text: str) -> list[str]:
+    """Those of a document's paragraphs and tables, without its blocks of code."""
+    return of_prose(BLOCK.sub("", text))
 
 
 def of_prose(text: str) -> list[str]:

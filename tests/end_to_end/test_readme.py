@@ -1,4 +1,4 @@
-"""Every command in the READMEs runs as it is written, from top to bottom (reader.py says with what put in).
+"""Every command in the documents runs as it is written, from top to bottom (reader.py says with what put in).
 
 What this machine can't do as it stands is looked for in the test that does the same another way (ELSEWHERE). A command
 that nothing says how to run fails. `bin/check_data.py` may end with 1, for it finds something: the small KITTI has the
@@ -6,6 +6,7 @@ same frames in both splits.
 """
 
 import re
+from pathlib import Path
 
 import commands
 import pytest
@@ -29,7 +30,7 @@ ELSEWHERE = {
     r"srun .*python bin/train\.py .*": ("end_to_end/test_machines.py", 'step_of_two_tasks("python", TRAIN'),
     r"srun .*python bin/resume .*": ("end_to_end/test_machines.py", 'step_of_two_tasks("python", RESUME'),
 }
-NO_COMMANDS = {"deepspeed --num_gpus 2", "CUDA_VISIBLE_DEVICES=4,5 deepspeed --num_gpus 2"}  # the README is about them
+NO_COMMANDS = {"CUDA_VISIBLE_DEVICES=4,5 deepspeed --num_gpus 2"}  # bin/README.md is about it
 COMMANDS = [command for command in commands.commands(runs.ROOT) if command not in NO_COMMANDS]
 
 
@@ -40,7 +41,9 @@ def elsewhere(command: str) -> tuple[str, str] | None:
 RUN_HERE = [command for command in COMMANDS if not elsewhere(command)]
 TRAININGS = [c for c in RUN_HERE if c.startswith("deepspeed --num_gpus 2 bin/train.py model_configs/")]
 LAUNCHED = [command for command in RUN_HERE if re.search(r"deepspeed |dist_train\.sh", command)]
-FIRST = commands.commands(runs.ROOT, ("README.md",))  # those of the other documents take longer than bin/test may
+# Of what bin/test runs: the other commands take longer than it may.
+FIRST = commands.commands(runs.ROOT, ("README.md", "bin/MANY_MACHINES.md", "bin/TROUBLESHOOTING.md"))
+FIRST += commands.outside_blocks((runs.ROOT / "bin" / "README.md").read_text(encoding="utf-8"))
 MARKED = [c if c in FIRST else pytest.param(c, marks=pytest.mark.long) for c in RUN_HERE if c not in TRAININGS]
 SCRIPTS = [block.text for block in commands.blocks(runs.ROOT) if block.language == "python" and block.file is None]
 
@@ -94,21 +97,40 @@ def test_what_is_launched_is_launched_as_it_is_written(tmp_path):
 
 
 def test_the_first_command_stands_on_the_first_screen():
-    assert "bin/demo" in (runs.ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:25]
+    lines = (runs.ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert "bin/demo" in lines[:25] and len(lines) <= 200
+
+
+def every_document() -> list[Path]:
+    """All of the project, wherever git has any."""
+    folders = [runs.ROOT / name for name in ("bin", "tests", "model_configs", "ds_configs", "tiekd")]
+    return [*runs.ROOT.glob("*.md"), *(path for folder in folders for path in folder.rglob("*.md"))]
+
+
+def test_every_document_is_one_whose_commands_are_run():
+    names = {str(path.relative_to(runs.ROOT)) for path in every_document()}
+    assert names == {*commands.DOCUMENTS, *commands.OF_TESTS}
 
 
 def test_every_link_and_picture_of_the_readmes_is_there():
-    folders = (runs.ROOT, *(runs.ROOT / name for name in ("bin", "tests", "model_configs", "ds_configs")))
-    documents = [document for folder in folders for document in folder.glob("*.md")]
-    assert len(documents) >= 8
-    for document in documents:
+    for document in every_document():
         text = document.read_text(encoding="utf-8")
-        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
-            assert link.startswith("http") or (document.parent / link).exists(), f"{document}: {link}"
+        for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", text):
+            if link.startswith("http"):
+                continue
+            target = document.parent / link if link else document
+            assert target.exists(), f"{document}: {link}"
+            assert not anchor or anchor in anchors(target), f"{document}: {link}#{anchor}"
         for name in re.findall(r"`((?:bin|tests|tiekd|ds_configs|model_configs)/[\w./]+\.\w+)`", text):
             assert (runs.ROOT / name).exists(), f"{document}: {name}"
     picture = runs.ROOT / "bin" / "demo.jpg"
     assert picture.stat().st_size <= 150_000 and Image.open(picture).width > 500
+
+
+def anchors(document: Path) -> set[str]:
+    """The names that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_extra_that_is_to_be_installed_is_one():
