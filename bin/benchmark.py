@@ -17,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    from tiekd.benchmarks import COMMANDS, arguments
+    from tiekd.tools.benchmarks import COMMANDS, arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -47,9 +47,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from tiekd.benchmarks import measure
+    from tiekd.tools.benchmarks import measure
 
-    module = importlib.import_module(f"tiekd.benchmarks.{args.command}")
+    module = importlib.import_module(f"tiekd.tools.benchmarks.{args.command}")
 
     # What others print while it runs (DeepSpeed says which device it takes) is not the result.
     with contextlib.redirect_stdout(sys.stderr):
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,18 +57,18 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import frame_cache
-    from tiekd.data.decoded import folder_of
+    from tiekd.data.decoded_cache import folder_of
+    from tiekd.tools import cache_frames
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     validates = recipe.get("train", {}).get("validate", True)
     both = ("train", "val") if validates else ("train",)
-    sources = frame_cache.sources_of(recipe, both if args.split == "both" else (args.split,), sys.stdout)
+    sources = cache_frames.sources_of(recipe, both if args.split == "both" else (args.split,), sys.stdout)
     folder = folder_of(recipe["data"], default="decoded")
     paths.refuse_unfilled(folder, "data.decoded")
-    frame_cache.fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
+    cache_frames.fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
     print(f"Read from them with --set {shlex.quote(f'data.decoded={folder.resolve()}')}")
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint, process_group  # noqa: E402
 
 TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
 
@@ -57,19 +58,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import caching, distributed
+    from tiekd.distributed import comm
+    from tiekd.tools import cache_teacher
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    device = launch.start_rank(TIMEOUT_MINUTES)
-    frames = caching.frames_of(recipe, args.split)
-    source = caching.teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
-    folder = args.out or caching.default_folder(recipe, args.recipe, args.split)
-    if distributed.is_main():
-        print(f"Teacher: {source}, on {distributed.world_size()} rank(s)")
-    caching.cache_maps(recipe, source, frames, folder, device, sys.stdout)
-    if distributed.is_main() and args.split == "train":
+    device = process_group.start_rank(TIMEOUT_MINUTES)
+    frames = cache_teacher.frames_of(recipe, args.split)
+    source = cache_teacher.teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
+    folder = args.out or cache_teacher.default_folder(recipe, args.recipe, args.split)
+    if comm.is_main():
+        print(f"Teacher: {source}, on {comm.world_size()} rank(s)")
+    cache_teacher.cache_maps(recipe, source, frames, folder, device, sys.stdout)
+    if comm.is_main() and args.split == "train":
         print(f"Learn from them with --set teacher=null {shlex.quote(f'teacher.maps={folder.resolve()}')}")
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

@@ -5,7 +5,7 @@
 
 Finds files that are missing, torn, or of wrong depth, size or unit; ground truth without a valid
 pixel; duplicate images; and training frames that are, or nearly are, validation frames
-(tiekd/data/checking.py has the rules). Reports how depth files are read, which depth values are
+(tiekd/data/checks.py has the rules). Reports how depth files are read, which depth values are
 suspiciously frequent, which images EXIF rotates, and which files have no partner.
 
 Prints a table; writes report.txt, report.json and cleaned split files into --out, and never over
@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,19 +76,19 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import checking
-    from tiekd.data.section import loading_of
+    from tiekd.data.build import loading_of
+    from tiekd.tools import check_data
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
-    splits = checking.splits_of(recipe, args.split)
-    checking.claim(out)
+    splits = check_data.splits_of(recipe, args.split)
+    check_data.claim(out)
     timeout_s = loading_of(recipe).timeout_s
-    checking.check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
-    print(checking.write(recipe, splits, out))
+    check_data.check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
+    print(check_data.write(recipe, splits, out))
     if any(split.findings or split.frames.notes for split in splits):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

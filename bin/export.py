@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -79,14 +80,14 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import trained
     from tiekd.errors import ExportError
-    from tiekd.exporting import export, trial_pictures
+    from tiekd.inference.export import export, trial_pictures
+    from tiekd.models import load
 
     if args.out.exists() and not args.overwrite:
         raise ExportError(f"--out {args.out}: exists; give another one, or --overwrite to replace it")
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    network, weights, resize = trained.load_network(args.recipe, args.checkpoint, args.overrides)
+    network, weights, resize = load.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
     frames, origin = trial_pictures.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

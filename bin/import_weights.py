@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,7 +54,7 @@ def main() -> None:
     import tiekd
     from tiekd.data import resize as resizes
     from tiekd.errors import CheckpointError, RecipeError
-    from tiekd.models import conversion
+    from tiekd.models.weights import conversion
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     node = recipe.get("network")
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

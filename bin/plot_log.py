@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,13 +45,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from tiekd import plotting
+    from tiekd.tools import plot_log
 
-    runs = plotting.read_runs(args.logs)
-    picture = plotting.plot(runs, args.keys, args.by, args.smooth, args.log_y)
-    plotting.write(args.out, picture)
+    runs = plot_log.read_runs(args.logs)
+    picture = plot_log.plot(runs, args.keys, args.by, args.smooth, args.log_y)
+    plot_log.write(args.out, picture)
     print(f"{len(runs)} runs, {', '.join(args.keys)}: {args.out}")
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

@@ -31,7 +31,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,12 +92,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd import student, trained
     from tiekd.data.resize import parse_size
     from tiekd.errors import CheckpointError, DataError
-    from tiekd.predicting import cameras, inputs, outputs
-    from tiekd.predicting.prediction import predict_all
-    from tiekd.predicting.predictor import Predictor
+    from tiekd.inference import student
+    from tiekd.inference.predict import cameras, inputs, outputs
+    from tiekd.inference.predict.prediction import predict_all
+    from tiekd.inference.predict.predictor import Predictor
+    from tiekd.models import load
 
     recipe = tiekd.load_recipe(args.recipe, args.overrides)
     data = recipe.get("data", {})
@@ -107,7 +109,7 @@ def main() -> None:
     device = student.pick_device(args.device)
     try:
         checkpoint = args.words[0] if has_checkpoint else None
-        network, weights, resize = trained.load_network(args.recipe, checkpoint, args.overrides)
+        network, weights, resize = load.load_network(args.recipe, checkpoint, args.overrides)
     except CheckpointError as error:
         read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT" if has_checkpoint else ""
         raise CheckpointError(f"{error}{read_as}") from None
@@ -128,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,10 +35,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from tiekd.origins import annotated
+    from tiekd.config.provenance import annotated
 
     print(annotated(args.recipe, args.overrides), end="")
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

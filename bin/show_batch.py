@@ -17,7 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, launch_record, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.workdir import launch_record  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,17 +56,18 @@ def main() -> None:
     args = parse_arguments()
     import torch
 
-    from tiekd import inputs
-    from tiekd.config import load_recipe, settings
+    from tiekd.config.build import settings
+    from tiekd.config.recipe import load_recipe
     from tiekd.data import resize as resizes
-    from tiekd.data.depth_io import write_image
-    from tiekd.data.remade import describe, global_batch
-    from tiekd.data.section import build_dataset, loading_of
-    from tiekd.data.transforms import Augment
-    from tiekd.drawing import pictures
+    from tiekd.data.augment.augment import Augment
+    from tiekd.data.build import build_dataset, loading_of
+    from tiekd.data.image_io import write_image
     from tiekd.errors import LaunchError
-    from tiekd.models.teacher import build_teacher
-    from tiekd.options import TrainSettings
+    from tiekd.teaching import build_teacher
+    from tiekd.tools.show_batch import describe, global_batch
+    from tiekd.training import inputs
+    from tiekd.training.settings import TrainSettings
+    from tiekd.visualization import pictures
 
     record = launch_record.read(args.work_dir)
     recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)
@@ -106,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import launch, paths  # noqa: E402
+from tiekd import paths  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
-    from tiekd.options import add_arguments
+    from tiekd.tools.arguments import add_arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,25 +69,26 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from tiekd.options import recipe_from_arguments
+    from tiekd.tools.arguments import recipe_from_arguments
 
     recipe, path = recipe_from_arguments(args.recipe, args), Path(args.recipe).resolve()
-    from tiekd.engine import read_engine_config  # after the recipe, whose mistakes need not wait for it
+    from tiekd.engine.config import read_engine_config  # after the recipe, whose mistakes need not wait for it
 
     engine_config = read_engine_config(args.deepspeed_config)
     if not args.dry_run:
-        from tiekd.run import run
+        from tiekd.training.run import run
 
         return run(recipe, path, engine_config, args.resume_from, args.accept_changes)
-    from tiekd import distributed, dry_run, micro_batch
+    from tiekd.distributed import comm
+    from tiekd.tools import dry_run, micro_batch
 
     if args.find_micro_batch:
         lines = micro_batch.find(recipe, engine_config, args.memory)
     else:
         lines = dry_run.dry_run(recipe, path, engine_config)
-    if distributed.is_main():
+    if comm.is_main():
         print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    launch.program(main, trains=True)
+    entrypoint.program(main, trains=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tiekd.checkpoint import write_weights
-from tiekd.data import scenes
-from tiekd.data.depth_io import read_image
-from tiekd.data.transforms import colour_table, look_up
-from tiekd.models.factory import build_network
+from tiekd.data.augment.augment import colour_table, look_up
+from tiekd.data.datasets import scenes
+from tiekd.data.image_io import read_image
+from tiekd.models.build import build_network
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
+from tiekd.workdir.weights_file import write_weights
 
 SIZE = 64, 96
 

@@ -5,9 +5,9 @@ from functools import lru_cache
 import golden_rules as golden
 import torch
 
-from tiekd.models.factory import build_network
+from tiekd.models.build import build_network
 from tiekd.models.network import Network
-from tiekd.models.weights import dropped, from_published, load_into
+from tiekd.models.weights.state_dicts import dropped, from_published, load_into
 
 MOBILENET = {
     "encoder": {"name": "mobilenet_v2"},

@@ -3,16 +3,16 @@
 import time
 from pathlib import Path
 
-from tiekd.data import depth_io
+from tiekd.data import image_io
 
 
 def hold(monkeypatch, path: Path) -> None:
     """From now on, reading the file waits for an hour, here and in the processes that are forked from this one."""
-    read = depth_io._decode
+    read = image_io._decode
 
     def stuck(asked: Path, kind: str):
         if Path(asked) == path:
             time.sleep(3600)
         return read(asked, kind)
 
-    monkeypatch.setattr(depth_io, "_decode", stuck)
+    monkeypatch.setattr(image_io, "_decode", stuck)

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from tiekd.config import load_recipe
+from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
-from tiekd.evaluation import predict
-from tiekd.losses import criterion
+from tiekd.models.build import build_network
 from tiekd.models.encoders.efficientnet import EfficientNet, SameConv2d
-from tiekd.models.factory import build_network
+from tiekd.models.flip import predict
 from tiekd.models.heads.adabins import bin_centres
-from tiekd.models.heads.mini_vit import MiniViT
+from tiekd.models.layers.mini_vit import MiniViT
 from tiekd.models.network import Network
-from tiekd.models.weights import dropped, from_published, load_into, to_published
-from tiekd.optimizer import build_optimizer
+from tiekd.models.weights.state_dicts import dropped, from_published, load_into, to_published
+from tiekd.training import criterion
+from tiekd.training.optimizer import build_optimizer
 
 TEACHERS = Path(__file__).parents[1] / "model_configs" / "teachers"
 VIT = "decode_head.adaptive_bins_layer."

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tiekd import distributed
 from tiekd.data.agreement import check_same
-from tiekd.data.depth_io import read_levels
 from tiekd.data.frames import Frame, Frames
+from tiekd.data.image_io import read_levels
+from tiekd.distributed import comm
 from tiekd.errors import DataError
 
 
@@ -33,9 +33,9 @@ def told_on(monkeypatch, ranks):
         meeting.wait()
         return values
 
-    monkeypatch.setattr(distributed, "world_size", lambda: len(ranks))
-    monkeypatch.setattr(distributed, "gather_objects", gather)
-    monkeypatch.setattr(distributed, "broadcast_object", lambda value: gather(value)[0])
+    monkeypatch.setattr(comm, "world_size", lambda: len(ranks))
+    monkeypatch.setattr(comm, "gather_objects", gather)
+    monkeypatch.setattr(comm, "broadcast_object", lambda value: gather(value)[0])
 
     def run(rank):
         here.rank = rank
@@ -77,8 +77,8 @@ def test_another_order_another_depth_and_more_frames_are_seen(monkeypatch):
 
 def test_equal_ranks_and_a_single_one_go_on(monkeypatch):
     check_same({"training": frames("a")})
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value] * 3)
+    monkeypatch.setattr(comm, "world_size", lambda: 3)
+    monkeypatch.setattr(comm, "gather_objects", lambda value: [value] * 3)
     check_same({"training": frames("a", "K\udce4fer"), "validation": [1, 2]})
 
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tiekd import allocator
-from tiekd.environment import environment
+from tiekd.distributed import allocator
 from tiekd.errors import LaunchError
-from tiekd.hooks import kept_memory
+from tiekd.training import kept_memory_hook
+from tiekd.workdir.environment import environment
 
 glibc_only = pytest.mark.skipif(allocator._glibc() is None, reason="what is set is glibc's")
 # Adds two tensors of 36 MB, of which glibc maps each by itself, until a thread's cache of small
@@ -19,7 +19,7 @@ glibc_only = pytest.mark.skipif(allocator._glibc() is None, reason="what is set 
 ADDITIONS = """
     import resource, threading
     import torch
-    from tiekd import allocator, launch
+    from tiekd.distributed import allocator, entrypoint
 
     def faults():
         a, b = torch.ones(9_000_000), torch.ones(9_000_000)
@@ -40,7 +40,7 @@ ADDITIONS = """
         print(allocator.description())
 """
 
-TRAINING = "    launch.program(main, trains=True)"
+TRAINING = "    entrypoint.program(main, trains=True)"
 
 
 def told(code: str, **variables: str) -> subprocess.CompletedProcess:
@@ -66,7 +66,7 @@ def additions(end: str, **variables: str) -> tuple[float, float, str]:
     ("end", "variables"),
     [
         (TRAINING, {}),
-        ("    launch.program(main)", {"TIEKD_ALLOCATOR": "keep"}),
+        ("    entrypoint.program(main)", {"TIEKD_ALLOCATOR": "keep"}),
     ],
 )
 def test_a_program_that_trains_keeps_what_tensors_free_in_every_thread(end, variables):
@@ -80,7 +80,7 @@ def test_a_program_that_trains_keeps_what_tensors_free_in_every_thread(end, vari
     ("end", "variables", "description"),
     [
         ("    main()", {}, ""),
-        ("    launch.program(main)", {}, ""),
+        ("    entrypoint.program(main)", {}, ""),
         (TRAINING, {"TIEKD_ALLOCATOR": "system"}, ""),
         (TRAINING, {"MALLOC_ARENA_MAX": "2"}, ", as set by MALLOC_ARENA_MAX"),
         (TRAINING, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, ", as set by GLIBC_TUNABLES"),
@@ -95,7 +95,8 @@ def test_imports_other_programs_the_switch_and_the_users_settings_change_nothing
 
 
 def test_another_value_of_the_switch_is_one_line():
-    done = told("from tiekd import launch\nlaunch.program(lambda: print('began'))", TIEKD_ALLOCATOR="jemalloc")
+    code = "from tiekd.distributed import entrypoint\nentrypoint.program(lambda: print('began'))"
+    done = told(code, TIEKD_ALLOCATOR="jemalloc")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
         "LaunchError: TIEKD_ALLOCATOR: got 'jemalloc'; allowed: keep, system; unset, it is keep where "
@@ -136,8 +137,9 @@ def test_memory_that_is_kept_counts_in_no_measurement():
     """What a call or a micro-batch needs is measured as if nothing had been freed before."""
     done = told("""
         import torch
-        from tiekd import allocator, memory, micro_batch
-        from tiekd.benchmarks.measure import peak_bytes
+        from tiekd.distributed import allocator, memory
+        from tiekd.tools import micro_batch
+        from tiekd.tools.benchmarks.measure import peak_bytes
 
         cpu = torch.device("cpu")
         allocator.keep_freed_memory()
@@ -162,10 +164,10 @@ def test_memory_that_is_kept_counts_in_no_measurement():
 
 def test_what_creeps_up_is_given_back_and_the_level_measured_anew(monkeypatch):
     held, seen, given_back = [1000, 1049, 1051, 1200, 1250, 1261, 900, 940, 946], [], []
-    monkeypatch.setattr(kept_memory.memory, "held_bytes", lambda device: seen.append(held.pop(0)) or seen[-1])
+    monkeypatch.setattr(kept_memory_hook.memory, "held_bytes", lambda device: seen.append(held.pop(0)) or seen[-1])
     monkeypatch.setattr(allocator, "give_back", lambda: given_back.append(seen[-1]))
     monkeypatch.setattr(allocator, "_kept", True)
-    hook = kept_memory.KeptMemory()
+    hook = kept_memory_hook.KeptMemory()
     for _ in range(9):
         hook.after_iteration(SimpleNamespace())
     assert given_back == [1051, 1261, 946]
@@ -178,7 +180,7 @@ def test_a_thread_keeps_tensors_that_no_heap_of_its_own_could_hold():
     done = told("""
         import resource, threading
         import torch
-        from tiekd import allocator
+        from tiekd.distributed import allocator
 
         def fill(count):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tiekd import ancestry
+from tiekd.distributed import launcher_watch
 
 
 def watched(**said: str) -> subprocess.CompletedProcess:
     """A process that looks for its launchers, of which the environment says that they are there."""
-    code = "from tiekd import ancestry; ancestry.watch_launchers(); print('goes on')"
+    code = "from tiekd.distributed import launcher_watch; launcher_watch.watch_launchers(); print('goes on')"
     return subprocess.run([sys.executable, "-c", code], env=os.environ | said, capture_output=True, text=True)
 
 
@@ -25,13 +25,13 @@ def ended() -> str:
 
 
 def test_without_its_launcher_it_ends(ended):
-    for said in ({ancestry.SUPERVISOR: ended}, {"CROSS_RANK": "0"}):  # DeepSpeed's launch.py says the latter
+    for said in ({launcher_watch.SUPERVISOR: ended}, {"CROSS_RANK": "0"}):  # DeepSpeed's launch.py says the latter
         result = watched(**said)
         assert (result.stdout, result.stderr, result.returncode) == ("", "", 1)
 
 
 def test_with_it_or_with_none_it_goes_on():
-    for said in ({ancestry.SUPERVISOR: str(os.getpid())}, {}):
+    for said in ({launcher_watch.SUPERVISOR: str(os.getpid())}, {}):
         assert watched(**said).stdout == "goes on\n"
 
 
@@ -51,5 +51,5 @@ def test_a_launch_that_lost_its_deepspeed_is_known(parent, name, group, adopted,
     launch = SimpleNamespace(
         pid=80, parent=lambda: above, cmdline=lambda: ["python", "-m", "deepspeed.launcher.launch", "x.py"]
     )
-    monkeypatch.setattr(ancestry.os, "getpgid", {80: group, 50: 50, 60: 60, 70: 70, 1: 1}.__getitem__)
-    assert ancestry._is_adopted(launch) is adopted
+    monkeypatch.setattr(launcher_watch.os, "getpgid", {80: group, 50: 50, 60: 60, 70: 70, 1: 1}.__getitem__)
+    assert launcher_watch._is_adopted(launch) is adopted

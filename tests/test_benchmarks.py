@@ -12,17 +12,28 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd import execution, layouts
-from tiekd.benchmarks import COMMANDS, against_torch, engine, growth, head, measure, step, student, teacher, training
-from tiekd.benchmarks import arguments as choices
-from tiekd.benchmarks import layouts as layouts_benchmark
-from tiekd.benchmarks.arguments import LIGHT, OF, PUBLISHED
-from tiekd.benchmarks.line_plot import draw
-from tiekd.benchmarks.training import TrainingStep, make_plain
-from tiekd.config import load_recipe
+from tiekd.config.recipe import load_recipe
+from tiekd.engine import execution
 from tiekd.errors import LaunchError, RecipeError
-from tiekd.kernels import reference
-from tiekd.models.factory import build_network
+from tiekd.kernels import layouts, reference
+from tiekd.models.build import build_network
+from tiekd.tools.benchmarks import (
+    COMMANDS,
+    against_torch,
+    engine,
+    growth,
+    head,
+    measure,
+    step,
+    student,
+    teacher,
+    training,
+)
+from tiekd.tools.benchmarks import arguments as choices
+from tiekd.tools.benchmarks import layouts as layouts_benchmark
+from tiekd.tools.benchmarks.arguments import LIGHT, OF, PUBLISHED
+from tiekd.tools.benchmarks.line_plot import draw
+from tiekd.tools.benchmarks.training import TrainingStep, make_plain
 
 ROOT = Path(__file__).parents[1]
 TOY = ["--height", "32", "--width", "64", "--rounds", "2"]

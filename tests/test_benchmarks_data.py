@@ -11,12 +11,12 @@ import pytest
 import tiny_kitti
 import torch
 
-from tiekd.benchmarks import eval as evaluations
-from tiekd.benchmarks import loader, measure
-from tiekd.benchmarks.arguments import OF
-from tiekd.benchmarks.kitti_folder import kitti_folder, with_teacher_maps
-from tiekd.benchmarks.plain_evaluation import plain_metrics
-from tiekd.metrics import depth_metrics
+from tiekd.evaluation.metrics import depth_metrics
+from tiekd.tools.benchmarks import eval as evaluations
+from tiekd.tools.benchmarks import loader, measure
+from tiekd.tools.benchmarks.arguments import OF
+from tiekd.tools.benchmarks.kitti_folder import kitti_folder, with_teacher_maps
+from tiekd.tools.benchmarks.plain_evaluation import plain_metrics
 
 KB_CROP = ["--kb-crop", "48", "96"]
 
@@ -65,7 +65,7 @@ def test_a_student_is_evaluated_too_on_as_many_frames_as_are_asked_for():
 
 def test_without_data_they_run_with_torch_alone(tmp_path):
     code = (
-        "import argparse, sys; from tiekd.benchmarks import eval as e, loader as l\n"
+        "import argparse, sys; from tiekd.tools.benchmarks import eval as e, loader as l\n"
         "args = argparse.Namespace(device='cpu', rounds=1, data=None, kb_crop=(48, 96), crop=(40, 50), batch_size=2,\n"
         "    student=None, student_frames=1)\n"
         "e.run(args), l.run(args)\n"

@@ -12,16 +12,16 @@ import torch
 import two_ranks
 from PIL import Image
 
-from tiekd import caching
-from tiekd.checkpoint import write_weights
 from tiekd.data import teacher_maps
+from tiekd.data.augment.augment import normalise
+from tiekd.data.datasets.scenes import write_kitti_layout
 from tiekd.data.resize import Resize
-from tiekd.data.scenes import write_kitti_layout
-from tiekd.data.transforms import normalise
 from tiekd.errors import DataError, TeacherError
-from tiekd.evaluation import predict
-from tiekd.models.factory import build_network
-from tiekd.models.weights import to_published
+from tiekd.models.build import build_network
+from tiekd.models.flip import predict
+from tiekd.models.weights.state_dicts import to_published
+from tiekd.tools import cache_teacher
+from tiekd.workdir.weights_file import write_weights
 
 CPU = torch.device("cpu")
 TEACHER = {
@@ -66,8 +66,8 @@ def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
 def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | None = None) -> str:
     """Makes the maps; returns what was told."""
     out = io.StringIO()
-    source = caching.teacher_of(recipe, "recipes/student.yaml", checkpoint)
-    caching.cache_maps(recipe, source, caching.frames_of(recipe, split), folder, CPU, out)
+    source = cache_teacher.teacher_of(recipe, "recipes/student.yaml", checkpoint)
+    cache_teacher.cache_maps(recipe, source, cache_teacher.frames_of(recipe, split), folder, CPU, out)
     return out.getvalue()
 
 
@@ -96,7 +96,7 @@ def test_a_map_is_the_teachers_depth_in_the_published_encoding(ground, tmp_path,
     told = cache(recipe, tmp_path / "maps")
     assert f"Maps: {NUM_TRAIN} frames, 0 there already, {NUM_TRAIN} to make in {tmp_path / 'maps'}\n" in told
     assert f"maps: {NUM_TRAIN}/{NUM_TRAIN}, " in told
-    frames = caching.frames_of(recipe, "train")
+    frames = cache_teacher.frames_of(recipe, "train")
     names = [frame.name.replace("/", "_") for frame in frames.frames]
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == sorted([*names, "manifest.json"])
     assert names[0] == "2000_01_01_2000_01_01_drive_0001_sync_image_02_data_0000000000.png"
@@ -150,8 +150,8 @@ def cache_on_a_rank(_rank: int, ground: Path, folder: Path) -> str:
 
 
 def test_maps_that_do_not_fit_on_the_disk_are_refused_before_any_is_made(ground, tmp_path, monkeypatch):
-    free = caching.shutil.disk_usage(tmp_path)._replace(free=20_000)
-    monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: free)
+    free = cache_teacher.shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr(cache_teacher.shutil, "disk_usage", lambda _: free)
     message = refused(DataError, recipe_of(ground), tmp_path / "maps")
     assert message.startswith(f"{tmp_path / 'maps'}: {NUM_TRAIN} maps need ") and "20.0 kB is free" in message
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["manifest.json"]
@@ -214,31 +214,31 @@ def test_two_jobs_do_not_write_into_one_folder(ground, tmp_path):
 
 def test_of_two_jobs_that_begin_at_once_one_writes(ground, tmp_path, monkeypatch):
     """Both saw no manifest; the other one's takes the place of ours before ours is locked."""
-    lock = caching.fcntl.lockf
+    lock = cache_teacher.fcntl.lockf
 
     def lock_late(file, how):
         teacher_maps.write_manifest(tmp_path / "maps", teacher_maps.read_manifest(tmp_path / "maps"))
         lock(file, how)
 
-    monkeypatch.setattr(caching.fcntl, "lockf", lock_late)
+    monkeypatch.setattr(cache_teacher.fcntl, "lockf", lock_late)
     assert "another job is writing maps there" in refused(TeacherError, recipe_of(ground), tmp_path / "maps")
 
 
 def test_a_recipe_means_its_teacher_or_without_one_its_own_network(ground, tmp_path):
     student = recipe_of(ground)
-    assert caching.teacher_of(student, "student.yaml", None).checkpoint == ground / "teacher.pth"
-    other = caching.teacher_of(student, "student.yaml", str(ground / "teacher.pth"))
+    assert cache_teacher.teacher_of(student, "student.yaml", None).checkpoint == ground / "teacher.pth"
+    other = cache_teacher.teacher_of(student, "student.yaml", str(ground / "teacher.pth"))
     assert other.flip and other.node["network"] == TEACHER
     own = {key: value for key, value in student.items() if key != "teacher"} | {"work_dir": str(tmp_path / "run")}
     with pytest.raises(TeacherError, match="no file at .*run; train one with bin/train.py big.yaml"):
-        caching.teacher_of(own, "big.yaml", None)
+        cache_teacher.teacher_of(own, "big.yaml", None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best_abs_rel.pth").write_bytes((ground / "teacher.pth").read_bytes())
-    source = caching.teacher_of(own | {"teacher": {"flip": False}}, "big.yaml", None)
+    source = cache_teacher.teacher_of(own | {"teacher": {"flip": False}}, "big.yaml", None)
     assert source.checkpoint == tmp_path / "run" / "best_abs_rel.pth" and source.flip is False
     assert source.node["network"] == own["network"] and source.resize is None
     with pytest.raises(TeacherError, match="teacher.maps: student.yaml learns from cached maps"):
-        caching.teacher_of(student | {"teacher": {"maps": "gt_kd"}}, "student.yaml", None)
+        cache_teacher.teacher_of(student | {"teacher": {"maps": "gt_kd"}}, "student.yaml", None)
 
 
 def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_made(ground, tmp_path):
@@ -246,24 +246,24 @@ def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_ma
     student = recipe_of(ground)
     student["data"] |= resize
     own = {key: value for key, value in student.items() if key != "teacher"}
-    source = caching.teacher_of(own, "big.yaml", str(ground / "teacher.pth"), override)
+    source = cache_teacher.teacher_of(own, "big.yaml", str(ground / "teacher.pth"), override)
     assert source.resize == Resize(short_side=32)
-    caching.cache_maps(own, source, caching.frames_of(own, "val"), tmp_path / "maps", CPU, io.StringIO())
+    cache_teacher.cache_maps(own, source, cache_teacher.frames_of(own, "val"), tmp_path / "maps", CPU, io.StringIO())
     assert teacher_maps.read_manifest(tmp_path / "maps")["resize"] == {"short_side": 32}
-    assert caching.teacher_of(student, "student.yaml", None, override).resize is None  # the student's own affair
+    assert cache_teacher.teacher_of(student, "student.yaml", None, override).resize is None  # the student's own affair
 
 
 def test_the_folder_is_named_after_the_teachers_recipe(ground):
     recipe = recipe_of(ground, recipe="/recipes/teachers/big.yaml")
-    assert caching.default_folder(recipe, "student.yaml", "train") == ground / "kitti" / "gt_kd_big"
-    assert caching.default_folder(recipe, "student.yaml", "val") == ground / "kitti" / "gt_kd_big_val"
+    assert cache_teacher.default_folder(recipe, "student.yaml", "train") == ground / "kitti" / "gt_kd_big"
+    assert cache_teacher.default_folder(recipe, "student.yaml", "val") == ground / "kitti" / "gt_kd_big_val"
     del recipe["teacher"]
-    assert caching.default_folder(recipe, "recipes/big2.yaml", "train") == ground / "kitti" / "gt_kd_big2"
+    assert cache_teacher.default_folder(recipe, "recipes/big2.yaml", "train") == ground / "kitti" / "gt_kd_big2"
 
 
 def test_nyu_maps_are_of_the_whole_frame(ground, tmp_path):
     """Training cuts NYU's frames; the maps are cut with them, as they are read."""
-    from tiekd.data.section import build_dataset
+    from tiekd.data.build import build_dataset
 
     source = ground / "kitti" / "input" / "2000_01_01" / "2000_01_01_drive_0001_sync" / "image_02" / "data"
     (tmp_path / "nyu" / "kitchen").mkdir(parents=True)

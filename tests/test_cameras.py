@@ -7,7 +7,7 @@ from PIL import Image
 
 from tiekd.data.frames import Camera
 from tiekd.errors import DataError, RecipeError
-from tiekd.predicting.cameras import Cameras, parse_intrinsics
+from tiekd.inference.predict.cameras import Cameras, parse_intrinsics
 
 KITTI = Path("input/2011_09_28/2011_09_28_drive_0001_sync/image_02/data/0000000000.png")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tiekd.errors import RecipeError
-from tiekd.losses import criterion
 from tiekd.losses.chamfer import Chamfer
 from tiekd.models.network import Prediction
+from tiekd.training import criterion
 
 
 def depths(*shape, seed=0) -> torch.Tensor:

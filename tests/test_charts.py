@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tiekd.drawing.charts import COLOURS, Curve, Mark, chart, label, log_ticks, ticks
+from tiekd.visualization.charts import COLOURS, Curve, Mark, chart, label, log_ticks, ticks
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 

@@ -16,10 +16,10 @@ from faulty_kitti import DROPPED_TRAIN, DROPPED_VAL, PLANTED, TRAIN, found
 from PIL import Image
 from tiny_kitti import depth_name, image_name, write_png
 
-from tiekd import checking
-from tiekd.checking import splits_of
-from tiekd.data.section import build_dataset
+from tiekd.data.build import build_dataset
 from tiekd.errors import DataError, LaunchError, RecipeError
+from tiekd.tools import check_data
+from tiekd.tools.check_data import splits_of
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def root(tmp_path) -> Path:
 
 def check(recipe, out, which="both", neighbours=2, drop=(), workers=0):
     splits, stream = splits_of(recipe, which), io.StringIO()
-    checking.claim(out)
-    checking.check(recipe, splits, workers, 60, neighbours, drop, stream)
-    return splits, checking.write(recipe, splits, out), stream.getvalue()
+    check_data.claim(out)
+    check_data.check(recipe, splits, workers, 60, neighbours, drop, stream)
+    return splits, check_data.write(recipe, splits, out), stream.getvalue()
 
 
 def numbers(path: Path) -> list[int]:
@@ -131,7 +131,7 @@ def test_a_file_that_does_not_answer_ends_the_check(root, monkeypatch):
     recipe = faulty_kitti.recipe(root)
     splits = splits_of(recipe, "train")
     with pytest.raises(DataError, match=rf"{image_name(14)}.*: not read by a data worker within 1 s"):
-        checking.check(recipe, splits, 1, 1, 2, (), io.StringIO())
+        check_data.check(recipe, splits, 1, 1, 2, (), io.StringIO())
 
 
 def test_results_are_never_written_over_anything(root, tmp_path):
@@ -142,9 +142,9 @@ def test_results_are_never_written_over_anything(root, tmp_path):
         with pytest.raises(
             LaunchError, match=f"^--out {out}: holds {name} already, which is not overwritten; give anot"
         ):
-            checking.claim(out)
+            check_data.claim(out)
     with pytest.raises(LaunchError, match="can't be made"):
-        checking.claim(root / "kitti_eigen_train.txt" / "out")
+        check_data.claim(root / "kitti_eigen_train.txt" / "out")
 
 
 def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):

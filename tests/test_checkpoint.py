@@ -6,10 +6,10 @@ import os
 import pytest
 import torch
 
-from tiekd import checkpoint, manifest
 from tiekd.errors import CheckpointError
-from tiekd.hooks.base import Hook
-from tiekd.hooks.checkpoint import keyed
+from tiekd.training.hook import Hook
+from tiekd.training.hooks.checkpoint import keyed
+from tiekd.workdir import checkpoints, manifest, weights_file
 
 
 def make(folder, iteration, content=b"weights"):
@@ -30,7 +30,7 @@ def names(folder):
 def test_the_newest_whole_one_is_found_by_number_not_by_name(tmp_path):
     for iteration in (9, 10, 100):
         make(tmp_path / "checkpoints", iteration)
-    assert checkpoint.find(tmp_path)[0].name == "iter_100"
+    assert checkpoints.find(tmp_path)[0].name == "iter_100"
 
 
 @pytest.mark.parametrize(
@@ -47,18 +47,18 @@ def test_the_newest_whole_one_is_found_by_number_not_by_name(tmp_path):
 def test_a_damaged_one_is_passed_over_and_said_so(tmp_path, damage, reason):
     make(tmp_path / "checkpoints", 1)
     damage(make(tmp_path / "checkpoints", 2))
-    assert reason in checkpoint.check(tmp_path / "checkpoints" / "iter_2")
-    assert checkpoint.find(tmp_path)[0].name == "iter_1"
+    assert reason in checkpoints.check(tmp_path / "checkpoints" / "iter_2")
+    assert checkpoints.find(tmp_path)[0].name == "iter_1"
     damage(tmp_path / "checkpoints" / "iter_1")
     with pytest.raises(CheckpointError, match=f"passed over iter_2: .*{reason}.*iter_1: .*start the run"):
-        checkpoint.find(tmp_path)
+        checkpoints.find(tmp_path)
 
 
 def test_pruning_keeps_the_last_and_clears_what_a_killed_save_left(tmp_path):
     for iteration in (5, 10, 15):
         make(tmp_path, iteration)
     (tmp_path / ".iter_20.partial").mkdir()
-    checkpoint.prune(tmp_path, keep_last=2)
+    checkpoints.prune(tmp_path, keep_last=2)
     assert names(tmp_path) == ["iter_10", "iter_15"]
 
 
@@ -66,33 +66,33 @@ def test_going_on_from_an_older_one_sets_newer_ones_aside_and_pruning_spares_the
     folder = tmp_path / "checkpoints"
     for iteration in (5, 10, 15):
         make(folder, iteration)
-    checkpoint.set_aside_newer(tmp_path, 5)
+    checkpoints.set_aside_newer(tmp_path, 5)
     assert names(folder) == ["abandoned_iter_10", "abandoned_iter_15", "iter_5"]
     make(folder, 6)
-    checkpoint.prune(folder, keep_last=1)
+    checkpoints.prune(folder, keep_last=1)
     assert names(folder) == ["abandoned_iter_10", "abandoned_iter_15", "iter_6"]
     make(folder, 10)
-    checkpoint.set_aside_newer(tmp_path, 6)
+    checkpoints.set_aside_newer(tmp_path, 6)
     assert "abandoned2_iter_10" in names(folder), "what was set aside before is not overwritten"
 
 
 def test_going_on_from_before_the_best_sets_its_weights_aside(tmp_path):
     for name, iteration in (("best_rmse.pth", 7), ("best_a1.pth", 8)):
-        checkpoint.write_weights(tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, iteration)
-    checkpoint.set_aside_newer(tmp_path, 7)
+        weights_file.write_weights(tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, iteration)
+    checkpoints.set_aside_newer(tmp_path, 7)
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["abandoned_best_a1.pth", "best_rmse.pth"]
 
 
 def test_weights_are_the_newest_best_ones_else_the_newest_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="no weights"):
-        checkpoint.find_weights(tmp_path)
+        checkpoints.find_weights(tmp_path)
     make(tmp_path / "checkpoints", 3)
     of_three = tmp_path / "checkpoints" / "iter_3" / "student.pth"
-    assert checkpoint.find_weights(tmp_path) == checkpoint.find_weights(of_three.parent) == of_three
+    assert checkpoints.find_weights(tmp_path) == checkpoints.find_weights(of_three.parent) == of_three
     for age, name in enumerate(("best_rmse.pth", "best_a1.pth")):
-        checkpoint.write_weights(tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, 7)
+        weights_file.write_weights(tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, 7)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    assert checkpoint.find_weights(tmp_path).name == "best_rmse.pth"
+    assert checkpoints.find_weights(tmp_path).name == "best_rmse.pth"
     content = torch.load(tmp_path / "best_rmse.pth", weights_only=True)
     assert content["iteration"] == 7 and content["network"] == {"min_depth": 1.0}
 
@@ -111,12 +111,12 @@ def test_a_manifest_lists_every_file_with_its_size(tmp_path):
 def test_the_best_of_the_checkpoint_comes_back_when_a_later_one_is_abandoned(tmp_path):
     path, node = tmp_path / "best_rmse.pth", {"min_depth": 1.0}
     for iteration in (4, 6, 8):  # the checkpoint is of iteration 5, and no other was saved before the kill
-        checkpoint.replace_best(path, {"w": torch.ones(2) * iteration}, node, iteration)
+        weights_file.replace_best(path, {"w": torch.ones(2) * iteration}, node, iteration)
         if iteration == 4:
-            checkpoint.forget_older_best(tmp_path)
-    checkpoint.set_aside_newer(tmp_path, 5)
+            weights_file.forget_older_best(tmp_path)
+    checkpoints.set_aside_newer(tmp_path, 5)
     assert torch.load(path, weights_only=True)["iteration"] == 4
     assert torch.load(tmp_path / "abandoned_best_rmse.pth", weights_only=True)["iteration"] == 8
     (tmp_path / "best_mine.pth").write_bytes(b"not ours")
-    checkpoint.set_aside_newer(tmp_path, 0)
+    checkpoints.set_aside_newer(tmp_path, 0)
     assert (tmp_path / "best_mine.pth").read_bytes() == b"not ours"

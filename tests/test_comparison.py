@@ -9,11 +9,12 @@ import torch
 from test_evaluation import CPU, Frames
 from test_trained import NETWORK, write_recipe
 
-from tiekd import checkpoint, comparison
-from tiekd.comparison import Entrant, Protocol
-from tiekd.data.loader import Loading
-from tiekd.evaluation import EvaluationSettings
-from tiekd.models.factory import build_network
+from tiekd.data.loading.loader import Loading
+from tiekd.evaluation import compare
+from tiekd.evaluation.compare import Entrant, Protocol
+from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.models.build import build_network
+from tiekd.workdir import weights_file
 
 PROTOCOL = Protocol("val", EvaluationSettings(crop="none", batch_size=2), 1e-3, 80.0)
 
@@ -23,7 +24,7 @@ def constant(depth):
 
 
 def evaluated(entrant):
-    return comparison.evaluate(entrant, Frames(), PROTOCOL, CPU, Loading(workers=0), None)
+    return compare.evaluate(entrant, Frames(), PROTOCOL, CPU, Loading(workers=0), None)
 
 
 @pytest.mark.parametrize(
@@ -35,23 +36,23 @@ def evaluated(entrant):
     ],
 )
 def test_a_recipe_may_name_its_checkpoint(text, expected):
-    assert comparison.recipe_and_checkpoint(text) == expected
+    assert compare.recipe_and_checkpoint(text) == expected
 
 
 def test_a_recipe_with_a_colon_in_its_path_is_a_recipe(tmp_path):
     path = tmp_path / "a:b.yaml"
     path.write_text("")
-    assert comparison.recipe_and_checkpoint(str(path)) == (str(path), None)
+    assert compare.recipe_and_checkpoint(str(path)) == (str(path), None)
 
 
 def test_networks_have_names_that_tell_them_apart_and_overrides_are_the_last_ones(tmp_path):
     recipe = write_recipe(tmp_path)
     wider = NETWORK | {"encoder": {"name": "mobilenet_v2", "width": 0.5}}
     for name, node in (("a", NETWORK), ("b", NETWORK), ("wide", wider)):
-        checkpoint.write_weights(tmp_path / f"{name}.pth", build_network(node).state_dict(), node, 0)
+        weights_file.write_weights(tmp_path / f"{name}.pth", build_network(node).state_dict(), node, 0)
     a, b, wide = (str(tmp_path / f"{name}.pth") for name in ("a", "b", "wide"))
     named = [(recipe, a), (recipe, b), (recipe, b), (recipe, wide)]
-    found = comparison.entrants(named, ["network.encoder.width=0.5"], True, CPU)
+    found = compare.entrants(named, ["network.encoder.width=0.5"], True, CPU)
     assert list(found)[:2] == ["mine", "mine:b.pth"] and len(found) == 4
     assert [entrant.weights.name for entrant in found.values()] == ["a.pth", "b.pth", "b.pth", "wide.pth"]
     image = torch.randn(1, 3, 32, 64)
@@ -61,15 +62,15 @@ def test_networks_have_names_that_tell_them_apart_and_overrides_are_the_last_one
 
 def test_a_recipe_that_a_run_saved_is_called_by_its_work_dir(tmp_path, monkeypatch):
     (tmp_path / "my_run").mkdir()
-    checkpoint.write_weights(tmp_path / "x.pth", build_network(NETWORK).state_dict(), NETWORK, 0)
+    weights_file.write_weights(tmp_path / "x.pth", build_network(NETWORK).state_dict(), NETWORK, 0)
     Path(write_recipe(tmp_path)).rename(tmp_path / "my_run" / "config.yaml")
     monkeypatch.chdir(tmp_path / "my_run")
-    assert list(comparison.entrants([("config.yaml", "../x.pth")], [], True, CPU)) == ["my_run"]
+    assert list(compare.entrants([("config.yaml", "../x.pth")], [], True, CPU)) == ["my_run"]
 
 
 def test_all_figures_are_plain_values_and_those_that_are_not_finite_null():
     results = {"far": evaluated(constant(60.0)), "broken": evaluated(constant(math.nan))}
-    plain = comparison.as_json(results, PROTOCOL)
+    plain = compare.as_json(results, PROTOCOL)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["protocol"] == {
         **{"split": "val", "frames": 7, "frames_with_ground_truth": 6},
@@ -89,5 +90,5 @@ def test_all_figures_are_plain_values_and_those_that_are_not_finite_null():
 
 
 def test_the_mean_map_is_the_same_whatever_the_image():
-    predict = comparison.mean_map(Frames(), CPU, None).predict
+    predict = compare.mean_map(Frames(), CPU, None).predict
     assert torch.equal(predict(torch.rand(1, 3, 12, 20)), predict(torch.rand(2, 3, 12, 20))[1:])

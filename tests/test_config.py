@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
-from tiekd.config import build, dump_recipe, find, load_recipe, merge, settings
-from tiekd.data.transforms import Augment
+from tiekd.config.build import build, find, settings
+from tiekd.config.recipe import dump_recipe, load_recipe, merge
+from tiekd.data.augment.augment import Augment
 from tiekd.errors import RecipeError
-from tiekd.evaluation import EvaluationSettings
+from tiekd.evaluation.evaluate import EvaluationSettings
 
 
 def write(path, text):
@@ -242,7 +243,7 @@ def test_a_file_is_read_whatever_wrote_it_and_refused_if_it_is_no_utf_8(tmp_path
 def test_a_recipes_value_of_another_kind_is_told_with_what_to_do(tmp_path, text, line):
     node = load_recipe(write(tmp_path / "x.yaml", text + "\n"))["data"] | {"name": "kitti"}
     with pytest.raises(RecipeError) as error:
-        build(node, "tiekd.data", "data", split="train", max_depth=80.0)
+        build(node, "tiekd.data.datasets", "data", split="train", max_depth=80.0)
     assert str(error.value).startswith(line)
 
 
@@ -330,7 +331,7 @@ def test_a_teacher_recipe_without_a_network_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("package", "names"),
     [
-        ("tiekd.data", {"kitti", "scenes"}),
+        ("tiekd.data.datasets", {"kitti", "scenes"}),
         ("tiekd.losses", {"dpm", "mse", "silog", "ssim"}),
         ("tiekd.models.encoders", {"mobilenet_v2", "resnet"}),
         ("tiekd.models.heads", {"dpm", "sigmoid"}),

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from tiekd import execution, layouts
-from tiekd.models import convolution
-from tiekd.models.convolution import Conv2d, compute_in_fp32, weight_gradient
+from tiekd.engine import execution
+from tiekd.kernels import convolution, layouts
+from tiekd.kernels.convolution import Conv2d, compute_in_fp32, weight_gradient
 
 LAST = torch.channels_last
 

@@ -9,8 +9,8 @@ import two_ranks
 from test_guard import make_state
 
 from tiekd.errors import DataError
-from tiekd.hooks.counting import PixelsCount
-from tiekd.hooks.text_log import TextLog
+from tiekd.training.hooks.counting import PixelsCount
+from tiekd.training.hooks.text_log import TextLog
 
 
 def start(work_dir, interval=4, **values):

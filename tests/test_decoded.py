@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from tiny_kitti import depth_name, image_name, write_png
 
-from tiekd.data import depth_io, kitti
-from tiekd.data.decoded import Decoded, attach, describe, folder_of, without_cache
-from tiekd.data.loader import training_batches, validation_batches
-from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment
+from tiekd.data import image_io
+from tiekd.data.augment.augment import Augment
+from tiekd.data.datasets import kitti
+from tiekd.data.decoded_cache import Decoded, attach, describe, folder_of, without_cache
+from tiekd.data.loading.loader import training_batches, validation_batches
+from tiekd.data.loading.sampler import MicroBatches
 from tiekd.errors import DataError, RecipeError
 
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def test_training_and_evaluation_see_the_same_bits_as_from_the_files(root, worke
 def test_the_files_are_not_read_again(root, monkeypatch):
     frames = frames_of(root)
     frames.decoded = filled(root, frames)
-    monkeypatch.setattr(depth_io, "_decode", None)
+    monkeypatch.setattr(image_io, "_decode", None)
     assert frames[0].image.shape == (3, 16, 24)
 
 
@@ -81,7 +82,7 @@ def test_numpy_reads_them_where_their_sources_would_be(root):
     source = root / "input" / image_name(2)
     assert cache.path(source) == root / "decoded" / "input" / f"{image_name(2)}.npy"
     array = np.load(cache.path(source))
-    assert array.dtype == np.uint8 and np.array_equal(array, depth_io.read_image(source).numpy())
+    assert array.dtype == np.uint8 and np.array_equal(array, image_io.read_image(source).numpy())
     depth = np.load(cache.path(root / "gt_depth" / depth_name(2)))
     assert depth.dtype == np.uint16 and depth.shape == (1, 20, 30)
 
@@ -89,7 +90,7 @@ def test_numpy_reads_them_where_their_sources_would_be(root):
 def test_a_source_elsewhere_has_a_place_too(root, tmp_path):
     source, cache = tmp_path / "elsewhere.png", Decoded(root / "decoded", root)
     write_png(source, np.full((4, 5), 300, np.uint16))
-    cache.write(source, depth_io.read_levels)
+    cache.write(source, image_io.read_levels)
     assert cache.path(source).is_relative_to(root / "decoded") and cache.read(source).unique().tolist() == [300]
 
 
@@ -159,7 +160,7 @@ def test_no_byte_of_the_note_can_be_wrong(root):
 def test_a_source_that_cannot_be_decoded_leaves_nothing(root):
     source, cache = root / "input" / image_name(1), Decoded(root / "decoded", root)
     source.write_bytes(source.read_bytes()[:60])
-    assert "torn or damaged PNG" in refused(cache.write, source, depth_io.read_image)
+    assert "torn or damaged PNG" in refused(cache.write, source, image_io.read_image)
     assert not cache.path(source).exists()
 
 
@@ -221,7 +222,7 @@ def test_old_files_hold_the_largest_level_that_is_none_in_ground_truth_only(root
     frames.decoded = filled(root, frames)
     cache = frames.decoded
     assert (frames[0].depth == 0).all() and (frames[0].teacher_depth == 80).all()
-    cache.write(depth, depth_io.read_levels)  # as it was written before
+    cache.write(depth, image_io.read_levels)  # as it was written before
     for source in (depth, taught):
         of_before(cache.path(source))
     assert (frames[0].depth == 0).all() and (frames[0].teacher_depth == 80).all()

@@ -4,11 +4,11 @@ import golden_rules as golden
 import pytest
 import torch
 
-from tiekd import layouts
-from tiekd.benchmarks.training import make_plain
 from tiekd.errors import RecipeError
+from tiekd.kernels import layouts
 from tiekd.models.decoders.bts import Bts, Reduction, spread_planes, to_planes
 from tiekd.models.decoders.densedepth import DenseDepth
+from tiekd.tools.benchmarks.training import make_plain
 
 CHANNELS, STRIDES = (8, 16, 16, 24, 32), (2, 4, 8, 16, 32)
 

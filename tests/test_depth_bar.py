@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tiekd.drawing.depth_bar import bar, with_bar
-from tiekd.drawing.pictures import UNKNOWN, colourise
+from tiekd.visualization.depth_bar import bar, with_bar
+from tiekd.visualization.pictures import UNKNOWN, colourise
 
 
 def test_the_picture_stays_and_the_scale_is_beside_it():

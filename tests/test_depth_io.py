@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tiekd.data import orientation
-from tiekd.data.depth_io import (
+from tiekd.data.image_io import (
     read_depth_npy,
     read_image,
     read_image_size,

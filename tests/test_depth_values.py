@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from tiny_kitti import write_png
 
-from tiekd.data import depth_values, folder
+from tiekd.data import depth_values
+from tiekd.data.datasets import folder
 from tiekd.data.depth_values import check_range, levels_of
 from tiekd.errors import DataError
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiekd.config import load_recipe
+from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
+from tiekd.models.build import build_network
 from tiekd.models.encoders.depthformer import DepthFormer
 from tiekd.models.encoders.swin import PatchMerging, Swin
-from tiekd.models.encoders.window_attention import WindowAttention
-from tiekd.models.factory import build_network
 from tiekd.models.heads.relu import Relu
-from tiekd.models.necks import deformable_attention
-from tiekd.models.necks.deformable_attention import DeformableAttention, read_points
+from tiekd.models.layers import deformable_attention
+from tiekd.models.layers.deformable_attention import DeformableAttention, read_points
+from tiekd.models.layers.window_attention import WindowAttention
 from tiekd.models.necks.hahi import Hahi, sine_positions
 from tiekd.models.network import Network
-from tiekd.models.weights import dropped, from_published, load_into, to_published
-from tiekd.optimizer import parameter_groups
+from tiekd.models.weights.state_dicts import dropped, from_published, load_into, to_published
+from tiekd.training.optimizer import parameter_groups
 
 MODEL_CONFIGS = Path(__file__).parents[1] / "model_configs"
 NAMES = ["depthformer_swint_kitti", "depthformer_swinl_kitti"]

@@ -10,8 +10,7 @@ import torch.distributed as dist
 import two_ranks
 from torch import nn
 
-from tiekd.distributed import (
-    BatchNorm2d,
+from tiekd.distributed.comm import (
     broadcast_object,
     gather_objects,
     is_main,
@@ -22,6 +21,7 @@ from tiekd.distributed import (
     set_default_timeout,
     world_size,
 )
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 SHAPES = {"equal": ((2, 3, 5, 7), (2, 3, 5, 7)), "unequal": ((1, 3, 5, 7), (3, 3, 4, 2))}
 DTYPES = {

@@ -6,9 +6,10 @@ import pytest
 import torch
 import two_ranks
 
-from tiekd import dry_run, memory, micro_batch, stopwatch
-from tiekd.hooks.checkpoint import Checkpoint
-from tiekd.hooks.evaluation import Evaluation
+from tiekd.distributed import memory
+from tiekd.tools import dry_run, measure, micro_batch
+from tiekd.training.evaluation_hook import Evaluation
+from tiekd.training.hooks.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 MB = 10**6
@@ -74,7 +75,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: self.now)
 
     def run(self, watch, seconds, skipped=()) -> int:
         state = SimpleNamespace(stop_reason=None, data_time_s=0.01, iteration=0, step_skipped=False)
@@ -90,24 +91,24 @@ class Clock:
 
 
 def test_the_first_iteration_and_those_of_data_read_ahead_are_not_timed(monkeypatch):
-    watch = stopwatch.Stopwatch(CPU, workers=2, accumulation=2)
+    watch = measure.Stopwatch(CPU, workers=2, accumulation=2)
     assert Clock(monkeypatch).run(watch, [9.0, 5.0, 5.0, *[1.0, 1.0, 1.2, 0.8, 1.0], *[7.0] * 99]) == 8
     assert watch.median_s() == (pytest.approx(1.0), 0.01)
     assert watch.range_s() == (pytest.approx(0.8), pytest.approx(1.2))
 
 
 def test_fast_iterations_are_timed_for_seconds_and_slow_ones_for_a_minute(monkeypatch):
-    watch = stopwatch.Stopwatch(CPU, workers=0, accumulation=1)
+    watch = measure.Stopwatch(CPU, workers=0, accumulation=1)
     assert Clock(monkeypatch).run(watch, [0.2] * 99) == 16
-    watch = stopwatch.Stopwatch(CPU, workers=0, accumulation=1)
+    watch = measure.Stopwatch(CPU, workers=0, accumulation=1)
     assert Clock(monkeypatch).run(watch, [0.001] * 99) == 51
-    watch = stopwatch.Stopwatch(CPU, workers=4, accumulation=1)
+    watch = measure.Stopwatch(CPU, workers=4, accumulation=1)
     assert Clock(monkeypatch).run(watch, [50.0, 30.0, 31.0]) == 3
     assert watch.median_s()[0] == 30.5
 
 
 def test_steps_that_a_loss_scale_skipped_are_warm_up(monkeypatch):
-    watch = stopwatch.Stopwatch(CPU, workers=0, accumulation=1)
+    watch = measure.Stopwatch(CPU, workers=0, accumulation=1)
     assert Clock(monkeypatch).run(watch, [9.0, 9.0, 9.0, *[1.0] * 9], skipped=(1, 2)) == 8
     assert watch.median_s()[0] == 1.0
 

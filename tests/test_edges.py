@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tiekd.edges import mid_air
+from tiekd.evaluation.edge_metric import mid_air
 from tiekd.models.readout import read_out
 
 NEAR, FAR = 10.0, 30.0

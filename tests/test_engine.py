@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from tiekd.engine import read_engine_config, resolve, step_skipped, stepper
+from tiekd.engine.config import read_engine_config, resolve
+from tiekd.engine.step import step_skipped, stepper
 from tiekd.errors import LaunchError, RecipeError
 
 

@@ -10,13 +10,14 @@ import torch
 import two_ranks
 from torch import nn
 
-from tiekd.data.loader import Loading
+from tiekd.data.augment.augment import Sample, colour_table, look_up
+from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize, resized_picture
-from tiekd.data.transforms import Sample, colour_table, look_up
-from tiekd.evaluation import EvaluationSettings, evaluate, predict
-from tiekd.hooks.evaluation import Evaluation
-from tiekd.metrics import METRIC_NAMES, aggregate, depth_metrics
+from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.evaluation.metrics import METRIC_NAMES, aggregate, depth_metrics
+from tiekd.models.flip import predict
 from tiekd.models.network import Prediction
+from tiekd.training.evaluation_hook import Evaluation
 
 CPU = torch.device("cpu")
 
@@ -54,7 +55,7 @@ def figures_on_a_rank(_rank):
 
 
 def test_figures_are_means_over_the_images_that_have_ground_truth():
-    from tiekd.data.transforms import normalise
+    from tiekd.data.augment.augment import normalise
 
     rows = []
     for index in (0, 1, 2, 4, 5, 6):
@@ -165,7 +166,10 @@ def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
     )
     hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
     state = types.SimpleNamespace(engine=None)
-    with mock.patch.multiple("tiekd.hooks.evaluation", whole_state=mock.DEFAULT), mock.patch.object(hook, "_save_best"):
+    with (
+        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
+        mock.patch.object(hook, "_save_best"),
+    ):
         hook._evaluate(state)
     assert "] 7/7, " in out.getvalue() and state.metrics["abs_rel"] > 0
 
@@ -183,7 +187,7 @@ def test_the_best_weights_are_saved_between_the_logs_line_and_the_boards_picture
     )
     hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
     with (
-        mock.patch.multiple("tiekd.hooks.evaluation", whole_state=mock.DEFAULT),
+        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
         mock.patch.object(hook, "_save_best", done.save_best),
     ):
         hook._evaluate(types.SimpleNamespace(engine=None))
@@ -223,7 +227,7 @@ def evaluated_without_a_pixel(settings: EvaluationSettings, predict_depth=None) 
     hook = Evaluation(settings, Frames(), replica, CPU, Loading(workers=0), [], told.append)
     replica.min_depth, replica.max_depth = 1e-3, 80.0
     with (
-        mock.patch.multiple("tiekd.hooks.evaluation", whole_state=mock.DEFAULT),
+        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
         mock.patch.object(hook, "_save_best", side_effect=AssertionError("a best was saved")),
     ):
         hook._evaluate(types.SimpleNamespace(engine=None))

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from tiekd import execution
-from tiekd.engine import build_engine, resolve
+from tiekd.engine import execution
+from tiekd.engine.build import build_engine
+from tiekd.engine.config import resolve
 from tiekd.errors import LaunchError, RecipeError
-from tiekd.models.factory import build_network
+from tiekd.models.build import build_network
 
 NETWORK = {
     "encoder": {"name": "mobilenet_v2", "width": 0.25, "taps": [1, 2, 4, 6]},
@@ -110,7 +111,7 @@ def test_the_section_is_kept_for_the_work_dir_and_hidden_from_deepspeed(monkeypa
         raise ValueError("seen")
 
     monkeypatch.setattr(deepspeed, "initialize", initialize)
-    monkeypatch.setattr("tiekd.engine._read_by_deepspeed", lambda values: None)
+    monkeypatch.setattr("tiekd.engine.build._read_by_deepspeed", lambda values: None)
     config = resolve({"tiekd": {"memory_format": "contiguous"}}, 2, 35.0, 1)
     assert json.loads(json.dumps(config.values))["tiekd"] == {"memory_format": "contiguous"}
     with pytest.raises(RecipeError, match="seen"):

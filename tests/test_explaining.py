@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd.drawing.explaining import choose_pixels, explain, explanation
 from tiekd.kernels.target import bin_centres
 from tiekd.models.heads.dpm import Dpm
+from tiekd.visualization.explaining import choose_pixels, explain, explanation
 
 
 def street(height=40, width=120):

@@ -17,11 +17,11 @@ from torch import nn
 import tiekd
 from tiekd.data.resize import Resize, dense_weights
 from tiekd.errors import ExportError, LaunchError
-from tiekd.exporting import agreement, export, onnx_format, program_format, trial_pictures
-from tiekd.exporting.norms import fold_norms
-from tiekd.models.deployed import Deployed
-from tiekd.models.factory import build_network
-from tiekd.student import Student
+from tiekd.inference.export import agreement, export, onnx_format, program_format, trial_pictures
+from tiekd.inference.export.deployed import Deployed
+from tiekd.inference.export.norms import fold_norms
+from tiekd.inference.student import Student
+from tiekd.models.build import build_network
 
 ENCODER = {
     "name": "mobilenet_v2",
@@ -127,7 +127,7 @@ def test_a_file_needs_nothing_of_this_project(tmp_path, dpm, name):
 def test_exporting_tells_nobody(tmp_path):
     """ONNX Runtime would leave a number for this machine in its user's folder, and send it."""
     environment = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "CI")}
-    code = "from tiekd.exporting import onnx_format; import onnxruntime"
+    code = "from tiekd.inference.export import onnx_format; import onnxruntime"
     subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True)
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
@@ -319,7 +319,7 @@ def test_half_precision_leaves_the_resizing_exact(tmp_path, sigmoid):
 
 def test_the_check_is_against_load_student_and_not_against_the_files_own_graph(tmp_path, dpm, monkeypatch):
     """The fault that it once certified: a map of bins, resized like any other."""
-    from tiekd.models import deployed
+    from tiekd.inference.export import deployed
 
     def blended(values, size, smooth):
         return nn.functional.interpolate(values, size=size, mode="bilinear", align_corners=True)

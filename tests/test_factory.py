@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiekd.errors import RecipeError
-from tiekd.models.factory import build_network
+from tiekd.models.build import build_network
 
 NODE = {
     "encoder": {"name": "mobilenet_v2", "width": 0.25},

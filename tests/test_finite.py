@@ -8,8 +8,8 @@ import torch
 import two_ranks
 from torch import nn
 
-from tiekd.distributed import BatchNorm2d
-from tiekd.finite import RunningStatistics
+from tiekd.engine.nonfinite import RunningStatistics
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 PRECISIONS = {
     "fp32": {},
@@ -47,7 +47,9 @@ class BadGradient(torch.autograd.Function):
 
 
 def make(precision: str, stage: int, offload: bool = False):
-    from tiekd.engine import build_engine, resolve, stepper
+    from tiekd.engine.build import build_engine
+    from tiekd.engine.config import resolve
+    from tiekd.engine.step import stepper
 
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     config = PRECISIONS[precision] | {"zero_optimization": zero, "gradient_accumulation_steps": 2}
@@ -62,7 +64,7 @@ def make(precision: str, stage: int, offload: bool = False):
 
 def iterate(engine, step, number: int, fault: str | None = None) -> bool:
     """One iteration of two micro-batches on two ranks; the fault is in the first one of rank 1. Whether it skipped."""
-    from tiekd.engine import step_skipped
+    from tiekd.engine.step import step_skipped
 
     rank = torch.distributed.get_rank()
     for micro in range(2):
@@ -85,12 +87,12 @@ def iterate(engine, step, number: int, fault: str | None = None) -> bool:
 
 
 def learned(engine) -> dict:
-    from tiekd import whole_state
+    from tiekd.engine import full_state
 
     module = {f"own {name}": value.clone() for name, value in engine.module.state_dict().items()}
-    moments = whole_state.moments(engine)
+    moments = full_state.moments(engine)
     moments = {f"{key} of {name}": torch.as_tensor(kept[key]) for name, kept in moments.items() for key in kept}
-    return module | whole_state.weights(engine) | moments
+    return module | full_state.weights(engine) | moments
 
 
 def work(rank: int) -> dict:
@@ -121,7 +123,7 @@ def work(rank: int) -> dict:
 
 
 def halve_to_one() -> list[tuple[float, bool]]:
-    from tiekd.engine import loss_scale, searches_loss_scale
+    from tiekd.engine.step import loss_scale, searches_loss_scale
 
     rows = []
     PRECISIONS["fp16"]["fp16"]["initial_scale_power"] = 2

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from tiekd.predicting.flicker import Flicker
+from tiekd.inference.predict.flicker import Flicker
 
 
 def test_only_static_pixels_count_and_the_figure_is_the_mean_over_pairs():

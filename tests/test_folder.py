@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 from tiny_kitti import write_png
 
-from tiekd.config import build, load_recipe, settings
-from tiekd.data import folder
-from tiekd.data.loader import training_batches, validation_batches
-from tiekd.data.sampler import MicroBatches, iterations_per_epoch, size_groups
-from tiekd.data.section import build_dataset
-from tiekd.data.transforms import Augment
+from tiekd.config.build import build, settings
+from tiekd.config.recipe import load_recipe
+from tiekd.data.augment.augment import Augment
+from tiekd.data.build import build_dataset
+from tiekd.data.datasets import folder
+from tiekd.data.loading.loader import training_batches, validation_batches
+from tiekd.data.loading.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.errors import DataError, RecipeError
-from tiekd.evaluation import EvaluationSettings
+from tiekd.evaluation.evaluate import EvaluationSettings
 
 CPU = torch.device("cpu")
 NAMES = ("a/1.jpg", "a/2.JPEG", "b/c/1.png", "d.jpg")
@@ -240,7 +241,7 @@ def test_wrong_options_are_one_line(root, arguments, line):
     node = {"name": "folder", "root": str(root), "images": "images"} | arguments
     node = {key: value for key, value in node.items() if value is not None}
     context = {"split": "train", "max_depth": 10.0, "maps": None, "needs_ground_truth": False}
-    assert line in refused(lambda: build(node, "tiekd.data", "data", **context), RecipeError)
+    assert line in refused(lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError)
 
 
 def test_missing_folders_and_torn_files_are_named(root):
@@ -355,7 +356,7 @@ def test_the_base_recipe_needs_its_folders_only(root):
     assert settings(recipe, "evaluation", EvaluationSettings).crop == "none"
     node = {key: value for key, value in recipe["data"].items() if key not in ("augment", "workers")}
     context = {"max_depth": 10.0, "maps": None, "needs_ground_truth": True}
-    train, val = (build(node, "tiekd.data", "data", split=split, **context) for split in ("train", "val"))
+    train, val = (build(node, "tiekd.data.datasets", "data", split=split, **context) for split in ("train", "val"))
     assert len(train) == 3 and len(val) == 1
 
 

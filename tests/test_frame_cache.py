@@ -13,9 +13,9 @@ import pytest
 import tiny_kitti
 from tiny_kitti import depth_name, image_name, write_png
 
-from tiekd import frame_cache
-from tiekd.data import decoded
+from tiekd.data import decoded_cache
 from tiekd.errors import DataError, RecipeError
+from tiekd.tools import cache_frames
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def recipe_of(root: Path, **data) -> dict:
 
 def fill(root: Path, workers: int = 0, verify: bool = False, splits=("train", "val"), **data) -> list[str]:
     recipe, out = recipe_of(root, **data), io.StringIO()
-    sources = frame_cache.sources_of(recipe, splits)
-    frame_cache.fill(recipe, sources, decoded.folder_of(recipe["data"]), workers, verify, out)
+    sources = cache_frames.sources_of(recipe, splits)
+    cache_frames.fill(recipe, sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out)
     return out.getvalue().splitlines()
 
 
@@ -58,8 +58,8 @@ def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
     assert told[1].startswith("Disk: 0.000 GB needed, ") and told[1].endswith(" GB free")
     assert told[2].startswith("files: 15/15, ") and len(told) == 3
     assert len(arrays(root)) == 15
-    cache = decoded.cache_at(root / "decoded", {"root": str(root)})
-    assert all(cache.holds(source, thoroughly=True) for source in frame_cache.sources_of(recipe_of(root), ("train",)))
+    cache = decoded_cache.cache_at(root / "decoded", {"root": str(root)})
+    assert all(cache.holds(source, thoroughly=True) for source in cache_frames.sources_of(recipe_of(root), ("train",)))
 
 
 def test_files_without_a_partner_are_told_once(tmp_path):
@@ -70,7 +70,7 @@ def test_files_without_a_partner_are_told_once(tmp_path):
     data = {"name": "folder", "root": str(tmp_path), "images": "images", "depths": "depths", "augment": {}}
     data |= {"depth_unit": 256, "val_fraction": 0.5}
     out = io.StringIO()
-    frame_cache.sources_of({"network": {"max_depth": 80.0}, "data": data}, ("train", "val"), out)
+    cache_frames.sources_of({"network": {"max_depth": 80.0}, "data": data}, ("train", "val"), out)
     (told,) = out.getvalue().splitlines()
     assert told.startswith("Warning: ") and "1 of 8" in told and "7.png" in told
 
@@ -126,8 +126,8 @@ def test_files_that_cannot_be_decoded_are_named_and_all_others_made(root, worker
     out = io.StringIO()
     recipe = recipe_of(root)
     with pytest.raises(DataError) as error:
-        sources = frame_cache.sources_of(recipe, ("train", "val"))
-        frame_cache.fill(recipe, sources, root / "decoded", workers, False, out)
+        sources = cache_frames.sources_of(recipe, ("train", "val"))
+        cache_frames.fill(recipe, sources, root / "decoded", workers, False, out)
     assert str(error.value).startswith("2 of 15 files can't be decoded; all others are. bin/check_data.py")
     told = out.getvalue().splitlines()
     assert f"{torn}: a torn or damaged PNG (60 bytes); copy it from the original again" in told
@@ -151,7 +151,7 @@ def test_a_disk_that_others_fill_meanwhile_ends_it_with_one_line(root, monkeypat
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("mounting isn't allowed here")
     try:
-        monkeypatch.setattr(frame_cache, "_check_disk", lambda *_: None)
+        monkeypatch.setattr(cache_frames, "_check_disk", lambda *_: None)
         told = refused(root, workers=workers)
         assert told.startswith(str(small)) and "No space left on device" in told and told.count("check the disk") == 1
         whole = arrays(root)
@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(root):
 
 
 def test_data_without_files_is_refused(root, monkeypatch):
-    monkeypatch.setattr(frame_cache, "build_dataset", lambda *_: object())
+    monkeypatch.setattr(cache_frames, "build_dataset", lambda *_: object())
     assert refused(root, RecipeError) == "data.name: kitti has no files to decode; kitti, nyu and folder have"
 
 
@@ -194,8 +194,8 @@ def test_numpy_files_are_left_out(root):
         "network": {"max_depth": 80.0},
         "data": {"name": "folder", "root": str(root), "images": "pictures", "depths": "metres", "decoded": "decoded"},
     }
-    sources = frame_cache.sources_of(recipe, ("train", "val"))
+    sources = cache_frames.sources_of(recipe, ("train", "val"))
     assert len(sources) == 5 and all(path.suffix == ".png" for path in sources)
-    frame_cache.fill(recipe, sources, root / "decoded", 0, False, io.StringIO())
-    sample = frame_cache.build_dataset(recipe, "train")[0]
+    cache_frames.fill(recipe, sources, root / "decoded", 0, False, io.StringIO())
+    sample = cache_frames.build_dataset(recipe, "train")[0]
     assert sample.depth.unique().tolist() == [2.5] and sample.image.shape == (3, 20, 30)

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from test_evaluation import CPU, Frames
 
-from tiekd.drawing import pictures
-from tiekd.drawing.frame_pictures import FramePictures, frame_picture, growth
-from tiekd.evaluation import EvaluationSettings, evaluate
+from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.visualization import pictures
+from tiekd.visualization.frame_pictures import FramePictures, frame_picture, growth
 
 
 def test_each_frame_has_a_file_named_by_its_place_and_name(tmp_path):

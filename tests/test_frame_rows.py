@@ -8,11 +8,11 @@ import torch
 import two_ranks
 from test_evaluation import CPU, Frames, Slanted
 
-from tiekd import frame_rows
-from tiekd.evaluation import EvaluationSettings, evaluate
-from tiekd.frame_rows import FrameRows, FrameTable
-from tiekd.metrics import METRIC_NAMES, aggregate
-from tiekd.ranges import NUM_RANGES
+from tiekd.evaluation import per_frame
+from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.evaluation.metrics import METRIC_NAMES, aggregate
+from tiekd.evaluation.per_frame import FrameRows, FrameTable
+from tiekd.evaluation.range_errors import NUM_RANGES
 
 
 def evaluated(batch_size=3):
@@ -52,7 +52,7 @@ def test_two_ranks_find_the_same_rows_in_the_same_order(tmp_path):
 
 def test_the_file_has_every_digit_and_nothing_for_a_frame_without_ground_truth(tmp_path):
     figures, found = evaluated()
-    frame_rows.write_csv(tmp_path / "x.csv", {"one": found, "two": found})
+    per_frame.write_csv(tmp_path / "x.csv", {"one": found, "two": found})
     rows = list(csv.DictReader((tmp_path / "x.csv").open()))
     assert list(rows[0]) == ["name", "pixels", *METRIC_NAMES, "network"]
     assert [row["name"] for row in rows] == 2 * found.names
@@ -65,15 +65,15 @@ def test_the_file_has_every_digit_and_nothing_for_a_frame_without_ground_truth(t
 
 
 def test_the_worst_frames_are_the_largest_errors_and_have_ground_truth():
-    assert frame_rows.worst(table([0.1, math.nan, 0.3, math.inf, 0.2])) == [
+    assert per_frame.worst(table([0.1, math.nan, 0.3, math.inf, 0.2])) == [
         ("3.png", math.inf),
         ("2.png", 0.3),
         ("4.png", 0.2),
     ]
-    assert frame_rows.worst(table([math.nan])) == []
+    assert per_frame.worst(table([math.nan])) == []
 
 
 def test_less_is_better_but_for_accuracies_and_equal_frames_are_nobodys():
     ours, theirs = table([0.1, 0.2, 0.3, math.nan, 0.5]), table([0.2, 0.1, 0.3, 0.1, 0.6])
-    won = frame_rows.wins(ours, theirs)
+    won = per_frame.wins(ours, theirs)
     assert won["abs_rel"] == (2, 1) and won["a1"] == (1, 2) and won["rmse"] == (0, 0)

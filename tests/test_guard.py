@@ -9,12 +9,12 @@ import pytest
 import torch
 import two_ranks
 
-from tiekd import checkpoint
 from tiekd.errors import DivergedError, RecipeError
-from tiekd.hooks import guard
-from tiekd.hooks.guard import Guard
-from tiekd.hooks.text_log import TextLog
-from tiekd.options import TrainSettings
+from tiekd.training.hooks import guard
+from tiekd.training.hooks.guard import Guard
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.settings import TrainSettings
+from tiekd.workdir import checkpoints
 
 MESSAGE = r"^\d{4}-.* - depth - INFO - (iteration .*|and .*|\d+ iterations in a row.*)$"
 
@@ -143,12 +143,12 @@ def test_a_search_for_the_loss_scale_is_not_told_and_does_not_count(tmp_path):
 def with_checkpoints(tmp_path):
     """Checkpoints of iterations 2, 4 and 6, of which the second is torn."""
     for number in (2, 4, 6):
-        (tmp_path / checkpoint.FOLDER / f"iter_{number}").mkdir(parents=True)
+        (tmp_path / checkpoints.FOLDER / f"iter_{number}").mkdir(parents=True)
     return tmp_path
 
 
 def whole(monkeypatch, *numbers):
-    monkeypatch.setattr(checkpoint, "check", lambda path: None if int(path.name[5:]) in numbers else "torn")
+    monkeypatch.setattr(checkpoints, "check", lambda path: None if int(path.name[5:]) in numbers else "torn")
 
 
 def run_into_it(work_dir) -> str:
@@ -170,7 +170,7 @@ def test_the_end_names_the_last_good_checkpoint(with_checkpoints, monkeypatch, n
     whole(monkeypatch, *numbers)
     message = run_into_it(with_checkpoints)
     assert message.startswith("4 iterations in a row, from 5 on, had a loss or gradient that was not finite")
-    path = with_checkpoints / checkpoint.FOLDER / f"iter_{named}"
+    path = with_checkpoints / checkpoints.FOLDER / f"iter_{named}"
     assert f"the last good checkpoint is {path}: go on from it with" in message and path.is_dir()
     assert f"bin/show_batch.py {with_checkpoints} --iteration 5 shows" in message
 

@@ -13,7 +13,7 @@ from tiekd.models.decoders.densedepth import DenseDepth
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.heads.relu import Relu
 from tiekd.models.heads.sigmoid import Sigmoid
-from tiekd.models.weights import from_published
+from tiekd.models.weights.state_dicts import from_published
 
 # Decoder widths and doublings after the finest feature, by the backbone in a case's name.
 DECODERS = {

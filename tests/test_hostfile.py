@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tiekd import distributed, hostfile, launch, launch_record, notes
+from tiekd.distributed import comm, entrypoint, hostfile
 from tiekd.errors import LaunchError
+from tiekd.training import startup_log
+from tiekd.workdir import launch_record
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,8 +125,8 @@ def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "hosts").write_text("localhost slots=1\n")
     (tmp_path / "rank.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tiekd import launch\n"
-        "launch.program(lambda: 0)\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tiekd.distributed import entrypoint\n"
+        "entrypoint.program(lambda: 0)\n"
     )
     launcher = tmp_path / "bin" / "deepspeed"
     launcher.write_text(
@@ -143,9 +145,9 @@ def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
 
 @pytest.mark.parametrize(("now", "said"), [(2, None), (1, "if that isn't meant, stop it"), (3, "goes on on 3")])
 def test_another_number_of_ranks_is_told_at_resume(now, said, tmp_path, monkeypatch):
-    assert notes.of_ranks(tmp_path) == []
+    assert startup_log.of_ranks(tmp_path) == []
     (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
-    monkeypatch.setattr(distributed, "world_size", lambda: now)
-    told = notes.of_ranks(tmp_path)
+    monkeypatch.setattr(comm, "world_size", lambda: now)
+    told = startup_log.of_ranks(tmp_path)
     assert (told == []) if said is None else (told[0].startswith("The run was started on 2 ranks") and said in told[0])
-    assert launch._check_hostfile() is None, "no launcher is above the tests"
+    assert entrypoint._check_hostfile() is None, "no launcher is above the tests"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd.config import load_recipe
-from tiekd.models.factory import build_network
-from tiekd.models.teacher import build_teacher
-from tiekd.models.weights import load_into, read_weights, to_published
-from tiekd.run import _load_weights
+from tiekd.config.recipe import load_recipe
+from tiekd.models.build import build_network
+from tiekd.models.weights.state_dicts import load_into, read_weights, to_published
+from tiekd.teaching import build_teacher
+from tiekd.training.build import _load_weights
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ROOT / "model_configs" / "_base_" / "networks"

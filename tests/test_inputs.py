@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tiekd.errors import DataError
-from tiekd.predicting import inputs
-from tiekd.predicting.outputs import Outputs
+from tiekd.inference.predict import inputs
+from tiekd.inference.predict.outputs import Outputs
 
 
 @pytest.fixture

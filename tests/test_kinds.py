@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from tiekd import kinds, outside
-from tiekd.config import _names, build, load_recipe, settings
-from tiekd.data.loader import Loading
+from tiekd.config import external, kinds
+from tiekd.config.build import _names, build, settings
+from tiekd.config.recipe import load_recipe
+from tiekd.data.augment.augment import Augment
+from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
-from tiekd.data.transforms import Augment
-from tiekd.evaluation import EvaluationSettings
-from tiekd.options import LoadSettings, TrainSettings
+from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.training.settings import LoadSettings, TrainSettings
 
 RECIPES = Path(__file__).parents[1] / "model_configs"
-PACKAGES = "losses data hooks models.encoders models.decoders models.heads models.necks".split()
+PACKAGES = "losses data.datasets training.hooks models.encoders models.decoders models.heads models.necks".split()
 PARTS = [(package, name) for package in PACKAGES for name in _names(f"tiekd.{package}")]
 OF_THE_PROGRAM = {"hooks", "info", "text_log", "frames", "split", "needs_ground_truth"}
 # Text parameters of data sets that are no paths; `maps` is teacher.maps.
@@ -52,8 +53,8 @@ def test_every_section_of_fixed_keys_is_read_as_python_reads_it(section, cls):
 
 
 def test_every_text_of_a_data_set_is_known_to_be_a_path_or_not():
-    for name in _names("tiekd.data"):
-        for key, kind in kinds._of_part("data", name).items():
+    for name in _names("tiekd.data.datasets"):
+        for key, kind in kinds._of_part("data/datasets", name).items():
             if kinds.is_text(kind) and key not in NO_PATHS:
                 assert kinds.is_path(kinds.kind_of(("data", key), {"data": {"name": name}})), (
                     name,
@@ -121,7 +122,7 @@ def build(*, files: list[pathlib.Path], count: int | None = 3, either: Union[str
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """A folder with a package that ends the process when it is run."""
-    monkeypatch.setattr(outside, "_recipe_folders", [])
+    monkeypatch.setattr(external, "_recipe_folders", [])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_parts_unrun").mkdir()
     (tmp_path / "my_parts_unrun/__init__.py").write_text(

@@ -9,8 +9,8 @@ import tiny_kitti
 import torch
 from tiny_kitti import depth_name, image_name, write_png
 
-from tiekd.config import build
-from tiekd.data.kitti import build as kitti
+from tiekd.config.build import build
+from tiekd.data.datasets.kitti import build as kitti
 from tiekd.errors import DataError, RecipeError
 
 
@@ -221,7 +221,7 @@ def test_missing_folders_and_splits(tmp_path, monkeypatch):
 def test_wrong_options_are_one_line(tmp_path, arguments, line):
     node = {"name": "kitti", "root": str(tiny_kitti.make(tmp_path))} | arguments
     context = {"split": "train", "max_depth": 80.0, "maps": None, "needs_ground_truth": True}
-    assert line in refused(lambda: build(node, "tiekd.data", "data", **context), RecipeError)
+    assert line in refused(lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError)
 
 
 @pytest.mark.skipif("TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames")

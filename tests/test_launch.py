@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tiekd import launch
+from tiekd.distributed import entrypoint, process_group
 from tiekd.errors import DataError, LaunchError
 
 
@@ -18,16 +18,16 @@ def test_a_mistake_is_one_line_and_code_2_and_a_fault_is_not_hidden(capsys, monk
     def mistaken():
         raise DataError("x.png: torn\nin the middle")
 
-    assert launch.run(mistaken) == 2
+    assert entrypoint.run(mistaken) == 2
     assert capsys.readouterr().err == "DataError: x.png: torn in the middle\n"
 
     def faulty():
         raise KeyError("ours")
 
     with pytest.raises(KeyError):
-        launch.run(faulty)
+        entrypoint.run(faulty)
     monkeypatch.setenv("TIEKD_DEBUG", "1")
-    assert launch.run(mistaken) == 2
+    assert entrypoint.run(mistaken) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -36,13 +36,13 @@ def test_names_that_are_no_utf8_are_printed_or_refused_in_a_line(tmp_path):
     program.write_text(f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tiekd import launch
+from tiekd.distributed import entrypoint
 
 def main():
     print(os.fsdecode(b"K\\xe4fer.png"))
     os.fsdecode(b"M\\xfcnchen").encode()
 
-launch.program(main)
+entrypoint.program(main)
 """)
     ended = subprocess.run([sys.executable, program], capture_output=True, env=os.environ | {"LC_ALL": "C.UTF-8"})
     assert ended.returncode == 2 and ended.stdout == b"K\\udce4fer.png\n"
@@ -50,27 +50,27 @@ launch.program(main)
     assert ended.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize(("ranks", "code"), [(1, 0), (2, 0), (2, launch.STOPPED_CODE), (1, 2)])
+@pytest.mark.parametrize(("ranks", "code"), [(1, 0), (2, 0), (2, entrypoint.STOPPED_CODE), (1, 2)])
 def test_a_program_ends_with_its_code_and_loses_nothing(ranks, code, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(f"""
 import atexit, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tiekd import launch
+from tiekd.distributed import entrypoint, process_group
 from tiekd.errors import DataError, LaunchError
 
 def main():
-    launch.start_rank()
+    process_group.start_rank()
     atexit.register(print, "the end")
     print("all but")
-    if {code} == launch.STOPPED_CODE:
-        raise launch.Stopped("asked to")
+    if {code} == entrypoint.STOPPED_CODE:
+        raise entrypoint.Stopped("asked to")
     if {code} == 2:
         raise DataError("torn")
 
-launch.program(main)
+entrypoint.program(main)
 """)
-    shared = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_PORT": str(launch._free_port())}
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_PORT": str(process_group._free_port())}
     places = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     command = [sys.executable, program]
     processes = [
@@ -96,7 +96,7 @@ def test_a_gpu_that_is_not_here_is_no_reason_to_train_on_the_cpu(visible, accele
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("DS_ACCELERATOR", accelerator)
     if told is None:
-        launch._check_hidden_devices()
+        process_group._check_hidden_devices()
     else:
         with pytest.raises(LaunchError, match=told):
-            launch._check_hidden_devices()
+            process_group._check_hidden_devices()

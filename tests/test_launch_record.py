@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tiekd import launch_record
 from tiekd.errors import CheckpointError, LaunchError
+from tiekd.workdir import launch_record
 
 RECORD = {
     "recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2, "visible_devices": "0,1",

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tiekd import layouts, resuming
 from tiekd.errors import LaunchError
-from tiekd.models import convolution
-from tiekd.models.decoders import upsampled
+from tiekd.kernels import convolution, layouts
 from tiekd.models.decoders.densedepth import TwoConvs
+from tiekd.models.layers import upsampled
+from tiekd.training import resume
 
 CPU = torch.device("cpu")
 TRAINING, FORWARD, SMALL, ANY = layouts.LARGE_TRAINING, layouts.LARGE_FORWARD, layouts.SMALL, layouts.ANY
@@ -115,40 +115,40 @@ def test_the_instruction_set_is_what_aten_and_onednn_both_use(aten, flags, onedn
 
 def test_a_run_takes_this_cpus_layouts_and_a_resumed_one_those_of_its_start(tmp_path, monkeypatch):
     assert on(monkeypatch, "AVX2") == "avx2"
-    record, lines = resuming.take_layouts(tmp_path, CPU, None)
+    record, lines = resume.take_layouts(tmp_path, CPU, None)
     assert record == {"isa": "avx2", "choices": layouts.of_isa("avx2")} and lines == []
     layouts.write(tmp_path, record)
-    assert resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3") == (record, [])
+    assert resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3") == (record, [])
 
     assert on(monkeypatch, "AVX512") == "avx512_bf16" and layouts.choice(TRAINING, "fp32") == LAST
-    again, lines = resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    again, lines = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert again == record and layouts.choice(TRAINING, "fp32") == PRODUCTS
     assert len(lines) == 1 and "started on a CPU with avx2, this one has avx512_bf16" in lines[0]
     assert "a new run would take others here" in lines[0]
     layouts.write(tmp_path, again)
     assert layouts.read(tmp_path) == record, "what is written at every start is what the run began with"
     # A run that begins in the same folder takes this CPU's.
-    assert resuming.take_layouts(tmp_path, CPU, None)[0]["isa"] == "avx512_bf16"
+    assert resume.take_layouts(tmp_path, CPU, None)[0]["isa"] == "avx512_bf16"
     assert layouts.choice(TRAINING, "fp32") == LAST
 
 
 def test_the_recorded_choices_hold_whatever_the_table_says_today(tmp_path):
     choices = layouts.of_isa("avx2") | {f"{TRAINING}, fp32": AS_IT_COMES}
     layouts.write(tmp_path, {"isa": "avx2", "choices": choices})
-    resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert layouts.choice(TRAINING, "fp32") == AS_IT_COMES
 
 
 def test_cpus_whose_layouts_are_alike_are_told_apart_without_alarm(tmp_path, monkeypatch):
     on(monkeypatch, "AVX512")
     layouts.write(tmp_path, {"isa": "an older name", "choices": layouts.of_isa("avx512_bf16")})
-    _, (line,) = resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    _, (line,) = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert "numbers will differ by rounding" in line and "a new run" not in line
 
 
 def test_a_run_without_a_record_goes_on_with_one_line(tmp_path, monkeypatch):
     on(monkeypatch, "AVX2")
-    record, lines = resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    record, lines = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert record["isa"] == "avx2" and len(lines) == 1 and "layouts.json: the run has none" in lines[0]
 
 
@@ -158,13 +158,13 @@ def test_a_run_from_another_ones_checkpoint_takes_that_ones_layouts(tmp_path, mo
     for folder, isa in ((older, "avx2"), (newer, "other")):
         folder.mkdir()
         layouts.write(folder, {"isa": isa, "choices": layouts.of_isa(isa)})
-    assert resuming.take_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "avx2"
+    assert resume.take_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "avx2"
     (older / layouts.RECORD).unlink()
-    assert resuming.take_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "other"
+    assert resume.take_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "other"
 
 
 def test_on_a_gpu_no_layouts_are_taken(tmp_path):
-    assert resuming.take_layouts(tmp_path, torch.device("cuda"), tmp_path / "checkpoints" / "iter_3") == (None, [])
+    assert resume.take_layouts(tmp_path, torch.device("cuda"), tmp_path / "checkpoints" / "iter_3") == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -181,5 +181,5 @@ def test_on_a_gpu_no_layouts_are_taken(tmp_path):
 def test_a_record_that_is_none_is_one_line(text, tmp_path):
     (tmp_path / layouts.RECORD).write_text(text)
     with pytest.raises(LaunchError, match="not the layouts of a run") as error:
-        resuming.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+        resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert "\n" not in str(error.value) and "delete it" in str(error.value)

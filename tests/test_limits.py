@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tiekd import launch, limits
+from tiekd.distributed import entrypoint, limits
 from tiekd.errors import DataError, LaunchError
 
 
@@ -61,7 +61,7 @@ def test_what_is_lacking_is_found_in_an_error_and_in_what_led_to_it(fail, told):
 
 def test_a_program_that_lacks_something_ends_with_a_line_and_code_2(capsys, monkeypatch):
     monkeypatch.delenv("TIEKD_DEBUG", raising=False)
-    assert launch.run(gloo) == 2
+    assert entrypoint.run(gloo) == 2
     assert capsys.readouterr().err == f"LaunchError: {FILES}\n"
 
 
@@ -75,7 +75,7 @@ def test_a_program_that_lacks_something_ends_with_a_line_and_code_2(capsys, monk
 )
 def test_what_a_disk_refuses_is_a_line(number, told, capsys, monkeypatch):
     monkeypatch.delenv("TIEKD_DEBUG", raising=False)
-    assert launch.run(of(number)) == 2
+    assert entrypoint.run(of(number)) == 2
     assert capsys.readouterr().err.startswith(told)
 
 
@@ -103,7 +103,7 @@ def test_a_thread_that_lacks_something_is_no_traceback():
     code = f"""
 import errno, os, sys, threading
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tiekd import launch
+from tiekd.distributed import entrypoint
 def fail(number):
     raise OSError(number, os.strerror(number), "wd/tf_logs")
 def main():
@@ -111,7 +111,7 @@ def main():
         thread = threading.Thread(target=fail, args=(number,), name="writer")
         thread.start()
         thread.join()
-launch.program(main)
+entrypoint.program(main)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     files, disk = result.stderr.splitlines()[-2:]

@@ -10,10 +10,10 @@ import tiny_kitti
 import torch
 from tiny_kitti import image_name, write_png
 
-from tiekd.data.kitti import build as kitti
-from tiekd.data.loader import Unreadable, training_batches, validation_batches
-from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment, Sample
+from tiekd.data.augment.augment import Augment, Sample
+from tiekd.data.datasets.kitti import build as kitti
+from tiekd.data.loading.loader import Unreadable, training_batches, validation_batches
+from tiekd.data.loading.sampler import MicroBatches
 from tiekd.errors import DataError, LaunchError, RecipeError
 
 CPU = torch.device("cpu")

@@ -9,14 +9,14 @@ import pytest
 import torch
 import two_ranks
 
-from tiekd import schedules
 from tiekd.data.batch import Batch
-from tiekd.hooks.base import Hook
-from tiekd.loop import TrainState, train
-from tiekd.losses import criterion
 from tiekd.models.heads.dpm import Dpm
-from tiekd.models.teacher import CachedMaps
-from tiekd.models.weights import to_published
+from tiekd.models.weights.state_dicts import to_published
+from tiekd.teachers.maps import CachedMaps
+from tiekd.training import criterion, schedules
+from tiekd.training.hook import Hook
+from tiekd.training.loop import train
+from tiekd.training.state import TrainState
 
 STUDENTS = ("resnet18_DPM_kitti", "mobilev2_DPM_nyu")
 SHAPE = (2, 3, 64, 96)
@@ -55,9 +55,11 @@ def follow(rank: int) -> dict[str, dict]:
     """Six iterations of each student as a run has them; rows, weights and the depth of the first batch afterwards."""
     import deepspeed
 
-    from tiekd import whole_state
-    from tiekd.engine import build_engine, resolve, stepper
-    from tiekd.optimizer import build_optimizer
+    from tiekd.engine import full_state
+    from tiekd.engine.build import build_engine
+    from tiekd.engine.config import resolve
+    from tiekd.engine.step import stepper
+    from tiekd.training.optimizer import build_optimizer
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -74,7 +76,7 @@ def follow(rank: int) -> dict[str, dict]:
         state = TrainState(engine, {}, None, "", 2, 1, 6, 6, True, hooks=[recorder])
         train(state, batches(name), CachedMaps(), told, schedule, stepper(engine, config, 35.0))
         assert told.iterations == [0, 1, 2, 3, 4, 5]
-        norms = {key: float(value.double().norm()) for key, value in to_published(whole_state.weights(engine)).items()}
+        norms = {key: float(value.double().norm()) for key, value in to_published(full_state.weights(engine)).items()}
         with torch.no_grad():
             depth = engine.module.eval()(next(batches(name)).image).depth
         results[name] = {"rows": recorder.rows, "norms": norms, "depth": depth}

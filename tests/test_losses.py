@@ -11,11 +11,11 @@ from golden_rules import load_arrays, randn
 from tiekd.errors import RecipeError
 from tiekd.kernels import chunked
 from tiekd.kernels.reference import dpm
-from tiekd.losses import criterion
 from tiekd.losses.dpm import DPM
 from tiekd.losses.mse import MSE
 from tiekd.losses.silog import SILog
 from tiekd.losses.ssim import SSIM
+from tiekd.training import criterion
 
 MODULES = [MSE(), SILog(), SILog(reduce="batch"), SSIM(), SSIM("log"), SSIM("normalised"), DPM()]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd import metrics
 from tiekd.errors import RecipeError
-from tiekd.metrics import METRIC_NAMES, aggregate, crop_box, depth_metrics, is_better, metrics_table
+from tiekd.evaluation import metrics
+from tiekd.evaluation.metrics import METRIC_NAMES, aggregate, crop_box, depth_metrics, is_better, metrics_table
 
 GOLDEN = golden.load_json("metrics/manifest.json")
 TEACHER_ROWS = {"kitti": slice(110, None), "nyu": slice(None)}  # the published code leaves KITTI's upper rows out

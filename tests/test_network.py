@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from tiekd.config import load_recipe
+from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
 from tiekd.losses.silog import build as silog
 from tiekd.losses.ssim import SSIM
-from tiekd.models.factory import build_network
+from tiekd.models.build import build_network
 from tiekd.models.network import Network, Prediction
-from tiekd.models.weights import to_published
+from tiekd.models.weights.state_dicts import to_published
 
 RECIPES = sorted((Path(__file__).parents[1] / "model_configs/_base_/networks").glob("*.yaml"))
 MAX_DEPTH = 80.0

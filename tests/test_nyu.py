@@ -8,12 +8,13 @@ import pytest
 import torch
 from tiny_kitti import write_png
 
-from tiekd.config import build, load_recipe, settings
-from tiekd.data import nyu
-from tiekd.data.section import build_dataset
-from tiekd.data.transforms import Augment
+from tiekd.config.build import build, settings
+from tiekd.config.recipe import load_recipe
+from tiekd.data.augment.augment import Augment
+from tiekd.data.build import build_dataset
+from tiekd.data.datasets import nyu
 from tiekd.errors import DataError, RecipeError
-from tiekd.evaluation import EvaluationSettings, mean_depth_map
+from tiekd.evaluation.evaluate import EvaluationSettings, mean_depth_map
 
 CROP = (4, 16, 3, 27)
 
@@ -119,7 +120,7 @@ def test_a_window_that_does_not_fit_names_the_picture(tmp_path):
 def test_wrong_options_are_one_line(tmp_path, arguments, line):
     node = {"name": "nyu", "root": make(tmp_path)} | arguments
     context = {"split": "train", "max_depth": 10.0, "maps": None, "needs_ground_truth": True}
-    assert line in refused(lambda: build(node, "tiekd.data", "data", **context), RecipeError)
+    assert line in refused(lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError)
 
 
 def test_the_base_recipe_is_the_published_pipeline():

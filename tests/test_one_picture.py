@@ -10,7 +10,7 @@ import pytest
 from one_picture.doors import BIT_FOR_BIT, Case, case, doors, network_of
 from one_picture.rows import PAIRWISE, Row, missing_pairs, whole_product
 
-from tiekd.exporting import agreement, export
+from tiekd.inference.export import agreement, export
 
 P999_M = 1e-3
 TIE = 1e-4  # the two likeliest bins' probabilities: which is chosen rounding decides

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiekd.config import load_recipe
+from tiekd.config.recipe import load_recipe
 from tiekd.data.resize import (
     OWN_SIZE,
     Resize,

@@ -8,9 +8,9 @@ import torch
 import two_ranks
 from torch import nn
 
-from tiekd import schedules
 from tiekd.errors import RecipeError
-from tiekd.optimizer import build_optimizer
+from tiekd.training import schedules
+from tiekd.training.optimizer import build_optimizer
 
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": [0.9, 0.99]}
 GROUPS = [{"match": ["*norm*", "*.bias"], "weight_decay": 0}, {"match": "decoder.*", "lr_mult": 10}]
@@ -168,8 +168,10 @@ def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
     """Weights and their first moments after four steps, by stage; two ranks with half of the batch each."""
     import deepspeed
 
-    from tiekd import whole_state
-    from tiekd.engine import build_engine, resolve, stepper
+    from tiekd.engine import full_state
+    from tiekd.engine.build import build_engine
+    from tiekd.engine.config import resolve
+    from tiekd.engine.step import stepper
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -186,8 +188,8 @@ def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
             assert lrs == pytest.approx([schedule.lr(i), schedule.lr(i), 10 * schedule.lr(i)])
             engine.backward(engine(samples(i)[2 * rank : 2 * rank + 2]).square().mean())
             step()
-        weights[f"stage {stage}"] = whole_state.weights(engine)
-        moments = whole_state.moments(engine)
+        weights[f"stage {stage}"] = full_state.weights(engine)
+        moments = full_state.moments(engine)
         weights[f"stage {stage}"] |= {f"{name} exp_avg": kept["exp_avg"] for name, kept in moments.items()}
     return weights
 

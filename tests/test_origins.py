@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tiekd.config import load_recipe
+from tiekd.config.provenance import annotated
+from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
-from tiekd.origins import annotated
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts)

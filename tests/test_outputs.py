@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiekd.data.depth_io import read_levels
 from tiekd.data.frames import Camera
+from tiekd.data.image_io import read_levels
 from tiekd.errors import DataError, RecipeError
-from tiekd.predicting.inputs import Input
-from tiekd.predicting.outputs import Outputs, in_words, parse_units, units_of
+from tiekd.inference.predict.inputs import Input
+from tiekd.inference.predict.outputs import Outputs, in_words, parse_units, units_of
 
 DEPTH = np.linspace(0.5, 79.5, 20 * 30, dtype=np.float32).reshape(20, 30)
 RGB = np.full((20, 30, 3), 7, np.uint8)

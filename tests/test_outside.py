@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from tiekd import launch_record, outside
-from tiekd.config import load_recipe
+from tiekd.config import external
+from tiekd.config.recipe import load_recipe
+from tiekd.workdir import launch_record
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +14,7 @@ def untouched(monkeypatch, tmp_path):
     """Python's path, its modules and the known recipes are put back; the current folder is an empty one."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    monkeypatch.setattr(outside, "_recipe_folders", [])
+    monkeypatch.setattr(external, "_recipe_folders", [])
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -32,16 +33,16 @@ def test_a_package_beside_the_recipe_or_in_the_current_folder_is_found(tmp_path,
         write(tmp_path / folder, f"{name.replace('.', '/')}.py", f"place = {folder!r}")
         if package == "with_init":
             write(tmp_path / folder, f"{package}_of_mine/__init__.py")
-    assert outside.import_module(name).place == "here"
+    assert external.import_module(name).place == "here"
 
 
 def test_beside_the_recipe_is_looked_last_and_only_once_one_was_read(tmp_path):
     write(tmp_path / "recipes", "only_there/part.py", "from only_there import other\nplace = other.place")
     write(tmp_path / "recipes", "only_there/other.py", "place = 'recipes'")
     recipe = write(tmp_path / "recipes", "r.yaml", "log: {interval: 1}")
-    assert outside.import_module("only_there.part") is None
+    assert external.import_module("only_there.part") is None
     load_recipe(recipe)
-    assert outside.import_module("only_there.part").place == "recipes"
+    assert external.import_module("only_there.part").place == "recipes"
 
 
 @pytest.mark.parametrize("place", ["recipes", "started_in"])
@@ -55,26 +56,26 @@ def test_a_recipe_that_a_run_saved_leads_to_where_the_run_was_started(tmp_path, 
     launch_record.write(tmp_path / "work", tmp_path / "recipes" / "mine.yaml")
     monkeypatch.chdir(tmp_path / "here")
     load_recipe(saved)
-    assert outside.import_module(f"of_a_run_in_{place}.part").found
+    assert external.import_module(f"of_a_run_in_{place}.part").found
 
 
 def test_the_folder_comes_last_on_pythons_path_and_only_if_it_has_the_module(tmp_path):
     before = list(sys.path)
     write(tmp_path / "here", "json/mine.py", "place = 'here'")
     write(tmp_path / "here", "torch.py", "raise AssertionError('hides an installed package')")
-    assert outside.import_module("nothing_here.at_all") is None and outside.import_module("json.mine") is None
+    assert external.import_module("nothing_here.at_all") is None and external.import_module("json.mine") is None
     assert sys.path in (before, [*before, str(tmp_path / "here")])
     write(tmp_path / "here", "such_a_package/__init__.py")
-    assert outside.import_module("such_a_package").__file__.startswith(str(tmp_path / "here"))
+    assert external.import_module("such_a_package").__file__.startswith(str(tmp_path / "here"))
     assert sys.path == [*before, str(tmp_path / "here")]
 
 
 def test_an_error_inside_the_module_is_seen(tmp_path):
     write(tmp_path / "here", "broken_one/part.py", "import no_such_module_anywhere")
     with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
-        outside.import_module("broken_one.part")
+        external.import_module("broken_one.part")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..x", "a.", "a b.c", "../etc/passwd"])
 def test_what_is_no_name_is_no_module(name):
-    assert outside.import_module(name) is None
+    assert external.import_module(name) is None

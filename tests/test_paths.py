@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tiekd import comparison, launch, paths
-from tiekd.benchmarks import COMMANDS
-from tiekd.config import load_recipe
+from tiekd import paths
+from tiekd.config.recipe import load_recipe
+from tiekd.distributed import entrypoint
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
-from tiekd.models.teacher import teacher_checkpoint
-from tiekd.options import add_arguments, recipe_from_arguments
-from tiekd.student import as_pixels, load_student
-from tiekd.trained import load_network
-from tiekd.work_dirs import _problem
+from tiekd.evaluation import compare
+from tiekd.inference.student import as_pixels, load_student
+from tiekd.models.load import load_network
+from tiekd.teaching import teacher_checkpoint
+from tiekd.tools.arguments import add_arguments, recipe_from_arguments
+from tiekd.tools.benchmarks import COMMANDS
+from tiekd.workdir.workdir import _problem
 
 ROOT = Path(__file__).parents[1]
 SHEBANG = b"#!/usr/bin/env python"
@@ -102,7 +104,7 @@ def test_a_message_that_something_is_missing_says_what_a_variable_is(capsys, mon
         def mistaken(message=message):
             raise DataError(message)
 
-        assert launch.run(mistaken) == 2
+        assert entrypoint.run(mistaken) == 2
         assert (
             capsys.readouterr().err
             == f"DataError: {message}" + (f"; {paths.VARIABLES}" if hinted else "") + "\n"
@@ -115,7 +117,7 @@ def test_a_message_keeps_the_blanks_of_a_path(capsys, monkeypatch):
     def mistaken():
         raise DataError("/x/two  blanks.png: torn,\n  by somebody")
 
-    launch.run(mistaken)
+    entrypoint.run(mistaken)
     assert capsys.readouterr().err == "DataError: /x/two  blanks.png: torn, by somebody\n"
 
 
@@ -265,8 +267,8 @@ def test_what_is_used_from_python_is_a_door_too(home):
         load_student("~/x.pth")
     Image.new("RGB", (3, 2)).save(home / "x.png")
     assert as_pixels("~/x.png").shape == (3, 2, 3)
-    assert comparison.recipe_and_checkpoint("~/r.yaml") == (f"{home}/r.yaml", None)
-    assert comparison.recipe_and_checkpoint("~/r.yaml:~/c.pth") == (
+    assert compare.recipe_and_checkpoint("~/r.yaml") == (f"{home}/r.yaml", None)
+    assert compare.recipe_and_checkpoint("~/r.yaml:~/c.pth") == (
         f"{home}/r.yaml",
         f"{home}/c.pth",
     )
@@ -333,7 +335,7 @@ def unquoted(file: Path) -> list[str]:
 def test_every_value_in_a_printed_command_is_quoted():
     files = [*(ROOT / "tiekd").rglob("*.py"), *PROGRAMS]
     assert [each for file in files for each in unquoted(file)] == []
-    assert "options = shlex.join(" in (ROOT / "tiekd/checking.py").read_text(encoding="utf-8")
+    assert "options = shlex.join(" in (ROOT / "tiekd/tools/check_data.py").read_text(encoding="utf-8")
 
 
 def test_what_print_config_prints_is_what_a_shell_passes_on(tmp_path):

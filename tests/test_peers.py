@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tiekd import peers
+from tiekd.distributed import machine_watch
 
 
 @pytest.fixture
@@ -17,7 +17,8 @@ def watched():
     there = [listener.accept()[0] for _ in here]
     told, seen = [], threading.Event()
     connections = dict(zip(here, ("a", "b"), strict=True))
-    thread = threading.Thread(target=peers._watch, args=(connections, lambda *loss: (told.append(loss), seen.set())))
+    arguments = (connections, lambda *loss: (told.append(loss), seen.set()))
+    thread = threading.Thread(target=machine_watch._watch, args=arguments)
     thread.start()
     yield there, told, seen, thread
     for connection in [*here, *there, listener]:
@@ -42,7 +43,7 @@ def test_so_is_one_that_is_reset(watched):
 
 def test_who_says_farewell_is_not_lost_and_the_others_still_can_be(watched):
     there, told, seen, _ = watched
-    there[0].sendall(peers._FAREWELL)
+    there[0].sendall(machine_watch._FAREWELL)
     there[0].close()
     assert not seen.wait(0.5)
     there[1].close()
@@ -52,16 +53,16 @@ def test_who_says_farewell_is_not_lost_and_the_others_still_can_be(watched):
 def test_after_all_farewells_nothing_is_watched(watched):
     there, told, _, thread = watched
     for connection in there:
-        connection.sendall(peers._FAREWELL)
+        connection.sendall(machine_watch._FAREWELL)
     thread.join(10)
     assert not thread.is_alive() and told == []
 
 
 def test_only_who_knows_the_secret_is_taken_for_a_machine(monkeypatch):
-    monkeypatch.setattr(peers, "_connections", kept := {})
-    listener = peers._listen()
+    monkeypatch.setattr(machine_watch, "_connections", kept := {})
+    listener = machine_watch._listen()
     port = listener.getsockname()[1]
-    accepting = threading.Thread(target=peers._accept, args=(listener, "secret", 1))
+    accepting = threading.Thread(target=machine_watch._accept, args=(listener, "secret", 1))
     accepting.start()
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(b"guess x\n")

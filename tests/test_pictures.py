@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from tiekd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from tiekd.drawing.pictures import UNKNOWN, colourise, denormalise, dilate, entropy_map, error_map, panel, sheet
+from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
+from tiekd.visualization.pictures import UNKNOWN, colourise, denormalise, dilate, entropy_map, error_map, panel, sheet
 
 
 def test_colours_are_a_fixed_function_of_metres_near_warm_far_cold():

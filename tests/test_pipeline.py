@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd.data import kitti, nyu
-from tiekd.data.geometry import move
-from tiekd.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Decisions, colour_table, look_up, normalise
+from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, Decisions, colour_table, look_up, normalise
+from tiekd.data.augment.geometry import move
+from tiekd.data.datasets import kitti, nyu
 
 CASES = golden.load_json("pipeline/cases.json")
 SAMPLES = golden.load_arrays("pipeline/samples.npz")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiekd import plotting
 from tiekd.errors import DataError, LaunchError
+from tiekd.tools import plot_log
 
 GOLDEN = Path(__file__).parent / "golden/logs"
 
@@ -29,7 +29,7 @@ def val(epoch, abs_rel):
 
 
 def read(path):
-    (run,) = plotting.read_runs([path])
+    (run,) = plot_log.read_runs([path])
     return run
 
 
@@ -109,33 +109,33 @@ def test_a_log_that_is_being_written_is_read_and_other_files_are_refused(tmp_pat
 def test_runs_are_called_by_what_tells_them_apart(tmp_path):
     a, b = (write(tmp_path / name, "1", [train(1, 50, 9)]) for name in "ab")
     two = write(tmp_path / "a", "2", [train(1, 50, 9)])
-    assert [run.name for run in plotting.read_runs([a, b / "1.log.json"])] == ["a", "b"]
-    assert [run.name for run in plotting.read_runs([a / "1.log.json", two / "2.log.json"])] == ["1", "2"]
+    assert [run.name for run in plot_log.read_runs([a, b / "1.log.json"])] == ["a", "b"]
+    assert [run.name for run in plot_log.read_runs([a / "1.log.json", two / "2.log.json"])] == ["1", "2"]
 
 
 def test_a_key_that_a_run_lacks_is_told_with_those_it_has(tmp_path):
     run = read(write(tmp_path / "run", "1", [train(1, 50, 9), val(1, 0.1)]))
     with pytest.raises(LaunchError, match="^--keys: run has no 'absrel'; it has: lr, loss, time, abs_rel$"):
-        plotting.plot([run], ["loss", "absrel"])
+        plot_log.plot([run], ["loss", "absrel"])
 
 
 def test_a_picture_has_a_chart_a_key_and_a_curve_a_run(tmp_path):
     rows = [[train(1, i, 9 - i / 20 + offset) for i in range(1, 101)] for offset in (0, 3)]
     runs = [read(write(tmp_path / name, "1", part)) for name, part in zip("ab", rows, strict=True)]
-    one, three = plotting.plot(runs, ["loss"]), plotting.plot(runs, ["loss", "lr", "time"], by="time", smooth=5)
+    one, three = plot_log.plot(runs, ["loss"]), plot_log.plot(runs, ["loss", "lr", "time"], by="time", smooth=5)
     assert one.shape == (400, 640, 3) and three.shape == (800, 1280, 3) and one.dtype == np.uint8
-    for colour in plotting.COLOURS[:2]:
+    for colour in plot_log.COLOURS[:2]:
         assert (np.abs(one.astype(int) - colour).sum(-1) < 40).any(0).sum() > 400
 
 
 def test_a_picture_that_can_not_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match="file/x.png: can't be written"):
-        plotting.write(tmp_path / "file" / "x.png", np.zeros((4, 4, 3), np.uint8))
+        plot_log.write(tmp_path / "file" / "x.png", np.zeros((4, 4, 3), np.uint8))
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_smoothing_is_a_mean_over_the_last_rows_and_leaves_nothing_but_numbers_out():
     ys = [1.0, 3.0, math.nan, 5.0, 9.0]
-    assert plotting._running_mean(ys, 2) == [1.0, 2.0, 3.0, 5.0, 7.0]
-    assert math.isnan(plotting._running_mean([math.nan, 1.0], 1)[0])
+    assert plot_log._running_mean(ys, 2) == [1.0, 2.0, 3.0, 5.0, 7.0]
+    assert math.isnan(plot_log._running_mean([math.nan, 1.0], 1)[0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tiekd.data.frames import Camera
-from tiekd.predicting.point_cloud import encode_ply, points_of
+from tiekd.inference.predict.point_cloud import encode_ply, points_of
 
 
 def read_ply(data: bytes) -> tuple[list[str], np.ndarray]:

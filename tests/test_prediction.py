@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd.data.depth_io import write_image
+from tiekd.data.image_io import write_image
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import DataError, RecipeError
-from tiekd.predicting.inputs import find
-from tiekd.predicting.outputs import Outputs
-from tiekd.predicting.prediction import READ_AHEAD, predict_all
-from tiekd.predicting.predictor import WAITING, Predictor, Writes
-from tiekd.student import Reading, Student
+from tiekd.inference.predict.inputs import find
+from tiekd.inference.predict.outputs import Outputs
+from tiekd.inference.predict.prediction import READ_AHEAD, predict_all
+from tiekd.inference.predict.predictor import WAITING, Predictor, Writes
+from tiekd.inference.student import Reading, Student
 
 
 class Brightness(Student):
@@ -171,7 +171,7 @@ def test_writes_that_wait_are_few():
 
 def test_a_video_gives_frames_times_and_flicker(tmp_path):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.predicting.video import Video, writing
+    from tiekd.inference.predict.video import Video, writing
 
     times = [0, 100, 200, 350, 400]
     with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 1000)) as add:
@@ -191,7 +191,7 @@ def test_a_video_gives_frames_times_and_flicker(tmp_path):
 
 def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.predicting.video import writing
+    from tiekd.inference.predict.video import writing
 
     for count in (4, 2):
         with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
@@ -208,7 +208,7 @@ def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
 
 def test_a_video_whose_frames_change_their_size_is_predicted_at_each(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.predicting import video
+    from tiekd.inference.predict import video
 
     with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
         for pts in range(5):
@@ -228,7 +228,7 @@ def test_a_video_whose_frames_change_their_size_is_predicted_at_each(tmp_path, m
 
 def test_a_video_that_breaks_off_keeps_what_was_predicted(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.predicting import video
+    from tiekd.inference.predict import video
 
     with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
         for pts in range(4):

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tiekd import ancestry
-from tiekd.hooks import preemption
+from tiekd.distributed import launcher_watch
+from tiekd.training.hooks import preemption
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_copies_of_a_signal_that_launchers_hand_on_are_one_request(monkeypatch, 
 def test_a_signal_while_the_first_iteration_is_waited_for_ends_all(iterations, code):
     script = f"""
 import os, signal, sys, time
-sys.path.insert(0, {os.path.dirname(os.path.dirname(ancestry.__file__))!r})
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from types import SimpleNamespace
-from tiekd.hooks import preemption
+from tiekd.training.hooks import preemption
 preemption._GRACE_S = 0.5
 stuck = os.fork()
 if stuck == 0:
@@ -81,12 +81,13 @@ def test_after_training_a_signal_means_what_it_meant(hook):
 
 
 def test_only_deepspeeds_launcher_is_watched(tmp_path):
-    assert ancestry.launchers() == [], "pytest was started by a launcher?"
-    script = "import sys; sys.path.insert(0, sys.argv[1]); from tiekd import ancestry; print(len(ancestry.launchers()))"
+    assert launcher_watch.launchers() == [], "pytest was started by a launcher?"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from tiekd.distributed.launcher_watch import launchers; "
+    script += "print(len(launchers()))"
     parent = tmp_path / "bin" / "deepspeed"
     parent.parent.mkdir()
     parent.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}, sys.argv[1]])\n")
-    root = os.path.dirname(os.path.dirname(ancestry.__file__))
+    root = os.path.dirname(os.path.dirname(__file__))
     assert subprocess.run([sys.executable, parent, root], capture_output=True, text=True).stdout.strip() == "1"
 
 
@@ -108,10 +109,10 @@ NODES = {"a": [0, 1], "b": [0]}
 def test_an_ssh_session_is_watched_where_the_launcher_is_elsewhere(monkeypatch, names, found, nodes):
     """A process below others of these names, each the child of the one before it."""
     ours = _processes(names)
-    monkeypatch.setattr(ancestry.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
-    monkeypatch.setattr(ancestry.psutil, "process_iter", lambda: ours)
-    assert [process.cmdline() for process in ancestry.launchers()] == [p.cmdline() for p in _processes(found)]
-    assert ancestry.nodes() == nodes
+    monkeypatch.setattr(launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
+    monkeypatch.setattr(launcher_watch.psutil, "process_iter", lambda: ours)
+    assert [process.cmdline() for process in launcher_watch.launchers()] == [p.cmdline() for p in _processes(found)]
+    assert launcher_watch.nodes() == nodes
 
 
 def test_pdsh_and_what_is_above_it_are_watched_on_the_launchers_machine(monkeypatch):
@@ -120,9 +121,9 @@ def test_pdsh_and_what_is_above_it_are_watched_on_the_launchers_machine(monkeypa
     old, pdsh, other = _processes(["pdsh LAUNCH", "pdsh LAUNCH", "pdsh deepspeed.launcher.launch --master_port=2"])
     for time_s, process in enumerate((old, pdsh, other)):
         process.create_time, process.parents = lambda time_s=time_s: time_s, lambda: above[::-1]
-    monkeypatch.setattr(ancestry.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
-    monkeypatch.setattr(ancestry.psutil, "process_iter", lambda: [*ours, old, pdsh, other, *above])
-    assert ancestry.launchers() == [ours[1], ours[0], pdsh, above[2], above[1]]
+    monkeypatch.setattr(launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
+    monkeypatch.setattr(launcher_watch.psutil, "process_iter", lambda: [*ours, old, pdsh, other, *above])
+    assert launcher_watch.launchers() == [ours[1], ours[0], pdsh, above[2], above[1]]
 
 
 def _processes(names: list[str]) -> list[SimpleNamespace]:
@@ -134,7 +135,8 @@ def _processes(names: list[str]) -> list[SimpleNamespace]:
 def test_the_end_of_a_watched_process_is_told_once():
     child = subprocess.Popen(["sleep", "60"])
     told, seen = [], threading.Event()
-    ancestry.watch([psutil.Process(child.pid)], lambda process: (told.append(process.pid), seen.set()), every_s=0.02)
+    watched = [psutil.Process(child.pid)]
+    launcher_watch.watch(watched, lambda process: (told.append(process.pid), seen.set()), every_s=0.02)
     assert not seen.wait(0.2)
     child.kill()
     assert seen.wait(10), "a zombie counts as ended"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiekd.data.prefetch import on_device, one_ahead
+from tiekd.data.loading.prefetch import on_device, one_ahead
 from tiekd.errors import DataError
 
 
@@ -55,7 +55,9 @@ def test_on_a_cpu_nothing_is_read_ahead():
 def test_on_a_gpu_batches_are_those_of_the_cpu(tmp_path):
     import tiny_kitti
 
-    from tiekd.data import kitti, loader, sampler, transforms
+    from tiekd.data.augment import augment as transforms
+    from tiekd.data.datasets import kitti
+    from tiekd.data.loading import loader, sampler
 
     frames = kitti.build(str(tiny_kitti.make(tmp_path)), "train", 80.0)
 

@@ -7,15 +7,15 @@ import torch
 import two_ranks
 from torchvision import models
 
-from tiekd.config import load_recipe
+from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
-from tiekd.models import pretrained
+from tiekd.models.build import build_network
 from tiekd.models.encoders.mobilenet_v2 import MobileNetV2
 from tiekd.models.encoders.resnet import ResNet
-from tiekd.models.factory import build_network
-from tiekd.models.teacher import build_teacher
-from tiekd.models.weights import to_published
-from tiekd.run import _load_weights
+from tiekd.models.weights import pretrained
+from tiekd.models.weights.state_dicts import to_published
+from tiekd.teaching import build_teacher
+from tiekd.training.build import _load_weights
 
 CLASSIFIER = {"strides": [1, 2, 2, 2, 1, 2, 1], "dilations": [1] * 7}
 RANGE = {"min_depth": 0.001, "max_depth": 80.0}
@@ -192,8 +192,8 @@ def test_a_recipe_says_it_in_one_override(tmp_path):
 
 def loaded_on_a_rank(rank: int, path: str) -> tuple[int, torch.Tensor, str]:
     """How often this rank read a file, a tensor that it has afterwards, and the refusal of a file that isn't there."""
-    reads, read = [], pretrained.weights.read_checkpoint
-    pretrained.weights.read_checkpoint = lambda p: reads.append(p) or read(p)
+    reads, read = [], pretrained.state_dicts.read_checkpoint
+    pretrained.state_dicts.read_checkpoint = lambda p: reads.append(p) or read(p)
     torch.manual_seed(rank)
     network = build_network(node(pretrained=path))
     pretrained.load(network)

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from tiekd import progress
-from tiekd.progress import Progress
+from tiekd import console
+from tiekd.console import Progress
 
 
 class Terminal(io.StringIO):
@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     """Seconds that a test sets."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     monkeypatch.setenv("COLUMNS", "80")
     return now
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tiekd.ranges import bounds_m, range_figures, range_sums
+from tiekd.evaluation.range_errors import bounds_m, range_figures, range_sums
 
 
 def maps(rows):
@@ -46,7 +46,7 @@ def test_what_counts_is_what_counts_for_the_metrics():
     truth[torch.rand(3, 1, 40, 60, generator=generator) < 0.7] = 0
     prediction = truth * 1.1 + 0.5
     sums = range_sums(prediction, truth, 1e-3, 50.0, "garg")
-    from tiekd.metrics import METRIC_NAMES, crop_box, depth_metrics
+    from tiekd.evaluation.metrics import METRIC_NAMES, crop_box, depth_metrics
 
     rows, columns = crop_box("garg", 40, 60)
     inside = truth[:, 0, rows, columns]

@@ -5,7 +5,7 @@ import math
 import pytest
 import yaml
 
-from tiekd.recipe_yaml import dump, load, value
+from tiekd.config.recipe_yaml import dump, load, value
 
 TEXTS = "yes no on off Yes NO y n 2024-01-01 2024-01-01T10:00:00 1:30 1_000 0b11 1e3x .5.5 - = 0o8 0xg e5 +".split()
 NUMBERS = {

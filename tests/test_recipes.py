@@ -10,17 +10,18 @@ import pytest
 import torch
 import yaml
 
-from tiekd import schedules
-from tiekd.config import SECTIONS, check_keys, dump_recipe, find, load_recipe, merge, settings
+from tiekd.config.build import find, settings
+from tiekd.config.recipe import SECTIONS, dump_recipe, load_recipe, merge
+from tiekd.config.schema import check_keys
+from tiekd.data.augment.augment import Augment
 from tiekd.data.resize import of_data
-from tiekd.data.transforms import Augment
-from tiekd.evaluation import EvaluationSettings
-from tiekd.losses import criterion
+from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.models.build import build_network
 from tiekd.models.encoders.mobilenet_v2 import MobileNetV2
 from tiekd.models.encoders.resnet import ResNet
-from tiekd.models.factory import build_network
-from tiekd.optimizer import build_optimizer, parameter_groups
-from tiekd.options import LoadSettings, TrainSettings
+from tiekd.training import criterion, schedules
+from tiekd.training.optimizer import build_optimizer, parameter_groups
+from tiekd.training.settings import LoadSettings, TrainSettings
 
 ROOT = Path(__file__).parents[1]
 MODEL_CONFIGS = ROOT / "model_configs"
@@ -92,10 +93,10 @@ def test_every_whole_recipe_names_known_keys_only(path):
     assert {"network", "losses", "schedule", "data", "train", "optimizer"} <= recipe.keys()
     assert not recipe["data"].get("root", "data/").startswith("/")
     of_every_data_set = ("augment", "resize", "workers")
-    check_arguments({k: v for k, v in recipe["data"].items() if k not in of_every_data_set}, "tiekd.data")
+    check_arguments({k: v for k, v in recipe["data"].items() if k not in of_every_data_set}, "tiekd.data.datasets")
     of_data(recipe["data"])
     for section, hook in (("log", "text_log"), ("tensorboard", "tensorboard"), ("checkpoint", "checkpoint")):
-        check_arguments({"name": hook, **recipe.get(section, {})}, "tiekd.hooks")
+        check_arguments({"name": hook, **recipe.get(section, {})}, "tiekd.training.hooks")
     own = {key: value for key, value in recipe["optimizer"].items() if key != "groups"}
     build_optimizer(own, torch.nn.Linear(1, 1), recipe["train"]["batch_size"], "none")
     parameters = dict(network_on_meta(json.dumps(recipe["network"])).named_parameters())
@@ -151,7 +152,7 @@ def test_the_keys_for_who_comes_from_mmcv_are_a_recipe(tmp_path):
     known = {f"train.{key}" for key in TrainSettings.__dataclass_fields__} | {"teacher.maps", "teacher.recipe"}
     known |= {f"load.{key}" for key in LoadSettings.__dataclass_fields__} | {"network.encoder.pretrained"}
     for name in ("kitti", "nyu", "folder"):
-        known |= {f"data.{key}" for key in inspect.signature(find(name, "tiekd.data", "data")).parameters}
+        known |= {f"data.{key}" for key in inspect.signature(find(name, "tiekd.data.datasets", "data")).parameters}
     alone = {span for span in spans if re.fullmatch("(" + "|".join(SECTIONS) + r")(\.\w+)+", span)}
     assert len(recipe) >= 11 and len(alone) >= 8 and alone <= known
 

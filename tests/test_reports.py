@@ -8,15 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tiekd import reports
-from tiekd.comparison import Protocol, Result
+from tiekd import files
+from tiekd.data.augment.augment import Sample
 from tiekd.data.resize import Resize
-from tiekd.data.transforms import Sample
 from tiekd.errors import LaunchError
-from tiekd.evaluation import EvaluationSettings, mean_depth_map
-from tiekd.frame_rows import FrameTable
-from tiekd.metrics import METRIC_NAMES, aggregate
-from tiekd.ranges import range_figures
+from tiekd.evaluation import report
+from tiekd.evaluation.compare import Protocol, Result
+from tiekd.evaluation.evaluate import EvaluationSettings, mean_depth_map
+from tiekd.evaluation.metrics import METRIC_NAMES, aggregate
+from tiekd.evaluation.per_frame import FrameTable
+from tiekd.evaluation.range_errors import range_figures
+from tiekd.visualization import panel
 
 
 class Frames(torch.utils.data.Dataset):
@@ -42,14 +44,14 @@ def test_mean_map_is_the_mean_of_what_was_measured_and_falls_back_to_row_then_al
 
 def test_table_names_every_metric_and_compares_with_the_first_row():
     row = dict.fromkeys(METRIC_NAMES, 0.5)
-    lines = reports.comparison_table({"mean map": {**row, "abs_rel": 0.4}, "student": {**row, "abs_rel": 0.3}})
+    lines = report.comparison_table({"mean map": {**row, "abs_rel": 0.4}, "student": {**row, "abs_rel": 0.3}})
     head, first, second = lines.split("\n")
     assert [name for name in head.split()[:9]] == list(METRIC_NAMES)
     assert first.split()[-1] == "1.000" and second.split()[-1] == "0.750"
 
 
 def test_a_network_alone_is_compared_with_nothing():
-    head, row = reports.comparison_table({"student": dict.fromkeys(METRIC_NAMES, 0.5)}).split("\n")
+    head, row = report.comparison_table({"student": dict.fromkeys(METRIC_NAMES, 0.5)}).split("\n")
     assert head.split() == list(METRIC_NAMES) and len(row.split()) == 10
 
 
@@ -70,20 +72,20 @@ def protocol(**options):
 
 
 def test_the_protocol_says_frames_pixels_range_crop_and_flip():
-    text = reports.protocol_lines(protocol(cap=50.0, flip=False), result_of([0.1, 0.2]))
+    text = report.protocol_lines(protocol(cap=50.0, flip=False), result_of([0.1, 0.2]))
     assert text == (
         "2 val frames, 2 of them with ground truth that counts, 14 pixels\n"
         "ground truth 0.001 < d < 50 m, crop garg, flip averaging off, mean over images"
     )
-    assert "d < 80 m" in reports.protocol_lines(protocol(), result_of([0.1]))
+    assert "d < 80 m" in report.protocol_lines(protocol(), result_of([0.1]))
     resized = result_of([0.1])._replace(resize=Resize(height=192, width=640, mode="stretch"))
-    assert reports.protocol_lines(protocol(), resized).splitlines()[-1] == (
+    assert report.protocol_lines(protocol(), resized).splitlines()[-1] == (
         "pictures at 192x640, stretch; depth is brought up bilinearly to the ground truth's own size and scored there"
     )
 
 
 def test_the_table_of_ranges_has_a_row_a_range_and_says_where_there_is_no_pixel():
-    lines = reports.ranges_table({"student": result_of([0.1, 0.2])}).split("\n")
+    lines = report.ranges_table({"student": result_of([0.1, 0.2])}).split("\n")
     assert [line.split()[-4:] for line in lines[1::2]] == [
         ["10", "-1.000", "0.0000", "0.000"],
         ["4", "-1.000", "0.0000", "0.000"],
@@ -93,7 +95,7 @@ def test_the_table_of_ranges_has_a_row_a_range_and_says_where_there_is_no_pixel(
 
 def test_a_duel_has_the_differences_and_on_how_many_frames_who_is_better():
     results = {"teacher": result_of([0.3, 0.1, 0.2]), "student": result_of([0.1, 0.2, 0.1])}
-    head, difference, ours, theirs = reports.duels_table(results).split("\n")
+    head, difference, ours, theirs = report.duels_table(results).split("\n")
     place = head.split().index("abs_rel") - len(METRIC_NAMES)
     assert difference.startswith("student - teacher ") and difference.split()[place] == "-0.0667"
     assert ours.startswith("frames where student is better") and ours.split()[place] == "2"
@@ -103,9 +105,9 @@ def test_a_duel_has_the_differences_and_on_how_many_frames_who_is_better():
 
 
 def test_all_that_is_said_names_the_worst_frames_unless_nothing_counts():
-    said = "\n".join(reports.everything({"student": result_of([0.1, 0.4, 0.3, 0.2])}, protocol()))
+    said = "\n".join(report.everything({"student": result_of([0.1, 0.4, 0.3, 0.2])}, protocol()))
     assert said.endswith("by abs_rel:\n  0.4000  1.png\n  0.3000  2.png\n  0.2000  3.png") and "better" not in said
-    nothing = "\n".join(reports.everything({"student": result_of([math.nan], pixels=(0, 0, 0))}, protocol()))
+    nothing = "\n".join(report.everything({"student": result_of([math.nan], pixels=(0, 0, 0))}, protocol()))
     assert "0 of them with ground truth that counts, 0 pixels" in nothing and "Worst" not in nothing
 
 
@@ -123,15 +125,15 @@ def test_a_result_is_never_written_over_a_file_that_ends_otherwise_or_a_runs_log
     (tmp_path / "mine.yaml").write_text("mine")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(LaunchError) as error:
-        reports.check_output("--out", tmp_path / path, suffix)
+        files.check_output("--out", tmp_path / path, suffix)
     assert str(error.value).startswith("--out ") and str(error.value).endswith(words)
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 
 def test_the_folder_of_a_result_is_made(tmp_path):
-    reports.check_output("--out", tmp_path / "a" / "x.json", ".json")
-    reports.check_output("--show-dir", tmp_path / "b" / "c", None)
-    reports.check_output("--panel", None, ".png")
+    files.check_output("--out", tmp_path / "a" / "x.json", ".json")
+    files.check_output("--show-dir", tmp_path / "b" / "c", None)
+    files.check_output("--panel", None, ".png")
     assert (tmp_path / "a").is_dir() and (tmp_path / "b" / "c").is_dir()
 
 
@@ -143,7 +145,7 @@ def test_panel_has_a_column_for_each_network_and_errors_are_the_last_ones(tmp_pa
     pictures = []
     for predictors in ({"a": exact, "b": wrong}, {"b": wrong, "a": exact}):
         path = tmp_path / "deep" / "panel.png"
-        reports.write_panel(path, Frames(depth, depth), predictors, 80.0, torch.device("cpu"), num_rows=2)
+        panel.write_panel(path, Frames(depth, depth), predictors, 80.0, torch.device("cpu"), num_rows=2)
         pictures.append(np.asarray(Image.open(path)).astype(int))
     assert pictures[0].shape == pictures[1].shape and pictures[0].shape[1] > 5 * 400
     last_column = pictures[0].shape[1] * 4 // 5

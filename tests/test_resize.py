@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from tiekd.data import resize as resizes
-from tiekd.data.collation import collate
-from tiekd.data.loader import Keyed
+from tiekd.data.augment.augment import Augment, Sample
+from tiekd.data.loading.collate import collate
+from tiekd.data.loading.loader import Keyed
 from tiekd.data.resize import OWN_SIZE, Resize
-from tiekd.data.transforms import Augment, Sample
-from tiekd.distributed import BatchNorm2d, counting_only
 from tiekd.errors import DataError, RecipeError
+from tiekd.models.layers.batch_norm import BatchNorm2d, counting_only
 
 PLAIN = Augment(rotate_p=0.0, flip_p=0.0, colour_p=0.0)
 

@@ -9,14 +9,17 @@ import pytest
 import torch
 import two_ranks
 
-from tiekd import checkpoint, launch, resuming
-from tiekd.data.loader import Loading
+from tiekd.data.loading.loader import Loading
+from tiekd.distributed import process_group
+from tiekd.engine import checkpoint
 from tiekd.errors import CheckpointError, RecipeError
-from tiekd.evaluation import EvaluationSettings
-from tiekd.hooks.base import Hook
-from tiekd.hooks.evaluation import Evaluation
-from tiekd.hooks.text_log import TextLog
-from tiekd.loop import TrainState
+from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.training import resume
+from tiekd.training.evaluation_hook import Evaluation
+from tiekd.training.hook import Hook
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.state import TrainState
+from tiekd.workdir import checkpoints, weights_file
 
 RECIPE = {"network": {"min_depth": 1.0}}
 
@@ -33,7 +36,8 @@ class Counter(Hook):
 
 
 def make_engine():
-    from tiekd.engine import build_engine, resolve
+    from tiekd.engine.build import build_engine
+    from tiekd.engine.config import resolve
 
     network = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, fused=True)
@@ -49,11 +53,11 @@ def make_state(work_dir, timestamp: str, values: list[int]) -> tuple[TrainState,
 
 def test_where_nothing_was_saved_auto_means_the_beginning(tmp_path):
     for work_dir in (tmp_path / "none", tmp_path):
-        path, notes = resuming.checkpoint_path(work_dir, "auto")
+        path, notes = resume.checkpoint_path(work_dir, "auto")
         assert path is None and notes == ["There was no checkpoint to go on from; the run begins"]
     (tmp_path / "checkpoints" / "iter_5").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint to resume from; passed over iter_5"):
-        resuming.checkpoint_path(tmp_path, "auto")
+        resume.checkpoint_path(tmp_path, "auto")
 
 
 def draw() -> list[float]:
@@ -68,18 +72,18 @@ def stop_and_go_on(rank: int, work_dir) -> dict:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
     state, log = make_state(work_dir, "20240101_120000", [10 + rank, 20 + rank])
-    launch.seed_everything(rank, deterministic=False)
+    process_group.seed_everything(rank, deterministic=False)
     log.write_json({"mode": "train", "iter": 3})
     names = ("TextLog", "Counter", "Counter_2")
     hook_states = {key: hook.state_dict() for key, hook in zip(names, state.hooks, strict=True)}
-    path = checkpoint.save(state.engine, work_dir / checkpoint.FOLDER, 3, hook_states, RECIPE)
+    path = checkpoint.save(state.engine, work_dir / checkpoints.FOLDER, 3, hook_states, RECIPE)
     drawn = draw()
     log.write_json({"mode": "train", "iter": 4})
     log.after_train(state)
 
     state, log = make_state(work_dir, "20240101_130000", [0, 0])
-    launch.seed_everything(99, deterministic=False)
-    resuming.restore(state, path, log)
+    process_group.seed_everything(99, deterministic=False)
+    resume.restore(state, path, log)
     log.after_train(state)
     return {
         "iteration": state.iteration,
@@ -105,7 +109,7 @@ def best_after(iteration: int, started: dict | None, accepted: bool, work_dir) -
     hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), [], print)
     hook.best, now = 0.1, {"best_from": -1}
     state = TrainState(None, RECIPE, work_dir, "now", 2, 1, 9, 9, True, [Hook(), hook], iteration=iteration)
-    resuming.forget_other_best(state, started, now, accepted)
+    resume.forget_other_best(state, started, now, accepted)
     return hook.best, now
 
 
@@ -122,7 +126,7 @@ def best_after(iteration: int, started: dict | None, accepted: bool, work_dir) -
     ],
 )
 def test_a_best_from_before_an_accepted_change_is_forgotten(tmp_path, iteration, started, accepted, best, best_from):
-    checkpoint.write_weights(tmp_path / "best_abs_rel.pth", {}, {}, 3)
+    weights_file.write_weights(tmp_path / "best_abs_rel.pth", {}, {}, 3)
     (tmp_path / ".best_abs_rel.pth.before").write_bytes(b"")
     assert best_after(iteration, started, accepted, tmp_path) == (best, {"best_from": best_from})
     left = {path.name for path in tmp_path.iterdir()}
@@ -137,7 +141,7 @@ def test_an_end_before_the_checkpoint_is_refused(monkeypatch, tmp_path):
     for key in (by_epoch, by_iteration):
         state = TrainState(None, RECIPE, tmp_path, "now", 2, 1, 4, 8, key == by_epoch)
         with pytest.raises(RecipeError, match=key):
-            resuming.restore(state, tmp_path / "iter_10", TextLog())
+            resume.restore(state, tmp_path / "iter_10", TextLog())
     state = TrainState(None, RECIPE, tmp_path, "now", 2, 1, 4, 10, False)
-    resuming.restore(state, tmp_path / "iter_10", TextLog())
+    resume.restore(state, tmp_path / "iter_10", TextLog())
     assert state.iteration == 10

@@ -7,15 +7,14 @@ import pytest
 import torch
 from tiny_kitti import write_png
 
-from tiekd import notes
-from tiekd.data.loader import Loading
-from tiekd.data.section import loading_of
+from tiekd.data.build import loading_of
+from tiekd.data.loading.loader import Loading
 from tiekd.errors import DataError, RecipeError
-from tiekd.losses import criterion
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
-from tiekd.options import TrainSettings
-from tiekd.run import build_hooks, build_parts, check_ignored_depths
+from tiekd.training import criterion, startup_log
+from tiekd.training.build import build_hooks, build_parts, check_ignored_depths
+from tiekd.training.settings import TrainSettings
 
 
 def network(beyond: str) -> Network:
@@ -113,5 +112,5 @@ def test_the_log_says_what_has_no_partner_and_that_a_batch_repeats_frames(tmp_pa
     np.save(tmp_path / "depths/alone.npy", np.ones((64, 64)))
     parts = parts_of(recipe, 4)
     assert [line for line in parts.report if line.startswith("Warning: train.batch_size 4 is more than there are")]
-    told = notes.about(recipe, parts.options, parts.train_set, None, parts.network, None, 3)
+    told = startup_log.about(recipe, parts.options, parts.train_set, None, parts.network, None, 3)
     assert f"Warning: 1 of 4 depth maps in {tmp_path}/depths match no image, such as alone.npy" in told

@@ -14,13 +14,14 @@ import yaml
 from PIL import Image
 from tiny_kitti import write_png
 
-from tiekd import file_facts, input_changes, inputs
-from tiekd.checkpoint import write_weights
-from tiekd.config import load_recipe
-from tiekd.data.section import build_dataset
-from tiekd.engine import EngineConfig
+from tiekd.config.recipe import load_recipe
+from tiekd.data import file_facts
+from tiekd.data.build import build_dataset
+from tiekd.engine.config import EngineConfig
 from tiekd.errors import CheckpointError
-from tiekd.hooks.text_log import TextLog
+from tiekd.training import input_changes, inputs
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.workdir.weights_file import write_weights
 
 NETWORK = {"min_depth": 0.001, "max_depth": 80.0}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tiekd.data.sampler import MicroBatches, epoch_batches, iterations_per_epoch, repeats, size_groups
+from tiekd.data.loading.sampler import MicroBatches, epoch_batches, iterations_per_epoch, repeats, size_groups
 from tiekd.errors import RecipeError
 
 

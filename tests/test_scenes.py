@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tiekd.data import scenes
-from tiekd.data.depth_io import read_image, read_levels
-from tiekd.data.scenes import FIRST_HELD_OUT_INDEX, render, write_kitti_layout
-from tiekd.data.street.casting import GROUND, SKY, cast, ellipsoid, look, prism, rays
-from tiekd.data.street.layout import random_street
-from tiekd.data.street.objects import PLAIN, Draw, frame
-from tiekd.data.street.texture import strip, stripes
+from tiekd.data.datasets import scenes
+from tiekd.data.datasets.scenes import FIRST_HELD_OUT_INDEX, render, write_kitti_layout
+from tiekd.data.image_io import read_image, read_levels
+from tiekd.data.rendering.casting import GROUND, SKY, cast, ellipsoid, look, prism, rays
+from tiekd.data.rendering.layout import random_street
+from tiekd.data.rendering.objects import PLAIN, Draw, frame
+from tiekd.data.rendering.texture import strip, stripes
 from tiekd.errors import DataError, RecipeError
 
 SIZE = 64, 208
 ROOT = Path(__file__).parents[1]
 DIGEST = """
 import hashlib
-from tiekd.data.scenes import render
+from tiekd.data.datasets.scenes import render
 scene = render(3, 5, 64, 208)
 print(hashlib.sha256(b"".join(part.tobytes() for part in scene)).hexdigest())
 """

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from tiekd import schedules
 from tiekd.errors import RecipeError
+from tiekd.training import schedules
 
 CURVES = np.load(Path(__file__).parent / "golden/schedules/curves.npz")
 STUDENT = {"name": "one_cycle", "div_factor": 25, "final_div_factor": 100}

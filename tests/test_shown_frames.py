@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from tiekd.data.transforms import Sample
-from tiekd.drawing.views import View
+from tiekd.data.augment.augment import Sample
 from tiekd.models.network import Network, Prediction
-from tiekd.shown_frames import ShownFrames
+from tiekd.visualization.validation_frames import ShownFrames
+from tiekd.visualization.views import View
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tiekd import slurm
+from tiekd.distributed import slurm
 
 TASK = {  # the last of five on three nodes
     "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "2", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiekd.benchmarks import COMMANDS
+from tiekd.tools.benchmarks import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 # bin/ has shell scripts, too.
@@ -93,13 +93,13 @@ def test_importing_tiekd_imports_nothing_else_and_has_all_its_names():
     code = """
 import sys
 import tiekd
-assert not {"torch", "numpy", "yaml", "tiekd.config"} & set(sys.modules)
+assert not {"torch", "numpy", "yaml", "tiekd.config.recipe"} & set(sys.modules)
 assert {"load_recipe", "load_student", "build_network"} <= set(dir(tiekd)) and "__version__" in dir(tiekd)
 from tiekd import load_recipe
-assert "torch" not in sys.modules and load_recipe is tiekd.load_recipe is sys.modules["tiekd.config"].load_recipe
+assert "torch" not in sys.modules and load_recipe is tiekd.load_recipe is sys.modules["tiekd.config.recipe"].load_recipe
 from tiekd import *
-assert build_network is sys.modules["tiekd.models.factory"].build_network
-assert load_student is tiekd.load_student is sys.modules["tiekd.student"].load_student
+assert build_network is sys.modules["tiekd.models.build"].build_network
+assert load_student is tiekd.load_student is sys.modules["tiekd.inference.student"].load_student
 try:
     tiekd.load_teacher
 except AttributeError as error:

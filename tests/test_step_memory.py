@@ -16,13 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
-from tiekd.benchmarks import training  # noqa: E402
-from tiekd.benchmarks.arguments import PUBLISHED  # noqa: E402
-from tiekd.config import load_recipe  # noqa: E402
+from tiekd.config.recipe import load_recipe  # noqa: E402
 from tiekd.data.batch import Batch  # noqa: E402
 from tiekd.kernels import target, triton_dpm  # noqa: E402
-from tiekd.losses import criterion as criteria  # noqa: E402
-from tiekd.models.factory import build_network  # noqa: E402
+from tiekd.models.build import build_network  # noqa: E402
+from tiekd.tools.benchmarks import training  # noqa: E402
+from tiekd.tools.benchmarks.arguments import PUBLISHED  # noqa: E402
+from tiekd.training import criterion as criteria  # noqa: E402
 
 
 class Held(TorchDispatchMode):

@@ -10,14 +10,14 @@ import yaml
 from PIL import Image
 
 import tiekd
-from tiekd.checkpoint import write_weights
-from tiekd.data.depth_io import write_image
+from tiekd.data.augment.augment import colour_table, look_up
+from tiekd.data.image_io import write_image
 from tiekd.data.resize import Resize, network_input
-from tiekd.data.transforms import colour_table, look_up
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
-from tiekd.models.factory import build_network
+from tiekd.inference.student import Student, pick_device
+from tiekd.models.build import build_network
 from tiekd.models.readout import on_image_grid
-from tiekd.student import Student, pick_device
+from tiekd.workdir.weights_file import write_weights
 
 ENCODER = {
     "name": "mobilenet_v2",
@@ -256,7 +256,7 @@ def test_a_robot_needs_none_of_the_libraries_that_train(checkpoint):
 
 
 def test_importing_tiekd_does_not_import_what_prediction_needs():
-    code = "import sys, tiekd; assert 'tiekd.student' not in sys.modules; assert callable(tiekd.load_student)"
+    code = "import sys, tiekd; assert 'tiekd.inference.student' not in sys.modules; assert callable(tiekd.load_student)"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'load_teacher'"):
         tiekd.load_teacher  # noqa: B018

@@ -7,9 +7,9 @@ import torch
 from torchvision.models import swin_t
 
 from tiekd.errors import RecipeError
-from tiekd.models import pretrained
 from tiekd.models.encoders.depthformer import DepthFormer
 from tiekd.models.encoders.swin import Swin
+from tiekd.models.weights import pretrained
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,16 @@ import types
 import pytest
 import torch
 
-from tiekd import checkpoint
 from tiekd.data.batch import Batch
 from tiekd.errors import RecipeError, TeacherError
-from tiekd.losses import criterion
-from tiekd.models.factory import build_network
-from tiekd.models.teacher import CachedMaps, FrozenTeacher, GroundTruth, build_teacher
-from tiekd.models.weights import to_published
+from tiekd.models.build import build_network
+from tiekd.models.weights.state_dicts import to_published
+from tiekd.teachers.ground_truth import GroundTruth
+from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.network import FrozenTeacher
+from tiekd.teaching import build_teacher
+from tiekd.training import criterion
+from tiekd.workdir.weights_file import write_weights
 
 CPU = torch.device("cpu")
 NODE = {
@@ -42,7 +45,7 @@ def trained():
 @pytest.fixture(scope="module")
 def weights_file(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "best_abs_rel.pth"
-    checkpoint.write_weights(path, trained.state_dict(), NODE, 7)
+    write_weights(path, trained.state_dict(), NODE, 7)
     return path
 
 
@@ -141,7 +144,7 @@ def test_without_a_checkpoint_the_recipes_work_dir_has_it(trained, tmp_path, mon
     )
     assert message.endswith(f"train the teacher with bin/train.py {tmp_path / 'big.yaml'}")
     work_dir.mkdir(parents=True)
-    checkpoint.write_weights(work_dir / "best_abs_rel.pth", trained.state_dict(), NODE, 7)
+    write_weights(work_dir / "best_abs_rel.pth", trained.state_dict(), NODE, 7)
     assert digest(build_teacher(node, CPU).network) == digest(trained)
 
 

@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from tiny_kitti import image_name, write_png
 
-from tiekd import caching
-from tiekd.checkpoint import write_weights
 from tiekd.data import teacher_maps
-from tiekd.data.depth_io import encode_teacher_map
-from tiekd.data.kitti import build as kitti
-from tiekd.data.loader import training_batches
-from tiekd.data.sampler import MicroBatches
-from tiekd.data.scenes import write_kitti_layout
-from tiekd.data.section import build_dataset
-from tiekd.data.transforms import Augment
+from tiekd.data.augment.augment import Augment
+from tiekd.data.build import build_dataset
+from tiekd.data.datasets.kitti import build as kitti
+from tiekd.data.datasets.scenes import write_kitti_layout
+from tiekd.data.image_io import encode_teacher_map
+from tiekd.data.loading.loader import training_batches
+from tiekd.data.loading.sampler import MicroBatches
 from tiekd.errors import DataError, TeacherError
 from tiekd.kernels.target import bin_edges, gaussian_target
-from tiekd.models.factory import build_network
-from tiekd.models.teacher import build_teacher
+from tiekd.models.build import build_network
+from tiekd.teaching import build_teacher
+from tiekd.tools import cache_teacher
+from tiekd.workdir.weights_file import write_weights
 
 CPU = torch.device("cpu")
 NOTHING = Augment(rotate_p=0.0, flip_p=0.0, colour_p=0.0)
@@ -49,9 +49,9 @@ def ground(tmp_path_factory) -> Path:
     network.head.conv.bias.data += 2.5
     write_weights(folder / "teacher.pth", network.state_dict(), FAR, 0)
     recipe = recipe_of(folder)
-    source = caching.teacher_of(recipe, "student.yaml", None)
-    frames = caching.frames_of(recipe, "train")
-    caching.cache_maps(recipe, source, frames, folder / "kitti" / "gt_kd", CPU, io.StringIO())
+    source = cache_teacher.teacher_of(recipe, "student.yaml", None)
+    frames = cache_teacher.frames_of(recipe, "train")
+    cache_teacher.cache_maps(recipe, source, frames, folder / "kitti" / "gt_kd", CPU, io.StringIO())
     return folder
 
 
@@ -192,17 +192,17 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
 
 def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground, tmp_path):
     recipe = recipe_of(ground)
-    made = (recipe, caching.teacher_of(recipe, "student.yaml", None), caching.frames_of(recipe, "train"))
-    caching.cache_maps(*made, tmp_path, CPU, io.StringIO())
+    made = (recipe, cache_teacher.teacher_of(recipe, "student.yaml", None), cache_teacher.frames_of(recipe, "train"))
+    cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
     manifest = teacher_maps.read_manifest(tmp_path)
     assert manifest.pop("orientation") == "upright"
     teacher_maps.write_manifest(tmp_path, manifest)
-    caching.cache_maps(*made, tmp_path, CPU, io.StringIO())
+    cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
     assert teacher_maps.read_manifest(tmp_path) == manifest
-    frames = caching.frames_of(recipe, "train")
+    frames = cache_teacher.frames_of(recipe, "train")
     frames.is_turned = lambda index: index == 1
     with pytest.raises(TeacherError, match="holds maps of another kind .they differ in orientation."):
-        caching.cache_maps(recipe, made[1], frames, tmp_path, CPU, io.StringIO())
+        cache_teacher.cache_maps(recipe, made[1], frames, tmp_path, CPU, io.StringIO())
 
 
 def test_a_manifest_is_as_it_will_be_read_back(ground, tmp_path):

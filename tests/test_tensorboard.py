@@ -7,15 +7,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from tiekd.drawing import pictures
-from tiekd.drawing.views import View
 from tiekd.errors import RecipeError
-from tiekd.hooks import tensorboard, text_log
-from tiekd.hooks.base import Hook
-from tiekd.hooks.tensorboard import TensorBoard
-from tiekd.hooks.text_log import TextLog
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
+from tiekd.training.hook import Hook
+from tiekd.training.hooks import tensorboard, text_log
+from tiekd.training.hooks.tensorboard import TensorBoard
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.visualization import pictures
+from tiekd.visualization.views import View
 
 
 def make_state(work_dir, hooks, iteration=0):

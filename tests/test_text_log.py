@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tiekd import schedules
 from tiekd.errors import RecipeError
-from tiekd.hooks import text_log, window
-from tiekd.hooks.text_log import TextLog
+from tiekd.training import meters, schedules
+from tiekd.training.hooks import text_log
+from tiekd.training.hooks.text_log import TextLog
 
 GOLDEN = Path(__file__).parent / "golden/logs"
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
@@ -245,7 +245,7 @@ def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, 
             for key, value in values.items()
         }
 
-    monkeypatch.setattr(window, "mean_over_ranks", mean_with_another_rank)
+    monkeypatch.setattr(meters, "mean_over_ranks", mean_with_another_rank)
     for main in (True, False):
         monkeypatch.setattr(text_log, "is_main", lambda main=main: main)
         folder = tmp_path / str(main)

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from tiekd import checkpoint, trained
 from tiekd.errors import CheckpointError
-from tiekd.models.factory import build_network
+from tiekd.models import load
+from tiekd.models.build import build_network
+from tiekd.workdir import weights_file
 
 NETWORK = {
     "encoder": {"name": "mobilenet_v2", "width": 0.25},
@@ -30,8 +31,8 @@ def test_a_work_dir_and_a_checkpoint_in_one_are_checkpoints(tmp_path):
     recipe, network = write_recipe(tmp_path), build_network(NETWORK)
     for path in (tmp_path / "run" / "best_abs_rel.pth", tmp_path / "run" / "checkpoints" / "iter_3" / "student.pth"):
         path.parent.mkdir(parents=True)
-        checkpoint.write_weights(path, network.state_dict(), NETWORK, 3)
-        loaded, found, _ = trained.load_network(recipe, str(path.parent))
+        weights_file.write_weights(path, network.state_dict(), NETWORK, 3)
+        loaded, found, _ = load.load_network(recipe, str(path.parent))
         assert found == path and torch.equal(next(loaded.parameters()), next(network.parameters()))
 
 
@@ -39,15 +40,15 @@ def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):
     recipe, network = write_recipe(tmp_path), build_network(NETWORK)
     (tmp_path / "work").mkdir()
     with pytest.raises(CheckpointError, match="train it with bin/train.py"):
-        trained.load_network(recipe, None)
-    checkpoint.write_weights(tmp_path / "work" / "best_abs_rel.pth", network.state_dict(), NETWORK, 7)
-    loaded, path, _ = trained.load_network(recipe, None)
+        load.load_network(recipe, None)
+    weights_file.write_weights(tmp_path / "work" / "best_abs_rel.pth", network.state_dict(), NETWORK, 7)
+    loaded, path, _ = load.load_network(recipe, None)
     assert path == tmp_path / "work" / "best_abs_rel.pth"
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
 
 
 def test_an_override_of_the_whole_network_counts_as_one_of_its_parts(tmp_path):
     recipe, node = write_recipe(tmp_path), {**NETWORK, "max_depth": 10.0}
-    checkpoint.write_weights(tmp_path / "w.pth", build_network(node).state_dict(), node, 3)
+    weights_file.write_weights(tmp_path / "w.pth", build_network(node).state_dict(), node, 3)
     for override in ("network.max_depth=10.0", f"network={json.dumps(node)}"):
-        assert trained.load_network(recipe, str(tmp_path / "w.pth"), [override, "data.root=x"])[0].max_depth == 10.0
+        assert load.load_network(recipe, str(tmp_path / "w.pth"), [override, "data.root=x"])[0].max_depth == 10.0

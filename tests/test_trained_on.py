@@ -10,14 +10,16 @@ from PIL import Image
 from test_evaluation import CPU, Slanted
 from test_trained import NETWORK, write_recipe
 
-from tiekd import checkpoint, comparison, reports, trained_on
-from tiekd.data import kitti
-from tiekd.data.loader import Loading
+from tiekd.data import trained_on
+from tiekd.data.datasets import kitti
+from tiekd.data.loading.loader import Loading
+from tiekd.data.trained_on import Overlap, TrainedOn, as_plain, from_plain, overlap, union
 from tiekd.errors import DataError
-from tiekd.evaluation import EvaluationSettings
-from tiekd.hooks.evaluation import Evaluation
-from tiekd.models.factory import build_network
-from tiekd.trained_on import Overlap, TrainedOn, as_plain, from_plain, overlap, union
+from tiekd.evaluation import compare, report
+from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.models.build import build_network
+from tiekd.training.evaluation_hook import Evaluation
+from tiekd.workdir import weights_file
 
 
 def frames(root, count=5, split="val", first=0):
@@ -52,11 +54,11 @@ def test_a_frame_is_known_by_name_and_size_wherever_the_folder_is(tmp_path):
 def test_the_record_is_plain_data_in_a_file_of_weights(tmp_path):
     record = trained_on.trained_on(frames(tmp_path / "a"))
     path = tmp_path / "w.pth"
-    checkpoint.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(record))
+    weights_file.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(record))
     again = from_plain(torch.load(path, weights_only=True))
     assert torch.equal(again.hashes, record.hashes) and again.zero_bits == 0
     assert torch.equal(trained_on.read(path).hashes, record.hashes)
-    checkpoint.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(None))
+    weights_file.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(None))
     assert set(torch.load(path, weights_only=True)) == {"state_dict", "network", "iteration"}
     (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:100])
     for other in (path, tmp_path / "torn.pth", tmp_path / "none.pth", None):
@@ -92,7 +94,7 @@ def test_of_many_frames_some_hashes_are_kept_and_counts_are_estimates(monkeypatc
 
 
 def entrant(record):
-    return comparison.Entrant(lambda image: image[:, :1] + 9, None, record)
+    return compare.Entrant(lambda image: image[:, :1] + 9, None, record)
 
 
 def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_all_were(tmp_path):
@@ -102,32 +104,32 @@ def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_al
         "unknown": entrant(None),
         "other": entrant(TrainedOn(torch.tensor([1]))),
     }
-    seen = comparison.overlaps(networks, val)
+    seen = compare.overlaps(networks, val)
     assert seen == {"part": Overlap(2, 5), "unknown": None, "other": Overlap(0, 5)}
-    comparison.refuse_trained_on(seen, networks)
-    protocol = comparison.Protocol("val", EvaluationSettings(crop="none"), 1e-3, 80.0)
+    compare.refuse_trained_on(seen, networks)
+    protocol = compare.Protocol("val", EvaluationSettings(crop="none"), 1e-3, 80.0)
     results = {
-        name: comparison.evaluate(each, val, protocol, CPU, Loading(workers=0), None)._replace(
+        name: compare.evaluate(each, val, protocol, CPU, Loading(workers=0), None)._replace(
             overlap=seen[name]
         )
         for name, each in networks.items()
     }
-    said = reports.everything(results, protocol)[0].splitlines()
+    said = report.everything(results, protocol)[0].splitlines()
     assert said[2:] == ["Warning: part: 2 of 5 frames were trained on"]
-    plain = comparison.as_json(results, protocol)["networks"]
+    plain = compare.as_json(results, protocol)["networks"]
     assert [plain[name]["frames_trained_on"] for name in networks] == [2, None, 0]
-    seen = comparison.overlaps(networks, frames(tmp_path / "a", 2))
+    seen = compare.overlaps(networks, frames(tmp_path / "a", 2))
     with pytest.raises(
         DataError, match="^part: None was trained on all 2 frames .*, or say --on-trained$"
     ):
-        comparison.refuse_trained_on(seen, networks)
+        compare.refuse_trained_on(seen, networks)
 
 
 def test_networks_bring_the_record_of_their_file(tmp_path):
     record = trained_on.trained_on(frames(tmp_path / "a", 2))
     state = build_network(NETWORK).state_dict()
-    checkpoint.write_weights(tmp_path / "w.pth", state, NETWORK, 0, **as_plain(record))
-    (found,) = comparison.entrants(
+    weights_file.write_weights(tmp_path / "w.pth", state, NETWORK, 0, **as_plain(record))
+    (found,) = compare.entrants(
         [(write_recipe(tmp_path), str(tmp_path / "w.pth"))], [], True, CPU
     ).values()
     assert torch.equal(found.trained_on.hashes, record.hashes)

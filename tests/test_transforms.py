@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd.data.transforms import (
+from tiekd.data.augment.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augment,

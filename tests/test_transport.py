@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiekd.data import transport, workers
-from tiekd.data.workers import read
+from tiekd.data.loading import transport, workers
+from tiekd.data.loading.workers import read
 from tiekd.errors import DataError, LaunchError
 
 LARGE, SMALL = 50_000, 5

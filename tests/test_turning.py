@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tiekd.data import turning
-from tiekd.data.collation import collate
-from tiekd.data.geometry import cut, move
-from tiekd.data.loader import Keyed
-from tiekd.data.transforms import Augment, Decisions, Sample, look_up
-from tiekd.data.turning import resample
+from tiekd.data.augment import resample as turning
+from tiekd.data.augment.augment import Augment, Decisions, Sample, look_up
+from tiekd.data.augment.geometry import cut, move
+from tiekd.data.augment.resample import resample
+from tiekd.data.loading.collate import collate
+from tiekd.data.loading.loader import Keyed
 
 NO_COLOURS = (None, 1.0, (1.0, 1.0, 1.0))
 DRAWN = [

@@ -7,15 +7,15 @@ import torch
 from test_text_log import make_state, messages
 from tiny_kitti import depth_name, image_name, write_png
 
-from tiekd import distributed
-from tiekd.data.kitti import build as kitti
-from tiekd.data.loader import Loading, Unreadable, training_batches, validation_batches
-from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment
+from tiekd.data.augment.augment import Augment
+from tiekd.data.datasets.kitti import build as kitti
+from tiekd.data.loading.loader import Loading, Unreadable, training_batches, validation_batches
+from tiekd.data.loading.sampler import MicroBatches
+from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
-from tiekd.hooks.text_log import TextLog
-from tiekd.hooks.unreadable import UnreadableSamples
-from tiekd.run import _loading
+from tiekd.training.build import _loading
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.unreadable_hook import UnreadableSamples
 
 CPU = torch.device("cpu")
 
@@ -132,7 +132,7 @@ def test_each_is_told_once_with_its_count_when_a_log_line_is_due(tmp_path, monke
         calls.append(mine)
         return [mine, ["c.png: from rank 1"] if len(calls) == 1 else []]
 
-    monkeypatch.setattr(distributed, "gather_objects", gather)
+    monkeypatch.setattr(comm, "gather_objects", gather)
     log = TextLog(4)
     hook = UnreadableSamples(Unreadable(5), log)
     run(hook, log, tmp_path, {1: ["b.png: torn"], 2: ["a.png: gone", "b.png: torn"], 6: ["b.png: torn", "d.png: x"]})
@@ -147,7 +147,7 @@ def test_each_is_told_once_with_its_count_when_a_log_line_is_due(tmp_path, monke
 
 
 def test_the_run_ends_on_every_rank_when_there_are_more_than_allowed(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "gather_objects", lambda mine: [["a: x"], ["b: y"], ["c: z"]])
+    monkeypatch.setattr(comm, "gather_objects", lambda mine: [["a: x"], ["b: y"], ["c: z"]])
     log = TextLog(4)
     hook = UnreadableSamples(Unreadable(2), log)
     with pytest.raises(DataError, match="^data.max_errors: 3 training samples can't be read, 2 are allowed; .*: c: z$"):

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tiekd import layouts
-from tiekd.models import convolution
-from tiekd.models.decoders.upsampled import PointwiseConv, UpsampleByProducts, UpsampledConv
+from tiekd.kernels import convolution, layouts
+from tiekd.models.layers.upsampled import PointwiseConv, UpsampleByProducts, UpsampledConv
 
 SIZE = (7, 10)
 

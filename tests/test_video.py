@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tiekd.errors import DataError
-from tiekd.predicting import inputs, video
+from tiekd.inference.predict import inputs, video
 
 pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
 
@@ -123,7 +123,7 @@ def test_a_damaged_video_gives_its_frames_and_ends(tmp_path):
     middle = len(content) // 2
     content[middle : middle + 300] = bytes(300)
     (tmp_path / "v.mp4").write_bytes(content)
-    code = "import sys\nfrom pathlib import Path\nfrom tiekd.predicting.video import Video\n"
+    code = "import sys\nfrom pathlib import Path\nfrom tiekd.inference.predict.video import Video\n"
     code += "video = Video(Path(sys.argv[1]))\ntry:\n    print(len(list(video.frames())))\n"
     code += "except ValueError as error:\n    print(error)\n"
     command = [sys.executable, "-c", code, tmp_path / "v.mp4"]

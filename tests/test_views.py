@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tiekd.drawing.pictures import UNKNOWN
-from tiekd.drawing.views import overview, views, why
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
+from tiekd.visualization.pictures import UNKNOWN
+from tiekd.visualization.views import overview, views, why
 
 
 class Pass(nn.Module):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiekd import visible_devices
+from tiekd.distributed import visible_devices
 
 DIST_TRAIN = Path(__file__).parents[1] / "bin" / "dist_train.sh"
 TWO = ["GPU-1232f937-d72c", "GPU-8932f937-d72c"]

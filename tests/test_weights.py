@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tiekd.errors import CheckpointError
-from tiekd.models.factory import build_network
-from tiekd.models.weights import dropped, from_published, load_into, read_checkpoint, to_published
+from tiekd.models.build import build_network
+from tiekd.models.weights.state_dicts import dropped, from_published, load_into, read_checkpoint, to_published
 
 RANGE = {"min_depth": 1e-3, "max_depth": 80.0}
 MOBILENET = RANGE | {

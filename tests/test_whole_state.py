@@ -7,8 +7,8 @@ import torch
 import two_ranks
 from torch import nn
 
-from tiekd.config import merge
-from tiekd.distributed import BatchNorm2d
+from tiekd.config.recipe import merge
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 STAGES = {
     "0": {"zero_optimization": {"stage": 0}},
@@ -47,7 +47,9 @@ def start(rank: int, world_size: int) -> None:
 
 
 def make(config: dict, world_size: int):
-    from tiekd.engine import build_engine, resolve, stepper
+    from tiekd.engine.build import build_engine
+    from tiekd.engine.config import resolve
+    from tiekd.engine.step import stepper
 
     network = Net()
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-4, fused="fp16" not in config)
@@ -65,29 +67,29 @@ def train(engine, step, first: int) -> None:
 
 
 def first_half(rank: int, world_size: int = 2) -> dict:
-    from tiekd import whole_state
+    from tiekd.engine import full_state
 
     start(rank, world_size)
     values = {}
     for name, config in STAGES.items():
         engine, step = make(config, world_size)
-        before = whole_state.moments(engine)
+        before = full_state.moments(engine)
         train(engine, step, 0)
-        values[name] = (before, whole_state.weights(engine), whole_state.moments(engine))
+        values[name] = (before, full_state.weights(engine), full_state.moments(engine))
     return values
 
 
 def second_half(rank: int, world_size: int, given: dict) -> dict:
-    from tiekd import whole_state
+    from tiekd.engine import full_state
 
     start(rank, world_size)
     values = {}
     for name, (weights, moments) in given.items():
         engine, step = make(STAGES[name], world_size)
-        whole_state.restore(engine, weights, moments)
-        taken = whole_state.weights(engine), whole_state.moments(engine)
+        full_state.restore(engine, weights, moments)
+        taken = full_state.weights(engine), full_state.moments(engine)
         train(engine, step, STEPS)
-        values[name] = (*taken, whole_state.weights(engine))
+        values[name] = (*taken, full_state.weights(engine))
     return values
 
 

@@ -5,15 +5,15 @@ import sys
 
 import pytest
 
-from tiekd import work_dirs
 from tiekd.errors import LaunchError
+from tiekd.workdir import workdir
 
 # Locks are a process's own, so the other run must be one.
 OTHER_RUN = """
 import sys
 from pathlib import Path
-from tiekd import work_dirs
-work_dirs.lock(Path(sys.argv[1]))
+from tiekd.workdir import workdir
+workdir.lock(Path(sys.argv[1]))
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -23,10 +23,10 @@ def test_a_work_dir_that_another_run_has_is_refused_until_that_has_ended(tmp_pat
     command = [sys.executable, "-c", OTHER_RUN, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        assert work_dirs.is_in_use(tmp_path)
+        assert workdir.is_in_use(tmp_path)
         told = f"{tmp_path} is in use by process {other.pid} on .*; wait until it has ended, end it, or give another"
         with pytest.raises(LaunchError, match=told):
-            work_dirs.lock(tmp_path)
+            workdir.lock(tmp_path)
         other.communicate()
-    assert not work_dirs.is_in_use(tmp_path)
-    work_dirs.lock(tmp_path)
+    assert not workdir.is_in_use(tmp_path)
+    workdir.lock(tmp_path)

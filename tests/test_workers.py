@@ -15,12 +15,12 @@ import tiny_kitti
 import torch
 from tiny_kitti import image_name
 
-from tiekd.data import transport, workers
-from tiekd.data.kitti import build as kitti
-from tiekd.data.loader import training_batches, validation_batches
-from tiekd.data.sampler import MicroBatches
-from tiekd.data.transforms import Augment
-from tiekd.data.workers import read
+from tiekd.data.augment.augment import Augment
+from tiekd.data.datasets.kitti import build as kitti
+from tiekd.data.loading import transport, workers
+from tiekd.data.loading.loader import training_batches, validation_batches
+from tiekd.data.loading.sampler import MicroBatches
+from tiekd.data.loading.workers import read
 from tiekd.errors import DataError
 
 CPU = torch.device("cpu")
@@ -161,10 +161,10 @@ def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
 def test_a_worker_ends_with_its_program_however_that_ended(tmp_path):
     code = f"""
 import os, sys
-sys.path[:0] = [{os.path.dirname(os.path.dirname(workers.__file__))!r} + "/..", {os.path.dirname(__file__)!r}]
+sys.path[:0] = [{os.path.dirname(os.path.dirname(__file__))!r}, {os.path.dirname(__file__)!r}]
 import multiprocessing
 from test_workers import Doubled
-from tiekd.data.workers import read
+from tiekd.data.loading.workers import read
 results = read(Doubled(), [[1]] * 100, 2, list, str, 60)
 next(results)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -17,7 +17,7 @@ def run(work: Callable, folder: Path, *arguments, world_size: int = 2) -> list:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # A fork server imports torch once; spawned processes would do it each, and a fork would inherit our threads.
-    multiprocessing.set_forkserver_preload(["tiekd.evaluation", "pytest"])
+    multiprocessing.set_forkserver_preload(["tiekd.evaluation.evaluate", "pytest"])
     arguments = (world_size, port, str(folder), work, arguments)
     mp.start_processes(_rank, arguments, nprocs=world_size, start_method="forkserver")
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(world_size)]

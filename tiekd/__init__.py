@@ -4,6 +4,9 @@
     tiekd.build_network(recipe["network"]) -> nn.Module, (B, 3, H, W) image -> Prediction
     tiekd.load_student(checkpoint)(image) -> metres, for use: a file, array or tensor in, a depth map out
 
+And the names that parts of one's own are written with (model_configs/YOUR_PARTS.md): Batch, Sample, Prediction, Hook
+and others, which stay here wherever they are defined.
+
 Each comes when it is first asked for: `import tiekd` takes milliseconds, and reading a recipe needs no torch.
 """
 
@@ -11,17 +14,55 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tiekd.config import load_recipe
-    from tiekd.models.factory import build_network
-    from tiekd.student import load_student
+    from tiekd.config.recipe import load_recipe
+    from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, Sample
+    from tiekd.data.batch import Batch
+    from tiekd.distributed.comm import is_main, mean_over_ranks
+    from tiekd.errors import DataError, RecipeError
+    from tiekd.inference.student import load_student
+    from tiekd.losses import mean_over_valid, valid_pixels
+    from tiekd.models.build import build_network
+    from tiekd.models.layers.batch_norm import BatchNorm2d
+    from tiekd.models.network import Prediction
+    from tiekd.training.hook import Hook
 
 __version__ = "0.1.0"
-__all__ = ["build_network", "load_recipe", "load_student"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Batch",
+    "BatchNorm2d",
+    "DataError",
+    "Hook",
+    "Prediction",
+    "RecipeError",
+    "Sample",
+    "build_network",
+    "is_main",
+    "load_recipe",
+    "load_student",
+    "mean_over_ranks",
+    "mean_over_valid",
+    "valid_pixels",
+]
 
 _HOMES = {
-    "build_network": "tiekd.models.factory",
-    "load_recipe": "tiekd.config",
-    "load_student": "tiekd.student",
+    "IMAGENET_MEAN": "tiekd.data.augment.augment",
+    "IMAGENET_STD": "tiekd.data.augment.augment",
+    "Batch": "tiekd.data.batch",
+    "BatchNorm2d": "tiekd.models.layers.batch_norm",
+    "DataError": "tiekd.errors",
+    "Hook": "tiekd.training.hook",
+    "Prediction": "tiekd.models.network",
+    "RecipeError": "tiekd.errors",
+    "Sample": "tiekd.data.augment.augment",
+    "build_network": "tiekd.models.build",
+    "is_main": "tiekd.distributed.comm",
+    "load_recipe": "tiekd.config.recipe",
+    "load_student": "tiekd.inference.student",
+    "mean_over_ranks": "tiekd.distributed.comm",
+    "mean_over_valid": "tiekd.losses",
+    "valid_pixels": "tiekd.losses",
 }
 
 

@@ -1,7 +1,7 @@
 """What a user can get wrong, by kind.
 
 Each error is one line: what was given, what is allowed, what to do. Programs in `bin/` print it with its class name and
-end with exit code 2 (`tiekd.launch.run`); `TIEKD_DEBUG=1` shows the traceback as well.
+end with exit code 2 (`tiekd.distributed.entrypoint.run`); `TIEKD_DEBUG=1` shows the traceback as well.
 """
 
 

@@ -1,7 +1,7 @@
 """Paths as people write them: `~` is their home at every door, and `$NAME` is filled in at none.
 
 A shell fills in both, but not within quotes, and `~` not behind `--option=` or `key=` either; a
-recipe has no shell. So `~/x` and `~name/x` are expanded as a path comes in: by `tiekd.config` in
+recipe has no shell. So `~/x` and `~name/x` are expanded as a path comes in: by `tiekd.config.recipe` in
 recipes and --set, by `option` on the command line. A variable is another one in the next shell, and
 a saved recipe would no longer say what was read: it stays as it is written, and where nothing has
 that name the message says so.

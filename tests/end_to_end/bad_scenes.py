@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from tiekd.data import scenes
+from tiekd.data.datasets import scenes
 
 
 class Bad(torch.utils.data.Dataset):

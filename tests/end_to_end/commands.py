@@ -21,7 +21,7 @@ DOCUMENTS = (
     "model_configs/COMING_FROM_MMCV.md",
     "ds_configs/README.md",
     "tiekd/README.md",
-    "tiekd/benchmarks/README.md",
+    "tiekd/tools/benchmarks/README.md",
     "CONTRIBUTING.md",
 )
 OF_TESTS = ("tests/README.md", "tests/golden/README.md")  # about the tests themselves

@@ -11,9 +11,9 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import runs  # noqa: E402
 
-from tiekd.checkpoint import write_weights  # noqa: E402
-from tiekd.data.scenes import write_kitti_layout  # noqa: E402
-from tiekd.models.factory import build_network  # noqa: E402
+from tiekd.data.datasets.scenes import write_kitti_layout  # noqa: E402
+from tiekd.models.build import build_network  # noqa: E402
+from tiekd.workdir.weights_file import write_weights  # noqa: E402
 
 # A test that is terminated must still end the processes that it started; by default SIGTERM ends Python at once.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

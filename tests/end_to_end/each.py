@@ -21,15 +21,15 @@ mains.LIMIT_S = 3600  # the largest teachers take ten seconds a step
 def look_at(work_dir: Path) -> dict:
     import torch
 
-    from tiekd import checkpoint
+    from tiekd.workdir import checkpoints
 
     (log,) = work_dir.glob("*.log.json")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     saved = work_dir / "checkpoints" / "iter_1"
-    state = torch.load(saved / checkpoint.STUDENT, weights_only=True)["state_dict"]
+    state = torch.load(saved / checkpoints.STUDENT, weights_only=True)["state_dict"]
     return {
         "row": [row for row in rows if row.get("mode") == "train"][-1],
-        "problem": checkpoint.check(saved),
+        "problem": checkpoints.check(saved),
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
     }
 
@@ -44,6 +44,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tiekd import launch
+    from tiekd.distributed import entrypoint
 
-    launch.program(main)
+    entrypoint.program(main)

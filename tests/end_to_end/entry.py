@@ -3,11 +3,12 @@
 import json
 from functools import partial
 
-from tiekd import whole_state
-from tiekd.distributed import is_main
-from tiekd.evaluation import evaluate, predict
-from tiekd.hooks.base import Hook
-from tiekd.hooks.evaluation import Evaluation
+from tiekd.distributed.comm import is_main
+from tiekd.engine import full_state
+from tiekd.evaluation.evaluate import evaluate
+from tiekd.models.flip import predict
+from tiekd.training.evaluation_hook import Evaluation
+from tiekd.training.hook import Hook
 
 
 class Entry(Hook):
@@ -15,7 +16,7 @@ class Entry(Hook):
 
     def before_train(self, state) -> None:
         hook = next(hook for hook in state.hooks if isinstance(hook, Evaluation))
-        weights = whole_state.weights(state.engine)
+        weights = full_state.weights(state.engine)
         hook._fill_replica(weights)
         predictor = partial(predict, hook.replica, flip=hook.settings.flip)
         metrics = evaluate(predictor, hook.dataset, hook.settings, 1e-3, 80.0, hook.device)

@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from tiekd.distributed import rank
+from tiekd.distributed.comm import rank
 
 
 class Failing(nn.Module):

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from tiekd.distributed import is_main
-from tiekd.hooks.base import Hook
+from tiekd.distributed.comm import is_main
+from tiekd.training.hook import Hook
 
 
 class Filler(Hook):

@@ -27,7 +27,11 @@ def main() -> None:
     import deepspeed  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
-    from tiekd import dry_run, micro_batch, reports, run  # noqa: F401
+    from tiekd import files  # noqa: F401
+    from tiekd.evaluation import report  # noqa: F401
+    from tiekd.tools import dry_run, micro_batch  # noqa: F401
+    from tiekd.training import build, run  # noqa: F401
+    from tiekd.visualization import panel  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

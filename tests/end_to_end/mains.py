@@ -28,10 +28,10 @@ def stop(*_) -> None:
 
 
 def call(arguments: list[str]) -> dict:
-    from tiekd import launch
+    from tiekd.distributed import entrypoint
 
     # A program ends its process; here the next one follows.
-    launch.program = lambda main, **_: sys.exit(launch.run(main))
+    entrypoint.program = lambda main, **_: sys.exit(entrypoint.run(main))
     program, *rest = arguments if arguments[0].startswith("bin/") else ["bin/train.py", *arguments]
     sys.argv = [str(ROOT / program), *rest]
     stderr, stdout, code = io.StringIO(), io.StringIO(), None
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tiekd import launch
+    from tiekd.distributed import entrypoint
 
     signal.signal(signal.SIGALRM, stop)
-    launch.program(main)
+    entrypoint.program(main)

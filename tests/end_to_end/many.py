@@ -11,24 +11,25 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from tiekd import launch  # noqa: E402
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def main() -> None:
     from deepspeed.accelerator import get_accelerator
 
-    import tiekd.run as runner
-    from tiekd.distributed import is_main
-    from tiekd.engine import read_engine_config
+    from tiekd.distributed.comm import is_main
+    from tiekd.engine.config import read_engine_config
+    from tiekd.training import build
+    from tiekd.training import run as runner
 
     supported, teachers = get_accelerator().is_fp16_supported, []
-    build_teacher = runner.build_teacher
+    build_teacher = build.build_teacher
 
     def seen(*arguments):
         teachers.append(build_teacher(*arguments))
         return teachers[-1]
 
-    runner.build_teacher = seen
+    build.build_teacher = seen
     for job in json.loads(Path(sys.argv[-1]).read_text()):
         get_accelerator().is_fp16_supported = (lambda: True) if job.get("fp16_on_cpu") else supported
         teachers.clear()
@@ -55,4 +56,4 @@ def digest(teacher) -> str:
 
 
 if __name__ == "__main__":
-    launch.program(main)
+    entrypoint.program(main)

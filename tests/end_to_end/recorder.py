@@ -4,8 +4,8 @@ import json
 import time
 from pathlib import Path
 
-from tiekd.distributed import is_main, mean_over_ranks
-from tiekd.hooks.base import Hook
+from tiekd.distributed.comm import is_main, mean_over_ranks
+from tiekd.training.hook import Hook
 
 
 class Recorder(Hook):

@@ -2,8 +2,8 @@
 
 import torch
 
-from tiekd.distributed import rank
-from tiekd.hooks.base import Hook
+from tiekd.distributed.comm import rank
+from tiekd.training.hook import Hook
 
 
 class Seen(Hook):

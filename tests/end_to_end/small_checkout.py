@@ -14,9 +14,9 @@ import tiny_kitti
 import torch
 from PIL import Image
 
-from tiekd.checkpoint import write_weights
-from tiekd.config import load_recipe
-from tiekd.models.factory import build_network
+from tiekd.config.recipe import load_recipe
+from tiekd.models.build import build_network
+from tiekd.workdir.weights_file import write_weights
 
 FRAMES, HELD_OUT, HEIGHT, WIDTH = 8, 2, 56, 104
 _COPIED = "README.md setup.py pyproject.toml bin ds_configs model_configs tests tiekd".split()

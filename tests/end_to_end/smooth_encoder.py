@@ -6,7 +6,7 @@ another number of ranks can be held to it.
 
 from torch import Tensor, nn
 
-from tiekd.distributed import BatchNorm2d
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 
 class SmoothEncoder(nn.Module):

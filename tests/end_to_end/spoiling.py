@@ -19,8 +19,8 @@ import runs
 import torch
 from PIL import Image
 
-from tiekd.checkpoint import write_weights
-from tiekd.models.factory import build_network
+from tiekd.models.build import build_network
+from tiekd.workdir.weights_file import write_weights
 
 FRAME = "2000_01_01/2000_01_01_drive_0001_sync/image_02/data/0000000003.png"
 TRUTH = "2000_01_01_drive_0001_sync/proj_depth/groundtruth/image_02/0000000003.png"

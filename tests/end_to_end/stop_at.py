@@ -1,6 +1,6 @@
 """A hook that stops a run after an iteration, as a signal would; a run that goes on from there it leaves alone."""
 
-from tiekd.hooks.base import Hook
+from tiekd.training.hook import Hook
 
 
 class StopAt(Hook):

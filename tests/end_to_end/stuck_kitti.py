@@ -3,18 +3,19 @@
 import time
 from pathlib import Path
 
-from tiekd.data import depth_io, kitti
+from tiekd.data import image_io
+from tiekd.data.datasets import kitti
 from tiekd.data.frames import Frames
 
 
 def build(root: str, split: str, max_depth: float, stuck: str, kb_crop: tuple[int, int] | None = None) -> Frames:
     """stuck: the picture."""
-    read = depth_io._decode
+    read = image_io._decode
 
     def decode(path: Path, kind: str):
         if str(path) == stuck:
             time.sleep(3600)
         return read(path, kind)
 
-    depth_io._decode = decode
+    image_io._decode = decode
     return kitti.build(root, split, max_depth, kb_crop=kb_crop)

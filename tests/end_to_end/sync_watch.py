@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tiekd.hooks.base import Hook
+from tiekd.training.hook import Hook
 
 ROOT = Path(__file__).parents[2] / "tiekd"
 # What reads numbers that are on the host anyway: the ranks' answers, and where the code asks for a CPU first.
-ON_HOST = {("hooks/preemption.py", "_answer"), ("kernels/cells.py", "of"), ("data/turning.py", "resample")}
+ON_HOST = {("training/hooks/preemption.py", "_answer"), ("kernels/cells.py", "of")}
+ON_HOST |= {("data/augment/resample.py", "resample")}
 NEED_VALUES = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique_dim"}
 METHODS = ("cpu", "numpy", "tolist", "item")
 

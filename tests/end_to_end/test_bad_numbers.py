@@ -11,7 +11,7 @@ import runs
 import torch
 from PIL import Image
 
-from tiekd.data.sampler import epoch_batches
+from tiekd.data.loading.sampler import epoch_batches
 
 BAD, ITERATIONS = 5, 20
 SHOWN = 7  # an iteration of the second epoch
@@ -81,7 +81,7 @@ def test_with_norms_over_all_ranks_all_ranks_are_named(folder):
 
 
 def scenes_of(folder: Path) -> list[str]:
-    from tiekd.config import load_recipe
+    from tiekd.config.recipe import load_recipe
 
     recipe = load_recipe(folder / "plain" / "config.yaml")
     lines = (Path(recipe["data"]["root"]) / "kitti_eigen_train.txt").read_text().splitlines()
@@ -105,11 +105,12 @@ def shown(folder) -> tuple[str, Path]:
 
 
 def test_a_batch_is_made_again_bit_for_bit(folder):
-    from tiekd.config import load_recipe, settings
-    from tiekd.data.loader import Loading
-    from tiekd.data.remade import global_batch
-    from tiekd.data.section import build_dataset
-    from tiekd.data.transforms import Augment
+    from tiekd.config.build import settings
+    from tiekd.config.recipe import load_recipe
+    from tiekd.data.augment.augment import Augment
+    from tiekd.data.build import build_dataset
+    from tiekd.data.loading.loader import Loading
+    from tiekd.tools.show_batch import global_batch
 
     recipe = load_recipe(folder / "plain" / "config.yaml")
     augment = settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import runs
 
-from tiekd.data.scenes import write_kitti_layout
+from tiekd.data.datasets.scenes import write_kitti_layout
 
 NUM_FRAMES = 40
 TOTAL = 2 * (NUM_FRAMES + 2)
@@ -126,8 +126,8 @@ def test_real_frames_are_decoded_and_read_as_the_files(ground, tmp_path):
     recipe = runs.write_recipe(tmp_path / "student.yaml", node)
     result = runs.finish(command(recipe, tmp_path / "decoded"))
     assert result.code == 0 and "files: 42/42, " in result.stdout
-    from tiekd.data import kitti
-    from tiekd.data.decoded import Decoded
+    from tiekd.data.datasets import kitti
+    from tiekd.data.decoded_cache import Decoded
 
     frames, cached = (kitti.build(str(root), "train", 80.0, kb_crop=(352, 1216)) for _ in range(2))
     cached.decoded = Decoded(tmp_path / "decoded", root)

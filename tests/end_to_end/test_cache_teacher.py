@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import runs
 
-from tiekd.data.depth_io import is_whole_depth_png
-from tiekd.data.scenes import write_kitti_layout
+from tiekd.data.datasets.scenes import write_kitti_layout
+from tiekd.data.image_io import is_whole_depth_png
 
 NUM_FRAMES = 40
 

@@ -11,8 +11,8 @@ import pytest
 import runs
 import torch
 
-from tiekd import checkpoint, manifest
 from tiekd.errors import CheckpointError
+from tiekd.workdir import checkpoints, manifest
 
 NEWEST, OLDER = "iter_4", "iter_2"
 KINDS = ("truncate", "flip", "delete", "empty manifest", "wrong tag")
@@ -51,10 +51,10 @@ def damage(folder: Path, kind: str, seed: int) -> str:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_every_damage_is_found_and_the_older_one_is_taken(trained, tmp_path, seed):
-    folder = tmp_path / "run" / checkpoint.FOLDER
-    shutil.copytree(trained / checkpoint.FOLDER, folder)
+    folder = tmp_path / "run" / checkpoints.FOLDER
+    shutil.copytree(trained / checkpoints.FOLDER, folder)
     done = damage(folder / NEWEST, KINDS[seed % len(KINDS)], seed)
-    taken, passed_over = checkpoint.find(tmp_path / "run")
+    taken, passed_over = checkpoints.find(tmp_path / "run")
     assert taken.name == OLDER, done
     (line,) = passed_over
     assert re.fullmatch(r"Passed over iter_\d+: \S.*", line), done
@@ -73,10 +73,10 @@ def test_a_run_goes_on_from_the_older_one_and_refuses_the_damaged_one_in_a_line(
     for seed in seeds:
         work_dir = tmp_path / str(seed)
         shutil.copytree(trained, work_dir)
-        damage(work_dir / checkpoint.FOLDER / NEWEST, KINDS[seed % len(KINDS)], seed)
-        (damaged,) = {p.name for p in (work_dir / checkpoint.FOLDER).glob("iter_*")} - {OLDER}
+        damage(work_dir / checkpoints.FOLDER / NEWEST, KINDS[seed % len(KINDS)], seed)
+        (damaged,) = {p.name for p in (work_dir / checkpoints.FOLDER).glob("iter_*")} - {OLDER}
         common = [trained.parent / "recipe.yaml", "--work-dir", work_dir, "--resume-from"]
-        commands += [[*common, work_dir / checkpoint.FOLDER / damaged], [*common, "auto"]]
+        commands += [[*common, work_dir / checkpoints.FOLDER / damaged], [*common, "auto"]]
     outcomes = call(tmp_path, commands)
     expected = runs.losses(trained)
     for seed, refused, resumed in zip(seeds, outcomes[::2], outcomes[1::2], strict=True):
@@ -107,18 +107,18 @@ def test_no_file_runs_code(trained, tmp_path, ground):
     mark.unlink()
 
     commands = []
-    names = sorted(p.name for p in (trained / checkpoint.FOLDER / NEWEST).iterdir() if p.suffix in (".pt", ".pth"))
+    names = sorted(p.name for p in (trained / checkpoints.FOLDER / NEWEST).iterdir() if p.suffix in (".pt", ".pth"))
     engine_files = [name for name in names if name.startswith("mp_rank")]
     assert engine_files and "rank_0.pt" in names
     for name in [*engine_files, "rank_0.pt"]:
         work_dir = tmp_path / name
         shutil.copytree(trained, work_dir)
-        hostile = work_dir / checkpoint.FOLDER / NEWEST
+        hostile = work_dir / checkpoints.FOLDER / NEWEST
         shutil.copy(bomb, hostile / name)
         (hostile / manifest.NAME).unlink()
         files = {p.name: [p.stat().st_size, manifest.digest(p)] for p in hostile.iterdir()}
         manifest.write(hostile, files)
-        assert checkpoint.check(hostile) is None
+        assert checkpoints.check(hostile) is None
         commands.append(["--work-dir", work_dir, "--resume-from", hostile])
     commands.append(["--work-dir", tmp_path / "new", "--load-from", bomb])
     commands.append(["--work-dir", tmp_path / "new", "--set", f"teacher.checkpoint={bomb}"])
@@ -148,6 +148,6 @@ def test_a_changed_optimizer_is_refused_in_a_line(trained, tmp_path):
 
 def test_none_left_says_what_each_lacks(tmp_path):
     for iteration in (1, 2):
-        (tmp_path / checkpoint.FOLDER / f"iter_{iteration}").mkdir(parents=True)
+        (tmp_path / checkpoints.FOLDER / f"iter_{iteration}").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="passed over iter_2: it has no manifest.*passed over iter_1: .*start"):
-        checkpoint.find(tmp_path)
+        checkpoints.find(tmp_path)

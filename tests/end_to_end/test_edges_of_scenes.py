@@ -4,11 +4,11 @@ import pytest
 import runs
 import torch
 
-from tiekd.data.scenes import FIRST_HELD_OUT_INDEX, render
-from tiekd.data.transforms import colour_table, look_up
-from tiekd.edges import mid_air
-from tiekd.models.factory import build_network
-from tiekd.student import Student
+from tiekd.data.augment.augment import colour_table, look_up
+from tiekd.data.datasets.scenes import FIRST_HELD_OUT_INDEX, render
+from tiekd.evaluation.edge_metric import mid_air
+from tiekd.inference.student import Student
+from tiekd.models.build import build_network
 
 NETWORK = runs.STUDENT | {
     "encoder": runs.ENCODER | {"taps": [1, 2, 4, 6]},

@@ -12,7 +12,7 @@ import pytest
 import runs
 import torch
 
-from tiekd import schedules
+from tiekd.training import schedules
 
 CURVE = Path(__file__).with_name("curve.json")
 ON_A_CPU = sorted(path.stem for path in runs.DS_CONFIGS.glob("*.json") if not path.stem.startswith("fp16"))

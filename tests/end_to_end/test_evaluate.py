@@ -11,11 +11,11 @@ import runs
 import torch
 from PIL import Image
 
-from tiekd.checkpoint import write_weights
-from tiekd.data.depth_io import read_image_size
-from tiekd.metrics import METRIC_NAMES
-from tiekd.models.factory import build_network
-from tiekd.models.weights import to_published
+from tiekd.data.image_io import read_image_size
+from tiekd.evaluation.metrics import METRIC_NAMES
+from tiekd.models.build import build_network
+from tiekd.models.weights.state_dicts import to_published
+from tiekd.workdir.weights_file import write_weights
 
 EVALUATE = runs.ROOT / "bin" / "evaluate.py"
 

@@ -17,9 +17,9 @@ import runs
 import tiny_kitti
 import torch
 
-from tiekd.checkpoint import write_weights
-from tiekd.config import load_recipe
-from tiekd.models.factory import build_network
+from tiekd.config.recipe import load_recipe
+from tiekd.models.build import build_network
+from tiekd.workdir.weights_file import write_weights
 
 MODEL_CONFIGS = runs.ROOT / "model_configs"
 RECIPES = sorted(path for path in MODEL_CONFIGS.rglob("*.yaml") if "_base_" not in path.parts)

@@ -10,10 +10,10 @@ import pytest
 import runs
 import torch
 
-from tiekd.config import load_recipe
-from tiekd.exporting.agreement import Reference
-from tiekd.exporting.trial_pictures import batches
-from tiekd.student import Student
+from tiekd.config.recipe import load_recipe
+from tiekd.inference.export.agreement import Reference
+from tiekd.inference.export.trial_pictures import batches
+from tiekd.inference.student import Student
 
 EXPORT = runs.ROOT / "bin" / "export.py"
 STUDENTS = runs.ROOT / "model_configs" / "students"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import runs
 
-from tiekd import checkpoint
+from tiekd.workdir import checkpoints
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 
@@ -50,16 +50,16 @@ def test_training_goes_on_and_the_last_save_says_what_to_do(ground, small_disk, 
     (line,) = result.our_lines()
     assert line.startswith("CheckpointError: ") and "iter_12 was not saved" in line and "bin/resume" in line
     assert result.code == 2
-    there = sorted(p.name for p in (work_dir / checkpoint.FOLDER).iterdir())
+    there = sorted(p.name for p in (work_dir / checkpoints.FOLDER).iterdir())
     assert there == ["iter_3", "iter_6", "latest"]
-    assert checkpoint.find(work_dir) == (work_dir / checkpoint.FOLDER / "iter_6", [])
+    assert checkpoints.find(work_dir) == (work_dir / checkpoints.FOLDER / "iter_6", [])
 
     (small_disk / "filling").unlink()
     result = runs.finish([sys.executable, runs.ROOT / "bin" / "resume", work_dir, f"--master_port={runs.free_port()}"])
     assert result.code == 0, result.stderr[-3000:]
     rows = runs.recorded(work_dir)
     assert [row["iteration"] for row in rows] == list(range(1, 13))
-    assert checkpoint.find(work_dir)[0].name == "iter_12"
+    assert checkpoints.find(work_dir)[0].name == "iter_12"
 
 
 @pytest.mark.long
@@ -67,4 +67,4 @@ def test_it_ends_by_option(ground, small_disk, tmp_path):
     result, work_dir = train(ground, small_disk, tmp_path, on_error="stop")
     (line,) = result.our_lines()
     assert result.code == 2 and "iter_9 was not saved" in line and "Traceback" not in result.stderr
-    assert checkpoint.find(work_dir)[0].name == "iter_6"
+    assert checkpoints.find(work_dir)[0].name == "iter_6"

@@ -7,7 +7,7 @@ import pytest
 import runs
 import torch
 
-from tiekd.data.scenes import write_kitti_layout
+from tiekd.data.datasets.scenes import write_kitti_layout
 
 ITERATIONS, WINDOW = 200, 20
 HALF = {"fp16": 0.02, "fp16_zero1": 0.02, "bf16_autocast": 0.03}  # bf16 has three bits less

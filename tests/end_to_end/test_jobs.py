@@ -56,8 +56,9 @@ def test_dist_train_reaches_the_devices_that_were_asked_for(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "dist_train.sh").write_text(DIST_TRAIN.read_text())
-    (tmp_path / "tiekd").mkdir()
-    (tmp_path / "tiekd" / "visible_devices.py").write_text((runs.ROOT / "tiekd" / "visible_devices.py").read_text())
+    source = "tiekd/distributed/visible_devices.py"
+    (tmp_path / source).parent.mkdir(parents=True)
+    (tmp_path / source).write_text((runs.ROOT / source).read_text())
     (folder / "train.py").write_text(
         "import os, pathlib, sys\n"
         "told = f\"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['MASTER_PORT']} {os.environ['WORLD_SIZE']}\"\n"

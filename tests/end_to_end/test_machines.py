@@ -13,8 +13,8 @@ import pytest
 import runs
 from two_machines import Machine, pair, write_hostfile
 
-from tiekd import checkpoint
-from tiekd.launch import STOPPED_CODE
+from tiekd.distributed.entrypoint import STOPPED_CODE
+from tiekd.workdir import checkpoints
 
 ITERATIONS = 40
 # In which nobody is alive any more: 4, 15 and 58 measured, half an hour by the process group's own clock.
@@ -80,7 +80,7 @@ def wait_until_gone(machines, within_s: float, but: str = "\0") -> None:
 
 
 def stopped_after(work_dir: Path) -> int:
-    return int(checkpoint.find(work_dir)[0].name.removeprefix("iter_"))
+    return int(checkpoints.find(work_dir)[0].name.removeprefix("iter_"))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import runs
 import torch
 import yaml
 
-from tiekd.checkpoint import write_weights
-from tiekd.models.factory import build_network
+from tiekd.models.build import build_network
+from tiekd.workdir.weights_file import write_weights
 
 
 def short(ground: Path, **train) -> dict:

@@ -11,14 +11,14 @@ import pytest
 import runs
 
 from tiekd.data import teacher_maps
-from tiekd.data.depth_io import is_whole_depth_png
+from tiekd.data.image_io import is_whole_depth_png
 
 PACKAGE = {
     "__init__.py": "",
     "ramps.py": '''
 """Pictures whose grey level tells the depth; frame i is 4 + i metres far on the left, twice that on the right."""
 import torch
-from tiekd.data.transforms import Sample
+from tiekd import Sample
 
 
 class Ramps(torch.utils.data.Dataset):
@@ -40,7 +40,7 @@ def build(split: str, counts: dict):
     "oracle.py": '''
 """A teacher that reads the depth off the grey levels, and one metre too much."""
 from torch import nn
-from tiekd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from tiekd import IMAGENET_MEAN, IMAGENET_STD
 from my_depth.numbers import LEVELS_A_METRE
 
 
@@ -60,7 +60,7 @@ build = Oracle
     "relative.py": '''
 """The mean of |depth - target| / target."""
 from torch import nn
-from tiekd.losses import mean_over_valid, valid_pixels
+from tiekd import mean_over_valid, valid_pixels
 
 
 class Relative(nn.Module):
@@ -78,8 +78,7 @@ build = Relative
     "diary.py": '''
 """Writes down what the loss was, on the main rank."""
 import json
-from tiekd.distributed import is_main, mean_over_ranks
-from tiekd.hooks.base import Hook
+from tiekd import Hook, is_main, mean_over_ranks
 
 
 class Diary(Hook):

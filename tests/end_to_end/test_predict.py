@@ -14,8 +14,8 @@ import torch
 import yaml
 from PIL import Image
 
-from tiekd.checkpoint import write_weights
-from tiekd.models.factory import build_network
+from tiekd.models.build import build_network
+from tiekd.workdir.weights_file import write_weights
 
 REAL = pytest.mark.skipif("TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames")
 KITTI = {"name": "kitti", "root": "nowhere", "kb_crop": [352, 1216]}
@@ -156,7 +156,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(mistakes, name):
 
 def test_a_video_keeps_its_times_and_tells_its_flicker(desk, tmp_path):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.predicting.video import Video, writing
+    from tiekd.inference.predict.video import Video, writing
 
     times = [0, 80, 160, 240, 380, 400]
     with writing(tmp_path / "ride.mp4", Fraction(25, 2), Fraction(1, 1000)) as add:

@@ -10,11 +10,11 @@ import runs
 import torch
 
 import tiekd
-from tiekd import metrics
-from tiekd.checkpoint import write_weights
-from tiekd.data import scenes
-from tiekd.data.depth_io import read_levels
-from tiekd.models.factory import build_network
+from tiekd.data.datasets import scenes
+from tiekd.data.image_io import read_levels
+from tiekd.evaluation import metrics
+from tiekd.models.build import build_network
+from tiekd.workdir.weights_file import write_weights
 
 CONTAIN = {"height": 40, "width": 64, "mode": "contain"}
 STRETCH = {"height": 48, "width": 72, "mode": "stretch"}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import runs
 
-from tiekd import checkpoint, layouts
+from tiekd.kernels import layouts
+from tiekd.workdir import checkpoints
 
 ITERATIONS = 24  # of 2 images: eight an epoch; a checkpoint every fifth
 
@@ -50,7 +51,7 @@ def resumed(unbroken) -> tuple[Path, int]:
     killed_at = iterations_done(work_dir)
     assert 12 <= killed_at < ITERATIONS, killed_at
     # What is there to go on from: at a fifth iteration the kill may have come before or after the save.
-    resumed_after = int(checkpoint.find(work_dir)[0].name.removeprefix("iter_"))
+    resumed_after = int(checkpoints.find(work_dir)[0].name.removeprefix("iter_"))
     assert 10 <= resumed_after <= killed_at
     result = runs.finish([runs.ROOT / "bin" / "resume", work_dir, f"--master_port={runs.free_port()}"])
     assert result.code == 0, result.stderr[-3000:]

@@ -9,8 +9,8 @@ import psutil
 import pytest
 import runs
 
-from tiekd import checkpoint
-from tiekd.launch import STOPPED_CODE
+from tiekd.distributed.entrypoint import STOPPED_CODE
+from tiekd.workdir import checkpoints
 
 ITERATIONS = 80
 
@@ -84,7 +84,7 @@ def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code
         result = program.result(timeout_s=300)
         wait_until_gone(everything)
     assert result.code == code, result.stderr[-3000:]
-    stopped_after = int(checkpoint.find(work_dir)[0].name.removeprefix("iter_"))
+    stopped_after = int(checkpoints.find(work_dir)[0].name.removeprefix("iter_"))
     assert 10 <= stopped_after < ITERATIONS and stopped_after == iterations_done(work_dir)
     assert f"stopped after iteration {stopped_after}, " in result.stderr
     assert "Traceback" not in result.stderr

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import runs
 
-from tiekd import checkpoint, work_dirs
+from tiekd.workdir import checkpoints, workdir
 
 ITERATIONS = 60
 
@@ -22,7 +22,7 @@ def path(ground, tmp_path_factory) -> Path:
 
 
 def newest(work_dir: Path) -> int:
-    return max((int(p.name[5:]) for p in checkpoint.newest_first(work_dir / checkpoint.FOLDER)), default=0)
+    return max((int(p.name[5:]) for p in checkpoints.newest_first(work_dir / checkpoints.FOLDER)), default=0)
 
 
 def train(path: Path, name: str) -> list:
@@ -54,7 +54,7 @@ def test_it_ends_by_itself_through_three_kills(killed, path):
     assert result.code == 0, result.stderr[-3000:]
     for restart in (1, 2, 3):
         assert f"restart {restart} of 3 in {2 ** (restart - 1)} s" in result.stderr
-    assert work_dirs.read_outcome(killed).outcome == "finished"
+    assert workdir.read_outcome(killed).outcome == "finished"
     with runs.Program(train(path, "straight")) as program:
         assert program.result().code == 0
     straight = path.parent / "straight"
@@ -106,4 +106,4 @@ def test_a_second_run_on_a_work_dir_is_refused(path):
             process.resume()
         os.kill(first.ranks()[0].pid, signal.SIGTERM)
         assert first.result().code == 75
-    assert work_dirs.read_outcome(work_dir).outcome == "stopped"
+    assert workdir.read_outcome(work_dir).outcome == "stopped"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tiekd.data import scenes
+from tiekd.data.datasets import scenes
 
 
 class Watched:

@@ -17,19 +17,21 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import tiekd
-from tiekd import evaluation, trained
-from tiekd.checkpoint import write_weights
-from tiekd.data.depth_io import read_photo
+from tiekd.data.augment.augment import Sample, colour_table, look_up
+from tiekd.data.image_io import read_photo
 from tiekd.data.resize import OWN_SIZE, Resize
-from tiekd.data.transforms import Sample, colour_table, look_up
-from tiekd.exporting import export, onnx_format, program_format
-from tiekd.models.factory import build_network
+from tiekd.evaluation import evaluate
+from tiekd.inference.export import export, onnx_format, program_format
+from tiekd.inference.predict.inputs import find
+from tiekd.inference.predict.outputs import Outputs
+from tiekd.inference.predict.prediction import predict_all
+from tiekd.inference.predict.predictor import Predictor
+from tiekd.inference.student import Student
+from tiekd.models import flip
+from tiekd.models import load as trained
+from tiekd.models.build import build_network
 from tiekd.models.network import Network
-from tiekd.predicting.inputs import find
-from tiekd.predicting.outputs import Outputs
-from tiekd.predicting.prediction import predict_all
-from tiekd.predicting.predictor import Predictor
-from tiekd.student import Student
+from tiekd.workdir.weights_file import write_weights
 
 MIN_M, MAX_M, BINS, UNITS_PER_M = 0.5, 80.0, 33, 256.0
 
@@ -172,10 +174,10 @@ def evaluated(case: Case) -> Tensor | None:
     size, scored = case.pixels.shape[1:], []
     nothing, inside = torch.zeros(1, *size), torch.ones(1, *size, dtype=torch.bool)
     frames = [Sample(case.pixels, nothing, inside, None, torch.eye(3), "picture")]
-    settings = evaluation.EvaluationSettings(crop="none", flip=False)
-    predictor, cpu = partial(evaluation.predict, case.network, flip=False), torch.device("cpu")
+    settings = evaluate.EvaluationSettings(crop="none", flip=False)
+    predictor, cpu = partial(flip.predict, case.network, flip=False), torch.device("cpu")
     watchers = [lambda indices, batch, depth, rows: scored.append(depth)]
-    evaluation.evaluate(predictor, frames, settings, 1e-3, MAX_M, cpu, watchers=watchers, resize=case.resize)
+    evaluate.evaluate(predictor, frames, settings, 1e-3, MAX_M, cpu, watchers=watchers, resize=case.resize)
     return scored[0][0, 0]
 
 

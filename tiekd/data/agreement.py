@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from torch.utils.data import Dataset
 
-from tiekd import distributed
 from tiekd.data.frames import Frames
+from tiekd.distributed import comm
 from tiekd.errors import DataError
 
 _SEPARATOR = "\0"
@@ -27,18 +27,18 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
     Raises:
         DataError: on every rank, where one of them has other frames than rank 0; says which rank, and names a frame.
     """
-    if distributed.world_size() == 1:
+    if comm.world_size() == 1:
         return
     rows = {kind: _rows(dataset) for kind, dataset in datasets.items()}
-    digests = distributed.gather_objects({kind: _digest(row) for kind, row in rows.items()})
+    digests = comm.gather_objects({kind: _digest(row) for kind, row in rows.items()})
     for kind, row in rows.items():
         differing = [
             rank for rank, theirs in enumerate(digests) if theirs[kind] != digests[0][kind]
         ]
         if not differing:
             continue
-        first = distributed.broadcast_object(row)
-        told = distributed.gather_objects(_difference(first, row))
+        first = comm.broadcast_object(row)
+        told = comm.gather_objects(_difference(first, row))
         rank = differing[0]
         others = (
             f", and so have ranks {', '.join(map(str, differing[1:]))}" if differing[1:] else ""

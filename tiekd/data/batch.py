@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd.data.transforms import look_up
-from tiekd.data.turning import resample
+from tiekd.data.augment.augment import look_up
+from tiekd.data.augment.resample import resample
 
 
 class Batch(NamedTuple):
@@ -36,8 +36,8 @@ class HostBatch(NamedTuple):
 
     image: (B, 3, H, W) uint8, RGB. tables: (B, 3, 256) float32, what each grey level becomes. depth, teacher_depth:
     (B, 1, H, W) uint16 or float32, of which *_units (B,) float32 make a metre. places: (B, 8) float64, where in them
-    each picture's window of `size` lies (tiekd/data/turning.py); None where they are windows. is_padded: whether a
-    window may reach beyond its picture on purpose. The rest as in Batch.
+    each picture's window of `size` lies (tiekd/data/augment/resample.py); None where they are windows. is_padded:
+    whether a window may reach beyond its picture on purpose. The rest as in Batch.
     """
 
     image: Tensor

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from tiekd.data import depth_io
+from tiekd.data import image_io
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError
 
@@ -35,7 +35,7 @@ class Levels(NamedTuple):
 
 
 def taken_as(frames: Frames, kind: str) -> str:
-    """What depths in files of a kind (`depth_io.kind_of_depth`) count as, and which option says otherwise."""
+    """What depths in files of a kind (`image_io.kind_of_depth`) count as, and which option says otherwise."""
     if _is_float(kind):
         units_per_m = frames.float_units_per_m or 1.0
         unit = "metres" if units_per_m == 1 else f"{units_per_m:g} a metre"
@@ -77,7 +77,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     if not medians:
         return []
     path, median_m = next(iter(medians.items()))
-    taken = taken_as(frames, depth_io.kind_of_depth(Path(path)))
+    taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (
         "as in the only depth map" if len(medians) == 1 else f"as in all {len(medians)} depth maps"
     )
@@ -98,12 +98,12 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
 
 def levels_of(path: Path) -> Levels:
     """What a depth file holds, before any unit and with what means not measured. Raises DataError for no such file."""
-    if depth_io.needs_decoding(path):
-        values = depth_io.read_levels(path).numpy()
+    if image_io.needs_decoding(path):
+        values = image_io.read_levels(path).numpy()
     else:
         values = np.load(path, allow_pickle=False)
     values = values[np.isfinite(values) & (values > 0)]
-    kind = depth_io.kind_of_depth(path)
+    kind = image_io.kind_of_depth(path)
     if values.size == 0:
         return Levels(kind, 0, 0.0, {})
     likely = {
@@ -149,7 +149,7 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
     for value, count in sorted(pixels.items()):
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
-        is_none = value in frames.invalid or (value == depth_io.NO_RETURN and not are_float)
+        is_none = value in frames.invalid or (value == image_io.NO_RETURN and not are_float)
         meant = (
             "counts as none"
             if is_none

@@ -2,7 +2,7 @@
 
 What KITTI, NYU and a folder of one's own share: each of them says where its files are and how its depth is stored, and
 `Frames` reads them. A frame without ground truth has depth 0 everywhere. Nothing is kept in memory but paths.
-Left out: scaling (tiekd/data/transforms.py), since evaluation wants pictures as they are.
+Left out: scaling (tiekd/data/augment/augment.py), since evaluation wants pictures as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd.data import depth_io, orientation, teacher_maps
-from tiekd.data.geometry import crop_window
-from tiekd.data.transforms import Sample, in_metres
+from tiekd.data import image_io, orientation, teacher_maps
+from tiekd.data.augment.augment import Sample, in_metres
+from tiekd.data.augment.geometry import crop_window
 from tiekd.errors import DataError
 
 
@@ -75,7 +75,7 @@ class Frames(torch.utils.data.Dataset):
         self.maps, self.map_prefix, self.invalid = maps, map_prefix, tuple(invalid)
         self.float_units_per_m: float | None = None  # of floating-point files, where a recipe says the units
         self.notes: list[str] = []  # what a user should know of how the files were found
-        self.decoded = None  # or a cache (tiekd/data/decoded.py), read in the files' stead
+        self.decoded = None  # or a cache (tiekd/data/decoded_cache.py), read in the files' stead
         if not self.frames:
             raise DataError(
                 f"{source}: none of its {len(frames)} frames has ground truth, which evaluation and training without "
@@ -100,7 +100,7 @@ class Frames(torch.utils.data.Dataset):
         """What reads a frame's files: `image`, and `depth` and `teacher_depth` where it has them."""
         parts = {}
         for name, (path, decode) in self.files(index).items():
-            cached = self.decoded is not None and depth_io.needs_decoding(path)
+            cached = self.decoded is not None and image_io.needs_decoding(path)
             read = partial(self.decoded.read, measured=name == "depth") if cached else decode
             parts[name] = partial(read, path)
         return parts
@@ -113,17 +113,17 @@ class Frames(torch.utils.data.Dataset):
         """A frame's ground truth before it is cut, (1, H, W) float32, metres, 0 where not measured."""
         depth = self.parts(index)["depth"]()
         if depth.dtype == torch.uint16:
-            depth = depth_io.without_levels(depth, self.invalid).float() / self.units_per_m
+            depth = image_io.without_levels(depth, self.invalid).float() / self.units_per_m
         return depth
 
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
         """A frame's files by the same names, each with what decodes it."""
         frame = self.frames[index]
-        files = {"image": (Path(frame.image), depth_io.read_image)}
+        files = {"image": (Path(frame.image), image_io.read_image)}
         if frame.depth is not None:
             files["depth"] = Path(frame.depth), self.read_depth
         if self.maps is not None:
-            files["teacher_depth"] = self.maps / self.map_name(index), depth_io.read_levels
+            files["teacher_depth"] = self.maps / self.map_name(index), image_io.read_levels
         return files
 
     def assemble(
@@ -158,7 +158,7 @@ class Frames(torch.utils.data.Dataset):
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every frame as it is read, from the files' heads alone; some 0.1 ms a frame."""
-        return [self._place(frame, *depth_io.read_image_size(Path(frame.image)))[2:] for frame in self.frames]
+        return [self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:] for frame in self.frames]
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         height, width = image.shape[-2:]
@@ -168,14 +168,14 @@ class Frames(torch.utils.data.Dataset):
             message = f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}"
             raise DataError(message + _unturned(frame, image, depth), "size")
         if self.invalid and depth.dtype == torch.uint16:
-            depth = depth_io.without_levels(depth, self.invalid)
+            depth = image_io.without_levels(depth, self.invalid)
         inside = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, height, width)
         units = self.units_per_m if depth.dtype == torch.uint16 and self.units_per_m else 1.0
         camera = _camera_matrix(frame.camera, height, width)
         return Sample(image, depth, inside, None, camera, frame.name, depth_units=units)
 
     def _with_map(self, sample: Sample, levels: Tensor) -> Sample:
-        units = depth_io.TEACHER_MAP_LEVELS / self.map_full_scale_m
+        units = image_io.TEACHER_MAP_LEVELS / self.map_full_scale_m
         return sample._replace(teacher_depth=levels, teacher_units=units)
 
     def _cut(self, sample: Sample, frame: Frame) -> Sample:

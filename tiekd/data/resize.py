@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from tiekd.annotations import check_value
-from tiekd.config import is_overridden, settings
-from tiekd.data.geometry import in_grey_levels
-from tiekd.data.transforms import Sample
+from tiekd.config.build import settings
+from tiekd.config.recipe import is_overridden
+from tiekd.config.schema import check_value
+from tiekd.data.augment.augment import Sample
+from tiekd.data.augment.geometry import in_grey_levels
 from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")

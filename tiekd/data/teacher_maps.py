@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tiekd.data import depth_io
-from tiekd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from tiekd.data import image_io
+from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
 
 MANIFEST = "manifest.json"
@@ -51,7 +51,7 @@ def make_manifest(
 
 def write_manifest(folder: Path, manifest: dict) -> None:
     """Writes it so that it is whole or not there."""
-    depth_io.write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    image_io.write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict | None:

@@ -14,10 +14,10 @@ the arithmetic around the products is what these kernels wait for, not memory. B
 has target mass in cost no target arithmetic.
 
 Cost: four matrix products and the bias's gradient as half of one, the features read three times, and a strip's
-gradients, about STRIP_BYTES at most, written once and read once (benchmarks/head.py has the least that a head takes).
-Besides, for the weights' gradient features are read once per block of bins from the L2 cache. float32 is multiplied as
-3xTF32, which has float32's digits; in half precision what is kept, and so what the bias's gradient sums, is rounded.
-Left out: float64, more than 256 channels (128 in float32), more than 4 components, second derivatives.
+gradients, about STRIP_BYTES at most, written once and read once (tools/benchmarks/head.py has the least that a head
+takes). Besides, for the weights' gradient features are read once per block of bins from the L2 cache. float32 is
+multiplied as 3xTF32, which has float32's digits; in half precision what is kept, and so what the bias's gradient sums,
+is rounded. Left out: float64, more than 256 channels (128 in float32), more than 4 components, second derivatives.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""One loss term a file, named in the recipe; `criterion` weighs and adds them.
+"""One loss term a file, named in the recipe; tiekd/training/criterion.py weighs and adds them.
 
 A loss takes (prediction, target (B, 1, H, W) float32, metres, 0 where not valid) and returns one float32 value per
 image, the mean over that image's valid pixels. An image without any gives 0 and no gradient. Neither the batch's size

@@ -1,1 +1,1 @@
-"""Networks: `factory.build_network` puts an encoder, a decoder and a head together; `teacher` freezes one."""
+"""Networks: `build.build_network` puts an encoder, a decoder and a head together."""

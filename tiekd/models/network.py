@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from tiekd.distributed import counting_only
 from tiekd.errors import RecipeError
+from tiekd.models.layers.batch_norm import counting_only
 
 # Of batch and group norms, and of instance norms.
 _ONE_VALUE = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
@@ -29,7 +29,7 @@ class Prediction(NamedTuple):
 
 
 class Network(nn.Module):
-    """Image to metric depth. The parts are ready-made modules; `tiekd.models.factory` makes them from a recipe.
+    """Image to metric depth. The parts are ready-made modules; `tiekd.models.build` makes them from a recipe.
 
     min_depth, max_depth: metres, the range that depth is clamped to in eval mode.
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
-from tiekd.models.decoders.upsampled import UpsampledConv
+from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.models.layers.upsampled import UpsampledConv
 
 
 class AdaBins(nn.Module):

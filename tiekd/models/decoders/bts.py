@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, interpolate, relu
 
-from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 STRIDES = (2, 4, 8, 16, 32)
 WIDTHS = (128, 256, 512, 1024)

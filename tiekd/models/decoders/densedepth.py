@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
 
-from tiekd import layouts
 from tiekd.errors import RecipeError
-from tiekd.models.convolution import Conv2d, is_large
-from tiekd.models.decoders.upsampled import PointwiseConv, UpsampledConv
+from tiekd.kernels import layouts
+from tiekd.kernels.convolution import Conv2d, is_large
+from tiekd.models.layers.upsampled import PointwiseConv, UpsampledConv
 
 ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
@@ -106,9 +106,9 @@ class DenseDepth(nn.Module):
 class TwoConvs(nn.Module):
     """Two 3x3 convolutions, the first of upsampled features, each with the activation.
 
-    On a CPU, in fp32, they work in the layout that tiekd/layouts.py has for the CPU: mostly channels_last, wherever
-    the features are more than the weights. Contiguous ones oneDNN copies into a layout of its own and back, for an
-    eighth of the published student's step and a tenth of its memory. `plain`: in the layout that comes.
+    On a CPU, in fp32, they work in the layout that tiekd/kernels/layouts.py has for the CPU: mostly channels_last,
+    wherever the features are more than the weights. Contiguous ones oneDNN copies into a layout of its own and back,
+    for an eighth of the published student's step and a tenth of its memory. `plain`: in the layout that comes.
     """
 
     plain = False

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tiekd.distributed import BatchNorm2d
 from tiekd.models.encoders.swin import Swin
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 STEM_CHANNELS = 64
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 # (width, depth): what the base network's channels and numbers of blocks are multiplied with.
 VARIANTS = {"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4)}
@@ -35,8 +35,8 @@ class EfficientNet(nn.Module):
     variant: "b0" to "b7".
     taps: the stages (0 to 6) and the last 1x1 convolution (7, without norm and activation) that are returned,
         increasing. The default is AdaBins'.
-    pretrained: a file of weights, for `tiekd.models.pretrained.load`; nothing is read here. torchvision's weights are
-        of another padding, so "imagenet" means none of this encoder.
+    pretrained: a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is read here. torchvision's
+        weights are of another padding, so "imagenet" means none of this encoder.
 
     `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
     rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu6
 
-from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 STEM_CHANNELS = 32
 STAGE_CHANNELS = (16, 24, 32, 64, 96, 160, 320)
@@ -27,7 +27,7 @@ class MobileNetV2(nn.Module):
     taps: the stages (0 to 6, increasing) whose outputs are returned.
     strides, dilations: of the seven stages; the stem adds a stride of 2.
     width: multiplies all channels, rounded to multiples of 8.
-    pretrained: "imagenet" or a file of weights, for `tiekd.models.pretrained.load`; nothing is read here.
+    pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is read here.
 
     `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
     rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.

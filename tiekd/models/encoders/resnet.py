@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
-from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
+from tiekd.models.layers.batch_norm import BatchNorm2d
 
 STEM_CHANNELS = 64
 STAGE_CHANNELS = (64, 128, 256, 512)
@@ -25,7 +25,7 @@ class ResNet(nn.Module):
     depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
     taps: which of the stem (0) and the stages (1 to 4) are returned, increasing. The stem's feature is the one before
         the pooling, at stride 2; the stages are at 4, 8, 16 and 32.
-    pretrained: "imagenet" or a file of weights, for `tiekd.models.pretrained.load`; nothing is read here.
+    pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is read here.
 
     `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
     rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
 from tiekd.errors import RecipeError
-from tiekd.models.encoders.window_attention import WindowAttention
+from tiekd.models.layers.window_attention import WindowAttention
 
 PATCH = 4
 EXPANSION = 4
@@ -27,7 +27,8 @@ class Swin(nn.Module):
     drop_path: in training, the probability that an image skips the last block; it rises linearly from 0 at the first
         (stochastic depth, Huang et al. 2016, arXiv 1603.09382). Drawn from torch's generator of the device, whose state
         a checkpoint holds.
-    pretrained: "imagenet" (Swin-T only) or a file of weights, for `tiekd.models.pretrained.load`; nothing is read here.
+    pretrained: "imagenet" (Swin-T only) or a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is
+    read here.
 
     `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
     rounded up. Linear layers start at a standard deviation of 0.02, biases at 0, norms at 1 and 0.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from tiekd.errors import RecipeError
-from tiekd.models.heads.mini_vit import NUM_HEADS, MiniViT
+from tiekd.models.layers.mini_vit import NUM_HEADS, MiniViT
 from tiekd.models.network import Prediction
 
 

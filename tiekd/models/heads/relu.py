@@ -6,7 +6,7 @@ Left out: scaling by max_depth and an upper bound (evaluation clamps), and any d
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tiekd.models.heads.depth_conv import DepthConv
+from tiekd.models.layers.depth_conv import DepthConv
 from tiekd.models.network import Prediction
 
 

@@ -5,7 +5,7 @@ Left out: an offset by min_depth (the published head has none; evaluation clamps
 
 from torch import Tensor, nn
 
-from tiekd.models.heads.depth_conv import DepthConv
+from tiekd.models.layers.depth_conv import DepthConv
 from tiekd.models.network import Prediction
 
 

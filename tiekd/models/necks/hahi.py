@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tiekd.distributed import BatchNorm2d
 from tiekd.errors import RecipeError
-from tiekd.models.necks.deformable_attention import DeformableAttention, Float32Linear
+from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.models.layers.deformable_attention import DeformableAttention, Float32Linear
 
 TEMPERATURE = 10000
 

@@ -1,0 +1,1 @@
+"""Recipes: read and merged, checked, and turned into objects."""

@@ -1,0 +1,294 @@
+"""Old import paths of tiekd, and the new ones: for parts of a user's own that were written for the old.
+
+The names that parts are written with have one lasting place, tiekd itself (`PUBLIC`). Nothing in the project imports by
+this table; it only words one line for who does.
+"""
+
+import ast
+import traceback
+from pathlib import Path
+
+_TIEKD = Path(__file__).parents[1]
+
+# The names that `from tiekd import NAME` gives: those of tiekd.__all__.
+PUBLIC = (
+    *("Batch", "BatchNorm2d", "DataError", "Hook", "IMAGENET_MEAN", "IMAGENET_STD", "Prediction", "RecipeError"),
+    *("Sample", "build_network", "is_main", "load_recipe", "load_student", "mean_over_ranks", "mean_over_valid"),
+    "valid_pixels",
+)
+
+
+def advice(error: ImportError) -> str | None:
+    """One line that says how to write an import that failed because it goes by an old path; None for other errors.
+
+    error: as it was caught; the file and line come from its traceback.
+    """
+    if (error.name or "").split(".")[0] != "tiekd":
+        return None
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    if not frames or Path(frames[-1].filename).is_relative_to(_TIEKD):
+        return None
+    place = frames[-1]
+    try:
+        statements = ast.walk(ast.parse(Path(place.filename).read_bytes()))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    for node in statements:
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno <= place.lineno <= node.end_lineno:
+            new = _as_it_is_now(node)
+            if new is not None:
+                old = " ".join(ast.unparse(node).split())
+                return f"{place.filename}:{node.lineno}: `{old}` is of an older tiekd; write `{new}`"
+    return None
+
+
+def home_of(module: str, name: str) -> str | None:
+    """The module, below tiekd, that has a name of an old one now; None where there is no old module of that name."""
+    if module in MODULES:
+        return MODULES[module]
+    places = SPLIT.get(module, {})
+    others = [place for place, names in places.items() if names == "*"]
+    return next((place for place, names in places.items() if name in names.split()), (others or [*places, None])[0])
+
+
+def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
+    """The statement with today's names; None where it has no old one."""
+    statements: dict[str, list[str]] = {}
+    found = False
+    for alias in node.names:
+        module, name = alias.name, ""
+        if isinstance(node, ast.ImportFrom):
+            module, name = node.module or "", alias.name
+        if not f"{module}.".startswith("tiekd."):
+            continue
+        module = module.partition(".")[2]
+        if name in PUBLIC:
+            place, found = "tiekd", True
+        else:
+            whole = f"{module}.{name}".strip(".")  # a module itself, by either statement
+            new = home_of(whole, "") or home_of(module, name)
+            if new is None:
+                continue
+            if whole in MODULES or whole in SPLIT:
+                place, _, name = f"tiekd.{new}".rpartition(".")
+            else:
+                place = f"tiekd.{new}"
+            found = True
+        statements.setdefault(place, []).append(name)
+    if not found:
+        return None
+    return "; ".join(f"from {place} import {', '.join(names)}" for place, names in statements.items())
+
+
+# Old module: new one, both below tiekd.
+
+MODULES = {
+    "allocator": "distributed.allocator",
+    "ancestry": "distributed.launcher_watch",
+    "annotations": "config.schema",
+    "benchmarks.against_torch": "tools.benchmarks.against_torch",
+    "benchmarks.arguments": "tools.benchmarks.arguments",
+    "benchmarks.engine": "tools.benchmarks.engine",
+    "benchmarks.eval": "tools.benchmarks.eval",
+    "benchmarks.growth": "tools.benchmarks.growth",
+    "benchmarks.head": "tools.benchmarks.head",
+    "benchmarks.kitti_folder": "tools.benchmarks.kitti_folder",
+    "benchmarks.layouts": "tools.benchmarks.layouts",
+    "benchmarks.line_plot": "tools.benchmarks.line_plot",
+    "benchmarks.loader": "tools.benchmarks.loader",
+    "benchmarks.loops": "tools.benchmarks.loops",
+    "benchmarks.measure": "tools.benchmarks.measure",
+    "benchmarks.plain_evaluation": "tools.benchmarks.plain_evaluation",
+    "benchmarks.plain_sample": "tools.benchmarks.plain_sample",
+    "benchmarks.ranks": "tools.benchmarks.ranks",
+    "benchmarks.step": "tools.benchmarks.step",
+    "benchmarks.student": "tools.benchmarks.student",
+    "benchmarks.teacher": "tools.benchmarks.teacher",
+    "benchmarks.training": "tools.benchmarks.training",
+    "caching": "tools.cache_teacher",
+    "checking": "tools.check_data",
+    "comparison": "evaluation.compare",
+    "data.checking": "data.checks",
+    "data.collation": "data.loading.collate",
+    "data.decoded": "data.decoded_cache",
+    "data.depth_io": "data.image_io",
+    "data.folder": "data.datasets.folder",
+    "data.geometry": "data.augment.geometry",
+    "data.kitti": "data.datasets.kitti",
+    "data.loader": "data.loading.loader",
+    "data.nyu": "data.datasets.nyu",
+    "data.prefetch": "data.loading.prefetch",
+    "data.remade": "tools.show_batch",
+    "data.sampler": "data.loading.sampler",
+    "data.scenes": "data.datasets.scenes",
+    "data.section": "data.build",
+    "data.street.casting": "data.rendering.casting",
+    "data.street.ground": "data.rendering.ground",
+    "data.street.layout": "data.rendering.layout",
+    "data.street.light": "data.rendering.light",
+    "data.street.materials": "data.rendering.materials",
+    "data.street.objects": "data.rendering.objects",
+    "data.street.shading": "data.rendering.shading",
+    "data.street.texture": "data.rendering.texture",
+    "data.street.vehicles": "data.rendering.vehicles",
+    "data.transforms": "data.augment.augment",
+    "data.transport": "data.loading.transport",
+    "data.turning": "data.augment.resample",
+    "data.workers": "data.loading.workers",
+    "drawing.charts": "visualization.charts",
+    "drawing.depth_bar": "visualization.depth_bar",
+    "drawing.explaining": "visualization.explaining",
+    "drawing.frame_pictures": "visualization.frame_pictures",
+    "drawing.pictures": "visualization.pictures",
+    "drawing.views": "visualization.views",
+    "dry_run": "tools.dry_run",
+    "edges": "evaluation.edge_metric",
+    "environment": "workdir.environment",
+    "exporting.agreement": "inference.export.agreement",
+    "exporting.export": "inference.export.export",
+    "exporting.norms": "inference.export.norms",
+    "exporting.onnx_format": "inference.export.onnx_format",
+    "exporting.program_format": "inference.export.program_format",
+    "exporting.trial_pictures": "inference.export.trial_pictures",
+    "file_facts": "data.file_facts",
+    "finite": "engine.nonfinite",
+    "frame_cache": "tools.cache_frames",
+    "frame_rows": "evaluation.per_frame",
+    "hooks.base": "training.hook",
+    "hooks.checkpoint": "training.hooks.checkpoint",
+    "hooks.counting": "training.hooks.counting",
+    "hooks.evaluation": "training.evaluation_hook",
+    "hooks.guard": "training.hooks.guard",
+    "hooks.kept_memory": "training.kept_memory_hook",
+    "hooks.preemption": "training.hooks.preemption",
+    "hooks.tensorboard": "training.hooks.tensorboard",
+    "hooks.text_log": "training.hooks.text_log",
+    "hooks.unreadable": "training.unreadable_hook",
+    "hooks.window": "training.meters",
+    "hostfile": "distributed.hostfile",
+    "input_changes": "training.input_changes",
+    "inputs": "training.inputs",
+    "kinds": "config.kinds",
+    "launch_record": "workdir.launch_record",
+    "layouts": "kernels.layouts",
+    "limits": "distributed.limits",
+    "losses.criterion": "training.criterion",
+    "manifest": "workdir.manifest",
+    "memory": "distributed.memory",
+    "metrics": "evaluation.metrics",
+    "micro_batch": "tools.micro_batch",
+    "models.conversion": "models.weights.conversion",
+    "models.convolution": "kernels.convolution",
+    "models.decoders.upsampled": "models.layers.upsampled",
+    "models.deployed": "inference.export.deployed",
+    "models.encoders.window_attention": "models.layers.window_attention",
+    "models.factory": "models.build",
+    "models.heads.depth_conv": "models.layers.depth_conv",
+    "models.heads.mini_vit": "models.layers.mini_vit",
+    "models.necks.deformable_attention": "models.layers.deformable_attention",
+    "models.pretrained": "models.weights.pretrained",
+    "models.published_names": "models.weights.published_names",
+    "models.swin_names": "models.weights.swin_names",
+    "models.weights": "models.weights.state_dicts",
+    "notes": "training.startup_log",
+    "optimizer": "training.optimizer",
+    "origins": "config.provenance",
+    "outside": "config.external",
+    "peers": "distributed.machine_watch",
+    "plotting": "tools.plot_log",
+    "predicting.cameras": "inference.predict.cameras",
+    "predicting.flicker": "inference.predict.flicker",
+    "predicting.inputs": "inference.predict.inputs",
+    "predicting.outputs": "inference.predict.outputs",
+    "predicting.point_cloud": "inference.predict.point_cloud",
+    "predicting.prediction": "inference.predict.prediction",
+    "predicting.predictor": "inference.predict.predictor",
+    "predicting.video": "inference.predict.video",
+    "predicting.video_prediction": "inference.predict.video_prediction",
+    "profiling": "engine.profiling",
+    "progress": "console",
+    "random_states": "engine.rng_state",
+    "ranges": "evaluation.range_errors",
+    "recipe_yaml": "config.recipe_yaml",
+    "resuming": "training.resume",
+    "schedules": "training.schedules",
+    "shown_frames": "visualization.validation_frames",
+    "slurm": "distributed.slurm",
+    "stopwatch": "tools.measure",
+    "student": "inference.student",
+    "supervision": "tools.supervise",
+    "trained": "models.load",
+    "trained_on": "data.trained_on",
+    "visible_devices": "distributed.visible_devices",
+    "whole_state": "engine.full_state",
+    "work_dirs": "workdir.workdir",
+}
+
+# Of modules that are several now: the symbols of each; `*` has the others.
+SPLIT = {
+    "checkpoint": {
+        "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check set_aside_newer "
+        "prune iteration_of newest_first",
+        "workdir.weights_file": "BEST_BEFORE set_aside_best replace_best forget_older_best write_weights "
+        "set_aside made_at",
+        "engine.checkpoint": "*",
+        "config.recipe": "work_dir_of",
+    },
+    "config": {
+        "config.recipe": "*",
+        "config.build": "build find settings",
+        "config.schema": "check_keys",
+    },
+    "distributed": {
+        "distributed.comm": "*",
+        "models.layers.batch_norm": "counting_only BatchNorm2d",
+    },
+    "durable": {
+        "files": "*",
+    },
+    "engine": {
+        "engine.build": "build_engine",
+        "engine.config": "*",
+        "engine.step": "stepper step_skipped skipped_steps loss_scale searches_loss_scale",
+    },
+    "evaluation": {
+        "evaluation.evaluate": "*",
+        "models.flip": "predict",
+    },
+    "execution": {
+        "engine.execution": "*",
+        "kernels.convolution": "prepare_bf16",
+    },
+    "launch": {
+        "distributed.entrypoint": "*",
+        "distributed.process_group": "start_rank seed_everything ranks_on_this_machine",
+    },
+    "loop": {
+        "training.loop": "train",
+        "training.state": "TrainState",
+    },
+    "models.teacher": {
+        "teaching": "*",
+        "teachers.network": "PRECISIONS FrozenTeacher",
+        "teachers.maps": "CachedMaps",
+        "teachers.ground_truth": "GroundTruth",
+        "teachers.external": "OutsideTeacher",
+        "config.recipe": "is_outside",
+    },
+    "options": {
+        "training.settings": "TrainSettings LoadSettings",
+        "tools.arguments": "*",
+    },
+    "parts": {
+        "training.build": "*",
+    },
+    "reports": {
+        "evaluation.report": "*",
+        "visualization.panel": "write_panel",
+        "files": "check_output",
+    },
+    "run": {
+        "training.run": "run",
+        "training.build": "*",
+    },
+}

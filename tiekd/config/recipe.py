@@ -1,0 +1,260 @@
+"""Recipes: YAML with `_base_`, and overrides from the command line.
+
+A recipe is plain dicts, lists and scalars after `load_recipe`; tiekd/config/recipe_yaml.py says what its YAML allows.
+Merging is deep: later wins, `null` removes, and a node whose `name` changes is replaced whole (the old options don't
+apply to it). An override's value is taken as it is typed where its key asks for text, and otherwise read as in a
+recipe. `~` is expanded wherever a key asks for a path (tiekd/config/kinds.py says which do).
+Left out on purpose: registries, Python in configs, interpolation between keys.
+"""
+
+import contextlib
+import difflib
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import yaml
+
+from tiekd import paths
+from tiekd.config import external, kinds, recipe_yaml
+from tiekd.config.kinds import SECTIONS, TEACHER
+from tiekd.config.schema import check_keys, check_value
+from tiekd.errors import RecipeError
+
+_DEEPEST = 32  # parts of a key
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
+    """Reads a recipe with its bases, applies `key.sub=value` overrides, resolves the teacher's recipe, expands `~`.
+
+    Returns plain dicts with only known top-level sections. Raises RecipeError for a missing file, bad YAML, a loop of
+    bases, an unknown section, a section of the wrong kind or a malformed override.
+    """
+    path = Path(paths.expanded(str(path), error=RecipeError))
+    external.look_beside(path)
+    recipe = merged(path, overrides)
+    _check_sections(recipe, path)
+    _resolve_teacher(recipe)
+    return _with_homes(recipe, (), recipe)
+
+
+def _unmarked(node: dict, _origin: str) -> dict:
+    return node
+
+
+def merged(
+    path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked
+) -> dict:
+    """A recipe with its bases and overrides, unchecked, the teacher's network not yet in it.
+
+    mark: what is made of the content of each file or override, named by the second argument, before it is merged.
+    """
+    recipe = _load_with_bases(path, (), mark)
+    plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
+    for override in overrides:
+        where = f"--set {override}"
+        change = _anchored(_parse_override(override, plain), Path(), where)
+        recipe = merge(recipe, mark(change, where))
+        plain = recipe if mark is _unmarked else merge(plain, change)
+    return recipe
+
+
+def teachers_recipe(teacher: dict) -> Path | None:
+    """The recipe that lends its network to a teacher node, None for a node that needs no other."""
+    if "name" in teacher:
+        return None
+    path, given = Path(teacher["recipe"]) if "recipe" in teacher else None, teacher.get("network", {})
+    # A saved recipe has the network whole, and its word counts, file or no file; an override has only parts of it.
+    whole = {"encoder", "decoder", "head"} <= given.keys() or (given and path is not None and not path.is_file())
+    return None if whole else path
+
+
+def merge(base: dict, change: dict) -> dict:
+    """`change` laid over `base`, neither modified: deep for dicts, `None` removes, another `name` replaces.
+
+    So does another form of `resize`, whose keys exclude each other.
+    """
+    if change.get("name", base.get("name")) != base.get("name"):
+        base = {}
+    merged = dict(base)
+    for key, value in change.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict):
+            old = merged.get(key)
+            if key == "resize" and isinstance(old, dict):
+                old = _of_the_same_form(old, value)
+            merged[key] = merge(old if isinstance(old, dict) else {}, value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+_RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # keys that go together
+
+
+def _of_the_same_form(old: dict, change: dict) -> dict:
+    """What stays of a `resize` node beside the change's keys: those of another form go."""
+    said = {key for key, value in change.items() if value is not None}
+    known = set().union(*_RESIZE_FORMS)
+    return {
+        key: value
+        for key, value in old.items()
+        if key not in known or any({key, *(said & known)} <= form for form in _RESIZE_FORMS)
+    }
+
+
+def dump_recipe(recipe: dict) -> str:
+    """The recipe as YAML that `load_recipe` reads back to the same dict."""
+    return recipe_yaml.dump(recipe, width=120)
+
+
+def _check_sections(recipe: dict, path: Path) -> None:
+    check_keys(recipe, SECTIONS, str(path))
+    for section, value in recipe.items():
+        check_value(value, SECTIONS[section], section)
+
+
+def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, str], dict]) -> dict:
+    resolved = path.resolve()
+    if resolved in seen:
+        raise RecipeError(f"{path}: its _base_ leads back to itself; remove one of: {', '.join(map(str, seen))}")
+    node = _read_yaml(path)
+    bases = node.pop("_base_", None) or []
+    check_value(bases, str | list[str], f"{path}: _base_")
+    recipe: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        base = paths.expanded(base, f"{path}: _base_: ", RecipeError)
+        recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved), mark))
+    return merge(recipe, mark(_anchored(node, path.parent, str(path)), str(path)))
+
+
+def _anchored(change: dict, folder: Path, where: str) -> dict:
+    """The change with `teacher.recipe` as an absolute path, which takes the old teacher's network and weights away,
+    or what it was if it was none of the project's; whose own `recipe` is its own affair."""
+    teacher = change.get("teacher")
+    if not isinstance(teacher, dict) or teacher.get("recipe") is None or teacher.get("name") is not None:
+        return change
+    check_value(teacher["recipe"], str, f"{where}: teacher.recipe")
+    recipe = paths.expanded(teacher["recipe"], f"{where}: teacher.recipe: ", RecipeError)
+    recipe = str((folder / recipe).resolve())
+    return change | {"teacher": {"name": None, "network": None, "checkpoint": None} | teacher | {"recipe": recipe}}
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        node = recipe_yaml.load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
+        raise RecipeError(f"{path}: no such recipe; near it: {', '.join(near) or 'none'}") from None
+    except IsADirectoryError:
+        files = ", ".join(sorted(map(str, path.glob("*.yaml")))[:3]) or "it has none"
+        told = f"{path}: can't be read as a recipe, it is a folder; give a YAML file: {files}"
+        raise RecipeError(told) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: can't be read as a recipe ({error}); give a YAML file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not YAML that is allowed: {' '.join(str(error).split())}") from None
+    if not isinstance(node, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections ({', '.join(SECTIONS)}), not {node!r:.60}")
+    return node
+
+
+def _parse_override(override: str, recipe: dict) -> dict:
+    """The change of a `key.sub=value` to a recipe, read as the key's kind asks for.
+
+    Text is taken as it is typed. For all else a number, true, false, a [list], a {mapping} and
+    'text in quotes' are read as in a recipe, and what is none of them is text. `null` takes the
+    key away.
+    """
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts) or len(parts) > _DEEPEST:
+        raise RecipeError(f"--set {override}: must be key.sub=value, for example --set data.workers=2")
+    if not text:
+        raise RecipeError(f"--set {override}: has no value; give one, or null to take {key} away")
+    if parts[:2] == ["teacher", "network"]:
+        recipe = _with_teachers_network(recipe)
+    kind = kinds.kind_of(parts, recipe)
+    try:
+        node = text if kinds.is_text(kind) else recipe_yaml.value(text, kinds.are_texts(kind))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"--set {override}: value is not YAML: {' '.join(str(error).split())}") from None
+    if text == "null":
+        node = None
+    for part in reversed(parts):
+        node = {part: node}
+    return node
+
+
+def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
+    """True where one of the overrides `key.sub=value` sets this key of the recipe, by its own name, by that of
+    something in it, or in a mapping that holds it."""
+    for override in overrides:
+        node = _parse_override(override, recipe)
+        for part in key:
+            if not isinstance(node, dict) or part not in node:
+                break
+            node = node[part]
+        else:
+            return True
+    return False
+
+
+def _with_homes(node, key: tuple, recipe: dict):
+    """A node of the recipe with `~` expanded in it wherever its kind is a path."""
+    if isinstance(node, dict):
+        return {name: _with_homes(value, (*key, name), recipe) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_homes(value, (*key, place), recipe) for place, value in enumerate(node)]
+    if isinstance(node, str) and node.startswith("~") and kinds.is_path(kinds.kind_of(key, recipe)):
+        return paths.expanded(node, ".".join(map(str, key)) + ": ", RecipeError)
+    return node
+
+
+def _with_teachers_network(recipe: dict) -> dict:
+    """The recipe with the network of `teacher.recipe` in it, as far as there is one."""
+    teacher, network = recipe.get("teacher"), None
+    told_later = (RecipeError, LookupError, TypeError, AttributeError)  # when the recipe is whole
+    with contextlib.suppress(*told_later):
+        path = teachers_recipe(teacher)
+        network = path and merge(merged(path)["network"], teacher.get("network", {}))
+    return recipe | {"teacher": teacher | {"network": network}} if network else recipe
+
+
+def _is_a_module(teacher: dict) -> bool:
+    """Whether a teacher is a module outside the project, whose arguments its other keys are."""
+    if "name" in teacher and not (isinstance(teacher["name"], str) and "." in teacher["name"]):
+        raise RecipeError(
+            f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as my_package.my_teacher (for a "
+            "network of the project: teacher.recipe)"
+        )
+    return "name" in teacher
+
+
+def _resolve_teacher(recipe: dict) -> None:
+    """Puts the network of `teacher.recipe` into the recipe, so that the saved recipe needs no other file."""
+    teacher = recipe.get("teacher")
+    if teacher is None or _is_a_module(teacher):
+        return
+    check_keys(teacher, TEACHER, "teacher")
+    for key, value in teacher.items():
+        check_value(value, TEACHER[key], f"teacher.{key}")
+    path = teachers_recipe(teacher)
+    if path is not None:
+        external.look_beside(path)
+        theirs = merged(path)
+        _check_sections(theirs, path)
+        if "network" not in theirs:
+            raise RecipeError(f"teacher.recipe: {path} describes no network; give the recipe that trains the teacher")
+        teacher["network"] = merge(theirs["network"], teacher.get("network", {}))
+
+
+def work_dir_of(recipe_path: str | Path) -> Path:
+    """Where a recipe's runs go when neither it nor the command line says: work_dirs/<recipe stem>."""
+    return Path("work_dirs") / Path(recipe_path).stem
+
+
+def is_outside(node: dict | None) -> bool:
+    """Whether a teacher's node names a module, whose arguments all its other keys are."""
+    return bool(node) and "name" in node

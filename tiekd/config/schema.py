@@ -1,0 +1,109 @@
+"""Whether a value from a recipe is of the kind that an annotation asks for, so that a wrong one is a line, not a crash.
+
+`int | None`, `tuple[int, int]`, `Sequence[float]` and the like are read from a constructor's own signature: nothing is
+declared twice. YAML's lists count as tuples and sequences, whole numbers as float, and true and false never as numbers.
+`Path` asks for text that is a path: where no other text is asked for, it is handed over as a Path.
+Left out: annotations other than these (they accept anything), and ranges, which the constructors know.
+"""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from tiekd.errors import RecipeError
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "nothing"}
+_WORDS[Path] = _WORDS[str]
+
+
+def check_value(value: Any, annotation: Any, where: str) -> None:
+    """Raises RecipeError that names `where`, the value and what is allowed, unless the value fits the annotation."""
+    if not fits(value, annotation):
+        hint = "; write numbers without quotes" if _looks_like_a_number(value) else ""
+        if hint and "_" in value:
+            hint = "; write numbers without _"
+        if isinstance(value, bool | int | float) and describe(annotation) == _WORDS[str]:
+            hint = "; write it in quotes"
+        if isinstance(value, int) and not _in_64_bits(value):
+            hint = " of at most 64 bits"
+        raise RecipeError(f"{where}: got {value!r:.80}; it must be {describe(annotation)}{hint}")
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """True where the value is of the annotated kind, or the annotation is one that this module doesn't read."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if annotation in (None, types.NoneType):
+        return value is None
+    if annotation in (int, float):
+        number = isinstance(value, (int, annotation)) and not isinstance(value, bool)
+        return number and (isinstance(value, float) or _in_64_bits(value))
+    if annotation is Path:
+        return isinstance(value, Path) or fits(value, str)
+    if annotation is str:
+        return isinstance(value, str) and "\0" not in value  # which no path can have
+    if annotation is bool:
+        return isinstance(value, bool)
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return _is_list(value) and len(value) == len(parts) and all(map(fits, value, parts))
+    if origin in (tuple, list, Sequence):
+        return _is_list(value) and all(fits(item, parts[0]) for item in value)
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return isinstance(value, Mapping)
+    return True
+
+
+def converted(value: Any, annotation: Any) -> Any:
+    """The value, as a Path where the annotation asks for that and no other text; so in a list."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if isinstance(value, str):
+        alternatives = parts if origin in (Union, types.UnionType) else (annotation,)
+        return Path(value) if Path in alternatives and str not in alternatives else value
+    if _is_list(value) and origin in (list, Sequence) and parts[0] is Path:
+        return [converted(item, Path) for item in value]
+    return value
+
+
+def describe(annotation: Any) -> str:
+    """The annotation in a user's words: `a list of 2: a whole number, a whole number`."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        words = [describe(part) for part in parts if part is not types.NoneType]
+        return " or ".join(dict.fromkeys(words))
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return f"a list of {len(parts)}: {', '.join(map(describe, parts))}"
+    if origin in (tuple, list, Sequence):
+        return f"a list, each {describe(parts[0])}"
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return "a mapping"
+    return _WORDS.get(annotation, str(annotation))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _in_64_bits(value: int) -> bool:
+    return -(2**63) <= value < 2**63
+
+
+def _looks_like_a_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and float(value) is not None
+    except ValueError:
+        return False
+
+
+def check_keys(node: dict, allowed: Iterable[str], where: str) -> None:
+    """Raises RecipeError that names the first key of `node` not in `allowed`, with the nearest ones that are."""
+    allowed = list(allowed)
+    if not isinstance(node, dict):
+        raise RecipeError(f"{where}: got {node!r}; it must be a mapping with keys from: {', '.join(allowed)}")
+    for key in node:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(f"{where}: unknown key {key!r}; {hint}allowed: {', '.join(sorted(allowed))}")

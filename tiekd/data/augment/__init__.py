@@ -1,0 +1,1 @@
+"""What is drawn for a training sample, and what becomes of its pixels."""

@@ -1,0 +1,169 @@
+"""What is wrong with a data set: every file of every frame is read once, in worker processes.
+
+Faults, for which training or evaluation would stop or learn nonsense:
+
+    missing      a picture, depth map or teacher map is not there
+    unreadable   it is torn, no picture, or can't be opened
+    bit depth    a depth map of 8 bits, or a picture of 16
+    size         picture, depth map and teacher map don't fit each other, or are smaller than a crop
+    unit         depths that can't be metres: half of a frame nearer than 0.1 m, where no camera focuses and no sensor
+                 measures, or half of it farther than three times the network's max_depth
+    empty        ground truth without one valid pixel in the part of the frame that is used
+
+Warnings, about frames that can be used:
+
+    duplicate    the same picture (all bytes) as a frame before it in its split
+    shared       a training frame with the same picture as a validation frame
+    neighbour    a training frame a few frames from a validation frame in the same folder, so nearly the same picture
+
+A wrong unit within the bounds can't be told from a frame alone (KITTI's levels read as millimetres are a quarter of the
+distance), so `Facts` has each frame's median for a person to look at, its depth map's levels
+(tiekd/data/depth_values.py), and whether EXIF turns its image. Costs what reading costs, depth maps twice: some 30 ms
+for a frame of KITTI on one core. Left out: damage that decodes (a JPEG with wrong bytes in the middle), and pictures
+that look alike but differ in a byte.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from tiekd.data import image_io
+from tiekd.data.augment.augment import Augment, Sample, in_metres
+from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, taken_as
+from tiekd.data.frames import Frames
+from tiekd.data.loading.loader import Keyed
+from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.errors import DataError
+
+FAULTS = ("missing", "unreadable", "bit depth", "size", "unit", "empty")
+WARNINGS = ("duplicate", "shared", "neighbour")
+
+
+class Facts(NamedTuple):
+    """Of one frame. faults: (kind, message); digest: of the picture's bytes, None where it can't be decoded; median_m:
+    of the measured depth, None without any. turned: by its EXIF orientation. levels: of the depth map."""
+
+    faults: list[tuple[str, str]]
+    digest: bytes | None
+    median_m: float | None
+    turned: bool = False
+    levels: Levels | None = None
+
+
+class Finding(NamedTuple):
+    """index: of the frame in its split."""
+
+    kind: str
+    index: int
+    message: str
+
+
+class Examined(Dataset):
+    """`Facts` by index. augment: of training frames, whose crop they must cover at their working resolution, `resize`;
+    None for validation frames."""
+
+    def __init__(self, frames: Frames, augment: Augment | None, resize: Resize = OWN_SIZE):
+        self.frames, self.augment, self.resize = frames, augment, resize
+
+    def __getitems__(self, indices: list[int]) -> list[Facts]:
+        return [self._facts(index) for index in indices]
+
+    def _facts(self, index: int) -> Facts:
+        frame, faults, read = self.frames.frames[index], [], {}
+        for name, part in self.frames.parts(index).items():
+            try:
+                read[name] = part()
+            except DataError as error:
+                faults.append((error.kind, str(error)))
+        if "image" not in read:
+            return Facts(faults, None, None)
+        digest = hashlib.blake2b(Path(frame.image).read_bytes(), digest_size=16).digest()
+        turned = self.frames.is_turned(index)
+        levels = levels_of(Path(frame.depth)) if "depth" in read else None
+        median_m = None
+        try:
+            sample = in_metres(self.frames.assemble(index, **read))
+            if "depth" in read:
+                fault, median_m = self._depth_fault(sample, frame.depth)
+                faults += fault
+            self._check_crop(sample)
+        except DataError as error:
+            faults.append((error.kind, str(error)))
+        return Facts(faults, digest, median_m, turned, levels)
+
+    def _check_crop(self, sample: Sample) -> None:
+        if self.augment is not None:
+            keyed = Keyed(self.frames, self.augment, 0, resize=self.resize)
+            keyed.decisions(0, 0, sample.name, keyed.resize.place(*sample.image.shape[-2:]))
+
+    def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
+        measured = sample.depth[sample.depth > 0]
+        if len(measured) == 0:
+            return [("empty", f"{path}: no measured depth in the part of the frame that is used")], None
+        median_m, max_depth = measured.median().item(), self.frames.max_depth
+        if NEAREST_M <= median_m <= FARTHEST * max_depth:
+            return [], median_m
+        message = f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than {median_m:.4g} m"
+        taken = taken_as(self.frames, image_io.kind_of_depth(Path(path)))
+        return [("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")], median_m
+
+
+def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
+    """Frames whose picture an earlier frame of the split has already."""
+    first: dict[bytes, int] = {}
+    found = []
+    for index, fact in enumerate(facts):
+        if fact.digest is not None and first.setdefault(fact.digest, index) != index:
+            other = frames.frames[first[fact.digest]].name
+            found.append(Finding("duplicate", index, f"{frames.frames[index].name}: the same picture as {other}"))
+    return found
+
+
+def shared(train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: Sequence[Facts]) -> list[Finding]:
+    """Training frames whose picture is a validation frame's."""
+    names: dict[bytes, str] = {}
+    for frame, fact in zip(val.frames, val_facts, strict=True):
+        names.setdefault(fact.digest, frame.name)
+    return [
+        Finding("shared", index, f"{frame.name}: the same picture as validation frame {names[fact.digest]}")
+        for index, (frame, fact) in enumerate(zip(train.frames, train_facts, strict=True))
+        if fact.digest is not None and fact.digest in names
+    ]
+
+
+def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
+    """Training frames 1 to `distance` frame numbers from a validation frame in the same folder. The number is the last
+    one in the file's name; names without one have no neighbours."""
+    validation = {place: frame.name for frame in val.frames if (place := _place(frame.name)) is not None}
+    found = []
+    for index, frame in enumerate(train.frames):
+        place = _place(frame.name)
+        if place is None:
+            continue
+        for step in (signed for size in range(1, distance + 1) for signed in (-size, size)):
+            other = validation.get((place[0], place[1] + step))
+            if other is not None:
+                found.append(Finding("neighbour", index, f"{frame.name}: {abs(step)} from validation frame {other}"))
+                break
+    return found
+
+
+def median_span(facts: Sequence[Facts]) -> str:
+    """In words: where the frames' medians lie, from the 5th to the 95th of a hundred."""
+    medians = torch.tensor([fact.median_m for fact in facts if fact.median_m is not None], dtype=torch.float64)
+    if len(medians) == 0:
+        return "no measured depth"
+    low, middle, high = medians.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+    return f"the frames' median depths are {middle:.3g} m (90 % of them {low:.3g} to {high:.3g} m)"
+
+
+def _place(name: str) -> tuple[str, int] | None:
+    """(the path but for the frame number, the number)."""
+    match = re.fullmatch(r"(.*?)(\d+)(\D*)", name, re.DOTALL)
+    folder, _, _ = name.rpartition("/")
+    return None if match is None or "/" in match[3] else (folder, int(match[2]))

@@ -1,0 +1,91 @@
+"""KITTI in the published layout: split lines `input ground_truth focal` below a root with `input/` and `gt_depth/`.
+
+Ground truth is uint16 PNG, metres * 256. Frames are cut to the KB benchmark window (bottom, centred) as they are read.
+Cached teacher maps are already cut and lie in one folder, named by the path below `input/` joined with `_`.
+The benchmark's test set has no ground truth: its split file is a list of names, its pictures are already cut and lie in
+another folder; it can be predicted, cached and trained on with a teacher, never evaluated.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
+from tiekd.data.image_io import read_measured_levels
+from tiekd.data.splits import SplitLine, read_split
+from tiekd.errors import RecipeError
+
+UNITS_PER_M = 256.0
+
+# Colour camera 2 of each recording day: focal length and principal point in pixels (KITTI raw calibration files).
+_CALIBRATION = {
+    "2011_09_26": (721.5377, 609.5593, 172.854),
+    "2011_09_28": (707.0493, 604.0814, 180.5066),
+    "2011_09_29": (718.3351, 600.3891, 181.5122),
+    "2011_09_30": (707.0912, 601.8873, 183.1104),
+    "2011_10_03": (718.856, 607.1928, 185.2157),
+}
+
+
+def build(
+    root: str,
+    split: str,
+    max_depth: float,
+    needs_ground_truth: bool = True,
+    train_split: str = "kitti_eigen_train.txt",
+    val_split: str = "kitti_eigen_test.txt",
+    image_folder: str = "input",
+    kb_crop: tuple[int, int] | None = None,
+    maps: str | None = None,
+    invalid: Sequence[float] = (),
+) -> Frames:
+    """The frames of a split, cut to `kb_crop`.
+
+    root: folder with the pictures in `image_folder` and the ground truth in gt_depth/. split: "train" or "val", which
+    picks `train_split` or `val_split` (below root, or an absolute path); for the benchmark's test set say
+    val_split: kitti_benchmark_test.txt, image_folder: benchmark_test. kb_crop: [height, width] of the window, without
+    it whole frames. maps: folder of cached teacher maps (below root, or absolute), read for training frames only.
+    needs_ground_truth: skip frames whose line says `None`. invalid: levels of the ground truth, besides 0 and 65535,
+    that mean not measured. Raises DataError for missing files and malformed lines.
+    """
+    if kb_crop is not None and min(kb_crop) < 1:
+        raise RecipeError(f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none")
+    folder = data_root(root, "KITTI")
+    split_file = folder / (train_split if split == "train" else val_split)
+    frames = [_frame(line, f"{folder / image_folder}/", f"{folder}/gt_depth/") for line in read_split(split_file)]
+    return Frames(
+        frames,
+        split_file,
+        read_measured_levels,
+        UNITS_PER_M,
+        max_depth,
+        needs_ground_truth,
+        window=None if kb_crop is None else Window("data.kb_crop", partial(_kb_window, kb_crop)),
+        maps=folder / maps if maps and split == "train" else None,
+        invalid=invalid,
+    )
+
+
+def known_camera(path: Path, height: int, width: int) -> Camera | None:
+    """The camera of a whole picture as it was recorded, told by the recording day in its path; None for others."""
+    whole = 370 <= height <= 376 and 1224 <= width <= 1242
+    days = [day for part in path.parts for day in _CALIBRATION if part.startswith(day)] if whole else []
+    return Camera(_CALIBRATION[days[0]][0], *_CALIBRATION[days[0]]) if days else None
+
+
+def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    return height - kb_crop[0], (width - kb_crop[1]) // 2, *kb_crop
+
+
+def _frame(line: SplitLine, images: str, depths: str) -> Frame:
+    depth = None if line.ground_truth is None else depths + line.ground_truth
+    return Frame(line.image, images + line.image, depth, _camera(line))
+
+
+def _camera(line: SplitLine) -> Camera | None:
+    if line.focal is None:
+        return None
+    focal, centre_x, centre_y = _CALIBRATION.get(line.image.split("/")[0], (0.0, 0.0, 0.0))
+    if abs(focal - line.focal) > 0.01:  # a resized or rendered picture: the line's focal length rules
+        return Camera(line.focal, line.focal)
+    return Camera(focal, focal, centre_x, centre_y)

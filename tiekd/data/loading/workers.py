@@ -1,0 +1,328 @@
+"""Reads batches in worker processes; a worker that dies or hangs ends the program with one line, in a bounded time.
+
+Each worker is forked and has one connection of its own to the program, and nothing else: no locks, queues or helper
+threads, so nothing in /dev/shm and two file descriptors a worker (tiekd/data/loading/transport.py says how batches
+travel). A worker ends when its connection does, however the program ended; one that dies interrupts whatever the
+program is doing. Left out: a hang without workers, and while pictures' sizes are read at the start (batches of one
+size), for there is nobody left to look at the clock.
+
+Workers that don't even start are replaced: before Python 3.12 a forked process waits without end where, at that moment,
+another thread was being made known to Python, as gloo's threads are after a collective.
+"""
+
+import atexit
+import contextlib
+import itertools
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from multiprocessing.connection import Connection, wait
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from tiekd.data.loading import transport
+from tiekd.distributed import limits
+from tiekd.errors import DataError, LaunchError
+
+TIMEOUT_S = 300.0
+_DYING_S = 2.0
+_STARTING_S = 5.0  # it takes some 20 ms
+_STARTS = 3
+_AHEAD = 2  # batches that a worker has been asked for
+_ENDING_S = 5.0
+_LOOK_UP_S = 5.0
+_NO_MORE = object()
+_FORK = multiprocessing.get_context("fork")
+_FEWER = "set a smaller data.workers"
+
+
+def read(
+    dataset: Dataset,
+    batches: Iterable[list],
+    workers: int,
+    collate: Callable,
+    describe: Callable[[list], str],
+    timeout_s: float = TIMEOUT_S,
+    pin_memory: bool = False,
+) -> Iterator:
+    """What `collate` makes of each batch of keys, in order; with 0 workers in this process.
+
+    batches: gone through from the start again where workers have to be replaced. describe: a batch of keys -> its files
+    in words, to be named when nothing comes for timeout_s seconds. pin_memory: of what workers send, one batch ahead.
+    Raises DataError then, and when a worker dies; LaunchError where the system has no room for so many.
+    """
+    if workers == 0:
+        for keys in batches:
+            yield collate(_fetch(dataset, keys))
+        return
+    for start in range(1, _STARTS + 1):
+        with closing(_Pool(dataset, collate, workers)) as pool:
+            # After the last start we wait as for a batch, in case the machine is that slow.
+            if start < _STARTS and not pool.is_here(_STARTING_S):
+                continue
+            results = pool.results(batches, describe, timeout_s, pin_memory)
+            yield from _one_ahead(results, pool) if pin_memory else results
+            return
+
+
+class _Failure:
+    """An exception in a worker, with where it came from."""
+
+    def __init__(self, error: Exception):
+        told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self.told = f'in a data worker:\n"""\n{told}"""'
+        try:
+            self.error = pickle.loads(pickle.dumps(error))
+        except Exception:
+            self.error = RuntimeError(str(error))
+
+    def again(self) -> Exception:
+        self.error.__cause__ = RuntimeError(self.told)
+        return self.error
+
+
+class _Pool:
+    """Workers, each with the connection to it, until `close`."""
+
+    def __init__(self, dataset: Dataset, collate: Callable, count: int):
+        self._processes: list[multiprocessing.Process] = []
+        self._connections: list[Connection] = []
+        self._ending = self._hangs = False
+        self._here = 0
+        _live.append(self)
+        _answer_deaths()
+        try:
+            for number in range(count):
+                self._start(dataset, collate, number)
+        except (OSError, RuntimeError) as error:  # the latter where no thread may be started
+            self.close()
+            raise LaunchError(_not_started(count, number, error)) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, dataset: Dataset, collate: Callable, number: int) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        self._connections.append(ours)
+        with theirs:
+            process = _FORK.Process(target=_serve, args=(theirs, dataset, collate, number), daemon=True)
+            process.start()
+        self._processes.append(process)
+
+    def is_here(self, within_s: float) -> bool:
+        """Waits for the workers' first words, within_s seconds for each; False where one has none."""
+        for connection in self._connections[self._here :]:
+            if not connection.poll(within_s):
+                self._hangs = True
+                return False
+            self._first_word(connection)
+        return True
+
+    def results(self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool) -> Iterator:
+        """What the workers make of the batches, in order, each worker asked in turn."""
+        left, turns = iter(batches), itertools.cycle(range(len(self._processes)))
+        asked: deque[tuple[int, list]] = deque()
+
+        def ask() -> None:
+            if (keys := next(left, _NO_MORE)) is not _NO_MORE:
+                worker = next(turns)
+                asked.append((worker, keys))
+                with self._deaths_told():
+                    self._connections[worker].send(keys)
+
+        for _ in range(_AHEAD * len(self._processes)):
+            ask()
+        while asked:
+            worker, keys = asked[0]
+            result = self._receive(worker, lambda keys=keys: describe(keys), timeout_s, pin)
+            asked.popleft()
+            ask()
+            if isinstance(result, _Failure):
+                raise result.again()
+            yield result
+
+    def check(self) -> None:
+        """Raises DataError where a worker has died."""
+        if not self._ending and (dead := [p for p in self._processes if p.exitcode]):
+            raise DataError(_death(dead[0]))
+
+    def close(self) -> None:
+        """Ends the workers: those that are at work, within some seconds; where one hangs, all at once."""
+        self._ending = True
+        for connection in self._connections:
+            connection.close()
+        end = time.monotonic() + (0 if self._hangs else _ENDING_S)
+        for process in self._processes:
+            process.join(max(0.0, end - time.monotonic()))
+        self.kill()
+        for process in self._processes:
+            process.join()
+        if self in _live:
+            _live.remove(self)
+
+    def kill(self) -> None:
+        self._ending = True
+        for process in self._processes:
+            process.kill()
+
+    def abandon(self) -> None:
+        """Closes a fork's copies of these connections, which would keep them open after the program's end."""
+        for connection in self._connections:
+            connection.close()
+
+    def _receive(self, worker: int, describe: Callable[[], str], timeout_s: float, pin: bool):
+        connection, end = self._connections[worker], time.monotonic() + timeout_s
+        with self._deaths_told():
+            while True:
+                ready = wait([connection, *self._sentinels()], max(0.0, end - time.monotonic()))
+                if connection not in ready:
+                    self.check()
+                if not ready:
+                    self._hangs = True
+                    raise DataError(_hang(describe(), timeout_s))
+                if connection not in ready:
+                    continue
+                if worker < self._here:
+                    return transport.receive(connection, pin)
+                self._first_word(connection)
+
+    def _sentinels(self) -> list[int]:
+        return [process.sentinel for process in self._processes if process.exitcode is None]
+
+    def _first_word(self, connection: Connection) -> None:
+        with self._deaths_told():
+            connection.recv_bytes()
+        self._here += 1
+
+    @contextlib.contextmanager
+    def _deaths_told(self):
+        """Turns the end of a connection into what ended it."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            # A worker's connection ends a moment before the worker itself.
+            end = time.monotonic() + _DYING_S
+            while time.monotonic() < end and not self._ending:
+                self.check()
+                time.sleep(0.01)
+            raise DataError(f"a data worker's connection has ended ({_reason(error)}); start again") from None
+        except OSError as error:
+            if (told := limits.lacking(error)) is None:
+                raise
+            raise LaunchError(f"a batch can't be received: {told}, or {_FEWER}") from None
+
+
+_live: list[_Pool] = []
+_before: Callable | None = None  # the handler of SIGCHLD that was there before ours
+
+
+@atexit.register
+def _kill_all() -> None:
+    # multiprocessing would ask them by a signal to which they are deaf, and wait without end.
+    for pool in _live:
+        pool.kill()
+
+
+def _answer_deaths() -> None:
+    """From now on a worker's death raises DataError in the main thread, whatever that is doing."""
+    global _before
+    known = signal.getsignal(signal.SIGCHLD)
+    if known is _on_child or threading.current_thread() is not threading.main_thread():
+        return
+    _before = known if callable(known) else None
+    signal.signal(signal.SIGCHLD, _on_child)
+
+
+def _on_child(number: int, frame) -> None:
+    if _before is not None:
+        _before(number, frame)
+    for pool in list(_live):
+        pool.check()
+
+
+def _one_ahead(results: Iterator, pool: _Pool) -> Iterator:
+    """The results, each of them received while the one before it is used."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        coming = thread.submit(next, results, _NO_MORE)
+        while (result := coming.result()) is not _NO_MORE:
+            coming = thread.submit(next, results, _NO_MORE)
+            yield result
+    finally:
+        if not coming.done():
+            pool.kill()  # the thread waits for one of them
+        thread.shutdown()
+
+
+def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: int) -> None:
+    """A worker's life. Deaf to the signals that ask a run to stop, for launchers send them to workers as well."""
+    program = os.getppid()
+    for deaf in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(deaf, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for pool in _live:
+        pool.abandon()
+    _live.clear()
+    torch.set_num_threads(1)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # data sets of ours draw nothing from these
+        seed(number)
+    transport.open_outbox()
+    with contextlib.suppress(EOFError, ConnectionError):  # the program wants no more, or is gone
+        connection.send_bytes(b"here")
+        while True:
+            while not connection.poll(_LOOK_UP_S):
+                if os.getppid() != program:
+                    return
+            keys = connection.recv()
+            try:
+                transport.send(connection, collate(_fetch(dataset, keys)))
+            except ConnectionError:
+                raise
+            except Exception as error:
+                transport.discard()
+                transport.send(connection, _Failure(error))
+
+
+def _fetch(dataset: Dataset, keys: list):
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(keys)
+    return [dataset[key] for key in keys]
+
+
+def _death(process: multiprocessing.Process) -> str:
+    code = process.exitcode
+    if code > 0:
+        return f"a data worker died (process {process.pid} ended with code {code}); start again, or {_FEWER}"
+    remedies = {
+        signal.SIGKILL: f"if the memory is full, this machine's or the container's, {_FEWER}",
+        signal.SIGBUS: f"a file that it read was cut short, or the disk is full; see to that, or {_FEWER}",
+    }
+    name = signal.Signals(-code).name
+    return f"a data worker died (process {process.pid}, by {name}); {remedies.get(-code, f'start again, or {_FEWER}')}"
+
+
+def _hang(files: str, timeout_s: float) -> str:
+    return (
+        f"{files}: not read by a data worker within {timeout_s:g} s; see whether the disk still answers, or set a "
+        "greater data.timeout_s"
+    )
+
+
+def _not_started(count: int, started: int, error: Exception) -> str:
+    told = limits.lacking(error) or _reason(error)
+    return f"data.workers: {started} of {count} data workers could be started: {told}, or {_FEWER}"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,113 @@
+"""The ground's colour: asphalt, marks, slabs, verges, side roads, and the shadows that fall on it.
+
+Costs about a third of a scene. Left out: shadows that solids cast on each other.
+"""
+
+import numpy as np
+
+from tiekd.data.rendering.casting import GROUND, Camera, Hits, Solid, rays, rectangle
+from tiekd.data.rendering.layout import Road, Street
+from tiekd.data.rendering.objects import PAINT, WHEEL
+from tiekd.data.rendering.texture import grain, mix, noise, strip, stripes
+
+_MARK = np.array([0.72, 0.72, 0.69], np.float32)
+
+
+def ground(camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray) -> np.ndarray:
+    """Lit colours (n, 3) of the pixels at[...] (H, W) bool; depth (n,), point 3 x (n,) world metres."""
+    colour = _albedo(camera, street.road, depth, point[0], point[2])
+    sun, sky = (buffer[at][:, None] for buffer in _light_that_arrives(camera, street, hits))
+    light = street.light
+    return colour * (light.sun_colour * np.float32(light.sun[1]) * sun + light.ambient * sky)
+
+
+def _albedo(camera: Camera, road: Road, depth, x, z):
+    foot = depth * np.float32(1 / camera.focal)
+    long = np.minimum(depth * foot * np.float32(1 / camera.position[1]), 40) + np.float32(1e-3)
+    e = x - np.float32(road.offset) - np.float32(road.bend) * z * z
+    coarse = grain(x + 31, z, 6, long) + grain(x, z + 17, 1.3, long)
+    fine = grain(x, z, 0.35, foot * 2) * np.float32(0.6) + grain(x, z, 0.09, foot)
+
+    def rough(rgb, coarsely, finely):
+        return np.asarray(rgb, np.float32) * (1 + coarsely * coarse + finely * fine)[:, None]
+
+    half = road.half_width
+    colour = rough(road.verge, 0.5, 0.8)
+    if road.pavement:
+        slabs = rough(road.slabs, 0.12, 0.25)
+        slabs *= (1 - 0.4 * np.maximum(stripes(z, 0.8, 0.05, long), stripes(e, 0.6, 0.05, foot)))[:, None]
+        mix(colour, slabs, strip(np.abs(e), half + road.pavement / 2, road.pavement / 2, foot))
+    mix(colour, rough(road.slabs, 0.1, 0.2) * np.float32(1.2), strip(np.abs(e), half + 0.08, 0.1, foot))
+    asphalt = rough(road.asphalt, 0.2, 0.45)
+    asphalt *= (1 - np.float32(0.12) * strip(np.abs(np.abs(e) - road.lane_edge / 2), 0.75, 0.3, foot))[:, None]
+    mix(colour, asphalt, strip(e, 0, half, foot))
+    mark = strip(e, 0, 0.07, foot)
+    if road.dashed:
+        mark *= stripes(z, 7.5, 0.42, long)
+    if road.edge_lines:
+        mark += strip(np.abs(e), road.lane_edge - 0.15, 0.06, foot)
+    if road.crossing < 1e5:
+        from_crossing = z - np.float32(road.crossing)
+        side_road, zebra = strip(from_crossing, 0, 4.0, long), strip(from_crossing, -6.2, 1.5, long)
+        mix(colour, asphalt, side_road)
+        bars = stripes(e + 50, 1.0, 0.5, foot) * strip(e, 0, half, foot)
+        mark = np.maximum(mark * (1 - side_road) * (1 - zebra), zebra * bars)
+    mix(colour, _MARK, mark * np.minimum(np.float32(0.8) + fine + coarse * np.float32(0.3), 1))
+    return colour
+
+
+def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
+    """Shares 0..1 of sun and of sky light that reach the ground, two (H, W) float32."""
+    sun = np.ones((camera.height, camera.width), np.float32)
+    sky = sun.copy()
+    x, y = rays(camera)
+    axes = camera.axes.astype(np.float32)
+    depth = 1 / np.where(hits.face == GROUND, hits.inverse_depth, 1)
+    world_x = depth * (axes[0, 0] * x + axes[2, 0] + axes[1, 0] * y)
+    world_z = depth * (axes[0, 2] * x + axes[2, 2] + axes[1, 2] * y)
+    to_sun = street.light.sun
+    for solid in street.solids:
+        if street.light.sun_colour[0] > 0.3 and solid.material != WHEEL:
+            fallen = solid.corners - to_sun * (solid.corners[:, 1:2] / to_sun[1])
+            area = rectangle(camera, np.concatenate([solid.corners * (1, 0, 1), fallen]))
+            if area is not None:
+                cast = _shadow_of_faces if solid.radii is None else _shadow_of_ellipsoid
+                sun[area] = np.minimum(sun[area], 1 - cast(solid, to_sun, world_x[area], world_z[area]))
+        if solid.material == PAINT:
+            area = rectangle(camera, (solid.corners - solid.centre) * (1.4, 0, 1.4) + solid.centre)
+            if area is not None:
+                sky[area] *= _beside_vehicle(solid, world_x[area], world_z[area])
+    return sun, sky
+
+
+def _shadow_of_faces(solid: Solid, to_sun, x, z):
+    enter, leave = np.float32(0), np.float32(1e9)
+    for normal, offset in zip(solid.normals, solid.offsets, strict=True):
+        slope = float((normal * to_sun).sum())
+        if abs(slope) > 1e-6:
+            reach = np.float32(offset / slope) - np.float32(normal[0] / slope) * x - np.float32(normal[2] / slope) * z
+            if slope < 0:
+                enter = np.maximum(enter, reach)
+            else:
+                leave = np.minimum(leave, reach)
+    return (enter < leave).astype(np.float32)
+
+
+def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
+    middle, radii, way = (v.astype(np.float32) for v in (solid.centre, solid.radii, to_sun / solid.radii))
+    a, b, c = (x - middle[0]) / radii[0], -middle[1] / radii[1], (z - middle[2]) / radii[2]
+    along = a * way[0] + b * way[1] + c * way[2]
+    square = way[0] * way[0] + way[1] * way[1] + way[2] * way[2]
+    away = a * a + b * b + c * c - along * along / square  # squared distance of the sun ray from the middle
+    holes = np.float32(solid.numbers[0]) * noise(x * np.float32(2.3), z * np.float32(2.3))
+    return np.minimum(np.maximum((1 - away - holes) * 4, 0), np.float32(0.9))
+
+
+def _beside_vehicle(solid: Solid, x, z):
+    """Ambient light under and beside a vehicle, which tells the eye where it stands."""
+    x, z = x - np.float32(solid.centre[0]), z - np.float32(solid.centre[2])
+    ahead, right = solid.axes[0].astype(np.float32), solid.axes[2].astype(np.float32)
+    beyond_end = np.abs(x * ahead[0] + z * ahead[2]) - np.float32(solid.numbers[1])
+    beyond_side = np.abs(x * right[0] + z * right[2]) - np.float32(solid.numbers[2])
+    gap = np.maximum(beyond_end, beyond_side)
+    return np.minimum(np.maximum(np.float32(0.5) + np.float32(1.1) * gap, np.float32(0.1)), 1)

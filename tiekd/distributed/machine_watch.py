@@ -1,0 +1,110 @@
+"""Whether the other machines of a run are still there.
+
+A machine that loses its power or its cable tells nobody: the ranks of the others would wait in a collective for as long
+as the process group allows. So the first rank of every machine holds a connection to the main rank. Nothing is sent on
+it; the kernels ask each other, and a machine that is silent for a minute is lost. A connection that is closed without a
+farewell is a lost rank, at once. Costs one thread and a few empty packets a minute.
+Left out: ranks of one machine, which its launcher ends together.
+"""
+
+import os
+import secrets
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+
+from tiekd.distributed import comm
+from tiekd.errors import LaunchError
+
+_SILENT_S, _ASK_EVERY_S, _ASK_TIMES = 15, 5, 9  # 15 + 9 * 5: lost after a minute
+_CONNECT_S = 120.0
+_FAREWELL = b"."
+_connections: dict[socket.socket, str] = {}  # the machine at the other end
+
+OnLoss = Callable[[str, bool], None]
+
+
+def watch_machines(on_loss: OnLoss) -> None:
+    """From now on, the loss of another machine is answered by `on_loss(its name, whether it fell silent)`, called from
+    another thread; of the main rank's machine on the others, of any on that one. Collective.
+
+    Raises LaunchError where a machine can't be reached.
+    """
+    firsts = sum(comm.gather_objects(os.environ["LOCAL_RANK"] == "0"))
+    if firsts < 2:
+        return
+    listener = _listen() if comm.is_main() else None
+    port, secret = comm.broadcast_object(listener and (listener.getsockname()[1], secrets.token_hex(16)))
+    try:
+        if listener is not None:
+            _accept(listener, secret, firsts - 1)
+        elif os.environ["LOCAL_RANK"] == "0":
+            _connect(os.environ["MASTER_ADDR"], port, secret)
+    except OSError as error:
+        raise LaunchError(
+            f"{socket.gethostname()}: no connection between the machines on port {port} of "
+            f"{os.environ['MASTER_ADDR']} ({error}); ranks need all ports above 1023 open between the machines"
+        ) from None
+    if _connections:
+        threading.Thread(target=_watch, args=(dict(_connections), on_loss), name="peers", daemon=True).start()
+
+
+def say_farewell() -> None:
+    """Tells the other machines that this process ends because it is done."""
+    for connection in _connections:
+        try:
+            connection.sendall(_FAREWELL)
+        except OSError:  # the other end was done earlier
+            continue
+
+
+def _listen() -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
+def _accept(listener: socket.socket, secret: str, count: int) -> None:
+    """Waits for `count` machines that know the secret."""
+    listener.settimeout(_CONNECT_S)
+    with listener:
+        while len(_connections) < count:
+            connection, _ = listener.accept()
+            connection.settimeout(_CONNECT_S)
+            said, _, name = connection.makefile(errors="replace").readline().strip().partition(" ")
+            if secrets.compare_digest(said.encode(), secret.encode()):
+                _keep(connection, name)
+
+
+def _connect(address: str, port: int, secret: str) -> None:
+    connection = socket.create_connection((address, port), timeout=_CONNECT_S)
+    connection.sendall(f"{secret} {socket.gethostname()}\n".encode())
+    _keep(connection, address)
+
+
+def _keep(connection: socket.socket, name: str) -> None:
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ASK_EVERY_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _ASK_TIMES)
+    _connections[connection] = name
+
+
+def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
+    with selectors.DefaultSelector() as selector:
+        for connection in connections:
+            selector.register(connection, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                silent = False
+                try:
+                    said = key.fileobj.recv(1)
+                except ConnectionResetError:
+                    said = b""
+                except OSError:  # no answer, or nobody on the way knows where the machine is
+                    said, silent = b"", True
+                if said != _FAREWELL:
+                    return on_loss(connections[key.fileobj], silent)
+                selector.unregister(key.fileobj)

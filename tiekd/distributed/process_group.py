@@ -1,0 +1,114 @@
+"""A rank's start: the process group, its device, its threads, and the seeds.
+
+torch is imported where it is needed: what only reads a recipe ends in a fraction of the two seconds that this takes.
+"""
+
+import os
+import random
+import socket
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from tiekd.distributed import limits
+from tiekd.distributed.entrypoint import on_lost_machine
+from tiekd.errors import LaunchError
+
+if TYPE_CHECKING:
+    import torch
+
+_LIBRARIES_THREADS = 8  # gloo's for two groups, and the store's
+
+
+def _threads(text: str) -> int:
+    """The number of threads that OMP_NUM_THREADS says, of several, for nested ones, the first. Raises LaunchError."""
+    first = text.partition(",")[0].strip()
+    if not first.isdecimal() or int(first) < 1:
+        raise LaunchError(f"OMP_NUM_THREADS: got {text!r:.80}; it must be a whole number from 1")
+    return int(first)
+
+
+def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
+    """Joins the process group and returns this rank's device; sets the threads of a CPU rank to its share of cores,
+    or to OMP_NUM_THREADS where that is given.
+
+    Raises LaunchError when the port is taken.
+    """
+    import deepspeed
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    from tiekd.distributed import launcher_watch, machine_watch
+    from tiekd.distributed.comm import set_default_timeout
+
+    launcher_watch.watch_launchers()
+    timeout = timedelta(minutes=timeout_minutes)
+    set_default_timeout(timeout)
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    # Only inference_all_reduce needs this op; without this line every CPU rank compiles it at start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if accelerator.device_name() == "cpu":
+        _check_hidden_devices()
+        share = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine())
+        torch.set_num_threads(_threads(os.environ.get("OMP_NUM_THREADS", str(share))))
+        device, backend = torch.device("cpu"), "gloo"
+    else:
+        if local_rank >= (there := accelerator.device_count()):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise LaunchError(
+                f"{ranks_on_this_machine()} ranks were started here, one a device, but {there} are visible "
+                f"(CUDA_VISIBLE_DEVICES={visible}); start {there} or less on a machine"
+            )
+        accelerator.set_device(local_rank)
+        device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
+    limits.check_threads(_LIBRARIES_THREADS + torch.get_num_threads())
+    try:
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
+            raise
+        raise LaunchError(
+            f"port {os.environ['MASTER_PORT']} is taken, by another job on this machine; "
+            "start this one with another --master_port, for example 29501"
+        ) from None
+    machine_watch.watch_machines(on_lost_machine)
+    return device
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seeds Python, numpy and torch; with `deterministic`, only algorithms that repeat bit for bit are allowed."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _check_hidden_devices() -> None:
+    """LaunchError where names of devices that aren't there would make a CPU's run of one on a GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    named = visible.startswith(("GPU-", "MIG-"))
+    if named and os.environ.get("DS_ACCELERATOR") != "cpu":
+        raise LaunchError(
+            f"CUDA_VISIBLE_DEVICES={visible}: no GPU of that name is here (nvidia-smi -L names them); for a run on the "
+            'CPU set CUDA_VISIBLE_DEVICES=""'
+        )
+
+
+def ranks_on_this_machine() -> int:
+    """DeepSpeed's launcher says LOCAL_SIZE, torch's and others LOCAL_WORLD_SIZE."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

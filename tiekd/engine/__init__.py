@@ -1,0 +1,1 @@
+"""All that touches DeepSpeed: its config, the engine, a step, checkpoints."""

@@ -1,0 +1,187 @@
+"""The engine config: JSON that says how a step runs here, read, checked and filled in from the recipe.
+
+Values that belong to the recipe stand as "auto" in it and are filled in, and a contradiction is refused.
+"""
+
+import difflib
+import json
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiekd import paths
+from tiekd.config.schema import check_keys, check_value
+from tiekd.engine import execution
+from tiekd.errors import LaunchError, RecipeError, UserError
+
+DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
+
+# DeepSpeed 0.19 lets unknown top-level keys pass silently, and dies of values of other kinds in its own code.
+_WORDS = "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
+_SWITCHES = (
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer prescale_gradients disable_allgather disable_python_gc "
+    "dump_state wall_clock_breakdown memory_breakdown"
+)
+_MAPPINGS = (
+    "zero_optimization fp16 bf16 torch_autocast data_types flops_profiler comms_logger activation_checkpointing aio "
+    "compile timers zenflow weight_quantization "
+    + execution.SECTION
+)
+_COUNTS = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print"
+ENGINE_KEYS = {
+    **dict.fromkeys(_COUNTS.split(), int),
+    **dict.fromkeys(["gradient_clipping", "gradient_predivide_factor"], float),
+    **dict.fromkeys(_MAPPINGS.split(), dict),
+    **dict.fromkeys(_SWITCHES.split(), bool),
+    **dict.fromkeys(_WORDS.split(), str),
+}
+_FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # those may be "auto"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """A resolved engine config: `values` (DeepSpeed's and execution.SECTION), and how the global batch is dealt."""
+
+    values: dict
+    batch_size_per_gpu: int
+    accumulation: int
+
+    @property
+    def zero_stage(self) -> int:
+        return self.values.get("zero_optimization", {}).get("stage", 0)
+
+
+def read_engine_config(path: str | Path | None) -> dict:
+    """The JSON with `~` expanded; None reads ds_configs/fp32.json. Raises LaunchError when it can't be read."""
+    path = Path(path or DEFAULT_CONFIG)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_json_object)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none"
+        raise LaunchError(f"--deepspeed_config {path}: no such file; .json files there: {there}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LaunchError(f"--deepspeed_config {path}: not JSON ({error}); see ds_configs/ for working ones") from None
+    if not isinstance(config, dict):
+        raise LaunchError(f"--deepspeed_config {path}: must be a JSON object; see ds_configs/ for working ones")
+    return config
+
+
+def _json_object(pairs: list[tuple[str, object]]) -> dict:
+    """An object of the engine config: no key twice, `~` expanded (only paths begin so)."""
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice")
+        is_text = isinstance(value, str)
+        found[key] = paths.expanded(value, f"engine config: {key}: ") if is_text else value
+    return found
+
+
+def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) -> EngineConfig:
+    """Fills in every "auto" from the recipe's global batch and clip norm, and checks the rest.
+
+    Raises RecipeError for unknown keys, for values that contradict the recipe and for a batch that can't be dealt;
+    LaunchError for a precision that this device or DeepSpeed can't do.
+    """
+    for key, value in config.items():
+        if key in ("optimizer", "scheduler"):
+            raise RecipeError(f"engine config: {key!r} belongs to the recipe (optimizer, schedule); remove it here")
+        if key not in ENGINE_KEYS:
+            near = difflib.get_close_matches(key, ENGINE_KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(ENGINE_KEYS)}"
+            raise RecipeError(f"engine config: unknown key {key!r}; {hint}")
+        if not (key in _FROM_RECIPE and value == "auto"):
+            check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
+        if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
+            raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
+    _agree(config, "train_batch_size", batch_size, "train.batch_size")
+    _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
+    per_gpu, accumulation = _deal(config, batch_size, world_size)
+    values = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, **config}
+    values |= {
+        "train_batch_size": batch_size,
+        "train_micro_batch_size_per_gpu": per_gpu,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip_norm,
+    }
+    _check_precision(values)
+    execution.of_engine_config(values)
+    return EngineConfig(values, per_gpu, accumulation)
+
+
+def refill(config: dict, world_size: int, other_batch: bool) -> dict:
+    """A resolved engine config to be resolved again: the recipe may have changed, its global batch (`other_batch`) and
+    the number of ranks, too."""
+    of_recipe = {"train_batch_size", "gradient_clipping"}
+    deal = [config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")]
+    fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
+    if other_batch or not fits:
+        of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
+    return config | dict.fromkeys(of_recipe, "auto")
+
+
+def clips_here(config: EngineConfig) -> bool:
+    in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
+    return config.zero_stage == 0 and not in_half
+
+
+def scales_here(config: EngineConfig) -> bool:
+    return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
+
+
+def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None:
+    value = config.get(key, "auto")
+    if value not in ("auto", recipe_value):
+        raise RecipeError(
+            f"engine config: {key} is {value}, but the recipe's {recipe_key} is {recipe_value}; "
+            f'write "auto" in the JSON, or --set {shlex.quote(f"{recipe_key}={value}")}'
+        )
+
+
+def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
+    """(images per rank and micro-batch, accumulation) of a global batch."""
+    per_gpu = config.get("train_micro_batch_size_per_gpu", "auto")
+    accumulation = config.get("gradient_accumulation_steps", "auto")
+    for key, value in (("train_micro_batch_size_per_gpu", per_gpu), ("gradient_accumulation_steps", accumulation)):
+        if value != "auto" and value < 1:
+            raise RecipeError(f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"')
+    if accumulation == "auto":
+        accumulation = 1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))
+    if per_gpu == "auto":
+        per_gpu = max(1, round(batch_size / (accumulation * world_size)))
+    if per_gpu * accumulation * world_size == batch_size:
+        return per_gpu, accumulation
+    step = accumulation * world_size
+    if config.get("train_micro_batch_size_per_gpu", "auto") != "auto":
+        step *= per_gpu
+    lower = batch_size // step * step
+    fits = ", ".join(str(size) for size in (lower, lower + step) if size)
+    ranks = [n for n in range(1, batch_size + 1) if batch_size % (n * step // world_size) == 0]
+    ranks = ", ".join(map(str, ranks)) or "none"
+    raise RecipeError(
+        f"train.batch_size {batch_size} can't be dealt to {world_size} ranks with accumulation {accumulation}"
+        f"{'' if step == accumulation * world_size else f' and {per_gpu} images a rank'}; nearest global batches that "
+        f"fit: {fits}; numbers of ranks that fit: {ranks}"
+    )
+
+
+def _check_precision(values: dict) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    fp16, autocast = values.get("fp16", {}), values.get("torch_autocast", {})
+    device = get_accelerator().device_name()
+    if fp16.get("enabled") and not get_accelerator().is_fp16_supported():
+        raise LaunchError(f"fp16 is not supported on this device ({device}); use ds_configs/fp32.json or bf16_autocast")
+    if fp16.get("auto_cast"):
+        raise RecipeError("engine config: fp16.auto_cast also halves the teacher's depth; remove it")
+    check_keys(autocast, ["enabled", "dtype", "lower_precision_safe_modules"], "engine config: torch_autocast")
+    if autocast.get("enabled") and "bf" not in str(autocast.get("dtype", "")):
+        raise RecipeError(
+            f"engine config: torch_autocast.dtype is {autocast.get('dtype')!r}; only bfloat16 trains rightly with "
+            "DeepSpeed 0.19 (in fp16 it clips gradients that still carry the loss scale); for fp16 use fp16.enabled"
+        )
+    if values.get("data_types", {}).get("buffer_dtype") not in (None, "fp32"):
+        raise RecipeError("engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it")

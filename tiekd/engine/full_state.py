@@ -1,0 +1,201 @@
+"""Weights and optimizer moments by parameter name, whole and in fp32: out of an engine of any ZeRO stage, and into one.
+
+With them a run goes on with another number of ranks or at another stage, where DeepSpeed's own files don't load, and
+every checkpoint has plain weights. Cost: one collective per tensor; the main rank holds everything once in host memory.
+Left out: DeepSpeed's offload to NVMe.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tiekd.distributed import comm
+
+# Where DeepSpeed's optimizers keep the flat fp32 tensors that the torch optimizer steps.
+_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+_FLAT_GROUPS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition")
+
+
+def weights(engine) -> dict[str, Tensor]:
+    """The student's fp32 weights and its buffers on the CPU, on the main rank; empty elsewhere. Collective.
+
+    Weights are the optimizer's fp32 ones where the engine runs in half precision.
+    """
+    masters = _masters(engine)
+    values = {}
+    for name, parameter in engine.module.named_parameters():
+        whole = masters[name] if masters else _whole(parameter)
+        if comm.is_main():
+            values[name] = whole.detach().float().cpu().clone().view(_shape(parameter))
+    if comm.is_main():
+        for name, buffer in engine.module.state_dict().items():
+            if name not in values:
+                values[name] = (buffer.float() if buffer.is_floating_point() else buffer).cpu().clone()
+    return values
+
+
+def moments(engine) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's state per parameter, on the main rank; empty elsewhere and before the first step. Collective.
+
+    Tensors of the parameter's shape (`exp_avg`, ...) are fp32; the others (`step`) are as the optimizer has them.
+    """
+    state = _torch_optimizer(engine).state
+    masters = _masters(engine)
+    values = {}
+    if masters:
+        values = {name: dict(state[master]) for name, master in masters.items() if master in state}
+    elif state:
+        _link_all_groups(engine)
+        flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
+        like_weights = [key for key, value in state[flat].items() if _is_like(value, flat)]
+        others = {key: value for key, value in state[flat].items() if key not in like_weights}
+        for name, parameter in engine.module.named_parameters():
+            values[name] = {key: _whole(parameter, key) for key in like_weights} | others
+            if not comm.is_main():
+                values.clear()
+    if not comm.is_main():
+        return {}
+    shapes = {name: _shape(parameter) for name, parameter in engine.module.named_parameters()}
+    return {name: {key: _copy(value, shapes[name]) for key, value in kept.items()} for name, kept in values.items()}
+
+
+def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
+    """Puts what `weights` and `moments` gave into an engine of any stage; every rank has both whole. Collective.
+
+    Without moments the optimizer is as before its first step.
+    """
+    _set_module(engine, values)
+    masters, state = _masters(engine), _torch_optimizer(engine).state
+    state.clear()
+    if masters:
+        for name, master in masters.items():
+            master.data.copy_(values[name])
+            if name in kept:
+                state[master] = {key: _copy(value, master.shape) for key, value in kept[name].items()}
+        return
+    if kept:
+        some = next(iter(kept))
+        shape = values[some].shape
+        for flat in _flat_groups(engine):
+            state[flat] = {
+                key: torch.zeros_like(flat) if value.shape == shape and value.ndim else value.clone()
+                for key, value in kept[some].items()
+            }
+        if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in engine.module.named_parameters():
+        _set_whole(parameter, values[name])
+        for key, value in kept.get(name, {}).items():
+            if value.ndim and value.shape == values[name].shape:
+                _set_whole(parameter, value, key)
+
+
+def counters(engine) -> dict[str, float]:
+    """What the engine counts, and its loss scale; 1 where it has none."""
+    values = {name: getattr(engine, name) for name in _COUNTERS}
+    scaler = _scaler(engine)
+    return values | {"loss_scale": 1.0 if scaler is None else float(scaler.cur_scale)}
+
+
+def set_counters(engine, values: dict[str, float]) -> None:
+    """Puts back what `counters` gave; an engine that scaled no loss before starts with the scale of its config."""
+    for name in _COUNTERS:
+        setattr(engine, name, values[name])
+    scaler = _scaler(engine)
+    if scaler is not None and values["loss_scale"] != 1:
+        scaler.cur_scale = values["loss_scale"]
+
+
+def _scaler(engine):
+    if not engine.fp16_enabled():
+        return None
+    return getattr(engine.optimizer, "loss_scaler", None) or engine.optimizer.loss_scale_config
+
+
+def _set_module(engine, values: dict[str, Tensor]) -> None:
+    """The weights and buffers that forward runs on."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    parameters = dict(engine.module.named_parameters())
+    kept = engine.module.state_dict()
+    buffers = {name: tensor for name, tensor in engine.module.named_buffers() if name in kept}
+    sharded = [p for p in parameters.values() if hasattr(p, "ds_id")]
+    with GatheredParameters(sharded, modifier_rank=0, enabled=bool(sharded)), torch.no_grad():
+        for name, tensor in {**parameters, **buffers}.items():
+            tensor.copy_(values[name])
+
+
+def _masters(engine) -> dict[str, Tensor] | None:
+    """At stage 0 the tensor that the torch optimizer steps for each parameter; None where ZeRO has them flat."""
+    if engine.zero_optimization_stage() > 0 or any(hasattr(engine.optimizer, name) for name in _FLAT_GROUPS):
+        return None
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    if not hasattr(engine.optimizer, "fp32_groups"):
+        return {name: parameter for parameter, name in names.items()}
+    halves, masters = engine.optimizer.fp16_groups, engine.optimizer.fp32_groups
+    pairs = (zip(*groups, strict=True) for groups in zip(halves, masters, strict=True))
+    return {names[half]: master for pair in pairs for half, master in pair}
+
+
+def _torch_optimizer(engine) -> torch.optim.Optimizer:
+    return engine.optimizer if isinstance(engine.optimizer, torch.optim.Optimizer) else engine.optimizer.optimizer
+
+
+def _link_all_groups(engine) -> None:
+    """Lets DeepSpeed find every parameter's moments: at stages 1 and 2 it looks for them once, when the first of the
+    optimizer's groups has made its first step, and then the others have none."""
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _flat_groups(engine) -> Iterator[Tensor]:
+    name = next(name for name in _FLAT_GROUPS if hasattr(engine.optimizer, name))
+    return iter(getattr(engine.optimizer, name))
+
+
+def _whole(parameter: Tensor, key: str | None = None) -> Tensor:
+    """The fp32 parameter, or its moment `key`, of a ZeRO engine."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    return safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
+
+
+def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None:
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    if hasattr(parameter, "ds_id"):
+        # The last rank's shard is padded, which DeepSpeed's own function for whole values doesn't know.
+        size = parameter.ds_tensor.numel()
+        flat = F.pad(value.flatten(), (0, size * comm.world_size() - value.numel()))
+        value = flat[comm.rank() * size :][:size]
+        setters = safe_set_local_fp32_param, safe_set_local_optimizer_state
+    else:
+        setters = safe_set_full_fp32_param, safe_set_full_optimizer_state
+    if key:
+        setters[1](parameter, value, key)
+    else:
+        setters[0](parameter, value)
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _is_like(value, flat: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == flat.shape
+
+
+def _copy(value, shape: torch.Size):
+    """On the CPU, in the parameter's shape if it has one element for each of its."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu().clone()
+    return value.view(shape) if value.ndim else value

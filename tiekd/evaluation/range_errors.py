@@ -1,0 +1,66 @@
+"""Bias and error by range of the measured depth: near, middle and far.
+
+A network may be right on the mean and wrong where it matters: too near far away, as most are, shows here and in none of
+the nine metrics. The ranges are a quarter, a half and the whole of the cap: 0-20, 20-40 and 40-80 m on KITTI. Unlike
+the nine metrics these are means over all pixels of a range, since many images have a few far ones only. Sums are
+float64 and stay on the device, without a host sync; some twelve passes over the crop's pixels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tiekd.evaluation import metrics
+
+_SHARES = (0.0, 0.25, 0.5, 1.0)  # of the cap
+NUM_RANGES = len(_SHARES) - 1
+PIXELS = 0  # the place of the number of pixels among the sums
+
+
+class RangeFigures(NamedTuple):
+    """Of the pixels whose measured depth is from from_m to below to_m: how many there are, the mean of prediction -
+    ground truth (below 0: predicted too near), of its size over the ground truth, and the root of its mean square. NaN
+    without a pixel."""
+
+    from_m: float
+    to_m: float
+    pixels: int
+    bias_m: float
+    abs_rel: float
+    rmse_m: float
+
+
+def bounds_m(cap: float) -> list[tuple[float, float]]:
+    """The ranges (from, to) in metres."""
+    edges = [share * cap for share in _SHARES]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+@torch.no_grad()
+def range_sums(prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: float, crop: str) -> Tensor:
+    """Per image and range: the number of pixels, and the sums of d, |d| / t and d^2, for d = prediction - t.
+
+    prediction, ground_truth: (B, 1, H, W), metres; what counts is what counts for `metrics.depth_metrics`. Returns
+    (B, NUM_RANGES, 4) float64 on the same device. A prediction that is not finite is an infinite error.
+    """
+    rows, columns = metrics.crop_box(crop, *prediction.shape[-2:])
+    predicted, truth = (maps[:, 0, rows, columns].flatten(1).double() for maps in (prediction, ground_truth))
+    counts = (truth > min_depth) & (truth < cap)
+    truth = torch.where(counts, truth, 1.0)
+    difference = torch.where(predicted.isfinite(), predicted, torch.inf) - truth
+    terms = (torch.ones_like(truth), difference, difference.abs() / truth, difference.square())
+    sums = []
+    for low, high in bounds_m(cap):
+        here = counts & (truth >= low) & (truth < high)
+        sums.append(torch.stack([torch.where(here, term, 0.0).sum(1) for term in terms], dim=1))
+    return torch.stack(sums, dim=1)
+
+
+def range_figures(sums: Tensor, cap: float) -> list[RangeFigures]:
+    """What the sums (N, NUM_RANGES, 4) of all images come to."""
+    figures = []
+    for (low, high), (count, bias, relative, square) in zip(bounds_m(cap), sums.double().sum(0), strict=True):
+        means = (bias / count, relative / count, (square / count).sqrt())
+        figures.append(RangeFigures(low, high, int(count), *(mean.item() for mean in means)))
+    return figures

@@ -1,0 +1,250 @@
+"""A student as a file that needs nothing of this project to run: pixels in, metres out, checked before it is there.
+
+    onnx           one self-contained .onnx of standard operators (tiekd/inference/export/onnx_format.py)
+    torch_export   a .pt2 of torch.export, for torch alone (tiekd/inference/export/program_format.py)
+    weights        a .pth with the plain float32 state dict and the recipe node that builds its network
+
+The working resolution is inside: pictures go in at their own size, and depth comes out at it. The file is written
+beside, read back, run on pictures and held against `load_student` (tiekd/inference/export/agreement.py); what doesn't
+agree is removed. Two convolutions in a row that come cheaper as one are one in it (`DenseDepth.fold`). Half
+precision is float16 inside, after norms were folded into the convolutions before them
+(tiekd/inference/export/norms.py); input and output stay as they are.
+Cost: seconds to minutes of tracing, and per picture two runs on the CPU; with a DPM head at full resolution about three
+(K, H, W) float32 tensors. Left out: integers (quantisation); sizes left open where the working size depends on the
+picture's, or a network's arithmetic on a size that isn't resized (BTS, AdaBins, Swin); files above the 2 GB of a
+protobuf.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from tiekd import files
+from tiekd.data.resize import OWN_SIZE, SLACK, Resize, of_node
+from tiekd.errors import ExportError
+from tiekd.files import sync
+from tiekd.inference.export import agreement, onnx_format, program_format
+from tiekd.inference.export.deployed import Deployed
+from tiekd.inference.export.norms import fold_norms
+from tiekd.inference.student import Student
+from tiekd.models.build import build_network
+from tiekd.models.decoders.densedepth import DenseDepth
+from tiekd.models.heads.dpm import Dpm
+from tiekd.models.network import Network
+from tiekd.models.weights import state_dicts
+
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "weights": ".pth"}
+INPUTS = {"uint8": torch.uint8, "float": torch.float32}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a student is exported.
+
+    size: (height, width), pixels of the pictures that the file takes, at their own size; with `dynamic` of those it is
+    first tried on. resize: the working resolution, which is inside.
+    format: a key of SUFFIXES. input: "uint8", or "float" for float32 of the same 0..255. half: float16 inside.
+    confidence: a second output, of a DPM head. readout: a DPM head's, see tiekd.models.readout.
+    """
+
+    size: tuple[int, int]
+    format: str = "onnx"
+    input: str = "uint8"
+    dynamic: bool = False
+    half: bool = False
+    confidence: bool = False
+    readout: str = "mean"
+    resize: Resize = OWN_SIZE
+
+    @property
+    def open_resize(self) -> Resize:
+        """The working resolution of a file that takes any size: the pictures' own where recipes say none."""
+        return OWN_SIZE if self.resize.at_most is not None else self.resize
+
+    @property
+    def outputs(self) -> list[str]:
+        """The file's outputs by name, in order."""
+        return ["depth", "confidence"] if self.confidence else ["depth"]
+
+
+class Exported(NamedTuple):
+    """agreements: one row per tried size. file_ms, torch_ms: of one picture, on the CPU; None for weights."""
+
+    agreements: list[agreement.Agreement]
+    file_ms: float | None
+    torch_ms: float | None
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's name tells; ONNX where it tells none, which `check` then refuses."""
+    return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
+
+
+def least_side(network: Network, settings: Settings) -> int:
+    """The least height and width of the pictures that a file takes, in pixels; of one size, see `check`, too."""
+    if settings.dynamic:
+        return program_format.least_side(network, settings.open_resize)
+    return max(network.encoder.strides) if settings.open_resize == OWN_SIZE else 1
+
+
+def check(network: Network, settings: Settings, path: Path) -> None:
+    """Raises ExportError for what can't be, before anything costs time; makes the file's folder, else LaunchError."""
+    if path.suffix != SUFFIXES[settings.format]:
+        raise ExportError(
+            f"--out {path}: a file of format {settings.format} ends with {SUFFIXES[settings.format]}; name it so, or "
+            f"choose another --format ({', '.join(SUFFIXES)})"
+        )
+    is_plain = settings == Settings(settings.size, "weights", resize=settings.resize)
+    if settings.format == "weights" and not is_plain:
+        raise ExportError("--format weights: holds no arithmetic; leave out --input, --dynamic, --half, --confidence")
+    _check_size(network, settings)
+    if (settings.confidence or settings.readout != "mean") and not isinstance(network.head, Dpm):
+        option = "--confidence" if settings.confidence else f"--readout {settings.readout}"
+        raise ExportError(f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head")
+    if settings.format == "onnx":
+        onnx_format.check_packages()
+    files.check_output("--out", path, SUFFIXES[settings.format])
+
+
+def _check_size(network: Network, settings: Settings) -> None:
+    height, width = settings.size
+    canvas = settings.resize.place(height, width).canvas
+    if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
+        raise ExportError(
+            f"--dynamic: the size at which the network sees a picture ({settings.resize}) depends on the picture's; "
+            "leave out --dynamic and export one file a size (--size HxW), or train with data.resize.mode=stretch"
+        )
+    if settings.dynamic and settings.resize.at_most is not None and canvas != settings.size:
+        raise ExportError(
+            f"--size {height}x{width}: with --dynamic nothing is shrunk, but the network would see {canvas[0]}x"
+            f"{canvas[1]} of it; leave out --dynamic, or give --set data.resize=null for pictures at their own size"
+        )
+    least = least_side(network, settings)
+    if min(settings.size) < least:
+        raise ExportError(f"--size {height}x{width}: too small for this network; give at least {least}x{least}")
+    if min(canvas) < max(network.encoder.strides):
+        raise ExportError(
+            f"--size {height}x{width}: the network would see {canvas[0]}x{canvas[1]} of it ({settings.resize}); it "
+            f"needs at least {max(network.encoder.strides)} pixels a side, give a larger data.resize"
+        )
+
+
+def write(
+    path: Path,
+    network: Network,
+    node: dict,
+    settings: Settings,
+    pictures: Sequence[Tensor],
+    facts: dict[str, str],
+    stream: TextIO,
+) -> Exported:
+    """Writes `path` if what it then holds agrees with the network on every picture; else ExportError and no file.
+
+    network: in eval mode, float32, on the CPU; it stays as it is. node: its recipe node. pictures: (B, 3, H, W) uint8
+    batches, of any sizes with `dynamic`. facts: what is written into the file about it. stream: for progress, in lines.
+    """
+    check(network, settings, path)
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        stream.write(f"Writing {settings.format}\n")
+        facts = {**facts, **_description(network, settings)}
+        read_back = _FORMATS[settings.format](partial, network, node, settings, facts)
+        student = Student(network, "cpu", settings.readout, settings.resize)
+        reference = agreement.Reference(student, settings.confidence)
+        limits = agreement.limits_of(settings.half, settings.readout, network.max_depth)
+
+        def run(image: Tensor) -> tuple[Tensor, ...]:
+            return read_back(image.to(INPUTS[settings.input]))
+
+        agreements = []
+        for batch in pictures:
+            agreements.append(agreement.agreement(run, reference, batch, limits))
+            stream.write(f"{agreements[-1]}\n")
+        file_ms = torch_ms = None
+        if settings.format != "weights":
+            one = pictures[0][:1]
+            file_ms, torch_ms = (agreement.latency_ms(each, one) for each in (run, reference))
+        agreement.refuse_disagreement(agreements, path)
+        sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Exported(agreements, file_ms, torch_ms)
+
+
+def _program(network: Network, settings: Settings) -> ExportedProgram:
+    network = copy.deepcopy(network)
+    if isinstance(network.decoder, DenseDepth):
+        network.decoder.fold()
+    deployed = Deployed(
+        network,
+        settings.readout,
+        settings.confidence,
+        settings.open_resize if settings.dynamic else settings.resize,
+        None if settings.dynamic else settings.size,
+    )
+    shape = settings.size, INPUTS[settings.input], settings.dynamic
+    if settings.half:
+        fold_norms(deployed, program_format.trace(deployed, *shape))
+        network.half()
+    return program_format.trace(deployed, *shape)
+
+
+def _write_onnx(path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
+    program = _program(network, settings)
+    onnx_format.write(path, program, settings.outputs, settings.dynamic, facts)
+    return onnx_format.load(path)
+
+
+def _write_torch_export(
+    path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]
+) -> Callable:
+    program_format.write(path, _program(network, settings), facts)
+    return program_format.load(path)
+
+
+def _write_weights(path: Path, network: Network, node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
+    content = {"state_dict": network.state_dict(), "network": node, "resize": settings.resize.node()}
+    torch.save({**content, "iteration": 0, "facts": facts}, path)
+    state = state_dicts.read_checkpoint(path)
+    again = build_network(state["network"])
+    state_dicts.load_into(again, state_dicts.named_tensors(state))
+    return agreement.Reference(Student(again, "cpu", resize=of_node(state["resize"])), confidence=False)
+
+
+def _description(network: Network, settings: Settings) -> dict[str, str]:
+    """What whoever finds the file has to know, in words."""
+    facts = {
+        "input": f"image: RGB, {settings.input} 0..255, (batch, 3, height, width), upright and at its own size; "
+        "resizing and normalisation are inside",
+        "output": f"depth: float32 metres from {network.min_depth:g} to {network.max_depth:g}, "
+        "(batch, 1, height, width)",
+        "working_resolution": working_resolution(settings),
+        "readout": settings.readout,
+    }
+    if settings.format == "weights":
+        facts["input"] = (
+            "image: RGB at the working resolution, ImageNet's mean taken off and divided by its deviation, (batch, 3, "
+            "height, width)"
+        )
+    if settings.confidence:
+        facts["confidence"] = "float32 0..1, the probability that depth is near the likeliest one"
+    return facts
+
+
+def working_resolution(settings: Settings) -> str:
+    """The working resolution of a file, in words."""
+    if not settings.dynamic or settings.resize.at_most is None:
+        return str(settings.resize)
+    most = "x".join(map(str, settings.resize.at_most))
+    return f"the picture's own size; load_student shrinks those of more than {SLACK:g} times {most}, this file none"
+
+
+_FORMATS = {"onnx": _write_onnx, "torch_export": _write_torch_export, "weights": _write_weights}

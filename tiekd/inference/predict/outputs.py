@@ -1,0 +1,166 @@
+"""What prediction writes, and where: one folder a kind below --out, in each the tree of the inputs.
+
+    depth/       16-bit PNG in the data set's unit, as the `folder` data set reads it; 0 nowhere
+    colour/      PNG with a scale in metres; of a video one MP4
+    raw/         NPY, (H, W) float32 metres
+    points/      PLY, camera coordinates in metres, coloured
+    confidence/  8-bit PNG, 255 for certain; with raw also NPY, (H, W) float32 from 0 to 1
+    times/       CSV of a video's frames
+
+Every file is whole or not there. What exists is left alone unless the user says so, and inputs are never written to.
+"""
+
+import importlib
+import io
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tiekd.config.schema import check_value
+from tiekd.data.frames import Camera
+from tiekd.data.image_io import write_depth_png, write_durably, write_image
+from tiekd.errors import DataError, RecipeError
+from tiekd.inference.predict.inputs import Input
+from tiekd.inference.predict.point_cloud import encode_ply
+from tiekd.visualization import pictures
+from tiekd.visualization.depth_bar import with_bar
+
+LARGEST_LEVEL = 65535
+DEFAULT_UNITS_PER_M = 256.0
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """units_per_m: levels of depth/ that make a metre; max_depth: metres at the far end of the colours; raw, points,
+    confidence: whether these kinds are written."""
+
+    folder: Path
+    units_per_m: float
+    max_depth: float
+    raw: bool = False
+    points: bool = False
+    confidence: bool = False
+
+    def of(self, name: str) -> dict[str, Path]:
+        """The files of a picture by kind."""
+        places = {"depth": ("depth", ".png"), "colour": ("colour", ".png")}
+        if self.raw:
+            places["raw"] = "raw", ".npy"
+        if self.points:
+            places["points"] = "points", ".ply"
+        if self.confidence:
+            places["confidence"] = "confidence", ".png"
+        if self.confidence and self.raw:
+            places["raw_confidence"] = "confidence", ".npy"
+        return {kind: self.folder / place / f"{name}{suffix}" for kind, (place, suffix) in places.items()}
+
+    def of_video(self, name: str) -> dict[str, Path]:
+        """The files of a video, and under each other kind's name the folder of its frames."""
+        return {kind: path.parent for kind, path in self.of(f"{name}/0").items()} | {
+            "colour": self.folder / "colour" / f"{name}.mp4",
+            "times": self.folder / "times" / f"{name}.csv",
+        }
+
+    def check(self, inputs: Iterable[Input], overwrite: bool) -> None:
+        """Raises DataError where an input, or without `overwrite` any file that is there, would be written to."""
+        inputs = list(inputs)
+        sources = {os.path.realpath(item.path) for item in inputs}
+        there: list[Path] = []
+        for item in inputs:
+            files = self.of_video(item.name) if item.is_video else self.of(item.name)
+            for path in dict.fromkeys(files.values()):
+                if os.path.realpath(path) in sources:
+                    raise DataError(f"{path}: is an input, and would be written to; give another --out")
+                if path.exists():
+                    there.append(path)
+        if there and not overwrite:
+            more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+            raise DataError(f"{there[0]}{more} exist already; give another --out, or --overwrite to replace them")
+
+    def write(
+        self,
+        name: str,
+        rgb: np.ndarray,
+        depth: np.ndarray,
+        confidence: np.ndarray | None = None,
+        camera: Camera | None = None,
+        colour: bool = True,
+    ) -> None:
+        """Writes the files of one picture. rgb: (H, W, 3) uint8; depth, confidence: (H, W) float32.
+
+        colour: whether to write that kind, too. Raises DataError and OSError where the disk doesn't take them.
+        """
+        files = self.of(name)
+        if not colour:
+            del files["colour"]
+        for path in files.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_depth_png(files["depth"], depth, self.units_per_m)
+        if colour:
+            write_image(files["colour"], self.coloured(depth))
+        if self.raw:
+            write_durably(files["raw"], _npy(depth))
+        if self.points:
+            write_durably(files["points"], encode_ply(depth, rgb, camera))
+        if self.confidence:
+            write_image(files["confidence"], np.rint(confidence.clip(0, 1) * 255).astype(np.uint8))
+        if self.confidence and self.raw:
+            write_durably(files["raw_confidence"], _npy(confidence))
+
+    def remove_frames_from(self, name: str, count: int) -> None:
+        """Removes what an earlier, longer video of this name has left: its files of the frames numbered from count."""
+        for path in self.of(f"{name}/0").values():
+            for old in path.parent.glob(f"*{path.suffix}"):
+                if re.fullmatch(r"\d{6,}", old.stem) and int(old.stem) >= count:
+                    old.unlink()
+
+    def coloured(self, depth: np.ndarray) -> np.ndarray:
+        """(H, W) metres -> (H, W + bar, 3) uint8."""
+        return with_bar(pictures.colourise(depth, self.max_depth), self.max_depth)
+
+
+def units_of(data: dict, max_depth: float) -> float:
+    """How many levels of a depth PNG make a metre in a recipe's data set: 256 in KITTI's, 1000 in NYU's, a folder's
+    `depth_unit`; where nothing says, KITTI's, or as many as 16 bits hold up to `max_depth` metres.
+    Raises RecipeError."""
+    name, unit = data.get("name", ""), data.get("depth_unit")
+    if unit is not None:
+        check_value(unit, float, "data.depth_unit")
+        if not 1 <= unit <= LARGEST_LEVEL:
+            raise RecipeError(f"data.depth_unit: got {unit}; it is how many levels make a metre, such as 1000 or 256")
+        return float(unit)
+    if name in ("kitti", "nyu"):
+        return importlib.import_module(f"tiekd.data.datasets.{name}").UNITS_PER_M
+    return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // max_depth or 1.0)
+
+
+def parse_units(text: str | None, data: dict, max_depth: float) -> float:
+    """The option --depth-unit, else `units_of`. Raises RecipeError."""
+    if text is None:
+        return units_of(data, max_depth)
+    try:
+        units = float(text)
+    except ValueError:
+        units = 0.0
+    if not 0 < units <= LARGEST_LEVEL:
+        raise RecipeError(f"--depth-unit: got {text!r}; it is how many levels make a metre, such as 1000 or 256")
+    return units
+
+
+def in_words(units_per_m: float, max_depth: float) -> str:
+    """What is in depth/, and what a user must know of a unit that can't hold the network's range."""
+    largest = LARGEST_LEVEL / units_per_m
+    cut = ""
+    if largest < max_depth:
+        cut = f"; what is beyond {largest:.2f} m is stored as that, which data sets read as none"
+    return f"16-bit PNG, {units_per_m:g} levels a metre{cut}"
+
+
+def _npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values.astype(np.float32, copy=False), allow_pickle=False)
+    return file.getvalue()

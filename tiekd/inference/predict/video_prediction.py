@@ -1,0 +1,98 @@
+"""Predicts the depth of a video, frame by frame, and writes it: frames like pictures, colours as a video.
+
+The colours have the video's rate and times; a table has each frame's time and how much depth changed in it where
+nothing moves (tiekd/inference/predict/flicker.py). Left out: making depth steadier, which is the network's matter.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
+from math import isnan
+from typing import TextIO
+
+import torch
+
+from tiekd.console import Progress
+from tiekd.data.image_io import write_durably
+from tiekd.errors import DataError
+from tiekd.inference.predict.flicker import Flicker
+from tiekd.inference.predict.inputs import Input
+from tiekd.inference.predict.predictor import THREADS, Predictor, Writes
+from tiekd.inference.predict.video import Frame, Video, writing
+
+COLUMNS = ("frame", "time_s", "static_change_m", "static_share")
+
+
+def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
+    """Predicts a video's frames, named `<name>/000000` and so on; `out` is told how far it is, how fast it was and how
+    much it flickers.
+
+    Raises DataError where the file is no video or breaks off; what was predicted until then is whole and there.
+    """
+    video, outputs, flicker, rows = Video(item.path), predictor.outputs, Flicker(), []
+    started = time.monotonic()
+    files = outputs.of_video(item.name)
+    progress = Progress(f"{item.path.name}, frames", video.count, lambda: len(rows), out)
+    broken: list[DataError] = []
+    with (
+        writing(files["colour"], video.rate, video.time_base) as add,
+        ThreadPoolExecutor(THREADS) as writers,
+        Writes() as writes,
+    ):
+        for chunk in _chunks(_until_broken(video, broken), predictor.batch_size):
+            batch = [predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame)) for index, frame in chunk]
+            for (index, frame), picture, (depth, confidence) in zip(chunk, batch, predictor.depths(batch), strict=True):
+                writes.add(writers.submit(predictor.write, picture, depth, confidence, colour=False))
+                add(outputs.coloured(depth.numpy()), frame.pts)
+                change, share = flicker.add(picture.pixels, depth)
+                rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
+            progress.update()
+    progress.finish()
+    if rows:
+        outputs.remove_frames_from(item.name, len(rows))
+        _write_table(files["times"], rows)
+    if broken or not rows:
+        raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
+    elapsed_s = time.monotonic() - started
+    out.write(
+        f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in {elapsed_s:.1f} s: "
+        f"{len(rows) / elapsed_s:.2f} images/s\n"
+        f"Flicker: {_told(flicker.mean)}, the mean change of depth between frames where the picture stays as it is\n"
+    )
+    return flicker
+
+
+def _chunks(frames: Iterable[Frame], most: int) -> Iterator[list[tuple[int, Frame]]]:
+    """Frames with their numbers, up to `most` of one size that follow each other."""
+    for _, alike in groupby(enumerate(frames), lambda numbered: numbered[1].rgb.shape):
+        while chunk := list(islice(alike, most)):
+            yield chunk
+
+
+def _pixels(frame: Frame) -> torch.Tensor:
+    return torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1)
+
+
+def _until_broken(video: Video, broken: list[DataError]) -> Iterator[Frame]:
+    try:
+        yield from video.frames()
+    except DataError as error:
+        broken.append(error)
+
+
+def _write_table(path, rows: list[tuple]) -> None:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, table.getvalue().encode())
+
+
+def _number(value: float) -> str:
+    return "" if isnan(value) else f"{value:.4f}"
+
+
+def _told(flicker: float) -> str:
+    return "none to be measured" if isnan(flicker) else f"{flicker:.3f} m"

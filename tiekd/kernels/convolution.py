@@ -1,0 +1,184 @@
+"""Convolutions as a CPU does them best, by the choices of tiekd/kernels/layouts.py.
+
+`Conv2d` is torch's, with the weight gradient by matrix products where the choice says so: oneDNN has
+no fast one of channels_last features without AVX-512 (19 GFLOP/s against 74 of contiguous ones,
+128 -> 128 channels at 128x256, one thread). A product a tap and strip of rows does 88, copies nothing,
+and leaves forward and the gradient of the features what they are.
+
+`compute_in_fp32` is for bf16 where the CPU has no such arithmetic: features and gradients stay bf16,
+a convolution takes them as fp32 and rounds its result. Sums are in fp32, as bf16 arithmetic has them.
+
+Left out: strides, dilations and groups, and GPUs. A compiler gets the operators that it knows.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from tiekd.kernels import layouts
+
+_STRIP_PIXELS = 4096  # features and gradients of 128 channels in a core's L2 cache, and long sums for a product
+
+
+_3X3 = ((1, 1), (1, 1), (1, 1), 1)  # stride, padding, dilation and groups of what products are for
+
+
+class Conv2d(nn.Conv2d):
+    """torch's Conv2d, with its weights and state dict."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        how = self.stride, self.padding, self.dilation, self.groups
+        if how == _3X3 and wants_products(x, weight, x.shape[2:]):
+            return _ByProducts.apply(x, weight, bias)
+        return super()._conv_forward(x, weight, bias)
+
+
+def is_large(pixels: int, in_channels: int, out_channels: int) -> bool:
+    """True where a 3x3 convolution has more features, in and out, than weights."""
+    return pixels * (in_channels + out_channels) > 9 * in_channels * out_channels
+
+
+def compute_in_fp32(network: nn.Module) -> None:
+    """Has all half-precision convolutions on a CPU computed in fp32. In place; the state dict stays."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
+            module._conv_forward = partial(_in_fp32, module, module._conv_forward)
+
+
+def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) -> Tensor:
+    """Gradient of the weights of a 3x3 convolution with padding 1, by matrix products.
+
+    Args:
+        x: (B, C, H, W), what is convolved; channels_last, or it is copied.
+        grad: (B, O, H, W), the gradient of the result, likewise.
+        strip_pixels: about how many pixels one product sums over.
+
+    Returns:
+        (O, C, 3, 3), in the dtype of x.
+    """
+    batch_size, in_channels, height, width = x.shape
+    images = x.permute(0, 2, 3, 1).reshape(batch_size, height * width, in_channels)
+    grads = grad.permute(0, 2, 3, 1).reshape(batch_size, height * width, grad.shape[1])
+    total = x.new_zeros(3, 3, grad.shape[1], in_channels)
+    strip = max(1, strip_pixels // width) * width
+    for image, of_image in zip(images, grads, strict=True):
+        for start in range(0, height * width, strip):
+            for row, column in _TAPS:
+                # The pixel that a tap is multiplied with lies so many further on in memory.
+                offset = (row - 1) * width + column - 1
+                first = max(start, -offset)
+                end = min(start + strip, height * width, height * width - offset)
+                if first < end:
+                    total[row, column].addmm_(of_image[first:end].T, image[first + offset : end + offset])
+        _take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, width, -1))
+    return total.permute(2, 3, 0, 1).contiguous()
+
+
+_TAPS = [(row, column) for row in range(3) for column in range(3)]
+
+
+def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
+    """Takes off what neighbours in memory that are none in the image have added.
+
+    Before a row's first pixel lies the last one of the row above; it was taken for the zero of the padding.
+    """
+    height, width = image.shape[:2]
+    for row in range(3):
+        for column, at, wrapped, shift in ((0, 0, width - 1, row - 2), (2, width - 1, 0, row)):
+            first, end = max(0, -shift), min(height, height - shift)
+            if first < end:
+                neighbours = image[first + shift : end + shift, wrapped]
+                total[row, column].addmm_(grad[first:end, at].T, neighbours, alpha=-1)
+
+
+class _ByProducts(torch.autograd.Function):
+    """3x3 convolution with padding 1, with `weight_gradient`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        return gradients_by_products(grad, x, weight, ctx.needs_input_grad)
+
+
+class _InFp32(torch.autograd.Function):
+    """A convolution of half-precision tensors, of which it keeps only those."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how = module.stride, module.padding, module.dilation, module.groups
+        bias = None if bias is None else bias.float()
+        with torch.autocast("cpu", enabled=False):
+            return conv2d(x.float(), weight.float(), bias, *ctx.how).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        grad, x32, weight32 = grad.float(), x.float(), weight.float()
+        if ctx.how == _3X3 and _suits_products(x, weight, x.shape[2:]):
+            gradients = gradients_by_products(grad, x32, weight32, needs)
+        else:
+            gradients = _gradients(grad, x32, weight32, *ctx.how, list(needs))
+        return *(None if g is None else g.to(x.dtype) for g in gradients), None
+
+
+def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if x.device.type != "cpu" or dtype == torch.float32 or torch.compiler.is_compiling():
+        return usual(x, weight, bias)
+    # Rounded as autocast rounds them, so that the numbers are those of bf16 arithmetic.
+    bias = None if bias is None else bias.to(dtype)
+    return _InFp32.apply(x.to(dtype), weight.to(dtype), bias, module)
+
+
+def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
+    """True where the weight gradient of a 3x3 convolution with padding 1 is to be taken by products.
+
+    size: (H, W) of what is convolved; x may be what has yet to be upsampled to it.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    return _suits_products(x, weight, size)
+
+
+def gradients_by_products(
+    grad: Tensor, x: Tensor | None, weight: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias of a 3x3 convolution with padding 1, as far as they are needed. x may be None
+    where its and the weight's aren't."""
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    of_x = _gradients(grad, x, weight, *_3X3, [True, False, False])[0] if needs[0] else None
+    of_weight = weight_gradient(x, grad) if needs[1] else None
+    return of_x, of_weight, grad.sum((0, 2, 3)) if needs[2] else None
+
+
+def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
+    if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS or weight.shape[2:] != (3, 3):
+        return False
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return is_large(x.shape[0] * size[0] * size[1], weight.shape[1], weight.shape[0])
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride, padding, dilation, groups: int, mask: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """torch's gradients of x, weight and bias, as far as the mask asks for them."""
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask
+    )
+
+
+def prepare_bf16(network: nn.Module) -> None:
+    """Has bf16 convolutions on a CPU computed as the table has it for this CPU. In place."""
+    if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
+        compute_in_fp32(network)

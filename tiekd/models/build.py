@@ -1,0 +1,52 @@
+"""Puts networks together from recipe nodes."""
+
+from tiekd.config.build import build
+from tiekd.config.schema import check_keys, check_value
+from tiekd.errors import RecipeError
+from tiekd.models.network import Network
+
+PARTS = ("encoder", "neck", "decoder", "head", "min_depth", "max_depth")
+
+
+def build_network(node: dict, where: str = "network") -> Network:
+    """The network of `recipe["network"]`: encoder, optional neck, decoder, head, and the depth range in metres.
+
+    where: its place in the recipe, for messages. Returns a Network: (image (B, 3, H, W)) -> Prediction. Raises
+    RecipeError for unknown parts or arguments.
+    """
+    if not node:
+        raise RecipeError(f"{where}: the recipe has none; take one from model_configs/_base_/networks by _base_")
+    check_keys(node, PARTS, where)
+    missing = [part for part in PARTS if part not in node and part != "neck"]
+    if missing:
+        raise RecipeError(f"{where}: needs {', '.join(missing)}")
+    min_depth, max_depth = node["min_depth"], node["max_depth"]
+    for name in ("min_depth", "max_depth"):
+        check_value(node[name], float, f"{where}.{name}")
+    if not 1e-6 <= min_depth < max_depth <= 1e6:
+        raise RecipeError(
+            f"{where}: min_depth {min_depth} and max_depth {max_depth} must be metres with 0 < min < max, 1e-6 to 1e6"
+        )
+    encoder = build(node["encoder"], "tiekd.models.encoders", f"{where}.encoder")
+    channels, neck = encoder.channels, None
+    if "neck" in node:
+        neck = build(node["neck"], "tiekd.models.necks", f"{where}.neck", encoder_channels=channels)
+        channels = neck.channels
+    decoder = build(
+        node["decoder"],
+        "tiekd.models.decoders",
+        f"{where}.decoder",
+        encoder_channels=channels,
+        encoder_strides=encoder.strides,
+        max_depth=max_depth,
+    )
+    head = build(
+        node["head"],
+        "tiekd.models.heads",
+        f"{where}.head",
+        in_channels=decoder.channels,
+        stride=decoder.stride,
+        min_depth=min_depth,
+        max_depth=max_depth,
+    )
+    return Network(encoder, decoder, head, min_depth, max_depth, neck=neck)

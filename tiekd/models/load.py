@@ -1,0 +1,51 @@
+"""A recipe's network with the weights that a run has made, for those who use it."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tiekd.config.recipe import load_recipe, work_dir_of
+from tiekd.data import resize as resizes
+from tiekd.data.resize import Resize
+from tiekd.errors import CheckpointError
+from tiekd.models.build import build_network
+from tiekd.models.network import Network
+from tiekd.models.weights import state_dicts
+from tiekd.workdir import checkpoints
+
+
+class Trained(NamedTuple):
+    """A network with weights. weights: their file; resize: the working resolution that goes with them."""
+
+    network: Network
+    weights: Path
+    resize: Resize
+
+
+def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> Trained:
+    """The network of a recipe with its weights, which file those are, and their working resolution: what the overrides
+    say, else what the weights were saved with, else what the recipe says.
+
+    checkpoint_path: ours or a published one; a work dir, or a checkpoint in one; None: the recipe's work dir. Of a work
+    dir the best are taken, else the newest. Of the overrides those of the network, the work dir and data.resize count.
+    Raises RecipeError and CheckpointError.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    path = Path(checkpoint_path) if checkpoint_path else None
+    if path is None:
+        work_dir = Path(recipe.get("work_dir", work_dir_of(recipe_path)))
+        try:
+            path = checkpoints.find_weights(work_dir)
+        except CheckpointError as error:
+            command = f"bin/train.py {shlex.quote(str(recipe_path))}"
+            raise CheckpointError(f"{error}; train it with {command}, or name a checkpoint") from None
+    elif path.is_dir():
+        path = checkpoints.find_weights(path)
+    network = build_network(recipe.get("network"))
+    state = state_dicts.read_checkpoint(path)
+    try:
+        state_dicts.load_into(network, state_dicts.named_tensors(state))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return Trained(network, path, resizes.resize_of(state, recipe, overrides))

@@ -1,0 +1,145 @@
+"""ImageNet weights for encoders: `encoder: {name: resnet, depth: 50, pretrained: imagenet}`, or a file in its place.
+
+An encoder only notes what it was asked for; `load` fills it, and only a run that starts from nothing calls that. So
+resuming, other weights to start from, teachers, evaluation and export need neither file nor network connection.
+`imagenet` means torchvision's first set (IMAGENET1K_V1), with which published depth networks start, taken from the
+torch hub cache or downloaded into it by the main rank. A file may have torchvision's names, the published ones, ours
+or, for Swin, its authors'.
+Left out: other collections, and encoders that torchvision doesn't have with the same arithmetic.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tiekd.distributed import comm
+from tiekd.errors import CheckpointError, RecipeError
+from tiekd.models.weights import state_dicts, swin_names
+
+IMAGENET = "imagenet"
+_OPTION = "network.encoder.pretrained"
+_MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # inverted residuals a stage; torchvision counts them through, from 1
+
+
+def load(network: nn.Module) -> str | None:
+    """Fills the encoder of a new network as its `pretrained` says; returns what to log, None when it says nothing.
+
+    Collective: the main rank reads, the others get the tensors from it. Raises RecipeError where there are no such
+    weights, on every rank.
+    """
+    asking = [module for module in network.encoder.modules() if getattr(module, "pretrained", None) is not None]
+    if not asking:
+        return None
+    encoder, source = asking[0], asking[0].pretrained
+    state, problem = None, None
+    if comm.is_main():
+        try:
+            state = _fitting(_read(encoder, source), encoder, source)
+        except RecipeError as error:
+            problem = str(error)
+        except CheckpointError as error:
+            problem = f"{_OPTION}: {error}; or say {IMAGENET}, or null for a random start"
+    state, problem = comm.broadcast_object((state, problem))
+    if problem:
+        raise RecipeError(problem)
+    encoder.load_state_dict(state, strict=False)
+    what = f"ImageNet weights of torchvision's {encoder.torchvision_name}" if source == IMAGENET else source
+    return f"Encoder: {len(state)} tensors from {what}"
+
+
+def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's tensors under our names, without `encoder.`, from torchvision's, published or our names.
+
+    What belongs to a classifier, or to nothing that we know, is left out.
+    """
+    state = state.get("state_dict", state.get("model", state))
+    if swin_names.is_imagenet(state):
+        return swin_names.to_our_names(state)
+    if any(name.startswith("features.") for name in state):  # torchvision's MobileNetV2
+        renamed = {_mobilenet_name(name): tensor for name, tensor in state.items()}
+        return {name: tensor for name, tensor in renamed.items() if name is not None}
+    if not any(name.startswith("encoder.") for name in state):
+        state = state_dicts.from_published(state)
+    ours = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
+    return {name.removeprefix("swin."): tensor for name, tensor in ours.items()}
+
+
+def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
+    if source != IMAGENET:
+        return to_our_names(state_dicts.read_checkpoint(Path(source)))
+    name = encoder.torchvision_name
+    if name is None:
+        raise RecipeError(
+            f"{_OPTION}: {IMAGENET}, but torchvision has no weights for this encoder as it is configured; "
+            "give a file of weights, or null for a random start"
+        )
+    return to_our_names(_from_torchvision(name))
+
+
+def _from_torchvision(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    entry = get_model_weights(name).IMAGENET1K_V1
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+    if not file.is_file():
+        try:
+            entry.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError) as error:  # no connection, no space, or a download with another checksum
+            raise RecipeError(
+                f"{_OPTION}: {IMAGENET} weights of {name} can't be downloaded ({_one_line(error)}); put {entry.url} "
+                f"at {file}, or anywhere and say {_OPTION}=FILE"
+            ) from None
+    return state_dicts.read_checkpoint(file)
+
+
+def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[str, Tensor]:
+    """The tensors that the encoder has; stages behind its last tap are left out. RecipeError where one doesn't fit.
+
+    Those that the encoder's `not_pretrained` begins the names of may be missing.
+    """
+    own, new = encoder.state_dict(), getattr(encoder, "not_pretrained", ())
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    wrong = [name for name in missing if not name.startswith(new)]
+    wrong += [name for name in own if name in state and state[name].shape != own[name].shape]
+    if wrong:
+        raise RecipeError(
+            f"{_OPTION}: {len(wrong)} of the encoder's {len(own)} tensors are not in {source} or of another size, "
+            f"such as {wrong[0]}; give weights of the same architecture, depth and width"
+        )
+    return {name: state[name] for name in own if name in state}
+
+
+def _mobilenet_name(name: str) -> str | None:
+    """torchvision's `features.4.conv.0.1.weight` is our `layer3.0.conv.0.bn.weight`."""
+    match = re.fullmatch(r"features\.(\d+)\.(.+)", name)
+    if match is None:
+        return None
+    index, rest = int(match[1]) - 1, match[2]
+    if index == -1:  # the stem: 0 is its convolution, 1 its norm
+        return f"conv1.{_conv_or_norm(rest)}"
+    for stage, num_blocks in enumerate(_MOBILENET_BLOCKS, 1):
+        if index < num_blocks:
+            return _block_name(f"layer{stage}.{index}.conv", rest, 1 if stage == 1 else 2)
+        index -= num_blocks
+    return None  # the convolution before the classifier
+
+
+def _block_name(block: str, rest: str, projection: int) -> str:
+    """A block's name: before the projection (layer number `projection`) convolution and norm are one layer."""
+    layer, inner = rest.removeprefix("conv.").split(".", 1)
+    if int(layer) < projection:
+        return f"{block}.{layer}.{_conv_or_norm(inner)}"
+    kind = "conv" if int(layer) == projection else "bn"
+    return f"{block}.{projection}.{kind}.{inner}"
+
+
+def _conv_or_norm(rest: str) -> str:
+    number, parameter = rest.split(".", 1)
+    return f"{('conv', 'bn')[int(number)]}.{parameter}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

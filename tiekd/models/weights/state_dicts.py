@@ -1,0 +1,219 @@
+"""Weights by name: reading checkpoint files, loading them with a reckoning, and translating published ones.
+
+The published names and ours are in `published_names`. Left out: optimizer states, and reshaping of tensors that don't
+fit.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tiekd.errors import CheckpointError
+from tiekd.models.weights.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES, TABLES, VIT
+
+LISTED = 4  # tensors that an error message names
+COUNTERS = "*num_batches_tracked"  # of norms; they may be missing, as in old files
+# Published files of a best evaluation have its figure among them as a NumPy number, pickled under an old or a new name.
+_NUMPY_NUMBER = np.float64(0).__reduce__()[0]
+_PLAIN_TYPES = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8")),
+    *((_NUMPY_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+class Report(NamedTuple):
+    """Names by what became of them, sorted: loaded; not in the state; not in the network; of another shape."""
+
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    misfit: list[str]
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """What a checkpoint file holds, on the CPU. Files that would run code when read are refused.
+
+    Raises CheckpointError for a file that is missing, torn, not a torch file, or not tensors and plain values only.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth")
+    try:
+        with torch.serialization.safe_globals(_PLAIN_TYPES):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    except Exception as error:  # noqa: BLE001 - a torn pickle can raise anything
+        foreign = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
+        if foreign:
+            raise CheckpointError(
+                f"{path}: holds more than tensors and plain values ({foreign[1]}); save its state dict alone"
+            ) from None
+        raise CheckpointError(f"{path}: torn, or not torch's ({type(error).__name__}); copy or save it again") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}; it must be a dict of tensors")
+    tensors = state.get("state_dict", state)
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{path}: holds no tensors by name; save the network's state_dict() in it")
+    return state
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A network's tensors under our names, from a file of ours or a published one; errors as read_checkpoint."""
+    return named_tensors(read_checkpoint(path))
+
+
+def named_tensors(state: Mapping) -> dict[str, Tensor]:
+    """A network's tensors under our names, out of what `read_checkpoint` gives."""
+    tensors = state.get("state_dict", state)
+    if any(name.removeprefix("module.").startswith(PREFIXES[:2]) for name in tensors):
+        return from_published(state)
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
+def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a published (mmcv layout) checkpoint under our names.
+
+    state: bare or with a `state_dict` entry, names with or without `module.`, `backbone.` and `decode_head.`; a state
+        dict without either of the last two counts as an encoder's.
+    head: "dpm" or "sigmoid", which of the published head's two output convolutions lives; None tells by their sizes
+        (wrong only for a DPM head of exactly 256 bins; AdaBins' is told by its other names, and lives as a DPM's does).
+
+    What isn't ours is left out; `dropped` lists it. Raises CheckpointError where no name is known.
+    """
+    ours = _translated(state, head)
+    if not ours:
+        names = ", ".join(list(_bare(state))[:LISTED]) or "nothing"
+        raise CheckpointError(f"not a published checkpoint: it holds {names}; names like {NAMES[-1][0]} are expected")
+    return {name: tensor for name, tensor in ours.values()}
+
+
+def dropped(state: Mapping, head: str | None = None) -> list[str]:
+    """The names that `from_published` leaves out, sorted: dead parameters, classifiers, unknown ones."""
+    bare = _bare(state)
+    return sorted(set(bare) - set(_translated(state, head)))
+
+
+def unknown(state: Mapping) -> list[str]:
+    """The names of a published checkpoint that no row of the table fits, sorted; the rest of `dropped` is dead."""
+    return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under the published names; the inverse of `from_published` but for what that drops."""
+    published = {}
+    for name, tensor in state.items():
+        match = _renamed(name, _FROM_OURS)
+        if match is None:
+            table = "tiekd.models.weights.published_names.NAMES"
+            raise CheckpointError(f"{name}: has no published name; the table is {table}")
+        published[match] = tensor
+    return published
+
+
+def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
+    """How the names and shapes of a state dict fit a network, which may be on the meta device."""
+    own = network.state_dict()
+    matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
+    misfit = sorted(name for name in own if name in state and state[name].shape != own[name].shape)
+    return Report(matched, sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), misfit)
+
+
+def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> Report:
+    """Copies the tensors whose names and shapes fit into a network, casting to its dtypes.
+
+    ignore: glob patterns of names that need not fit ("head.*"). Raises CheckpointError, without changing the network,
+    where a tensor not ignored is missing, unexpected or of another shape, and where one to be copied is not plain
+    finite numbers; norms' batch counters may be missing.
+    """
+    own, report = network.state_dict(), compare(network, state)
+    complaints = [
+        f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})" for name in _not(report.misfit, ignore)
+    ]
+    complaints += [f"{name} ({flaw})" for name in report.matched if (flaw := _flaw(state[name], own[name]))]
+    complaints += [f"{name} (missing)" for name in _not(report.missing, [*ignore, COUNTERS])]
+    complaints += [f"{name} (not in the network)" for name in _not(report.unexpected, ignore)]
+    if complaints:
+        more = f" and {len(complaints) - LISTED} more" if len(complaints) > LISTED else ""
+        raise CheckpointError(
+            f"{len(complaints)} of {len(own)} tensors don't fit: {', '.join(complaints[:LISTED])}{more}; "
+            "use the recipe that the checkpoint was made with, or another checkpoint"
+        )
+    network.load_state_dict({name: state[name] for name in report.matched}, strict=False)
+    return report
+
+
+def _flaw(tensor: Tensor, own: Tensor) -> str | None:
+    """What keeps a tensor of the right shape from being copied into the network's own."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return "sparse, quantised or without data, wanted plain numbers"
+    if own.is_floating_point() and not tensor.is_floating_point():
+        return f"got {tensor.dtype}, wanted {own.dtype}".replace("torch.", "")
+    return None if tensor.isfinite().all() else "holds NaN or infinite numbers"
+
+
+def _bare(state: Mapping) -> dict[str, Tensor]:
+    """The tensors under their published names, without wrappers and `module.`, with `backbone.` on a lone encoder's."""
+    state = state.get("state_dict", state)
+    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if any(name.startswith(PREFIXES) for name in tensors):
+        return tensors
+    prefix = "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."  # EfficientNet or another
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor]]:
+    """Per living published name: our name and the tensor."""
+    assert head in (None, "dpm", "sigmoid"), head
+    bare = _bare(state)
+    bins = bare.get("decode_head.conv_out.0.weight")
+    if head is None:
+        adaptive = any(name.startswith(VIT) for name in bare)  # whose bins are moved, and as many as the left over ones
+        head = "dpm" if adaptive or (bins is not None and bins.shape[0] != LEFTOVER_BINS) else "sigmoid"
+    dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
+    if "decode_head.conv_list.4.convA.conv.weight" in bare:
+        # With five taps the finest is at stride 2, so one more doubling reaches the image and the second never runs.
+        dead.append("decode_head.upsample_custom2.")
+    living = {
+        name: tensor for name, tensor in bare.items() if not name.startswith(tuple(dead)) and not name.endswith(TABLES)
+    }
+    renamed = {name: _renamed(name, _FROM_PUBLISHED) for name in living}
+    return {name: (renamed[name], tensor) for name, tensor in living.items() if renamed[name] is not None}
+
+
+def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
+    for pattern, template in rules:
+        match = pattern.fullmatch(name)
+        if match:
+            return template.format(**match.groupdict())
+    return None
+
+
+def _pattern(template: str) -> re.Pattern:
+    """The template as a regular expression; a field that comes again must hold the same."""
+    seen, parts = set(), []
+    for literal, field in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):
+        parts.append(re.escape(literal))
+        if field:
+            parts.append(f"(?P={field})" if field in seen else f"(?P<{field}>{FIELDS[field]})")
+            seen.add(field)
+    return re.compile("".join(parts))
+
+
+def _not(names: list[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+_FROM_PUBLISHED = [(_pattern(published), ours) for published, ours in NAMES]
+_FROM_OURS = [(_pattern(ours), published) for published, ours in NAMES]

@@ -1,0 +1,1 @@
+"""Teachers: a batch to depth in metres. One module each, which ends with a `build`."""

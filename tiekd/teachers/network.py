@@ -1,0 +1,48 @@
+"""A frozen network as the teacher."""
+
+import torch
+from torch import Tensor
+
+from tiekd.data.batch import Batch
+from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.kernels.convolution import prepare_bf16
+from tiekd.models.flip import predict
+from tiekd.models.network import Network
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FrozenTeacher:
+    """A network in eval mode without gradients; `no_grad` because inference tensors can't be saved for backward.
+
+    flip: average with the mirrored picture's depth, at twice the cost, as cached maps usually are.
+    precision: what its convolutions and matrix products run in, whatever the student's does, "fp32", "bf16" or "fp16";
+        weights, depth and what a head does in float32 stay so.
+    resize: the working resolution that its weights go with. Whole pictures are brought to it before
+        (tiekd/tools/cache_teacher.py); in training it sees the student's.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        flip: bool = False,
+        precision: str = "fp32",
+        resize: Resize = OWN_SIZE,
+    ):
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.flip, self.precision, self.resize = flip, precision, resize
+        if precision != "fp32":
+            self.network.memory_format = torch.channels_last
+        if precision == "bf16" and torch.device(device).type == "cpu":
+            prepare_bf16(self.network)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
+            depth = predict(self.network, batch.image, self.flip)
+        return torch.where(batch.inside, depth.float(), 0)
+
+
+build = FrozenTeacher

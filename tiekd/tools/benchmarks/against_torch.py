@@ -1,0 +1,175 @@
+"""The engine's step against that of a plain torch loop with DistributedDataParallel, by ranks and ZeRO stage.
+
+Each rank is a process of its own that holds both: the same network with the same weights, criterion,
+optimizer, clipping and batch. After a barrier one makes a few steps, then the other, in turns; the
+slowest rank's time counts. BatchNorm is over all ranks in both, so torch doesn't broadcast buffers
+either. fp32, one micro-batch a step; on a CPU one thread a rank. Left out: data, teacher and hooks,
+which both loops would have alike, and several machines.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tiekd.config.recipe import load_recipe
+from tiekd.distributed import comm, entrypoint, memory, process_group
+from tiekd.engine.build import build_engine
+from tiekd.engine.config import resolve
+from tiekd.engine.step import stepper
+from tiekd.errors import LaunchError
+from tiekd.models.build import build_network
+from tiekd.tools.benchmarks import measure, ranks
+from tiekd.tools.benchmarks.training import CLIP_NORM, device_of, noise
+from tiekd.training import criterion as criteria
+from tiekd.training.optimizer import build_optimizer
+
+_LEARNING_RATE = 1e-5  # small, so that the losses of the two can be compared after many steps
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Returns {"table": [one comparison a number of ranks and ZeRO stage], ...}.
+
+    `time_ratio` and `memory_ratio` are the largest at ZeRO 0, or at the smallest stage that was asked
+    for. A comparison is as `measure.compare` makes one, with `ranks`, `zero` and `loss_difference`:
+    of the last step's loss, relative, which only rounding may make.
+
+    Raises:
+        LaunchError: for an engine config, which would be half a comparison, and too few GPUs.
+    """
+    device = device_of(args.device)
+    if args.deepspeed_config is not None:
+        raise LaunchError("--against torch compares in fp32 without an engine config; leave --deepspeed_config out")
+    if min(args.ranks) < 1:
+        raise LaunchError(f"--ranks: got {min(args.ranks)}; each must be a whole number from 1")
+    shape = args.batch, args.height, args.width
+    table = []
+    for count in args.ranks:
+        for stage in args.zero:
+            asked = [args.recipe, shape, stage, args.rounds, args.block]
+            rows = ranks.run_ranks(__name__, count, device.type, asked)
+            table.append({"ranks": count, "zero": stage} | combined(rows))
+    least = [row for row in table if row["zero"] == min(args.zero)]
+    return {
+        "compared": "the engine's step / a plain torch loop's with DistributedDataParallel, "
+        f"{args.block} steps at a time; the ratios are the largest at ZeRO {min(args.zero)}",
+        "time_ratio": max(row["time_ratio"] for row in least),
+        "memory_ratio": max(row["memory_ratio"] for row in least),
+        "table": table,
+        "rounds": args.rounds,
+        "recipe": args.recipe,
+        "batch_of_a_rank": args.batch,
+        "size": f"{args.height}x{args.width}",
+    }
+
+
+def combined(rows: list[dict]) -> dict:
+    """One comparison of what the ranks measured: the slowest rank's times, the memory of all."""
+    engine_s, torch_s = ([max(times) for times in zip(*(row[key] for row in rows), strict=True)] for key in _TIMES)
+    ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
+    engine_mb, torch_mb = (sum(row[key] for row in rows) / 1e6 for key in _PEAKS)
+    return {
+        "time_ratio": statistics.median(ratios),
+        "time_ratio_range": [min(ratios), max(ratios)],
+        "memory_ratio": engine_mb / max(1e-6, torch_mb),
+        "engine_s": statistics.median(engine_s),
+        "torch_s": statistics.median(torch_s),
+        "engine_peak_mb": engine_mb,
+        "torch_peak_mb": torch_mb,
+        "loss_difference": max(row["loss_difference"] for row in rows),
+    }
+
+
+_TIMES, _PEAKS = ("engine_s", "torch_s"), ("engine_peak", "torch_peak")
+
+
+def main(recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int, block: int, answer: str) -> None:
+    """Measures on one rank and writes JSON.
+
+    Of both: seconds of a step in each round, and bytes that a step holds at its peak beyond what was
+    held before it; how far the losses are apart after as many steps of both.
+    """
+    device = process_group.start_rank()
+    recipe, batch_size = load_recipe(recipe_path), shape[0] * comm.world_size()
+    torch.manual_seed(0)
+    network = build_network(recipe["network"]).to(device)
+    criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
+    batch = noise(*shape, network.max_depth, device)
+    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # no two ranks' are equal
+    steps = {
+        "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),
+        "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),
+    }
+    peaks = {name: measure.peak_bytes(step, device) for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
+    for _ in range(rounds):
+        for name in order:
+            comm.barrier()
+            memory.wait(device)
+            started = time.perf_counter()
+            for _ in range(block):
+                steps[name]()
+            memory.wait(device)
+            times[name].append((time.perf_counter() - started) / block)
+        order.reverse()
+    last = {name: float(step()) for name, step in steps.items()}
+    Path(answer).write_text(
+        json.dumps(
+            {f"{name}_s": seconds for name, seconds in times.items()}
+            | {f"{name}_peak": peak for name, peak in peaks.items()}
+            | {"loss_difference": abs(last["engine"] / last["torch"] - 1)}
+        )
+    )
+
+
+def torch_step(recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int) -> Callable:
+    """What anybody would write without an engine; returns the loss, a 0-d tensor."""
+    on_gpu = batch.image.is_cuda
+    ddp = nn.parallel.DistributedDataParallel(
+        network.train(), device_ids=[batch.image.device] if on_gpu else None, broadcast_buffers=False
+    )
+    optimizer = build_optimizer(recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none")
+    clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
+
+    def step() -> torch.Tensor:
+        prediction = ddp(batch.image, criterion.divergence_target(batch.teacher_depth))
+        loss = criterion(prediction, batch, batch.teacher_depth)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def engine_step(recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int) -> Callable:
+    """As the training loop makes one; returns the loss, a 0-d tensor."""
+    clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
+    values = {"zero_optimization": {"stage": stage}} if stage else {}
+    config = resolve(values, batch_size, clip_norm, comm.world_size())
+    optimizer = build_optimizer(recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none")
+    engine = build_engine(network, optimizer, config)
+    end_micro_batch = stepper(engine, config, clip_norm)
+    engine.train()
+
+    def step() -> torch.Tensor:
+        prediction = engine(batch.image, criterion.divergence_target(batch.teacher_depth))
+        loss = criterion(prediction, batch, batch.teacher_depth)["loss"]
+        engine.backward(loss)
+        end_micro_batch()
+        return loss.detach()
+
+    return step
+
+
+if __name__ == "__main__":
+    entrypoint.program(lambda: main(*json.loads(sys.argv[1])))

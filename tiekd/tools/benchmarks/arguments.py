@@ -1,0 +1,229 @@
+"""What can be chosen of each benchmark, apart from the modules that measure, which take seconds to
+import.
+
+Choices are written out here; tests/test_benchmarks.py holds them against the names that the modules
+know.
+"""
+
+import argparse
+from pathlib import Path
+
+from tiekd import paths
+
+_STUDENTS = Path(__file__).parents[3] / "model_configs" / "students"
+PUBLISHED, LIGHT = (
+    _STUDENTS / "tiekd_mobilenet_v2_adabins_kitti.yaml",
+    _STUDENTS / "tiekd_light_bts_kitti.yaml",
+)
+AUTOCAST, DTYPES = ("fp32", "bf16"), ("fp32", "bf16", "fp16")
+TARGETS, FORMATS = ("gaussian", "released"), ("auto", "channels_last", "contiguous")
+AGAINST = ("bare", "torch")
+OTHERS = ("products", "compiled", "chunks")
+
+
+def _add_pictures(parser: argparse.ArgumentParser, of: str = "a step") -> None:
+    """How many pictures there are, and of which size."""
+    parser.add_argument("--batch", type=int, default=1, help=f"pictures {of}, default 1")
+    parser.add_argument("--height", type=int, default=352)
+    parser.add_argument("--width", type=int, default=704)
+
+
+def of_head(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `head`."""
+    for name, default in (
+        ("batch", 1),
+        ("height", 352),
+        ("width", 704),
+        ("channels", 128),
+        ("bins", 257),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="fp32", help="of features and weights, default fp32"
+    )
+    parser.add_argument("--target", choices=TARGETS, default="gaussian", help="default gaussian")
+    parser.add_argument("--layout", choices=("channels_last", "contiguous"), default="contiguous")
+    parser.add_argument(
+        "--also", choices=OTHERS, nargs="*", default=["products"], help="what else to compare with"
+    )
+    parser.add_argument(
+        "--tb-per-s", type=float, help="of the device's memory, measured by default (cuda)"
+    )
+
+
+def of_step(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `step`."""
+    parser.add_argument(
+        "--recipe",
+        type=paths.text_option,
+        default=str(PUBLISHED),
+        help="default the published KITTI student's",
+    )
+    _add_pictures(parser)
+    parser.add_argument(
+        "--dtype", choices=AUTOCAST, default="fp32", help="of our step, by autocast; default fp32"
+    )
+    parser.add_argument(
+        "--memory-format",
+        choices=FORMATS,
+        default="auto",
+        help="of our step, as in an engine config",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="our encoder and decoder by torch.compile"
+    )
+
+
+def of_loader(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `loader`."""
+    parser.add_argument(
+        "--data", type=paths.option, metavar="FOLDER", help="KITTI; without it scenes are rendered"
+    )
+    parser.add_argument(
+        "--crop", type=int, nargs=2, default=(352, 704), metavar=("H", "W"), help="default 352 704"
+    )
+    parser.add_argument(
+        "--kb-crop",
+        type=int,
+        nargs=2,
+        default=(352, 1216),
+        metavar=("H", "W"),
+        help="default 352 1216",
+    )
+
+
+def of_eval(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `eval`."""
+    parser.add_argument(
+        "--data", type=paths.option, metavar="FOLDER", help="KITTI; without it scenes are rendered"
+    )
+    parser.add_argument(
+        "--kb-crop", type=int, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, help="of our evaluation, default 8 on a GPU and 1 on a CPU"
+    )
+    parser.add_argument(
+        "--student",
+        type=paths.text_option,
+        metavar="RECIPE",
+        help="a real network, too, with weights as initialised",
+    )
+    parser.add_argument(
+        "--student-frames", type=int, default=2, help="how many it is timed on, default 2"
+    )
+
+
+def of_engine(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `engine`."""
+    parser.add_argument(
+        "--recipe",
+        type=paths.text_option,
+        default=str(LIGHT),
+        help="default the light KITTI student's",
+    )
+    parser.add_argument(
+        "--deepspeed_config", type=paths.option, metavar="JSON", help="default ds_configs/fp32.json"
+    )
+    _add_pictures(parser)
+    parser.add_argument(
+        "--block", type=int, default=4, help="iterations between two changes of loop, default 4"
+    )
+    parser.add_argument("--against", choices=AGAINST, default="bare", help="default bare")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[1, 2], help="with --against torch, default 1 2"
+    )
+    parser.add_argument(
+        "--zero",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        choices=range(4),
+        help="with --against torch, default 0 1 2",
+    )
+
+
+def of_student(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `student`."""
+    parser.add_argument(
+        "--recipe",
+        type=paths.text_option,
+        default=str(PUBLISHED),
+        help="default the published KITTI student's",
+    )
+    parser.add_argument("--teacher", action="store_true", help="the recipe's teacher instead")
+    _add_pictures(parser, "a forward")
+    parser.add_argument(
+        "--dtype",
+        choices=AUTOCAST,
+        default="fp32",
+        help="of our forward, by autocast; default fp32",
+    )
+    parser.add_argument("--memory-format", choices=FORMATS, default="auto", help="of our forward")
+    parser.add_argument(
+        "--compile", action="store_true", help="our encoder and decoder by torch.compile"
+    )
+
+
+def of_teacher(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `teacher`."""
+    parser.add_argument(
+        "--recipe",
+        type=paths.text_option,
+        default=str(PUBLISHED),
+        help="default the published student's, from AdaBins",
+    )
+    _add_pictures(parser)
+    parser.add_argument(
+        "--dtype", choices=AUTOCAST, default="fp32", help="of student and teacher, by autocast"
+    )
+
+
+def of_layouts(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `layouts`."""
+    parser.add_argument(
+        "--shrink", type=int, default=1, help="divides rows and columns of pixels, default 1"
+    )
+
+
+def of_growth(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen of `growth`."""
+    parser.add_argument(
+        "--recipe",
+        type=paths.text_option,
+        default=str(LIGHT),
+        help="default the light KITTI student's",
+    )
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"
+    )
+    parser.add_argument("--height", type=int, default=176, help="of the smallest crop, default 176")
+    parser.add_argument("--width", type=int, default=352, help="of the smallest crop, default 352")
+    parser.add_argument(
+        "--crops", type=int, nargs="+", default=[1, 2, 4], help="times its pixels, default 1 2 4"
+    )
+    parser.add_argument(
+        "--bins", type=int, nargs="+", default=[64, 128, 256, 512], help="default 64 128 256 512"
+    )
+    parser.add_argument(
+        "--ranks", type=int, nargs="*", default=[1, 2], help="default 1 2; none of them: --ranks"
+    )
+    parser.add_argument(
+        "--dtype", choices=AUTOCAST, default="fp32", help="by autocast; default fp32"
+    )
+    parser.add_argument(
+        "--plot", type=paths.option, metavar="PNG", help="where the plot goes; none by default"
+    )
+
+
+OF = {
+    "head": of_head,
+    "step": of_step,
+    "loader": of_loader,
+    "eval": of_eval,
+    "engine": of_engine,
+    "student": of_student,
+    "teacher": of_teacher,
+    "layouts": of_layouts,
+    "growth": of_growth,
+}

@@ -1,0 +1,124 @@
+"""Host time of the loop and its hooks, and our loop against a bare one on the same DeepSpeed engine.
+
+One real training of a recipe's student on made-up batches: after every few of its iterations, as many of a bare loop
+(forward, losses, backward, clipping, step) are made twice, on the same engine and batch, so that the first against the
+second says how noisy the machine is. Hooks are a run's but for evaluations and checkpoints, whose time is theirs.
+What a hook does at a line of the log or for a picture is spread over the recipe's intervals. `host_share` is the loop's
+and its hooks' time by the step's; on a GPU it may overlap with the device's work. Left out: more than one rank.
+
+`--against torch` compares the engine's step instead, on one and more ranks and at several ZeRO stages, with that of a
+plain torch loop with DistributedDataParallel (see `against_torch`).
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+from tiekd.config.recipe import load_recipe
+from tiekd.data.batch import Batch
+from tiekd.distributed import process_group
+from tiekd.engine.build import build_engine
+from tiekd.engine.config import read_engine_config, resolve
+from tiekd.engine.step import stepper
+from tiekd.models.build import build_network
+from tiekd.teachers.maps import CachedMaps
+from tiekd.tools.benchmarks import against_torch
+from tiekd.tools.benchmarks.loops import Parts, TimedHook, Watch
+from tiekd.tools.benchmarks.training import CLIP_NORM, device_of, noise
+from tiekd.training import criterion as criteria
+from tiekd.training import schedules
+from tiekd.training.hooks.guard import Guard
+from tiekd.training.hooks.preemption import Preemption
+from tiekd.training.hooks.tensorboard import TensorBoard
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.kept_memory_hook import KeptMemory
+from tiekd.training.loop import train
+from tiekd.training.optimizer import build_optimizer
+from tiekd.training.state import TrainState
+
+PICTURES = 3
+IMAGE_INTERVAL = 500  # of the hook, where the recipe says nothing
+
+
+def run(args: argparse.Namespace) -> dict:
+    """As `measure.compare` for the two loops, with `hooks_ms` and `loop_ms` an iteration, and their `host_share`."""
+    if args.against == "torch":
+        return against_torch.run(args)
+    os.environ["DS_ACCELERATOR"] = device_of(args.device).type
+    device = process_group.start_rank()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        watch, log_interval, image_interval = _train(args, device, Path(folder))
+    hooks = {
+        name: 1e3 * _amortised(times, log_interval, image_interval)
+        for name, times in watch.times.items()
+        if name[0] != "_"
+    }
+    loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
+    step = 1e3 * statistics.median(watch.times["_step"]["off"])
+    ratios = [a / b for a, b in zip(watch.ours_s, watch.bare_s, strict=True)]
+    again = [a / b for a, b in zip(watch.again_s, watch.bare_s, strict=True)]
+    return {
+        "compared": f"our loop with its hooks / a bare loop on the same engine, {args.block} iterations at a time",
+        "time_ratio": statistics.median(ratios),
+        "time_ratio_range": [min(ratios), max(ratios)],
+        "bare_against_itself": statistics.median(again),
+        "bare_against_itself_range": [min(again), max(again)],
+        "memory_ratio": max(watch.ours_peaks) / max(watch.bare_peaks),
+        "step_ms": step,
+        "loop_ms": loop,
+        "hooks_ms": hooks,
+        "host_share": (loop + sum(hooks.values())) / (step + sum(hooks.values())),
+        "rounds": args.rounds,
+        "recipe": args.recipe,
+        "batch": args.batch,
+        "size": f"{args.height}x{args.width}",
+    }
+
+
+def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Watch, int, int]:
+    """The one training; what was seen, and the recipe's intervals of the log and of pictures."""
+    recipe = load_recipe(args.recipe)
+    clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
+    config = resolve(read_engine_config(args.deepspeed_config), args.batch, clip_norm, 1)
+    network = build_network(recipe["network"])
+    optimizer = build_optimizer(recipe["optimizer"] | {"lr": 1e-5}, network, args.batch, "none")
+    engine = build_engine(network, optimizer, config)
+    criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
+    batch = noise(args.batch, args.height, args.width, network.max_depth, device)
+    micro = args.batch // config.accumulation
+    micro_batches = [
+        Batch(*(None if value is None else value[i : i + micro] for value in batch))
+        for i in range(0, args.batch, micro)
+    ]
+    total = args.rounds * args.block + PICTURES
+    schedule = schedules.build(
+        {"name": "constant"}, base_lr=1e-5, base_momentum=None, total_iterations=total, iterations_per_epoch=total
+    )
+    step = stepper(engine, config, clip_norm)
+    parts = Parts(engine, micro_batches, criterion, clip_norm)
+    log = TextLog(interval=args.block, by_epoch=False)
+    board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
+    watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)
+    timed = [TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())]
+    state = TrainState(
+        parts, recipe | {"teacher": {"maps": ""}}, folder, "benchmark", args.batch, config.accumulation, total, total,
+        False, hooks=[*timed, watch],
+    )  # fmt: skip
+    parts.watch = watch
+    train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule, parts.timed(step))
+    intervals = recipe["log"]["interval"], recipe.get("tensorboard", {}).get("image_interval", IMAGE_INTERVAL)
+    return watch, *intervals
+
+
+def _amortised(times: dict[str, list[float]], log_interval: int, image_interval: int) -> float:
+    """Seconds an iteration: what always comes, and its share of what comes with a line or a picture."""
+    off, line, picture = (statistics.median(times[kind]) for kind in ("off", "line", "picture"))
+    return (
+        off + max(0.0, line - off) / log_interval + (max(0.0, picture - off) / image_interval if image_interval else 0)
+    )

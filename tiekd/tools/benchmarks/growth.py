@@ -1,0 +1,130 @@
+"""Time and memory of a training step against batch, crop, bins and ranks: a table, a plot, and where it isn't linear.
+
+Each quantity is varied by itself from the smallest size. A line is laid through its points; where one is further than a
+tenth from it, that is said. Growth by ranks is of a step with DeepSpeed on so many ranks, each with the same batch:
+time should stay as on one, and the memory of all together grow with them. `time_ratio` is the measured time that is the
+farthest from its line, by what the line says; `memory_ratio` likewise. Left out: several machines.
+"""
+
+import argparse
+
+import torch
+
+from tiekd.config.recipe import load_recipe, merge
+from tiekd.engine.execution import Execution, memory_format
+from tiekd.files import replace_bytes
+from tiekd.tools.benchmarks import measure, ranks
+from tiekd.tools.benchmarks.line_plot import draw
+from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
+
+TOLERANCE = 0.1
+UNITS = {"batch": "pictures", "crop": "pixels of a picture", "bins": "bins of the head", "ranks": "ranks"}
+
+
+def run(args: argparse.Namespace) -> dict:
+    """A table, the two ratios, and {"batch": {"sizes", "time_s", "peak_mb", "time_by_line", "says", ...}, ...}."""
+    recipe = load_recipe(args.recipe)
+    curves = {
+        "batch": _curve(args, recipe, [(n, {"batch": n}) for n in args.batches]),
+        "crop": _curve(args, recipe, [(n * args.height * args.width, {"width": n * args.width}) for n in args.crops]),
+        "bins": _curve(args, recipe, [(n, {"bins": n}) for n in args.bins]),
+    }
+    if args.ranks:
+        curves["ranks"] = _of_ranks(args)
+    if args.plot is not None:
+        replace_bytes(args.plot, draw(curves, UNITS))
+    worst = {
+        name: max((r for curve in curves.values() for r in curve[f"{name}_by_line"]), key=lambda r: abs(r - 1))
+        for name in ("time", "memory")
+    }
+    return {
+        "table": "\n" + table(curves),
+        "compared": f"time and memory of a step / what a line through its sizes says, within {TOLERANCE:.0%}",
+        "time_ratio": worst["time"],
+        "memory_ratio": worst["memory"],
+        **curves,
+        "recipe": args.recipe,
+        "smallest": f"batch {args.batches[0]}, {args.height}x{args.width}, {args.dtype}",
+    }
+
+
+def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]]) -> dict:
+    device = device_of(args.device)
+    sizes, times, peaks = [], [], []
+    for size, change in points:
+        step = _step(args, recipe, device, **change)
+        peaks.append((measure.peak_bytes(step, device) + step.state_bytes()) / 1e6)
+        times.append(min(measure.interleaved({"step": step}, args.rounds, device, warm_up=False)["step"]))
+        sizes.append(size)
+        del step
+    return judged(sizes, times, peaks)
+
+
+def _step(
+    args: argparse.Namespace,
+    recipe: dict,
+    device: torch.device,
+    batch: int | None = None,
+    width: int | None = None,
+    bins: int | None = None,
+) -> TrainingStep:
+    if bins is not None:
+        recipe = merge(recipe, {"network": {"head": {"num_bins": bins, "sigma": max(0.8, 80.0 / bins)}}})
+    dtype = DTYPES[args.dtype]
+    layout = memory_format(Execution(), dtype is not None)
+    size = batch or args.batches[0], args.height, width or args.width
+    return TrainingStep(recipe, device, *size, dtype, layout)
+
+
+def _of_ranks(args: argparse.Namespace) -> dict:
+    shape = args.batches[0], args.height, args.width
+    rows = [ranks.measure_step(n, args.recipe, shape, args.dtype, args.rounds, args.device) for n in args.ranks]
+    times, peaks = (list(column) for column in zip(*rows, strict=True))
+    by_one = (
+        [time / times[0] for time in times],
+        [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],
+    )
+    return judged(args.ranks, times, peaks, by_one)
+
+
+def table(curves: dict[str, dict]) -> str:
+    """One line a measured point, in columns."""
+    lines = ["what     size          time        by line   memory        by line"]
+    for name, curve in curves.items():
+        columns = (curve[key] for key in ("sizes", "time_s", "time_by_line", "peak_mb", "memory_by_line"))
+        for size, time, time_ratio, peak, peak_ratio in zip(*columns, strict=True):
+            lines.append(f"{name:8} {size:<13} {time:<9.4g} s {time_ratio:<9.3f} {peak:<9.5g} MB  {peak_ratio:.3f}")
+        lines.append(f"{'':8} {curve['says']}")
+    return "\n".join(lines)
+
+
+def judged(
+    sizes: list[int],
+    times: list[float],
+    peaks_mb: list[float],
+    by_line: tuple[list[float], list[float]] | None = None,
+) -> dict:
+    """The measured values, each by a line through all (or by_line, of times and peaks), and whether all are near it."""
+    by_line = by_line or (_by_line(sizes, times), _by_line(sizes, peaks_mb))
+    by_line = dict(zip(("time", "memory"), by_line, strict=True))
+    says = []
+    for name, ratios in by_line.items():
+        off = [f"{r - 1:+.0%} at {size}" for size, r in zip(sizes, ratios, strict=True) if abs(r - 1) > TOLERANCE]
+        says.append(f"{name}: not linear, {', '.join(off)}" if off else f"{name}: near linear")
+    return {
+        "sizes": sizes,
+        "time_s": times,
+        "peak_mb": peaks_mb,
+        **{f"{name}_by_line": ratios for name, ratios in by_line.items()},
+        "says": "; ".join(says),
+    }
+
+
+def _by_line(sizes: list[int], values: list[float]) -> list[float]:
+    """Each value by that of the line that fits best, by relative squares; 1 everywhere for up to two points."""
+    if len(sizes) < 3:
+        return [1.0] * len(sizes)
+    x, y = torch.tensor(sizes).double(), torch.tensor(values).double()
+    matrix = torch.stack((torch.ones_like(x), x), 1) / y[:, None]
+    line = torch.linalg.lstsq(matrix, torch.ones_like(y)[:, None]).solution[:, 0]
+    return (y / (line[0] + line[1] * x)).tolist()

@@ -1,0 +1,153 @@
+"""The DPM head, forward and backward: ours against the plain definition, its compiled form, its products, the roofline.
+
+Ours is what `tiekd.kernels.dpm` takes for the device; the definition is `tiekd.kernels.reference`, which keeps every
+(B, K, h, w) tensor that autograd wants. Beside them stand the head's matrix products alone (logits twice, since they
+are not kept, and both gradients), torch.compile of the definition, and the definition on chunks of rows. The target is
+a street's: depths that grow towards the top, with holes.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tiekd import kernels
+from tiekd.kernels import reference
+from tiekd.kernels.target import bin_edges
+from tiekd.tools.benchmarks import measure
+from tiekd.tools.benchmarks.training import device_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CHUNK_ROWS = 16
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]
+
+
+def run(args: argparse.Namespace) -> dict:
+    """The figures; `worst_relative_error` is of our results and gradients by the definition's, in the same dtype."""
+    device = device_of(args.device)
+    inputs = example(args.batch, args.channels, args.bins, args.height, args.width, DTYPES[args.dtype], device)
+    if args.layout == "channels_last":
+        inputs = inputs[0].to(memory_format=torch.channels_last), *inputs[1:]
+    ours, plain = (partial(train, dpm, *inputs, args.target) for dpm in (kernels.dpm, reference.dpm))
+    shape = f"batch {args.batch}, {args.channels} channels, {args.bins} bins, {args.height}x{args.width}"
+    name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
+    compared = f"head and divergence, forward and backward: {name} / reference, {args.dtype}, {args.layout}, {shape}"
+    result = measure.compare(compared, ours, plain, args.rounds, device, queued=measure.QUEUED_CALLS)
+    result["worst_relative_error"] = worst_error(ours(), plain())
+    others = {"products": partial(products, *inputs[:3]), "chunks": partial(train, in_chunks, *inputs, args.target)}
+    if "compiled" in args.also:
+        others["compiled"] = partial(train, torch.compile(reference.dpm), *inputs, args.target)
+    for other in args.also:
+        compared, memory = f"{name} / {_TOLD[other]}", other != "products"
+        result[other] = measure.compare(
+            compared, ours, others[other], args.rounds, device, memory, measure.QUEUED_CALLS
+        )
+    if device.type == "cuda":
+        result["roofline"] = _roofline(args, inputs[0].element_size(), result["ours_s"], device)
+    return result
+
+
+_TOLD = {
+    "products": "its four matrix products alone",
+    "compiled": "torch.compile of the reference",
+    "chunks": f"the reference on {_CHUNK_ROWS} rows at a time, eager",
+}
+
+
+def example(
+    images: int, channels: int, bins: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Inputs:
+    """What `reference.dpm` takes: features to edges, a street's depth (0 in a tenth of the pixels), and sigma."""
+    g = torch.Generator(device).manual_seed(0)
+    features = torch.randn(images, channels, height, width, generator=g, device=device)
+    weight = torch.randn(bins, channels, 1, 1, generator=g, device=device) / channels**0.5
+    depth = torch.linspace(80, 3, height, device=device).view(1, 1, -1, 1).repeat(images, 1, 1, width)
+    depth += torch.rand(depth.shape, generator=g, device=device)
+    depth[torch.rand(depth.shape, generator=g, device=device) < 0.1] = 0
+    edges = bin_edges(bins, 1e-3, 80.0).to(device)
+    # Half of the widest bin is the least that a Gaussian's sigma can be.
+    sigma = max(0.5, 0.51 * float(edges[-1] - edges[-2]))
+    return features.to(dtype), weight.to(dtype), torch.zeros(bins, device=device, dtype=dtype), edges, depth, sigma
+
+
+def train(
+    dpm: Callable,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    edges: Tensor,
+    depth: Tensor,
+    sigma: float,
+    target: str,
+) -> tuple[Tensor, ...]:
+    """Depth, divergence and the three gradients of a mean of both, as a training step asks for them."""
+    leaves = [t.detach().requires_grad_() for t in (features, weight, bias)]
+    outputs = dpm(*leaves, edges, depth, sigma, target=target)
+    loss = 0.1 * outputs[0].mean() + outputs[1].mean()
+    return *(o.detach() for o in outputs), *torch.autograd.grad(loss, leaves)
+
+
+def in_chunks(features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, depth: Tensor, sigma: float, target: str):
+    """The definition on a few rows at a time, which torch.utils.checkpoint makes again in backward."""
+    rows = zip(features.split(_CHUNK_ROWS, 2), depth.split(_CHUNK_ROWS, 2), strict=True)
+    whole = partial(torch.utils.checkpoint.checkpoint, reference.dpm, use_reentrant=False)
+    parts = [whole(f, weight, bias, edges, d, sigma, target=target) for f, d in rows]
+    return tuple(torch.cat(maps, 2) for maps in zip(*parts, strict=True))
+
+
+def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Logits twice, and the gradients of features and weight, as matrix products with nothing around them."""
+    x, matrix = features.flatten(2), weight.flatten(1)
+    for image in x:
+        logits = F.linear(image.T, matrix, bias)
+        del logits
+        logits = F.linear(image.T, matrix, bias)
+        _ = logits @ matrix, logits.T @ image.T
+
+
+def worst_error(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
+    """The largest difference of any two tensors, each by the largest value that is wanted there."""
+    pairs = zip(got, wanted, strict=True)
+    return max(float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs)
+
+
+def roofline_seconds(
+    images: int,
+    channels: int,
+    bins: int,
+    height: int,
+    width: int,
+    bytes_per_feature: int,
+    bytes_per_s: float,
+    flops_per_s: float,
+) -> dict[str, float]:
+    """Least seconds of forward and backward on a device that moves bytes_per_s and multiplies flops_per_s.
+
+    Forward reads the features and a target depth and writes three numbers per pixel, and has one product of
+    2 channels x bins flops per pixel; backward reads the features and six numbers, writes the features' gradient, and
+    has three products. Each takes the longer of its bytes and its flops. The weights are small change.
+    """
+    pixels = images * height * width
+    volume, product = pixels * channels * bytes_per_feature, 2.0 * pixels * channels * bins
+    forward = max((volume + 16 * pixels) / bytes_per_s, product / flops_per_s)
+    backward = max((2 * volume + 24 * pixels) / bytes_per_s, 3 * product / flops_per_s)
+    return {"forward_s": forward, "backward_s": backward, "total_s": forward + backward}
+
+
+def _roofline(args: argparse.Namespace, bytes_per_feature: int, ours_s: float, device: torch.device) -> dict:
+    """How far from what the device can do, by its own copy and product."""
+    block = torch.empty(1 << 28, dtype=torch.float32, device=device)
+    other = torch.empty_like(block)
+    copies = measure.interleaved({"copy": lambda: other.copy_(block)}, 5, device)["copy"]
+    size, dtype = 8192, DTYPES[args.dtype]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    multiplied = measure.interleaved({"product": lambda: a @ b}, 5, device)["product"]
+    bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)
+    flops_per_s = 2 * size**3 / min(multiplied)
+    least = roofline_seconds(
+        args.batch, args.channels, args.bins, args.height, args.width, bytes_per_feature, bytes_per_s, flops_per_s
+    )
+    return {"bytes_per_s": bytes_per_s, "flops_per_s": flops_per_s, **least, "ours_by_it": ours_s / least["total_s"]}

@@ -1,0 +1,44 @@
+"""The frames that the data's benchmarks read: a KITTI folder of the user's, or scenes that are rendered for the moment.
+
+Left out: teacher maps of a real teacher; the made ones are a road with noise, and as hard to decode.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from tiekd.data import image_io
+from tiekd.data.datasets import kitti
+from tiekd.data.datasets.scenes import write_kitti_layout
+from tiekd.data.frames import Frames
+
+MAX_DEPTH_M = 80.0
+_RENDERED = 8
+
+
+@contextmanager
+def kitti_folder(data: str | None, kb_crop: tuple[int, int], rendered: int = _RENDERED) -> Iterator[tuple[Path, Path]]:
+    """(root, scratch): the user's folder, or one of rendered frames somewhat larger than the window, and one for what a
+    benchmark writes, which goes at the end."""
+    with TemporaryDirectory(prefix="benchmark_") as folder:
+        scratch = Path(folder)
+        root = Path(data or scratch / "rendered")
+        if data is None:
+            write_kitti_layout(root, 0, kb_crop[0] + 23, kb_crop[1] + 26, rendered, rendered)
+        yield root, scratch
+
+
+def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Frames:
+    """The training frames, cut to the window, with made teacher maps of its size."""
+    frames = kitti.build(str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop)
+    maps = scratch / "maps"
+    maps.mkdir()
+    rng = np.random.default_rng(0)
+    rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # the lower, the nearer
+    for index in range(len(frames)):
+        depth_m = np.clip(1.65 / rows, 1, MAX_DEPTH_M) * rng.normal(1, 0.003, kb_crop)
+        image_io.write_durably(maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M))
+    return kitti.build(str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop, maps=str(maps))

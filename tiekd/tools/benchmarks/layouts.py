@@ -1,0 +1,145 @@
+"""Every choice of the table of layouts, row by row, for the instruction set of this process.
+
+The table (tiekd/kernels/layouts.py) is made of what this prints; a run never measures. Of each row, all choices are
+timed on the same convolutions: those of the published student, at 352x704 or a quarter of it. Each figure is the time
+by that of the table's choice, the median of the rounds: below 1, another choice is faster here. Times are CPU seconds
+of one thread, in which other programs on the machine count little. A CPU can be held to less than it has:
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs, more threads.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from tiekd.errors import LaunchError
+from tiekd.kernels import layouts
+from tiekd.kernels.convolution import Conv2d, compute_in_fp32
+
+
+class Shape(NamedTuple):
+    """A convolution: channels in and out, rows and columns of pixels, kernel, groups, stride."""
+
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    kernel: int = 3
+    groups: int = 1
+    stride: int = 1
+
+
+# The decoder's first convolution with the 1x1 one before it taken in, two further ones, and a narrow student's.
+LARGE = [Shape(416, 512, 44, 88), Shape(280, 128, 88, 176), Shape(128, 128, 176, 352), Shape(32, 32, 176, 352)]
+SMALL = [Shape(416, 512, 11, 22), Shape(512, 512, 8, 16)]
+# 3x3, depthwise, both kinds of 1x1, and the stem.
+ANY = [
+    Shape(64, 64, 44, 88),
+    Shape(192, 192, 44, 88, groups=192),
+    Shape(32, 192, 44, 88, kernel=1),
+    Shape(192, 32, 44, 88, kernel=1),
+    Shape(3, 32, 88, 176, stride=2),
+]
+SHAPES = {layouts.LARGE_TRAINING: LARGE, layouts.LARGE_FORWARD: LARGE, layouts.SMALL: SMALL, layouts.ANY: ANY}
+
+
+def run(args: argparse.Namespace) -> dict:
+    """{"isa", "rows": a list of {"row", "convolution", "table", and a choice's time by the table's}, "faster": ...}."""
+    if args.device != "cpu":
+        raise LaunchError(f"--device {args.device}: allowed: cpu; a GPU's convolutions need no table")
+    isa, rows, faster = layouts.isa(), [], []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for (of, shape_class, dtype), chosen in layouts.TABLE.items():
+            if of != isa:
+                continue
+            totals = {}
+            for shape in SHAPES[shape_class]:
+                height, width = (max(1, pixels // args.shrink) for pixels in (shape.height, shape.width))
+                shape = shape._replace(height=height, width=width)
+                times = _times(shape, shape_class, dtype, args.rounds)
+                for choice, values in times.items():
+                    totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
+                rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
+            best = min(totals, key=totals.get)
+            if totals[best] < 0.95 * totals[chosen]:
+                faster.append(f"{shape_class}, {dtype}: {best}, {totals[best] / totals[chosen]:.2f} of {chosen}")
+    finally:
+        layouts.take(None)
+        torch.set_num_threads(threads)
+    return {
+        "compared": f"every choice of the table of layouts by the table's own, {isa}",
+        "isa": isa,
+        "rounds": args.rounds,
+        "rows": rows,
+        "faster": faster or "nowhere is another choice than the table's faster by more than 5 %, all shapes together",
+    }
+
+
+def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) -> dict:
+    grouped = f", {shape.groups} groups" if shape.groups > 1 else ""
+    strided = f", stride {shape.stride}" if shape.stride > 1 else ""
+    kind = f"{shape.kernel}x{shape.kernel}{grouped}{strided}"
+    row = {
+        "row": name,
+        "convolution": f"{shape.in_channels} -> {shape.out_channels}, {kind}, {shape.height}x{shape.width}",
+        "table": chosen,
+        "table_ms": 1e3 * statistics.median(times[chosen]),
+    }
+    for choice, values in times.items():
+        row[choice] = statistics.median(a / b for a, b in zip(values, times[chosen], strict=True))
+    return row
+
+
+def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each choice in each round; the first round, which warms up, is left out."""
+    calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
+    if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
+        # Without a gradient, or with less features than weights, nothing is taken by products.
+        del calls[layouts.PRODUCTS]
+    times = {choice: [] for choice in calls}
+    for _ in range(rounds + 1):
+        for choice, call in calls.items():
+            start = time.process_time()
+            call()
+            times[choice].append(time.process_time() - start)
+    return {choice: values[1:] for choice, values in times.items()}
+
+
+def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[], None]:
+    torch.manual_seed(0)
+    conv = Conv2d(
+        shape.in_channels,
+        shape.out_channels,
+        shape.kernel,
+        stride=shape.stride,
+        padding=shape.kernel // 2,
+        groups=shape.groups,
+    )
+    contiguous = choice == layouts.AS_IT_COMES
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    x = torch.randn(1, shape.in_channels, shape.height, shape.width).contiguous(memory_format=layout)
+    if choice == layouts.IN_FP32:
+        compute_in_fp32(conv)
+    in_bf16, training = dtype == layouts.BF16, shape_class != layouts.LARGE_FORWARD
+    if in_bf16:
+        x = x.bfloat16()
+    x.requires_grad_(training)
+    choices = dict(layouts.of_isa(layouts.isa()))
+    if not in_bf16:
+        choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.no_grad():
+        grad = torch.randn_like(conv(x))
+
+    def call() -> None:
+        layouts.take(choices)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.set_grad_enabled(training):
+            y = conv(x)
+        if training:
+            y.backward(grad)
+
+    return call

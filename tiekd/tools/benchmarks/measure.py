@@ -1,0 +1,137 @@
+"""Times and peak memory of two ways of doing one thing, side by side in one process.
+
+Machines are noisy, so the two take turns, each round gives one ratio, and the median of the ratios is the figure; how
+far they spread is printed with it. Left out: energy, and memory that other processes (data workers) hold.
+"""
+
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from tiekd.distributed import allocator, memory
+from tiekd.kernels import layouts
+
+_MB = 1e6
+QUEUED_CALLS = 5  # timed together on a GPU, where a training run's host is as far ahead
+
+
+def compare(
+    compared: str,
+    ours: Callable[[], object],
+    reference: Callable[[], object],
+    rounds: int = 7,
+    device: torch.device | str = "cpu",
+    with_memory: bool = True,
+    queued: int = 1,
+) -> dict:
+    """Our time and memory over the reference's, each a call of a function without arguments.
+
+    Returns {"compared", "time_ratio": median over rounds, "time_ratio_range": [least, largest], "ours_s",
+    "reference_s": medians, "rounds"} and `with_memory` {"memory_ratio", "ours_peak_mb", "reference_peak_mb"}: what a
+    call holds at its peak beyond what was held before it.
+    """
+    device = torch.device(device)
+    result = {"compared": compared}
+    peaks = [peak_bytes(call, device) for call in (ours, reference)] if with_memory else []  # also warms up
+    times = interleaved({"ours": ours, "reference": reference}, rounds, device, not with_memory, queued)
+    ratios = [a / b for a, b in zip(times["ours"], times["reference"], strict=True)]
+    result |= {"time_ratio": statistics.median(ratios), "time_ratio_range": [min(ratios), max(ratios)]}
+    if with_memory:
+        result["memory_ratio"] = peaks[0] / max(1, peaks[1])
+    result |= {f"{name}_s": statistics.median(values) for name, values in times.items()}
+    if with_memory:
+        result |= {"ours_peak_mb": peaks[0] / _MB, "reference_peak_mb": peaks[1] / _MB}
+    return result | {"rounds": rounds}
+
+
+def interleaved(
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    warm_up: bool = True,
+    queued: int = 1,
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round; the order turns round from one round to the next."""
+    if warm_up:
+        for call in calls.values():
+            seconds(call, device)
+    times = {name: [] for name in calls}
+    order = list(calls.items())
+    for _ in range(rounds):
+        for name, call in order:
+            times[name].append(seconds(call, device, queued))
+        order.reverse()
+    return times
+
+
+def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -> float:
+    """How long a call takes, until the device has done its work; on a GPU the mean of as many as are `queued`."""
+    calls = queued if device.type == "cuda" else 1
+    memory.wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    memory.wait(device)
+    return (time.perf_counter() - start) / calls
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """What a call holds at its peak beyond what was held before it: of this process on a CPU (Linux), of the device's
+    allocator elsewhere. The call is made twice: what the first one leaves behind for good doesn't count."""
+    call()
+    gc.collect()
+    if device.type == "cpu":  # else a call is served from what others have freed, and seems to need nothing
+        allocator.give_back()
+    memory.wait(device)
+    memory.restart_peak(device)
+    before = memory.held_bytes(device)
+    call()
+    memory.wait(device)
+    return max(0, memory.peak_bytes(device) - before)
+
+
+def hardware(device: torch.device | str = "cpu") -> dict:
+    """What a figure has to be quoted with: device, a CPU's instruction set and threads, versions, allocator, date."""
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_cpu_name()}, {layouts.isa()}, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "allocator": allocator.description(),
+        "date": f"{date.today()}",
+    }
+
+
+def as_text(result: dict, indent: str = "") -> str:
+    """A result in lines for people; nested comparisons are indented below their name."""
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}", as_text(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [f"{indent}{name}", *(as_text(row, indent + "  ") + "\n" for row in value)]
+        else:
+            lines.append(f"{indent}{name:<22} {_figure(value)}")
+    return "\n".join(lines)
+
+
+def _figure(value) -> str:
+    if isinstance(value, list):
+        return " .. ".join(_figure(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

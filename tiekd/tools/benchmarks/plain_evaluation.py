@@ -1,0 +1,66 @@
+"""The field's evaluation (Eigen et al. 2014, arXiv 1406.2283) written plainly, as published programs do it.
+
+One image at a time, its mirror image after it, metrics in NumPy: the figures and the time that ours are held against.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
+from tiekd.data.datasets.kitti import UNITS_PER_M
+from tiekd.data.frames import Frames
+from tiekd.evaluation.metrics import METRIC_NAMES, crop_box
+
+
+def plain_metrics(prediction: np.ndarray, truth: np.ndarray, min_depth: float, max_depth: float, crop: str) -> list:
+    """The nine metrics of one image, (H, W) metres each, in the order of METRIC_NAMES; NaN without ground truth."""
+    evaluated = np.zeros(truth.shape, dtype=bool)
+    evaluated[crop_box(crop, *truth.shape)] = True
+    valid = np.logical_and(np.logical_and(truth > min_depth, truth < max_depth), evaluated)
+    truth, prediction = truth[valid], prediction[valid]
+    if len(truth) == 0:
+        return [np.nan] * len(METRIC_NAMES)
+    ratio = np.maximum(truth / prediction, prediction / truth)
+    a1, a2, a3 = ((ratio < 1.25**power).mean() for power in (1, 2, 3))
+    abs_rel = np.mean(np.abs(truth - prediction) / truth)
+    sq_rel = np.mean((truth - prediction) ** 2 / truth)
+    rmse = np.sqrt(((truth - prediction) ** 2).mean())
+    rmse_log = np.sqrt(((np.log(truth) - np.log(prediction)) ** 2).mean())
+    error = np.log(prediction) - np.log(truth)
+    silog = np.sqrt(np.mean(error**2) - np.mean(error) ** 2) * 100
+    log_10 = np.abs(np.log10(truth) - np.log10(prediction)).mean()
+    return [a1, a2, a3, abs_rel, rmse, log_10, rmse_log, silog, sq_rel]
+
+
+def plain_mean(rows: list[list]) -> dict[str, float]:
+    return dict(zip(METRIC_NAMES, np.nanmean(np.array(rows, dtype=np.float64), axis=0).tolist(), strict=True))
+
+
+@torch.no_grad()
+def plain_evaluation(
+    network: Callable[[Tensor], Tensor],
+    frames: Frames,
+    kb_crop: tuple[int, int],
+    min_depth: float,
+    max_depth: float,
+    crop: str,
+    device: torch.device,
+) -> dict[str, float]:
+    """The means over images of a network (image (1, 3, H, W) -> metres (1, 1, H, W)), with flip averaging."""
+    rows = []
+    for index in range(len(frames)):
+        image, truth = (decode(path).numpy() for path, decode in frames.files(index).values())
+        image, truth = image.transpose(1, 2, 0).astype(np.float32), truth[0].astype(np.float64) / UNITS_PER_M
+        top, left = image.shape[0] - kb_crop[0], (image.shape[1] - kb_crop[1]) // 2
+        image, truth = (pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, truth))
+        image = (image - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+        depths = []
+        for picture in (image, image[:, ::-1]):
+            planes = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32))
+            depths.append(network(planes[None].to(device))[0, 0].cpu().numpy())
+        prediction = (depths[0] + depths[1][:, ::-1]) / 2
+        rows.append(plain_metrics(prediction.astype(np.float64), truth, min_depth, max_depth, crop))
+    return plain_mean(rows)

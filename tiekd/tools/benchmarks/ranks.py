@@ -1,0 +1,107 @@
+"""A step on several ranks of this machine, with DeepSpeed: each rank is a process of its own, with a batch of its own.
+
+On a CPU every rank has one thread, however many there are, so that one and several compare. Left out: several machines.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tiekd.config.recipe import load_recipe
+from tiekd.distributed import comm, entrypoint, memory, process_group
+from tiekd.engine.build import build_engine
+from tiekd.engine.config import read_engine_config, resolve
+from tiekd.engine.step import stepper
+from tiekd.errors import LaunchError
+from tiekd.models.build import build_network
+from tiekd.tools.benchmarks.training import CLIP_NORM, DTYPES, noise
+from tiekd.training import criterion as criteria
+from tiekd.training.optimizer import build_optimizer
+
+_RANK_S = 600
+
+
+def measure_step(
+    count: int, recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, device: str = "cpu"
+) -> tuple[float, float]:
+    """(seconds of a step, MB at the peak of all ranks together); shape: (batch of a rank, height, width).
+
+    device: cpu or cuda. Raises LaunchError where there are fewer GPUs than ranks.
+    """
+    rows = run_ranks(__name__, count, device, [recipe_path, shape, dtype, rounds])
+    return max(seconds for seconds, _ in rows), sum(peak for _, peak in rows) / 1e6
+
+
+def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
+    """What each rank has written as JSON, in rank order; rank: `python -m module JSON` of [*arguments, file to write].
+
+    device: cpu or cuda. Raises LaunchError where there are fewer GPUs than ranks, and for a rank that fails.
+    """
+    if device == "cuda" and count > torch.cuda.device_count():
+        raise LaunchError(f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask for less")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    with tempfile.TemporaryDirectory() as folder:
+        answers = [Path(folder) / f"{rank}.json" for rank in range(count)]
+        try:
+            for rank, answer in enumerate(answers):
+                asked = json.dumps([*arguments, str(answer)])
+                started.append(_start(module, rank, count, port, device, asked))
+            for process in started:
+                _, told = process.communicate(timeout=_RANK_S)
+                if process.returncode:
+                    raise LaunchError(f"{count} ranks: one ended with code {process.returncode}: {told.strip()[-500:]}")
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+        return [json.loads(answer.read_text()) for answer in answers]
+
+
+def _start(module: str, rank: int, count: int, port: int, device: str, asked: str) -> subprocess.Popen:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": device}
+    environment = os.environ | {key: str(value) for key, value in places.items()}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-m", module, asked]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def main(recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, answer: str) -> None:
+    """One rank: writes [seconds of its fastest step, bytes at its peak] to a file."""
+    device = process_group.start_rank()
+    recipe, ranks = load_recipe(recipe_path), comm.world_size()
+    engine_config = read_engine_config(None)
+    if DTYPES[dtype] is not None:
+        engine_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    config = resolve(engine_config, shape[0] * ranks, CLIP_NORM, ranks)
+    torch.manual_seed(0)
+    network = build_network(recipe["network"])
+    engine = build_engine(network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config)
+    criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
+    batch, step = noise(*shape, network.max_depth, device), stepper(engine, config, CLIP_NORM)
+    engine.train()
+    times = []
+    for _ in range(2 + rounds):
+        comm.barrier()
+        memory.wait(device)
+        started = time.perf_counter()
+        prediction = engine(batch.image, criterion.divergence_target(batch.teacher_depth))
+        engine.backward(criterion(prediction, batch, batch.teacher_depth)["loss"])
+        step()
+        memory.wait(device)
+        times.append(time.perf_counter() - started)
+    Path(answer).write_text(json.dumps([min(times[2:]), memory.peak_bytes(device)]))
+
+
+if __name__ == "__main__":
+    entrypoint.program(lambda: main(*json.loads(sys.argv[1])))

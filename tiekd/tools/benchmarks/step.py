@@ -1,0 +1,47 @@
+"""A whole training step of a recipe's student: ours against the plain head with plain eager modules.
+
+Ours: the head's kernels, modules that spare work and memory, --dtype, --memory-format, the fused optimizer, on request
+torch.compile. The reference: head and modules operator by operator as they are defined and published, fp32, contiguous
+tensors, AdamW parameter by parameter. Both have the same weights, losses and clipping, and the same made-up batch.
+Memory is all that a step needs: weights, moments, and its peak above them. torch's own defaults say whether
+convolutions may use TF32; that is told. Left out: DeepSpeed, data, hooks (`engine`).
+"""
+
+import argparse
+
+import torch
+
+from tiekd.config.recipe import load_recipe
+from tiekd.engine.execution import Execution, memory_format
+from tiekd.tools.benchmarks import measure
+from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
+
+
+def run(args: argparse.Namespace) -> dict:
+    """As `measure.compare`, and `first_loss_difference`, relative, which only rounding may make."""
+    device, recipe = device_of(args.device), load_recipe(args.recipe)
+    size = args.batch, args.height, args.width
+    dtype = DTYPES[args.dtype]
+    layout = memory_format(Execution(args.memory_format), dtype is not None)
+    ours = TrainingStep(recipe, device, *size, dtype, layout, compiled=args.compile)
+    theirs = TrainingStep(recipe, device, *size, plain=True)
+    losses = [_first_loss(step) for step in (ours, theirs)]
+    how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
+    compared = f"a training step, ours ({how}) against plain head and modules, fp32, contiguous"
+    result = measure.compare(compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS)
+    for name, step in (("ours", ours), ("reference", theirs)):
+        result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
+        result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]
+    result["memory_ratio"] = result["ours_peak_mb"] / result["reference_peak_mb"]
+    return result | {
+        "first_loss_difference": abs(losses[0] / losses[1] - 1),
+        "recipe": args.recipe,
+        "batch": args.batch,
+        "size": f"{args.height}x{args.width}",
+        "convolutions_may_use_tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+    }
+
+
+def _first_loss(step: TrainingStep) -> float:
+    step()
+    return step.loss.item()

@@ -1,0 +1,42 @@
+"""A training step of a recipe's student with cached teacher maps against one with the teacher online.
+
+Ours reads the map that came with the batch; the reference runs the recipe's teacher, frozen and with random weights,
+before the same step. What loading the maps costs is the loader's business (`loader`). Left out: flip averaging, which
+doubles the teacher's time; DeepSpeed.
+"""
+
+import argparse
+
+import torch
+
+from tiekd.config.recipe import load_recipe
+from tiekd.engine.execution import Execution, memory_format
+from tiekd.models.build import build_network
+from tiekd.teachers.network import FrozenTeacher
+from tiekd.tools.benchmarks import measure
+from tiekd.tools.benchmarks.student import network_node
+from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
+
+
+def run(args: argparse.Namespace) -> dict:
+    """As `measure.compare`; memory has the networks' weights and the optimizer's moments in it."""
+    device, recipe = device_of(args.device), load_recipe(args.recipe)
+    dtype = DTYPES[args.dtype]
+    layout = memory_format(Execution(), dtype is not None)
+    size = args.batch, args.height, args.width
+    network = build_network(network_node(recipe, True, args.recipe))
+    online = FrozenTeacher(network, device, precision=args.dtype)
+    steps = [TrainingStep(recipe, device, *size, dtype, layout, teacher=teacher) for teacher in (None, online)]
+    compared = f"a training step with cached maps / with the teacher online, both {args.dtype}"
+    result = measure.compare(compared, *steps, args.rounds, device)
+    teacher_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    result["ours_peak_mb"] += steps[0].state_bytes() / 1e6
+    result["reference_peak_mb"] += (steps[1].state_bytes() + teacher_bytes) / 1e6
+    result["memory_ratio"] = result["ours_peak_mb"] / result["reference_peak_mb"]
+    return result | {
+        "recipe": args.recipe,
+        "teacher_parameters_m": sum(p.numel() for p in network.parameters()) / 1e6,
+        "batch": args.batch,
+        "size": f"{args.height}x{args.width}",
+        "convolutions_may_use_tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+    }

@@ -1,0 +1,292 @@
+"""A teacher's depth maps as files, in the published naming and encoding: run once, learn from them as often as wanted.
+
+One frame at a time (its mirror image with it, when they are averaged), so a map depends on neither the frames beside
+it nor the number of ranks. Every map is whole or not there; what is there is kept, so a killed job goes on where it
+was. A rank's encoding and writing run in threads beside its network.
+Left out: folders that several machines don't share, and replacing maps: another teacher takes another folder.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from tiekd.config.recipe import is_outside, is_overridden
+from tiekd.console import Progress
+from tiekd.data import image_io, teacher_maps
+from tiekd.data import resize as resizes
+from tiekd.data.agreement import check_same
+from tiekd.data.build import build_dataset, loading_of
+from tiekd.data.frames import Frames
+from tiekd.data.loading.loader import Loading, validation_batches
+from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.distributed import comm
+from tiekd.errors import DataError, RecipeError, TeacherError
+from tiekd.teachers.external import OutsideTeacher
+from tiekd.teachers.network import FrozenTeacher
+from tiekd.teaching import build_teacher, teacher_checkpoint
+
+_WRITERS, _WAITING = 2, 4  # threads of a rank, and maps that may wait for one
+_PROBES = 3  # maps whose size tells the size of all
+_MARGIN = 1.1
+
+
+class Source(NamedTuple):
+    """What makes the maps: the teacher's node with its checkpoint's file in it, and whether flips are averaged, which a
+    teacher from outside the project sees to by itself; it has no checkpoint here.
+
+    resize: the working resolution that was asked for in place of the weights' own; None without.
+    """
+
+    node: dict
+    checkpoint: Path | None
+    flip: bool
+    resize: Resize | None = None
+
+    def __str__(self) -> str:
+        if self.checkpoint is None:
+            return self.node["name"]
+        return f"{self.checkpoint}, flip averaging {'on' if self.flip else 'off'}"
+
+
+def teacher_of(
+    recipe: dict, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
+) -> Source:
+    """The teacher that a recipe means: a student's `teacher`, or the network itself where the recipe has no teacher.
+
+    Args:
+        recipe: with its overrides applied.
+        recipe_path: its file.
+        checkpoint: weights in place of the ones that the recipe means.
+        overrides: `--set` words. Where the teacher is the recipe's own network, `data.resize` among them is the
+            teacher's; else it is the student's, and the teacher keeps its own.
+
+    Raises:
+        TeacherError: there are no weights.
+    """
+    resize = None
+    teacher = recipe.get("teacher") or {}
+    if is_outside(teacher):
+        if checkpoint is not None:
+            raise TeacherError(f"--checkpoint: {teacher['name']} loads its own weights; give them as an argument of it")
+        return Source(teacher, None, False)
+    if "maps" in teacher:
+        raise TeacherError(
+            f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make any; give the "
+            "teacher's own recipe"
+        )
+    if teacher.keys() <= {"flip"}:
+        own_work_dir = {"checkpoint": recipe["work_dir"]} if "work_dir" in recipe else {}
+        teacher = {"network": recipe.get("network"), "recipe": str(recipe_path), **own_work_dir, **teacher}
+        if is_overridden(("data", "resize"), recipe, overrides):
+            resize = resizes.resize_of({}, recipe, overrides)
+    if checkpoint is not None:
+        teacher = teacher | {"checkpoint": checkpoint}
+    path = teacher_checkpoint(teacher)
+    return Source(teacher | {"checkpoint": str(path)}, path, teacher.get("flip", True), resize)
+
+
+def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
+    """`<data.root>/gt_kd_<the teacher's recipe, or module>`, with `_val` for validation frames."""
+    teacher = recipe.get("teacher") or {}
+    name = teacher["name"].split(".")[-1] if is_outside(teacher) else Path(teacher.get("recipe", recipe_path)).stem
+    return Path(recipe["data"].get("root", ".")) / f"gt_kd_{name}{'_val' if split == 'val' else ''}"
+
+
+def frames_of(recipe: dict, split: str) -> Dataset:
+    """The frames of a split as teacher maps cover them, which are cut as they are read; for training also those without
+    ground truth, and those that only a run without validation trains on."""
+    with_a_teacher = {"network": recipe["network"]}  # which is why frames without ground truth count
+    held_out = () if split == "train" else None
+    taught = recipe | {"teacher": with_a_teacher}
+    frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
+    if not hasattr(frames, "map_name"):
+        raise RecipeError(
+            f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's map is called; give "
+            "it one, or let the teacher run in training"
+        )
+    return frames
+
+
+def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO) -> None:
+    """Makes the maps of all frames that `folder` doesn't have yet; the main rank tells `out` how far it is. Collective.
+
+    Raises TeacherError where the folder holds other maps, DataError where they don't fit on its disk.
+    """
+    own = is_outside(source.node)
+    node = source.node if own else source.node | {"flip": source.flip}
+    teacher = build_teacher(node, device, source.resize)
+    digest = None if teacher.network is None else digest_of(teacher.network)
+    resize = {} if own else teacher.resize.node()
+    described = node if own else node["network"]
+    manifest = teacher_maps.make_manifest(recipe, described, digest, source.flip, resize)
+    check_same({"map": frames})
+    found = teacher_maps.read_manifest(folder) or manifest
+    if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
+        del manifest[teacher_maps.ORIENTATION]  # a folder of before is gone on with, for it makes no difference
+    index_by_name = {frames.map_name(index): index for index in range(len(frames))}
+    job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
+    for note in getattr(frames, "notes", ()):
+        job.tell(f"Warning: {note}")
+    with _claimed(folder, manifest):
+        missing = job.missing()
+        total = len(index_by_name)
+        job.tell(f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make in {folder}")
+        if missing:
+            job.check_disk(missing)
+            job.make(missing, loading_of(recipe))
+        comm.barrier()
+
+
+def _any_turned(frames: Dataset) -> bool:
+    return isinstance(frames, Frames) and any(map(frames.is_turned, range(len(frames))))
+
+
+def digest_of(network: nn.Module) -> str:
+    """SHA-256 of all names and numbers of a network."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One folder of maps in the making. index_by_name: every frame by the file name of its map."""
+
+    teacher: FrozenTeacher | OutsideTeacher
+    frames: Dataset
+    index_by_name: dict[str, int]
+    folder: Path
+    full_scale_m: float
+    device: torch.device
+    out: TextIO
+
+    def tell(self, line: str) -> None:
+        if comm.is_main():
+            self.out.write(f"{line}\n")
+            self.out.flush()
+
+    def missing(self) -> list[str]:
+        """The maps that aren't there whole; each rank looks at its share. Collective."""
+        mine = list(self.index_by_name)[comm.rank() :: comm.world_size()]
+        missing = [name for name in mine if not image_io.is_whole_depth_png(self.folder / name)]
+        lost = {name for part in comm.gather_objects(missing) for name in part}
+        return [name for name in self.index_by_name if name in lost]
+
+    def check_disk(self, missing: list[str]) -> None:
+        """Tells what the maps need and what is free; DataError when it is not enough. Some maps tell the size of all.
+
+        Collective.
+        """
+        problem = None
+        if comm.is_main():
+            probes = sorted({missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)})
+            sizes = [len(self._encoded(depth)) for _, depth in self._depths(probes, 0, 1, Loading(workers=0))]
+            needed, free = _MARGIN * len(missing) * sum(sizes) / len(sizes), shutil.disk_usage(self.folder).free
+            self.tell(f"Disk: {_size(needed)} needed, {_size(free)} free")
+            if needed > free:
+                problem = (
+                    f"{self.folder}: {len(missing)} maps need {_size(needed)}, {_size(free)} is free; free some space, "
+                    "or give --out on another disk"
+                )
+        problem = comm.broadcast_object(problem)
+        if problem:
+            raise DataError(problem)
+
+    def make(self, missing: list[str], loading: Loading) -> None:
+        """Makes and writes this rank's share of the missing maps. Collective."""
+        bar = nullcontext()
+        if comm.is_main():
+            bar = Progress("maps", len(self.index_by_name), self._count, self.out)
+        with bar as progress:
+            with ThreadPoolExecutor(_WRITERS) as pool:
+                waiting = deque()
+                for name, depth in self._depths(missing, comm.rank(), comm.world_size(), loading):
+                    waiting.append(pool.submit(self._write, name, depth))
+                    while len(waiting) > _WAITING:
+                        waiting.popleft().result()
+                    if progress:
+                        progress.update()
+                for write in waiting:
+                    write.result()
+            comm.barrier()
+
+    def _depths(
+        self, names: list[str], rank: int, world_size: int, loading: Loading
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, depth (H, W) metres) of every world_size-th of the frames, at the frame's own size."""
+        frames = Subset(self.frames, [self.index_by_name[name] for name in names])
+        resize = getattr(self.teacher, "resize", OWN_SIZE)
+        batches = validation_batches(
+            frames, 1, rank, world_size, loading.workers, self.device, loading.timeout_s, resize
+        )
+        for (place,), batch in batches:
+            depth = resizes.restored(self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True)
+            yield names[place], depth[0, 0].cpu().numpy()
+
+    def _write(self, name: str, depth: np.ndarray) -> None:
+        image_io.write_durably(self.folder / name, self._encoded(depth))
+
+    def _encoded(self, depth: np.ndarray) -> bytes:
+        return image_io.encode_teacher_map(depth, self.full_scale_m)
+
+    def _count(self) -> int:
+        return len(self.index_by_name.keys() & set(os.listdir(self.folder)))
+
+
+@contextmanager
+def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
+    """The folder as this job's own while it lasts, made and marked with the manifest where it is new. Collective."""
+    lock, problem = _claim(folder, manifest) if comm.is_main() else (None, None)
+    problem = comm.broadcast_object(problem)
+    if problem:
+        raise TeacherError(problem)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
+    """The locked manifest, or what is wrong. Main rank only. The lock ends with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = teacher_maps.read_manifest(folder)
+        if found is None and any(name.endswith(".png") for name in os.listdir(folder)):
+            return None, f"{folder}: holds maps of nobody knows which teacher (no manifest); give another --out"
+        if found is None:
+            teacher_maps.write_manifest(folder, manifest)
+        elif found != manifest:
+            other = ", ".join(key for key in manifest if found.get(key) != manifest[key])
+            return None, f"{folder}: holds maps of another kind (they differ in {other}); give another --out"
+        lock = (folder / teacher_maps.MANIFEST).open("r+")
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_ino != os.stat(lock.name).st_ino:
+            raise BlockingIOError  # a job that began with this one has put its manifest in the place of ours
+    except BlockingIOError:
+        return None, f"{folder}: another job is writing maps there; wait until it ends, or give another --out"
+    except OSError as error:
+        return None, f"{folder}: can't be written to ({error.strerror}); give another --out"
+    for partial in folder.glob(".*.png.*"):  # of a job that was killed while it wrote
+        partial.unlink(missing_ok=True)
+    return lock, None
+
+
+def _size(num_bytes: float) -> str:
+    power = 3 if num_bytes >= 1e9 else 2 if num_bytes >= 1e6 else 1
+    return f"{num_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"

@@ -1,0 +1,229 @@
+"""What a run will need, found out by beginning it: `bin/train.py --dry-run`.
+
+Builds everything that the run builds, so it refuses whatever the run would refuse; makes real iterations until their
+median is known (3 s of them, 5 to 50; a minute where they are slow), evaluates on a few validation frames, and
+serialises a checkpoint into nothing. So times and the peak of memory are those of the run. Writes nothing, reads no
+checkpoint of the run, and doesn't mind who uses the work dir. Left out: the time of saving, and TensorBoard's pictures.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from tiekd.config.build import settings
+from tiekd.data import decoded_cache
+from tiekd.data.trained_on import as_plain
+from tiekd.distributed import comm, memory, process_group
+from tiekd.engine import checkpoint
+from tiekd.engine.build import build_engine
+from tiekd.engine.step import stepper
+from tiekd.errors import LaunchError
+from tiekd.evaluation.evaluate import evaluate
+from tiekd.models.flip import predict
+from tiekd.tools.measure import Stopwatch
+from tiekd.training import startup_log
+from tiekd.training.build import Parts, build_parts
+from tiekd.training.evaluation_hook import Evaluation
+from tiekd.training.hooks import tensorboard
+from tiekd.training.hooks.checkpoint import Checkpoint
+from tiekd.training.kept_memory_hook import KeptMemory
+from tiekd.training.loop import train
+from tiekd.training.settings import TrainSettings
+from tiekd.workdir import checkpoints, manifest, workdir
+from tiekd.workdir.environment import environment
+
+_MOST_ITERATIONS = 200  # far more than a stopwatch takes
+_EVALUATED = 4  # batches a rank, that an evaluation is timed on
+_SLOW_S = 20.0  # an evaluation's batch, of which one has to do
+
+
+def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
+    """The lines to be told, the same on every rank. Collective; raises what run.run raises before it trains."""
+    options = settings(recipe, "train", TrainSettings)
+    device = process_group.start_rank(options.timeout_minutes)
+    parts = build_parts(recipe, engine_config, options, device, resuming_one=False, begins=True)
+    state = parts.state
+    refusal = _refusal(state.work_dir, recipe_path)
+    if comm.is_main():
+        tensorboard.writer_class()  # the run imports it, too
+    machine = environment()
+    watch = Stopwatch(device, parts.loading.workers, state.accumulation)
+    begin(parts, watch)
+    evaluations, evaluation_s = _evaluations(parts), _evaluation_s(parts)
+    weights_bytes, checkpoint_bytes = _checkpoint_bytes(parts)
+    peaks = comm.gather_objects(memory.peak_bytes(device))
+
+    seconds, data_s = watch.median_s()
+    total = state.total_iterations
+    told = startup_log.about(recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total)
+    told += parts.report + decoded_cache.describe(parts.train_set) + decoded_cache.describe(parts.val_set)
+    told += [
+        f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch {machine['PyTorch']}",
+        f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x {state.accumulation} "
+        f"accumulated x {comm.world_size()} ranks",
+        f"Iterations: {state.iterations_per_epoch} an epoch, {total} in all",
+        "Time per iteration: {:.3f} s ({:.3f} to {:.3f}), of which {:.3f} s waiting for data".format(
+            seconds, *watch.range_s(), data_s
+        ),
+    ]
+    if evaluations:
+        told.append(f"Evaluations: {evaluations} of {_duration(evaluation_s)} each")
+    where = "of a rank's process" if device.type == "cpu" else f"on a device of {size(_device_bytes(device))}"
+    told += [
+        f"ETA: {_duration(total * seconds + evaluations * evaluation_s)} for training and evaluations",
+        f"Peak memory: {size(max(peaks))} {where}",
+    ]
+    told += _disk(parts, weights_bytes, checkpoint_bytes)
+    return told + ([f"A run would be refused here now: {refusal}"] if refusal else [])
+
+
+def begin(parts: Parts, watch: Stopwatch) -> None:
+    """Builds the engine and trains until the stopwatch has enough. Collective."""
+    state, options = parts.state, parts.options
+    state.engine = build_engine(parts.network, parts.optimizer, parts.config)
+    process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
+    step = stepper(state.engine, parts.config, options.clip_norm)
+    batches = parts.batches(_MOST_ITERATIONS)
+    begun = replace(state, hooks=[KeptMemory(), watch], total_iterations=_MOST_ITERATIONS)
+    train(begun, batches, parts.teacher, parts.criterion, parts.schedule, step)
+    batches.close()
+
+
+def size(num_bytes: float) -> str:
+    """In decimal units, for people."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+
+
+class _First(Dataset):
+    """The first `count` samples of a data set."""
+
+    def __init__(self, dataset: Dataset, count: int):
+        self.dataset, self.count = dataset, min(count, len(dataset))
+        if hasattr(dataset, "image_sizes"):
+            self.image_sizes = lambda: dataset.image_sizes()[: self.count]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return self.dataset[index]
+
+
+class _Sizes(manifest.Files):
+    """Takes a checkpoint's files, DeepSpeed's too, and keeps only how large they are."""
+
+    def save(self, state_dict, path: str | Path) -> None:
+        counter = _Counter()
+        counter.write(state_dict) if isinstance(state_dict, bytes) else torch.save(state_dict, counter)
+        self.written[Path(path).name] = [counter.size, ""]
+
+    def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
+        pass
+
+
+class _Counter:
+    """A file that only grows."""
+
+    size = 0
+
+    def write(self, data) -> int:
+        written = len(memoryview(data).cast("B"))
+        self.size += written
+        return written
+
+    def flush(self) -> None:
+        pass
+
+
+def _refusal(work_dir: Path, recipe_path: Path) -> str | None:
+    try:
+        workdir.check(work_dir, recipe_path, resuming=False)
+    except LaunchError as problem:
+        return str(problem)
+    return None
+
+
+def _evaluations(parts: Parts) -> int:
+    """How many there are in the run."""
+    hooks = [hook for hook in parts.state.hooks if isinstance(hook, Evaluation)]
+    return sum(len(list(_moments(parts, hook.settings.interval, hook.settings.by))) for hook in hooks)
+
+
+def _evaluation_s(parts: Parts) -> float:
+    """How long one takes, from the times of one batch a rank and of some; 0 without validation. Collective."""
+    hook = next((hook for hook in parts.state.hooks if isinstance(hook, Evaluation)), None)
+    if hook is None:
+        return 0.0
+    at_once = hook.settings.batch_size * comm.world_size()
+    predictor = partial(predict, hook.replica.eval(), flip=hook.settings.flip)
+    ends = hook.replica.min_depth, hook.replica.max_depth, parts.device, hook.loading.workers, hook.loading.timeout_s
+
+    def seconds(batches: int) -> float:
+        started = time.perf_counter()
+        evaluate(predictor, _First(hook.dataset, batches * at_once), hook.settings, *ends, resize=hook.resize)
+        memory.wait(parts.device)
+        return comm.max_over_ranks(time.perf_counter() - started)
+
+    seconds(1)  # warms up
+    one, batches = seconds(1), -(-len(hook.dataset) // at_once)
+    some = min(_EVALUATED, batches)
+    if some == 1 or one > _SLOW_S:
+        return one * batches
+    return one + max(0.0, seconds(some) - one) / (some - 1) * (batches - 1)
+
+
+def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
+    """Of the student's plain weights, and of a whole checkpoint, all ranks' files together. Collective."""
+    engine = parts.state.engine
+    engine.checkpoint_files = _Sizes().take_over(engine)
+    folder = parts.state.work_dir / checkpoints.FOLDER / "iter_0"
+    facts = as_plain(parts.state.trained_on)
+    checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **facts)
+    shares = comm.gather_objects(engine.checkpoint_files.written)
+    return shares[0][checkpoints.STUDENT][0], sum(size for share in shares for size, _ in share.values())
+
+
+def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
+    """What checkpoints and best weights take when they take most: while one is written beside those that stay."""
+    saver = next((hook for hook in reversed(parts.state.hooks) if isinstance(hook, Checkpoint)), None)
+    if saver is None:
+        return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
+    saved = list(_moments(parts, saver.interval, saver.by))
+    unit = parts.state.iterations_per_epoch if saver.by == "epoch" else 1
+    for_good = [i for i in saved[: -saver.keep_last] if saver.keep_every and i % (saver.keep_every * unit) == 0]
+    kept = min(len(saved), saver.keep_last) + len(for_good)
+    at_most = min(len(saved), kept + 1) * checkpoint_bytes + (2 * weights_bytes if parts.options.validate else 0)
+    there = parts.state.work_dir.absolute()
+    there = next(folder for folder in (there, *there.parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    lines = [
+        f"Disk: {size(checkpoint_bytes)} a checkpoint, {len(saved)} are saved, {kept} stay; with the best weights up "
+        f"to {size(at_most)}, of {size(free)} that are free at {there}"
+    ]
+    if at_most > free:
+        lines.append("WARNING: the checkpoints don't fit on the disk; make room, or set a smaller checkpoint.keep_last")
+    return lines
+
+
+def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
+    """The iterations of the run at which something is done every so many epochs or iterations, and at the end."""
+    total = parts.state.total_iterations
+    period = interval * (parts.state.iterations_per_epoch if by == "epoch" else 1)
+    yield from range(period, total + 1, period)
+    if total % period:
+        yield total
+
+
+def _device_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[1]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,191 @@
+"""The largest micro-batch that fits, at the fixed global batch and ranks: `bin/train.py --dry-run --find-micro-batch`.
+
+The engine is built and makes one iteration with micro-batches of one image, so that everything it holds in a run is
+there: weights, gradients, the optimizer's state, buckets. Beside it, a plain copy of the student goes forward and
+backward on 1, 2, ... images, those numbers that divide a rank's share of the batch. Nothing in such a try is collective
+(BatchNorm doesn't ask the other ranks either), so a rank that runs out of memory leaves none waiting; after each try
+the ranks agree, and the one with the least room decides. The copy's weights and gradients come on top of the engine's:
+the answer errs by these, on the safe side.
+
+An accelerator says itself when it is full. A CPU doesn't, it swaps or the process is killed: there a number of images
+is only tried when what smaller ones took, continued as a line, is within the budget.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tiekd.config.build import settings
+from tiekd.data.batch import Batch
+from tiekd.distributed import allocator, comm, entrypoint, memory, process_group
+from tiekd.errors import LaunchError
+from tiekd.kernels.convolution import prepare_bf16
+from tiekd.models.build import build_network
+from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.tools.dry_run import begin, size
+from tiekd.tools.measure import Stopwatch
+from tiekd.training.build import Parts, build_parts
+from tiekd.training.settings import TrainSettings
+
+_LOOKED_AT = 8  # pictures, of which the largest is tried
+_LEFT_FREE = 0.1  # of what a machine has, for what is measured by no one
+
+
+class Try(NamedTuple):
+    """A micro-batch: peak_bytes is what a rank holds at most, measured or, where `time_s` is None, foreseen."""
+
+    images: int
+    peak_bytes: float
+    time_s: float | None  # of a forward and a backward
+    fits: bool
+
+
+def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str]:
+    """The lines to be told, the same on every rank. Collective; raises LaunchError where not one image fits, and what
+    run.run raises before it trains.
+
+    memory_gb: what a rank may hold; None: all that is free on its device, or its share of what the machine has free.
+    """
+    options = settings(recipe, "train", TrainSettings)
+    device = process_group.start_rank(options.timeout_minutes)
+    if memory_gb is not None and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1]))
+    one_image = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": "auto"}
+    parts = build_parts(recipe, engine_config | one_image, options, device, resuming_one=False, begins=True)
+    begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
+    share = options.batch_size // comm.world_size()
+    try_images = _on_a_copy(parts)
+    budget = _budget(device, memory_gb) if device.type == "cpu" else None
+    tries = find_largest([n for n in range(1, share + 1) if share % n == 0], try_images, device, budget)
+    return _told(parts, tries, share, budget)
+
+
+def find_largest(
+    candidates: list[int], try_images: Callable[[int], None], device: torch.device, budget: float | None
+) -> list[Try]:
+    """Tries that were made, from small to large; the last one that fits is the answer. Collective.
+
+    budget: bytes that this rank may hold, where memory that is lacking doesn't raise OutOfMemoryError.
+    """
+    tries: list[Try] = []
+    for images in candidates:
+        if device.type == "cpu":
+            allocator.give_back()  # else what is kept would hide how much more a larger try takes
+        foreseen = _foreseen(tries, images, memory.held_bytes(device))
+        mine = Try(images, foreseen, None, False)
+        if all(comm.gather_objects(budget is None or foreseen <= budget)):
+            mine = _try(images, try_images, device, budget)
+        shares = comm.gather_objects(mine)
+        tries.append(
+            Try(
+                images,
+                max(share.peak_bytes for share in shares),
+                max((share.time_s for share in shares if share.time_s is not None), default=None),
+                all(share.fits for share in shares),
+            )
+        )
+        if not tries[-1].fits:
+            break
+    return tries
+
+
+def _foreseen(tries: list[Try], images: int, held: float) -> float:
+    """The peak of so many images: from two tries as a line, from one as if all that it took grew with its images."""
+    if not tries:
+        return held
+    (fewer, less), (more, most) = ([(0, held)] + [(t.images, t.peak_bytes) for t in tries])[-2:]
+    return most + max(0.0, most - less) / (more - fewer) * (images - more)
+
+
+def _try(images: int, try_images: Callable[[int], None], device: torch.device, budget: float | None) -> Try:
+    """Twice: the first time allocates and warms up."""
+    memory.restart_peak(device)
+    try:
+        for _ in range(2):
+            started = time.perf_counter()
+            try_images(images)
+            memory.wait(device)
+            seconds = time.perf_counter() - started
+        peak = memory.peak_bytes(device)
+        result = Try(images, peak, seconds, budget is None or peak <= budget)
+    except (MemoryError, RuntimeError) as error:  # a device's libraries have their own words for it
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not entrypoint.is_out_of_memory(error):
+            raise
+        result = Try(images, memory.peak_bytes(device), None, False)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return result
+
+
+def _on_a_copy(parts: Parts) -> Callable[[int], None]:
+    """A function that takes so many images forward and backward through teacher, copy of the student and losses."""
+    engine, device = parts.state.engine, parts.device
+    network = build_network(parts.state.recipe["network"]).to(device).train()
+    network.memory_format = engine.module.memory_format
+    for module in network.modules():
+        if isinstance(module, BatchNorm2d):
+            module.sync = False
+    if engine.fp16_enabled() or engine.bfloat16_enabled():
+        network.to(torch.float16 if engine.fp16_enabled() else torch.bfloat16)
+    casts = parts.config.values.get("torch_autocast", {}).get("enabled", False)
+    if device.type == "cpu" and (engine.bfloat16_enabled() or casts):
+        prepare_bf16(network)  # as the engine's is
+    batches = parts.batches(_LOOKED_AT)
+    one = max(islice(batches, _LOOKED_AT), key=lambda batch: batch.image.numel())
+    batches.close()
+
+    def try_images(images: int) -> None:
+        batch = Batch(*(_repeated(value, images) for value in one))
+        teacher_depth = parts.teacher(batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=casts):
+            prediction = network(batch.image, parts.criterion.divergence_target(teacher_depth), batch.counted)
+        parts.criterion(prediction, batch, teacher_depth)["loss"].backward()
+
+    return try_images
+
+
+def _repeated(value: Tensor | list | None, times: int) -> Tensor | list | None:
+    if isinstance(value, Tensor):
+        return value.expand(times, *value.shape[1:]).contiguous()
+    return value * times if isinstance(value, list) else value
+
+
+def _budget(device: torch.device, memory_gb: float | None) -> float:
+    if memory_gb is not None:
+        return memory_gb * 1e9
+    free = min(comm.gather_objects(memory.free_bytes(device)))
+    return memory.held_bytes(device) + (1 - _LEFT_FREE) * free / process_group.ranks_on_this_machine()
+
+
+def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> list[str]:
+    ranks = comm.world_size()
+    lines = ["Micro-batch   accumulation   memory of a rank   time an image"]
+    for images, peak, seconds, fits in tries:
+        end = "does not fit" if not fits else f"{seconds / images:.4f} s"
+        lines.append(f"{images:11d}   {share // images:12d}   {size(peak):>16}   {end}")
+    if budget is not None:
+        lines.append(f"A rank may hold {size(min(comm.gather_objects(budget)))}")
+    largest = max((t.images for t in tries if t.fits), default=None)
+    if largest is None:
+        allowed = "" if budget is None else f" of the {size(budget)} that it may"
+        held = size(tries[0].peak_bytes)
+        raise LaunchError(
+            f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the network smaller"
+        )
+    if any(isinstance(module, torch.nn.BatchNorm2d) for module in parts.network.modules()):
+        lines.append(
+            f"The student has BatchNorm, whose statistics are of all ranks' micro-batches together "
+            f"({largest * ranks} images with the largest): another micro-batch trains to other weights"
+        )
+    return [
+        *lines,
+        f"The largest that fits, for a global batch of {parts.options.batch_size} on {ranks} ranks, in engine config:",
+        f'  "train_micro_batch_size_per_gpu": {largest},',
+        f'  "gradient_accumulation_steps": {share // largest}',
+    ]

@@ -1,0 +1,111 @@
+"""`bin/resume --restarts N`: starts a run again when it crashes, until it has finished.
+
+A run is started as a process of its own, and again after 1, 2, 4, ... at most 60 seconds. Not again: where it finished,
+was asked to stop, or where two starts in a row brought no newer checkpoint, as with a user's mistake. The ranks watch
+this process as they do the launcher (tiekd/distributed/launcher_watch.py), so nothing is left running without it.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from tiekd.distributed.entrypoint import STOPPED_CODE
+from tiekd.distributed.launcher_watch import SUPERVISOR
+from tiekd.workdir import checkpoints, workdir
+
+_LONGEST_PAUSE_S = 60
+_RANKS_LEAVE_S = 90.0  # after their launcher, having saved
+_STARTS_WITHOUT_GAIN = 2
+
+
+def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
+    """Runs `command`, which goes on with the run of a work dir, at most 1 + `restarts` times; returns its exit code.
+
+    0: finished; 75: asked to stop, through a signal to this process or the run. A second signal kills the run.
+    """
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: asked.append(number))
+    newest, idle = _newest(work_dir), 0
+    for attempt in range(restarts + 1):
+        before = workdir.read_outcome(work_dir)
+        code = _run(command, work_dir, asked)
+        outcome = workdir.read_outcome(work_dir)
+        outcome = None if outcome == before else outcome  # it came to nothing before it could write one
+        reached, newest = newest, _newest(work_dir)
+        idle = 0 if newest > reached else idle + 1
+        if outcome is not None and outcome.outcome == "finished":
+            return 0
+        if asked or (outcome is not None and outcome.outcome == "stopped"):
+            return STOPPED_CODE
+        why = outcome.reason if outcome is not None and outcome.reason else "killed, or it did not begin"
+        ended = f"the run ended with code {code} ({why}); its newest checkpoint is of iteration {newest}"
+        if idle == _STARTS_WITHOUT_GAIN:
+            _tell(f"{ended}, as before; not started again")
+            break
+        if attempt == restarts:
+            _tell(f"{ended}; that was the last of {restarts} restarts")
+            break
+        pause_s = min(_LONGEST_PAUSE_S, 2**attempt)
+        _tell(f"{ended}; restart {attempt + 1} of {restarts} in {pause_s} s")
+        _wait(lambda: bool(asked), pause_s)
+        if asked:
+            return STOPPED_CODE
+    return code or 1
+
+
+def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
+    """Runs a program, and the ranks that outlive it, to their end; hands on the first signal that comes, and answers a
+    second one by killing all."""
+    environment = os.environ | {SUPERVISOR: str(os.getpid())}
+    # In a session of its own, since a terminal's Ctrl-C comes once, and from here.
+    child = subprocess.Popen(command, start_new_session=True, env=environment)
+    everything: set[psutil.Process] = set()
+    told, gone_at = 0, None
+    while True:
+        everything |= _below_this()
+        if child.poll() is not None:
+            gone_at = gone_at or time.monotonic()
+            if not workdir.is_in_use(work_dir) or time.monotonic() - gone_at > _RANKS_LEAVE_S:
+                break
+        if len(asked) > told:
+            told = len(asked)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(_to_be_asked(work_dir, child.pid), signal.SIGTERM)
+            for process in everything if told > 1 else ():
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        time.sleep(0.2)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _below_this() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _to_be_asked(work_dir: Path, child: int) -> int:
+    """The main rank, on whose word all save and end together; DeepSpeed's launcher would end other machines' ranks on
+    the spot. The child where there is no main rank on this machine, yet."""
+    return workdir.main_rank_here(work_dir) or child
+
+
+def _newest(work_dir: Path) -> int:
+    return max(map(checkpoints.iteration_of, checkpoints.newest_first(work_dir / checkpoints.FOLDER)), default=-1)
+
+
+def _wait(condition, timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"tiekd: {text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""A training run: what it is made of, the loop, and what happens around it."""

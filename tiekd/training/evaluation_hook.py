@@ -1,0 +1,149 @@
+"""Evaluates the student when it is due, reports the figures and keeps the weights of the best."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TextIO
+
+import torch
+from torch.utils.data import Dataset
+
+from tiekd.data import trained_on
+from tiekd.data.loading.loader import Loading
+from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.distributed import comm
+from tiekd.engine import full_state
+from tiekd.evaluation import metrics
+from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.models.flip import predict
+from tiekd.models.network import Network
+from tiekd.training.hook import Hook
+from tiekd.workdir import weights_file
+
+
+class Evaluation(Hook):
+    """Runs at every `settings.interval` epochs or iterations, and at the end of training if that isn't one. Where a run
+    is stopped at such an iteration, time is short: the evaluation is made up for when the run goes on.
+
+    replica: a plain fp32 network of the student's shape on the device, filled from the engine at each evaluation.
+    reporters: hooks with `write_validation(state, metrics, num_images)`; the first, the log, before the best weights
+    are saved, the others, which may read and draw, after. terminal: where the log's lines are shown; where it is none,
+    nothing shows how far an evaluation is. resize: the working resolution.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        dataset: Dataset,
+        replica: Network,
+        device: torch.device,
+        loading: Loading,
+        reporters: Sequence[Hook],
+        info: Callable[[str], None],
+        terminal: TextIO | None = None,
+        resize: Resize = OWN_SIZE,
+    ):
+        self.settings, self.dataset, self.replica = settings, dataset, replica
+        self.device, self.loading, self.reporters, self.info = device, loading, reporters, info
+        self.terminal, self.resize = terminal, resize
+        self.best: float | None = None
+        self.overlap: trained_on.Overlap | None = None  # of these frames with the training's; rank 0
+        self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
+
+    def before_train(self, state) -> None:
+        if comm.is_main():
+            self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
+            if self.overlap is not None and self.overlap.seen:
+                told = f"validation: {self.overlap}, so figures say less of new pictures"
+                self.info(f"Warning: {told}")
+        if self.owed is not None:
+            state.lr, self.owed = self.owed, None
+            self._evaluate(state)
+
+    def after_iteration(self, state) -> None:
+        period = self.settings.interval * (state.iterations_per_epoch if self.settings.by == "epoch" else 1)
+        if state.iteration % period and state.iteration != state.total_iterations:
+            return
+        if state.stop_reason is not None and state.iteration != state.total_iterations:
+            self.owed = state.lr
+        else:
+            self._evaluate(state)
+
+    def _evaluate(self, state) -> None:
+        weights = full_state.weights(state.engine)
+        self._fill_replica(weights)
+        state.metrics = evaluate(
+            partial(predict, self.replica, flip=self.settings.flip),
+            self.dataset,
+            self.settings,
+            self.replica.min_depth,
+            self.replica.max_depth,
+            self.device,
+            self.loading.workers,
+            self.loading.timeout_s,
+            out=self.terminal,
+            resize=self.resize,
+        )
+        for reporter in self.reporters[:1]:
+            reporter.write_validation(state, state.metrics, len(self.dataset))
+        name = self.settings.save_best
+        if not math.isfinite(state.metrics[name]):
+            self.info(self._why_no_best(name, state.metrics[name]))
+        elif self.best is None or metrics.is_better(name, state.metrics[name], self.best):
+            self._save_best(name, weights, state)
+        for reporter in self.reporters[1:]:
+            reporter.write_validation(state, state.metrics, len(self.dataset))
+
+    def _why_no_best(self, name: str, value: float) -> str:
+        """The line for an evaluation whose figure is not finite: such weights never are the best."""
+        if not math.isnan(value):
+            return (
+                f"No best is saved: {name} is {value}, since depth was predicted that is not finite or "
+                "not above 0"
+            )
+        settings, network = self.settings, self.replica
+        cap = network.max_depth if settings.cap is None else settings.cap
+        return (
+            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} validation "
+            f"frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop {settings.crop}); "
+            "look at the ground truth with bin/check_data.py, or set another evaluation.crop or "
+            "evaluation.cap"
+        )
+
+    def _save_best(self, name: str, weights: dict, state) -> None:
+        """Where the disk doesn't take the new one, the old one stays the best, on the main rank, which says so."""
+        value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
+        if comm.is_main():
+            try:
+                facts = {"metrics": state.metrics, "resize": self.resize.node()}
+                facts |= trained_on.as_plain(state.trained_on)
+                weights_file.replace_best(path, weights, state.recipe["network"], state.iteration, **facts)
+            except OSError as error:
+                return self.info(f"{path} was not written, {error.strerror}; training goes on, an older one stays")
+        self.best = value
+        label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
+        best = f"Best {name} so far: {value:.4f} at iteration {state.iteration}"
+        self.info(f"{best}, saved as best_{name}.pth{label}")
+
+    def state_dict(self) -> dict:
+        compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
+        return {"best": self.best, "owed": self.owed, **compared}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.owed = state["best"], state["owed"]
+        other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
+        # Older versions evaluated pictures at their own size, whatever training scaled them by, and may
+        # have taken a best from an evaluation without a pixel.
+        own_size = "resize" not in state and self.resize not in (OWN_SIZE, Resize(at_most=self.resize.at_most))
+        if other_metric or own_size or (self.best is not None and not math.isfinite(self.best)):
+            self.best = None
+
+    def _fill_replica(self, weights: dict) -> None:
+        """Rank 0 has the weights; every rank's replica gets them by one broadcast a tensor."""
+        with torch.no_grad():
+            for name, tensor in self.replica.state_dict().items():
+                if comm.is_main():
+                    tensor.copy_(weights[name])
+                if comm.world_size() > 1:
+                    torch.distributed.broadcast(tensor, src=0)
+        self.replica.eval()

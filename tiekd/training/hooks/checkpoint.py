@@ -1,0 +1,75 @@
+"""Saves a checkpoint every `interval` epochs or iterations and where training ends, and keeps the last few."""
+
+import shlex
+from collections.abc import Callable, Sequence
+
+from tiekd.data.trained_on import as_plain
+from tiekd.distributed import comm
+from tiekd.engine import checkpoint
+from tiekd.errors import CheckpointError, RecipeError
+from tiekd.training.hook import Hook
+from tiekd.workdir import checkpoints, weights_file
+
+
+class Checkpoint(Hook):
+    """interval counts epochs or iterations as `by` says; keep_last: how many stay; keep_every: of every so many epochs
+    or iterations one stays for good. on_error: what a save that the disk didn't take does to the run, continue or stop;
+    a last one that fails always ends it with an error. `hooks`: whose states go along. info: writes to the log.
+
+    Stands after the evaluation in the list: a checkpoint then holds the outcome of the evaluation at its iteration, so
+    a run that goes on from it has lost nothing.
+    """
+
+    def __init__(
+        self,
+        hooks: Sequence[Hook],
+        info: Callable[[str], None],
+        interval: int = 1,
+        by: str = "epoch",
+        keep_last: int = 3,
+        keep_every: int | None = None,
+        on_error: str = "continue",
+    ):
+        for name, value in (("interval", interval), ("keep_last", keep_last), ("keep_every", keep_every)):
+            if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
+                raise RecipeError(f"{name}: got {value!r}; it must be a whole number from 1")
+        if keep_every is not None and keep_every % interval:
+            raise RecipeError(f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}")
+        if by not in ("epoch", "iteration"):
+            raise RecipeError(f"by: got {by!r}; allowed: epoch, iteration")
+        if on_error not in ("continue", "stop"):
+            raise RecipeError(f"on_error: got {on_error!r}; allowed: continue, stop")
+        self.hooks, self.info, self.interval, self.by = hooks, info, interval, by
+        self.keep_last, self.keep_every, self.on_error = keep_last, keep_every, on_error
+
+    def after_iteration(self, state) -> None:
+        unit = state.iterations_per_epoch if self.by == "epoch" else 1
+        ends = state.iteration == state.total_iterations or state.stop_reason is not None
+        if state.iteration % (self.interval * unit) and not ends:
+            return
+        folder = state.work_dir / checkpoints.FOLDER
+        hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
+        try:
+            what = state.iteration, hook_states, state.recipe
+            checkpoint.save(state.engine, folder, *what, **as_plain(state.trained_on))
+        except checkpoint.SaveFailed as failure:
+            if ends or self.on_error == "stop":
+                command = f"bin/resume {shlex.quote(str(state.work_dir))}"
+                raise CheckpointError(f"{failure}; make room, then {command}") from None
+            self.info(f"{failure}; training goes on, and the checkpoints from before are as they were")
+            return
+        if comm.is_main():
+            weights_file.forget_older_best(state.work_dir)
+            checkpoints.prune(folder, self.keep_last, self.keep_every and self.keep_every * unit)
+
+
+def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:
+    """Hooks by the names that a checkpoint has for them: the class, with a number from the second of a class on."""
+    names: dict[str, Hook] = {}
+    for hook in hooks:
+        name, count = type(hook).__name__, sum(type(hook).__name__ == type(other).__name__ for other in names.values())
+        names[name if count == 0 else f"{name}_{count + 1}"] = hook
+    return names
+
+
+build = Checkpoint

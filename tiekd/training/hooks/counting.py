@@ -1,0 +1,82 @@
+"""Ends a run in which no training pixel counts: every term of the loss is exactly 0, so nothing is
+learned.
+
+That is so where all ground truth is 0, in another unit than said (beyond a loss's max_depth), or
+cropped away. The first look is at the first line of the log, or at the end of the first epoch
+where that comes before; from the first loss above 0 on nothing is done any more. Cost until then:
+a comparison per loss on the device, and with a look one host sync and one collective. Left out:
+runs that have some pixels, however few.
+"""
+
+import torch
+
+from tiekd.distributed import comm
+from tiekd.errors import DataError
+from tiekd.training.hook import Hook
+from tiekd.training.hooks.text_log import TextLog
+
+# A look before the epoch's end needs as many samples: a few sparse frames may well have no depth
+# in their crop.
+MIN_SAMPLES = 100
+_NAMED = 3
+
+
+class PixelsCount(Hook):
+    """Stands behind the text log, whose lines are the looks, and before the checkpoint: such a run
+    saves nothing."""
+
+    def __init__(self, text_log: TextLog):
+        self.text_log = text_log
+        self._any: torch.Tensor | None = None  # 0-d bool on the device: a loss was not 0 so far
+        self._seen, self._done = 0, False
+
+    def after_iteration(self, state) -> None:
+        if self._done:
+            return
+        losses = torch.stack([loss for losses in state.micro_losses for loss in losses.values()])
+        found = (losses != 0).any()  # NaN is not 0 either, and is the guard's business
+        self._any = found if self._any is None else self._any | found
+        self._seen += 1
+        ends = state.iteration == state.total_iterations and state.stop_reason is None
+        epoch_is_through = self._seen >= state.iterations_per_epoch
+        enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends
+        if enough and (self.text_log.last_iteration == state.iteration or epoch_is_through or ends):
+            self._look(state)
+
+    def _look(self, state) -> None:
+        """Collective; DataError on all ranks where no loss of any rank was above 0."""
+        facts = comm.gather_objects((bool(self._any), _target_facts(state)))
+        self._done = True
+        if any(found for found, _ in facts):
+            return
+        message = _message(self._seen, [of_rank for _, of_rank in facts])
+        self.text_log.info(message)
+        raise DataError(message)
+
+
+def _target_facts(state) -> tuple[int, int, float, list[str]]:
+    """Of this rank's last micro-batch: pixels with a target depth, all pixels, the largest depth
+    in metres, names."""
+    target = state.batch.depth if state.teacher_depth is None else state.teacher_depth
+    return int((target > 0).sum()), target.numel(), float(target.max()), state.batch.names
+
+
+def _message(iterations: int, facts: list[tuple[int, int, float, list[str]]]) -> str:
+    measured, pixels = sum(fact[0] for fact in facts), sum(fact[1] for fact in facts)
+    names = ", ".join([name for fact in facts for name in fact[3]][:_NAMED])
+    if measured:
+        largest = max(fact[2] for fact in facts)
+        found = (
+            f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes one of "
+            "them"
+        )
+    else:
+        found = f"not one of {pixels} pixels has a depth"
+    return (
+        f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so nothing "
+        f"is learned; in the last batch ({names}) {found}; check data.depths, data.depth_unit and the "
+        "losses' max_depth (and look with bin/check_data.py), or train with a teacher"
+    )
+
+
+build = PixelsCount

@@ -1,0 +1,175 @@
+"""Tells which samples gave a loss or gradient that was not finite, and ends a run whose numbers stay bad.
+
+The step has been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py). Between two lines of
+the text log this keeps what is there anyway: names on the host, losses on the device. With a line comes one host sync
+and one collective. So bad iterations are told, and counted, up to two intervals of the log after they were (a window
+ends with its epoch). In fp16 a skipped step whose losses are finite counts only where the loss scale can't be the
+reason. Left out: what has been kept when a run dies between two lines; that of a stopped one is told before it ends.
+"""
+
+import math
+import shlex
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tiekd.distributed import comm
+from tiekd.errors import DivergedError
+from tiekd.training.hook import Hook
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.workdir import checkpoints
+
+MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16  # of a line of the log; the .log.json has all
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one rank keeps of an iteration: for each micro-batch its losses, its samples' names and images' sums."""
+
+    number: int
+    skipped: Tensor | bool
+    searched_loss_scale: bool
+    losses: list[dict[str, Tensor]]
+    names: list[list[str]]
+    image_sums: list[Tensor]
+
+
+class Guard(Hook):
+    """max_in_a_row: bad iterations after which the run ends, 0 for none. Stands behind what stops a run and before the
+    checkpoint: where the run ends for its numbers, nothing is saved over the good ones."""
+
+    def __init__(self, text_log: TextLog, max_in_a_row: int):
+        self.text_log, self.max_in_a_row = text_log, max_in_a_row
+        self._kept: list[Iteration] = []
+        self._in_a_row, self._first_bad = 0, 0  # of the newest iterations, those that were bad without a break
+
+    def after_iteration(self, state) -> None:
+        facts = state.step_skipped, state.searches_loss_scale, state.micro_losses, state.names, state.image_sums
+        self._kept.append(Iteration(state.iteration, *facts))
+        ends = state.iteration == state.total_iterations or state.stop_reason is not None
+        if ends or self.text_log.last_iteration == state.iteration:
+            self._look(state)
+
+    def state_dict(self) -> dict:
+        return {"in_a_row": self._in_a_row, "first_bad": self._first_bad}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
+
+    def _look(self, state) -> None:
+        """Tells and counts the bad ones among the kept iterations. Collective; DivergedError on all ranks."""
+        kept, self._kept = self._kept, []
+        skipped = _on_host([iteration.skipped for iteration in kept])
+        mine = {i.number: _reported(i) for i, was_skipped in zip(kept, skipped, strict=True) if was_skipped}
+        of_ranks = comm.gather_objects(mine)
+        told = 0
+        for iteration in kept:
+            reports = [
+                report | {"rank": rank} for rank, of in enumerate(of_ranks) for report in of.get(iteration.number, [])
+            ]
+            broken = [report for report in reports if not _is_finite(report)]
+            if not reports:
+                self._in_a_row = 0
+            elif broken or not iteration.searched_loss_scale:
+                self._first_bad = self._first_bad if self._in_a_row else iteration.number
+                self._in_a_row += 1
+                told += 1
+                if told <= MAX_TOLD_ITERATIONS:
+                    self.text_log.info(_line(iteration.number, reports, broken))
+                self.text_log.write_json(_row(iteration.number, broken or reports, "loss" if broken else "gradient"))
+        if told > MAX_TOLD_ITERATIONS:
+            self.text_log.info(f"and {told - MAX_TOLD_ITERATIONS} more iterations; the .log.json has them all")
+        if 0 < self.max_in_a_row <= self._in_a_row:
+            self._end(state)
+
+    def _end(self, state) -> None:
+        command = f"bin/show_batch.py {shlex.quote(str(state.work_dir))} --iteration {self._first_bad}"
+        message = (
+            f"{self._in_a_row} iterations in a row, from {self._first_bad} on, had a loss or gradient that was not "
+            f"finite (train.max_bad_iterations: {self.max_in_a_row}); {_way_on(state, self._first_bad)}; "
+            f"{command} shows the first one's samples"
+        )
+        self.text_log.info(message)
+        raise DivergedError(message)
+
+
+def last_good(state, first_bad: int):
+    """The newest whole checkpoint from before the first bad iteration; where none is left, the first whole one after
+    it, for skipped steps have left the weights as they were. None: there is none. Collective."""
+    found = None
+    if comm.is_main():
+        there = checkpoints.newest_first(state.work_dir / checkpoints.FOLDER)
+        before = [path for path in there if checkpoints.iteration_of(path) < first_bad]
+        paths = [*before, *reversed(there[: len(there) - len(before)])]
+        found = next((path for path in paths if checkpoints.check(path) is None), None)
+    return comm.broadcast_object(found)
+
+
+def _way_on(state, first_bad: int) -> str:
+    found = last_good(state, first_bad)
+    if found is None:
+        return "there is no checkpoint yet; start anew, for example with a smaller optimizer.lr"
+    return (
+        f"the last good checkpoint is {found}: go on from it with bin/train.py's --resume-from, for example with a "
+        "smaller optimizer.lr"
+    )
+
+
+def _on_host(flags: list[Tensor | bool]) -> list[bool]:
+    """Host syncs: one where the flags are on the device."""
+    if isinstance(flags[0], Tensor):
+        return [flag != 0 for flag in torch.stack(flags).tolist()]
+    return flags
+
+
+def _reported(iteration: Iteration) -> list[dict]:
+    """One row a micro-batch, of plain values. Two host syncs."""
+    losses = torch.stack([torch.stack(list(losses.values())).double() for losses in iteration.losses]).tolist()
+    are_finite = torch.stack(iteration.image_sums).isfinite().tolist()
+    return [
+        {
+            "micro_batch": number,
+            "losses": dict(zip(iteration.losses[number], losses[number], strict=True)),
+            "names": names,
+            "bad_pictures": [name for name, finite in zip(names, are_finite[number], strict=True) if not finite],
+        }
+        for number, names in enumerate(iteration.names)
+    ]
+
+
+def _is_finite(report: dict) -> bool:
+    return all(map(math.isfinite, report["losses"].values()))
+
+
+def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
+    bad_pictures = [name for report in reports for name in report["bad_pictures"]]
+    end = f"; not finite itself: {_listed(bad_pictures)}" if bad_pictures else ""
+    if broken:
+        parts = [
+            f"on rank {report['rank']}, micro-batch {report['micro_batch']} ({_shown(report['losses'])}): "
+            f"{_listed(report['names'])}"
+            for report in broken
+        ]
+        return f"iteration {number}: skipped, the loss was not finite {'; '.join(parts)}{end}"
+    means = {name: sum(report["losses"][name] for report in reports) / len(reports) for name in reports[0]["losses"]}
+    names = [name for report in reports for name in report["names"]]
+    return f"iteration {number}: skipped, the gradient was not finite ({_shown(means)}): {_listed(names)}{end}"
+
+
+def _row(number: int, reports: list[dict], what: str) -> dict:
+    """For the .log.json: without an epoch, so that readers of training and validation rows pass over it."""
+    samples = [report | {"losses": {name: f"{x:.6g}" for name, x in report["losses"].items()}} for report in reports]
+    return {"mode": "skipped", "iteration": number, "not_finite": what, "micro_batches": samples}
+
+
+def _shown(losses: dict[str, float]) -> str:
+    return ", ".join(f"{name}: {value:.4f}" for name, value in losses.items())
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_TOLD_NAMES} more" if len(names) > MAX_TOLD_NAMES else ""
+    return ", ".join(names[:MAX_TOLD_NAMES]) + more
+
+
+build = Guard

@@ -1,0 +1,193 @@
+"""TensorBoard: the text log's scalars, named as mmcv's TensorboardLoggerHook does, pictures, and the recipe.
+
+Stands behind `text_log` in the list of hooks and takes its means, so scalars cost no further collective or host sync.
+Steps are iterations. What an interrupted run had written past the point that it resumes from is purged.
+
+    train/<loss>, ...      with the text log's lines; learning_rate, momentum, train/skipped_steps where any was
+    val/<metric>           at evaluations
+    train/pictures_1, ...  every image_interval iterations, of rank 0's newest batch: image, ground truth, teacher,
+    train/why_1            student, error and entropy; and for the first image why, at marked pixels
+    val/pictures_1, ...    at evaluations, of the same few validation frames each time
+    val/why_1, ...
+    val/error_0-20m, ...   histograms of student - ground truth in those frames, by ranges of the ground truth
+    recipe, ds_config      text, what the work dir's files of that name hold
+
+All on rank 0 without a collective. Two pictures of training take some 0.2 s of a core beside a forward of those images,
+so one in 500 iterations costs little. With ZeRO-3, where no rank has the weights, pictures of training are of the depth
+that training had and nothing is explained there. Left out: histograms of weights, graphs; and a teacher from outside
+tiekd in pictures of evaluations, whose frames it may not be made for.
+"""
+
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tiekd.distributed.comm import is_main
+from tiekd.errors import LaunchError, RecipeError
+from tiekd.models.network import Network
+from tiekd.training.hook import Hook
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.visualization.validation_frames import ShownFrames
+from tiekd.visualization.views import overview, views, why
+from tiekd.workdir import workdir
+
+_ROOM_BYTES = 8 << 20
+
+
+class TensorBoard(Hook):
+    """Writes `<work_dir>/tf_logs` on rank 0.
+
+    interval: least iterations between scalars; they come with the text log's lines. image_interval: iterations
+    between pictures of training, of which the last iteration has one, too; 0 for no pictures, of evaluations neither.
+    num_images: pictures of training, at most the batch.
+    max_depth: metres at the far end of the colours; errors are shown up to a tenth of it. text_log: where the means
+    come from; None takes the first TextLog of `state.hooks`. frames: what pictures of evaluations show; None for none.
+    """
+
+    def __init__(
+        self,
+        interval: int = 1,
+        image_interval: int = 500,
+        num_images: int = 2,
+        max_depth: float = 80.0,
+        text_log: TextLog | None = None,
+        frames: ShownFrames | None = None,
+    ):
+        for name, value, least in (
+            ("interval", interval, 1),
+            ("image_interval", image_interval, 0),
+            ("num_images", num_images, 1),
+        ):
+            if type(value) is not int or value < least:
+                raise RecipeError(f"{name}: got {value!r}; it must be a whole number from {least}")
+        self.interval, self.image_interval = interval, image_interval
+        self.num_images, self.max_depth, self.text_log = num_images, max_depth, text_log
+        self.frames = frames
+        self._writer = None
+        self._had_room = True
+        self._last_iteration = 0
+
+    def before_train(self, state) -> None:
+        if self.text_log is None:
+            self.text_log = next((hook for hook in state.hooks if isinstance(hook, TextLog)), None)
+        if self.text_log is None:
+            raise RecipeError("tensorboard: takes its means from text_log; put text_log before it in hooks")
+        if not is_main():
+            return
+        SummaryWriter = writer_class()
+        # What stands at the resumed iteration itself was written before its checkpoint and is right.
+        self._writer = SummaryWriter(str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1)
+        if self._has_room():
+            for name, file in (("recipe", workdir.RECIPE), ("ds_config", workdir.ENGINE_CONFIG)):
+                self._write_text(name, Path(state.work_dir) / file, state.iteration)
+
+    def after_iteration(self, state) -> None:
+        if self._writer is None or not self._has_room():
+            return
+        if self.text_log.last_iteration == state.iteration >= self._last_iteration + self.interval:
+            self._last_iteration = state.iteration
+            self._write_means(state)
+        last = state.iteration == state.total_iterations
+        if self.image_interval and (state.iteration % self.image_interval == 0 or last):
+            self._write_pictures(state)
+
+    def after_train(self, state) -> None:
+        if self._writer is not None and self._has_room():
+            self._writer.close()
+        self._writer = None
+
+    def state_dict(self) -> dict:
+        return {"last_iteration": self._last_iteration}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._last_iteration = state_dict["last_iteration"]
+
+    def write_validation(self, state, metrics: dict[str, float], num_images: int) -> None:
+        """Writes an evaluation's figures as `val/<metric>`, on rank 0; a no-op elsewhere."""
+        if self._writer is None or not self._has_room():
+            return
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"val/{name}", value, state.iteration)
+        if self.image_interval and self.frames is not None:
+            shown = self.frames.views()
+            for number, view in enumerate(shown, start=1):
+                overall = overview(view, self.max_depth, "ground truth")
+                self._write_picture(f"val/pictures_{number}", overall, state.iteration)
+                self._write_picture(f"val/why_{number}", why(view, self.max_depth), state.iteration)
+            # Even and the same ones at each evaluation; numpy's own choice can come to millions.
+            bins = np.linspace(-self.max_depth, self.max_depth, 1601)
+            for name, errors in self.frames.errors_by_range(shown).items():
+                self._writer.add_histogram(f"val/error_{name}", errors, state.iteration, bins)
+        self._writer.flush()
+
+    def _has_room(self) -> bool:
+        """Whether the disk takes what is to be written; TensorBoard's own thread dies where it doesn't."""
+        has_room = shutil.disk_usage(self._writer.log_dir).free > _ROOM_BYTES
+        if self._had_room and not has_room:
+            self.text_log.info(
+                f"{self._writer.log_dir}: less than {_ROOM_BYTES >> 20} MB are free, so nothing is written"
+            )
+        self._had_room = has_room
+        return has_room
+
+    def _write_means(self, state) -> None:
+        means = dict(self.text_log.last_means)
+        scalars = {"learning_rate": means.pop("lr"), "momentum": state.momentum[0]}
+        scalars |= {f"train/{name}": value for name, value in means.items()}
+        if self.text_log.skipped_steps or "loss_scale" in means:
+            scalars["train/skipped_steps"] = self.text_log.skipped_steps
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, state.iteration)
+        self._writer.flush()
+
+    def _write_text(self, name: str, path: Path, step: int) -> None:
+        if path.is_file():  # indented by four, which is Markdown's way of saying: as it is
+            lines = path.read_text(encoding="utf-8").splitlines()
+            self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), step)
+
+    def _write_pictures(self, state) -> None:
+        few, batch = slice(self.num_images), state.batch
+        # Without a teacher the student learns from the ground truth, which has its column already.
+        teachers = state.teacher_depth[few] if state.recipe.get("teacher") else None
+        student = _whole_network(state.engine) or state.prediction.depth[few]
+        shown = views(student, batch.image[few], batch.depth[few], teachers, explained=1)
+        against = "ground truth" if teachers is None else "teacher"
+        for number, view in enumerate(shown, start=1):
+            overall = overview(view, self.max_depth, against)
+            self._write_picture(f"train/pictures_{number}", overall, state.iteration)
+        self._write_picture("train/why_1", why(shown[0], self.max_depth), state.iteration)
+        self._writer.flush()
+
+    def _write_picture(self, tag: str, picture: np.ndarray | None, step: int) -> None:
+        """Encoded here, for SummaryWriter's own way is slower for a file a few percent smaller."""
+        if picture is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        file = BytesIO()
+        Image.fromarray(picture).save(file, format="PNG", compress_level=1)
+        height, width = picture.shape[:2]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+build = TensorBoard
+
+
+def _whole_network(engine) -> Network | None:
+    """The student, where this rank can run it alone and that says more than the depth of training does."""
+    network = getattr(engine, "module", None)
+    sharded = not isinstance(network, Network) or any(hasattr(p, "ds_id") for p in network.parameters())
+    return None if sharded or not hasattr(network.head, "probabilities") else network
+
+
+def writer_class() -> type:
+    """tensorboard's SummaryWriter, which takes a second and 150 MB to import. Raises LaunchError."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise LaunchError(f"tensorboard: {error}; pip install tensorboard") from None
+    return SummaryWriter

@@ -1,0 +1,290 @@
+"""What of a run's inputs has changed between its start and a resume, and whether the run may go on
+with that.
+
+A change of what is trained on, or of what its evaluations compare, is refused unless it was
+accepted (`--accept-changes`): frames, their files, the order of them, the teacher's weights and
+maps, code of one's own that makes data or targets, and the recipe's keys that say how depth is
+read and scored. All else is told and goes on, such as a data set that was moved. A time of change
+alone refuses nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from tiekd.data import resize as resizes
+from tiekd.data.loading.loader import Loading
+from tiekd.distributed import comm
+from tiekd.errors import CheckpointError
+from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.training import inputs
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.workdir import workdir
+
+_EXAMPLES = 3
+_REFUSED_KEYS = (
+    "data*",
+    "teacher*",
+    "evaluation.crop",
+    "evaluation.cap",
+    "evaluation.flip",
+    "network.m??_depth",
+)
+# Where files are, and which are allowed: what is in them decides. Augmentation and loading don't
+# change which frames there are.
+_PLACES = (
+    "root",
+    "images",
+    "depths",
+    "image_folder",
+    "train_split",
+    "val_split",
+    "val_fraction",
+    "decoded",
+    "unmatched",
+)
+_ALLOWED_KEYS = (
+    *(f"data.{key}" for key in (*_PLACES, "augment", "augment.*", "resize", "resize.*")),
+    *(f"data.{key}" for key in Loading.__dataclass_fields__),
+    *(f"teacher.{key}" for key in ("checkpoint", "recipe", "maps")),
+)
+_LISTS = ("data.train_split", "data.val_split")
+
+
+class Verdict(NamedTuple):
+    """keys: of the recipe that changed, as `workdir.changed_keys` gives them, None where the
+    start's isn't known; refused: changes of what is trained on or compared; told: all other
+    ones."""
+
+    keys: list[str] | None
+    refused: list[str]
+    told: list[str]
+
+
+def judge(
+    started: dict | None, now: dict | None, resume_path: Path | None, accept: bool
+) -> Verdict:
+    """What has changed between the records of the start and of now, which are None but on rank 0.
+    Collective.
+
+    Raises CheckpointError, on all ranks, for changes of what is trained on or compared that aren't
+    accepted. resume_path: the checkpoint; None: the run begins, so nothing has been learned from
+    anything else.
+    """
+    verdict = None
+    if comm.is_main():
+        verdict = Verdict(None, [], []) if resume_path is None else compare(started, now)
+    verdict = comm.broadcast_object(verdict)
+    if verdict.refused and not accept:
+        raise CheckpointError(
+            f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put that "
+            "back, or go on with it by --accept-changes, which counts the best anew"
+        )
+    return verdict
+
+
+def compare(started: dict | None, now: dict) -> Verdict:
+    """The changes between two records; see `Verdict`."""
+    if started is None:
+        line = (
+            f"There is no {inputs.NAME} of this run's start, so nothing says what has changed since"
+        )
+        return Verdict(None, [], [f"{line}; it is written now"])
+    differing = workdir.differences(started["recipe"], now["recipe"])
+    keys = [key for key in differing if not key.startswith(workdir.NOT_LEARNED_FROM)]
+    refused, told = [], []
+    of_splits = {}
+    for split in ("train", "val"):
+        of_splits[split] = _split_changes(
+            split, started["splits"].get(split), now["splits"].get(split)
+        )
+        refused += of_splits[split].refused
+        told += of_splits[split].told
+    names = sorted(started["files"].keys() | now["files"].keys())
+    for name in names:
+        is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
+        # Frames say what a list changes; where they changed it is named as the reason.
+        reason = (
+            name in _LISTS and of_splits[name.removeprefix("data.").removesuffix("_split")].refused
+        )
+        if is_another and (reason or not _is_only_told(name)):
+            refused.append(text)
+        elif text is not None:
+            told.append(text)
+    if "val" in now["splits"]:
+        if "val" not in started["splits"]:
+            told.append("There was no validation at the start; it begins now")
+        elif of_splits["train"].refused and not of_splits["val"].refused:
+            told.append("The validation frames stay those of the start")
+    for key in filter(_is_refused, keys):
+        values = _value(now["recipe"], key), _value(started["recipe"], key)
+        if key not in names and values[0] != values[1]:
+            refused.append(f"{key} is {values[0]}, was {values[1]}")
+    # By what it comes to: data.resize, or keep_aspect with its crop.
+    before, after = (resizes.of_data(each["recipe"].get("data", {})) for each in (started, now))
+    if before != after:
+        refused.append(f"the working resolution is {after}, was {before}")
+    was, is_now = started["engine"], now["engine"]
+    told += [
+        f"Engine config: {key} is {_value(is_now, key)}, was {_value(was, key)}"
+        for key in workdir.differences(was, is_now)
+    ]
+    told += _recipe_files(started["recipe_files"], now["recipe_files"])
+    return Verdict(keys, refused, told)
+
+
+def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
+    """Logs, in words and as a row, that epochs are longer or shorter than they were up to
+    `iteration`. Rank 0 only."""
+    if (
+        started is None
+        or not iteration
+        or started["iterations_per_epoch"] == now["iterations_per_epoch"]
+    ):
+        return
+    was, is_now = (
+        _position(iteration, record["iterations_per_epoch"]) for record in (started, now)
+    )
+    log.info(
+        f"Epochs have {is_now['of']} iterations now, {was['of']} before: iteration {iteration} was "
+        f"iteration {was['iter']} of epoch {was['epoch']} and counts as iteration {is_now['iter']} "
+        f"of epoch {is_now['epoch']}; so do the rows of the .log.json from here on, after a row "
+        "`epochs_renumbered`"
+    )
+    log.write_json({"mode": "epochs_renumbered", "iteration": iteration, "was": was, "now": is_now})
+
+
+class _Changes(NamedTuple):
+    refused: list[str]
+    told: list[str]
+
+
+def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
+    if old is None or new is None:
+        return _Changes([], [])
+    if "names" not in old or "names" not in new:
+        changed = old["count"] != new["count"]
+        return _Changes(
+            [f"there are {new['count']} {split} frames, were {old['count']}"] if changed else [], []
+        )
+    refused, told = [], []
+    before, after = Counter(old["names"]), Counter(new["names"])
+    added, removed = list((after - before).elements()), list((before - after).elements())
+    if added:
+        refused.append(f"{len(added)} {split} frames were added ({_some(added)})")
+    if removed:
+        refused.append(
+            f"{len(removed)} of {old['count']} {split} frames were removed ({_some(removed)})"
+        )
+    common = [name for name in old["names"] if name in after]
+    if common != [name for name in new["names"] if name in before] and not added and not removed:
+        refused.append(f"the {split} frames have another order")
+    unsure = 0
+    for kind in inputs.KINDS:
+        pairs = _pairs(old, new, kind)
+        changed = [name for name, was, is_now in pairs if _is_another(was, is_now)]
+        if changed:
+            refused.append(
+                f"the {kind} of {len(changed)} {split} frames is another or gone ({_some(changed)})"
+            )
+        unsure += sum(_is_unsure(was, is_now) for _, was, is_now in pairs)
+    if unsure:
+        told.append(
+            f"{unsure} files of the {split} frames have another time of change and the same size; "
+            "they are taken to be as they were"
+        )
+    if old["source"] != new["source"]:
+        told.append(
+            f"The {split} frames are now those of {new['source']}; at the start, of {old['source']}"
+        )
+    return _Changes(refused, told)
+
+
+def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inputs.Entry]]:
+    """Each frame that is in both records, with its file of a kind in each."""
+    now = dict(zip(new["names"], new["files"][kind], strict=True))
+    return [
+        (name, was, now[name])
+        for name, was in zip(old["names"], old["files"][kind], strict=True)
+        if name in now
+    ]
+
+
+def _is_another(was: inputs.Entry, is_now: inputs.Entry) -> bool:
+    if was is None or is_now is None:
+        return was is not is_now
+    both_read = was[1] is not None and is_now[1] is not None
+    return was[0] != is_now[0] or (both_read and was[1] != is_now[1])
+
+
+def _is_unsure(was: inputs.Entry, is_now: inputs.Entry) -> bool:
+    if was is None or is_now is None or was[0] != is_now[0]:
+        return False
+    return (was[1] is None or is_now[1] is None) and was[2] != is_now[2]
+
+
+def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, str | None]:
+    """A change of a single file: of its content or only of its place, and in words."""
+    if old is None:  # a part of one's own may have made it; another value of the key is refused as such
+        return False, f"{name}: {new[0]} was not there at the start"
+    if new is None:
+        return True, f"{name}: {old[0]}, which was read at the start, isn't any more"
+    if old[1] != new[1]:
+        than = "" if old[0] == new[0] else f", where {old[0]} was"
+        return True, f"{name}: {new[0]}{than} has another content"
+    return False, None if old[0] == new[
+        0
+    ] else f"{name}: {new[0]} has the content that {old[0]} had"
+
+
+def _is_only_told(name: str) -> bool:
+    """Of a file that a resumed run doesn't read again, of lists, and of code that makes neither
+    data nor targets."""
+    return name == "load.checkpoint" or name in _LISTS or name.startswith("module ")
+
+
+def _is_refused(key: str) -> bool:
+    return _fits(key, _REFUSED_KEYS) and not _fits(key, _ALLOWED_KEYS)
+
+
+def _fits(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _recipe_files(old: dict, new: dict) -> Iterator[str]:
+    changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
+    if changed:
+        yield (
+            f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; "
+            f"bin/resume keeps to {workdir.RECIPE} in the work dir, bin/train.py --resume-from takes "
+            "them as they are now"
+        )
+
+
+def _position(iteration: int, per_epoch: int) -> dict[str, int]:
+    return {
+        "epoch": (iteration - 1) // per_epoch + 1,
+        "iter": (iteration - 1) % per_epoch + 1,
+        "of": per_epoch,
+    }
+
+
+def _value(node: dict, key: str):
+    """What a dotted name says, or what counts where a recipe's evaluation says nothing; None for
+    another that isn't there."""
+    if key == "evaluation.cap":
+        return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")
+    if key.startswith("evaluation."):
+        return node.get("evaluation", {}).get(key[11:], getattr(EvaluationSettings, key[11:]))
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
+    return ", ".join(names[:_EXAMPLES]) + more

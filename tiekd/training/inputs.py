@@ -1,0 +1,241 @@
+"""What a run reads, written down in its work dir (`inputs.json`), so that a resume notices what
+has changed since.
+
+    {"recipe": {...}, "engine": {...}, "iterations_per_epoch": 12, "best_from": -1,
+     "files": {"teacher.checkpoint": [path, CRC-32], ...},   and split files, code of one's own, ...
+     "recipe_files": {path: CRC-32, ...},                    the recipe, its bases and the teacher's
+     "splits": {"train": {"count": 45, "source": ..., "names": [...], "files":
+                    {"picture": [[bytes, CRC-32 or null, time of change in ns], ...], ...}}}}
+
+Frames are in their order. Of a split of at most 256 MB the contents are read; of a larger one the
+sizes and times of change are taken. Only rank 0 reads and writes; for 24,000 frames that takes some
+2 s, and the file 3 MB. `tiekd/training/input_changes.py` compares two of them. Left out: contents of large
+data sets, and of data sets without files.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from tiekd.config import external
+from tiekd.config.recipe import is_outside, merged
+from tiekd.data import teacher_maps
+from tiekd.data.file_facts import crc, of_each, size_and_time
+from tiekd.data.frames import Frames
+from tiekd.engine.config import ENGINE_KEYS, EngineConfig
+from tiekd.errors import UserError
+from tiekd.files import replace_text
+from tiekd.workdir import checkpoints
+
+NAME = "inputs.json"
+VERSION = 1
+_PARTS = {
+    "recipe",
+    "engine",
+    "iterations_per_epoch",
+    "best_from",
+    "files",
+    "recipe_files",
+    "splits",
+}
+READ_UP_TO = 256 * 10**6  # bytes of a split whose contents are read
+KINDS = ("picture", "depth map", "teacher map")
+_SHARES = tuple(
+    key
+    for key in ENGINE_KEYS
+    if key.startswith(("train_", "gradient_accumulation", "gradient_clipping"))
+)
+Entry = list | None  # of a file: [bytes, CRC-32 or None, ns]; None where there is none
+
+
+def collect(
+    recipe: dict,
+    recipe_path: Path,
+    engine_config: EngineConfig,
+    datasets: Mapping[str, Dataset | None],
+    iterations_per_epoch: int,
+    started: dict | None = None,
+) -> dict:
+    """The record of a run as it is now. Rank 0 only.
+
+    datasets: "train" and "val", the latter None without validation. started: the record of the
+    start, where one is compared with it: contents that it has are read here, too.
+    """
+    old_splits = {} if started is None else started["splits"]
+    # A run that goes on without validation may validate again later, on the frames of its start.
+    splits = dict(old_splits)
+    splits |= {
+        name: _split(dataset, old_splits.get(name))
+        for name, dataset in datasets.items()
+        if dataset is not None
+    }
+    engine = {key: value for key, value in engine_config.values.items() if key not in _SHARES}
+    record = {
+        "version": VERSION,
+        "recipe": recipe,
+        "engine": engine,
+        "iterations_per_epoch": iterations_per_epoch,
+        "best_from": -1,
+        "files": {name: [path, crc(path)] for name, path in _files(recipe, datasets)},
+        "recipe_files": {path: crc(path) for path in _recipe_files(recipe, recipe_path, started)},
+        "splits": splits,
+    }
+    return json.loads(json.dumps(record, default=str))  # as it will be read back: lists for tuples
+
+
+def write(work_dir: Path, record: dict) -> None:
+    """Writes the record so that it is whole or not there. Rank 0 only; raises OSError."""
+    replace_text(work_dir / NAME, json.dumps(record, separators=(",", ":")) + "\n")
+
+
+def read(work_dir: Path) -> dict | None:
+    """The record in a work dir; None where there is none that this version can read."""
+    try:
+        record = json.loads((work_dir / NAME).read_text(encoding="utf-8"))
+        return record if record["version"] == VERSION and record.keys() >= _PARTS else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def of_checkpoint(path: Path | None) -> dict | None:
+    """The record in the work dir of a checkpoint, which may be another run's."""
+    return None if path is None else read(path.absolute().parent.parent)
+
+
+def held_out(record: dict | None, recipe: dict) -> list[str] | None:
+    """The names of the validation frames at the start; None where there were none, where they
+    aren't known, and where the recipe asks for another share of the frames."""
+    if record is None:
+        return None
+    shares = [node.get("data", {}).get("val_fraction") for node in (record["recipe"], recipe)]
+    return record["splits"].get("val", {}).get("names") if shares[0] == shares[1] else None
+
+
+def _split(dataset: Dataset, old: dict | None) -> dict:
+    if not isinstance(dataset, Frames):
+        return {"count": len(dataset)}
+    paths = _paths(dataset)
+    files = {
+        kind: [
+            state and [state[0], None, state[1]] for state in of_each(size_and_time, paths[kind])
+        ]
+        for kind in KINDS
+    }
+    names = [frame.name for frame in dataset.frames]
+    total = sum(state[0] for states in files.values() for state in states if state)
+    known = set(names) if total <= READ_UP_TO else _read_at_the_start(old)
+    for kind, states in files.items():
+        wanted = [i for i, name in enumerate(names) if name in known and states[i]]
+        for index, value in zip(
+            wanted, of_each(crc, [paths[kind][i] for i in wanted]), strict=True
+        ):
+            states[index][1] = value
+    return {
+        "count": len(names),
+        "source": str(dataset.source.absolute()),
+        "names": names,
+        "files": files,
+    }
+
+
+def _paths(frames: Frames) -> dict[str, list[str | None]]:
+    """Of each kind a path a frame."""
+    maps = [None] * len(frames)
+    if frames.maps is not None:
+        maps = [os.path.join(frames.maps, frames.map_name(index)) for index in range(len(frames))]
+    columns = (
+        [frame.image for frame in frames.frames],
+        [frame.depth for frame in frames.frames],
+        maps,
+    )
+    return dict(zip(KINDS, columns, strict=True))
+
+
+def _read_at_the_start(old: dict | None) -> set[str]:
+    """Names of the frames whose contents are in a record of the start."""
+    if old is None or "names" not in old:
+        return set()
+    return {
+        name
+        for name, state in zip(old["names"], old["files"][KINDS[0]], strict=True)
+        if state and state[1]
+    }
+
+
+def _files(recipe: dict, datasets: Mapping[str, Dataset | None]) -> Iterator[tuple[str, str]]:
+    """Names and absolute paths of the single files that decide what is trained on, or where the
+    run began."""
+    for name, path in _single_files(recipe, datasets):
+        if path is not None and os.path.isfile(path):
+            yield name, os.path.abspath(path)
+
+
+def _single_files(
+    recipe: dict, datasets: Mapping[str, Dataset | None]
+) -> Iterator[tuple[str, str | Path | None]]:
+    data, teacher = recipe.get("data", {}), recipe.get("teacher") or {}
+    root = (
+        Path(data.get("root", ".")).expanduser()
+        if isinstance(data.get("root", "."), str)
+        else Path()
+    )
+    for split, dataset in datasets.items():
+        listed = data.get(f"{split}_split")
+        if isinstance(dataset, Frames) and dataset.source.is_file():
+            listed = dataset.source
+        yield f"data.{split}_split", root / listed if isinstance(listed, str | Path) else None
+    if "checkpoint" in teacher and not is_outside(teacher):
+        yield "teacher.checkpoint", Path(teacher["checkpoint"]).expanduser()
+    maps = getattr(datasets["train"], "maps", None)
+    yield "teacher.maps", None if maps is None else Path(maps) / teacher_maps.MANIFEST
+    load = recipe.get("load", {}).get("checkpoint")
+    if load is not None:
+        path = Path(load).expanduser()
+        with contextlib.suppress(UserError):
+            yield "load.checkpoint", checkpoints.find_weights(path) if path.is_dir() else path
+    for section, node in (("data", data), ("teacher", teacher)):
+        if "." in str(
+            node.get("name", "")
+        ):  # a part from outside the project, whose other keys are its own affair
+            yield f"{section}.name", _code_of(node["name"])
+            own = {
+                key: value
+                for key, value in node.items()
+                if key != "name" and isinstance(value, str)
+            }
+            yield from (
+                (f"{section}.{key}", Path(value).expanduser()) for key, value in own.items()
+            )
+    for name in sorted(set(external.names_in(recipe))):
+        yield f"module {name}", _code_of(name)
+
+
+def _recipe_files(recipe: dict, recipe_path: Path, started: dict | None) -> Sequence[str]:
+    """Absolute paths of the recipe, its bases and the teacher's; the start's where the recipe
+    can't be read now."""
+    found: list[str] = []
+
+    def noted(node: dict, origin: str) -> dict:
+        found.append(os.path.abspath(origin))
+        return node
+
+    teacher = recipe.get("teacher") or {}
+    of_teacher = None if is_outside(teacher) else teacher.get("recipe")
+    try:
+        for path in (recipe_path, of_teacher and Path(of_teacher)):
+            if path is not None and path.is_file():
+                merged(path, mark=noted)
+    except UserError:  # a run that resumes from the recipe in its work dir doesn't mind
+        found += (started or {}).get("recipe_files", ())
+    if not recipe_path.is_file():
+        found += (started or {}).get("recipe_files", ())
+    return sorted(set(found))
+
+
+def _code_of(module: str) -> str | None:
+    return getattr(sys.modules.get(module), "__file__", None)

@@ -1,0 +1,31 @@
+"""Bounds what a training process keeps of freed memory (tiekd/distributed/allocator.py): given back where it creeps up.
+
+Tensors whose sizes differ from one iteration to the next leave ever more gaps that nothing fits in.
+After the first iteration the process holds what an iteration needs; where it holds a twentieth more,
+all that is not in use goes back to the kernel, and the next iteration pages its memory in again.
+Costs a look at /proc an iteration, where memory is kept.
+"""
+
+import torch
+
+from tiekd.distributed import allocator, memory
+from tiekd.training.hook import Hook
+
+_GROWTH = 1.05
+
+
+class KeptMemory(Hook):
+    """Stands before what needs memory of its own between iterations, as evaluations and checkpoints do."""
+
+    def __init__(self):
+        self._needed: int | None = None  # bytes after the iteration that pages in what is needed
+
+    def after_iteration(self, state) -> None:
+        if not allocator.is_kept():
+            return
+        held = memory.held_bytes(torch.device("cpu"))
+        if self._needed is None:
+            self._needed = held
+        elif held > _GROWTH * self._needed:
+            allocator.give_back()
+            self._needed = None

@@ -1,0 +1,112 @@
+"""Means over a window of iterations, summed where the numbers are and reduced over ranks once.
+
+An iteration costs a handful of tiny kernels and no host sync; the reduction costs one collective and one sync.
+Left out: anything but means of scalars.
+"""
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from tiekd.distributed.comm import mean_over_ranks
+
+
+class Window:
+    """Sums of scalars over iterations, kept where the scalars are; values that are not finite count as missing."""
+
+    def __init__(
+        self,
+        sums: dict[str, float] | None = None,
+        counts: dict[str, float] | None = None,
+        iterations: int = 0,
+        time_s: float = 0.0,
+        data_time_s: float = 0.0,
+    ):
+        self._sums, self._counts = dict(sums or {}), dict(counts or {})
+        self._order: list[str] = []
+        self._names: list[str] = []
+        self._on_device: Tensor | None = None
+        self.iterations, self.time_s, self.data_time_s = iterations, time_s, data_time_s
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self._on_device is None else self._on_device.device
+
+    def add(self, values: dict[str, Tensor | float | None], time_s: float, data_time_s: float) -> None:
+        """values: 0-d tensors on the first one's device stay there; the rest is summed here, None is missing.
+
+        With ZeRO-Offload the losses are on the GPU and the gradient norm on the CPU, where reading it is no wait.
+        """
+        device = next((value.device for value in values.values() if isinstance(value, Tensor)), None)
+        tensors = {k: value for k, value in values.items() if isinstance(value, Tensor) and value.device == device}
+        if tensors:
+            stacked = torch.stack([value.detach().double() for value in tensors.values()])
+            finite = stacked.isfinite()
+            new = torch.stack([torch.where(finite, stacked, 0.0), finite.double()])
+            if self._names != list(tensors):
+                self._fold()
+                self._names, self._on_device = list(tensors), new
+            else:
+                self._on_device += new
+        for name in values.keys() - tensors.keys():
+            value = math.nan if values[name] is None else float(values[name])
+            finite = math.isfinite(value)
+            self._sums[name] = self._sums.get(name, 0.0) + (value if finite else 0.0)
+            self._counts[name] = self._counts.get(name, 0.0) + finite
+        self._order = list(values)
+        self.iterations += 1
+        self.time_s += time_s
+        self.data_time_s += data_time_s
+
+    def wait_for_device(self) -> None:
+        """Adds the device's backlog to the time: the host runs ahead of a GPU, and the last sync shows by how much."""
+        if self.device.type == "cuda":
+            started = time.perf_counter()
+            torch.cuda.synchronize(self.device)
+            self.time_s += time.perf_counter() - started
+
+    def means_over_ranks(self) -> tuple[dict[str, float], int]:
+        """Means in the order of the last `add`, NaN where no value was finite, and how many iterations had such values.
+
+        One collective and one host sync.
+        """
+        sums, counts = dict(self._sums), dict(self._counts)
+        if self._on_device is not None:
+            for name, total, count in zip(self._names, *self._on_device.unbind(), strict=True):
+                sums[name], counts[name] = sums.get(name, 0.0) + total, counts.get(name, 0.0) + count
+        parts = {(kind, name): part[name] for kind, part in (("sum", sums), ("count", counts)) for name in self._order}
+        reduced = mean_over_ranks(parts)
+        means, num_broken = {}, 0
+        for name in self._order:
+            count = reduced["count", name]
+            means[name] = reduced["sum", name] / count if count else math.nan
+            num_broken = max(num_broken, math.ceil(self.iterations - count))
+        return means, num_broken
+
+    def state_dict(self) -> dict:
+        """This rank's sums as plain numbers. One host sync."""
+        self._fold()
+        return {
+            "sums": dict(self._sums),
+            "counts": dict(self._counts),
+            "iterations": self.iterations,
+            "time_s": self.time_s,
+            "data_time_s": self.data_time_s,
+        }
+
+    def mean_over_ranks(self) -> dict:
+        """A state that every rank of another number of ranks can go on from. One collective."""
+        state = self.state_dict()
+        parts = {(kind, name): value for kind in ("sums", "counts") for name, value in state[kind].items()}
+        reduced = mean_over_ranks(parts)
+        return state | {kind: {name: reduced[kind, name] for name in state[kind]} for kind in ("sums", "counts")}
+
+    def _fold(self) -> None:
+        if self._on_device is None:
+            return
+        for name, total, count in zip(self._names, *self._on_device.tolist(), strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            self._counts[name] = self._counts.get(name, 0.0) + count
+        self._names, self._on_device = [], None

@@ -1,0 +1,152 @@
+"""Going on with a run: which checkpoint it takes, and what of the work dir is put back, set aside or kept as it was."""
+
+from pathlib import Path
+
+import torch
+
+from tiekd.config.recipe import is_outside, load_recipe
+from tiekd.data import trained_on
+from tiekd.distributed import comm
+from tiekd.engine import checkpoint
+from tiekd.errors import CheckpointError, RecipeError, UserError
+from tiekd.kernels import layouts
+from tiekd.teaching import teacher_checkpoint
+from tiekd.training.evaluation_hook import Evaluation
+from tiekd.training.hook import Hook
+from tiekd.training.hooks.checkpoint import keyed
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.state import TrainState
+from tiekd.workdir import checkpoints, weights_file, workdir
+
+
+def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, None to begin, and what to say of that and of newer ones that weren't taken.
+
+    resume_from: a checkpoint's folder; "auto" for the newest whole one, or the beginning where there is none at all, so
+    that a job may be started by one command again and again; None to begin. Collective: the main rank looks, so that
+    all take the same. Raises CheckpointError.
+    """
+    if resume_from is None:
+        return None, []
+    if resume_from == "auto":
+        found = None
+        if comm.is_main():
+            try:
+                if checkpoints.newest_first(work_dir / checkpoints.FOLDER):
+                    found = checkpoints.find(work_dir)
+                else:
+                    found = None, ["There was no checkpoint to go on from; the run begins"]
+            except CheckpointError as error:
+                found = error
+        found = comm.broadcast_object(found)
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
+    path = Path(resume_from)
+    if not path.is_dir():
+        raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
+    return path, []
+
+
+def take_layouts(work_dir: Path, device: torch.device, checkpoint_path: Path | None) -> tuple[dict | None, list[str]]:
+    """Lets the run's layouts (tiekd/kernels/layouts.py) hold in all ranks, and returns their record and lines for the
+    log.
+
+    device: of the ranks; a GPU needs no layouts. checkpoint_path: what the run continues from, which may be another
+    work dir's; None where it begins. Collective: rank 0's CPU and file decide for all.
+    """
+    if device.type != "cpu":
+        return None, []
+    found = None
+    if comm.is_main():
+        try:
+            folders = [] if checkpoint_path is None else [*checkpoint_path.resolve().parents[1:2], work_dir]
+            found = layouts.record_of_run(folders)
+        except UserError as error:
+            found = error
+    found = comm.broadcast_object(found)
+    if isinstance(found, UserError):
+        raise found
+    record, lines = found
+    layouts.take(record["choices"])
+    return record, lines
+
+
+def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
+    """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None: it begins anew.
+
+    Collective. Raises RecipeError, before anything is written, where the recipe ends before the
+    checkpoint.
+    """
+    if path is not None:
+        state.iteration, hook_states = checkpoint.load(state.engine, path)
+        _check_end(state, path)
+        if comm.is_main():
+            before = trained_on.read(path / checkpoints.STUDENT)
+            state.trained_on = trained_on.union(state.trained_on, before)
+        for key, hook in keyed(state.hooks).items():
+            if key in hook_states:
+                _load(hook, hook_states[key], path)
+    if comm.is_main():
+        checkpoints.set_aside_newer(state.work_dir, state.iteration)
+    log.drop_rows(state.work_dir)
+
+
+def forget_other_best(
+    state: TrainState, started: dict | None, now: dict | None, accepted: bool
+) -> None:
+    """Makes evaluations begin anew with their best where what they compare has changed since.
+
+    started, now: the records of the inputs (tiekd/training/inputs.py), rank 0's; `best_from` of the latter is
+    filled in. accepted: the resume goes on with other inputs; then rank 0 sets the best weights from
+    before aside. Collective.
+    """
+    if comm.is_main():
+        now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
+        if accepted:
+            weights_file.set_aside_best(state.work_dir)
+    best_from = comm.broadcast_object(now and now["best_from"])
+    # A checkpoint from before an accepted change has a best that isn't comparable at any resume.
+    if state.iteration <= best_from:
+        for hook in state.hooks:
+            if isinstance(hook, Evaluation):
+                hook.best = None
+
+
+def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:
+    """Names the teacher's file of weights in the recipe: the best of a work dir may be another one tomorrow.
+
+    A run that goes on takes the file that it was started with.
+    """
+    teacher = recipe.get("teacher") or {}
+    if is_outside(teacher) or "network" not in teacher or "maps" in teacher:
+        return
+    if resuming and "checkpoint" not in teacher and (work_dir / workdir.RECIPE).is_file():
+        started_with = load_recipe(work_dir / workdir.RECIPE).get("teacher") or {}
+        if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
+            teacher["checkpoint"] = started_with["checkpoint"]
+    teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
+
+
+def _check_end(state: TrainState, path: Path) -> None:
+    """Raises RecipeError where the run would end before the checkpoint that it resumes from."""
+    if state.iteration <= state.total_iterations:
+        return
+    key, unit = "train.iterations", 1
+    if state.by_epoch:
+        key, unit = "train.epochs", state.iterations_per_epoch
+    raise RecipeError(
+        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in all, but "
+        f"{path} is of iteration {state.iteration}; give {key} of {-(-state.iteration // unit)} or "
+        "more, or resume from an earlier checkpoint with bin/train.py --resume-from"
+    )
+
+
+def _load(hook: Hook, hook_state: dict, path: Path) -> None:
+    try:
+        hook.load_state_dict(hook_state)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its state of {type(hook).__name__} is of another version ({type(error).__name__}: {error}); "
+            "resume from another one, or start a new run with --load-from"
+        ) from None

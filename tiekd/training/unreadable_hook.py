@@ -1,0 +1,46 @@
+"""Tells of training samples that can't be read and were replaced, and ends the run when there are too many of them.
+
+The ranks tell each other when a log line is due, one collective; nothing in between. A sample is counted when a batch
+with its replacement is trained on, so the log and the end come at the same iteration with any number of workers, and
+with any number of ranks whose logs have the same interval.
+"""
+
+from tiekd.data.loading.loader import Unreadable
+from tiekd.distributed import comm
+from tiekd.errors import DataError
+from tiekd.training.hook import Hook
+from tiekd.training.hooks.text_log import TextLog
+
+
+class UnreadableSamples(Hook):
+    """found: what this rank's loader met. `told`: of all ranks, the messages that the log has."""
+
+    def __init__(self, found: Unreadable, log: TextLog):
+        self.found, self.log = found, log
+        self.told: dict[str, None] = {}
+
+    def after_iteration(self, state) -> None:
+        is_last = state.iteration == state.total_iterations or state.stop_reason is not None
+        if state.iteration % self.log.interval == 0 or is_last:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Every rank must come here: a collective inside."""
+        mine = [message for message in self.found.messages if message not in self.told]
+        for message in sorted({message for part in comm.gather_objects(mine) for message in part}):
+            self.told[message] = None
+            self.log.info(
+                f"Warning: a training sample can't be read, another takes its place ({len(self.told)} of at most "
+                f"{self.found.max_errors}): {message}"
+            )
+        if len(self.told) > self.found.max_errors:
+            raise DataError(
+                f"data.max_errors: {len(self.told)} training samples can't be read, {self.found.max_errors} are "
+                f"allowed; look at all with bin/check_data.py; the last: {list(self.told)[-1]}"
+            )
+
+    def state_dict(self) -> dict:
+        return {"told": list(self.told)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.told = dict.fromkeys(state_dict["told"])

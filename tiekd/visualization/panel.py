@@ -1,0 +1,46 @@
+"""A picture of what networks see, beside the truth."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tiekd.data.augment.geometry import in_grey_levels
+from tiekd.data.image_io import write_image
+from tiekd.visualization import pictures
+from tiekd.visualization.frame_pictures import growth
+
+
+@torch.no_grad()
+def write_panel(
+    path: Path,
+    frames: Dataset,
+    predictors: Mapping[str, Callable[[Tensor, torch.device], Tensor]],
+    max_depth: float,
+    device: torch.device,
+    num_rows: int = 5,
+) -> None:
+    """A picture with `num_rows` frames, evenly spaced: image | ground truth | each network | error of the last one.
+
+    predictors: (B, 3, H, W) uint8 pictures at their own size, and the device -> metres (B, 1, H, W).
+    """
+    titles = ["image", "ground truth", *predictors, f"error of {list(predictors)[-1]}"]
+    max_error = max_depth / 8
+    rows = []
+    for row in range(min(num_rows, len(frames))):
+        sample = in_grey_levels(frames[row * len(frames) // min(num_rows, len(frames))])
+        truth = sample.depth[0].numpy()
+        radius = growth(truth)
+        depths = [predict(sample.image[None], device)[0, 0].cpu().numpy() for predict in predictors.values()]
+        rows.append(
+            [
+                sample.image.permute(1, 2, 0).numpy(),
+                pictures.colourise(pictures.dilate(truth, radius), max_depth),
+                *(pictures.colourise(depth, max_depth) for depth in depths),
+                pictures.error_map(depths[-1], truth, max_error, radius),
+            ]
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, pictures.panel(rows, titles, max_depth, max_error))

@@ -1,0 +1,207 @@
+"""Depth as colour, and panels of images with titles and scales, for people to look at.
+
+The colours are a fixed function of metres, so that pictures of different iterations, images and runs compare: near is
+warm, far is cold, what is not known is dark grey. The place on the colour scale goes with the square root of the depth,
+because streets and rooms are mostly near. numpy and Pillow on the CPU, some 50 ms a panel. Left out: scaling to an
+image's own range (it hides a wrong scale), and matplotlib.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
+
+UNKNOWN = (52, 52, 56)
+BACKGROUND, INK, FAINT_INK = (24, 24, 27), (235, 235, 238), (160, 160, 168)
+# Anchors at equal steps: far to near for depth (after Google's Turbo), none to much for errors (after Inferno), and
+# certain to knows nothing for entropies.
+_DEPTH_ANCHORS = "3a2a8c 4669e0 28bbec 31f299 a2fc3c edd03a fb8022 d23105 7a0403"
+_ERROR_ANCHORS = "000004 320a5e 781c6d bc3754 ed6925 fbb61a fcffa4"
+_ENTROPY_ANCHORS = "081d3a 1d4e89 1f87a8 4dbfa5 b5e48c f9f6c1"
+_GAP, _MARGIN, _BAR_WIDTH, _SCALE_WIDTH, _TITLE = 6, 14, 14, 74, 24
+
+
+def colourise(depth: np.ndarray, max_depth: float) -> np.ndarray:
+    """depth: (H, W) float, metres, not above 0 or not finite where unknown -> (H, W, 3) uint8.
+
+    `max_depth` metres and beyond are dark blue, 0 is dark red.
+    """
+    return _paint(_DEPTH_TABLE, 1 - np.sqrt(_fraction(depth, max_depth)), np.isfinite(depth) & (depth > 0))
+
+
+def error_map(prediction: np.ndarray, target: np.ndarray, max_error: float, radius: int = 0) -> np.ndarray:
+    """|prediction - target| as colour, black to light yellow at `max_error` metres; grey where target is unknown.
+
+    prediction, target: (H, W) float, metres -> (H, W, 3) uint8. A prediction that is not finite is the largest error.
+    radius: grows the pixels to squares of 2 radius + 1, for sparse targets; the larger error wins.
+    """
+    known = np.isfinite(target) & (target > 0)
+    error = np.abs(prediction - np.where(known, target, 0))
+    error = np.where(known, np.minimum(np.nan_to_num(error, nan=max_error), max_error), -np.inf)
+    error = -_minimum(-error, radius)
+    return _paint(_ERROR_TABLE, _fraction(error, max_error), np.isfinite(error))
+
+
+def entropy_map(entropy: np.ndarray, max_entropy: float) -> np.ndarray:
+    """Entropies (H, W) in nats as colour, dark blue at 0 to light yellow at `max_entropy` -> (H, W, 3) uint8."""
+    return _paint(_ENTROPY_TABLE, _fraction(entropy, max_entropy), np.isfinite(entropy))
+
+
+def dilate(sparse: np.ndarray, radius: int = 2) -> np.ndarray:
+    """Grows measured points to squares of 2 radius + 1 pixels, so that they are seen; the nearer point wins.
+
+    sparse: (H, W) float, metres, 0 where not measured; the result likewise.
+    """
+    filled = _minimum(np.where(np.isfinite(sparse) & (sparse > 0), sparse, np.inf), radius)
+    return np.where(np.isfinite(filled), filled, 0).astype(sparse.dtype)
+
+
+def denormalise(image: np.ndarray) -> np.ndarray:
+    """An image as the network takes it, (3, H, W) float with ImageNet's mean and deviation -> (H, W, 3) uint8 RGB."""
+    pixels = image.transpose(1, 2, 0) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
+    return np.rint(np.clip(np.nan_to_num(pixels), 0, 255)).astype(np.uint8)
+
+
+def panel(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    max_depth: float,
+    max_error: float | None = None,
+    cell_width: int = 480,
+) -> np.ndarray:
+    """A grid of pictures with a title over each column, and scales in metres at the right.
+
+    rows: of (H, W, 3) uint8 pictures of one size a row, one for each title; they are shrunk or grown to `cell_width`
+    pixels. max_error adds the scale of `error_map`. Returns (height, width, 3) uint8.
+    """
+    if any(len(row) != len(titles) for row in rows):
+        raise ValueError(f"panel: rows of {[len(row) for row in rows]} pictures need as many titles, got {len(titles)}")
+    untitled = [()] * (len(rows) - 1)
+    return _grid(rows, [titles, *untitled], _scales(max_depth, max_error, None), cell_width)
+
+
+def sheet(
+    cells: Mapping[str, np.ndarray],
+    max_depth: float,
+    max_error: float | None = None,
+    max_entropy: float | None = None,
+    cell_width: int = 400,
+) -> np.ndarray:
+    """Pictures of one frame with their titles, in two columns, or three where they are not wide; else as `panel`.
+
+    max_entropy: nats; adds the scale of `entropy_map`.
+    """
+    titles, pictures = list(cells), list(cells.values())
+    height, width = pictures[0].shape[:2]
+    columns = 2 if width > 1.5 * height else 3
+    lines = [slice(i, i + columns) for i in range(0, len(titles), columns)]
+    # A sample of a picture, as of entropies, takes the place of a whole one.
+    size = (cell_width, round(height * cell_width / width))
+    rows = [[np.asarray(resized(picture, size)) for picture in pictures[line]] for line in lines]
+    return _grid(rows, [titles[line] for line in lines], _scales(max_depth, max_error, max_entropy), cell_width)
+
+
+def resized(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """An (H, W, 3) uint8 picture in another size (width, height); grown, it has no colours that it didn't have."""
+    shrinks = size[0] < picture.shape[1]
+    return Image.fromarray(picture).resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST)
+
+
+def _scales(max_depth: float, max_error: float | None, max_entropy: float | None) -> list[tuple]:
+    """Name, largest number and colours of each scale that is asked for."""
+    scales = [
+        ("depth, m", max_depth, _DEPTH_TABLE),
+        ("error, m", max_error, _ERROR_TABLE),
+        ("entropy", max_entropy, _ENTROPY_TABLE),
+    ]
+    return [scale for scale in scales if scale[1] is not None]
+
+
+def _grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], scales, cell_width: int) -> np.ndarray:
+    """Rows of pictures, under the row's titles where it has some, and scales at the right of all."""
+    heights = [round(row[0].shape[0] * cell_width / row[0].shape[1]) for row in rows]
+    title_font, tick_font = ImageFont.load_default(15), ImageFont.load_default(12)
+    tops, y = [], _MARGIN
+    for height, row_titles in zip(heights, titles, strict=True):
+        tops.append(y + (_TITLE if row_titles else 0))
+        y = tops[-1] + height + _GAP
+    # A tall enough scale is legible whatever the shape of the pictures.
+    grid_height = max(y - _GAP - tops[0], 150)
+    grid_width = max(map(len, rows)) * (cell_width + _GAP) - _GAP
+    size = (2 * _MARGIN + grid_width + len(scales) * _SCALE_WIDTH, tops[0] + grid_height + _MARGIN)
+    canvas = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for top, height, pictures, row_titles in zip(tops, heights, rows, titles, strict=True):
+        for column, picture in enumerate(pictures):
+            left = _MARGIN + column * (cell_width + _GAP)
+            canvas.paste(resized(picture, (cell_width, height)), (left, top))
+            if row_titles:
+                middle = (left + cell_width / 2, top - _TITLE + 8)
+                draw.text(middle, row_titles[column], font=title_font, fill=INK, anchor="mm")
+    for index, (name, largest, table) in enumerate(scales):
+        left = _MARGIN + grid_width + index * _SCALE_WIDTH + 18
+        draw.text((left, _MARGIN + 8), name, font=tick_font, fill=FAINT_INK, anchor="lm")
+        _draw_scale(canvas, draw, tick_font, (left, tops[0], grid_height), largest, table)
+    return np.asarray(canvas)
+
+
+def _draw_scale(canvas, draw, font, place: tuple[int, int, int], largest: float, table: np.ndarray) -> None:
+    """A vertical colour bar: 0 at the bottom, `largest` at the top, ticks at round numbers."""
+    left, top, height = place
+    is_depth = table is _DEPTH_TABLE
+    fractions = np.linspace(1, 0, height)
+    # The bar is linear in the place on the colour scale; ticks of depth therefore stand at square roots.
+    colours = table[np.rint((1 - fractions if is_depth else fractions) * 255).astype(int)]
+    canvas.paste(Image.fromarray(np.repeat(colours[:, None], _BAR_WIDTH, axis=1)), (left, top))
+    taken: list[int] = []
+    for tick in (largest, *_round_numbers(largest)):
+        fraction = math.sqrt(tick / largest) if is_depth else tick / largest
+        y = top + round((1 - fraction) * (height - 1))
+        if any(abs(y - other) < 16 for other in taken):
+            continue
+        taken.append(y)
+        draw.line([(left + _BAR_WIDTH, y), (left + _BAR_WIDTH + 4, y)], fill=FAINT_INK)
+        text_y = min(max(y, top + 5), top + height - 6)
+        draw.text((left + _BAR_WIDTH + 8, text_y), f"{tick:.4g}", font=font, fill=INK, anchor="lm")
+
+
+def _round_numbers(largest: float) -> list[float]:
+    """0, then 1, 2, 5 times powers of ten below `largest`, the greatest first."""
+    lowest = math.floor(math.log10(largest)) - 1
+    ticks = [round(factor * 10.0**power, 6) for power in range(lowest, lowest + 3) for factor in (1, 2, 5)]
+    return [0.0, *sorted((tick for tick in ticks if tick < largest), reverse=True)]
+
+
+def _minimum(values: np.ndarray, radius: int) -> np.ndarray:
+    """The least value within `radius` pixels in both directions, (H, W) of a float dtype."""
+    for axis in (0, 1):
+        pads = [(radius, radius) if other == axis else (0, 0) for other in (0, 1)]
+        padded = np.moveaxis(np.pad(values, pads, constant_values=np.inf), axis, 0)
+        size = values.shape[axis]
+        least = padded[:size].copy()
+        for shift in range(1, 2 * radius + 1):
+            np.minimum(least, padded[shift : shift + size], out=least)
+        values = np.moveaxis(least, 0, axis)
+    return values
+
+
+def _fraction(values: np.ndarray, largest: float) -> np.ndarray:
+    return np.clip(np.nan_to_num(values, nan=0.0, posinf=largest, neginf=0.0) / largest, 0, 1)
+
+
+def _paint(table: np.ndarray, fraction: np.ndarray, known: np.ndarray) -> np.ndarray:
+    places = np.where(known, np.rint(fraction * 255).astype(np.int16), len(table))
+    return np.concatenate([table, np.uint8([UNKNOWN])]).take(places, axis=0)
+
+
+def _table(anchors: str) -> np.ndarray:
+    colours = np.array([list(bytes.fromhex(code)) for code in anchors.split()], dtype=float)
+    places = np.linspace(0, len(colours) - 1, 256)
+    channels = [np.interp(places, np.arange(len(colours)), channel) for channel in colours.T]
+    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+
+
+_DEPTH_TABLE, _ERROR_TABLE, _ENTROPY_TABLE = map(_table, (_DEPTH_ANCHORS, _ERROR_ANCHORS, _ENTROPY_ANCHORS))

@@ -1,0 +1,78 @@
+"""A few validation frames, always the same ones, as the student of an evaluation sees them.
+
+Read and taught once, then kept on the host: 15 bytes a pixel, some 6 MB for a KITTI frame. On the rank that asks, with
+no collective: an evaluation of hundreds of frames costs a few more. Left out: flip averaging, which the evaluation's
+figures may have; the pictures show what one forward gives.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from tiekd.data.batch import Batch
+from tiekd.data.loading.loader import validation_batches
+from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.evaluation.metrics import crop_box
+from tiekd.evaluation.range_errors import bounds_m
+from tiekd.models.network import Network
+from tiekd.visualization.views import View, views
+
+
+class ShownFrames:
+    """num_frames of the dataset, evenly spaced. network: the evaluation's, filled by it. teacher: as the loop has it;
+    None for none. crop, cap: the evaluation's; a cap of None is the network's max_depth. resize: the working
+    resolution, at which they are shown."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        network: Network,
+        teacher: Callable[[Batch], Tensor | None] | None,
+        device: torch.device,
+        crop: str = "none",
+        num_frames: int = 4,
+        cap: float | None = None,
+        resize: Resize = OWN_SIZE,
+    ):
+        count = min(num_frames, len(dataset))
+        self.chosen = Subset(dataset, [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)])
+        self.network, self.teacher, self.device, self.crop = network, teacher, device, crop
+        self.cap = network.max_depth if cap is None else cap
+        self.resize = resize
+        self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def views(self) -> list[View]:
+        """One of each frame, all explained. Raises DataError."""
+        if not self._kept:
+            batches = validation_batches(
+                self.chosen, 1, 0, 1, 0, self.device, resize=self.resize, resized_depth=True
+            )
+            self._kept = [self._read(batch) for _, batch in batches]
+        found = []
+        for image, truth, teacher in self._kept:
+            found += views(self.network, image.to(self.device), truth, teacher, explained=1)
+        return found
+
+    def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
+        """student - truth in metres at all measured pixels of the views that an evaluation counts, by its ranges of
+        the truth (tiekd/evaluation/range_errors.py), named like `0-20m`; a range that nothing was measured in is left
+        out."""
+        found = {}
+        for low, high in bounds_m(self.cap):
+            errors = []
+            for view in shown:
+                box = crop_box(self.crop, *view.truth.shape)
+                truth, student = view.truth[box], view.student[box]
+                inside = (truth > self.network.min_depth) & (truth >= low) & (truth < high) & np.isfinite(student)
+                errors.append(student[inside] - truth[inside])
+            if sum(map(len, errors)):
+                found[f"{low:.3g}-{high:.3g}m"] = np.concatenate(errors)
+        return found
+
+    @torch.no_grad()
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        teacher = None if self.teacher is None else self.teacher(batch)
+        return batch.image.cpu(), batch.depth.cpu(), None if teacher is None else teacher.cpu()

@@ -1,0 +1,36 @@
+"""The machine and the software of a run, for its log and its work dir.
+
+Left out: environment variables, which may hold secrets.
+"""
+
+import os
+import platform
+import sys
+from importlib import metadata
+
+import torch
+
+from tiekd.distributed import allocator
+from tiekd.kernels import layouts
+
+
+def environment() -> dict[str, str]:
+    """What a reader of a log must know of the machine and the software, name by name."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    values = {
+        "sys.platform": f"{sys.platform} ({platform.release()})",
+        "Python": sys.version.split()[0],
+        "CPU": f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "CPU instructions": layouts.isa(),
+        "GPU": ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "none",
+        "CUDA runtime": str(torch.version.cuda or "none"),
+        "cuDNN": str(torch.backends.cudnn.version() or "none"),
+        "PyTorch": torch.__version__,
+        "allocator": allocator.description(),
+    }
+    for package in ("torchvision", "deepspeed", "numpy", "triton", "tiekd"):
+        try:
+            values[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            values[package] = "not installed"
+    return values

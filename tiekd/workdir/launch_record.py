@@ -1,0 +1,107 @@
+"""How a run was started, kept in its work dir, so that bin/resume can start it again on the same ranks and devices."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tiekd.config.external import LAUNCH_RECORD
+from tiekd.distributed import launcher_watch
+from tiekd.distributed.process_group import ranks_on_this_machine
+from tiekd.errors import CheckpointError, LaunchError
+from tiekd.files import replace_text
+
+RECORD, HOSTFILE = LAUNCH_RECORD, "hostfile"
+_CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """How a run was started, kept in its work dir so that bin/resume can start it again.
+
+    visible_devices: of a rank, as the launcher set it ("0,1"); folder: where relative paths of the recipe start;
+    nodes: the machines and their devices, where there were several, which the work dir's hostfile holds too.
+    """
+
+    recipe: str
+    launcher: str  # "deepspeed" or "python"
+    world_size: int
+    ranks_per_node: int
+    visible_devices: str | None
+    master_port: int
+    folder: str
+    nodes: dict[str, list[int]] | None = None
+    master_addr: str | None = None
+
+    def launcher_options(self, given: Sequence[str], work_dir: Path) -> list[str]:
+        """Options for `deepspeed` that start the same ranks on the same devices, unless others are given.
+
+        Given options that choose among machines choose among those of the run.
+        """
+        if self.launcher != "deepspeed" and self.world_size > 1 and not given:
+            raise LaunchError(
+                f"the run had {self.world_size} ranks of another launcher; say how to go on, with --num_gpus N, or "
+                "start that launcher with bin/resume as its program"
+            )
+        names = {option.split("=")[0] for option in given}
+        port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
+        if self.nodes and not names & {"--num_gpus", "--hostfile"} and "localhost" not in " ".join(given):
+            return [*self._machines(names, work_dir), *port, *given]
+        if self.world_size != self.ranks_per_node and not names & _CHOICES:
+            raise LaunchError(
+                f"the run had {self.world_size} ranks on several machines; say on which to go on, with --hostfile FILE"
+            )
+        default = ",".join(str(i) for i in range(self.ranks_per_node))
+        if self.visible_devices in (None, "", default):
+            devices = f"--num_gpus={self.ranks_per_node}"
+        else:
+            devices = f"--include=localhost:{self.visible_devices}"
+        return [*([] if names & _CHOICES else [devices]), *port, *given]
+
+    def _machines(self, names: set[str], work_dir: Path) -> list[str]:
+        """Options for the machines of the run, or those of them that the options of these names choose."""
+        hostfile = work_dir / HOSTFILE
+        if not hostfile.is_file():
+            raise LaunchError(
+                f"{hostfile}, with the run's machines, is gone; say on which to go on, with --hostfile FILE"
+            )
+        if names & _CHOICES:
+            return [f"--hostfile={hostfile}"]
+        devices = "@".join(f"{name}:{','.join(map(str, slots))}" for name, slots in self.nodes.items())
+        address = [] if "--master_addr" in names else [f"--master_addr={self.master_addr}"]
+        return [f"--hostfile={hostfile}", f"--include={devices}", *address]
+
+
+def write(work_dir: Path, recipe_path: Path) -> None:
+    """Writes down how this process was started. Main rank only."""
+    record = LaunchRecord(
+        recipe=str(recipe_path),
+        launcher="deepspeed" if "CROSS_RANK" in os.environ else "python",
+        world_size=int(os.environ["WORLD_SIZE"]),
+        ranks_per_node=ranks_on_this_machine(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        master_port=int(os.environ["MASTER_PORT"]),
+        folder=os.getcwd(),
+        nodes=launcher_watch.nodes(),
+        master_addr=os.environ["MASTER_ADDR"],
+    )
+    if record.nodes:
+        lines = [f"{name} slots={max(slots) + 1}\n" for name, slots in record.nodes.items()]
+        replace_text(work_dir / HOSTFILE, "".join(lines))
+    replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")
+
+
+def read(work_dir: Path) -> LaunchRecord:
+    """How the run of a work dir was started. Raises CheckpointError when there was none."""
+    try:
+        return LaunchRecord(**json.loads((work_dir / RECORD).read_text()))
+    except (OSError, ValueError, TypeError):
+        raise CheckpointError(f"{work_dir}: no run to resume here; give the work dir that bin/train.py made") from None
+
+
+def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence[str]) -> None:
+    """Becomes `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return."""
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
+    os.execv(sys.executable, command)
