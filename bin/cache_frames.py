@@ -11,7 +11,6 @@ values. Training then reads them with --set data.decoded=FOLDER.
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -56,18 +55,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    import tiekd
-    from tiekd.data.decoded_cache import folder_of
     from tiekd.tools import cache_frames
 
-    recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    validates = recipe.get("train", {}).get("validate", True)
-    both = ("train", "val") if validates else ("train",)
-    sources = cache_frames.sources_of(recipe, both if args.split == "both" else (args.split,), sys.stdout)
-    folder = folder_of(recipe["data"], default="decoded")
-    paths.refuse_unfilled(folder, "data.decoded")
-    cache_frames.fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
-    print(f"Read from them with --set {shlex.quote(f'data.decoded={folder.resolve()}')}")
+    cache_frames.run(args)
 
 
 if __name__ == "__main__":

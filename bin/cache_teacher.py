@@ -11,16 +11,13 @@ resumes where it stopped.
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
-from tiekd.distributed import entrypoint, process_group  # noqa: E402
-
-TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
+from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,20 +54,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    import tiekd
-    from tiekd.distributed import comm
     from tiekd.tools import cache_teacher
 
-    recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    device = process_group.start_rank(TIMEOUT_MINUTES)
-    frames = cache_teacher.frames_of(recipe, args.split)
-    source = cache_teacher.teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
-    folder = args.out or cache_teacher.default_folder(recipe, args.recipe, args.split)
-    if comm.is_main():
-        print(f"Teacher: {source}, on {comm.world_size()} rank(s)")
-    cache_teacher.cache_maps(recipe, source, frames, folder, device, sys.stdout)
-    if comm.is_main() and args.split == "train":
-        print(f"Learn from them with --set teacher=null {shlex.quote(f'teacher.maps={folder.resolve()}')}")
+    cache_teacher.run(args)
 
 
 if __name__ == "__main__":

@@ -75,19 +75,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    import tiekd
-    from tiekd.data.build import loading_of
     from tiekd.tools import check_data
 
-    recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
-    splits = check_data.splits_of(recipe, args.split)
-    check_data.claim(out)
-    timeout_s = loading_of(recipe).timeout_s
-    check_data.check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
-    print(check_data.write(recipe, splits, out))
-    if any(split.findings or split.frames.notes for split in splits):
-        sys.exit(1)
+    check_data.run(args)
 
 
 if __name__ == "__main__":

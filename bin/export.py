@@ -80,37 +80,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     import tiekd
-    from tiekd.errors import ExportError
-    from tiekd.inference.export import export, trial_pictures
-    from tiekd.models import load
+    from tiekd.tools import export
 
-    if args.out.exists() and not args.overwrite:
-        raise ExportError(f"--out {args.out}: exists; give another one, or --overwrite to replace it")
-    recipe = tiekd.load_recipe(args.recipe, args.overrides)
-    network, weights, resize = load.load_network(args.recipe, args.checkpoint, args.overrides)
-    print(f"{Path(args.recipe).stem}: {weights}")
-    frames, origin = trial_pictures.frames(recipe)
-    size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
-    settings = export.Settings(
-        size=size,
-        format=args.format or export.format_of(args.out),
-        input=args.input,
-        dynamic=args.dynamic,
-        half=args.half,
-        confidence=args.confidence,
-        readout=args.readout,
-        resize=resize,
-    )
-    export.check(network, settings, args.out)
-    print(f"Working resolution: {export.working_resolution(settings)}")
-    print(f"Tried on: {len(frames)} of {origin}")
-    least = export.least_side(network, settings) if settings.dynamic else None
-    pictures = trial_pictures.batches(frames, size, least)
-    facts = {"tiekd": tiekd.__version__, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
-    done = export.write(args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout)
-    if done.file_ms is not None:
-        print(f"A picture takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch (CPU)")
-    print(f"written: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+    export.run(args, tiekd.__version__)
 
 
 if __name__ == "__main__":

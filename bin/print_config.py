@@ -35,9 +35,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from tiekd.config.provenance import annotated
+    from tiekd.tools import print_config
 
-    print(annotated(args.recipe, args.overrides), end="")
+    print_config.run(args)
 
 
 if __name__ == "__main__":

@@ -69,25 +69,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from tiekd.tools.arguments import recipe_from_arguments
+    from tiekd.tools import train
 
-    recipe, path = recipe_from_arguments(args.recipe, args), Path(args.recipe).resolve()
-    from tiekd.engine.config import read_engine_config  # after the recipe, whose mistakes need not wait for it
-
-    engine_config = read_engine_config(args.deepspeed_config)
-    if not args.dry_run:
-        from tiekd.training.run import run
-
-        return run(recipe, path, engine_config, args.resume_from, args.accept_changes)
-    from tiekd.distributed import comm
-    from tiekd.tools import dry_run, micro_batch
-
-    if args.find_micro_batch:
-        lines = micro_batch.find(recipe, engine_config, args.memory)
-    else:
-        lines = dry_run.dry_run(recipe, path, engine_config)
-    if comm.is_main():
-        print("\n".join(lines))
+    train.run(args)
 
 
 if __name__ == "__main__":

@@ -1169,7 +1169,7 @@ MUTANTS = [
     ),
     Mutant(
         "resume_does_not_look_at_the_machines",
-        "bin/resume",
+        "tiekd/tools/resume.py",
         "        hostfile.check_options(options)\n",
         "        pass\n",
         ("hostfile",),

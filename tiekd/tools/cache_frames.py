@@ -5,9 +5,12 @@ where it was, and one that runs again makes only what has changed. Processes dec
 of KITTI, and its writing; some 3 ms to verify one. Left out: folders that several machines fill at once.
 """
 
+import argparse
 import fcntl
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -17,10 +20,12 @@ from typing import TextIO
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd import paths
+from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress
 from tiekd.data import image_io
 from tiekd.data.build import build_dataset, loading_of
-from tiekd.data.decoded_cache import Decoded, cache_at, without_cache
+from tiekd.data.decoded_cache import Decoded, cache_at, folder_of, without_cache
 from tiekd.data.frames import Frames
 from tiekd.data.loading import workers
 from tiekd.errors import DataError, RecipeError
@@ -165,3 +170,15 @@ def _names(paths: list[Path]) -> str:
 def _tell(out: TextIO, line: str) -> None:
     out.write(f"{line}\n")
     out.flush()
+
+
+def run(args: argparse.Namespace) -> None:
+    """What bin/cache_frames.py does, with its arguments. Prints; raises UserErrors."""
+    recipe = load_recipe(args.recipe, args.overrides)
+    validates = recipe.get("train", {}).get("validate", True)
+    both = ("train", "val") if validates else ("train",)
+    sources = sources_of(recipe, both if args.split == "both" else (args.split,), sys.stdout)
+    folder = folder_of(recipe["data"], default="decoded")
+    paths.refuse_unfilled(folder, "data.decoded")
+    fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
+    print(f"Read from them with --set {shlex.quote(f'data.decoded={folder.resolve()}')}")

@@ -6,10 +6,13 @@ was. A rank's encoding and writing run in threads beside its network.
 Left out: folders that several machines don't share, and replacing maps: another teacher takes another folder.
 """
 
+import argparse
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +26,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from tiekd.config.recipe import is_outside, is_overridden
+from tiekd.config.recipe import is_outside, is_overridden, load_recipe
 from tiekd.console import Progress
 from tiekd.data import image_io, teacher_maps
 from tiekd.data import resize as resizes
@@ -32,11 +35,13 @@ from tiekd.data.build import build_dataset, loading_of
 from tiekd.data.frames import Frames
 from tiekd.data.loading.loader import Loading, validation_batches
 from tiekd.data.resize import OWN_SIZE, Resize
-from tiekd.distributed import comm
+from tiekd.distributed import comm, process_group
 from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teaching import build_teacher, teacher_checkpoint
+
+TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
 
 _WRITERS, _WAITING = 2, 4  # threads of a rank, and maps that may wait for one
 _PROBES = 3  # maps whose size tells the size of all
@@ -290,3 +295,17 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
 def _size(num_bytes: float) -> str:
     power = 3 if num_bytes >= 1e9 else 2 if num_bytes >= 1e6 else 1
     return f"{num_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
+
+
+def run(args: argparse.Namespace) -> None:
+    """What bin/cache_teacher.py does, with its arguments. Prints; raises UserErrors."""
+    recipe = load_recipe(args.recipe, args.overrides)
+    device = process_group.start_rank(TIMEOUT_MINUTES)
+    frames = frames_of(recipe, args.split)
+    source = teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
+    folder = args.out or default_folder(recipe, args.recipe, args.split)
+    if comm.is_main():
+        print(f"Teacher: {source}, on {comm.world_size()} rank(s)")
+    cache_maps(recipe, source, frames, folder, device, sys.stdout)
+    if comm.is_main() and args.split == "train":
+        print(f"Learn from them with --set teacher=null {shlex.quote(f'teacher.maps={folder.resolve()}')}")

@@ -5,8 +5,10 @@ frames were read. A faulty frame is dropped from the cleaned split; what is only
 stays, unless asked for, and then training frames only, for another validation set gives other figures.
 """
 
+import argparse
 import json
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +16,12 @@ from pathlib import Path
 from typing import TextIO
 
 from tiekd.config.build import settings
+from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress
 from tiekd.data import checks, depth_values
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
-from tiekd.data.build import build_dataset
+from tiekd.data.build import build_dataset, loading_of
 from tiekd.data.checks import FAULTS, WARNINGS, Examined, Facts, Finding
 from tiekd.data.decoded_cache import without_cache
 from tiekd.data.frames import Frames
@@ -225,3 +228,16 @@ def _figures(split: Split) -> dict:
         "counts": {kind: counts[kind] for kind in (*FAULTS, *WARNINGS)},
         "remarks": [*split.frames.notes, *split.remarks()],
     }
+
+
+def run(args: argparse.Namespace) -> None:
+    """What bin/check_data.py does, with its arguments. Prints; raises UserErrors."""
+    recipe = load_recipe(args.recipe, args.overrides)
+    out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
+    splits = splits_of(recipe, args.split)
+    claim(out)
+    timeout_s = loading_of(recipe).timeout_s
+    check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
+    print(write(recipe, splits, out))
+    if any(split.findings or split.frames.notes for split in splits):
+        sys.exit(1)

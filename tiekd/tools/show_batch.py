@@ -4,6 +4,9 @@ Samples and their augmentation are functions of (seed, iteration), so nothing of
 how its batches were dealt. Costs the reading of the batch, twice: what was drawn for a sample depends on its size.
 """
 
+import argparse
+import json
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,12 +14,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd.config.build import settings
+from tiekd.config.recipe import load_recipe
+from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment, Decisions
 from tiekd.data.batch import Batch
+from tiekd.data.build import build_dataset, loading_of
+from tiekd.data.image_io import write_image
 from tiekd.data.loading.loader import Keyed, Loading, Unreadable, training_batches
 from tiekd.data.loading.sampler import MicroBatches, size_groups
 from tiekd.data.resize import OWN_SIZE, Resize
-from tiekd.errors import DataError
+from tiekd.errors import DataError, LaunchError
+from tiekd.teaching import build_teacher
+from tiekd.training import inputs
+from tiekd.training.settings import TrainSettings
+from tiekd.visualization import pictures
+from tiekd.workdir import launch_record
 
 
 class Dealt(NamedTuple):
@@ -103,3 +116,44 @@ def _depths(name: str, depth: Tensor) -> str:
     if not len(known):
         return f"{name}: none"
     return f"{_range(name, known)}, on {100 * len(known) / depth.numel():.4g} % of the pixels"
+
+
+def run(args: argparse.Namespace) -> None:
+    """What bin/show_batch.py does, with its arguments. Prints; raises UserErrors."""
+    record = launch_record.read(args.work_dir)
+    recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)
+    engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
+    out = (args.out or args.work_dir / "batches").resolve()
+    options = settings(recipe, "train", TrainSettings)
+    if args.iteration < 1:
+        raise LaunchError(f"--iteration {args.iteration}: iterations count from 1")
+    if args.rank is not None and not 0 <= args.rank < record.world_size:
+        raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")
+    work_dir = args.work_dir.resolve()
+    os.chdir(record.folder)
+    has_teacher = recipe.get("teacher") is not None and not args.no_teacher
+    teacher = build_teacher(recipe["teacher"], torch.device("cpu")) if has_teacher else None
+    dealt = global_batch(
+        build_dataset(recipe, "train", held_out=inputs.held_out(inputs.read(work_dir), recipe)),
+        settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment),
+        loading_of(recipe),
+        options.seed,
+        options.batch_size,
+        engine["gradient_accumulation_steps"],
+        record.world_size,
+        args.iteration,
+        resizes.of_data(recipe["data"]),
+    )
+    max_depth = recipe["network"]["max_depth"]
+    out.mkdir(parents=True, exist_ok=True)
+    for part in dealt:
+        if args.rank not in (None, part.rank):
+            continue
+        depths = {"ground truth": part.batch.depth} | ({"teacher": teacher(part.batch)} if has_teacher else {})
+        for sample in range(len(part.batch.names)):
+            print(describe(part, sample, depths.get("teacher")))
+            row = [pictures.denormalise(part.batch.image[sample].numpy())]
+            row += [pictures.colourise(depth[sample, 0].numpy(), max_depth) for depth in depths.values()]
+            name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.micro_batch}_sample_{sample}.png"
+            write_image(out / name, pictures.panel([row], ["image", *depths], max_depth))
+    print(f"Pictures: {out}")

@@ -1,0 +1,10 @@
+"""Prints a recipe and where its values come from: the body of bin/print_config.py."""
+
+import argparse
+
+from tiekd.config.provenance import annotated
+
+
+def run(args: argparse.Namespace) -> None:
+    """What bin/print_config.py does, with its arguments. Raises RecipeError."""
+    print(annotated(args.recipe, args.overrides), end="")

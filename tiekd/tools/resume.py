@@ -1,0 +1,76 @@
+"""Goes on where a run stopped: the body of bin/resume."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiekd.distributed import hostfile
+from tiekd.errors import LaunchError
+from tiekd.tools.arguments import recipe_from_arguments
+from tiekd.workdir import launch_record
+
+
+def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, program: str) -> int:
+    """What bin/resume does; returns its exit code. Raises UserErrors.
+
+    given: options for the launcher; rest: the others, as they stand; args: the others, parsed; program: the file
+    that a launcher is to start.
+    """
+    record = launch_record.read(args.work_dir)
+    if is_finished(args):
+        return 0
+    starts = "RANK" not in os.environ and (given or record.launcher == "deepspeed" or record.world_size > 1)
+    options = record.launcher_options(given, args.work_dir) if starts else []
+    if starts:
+        hostfile.check_options(options)
+    if given and "RANK" in os.environ:
+        raise LaunchError(f"{given[0]}: a launcher has started this already; give its options before bin/resume")
+    if args.restarts > 0:
+        if "RANK" in os.environ:
+            raise LaunchError(
+                "--restarts starts the launcher itself; call bin/resume without deepspeed or srun before it"
+            )
+        from tiekd.tools.supervise import supervise
+
+        return supervise([sys.executable, program, *without_restarts(sys.argv[1:])], args.work_dir, args.restarts)
+    if starts:
+        launch_record.replace_by_launcher(options, program, rest)
+
+    from tiekd.engine.config import read_engine_config, refill
+    from tiekd.training import run as training
+
+    recipe = recipe_from_arguments(args.work_dir / "config.yaml", args)
+    recipe["work_dir"] = str(args.work_dir.resolve())
+    engine_config = read_engine_config(args.deepspeed_config or args.work_dir / "ds_config.json")
+    if not args.deepspeed_config:
+        other_batch = any(override.startswith("train.batch_size=") for override in args.overrides)
+        engine_config = refill(engine_config, int(os.environ.get("WORLD_SIZE", 1)), other_batch)
+    try:
+        os.chdir(record.folder)
+    except OSError as error:
+        raise LaunchError(
+            f"{record.folder}, where the run was started and its relative paths begin, can't be entered "
+            f"({error.strerror}); make it, or change folder in {args.work_dir / launch_record.RECORD}"
+        ) from None
+    training.run(recipe, Path(record.recipe), engine_config, "auto", args.accept_changes)
+    return 0
+
+
+def is_finished(args: argparse.Namespace) -> bool:
+    """Whether nothing is left to do, and says so; a changed recipe may have more to do."""
+    from tiekd.workdir.workdir import read_outcome
+
+    outcome = read_outcome(args.work_dir)
+    finished = outcome is not None and outcome.outcome == "finished" and not args.overrides
+    if finished and os.environ.get("RANK", "0") == "0":
+        done = f"{outcome.iteration} of {outcome.total_iterations} iterations, {outcome.time}"
+        print(f"{args.work_dir} is finished ({done}); to train longer, --set train.epochs=N or train.iterations=N")
+    return finished
+
+
+def without_restarts(arguments: list[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--restarts")
+    return parser.parse_known_args(arguments)[1]
