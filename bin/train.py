@@ -75,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entrypoint.program(main, trains=True)
+    entrypoint.program(main)

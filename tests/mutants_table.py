@@ -201,9 +201,9 @@ MUTANTS = [
     ),
     Mutant(
         "every_program_keeps_freed_memory",
-        "tiekd/distributed/entrypoint.py",
-        "keep_freed_memory(by_default=trains)",
-        "keep_freed_memory(by_default=True)",
+        "tiekd/distributed/allocator.py",
+        'or "system"',
+        'or "keep"',
         ("allocator",),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Programs keep the memory that tensors free; nothing else does, and one variable leaves the allocator as it is."""
+"""One variable has programs keep the memory that tensors free; without it the allocator stays as it is."""
 
 import os
 import subprocess
@@ -40,7 +40,8 @@ ADDITIONS = """
         print(allocator.description())
 """
 
-TRAINING = "    entrypoint.program(main, trains=True)"
+PROGRAM = "    entrypoint.program(main)"
+KEEP = {"TIEKD_ALLOCATOR": "keep"}
 
 
 def told(code: str, **variables: str) -> subprocess.CompletedProcess:
@@ -62,15 +63,8 @@ def additions(end: str, **variables: str) -> tuple[float, float, str]:
 
 
 @glibc_only
-@pytest.mark.parametrize(
-    ("end", "variables"),
-    [
-        (TRAINING, {}),
-        ("    entrypoint.program(main)", {"TIEKD_ALLOCATOR": "keep"}),
-    ],
-)
-def test_a_program_that_trains_keeps_what_tensors_free_in_every_thread(end, variables):
-    main, thread, description = additions(end, **variables)
+def test_a_program_keeps_what_tensors_free_in_every_thread_where_it_is_told_to():
+    main, thread, description = additions(PROGRAM, **KEEP)
     assert main < 100 and thread < 100
     assert description.startswith("glibc 2.") and description.endswith(", keeps freed memory")
 
@@ -79,14 +73,18 @@ def test_a_program_that_trains_keeps_what_tensors_free_in_every_thread(end, vari
 @pytest.mark.parametrize(
     ("end", "variables", "description"),
     [
-        ("    main()", {}, ""),
-        ("    entrypoint.program(main)", {}, ""),
-        (TRAINING, {"TIEKD_ALLOCATOR": "system"}, ""),
-        (TRAINING, {"MALLOC_ARENA_MAX": "2"}, ", as set by MALLOC_ARENA_MAX"),
-        (TRAINING, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, ", as set by GLIBC_TUNABLES"),
+        ("    main()", KEEP, ""),
+        (PROGRAM, {}, ""),
+        (PROGRAM, {"TIEKD_ALLOCATOR": "system"}, ""),
+        (PROGRAM, {**KEEP, "MALLOC_ARENA_MAX": "2"}, ", as set by MALLOC_ARENA_MAX"),
+        (
+            PROGRAM,
+            {**KEEP, "GLIBC_TUNABLES": "glibc.malloc.arena_max=2"},
+            ", as set by GLIBC_TUNABLES",
+        ),
     ],
 )
-def test_imports_other_programs_the_switch_and_the_users_settings_change_nothing(
+def test_imports_the_default_the_switch_and_the_users_settings_change_nothing(
     end, variables, description
 ):
     main, thread, said = additions(end, **variables)
@@ -99,8 +97,7 @@ def test_another_value_of_the_switch_is_one_line():
     done = told(code, TIEKD_ALLOCATOR="jemalloc")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        "LaunchError: TIEKD_ALLOCATOR: got 'jemalloc'; allowed: keep, system; unset, it is keep where "
-        "a program trains\n"
+        "LaunchError: TIEKD_ALLOCATOR: got 'jemalloc'; allowed: keep, system; unset, it is system\n"
     )
 
 
@@ -112,7 +109,8 @@ def nothing_may_be_set(monkeypatch):
 
 def test_a_machine_without_glibc_has_its_own_allocator_and_says_so(monkeypatch, nothing_may_be_set):
     monkeypatch.setattr(allocator, "_glibc", lambda: None)
-    allocator.keep_freed_memory()
+    monkeypatch.setenv(allocator.VARIABLE, "keep")
+    allocator.set_by_environment()
     allocator.give_back()
     assert allocator.description() == environment()["allocator"] == "the system's"
 
@@ -121,7 +119,8 @@ def test_a_machine_without_glibc_has_its_own_allocator_and_says_so(monkeypatch, 
 def test_one_that_was_preloaded_is_named_and_left_alone(monkeypatch, nothing_may_be_set):
     assert allocator._preloaded() is None
     monkeypatch.setattr(allocator, "_preloaded", lambda: "libjemalloc.so.2")
-    allocator.keep_freed_memory()
+    monkeypatch.setenv(allocator.VARIABLE, "keep")
+    allocator.set_by_environment()
     assert environment()["allocator"] == "libjemalloc.so.2 in place of glibc's"
 
 
@@ -129,7 +128,7 @@ def test_the_switch_is_checked_even_where_nothing_is_set(monkeypatch, nothing_ma
     monkeypatch.setattr(allocator, "_glibc", lambda: None)
     monkeypatch.setenv(allocator.VARIABLE, "on")
     with pytest.raises(LaunchError, match="got 'on'; allowed: keep, system"):
-        allocator.keep_freed_memory()
+        allocator.set_by_environment()
 
 
 @glibc_only
@@ -142,7 +141,7 @@ def test_memory_that_is_kept_counts_in_no_measurement():
         from tiekd.tools.benchmarks.measure import peak_bytes
 
         cpu = torch.device("cpu")
-        allocator.keep_freed_memory()
+        allocator.set_by_environment()
         kept = torch.ones(100_000_000)
         last = torch.ones(10)
         del kept
@@ -154,7 +153,7 @@ def test_memory_that_is_kept_counts_in_no_measurement():
             print(found.peak_bytes)
         allocator.give_back()
         print(memory.held_bytes(cpu))
-    """)
+    """, **KEEP)
     assert done.returncode == 0, done.stderr
     call, one, _, four, held = map(float, done.stdout.splitlines())
     assert call == pytest.approx(40e6, abs=4e6)
@@ -188,10 +187,10 @@ def test_a_thread_keeps_tensors_that_no_heap_of_its_own_could_hold():
                 torch.ones(17_000_000)
             return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / count
 
-        allocator.keep_freed_memory()
+        allocator.set_by_environment()
         thread = threading.Thread(target=lambda: print(fill(16), fill(4)))
         thread.start()
         thread.join()
-    """)
+    """, **KEEP)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[1]) < 100

@@ -1,15 +1,15 @@
-"""Has a training process keep the memory that tensors free, so that the next ones needn't be paged in again.
+"""Has a process keep the memory that tensors free, so that the next ones needn't be paged in again.
 
 glibc maps a block of 32 MB or more from the kernel and unmaps it when it is freed, and gives the end
-of its heap back, too: a training step then pages in again, 4 KB at a time, what it had a moment
-before. Ranks that train set glibc so that it serves all blocks from one heap and keeps what is freed;
-`import tiekd` never does. Numbers don't change. It costs memory between the peaks, and a few percent
-at the peak, which training/kept_memory_hook.py bounds (bin/README.md has a table).
+of its heap back, too. A training step then pages in again, 4 KB at a time, what it had a moment
+before. TIEKD_ALLOCATOR=keep makes a program set glibc so that it serves all blocks from one heap and
+keeps what is freed; `import tiekd` never does. Numbers don't change.
 
-TIEKD_ALLOCATOR=system leaves the allocator as it is, TIEKD_ALLOCATOR=keep sets it in every program:
-evaluation's peak then grows by 8 %, caching's by up to 19 %, and prediction gains nothing. The
-allocator also stays as it is where the user has set it (MALLOC_..., GLIBC_TUNABLES) or preloaded
-another one, and without glibc (musl, macOS), where there is nothing to set.
+By default (TIEKD_ALLOCATOR=system) the allocator stays as it is: keeping saves training 2 to 4 % of
+its processor time and costs 12 % more memory at its peak (tiekd/tools/benchmarks/README.md).
+training/kept_memory_hook.py bounds what is kept between the peaks. The allocator also stays as it is
+where the user has set it (MALLOC_..., GLIBC_TUNABLES) or preloaded another one, and without glibc
+(musl, macOS), where there is nothing to set.
 """
 
 import ctypes
@@ -37,18 +37,17 @@ _OF_THE_USER = (
 _kept = False
 
 
-def keep_freed_memory(by_default: bool = True) -> None:
-    """Sets the allocator of this process if TIEKD_ALLOCATOR says keep or, `by_default`, nothing.
+def set_by_environment() -> None:
+    """Sets the allocator of this process to keep freed memory if TIEKD_ALLOCATOR says keep.
 
-    Raises LaunchError for another value of it than keep and system.
+    Raises:
+        LaunchError: the variable has another value than keep and system.
     """
     global _kept
-    chosen = os.environ.get(VARIABLE) or ("keep" if by_default else "system")
+    chosen = os.environ.get(VARIABLE) or "system"
     if chosen not in _CHOICES:
-        raise LaunchError(
-            f"{VARIABLE}: got {chosen!r}; allowed: {', '.join(_CHOICES)}; unset, it is keep where a "
-            "program trains"
-        )
+        allowed = ", ".join(_CHOICES)
+        raise LaunchError(f"{VARIABLE}: got {chosen!r}; allowed: {allowed}; unset, it is system")
     if chosen == "system" or _glibc() is None or _preloaded() or _of_the_user():
         return
     library = ctypes.CDLL(None)

@@ -62,16 +62,15 @@ class Stopped(Exception):
     """A run that was asked to end has saved its state and ended early."""
 
 
-def program(main: Callable[[], int | None], trains: bool = False) -> NoReturn:
-    """Runs a program as `run` does, and ends the process with its exit code; where it trains, memory that is freed is
-    kept (tiekd/distributed/allocator.py).
+def program(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a program as `run` does, and ends the process with its exit code.
 
     One of several ranks then ends without Python being taken down around it: gloo's threads may outlive what they use,
     and the process abort. What was registered for the end is done.
     """
 
     def main_with_allocator() -> int | None:
-        allocator.keep_freed_memory(by_default=trains)
+        allocator.set_by_environment()
         return main()
 
     threading.excepthook = _tell_of_a_thread
