@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import draw_architecture
-import pytest
 
 ROOT = Path(__file__).parents[1]
 NO_PACKAGES = {"bin"}  # stands in the list of imports, beside tiekd/
@@ -39,7 +38,6 @@ def test_both_trees_and_the_picture_have_the_same_packages():
     assert top_level(read_tree("README.md", under="tiekd/")) == packages
 
 
-@pytest.mark.skipif(not (ROOT / "tiekd" / "training").is_dir(), reason="the folders have their former names")
 def test_every_path_in_the_trees_is_there():
     folders = {0: ROOT / "tiekd"}
     for indent, name in read_tree("tiekd/README.md"):
