@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import psutil
@@ -68,11 +69,18 @@ os.kill(stuck, signal.SIGKILL)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=55)
     assert result.returncode == code, result.stderr
-    assert not psutil.pid_exists(int(result.stdout)) or _is_zombie(int(result.stdout))
+    # A killed process goes a moment after its parent where the machine is busy.
+    deadline = time.monotonic() + 10
+    while _lives(int(result.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-def _is_zombie(pid: int) -> bool:
-    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_after_training_a_signal_means_what_it_meant(hook):
