@@ -13,6 +13,7 @@ from typing import NamedTuple
 import digest_recipes
 import numpy as np
 import torch
+import yaml
 from digest_lab import CaseFailed, Lab, without_places
 from digest_recipes import ITERATIONS, KILLED_AFTER, SAVE_EVERY, STUDENT_ITERATIONS, STUDENTS
 
@@ -105,7 +106,7 @@ def exported(lab: Lab) -> None:
         lab.run("export.py", "recipes/plain.yaml", "runs/plain", "--out", out, *options)
     lab.run(
         "export.py",
-        *("recipes/depthformer.yaml", "runs/depthformer", "--out", "exported/depthformer.onnx"),
+        *("recipes/depthformer.yaml", "runs/depthformer", "--out", "exported/depthformer.pt2"),
         *("--size", SIZE_OPTION),
     )
     _add_exported(lab)
@@ -115,7 +116,7 @@ def _add_exported(lab: Lab) -> None:
     """What exported files say of two images, and of themselves; never their bytes."""
     fixed = [_batch(*SIZE, 0), _batch(*SIZE, 7)]
     of_any_size = [*fixed, np.concatenate([_batch(49, 97, 0), _batch(49, 97, 7)])]
-    for name in (*EXPORTS, "depthformer.onnx"):
+    for name in (*EXPORTS, "depthformer.pt2"):
         path = lab.folder / "exported" / name
         if path.suffix == ".pth":
             content = torch.load(path, weights_only=True)
@@ -164,7 +165,9 @@ def printed(lab: Lab) -> None:
     """Recipes of the checkout after their bases, and where each value comes from."""
     for name in PRINTED:
         text = lab.run("print_config.py", lab.checkout / "model_configs" / f"{name}.yaml")
-        lab.add_text(name.replace("/", "."), text)
+        key = name.replace("/", ".")
+        lab.add_text(key, json.dumps(yaml.safe_load(text), sort_keys=True, indent=1))
+        lab.add_words(key, text)
 
 
 def checked(lab: Lab) -> None:
@@ -173,7 +176,8 @@ def checked(lab: Lab) -> None:
         options = [f"recipes/{name}.yaml", "--out", f"checked/{name}", "--workers", 1]
         text = lab.run("check_data.py", *options, ends_with=(0, 1))
         report = json.loads((lab.folder / "checked" / name / "report.json").read_text())
-        lab.add_text(f"{name}.report", json.dumps(report, sort_keys=True, indent=1))
+        lab.add_text(f"{name}.splits", json.dumps(report.pop("splits"), sort_keys=True, indent=1))
+        lab.add_words(f"{name}.report", json.dumps(report, sort_keys=True, indent=1))
         lab.add_words(name, text)
 
 
@@ -235,7 +239,9 @@ def evaluated(lab: Lab, ranks: int) -> None:
         ranks=ranks,
     )
     figures = json.loads((lab.folder / folder / "figures.json").read_text())
+    protocol = figures.pop("protocol")
     lab.add_text("figures", json.dumps(figures, sort_keys=True, indent=1))
+    lab.add_words("protocol", json.dumps(protocol, sort_keys=True, indent=1))
     lab.add_file("images", f"{folder}/images.csv")
     lab.add_folder("shown", f"{folder}/shown")
     lab.add_file("panel", f"{folder}/panel.png")
@@ -261,7 +267,7 @@ def predicted(lab: Lab) -> None:
 def shown(lab: Lab) -> None:
     """The batch of an iteration of a run on two ranks."""
     text = lab.run("show_batch.py", "runs/zero2", "--iteration", 5, "--out", "shown")
-    lab.add_text("printed", text)
+    lab.add_words("printed", text)
     lab.add_folder("pictures", "shown")
 
 

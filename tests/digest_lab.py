@@ -29,7 +29,8 @@ _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - \w+ - \w+ - ", re
 _TIMES = re.compile(
     r"eta: (\d+ days?, )?\d+:\d\d:\d\d, time: [\d.]+, data_time: [\d.]+, (memory: \d+, )?"
 )
-_SIZES_AND_DURATIONS = re.compile(r"\b\d[\d.,]* ?(ms|s|min|h|kB|MB|GB)\b")
+_SIZES_AND_DURATIONS = re.compile(r"\b\d[\d.,]* ?(ms|s|min|h|kB|MB|GB|images/s)\b")
+_OF_THE_MOMENT = re.compile(r"^(.*, eta: .*|\[\d{4}-\d\d-\d\d .*|W\d{4} .*)\n?", re.M)
 _OF_THIS_START = ("Environment info:", "Start running, host: ")
 
 
@@ -180,13 +181,14 @@ class Lab:
 def without_places(text: str, places: Mapping[Path, str]) -> str:
     """The text with each folder's path replaced by its label, the longest path first."""
     for path, label in sorted(places.items(), key=lambda place: -len(str(place[0]))):
-        text = text.replace(str(path), label)
+        text = re.sub(re.escape(str(path)) + r"(?![\w-])", lambda _, label=label: label, text)
     return text
 
 
 def without_sizes(text: str) -> str:
-    """The text with `#` for every number of seconds or bytes."""
-    return _SIZES_AND_DURATIONS.sub(r"# \1", text)
+    """The text with `#` for every number of seconds or bytes, without progress and warnings of
+    libraries."""
+    return _SIZES_AND_DURATIONS.sub(r"# \1", _OF_THE_MOMENT.sub("", text))
 
 
 def figures_and_words(log: str) -> tuple[list[str], list[str]]:

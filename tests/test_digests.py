@@ -40,6 +40,10 @@ def test_places_sizes_and_durations_are_left_out_of_text_and_metres_are_not():
         digest_lab.without_places("/a/b/x.pth of /a/bin", places)
         == "<work>/x.pth of <checkout>/bin"
     )
+    moving = "maps: 3/16, 24.3/s, eta: 0:00:01\n[2026-11-30 00:18:20,224] [WARNING] [x.py] none\n"
+    assert digest_lab.without_sizes(f"a\n{moving}2 images in 3 s: 7.5 images/s") == (
+        "a\n2 images in # s: # images/s"
+    )
     assert digest_lab.without_sizes("12.5 MB in 1,200 s, up to 80 m") == "# MB in # s, up to 80 m"
 
 
