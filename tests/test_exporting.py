@@ -95,6 +95,22 @@ def as_stranger(path: Path, image: torch.Tensor) -> torch.Tensor:
     return torch.load(found)
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_networks_with_attention_become_files(suffix, tmp_path):
+    swin = {"width": 24, "depths": [2, 1, 1, 1], "heads": [1, 2, 4, 8], "window": 4}
+    node = {
+        "encoder": {"name": "depthformer", **swin},
+        "neck": {"name": "hahi", "width": 32, "num_heads": 4, "num_points": 2},
+        "decoder": {**DECODER, "widths": [8, 16, 16, 32, 32]},
+        "head": {"name": "relu"},
+        **RANGE,
+    }
+    torch.manual_seed(0)
+    path = tmp_path / f"student{suffix}"
+    (agreed,) = write(path, build_network(node).eval(), node).agreements
+    assert path.is_file() and agreed.high > agreed.low and agreed.depth_max < 1e-3
+
+
 @pytest.mark.parametrize("size", [SMALL, ODD])
 @pytest.mark.parametrize("kind", ["dpm", "sigmoid"])
 def test_a_file_gives_the_networks_metres_of_pixels(tmp_path, request, kind, size):

@@ -40,7 +40,9 @@ class WindowAttention(nn.Module):
         query, key, value = x.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._bias(batch, rows, columns).to(query.dtype)
         x = scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        x = self.proj(x.transpose(1, 2).flatten(2))
+        # A copy: torch.export and the ONNX decomposition disagree about the layout attention returns.
+        x = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        x = self.proj(x.flatten(2))
         x = x.view(batch, rows, columns, window, window, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
