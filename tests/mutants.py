@@ -1,4 +1,4 @@
-"""Proves that the tests notice wrong code: plants each slip of mutants_table.py in a copy and waits for a test to fail.
+"""Proves that the tests notice wrong code: plants the mutants of mutants_table.py until a test fails.
 
     python tests/mutants.py [NAME ...] [--list]
 
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from mutants_table import MUTANTS, Mutant
+from planting import Planting, planted
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("tiekd", "bin", "tests", "ds_configs", "model_configs", "pyproject.toml", "setup.py", ".ci")
@@ -48,7 +49,7 @@ def main() -> int:
     mutants = [mutant for mutant in MUTANTS if mutant.name in args.names or not args.names]
     if args.list:
         for mutant in mutants:
-            print(f"{mutant.name:45} {mutant.file:35} {' '.join(mutant.tests)}")
+            print(f"{mutant.name:45} {mutant.module:35} {mutant.function:25} {' '.join(mutant.tests)}")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
@@ -57,16 +58,18 @@ def main() -> int:
 
 def try_all(mutants: list[Mutant], folder: Path) -> int:
     original = copy_tree(ROOT, folder / "original")  # so that edits in the checkout meanwhile kill nothing
-    counts = {mutant: (original / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in mutants}
-    problems = [
-        f"{m.name}: {m.file} has its text {number} times, not once" for m, number in counts.items() if number != 1
-    ]
+    problems = []
+    for mutant in mutants:
+        try:
+            planted(original / mutant.path, mutant.function, mutant.old, mutant.new)
+        except Planting as problem:
+            problems.append(f"{mutant.name}: {problem}")
     if problems:
         sys.exit("\n".join(problems))
     copy = copy_tree(original, folder / "copy")
     print(f"tiekd is {copy}/tiekd", flush=True)
     started = time.monotonic()
-    code, output = run_tests(copy, files(name for m in mutants for name in m.tests), NAMED_TIMEOUT_S)
+    code, output = run_tests(copy, list(dict.fromkeys(test for m in mutants for test in m.tests)), NAMED_TIMEOUT_S)
     if code:
         sys.exit(f"the unchanged copy does not pass (exit code {code}):\n{output[-3000:]}")
     print(f"the unchanged copy passes, {time.monotonic() - started:.0f} s", flush=True)
@@ -94,11 +97,11 @@ def copy_tree(source: Path, copy: Path) -> Path:
 
 def find_killer(mutant: Mutant, copy: Path) -> str | None:
     """The test that fails with the slip in a copy; None where all fast ones pass."""
-    path = copy / mutant.file
-    path.write_text(path.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
-    first = files(mutant.tests)
-    # Whether the table's texts are there is no test of the code.
-    rest = ["tests", *(f"--ignore={file}" for file in [*first, *files(["mutants_table"])])]
+    path = copy / mutant.path
+    path.write_text(planted(path, mutant.function, mutant.old, mutant.new), encoding="utf-8")
+    first = list(mutant.tests)
+    # Whether the table's code is there is no test of the code.
+    rest = ["tests", *(f"--deselect={test}" for test in [*first, "tests/test_mutants_table.py"])]
     for tests, timeout_s in ((first, NAMED_TIMEOUT_S), (rest, REST_TIMEOUT_S)):
         code, output = run_tests(copy, tests, timeout_s)
         if code == 0:
@@ -111,10 +114,6 @@ def find_killer(mutant: Mutant, copy: Path) -> str | None:
             sys.exit(f"{mutant.name}: the tests did not run (exit code {code}):\n{output[-3000:]}")
         return failed[1]
     return None
-
-
-def files(names) -> list[str]:
-    return [f"tests/test_{name}.py" for name in dict.fromkeys(names)]
 
 
 def run_tests(copy: Path, tests: list[str], timeout_s: float) -> tuple[int | None, str]:
