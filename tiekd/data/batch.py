@@ -54,12 +54,16 @@ class HostBatch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device: copied in its small form (from pinned memory while others compute), finished there."""
-        there = HostBatch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self))
+        there = HostBatch(
+            *(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self)
+        )
         image, depth, teacher_depth = there.image, there.depth, there.teacher_depth
         if there.places is None:
             inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
         else:
-            image, depth, teacher_depth, inside = resample(image, depth, teacher_depth, there.places, there.size)
+            image, depth, teacher_depth, inside = resample(
+                image, depth, teacher_depth, there.places, there.size
+            )
         return Batch(
             look_up(image, there.tables),
             _metres(depth, there.depth_units),

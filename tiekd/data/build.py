@@ -13,7 +13,9 @@ from tiekd.data.resize import Resize
 from tiekd.errors import RecipeError
 
 _NOT_FOR_DATASETS = ("augment", "resize", *Loading.__dataclass_fields__)
-_TRAINING_CROPS = ("nyu_crop",)  # options that cut training frames only; evaluation and teacher maps are of whole ones
+_TRAINING_CROPS = (
+    "nyu_crop",
+)  # options that cut training frames only; evaluation and teacher maps are of whole ones
 
 
 def build_dataset(
@@ -61,5 +63,9 @@ def _check_one_scale(node: dict, resize: Resize) -> None:
 
 def loading_of(recipe: dict) -> Loading:
     """How the recipe's data is read, whatever the data set. Raises RecipeError."""
-    node = {key: value for key, value in recipe.get("data", {}).items() if key in Loading.__dataclass_fields__}
+    node = {
+        key: value
+        for key, value in recipe.get("data", {}).items()
+        if key in Loading.__dataclass_fields__
+    }
     return settings({"data": node}, "data", Loading)

@@ -104,13 +104,17 @@ class Examined(Dataset):
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
         measured = sample.depth[sample.depth > 0]
         if len(measured) == 0:
-            return [("empty", f"{path}: no measured depth in the part of the frame that is used")], None
+            return [
+                ("empty", f"{path}: no measured depth in the part of the frame that is used")
+            ], None
         median_m, max_depth = measured.median().item(), self.frames.max_depth
         if NEAREST_M <= median_m <= FARTHEST * max_depth:
             return [], median_m
         message = f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than {median_m:.4g} m"
         taken = taken_as(self.frames, image_io.kind_of_depth(Path(path)))
-        return [("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")], median_m
+        return [
+            ("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")
+        ], median_m
 
 
 def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
@@ -120,17 +124,27 @@ def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
     for index, fact in enumerate(facts):
         if fact.digest is not None and first.setdefault(fact.digest, index) != index:
             other = frames.frames[first[fact.digest]].name
-            found.append(Finding("duplicate", index, f"{frames.frames[index].name}: the same picture as {other}"))
+            found.append(
+                Finding(
+                    "duplicate", index, f"{frames.frames[index].name}: the same picture as {other}"
+                )
+            )
     return found
 
 
-def shared(train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: Sequence[Facts]) -> list[Finding]:
+def shared(
+    train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: Sequence[Facts]
+) -> list[Finding]:
     """Training frames whose picture is a validation frame's."""
     names: dict[bytes, str] = {}
     for frame, fact in zip(val.frames, val_facts, strict=True):
         names.setdefault(fact.digest, frame.name)
     return [
-        Finding("shared", index, f"{frame.name}: the same picture as validation frame {names[fact.digest]}")
+        Finding(
+            "shared",
+            index,
+            f"{frame.name}: the same picture as validation frame {names[fact.digest]}",
+        )
         for index, (frame, fact) in enumerate(zip(train.frames, train_facts, strict=True))
         if fact.digest is not None and fact.digest in names
     ]
@@ -139,7 +153,9 @@ def shared(train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: 
 def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
     """Training frames 1 to `distance` frame numbers from a validation frame in the same folder. The number is the last
     one in the file's name; names without one have no neighbours."""
-    validation = {place: frame.name for frame in val.frames if (place := _place(frame.name)) is not None}
+    validation = {
+        place: frame.name for frame in val.frames if (place := _place(frame.name)) is not None
+    }
     found = []
     for index, frame in enumerate(train.frames):
         place = _place(frame.name)
@@ -148,17 +164,27 @@ def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
         for step in (signed for size in range(1, distance + 1) for signed in (-size, size)):
             other = validation.get((place[0], place[1] + step))
             if other is not None:
-                found.append(Finding("neighbour", index, f"{frame.name}: {abs(step)} from validation frame {other}"))
+                found.append(
+                    Finding(
+                        "neighbour",
+                        index,
+                        f"{frame.name}: {abs(step)} from validation frame {other}",
+                    )
+                )
                 break
     return found
 
 
 def median_span(facts: Sequence[Facts]) -> str:
     """In words: where the frames' medians lie, from the 5th to the 95th of a hundred."""
-    medians = torch.tensor([fact.median_m for fact in facts if fact.median_m is not None], dtype=torch.float64)
+    medians = torch.tensor(
+        [fact.median_m for fact in facts if fact.median_m is not None], dtype=torch.float64
+    )
     if len(medians) == 0:
         return "no measured depth"
-    low, middle, high = medians.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+    low, middle, high = medians.quantile(
+        torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    ).tolist()
     return f"the frames' median depths are {middle:.3g} m (90 % of them {low:.3g} to {high:.3g} m)"
 
 

@@ -24,9 +24,13 @@ from tiekd.data import image_io, orientation
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
-_NOTE = struct.Struct("<8sQqIIIII")  # mark; source's bytes, ns; CRC-32; where the array starts; its three sizes
+_NOTE = struct.Struct(
+    "<8sQqIIIII"
+)  # mark; source's bytes, ns; CRC-32; where the array starts; its three sizes
 _MARK = b"tiekd 2\n"
-_AS_STORED = b"tiekd 1\n"  # written before pictures came upright and ground truth without its largest level
+_AS_STORED = (
+    b"tiekd 1\n"  # written before pictures came upright and ground truth without its largest level
+)
 _PROGRAM = "bin/cache_frames.py"
 
 
@@ -50,7 +54,9 @@ class Decoded:
         mapped, note = self._mapped(source)
         start, *shape = note[4:]
         dtype = torch.uint8 if shape[0] == 3 else torch.uint16
-        array = torch.frombuffer(mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start).view(shape)
+        array = torch.frombuffer(
+            mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
+        ).view(shape)
         if measured and note[0] == _AS_STORED:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array
@@ -88,14 +94,22 @@ class Decoded:
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
-            raise DataError(f"{source}: not in {self.folder} (data.decoded); run {_PROGRAM}", "missing") from None
+            raise DataError(
+                f"{source}: not in {self.folder} (data.decoded); run {_PROGRAM}", "missing"
+            ) from None
         except (OSError, ValueError) as error:  # an empty file is a ValueError
-            raise DataError(f"{path}: can't be read ({error}); make it anew with {_PROGRAM}") from None
+            raise DataError(
+                f"{path}: can't be read ({error}); make it anew with {_PROGRAM}"
+            ) from None
         note = _note(mapped)
         if note is None:
-            raise DataError(f"{path}: {len(mapped)} bytes, a torn or damaged file; make it anew with {_PROGRAM}")
+            raise DataError(
+                f"{path}: {len(mapped)} bytes, a torn or damaged file; make it anew with {_PROGRAM}"
+            )
         if _state(source) != note[1:3]:
-            raise DataError(f"{source}: has changed since {path} was made from it; make that anew with {_PROGRAM}")
+            raise DataError(
+                f"{source}: has changed since {path} was made from it; make that anew with {_PROGRAM}"
+            )
         if note[0] == _AS_STORED and orientation.mark_in(source) != orientation.UPRIGHT:
             old = f"{source}: {path} was made before orientation marks counted"
             raise DataError(f"{old}; make that anew with {_PROGRAM}")
@@ -110,7 +124,9 @@ def folder_of(data: dict, default: str | None = None) -> Path | None:
 
 def without_cache(recipe: dict) -> dict:
     """The recipe, reading the files themselves."""
-    return recipe | {"data": {key: value for key, value in recipe.get("data", {}).items() if key != "decoded"}}
+    return recipe | {
+        "data": {key: value for key, value in recipe.get("data", {}).items() if key != "decoded"}
+    }
 
 
 def cache_at(folder: Path, data: dict) -> Decoded:
@@ -124,9 +140,13 @@ def attach(frames: object, data: dict) -> None:
     if folder is None:
         return
     if not isinstance(frames, Frames):
-        raise RecipeError(f"data.decoded: {data['name']} has no files to decode; kitti, nyu and folder have")
+        raise RecipeError(
+            f"data.decoded: {data['name']} has no files to decode; kitti, nyu and folder have"
+        )
     if not folder.is_dir():
-        raise DataError(f"data.decoded: no folder at {folder}; make it with {_PROGRAM}, or leave it out")
+        raise DataError(
+            f"data.decoded: no folder at {folder}; make it with {_PROGRAM}, or leave it out"
+        )
     frames.decoded = cache_at(folder, data)
 
 
@@ -165,5 +185,7 @@ def _state(source: Path) -> tuple[int, int]:
     try:
         found = os.stat(source)
     except OSError:
-        raise DataError(f"{source}: no such file; check data.root and the split file", "missing") from None
+        raise DataError(
+            f"{source}: no such file; check data.root and the split file", "missing"
+        ) from None
     return found.st_size, found.st_mtime_ns

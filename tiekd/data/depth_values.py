@@ -59,10 +59,16 @@ def check_range(frames: Dataset) -> list[str]:
     if not isinstance(frames, Frames):
         return []
     known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
-    places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)} if known else ()
+    places = (
+        {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
+        if known
+        else ()
+    )
     probed = [known[place] for place in sorted(places)]
     turned = [frames.frames[index].name for index in probed if frames.is_turned(index)]
-    return _range_lines(frames, _medians(frames, probed)) + ([turned_line(turned)] if turned else [])
+    return _range_lines(frames, _medians(frames, probed)) + (
+        [turned_line(turned)] if turned else []
+    )
 
 
 def turned_line(names: Sequence[str]) -> str:

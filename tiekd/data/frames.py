@@ -69,11 +69,20 @@ class Frames(torch.utils.data.Dataset):
         map_prefix: str = "",
         invalid: Sequence[float] = (),
     ):
-        self.frames = [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
+        self.frames = (
+            [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
+        )
         self.num_skipped, self.source = len(frames) - len(self.frames), source
-        self.read_depth, self.units_per_m, self.max_depth, self.window = read_depth, units_per_m, max_depth, window
+        self.read_depth, self.units_per_m, self.max_depth, self.window = (
+            read_depth,
+            units_per_m,
+            max_depth,
+            window,
+        )
         self.maps, self.map_prefix, self.invalid = maps, map_prefix, tuple(invalid)
-        self.float_units_per_m: float | None = None  # of floating-point files, where a recipe says the units
+        self.float_units_per_m: float | None = (
+            None  # of floating-point files, where a recipe says the units
+        )
         self.notes: list[str] = []  # what a user should know of how the files were found
         self.decoded = None  # or a cache (tiekd/data/decoded_cache.py), read in the files' stead
         if not self.frames:
@@ -84,7 +93,9 @@ class Frames(torch.utils.data.Dataset):
         if maps is not None and not maps.is_dir():
             raise DataError(f"teacher.maps: no folder at {maps}; make it with bin/cache_teacher.py")
         self.maps_of_stored_pixels = teacher_maps.are_of_stored_pixels(maps)
-        self.map_full_scale_m = max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
+        self.map_full_scale_m = (
+            max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
+        )
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -127,7 +138,11 @@ class Frames(torch.utils.data.Dataset):
         return files
 
     def assemble(
-        self, index: int, image: Tensor, depth: Tensor | None = None, teacher_depth: Tensor | None = None
+        self,
+        index: int,
+        image: Tensor,
+        depth: Tensor | None = None,
+        teacher_depth: Tensor | None = None,
     ) -> Sample:
         """The parts as one sample, cut to the window. Raises DataError where their sizes don't go together."""
         frame = self.frames[index]
@@ -144,7 +159,9 @@ class Frames(torch.utils.data.Dataset):
             return self._cut(self._with_map(whole, teacher_depth), frame)
         sample = self._cut(whole, frame)
         if _size(teacher_depth) != _size(sample.image):
-            cut = "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
+            cut = (
+                "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
+            )
             raise DataError(
                 f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for a picture of "
                 f"{_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the maps from the same pictures",
@@ -158,7 +175,10 @@ class Frames(torch.utils.data.Dataset):
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every frame as it is read, from the files' heads alone; some 0.1 ms a frame."""
-        return [self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:] for frame in self.frames]
+        return [
+            self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
+            for frame in self.frames
+        ]
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         height, width = image.shape[-2:]
@@ -205,7 +225,9 @@ def data_root(root: str, content: str) -> Path:
     path = Path(root).expanduser()
     if not path.is_dir():
         found = "a file, not a folder" if path.exists() else "no folder"
-        raise DataError(f"data.root: {found} at {path}; put {content} there or say --set data.root=FOLDER")
+        raise DataError(
+            f"data.root: {found} at {path}; put {content} there or say --set data.root=FOLDER"
+        )
     return path
 
 
@@ -217,7 +239,9 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
         focal_x, focal_y, centre_x, centre_y = camera
         centre_x = (width - 1) / 2 if centre_x is None else centre_x
         centre_y = (height - 1) / 2 if centre_y is None else centre_y
-    return torch.tensor([[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]], dtype=torch.float32)
+    return torch.tensor(
+        [[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]], dtype=torch.float32
+    )
 
 
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:

@@ -25,11 +25,18 @@ from tiekd.errors import DataError
 from tiekd.files import replace_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-TEACHER_MAP_LEVELS = 65535  # a cached teacher map stores round(depth / max_depth * 65535) in 16 bits
+TEACHER_MAP_LEVELS = (
+    65535  # a cached teacher map stores round(depth / max_depth * 65535) in 16 bits
+)
 NO_RETURN = 65535  # in 16-bit ground truth: sensors and tools write it where nothing was measured
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
 _LFS = b"version https://git-lfs"
-_MAY_MOVE = ("GIF", "PNG", "WEBP", "AVIF")  # formats that hold animations; more pages in a TIFF or MPO are none
+_MAY_MOVE = (
+    "GIF",
+    "PNG",
+    "WEBP",
+    "AVIF",
+)  # formats that hold animations; more pages in a TIFF or MPO are none
 
 # Phones make images of more than half of LARGEST_PIXELS, of which Pillow would warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -40,7 +47,10 @@ def read_image(path: Path) -> Tensor:
     is missing, torn or no 8-bit picture."""
     picture = _decode(path, "picture")
     if picture.mode.startswith(("I", "F")):
-        raise DataError(f"{path}: a picture must have 8 bits a channel, this has more; is it a depth map?", "bit depth")
+        raise DataError(
+            f"{path}: a picture must have 8 bits a channel, this has more; is it a depth map?",
+            "bit depth",
+        )
     return _rgb(orientation.upright(picture))
 
 
@@ -58,11 +68,16 @@ def as_photo(picture: Image.Image, name: str) -> Tensor:
     try:
         picture = orientation.upright(picture)
     except OSError as error:  # a Pillow picture of the caller's that is loaded only now
-        raise DataError(f"{name}: can't be decoded as a picture ({error}); the file is torn") from None
+        raise DataError(
+            f"{name}: can't be decoded as a picture ({error}); the file is torn"
+        ) from None
     if picture.mode in ("I", "F"):
         pixels = np.asarray(picture)
         if picture.mode == "F" or pixels.size == 0 or pixels.min() < 0 or pixels.max() > 65535:
-            raise DataError(f"{name}: its numbers are no grey levels of 8 or 16 bits; save it as such", "bit depth")
+            raise DataError(
+                f"{name}: its numbers are no grey levels of 8 or 16 bits; save it as such",
+                "bit depth",
+            )
         picture = Image.fromarray(pixels.astype(np.uint16))
     if picture.mode.startswith("I;16"):
         levels = (np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535
@@ -91,7 +106,10 @@ def read_levels(path: Path) -> Tensor:
     file and for 8 bits."""
     raw = _decode(path, "depth map")
     if raw.format != "PNG":
-        raise DataError(f"{path}: a depth map must be a one-channel 16-bit PNG, this is a {raw.format}", "bit depth")
+        raise DataError(
+            f"{path}: a depth map must be a one-channel 16-bit PNG, this is a {raw.format}",
+            "bit depth",
+        )
     if not raw.mode.startswith("I"):  # 16 bits are I;16 or, in older versions of Pillow, I
         with path.open("rb") as file:
             bits = file.read(25)[-1]  # Pillow gives 8 of 16 bits where there are several channels
@@ -112,11 +130,15 @@ def without_levels(levels: Tensor, invalid: Sequence[float]) -> Tensor:
     """uint16 levels with 0 in place of the invalid ones; the tensor itself where it has none of them."""
     values = levels.numpy()
     largest = values.max(initial=0)  # mostly below all of them, which spares the comparisons
-    present = [np.uint16(level) for level in invalid if 0 <= level <= largest and level == int(level)]
+    present = [
+        np.uint16(level) for level in invalid if 0 <= level <= largest and level == int(level)
+    ]
     none = np.zeros(values.shape, bool)
     for level in present:
         none |= values == level
-    return torch.from_numpy(np.where(none, np.uint16(0), values)) if present and none.any() else levels
+    return (
+        torch.from_numpy(np.where(none, np.uint16(0), values)) if present and none.any() else levels
+    )
 
 
 def read_depth_npy(
@@ -145,14 +167,20 @@ def read_depth_npy(
         depth = np.load(path, allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - a damaged header or archive raises all kinds
         reason = " ".join(str(error).split())
-        reason = "no numbers, but Python objects or another kind of file" if "pickle" in reason else reason
+        reason = (
+            "no numbers, but Python objects or another kind of file"
+            if "pickle" in reason
+            else reason
+        )
         raise DataError(f"{path}: can't be read ({reason}); save it with numpy.save") from None
     if not isinstance(depth, np.ndarray):
         raise DataError(f"{path}: an archive, no single array; save the depth map with numpy.save")
     depth = depth[0] if depth.ndim == 3 and len(depth) == 1 else depth
     if depth.ndim != 2 or depth.dtype.kind not in "fiu":
         got = f"{depth.dtype} of shape {depth.shape}"
-        raise DataError(f"{path}: a depth map must be numbers of shape (height, width), this is {got}")
+        raise DataError(
+            f"{path}: a depth map must be numbers of shape (height, width), this is {got}"
+        )
     is_float = depth.dtype.kind == "f"
     if units_per_m is None and not is_float:
         raise DataError(
@@ -182,10 +210,16 @@ def kind_of_depth(path: Path) -> str:
 def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
     """(H, W) metres as a cached teacher map's PNG: round(depth / full_scale * 65535), saturating at 65535; what is
     valid (above 0, finite) is at least 1, the rest 0."""
-    levels = np.clip(np.rint(depth_m.astype(np.float64) * (TEACHER_MAP_LEVELS / full_scale_m)), 1, TEACHER_MAP_LEVELS)
+    levels = np.clip(
+        np.rint(depth_m.astype(np.float64) * (TEACHER_MAP_LEVELS / full_scale_m)),
+        1,
+        TEACHER_MAP_LEVELS,
+    )
     valid = np.isfinite(depth_m) & (depth_m > 0)
     file = io.BytesIO()
-    Image.fromarray(np.where(valid, levels, 0).astype(np.uint16)).save(file, format="PNG", compress_level=1)
+    Image.fromarray(np.where(valid, levels, 0).astype(np.uint16)).save(
+        file, format="PNG", compress_level=1
+    )
     return file.getvalue()
 
 
@@ -245,9 +279,13 @@ def _decode(path: Path, kind: str) -> Image.Image:
     if len(data) == 0:
         raise DataError(f"{path}: an empty file, no {kind}; copy it from the original again")
     if data[: len(_LFS)].tobytes() == _LFS:
-        raise DataError(f"{path}: the place of a file in Git LFS, no {kind}; fetch the file with git lfs pull")
+        raise DataError(
+            f"{path}: the place of a file in Git LFS, no {kind}; fetch the file with git lfs pull"
+        )
     if data[: len(_PNG)].tobytes() == _PNG and not _is_whole_png(data):
-        raise DataError(f"{path}: a torn or damaged PNG ({len(data)} bytes); copy it from the original again")
+        raise DataError(
+            f"{path}: a torn or damaged PNG ({len(data)} bytes); copy it from the original again"
+        )
     try:
         picture = Image.open(io.BytesIO(data))
         moves = picture.format in _MAY_MOVE and getattr(picture, "is_animated", False)
@@ -256,7 +294,9 @@ def _decode(path: Path, kind: str) -> Image.Image:
         raise _too_large(path, error) from None
     except Exception as error:  # noqa: BLE001 - Pillow's plug-ins raise all kinds on damaged files
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        raise DataError(f"{path}: can't be decoded as a {kind}{reason}; the file is torn or no {kind}") from None
+        raise DataError(
+            f"{path}: can't be decoded as a {kind}{reason}; the file is torn or no {kind}"
+        ) from None
     if moves:
         raise DataError(
             f"{path}: an animation of {picture.n_frames} frames ({picture.format}), no {kind}; save the "
@@ -282,19 +322,25 @@ def _missing(path: Path, kind: str) -> DataError:
             return _unreadable(path, error)
         if os.path.islink(path):
             there = "leads back to itself" if error.errno == errno.ELOOP else "is not there"
-            message = f"{path}: a link to {os.readlink(path)}, which {there}; mend the link, or remove it"
+            message = (
+                f"{path}: a link to {os.readlink(path)}, which {there}; mend the link, or remove it"
+            )
             return DataError(message, "missing")
         return DataError(f"{path}: no such {kind}; check data.root and the split file", "missing")
     return DataError(f"{path}: a folder or device, no {kind}; put the file itself there", "missing")
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: can't be read ({error.strerror or error}); check its permissions and the disk")
+    return DataError(
+        f"{path}: can't be read ({error.strerror or error}); check its permissions and the disk"
+    )
 
 
 def _too_large(path: Path, error: Image.DecompressionBombError) -> DataError:
     """Pillow's error begins "Image size (192000000 pixels) exceeds limit"."""
-    pixels = next((int(word.strip("(")) for word in str(error).split() if word.strip("(").isdigit()), 0)
+    pixels = next(
+        (int(word.strip("(")) for word in str(error).split() if word.strip("(").isdigit()), 0
+    )
     return DataError(
         f"{path}: {pixels / 1e6:.0f} million pixels, more than the {LARGEST_PIXELS / 1e6:.0f} million that are read; "
         "scale it down"
@@ -307,7 +353,9 @@ def _is_whole_png(data: np.ndarray) -> bool:
     while kind != b"IEND":
         end = start + 8 + int.from_bytes(data[start : start + 4].tobytes(), "big")
         kind, checksum = data[start + 4 : start + 8].tobytes(), data[end : end + 4].tobytes()
-        if len(checksum) < 4 or zlib.crc32(data[start + 4 : end]) != int.from_bytes(checksum, "big"):
+        if len(checksum) < 4 or zlib.crc32(data[start + 4 : end]) != int.from_bytes(
+            checksum, "big"
+        ):
             return False
         start = end + 4
     return True

@@ -34,7 +34,10 @@ MODES = ("stretch", "cover", "contain", "fit")
 SLACK = 1.5  # `at_most`: a picture with up to so many times the pixels keeps its size
 ONE_SURFACE = 1.1  # the largest ratio of two depths that count as one surface within a cell
 LARGEST = 16384  # pixels of a side
-_WEIGHTS, _BETWEEN = 2048, 16  # weights are multiples of 1/2048, grey levels between the passes of 1/16
+_WEIGHTS, _BETWEEN = (
+    2048,
+    16,
+)  # weights are multiples of 1/2048, grey levels between the passes of 1/16
 
 
 class Placement(NamedTuple):
@@ -67,7 +70,12 @@ class Resize:
 
     def __post_init__(self):
         sized = (self.height, self.width, self.mode) != (None, None, None)
-        forms = [sized, self.short_side is not None, self.scale is not None, self.at_most is not None]
+        forms = [
+            sized,
+            self.short_side is not None,
+            self.scale is not None,
+            self.at_most is not None,
+        ]
         if sum(forms) > 1:
             raise RecipeError(
                 f"data.resize: got {self.node()}; give one of {{height, width, mode}}, {{short_side}} and {{scale}}, "
@@ -84,7 +92,9 @@ class Resize:
         if self.short_side is not None:
             _check_side("short_side", self.short_side)
         if self.scale is not None and not 0 < self.scale <= 16:
-            raise RecipeError(f"data.resize.scale: got {self.scale}; it must be a factor above 0, at most 16")
+            raise RecipeError(
+                f"data.resize.scale: got {self.scale}; it must be a factor above 0, at most 16"
+            )
 
     def node(self) -> dict:
         """The recipe's node, which `of_node` reads."""
@@ -127,10 +137,15 @@ class Resize:
             return _whole(self.height, self.width)
         if self.mode == "cover":
             factor = max(self.height / height, self.width / width)
-            return _whole(max(self.height, round(height * factor)), max(self.width, round(width * factor)))
+            return _whole(
+                max(self.height, round(height * factor)), max(self.width, round(width * factor))
+            )
         if self.mode in ("contain", "fit"):
             factor = min(self.height / height, self.width / width)
-            scaled = min(self.height, _side(height * factor)), min(self.width, _side(width * factor))
+            scaled = (
+                min(self.height, _side(height * factor)),
+                min(self.width, _side(width * factor)),
+            )
             if self.mode == "fit":
                 return _whole(*scaled)
             top, left = (self.height - scaled[0]) // 2, (self.width - scaled[1]) // 2
@@ -179,7 +194,9 @@ def of_data(data: Mapping) -> Resize:
     if data.get("resize") is not None:
         resize = of_node(data["resize"])
         if resize.at_most is not None:
-            raise RecipeError("data.resize: there is no at_most; give {height, width, mode}, {short_side} or {scale}")
+            raise RecipeError(
+                "data.resize: there is no at_most; give {height, width, mode}, {short_side} or {scale}"
+            )
         return resize
     augment = data.get("augment") or {}
     check_value(augment, dict, "data.augment")
@@ -190,7 +207,9 @@ def of_data(data: Mapping) -> Resize:
     return resize if resize != OWN_SIZE or size is None else Resize(at_most=size)
 
 
-def resize_of(state: Mapping, recipe: Mapping | None = None, overrides: Sequence[str] = ()) -> Resize:
+def resize_of(
+    state: Mapping, recipe: Mapping | None = None, overrides: Sequence[str] = ()
+) -> Resize:
     """The working resolution of trained weights: the one choice that every door makes.
 
     Args:
@@ -252,8 +271,12 @@ def resized_picture(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     rows = _resampled(planes.reshape(height, width * channels), size[0])
     np.rint(rows * np.float32(_BETWEEN), out=rows)
     rows /= _BETWEEN
-    columns = rows.reshape(size[0], width, channels).transpose(1, 0, 2).reshape(width, size[0] * channels)
-    columns = np.rint(_resampled(columns, size[1])).astype(np.uint8).reshape(size[1], size[0], channels)
+    columns = (
+        rows.reshape(size[0], width, channels).transpose(1, 0, 2).reshape(width, size[0] * channels)
+    )
+    columns = (
+        np.rint(_resampled(columns, size[1])).astype(np.uint8).reshape(size[1], size[0], channels)
+    )
     return torch.from_numpy(np.ascontiguousarray(columns.transpose(1, 0, 2))).permute(2, 0, 1)
 
 
@@ -332,7 +355,9 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
             np.maximum(most, values, out=most, where=counts)
     one_surface = (least > 0) & (most <= ONE_SURFACE * least)
     mean = np.where(one_surface, total, 0)
-    mean = np.rint(mean).astype(plane.dtype) if plane.dtype.kind in "iu" else mean.astype(plane.dtype)
+    mean = (
+        np.rint(mean).astype(plane.dtype) if plane.dtype.kind in "iu" else mean.astype(plane.dtype)
+    )
     return torch.from_numpy(np.where(one_surface, mean, _nearest_valid(plane, size)))[None]
 
 
@@ -390,7 +415,9 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
     placement = resize.place(*size)
     if tuple(values.shape[-2:]) != placement.canvas:
         got = tuple(values.shape)
-        raise ValueError(f"restored: got {got}; of a picture of {size} a network sees {placement.canvas}")
+        raise ValueError(
+            f"restored: got {got}; of a picture of {size} a network sees {placement.canvas}"
+        )
     (height, width), top, left = placement.scaled, placement.top, placement.left
     return resized_map(values[..., top : top + height, left : left + width], size, smooth)
 
@@ -409,10 +436,13 @@ def stretched_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
     return picked(values, size, nearest_index)
 
 
-def picked(values: Tensor, size: tuple[int, int], index: Callable[[int, int, torch.device], Tensor]) -> Tensor:
+def picked(
+    values: Tensor, size: tuple[int, int], index: Callable[[int, int, torch.device], Tensor]
+) -> Tensor:
     """(B, 1, h, w) -> (B, 1, *size): of each side's cells those that `index` (coarse, fine, device) names, unmixed."""
     rows, columns = (
-        index(coarse, fine, values.device) for coarse, fine in zip(values.shape[-2:], size, strict=True)
+        index(coarse, fine, values.device)
+        for coarse, fine in zip(values.shape[-2:], size, strict=True)
     )
     return values.index_select(2, rows).index_select(3, columns)
 
@@ -437,7 +467,9 @@ def _checked_size(size: object, where: str) -> tuple[int, int]:
 
 def _check_side(name: str, value: int) -> None:
     if not 1 <= value <= LARGEST:
-        raise RecipeError(f"data.resize.{name}: got {value}; it must be pixels, from 1 to {LARGEST}")
+        raise RecipeError(
+            f"data.resize.{name}: got {value}; it must be pixels, from 1 to {LARGEST}"
+        )
 
 
 def _whole(height: int, width: int) -> Placement:
@@ -474,7 +506,10 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 def _resampled(lines: np.ndarray, new: int) -> np.ndarray:
     """(old, N) -> (new, N) float32: each new line the sum of its old ones."""
     index, weights = _taps(len(lines), new)
-    total, term = np.zeros((new, lines.shape[1]), np.float32), np.empty((new, lines.shape[1]), np.float32)
+    total, term = (
+        np.zeros((new, lines.shape[1]), np.float32),
+        np.empty((new, lines.shape[1]), np.float32),
+    )
     for lines_of, weight in zip(index.T, weights.T, strict=True):
         if weight.any():
             np.multiply(lines[lines_of], weight[:, None], out=term)

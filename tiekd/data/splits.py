@@ -37,7 +37,9 @@ def read_split(path: Path) -> list[SplitLine]:
     return [parse(line, f"{path}:{number}") for number, line in lines]
 
 
-def read_lines(path: Path, rule: str, strip: Callable[[str], str] = str.strip) -> list[tuple[int, str]]:
+def read_lines(
+    path: Path, rule: str, strip: Callable[[str], str] = str.strip
+) -> list[tuple[int, str]]:
     """(number, text) of the lines that aren't blank, numbered from 1.
 
     rule: tells the user what a line is. strip: what is taken off a line's ends. Raises DataError for a missing, empty
@@ -49,7 +51,9 @@ def read_lines(path: Path, rule: str, strip: Callable[[str], str] = str.strip) -
         data = path.read_bytes()
     except FileNotFoundError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path}: no such split file; .txt files beside it: {near}; check data.root") from None
+        raise DataError(
+            f"{path}: no such split file; .txt files beside it: {near}; check data.root"
+        ) from None
     except OSError as error:
         why = f"can't be read ({error.strerror})"
         raise DataError(f"{path}: {why}; change its permissions, or give another file") from None
@@ -66,8 +70,12 @@ def read_lines(path: Path, rule: str, strip: Callable[[str], str] = str.strip) -
 def _refuse_other_separators(line: str, where: str) -> None:
     """Raises DataError for a line of a table whose values commas or semicolons separate; a name may have one."""
     parts = re.split(r"[,;]\s*", line)
-    if len(parts) > 1 and (re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1):
-        raise DataError(f"{where}: got {line!r:.80}; a line is {_LINE}, with blanks and no commas between them")
+    if len(parts) > 1 and (
+        re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1
+    ):
+        raise DataError(
+            f"{where}: got {line!r:.80}; a line is {_LINE}, with blanks and no commas between them"
+        )
 
 
 def below_root(name: str, where: str) -> str:
@@ -92,9 +100,13 @@ def _parse(line: str, where: str) -> SplitLine:
         focal = 0.0
     if not 0 < focal < math.inf:
         blanks = f"; {_BLANKS}" if len(line.split()) > 3 else ""
-        raise DataError(f"{where}: got {line!r:.80}; a line is {_LINE}, focal in pixels > 0{blanks}")
+        raise DataError(
+            f"{where}: got {line!r:.80}; a line is {_LINE}, focal in pixels > 0{blanks}"
+        )
     return SplitLine(
-        below_root(image, where), None if ground_truth == "None" else below_root(ground_truth, where), focal
+        below_root(image, where),
+        None if ground_truth == "None" else below_root(ground_truth, where),
+        focal,
     )
 
 

@@ -30,7 +30,9 @@ def make_manifest(
     max_depth_m = float(recipe["network"]["max_depth"])
     sees_m = max_depth_m
     if "name" not in teacher_node:
-        encoder = {key: value for key, value in teacher_node["encoder"].items() if key != "pretrained"}
+        encoder = {
+            key: value for key, value in teacher_node["encoder"].items() if key != "pretrained"
+        }
         teacher_node = teacher_node | {"encoder": encoder}  # what it started from is not what it is
         sees_m = float(teacher_node["max_depth"])
     manifest = {
@@ -61,12 +63,21 @@ def read_manifest(folder: Path) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        float(manifest["full_scale_m"]), float(manifest["max_depth_m"]), manifest["kb_crop"], manifest["flip"]
+        (
+            float(manifest["full_scale_m"]),
+            float(manifest["max_depth_m"]),
+            manifest["kb_crop"],
+            manifest["flip"],
+        )
         return manifest
     except PermissionError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); change its permissions") from None
+        raise DataError(
+            f"{path}: can't be read ({error.strerror}); change its permissions"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: not a manifest of teacher maps; make the maps anew in another folder") from None
+        raise DataError(
+            f"{path}: not a manifest of teacher maps; make the maps anew in another folder"
+        ) from None
 
 
 def full_scale_m(folder: Path, max_depth: float) -> float:

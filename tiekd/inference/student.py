@@ -110,8 +110,12 @@ class Student:
         else:
             both = readouts.in_strips(self._depth_and_confidence, features, head.probabilities)
             depth, confidence = both.split(1, dim=1)
-        depth = readouts.on_image_grid(depth.clamp(network.min_depth, network.max_depth), size, self.smooth)
-        return Reading(depth, readouts.on_image_grid(confidence, size, True) if with_confidence else None)
+        depth = readouts.on_image_grid(
+            depth.clamp(network.min_depth, network.max_depth), size, self.smooth
+        )
+        return Reading(
+            depth, readouts.on_image_grid(confidence, size, True) if with_confidence else None
+        )
 
     @torch.no_grad()
     def margins(self, pixels: Tensor) -> Tensor:
@@ -209,9 +213,18 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     elif isinstance(image, Tensor):
-        if image.dtype == torch.uint8 and image.dim() in (3, 4) and image.shape[-3] == 3 and image.numel():
+        if (
+            image.dtype == torch.uint8
+            and image.dim() in (3, 4)
+            and image.shape[-3] == 3
+            and image.numel()
+        ):
             return image.cpu()
-    got = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+    got = (
+        f"{image.dtype} of shape {tuple(image.shape)}"
+        if hasattr(image, "dtype")
+        else type(image).__name__
+    )
     raise DataError(
         f"an image must be a file, a Pillow picture, an array (H, W, 3) uint8 or a tensor (3, H, W) or (B, 3, H, W) "
         f"uint8, got {got}"

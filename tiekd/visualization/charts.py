@@ -57,7 +57,9 @@ class _Axes(NamedTuple):
         x_share = (xs - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         y_share = (ys - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
         # Far outside is as good as at infinity, and keeps within what Pillow can count.
-        return np.clip(np.stack([x_share * (right - left), (1 - y_share) * (bottom - top)], axis=1), -1e4, 1e4)
+        return np.clip(
+            np.stack([x_share * (right - left), (1 - y_share) * (bottom - top)], axis=1), -1e4, 1e4
+        )
 
 
 def chart(
@@ -78,13 +80,17 @@ def chart(
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     draw.text((10, 6), title, font=fonts[0], fill=INK)
-    top = _draw_legend(draw, fonts[1], [c for c in curves if c.name and not c.faint], 26 if title else 8, size[0])
+    top = _draw_legend(
+        draw, fonts[1], [c for c in curves if c.name and not c.faint], 26 if title else 8, size[0]
+    )
     x_range = x_range or _extent([curve.xs for curve in curves], log=False)
     low, high = y_range or _extent([curve.ys for curve in curves], log=log_y)
     y_range = (math.log10(low), math.log10(high)) if log_y else (low, high)
     y_ticks = log_ticks(low, high) if log_y else ticks(low, high, max((size[1] - top) // 45, 3))
     left = 18 + max((draw.textlength(label(tick), font=fonts[1]) for tick in y_ticks), default=0)
-    axes = _Axes((round(left), top, size[0] - 14, size[1] - (40 if x_label else 24)), x_range, y_range, log_y)
+    axes = _Axes(
+        (round(left), top, size[0] - 14, size[1] - (40 if x_label else 24)), x_range, y_range, log_y
+    )
     _draw_axes(draw, axes, fonts[1], y_ticks, x_label)
     canvas.paste(_plot(canvas, axes, curves, marks), axes.box[:2])
     draw.rectangle(axes.box, outline=_AXIS)
@@ -114,11 +120,15 @@ def label(number: float) -> str:
     return f"{number:.0e}" if number and not 1e-4 <= abs(number) < 1e7 else f"{number:.10g}"
 
 
-def legend(draw, place: tuple[float, float], font, colour: Colour, name: str, dashed: bool = False) -> float:
+def legend(
+    draw, place: tuple[float, float], font, colour: Colour, name: str, dashed: bool = False
+) -> float:
     """Draws one entry at (left, middle), and returns where the next one begins."""
     left, middle = place
     for x in range(0, 18, 6 if dashed else 18):
-        draw.line([(left + x, middle), (left + x + (3 if dashed else 18), middle)], fill=colour, width=2)
+        draw.line(
+            [(left + x, middle), (left + x + (3 if dashed else 18), middle)], fill=colour, width=2
+        )
     draw.text((left + 24, middle), name, font=font, fill=INK, anchor="lm")
     return left + 24 + draw.textlength(name, font=font) + 18
 
@@ -141,14 +151,22 @@ def _draw_axes(draw, axes: _Axes, font, y_ticks: list[float], x_label: str) -> N
     for tick, (x, _) in zip(x_ticks, axes.place(x_ticks, [1.0] * len(x_ticks)), strict=True):
         draw.line([(left + x, top), (left + x, bottom)], fill=_GRID)
         half = draw.textlength(label(tick), font=font) / 2
-        draw.text((min(left + x, right + 12 - half), bottom + 5), label(tick), font=font, fill=FAINT_INK, anchor="mt")
+        draw.text(
+            (min(left + x, right + 12 - half), bottom + 5),
+            label(tick),
+            font=font,
+            fill=FAINT_INK,
+            anchor="mt",
+        )
     for tick, (_, y) in zip(y_ticks, axes.place([0.0] * len(y_ticks), y_ticks), strict=True):
         draw.line([(left, top + y), (right, top + y)], fill=_GRID)
         draw.text((left - 6, top + y), label(tick), font=font, fill=FAINT_INK, anchor="rm")
     draw.text(((left + right) / 2, bottom + 22), x_label, font=font, fill=FAINT_INK, anchor="mt")
 
 
-def _plot(canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], marks: Sequence[Mark]) -> Image.Image:
+def _plot(
+    canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], marks: Sequence[Mark]
+) -> Image.Image:
     """The inside of the plot with its curves, smooth."""
     left, top, right, bottom = axes.box
     plot = canvas.crop(axes.box)
@@ -160,7 +178,9 @@ def _plot(canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], marks: Sequ
             colour = tuple((c + 2 * p) // 3 for c, p in zip(colour, _PLOT, strict=True))
         points = axes.place(curve.xs, curve.ys) * _SMOOTH
         for part in _finite_parts(points):
-            draw.line([tuple(point) for point in part], fill=colour, width=2 * _SMOOTH, joint="curve")
+            draw.line(
+                [tuple(point) for point in part], fill=colour, width=2 * _SMOOTH, joint="curve"
+            )
             if len(points) <= _DOTS_UP_TO and not curve.faint or len(part) == 1:
                 for x, y in part:
                     draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=colour)

@@ -45,7 +45,11 @@ def bar(height: int, max_depth: float) -> np.ndarray:
             continue
         taken.append(text_y)
         left = gap + bar_width
-        draw.line([(left, round(y)), (left + gap // 2, round(y))], fill=_INK, width=max(1, font_size // 12))
+        draw.line(
+            [(left, round(y)), (left + gap // 2, round(y))],
+            fill=_INK,
+            width=max(1, font_size // 12),
+        )
         label = f"{tick:g} m" if tick == max_depth else f"{tick:g}"
         draw.text((left + gap, text_y), label, font=font, fill=_INK, anchor="lm")
     pixels = np.asarray(canvas)
@@ -57,4 +61,8 @@ def _ticks(largest: float) -> list[float]:
     """The largest, 0, then 1, 2, 5 times powers of ten below it, the greatest first: in the order of who gets room."""
     power = math.floor(math.log10(largest))
     round_numbers = [factor * 10.0**p for p in range(power - 2, power + 1) for factor in (1, 2, 5)]
-    return [largest, 0.0, *sorted((round(n, 9) for n in round_numbers if n < largest), reverse=True)]
+    return [
+        largest,
+        0.0,
+        *sorted((round(n, 9) for n in round_numbers if n < largest), reverse=True),
+    ]

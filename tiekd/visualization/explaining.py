@@ -82,34 +82,57 @@ def explain(head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray) 
     found = []
     for name, row, column in choose_pixels(truth, target):
         top, left = (place // head.stride * head.stride for place in (row, column))
-        patch = torch.from_numpy(target[top : top + head.stride, left : left + head.stride].copy()).to(head.edges)
+        patch = torch.from_numpy(
+            target[top : top + head.stride, left : left + head.stride].copy()
+        ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
-        q, valid = cell_target(patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride)
+        q, valid = cell_target(
+            patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
+        )
         # A decoder can overshoot a size that its strides don't divide.
-        i, j = row * features.shape[2] // truth.shape[0], column * features.shape[3] // truth.shape[1]
+        i, j = (
+            row * features.shape[2] // truth.shape[0],
+            column * features.shape[3] // truth.shape[1],
+        )
         p = head.probabilities(features[:, :, i : i + 1, j : j + 1])
-        q, p, centres = (values.float().flatten().cpu().numpy() for values in (q, p, bin_centres(head.edges)))
+        q, p, centres = (
+            values.float().flatten().cpu().numpy() for values in (q, p, bin_centres(head.edges))
+        )
         if valid.all() and np.isfinite(p).all():
-            found.append(Pixel(name, row, column, max(float(truth[row, column]), 0.0), q, p, centres))
+            found.append(
+                Pixel(name, row, column, max(float(truth[row, column]), 0.0), q, p, centres)
+            )
     return found
 
 
-def explanation(pictures: dict[str, np.ndarray], pixels: list[Pixel], target_name: str) -> np.ndarray:
+def explanation(
+    pictures: dict[str, np.ndarray], pixels: list[Pixel], target_name: str
+) -> np.ndarray:
     """The panel: (H, W, 3) uint8 pictures of one frame by their titles, with the pixels marked, and a chart a pixel.
 
     target_name: where the target comes from. Returns (height, width, 3) uint8.
     """
     height, width = next(iter(pictures.values())).shape[:2]
     charts_height = 2 * _CHART[1] + _GAP
-    cell_height = min((charts_height - 24 * len(pictures)) // len(pictures), round(560 * height / width))
+    cell_height = min(
+        (charts_height - 24 * len(pictures)) // len(pictures), round(560 * height / width)
+    )
     cell = (round(cell_height * width / height), cell_height)
     top, left = 34, _MARGIN + cell[0] + 2 * _GAP
-    canvas = Image.new("RGB", (left + 2 * _CHART[0] + _GAP + _MARGIN, top + charts_height + _MARGIN), BACKGROUND)
+    canvas = Image.new(
+        "RGB", (left + 2 * _CHART[0] + _GAP + _MARGIN, top + charts_height + _MARGIN), BACKGROUND
+    )
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     y = top
     for title, picture in pictures.items():
-        draw.text((_MARGIN + cell[0] / 2, y + 10), title, font=ImageFont.load_default(14), fill=INK, anchor="mm")
+        draw.text(
+            (_MARGIN + cell[0] / 2, y + 10),
+            title,
+            font=ImageFont.load_default(14),
+            fill=INK,
+            anchor="mm",
+        )
         canvas.paste(_marked(resized(picture, cell), pixels, cell[1] / height), (_MARGIN, y + 22))
         y += cell[1] + 24
     x: float = left
@@ -165,15 +188,25 @@ def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Im
     for number, pixel in enumerate(pixels, start=1):
         x, y = (pixel.column + 0.5) * scale, (pixel.row + 0.5) * scale
         for radius, colour, width in ((6, (0, 0, 0), 3), (5, (255, 255, 255), 1)):
-            draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=colour, width=width)
+            draw.ellipse(
+                [x - radius, y - radius, x + radius, y + radius], outline=colour, width=width
+            )
         side = -1 if x > picture.width - 24 else 1
         draw.text(
-            (x + side * 13, y), str(number), font=font, fill=(255, 255, 255), anchor="mm", stroke_width=2, stroke_fill=0
+            (x + side * 13, y),
+            str(number),
+            font=font,
+            fill=(255, 255, 255),
+            anchor="mm",
+            stroke_width=2,
+            stroke_fill=0,
         )
     return picture
 
 
-def _spread(target: np.ndarray, known: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _spread(
+    target: np.ndarray, known: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
     """(N,) ratios of the farthest to the nearest known depth around each pixel."""
     nearest, farthest = np.full(len(rows), np.inf), np.zeros(len(rows))
     steps = range(-_EDGE_RADIUS, _EDGE_RADIUS + 1)

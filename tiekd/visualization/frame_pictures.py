@@ -43,7 +43,9 @@ class FramePictures:
             figures = dict(zip(metrics.METRIC_NAMES, row, strict=True))
             told = ", ".join(f"{key} {figures[key]:.4f}" for key in _SHOWN)
             caption = f"{name}   {told if figures['a1'] == figures['a1'] else 'no ground truth that counts'}"
-            picture = frame_picture(images[place], truths[place, 0], depths[place, 0], self.max_depth, caption)
+            picture = frame_picture(
+                images[place], truths[place, 0], depths[place, 0], self.max_depth, caption
+            )
             write_image(self.folder / f"{index:0{self.digits}d}_{joined_name(name)}", picture)
 
 
@@ -82,6 +84,10 @@ def _captioned(below: np.ndarray, caption: str) -> np.ndarray:
     """A strip with a caption, as wide as the picture below and of its background's colour."""
     strip = Image.new("RGB", (below.shape[1], _CAPTION_HEIGHT), tuple(below[0, 0].tolist()))
     ImageDraw.Draw(strip).text(
-        (14, _CAPTION_HEIGHT - 6), caption, font=ImageFont.load_default(15), fill="white", anchor="ls"
+        (14, _CAPTION_HEIGHT - 6),
+        caption,
+        font=ImageFont.load_default(15),
+        fill="white",
+        anchor="ls",
     )
     return np.asarray(strip)

@@ -33,7 +33,10 @@ def write_panel(
         sample = in_grey_levels(frames[row * len(frames) // min(num_rows, len(frames))])
         truth = sample.depth[0].numpy()
         radius = growth(truth)
-        depths = [predict(sample.image[None], device)[0, 0].cpu().numpy() for predict in predictors.values()]
+        depths = [
+            predict(sample.image[None], device)[0, 0].cpu().numpy()
+            for predict in predictors.values()
+        ]
         rows.append(
             [
                 sample.image.permute(1, 2, 0).numpy(),

@@ -29,10 +29,14 @@ def colourise(depth: np.ndarray, max_depth: float) -> np.ndarray:
 
     `max_depth` metres and beyond are dark blue, 0 is dark red.
     """
-    return _paint(_DEPTH_TABLE, 1 - np.sqrt(_fraction(depth, max_depth)), np.isfinite(depth) & (depth > 0))
+    return _paint(
+        _DEPTH_TABLE, 1 - np.sqrt(_fraction(depth, max_depth)), np.isfinite(depth) & (depth > 0)
+    )
 
 
-def error_map(prediction: np.ndarray, target: np.ndarray, max_error: float, radius: int = 0) -> np.ndarray:
+def error_map(
+    prediction: np.ndarray, target: np.ndarray, max_error: float, radius: int = 0
+) -> np.ndarray:
     """|prediction - target| as colour, black to light yellow at `max_error` metres; grey where target is unknown.
 
     prediction, target: (H, W) float, metres -> (H, W, 3) uint8. A prediction that is not finite is the largest error.
@@ -78,7 +82,9 @@ def panel(
     pixels. max_error adds the scale of `error_map`. Returns (height, width, 3) uint8.
     """
     if any(len(row) != len(titles) for row in rows):
-        raise ValueError(f"panel: rows of {[len(row) for row in rows]} pictures need as many titles, got {len(titles)}")
+        raise ValueError(
+            f"panel: rows of {[len(row) for row in rows]} pictures need as many titles, got {len(titles)}"
+        )
     untitled = [()] * (len(rows) - 1)
     return _grid(rows, [titles, *untitled], _scales(max_depth, max_error, None), cell_width)
 
@@ -101,13 +107,20 @@ def sheet(
     # A sample of a picture, as of entropies, takes the place of a whole one.
     size = (cell_width, round(height * cell_width / width))
     rows = [[np.asarray(resized(picture, size)) for picture in pictures[line]] for line in lines]
-    return _grid(rows, [titles[line] for line in lines], _scales(max_depth, max_error, max_entropy), cell_width)
+    return _grid(
+        rows,
+        [titles[line] for line in lines],
+        _scales(max_depth, max_error, max_entropy),
+        cell_width,
+    )
 
 
 def resized(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """An (H, W, 3) uint8 picture in another size (width, height); grown, it has no colours that it didn't have."""
     shrinks = size[0] < picture.shape[1]
-    return Image.fromarray(picture).resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST)
+    return Image.fromarray(picture).resize(
+        size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
+    )
 
 
 def _scales(max_depth: float, max_error: float | None, max_entropy: float | None) -> list[tuple]:
@@ -120,7 +133,9 @@ def _scales(max_depth: float, max_error: float | None, max_entropy: float | None
     return [scale for scale in scales if scale[1] is not None]
 
 
-def _grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], scales, cell_width: int) -> np.ndarray:
+def _grid(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], scales, cell_width: int
+) -> np.ndarray:
     """Rows of pictures, under the row's titles where it has some, and scales at the right of all."""
     heights = [round(row[0].shape[0] * cell_width / row[0].shape[1]) for row in rows]
     title_font, tick_font = ImageFont.load_default(15), ImageFont.load_default(12)
@@ -148,7 +163,9 @@ def _grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]],
     return np.asarray(canvas)
 
 
-def _draw_scale(canvas, draw, font, place: tuple[int, int, int], largest: float, table: np.ndarray) -> None:
+def _draw_scale(
+    canvas, draw, font, place: tuple[int, int, int], largest: float, table: np.ndarray
+) -> None:
     """A vertical colour bar: 0 at the bottom, `largest` at the top, ticks at round numbers."""
     left, top, height = place
     is_depth = table is _DEPTH_TABLE
@@ -171,7 +188,11 @@ def _draw_scale(canvas, draw, font, place: tuple[int, int, int], largest: float,
 def _round_numbers(largest: float) -> list[float]:
     """0, then 1, 2, 5 times powers of ten below `largest`, the greatest first."""
     lowest = math.floor(math.log10(largest)) - 1
-    ticks = [round(factor * 10.0**power, 6) for power in range(lowest, lowest + 3) for factor in (1, 2, 5)]
+    ticks = [
+        round(factor * 10.0**power, 6)
+        for power in range(lowest, lowest + 3)
+        for factor in (1, 2, 5)
+    ]
     return [0.0, *sorted((tick for tick in ticks if tick < largest), reverse=True)]
 
 
@@ -204,4 +225,6 @@ def _table(anchors: str) -> np.ndarray:
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-_DEPTH_TABLE, _ERROR_TABLE, _ENTROPY_TABLE = map(_table, (_DEPTH_ANCHORS, _ERROR_ANCHORS, _ENTROPY_ANCHORS))
+_DEPTH_TABLE, _ERROR_TABLE, _ENTROPY_TABLE = map(
+    _table, (_DEPTH_ANCHORS, _ERROR_ANCHORS, _ENTROPY_ANCHORS)
+)

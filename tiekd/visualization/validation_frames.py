@@ -38,7 +38,9 @@ class ShownFrames:
         resize: Resize = OWN_SIZE,
     ):
         count = min(num_frames, len(dataset))
-        self.chosen = Subset(dataset, [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)])
+        self.chosen = Subset(
+            dataset, [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)]
+        )
         self.network, self.teacher, self.device, self.crop = network, teacher, device, crop
         self.cap = network.max_depth if cap is None else cap
         self.resize = resize
@@ -66,7 +68,12 @@ class ShownFrames:
             for view in shown:
                 box = crop_box(self.crop, *view.truth.shape)
                 truth, student = view.truth[box], view.student[box]
-                inside = (truth > self.network.min_depth) & (truth >= low) & (truth < high) & np.isfinite(student)
+                inside = (
+                    (truth > self.network.min_depth)
+                    & (truth >= low)
+                    & (truth < high)
+                    & np.isfinite(student)
+                )
                 errors.append(student[inside] - truth[inside])
             if sum(map(len, errors)):
                 found[f"{low:.3g}-{high:.3g}m"] = np.concatenate(errors)

@@ -42,14 +42,21 @@ class View(NamedTuple):
 
 @torch.no_grad()
 def views(
-    student: Network | Tensor, images: Tensor, truths: Tensor, teachers: Tensor | None, explained: int
+    student: Network | Tensor,
+    images: Tensor,
+    truths: Tensor,
+    teachers: Tensor | None,
+    explained: int,
 ) -> list[View]:
     """A View of each image (B, 3, H, W), normalised; truths, teachers: (B, 1, H, W) metres, 0 where unknown.
 
     student: the network, or its depths (B, 1, H, W) where it can't be run. explained: how many get `pixels`.
     """
     # What is NaN is unknown in them, and wrong in the student's.
-    on_host = [np.nan_to_num(_on_host(t), nan=0.0) for t in (truths, truths if teachers is None else teachers)]
+    on_host = [
+        np.nan_to_num(_on_host(t), nan=0.0)
+        for t in (truths, truths if teachers is None else teachers)
+    ]
     if isinstance(student, Tensor):
         found, depths = [{}] * len(images), student
     else:
@@ -60,11 +67,16 @@ def views(
         if isinstance(student.head, Dpm):
             for i, (truth, target) in enumerate(zip(*on_host, strict=True)):
                 one = features[i : i + 1]
-                found[i] = {"entropy": _entropy(student.head, one), "max_entropy": math.log(len(student.head.bias))}
+                found[i] = {
+                    "entropy": _entropy(student.head, one),
+                    "max_entropy": math.log(len(student.head.bias)),
+                }
                 if i < explained:
                     found[i]["pixels"] = explain(student.head, one, truth, target)
     return [
-        View(pictures.denormalise(image), truth, None if teachers is None else teacher, depth, **more)
+        View(
+            pictures.denormalise(image), truth, None if teachers is None else teacher, depth, **more
+        )
         for image, truth, teacher, depth, more in zip(
             images.float().cpu().numpy(), *on_host, _on_host(depths), found, strict=True
         )
@@ -81,7 +93,9 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
     if view.teacher is not None:
         cells["teacher"] = pictures.colourise(view.teacher, max_depth)
     cells["student"] = pictures.colourise(view.student, max_depth)
-    target, radius = (view.teacher, 0) if against == "teacher" else (view.truth, _radius(view.truth))
+    target, radius = (
+        (view.teacher, 0) if against == "teacher" else (view.truth, _radius(view.truth))
+    )
     cells[f"|student - {against}|"] = pictures.error_map(view.student, target, max_error, radius)
     if view.entropy is not None:
         cells["student's entropy, nats"] = pictures.entropy_map(view.entropy, view.max_entropy)

@@ -69,7 +69,9 @@ def build(
             )
     if not 0 <= val_fraction < 1:
         raise RecipeError(f"data.val_fraction: got {val_fraction}; it must be from 0 to below 1")
-    if intrinsics is not None and not (min(intrinsics[:2]) > 0 and all(map(math.isfinite, intrinsics))):
+    if intrinsics is not None and not (
+        min(intrinsics[:2]) > 0 and all(map(math.isfinite, intrinsics))
+    ):
         raise RecipeError(
             f"data.intrinsics: got {intrinsics}; it must be [focal_x, focal_y, centre_x, centre_y] in pixels, focal "
             "lengths above 0"
@@ -77,26 +79,43 @@ def build(
     folder = data_root(root, "the pictures")
     if depths is None and needs_ground_truth:
         remedy = "--set train.validate=false" if split == "val" else "a teacher"
-        raise RecipeError(f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or {remedy}")
+        raise RecipeError(
+            f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or {remedy}"
+        )
     source, notes = folder / Path(images).expanduser(), []
     depth_folder = None if depths is None else folder / Path(depths).expanduser()
-    frames = _frames(source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes)
+    frames = _frames(
+        source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes
+    )
     if train_split is None and val_split is None:
         kept = frames.keys() & set(held_out or ())
-        picks = held_out is None or (held_out and not kept)  # of names that are all gone, none can be kept
+        picks = held_out is None or (
+            held_out and not kept
+        )  # of names that are all gone, none can be kept
         validation = _hash_picked(frames, val_fraction) if picks else kept
     else:
         listed = _listed(folder / (val_split or train_split), frames, source)
         validation = listed if val_split else frames.keys() - listed
-    training = _listed(folder / train_split, frames, source) if train_split else frames.keys() - validation
+    training = (
+        _listed(folder / train_split, frames, source) if train_split else frames.keys() - validation
+    )
     chosen = training if split == "train" else validation
     if not chosen:
-        remedy = "change the splits" + (", or train on all of them with --no-validate" if split == "train" else "")
-        raise DataError(f"{source}: none of its {len(frames)} pictures is left for {split}; {remedy}")
+        remedy = "change the splits" + (
+            ", or train on all of them with --no-validate" if split == "train" else ""
+        )
+        raise DataError(
+            f"{source}: none of its {len(frames)} pictures is left for {split}; {remedy}"
+        )
     found = Frames(
         [frame for name, frame in frames.items() if name in chosen],
         source,
-        partial(_read_depth, units_per_m=depth_unit, float_units_per_m=float_depth_unit, invalid=tuple(invalid)),
+        partial(
+            _read_depth,
+            units_per_m=depth_unit,
+            float_units_per_m=float_depth_unit,
+            invalid=tuple(invalid),
+        ),
         depth_unit,
         max_depth,
         needs_ground_truth,
@@ -136,7 +155,9 @@ def _frames(
     for key, name in sorted(pictures.items(), key=lambda item: item[1]):
         other = named.setdefault(joined_name(name), name)
         if other != name:
-            raise DataError(f"{images}: {other} and {name} would share the teacher map {joined_name(name)}; rename one")
+            raise DataError(
+                f"{images}: {other} and {name} would share the teacher map {joined_name(name)}; rename one"
+            )
         depth = f"{depths}/{measured[key]}" if key in measured else None
         frames[name] = Frame(name, f"{images}/{name}", depth, camera)
     return frames
@@ -154,7 +175,9 @@ def _files(
         if Path(error.filename) == folder:
             raise unlistable(error, f"or give another folder ({option})") from None
         if not skip:
-            raise unlistable(error, f"move it out of {option}, or leave it out by data.on_error=skip") from None
+            raise unlistable(
+                error, f"move it out of {option}, or leave it out by data.on_error=skip"
+            ) from None
         refused.append(error)
 
     listing, found = list_files(folder, refuse), {}
@@ -163,13 +186,19 @@ def _files(
         if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
             continue
         if "\n" in name or "\r" in name:
-            raise DataError(f"{option}: {name!r} in {folder} has a line break in its name; rename it")
+            raise DataError(
+                f"{option}: {name!r} in {folder} has a line break in its name; rename it"
+            )
         if key in found:
-            raise DataError(f"{option}: {found[key]} and {name} in {folder} differ in suffix only; remove one")
+            raise DataError(
+                f"{option}: {found[key]} and {name} in {folder} differ in suffix only; remove one"
+            )
         found[key] = name
     if refused:
         first = f"{refused[0].filename} ({refused[0].strerror})"
-        notes.append(f"{option}: {len(refused)} folder(s) can't be listed and are left out, such as {first}")
+        notes.append(
+            f"{option}: {len(refused)} folder(s) can't be listed and are left out, such as {first}"
+        )
     if listing.repeated:
         count, first = len(listing.repeated), listing.repeated[0]
         notes.append(
@@ -177,7 +206,9 @@ def _files(
             "followed"
         )
     if not found:
-        raise DataError(f"{option}: no {', '.join(suffixes)} files in or below {folder}; give the folder that has them")
+        raise DataError(
+            f"{option}: no {', '.join(suffixes)} files in or below {folder}; give the folder that has them"
+        )
     return found
 
 
@@ -187,8 +218,12 @@ def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str
         name = line if line in frames else below_root(line.strip(), f"{split_file}:{number}")
         if name not in frames:
             example = next(iter(frames))
-            path = "one path and nothing else," if re.split(r"[,;\s]", name)[0] in frames else "a path"
-            raise DataError(f"{split_file}:{number}: no picture {name} in {images}; a line is {path} such as {example}")
+            path = (
+                "one path and nothing else," if re.split(r"[,;\s]", name)[0] in frames else "a path"
+            )
+            raise DataError(
+                f"{split_file}:{number}: no picture {name} in {images}; a line is {path} such as {example}"
+            )
         listed.add(name)
     return listed
 
@@ -202,7 +237,10 @@ def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
 
 
 def _read_depth(
-    path: Path, units_per_m: float | None, float_units_per_m: float | None, invalid: tuple[float, ...]
+    path: Path,
+    units_per_m: float | None,
+    float_units_per_m: float | None,
+    invalid: tuple[float, ...],
 ) -> torch.Tensor:
     if path.suffix.lower() == ".npy":
         return read_depth_npy(path, units_per_m, float_units_per_m, invalid)

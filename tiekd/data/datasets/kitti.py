@@ -49,10 +49,15 @@ def build(
     that mean not measured. Raises DataError for missing files and malformed lines.
     """
     if kb_crop is not None and min(kb_crop) < 1:
-        raise RecipeError(f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none")
+        raise RecipeError(
+            f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none"
+        )
     folder = data_root(root, "KITTI")
     split_file = folder / (train_split if split == "train" else val_split)
-    frames = [_frame(line, f"{folder / image_folder}/", f"{folder}/gt_depth/") for line in read_split(split_file)]
+    frames = [
+        _frame(line, f"{folder / image_folder}/", f"{folder}/gt_depth/")
+        for line in read_split(split_file)
+    ]
     return Frames(
         frames,
         split_file,
@@ -69,7 +74,11 @@ def build(
 def known_camera(path: Path, height: int, width: int) -> Camera | None:
     """The camera of a whole picture as it was recorded, told by the recording day in its path; None for others."""
     whole = 370 <= height <= 376 and 1224 <= width <= 1242
-    days = [day for part in path.parts for day in _CALIBRATION if part.startswith(day)] if whole else []
+    days = (
+        [day for part in path.parts for day in _CALIBRATION if part.startswith(day)]
+        if whole
+        else []
+    )
     return Camera(_CALIBRATION[days[0]][0], *_CALIBRATION[days[0]]) if days else None
 
 
@@ -86,6 +95,8 @@ def _camera(line: SplitLine) -> Camera | None:
     if line.focal is None:
         return None
     focal, centre_x, centre_y = _CALIBRATION.get(line.image.split("/")[0], (0.0, 0.0, 0.0))
-    if abs(focal - line.focal) > 0.01:  # a resized or rendered picture: the line's focal length rules
+    if (
+        abs(focal - line.focal) > 0.01
+    ):  # a resized or rendered picture: the line's focal length rules
         return Camera(line.focal, line.focal)
     return Camera(focal, focal, centre_x, centre_y)

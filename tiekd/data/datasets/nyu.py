@@ -38,8 +38,12 @@ def build(
     frames only. needs_ground_truth: skip frames whose line says `None`. invalid: levels of the ground truth, besides 0
     and 65535, that mean not measured. Raises DataError for missing files and malformed lines.
     """
-    if nyu_crop is not None and not (0 <= nyu_crop[0] < nyu_crop[1] and 0 <= nyu_crop[2] < nyu_crop[3]):
-        raise RecipeError(f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or null")
+    if nyu_crop is not None and not (
+        0 <= nyu_crop[0] < nyu_crop[1] and 0 <= nyu_crop[2] < nyu_crop[3]
+    ):
+        raise RecipeError(
+            f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or null"
+        )
     training, folder = split == "train", data_root(root, "NYU")
     split_file = folder / (train_split if training else val_split)
     return Frames(
@@ -49,7 +53,9 @@ def build(
         UNITS_PER_M,
         max_depth,
         needs_ground_truth,
-        window=Window("data.nyu_crop", partial(_window, nyu_crop)) if training and nyu_crop is not None else None,
+        window=Window("data.nyu_crop", partial(_window, nyu_crop))
+        if training and nyu_crop is not None
+        else None,
         maps=folder / maps if maps and training else None,
         map_prefix="data_nyu_",
         invalid=invalid,
@@ -61,7 +67,9 @@ def known_camera(path: Path, height: int, width: int) -> Camera | None:
     return _CAMERA if (height, width) == (480, 640) else None
 
 
-def _window(nyu_crop: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int, int, int]:
+def _window(
+    nyu_crop: tuple[int, int, int, int], height: int, width: int
+) -> tuple[int, int, int, int]:
     top, bottom, left, right = nyu_crop
     return top, left, bottom - top, right - left
 
@@ -69,7 +77,9 @@ def _window(nyu_crop: tuple[int, int, int, int], height: int, width: int) -> tup
 def _frame(line: SplitLine, folder: str) -> Frame:
     if line.focal is None:
         camera = None
-    elif abs(line.focal - _CAMERA.focal_x) > 0.01:  # a resized picture: the line's focal length rules
+    elif (
+        abs(line.focal - _CAMERA.focal_x) > 0.01
+    ):  # a resized picture: the line's focal length rules
         camera = Camera(line.focal, line.focal)
     else:
         camera = _CAMERA

@@ -28,7 +28,9 @@ from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
 
 MAX_DEPTH_M = 80.0
-FIRST_HELD_OUT_INDEX = 1_000_000  # scenes from here on are for validation, whatever the size of the training set
+FIRST_HELD_OUT_INDEX = (
+    1_000_000  # scenes from here on are for validation, whatever the size of the training set
+)
 _RENDERER = 1  # goes up when the same parameters give other pictures
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
@@ -57,15 +59,25 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     if seed < 0 or index < 0:
         raise RecipeError(f"scene seed (={seed}) and index (={index}) must be 0 or more")
     if height < 32 or width < 32:
-        raise RecipeError(f"scene size (height={height}, width={width}) must be 32 pixels or more each way")
-    camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(4)
+        raise RecipeError(
+            f"scene size (height={height}, width={width}) must be 32 pixels or more each way"
+        )
+    camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(
+        4
+    )
     camera = random_camera(camera_seed, height, width)
     street = random_street(Draw(street_seed))
     hits = cast(camera, street.solids)
     near = hits.inverse_depth >= 1 / MAX_DEPTH_M
     depth = np.where(near, 1 / np.where(near, hits.inverse_depth, 1), np.float32(0))
-    grain = np.random.Generator(np.random.PCG64(noise_seed)).random((height, width, 3), dtype=np.float32)
-    picture = shade(camera, street, hits) * np.float32(255) + (grain - np.float32(0.5)) * 6 + np.float32(0.5)
+    grain = np.random.Generator(np.random.PCG64(noise_seed)).random(
+        (height, width, 3), dtype=np.float32
+    )
+    picture = (
+        shade(camera, street, hits) * np.float32(255)
+        + (grain - np.float32(0.5)) * 6
+        + np.float32(0.5)
+    )
     image = np.minimum(np.maximum(picture, 0), 255).astype(np.uint8)
     sparse = np.where(_lidar_pixels(camera, lidar_seed), depth, np.float32(0))
     intrinsics = np.array([[camera.focal, 0, camera.cx], [0, camera.focal, camera.cy], [0, 0, 1]])
@@ -76,7 +88,12 @@ def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Came
     """KITTI's camera 1.55..1.75 m above the ground, a little turned: yaw, pitch and roll of a car that drives."""
     draw = Draw(seed)
     return look(
-        draw.span(1.55, 1.75), draw.span(-0.05, 0.05), draw.span(-0.012, 0.012), draw.span(-0.008, 0.008), height, width
+        draw.span(1.55, 1.75),
+        draw.span(-0.05, 0.05),
+        draw.span(-0.012, 0.012),
+        draw.span(-0.008, 0.008),
+        height,
+        width,
     )
 
 
@@ -99,11 +116,17 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
 def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of all samples in the picture, with `density` times the beams and azimuth steps."""
     beams = [(k + phase) / density for k in range(math.ceil(64 * density))]
-    slopes = [math.tan(math.radians((b - 6) / 3 if b < 31 else 25 / 3 + (b - 31) / 2)) for b in beams]
+    slopes = [
+        math.tan(math.radians((b - 6) / 3 if b < 31 else 25 / 3 + (b - 31) / 2)) for b in beams
+    ]
     reach = math.atan(max(camera.cx, camera.width - camera.cx) / camera.focal)
     step = math.radians(0.1728) / density
     steps = math.ceil(reach / step)
-    tangents = [math.tan((k + phase) * step) for k in range(-steps, steps) if abs((k + phase) * step) < math.pi / 2]
+    tangents = [
+        math.tan((k + phase) * step)
+        for k in range(-steps, steps)
+        if abs((k + phase) * step) < math.pi / 2
+    ]
     x, down = np.array(tangents)[None], np.array(slopes)[:, None]
     columns = np.floor(camera.cx + camera.focal * x + 0.5)
     rows = np.floor(camera.cy + camera.focal * down * np.sqrt(1 + x * x) + 0.5)
@@ -147,7 +170,9 @@ def write_kitti_layout(
         try:
             os.rename(partial, root)
         except OSError:
-            if not _holds(root, wanted):  # another process may have finished first; anything else is a real failure
+            if not _holds(
+                root, wanted
+            ):  # another process may have finished first; anything else is a real failure
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -171,12 +196,17 @@ def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | No
             (folder / place).mkdir(parents=True)
         lines = []
         for index in range(first, first + count):
-            scene, name = render(wanted["seed"], index, wanted["height"], wanted["width"]), f"{index:010d}.png"
+            scene, name = (
+                render(wanted["seed"], index, wanted["height"], wanted["width"]),
+                f"{index:010d}.png",
+            )
             write_image(folder / "input" / image_folder / name, scene.image)
             write_depth_png(folder / "gt_depth" / depth_folder / name, scene.sparse_depth)
             if dense:
                 write_depth_png(folder / "gt_dense" / depth_folder / name, scene.depth)
-            lines.append(f"{image_folder}/{name} {depth_folder}/{name} {scene.intrinsics[0, 0]:.4f}\n")
+            lines.append(
+                f"{image_folder}/{name} {depth_folder}/{name} {scene.intrinsics[0, 0]:.4f}\n"
+            )
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -213,7 +243,9 @@ def _holds(root: Path, wanted: dict) -> bool:
     try:
         found = json.loads((root / _MANIFEST).read_text())
     except (OSError, ValueError):
-        raise DataError(f"{root}: holds files that are not a set of built-in scenes; choose another root") from None
+        raise DataError(
+            f"{root}: holds files that are not a set of built-in scenes; choose another root"
+        ) from None
     if found != wanted:
         raise DataError(
             f"{root}: holds scenes made with {found}, but {wanted} is wanted; choose another root or delete it"

@@ -48,7 +48,9 @@ def collate(read: Read | UserError) -> Read | UserError:
             f"(among {samples[0].name}); set data.resize, data.augment.crop or data.augment.sizes=bucket for training, "
             "and evaluation.batch_size=1"
         )
-    if len({sample.depth.dtype for sample in samples}) > 1:  # levels and metres, in a folder with PNG and NPY
+    if (
+        len({sample.depth.dtype for sample in samples}) > 1
+    ):  # levels and metres, in a folder with PNG and NPY
         samples = [in_metres(sample) for sample in samples]
     samples = _of_one_size(samples)
     batch = HostBatch(
@@ -59,7 +61,9 @@ def collate(read: Read | UserError) -> Read | UserError:
         teacher_depth=None
         if samples[0].teacher_depth is None
         else stack([sample.teacher_depth for sample in samples]),
-        teacher_units=torch.tensor([sample.teacher_units for sample in samples], dtype=torch.float32),
+        teacher_units=torch.tensor(
+            [sample.teacher_units for sample in samples], dtype=torch.float32
+        ),
         places=None if places[0] is None else stack(places),
         size=sizes[0],
         intrinsics=stack([sample.intrinsics for sample in samples]),
@@ -84,7 +88,9 @@ def _of_one_size(samples: list[Sample]) -> list[Sample]:
 
     return [
         sample._replace(
-            image=filled(sample.image), depth=filled(sample.depth), teacher_depth=filled(sample.teacher_depth)
+            image=filled(sample.image),
+            depth=filled(sample.depth),
+            teacher_depth=filled(sample.teacher_depth),
         )
         for sample in samples
     ]

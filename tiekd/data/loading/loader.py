@@ -51,16 +51,22 @@ class Loading:
 
     def __post_init__(self):
         if not 0 <= self.workers <= 1024:
-            raise RecipeError(f"data.workers: got {self.workers!r}; it must be a whole number from 0 to 1024")
+            raise RecipeError(
+                f"data.workers: got {self.workers!r}; it must be a whole number from 0 to 1024"
+            )
         if self.on_error not in ON_ERROR:
-            raise RecipeError(f"data.on_error: got {self.on_error!r}; allowed: {', '.join(ON_ERROR)}")
+            raise RecipeError(
+                f"data.on_error: got {self.on_error!r}; allowed: {', '.join(ON_ERROR)}"
+            )
         if self.max_errors < 1:
             raise RecipeError(
                 f"data.max_errors: got {self.max_errors!r}; it must be a whole number from 1 (for none: "
                 "data.on_error=raise)"
             )
         if not 0 < self.timeout_s <= 1e6:
-            raise RecipeError(f"data.timeout_s: got {self.timeout_s!r}; it must be seconds > 0, at most 1e6")
+            raise RecipeError(
+                f"data.timeout_s: got {self.timeout_s!r}; it must be seconds > 0, at most 1e6"
+            )
 
 
 @dataclass
@@ -87,7 +93,9 @@ def training_batches(
     unreadable: collects what is skipped; None raises. resize: the working resolution.
     """
     max_errors = None if unreadable is None else unreadable.max_errors
-    for read in _load(Keyed(dataset, augment, seed, max_errors, resize), sampler, workers, device, timeout_s):
+    for read in _load(
+        Keyed(dataset, augment, seed, max_errors, resize), sampler, workers, device, timeout_s
+    ):
         if unreadable is not None:
             unreadable.messages.update(dict.fromkeys(read.errors))
         yield read.batch
@@ -117,9 +125,13 @@ def validation_batches(
         yield batch_indices, read.batch
 
 
-def _load(dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[Read]:
+def _load(
+    dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float
+) -> Iterator[Read]:
     pin = device.type == "cuda"
-    reads = worker_processes.read(dataset, batches, workers, collate, dataset.describe, timeout_s, pin)
+    reads = worker_processes.read(
+        dataset, batches, workers, collate, dataset.describe, timeout_s, pin
+    )
     with closing(on_device(map(_unless_error, reads), device)) as there, closing(reads):
         yield from there
 
@@ -172,13 +184,21 @@ class Keyed(Dataset):
             return Read([self._readable_sample(*key, errors) for key in keys], errors)
         except UserError as error:
             told = limits.lacking(error)  # then the file may be as it should
-            return error if told is None else LaunchError(f"{error}: {told}, or set a smaller data.workers")
+            return (
+                error
+                if told is None
+                else LaunchError(f"{error}: {told}, or set a smaller data.workers")
+            )
 
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """The pictures of a batch; numbers for a data set that doesn't say their files."""
         frames = getattr(self.dataset, "frames", None)
-        indices = [index % len(self.dataset) for _, index in keys]  # of what a batch repeats (data/loading/sampler.py)
-        return ", ".join(f"sample {index}" if frames is None else frames[index].image for index in indices)
+        indices = [
+            index % len(self.dataset) for _, index in keys
+        ]  # of what a batch repeats (data/loading/sampler.py)
+        return ", ".join(
+            f"sample {index}" if frames is None else frames[index].image for index in indices
+        )
 
     def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> Cut:
         """The sample, or the next one that can be read, augmented as this one would be; adds to `errors`."""
@@ -192,10 +212,14 @@ class Keyed(Dataset):
                 if limits.lacking(error):
                     raise
                 errors.append(str(error))
-        raise DataError(f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}")
+        raise DataError(
+            f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}"
+        )
 
     def _sample(self, epoch: int, index: int, read_index: int) -> Cut:
-        stored = getattr(self.dataset, "stored", self.dataset.__getitem__)  # depths still as their files have them
+        stored = getattr(
+            self.dataset, "stored", self.dataset.__getitem__
+        )  # depths still as their files have them
         sample = stored(read_index)
         _check_sizes(sample)
         image = sample.image
@@ -225,7 +249,9 @@ def _check_sizes(sample: Sample) -> None:
     for kind, depth in (("depth", sample.depth), ("teacher_depth", sample.teacher_depth)):
         if depth is not None and depth.shape[-2:] != size:
             theirs, ours = "x".join(map(str, depth.shape[-2:])), "x".join(map(str, size))
-            message = f"{sample.name}: {kind} of {theirs} for a picture of {ours}; give both one size"
+            message = (
+                f"{sample.name}: {kind} of {theirs} for a picture of {ours}; give both one size"
+            )
             raise DataError(message, "size")
 
 
@@ -246,4 +272,8 @@ def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
     """What the grey levels of a picture become. One with a number that isn't finite, which a data set of one's own may
     give, becomes NaN all over, for no grey level can say so and a step on it has to be skipped."""
     table = colour_table(decisions)
-    return table if image.dtype == torch.uint8 or image.isfinite().all() else torch.full_like(table, torch.nan)
+    return (
+        table
+        if image.dtype == torch.uint8 or image.isfinite().all()
+        else torch.full_like(table, torch.nan)
+    )

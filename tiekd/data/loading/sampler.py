@@ -27,13 +27,17 @@ def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
     each."""
     if not hasattr(dataset, "image_sizes"):
         kind = type(dataset).__name__
-        raise RecipeError(f"data.augment.sizes: bucket needs a data set with image_sizes(), {kind} has none; use crop")
+        raise RecipeError(
+            f"data.augment.sizes: bucket needs a data set with image_sizes(), {kind} has none; use crop"
+        )
     sizes = [resize.place(*size).canvas for size in dataset.image_sizes()]
     numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
     return [numbers[size] for size in sizes]
 
 
-def iterations_per_epoch(num_samples: int, batch_size: int, groups: Sequence[int] | None = None) -> int:
+def iterations_per_epoch(
+    num_samples: int, batch_size: int, groups: Sequence[int] | None = None
+) -> int:
     """Global batches that cover every sample once, the last one (of each group) filled up."""
     counts = [num_samples] if groups is None else np.bincount(groups).tolist()
     return sum(-(-count // batch_size) for count in counts)
@@ -48,7 +52,9 @@ def epoch_batches(
     batches = []
     for group in np.unique(group_of):
         places = np.flatnonzero(group_of == group)
-        batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))  # repeats from the start
+        batches.append(
+            np.resize(places, (-(-len(places) // batch_size), batch_size))
+        )  # repeats from the start
     places = np.concatenate(batches)
     return order[places[places[:, 0].argsort()]]
 
@@ -85,7 +91,12 @@ class MicroBatches(Sampler):
             raise RecipeError("data: no training samples are left; check the split file")
         if seed < 0:
             raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
-        self.num_samples, self.batch_size, self.seed, self.groups = num_samples, batch_size, seed, groups
+        self.num_samples, self.batch_size, self.seed, self.groups = (
+            num_samples,
+            batch_size,
+            seed,
+            groups,
+        )
         self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
         self.iterations = range(start_iteration, total_iterations)
         self.micro_batch_size = batch_size // (accumulation * world_size)
@@ -101,7 +112,9 @@ class MicroBatches(Sampler):
             epoch, position = divmod(iteration, per_epoch)
             if epoch != drawn:
                 drawn = epoch
-                batches = epoch_batches(epoch, self.num_samples, self.batch_size, self.seed, self.groups)
+                batches = epoch_batches(
+                    epoch, self.num_samples, self.batch_size, self.seed, self.groups
+                )
             keys = [(epoch, index) for index in self._told_apart(batches[position]).tolist()]
             for step in range(self.accumulation):
                 first = (step * self.world_size + self.rank) * self.micro_batch_size

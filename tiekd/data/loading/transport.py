@@ -25,7 +25,9 @@ from torch import Tensor
 from tiekd.errors import DataError
 
 _ALONE_BYTES = 16 * 1024  # a tensor from here on isn't pickled
-_PICKLE_BYTES = 64 * 1024  # a pickle above this would fill a connection, whose other end may be busy
+_PICKLE_BYTES = (
+    64 * 1024
+)  # a pickle above this would fill a connection, whose other end may be busy
 _PIECE_BYTES = 64 * 2**20  # reserved; what isn't written takes no memory
 _ALIGNMENT = 64
 _NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems ask for
@@ -48,7 +50,9 @@ class _Piece:
         if self._is_file:
             _take_room(self.descriptor, offset, count * dtype.itemsize)
         self.used = offset + count * dtype.itemsize
-        return torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=offset).view(torch.Size(shape))
+        return torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=offset).view(
+            torch.Size(shape)
+        )
 
     def close(self) -> None:
         """Gives the descriptor back; the memory goes with the last tensor in it."""
@@ -150,7 +154,11 @@ class _Pickler(pickle.Pickler):
             return None
         value = value.contiguous()
         if value.nbytes < _ALONE_BYTES:
-            return value.dtype, tuple(value.shape), value.view(-1).view(torch.uint8).numpy().tobytes()
+            return (
+                value.dtype,
+                tuple(value.shape),
+                value.view(-1).view(torch.uint8).numpy().tobytes(),
+            )
         if (place := self._outbox.place(value)) is None:
             copy = self._outbox.take(value.shape, value.dtype).copy_(value)
             place = self._outbox.place(copy)
@@ -165,7 +173,9 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, said) -> Tensor:
         dtype, shape, place = said
         if isinstance(place, bytes):
-            there = torch.frombuffer(bytearray(place), dtype=torch.uint8) if place else torch.empty(0)
+            there = (
+                torch.frombuffer(bytearray(place), dtype=torch.uint8) if place else torch.empty(0)
+            )
             return there.view(dtype).view(shape) if place else torch.empty(shape, dtype=dtype)
         number, offset = place
         size = torch.Size(shape).numel() * dtype.itemsize
@@ -205,4 +215,8 @@ def _map(descriptor: int, size: int, pin_memory: bool) -> Tensor:
         mapped = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
     finally:
         os.close(descriptor)
-    return torch.empty(size, dtype=torch.uint8, pin_memory=True).copy_(mapped) if pin_memory else mapped
+    return (
+        torch.empty(size, dtype=torch.uint8, pin_memory=True).copy_(mapped)
+        if pin_memory
+        else mapped
+    )

@@ -116,7 +116,9 @@ class _Pool:
         ours, theirs = multiprocessing.Pipe()
         self._connections.append(ours)
         with theirs:
-            process = _FORK.Process(target=_serve, args=(theirs, dataset, collate, number), daemon=True)
+            process = _FORK.Process(
+                target=_serve, args=(theirs, dataset, collate, number), daemon=True
+            )
             process.start()
         self._processes.append(process)
 
@@ -129,7 +131,9 @@ class _Pool:
             self._first_word(connection)
         return True
 
-    def results(self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool) -> Iterator:
+    def results(
+        self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool
+    ) -> Iterator:
         """What the workers make of the batches, in order, each worker asked in turn."""
         left, turns = iter(batches), itertools.cycle(range(len(self._processes)))
         asked: deque[tuple[int, list]] = deque()
@@ -216,7 +220,9 @@ class _Pool:
             while time.monotonic() < end and not self._ending:
                 self.check()
                 time.sleep(0.01)
-            raise DataError(f"a data worker's connection has ended ({_reason(error)}); start again") from None
+            raise DataError(
+                f"a data worker's connection has ended ({_reason(error)}); start again"
+            ) from None
         except OSError as error:
             if (told := limits.lacking(error)) is None:
                 raise
@@ -275,7 +281,11 @@ def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: 
         pool.abandon()
     _live.clear()
     torch.set_num_threads(1)
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # data sets of ours draw nothing from these
+    for seed in (
+        random.seed,
+        np.random.seed,
+        torch.manual_seed,
+    ):  # data sets of ours draw nothing from these
         seed(number)
     transport.open_outbox()
     with contextlib.suppress(EOFError, ConnectionError):  # the program wants no more, or is gone

@@ -22,7 +22,10 @@ from tiekd.inference.student import Student
 LIMITS_M = 1e-3, 1e-2  # float32: p99.9 and largest
 HALF_LIMITS = 1 / 100, 1 / 20  # float16: the same, in shares of the network's max_depth
 CONFIDENCE_LIMITS = 1e-3, 5e-2  # p99.9 in float32 and in float16
-TIES = 1e-4, 5e-2  # in float32 and in float16: two bins whose probabilities differ by less are equally likely
+TIES = (
+    1e-4,
+    5e-2,
+)  # in float32 and in float16: two bins whose probabilities differ by less are equally likely
 RUNS, RUNS_S = 5, 10.0
 
 
@@ -56,7 +59,9 @@ class Agreement(NamedTuple):
             math.isfinite(self.depth_max)
             and self.depth_p999 <= self.limits.depth_p999
             and (self.limits.depth_max is None or self.depth_max <= self.limits.depth_max)
-            and (self.confidence_p999 is None or self.confidence_p999 <= self.limits.confidence_p999)
+            and (
+                self.confidence_p999 is None or self.confidence_p999 <= self.limits.confidence_p999
+            )
         )
 
     def __str__(self) -> str:

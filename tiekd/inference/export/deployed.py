@@ -46,14 +46,18 @@ class Deployed(nn.Module):
         size: tuple[int, int] | None = None,
     ):
         super().__init__()
-        assert size is not None or resize == OWN_SIZE or resize.mode == "stretch", "its working size is not constant"
+        assert size is not None or resize == OWN_SIZE or resize.mode == "stretch", (
+            "its working size is not constant"
+        )
         self.network, self.readout, self.confidence = network, readout, confidence
         self.resize, self.size = resize, size
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
         self.is_resized = size is not None and resize.place(*size).scaled != size
         if self.is_resized:
-            for name, old, new in zip(("rows", "columns"), size, resize.place(*size).scaled, strict=True):
+            for name, old, new in zip(
+                ("rows", "columns"), size, resize.place(*size).scaled, strict=True
+            ):
                 self.register_buffer(name, dense_weights(old, new), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -68,18 +72,25 @@ class Deployed(nn.Module):
             maps = [network.head(features, size).depth]
         maps[0] = maps[0].clamp(network.min_depth, network.max_depth)
         is_smooth = self.readout == "mean", True  # of depth, of confidence
-        return tuple(self._at_own_size(*pair, size, own) for pair in zip(maps, is_smooth, strict=False))
+        return tuple(
+            self._at_own_size(*pair, size, own) for pair in zip(maps, is_smooth, strict=False)
+        )
 
     def _network_input(self, image: Tensor) -> Tensor:
         if self.is_resized:
             image = resized_by_products(image, self.rows, self.columns)
         elif self.size is None and self.resize.mode is not None:
             height, width = self.resize.height, self.resize.width
-            rows, columns = open_weights(image.shape[2], height), open_weights(image.shape[3], width)
+            rows, columns = (
+                open_weights(image.shape[2], height),
+                open_weights(image.shape[3], width),
+            )
             image = resized_by_products(image, rows.to(image.device), columns.to(image.device))
         return image if self.size is None else on_canvas(image, self.resize.place(*self.size))
 
-    def _at_own_size(self, values: Tensor, smooth: bool, size: tuple[int, int], own: tuple[int, int]) -> Tensor:
+    def _at_own_size(
+        self, values: Tensor, smooth: bool, size: tuple[int, int], own: tuple[int, int]
+    ) -> Tensor:
         """From the head's grid to that of the network's input, `size`, and from there to the picture's, `own`."""
         if self.size is not None:
             return restored(on_image_grid(values, size, smooth), self.resize, self.size, smooth)

@@ -103,11 +103,15 @@ def check(network: Network, settings: Settings, path: Path) -> None:
         )
     is_plain = settings == Settings(settings.size, "weights", resize=settings.resize)
     if settings.format == "weights" and not is_plain:
-        raise ExportError("--format weights: holds no arithmetic; leave out --input, --dynamic, --half, --confidence")
+        raise ExportError(
+            "--format weights: holds no arithmetic; leave out --input, --dynamic, --half, --confidence"
+        )
     _check_size(network, settings)
     if (settings.confidence or settings.readout != "mean") and not isinstance(network.head, Dpm):
         option = "--confidence" if settings.confidence else f"--readout {settings.readout}"
-        raise ExportError(f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head")
+        raise ExportError(
+            f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head"
+        )
     if settings.format == "onnx":
         onnx_format.check_packages()
     files.check_output("--out", path, SUFFIXES[settings.format])
@@ -128,7 +132,9 @@ def _check_size(network: Network, settings: Settings) -> None:
         )
     least = least_side(network, settings)
     if min(settings.size) < least:
-        raise ExportError(f"--size {height}x{width}: too small for this network; give at least {least}x{least}")
+        raise ExportError(
+            f"--size {height}x{width}: too small for this network; give at least {least}x{least}"
+        )
     if min(canvas) < max(network.encoder.strides):
         raise ExportError(
             f"--size {height}x{width}: the network would see {canvas[0]}x{canvas[1]} of it ({settings.resize}); it "
@@ -197,7 +203,9 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
     return program_format.trace(deployed, *shape)
 
 
-def _write_onnx(path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
+def _write_onnx(
+    path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]
+) -> Callable:
     program = _program(network, settings)
     onnx_format.write(path, program, settings.outputs, settings.dynamic, facts)
     return onnx_format.load(path)
@@ -210,13 +218,21 @@ def _write_torch_export(
     return program_format.load(path)
 
 
-def _write_weights(path: Path, network: Network, node: dict, settings: Settings, facts: dict[str, str]) -> Callable:
-    content = {"state_dict": network.state_dict(), "network": node, "resize": settings.resize.node()}
+def _write_weights(
+    path: Path, network: Network, node: dict, settings: Settings, facts: dict[str, str]
+) -> Callable:
+    content = {
+        "state_dict": network.state_dict(),
+        "network": node,
+        "resize": settings.resize.node(),
+    }
     torch.save({**content, "iteration": 0, "facts": facts}, path)
     state = state_dicts.read_checkpoint(path)
     again = build_network(state["network"])
     state_dicts.load_into(again, state_dicts.named_tensors(state))
-    return agreement.Reference(Student(again, "cpu", resize=of_node(state["resize"])), confidence=False)
+    return agreement.Reference(
+        Student(again, "cpu", resize=of_node(state["resize"])), confidence=False
+    )
 
 
 def _description(network: Network, settings: Settings) -> dict[str, str]:

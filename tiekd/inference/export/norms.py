@@ -34,7 +34,13 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
         )
         parent, _, last = norm_name.rpartition(".")
         setattr(module.get_submodule(parent), last, nn.Identity())

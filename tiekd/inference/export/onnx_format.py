@@ -32,16 +32,28 @@ def check_packages() -> None:
         )
 
 
-def write(path: Path, program: ExportedProgram, outputs: list[str], open_sizes: bool, facts: dict[str, str]) -> None:
+def write(
+    path: Path,
+    program: ExportedProgram,
+    outputs: list[str],
+    open_sizes: bool,
+    facts: dict[str, str],
+) -> None:
     """One file, weights within. facts: its metadata. Raises ExportError where it would be too large for one."""
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    num_bytes = sum(
+        tensor.numel() * tensor.element_size() for tensor in program.state_dict.values()
+    )
     if num_bytes > LARGEST_BYTES:
-        raise ExportError(f"--format onnx: {num_bytes / 1e9:.1f} GB don't fit in a file of 2 GB; try --half")
+        raise ExportError(
+            f"--format onnx: {num_bytes / 1e9:.1f} GB don't fit in a file of 2 GB; try --half"
+        )
     made = torch.onnx.export(
         program,
         input_names=["image"],
         output_names=outputs,
-        dynamic_shapes=(AXES,) if open_sizes else None,  # their names; which are open, the program knows
+        dynamic_shapes=(AXES,)
+        if open_sizes
+        else None,  # their names; which are open, the program knows
         dynamo=True,
         verbose=False,
     )
@@ -66,6 +78,8 @@ def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()}))
+        return tuple(
+            torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})
+        )
 
     return run

@@ -26,7 +26,9 @@ def least_side(network: Network, resize: Resize) -> int:
     return max(network.encoder.strides) + 1 if resize.mode is None else 2
 
 
-def trace(deployed: Deployed, size: tuple[int, int], dtype: torch.dtype, open_sizes: bool) -> ExportedProgram:
+def trace(
+    deployed: Deployed, size: tuple[int, int], dtype: torch.dtype, open_sizes: bool
+) -> ExportedProgram:
     """One graph of torch's own operators, from pictures (1, 3, *size) of `dtype`, or of any batch and size from
     `least_side` on. Raises ExportError where the network can't be traced so."""
     # A batch or a size of 1 would be taken for a constant.
@@ -34,7 +36,9 @@ def trace(deployed: Deployed, size: tuple[int, int], dtype: torch.dtype, open_si
     shapes = None
     if open_sizes:
         least = least_side(deployed.network, deployed.resize)
-        shapes = ({0: Dim("batch", min=1), 2: Dim("height", min=least), 3: Dim("width", min=least)},)
+        shapes = (
+            {0: Dim("batch", min=1), 2: Dim("height", min=least), 3: Dim("width", min=least)},
+        )
     try:
         # Attention by its definition: fused kernels lay their results out in ways that other runtimes don't know.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -44,8 +48,12 @@ def trace(deployed: Deployed, size: tuple[int, int], dtype: torch.dtype, open_si
     except Exception as error:  # noqa: BLE001 - a tracer raises all kinds
         remedy = "its parts must be plain torch that decides nothing by values"
         if open_sizes:
-            remedy = "its arithmetic depends on the size; leave out --dynamic and export one file a size"
-        raise ExportError(f"this network can't be traced ({_first_line(error)}); {remedy}") from error
+            remedy = (
+                "its arithmetic depends on the size; leave out --dynamic and export one file a size"
+            )
+        raise ExportError(
+            f"this network can't be traced ({_first_line(error)}); {remedy}"
+        ) from error
 
 
 def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:

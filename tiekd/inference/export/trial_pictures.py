@@ -18,18 +18,26 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
     """Up to `count` pictures at their own size, (3, H, W) uint8, evenly spaced over the validation set; and what they
     are, in words."""
     try:
-        found = build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True) if "data" in recipe else []
+        found = (
+            build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True)
+            if "data" in recipe
+            else []
+        )
         data = recipe.get("data", {})
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
     except (DataError, RecipeError) as error:
         reason = str(error)
     return [
-        torch.from_numpy(scenes.render(0, scenes.FIRST_HELD_OUT_INDEX + i, *_RENDERED).image).permute(2, 0, 1)
+        torch.from_numpy(
+            scenes.render(0, scenes.FIRST_HELD_OUT_INDEX + i, *_RENDERED).image
+        ).permute(2, 0, 1)
         for i in range(count)
     ], f"built-in scenes ({reason})"
 
 
-def batches(pictures: Sequence[Tensor], size: tuple[int, int], least: int | None = None) -> list[Tensor]:
+def batches(
+    pictures: Sequence[Tensor], size: tuple[int, int], least: int | None = None
+) -> list[Tensor]:
     """What to try: each picture alone at (height, width), (1, 3, H, W) uint8; of a file that takes sides from `least`
     then also all of them at once at an odd size, (B, 3, h, w)."""
     tried = [resized_picture(picture, size)[None].contiguous() for picture in pictures]

@@ -38,12 +38,16 @@ class Cameras:
             check_value(data["intrinsics"], tuple[float, float, float, float], "data.intrinsics")
             given = Camera(*data["intrinsics"])
             if not all(map(math.isfinite, given[:4])) or not min(given[:2]) > 0:
-                raise RecipeError(f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 pixels")
+                raise RecipeError(
+                    f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 pixels"
+                )
         has_one = given is None and name in ("kitti", "nyu")
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
         if given is None and module is None:
             of = f"the recipe's data ({name})" if name else "the recipe, without data,"
-            raise RecipeError(f"--points: {of} knows no camera; give --intrinsics FX,FY,CX,CY in pixels")
+            raise RecipeError(
+                f"--points: {of} knows no camera; give --intrinsics FX,FY,CX,CY in pixels"
+            )
         self.given, self.known = given, getattr(module, "known_camera", None)
 
     def of(self, path: Path, height: int, width: int) -> Camera:

@@ -70,20 +70,31 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
     if path.is_dir():
         return _below(path, out)
     if path.suffix.lower() in _WEIGHTS:
-        raise DataError(f"{argument}: weights by their name, no picture; give what to predict after them")
+        raise DataError(
+            f"{argument}: weights by their name, no picture; give what to predict after them"
+        )
     if os.path.lexists(path):  # a link to nothing is told of when it is read
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
-        raise DataError(f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a video")
+        raise DataError(
+            f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a video"
+        )
     fixed = Path(*_until_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
     files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
-    results = Path(os.path.realpath(out))  # Path.resolve fails on links that lead back to themselves
+    results = Path(
+        os.path.realpath(out)
+    )  # Path.resolve fails on links that lead back to themselves
     if Path(os.path.realpath(fixed)) in results.parents:
         files = [file for file in files if results not in Path(os.path.realpath(file)).parents]
     if not files:
-        raise DataError(f"{argument}: no file fits this pattern; ** stands for any number of folders")
-    return [Input(Path(file).relative_to(fixed).with_suffix("").as_posix(), Path(file)) for file in files]
+        raise DataError(
+            f"{argument}: no file fits this pattern; ** stands for any number of folders"
+        )
+    return [
+        Input(Path(file).relative_to(fixed).with_suffix("").as_posix(), Path(file))
+        for file in files
+    ]
 
 
 def _until_wildcard(path: Path) -> list[str]:
@@ -95,7 +106,9 @@ def _until_wildcard(path: Path) -> list[str]:
     return parts
 
 
-def _fitting(folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]) -> Iterator[str]:
+def _fitting(
+    folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]
+) -> Iterator[str]:
     """The files below a folder that fit the parts of a pattern, by glob's rules: * and ? leave hidden names out, and a
     part ** is any number of folders. tried: (device, inode, number of parts), each of which is tried once."""
     part, rest = parts[0], parts[1:]
@@ -134,13 +147,17 @@ def _refusal(error: OSError) -> DataError:
 
 def _below(folder: Path, out: Path) -> list[Input]:
     if os.path.realpath(out) == os.path.realpath(folder):
-        raise DataError(f"--out: {out} is the folder of the pictures itself; give another one, or one below it")
+        raise DataError(
+            f"--out: {out} is the folder of the pictures itself; give another one, or one below it"
+        )
     found = []
     for file in sorted(list_files(folder, _refuse, leave_out=out).files):
         if Path(file).suffix.lower() in PICTURES and not os.path.basename(file).startswith("."):
             found.append(Input(os.path.splitext(file)[0], folder / file))
     if not found:
-        raise DataError(f"{folder}: no pictures ({', '.join(PICTURES)}) in or below it; videos are given by name")
+        raise DataError(
+            f"{folder}: no pictures ({', '.join(PICTURES)}) in or below it; videos are given by name"
+        )
     return found
 
 
@@ -149,7 +166,9 @@ def _check_names(inputs: Sequence[Input]) -> None:
     for item in inputs:
         other = named.setdefault(item.name, item.path)
         if other != item.path:
-            raise DataError(f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them apart")
+            raise DataError(
+                f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them apart"
+            )
     for video in inputs:
         if video.is_video:
             inside = next((item for item in inputs if item.name.startswith(f"{video.name}/")), None)

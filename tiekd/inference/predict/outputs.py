@@ -56,7 +56,10 @@ class Outputs:
             places["confidence"] = "confidence", ".png"
         if self.confidence and self.raw:
             places["raw_confidence"] = "confidence", ".npy"
-        return {kind: self.folder / place / f"{name}{suffix}" for kind, (place, suffix) in places.items()}
+        return {
+            kind: self.folder / place / f"{name}{suffix}"
+            for kind, (place, suffix) in places.items()
+        }
 
     def of_video(self, name: str) -> dict[str, Path]:
         """The files of a video, and under each other kind's name the folder of its frames."""
@@ -74,12 +77,16 @@ class Outputs:
             files = self.of_video(item.name) if item.is_video else self.of(item.name)
             for path in dict.fromkeys(files.values()):
                 if os.path.realpath(path) in sources:
-                    raise DataError(f"{path}: is an input, and would be written to; give another --out")
+                    raise DataError(
+                        f"{path}: is an input, and would be written to; give another --out"
+                    )
                 if path.exists():
                     there.append(path)
         if there and not overwrite:
             more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-            raise DataError(f"{there[0]}{more} exist already; give another --out, or --overwrite to replace them")
+            raise DataError(
+                f"{there[0]}{more} exist already; give another --out, or --overwrite to replace them"
+            )
 
     def write(
         self,
@@ -131,7 +138,9 @@ def units_of(data: dict, max_depth: float) -> float:
     if unit is not None:
         check_value(unit, float, "data.depth_unit")
         if not 1 <= unit <= LARGEST_LEVEL:
-            raise RecipeError(f"data.depth_unit: got {unit}; it is how many levels make a metre, such as 1000 or 256")
+            raise RecipeError(
+                f"data.depth_unit: got {unit}; it is how many levels make a metre, such as 1000 or 256"
+            )
         return float(unit)
     if name in ("kitti", "nyu"):
         return importlib.import_module(f"tiekd.data.datasets.{name}").UNITS_PER_M
@@ -147,7 +156,9 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
     except ValueError:
         units = 0.0
     if not 0 < units <= LARGEST_LEVEL:
-        raise RecipeError(f"--depth-unit: got {text!r}; it is how many levels make a metre, such as 1000 or 256")
+        raise RecipeError(
+            f"--depth-unit: got {text!r}; it is how many levels make a metre, such as 1000 or 256"
+        )
     return units
 
 

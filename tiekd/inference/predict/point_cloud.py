@@ -8,7 +8,9 @@ import numpy as np
 
 from tiekd.data.frames import Camera
 
-_VERTEX = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")])
+_VERTEX = np.dtype(
+    [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
+)
 _KINDS = {"f4": "float", "u1": "uchar"}
 
 
@@ -31,9 +33,13 @@ def encode_ply(depth: np.ndarray, rgb: np.ndarray, camera: Camera) -> bytes:
     known = np.isfinite(depth) & (depth > 0)
     vertices = np.empty(int(known.sum()), _VERTEX)
     points = points_of(depth, camera)
-    for index, (axis, colour) in enumerate(zip(("x", "y", "z"), ("red", "green", "blue"), strict=True)):
+    for index, (axis, colour) in enumerate(
+        zip(("x", "y", "z"), ("red", "green", "blue"), strict=True)
+    ):
         vertices[axis] = points[..., index][known]
         vertices[colour] = rgb[..., index][known]
-    properties = "".join(f"property {_KINDS[_VERTEX[name].str[1:]]} {name}\n" for name in _VERTEX.names)
+    properties = "".join(
+        f"property {_KINDS[_VERTEX[name].str[1:]]} {name}\n" for name in _VERTEX.names
+    )
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(vertices)}\n{properties}end_header\n"
     return header.encode() + vertices.tobytes()

@@ -30,12 +30,16 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
     pictures, failed = [item for item in inputs if not item.is_video], 0
     for item in pictures:
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
-            told = f"holds {count} pictures; only the first is predicted (of a video or GIF all are)"
+            told = (
+                f"holds {count} pictures; only the first is predicted (of a video or GIF all are)"
+            )
             errors.write(f"{item.path}: {told}\n")
     if pictures:
         started = time.monotonic()
         failed = predict_pictures(predictor, pictures, out, errors)
-        out.write(f"{_rate(len(pictures) - failed, time.monotonic() - started, predictor.network_s)}\n")
+        out.write(
+            f"{_rate(len(pictures) - failed, time.monotonic() - started, predictor.network_s)}\n"
+        )
     for item in inputs:
         if item.is_video:
             try:
@@ -46,13 +50,19 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
     return failed
 
 
-def predict_pictures(predictor: Predictor, pictures: Sequence[Input], out: TextIO, errors: TextIO) -> int:
+def predict_pictures(
+    predictor: Predictor, pictures: Sequence[Input], out: TextIO, errors: TextIO
+) -> int:
     """See `predict_all`."""
     done = failed = 0
     progress = Progress("pictures", len(pictures), lambda: done + failed, out)
     if predictor.batch_size > 1:
         pictures = sorted(pictures, key=_size_of)
-    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers, Writes() as writes:
+    with (
+        ThreadPoolExecutor(THREADS) as readers,
+        ThreadPoolExecutor(THREADS) as writers,
+        Writes() as writes,
+    ):
         loaded = _read_ahead(readers, lambda item: _attempt(_load, predictor, item), pictures)
         for batch in _batches(loaded, predictor.batch_size):
             found = batch if isinstance(batch, UserError) else _attempt(predictor.depths, batch)
@@ -94,7 +104,9 @@ def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> It
         yield coming.popleft().result()
 
 
-def _batches(loaded: Iterable[Picture | UserError], batch_size: int) -> Iterator[list[Picture] | UserError]:
+def _batches(
+    loaded: Iterable[Picture | UserError], batch_size: int
+) -> Iterator[list[Picture] | UserError]:
     """Up to `batch_size` pictures of one working size that follow each other; errors pass through."""
     batch: list[Picture] = []
     for picture in loaded:

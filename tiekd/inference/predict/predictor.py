@@ -53,7 +53,9 @@ class Predictor:
         """Raises DataError where points are wanted and the picture's camera isn't known."""
         height, width = pixels.shape[1:]
         small = network_input(pixels, self.student.resize)
-        return Picture(name, path, pixels, small, self.cameras and self.cameras.of(path, height, width))
+        return Picture(
+            name, path, pixels, small, self.cameras and self.cameras.of(path, height, width)
+        )
 
     def depths(self, batch: Sequence[Picture]) -> list[tuple[Tensor, Tensor | None]]:
         """Depth and, if it is wanted, confidence of pictures of one working size, (H, W) float32 on the CPU, at each
@@ -61,7 +63,9 @@ class Predictor:
         started = time.monotonic()
         wants_confidence = self.outputs.confidence
         try:
-            reading = self.student.read(torch.stack([picture.small for picture in batch]), wants_confidence)
+            reading = self.student.read(
+                torch.stack([picture.small for picture in batch]), wants_confidence
+            )
         except torch.cuda.OutOfMemoryError:
             size = "x".join(map(str, batch[0].small.shape[1:]))
             raise DataError(
@@ -79,7 +83,9 @@ class Predictor:
             found.append((own.depth[0, 0], own.confidence[0, 0] if wants_confidence else None))
         return found
 
-    def write(self, picture: Picture, depth: Tensor, confidence: Tensor | None, colour: bool = True) -> None:
+    def write(
+        self, picture: Picture, depth: Tensor, confidence: Tensor | None, colour: bool = True
+    ) -> None:
         """The files of one picture; for threads."""
         rgb = picture.pixels.permute(1, 2, 0).numpy()
         sure = None if confidence is None else confidence.numpy()

@@ -19,7 +19,9 @@ _KEPT = "; depth of those is there, the rest isn't in the file"
 _STANDS_STILL, _STANDS_STILL_S = 0.05, 0.5  # of a video's end, which may have one frame
 _GIF_END, _GIF_TAIL = b";", 4096
 _DEFAULT_RATE = Fraction(25)
-_FINEST_BASE = Fraction(1, 60000)  # mpeg4 takes up to 65535 units a second; this divides all usual rates
+_FINEST_BASE = Fraction(
+    1, 60000
+)  # mpeg4 takes up to 65535 units a second; this divides all usual rates
 
 
 class Frame(NamedTuple):
@@ -49,7 +51,9 @@ class Video:
                 self._counted = stream.frames  # by the file's index; 0 where it has none
                 self.count = self._counted or round(self._duration_s * self.rate)
         except (av.error.FFmpegError, OSError) as error:
-            raise DataError(f"{path}: can't be read as a video ({_reason(error)}); the file is torn or none") from None
+            raise DataError(
+                f"{path}: can't be read as a video ({_reason(error)}); the file is torn or none"
+            ) from None
         self.path = path
 
     def frames(self) -> Iterator[Frame]:
@@ -62,7 +66,11 @@ class Video:
                 # One frame after the other: threads that have a frame each hang at the end of a damaged file, where
                 # they wait to log under Python's lock and Python for their end.
                 for frame in container.decode(container.streams.video[0]):
-                    pts = round(count / self.rate / self.time_base) if frame.pts is None else frame.pts
+                    pts = (
+                        round(count / self.rate / self.time_base)
+                        if frame.pts is None
+                        else frame.pts
+                    )
                     rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
                     last_s = float(pts * self.time_base)
                     first_s = first_s if count else last_s
@@ -74,7 +82,9 @@ class Video:
             raise DataError(f"{self.path}: {kept if count else none}") from None
         shown_s = last_s - first_s + float(1 / self.rate)
         if count and self._is_short(count, shown_s):
-            part = f", {shown_s:.1f} of {self._duration_s:.1f} s" if shown_s < self._duration_s else ""
+            part = (
+                f", {shown_s:.1f} of {self._duration_s:.1f} s" if shown_s < self._duration_s else ""
+            )
             raise DataError(f"{self.path}: breaks off after {count} frames{part}{_KEPT}")
 
     def _is_short(self, count: int, shown_s: float) -> bool:
@@ -108,14 +118,18 @@ def writing(path: Path, rate: Fraction, time_base: Fraction):
         if written:
             partial.replace(path)
     except av.error.FFmpegError as error:
-        raise DataError(f"{path}: can't be encoded ({_reason(error)}); check the disk and the video's size") from None
+        raise DataError(
+            f"{path}: can't be encoded ({_reason(error)}); check the disk and the video's size"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _encoder(av, container, rate: Fraction, time_base: Fraction):
     codec = next(name for name in _CODECS if name in av.codecs_available)
-    stream = container.add_stream(codec, rate=rate, options={"crf": "16"} if codec == "libx264" else {"qscale": "2"})
+    stream = container.add_stream(
+        codec, rate=rate, options={"crf": "16"} if codec == "libx264" else {"qscale": "2"}
+    )
     stream.pix_fmt = "yuv420p"
     base = time_base if time_base.denominator <= _FINEST_BASE.denominator else _FINEST_BASE
     stream.codec_context.time_base = base
@@ -123,8 +137,13 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
 
     def add(rgb: np.ndarray, pts: int) -> None:
         nonlocal first, last
-        height, width = rgb.shape[0] + rgb.shape[0] % 2, rgb.shape[1] + rgb.shape[1] % 2  # the format wants even sizes
-        padded = np.pad(rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge")
+        height, width = (
+            rgb.shape[0] + rgb.shape[0] % 2,
+            rgb.shape[1] + rgb.shape[1] % 2,
+        )  # the format wants even sizes
+        padded = np.pad(
+            rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge"
+        )
         if not stream.codec_context.is_open:
             stream.width, stream.height = width, height
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
@@ -141,7 +160,9 @@ def _pyav(path: Path):
         import av
         import av.error
     except ImportError:
-        raise DataError(f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'") from None
+        raise DataError(
+            f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'"
+        ) from None
     av.logging.set_level(av.logging.PANIC)  # what goes wrong is told in our own words
     return av
 

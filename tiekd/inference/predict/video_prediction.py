@@ -43,9 +43,16 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         Writes() as writes,
     ):
         for chunk in _chunks(_until_broken(video, broken), predictor.batch_size):
-            batch = [predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame)) for index, frame in chunk]
-            for (index, frame), picture, (depth, confidence) in zip(chunk, batch, predictor.depths(batch), strict=True):
-                writes.add(writers.submit(predictor.write, picture, depth, confidence, colour=False))
+            batch = [
+                predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame))
+                for index, frame in chunk
+            ]
+            for (index, frame), picture, (depth, confidence) in zip(
+                chunk, batch, predictor.depths(batch), strict=True
+            ):
+                writes.add(
+                    writers.submit(predictor.write, picture, depth, confidence, colour=False)
+                )
                 add(outputs.coloured(depth.numpy()), frame.pts)
                 change, share = flicker.add(picture.pixels, depth)
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
