@@ -44,8 +44,8 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
             f", and so have ranks {', '.join(map(str, differing[1:]))}" if differing[1:] else ""
         )
         raise DataError(
-            f"rank {rank} has other {kind} frames than rank 0{others}: {told[rank]}; give all ranks the same "
-            "files, and the permission to read them"
+            f"rank {rank} has other {kind} frames than rank 0{others}: {told[rank]}; give all "
+            "ranks the same files, and the permission to read them"
         )
 
 

@@ -13,9 +13,8 @@ from tiekd.data.resize import Resize
 from tiekd.errors import RecipeError
 
 _NOT_FOR_DATASETS = ("augment", "resize", *Loading.__dataclass_fields__)
-_TRAINING_CROPS = (
-    "nyu_crop",
-)  # options that cut training frames only; evaluation and teacher maps are of whole ones
+# Options that cut training frames only; evaluation and teacher maps are of whole ones.
+_TRAINING_CROPS = ("nyu_crop",)
 
 
 def build_dataset(
@@ -56,8 +55,9 @@ def _check_one_scale(node: dict, resize: Resize) -> None:
     cut = next((key for key in _TRAINING_CROPS if node.get(key) is not None), None)
     if cut is not None and (resize.mode is not None or resize.short_side is not None):
         raise RecipeError(
-            f"data.{cut}: cuts training frames alone, so data.resize ({resize}) would give them another scale than "
-            f"evaluation's; set data.{cut}=null, or resize by data.resize={{scale: X}}"
+            f"data.{cut}: cuts training frames alone, so data.resize ({resize}) would give them "
+            f"another scale than evaluation's; set data.{cut}=null, or resize by "
+            f"data.resize={{scale: X}}"
         )
 
 

@@ -110,7 +110,10 @@ class Examined(Dataset):
         median_m, max_depth = measured.median().item(), self.frames.max_depth
         if NEAREST_M <= median_m <= FARTHEST * max_depth:
             return [], median_m
-        message = f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than {median_m:.4g} m"
+        message = (
+            f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than "
+            f"{median_m:.4g} m"
+        )
         taken = taken_as(self.frames, image_io.kind_of_depth(Path(path)))
         return [
             ("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")

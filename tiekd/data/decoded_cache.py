@@ -24,9 +24,8 @@ from tiekd.data import image_io, orientation
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
-_NOTE = struct.Struct(
-    "<8sQqIIIII"
-)  # mark; source's bytes, ns; CRC-32; where the array starts; its three sizes
+# Mark; source's bytes, ns; CRC-32; where the array starts; its three sizes.
+_NOTE = struct.Struct("<8sQqIIIII")
 _MARK = b"tiekd 2\n"
 _AS_STORED = (
     b"tiekd 1\n"  # written before pictures came upright and ground truth without its largest level
@@ -72,7 +71,10 @@ class Decoded:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = f"{path.parent}: can't be made ({error.strerror}); check the disk and its permissions"
+            message = (
+                f"{path.parent}: can't be made ({error.strerror}); check the disk and its "
+                "permissions"
+            )
             raise DataError(message, "disk") from None
         image_io.write_durably(path, file.getvalue())
 
@@ -108,7 +110,8 @@ class Decoded:
             )
         if _state(source) != note[1:3]:
             raise DataError(
-                f"{source}: has changed since {path} was made from it; make that anew with {_PROGRAM}"
+                f"{source}: has changed since {path} was made from it; make that anew with "
+                f"{_PROGRAM}"
             )
         if note[0] == _AS_STORED and orientation.mark_in(source) != orientation.UPRIGHT:
             old = f"{source}: {path} was made before orientation marks counted"
@@ -161,8 +164,8 @@ def describe(frames: object) -> list[str]:
     if missing == 0:
         return [f"Decoded frames: all {len(sources)} files are in {cache.folder}"]
     return [
-        f"WARNING: {missing} of {len(sources)} files aren't in {cache.folder}, or have changed since; a run "
-        f"would stop there; make them with {_PROGRAM}"
+        f"WARNING: {missing} of {len(sources)} files aren't in {cache.folder}, or have changed "
+        f"since; a run would stop there; make them with {_PROGRAM}"
     ]
 
 

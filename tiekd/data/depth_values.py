@@ -74,8 +74,8 @@ def check_range(frames: Dataset) -> list[str]:
 def turned_line(names: Sequence[str]) -> str:
     """What to say of images that EXIF turns, where there is ground truth for them."""
     return (
-        f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth maps and "
-        "intrinsics must be of the upright image"
+        f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth "
+        "maps and intrinsics must be of the upright image"
     )
 
 
@@ -89,9 +89,13 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     )
     if max(medians.values()) < NEAREST_M:
         return [
-            f"Warning: {path}: half of its depths are nearer than {median_m:.4g} m, {count} looked at; {taken}"
+            f"Warning: {path}: half of its depths are nearer than {median_m:.4g} m, {count} looked "
+            f"at; {taken}"
         ]
-    told = f"{path}: half of its depths are farther than {median_m:.4g} m, {count} looked at, and max_depth is"
+    told = (
+        f"{path}: half of its depths are farther than {median_m:.4g} m, {count} looked at, and "
+        "max_depth is"
+    )
     if min(medians.values()) > FARTHEST * frames.max_depth:
         message = (
             f"{told} {frames.max_depth:g} m; {taken}: give the unit, such as 1000 for millimetres"
@@ -112,10 +116,11 @@ def levels_of(path: Path) -> Levels:
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
         return Levels(kind, 0, 0.0, {})
+    # What means not measured is mostly the smallest or the largest.
     likely = {
         values.min(),
         values.max(),
-    }  # what means not measured is mostly the smallest or the largest
+    }
     if values.dtype == np.uint16:
         likely.add(np.bincount(values).argmax())
     counts = {float(value): int((values == value).sum()) for value in likely}
@@ -140,8 +145,8 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
     whole = [levels.largest for levels in found if not _is_float(levels.kind)]
     if max(whole, default=0) == _8_BITS:
         said.append(
-            "WARNING: no level is above 255, as in files of 8 bits: depth is coarse then, and 255 may mean not "
-            "measured (data.invalid=[255])"
+            "WARNING: no level is above 255, as in files of 8 bits: depth is coarse then, and 255 "
+            "may mean not measured (data.invalid=[255])"
         )
     return said
 

@@ -87,8 +87,8 @@ class Frames(torch.utils.data.Dataset):
         self.decoded = None  # or a cache (tiekd/data/decoded_cache.py), read in the files' stead
         if not self.frames:
             raise DataError(
-                f"{source}: none of its {len(frames)} frames has ground truth, which evaluation and training without "
-                "a teacher need; use other frames"
+                f"{source}: none of its {len(frames)} frames has ground truth, which evaluation "
+                "and training without a teacher need; use other frames"
             )
         if maps is not None and not maps.is_dir():
             raise DataError(f"teacher.maps: no folder at {maps}; make it with bin/cache_teacher.py")
@@ -151,8 +151,9 @@ class Frames(torch.utils.data.Dataset):
             return self._cut(whole, frame)
         if self.maps_of_stored_pixels and self.is_turned(index):
             raise DataError(
-                f"{self.maps / self.map_name(index)}: made before images were turned upright, as the EXIF orientation "
-                f"of {frame.name} says; make the maps anew in another folder with bin/cache_teacher.py",
+                f"{self.maps / self.map_name(index)}: made before images were turned upright, as "
+                f"the EXIF orientation of {frame.name} says; make the maps anew in another folder "
+                "with bin/cache_teacher.py",
                 "size",
             )
         if _size(teacher_depth) == _size(image):
@@ -163,8 +164,9 @@ class Frames(torch.utils.data.Dataset):
                 "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
             )
             raise DataError(
-                f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for a picture of "
-                f"{_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the maps from the same pictures",
+                f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for a "
+                f"picture of {_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the "
+                "maps from the same pictures",
                 "size",
             )
         return self._with_map(sample, teacher_depth)
@@ -185,7 +187,10 @@ class Frames(torch.utils.data.Dataset):
         if depth is None:
             depth = torch.zeros(1, 1, 1, dtype=torch.uint16).expand(1, height, width)
         elif _size(depth) != _size(image):
-            message = f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}"
+            message = (
+                f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, "
+                f"{_size(image)}"
+            )
             raise DataError(message + _unturned(frame, image, depth), "size")
         if self.invalid and depth.dtype == torch.uint16:
             depth = image_io.without_levels(depth, self.invalid)
@@ -208,8 +213,8 @@ class Frames(torch.utils.data.Dataset):
         if top < 0 or left < 0 or top + rows > height or left + columns > width:
             option = self.window.option
             raise DataError(
-                f"{frame.image}: {height}x{width} is smaller than {option} asks for ({rows}x{columns} from row {top}, "
-                f"column {left}); set another {option}, or null",
+                f"{frame.image}: {height}x{width} is smaller than {option} asks for "
+                f"({rows}x{columns} from row {top}, column {left}); set another {option}, or null",
                 "size",
             )
         return top, left, rows, columns
@@ -250,8 +255,8 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
         return ""
     return (
-        f" once upright: it fits the pixels as stored, which the picture's EXIF orientation ({mark}) turns; turn it "
-        "likewise, or remove the mark from the picture"
+        " once upright: it fits the pixels as stored, which the picture's EXIF orientation "
+        f"({mark}) turns; turn it likewise, or remove the mark from the picture"
     )
 
 

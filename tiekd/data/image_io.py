@@ -31,12 +31,13 @@ TEACHER_MAP_LEVELS = (
 NO_RETURN = 65535  # in 16-bit ground truth: sensors and tools write it where nothing was measured
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
 _LFS = b"version https://git-lfs"
+# Formats that hold animations; more pages in a TIFF or MPO are none.
 _MAY_MOVE = (
     "GIF",
     "PNG",
     "WEBP",
     "AVIF",
-)  # formats that hold animations; more pages in a TIFF or MPO are none
+)
 
 # Phones make images of more than half of LARGEST_PIXELS, of which Pillow would warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -114,8 +115,9 @@ def read_levels(path: Path) -> Tensor:
         with path.open("rb") as file:
             bits = file.read(25)[-1]  # Pillow gives 8 of 16 bits where there are several channels
         raise DataError(
-            f"{path}: a depth map must be a one-channel 16-bit PNG, this has {len(raw.getbands())} channel(s) of "
-            f"{bits} bits; convert it from the original depth (a coloured picture can't be used)",
+            f"{path}: a depth map must be a one-channel 16-bit PNG, this has {len(raw.getbands())} "
+            f"channel(s) of {bits} bits; convert it from the original depth (a coloured picture "
+            "can't be used)",
             "bit depth",
         )
     return torch.from_numpy(np.array(orientation.upright(raw), dtype=np.uint16))[None]
@@ -184,7 +186,8 @@ def read_depth_npy(
     is_float = depth.dtype.kind == "f"
     if units_per_m is None and not is_float:
         raise DataError(
-            f"{path}: {depth.dtype} without a unit; say how many make a metre, such as data.depth_unit=1000"
+            f"{path}: {depth.dtype} without a unit; say how many make a metre, such as "
+            "data.depth_unit=1000"
         )
     unit = (float_units_per_m or 1.0) if is_float else units_per_m
     none = np.zeros(1, bool)
@@ -299,8 +302,8 @@ def _decode(path: Path, kind: str) -> Image.Image:
         ) from None
     if moves:
         raise DataError(
-            f"{path}: an animation of {picture.n_frames} frames ({picture.format}), no {kind}; save the "
-            "frames as files, or all as a video"
+            f"{path}: an animation of {picture.n_frames} frames ({picture.format}), no {kind}; "
+            "save the frames as files, or all as a video"
         )
     return picture
 
@@ -342,8 +345,8 @@ def _too_large(path: Path, error: Image.DecompressionBombError) -> DataError:
         (int(word.strip("(")) for word in str(error).split() if word.strip("(").isdigit()), 0
     )
     return DataError(
-        f"{path}: {pixels / 1e6:.0f} million pixels, more than the {LARGEST_PIXELS / 1e6:.0f} million that are read; "
-        "scale it down"
+        f"{path}: {pixels / 1e6:.0f} million pixels, more than the {LARGEST_PIXELS / 1e6:.0f} "
+        "million that are read; scale it down"
     )
 
 

@@ -33,9 +33,8 @@ def mark_of(image: Image.Image) -> int:
     """The mark of a Pillow image: 1 for an upright one, or one without a readable mark, 2 to 8 for turned ones."""
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
-        exif = (
-            image.getexif() if late else Image.Image.getexif(image)
-        )  # PngImageFile.getexif decodes all pixels
+        # PngImageFile.getexif decodes all pixels.
+        exif = image.getexif() if late else Image.Image.getexif(image)
         mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
         return mark if mark in _TURNS else UPRIGHT
     except Exception:  # noqa: BLE001 - a damaged mark raises all kinds, and turns nothing

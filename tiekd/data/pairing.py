@@ -49,12 +49,14 @@ def check_pairs(
     if alone:
         named = _examples([depth_files[key] for key in alone])
         said.append(
-            f"{len(alone)} of {len(depth_files)} depth maps in {depths} match no image, such as {named}"
+            f"{len(alone)} of {len(depth_files)} depth maps in {depths} match no image, such as "
+            f"{named}"
         )
     if without:
         named = _examples([image_files[key] for key in without])
         said.append(
-            f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as {named}"
+            f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as "
+            f"{named}"
         )
     rule = naming_rule(without, alone) if alone and without else None
     guess = "" if rule is None else f"; depth maps seem to be named {rule}"
@@ -65,8 +67,8 @@ def check_pairs(
     if nothing or (too_many and unmatched == "refuse"):
         meant = "" if nothing else "; if that is meant, set data.unmatched=allow"
         raise DataError(
-            f"data.depths: {'; '.join(said)}{guess}. A depth map is named like its image (but for the suffix): rename "
-            f"or link them{meant}"
+            f"data.depths: {'; '.join(said)}{guess}. A depth map is named like its image (but for "
+            f"the suffix): rename or link them{meant}"
         )
     return [line + (guess if index == 0 else "") for index, line in enumerate(said)]
 

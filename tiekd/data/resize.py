@@ -34,10 +34,11 @@ MODES = ("stretch", "cover", "contain", "fit")
 SLACK = 1.5  # `at_most`: a picture with up to so many times the pixels keeps its size
 ONE_SURFACE = 1.1  # the largest ratio of two depths that count as one surface within a cell
 LARGEST = 16384  # pixels of a side
+# Weights are multiples of 1/2048, grey levels between the passes of 1/16.
 _WEIGHTS, _BETWEEN = (
     2048,
     16,
-)  # weights are multiples of 1/2048, grey levels between the passes of 1/16
+)
 
 
 class Placement(NamedTuple):
@@ -78,14 +79,14 @@ class Resize:
         ]
         if sum(forms) > 1:
             raise RecipeError(
-                f"data.resize: got {self.node()}; give one of {{height, width, mode}}, {{short_side}} and {{scale}}, "
-                "and null for the others"
+                f"data.resize: got {self.node()}; give one of {{height, width, mode}}, "
+                f"{{short_side}} and {{scale}}, and null for the others"
             )
         if sized:
             if None in (self.height, self.width) or self.mode not in MODES:
                 raise RecipeError(
-                    f"data.resize: got {self.node()}; it must have height and width in pixels and a mode: "
-                    f"{', '.join(MODES)}"
+                    f"data.resize: got {self.node()}; it must have height and width in pixels and "
+                    f"a mode: {', '.join(MODES)}"
                 )
             _check_side("height", self.height)
             _check_side("width", self.width)
@@ -108,7 +109,10 @@ class Resize:
         if self.scale is not None:
             return f"scaled by {self.scale:g}"
         if self.at_most is not None:
-            return f"the picture's own size, from {SLACK:g} times {_by(self.at_most)} on shrunk to as many pixels"
+            return (
+                f"the picture's own size, from {SLACK:g} times {_by(self.at_most)} on shrunk to as "
+                "many pixels"
+            )
         return "the picture's own size"
 
     @property
@@ -126,8 +130,9 @@ class Resize:
         placement = self._place(height, width)
         if self != OWN_SIZE and max(placement.canvas) > LARGEST:
             raise DataError(
-                f"a picture of {height}x{width} would be {_by(placement.canvas)} at the working resolution ({self}), "
-                f"larger than {LARGEST} pixels a side; leave it out, or set another data.resize",
+                f"a picture of {height}x{width} would be {_by(placement.canvas)} at the working "
+                f"resolution ({self}), larger than {LARGEST} pixels a side; leave it out, or set "
+                "another data.resize",
                 "size",
             )
         return placement
@@ -169,8 +174,8 @@ def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
     if sizes == "keep_aspect":
         if crop is None:
             raise RecipeError(
-                "data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give a crop, or "
-                "data.resize"
+                "data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give "
+                "a crop, or data.resize"
             )
         return Resize(height=crop[0], width=crop[1], mode="cover")
     return OWN_SIZE
@@ -182,8 +187,8 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
         return OWN_SIZE
     if not isinstance(node, Mapping):
         raise RecipeError(
-            f"{where}: got {node!r:.80}; it must be {{height: H, width: W, mode: stretch}} (or cover, contain), "
-            "{short_side: S}, {scale: X} or null"
+            f"{where}: got {node!r:.80}; it must be {{height: H, width: W, mode: stretch}} (or "
+            "cover, contain), {short_side: S}, {scale: X} or null"
         )
     return settings({where: dict(node)}, where, Resize)
 
@@ -195,7 +200,8 @@ def of_data(data: Mapping) -> Resize:
         resize = of_node(data["resize"])
         if resize.at_most is not None:
             raise RecipeError(
-                "data.resize: there is no at_most; give {height, width, mode}, {short_side} or {scale}"
+                "data.resize: there is no at_most; give {height, width, mode}, {short_side} or "
+                "{scale}"
             )
         return resize
     augment = data.get("augment") or {}
@@ -242,7 +248,8 @@ def parse_size(text: str | None) -> Resize | None:
     size = (int(match[1]), int(match[2])) if match else (0, 0)
     if not all(1 <= side <= LARGEST for side in size):
         raise RecipeError(
-            f"--size: got {text!r:.80}; allowed: HEIGHTxWIDTH in pixels, such as 352x1216, up to {LARGEST}, or full"
+            f"--size: got {text!r:.80}; allowed: HEIGHTxWIDTH in pixels, such as 352x1216, up to "
+            f"{LARGEST}, or full"
         )
     return Resize(height=size[0], width=size[1], mode="fit")
 

@@ -114,7 +114,7 @@ def _parse_name(line: str, where: str) -> SplitLine:
     _refuse_other_separators(line, where)
     if len(line.split()) > 1:
         raise DataError(
-            f"{where}: got {line!r:.80}, where most lines are a name alone; a line is such a name, or in all lines "
-            f"{_LINE}; {_BLANKS}"
+            f"{where}: got {line!r:.80}, where most lines are a name alone; a line is such a name, "
+            f"or in all lines {_LINE}; {_BLANKS}"
         )
     return SplitLine(below_root(line, where), None, None)

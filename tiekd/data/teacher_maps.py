@@ -13,7 +13,8 @@ from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
 
 MANIFEST = "manifest.json"
-ORIENTATION = "orientation"  # manifests of before images were turned upright by their EXIF orientation have none
+# Manifests of before images were turned upright by their EXIF orientation have none.
+ORIENTATION = "orientation"
 
 
 def make_manifest(
@@ -104,8 +105,9 @@ def check(folder: Path, recipe: dict) -> None:
     for option, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise TeacherError(
-                f"teacher.maps: {folder} was made for {option} {_yaml(theirs)}, this recipe has {_yaml(ours)}; "
-                "set the same, or make maps for this recipe with bin/cache_teacher.py"
+                f"teacher.maps: {folder} was made for {option} {_yaml(theirs)}, this recipe has "
+                f"{_yaml(ours)}; set the same, or make maps for this recipe with "
+                "bin/cache_teacher.py"
             )
 
 
@@ -114,8 +116,8 @@ def describe(folder: Path) -> str:
     manifest = read_manifest(folder)
     if manifest is None:
         return (
-            f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which teacher made them, and "
-            "they are taken to have this recipe's max_depth and crop"
+            f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which "
+            "teacher made them, and they are taken to have this recipe's max_depth and crop"
         )
     digest, name = manifest["teacher_digest"], manifest.get("teacher_network", {}).get("name")
     parts = [name] if name else []

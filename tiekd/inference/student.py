@@ -162,13 +162,15 @@ def load_student(
     node = state.get("network") if loaded is None else loaded.get("network")
     if not isinstance(node, dict):
         raise CheckpointError(
-            f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., recipe=)"
+            f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., "
+            "recipe=)"
         )
     foreign = next(external.names_in(node), None) if recipe is None else None
     if foreign is not None:
         raise CheckpointError(
-            f"{path}: its network has a part of a module outside tiekd, {foreign!r:.80}, which would be run; if you "
-            "trust it, give the recipe of the network, as in load_student(..., recipe=)"
+            f"{path}: its network has a part of a module outside tiekd, {foreign!r:.80}, which "
+            "would be run; if you trust it, give the recipe of the network, as in "
+            "load_student(..., recipe=)"
         )
     network = build_network(node)
     try:
@@ -185,7 +187,8 @@ def _fit_in(size: tuple[int, int] | str) -> Resize:
     sides = tuple(size) if isinstance(size, list | tuple) else ()
     if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST for side in sides):
         raise RecipeError(
-            f'size: got {size!r:.80}; it must be (height, width) in pixels up to {LARGEST}, "full" or None'
+            f'size: got {size!r:.80}; it must be (height, width) in pixels up to {LARGEST}, "full" '
+            "or None"
         )
     return Resize(height=sides[0], width=sides[1], mode="fit")
 
@@ -198,8 +201,8 @@ def check_readout(network: Network, readout: str, option: str = "readout") -> No
         got = "asked for" if option == "confidence" else f"got {readout!r}"
         allowed = "leave it out" if option == "confidence" else "allowed: mean"
         raise RecipeError(
-            f"{option}: {got}, but this network's head ({type(network.head).__name__}) gives no distribution over "
-            f"fixed depth bins, a dpm head does; {allowed}"
+            f"{option}: {got}, but this network's head ({type(network.head).__name__}) gives no "
+            f"distribution over fixed depth bins, a dpm head does; {allowed}"
         )
 
 
@@ -226,8 +229,8 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
         else type(image).__name__
     )
     raise DataError(
-        f"an image must be a file, a Pillow picture, an array (H, W, 3) uint8 or a tensor (3, H, W) or (B, 3, H, W) "
-        f"uint8, got {got}"
+        "an image must be a file, a Pillow picture, an array (H, W, 3) uint8 or a tensor (3, H, W) "
+        f"or (B, 3, H, W) uint8, got {got}"
     )
 
 

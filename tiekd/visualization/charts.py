@@ -15,9 +15,16 @@ from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK
 
 Colour = tuple[int, int, int]
 # For dark ground, told apart by people who confuse red and green too: neighbours differ in lightness.
+# Fmt: skip.
 COLOURS: tuple[Colour, ...] = (
-    (86, 180, 233), (230, 159, 0), (0, 190, 140), (240, 228, 66), (213, 94, 60), (204, 121, 167), (170, 170, 255),
-)  # fmt: skip
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 190, 140),
+    (240, 228, 66),
+    (213, 94, 60),
+    (204, 121, 167),
+    (170, 170, 255),
+)
 _PLOT, _GRID, _AXIS = (32, 32, 36), (56, 56, 62), (110, 110, 118)
 _SMOOTH = 3  # how much larger curves are drawn
 _DOTS_UP_TO = 40  # points of a curve that are also shown one by one

@@ -42,7 +42,10 @@ class FramePictures:
             name, row = batch.names[place], rows[place].tolist()
             figures = dict(zip(metrics.METRIC_NAMES, row, strict=True))
             told = ", ".join(f"{key} {figures[key]:.4f}" for key in _SHOWN)
-            caption = f"{name}   {told if figures['a1'] == figures['a1'] else 'no ground truth that counts'}"
+            caption = (
+                f"{name}   "
+                f"{told if figures['a1'] == figures['a1'] else 'no ground truth that counts'}"
+            )
             picture = frame_picture(
                 images[place], truths[place, 0], depths[place, 0], self.max_depth, caption
             )

@@ -83,7 +83,8 @@ def panel(
     """
     if any(len(row) != len(titles) for row in rows):
         raise ValueError(
-            f"panel: rows of {[len(row) for row in rows]} pictures need as many titles, got {len(titles)}"
+            f"panel: rows of {[len(row) for row in rows]} pictures need as many titles, got "
+            f"{len(titles)}"
         )
     untitled = [()] * (len(rows) - 1)
     return _grid(rows, [titles, *untitled], _scales(max_depth, max_error, None), cell_width)

@@ -65,7 +65,8 @@ def build(
     for name, unit in (("depth_unit", depth_unit), ("float_depth_unit", float_depth_unit)):
         if unit is not None and not 1 <= unit < math.inf:
             raise RecipeError(
-                f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 for millimetres"
+                f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 for "
+                "millimetres"
             )
     if not 0 <= val_fraction < 1:
         raise RecipeError(f"data.val_fraction: got {val_fraction}; it must be from 0 to below 1")
@@ -73,14 +74,15 @@ def build(
         min(intrinsics[:2]) > 0 and all(map(math.isfinite, intrinsics))
     ):
         raise RecipeError(
-            f"data.intrinsics: got {intrinsics}; it must be [focal_x, focal_y, centre_x, centre_y] in pixels, focal "
-            "lengths above 0"
+            f"data.intrinsics: got {intrinsics}; it must be [focal_x, focal_y, centre_x, centre_y] "
+            "in pixels, focal lengths above 0"
         )
     folder = data_root(root, "the pictures")
     if depths is None and needs_ground_truth:
         remedy = "--set train.validate=false" if split == "val" else "a teacher"
         raise RecipeError(
-            f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or {remedy}"
+            f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or "
+            f"{remedy}"
         )
     source, notes = folder / Path(images).expanduser(), []
     depth_folder = None if depths is None else folder / Path(depths).expanduser()
@@ -89,9 +91,8 @@ def build(
     )
     if train_split is None and val_split is None:
         kept = frames.keys() & set(held_out or ())
-        picks = held_out is None or (
-            held_out and not kept
-        )  # of names that are all gone, none can be kept
+        # Of names that are all gone, none can be kept.
+        picks = held_out is None or (held_out and not kept)
         validation = _hash_picked(frames, val_fraction) if picks else kept
     else:
         listed = _listed(folder / (val_split or train_split), frames, source)
@@ -147,8 +148,8 @@ def _frames(
     png = [measured[key] for key in pictures if measured.get(key, "").lower().endswith(".png")]
     if depth_unit is None and png:
         raise RecipeError(
-            f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; give how many levels "
-            "make a metre, such as 1000 for millimetres or 256 for KITTI's"
+            f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; "
+            "give how many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
         )
     camera = None if intrinsics is None else Camera(*intrinsics)
     frames, named = {}, {}
@@ -156,7 +157,8 @@ def _frames(
         other = named.setdefault(joined_name(name), name)
         if other != name:
             raise DataError(
-                f"{images}: {other} and {name} would share the teacher map {joined_name(name)}; rename one"
+                f"{images}: {other} and {name} would share the teacher map {joined_name(name)}; "
+                "rename one"
             )
         depth = f"{depths}/{measured[key]}" if key in measured else None
         frames[name] = Frame(name, f"{images}/{name}", depth, camera)
@@ -202,12 +204,13 @@ def _files(
     if listing.repeated:
         count, first = len(listing.repeated), listing.repeated[0]
         notes.append(
-            f"{option}: {count} link(s) in {folder} lead to folders that are read anyway, such as {first}, and aren't "
-            "followed"
+            f"{option}: {count} link(s) in {folder} lead to folders that are read anyway, such as "
+            f"{first}, and aren't followed"
         )
     if not found:
         raise DataError(
-            f"{option}: no {', '.join(suffixes)} files in or below {folder}; give the folder that has them"
+            f"{option}: no {', '.join(suffixes)} files in or below {folder}; give the folder that "
+            "has them"
         )
     return found
 
@@ -222,7 +225,8 @@ def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str
                 "one path and nothing else," if re.split(r"[,;\s]", name)[0] in frames else "a path"
             )
             raise DataError(
-                f"{split_file}:{number}: no picture {name} in {images}; a line is {path} such as {example}"
+                f"{split_file}:{number}: no picture {name} in {images}; a line is {path} such as "
+                f"{example}"
             )
         listed.add(name)
     return listed

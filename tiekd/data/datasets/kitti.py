@@ -95,8 +95,7 @@ def _camera(line: SplitLine) -> Camera | None:
     if line.focal is None:
         return None
     focal, centre_x, centre_y = _CALIBRATION.get(line.image.split("/")[0], (0.0, 0.0, 0.0))
-    if (
-        abs(focal - line.focal) > 0.01
-    ):  # a resized or rendered picture: the line's focal length rules
+    # A resized or rendered picture: the line's focal length rules.
+    if abs(focal - line.focal) > 0.01:
         return Camera(line.focal, line.focal)
     return Camera(focal, focal, centre_x, centre_y)

@@ -42,7 +42,8 @@ def build(
         0 <= nyu_crop[0] < nyu_crop[1] and 0 <= nyu_crop[2] < nyu_crop[3]
     ):
         raise RecipeError(
-            f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or null"
+            f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or "
+            "null"
         )
     training, folder = split == "train", data_root(root, "NYU")
     split_file = folder / (train_split if training else val_split)
@@ -77,9 +78,8 @@ def _window(
 def _frame(line: SplitLine, folder: str) -> Frame:
     if line.focal is None:
         camera = None
-    elif (
-        abs(line.focal - _CAMERA.focal_x) > 0.01
-    ):  # a resized picture: the line's focal length rules
+    # A resized picture: the line's focal length rules.
+    elif abs(line.focal - _CAMERA.focal_x) > 0.01:
         camera = Camera(line.focal, line.focal)
     else:
         camera = _CAMERA

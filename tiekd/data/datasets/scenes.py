@@ -35,7 +35,8 @@ _RENDERER = 1  # goes up when the same parameters give other pictures
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
 _TRAIN_DRIVE, _HELD_OUT_DRIVE = f"{_DATE}_drive_0001_sync", f"{_DATE}_drive_0002_sync"
-_RETURNS_SHARE = 0.046  # LiDAR samples over pixels, before those that meet nothing or are lost; about 0.04 is left
+# LiDAR samples over pixels, before those that meet nothing or are lost; about 0.04 is left.
+_RETURNS_SHARE = 0.046
 
 
 class Scene(NamedTuple):
@@ -170,9 +171,8 @@ def write_kitti_layout(
         try:
             os.rename(partial, root)
         except OSError:
-            if not _holds(
-                root, wanted
-            ):  # another process may have finished first; anything else is a real failure
+            # Another process may have finished first; anything else is a real failure.
+            if not _holds(root, wanted):
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -248,6 +248,7 @@ def _holds(root: Path, wanted: dict) -> bool:
         ) from None
     if found != wanted:
         raise DataError(
-            f"{root}: holds scenes made with {found}, but {wanted} is wanted; choose another root or delete it"
+            f"{root}: holds scenes made with {found}, but {wanted} is wanted; choose another root "
+            "or delete it"
         )
     return True

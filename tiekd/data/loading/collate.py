@@ -44,13 +44,13 @@ def collate(read: Read | UserError) -> Read | UserError:
     own = sizes if places[0] is not None else [tuple(sample.depth.shape[-2:]) for sample in samples]
     if len(set(sizes)) > 1 or len(set(own)) > 1:
         return DataError(
-            f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(set(own)))} "
-            f"(among {samples[0].name}); set data.resize, data.augment.crop or data.augment.sizes=bucket for training, "
-            "and evaluation.batch_size=1"
+            "pictures of different sizes in one batch: "
+            f"{', '.join(f'{h}x{w}' for h, w in sorted(set(own)))} (among {samples[0].name}); set "
+            "data.resize, data.augment.crop or data.augment.sizes=bucket for training, and "
+            "evaluation.batch_size=1"
         )
-    if (
-        len({sample.depth.dtype for sample in samples}) > 1
-    ):  # levels and metres, in a folder with PNG and NPY
+    # Levels and metres, in a folder with PNG and NPY.
+    if len({sample.depth.dtype for sample in samples}) > 1:
         samples = [in_metres(sample) for sample in samples]
     samples = _of_one_size(samples)
     batch = HostBatch(

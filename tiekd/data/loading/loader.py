@@ -60,8 +60,8 @@ class Loading:
             )
         if self.max_errors < 1:
             raise RecipeError(
-                f"data.max_errors: got {self.max_errors!r}; it must be a whole number from 1 (for none: "
-                "data.on_error=raise)"
+                f"data.max_errors: got {self.max_errors!r}; it must be a whole number from 1 (for "
+                "none: data.on_error=raise)"
             )
         if not 0 < self.timeout_s <= 1e6:
             raise RecipeError(
@@ -193,9 +193,8 @@ class Keyed(Dataset):
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """The pictures of a batch; numbers for a data set that doesn't say their files."""
         frames = getattr(self.dataset, "frames", None)
-        indices = [
-            index % len(self.dataset) for _, index in keys
-        ]  # of what a batch repeats (data/loading/sampler.py)
+        # Of what a batch repeats (data/loading/sampler.py).
+        indices = [index % len(self.dataset) for _, index in keys]
         return ", ".join(
             f"sample {index}" if frames is None else frames[index].image for index in indices
         )
@@ -213,13 +212,13 @@ class Keyed(Dataset):
                     raise
                 errors.append(str(error))
         raise DataError(
-            f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}"
+            f"data.on_error: {tries} training samples in a row can't be read; the last: "
+            f"{errors[-1]}"
         )
 
     def _sample(self, epoch: int, index: int, read_index: int) -> Cut:
-        stored = getattr(
-            self.dataset, "stored", self.dataset.__getitem__
-        )  # depths still as their files have them
+        # Depths still as their files have them.
+        stored = getattr(self.dataset, "stored", self.dataset.__getitem__)
         sample = stored(read_index)
         _check_sizes(sample)
         image = sample.image

@@ -36,9 +36,8 @@ def on_device(items: Iterator[Movable], device: torch.device) -> Iterator[Movabl
         current.wait_event(copied)
         for tensor in item.batch:
             if isinstance(tensor, torch.Tensor):
-                tensor.record_stream(
-                    current
-                )  # it was allocated on the other stream, which must not reuse it too soon
+                # It was allocated on the other stream, which must not reuse it too soon.
+                tensor.record_stream(current)
         return item
 
     return one_ahead(items, start, finish)

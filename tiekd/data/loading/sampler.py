@@ -28,7 +28,8 @@ def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
     if not hasattr(dataset, "image_sizes"):
         kind = type(dataset).__name__
         raise RecipeError(
-            f"data.augment.sizes: bucket needs a data set with image_sizes(), {kind} has none; use crop"
+            f"data.augment.sizes: bucket needs a data set with image_sizes(), {kind} has none; use "
+            "crop"
         )
     sizes = [resize.place(*size).canvas for size in dataset.image_sizes()]
     numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
@@ -52,9 +53,8 @@ def epoch_batches(
     batches = []
     for group in np.unique(group_of):
         places = np.flatnonzero(group_of == group)
-        batches.append(
-            np.resize(places, (-(-len(places) // batch_size), batch_size))
-        )  # repeats from the start
+        # Repeats from the start.
+        batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))
     places = np.concatenate(batches)
     return order[places[places[:, 0].argsort()]]
 
@@ -66,8 +66,8 @@ def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = No
         return []
     of_a_size = "" if groups is None else " of one size"
     return [
-        f"Warning: train.batch_size {batch_size} is more than there are training frames{of_a_size}, {fewest}: a batch "
-        "repeats frames, each time with another augmentation"
+        f"Warning: train.batch_size {batch_size} is more than there are training "
+        f"frames{of_a_size}, {fewest}: a batch repeats frames, each time with another augmentation"
     ]
 
 

@@ -25,9 +25,8 @@ from torch import Tensor
 from tiekd.errors import DataError
 
 _ALONE_BYTES = 16 * 1024  # a tensor from here on isn't pickled
-_PICKLE_BYTES = (
-    64 * 1024
-)  # a pickle above this would fill a connection, whose other end may be busy
+# A pickle above this would fill a connection, whose other end may be busy.
+_PICKLE_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 2**20  # reserved; what isn't written takes no memory
 _ALIGNMENT = 64
 _NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems ask for
@@ -198,8 +197,8 @@ def _take_room(descriptor: int, offset: int, size: int) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
-            f"{tempfile.gettempdir()}: no room for a batch of {size / 1e6:.0f} MB ({error.strerror}); give another "
-            "folder as TMPDIR, or set data.workers=0"
+            f"{tempfile.gettempdir()}: no room for a batch of {size / 1e6:.0f} MB "
+            f"({error.strerror}); give another folder as TMPDIR, or set data.workers=0"
         ) from None
 
 

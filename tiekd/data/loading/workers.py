@@ -281,11 +281,12 @@ def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: 
         pool.abandon()
     _live.clear()
     torch.set_num_threads(1)
+    # Data sets of ours draw nothing from these.
     for seed in (
         random.seed,
         np.random.seed,
         torch.manual_seed,
-    ):  # data sets of ours draw nothing from these
+    ):
         seed(number)
     transport.open_outbox()
     with contextlib.suppress(EOFError, ConnectionError):  # the program wants no more, or is gone
@@ -313,19 +314,25 @@ def _fetch(dataset: Dataset, keys: list):
 def _death(process: multiprocessing.Process) -> str:
     code = process.exitcode
     if code > 0:
-        return f"a data worker died (process {process.pid} ended with code {code}); start again, or {_FEWER}"
+        return (
+            f"a data worker died (process {process.pid} ended with code {code}); start again, or "
+            f"{_FEWER}"
+        )
     remedies = {
         signal.SIGKILL: f"if the memory is full, this machine's or the container's, {_FEWER}",
         signal.SIGBUS: f"a file that it read was cut short, or the disk is full; see to that, or {_FEWER}",
     }
     name = signal.Signals(-code).name
-    return f"a data worker died (process {process.pid}, by {name}); {remedies.get(-code, f'start again, or {_FEWER}')}"
+    return (
+        f"a data worker died (process {process.pid}, by {name}); "
+        f"{remedies.get(-code, f'start again, or {_FEWER}')}"
+    )
 
 
 def _hang(files: str, timeout_s: float) -> str:
     return (
-        f"{files}: not read by a data worker within {timeout_s:g} s; see whether the disk still answers, or set a "
-        "greater data.timeout_s"
+        f"{files}: not read by a data worker within {timeout_s:g} s; see whether the disk still "
+        "answers, or set a greater data.timeout_s"
     )
 
 

@@ -22,10 +22,11 @@ from tiekd.inference.student import Student
 LIMITS_M = 1e-3, 1e-2  # float32: p99.9 and largest
 HALF_LIMITS = 1 / 100, 1 / 20  # float16: the same, in shares of the network's max_depth
 CONFIDENCE_LIMITS = 1e-3, 5e-2  # p99.9 in float32 and in float16
+# In float32 and in float16: two bins whose probabilities differ by less are equally likely.
 TIES = (
     1e-4,
     5e-2,
-)  # in float32 and in float16: two bins whose probabilities differ by less are equally likely
+)
 RUNS, RUNS_S = 5, 10.0
 
 
@@ -68,13 +69,17 @@ class Agreement(NamedTuple):
         batch, height, width = self.size
         most = "any" if self.limits.depth_max is None else f"{self.limits.depth_max:g}"
         line = (
-            f"{batch} x {height}x{width}, depth {self.low:.2f} to {self.high:.2f} m: error p99.9 {self.depth_p999:.6f} "
-            f"m, max {self.depth_max:.6f} m (allowed {self.limits.depth_p999:g} and {most})"
+            f"{batch} x {height}x{width}, depth {self.low:.2f} to {self.high:.2f} m: error p99.9 "
+            f"{self.depth_p999:.6f} m, max {self.depth_max:.6f} m (allowed "
+            f"{self.limits.depth_p999:g} and {most})"
         )
         if self.ties:
             line += f", but for {self.ties:.2%} of pixels, where two bins are equally likely"
         if self.confidence_p999 is not None:
-            line += f", of confidence p99.9 {self.confidence_p999:.6f} ({self.limits.confidence_p999:g})"
+            line += (
+                f", of confidence p99.9 {self.confidence_p999:.6f} "
+                f"({self.limits.confidence_p999:g})"
+            )
         return line
 
 
@@ -134,13 +139,13 @@ def refuse_disagreement(agreements: Sequence[Agreement], path: Path) -> None:
     for row in agreements:
         if row.ties == 1:
             raise ExportError(
-                f"{path}: not written, nothing can be compared: at every pixel two bins are equally likely, as before "
-                "any training; leave out --readout, or train the student"
+                f"{path}: not written, nothing can be compared: at every pixel two bins are "
+                "equally likely, as before any training; leave out --readout, or train the student"
             )
         if not row.holds():
             raise ExportError(
-                f"{path}: not written, it doesn't say what the network says: {row}; leave out --half, or try another "
-                "--format"
+                f"{path}: not written, it doesn't say what the network says: {row}; leave out "
+                "--half, or try another --format"
             )
 
 

@@ -98,13 +98,15 @@ def check(network: Network, settings: Settings, path: Path) -> None:
     """Raises ExportError for what can't be, before anything costs time; makes the file's folder, else LaunchError."""
     if path.suffix != SUFFIXES[settings.format]:
         raise ExportError(
-            f"--out {path}: a file of format {settings.format} ends with {SUFFIXES[settings.format]}; name it so, or "
-            f"choose another --format ({', '.join(SUFFIXES)})"
+            f"--out {path}: a file of format {settings.format} ends with "
+            f"{SUFFIXES[settings.format]}; name it so, or choose another --format "
+            f"({', '.join(SUFFIXES)})"
         )
     is_plain = settings == Settings(settings.size, "weights", resize=settings.resize)
     if settings.format == "weights" and not is_plain:
         raise ExportError(
-            "--format weights: holds no arithmetic; leave out --input, --dynamic, --half, --confidence"
+            "--format weights: holds no arithmetic; leave out --input, --dynamic, --half, "
+            "--confidence"
         )
     _check_size(network, settings)
     if (settings.confidence or settings.readout != "mean") and not isinstance(network.head, Dpm):
@@ -122,13 +124,15 @@ def _check_size(network: Network, settings: Settings) -> None:
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(
-            f"--dynamic: the size at which the network sees a picture ({settings.resize}) depends on the picture's; "
-            "leave out --dynamic and export one file a size (--size HxW), or train with data.resize.mode=stretch"
+            f"--dynamic: the size at which the network sees a picture ({settings.resize}) depends "
+            "on the picture's; leave out --dynamic and export one file a size (--size HxW), or "
+            "train with data.resize.mode=stretch"
         )
     if settings.dynamic and settings.resize.at_most is not None and canvas != settings.size:
         raise ExportError(
-            f"--size {height}x{width}: with --dynamic nothing is shrunk, but the network would see {canvas[0]}x"
-            f"{canvas[1]} of it; leave out --dynamic, or give --set data.resize=null for pictures at their own size"
+            f"--size {height}x{width}: with --dynamic nothing is shrunk, but the network would see "
+            f"{canvas[0]}x{canvas[1]} of it; leave out --dynamic, or give --set data.resize=null "
+            "for pictures at their own size"
         )
     least = least_side(network, settings)
     if min(settings.size) < least:
@@ -137,8 +141,9 @@ def _check_size(network: Network, settings: Settings) -> None:
         )
     if min(canvas) < max(network.encoder.strides):
         raise ExportError(
-            f"--size {height}x{width}: the network would see {canvas[0]}x{canvas[1]} of it ({settings.resize}); it "
-            f"needs at least {max(network.encoder.strides)} pixels a side, give a larger data.resize"
+            f"--size {height}x{width}: the network would see {canvas[0]}x{canvas[1]} of it "
+            f"({settings.resize}); it needs at least {max(network.encoder.strides)} pixels a side, "
+            "give a larger data.resize"
         )
 
 
@@ -247,8 +252,8 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
     }
     if settings.format == "weights":
         facts["input"] = (
-            "image: RGB at the working resolution, ImageNet's mean taken off and divided by its deviation, (batch, 3, "
-            "height, width)"
+            "image: RGB at the working resolution, ImageNet's mean taken off and divided by its "
+            "deviation, (batch, 3, height, width)"
         )
     if settings.confidence:
         facts["confidence"] = "float32 0..1, the probability that depth is near the likeliest one"
@@ -260,7 +265,10 @@ def working_resolution(settings: Settings) -> str:
     if not settings.dynamic or settings.resize.at_most is None:
         return str(settings.resize)
     most = "x".join(map(str, settings.resize.at_most))
-    return f"the picture's own size; load_student shrinks those of more than {SLACK:g} times {most}, this file none"
+    return (
+        f"the picture's own size; load_student shrinks those of more than {SLACK:g} times {most}, "
+        "this file none"
+    )
 
 
 _FORMATS = {"onnx": _write_onnx, "torch_export": _write_torch_export, "weights": _write_weights}

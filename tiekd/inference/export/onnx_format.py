@@ -27,8 +27,8 @@ def check_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"--format onnx: needs {', '.join(missing)}, not installed here; pip install {' '.join(missing)} (or "
-            "tiekd[export]), or choose --format torch_export"
+            f"--format onnx: needs {', '.join(missing)}, not installed here; pip install "
+            f"{' '.join(missing)} (or tiekd[export]), or choose --format torch_export"
         )
 
 

@@ -20,8 +20,8 @@ def parse_intrinsics(text: str | None) -> Camera | None:
         numbers = []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or not min(numbers[:2]) > 0:
         raise RecipeError(
-            f"--intrinsics: got {text!r}; it must be four numbers FX,FY,CX,CY in pixels, focal lengths above 0, such "
-            "as 721.5,721.5,609.6,172.9"
+            f"--intrinsics: got {text!r}; it must be four numbers FX,FY,CX,CY in pixels, focal "
+            "lengths above 0, such as 721.5,721.5,609.6,172.9"
         )
     return Camera(*numbers)
 
@@ -39,7 +39,8 @@ class Cameras:
             given = Camera(*data["intrinsics"])
             if not all(map(math.isfinite, given[:4])) or not min(given[:2]) > 0:
                 raise RecipeError(
-                    f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 pixels"
+                    f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 "
+                    "pixels"
                 )
         has_one = given is None and name in ("kitti", "nyu")
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
@@ -56,12 +57,13 @@ class Cameras:
         upright picture."""
         if self.given is None and orientation.mark_in(path) != orientation.UPRIGHT:
             raise DataError(
-                f"{path}: its orientation mark turns it, and the data set's camera is of the pixels as stored; give "
-                "--intrinsics FX,FY,CX,CY of the upright picture"
+                f"{path}: its orientation mark turns it, and the data set's camera is of the "
+                "pixels as stored; give --intrinsics FX,FY,CX,CY of the upright picture"
             )
         camera = self.given or self.known(path, height, width)
         if camera is None:
             raise DataError(
-                f"{path}: the camera of a picture of {height}x{width} there isn't known; give --intrinsics FX,FY,CX,CY"
+                f"{path}: the camera of a picture of {height}x{width} there isn't known; give "
+                "--intrinsics FX,FY,CX,CY"
             )
         return camera

@@ -77,14 +77,14 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
         raise DataError(
-            f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a video"
+            f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a "
+            "video"
         )
     fixed = Path(*_until_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
     files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
-    results = Path(
-        os.path.realpath(out)
-    )  # Path.resolve fails on links that lead back to themselves
+    # Path.resolve fails on links that lead back to themselves.
+    results = Path(os.path.realpath(out))
     if Path(os.path.realpath(fixed)) in results.parents:
         files = [file for file in files if results not in Path(os.path.realpath(file)).parents]
     if not files:
@@ -156,7 +156,8 @@ def _below(folder: Path, out: Path) -> list[Input]:
             found.append(Input(os.path.splitext(file)[0], folder / file))
     if not found:
         raise DataError(
-            f"{folder}: no pictures ({', '.join(PICTURES)}) in or below it; videos are given by name"
+            f"{folder}: no pictures ({', '.join(PICTURES)}) in or below it; videos are given by "
+            "name"
         )
     return found
 
@@ -167,12 +168,14 @@ def _check_names(inputs: Sequence[Input]) -> None:
         other = named.setdefault(item.name, item.path)
         if other != item.path:
             raise DataError(
-                f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them apart"
+                f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them "
+                "apart"
             )
     for video in inputs:
         if video.is_video:
             inside = next((item for item in inputs if item.name.startswith(f"{video.name}/")), None)
             if inside is not None:
                 raise DataError(
-                    f"{video.path} and {inside.path} would share the folder {video.name}; predict them apart"
+                    f"{video.path} and {inside.path} would share the folder {video.name}; predict "
+                    "them apart"
                 )

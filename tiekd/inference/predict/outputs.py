@@ -85,7 +85,8 @@ class Outputs:
         if there and not overwrite:
             more = f" and {len(there) - 1} more" if len(there) > 1 else ""
             raise DataError(
-                f"{there[0]}{more} exist already; give another --out, or --overwrite to replace them"
+                f"{there[0]}{more} exist already; give another --out, or --overwrite to replace "
+                "them"
             )
 
     def write(
@@ -139,7 +140,8 @@ def units_of(data: dict, max_depth: float) -> float:
         check_value(unit, float, "data.depth_unit")
         if not 1 <= unit <= LARGEST_LEVEL:
             raise RecipeError(
-                f"data.depth_unit: got {unit}; it is how many levels make a metre, such as 1000 or 256"
+                f"data.depth_unit: got {unit}; it is how many levels make a metre, such as 1000 or "
+                "256"
             )
         return float(unit)
     if name in ("kitti", "nyu"):

@@ -41,5 +41,8 @@ def encode_ply(depth: np.ndarray, rgb: np.ndarray, camera: Camera) -> bytes:
     properties = "".join(
         f"property {_KINDS[_VERTEX[name].str[1:]]} {name}\n" for name in _VERTEX.names
     )
-    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(vertices)}\n{properties}end_header\n"
+    header = (
+        "ply\nformat binary_little_endian 1.0\nelement vertex "
+        f"{len(vertices)}\n{properties}end_header\n"
+    )
     return header.encode() + vertices.tobytes()

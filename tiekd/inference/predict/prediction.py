@@ -136,10 +136,16 @@ def _line(error: UserError, batch: list[Picture] | UserError) -> str:
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:
         size = "x".join(map(str, batch[0].small.shape[1:]))
-        text = f"{', '.join(str(picture.path) for picture in batch)}, as {size}: {text}; --size HxW scales pictures"
+        text = (
+            f"{', '.join(str(picture.path) for picture in batch)}, as {size}: {text}; --size HxW "
+            "scales pictures"
+        )
     return f"{type(error).__name__}: {text}"
 
 
 def _rate(count: int, elapsed_s: float, network_s: float) -> str:
     alone = f", the network alone {count / network_s:.2f} images/s" if network_s else ""
-    return f"Predicted {count} picture(s) in {elapsed_s:.1f} s: {count / elapsed_s:.2f} images/s{alone}"
+    return (
+        f"Predicted {count} picture(s) in {elapsed_s:.1f} s: {count / elapsed_s:.2f} "
+        f"images/s{alone}"
+    )

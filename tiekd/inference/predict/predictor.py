@@ -69,8 +69,8 @@ class Predictor:
         except torch.cuda.OutOfMemoryError:
             size = "x".join(map(str, batch[0].small.shape[1:]))
             raise DataError(
-                f"{batch[0].path}: {len(batch)} of {size} don't fit in the device's memory; give a smaller "
-                "--batch-size or --size"
+                f"{batch[0].path}: {len(batch)} of {size} don't fit in the device's memory; give a "
+                "smaller --batch-size or --size"
             ) from None
         depth = reading.depth.cpu()
         confidence = reading.confidence.cpu() if wants_confidence else None

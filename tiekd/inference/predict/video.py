@@ -19,9 +19,8 @@ _KEPT = "; depth of those is there, the rest isn't in the file"
 _STANDS_STILL, _STANDS_STILL_S = 0.05, 0.5  # of a video's end, which may have one frame
 _GIF_END, _GIF_TAIL = b";", 4096
 _DEFAULT_RATE = Fraction(25)
-_FINEST_BASE = Fraction(
-    1, 60000
-)  # mpeg4 takes up to 65535 units a second; this divides all usual rates
+# Mpeg4 takes up to 65535 units a second; this divides all usual rates.
+_FINEST_BASE = Fraction(1, 60000)
 
 
 class Frame(NamedTuple):
@@ -137,10 +136,11 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
 
     def add(rgb: np.ndarray, pts: int) -> None:
         nonlocal first, last
+        # The format wants even sizes.
         height, width = (
             rgb.shape[0] + rgb.shape[0] % 2,
             rgb.shape[1] + rgb.shape[1] % 2,
-        )  # the format wants even sizes
+        )
         padded = np.pad(
             rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge"
         )

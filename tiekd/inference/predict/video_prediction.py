@@ -65,9 +65,9 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
     elapsed_s = time.monotonic() - started
     out.write(
-        f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in {elapsed_s:.1f} s: "
-        f"{len(rows) / elapsed_s:.2f} images/s\n"
-        f"Flicker: {_told(flicker.mean)}, the mean change of depth between frames where the picture stays as it is\n"
+        f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in "
+        f"{elapsed_s:.1f} s: {len(rows) / elapsed_s:.2f} images/s\nFlicker: {_told(flicker.mean)}, "
+        "the mean change of depth between frames where the picture stays as it is\n"
     )
     return flicker
 
