@@ -57,7 +57,9 @@ class HostBatch(NamedTuple):
         there = HostBatch(
             *(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self)
         )
-        image, depth, teacher_depth = there.image, there.depth, there.teacher_depth
+        image = there.image
+        depth = there.depth
+        teacher_depth = there.teacher_depth
         if there.places is None:
             inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
         else:

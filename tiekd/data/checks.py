@@ -68,13 +68,17 @@ class Examined(Dataset):
     None for validation frames."""
 
     def __init__(self, frames: Frames, augment: Augment | None, resize: Resize = OWN_SIZE):
-        self.frames, self.augment, self.resize = frames, augment, resize
+        self.frames = frames
+        self.augment = augment
+        self.resize = resize
 
     def __getitems__(self, indices: list[int]) -> list[Facts]:
         return [self._facts(index) for index in indices]
 
     def _facts(self, index: int) -> Facts:
-        frame, faults, read = self.frames.frames[index], [], {}
+        frame = self.frames.frames[index]
+        faults = []
+        read = {}
         for name, part in self.frames.parts(index).items():
             try:
                 read[name] = part()
@@ -107,7 +111,8 @@ class Examined(Dataset):
             return [
                 ("empty", f"{path}: no measured depth in the part of the frame that is used")
             ], None
-        median_m, max_depth = measured.median().item(), self.frames.max_depth
+        median_m = measured.median().item()
+        max_depth = self.frames.max_depth
         if NEAREST_M <= median_m <= FARTHEST * max_depth:
             return [], median_m
         message = (

@@ -37,7 +37,8 @@ class Decoded:
     """The decoded files in `folder` of sources that are below `root`, or elsewhere."""
 
     def __init__(self, folder: Path, root: Path):
-        self.folder, self._prefix = folder, os.path.join(os.path.abspath(root), "")
+        self.folder = folder
+        self._prefix = os.path.join(os.path.abspath(root), "")
 
     def path(self, source: Path) -> Path:
         """Where a source's array is, or would be."""
@@ -64,7 +65,8 @@ class Decoded:
         """Decodes a source and keeps the array, which is whole or not there. Raises DataError."""
         state = _state(source)
         array = np.ascontiguousarray(decode(source).numpy())
-        file, path = io.BytesIO(), self.path(source)
+        file = io.BytesIO()
+        path = self.path(source)
         np.lib.format.write_array(file, array)
         start = file.tell() - array.nbytes
         file.write(_NOTE.pack(_MARK, *state, zlib.crc32(file.getvalue()), start, *array.shape))

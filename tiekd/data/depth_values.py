@@ -152,7 +152,9 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
 
 
 def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
-    total, pixels, maps = sum(levels.count for levels in found), Counter(), Counter()
+    total = sum(levels.count for levels in found)
+    pixels = Counter()
+    maps = Counter()
     for levels in found:
         pixels.update(levels.piles)
         maps.update(levels.piles.keys())

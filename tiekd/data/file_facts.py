@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-_FEW, _THREADS, _AT_ONCE = 4096, 8, 256
+_FEW = 4096
+_THREADS = 8
+_AT_ONCE = 256
 _BLOCK = 1 << 20
 
 

@@ -72,14 +72,15 @@ class Frames(torch.utils.data.Dataset):
         self.frames = (
             [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
         )
-        self.num_skipped, self.source = len(frames) - len(self.frames), source
-        self.read_depth, self.units_per_m, self.max_depth, self.window = (
-            read_depth,
-            units_per_m,
-            max_depth,
-            window,
-        )
-        self.maps, self.map_prefix, self.invalid = maps, map_prefix, tuple(invalid)
+        self.num_skipped = len(frames) - len(self.frames)
+        self.source = source
+        self.read_depth = read_depth
+        self.units_per_m = units_per_m
+        self.max_depth = max_depth
+        self.window = window
+        self.maps = maps
+        self.map_prefix = map_prefix
+        self.invalid = tuple(invalid)
         self.float_units_per_m: float | None = (
             None  # of floating-point files, where a recipe says the units
         )

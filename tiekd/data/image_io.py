@@ -352,10 +352,12 @@ def _too_large(path: Path, error: Image.DecompressionBombError) -> DataError:
 
 def _is_whole_png(data: np.ndarray) -> bool:
     """Whether the chunks follow each other to the end mark, each with the checksum that it should have."""
-    start, kind = len(_PNG), b""
+    start = len(_PNG)
+    kind = b""
     while kind != b"IEND":
         end = start + 8 + int.from_bytes(data[start : start + 4].tobytes(), "big")
-        kind, checksum = data[start + 4 : start + 8].tobytes(), data[end : end + 4].tobytes()
+        kind = data[start + 4 : start + 8].tobytes()
+        checksum = data[end : end + 4].tobytes()
         if len(checksum) < 4 or zlib.crc32(data[start + 4 : end]) != int.from_bytes(
             checksum, "big"
         ):

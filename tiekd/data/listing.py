@@ -34,9 +34,11 @@ def list_files(
             folder is left out.
         leave_out: a folder that isn't entered.
     """
-    files, repeated = [], []
+    files = []
+    repeated = []
     entered = set() if leave_out is None else _identity(leave_out, lambda error: None)
-    real, links = deque([""]), deque()
+    real = deque([""])
+    links = deque()
     while real or links:
         below = real.popleft() if real else links.popleft()
         place = os.path.join(folder, below) if below else str(folder)

@@ -26,7 +26,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAP_SIDES = (5, 6, 7, 8)
-_PNG_HEAD, _CHUNK_HEAD, _CHUNK_EXTRA = 8, 8, 12
+_PNG_HEAD = 8
+_CHUNK_HEAD = 8
+_CHUNK_EXTRA = 12
 
 
 def mark_of(image: Image.Image) -> int:
@@ -77,7 +79,8 @@ def _has_late_chunks(image: Image.Image) -> bool:
         descriptor = file.fileno()
     except OSError:
         return True  # in memory
-    start, pixels_came = _PNG_HEAD, False
+    start = _PNG_HEAD
+    pixels_came = False
     while len(head := os.pread(descriptor, _CHUNK_HEAD, start)) == _CHUNK_HEAD:
         kind = head[4:]
         if kind == b"IEND":

@@ -14,7 +14,9 @@ from tiekd.errors import DataError, RecipeError
 UNMATCHED = ("refuse", "allow")
 _MOST = 0.5
 _EXAMPLES = 3
-_TRIED_DEPTHS, _TRIED_IMAGES, _COUNTED = 3, 200, 1000
+_TRIED_DEPTHS = 3
+_TRIED_IMAGES = 200
+_COUNTED = 1000
 _RULE_FITS = 2  # pairs, or all where there are fewer
 
 
@@ -89,7 +91,9 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
             alike(name) in of_images for name in depths
         ) >= min(_RULE_FITS, len(depths), len(images)):
             return words
-    known, fitting, few = set(depths), {}, min(len(images), len(depths))
+    known = set(depths)
+    fitting = {}
+    few = min(len(images), len(depths))
     for depth in depths[:_TRIED_DEPTHS]:
         for image in images[:_TRIED_IMAGES]:
             for words, depth_of in _rules_of(image, depth):
@@ -102,7 +106,8 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
 
 def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str | None]]]:
     """Rules, in words and as a function, by which the image's depth map would be the one that is given."""
-    image_name, depth_name = PurePosixPath(image).name, PurePosixPath(depth).name
+    image_name = PurePosixPath(image).name
+    depth_name = PurePosixPath(depth).name
     if image_name in depth_name:
         start, _, end = depth_name.partition(image_name)
         yield f"{start}<image>{end}", lambda name: _renamed(name, lambda own: f"{start}{own}{end}")
@@ -113,7 +118,8 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
             lambda name: _renamed(name, lambda own: own.removeprefix(start).removesuffix(end)),
         )
     same_start = len(os.path.commonprefix([image, depth]))
-    rest, other = image[same_start:], depth[same_start:]
+    rest = image[same_start:]
+    other = depth[same_start:]
     same_end = len(os.path.commonprefix([rest[::-1], other[::-1]]))
     old, new = rest[: len(rest) - same_end], other[: len(other) - same_end]
     if old and new:

@@ -35,10 +35,8 @@ SLACK = 1.5  # `at_most`: a picture with up to so many times the pixels keeps it
 ONE_SURFACE = 1.1  # the largest ratio of two depths that count as one surface within a cell
 LARGEST = 16384  # pixels of a side
 # Weights are multiples of 1/2048, grey levels between the passes of 1/16.
-_WEIGHTS, _BETWEEN = (
-    2048,
-    16,
-)
+_WEIGHTS = 2048
+_BETWEEN = 16
 
 
 class Placement(NamedTuple):
@@ -513,10 +511,8 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 def _resampled(lines: np.ndarray, new: int) -> np.ndarray:
     """(old, N) -> (new, N) float32: each new line the sum of its old ones."""
     index, weights = _taps(len(lines), new)
-    total, term = (
-        np.zeros((new, lines.shape[1]), np.float32),
-        np.empty((new, lines.shape[1]), np.float32),
-    )
+    total = np.zeros((new, lines.shape[1]), np.float32)
+    term = np.empty((new, lines.shape[1]), np.float32)
     for lines_of, weight in zip(index.T, weights.T, strict=True):
         if weight.any():
             np.multiply(lines[lines_of], weight[:, None], out=term)
@@ -552,7 +548,8 @@ def _nearest_valid(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     (rows, row_distances), (columns, column_distances) = (
         _members(old, new) for old, new in zip(plane.shape, size, strict=True)
     )
-    found, nearest = np.zeros(size, plane.dtype), np.full(size, np.inf)
+    found = np.zeros(size, plane.dtype)
+    nearest = np.full(size, np.inf)
     for row, row_distance in zip(rows.T, row_distances.T, strict=True):
         line = plane[row]
         for column, column_distance in zip(columns.T, column_distances.T, strict=True):

@@ -119,7 +119,8 @@ def describe(folder: Path) -> str:
             f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which "
             "teacher made them, and they are taken to have this recipe's max_depth and crop"
         )
-    digest, name = manifest["teacher_digest"], manifest.get("teacher_network", {}).get("name")
+    digest = manifest["teacher_digest"]
+    name = manifest.get("teacher_network", {}).get("name")
     parts = [name] if name else []
     parts += [f"the weights with digest {digest[:12]}"] if digest else []
     parts += [] if name else [f"flip averaging {'on' if manifest['flip'] else 'off'}"]

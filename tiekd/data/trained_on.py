@@ -81,7 +81,8 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
     isn't known."""
     if record is None or hashes is None:
         return None
-    hashes, known = list(hashes), set(record.hashes.tolist())
+    hashes = list(hashes)
+    known = set(record.hashes.tolist())
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
     if not record.zero_bits:

@@ -57,7 +57,9 @@ class Student:
     ):
         check_readout(network, readout)
         self.network = network.to(device).eval()
-        self.device, self.readout, self.resize = torch.device(device), readout, resize
+        self.device = torch.device(device)
+        self.readout = readout
+        self.resize = resize
         self._table = colour_table()[None].to(self.device)
 
     @property
@@ -99,11 +101,13 @@ class Student:
         """
         if with_confidence:
             check_readout(self.network, "local", "confidence")
-        network, image = self.network, self._normalised(pixels)
+        network = self.network
+        image = self._normalised(pixels)
         size = tuple(image.shape[2:])
         if self.smooth and not with_confidence:
             return Reading(network(image).depth)
-        features, head = network.features(image), network.head
+        features = network.features(image)
+        head = network.head
         if self.smooth:
             depth = head(features, size).depth
             confidence = readouts.in_strips(readouts.confidence, features, head.probabilities)

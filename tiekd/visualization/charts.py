@@ -25,7 +25,9 @@ COLOURS: tuple[Colour, ...] = (
     (204, 121, 167),
     (170, 170, 255),
 )
-_PLOT, _GRID, _AXIS = (32, 32, 36), (56, 56, 62), (110, 110, 118)
+_PLOT = (32, 32, 36)
+_GRID = (56, 56, 62)
+_AXIS = (110, 110, 118)
 _SMOOTH = 3  # how much larger curves are drawn
 _DOTS_UP_TO = 40  # points of a curve that are also shown one by one
 

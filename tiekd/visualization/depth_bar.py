@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tiekd.visualization.pictures import colourise
 
-_BACKGROUND, _INK = (24, 24, 27), (235, 235, 238)
+_BACKGROUND = (24, 24, 27)
+_INK = (235, 235, 238)
 _SMALLEST_FONT = 11
 
 
@@ -26,13 +27,15 @@ def bar(height: int, max_depth: float) -> np.ndarray:
     """The scale alone: (height, some width, 3) uint8, far at the top, ticks at round numbers of metres."""
     font_size = max(_SMALLEST_FONT, height // 40)
     font = ImageFont.load_default(font_size)
-    gap, bar_width = font_size // 2, max(10, font_size)
+    gap = font_size // 2
+    bar_width = max(10, font_size)
     ticks = _ticks(max_depth)
     labels = [f"{tick:g}" for tick in ticks[1:]] + [f"{max_depth:g} m"]
     text_width = math.ceil(max(font.getlength(label) for label in labels))
     canvas = Image.new("RGB", (3 * gap + bar_width + gap // 2 + text_width, height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    top, length = min(gap, height // 4), height - 2 * min(gap, height // 4)
+    top = min(gap, height // 4)
+    length = height - 2 * min(gap, height // 4)
     # Depth goes with the square of the place on the bar, as in colourise; 0 itself would count as unknown.
     places = np.linspace(1, 0, max(length, 1))
     colours = colourise(np.maximum(max_depth * places**2, max_depth * 1e-6)[:, None], max_depth)

@@ -20,9 +20,15 @@ from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
 # The pixel nearest to the middle column whose depth is within _SAME of these quantiles of the frame's depths.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}
-_SAME, _EDGE_RADIUS, _MAX_CANDIDATES = 0.05, 2, 20_000
-_TARGET, _STUDENT, _TRUTH = (230, 159, 0), (86, 180, 233), (245, 245, 245)
-_GAP, _MARGIN, _CHART = 8, 14, (400, 250)
+_SAME = 0.05
+_EDGE_RADIUS = 2
+_MAX_CANDIDATES = 20_000
+_TARGET = (230, 159, 0)
+_STUDENT = (86, 180, 233)
+_TRUTH = (245, 245, 245)
+_GAP = 8
+_MARGIN = 14
+_CHART = (400, 250)
 _SHOWN_MASS = 0.995  # of each distribution lies within a chart's range
 
 
@@ -63,7 +69,8 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
     for name, log in zip(_QUANTILES, np.quantile(logs, list(_QUANTILES.values())), strict=True):
         away = np.abs(logs - log)
         ranks[name] = np.where(away < _SAME, off_middle, 1 + away)
-    chosen, free = [], np.ones(len(rows), dtype=bool)
+    chosen = []
+    free = np.ones(len(rows), dtype=bool)
     for name, rank in ranks.items():
         if free.any():
             best = int(np.where(free, rank, np.inf).argmin())
@@ -123,7 +130,8 @@ def explanation(
     canvas = Image.new(
         "RGB", (left + 2 * _CHART[0] + _GAP + _MARGIN, top + charts_height + _MARGIN), BACKGROUND
     )
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
     y = top
     for title, picture in pictures.items():
         draw.text(
@@ -184,7 +192,8 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
 
 def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
     """The picture with a ring around each pixel and its number beside, white on black so that any ground shows it."""
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(13)
     for number, pixel in enumerate(pixels, start=1):
         x, y = (pixel.column + 0.5) * scale, (pixel.row + 0.5) * scale
         for radius, colour, width in ((6, (0, 0, 0), 3), (5, (255, 255, 255), 1)):

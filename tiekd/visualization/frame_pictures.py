@@ -18,7 +18,9 @@ from tiekd.evaluation import metrics
 from tiekd.visualization import pictures
 
 _LARGEST_ERROR = 1 / 8  # of the largest depth, in the colours of errors
-_NARROWEST, _WIDEST = 320, 800  # of a cell, in pixels
+# of a cell, in pixels
+_NARROWEST = 320
+_WIDEST = 800
 _DENSE = 0.5  # share of the pixels that are measured, from which on points need no growing
 _CAPTION_HEIGHT = 34
 _SHOWN = ("abs_rel", "rmse", "a1")
@@ -32,14 +34,17 @@ class FramePictures:
     """
 
     def __init__(self, folder: Path, num_frames: int, max_depth: float, resize: Resize = OWN_SIZE):
-        self.folder, self.digits, self.max_depth = folder, len(str(num_frames - 1)), max_depth
+        self.folder = folder
+        self.digits = len(str(num_frames - 1))
+        self.max_depth = max_depth
         self.resize = resize
 
     def __call__(self, indices: list[int], batch: Batch, depth: Tensor, rows: Tensor) -> None:
         image = restored(batch.image, self.resize, tuple(batch.depth.shape[-2:]), smooth=True)
         images, truths, depths = (t.float().cpu().numpy() for t in (image, batch.depth, depth))
         for place, index in enumerate(indices):
-            name, row = batch.names[place], rows[place].tolist()
+            name = batch.names[place]
+            row = rows[place].tolist()
             figures = dict(zip(metrics.METRIC_NAMES, row, strict=True))
             told = ", ".join(f"{key} {figures[key]:.4f}" for key in _SHOWN)
             caption = (
@@ -60,7 +65,8 @@ def frame_picture(
     image: (3, H, W), normalised; truth, depth: (H, W), metres, truth 0 where not measured. Returns (height, width, 3)
     uint8.
     """
-    radius, max_error = growth(truth), max_depth * _LARGEST_ERROR
+    radius = growth(truth)
+    max_error = max_depth * _LARGEST_ERROR
     measured = pictures.colourise(pictures.dilate(truth, radius), max_depth)
     error = pictures.error_map(depth, truth, max_error, radius)
     cells = {

@@ -15,13 +15,19 @@ from PIL import Image, ImageDraw, ImageFont
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 
 UNKNOWN = (52, 52, 56)
-BACKGROUND, INK, FAINT_INK = (24, 24, 27), (235, 235, 238), (160, 160, 168)
+BACKGROUND = (24, 24, 27)
+INK = (235, 235, 238)
+FAINT_INK = (160, 160, 168)
 # Anchors at equal steps: far to near for depth (after Google's Turbo), none to much for errors (after Inferno), and
 # certain to knows nothing for entropies.
 _DEPTH_ANCHORS = "3a2a8c 4669e0 28bbec 31f299 a2fc3c edd03a fb8022 d23105 7a0403"
 _ERROR_ANCHORS = "000004 320a5e 781c6d bc3754 ed6925 fbb61a fcffa4"
 _ENTROPY_ANCHORS = "081d3a 1d4e89 1f87a8 4dbfa5 b5e48c f9f6c1"
-_GAP, _MARGIN, _BAR_WIDTH, _SCALE_WIDTH, _TITLE = 6, 14, 14, 74, 24
+_GAP = 6
+_MARGIN = 14
+_BAR_WIDTH = 14
+_SCALE_WIDTH = 74
+_TITLE = 24
 
 
 def colourise(depth: np.ndarray, max_depth: float) -> np.ndarray:
@@ -101,7 +107,8 @@ def sheet(
 
     max_entropy: nats; adds the scale of `entropy_map`.
     """
-    titles, pictures = list(cells), list(cells.values())
+    titles = list(cells)
+    pictures = list(cells.values())
     height, width = pictures[0].shape[:2]
     columns = 2 if width > 1.5 * height else 3
     lines = [slice(i, i + columns) for i in range(0, len(titles), columns)]
@@ -139,8 +146,10 @@ def _grid(
 ) -> np.ndarray:
     """Rows of pictures, under the row's titles where it has some, and scales at the right of all."""
     heights = [round(row[0].shape[0] * cell_width / row[0].shape[1]) for row in rows]
-    title_font, tick_font = ImageFont.load_default(15), ImageFont.load_default(12)
-    tops, y = [], _MARGIN
+    title_font = ImageFont.load_default(15)
+    tick_font = ImageFont.load_default(12)
+    tops = []
+    y = _MARGIN
     for height, row_titles in zip(heights, titles, strict=True):
         tops.append(y + (_TITLE if row_titles else 0))
         y = tops[-1] + height + _GAP

@@ -41,7 +41,10 @@ class ShownFrames:
         self.chosen = Subset(
             dataset, [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)]
         )
-        self.network, self.teacher, self.device, self.crop = network, teacher, device, crop
+        self.network = network
+        self.teacher = teacher
+        self.device = device
+        self.crop = crop
         self.cap = network.max_depth if cap is None else cap
         self.resize = resize
         self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -67,7 +70,8 @@ class ShownFrames:
             errors = []
             for view in shown:
                 box = crop_box(self.crop, *view.truth.shape)
-                truth, student = view.truth[box], view.student[box]
+                truth = view.truth[box]
+                student = view.student[box]
                 inside = (
                     (truth > self.network.min_depth)
                     & (truth >= low)

@@ -58,7 +58,8 @@ def views(
         for t in (truths, truths if teachers is None else teachers)
     ]
     if isinstance(student, Tensor):
-        found, depths = [{}] * len(images), student
+        found = [{}] * len(images)
+        depths = student
     else:
         with _eval_mode(student):
             features = student.features(images)

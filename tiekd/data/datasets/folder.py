@@ -24,7 +24,8 @@ from tiekd.data.pairing import check_pairs
 from tiekd.data.splits import below_root, read_lines
 from tiekd.errors import DataError, RecipeError
 
-_PICTURES, _DEPTHS = (".jpg", ".jpeg", ".png"), (".png", ".npy")
+_PICTURES = (".jpg", ".jpeg", ".png")
+_DEPTHS = (".png", ".npy")
 
 
 def build(
@@ -84,7 +85,8 @@ def build(
             f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or "
             f"{remedy}"
         )
-    source, notes = folder / Path(images).expanduser(), []
+    source = folder / Path(images).expanduser()
+    notes = []
     depth_folder = None if depths is None else folder / Path(depths).expanduser()
     frames = _frames(
         source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes
@@ -123,7 +125,8 @@ def build(
         maps=folder / maps if maps and split == "train" else None,
         invalid=invalid,
     )
-    found.float_units_per_m, found.notes = float_depth_unit or 1.0, notes
+    found.float_units_per_m = float_depth_unit or 1.0
+    found.notes = notes
     return found
 
 
@@ -152,7 +155,8 @@ def _frames(
             "give how many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
         )
     camera = None if intrinsics is None else Camera(*intrinsics)
-    frames, named = {}, {}
+    frames = {}
+    named = {}
     for key, name in sorted(pictures.items(), key=lambda item: item[1]):
         other = named.setdefault(joined_name(name), name)
         if other != name:
@@ -182,7 +186,8 @@ def _files(
             ) from None
         refused.append(error)
 
-    listing, found = list_files(folder, refuse), {}
+    listing = list_files(folder, refuse)
+    found = {}
     for name in listing.files:
         key, suffix = os.path.splitext(name)
         if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
@@ -202,7 +207,8 @@ def _files(
             f"{option}: {len(refused)} folder(s) can't be listed and are left out, such as {first}"
         )
     if listing.repeated:
-        count, first = len(listing.repeated), listing.repeated[0]
+        count = len(listing.repeated)
+        first = listing.repeated[0]
         notes.append(
             f"{option}: {count} link(s) in {folder} lead to folders that are read anyway, such as "
             f"{first}, and aren't followed"

@@ -45,7 +45,8 @@ def build(
             f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or "
             "null"
         )
-    training, folder = split == "train", data_root(root, "NYU")
+    training = split == "train"
+    folder = data_root(root, "NYU")
     split_file = folder / (train_split if training else val_split)
     return Frames(
         [_frame(line, f"{folder}/") for line in read_split(split_file)],

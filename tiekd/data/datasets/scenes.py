@@ -34,7 +34,8 @@ FIRST_HELD_OUT_INDEX = (
 _RENDERER = 1  # goes up when the same parameters give other pictures
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
-_TRAIN_DRIVE, _HELD_OUT_DRIVE = f"{_DATE}_drive_0001_sync", f"{_DATE}_drive_0002_sync"
+_TRAIN_DRIVE = f"{_DATE}_drive_0001_sync"
+_HELD_OUT_DRIVE = f"{_DATE}_drive_0002_sync"
 # LiDAR samples over pixels, before those that meet nothing or are lost; about 0.04 is left.
 _RETURNS_SHARE = 0.046
 
@@ -128,7 +129,8 @@ def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarr
         for k in range(-steps, steps)
         if abs((k + phase) * step) < math.pi / 2
     ]
-    x, down = np.array(tangents)[None], np.array(slopes)[:, None]
+    x = np.array(tangents)[None]
+    down = np.array(slopes)[:, None]
     columns = np.floor(camera.cx + camera.focal * x + 0.5)
     rows = np.floor(camera.cy + camera.focal * down * np.sqrt(1 + x * x) + 0.5)
     columns = np.broadcast_to(columns, rows.shape)
@@ -179,7 +181,8 @@ def write_kitti_layout(
 
 
 def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | None) -> None:
-    total, done = wanted["num_train"] + wanted["num_val"], 0
+    total = wanted["num_train"] + wanted["num_val"]
+    done = 0
     splits = (
         ("train", _TRAIN_DRIVE, 0, wanted["num_train"]),
         ("test", _HELD_OUT_DRIVE, FIRST_HELD_OUT_INDEX, wanted["num_val"]),
@@ -196,10 +199,8 @@ def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | No
             (folder / place).mkdir(parents=True)
         lines = []
         for index in range(first, first + count):
-            scene, name = (
-                render(wanted["seed"], index, wanted["height"], wanted["width"]),
-                f"{index:010d}.png",
-            )
+            scene = render(wanted["seed"], index, wanted["height"], wanted["width"])
+            name = f"{index:010d}.png"
             write_image(folder / "input" / image_folder / name, scene.image)
             write_depth_png(folder / "gt_depth" / depth_folder / name, scene.sparse_depth)
             if dense:

@@ -175,8 +175,12 @@ class Keyed(Dataset):
             resize = resizes.of_augment(augment.sizes, augment.crop)
         if augment is not None and augment.crop is None:
             augment = replace(augment, crop=resize.crop)
-        self.dataset, self.augment, self.seed, self.max_errors = dataset, augment, seed, max_errors
-        self.resize, self.resized_depth = resize, resized_depth
+        self.dataset = dataset
+        self.augment = augment
+        self.seed = seed
+        self.max_errors = max_errors
+        self.resize = resize
+        self.resized_depth = resized_depth
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Read | UserError:
         errors: list[str] = []
@@ -226,7 +230,8 @@ class Keyed(Dataset):
             seen = resizes.network_input(in_grey_levels(sample).image, self.resize)
             return Cut(sample._replace(image=seen), _table(image), None, tuple(seen.shape[-2:]))
         sample, placement = resizes.resized_sample(sample, self.resize)
-        decisions, largest_deg = whole(placement.canvas), 0.0
+        decisions = whole(placement.canvas)
+        largest_deg = 0.0
         if self.augment is not None:
             decisions = self.decisions(epoch, index, sample.name, placement)
             largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0

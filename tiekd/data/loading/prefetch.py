@@ -45,7 +45,8 @@ def on_device(items: Iterator[Movable], device: torch.device) -> Iterator[Movabl
 
 def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:
     """`finish(start(item))` of each item; the next one is started before the one before it is given out."""
-    started, problem = [], None
+    started = []
+    problem = None
     while problem is None:
         try:
             started.append(start(next(items)))

@@ -91,13 +91,13 @@ class MicroBatches(Sampler):
             raise RecipeError("data: no training samples are left; check the split file")
         if seed < 0:
             raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
-        self.num_samples, self.batch_size, self.seed, self.groups = (
-            num_samples,
-            batch_size,
-            seed,
-            groups,
-        )
-        self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.groups = groups
+        self.accumulation = accumulation
+        self.rank = rank
+        self.world_size = world_size
         self.iterations = range(start_iteration, total_iterations)
         self.micro_batch_size = batch_size // (accumulation * world_size)
         assert self.micro_batch_size * accumulation * world_size == batch_size
@@ -107,7 +107,8 @@ class MicroBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = iterations_per_epoch(self.num_samples, self.batch_size, self.groups)
-        drawn, batches = None, None
+        drawn = None
+        batches = None
         for iteration in self.iterations:
             epoch, position = divmod(iteration, per_epoch)
             if epoch != drawn:

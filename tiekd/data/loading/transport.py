@@ -37,7 +37,8 @@ class _Piece:
 
     def __init__(self, size: int):
         self.descriptor, self._is_file = _open_nameless()
-        self.size, self.used = size, 0
+        self.size = size
+        self.used = 0
         os.ftruncate(self.descriptor, size)
         self._mapped = mmap.mmap(self.descriptor, size)
         self.start = torch.frombuffer(self._mapped, dtype=torch.uint8, count=1).data_ptr()
@@ -97,7 +98,8 @@ def open_outbox() -> None:
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of one shape and type as one, along a new first dimension; in a worker where it can be sent from."""
-    shape, dtype = (len(tensors), *tensors[0].shape), tensors[0].dtype
+    shape = (len(tensors), *tensors[0].shape)
+    dtype = tensors[0].dtype
     if _outbox is None or torch.Size(shape).numel() * dtype.itemsize < _ALONE_BYTES:
         return torch.stack(list(tensors))
     return torch.stack(list(tensors), out=_outbox.take(shape, dtype))

@@ -135,7 +135,8 @@ class _Pool:
         self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool
     ) -> Iterator:
         """What the workers make of the batches, in order, each worker asked in turn."""
-        left, turns = iter(batches), itertools.cycle(range(len(self._processes)))
+        left = iter(batches)
+        turns = itertools.cycle(range(len(self._processes)))
         asked: deque[tuple[int, list]] = deque()
 
         def ask() -> None:
@@ -186,7 +187,8 @@ class _Pool:
             connection.close()
 
     def _receive(self, worker: int, describe: Callable[[], str], timeout_s: float, pin: bool):
-        connection, end = self._connections[worker], time.monotonic() + timeout_s
+        connection = self._connections[worker]
+        end = time.monotonic() + timeout_s
         with self._deaths_told():
             while True:
                 ready = wait([connection, *self._sentinels()], max(0.0, end - time.monotonic()))

@@ -27,7 +27,8 @@ TIES = (
     1e-4,
     5e-2,
 )
-RUNS, RUNS_S = 5, 10.0
+RUNS = 5
+RUNS_S = 10.0
 
 
 class Limits(NamedTuple):
@@ -87,7 +88,8 @@ class Reference:
     """What `load_student` makes of (B, 3, H, W) uint8 pictures, with the outputs of the file."""
 
     def __init__(self, student: Student, confidence: bool):
-        self.student, self.confidence = student, confidence
+        self.student = student
+        self.confidence = confidence
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
         reading = self.student.predict(pixels, self.confidence)
@@ -109,7 +111,8 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
 
 def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Limits) -> Agreement:
     """What the file (`run`) and the student make of a batch of uint8 pictures. Raises ExportError for other shapes."""
-    found, wanted = run(pictures), reference(pictures)
+    found = run(pictures)
+    wanted = reference(pictures)
     for got, right in zip(found, wanted, strict=True):
         if got.shape != right.shape or got.dtype != right.dtype:
             raise ExportError(
@@ -117,7 +120,8 @@ def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Lim
                 f"{tuple(right.shape)}; nothing is written"
             )
     errors = [(got - right).abs().flatten() for got, right in zip(found, wanted, strict=True)]
-    counts, ties = reference.counts(pictures, limits.tie), None
+    counts = reference.counts(pictures, limits.tie)
+    ties = None
     if counts is not None:
         ties = 1 - counts.float().mean().item()
         errors[0] = errors[0][counts.flatten()]

@@ -49,8 +49,11 @@ class Deployed(nn.Module):
         assert size is not None or resize == OWN_SIZE or resize.mode == "stretch", (
             "its working size is not constant"
         )
-        self.network, self.readout, self.confidence = network, readout, confidence
-        self.resize, self.size = resize, size
+        self.network = network
+        self.readout = readout
+        self.confidence = confidence
+        self.resize = resize
+        self.size = size
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
         self.is_resized = size is not None and resize.place(*size).scaled != size
@@ -62,7 +65,8 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(depth,) or (depth, confidence)."""
-        network, own = self.network, (image.shape[2], image.shape[3])
+        network = self.network
+        own = (image.shape[2], image.shape[3])
         seen = self._network_input(image.float())
         size = (seen.shape[2], seen.shape[3])
         features = network.features((seen - self.mean) / self.std)

@@ -62,7 +62,8 @@ def write(
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
-    model.producer_name, model.producer_version = "tiekd", facts.get("tiekd", "")
+    model.producer_name = "tiekd"
+    model.producer_version = facts.get("tiekd", "")
     model.metadata_props.clear()
     model.metadata_props.update(facts)
     made.save(path, external_data=False)

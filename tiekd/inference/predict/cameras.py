@@ -49,7 +49,8 @@ class Cameras:
             raise RecipeError(
                 f"--points: {of} knows no camera; give --intrinsics FX,FY,CX,CY in pixels"
             )
-        self.given, self.known = given, getattr(module, "known_camera", None)
+        self.given = given
+        self.known = getattr(module, "known_camera", None)
 
     def of(self, path: Path, height: int, width: int) -> Camera:
         """The camera of an upright picture of this size. Raises DataError where it isn't known, or is that of the data

@@ -23,14 +23,16 @@ class Flicker:
 
         Returns the mean change from the frame before and the share of static pixels; NaN where there is none.
         """
-        change, share = float("nan"), float("nan")
+        change = float("nan")
+        share = float("nan")
         if self._pixels is not None and self._pixels.shape == pixels.shape:
             static = (pixels.short() - self._pixels.short()).abs().amax(0) <= STILL_LEVELS
             share = static.float().mean().item()
             if share > 0:
                 change = (depth - self._depth).abs()[static].double().mean().item()
                 self._changes.append(change)
-        self._pixels, self._depth = pixels, depth
+        self._pixels = pixels
+        self._depth = depth
         return change, share
 
     @property

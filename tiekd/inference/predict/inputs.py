@@ -111,7 +111,8 @@ def _fitting(
 ) -> Iterator[str]:
     """The files below a folder that fit the parts of a pattern, by glob's rules: * and ? leave hidden names out, and a
     part ** is any number of folders. tried: (device, inode, number of parts), each of which is tried once."""
-    part, rest = parts[0], parts[1:]
+    part = parts[0]
+    rest = parts[1:]
     try:
         status = os.stat(folder or ".")
         state = status.st_dev, status.st_ino, len(parts)

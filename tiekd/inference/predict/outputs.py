@@ -135,7 +135,8 @@ def units_of(data: dict, max_depth: float) -> float:
     """How many levels of a depth PNG make a metre in a recipe's data set: 256 in KITTI's, 1000 in NYU's, a folder's
     `depth_unit`; where nothing says, KITTI's, or as many as 16 bits hold up to `max_depth` metres.
     Raises RecipeError."""
-    name, unit = data.get("name", ""), data.get("depth_unit")
+    name = data.get("name", "")
+    unit = data.get("depth_unit")
     if unit is not None:
         check_value(unit, float, "data.depth_unit")
         if not 1 <= unit <= LARGEST_LEVEL:

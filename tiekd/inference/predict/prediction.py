@@ -27,7 +27,8 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
 
     Raises DataError and OSError where the disk doesn't take the files.
     """
-    pictures, failed = [item for item in inputs if not item.is_video], 0
+    pictures = [item for item in inputs if not item.is_video]
+    failed = 0
     for item in pictures:
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
             told = (

@@ -21,7 +21,8 @@ from tiekd.inference.predict.cameras import Cameras
 from tiekd.inference.predict.outputs import Outputs
 from tiekd.inference.student import Reading, Student
 
-THREADS, WAITING = 2, 2
+THREADS = 2
+WAITING = 2
 
 
 class Picture(NamedTuple):
@@ -45,8 +46,10 @@ class Predictor:
         batch_size: int,
         cameras: Cameras | None = None,
     ):
-        self.student, self.outputs = student, outputs
-        self.batch_size, self.cameras = batch_size, cameras
+        self.student = student
+        self.outputs = outputs
+        self.batch_size = batch_size
+        self.cameras = cameras
         self.network_s = 0.0
 
     def prepare(self, name: str, path: Path, pixels: Tensor) -> Picture:

@@ -16,8 +16,11 @@ from tiekd.errors import DataError
 
 _CODECS = ("libx264", "mpeg4")  # the first that is there
 _KEPT = "; depth of those is there, the rest isn't in the file"
-_STANDS_STILL, _STANDS_STILL_S = 0.05, 0.5  # of a video's end, which may have one frame
-_GIF_END, _GIF_TAIL = b";", 4096
+# of a video's end, which may have one frame
+_STANDS_STILL = 0.05
+_STANDS_STILL_S = 0.5
+_GIF_END = b";"
+_GIF_TAIL = 4096
 _DEFAULT_RATE = Fraction(25)
 # Mpeg4 takes up to 65535 units a second; this divides all usual rates.
 _FINEST_BASE = Fraction(1, 60000)
@@ -59,7 +62,9 @@ class Video:
         """The frames in the order of their times. Raises DataError after the last one that can be had where the file
         breaks off or is damaged."""
         av = _pyav(self.path)
-        count, first_s, last_s = 0, 0.0, 0.0
+        count = 0
+        first_s = 0.0
+        last_s = 0.0
         try:
             with av.open(str(self.path)) as container:
                 # One frame after the other: threads that have a frame each hang at the end of a damaged file, where
@@ -145,11 +150,13 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
             rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge"
         )
         if not stream.codec_context.is_open:
-            stream.width, stream.height = width, height
+            stream.width = width
+            stream.height = height
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
         first = pts if first is None else first
         last = 0 if last is None else max(round((pts - first) * time_base / base), last + 1)
-        frame.pts, frame.time_base = last, base
+        frame.pts = last
+        frame.time_base = base
         container.mux(stream.encode(frame))
 
     return stream, add

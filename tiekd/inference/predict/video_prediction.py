@@ -32,7 +32,10 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
 
     Raises DataError where the file is no video or breaks off; what was predicted until then is whole and there.
     """
-    video, outputs, flicker, rows = Video(item.path), predictor.outputs, Flicker(), []
+    video = Video(item.path)
+    outputs = predictor.outputs
+    flicker = Flicker()
+    rows = []
     started = time.monotonic()
     files = outputs.of_video(item.name)
     progress = Progress(f"{item.path.name}, frames", video.count, lambda: len(rows), out)
