@@ -1,8 +1,9 @@
-"""What the numbers in depth files count as, and what in them looks wrong: a unit, or a level that means not measured.
+"""Checks the values in depth files: their unit, and levels that seem to mean "not measured".
 
-`check_range` looks at five frames before training, for depths that can't be metres. `levels_of` and `describe` are of
-bin/check_data.py, which shows a person what no program can judge. Costs the reading of the depth maps, 5 ms each.
-Left out: values in the middle of a floating-point map that many pixels share; the largest and the smallest are seen.
+`check_range` looks at five frames before training, for depths that can't be metres. `levels_of` and
+`describe` belong to bin/check_data.py, which shows the user what no program can decide. Costs
+reading the depth maps, 5 ms each. Left out: values in the middle of a floating-point map that many
+pixels share; only the largest and the smallest are seen.
 """
 
 from collections import Counter
@@ -25,8 +26,15 @@ _8_BITS = 255
 
 
 class Levels(NamedTuple):
-    """A depth file's numbers as they are stored. kind: of file; count: pixels that aren't 0; largest: of them; piles:
-    values that at least _PILE of these pixels have, but not all, with their counts."""
+    """Statistics of the numbers in a depth file, as they are stored.
+
+    Attributes:
+        kind: The kind of file, as `image_io.kind_of_depth` names it.
+        count: Number of pixels that aren't 0.
+        largest: The largest of their values.
+        piles: Values that at least _PILE of these pixels have, but not all of them, with their
+            counts.
+    """
 
     kind: str
     count: int
@@ -35,7 +43,12 @@ class Levels(NamedTuple):
 
 
 def taken_as(frames: Frames, kind: str) -> str:
-    """What depths in files of a kind (`image_io.kind_of_depth`) count as, and which option says otherwise."""
+    """Describes the unit in which depths of a kind of file are read, and the option that sets it.
+
+    Args:
+        frames: The frames, which hold the units.
+        kind: The kind of file, as `image_io.kind_of_depth` names it.
+    """
     if _is_float(kind):
         units_per_m = frames.float_units_per_m or 1.0
         unit = "metres" if units_per_m == 1 else f"{units_per_m:g} a metre"
@@ -47,17 +60,18 @@ def taken_as(frames: Frames, kind: str) -> str:
 
 
 def check_range(frames: Dataset) -> list[str]:
-    """Looks at the ground truth of a few frames, for depths that can't be metres.
+    """Checks the ground truth of five frames for depths that can't be metres.
 
     Returns:
         Lines for the log.
 
     Raises:
-        DataError: where half of the measured pixels of each of them are farther than three times the network's range,
-            so that nothing would be learned and no figure be a number.
+        DataError: If half of the measured pixels of each of these frames are farther than three
+            times the network's range, so that nothing would be learned and no figure be a number.
     """
     if not isinstance(frames, Frames):
         return []
+    # Probe frames evenly spaced over those that have ground truth.
     known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
     places = (
         {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
@@ -72,7 +86,7 @@ def check_range(frames: Dataset) -> list[str]:
 
 
 def turned_line(names: Sequence[str]) -> str:
-    """What to say of images that EXIF turns, where there is ground truth for them."""
+    """Returns a line for the log on images with ground truth that EXIF turns."""
     return (
         f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth "
         "maps and intrinsics must be of the upright image"
@@ -107,7 +121,11 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
 
 
 def levels_of(path: Path) -> Levels:
-    """What a depth file holds, before any unit and with what means not measured. Raises DataError for no such file."""
+    """Returns the statistics of a depth file, before any unit or invalid levels are applied.
+
+    Raises:
+        DataError: If there is no such file or it can't be read.
+    """
     if image_io.needs_decoding(path):
         values = image_io.read_levels(path).numpy()
     else:
@@ -116,7 +134,7 @@ def levels_of(path: Path) -> Levels:
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
         return Levels(kind, 0, 0.0, {})
-    # What means not measured is mostly the smallest or the largest.
+    # A value for "not measured" is mostly the smallest or the largest one.
     likely = {
         values.min(),
         values.max(),
@@ -133,7 +151,15 @@ def levels_of(path: Path) -> Levels:
 
 
 def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
-    """What the depth maps of frames count as, and which levels pile up in them."""
+    """Describes the unit of the frames' depth maps and the levels that pile up in them.
+
+    Args:
+        frames: The frames, which hold units and invalid levels.
+        found: The statistics of their depth maps.
+
+    Returns:
+        Lines for the user.
+    """
     kinds = Counter(levels.kind for levels in found)
     said = [
         f"{count} depth maps: {taken_as(frames, kind)}" for kind, count in sorted(kinds.items())
@@ -174,7 +200,10 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
 
 
 def _medians(frames: Frames, indices: Sequence[int]) -> dict[str, float]:
-    """Of the measured depths in files, metres; without those that can't be read, which is told in training."""
+    """Returns the median measured depth in metres by file, without files that can't be read.
+
+    Unreadable files are reported when they are read in training.
+    """
     medians = {}
     for index in indices:
         try:

@@ -1,6 +1,6 @@
-"""What tells one state of a file from another: size, time of change, CRC-32 of the content.
+"""Facts that identify the state of a file: size, modification time, CRC-32 of the content.
 
-Of many files several are looked at together, since a network file system answers so. Sizes and
+Of many files several are looked at in parallel, since network file systems are faster so. Sizes and
 times of 48,000 files on a local disk took 2 s on two busy cores.
 """
 
@@ -16,7 +16,12 @@ _BLOCK = 1 << 20
 
 
 def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
-    """The fact of each path, in order; None of None."""
+    """Returns the fact of each path, in order; None for None.
+
+    Args:
+        fact: A function of a path.
+        paths: The paths; threads are used for more than 4096.
+    """
 
     def of_part(part: Sequence[str | None]) -> list:
         return [path and fact(path) for path in part]
@@ -29,7 +34,7 @@ def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
 
 
 def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
-    """(bytes, nanoseconds of the last change); None where there is no such file."""
+    """Returns (bytes, modification time in ns) of a file; None if there is no such file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -38,8 +43,10 @@ def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def crc(path: str | os.PathLike) -> int | None:
-    """CRC-32 of the content; None where it can't be read, and for what is no file, such as a pipe, which would be
-    waited for."""
+    """Returns the CRC-32 of a file's content; None if it can't be read.
+
+    None also for what is no regular file: reading a pipe would wait for a writer.
+    """
     value = 0
     try:
         if not os.path.isfile(path):

@@ -1,8 +1,9 @@
-"""Frames from files: picture, ground truth where there is any, cached teacher map, cut to one window.
+"""Frames from files: image, ground truth if any, cached teacher map, cropped to one window.
 
-What KITTI, NYU and a folder of one's own share: each of them says where its files are and how its depth is stored, and
-`Frames` reads them. A frame without ground truth has depth 0 everywhere. Nothing is kept in memory but paths.
-Left out: scaling (tiekd/data/augment/augment.py), since evaluation wants pictures as they are.
+This is what KITTI, NYU and a folder of the user's own images share: each of these modules says
+where its files are and how its depth is stored, and `Frames` reads them. A frame without ground
+truth has depth 0 everywhere. Only paths are kept in memory. Left out: scaling
+(tiekd/data/augment/augment.py), since evaluation needs images as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,10 @@ from tiekd.errors import DataError
 
 
 class Camera(NamedTuple):
-    """Focal lengths and principal point in pixels of the whole, upright picture; no centre: its middle."""
+    """Focal lengths and principal point in pixels of the whole, upright image.
+
+    Without a centre, the principal point is the middle of the image.
+    """
 
     focal_x: float
     focal_y: float
@@ -29,8 +33,14 @@ class Camera(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """name: what messages and teacher maps call it; image, depth: paths, as text since 24,000 `Path`s take seconds;
-    depth None without ground truth; camera None where unknown."""
+    """The files of one frame.
+
+    Attributes:
+        name: The frame's name in messages and in names of teacher maps.
+        image: Path of the image, as text, since creating 24,000 `Path`s takes seconds.
+        depth: Path of the depth map; None without ground truth.
+        camera: The camera; None if unknown.
+    """
 
     name: str
     image: str
@@ -39,21 +49,37 @@ class Frame(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The part of each picture that is kept. option: what users call it; place: (height, width) of a picture ->
-    (top, left, height, width), which `Frames` checks to lie in it."""
+    """The part of each image that is kept.
+
+    Attributes:
+        option: The option that sets it, for messages.
+        place: (height, width) of an image -> (top, left, height, width) of the window. `Frames`
+            checks that it lies inside the image.
+    """
 
     option: str
     place: Callable[[int, int], tuple[int, int, int, int]]
 
 
 class Frames(torch.utils.data.Dataset):
-    """Frames as `Sample`s with uint8 images; `stored` gives them with depths as their files have them.
+    """Frames as `Sample`s with uint8 images and depths in metres.
 
-    source: where the frames are listed, for messages. read_depth: file -> (1, H, W) uint16, of which `units_per_m` make
-    a metre, or float32 metres. invalid: levels of uint16 ground truth that mean not measured. needs_ground_truth: skip
-    the frames without any (`num_skipped` counts them). maps: folder of cached teacher maps, each as large as the
-    picture, and then cut like it, or as large as the window; None reads none. map_prefix: what their names begin with.
-    Raises DataError for missing files and when no frame is left.
+    Args:
+        frames: The frames.
+        source: Where they are listed, for messages.
+        read_depth: Reads a file as (1, H, W), uint16 of which `units_per_m` make a metre, or
+            float32 metres.
+        units_per_m: Levels of uint16 ground truth per metre; None if there is none.
+        max_depth: The network's range in metres.
+        needs_ground_truth: Skip frames without ground truth (`num_skipped` counts them).
+        window: The part of each image that is kept; None for all of it.
+        maps: Folder of cached teacher maps; None reads none. A map is as large as the image, and is
+            then cropped like it, or as large as the window.
+        map_prefix: The prefix of the maps' names.
+        invalid: Levels of uint16 ground truth that mean not measured.
+
+    Raises:
+        DataError: If files are missing, or no frame is left.
     """
 
     def __init__(
@@ -84,8 +110,9 @@ class Frames(torch.utils.data.Dataset):
         self.float_units_per_m: float | None = (
             None  # of floating-point files, where a recipe says the units
         )
-        self.notes: list[str] = []  # what a user should know of how the files were found
-        self.decoded = None  # or a cache (tiekd/data/decoded_cache.py), read in the files' stead
+        self.notes: list[str] = []  # lines for the log on how the files were found
+        # A cache (tiekd/data/decoded_cache.py) that is read instead of the files.
+        self.decoded = None
         if not self.frames:
             raise DataError(
                 f"{source}: none of its {len(frames)} frames has ground truth, which evaluation "
@@ -105,11 +132,17 @@ class Frames(torch.utils.data.Dataset):
         return in_metres(self.stored(index))
 
     def stored(self, index: int) -> Sample:
-        """The sample with 16-bit depths, for who wants a part of it only; its tensors are views."""
+        """Returns the sample with depths as stored (16-bit); its tensors are views.
+
+        A caller that needs only a part of it converts only that part.
+        """
         return self.assemble(index, **{name: read() for name, read in self.parts(index).items()})
 
     def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
-        """What reads a frame's files: `image`, and `depth` and `teacher_depth` where it has them."""
+        """Returns the functions that read a frame's files, by `image`, `depth` and `teacher_depth`.
+
+        Parts that the frame doesn't have are absent.
+        """
         parts = {}
         for name, (path, decode) in self.files(index).items():
             cached = self.decoded is not None and image_io.needs_decoding(path)
@@ -118,18 +151,22 @@ class Frames(torch.utils.data.Dataset):
         return parts
 
     def is_turned(self, index: int) -> bool:
-        """True for a frame whose stored pixels aren't upright, by the head of its file."""
+        """Returns True if a frame's stored pixels aren't upright; reads the head of its file."""
         return orientation.mark_in(Path(self.frames[index].image)) != orientation.UPRIGHT
 
     def measured(self, index: int) -> Tensor:
-        """A frame's ground truth before it is cut, (1, H, W) float32, metres, 0 where not measured."""
+        """Returns a frame's ground truth before cropping.
+
+        Returns:
+            (1, H, W) float32, metres, 0 where not measured.
+        """
         depth = self.parts(index)["depth"]()
         if depth.dtype == torch.uint16:
             depth = image_io.without_levels(depth, self.invalid).float() / self.units_per_m
         return depth
 
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
-        """A frame's files by the same names, each with what decodes it."""
+        """Returns a frame's files with the functions that decode them, by the names of `parts`."""
         frame = self.frames[index]
         files = {"image": (Path(frame.image), image_io.read_image)}
         if frame.depth is not None:
@@ -145,11 +182,23 @@ class Frames(torch.utils.data.Dataset):
         depth: Tensor | None = None,
         teacher_depth: Tensor | None = None,
     ) -> Sample:
-        """The parts as one sample, cut to the window. Raises DataError where their sizes don't go together."""
+        """Combines the parts of a frame to one sample, cropped to the window.
+
+        Args:
+            index: Index of the frame.
+            image: (3, H, W) uint8.
+            depth: (1, H, W) uint16 levels or float32 metres; None without ground truth.
+            teacher_depth: (1, h, w) uint16 levels, of the image's or the window's size; None
+                without.
+
+        Raises:
+            DataError: If the sizes don't fit each other.
+        """
         frame = self.frames[index]
         whole = self._whole(frame, image, depth)
         if teacher_depth is None:
             return self._cut(whole, frame)
+        # Maps made from unturned pixels would be misread without an error if image sides are equal.
         if self.maps_of_stored_pixels and self.is_turned(index):
             raise DataError(
                 f"{self.maps / self.map_name(index)}: made before images were turned upright, as "
@@ -157,6 +206,7 @@ class Frames(torch.utils.data.Dataset):
                 "with bin/cache_teacher.py",
                 "size",
             )
+        # A map of the whole image is cropped with it; one of the window's size is used as it is.
         if _size(teacher_depth) == _size(image):
             return self._cut(self._with_map(whole, teacher_depth), frame)
         sample = self._cut(whole, frame)
@@ -173,11 +223,11 @@ class Frames(torch.utils.data.Dataset):
         return self._with_map(sample, teacher_depth)
 
     def map_name(self, index: int) -> str:
-        """The file name of a frame's teacher map: the picture's path joined by `_`, as PNG."""
+        """Returns the file name of a frame's teacher map: the image's path joined by `_`."""
         return self.map_prefix + joined_name(self.frames[index].name)
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every frame as it is read, from the files' heads alone; some 0.1 ms a frame."""
+        """Returns (height, width) of every frame as it is read; takes 0.1 ms per file."""
         return [
             self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
             for frame in self.frames
@@ -222,12 +272,20 @@ class Frames(torch.utils.data.Dataset):
 
 
 def joined_name(name: str) -> str:
-    """`2011_09_26/drive/1.jpg` -> `2011_09_26_drive_1.png`, the published naming of teacher maps."""
+    """Converts a name to its teacher map's: `2011_09_26/1.jpg` becomes `2011_09_26_1.png`."""
     return str(PurePosixPath(name.replace("/", "_")).with_suffix(".png"))
 
 
 def data_root(root: str, content: str) -> Path:
-    """`data.root` as a path, `~` expanded. Raises DataError where it is no folder; `content` is what belongs there."""
+    """Returns `data.root` as a path with `~` expanded.
+
+    Args:
+        root: The option's value.
+        content: What belongs into the folder, for the message.
+
+    Raises:
+        DataError: If it is no folder.
+    """
     path = Path(root).expanduser()
     if not path.is_dir():
         found = "a file, not a folder" if path.exists() else "no folder"
@@ -238,7 +296,7 @@ def data_root(root: str, content: str) -> Path:
 
 
 def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
-    """(3, 3) float32, pixels; NaN where the camera isn't known."""
+    """Returns the (3, 3) float32 matrix of a camera in pixels; NaN if the camera isn't known."""
     if camera is None:
         focal_x = focal_y = centre_x = centre_y = float("nan")
     else:
@@ -251,7 +309,10 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
 
 
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
-    """What to say where a depth map fits the picture only as its pixels are stored, before they are turned upright."""
+    """Explains a size mismatch if a depth map fits the image only before that is turned upright.
+
+    Empty if the orientation isn't the reason.
+    """
     mark = orientation.mark_in(Path(frame.image))
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
         return ""

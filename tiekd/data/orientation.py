@@ -1,9 +1,10 @@
-"""EXIF orientation: how a camera's mark says that stored pixels are turned to stand upright.
+"""EXIF orientation: the mark by which a camera says how stored pixels must be turned.
 
-Every door of the project sees images upright: training, evaluation, checks, caches and prediction. Sizes, depth maps,
-teacher maps and intrinsics are those of the upright image; a depth PNG with a mark of its own is turned by that. The
-mark is read from EXIF or XMP, in JPEG, PNG, WebP and TIFF; a damaged one turns nothing. Costs some 0.02 ms for an image
-that is decoded anyway, 0.1 ms for a file's head.
+All of the project sees images upright: training, evaluation, checks, caches and prediction. Sizes,
+depth maps, teacher maps and intrinsics are those of the upright image; a depth PNG with a mark of
+its own is turned by that. The mark is read from EXIF or XMP, in JPEG, PNG, WebP and TIFF; a damaged
+mark turns nothing. Costs some 0.02 ms for an image that is decoded anyway, 0.1 ms for the head of a
+file.
 """
 
 import os
@@ -32,7 +33,10 @@ _CHUNK_EXTRA = 12
 
 
 def mark_of(image: Image.Image) -> int:
-    """The mark of a Pillow image: 1 for an upright one, or one without a readable mark, 2 to 8 for turned ones."""
+    """Returns the mark of a Pillow image: 2 to 8 if it must be turned, else 1.
+
+    It is 1 for an upright image, and for one without a readable mark.
+    """
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
         # PngImageFile.getexif decodes all pixels.
@@ -44,16 +48,16 @@ def mark_of(image: Image.Image) -> int:
 
 
 def mark_in(path: Path) -> int:
-    """The mark in a file, from its head; 1 for a file that has none, or that is no image."""
+    """Returns the mark in a file, from its head; 1 if it has none or is no image."""
     try:
         with Image.open(path) as image:
             return mark_of(image)
-    except Exception:  # noqa: BLE001 - a video, or a damaged file, which another door names
+    except Exception:  # noqa: BLE001 - a video, or a damaged file, which decoding reports
         return UPRIGHT
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its mark says; itself where it is upright."""
+    """Returns the image turned as its mark says; the image itself if it is upright."""
     image.load()
     if image.format == "TIFF":  # Pillow has turned it while it was loaded
         return image
@@ -62,7 +66,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened image once it is upright."""
+    """Returns (height, width) of an opened image once it is upright."""
     if image.format == "TIFF":  # Pillow has swapped its sides
         return image.height, image.width
     if mark_of(image) in _SWAP_SIDES:
@@ -71,7 +75,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _has_late_chunks(image: Image.Image) -> bool:
-    """True where a PNG file has chunks behind its pixels, which may hold the mark and aren't read yet."""
+    """Returns True if a PNG file has chunks behind its pixels, which may hold the mark.
+
+    Pillow hasn't read these chunks yet.
+    """
     file = getattr(image, "fp", None)
     if file is None:
         return False

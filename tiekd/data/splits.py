@@ -1,9 +1,9 @@
-"""Split files: one line a frame, `image ground_truth focal`; `None` stands for no ground truth.
+"""Split files: one frame a line, `image ground_truth focal`; `None` stands for no ground truth.
 
-A file of image names alone, as KITTI's benchmark has for its test set, is read too. A leading slash, as in NYU's
-published files, means the data root and not the machine's. 24,000 lines take some 0.05 s. Bytes that are no UTF-8 are
-read as Python reads names of files, so that a list can hold any name.
-Left out: names with blanks, and values between commas, which are refused.
+A file of image names alone, as KITTI's benchmark has for its test set, is read too. A leading
+slash, as in NYU's published files, means the data root and not the machine's. 24,000 lines take
+some 0.05 s. Bytes that are not UTF-8 are read as Python reads names of files, so that a list can
+hold any name. Left out: names with blanks and values between commas, which are refused.
 """
 
 import math
@@ -22,7 +22,13 @@ _FILE = re.compile(r"\.[A-Za-z]{2,5}$|^None$")
 
 
 class SplitLine(NamedTuple):
-    """Paths below the data set's folders, ground_truth None where there is none, focal length in pixels or None."""
+    """One line of a split file.
+
+    Attributes:
+        image: Path below the dataset's folder of images.
+        ground_truth: Path below its folder of depth maps; None if there is none.
+        focal: Focal length in pixels, or None.
+    """
 
     image: str
     ground_truth: str | None
@@ -30,7 +36,11 @@ class SplitLine(NamedTuple):
 
 
 def read_split(path: Path) -> list[SplitLine]:
-    """The frames of a split file, in order. Raises DataError for a missing or empty file and for malformed lines."""
+    """Returns the frames of a split file, in order.
+
+    Raises:
+        DataError: If the file is missing or empty, or a line is malformed.
+    """
     lines = read_lines(path, f"a line is {_LINE}")
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
@@ -40,13 +50,18 @@ def read_split(path: Path) -> list[SplitLine]:
 def read_lines(
     path: Path, rule: str, strip: Callable[[str], str] = str.strip
 ) -> list[tuple[int, str]]:
-    """(number, text) of the lines that aren't blank, numbered from 1.
+    """Returns (number, text) of the lines that aren't blank, numbered from 1.
 
-    rule: tells the user what a line is. strip: what is taken off a line's ends. Raises DataError for a missing, empty
-    or unreadable file, and for one that is no text.
+    Args:
+        path: The text file.
+        rule: Tells the user what a line is.
+        strip: Removes what doesn't count at a line's ends.
+
+    Raises:
+        DataError: If the file is missing, empty, unreadable, or no text.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        if path.exists() and not path.is_file():  # reading a pipe would wait forever
             raise DataError(f"{path}: a folder or device, no split file; give a text file, {rule}")
         data = path.read_bytes()
     except FileNotFoundError:
@@ -68,7 +83,10 @@ def read_lines(
 
 
 def _refuse_other_separators(line: str, where: str) -> None:
-    """Raises DataError for a line of a table whose values commas or semicolons separate; a name may have one."""
+    """Raises DataError for a line whose values are separated by commas or semicolons.
+
+    A single name may contain one.
+    """
     parts = re.split(r"[,;]\s*", line)
     if len(parts) > 1 and (
         re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1
@@ -79,9 +97,17 @@ def _refuse_other_separators(line: str, where: str) -> None:
 
 
 def below_root(name: str, where: str) -> str:
-    """The name without leading slashes. Raises DataError, naming `where`, for one that leads out by `..` or is none.
+    """Returns the name without leading slashes.
 
-    Only the name is looked at: links below the root, and a root that is one, are the user's own and are followed.
+    Only the name is checked. Links below the root, and a root that is a link, are the user's own
+    and are followed.
+
+    Args:
+        name: A path from a split file.
+        where: File and line, for the message.
+
+    Raises:
+        DataError: If the name leaves the root by `..`, or is no name.
     """
     if ".." in name.split("/"):
         raise DataError(f"{where}: {name} leads out of the data root; give a path below it")

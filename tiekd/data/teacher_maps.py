@@ -1,7 +1,8 @@
-"""Folders of cached teacher maps: what their manifest says, and whether a recipe may learn from them.
+"""Folders of cached teacher maps: their manifest, and the check that a recipe may learn from them.
 
-A map is a 16-bit PNG of depth / full scale * 65535, 0 where not valid, named as its data set's `map_name` says. The
-manifest beside them records what made them. Published maps have none; they are taken to be what the recipe needs.
+A map is a 16-bit PNG of depth / full scale * 65535, 0 where not valid, named as its dataset's
+`map_name` says. The manifest beside the maps records how they were made. Published maps have none;
+they are taken to fit the recipe.
 """
 
 import json
@@ -13,20 +14,25 @@ from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
 
 MANIFEST = "manifest.json"
-# Manifests of before images were turned upright by their EXIF orientation have none.
+# Absent from manifests that were written before images were turned upright.
 ORIENTATION = "orientation"
 
 
 def make_manifest(
     recipe: dict, teacher_node: dict, digest: str | None, flip: bool, resize: Mapping | None = None
 ) -> dict:
-    """What a folder's maps are: of which teacher, from which pictures, how encoded.
+    """Returns the manifest of a folder of maps: their teacher, their images and their encoding.
 
-    teacher_node: the teacher's network, or what `teacher` says of one from outside the project; digest: of its weights,
-    None where it doesn't show them. resize: the node of the teacher's working resolution, left out where there is none.
+    max_depth_m is the recipe's. full_scale_m, which 65535 stands for, is the larger of the recipe's
+    and the teacher's range: a teacher that sees farther than its student must not be clipped before
+    the student's head decides on it.
 
-    max_depth_m is the recipe's. full_scale_m, what 65535 stands for, is the larger one of the recipe's and the
-    teacher's: a teacher that sees farther than its student must not be cut before the student's head decides on it.
+    Args:
+        recipe: The whole recipe.
+        teacher_node: The teacher's network node, or the `teacher` node of an external teacher.
+        digest: Digest of the teacher's weights; None if they aren't accessible.
+        flip: True if the maps are averaged over the image and its mirror image.
+        resize: Node of the teacher's working resolution; left out if there is none.
     """
     max_depth_m = float(recipe["network"]["max_depth"])
     sees_m = max_depth_m
@@ -53,12 +59,16 @@ def make_manifest(
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    """Writes it so that it is whole or not there."""
+    """Writes the manifest so that it is whole or absent."""
     image_io.write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a folder of maps, None when it has none. Raises DataError for one that can't be read."""
+    """Returns the manifest of a folder of maps, None if it has none.
+
+    Raises:
+        DataError: If it can't be read, or is no manifest of maps.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -82,19 +92,22 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def full_scale_m(folder: Path, max_depth: float) -> float:
-    """Metres that a map's 65535 stands for: as the manifest says, or max_depth where there is none."""
+    """Returns the metres that 65535 stands for: the manifest's, or max_depth without a manifest."""
     manifest = read_manifest(folder)
     return max_depth if manifest is None else float(manifest["full_scale_m"])
 
 
 def are_of_stored_pixels(folder: Path | None) -> bool:
-    """True for maps that were made before images were turned upright: they fit those only that no mark turns."""
+    """Returns True for maps made before images were turned upright.
+
+    They fit only images that no orientation mark turns.
+    """
     manifest = None if folder is None else read_manifest(folder)
     return manifest is not None and ORIENTATION not in manifest
 
 
 def check(folder: Path, recipe: dict) -> None:
-    """Raises TeacherError where maps were made for another depth range or from otherwise cut pictures."""
+    """Raises TeacherError if maps were made for another depth range or another crop."""
     manifest = read_manifest(folder)
     if manifest is None:
         return
@@ -112,7 +125,7 @@ def check(folder: Path, recipe: dict) -> None:
 
 
 def describe(folder: Path) -> str:
-    """One line for the log: what the maps are, or the warning that nobody knows."""
+    """Describes the maps in one line for the log; a warning if they have no manifest."""
     manifest = read_manifest(folder)
     if manifest is None:
         return (
@@ -121,6 +134,7 @@ def describe(folder: Path) -> str:
         )
     digest = manifest["teacher_digest"]
     name = manifest.get("teacher_network", {}).get("name")
+    # An external teacher is known by name, one of this project by its weights' digest.
     parts = [name] if name else []
     parts += [f"the weights with digest {digest[:12]}"] if digest else []
     parts += [] if name else [f"flip averaging {'on' if manifest['flip'] else 'off'}"]

@@ -1,8 +1,9 @@
-"""The built-in data set: small deterministic driving scenes with exact depth, in the published KITTI layout.
+"""The built-in dataset: small deterministic driving scenes with exact depth, in KITTI's layout.
 
-For people who have no KITTI. Every scene is a pure function of (seed, index, height, width): a random street is
-laid out, ray-cast on a flat ground and shaded (tiekd/data/rendering/), then sampled like a 64-beam LiDAR. About 0.05 s
-for 128x416 and 0.4 s for 375x1242 on one core; NumPy only. Scenes are independent pictures: no video, no stereo.
+It is for users without KITTI. Every scene is a pure function of (seed, index, height, width): a
+random street is laid out, ray-cast on a flat ground and shaded (tiekd/data/rendering/), then
+sampled like a 64-beam LiDAR. About 0.05 s for 128x416 and 0.4 s for 375x1242 on one core; NumPy
+only. Scenes are independent images: no video, no stereo.
 """
 
 import json
@@ -31,7 +32,7 @@ MAX_DEPTH_M = 80.0
 FIRST_HELD_OUT_INDEX = (
     1_000_000  # scenes from here on are for validation, whatever the size of the training set
 )
-_RENDERER = 1  # goes up when the same parameters give other pictures
+_RENDERER = 1  # increased when the same parameters give other images
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
 _TRAIN_DRIVE = f"{_DATE}_drive_0001_sync"
@@ -41,10 +42,13 @@ _RETURNS_SHARE = 0.046
 
 
 class Scene(NamedTuple):
-    """image (H, W, 3) uint8 RGB; depth and sparse_depth (H, W) float32 z-depth in metres, 0 where none.
+    """One rendered scene.
 
-    depth is exact wherever a surface is within 80 m; sparse_depth has it at the LiDAR's pixels, 3..5 % of all.
-    intrinsics (3, 3) float64, pixels.
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        depth: (H, W) float32 z-depth in metres, exact wherever a surface is within 80 m, else 0.
+        sparse_depth: (H, W) float32, `depth` at the LiDAR's pixels, 3..5 % of all; 0 elsewhere.
+        intrinsics: (3, 3) float64, pixels.
     """
 
     image: np.ndarray
@@ -54,9 +58,18 @@ class Scene(NamedTuple):
 
 
 def render(seed: int, index: int, height: int, width: int) -> Scene:
-    """Scene `index` of the set `seed`; the same arguments give the same bytes in every process.
+    """Renders scene `index` of the set `seed`; the same arguments give the same bytes everywhere.
 
-    The same street is seen at every size. seed and index must be >= 0, height and width >= 32 pixels (RecipeError).
+    The same street is seen at every size.
+
+    Args:
+        seed: Number of the set, from 0.
+        index: Number of the scene, from 0.
+        height: Pixels, from 32.
+        width: Pixels, from 32.
+
+    Raises:
+        RecipeError: If a number is out of its range.
     """
     if seed < 0 or index < 0:
         raise RecipeError(f"scene seed (={seed}) and index (={index}) must be 0 or more")
@@ -64,11 +77,13 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
         raise RecipeError(
             f"scene size (height={height}, width={width}) must be 32 pixels or more each way"
         )
+    # Independent random streams, so that a change to one stage leaves the others as they are.
     camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(
         4
     )
     camera = random_camera(camera_seed, height, width)
     street = random_street(Draw(street_seed))
+    # Cast rays, then keep depth within the range.
     hits = cast(camera, street.solids)
     near = hits.inverse_depth >= 1 / MAX_DEPTH_M
     depth = np.where(near, 1 / np.where(near, hits.inverse_depth, 1), np.float32(0))
@@ -81,13 +96,14 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
         + np.float32(0.5)
     )
     image = np.minimum(np.maximum(picture, 0), 255).astype(np.uint8)
+    # Sample the exact depth at the LiDAR's pixels.
     sparse = np.where(_lidar_pixels(camera, lidar_seed), depth, np.float32(0))
     intrinsics = np.array([[camera.focal, 0, camera.cx], [0, camera.focal, camera.cy], [0, 0, 1]])
     return Scene(image, depth, sparse, intrinsics)
 
 
 def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Camera:
-    """KITTI's camera 1.55..1.75 m above the ground, a little turned: yaw, pitch and roll of a car that drives."""
+    """Returns KITTI's camera 1.55..1.75 m above the ground, turned a little as in a moving car."""
     draw = Draw(seed)
     return look(
         draw.span(1.55, 1.75),
@@ -100,10 +116,11 @@ def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Came
 
 
 def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
-    """Pixels (H, W) bool that a LiDAR at the camera samples: rows of beams, azimuth steps, a few lost at random.
+    """Returns the (H, W) bool mask of pixels that a LiDAR at the camera samples.
 
-    The beams are those of a 64-beam sensor (+2 to -8.3 degrees every 1/3, then to -24.3 every 1/2; azimuth every 0.17),
-    spread or thinned so that the share of pixels is that of KITTI at any picture size.
+    There are rows of beams and azimuth steps, of which a few are lost at random. The beams are
+    those of a 64-beam sensor (+2 to -8.3 degrees every 1/3, then to -24.3 every 1/2; azimuth every
+    0.17), spread or thinned so that the share of pixels is that of KITTI at any image size.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     full = _beam_pixels(camera, 1.0, 0.5)
@@ -116,7 +133,10 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
 
 
 def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of all samples in the picture, with `density` times the beams and azimuth steps."""
+    """Returns rows and columns of all samples in the image.
+
+    `density` multiplies the number of beams and of azimuth steps.
+    """
     beams = [(k + phase) / density for k in range(math.ceil(64 * density))]
     slopes = [
         math.tan(math.radians((b - 6) / 3 if b < 31 else 25 / 3 + (b - 31) / 2)) for b in beams
@@ -148,15 +168,30 @@ def write_kitti_layout(
     dense_val: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes scenes below `root` as KITTI is laid out: input/, gt_depth/, kitti_eigen_train.txt, kitti_eigen_test.txt.
+    """Writes scenes below `root` in KITTI's layout.
 
-    Depth is uint16 PNG, metres * 256, the sparse LiDAR; with `dense_val`, gt_dense/ has the exact depth of the
-    validation scenes under the same names. Validation scenes never are training scenes of the same seed, whatever
-    num_train. `progress(done, total)` is called after every scene.
+    It has input/, gt_depth/, kitti_eigen_train.txt and kitti_eigen_test.txt. Depth is uint16 PNG,
+    metres * 256, at the LiDAR's pixels. Validation scenes are never training scenes of the same
+    seed, whatever num_train.
 
-    Nothing appears at `root` before all is written: a killed run leaves only `<root>.partial-<pid>-...` beside it,
-    which may be deleted. Several processes may call this at once; the first to finish wins. A complete set with the
-    same parameters is left as it is; with others, or when root holds anything else, DataError.
+    Nothing appears at `root` before everything is written: a killed run leaves only
+    `<root>.partial-<pid>-...` beside it, which may be deleted. Several processes may call this at
+    once; the first to finish wins. A complete set with the same parameters is kept.
+
+    Args:
+        root: The folder to create.
+        seed: Number of the set, from 0.
+        height: Pixels, from 32.
+        width: Pixels, from 32.
+        num_train: Number of training scenes.
+        num_val: Number of validation scenes.
+        dense_val: Also write the exact depth of the validation scenes to gt_dense/, under the same
+            names.
+        progress: Called with (done, total) after every scene.
+
+    Raises:
+        RecipeError: If a number is out of its range.
+        DataError: If root holds a set with other parameters, or anything else.
     """
     root = Path(os.path.realpath(root))
     wanted = {"renderer": _RENDERER, "seed": seed, "height": height, "width": width}
@@ -227,18 +262,35 @@ def build(
     seed: int = 0,
     maps: str | None = None,
 ) -> Frames:
-    """The rendered set as a data set, written below `root` on first use. Collective."""
+    """Builds the rendered set as a dataset; writes it below `root` on first use. Collective.
+
+    Args:
+        root: Folder of the set.
+        split: "train" or "val".
+        max_depth: The network's range in metres.
+        needs_ground_truth: As in `kitti.build`; all scenes have ground truth.
+        height: Pixels, from 32.
+        width: Pixels, from 32.
+        num_train: Number of training scenes.
+        num_val: Number of validation scenes.
+        seed: Number of the set, from 0.
+        maps: Folder of cached teacher maps, read for training frames only.
+    """
     paths.refuse_unfilled(root, "data.root")
     if comm.is_main():
         write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
     comm.barrier()
-    # Finds the set that the main rank wrote, and writes another one where `root` is on another machine's own disk.
+    # Finds the set that rank 0 wrote; if `root` is on another machine's own disk, writes one there.
     write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
     return kitti.build(root, split, max_depth, needs_ground_truth, kb_crop=None, maps=maps)
 
 
 def _holds(root: Path, wanted: dict) -> bool:
-    """Whether root is a complete set with these parameters; False when there is nothing; DataError otherwise."""
+    """Returns True if root is a complete set with these parameters, False if there is nothing.
+
+    Raises:
+        DataError: If root holds anything else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
