@@ -198,7 +198,7 @@ class Frames(torch.utils.data.Dataset):
         whole = self._whole(frame, image, depth)
         if teacher_depth is None:
             return self._cut(whole, frame)
-        # Maps made from unturned pixels would be misread without an error if image sides are equal.
+        # Sizes alone don't reveal maps of unturned pixels: some marks leave the sides as they are.
         if self.maps_of_stored_pixels and self.is_turned(index):
             raise DataError(
                 f"{self.maps / self.map_name(index)}: made before images were turned upright, as "

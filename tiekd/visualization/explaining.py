@@ -1,8 +1,9 @@
-"""Why a student predicts what it predicts: at a few marked pixels, what it learns from and what it says, bin by bin.
+"""Explains a student's prediction at a few pixels: its target and its output, bin by bin.
 
-For networks with a DPM head. The pixels are chosen by a rule that depends on the frame's depths alone, so a frame shows
-the same ones at every evaluation: one near, one of middle depth, one far and one at an edge of a thing. A picture takes
-some 100 ms on the CPU. Left out: heads whose bins move with the image.
+It is for networks with a DPM head. A rule that depends on the frame's depths alone chooses the
+pixels, so a frame shows the same ones at every evaluation: one near, one of middle depth, one far
+and one at the edge of an object. A panel takes some 100 ms on the CPU. Left out: heads whose bins
+move with the image.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.visualization.charts import Curve, Mark, chart, legend
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
-# The pixel nearest to the middle column whose depth is within _SAME of these quantiles of the frame's depths.
+# Of the pixels whose depth is within _SAME of these quantiles of the frame's depths, the one
+# nearest to the middle column is chosen.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}
 _SAME = 0.05
 _EDGE_RADIUS = 2
@@ -33,9 +35,16 @@ _SHOWN_MASS = 0.995  # of each distribution lies within a chart's range
 
 
 class Pixel(NamedTuple):
-    """A pixel of a picture, and its two distributions over the same bins.
+    """A pixel of an image, with its two distributions over the same bins.
 
-    truth: metres, 0 where it was not measured. target, student: (K,) probabilities; centres: (K,) metres.
+    Attributes:
+        name: "near", "middle", "far" or "edge".
+        row: Its row.
+        column: Its column.
+        truth: Metres, 0 where not measured.
+        target: (K,) probabilities that the student learns from.
+        student: (K,) probabilities that it predicts.
+        centres: (K,) metres, the bins' centres.
     """
 
     name: str
@@ -48,11 +57,20 @@ class Pixel(NamedTuple):
 
 
 def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int, int]]:
-    """Up to four (name, row, column) from two (H, W) maps in metres, not above 0 where unknown.
+    """Chooses up to four pixels of a frame.
 
-    They are where both are known, or the target is where no truth is, and keep off the border and each other.
+    They lie where both depths are known, or the target if there is no truth, and keep away from the
+    border and each other.
+
+    Args:
+        truth: (H, W) metres, not above 0 where unknown.
+        target: (H, W) metres, not above 0 where unknown.
+
+    Returns:
+        (name, row, column) of each.
     """
     height, width = target.shape
+    # Candidates: known pixels away from the border, thinned to a bounded number.
     known = np.isfinite(target) & (target > 0)
     both = known & (truth > 0)
     border = max(min(height, width) // 25, _EDGE_RADIUS)
@@ -64,7 +82,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         return []
     logs = np.log(target[rows, columns])
     off_middle = np.abs(columns - width / 2) / width
-    # The edge comes first, for it has the fewest places; it stands last in the list.
+    # Edges are chosen first, since they have the fewest candidates, and listed last.
     ranks = {"edge": -_spread(target, known, rows, columns)}
     for name, log in zip(_QUANTILES, np.quantile(logs, list(_QUANTILES.values())), strict=True):
         away = np.abs(logs - log)
@@ -81,13 +99,20 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
 
 @torch.no_grad()
 def explain(head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray) -> list[Pixel]:
-    """The chosen pixels of one frame, from what its head is given, (1, C, h, w), and (H, W) maps in metres.
+    """Returns the chosen pixels of one frame with their distributions.
 
-    The target's distribution is the one of the pixel's cell of the head, as the divergence has it. A pixel that the
-    head ignores, or at which the student's numbers are not finite, is left out.
+    The target's distribution is that of the pixel's cell of the head, as in the divergence. A pixel
+    that the head ignores, or at which the student's numbers are not finite, is left out.
+
+    Args:
+        head: The student's head.
+        features: (1, C, h, w), the head's input.
+        truth: (H, W) metres, 0 where unknown.
+        target: (H, W) metres, 0 where unknown.
     """
     found = []
     for name, row, column in choose_pixels(truth, target):
+        # The target's distribution in the pixel's cell.
         top, left = (place // head.stride * head.stride for place in (row, column))
         patch = torch.from_numpy(
             target[top : top + head.stride, left : left + head.stride].copy()
@@ -97,7 +122,8 @@ def explain(head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray) 
         q, valid = cell_target(
             patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
         )
-        # A decoder can overshoot a size that its strides don't divide.
+        # The student's, at the pixel's feature. A decoder's output can be larger than a size that
+        # its strides don't divide.
         i, j = (
             row * features.shape[2] // truth.shape[0],
             column * features.shape[3] // truth.shape[1],
@@ -116,9 +142,15 @@ def explain(head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray) 
 def explanation(
     pictures: dict[str, np.ndarray], pixels: list[Pixel], target_name: str
 ) -> np.ndarray:
-    """The panel: (H, W, 3) uint8 pictures of one frame by their titles, with the pixels marked, and a chart a pixel.
+    """Draws a panel of a frame's images with marked pixels, and a chart per pixel.
 
-    target_name: where the target comes from. Returns (height, width, 3) uint8.
+    Args:
+        pictures: (H, W, 3) uint8 images of one frame by their titles.
+        pixels: The pixels, of which four are shown.
+        target_name: Where the target comes from.
+
+    Returns:
+        (height, width, 3) uint8.
     """
     height, width = next(iter(pictures.values())).shape[:2]
     charts_height = 2 * _CHART[1] + _GAP
@@ -133,6 +165,7 @@ def explanation(
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
     y = top
+    # Images at the left, with marked pixels.
     for title, picture in pictures.items():
         draw.text(
             (_MARGIN + cell[0] / 2, y + 10),
@@ -143,6 +176,7 @@ def explanation(
         )
         canvas.paste(_marked(resized(picture, cell), pixels, cell[1] / height), (_MARGIN, y + 22))
         y += cell[1] + 24
+    # Legend at the top.
     x: float = left
     for colour, name, dashed in (
         (_TARGET, f"learns from the {target_name}", False),
@@ -152,6 +186,7 @@ def explanation(
         (_TRUTH, "ground truth", True),
     ):
         x = legend(draw, (x, 18), font, colour, name, dashed)
+    # Charts at the right, two by two.
     for i, pixel in enumerate(pixels[:4]):
         place = (left + i % 2 * (_CHART[0] + _GAP), top + i // 2 * (_CHART[1] + _GAP))
         canvas.paste(Image.fromarray(_chart(i + 1, pixel)), place)
@@ -170,7 +205,9 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
     return chart(
         [Curve(pixel.centres, percents[0], _TARGET), Curve(pixel.centres, percents[1], _STUDENT)],
         _CHART,
-        title=f"{number} {pixel.name}: {truth}target {expected[0]:.2f}, student {expected[1]:.2f} m",
+        title=(
+            f"{number} {pixel.name}: {truth}target {expected[0]:.2f}, student {expected[1]:.2f} m"
+        ),
         x_label="depth in metres; upwards % in each bin",
         marks=marks,
         x_range=_range(pixel, [mark.x for mark in marks]),
@@ -179,7 +216,10 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
 
 
 def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
-    """Metres that hold the marks and nearly all of both distributions, with some room, within the bins."""
+    """Returns metres that include the marks and nearly all of both distributions.
+
+    There is some room at both sides, within the bins.
+    """
     ends = list(xs)
     for p in (pixel.target, pixel.student):
         bins = np.searchsorted(p.cumsum() / p.sum(), [1 - _SHOWN_MASS, _SHOWN_MASS])
@@ -191,7 +231,7 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
 
 
 def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
-    """The picture with a ring around each pixel and its number beside, white on black so that any ground shows it."""
+    """Draws a ring around each pixel with its number, white on black to show on any background."""
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(13)
     for number, pixel in enumerate(pixels, start=1):
@@ -216,7 +256,7 @@ def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Im
 def _spread(
     target: np.ndarray, known: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """(N,) ratios of the farthest to the nearest known depth around each pixel."""
+    """Returns (N,) ratios of the farthest to the nearest known depth around each pixel."""
     nearest, farthest = np.full(len(rows), np.inf), np.zeros(len(rows))
     steps = range(-_EDGE_RADIUS, _EDGE_RADIUS + 1)
     for i, j in ((i, j) for i in steps for j in steps):

@@ -1,8 +1,9 @@
-"""A few validation frames, always the same ones, as the student of an evaluation sees them.
+"""A few fixed validation frames, as the student of an evaluation sees them.
 
-Read and taught once, then kept on the host: 15 bytes a pixel, some 6 MB for a KITTI frame. On the rank that asks, with
-no collective: an evaluation of hundreds of frames costs a few more. Left out: flip averaging, which the evaluation's
-figures may have; the pictures show what one forward gives.
+Frames are read and the teacher runs once; both are then kept on the host: 15 bytes a pixel, some 6
+MB per KITTI frame. It runs on the calling rank, without collectives: to an evaluation of hundreds
+of frames it adds the time of a few more. Left out: flip averaging, which the evaluation's figures
+may include; the images show what one forward gives.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +23,18 @@ from tiekd.visualization.views import View, views
 
 
 class ShownFrames:
-    """num_frames of the dataset, evenly spaced. network: the evaluation's, filled by it. teacher: as the loop has it;
-    None for none. crop, cap: the evaluation's; a cap of None is the network's max_depth. resize: the working
-    resolution, at which they are shown."""
+    """Evenly spaced frames of a dataset, with the network and teacher to show.
+
+    Args:
+        dataset: The validation set.
+        network: The evaluation's network, which the evaluation fills.
+        teacher: Returns the teacher's depth of a batch, as in the loop; None without a teacher.
+        device: The network's device.
+        crop: The evaluation's crop.
+        num_frames: The largest number of frames.
+        cap: The evaluation's cap in metres; None for the network's max_depth.
+        resize: The working resolution, at which the frames are shown.
+    """
 
     def __init__(
         self,
@@ -50,7 +60,7 @@ class ShownFrames:
         self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def views(self) -> list[View]:
-        """One of each frame, all explained. Raises DataError."""
+        """Returns one view of each frame, each with explained pixels. Raises DataError."""
         if not self._kept:
             batches = validation_batches(
                 self.chosen, 1, 0, 1, 0, self.device, resize=self.resize, resized_depth=True
@@ -62,9 +72,17 @@ class ShownFrames:
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
-        """student - truth in metres at all measured pixels of the views that an evaluation counts, by its ranges of
-        the truth (tiekd/evaluation/range_errors.py), named like `0-20m`; a range that nothing was measured in is left
-        out."""
+        """Returns student - truth by range of the truth, at all pixels that an evaluation counts.
+
+        The ranges are the evaluation's (tiekd/evaluation/range_errors.py), named like `0-20m`. A
+        range in which nothing was measured is left out.
+
+        Args:
+            shown: The views.
+
+        Returns:
+            (N,) metres by range.
+        """
         found = {}
         for low, high in bounds_m(self.cap):
             errors = []

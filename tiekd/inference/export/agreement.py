@@ -1,10 +1,11 @@
-"""What an exported file says against what `load_student` says, on pictures at their own size; and how long both take.
+"""Compares an exported file with `load_student`, on images at their own size, and times both.
 
-The student shares nothing with the file's graph: its pictures are resized in integers and normalised by training's own
-table, the DPM head has its own kernel, and readouts come up to the picture's size by indices. Limits are on the 99.9th
-percentile over pixels and on the largest difference. A readout that picks the likeliest bin jumps where two bins are
-equally likely, which rounding decides: pixels with such a tie don't count; `local` has no limit on the largest
-difference, since a bin at the end of its reach may be one or the other.
+The student shares nothing with the file's graph: its images are resized in integers and normalised
+by training's own table, the DPM head has its own kernel, and readouts are brought to the image's
+size by indices. Limits hold for the 99.9th percentile over pixels and for the largest difference. A
+readout that selects the likeliest bin jumps where two bins are equally likely, and rounding
+decides: pixels with such a tie don't count. `local` has no limit on the largest difference, since a
+bin at the end of its reach may be included or not.
 """
 
 import math
@@ -22,7 +23,7 @@ from tiekd.inference.student import Student
 LIMITS_M = 1e-3, 1e-2  # float32: p99.9 and largest
 HALF_LIMITS = 1 / 100, 1 / 20  # float16: the same, in shares of the network's max_depth
 CONFIDENCE_LIMITS = 1e-3, 5e-2  # p99.9 in float32 and in float16
-# In float32 and in float16: two bins whose probabilities differ by less are equally likely.
+# In float32 and in float16: two bins are equally likely if their probabilities differ by less.
 TIES = (
     1e-4,
     5e-2,
@@ -32,8 +33,15 @@ RUNS_S = 10.0
 
 
 class Limits(NamedTuple):
-    """What may differ. depth_p999, depth_max: metres; confidence_p999: of a probability; None where anything may.
-    tie: pixels whose two likeliest bins differ by less in probability don't count; None where all count."""
+    """The largest differences that are allowed.
+
+    Attributes:
+        depth_p999: Metres, 99.9th percentile.
+        depth_max: Metres; None for no limit.
+        confidence_p999: Of a probability.
+        tie: Pixels whose two likeliest bins differ by less in probability don't count; None if all
+            count.
+    """
 
     depth_p999: float
     depth_max: float | None
@@ -42,9 +50,18 @@ class Limits(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """One batch of pictures. size: (B, H, W); low, high: of the network's depth; depth_p999, depth_max: of the
-    differences, all in metres, NaN where no pixel counts; confidence_p999: None without; ties: the share of pixels that
-    don't count, None where all do."""
+    """The comparison on one batch of images.
+
+    Attributes:
+        size: (B, H, W).
+        low: Smallest depth of the network, metres.
+        high: Largest depth of the network, metres.
+        depth_p999: 99.9th percentile of the differences, metres; NaN if no pixel counts.
+        depth_max: Largest difference, metres; NaN if no pixel counts.
+        confidence_p999: 99.9th percentile for confidence; None without that output.
+        limits: What is allowed.
+        ties: Share of pixels that don't count; None if all do.
+    """
 
     size: tuple[int, int, int]
     low: float
@@ -56,7 +73,7 @@ class Agreement(NamedTuple):
     ties: float | None = None
 
     def holds(self) -> bool:
-        """Whether all is within the limits; NaN isn't."""
+        """Returns True if all differences are within the limits; NaN is not."""
         return (
             math.isfinite(self.depth_max)
             and self.depth_p999 <= self.limits.depth_p999
@@ -85,23 +102,30 @@ class Agreement(NamedTuple):
 
 
 class Reference:
-    """What `load_student` makes of (B, 3, H, W) uint8 pictures, with the outputs of the file."""
+    """`load_student`'s results for (B, 3, H, W) uint8 images, with the outputs of the file."""
 
     def __init__(self, student: Student, confidence: bool):
         self.student = student
         self.confidence = confidence
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Returns (depth,) or (depth, confidence) of the images at their own size."""
         reading = self.student.predict(pixels, self.confidence)
         return (reading.depth, reading.confidence) if self.confidence else (reading.depth,)
 
     def counts(self, pixels: Tensor, tie: float | None) -> Tensor | None:
-        """(B, 1, H, W), False where two bins are equally likely; None where all pixels count."""
+        """Returns (B, 1, H, W), False where two bins are equally likely; None if all count."""
         return None if tie is None else self.student.margins(pixels) >= tie
 
 
 def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
-    """The limits of an export of a network up to max_depth metres."""
+    """Returns the limits of an export.
+
+    Args:
+        half: True for float16.
+        readout: "mean", "mode" or "local".
+        max_depth: The network's range in metres.
+    """
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
         return Limits(p999, largest, CONFIDENCE_LIMITS[half])
@@ -110,7 +134,17 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
 
 
 def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Limits) -> Agreement:
-    """What the file (`run`) and the student make of a batch of uint8 pictures. Raises ExportError for other shapes."""
+    """Compares the file with the student on a batch of images.
+
+    Args:
+        run: The file as a function of the images.
+        reference: The student.
+        pictures: (B, 3, H, W) uint8.
+        limits: What is allowed.
+
+    Raises:
+        ExportError: If shapes or dtypes differ.
+    """
     found = run(pictures)
     wanted = reference(pictures)
     for got, right in zip(found, wanted, strict=True):
@@ -120,6 +154,7 @@ def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Lim
                 f"{tuple(right.shape)}; nothing is written"
             )
     errors = [(got - right).abs().flatten() for got, right in zip(found, wanted, strict=True)]
+    # Leave out pixels at which rounding decides between two bins.
     counts = reference.counts(pictures, limits.tie)
     ties = None
     if counts is not None:
@@ -139,7 +174,7 @@ def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Lim
 
 
 def refuse_disagreement(agreements: Sequence[Agreement], path: Path) -> None:
-    """Raises ExportError that shows the first row beyond its limits."""
+    """Raises ExportError that shows the first comparison beyond its limits."""
     for row in agreements:
         if row.ties == 1:
             raise ExportError(
@@ -154,7 +189,10 @@ def refuse_disagreement(agreements: Sequence[Agreement], path: Path) -> None:
 
 
 def latency_ms(run: Callable, picture: Tensor) -> float:
-    """Median over a few runs, at most some ten seconds' worth, after one that doesn't count."""
+    """Returns the median time of a run in ms, over RUNS runs or about RUNS_S seconds.
+
+    One run before them isn't counted.
+    """
     run(picture)
     times = []
     while len(times) < RUNS and sum(times) < RUNS_S:

@@ -1,8 +1,9 @@
-"""ONNX files of exported programs, and running them with ONNX Runtime on the CPU.
+"""Writes ONNX files of exported programs, and runs them with ONNX Runtime on the CPU.
 
-torch's exporter (its `dynamo` one; the older is going) makes standard operators only and folds constants and norms.
-What it notes at each operator about these sources is taken out; what a user of the file has to know is put in.
-ONNX Runtime 1.29 and later tell their maker of every start, unless the environment says before that they must not.
+torch's exporter (`dynamo=True`; the older one is being removed) uses standard operators only and
+folds constants and norms. The source locations that it notes at each operator are removed; metadata
+for the file's users is added. ONNX Runtime 1.29 and later send telemetry at every start unless the
+environment forbids it beforehand.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ LARGEST_BYTES = 2**31 - 2**24  # of a protobuf file, less what the operators nee
 
 
 def check_packages() -> None:
-    """Raises ExportError where a package is missing."""
+    """Raises ExportError if a package is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
@@ -39,7 +40,18 @@ def write(
     open_sizes: bool,
     facts: dict[str, str],
 ) -> None:
-    """One file, weights within. facts: its metadata. Raises ExportError where it would be too large for one."""
+    """Writes one file that contains the weights.
+
+    Args:
+        path: The file.
+        program: The traced network.
+        outputs: Names of the outputs, in order.
+        open_sizes: True if batch and sizes are open.
+        facts: Metadata.
+
+    Raises:
+        ExportError: If it would be too large for one file.
+    """
     num_bytes = sum(
         tensor.numel() * tensor.element_size() for tensor in program.state_dict.values()
     )
@@ -70,7 +82,7 @@ def write(
 
 
 def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """The file as a function of a picture, on as many threads as torch has."""
+    """Loads the file as a function of an image tensor, on as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

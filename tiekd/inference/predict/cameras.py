@@ -1,4 +1,4 @@
-"""Which camera took a picture: what the user says, what the recipe says, or what the data set is known for."""
+"""The camera of an image: as the user gives it, as the recipe has it, or the dataset's own."""
 
 import importlib
 import math
@@ -11,7 +11,11 @@ from tiekd.errors import DataError, RecipeError
 
 
 def parse_intrinsics(text: str | None) -> Camera | None:
-    """The option --intrinsics FX,FY,CX,CY: pixels of the whole, upright picture, focal lengths above 0."""
+    """Parses the option --intrinsics FX,FY,CX,CY: pixels of the whole, upright image.
+
+    Raises:
+        RecipeError: If it isn't four numbers with focal lengths above 0.
+    """
     if text is None:
         return None
     try:
@@ -27,9 +31,14 @@ def parse_intrinsics(text: str | None) -> Camera | None:
 
 
 class Cameras:
-    """The camera of each picture. given: one for all of them; data: the recipe's `data`, asked where there is none.
+    """The camera of each image.
 
-    Raises RecipeError where neither can know any camera.
+    Args:
+        given: One camera for all images, or None.
+        data: The recipe's `data`, which is used if none is given.
+
+    Raises:
+        RecipeError: If neither has a camera.
     """
 
     def __init__(self, given: Camera | None, data: dict):
@@ -53,9 +62,18 @@ class Cameras:
         self.known = getattr(module, "known_camera", None)
 
     def of(self, path: Path, height: int, width: int) -> Camera:
-        """The camera of an upright picture of this size. Raises DataError where it isn't known, or is that of the data
-        set's own recordings, which no orientation mark turns, and the picture has one. What a user gives is of the
-        upright picture."""
+        """Returns the camera of an upright image.
+
+        Args:
+            path: The image's file.
+            height: Pixels.
+            width: Pixels.
+
+        Raises:
+            DataError: If the camera isn't known; or if it is that of the dataset's recordings,
+                which no orientation mark turns, but the image has a mark. A camera that the user
+                gives is that of the upright image.
+        """
         if self.given is None and orientation.mark_in(path) != orientation.UPRIGHT:
             raise DataError(
                 f"{path}: its orientation mark turns it, and the data set's camera is of the "

@@ -1,13 +1,14 @@
-"""What prediction writes, and where: one folder a kind below --out, in each the tree of the inputs.
+"""Writes the files of a prediction: one folder per kind below --out, mirroring the inputs' tree.
 
-    depth/       16-bit PNG in the data set's unit, as the `folder` data set reads it; 0 nowhere
+    depth/       16-bit PNG in the dataset's unit, as the `folder` dataset reads it; never 0
     colour/      PNG with a scale in metres; of a video one MP4
     raw/         NPY, (H, W) float32 metres
     points/      PLY, camera coordinates in metres, coloured
     confidence/  8-bit PNG, 255 for certain; with raw also NPY, (H, W) float32 from 0 to 1
     times/       CSV of a video's frames
 
-Every file is whole or not there. What exists is left alone unless the user says so, and inputs are never written to.
+Every file is whole or absent. Existing files are kept unless the user says otherwise, and inputs
+are never overwritten.
 """
 
 import importlib
@@ -35,8 +36,16 @@ DEFAULT_UNITS_PER_M = 256.0
 
 @dataclass(frozen=True)
 class Outputs:
-    """units_per_m: levels of depth/ that make a metre; max_depth: metres at the far end of the colours; raw, points,
-    confidence: whether these kinds are written."""
+    """The kinds of files to write, and their settings.
+
+    Attributes:
+        folder: The folder of all outputs.
+        units_per_m: Levels of depth/ per metre.
+        max_depth: Metres at the far end of the colours.
+        raw: Write raw/.
+        points: Write points/.
+        confidence: Write confidence/.
+    """
 
     folder: Path
     units_per_m: float
@@ -46,7 +55,7 @@ class Outputs:
     confidence: bool = False
 
     def of(self, name: str) -> dict[str, Path]:
-        """The files of a picture by kind."""
+        """Returns the files of an image by kind."""
         places = {"depth": ("depth", ".png"), "colour": ("colour", ".png")}
         if self.raw:
             places["raw"] = "raw", ".npy"
@@ -62,14 +71,22 @@ class Outputs:
         }
 
     def of_video(self, name: str) -> dict[str, Path]:
-        """The files of a video, and under each other kind's name the folder of its frames."""
+        """Returns the files of a video, and for each other kind the folder of its frames."""
         return {kind: path.parent for kind, path in self.of(f"{name}/0").items()} | {
             "colour": self.folder / "colour" / f"{name}.mp4",
             "times": self.folder / "times" / f"{name}.csv",
         }
 
     def check(self, inputs: Iterable[Input], overwrite: bool) -> None:
-        """Raises DataError where an input, or without `overwrite` any file that is there, would be written to."""
+        """Checks that no input, and without `overwrite` no existing file, would be overwritten.
+
+        Args:
+            inputs: The inputs.
+            overwrite: Allow existing files to be replaced.
+
+        Raises:
+            DataError: If one would be.
+        """
         inputs = list(inputs)
         sources = {os.path.realpath(item.path) for item in inputs}
         there: list[Path] = []
@@ -98,9 +115,19 @@ class Outputs:
         camera: Camera | None = None,
         colour: bool = True,
     ) -> None:
-        """Writes the files of one picture. rgb: (H, W, 3) uint8; depth, confidence: (H, W) float32.
+        """Writes the files of one image.
 
-        colour: whether to write that kind, too. Raises DataError and OSError where the disk doesn't take them.
+        Args:
+            name: Name of the outputs.
+            rgb: (H, W, 3) uint8.
+            depth: (H, W) float32, metres.
+            confidence: (H, W) float32, 0 to 1, if that kind is written.
+            camera: The camera, if points are written.
+            colour: Write colour/ too.
+
+        Raises:
+            DataError: If a file can't be written.
+            OSError: If a file can't be written.
         """
         files = self.of(name)
         if not colour:
@@ -120,21 +147,26 @@ class Outputs:
             write_durably(files["raw_confidence"], _npy(confidence))
 
     def remove_frames_from(self, name: str, count: int) -> None:
-        """Removes what an earlier, longer video of this name has left: its files of the frames numbered from count."""
+        """Removes files of frames from number `count` on, left by a longer video of this name."""
         for path in self.of(f"{name}/0").values():
             for old in path.parent.glob(f"*{path.suffix}"):
                 if re.fullmatch(r"\d{6,}", old.stem) and int(old.stem) >= count:
                     old.unlink()
 
     def coloured(self, depth: np.ndarray) -> np.ndarray:
-        """(H, W) metres -> (H, W + bar, 3) uint8."""
+        """Converts (H, W) metres to (H, W + bar, 3) uint8."""
         return with_bar(pictures.colourise(depth, self.max_depth), self.max_depth)
 
 
 def units_of(data: dict, max_depth: float) -> float:
-    """How many levels of a depth PNG make a metre in a recipe's data set: 256 in KITTI's, 1000 in NYU's, a folder's
-    `depth_unit`; where nothing says, KITTI's, or as many as 16 bits hold up to `max_depth` metres.
-    Raises RecipeError."""
+    """Returns the levels of a depth PNG per metre in a recipe's dataset.
+
+    They are 256 in KITTI's, 1000 in NYU's, and a folder's `depth_unit`. Without any, they are
+    KITTI's, or as many as 16 bits hold up to `max_depth` metres.
+
+    Raises:
+        RecipeError: If `depth_unit` is out of range.
+    """
     name = data.get("name", "")
     unit = data.get("depth_unit")
     if unit is not None:
@@ -151,7 +183,7 @@ def units_of(data: dict, max_depth: float) -> float:
 
 
 def parse_units(text: str | None, data: dict, max_depth: float) -> float:
-    """The option --depth-unit, else `units_of`. Raises RecipeError."""
+    """Returns the option --depth-unit, else `units_of`. Raises RecipeError."""
     if text is None:
         return units_of(data, max_depth)
     try:
@@ -166,7 +198,7 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
 
 
 def in_words(units_per_m: float, max_depth: float) -> str:
-    """What is in depth/, and what a user must know of a unit that can't hold the network's range."""
+    """Describes depth/, and warns if its unit can't hold the network's range."""
     largest = LARGEST_LEVEL / units_per_m
     cut = ""
     if largest < max_depth:

@@ -1,8 +1,8 @@
-"""Predicts the depth of many pictures and videos, and writes it.
+"""Predicts the depth of many images and videos, and writes it.
 
-Pictures are read ahead and written by threads beside the network. Those that follow each other with one working size go
-through it together, each at the working resolution. In memory are, at their own size, no more than a batch of pictures
-and READ_AHEAD + WAITING + 1 beside it, with their depth of 4000x3000 pixels some 100 MB each.
+Threads read images ahead and write files beside the network. Consecutive images of one working size
+go through it together, at the working resolution. Memory holds, at their own size, at most a batch
+of images and READ_AHEAD + WAITING + 1 more; with their depth, some 100 MB each at 4000x3000 pixels.
 """
 
 import time
@@ -22,10 +22,22 @@ READ_AHEAD = 2
 
 
 def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, errors: TextIO) -> int:
-    """Predicts pictures, then videos. `out` is told how far it is and how fast it was, `errors` a line about each input
-    that can't be read, or is of a size that the network can't take, after which it goes on; returns how many.
+    """Predicts images, then videos.
 
-    Raises DataError and OSError where the disk doesn't take the files.
+    An input that can't be read, or whose size the network can't take, is reported and skipped.
+
+    Args:
+        predictor: The student with its outputs.
+        inputs: The images and videos.
+        out: Progress and rates are written to it.
+        errors: A line about each failed input is written to it.
+
+    Returns:
+        The number of failed inputs.
+
+    Raises:
+        DataError: If a file can't be written.
+        OSError: If a file can't be written.
     """
     pictures = [item for item in inputs if not item.is_video]
     failed = 0
@@ -54,7 +66,7 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
 def predict_pictures(
     predictor: Predictor, pictures: Sequence[Input], out: TextIO, errors: TextIO
 ) -> int:
-    """See `predict_all`."""
+    """Predicts images; see `predict_all`."""
     done = failed = 0
     progress = Progress("pictures", len(pictures), lambda: done + failed, out)
     if predictor.batch_size > 1:
@@ -64,19 +76,21 @@ def predict_pictures(
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
+        # Read ahead, predict batch by batch, write behind. A user's error replaces its image or
+        # batch.
         loaded = _read_ahead(readers, lambda item: _attempt(_load, predictor, item), pictures)
         for batch in _batches(loaded, predictor.batch_size):
             found = batch if isinstance(batch, UserError) else _attempt(predictor.depths, batch)
             if isinstance(found, UserError):
                 failed += 1 if isinstance(batch, UserError) else len(batch)
-                start = "\n" if out.isatty() else ""  # the line there is rewritten
+                start = "\n" if out.isatty() else ""  # ends the line of the progress display
                 errors.write(f"{start}{_line(found, batch)}\n")
             else:
                 for picture, (depth, confidence) in zip(batch, found, strict=True):
                     writes.add(writers.submit(predictor.write, picture, depth, confidence))
                     del picture, depth, confidence
                 done += len(batch)
-            del batch, found  # before the next ones are read: they are of the pictures' own size
+            del batch, found  # frees tensors of the images' own size before the next are read
             progress.update()
     progress.finish()
     return failed
@@ -87,7 +101,7 @@ def _load(predictor: Predictor, item: Input) -> Picture:
 
 
 def _attempt(function: Callable, *arguments):
-    """What it returns, or the user's error that it raises."""
+    """Returns the function's result, or the user's error that it raises."""
     try:
         return function(*arguments)
     except UserError as error:
@@ -95,7 +109,7 @@ def _attempt(function: Callable, *arguments):
 
 
 def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> Iterator:
-    """`map` in threads, a few items ahead."""
+    """Maps in threads, READ_AHEAD items ahead."""
     coming: deque = deque()
     for item in items:
         coming.append(pool.submit(read, item))
@@ -108,7 +122,7 @@ def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> It
 def _batches(
     loaded: Iterable[Picture | UserError], batch_size: int
 ) -> Iterator[list[Picture] | UserError]:
-    """Up to `batch_size` pictures of one working size that follow each other; errors pass through."""
+    """Yields up to `batch_size` consecutive images of one working size; errors pass through."""
     batch: list[Picture] = []
     for picture in loaded:
         if isinstance(picture, UserError):
@@ -128,12 +142,12 @@ def _batches(
 def _size_of(item: Input) -> tuple[int, int]:
     try:
         return read_image_size(item.path)
-    except DataError:  # told when it is read
+    except DataError:  # reading the image reports it
         return 0, 0
 
 
 def _line(error: UserError, batch: list[Picture] | UserError) -> str:
-    """The error with the files that it is about, and what helps there, both of which a network doesn't know."""
+    """Returns the error's line, with its files and a remedy, which the network doesn't know."""
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:
         size = "x".join(map(str, batch[0].small.shape[1:]))

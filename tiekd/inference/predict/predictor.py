@@ -1,8 +1,8 @@
-"""A student, how pictures go through it, and where its depth goes: what pictures and videos share.
+"""Runs a student on batches and writes its depth: what images and videos share.
 
-In memory are a batch at its working size, and the pictures of that batch and those that wait to be written at their
-own (tiekd/inference/predict/prediction.py counts them).
-Left out: several devices, and half precision.
+Memory holds a batch at its working size, and at their own size the images of that batch and those
+that wait to be written (tiekd/inference/predict/prediction.py counts them). Left out: several
+devices, and half precision.
 """
 
 import time
@@ -26,7 +26,15 @@ WAITING = 2
 
 
 class Picture(NamedTuple):
-    """name: of its outputs; pixels: (3, H, W) uint8 RGB; small: the same as the network sees it."""
+    """One image to predict.
+
+    Attributes:
+        name: Name of its outputs.
+        path: Its file.
+        pixels: (3, H, W) uint8 RGB.
+        small: The same as the network sees it, (3, h, w) uint8.
+        camera: Its camera, if points are written.
+    """
 
     name: str
     path: Path
@@ -36,8 +44,14 @@ class Picture(NamedTuple):
 
 
 class Predictor:
-    """batch_size: pictures of one working size that go through the network at once; cameras: for points.
-    `network_s` is the time spent in the network."""
+    """A student with its outputs; `network_s` sums the time spent in the network.
+
+    Args:
+        student: The student.
+        outputs: What is written.
+        batch_size: Images of one working size that go through the network together.
+        cameras: Cameras for points; None without points.
+    """
 
     def __init__(
         self,
@@ -53,7 +67,11 @@ class Predictor:
         self.network_s = 0.0
 
     def prepare(self, name: str, path: Path, pixels: Tensor) -> Picture:
-        """Raises DataError where points are wanted and the picture's camera isn't known."""
+        """Returns an image with its resized copy and its camera.
+
+        Raises:
+            DataError: If points are wanted and the image's camera isn't known.
+        """
         height, width = pixels.shape[1:]
         small = network_input(pixels, self.student.resize)
         return Picture(
@@ -61,8 +79,18 @@ class Predictor:
         )
 
     def depths(self, batch: Sequence[Picture]) -> list[tuple[Tensor, Tensor | None]]:
-        """Depth and, if it is wanted, confidence of pictures of one working size, (H, W) float32 on the CPU, at each
-        picture's own size. Raises DataError where they don't fit in the device's memory."""
+        """Predicts images of one working size.
+
+        Args:
+            batch: The images.
+
+        Returns:
+            (depth, confidence) of each, (H, W) float32 on the CPU at the image's own size.
+            Confidence is None unless it is wanted.
+
+        Raises:
+            DataError: If they don't fit in the device's memory.
+        """
         started = time.monotonic()
         wants_confidence = self.outputs.confidence
         try:
@@ -89,14 +117,14 @@ class Predictor:
     def write(
         self, picture: Picture, depth: Tensor, confidence: Tensor | None, colour: bool = True
     ) -> None:
-        """The files of one picture; for threads."""
+        """Writes the files of one image; runs in a thread."""
         rgb = picture.pixels.permute(1, 2, 0).numpy()
         sure = None if confidence is None else confidence.numpy()
         self.outputs.write(picture.name, rgb, depth.numpy(), sure, picture.camera, colour)
 
 
 class Writes:
-    """Writes that threads are at, a few of which may wait; what one of them raises is raised here."""
+    """Writes in progress in threads, of which WAITING may wait; exceptions are raised here."""
 
     def __init__(self):
         self._waiting: deque = deque()
@@ -109,7 +137,7 @@ class Writes:
             self._waiting.popleft().result()
 
     def add(self, write) -> None:
-        """write: a Future."""
+        """Adds a Future, and waits if too many are in progress."""
         self._waiting.append(write)
         while len(self._waiting) > WAITING:
             self._waiting.popleft().result()

@@ -1,6 +1,7 @@
-"""Videos, frame by frame and with their times, by PyAV (the extra `video`), which brings FFmpeg's libraries along.
+"""Reads and writes videos frame by frame with their times, by PyAV (extra `video`) and its FFmpeg.
 
-Decoding and encoding take some milliseconds a frame. Left out: sound, and frames that a network would see together.
+Decoding and encoding take some milliseconds a frame. Left out: sound, and frames that a network
+would see together.
 """
 
 import os
@@ -16,7 +17,7 @@ from tiekd.errors import DataError
 
 _CODECS = ("libx264", "mpeg4")  # the first that is there
 _KEPT = "; depth of those is there, the rest isn't in the file"
-# of a video's end, which may have one frame
+# A last frame may stand still for this share of a video's duration plus this many seconds.
 _STANDS_STILL = 0.05
 _STANDS_STILL_S = 0.5
 _GIF_END = b";"
@@ -27,7 +28,13 @@ _FINEST_BASE = Fraction(1, 60000)
 
 
 class Frame(NamedTuple):
-    """rgb: (H, W, 3) uint8, upright; pts: its time in units of `Video.time_base`; time_s: in seconds."""
+    """One frame of a video.
+
+    Attributes:
+        rgb: (H, W, 3) uint8, upright.
+        pts: Its time in units of `Video.time_base`.
+        time_s: Its time in seconds.
+    """
 
     rgb: np.ndarray
     pts: int
@@ -35,9 +42,16 @@ class Frame(NamedTuple):
 
 
 class Video:
-    """A video file to read. rate: frames a second; time_base: seconds a unit of time; count: about how many frames.
+    """A video file to read.
 
-    Raises DataError where PyAV is missing, and for a file that is no video.
+    Attributes:
+        path: The file.
+        rate: Frames per second.
+        time_base: Seconds per unit of time.
+        count: About how many frames there are.
+
+    Raises:
+        DataError: If PyAV is missing, or the file is no video.
     """
 
     def __init__(self, path: Path):
@@ -59,16 +73,20 @@ class Video:
         self.path = path
 
     def frames(self) -> Iterator[Frame]:
-        """The frames in the order of their times. Raises DataError after the last one that can be had where the file
-        breaks off or is damaged."""
+        """Yields the frames in the order of their times.
+
+        Raises:
+            DataError: After the last readable frame, if the file breaks off or is damaged.
+        """
         av = _pyav(self.path)
         count = 0
         first_s = 0.0
         last_s = 0.0
         try:
             with av.open(str(self.path)) as container:
-                # One frame after the other: threads that have a frame each hang at the end of a damaged file, where
-                # they wait to log under Python's lock and Python for their end.
+                # Decodes one frame after the other. With a frame per thread, the threads deadlock
+                # at the end of a damaged file: they wait for Python's lock to log, and Python
+                # waits for them.
                 for frame in container.decode(container.streams.video[0]):
                     pts = (
                         round(count / self.rate / self.time_base)
@@ -92,8 +110,11 @@ class Video:
             raise DataError(f"{self.path}: breaks off after {count} frames{part}{_KEPT}")
 
     def _is_short(self, count: int, shown_s: float) -> bool:
-        """Whether frames are missing at the end, by the file's own words: by its index, which also counts what an
-        editor has cut off, and by its duration, in which a last frame may stand still."""
+        """Returns True if frames are missing at the end, by the file's own index and duration.
+
+        The index also counts frames that an editor has cut off, and during a part of the duration
+        the last frame may be shown, so both must say so.
+        """
         if self.path.suffix.lower() == ".gif":  # its frames are counted by what there is
             with self.path.open("rb") as file:
                 file.seek(-min(_GIF_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -104,10 +125,19 @@ class Video:
 
 @contextmanager
 def writing(path: Path, rate: Fraction, time_base: Fraction):
-    """A function (rgb (H, W, 3) uint8, pts) that adds a frame to an MP4 of this rate, which is there once all went
-    well and there were any. Of another size than the first one it is scaled to that.
+    """Opens an MP4 for writing, as a context that gives the function (rgb, pts) that adds a frame.
 
-    Times begin at 0 and grow with each frame, whatever a damaged video says. Raises DataError where that fails.
+    The file appears once the context ends without an error and there were frames. rgb is (H, W, 3)
+    uint8; a frame of another size than the first one is scaled to it. Times begin at 0 and grow
+    with each frame, whatever a damaged video says.
+
+    Args:
+        path: The file.
+        rate: Frames per second.
+        time_base: Seconds per unit of `pts`.
+
+    Raises:
+        DataError: If encoding fails.
     """
     av = _pyav(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -170,7 +200,7 @@ def _pyav(path: Path):
         raise DataError(
             f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'"
         ) from None
-    av.logging.set_level(av.logging.PANIC)  # what goes wrong is told in our own words
+    av.logging.set_level(av.logging.PANIC)  # errors are reported by this module
     return av
 
 
