@@ -40,6 +40,7 @@ def build_dataset(
         DataError: If files are missing or no frame is left.
         TeacherError: If cached maps were made for another recipe.
     """
+    # Without validation no frame is held out.
     if held_out is None and split == "train" and not recipe.get("train", {}).get("validate", True):
         held_out = ()
     left_out = (*_NOT_FOR_DATASETS, *(_TRAINING_CROPS if as_evaluated else ()))

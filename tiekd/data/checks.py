@@ -101,6 +101,7 @@ class Examined(Dataset):
                 read[name] = part()
             except DataError as error:
                 faults.append((error.kind, str(error)))
+        # Without the image nothing else can be checked.
         if "image" not in read:
             return Facts(faults, None, None)
         digest = hashlib.blake2b(Path(frame.image).read_bytes(), digest_size=16).digest()
@@ -131,6 +132,7 @@ class Examined(Dataset):
             ], None
         median_m = measured.median().item()
         max_depth = self.frames.max_depth
+        # A median outside this range points to a wrong unit.
         if NEAREST_M <= median_m <= FARTHEST * max_depth:
             return [], median_m
         message = (
@@ -162,6 +164,7 @@ def shared(
     train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: Sequence[Facts]
 ) -> list[Finding]:
     """Returns a finding for each training frame whose image is also a validation frame's."""
+    # Images are compared by the hash of their file.
     names: dict[bytes, str] = {}
     for frame, fact in zip(val.frames, val_facts, strict=True):
         names.setdefault(fact.digest, frame.name)
@@ -185,6 +188,7 @@ def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
         distance: Largest difference of frame numbers that counts. The number is the last one in the
             file's name; names without one have no neighbours.
     """
+    # Look up validation frames by (folder, number), so that the cost is linear.
     validation = {
         place: frame.name for frame in val.frames if (place := _place(frame.name)) is not None
     }

@@ -67,6 +67,7 @@ class Decoded:
         array = torch.frombuffer(
             mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
         ).view(shape)
+        # Old files still have the level that means not measured.
         if measured and note[0] == _AS_STORED:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array
@@ -116,6 +117,7 @@ class Decoded:
         """Maps a source's cache file and returns it with its note. Raises DataError."""
         path = self.path(source)
         try:
+            # Copy-on-write: tensors over the mapping are writable, but the file never changes.
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
@@ -129,6 +131,7 @@ class Decoded:
             raise DataError(
                 f"{path}: can't be read ({error}); make it anew with {_PROGRAM}"
             ) from None
+        # Refuse damaged files, and arrays of an earlier state of the source.
         note = _note(mapped)
         if note is None:
             raise DataError(
@@ -215,7 +218,9 @@ def _note(content: mmap.mmap | bytes) -> tuple | None:
     if note[0] not in (_MARK, _AS_STORED):
         return None
     start, channels, height, width = note[4:]
-    return note if end == start + channels * height * width * (1 if channels == 3 else 2) else None
+    bytes_per_value = 1 if channels == 3 else 2
+    array_bytes = channels * height * width * bytes_per_value
+    return note if end == start + array_bytes else None
 
 
 def _state(source: Path) -> tuple[int, int]:

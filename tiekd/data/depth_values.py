@@ -80,9 +80,10 @@ def check_range(frames: Dataset) -> list[str]:
     )
     probed = [known[place] for place in sorted(places)]
     turned = [frames.frames[index].name for index in probed if frames.is_turned(index)]
-    return _range_lines(frames, _medians(frames, probed)) + (
-        [turned_line(turned)] if turned else []
-    )
+    lines = _range_lines(frames, _medians(frames, probed))
+    if turned:
+        lines.append(turned_line(turned))
+    return lines
 
 
 def turned_line(names: Sequence[str]) -> str:
@@ -96,6 +97,7 @@ def turned_line(names: Sequence[str]) -> str:
 def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     if not medians:
         return []
+    # One odd frame may be real, so all probed frames must agree.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (
@@ -186,6 +188,7 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
         maps.update(levels.piles.keys())
     said = []
     for value, count in sorted(pixels.items()):
+        # Report values that are frequent over all maps and occur in two of them, or the only one.
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
         is_none = value in frames.invalid or (value == image_io.NO_RETURN and not are_float)

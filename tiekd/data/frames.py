@@ -107,9 +107,8 @@ class Frames(torch.utils.data.Dataset):
         self.maps = maps
         self.map_prefix = map_prefix
         self.invalid = tuple(invalid)
-        self.float_units_per_m: float | None = (
-            None  # of floating-point files, where a recipe says the units
-        )
+        # Units per metre of floating-point files; None unless the recipe can set them.
+        self.float_units_per_m: float | None = None
         self.notes: list[str] = []  # lines for the log on how the files were found
         # A cache (tiekd/data/decoded_cache.py) that is read instead of the files.
         self.decoded = None
@@ -235,6 +234,7 @@ class Frames(torch.utils.data.Dataset):
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         height, width = image.shape[-2:]
+        # A frame without ground truth gets a view of one zero, which takes no memory.
         if depth is None:
             depth = torch.zeros(1, 1, 1, dtype=torch.uint16).expand(1, height, width)
         elif _size(depth) != _size(image):
@@ -243,6 +243,7 @@ class Frames(torch.utils.data.Dataset):
                 f"{_size(image)}"
             )
             raise DataError(message + _unturned(frame, image, depth), "size")
+        # Floating-point depths were cleaned when they were read.
         if self.invalid and depth.dtype == torch.uint16:
             depth = image_io.without_levels(depth, self.invalid)
         inside = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, height, width)

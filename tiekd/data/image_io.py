@@ -26,9 +26,8 @@ from tiekd.errors import DataError
 from tiekd.files import replace_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-TEACHER_MAP_LEVELS = (
-    65535  # a cached teacher map stores round(depth / max_depth * 65535) in 16 bits
-)
+# A cached teacher map stores round(depth / full scale * 65535) in 16 bits.
+TEACHER_MAP_LEVELS = 65535
 NO_RETURN = 65535  # in 16-bit ground truth: sensors and tools write it where nothing was measured
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
 _LFS = b"version https://git-lfs"
@@ -305,6 +304,7 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
+    # Rename a finished file, so that readers never see a part of it.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
     os.replace(partial, path)

@@ -114,6 +114,7 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
             for words, depth_of in _rules_of(image, depth):
                 if words not in fitting and (few > 1 or not words.startswith("with ")):
                     fitting[words] = sum(depth_of(name) in known for name in images[:_COUNTED])
+    # Accept the best rule only if it explains half of the files.
     best = max(fitting, key=fitting.get, default=None)
     enough = max(min(_RULE_FITS, few), min(few, _COUNTED) // 2)
     return best if best is not None and fitting[best] >= enough else None
@@ -132,6 +133,7 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
             f"<name> where the image is {start}<name>{end}",
             lambda name: _renamed(name, lambda own: own.removeprefix(start).removesuffix(end)),
         )
+    # The differing middle of both paths, with a common start and end.
     same_start = len(os.path.commonprefix([image, depth]))
     rest = image[same_start:]
     other = depth[same_start:]

@@ -84,6 +84,7 @@ class Resize:
     at_most: tuple[int, int] | None = None
 
     def __post_init__(self):
+        # At most one form may be given.
         sized = (self.height, self.width, self.mode) != (None, None, None)
         forms = [
             sized,
@@ -164,6 +165,7 @@ class Resize:
                 max(self.height, round(height * factor)), max(self.width, round(width * factor))
             )
         if self.mode in ("contain", "fit"):
+            # By one factor inside the size; rounding must not exceed it.
             factor = min(self.height / height, self.width / width)
             scaled = (
                 min(self.height, _side(height * factor)),
@@ -242,6 +244,7 @@ def of_data(data: Mapping) -> Resize:
                 "{scale}"
             )
         return resize
+    # Without `resize`, keep_aspect's crop or the frames' common size decide.
     augment = data.get("augment") or {}
     check_value(augment, dict, "data.augment")
     if augment.get("crop") is not None:
@@ -268,6 +271,7 @@ def resize_of(
     Raises:
         RecipeError: If one of them is no working resolution.
     """
+    # An explicit override, then the weights, then the recipe.
     data = {} if recipe is None else recipe.get("data") or {}
     if is_overridden(("data", "resize"), recipe or {}, overrides):
         return OWN_SIZE if data.get("resize") is None else of_data(data)
@@ -345,6 +349,7 @@ def resized_picture(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def dense_weights(old: int, new: int) -> Tensor:
     """Returns the (new, old) float32 matrix by which `resized_picture` resizes a side."""
     index, weights = _taps(old, new)
+    # Taps at the border can share an index, so their weights are added.
     matrix = torch.zeros(new, old)
     return matrix.scatter_add_(1, torch.from_numpy(index), torch.from_numpy(weights))
 
@@ -385,6 +390,7 @@ def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor
     Returns:
         (B, 3, h, w) float32.
     """
+    # The same rounding between the passes as in `resized_picture`.
     between = (torch.matmul(rows, pixels) * _BETWEEN).round() / _BETWEEN
     return torch.matmul(between, columns.t()).round()
 
@@ -584,6 +590,7 @@ def nearest_index(coarse: int, fine: int, device: torch.device | str = "cpu") ->
 
 
 def _resized_inside(inside: Tensor, size: tuple[int, int]) -> Tensor:
+    # A view of one value for the usual case.
     if inside.all():
         return torch.ones(1, 1, 1, dtype=torch.bool).expand(1, *size)
     return resized_depth(inside, size)
@@ -624,6 +631,7 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (new, T) int64 and (new, T) float32.
     """
+    # The filter reaches one old or one new pixel to each side, whichever is larger.
     reach = 2 * max(old, new)
     centres = (2 * np.arange(new, dtype=np.int64) + 1) * old
     first = np.maximum((centres - reach - new) // (2 * new) + 1, 0)
@@ -631,6 +639,7 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     index = first[:, None] + np.arange(count)
     weights = np.maximum(reach - abs((2 * index + 1) * new - centres[:, None]), 0)
     weights[index >= old] = 0
+    # Round cumulative sums, so that the rounded weights add up exactly.
     upto = weights.cumsum(1)
     total = upto[:, -1:]
     rounded = (2 * _WEIGHTS * upto + total) // (2 * total)
@@ -675,6 +684,7 @@ def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     index = ((np.arange(new, dtype=np.int64) * old) // new)[:, None] + np.arange(-(-old // new) + 1)
     is_member = ((2 * index + 1) * new) // (2 * old) == np.arange(new)[:, None]
     is_member &= index < old
+    # Cells without a pixel's centre, where the new grid is finer.
     alone = ~is_member.any(1)
     index[alone, 0] = ((2 * np.flatnonzero(alone) + 1) * old) // (2 * new)
     is_member[alone, 0] = True

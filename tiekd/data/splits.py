@@ -42,6 +42,7 @@ def read_split(path: Path) -> list[SplitLine]:
         DataError: If the file is missing or empty, or a line is malformed.
     """
     lines = read_lines(path, f"a line is {_LINE}")
+    # The majority decides, so that one malformed line is reported as such.
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]
@@ -73,6 +74,7 @@ def read_lines(
         why = f"can't be read ({error.strerror})"
         raise DataError(f"{path}: {why}; change its permissions, or give another file") from None
     text = data.decode("utf-8-sig", errors="surrogateescape")
+    # Names may have any bytes, but zero bytes or a UTF-16 mark mean another kind of file.
     if _ESCAPED.search(text) and (b"\0" in data or data.startswith(_UTF_16)):
         raise DataError(f"{path}: no text; a split file is UTF-8, {rule}")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -87,6 +89,7 @@ def _refuse_other_separators(line: str, where: str) -> None:
 
     A single name may contain one.
     """
+    # Several parts that look like files mean a table, and so does a blank after the comma.
     parts = re.split(r"[,;]\s*", line)
     if len(parts) > 1 and (
         re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1

@@ -136,8 +136,10 @@ def describe(folder: Path) -> str:
     name = manifest.get("teacher_network", {}).get("name")
     # An external teacher is known by name, one of this project by its weights' digest.
     parts = [name] if name else []
-    parts += [f"the weights with digest {digest[:12]}"] if digest else []
-    parts += [] if name else [f"flip averaging {'on' if manifest['flip'] else 'off'}"]
+    if digest:
+        parts.append(f"the weights with digest {digest[:12]}")
+    if not name:
+        parts.append(f"flip averaging {'on' if manifest['flip'] else 'off'}")
     seen = manifest.get("resize")
     at = f"; it saw images at {_inline(seen)}" if seen and "at_most" not in seen else ""
     return f"Teacher: cached maps in {folder}, of {', '.join(parts)}{at}"

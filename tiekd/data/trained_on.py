@@ -98,6 +98,7 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
         return None
     hashes = list(hashes)
     known = set(record.hashes.tolist())
+    # A thinned record can only answer for hashes of its kind; scale the count to all.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
     if not record.zero_bits:

@@ -232,6 +232,7 @@ def load_student(
             f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., "
             "recipe=)"
         )
+    # External parts are imported only if the user gives the recipe that names them.
     foreign = next(external.names_in(node), None) if recipe is None else None
     if foreign is not None:
         raise CheckpointError(
@@ -293,6 +294,7 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
         return read_photo(Path(paths.expanded(fspath(image))))
     if isinstance(image, Image.Image):
         return as_photo(image, "the picture")
+    # Other shapes and dtypes fall through to the error.
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
@@ -325,6 +327,7 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        # Only using a device shows whether it exists.
         torch.empty(1, device=device)
         return device
     except (RuntimeError, AssertionError) as error:

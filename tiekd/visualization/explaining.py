@@ -118,16 +118,15 @@ def explain(head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray) 
             target[top : top + head.stride, left : left + head.stride].copy()
         ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
+            # A head at full resolution, or a cell without a target, takes the pixel's own depth.
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
         q, valid = cell_target(
             patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
         )
         # The student's, at the pixel's feature. A decoder's output can be larger than a size that
         # its strides don't divide.
-        i, j = (
-            row * features.shape[2] // truth.shape[0],
-            column * features.shape[3] // truth.shape[1],
-        )
+        i = row * features.shape[2] // truth.shape[0]
+        j = column * features.shape[3] // truth.shape[1]
         p = head.probabilities(features[:, :, i : i + 1, j : j + 1])
         q, p, centres = (
             values.float().flatten().cpu().numpy() for values in (q, p, bin_centres(head.edges))

@@ -96,6 +96,7 @@ def frame_picture(
     }
     width = min(max(truth.shape[1], _NARROWEST), _WIDEST)
     titles = list(cells)
+    # Two panels of two cells, so that each pair has its own titles.
     halves = [
         pictures.panel([[cells[title] for title in pair]], pair, max_depth, max_error, width)
         for pair in (titles[:2], titles[2:])

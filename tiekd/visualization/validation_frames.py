@@ -49,7 +49,9 @@ class ShownFrames:
     ):
         count = min(num_frames, len(dataset))
         self.chosen = Subset(
-            dataset, [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)]
+            # The middles of equal parts of the dataset.
+            dataset,
+            [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)],
         )
         self.network = network
         self.teacher = teacher
@@ -62,6 +64,7 @@ class ShownFrames:
     def views(self) -> list[View]:
         """Returns one view of each frame, each with explained pixels. Raises DataError."""
         if not self._kept:
+            # On this rank alone and without workers, so no collective is needed.
             batches = validation_batches(
                 self.chosen, 1, 0, 1, 0, self.device, resize=self.resize, resized_depth=True
             )
@@ -87,6 +90,7 @@ class ShownFrames:
         for low, high in bounds_m(self.cap):
             errors = []
             for view in shown:
+                # The pixels that the evaluation counts, in this range of the truth.
                 box = crop_box(self.crop, *view.truth.shape)
                 truth = view.truth[box]
                 student = view.student[box]

@@ -70,6 +70,7 @@ def views(
         np.nan_to_num(_on_host(t), nan=0.0)
         for t in (truths, truths if teachers is None else teachers)
     ]
+    # Only a network can give more than depth.
     if isinstance(student, Tensor):
         found = [{}] * len(images)
         depths = student
@@ -114,6 +115,7 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
     if view.teacher is not None:
         cells["teacher"] = pictures.colourise(view.teacher, max_depth)
     cells["student"] = pictures.colourise(view.student, max_depth)
+    # Errors against sparse truth are grown like the truth.
     target, radius = (
         (view.teacher, 0) if against == "teacher" else (view.truth, _radius(view.truth))
     )

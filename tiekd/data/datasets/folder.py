@@ -185,11 +185,12 @@ def _frames(
             f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; "
             "give how many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
         )
+    # One frame per image, in the order of names. Teacher maps need distinct names.
     camera = None if intrinsics is None else Camera(*intrinsics)
     frames = {}
     named = {}
     for key, name in sorted(pictures.items(), key=lambda item: item[1]):
-        # Two images a/b.jpg and a_b.jpg would get one teacher map.
+        # Images a/b.jpg and a_b.jpg would get one teacher map.
         other = named.setdefault(joined_name(name), name)
         if other != name:
             raise DataError(
@@ -224,6 +225,7 @@ def _files(
     listing = list_files(folder, refuse)
     found = {}
     for name in listing.files:
+        # Keep files of the wanted kinds whose names are usable and unambiguous.
         key, suffix = os.path.splitext(name)
         if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
             continue
@@ -237,6 +239,7 @@ def _files(
                 f"{option}: {found[key]} and {name} in {folder} differ in suffix only; remove one"
             )
         found[key] = name
+    # Report what was left out.
     if refused:
         first = f"{refused[0].filename} ({refused[0].strerror})"
         notes.append(

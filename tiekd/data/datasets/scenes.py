@@ -29,9 +29,8 @@ from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
 
 MAX_DEPTH_M = 80.0
-FIRST_HELD_OUT_INDEX = (
-    1_000_000  # scenes from here on are for validation, whatever the size of the training set
-)
+# Scenes from here on are for validation, whatever the size of the training set.
+FIRST_HELD_OUT_INDEX = 1_000_000
 _RENDERER = 1  # increased when the same parameters give other images
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
@@ -71,6 +70,7 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     Raises:
         RecipeError: If a number is out of its range.
     """
+    # Check the arguments.
     if seed < 0 or index < 0:
         raise RecipeError(f"scene seed (={seed}) and index (={index}) must be 0 or more")
     if height < 32 or width < 32:
@@ -87,6 +87,7 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     hits = cast(camera, street.solids)
     near = hits.inverse_depth >= 1 / MAX_DEPTH_M
     depth = np.where(near, 1 / np.where(near, hits.inverse_depth, 1), np.float32(0))
+    # Shade the surfaces and add sensor noise of up to 3 grey levels.
     grain = np.random.Generator(np.random.PCG64(noise_seed)).random(
         (height, width, 3), dtype=np.float32
     )
@@ -123,6 +124,7 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
     0.17), spread or thinned so that the share of pixels is that of KITTI at any image size.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
+    # Count the samples of the real sensor at this size, then scale its density to KITTI's share.
     full = _beam_pixels(camera, 1.0, 0.5)
     density = math.sqrt(_RETURNS_SHARE * camera.height * camera.width / len(full[0]))
     rows, columns = _beam_pixels(camera, density, float(rng.random()))
@@ -201,6 +203,7 @@ def write_kitti_layout(
     if _holds(root, wanted):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
+    # Write to a temporary folder beside it, and rename it once it is complete.
     partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.partial-{os.getpid()}-", dir=root.parent))
     try:
         partial.chmod(0o755)
@@ -218,6 +221,7 @@ def write_kitti_layout(
 def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | None) -> None:
     total = wanted["num_train"] + wanted["num_val"]
     done = 0
+    # KITTI's folders and split files, one drive per split.
     splits = (
         ("train", _TRAIN_DRIVE, 0, wanted["num_train"]),
         ("test", _HELD_OUT_DRIVE, FIRST_HELD_OUT_INDEX, wanted["num_val"]),

@@ -62,6 +62,7 @@ def collate(read: Read | UserError) -> Read | UserError:
         return read
     # Images of one batch must have one size.
     samples, tables, places, sizes, padded = zip(*read.batch, strict=True)
+    # Without places the tensors themselves must be of one size.
     own = sizes if places[0] is not None else [tuple(sample.depth.shape[-2:]) for sample in samples]
     if len(set(sizes)) > 1 or len(set(own)) > 1:
         return DataError(

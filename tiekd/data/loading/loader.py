@@ -158,6 +158,7 @@ def validation_batches(
         DataError: If a sample can't be read, or a worker hangs or dies.
         LaunchError: If the system lacks room for the workers.
     """
+    # Batches don't depend on the number of ranks, so figures don't either.
     indices = _neighbours_of_one_size(dataset, batch_size)[rank::world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
     data = Keyed(dataset, None, 0, resize=resize, resized_depth=resized_depth)
@@ -220,6 +221,7 @@ class Keyed(Dataset):
         resize: Resize = OWN_SIZE,
         resized_depth: bool = False,
     ):
+        # Without data.resize, `augment.sizes` may ask for a working resolution.
         if augment is not None and resize == OWN_SIZE:
             resize = resizes.of_augment(augment.sizes, augment.crop)
         if augment is not None and augment.crop is None:
@@ -238,11 +240,9 @@ class Keyed(Dataset):
         except UserError as error:
             # If the system lacks memory or descriptors, the file itself may be intact.
             told = limits.lacking(error)
-            return (
-                error
-                if told is None
-                else LaunchError(f"{error}: {told}, or set a smaller data.workers")
-            )
+            if told is None:
+                return error
+            return LaunchError(f"{error}: {told}, or set a smaller data.workers")
 
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """Lists the images of a batch; sample numbers for a dataset without files."""
@@ -260,6 +260,7 @@ class Keyed(Dataset):
         """
         if self.max_errors is None:
             return self._sample(epoch, index, index % len(self.dataset))
+        # Try the next samples of the dataset in order.
         tries = min(self.max_errors + 1, len(self.dataset))
         for step in range(tries):
             try:
@@ -334,6 +335,7 @@ def on_picture(decisions: Decisions, placement: Placement) -> Decisions:
 
     The window may then reach beyond the image.
     """
+    # A flip mirrors the canvas, so the image's margin is then the one at its right.
     left = placement.left
     if decisions.flip:
         left = placement.canvas[1] - placement.scaled[1] - left

@@ -76,10 +76,12 @@ def epoch_batches(
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
+    # Batches of positions in the permutation, one group after the other.
     for group in np.unique(group_of):
         places = np.flatnonzero(group_of == group)
         # Repeats from the start.
         batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))
+    # Order the batches by the position of their first sample.
     places = np.concatenate(batches)
     return order[places[places[:, 0].argsort()]]
 
@@ -128,6 +130,7 @@ class MicroBatches(Sampler):
         total_iterations: int,
         groups: Sequence[int] | None = None,
     ):
+        # Check the arguments.
         if num_samples < 1:
             raise RecipeError("data: no training samples are left; check the split file")
         if seed < 0:
@@ -152,6 +155,7 @@ class MicroBatches(Sampler):
         batches = None
         for iteration in self.iterations:
             epoch, position = divmod(iteration, per_epoch)
+            # Draw each epoch's permutation once.
             if epoch != drawn:
                 drawn = epoch
                 batches = epoch_batches(

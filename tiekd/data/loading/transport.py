@@ -121,6 +121,7 @@ def send(connection: Connection, value) -> None:
     If that fails, nothing has been sent.
     """
     try:
+        # Pickle the value; large tensors go to the pieces.
         pickled = io.BytesIO()
         _Pickler(pickled, _outbox).dump(value)
         content = pickled.getvalue()
@@ -169,6 +170,8 @@ class _Pickler(pickle.Pickler):
         if value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg():
             return None
         value = value.contiguous()
+        # Small tensors are pickled; large ones are sent as (piece, offset), copied there if need
+        # be.
         if value.nbytes < _ALONE_BYTES:
             return (
                 value.dtype,
@@ -189,10 +192,10 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, said) -> Tensor:
         dtype, shape, place = said
         if isinstance(place, bytes):
-            there = (
-                torch.frombuffer(bytearray(place), dtype=torch.uint8) if place else torch.empty(0)
-            )
-            return there.view(dtype).view(shape) if place else torch.empty(shape, dtype=dtype)
+            if not place:  # frombuffer refuses an empty buffer
+                return torch.empty(shape, dtype=dtype)
+            values = torch.frombuffer(bytearray(place), dtype=torch.uint8)
+            return values.view(dtype).view(shape)
         number, offset = place
         size = torch.Size(shape).numel() * dtype.itemsize
         return self._pieces[number][offset : offset + size].view(dtype).view(shape)
@@ -200,6 +203,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _open_nameless() -> tuple[int, bool]:
     """Returns a descriptor of anonymous memory, and True if it is that of a file on disk."""
+    # Some systems require a flag that older kernels reject, so both are tried.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
         with contextlib.suppress(OSError):
             return os.memfd_create("tiekd-batch", os.MFD_CLOEXEC | flags), False

@@ -111,6 +111,7 @@ class _Pool:
         self._connections: list[Connection] = []
         self._ending = self._hangs = False
         self._here = 0
+        # Registered first, so that a worker that dies at once is noticed.
         _live.append(self)
         _answer_deaths()
         try:
@@ -157,6 +158,7 @@ class _Pool:
                 with self._deaths_told():
                     self._connections[worker].send(keys)
 
+        # Keep each worker a few batches ahead.
         for _ in range(_AHEAD * len(self._processes)):
             ask()
         while asked:
@@ -293,6 +295,7 @@ def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: 
 
     It ignores the signals that ask a run to stop, since launchers send them to workers as well.
     """
+    # Ignore the launcher's signals, drop the fork's copies of the program's state.
     program = os.getppid()
     for deaf in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(deaf, signal.SIG_IGN)

@@ -24,10 +24,7 @@ LIMITS_M = 1e-3, 1e-2  # float32: p99.9 and largest
 HALF_LIMITS = 1 / 100, 1 / 20  # float16: the same, in shares of the network's max_depth
 CONFIDENCE_LIMITS = 1e-3, 5e-2  # p99.9 in float32 and in float16
 # In float32 and in float16: two bins are equally likely if their probabilities differ by less.
-TIES = (
-    1e-4,
-    5e-2,
-)
+TIES = 1e-4, 5e-2
 RUNS = 5
 RUNS_S = 10.0
 
@@ -129,6 +126,7 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
         return Limits(p999, largest, CONFIDENCE_LIMITS[half])
+    # Rounding can move a float16 readout to a neighbouring bin, and `local`'s reach by one bin.
     same_bin = p999 if readout == "mode" and not half else None
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], TIES[half])
 
@@ -153,6 +151,7 @@ def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Lim
                 f"the file gives {got.dtype} of {tuple(got.shape)}, the network {right.dtype} of "
                 f"{tuple(right.shape)}; nothing is written"
             )
+    # Depth first, then confidence if there is one.
     errors = [(got - right).abs().flatten() for got, right in zip(found, wanted, strict=True)]
     # Leave out pixels at which rounding decides between two bins.
     counts = reference.counts(pictures, limits.tie)

@@ -126,6 +126,7 @@ def check(network: Network, settings: Settings, path: Path) -> None:
         ExportError: If the settings can't be exported.
         LaunchError: If the folder can't be created.
     """
+    # The options must fit the format.
     if path.suffix != SUFFIXES[settings.format]:
         raise ExportError(
             f"--out {path}: a file of format {settings.format} ends with "
@@ -138,12 +139,14 @@ def check(network: Network, settings: Settings, path: Path) -> None:
             "--format weights: holds no arithmetic; leave out --input, --dynamic, --half, "
             "--confidence"
         )
+    # The network must support the size and the outputs.
     _check_size(network, settings)
     if (settings.confidence or settings.readout != "mean") and not isinstance(network.head, Dpm):
         option = "--confidence" if settings.confidence else f"--readout {settings.readout}"
         raise ExportError(
             f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head"
         )
+    # The environment must have the packages and a writable folder.
     if settings.format == "onnx":
         onnx_format.check_packages()
     files.check_output("--out", path, SUFFIXES[settings.format])
@@ -151,6 +154,7 @@ def check(network: Network, settings: Settings, path: Path) -> None:
 
 def _check_size(network: Network, settings: Settings) -> None:
     height, width = settings.size
+    # Open sizes need a working size that doesn't depend on the image's.
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(
@@ -164,6 +168,7 @@ def _check_size(network: Network, settings: Settings) -> None:
             f"{canvas[0]}x{canvas[1]} of it; leave out --dynamic, or give --set data.resize=null "
             "for pictures at their own size"
         )
+    # Images must not be smaller than the network's coarsest stride.
     least = least_side(network, settings)
     if min(settings.size) < least:
         raise ExportError(
@@ -237,6 +242,7 @@ def write(
 
 
 def _program(network: Network, settings: Settings) -> ExportedProgram:
+    # Folding changes weights in place, so a copy is exported.
     network = copy.deepcopy(network)
     if isinstance(network.decoder, DenseDepth):
         network.decoder.fold()
@@ -249,6 +255,7 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
     )
     shape = settings.size, INPUTS[settings.input], settings.dynamic
     if settings.half:
+        # The first trace only shows which norms follow a convolution.
         fold_norms(deployed, program_format.trace(deployed, *shape))
         network.half()
     return program_format.trace(deployed, *shape)
@@ -279,6 +286,7 @@ def _write_weights(
     }
     torch.save({**content, "iteration": 0, "facts": facts}, path)
     state = state_dicts.read_checkpoint(path)
+    # Rebuild the network from the file alone, as a user would.
     again = build_network(state["network"])
     state_dicts.load_into(again, state_dicts.named_tensors(state))
     return agreement.Reference(

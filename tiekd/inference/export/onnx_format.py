@@ -63,13 +63,13 @@ def write(
         program,
         input_names=["image"],
         output_names=outputs,
-        dynamic_shapes=(AXES,)
-        if open_sizes
-        else None,  # their names; which are open, the program knows
+        # Only names the axes: the program itself says which of them are open.
+        dynamic_shapes=(AXES,) if open_sizes else None,
         dynamo=True,
         verbose=False,
     )
     model = made.model
+    # Remove the notes on source locations, and add the metadata.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
@@ -83,6 +83,7 @@ def write(
 
 def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """Loads the file as a function of an image tensor, on as many threads as torch has."""
+    # Imported here, since the package is optional.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -32,6 +32,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
         )
         data = recipe.get("data", {})
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
+    # Without usable validation data the built-in scenes stand in.
     except (DataError, RecipeError) as error:
         reason = str(error)
     return [

@@ -51,6 +51,7 @@ class Cameras:
                     f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 "
                     "pixels"
                 )
+        # KITTI and NYU know their own cameras.
         has_one = given is None and name in ("kitti", "nyu")
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
         if given is None and module is None:

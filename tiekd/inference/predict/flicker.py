@@ -33,6 +33,7 @@ class Flicker:
         change = float("nan")
         share = float("nan")
         if self._pixels is not None and self._pixels.shape == pixels.shape:
+            # uint8 differences would wrap around.
             static = (pixels.short() - self._pixels.short()).abs().amax(0) <= STILL_LEVELS
             share = static.float().mean().item()
             if share > 0:

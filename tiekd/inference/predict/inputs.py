@@ -137,6 +137,7 @@ def _fitting(
     part = parts[0]
     rest = parts[1:]
     try:
+        # Links can lead back to a folder; each is searched once per rest of the pattern.
         status = os.stat(folder or ".")
         state = status.st_dev, status.st_ino, len(parts)
         if state in tried:
@@ -153,6 +154,7 @@ def _fitting(
     for name in names:
         path = os.path.join(folder, name)
         fits = part == "**" or fnmatch.fnmatchcase(name, part)
+        # Hidden names match only a part that begins with a dot.
         if glob.has_magic(part) and name.startswith(".") and not part.startswith("."):
             continue
         if os.path.isdir(path) and (rest or part == "**") and fits:

@@ -56,6 +56,7 @@ class Outputs:
 
     def of(self, name: str) -> dict[str, Path]:
         """Returns the files of an image by kind."""
+        # Folder and suffix of each kind.
         places = {"depth": ("depth", ".png"), "colour": ("colour", ".png")}
         if self.raw:
             places["raw"] = "raw", ".npy"
@@ -88,6 +89,7 @@ class Outputs:
             DataError: If one would be.
         """
         inputs = list(inputs)
+        # Compare real paths: an output may be an input by way of a link.
         sources = {os.path.realpath(item.path) for item in inputs}
         there: list[Path] = []
         for item in inputs:
@@ -134,6 +136,7 @@ class Outputs:
             del files["colour"]
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
+        # The depth map is always written, the other kinds if they are wanted.
         write_depth_png(files["depth"], depth, self.units_per_m)
         if colour:
             write_image(files["colour"], self.coloured(depth))
@@ -149,6 +152,7 @@ class Outputs:
     def remove_frames_from(self, name: str, count: int) -> None:
         """Removes files of frames from number `count` on, left by a longer video of this name."""
         for path in self.of(f"{name}/0").values():
+            # Only names that a video's frames have.
             for old in path.parent.glob(f"*{path.suffix}"):
                 if re.fullmatch(r"\d{6,}", old.stem) and int(old.stem) >= count:
                     old.unlink()
@@ -179,6 +183,7 @@ def units_of(data: dict, max_depth: float) -> float:
         return float(unit)
     if name in ("kitti", "nyu"):
         return importlib.import_module(f"tiekd.data.datasets.{name}").UNITS_PER_M
+    # A fine unit, unless 16 bits would not reach the network's range.
     return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // max_depth or 1.0)
 
 
@@ -200,6 +205,7 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
 def in_words(units_per_m: float, max_depth: float) -> str:
     """Describes depth/, and warns if its unit can't hold the network's range."""
     largest = LARGEST_LEVEL / units_per_m
+    # Depth beyond the largest level saturates.
     cut = ""
     if largest < max_depth:
         cut = f"; what is beyond {largest:.2f} m is stored as that, which data sets read as none"

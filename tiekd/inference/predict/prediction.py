@@ -42,6 +42,7 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
     pictures = [item for item in inputs if not item.is_video]
     failed = 0
     for item in pictures:
+        # Report files of which only the first image is predicted.
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
             told = (
                 f"holds {count} pictures; only the first is predicted (of a video or GIF all are)"
@@ -69,6 +70,7 @@ def predict_pictures(
     """Predicts images; see `predict_all`."""
     done = failed = 0
     progress = Progress("pictures", len(pictures), lambda: done + failed, out)
+    # Images of one size become neighbours, so that batches are full.
     if predictor.batch_size > 1:
         pictures = sorted(pictures, key=_size_of)
     with (

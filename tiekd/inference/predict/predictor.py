@@ -103,11 +103,13 @@ class Predictor:
                 f"{batch[0].path}: {len(batch)} of {size} don't fit in the device's memory; give a "
                 "smaller --batch-size or --size"
             ) from None
+        # Copying to the CPU waits for the device, so the time includes the computation.
         depth = reading.depth.cpu()
         confidence = reading.confidence.cpu() if wants_confidence else None
         self.network_s += time.monotonic() - started
         found = []
         for index, picture in enumerate(batch):
+            # Each image of the batch returns to its own size.
             one = slice(index, index + 1)
             reading = Reading(depth[one], confidence[one] if wants_confidence else None)
             own = self.student.at_own_size(reading, tuple(picture.pixels.shape[1:]))
@@ -133,6 +135,7 @@ class Writes:
         return self
 
     def __exit__(self, kind, *_) -> None:
+        # After an exception the remaining writes aren't waited for.
         while self._waiting and kind is None:
             self._waiting.popleft().result()
 

@@ -60,6 +60,7 @@ class Video:
             with av.open(str(path)) as container:
                 if not container.streams.video:
                     raise DataError(f"{path}: there is no video in it")
+                # Files may lack any of these; the defaults only affect times and progress.
                 stream = container.streams.video[0]
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
                 self.time_base = Fraction(stream.time_base or 1 / self.rate)
@@ -146,6 +147,7 @@ def writing(path: Path, rate: Fraction, time_base: Fraction):
         with av.open(str(partial), "w", format="mp4") as container:
             stream, add = _encoder(av, container, rate, time_base)
             yield add
+            # The encoder opens with the first frame, so without frames there is no file.
             written = stream.codec_context.is_open
             if written:
                 container.mux(stream.encode())
@@ -172,10 +174,8 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
     def add(rgb: np.ndarray, pts: int) -> None:
         nonlocal first, last
         # The format wants even sizes.
-        height, width = (
-            rgb.shape[0] + rgb.shape[0] % 2,
-            rgb.shape[1] + rgb.shape[1] % 2,
-        )
+        height = rgb.shape[0] + rgb.shape[0] % 2
+        width = rgb.shape[1] + rgb.shape[1] % 2
         padded = np.pad(
             rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge"
         )
@@ -185,6 +185,7 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
         first = pts if first is None else first
         last = 0 if last is None else max(round((pts - first) * time_base / base), last + 1)
+        # Times must increase, even if a damaged video repeats one.
         frame.pts = last
         frame.time_base = base
         container.mux(stream.encode(frame))

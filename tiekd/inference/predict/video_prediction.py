@@ -76,6 +76,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     if rows:
         outputs.remove_frames_from(item.name, len(rows))
         _write_table(files["times"], rows)
+    # Report the damage after saving what could be predicted.
     if broken or not rows:
         raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
     elapsed_s = time.monotonic() - started
