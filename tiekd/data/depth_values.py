@@ -20,8 +20,8 @@ from tiekd.errors import DataError
 
 NEAREST_M = 0.1
 FARTHEST = 3.0  # times max_depth
-_PROBED = 5  # frames
-_PILE = 0.05  # of the pixels that aren't 0
+_PROBED = 5  # number of frames
+_PILE = 0.05  # share of the pixels that aren't 0
 _8_BITS = 255
 
 
@@ -73,12 +73,10 @@ def check_range(frames: Dataset) -> list[str]:
         return []
     # Probe frames evenly spaced over those that have ground truth.
     known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
-    places = (
-        {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
-        if known
-        else ()
-    )
-    probed = [known[place] for place in sorted(places)]
+    probed = []
+    if known:
+        places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
+        probed = [known[place] for place in sorted(places)]
     turned = [frames.frames[index].name for index in probed if frames.is_turned(index)]
     lines = _range_lines(frames, _medians(frames, probed))
     if turned:

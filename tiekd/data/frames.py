@@ -310,7 +310,7 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
 
 
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
-    """Explains a size mismatch if a depth map fits the image only before that is turned upright.
+    """Explains a size mismatch if a depth map fits the image only before it is turned.
 
     Empty if the orientation isn't the reason.
     """

@@ -131,7 +131,7 @@ def read_levels(path: Path) -> Tensor:
         )
     if not raw.mode.startswith("I"):  # 16 bits are I;16 or, in older versions of Pillow, I
         with path.open("rb") as file:
-            bits = file.read(25)[-1]  # Pillow gives 8 of 16 bits where there are several channels
+            bits = file.read(25)[-1]  # Pillow reports 8 of 16 bits if there are several channels
         raise DataError(
             f"{path}: a depth map must be a one-channel 16-bit PNG, this has {len(raw.getbands())} "
             f"channel(s) of {bits} bits; convert it from the original depth (a coloured picture "
@@ -149,7 +149,7 @@ def read_measured_levels(path: Path) -> Tensor:
 def without_levels(levels: Tensor, invalid: Sequence[float]) -> Tensor:
     """Replaces invalid levels by 0 in uint16 levels; returns the tensor itself if it has none."""
     values = levels.numpy()
-    largest = values.max(initial=0)  # mostly below all of them, which spares the comparisons
+    largest = values.max(initial=0)  # mostly below all invalid levels, which saves comparisons
     present = [
         np.uint16(level) for level in invalid if 0 <= level <= largest and level == int(level)
     ]

@@ -85,7 +85,7 @@ def _has_late_chunks(image: Image.Image) -> bool:
     try:
         descriptor = file.fileno()
     except OSError:
-        return True  # in memory
+        return True  # a file in memory can't be searched here, so its chunks may hold the mark
     start = _PNG_HEAD
     pixels_came = False
     while len(head := os.pread(descriptor, _CHUNK_HEAD, start)) == _CHUNK_HEAD:

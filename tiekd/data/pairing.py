@@ -18,7 +18,7 @@ _EXAMPLES = 3
 _TRIED_DEPTHS = 3
 _TRIED_IMAGES = 200
 _COUNTED = 1000
-_RULE_FITS = 2  # pairs, or all where there are fewer
+_RULE_FITS = 2  # pairs that a rule must explain, or all if there are fewer
 
 
 def check_pairs(

@@ -40,7 +40,8 @@ def make_manifest(
         encoder = {
             key: value for key, value in teacher_node["encoder"].items() if key != "pretrained"
         }
-        teacher_node = teacher_node | {"encoder": encoder}  # what it started from is not what it is
+        # The pretrained weights that it started from don't change what it is.
+        teacher_node = teacher_node | {"encoder": encoder}
         sees_m = float(teacher_node["max_depth"])
     manifest = {
         "encoding": "uint16 PNG, depth = value / 65535 * full_scale_m, 0 = not valid",
@@ -55,7 +56,7 @@ def make_manifest(
         "teacher_network": teacher_node,
         **({"resize": dict(resize)} if resize else {}),
     }
-    return json.loads(json.dumps(manifest))  # as it will be read back: lists for tuples
+    return json.loads(json.dumps(manifest))  # as it will be read back: lists instead of tuples
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

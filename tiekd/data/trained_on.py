@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from tiekd.data.file_facts import of_each, size_and_time
 from tiekd.data.frames import Frames
 
-KEY = "trained_on"  # in a file of weights
+KEY = "trained_on"  # in a weights file
 MAX_HASHES = 100_000
 
 

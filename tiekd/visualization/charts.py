@@ -29,8 +29,8 @@ COLOURS: tuple[Colour, ...] = (
 _PLOT = (32, 32, 36)
 _GRID = (56, 56, 62)
 _AXIS = (110, 110, 118)
-_SMOOTH = 3  # how much larger curves are drawn
-_DOTS_UP_TO = 40  # points of a curve that are also shown one by one
+_SMOOTH = 3  # curves are drawn this many times larger, then shrunk
+_DOTS_UP_TO = 40  # up to this many points of a curve are also drawn as dots
 
 
 class Curve(NamedTuple):

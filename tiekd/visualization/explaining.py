@@ -31,7 +31,7 @@ _TRUTH = (245, 245, 245)
 _GAP = 8
 _MARGIN = 14
 _CHART = (400, 250)
-_SHOWN_MASS = 0.995  # of each distribution lies within a chart's range
+_SHOWN_MASS = 0.995  # the share of each distribution that a chart's range includes
 
 
 class Pixel(NamedTuple):

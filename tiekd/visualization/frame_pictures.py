@@ -18,7 +18,7 @@ from tiekd.data.resize import OWN_SIZE, Resize, restored
 from tiekd.evaluation import metrics
 from tiekd.visualization import pictures
 
-_LARGEST_ERROR = 1 / 8  # of the largest depth, in the colours of errors
+_LARGEST_ERROR = 1 / 8  # end of the error scale, as a share of the depth scale's
 # Widths of a cell in pixels.
 _NARROWEST = 320
 _WIDEST = 800

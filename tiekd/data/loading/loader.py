@@ -151,7 +151,7 @@ def validation_batches(
         device: The batches' device.
         timeout_s: Seconds to wait for a batch from a worker.
         resize: The working resolution of the images alone: depths and intrinsics keep the image's
-            own size, and `inside` has the resized image's.
+            own size, and `inside` has the size of the resized image.
         resized_depth: Resize depths and intrinsics with the image, too.
 
     Raises:

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from tiekd.errors import DataError
 
-_ALONE_BYTES = 16 * 1024  # a tensor from here on isn't pickled
+_ALONE_BYTES = 16 * 1024  # from this size on tensors aren't pickled
 # A pickle above this would fill a connection, whose other end may be busy.
 _PICKLE_BYTES = 64 * 1024
-_PIECE_BYTES = 64 * 2**20  # reserved; what isn't written takes no memory
+_PIECE_BYTES = 64 * 2**20  # reserved; pages that aren't written take no memory
 _ALIGNMENT = 64
 _NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems require
 

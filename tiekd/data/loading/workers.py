@@ -38,9 +38,9 @@ from tiekd.errors import DataError, LaunchError
 
 TIMEOUT_S = 300.0
 _DYING_S = 2.0
-_STARTING_S = 5.0  # it takes some 20 ms
+_STARTING_S = 5.0  # starting usually takes some 20 ms
 _STARTS = 3
-_AHEAD = 2  # batches that a worker has been asked for
+_AHEAD = 2  # batches requested from each worker in advance
 _ENDING_S = 5.0
 _LOOK_UP_S = 5.0
 _NO_MORE = object()
@@ -286,7 +286,7 @@ def _one_ahead(results: Iterator, pool: _Pool) -> Iterator:
             yield result
     finally:
         if not coming.done():
-            pool.kill()  # the thread waits for one of them
+            pool.kill()  # the thread would wait for a worker's batch
         thread.shutdown()
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from tiekd.errors import ExportError
 from tiekd.inference.student import Student
 
-LIMITS_M = 1e-3, 1e-2  # float32: p99.9 and largest
-HALF_LIMITS = 1 / 100, 1 / 20  # float16: the same, in shares of the network's max_depth
+LIMITS_M = 1e-3, 1e-2  # float32, metres: 99.9th percentile and largest
+HALF_LIMITS = 1 / 100, 1 / 20  # float16: the same, as shares of the network's max_depth
 CONFIDENCE_LIMITS = 1e-3, 5e-2  # p99.9 in float32 and in float16
 # In float32 and in float16: two bins are equally likely if their probabilities differ by less.
 TIES = 1e-4, 5e-2

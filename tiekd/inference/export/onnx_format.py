@@ -20,7 +20,7 @@ from tiekd.errors import ExportError
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 AXES = {0: "batch", 2: "height", 3: "width"}
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-LARGEST_BYTES = 2**31 - 2**24  # of a protobuf file, less what the operators need
+LARGEST_BYTES = 2**31 - 2**24  # of a protobuf file, minus room for the operators
 
 
 def check_packages() -> None:

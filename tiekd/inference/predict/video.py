@@ -15,7 +15,7 @@ import numpy as np
 
 from tiekd.errors import DataError
 
-_CODECS = ("libx264", "mpeg4")  # the first that is there
+_CODECS = ("libx264", "mpeg4")  # the first available one is used
 _KEPT = "; depth of those is there, the rest isn't in the file"
 # A last frame may stand still for this share of a video's duration plus this many seconds.
 _STANDS_STILL = 0.05
@@ -23,7 +23,7 @@ _STANDS_STILL_S = 0.5
 _GIF_END = b";"
 _GIF_TAIL = 4096
 _DEFAULT_RATE = Fraction(25)
-# Mpeg4 takes up to 65535 units a second; this divides all usual rates.
+# mpeg4 allows up to 65535 units a second; all usual rates divide 60000.
 _FINEST_BASE = Fraction(1, 60000)
 
 
@@ -65,7 +65,7 @@ class Video:
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
                 self.time_base = Fraction(stream.time_base or 1 / self.rate)
                 self._duration_s = float((container.duration or 0) / av.time_base)
-                self._counted = stream.frames  # by the file's index; 0 where it has none
+                self._counted = stream.frames  # by the file's index; 0 if it has none
                 self.count = self._counted or round(self._duration_s * self.rate)
         except (av.error.FFmpegError, OSError) as error:
             raise DataError(
@@ -116,7 +116,9 @@ class Video:
         The index also counts frames that an editor has cut off, and during a part of the duration
         the last frame may be shown, so both must say so.
         """
-        if self.path.suffix.lower() == ".gif":  # its frames are counted by what there is
+        if (
+            self.path.suffix.lower() == ".gif"
+        ):  # PyAV counts a GIF's frames by decoding, so look for its end mark
             with self.path.open("rb") as file:
                 file.seek(-min(_GIF_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
                 return not file.read().rstrip(b"\0").endswith(_GIF_END)
