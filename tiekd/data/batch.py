@@ -71,6 +71,7 @@ class HostBatch(NamedTuple):
         The copy comes from pinned memory and overlaps with computation. Resampling, normalisation
         and the conversion to metres run on the device.
         """
+        # Copy all tensors to the device, then resample, look up colours and convert depths there.
         there = HostBatch(
             *(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self)
         )

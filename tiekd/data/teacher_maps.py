@@ -75,6 +75,7 @@ def read_manifest(folder: Path) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        # Accessing the required keys raises an error if one is missing or no number.
         (
             float(manifest["full_scale_m"]),
             float(manifest["max_depth_m"]),

@@ -223,6 +223,7 @@ def _plot(
     plot = canvas.crop(axes.box)
     large = plot.resize((plot.width * _SMOOTH, plot.height * _SMOOTH), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
+    # Faint curves first, so that the others lie over them.
     for curve in sorted(curves, key=lambda curve: not curve.faint):
         colour = curve.colour
         if curve.faint:
@@ -232,6 +233,7 @@ def _plot(
             draw.line(
                 [tuple(point) for point in part], fill=colour, width=2 * _SMOOTH, joint="curve"
             )
+            # Short curves get dots, and so do isolated points, which no line shows.
             if len(points) <= _DOTS_UP_TO and not curve.faint or len(part) == 1:
                 for x, y in part:
                     draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=colour)

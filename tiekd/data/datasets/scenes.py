@@ -140,6 +140,7 @@ def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarr
     `density` multiplies the number of beams and of azimuth steps.
     """
     beams = [(k + phase) / density for k in range(math.ceil(64 * density))]
+    # Elevation of the beams: every 1/3 degree down to -8.3, then every 1/2 degree.
     slopes = [
         math.tan(math.radians((b - 6) / 3 if b < 31 else 25 / 3 + (b - 31) / 2)) for b in beams
     ]
@@ -153,6 +154,7 @@ def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarr
     ]
     x = np.array(tangents)[None]
     down = np.array(slopes)[:, None]
+    # Project each ray to the nearest pixel, and keep those inside the image.
     columns = np.floor(camera.cx + camera.focal * x + 0.5)
     rows = np.floor(camera.cy + camera.focal * down * np.sqrt(1 + x * x) + 0.5)
     columns = np.broadcast_to(columns, rows.shape)

@@ -65,6 +65,7 @@ class Deployed(nn.Module):
         self.size = size
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
+        # For images of one size the resizing matrices are constants of the graph.
         self.is_resized = size is not None and resize.place(*size).scaled != size
         if self.is_resized:
             for name, old, new in zip(

@@ -1,11 +1,8 @@
 """Exports a student to a file that runs without this project: pixels in, metres out, verified.
 
-    onnx           one self-contained .onnx of standard operators
-    (tiekd/inference/export/onnx_format.py)
-    torch_export   a .pt2 of torch.export, for torch alone
-    (tiekd/inference/export/program_format.py)
-    weights        a .pth with the plain float32 state dict and the recipe node that builds its
-    network
+    onnx           one self-contained .onnx of standard operators (onnx_format.py)
+    torch_export   a .pt2 of torch.export, for torch alone (program_format.py)
+    weights        a .pth with the plain float32 state dict and its network's recipe node
 
 The working resolution is part of the file: images go in at their own size, and depth comes out at
 it. The file is written under a temporary name, read back, run on images and compared with

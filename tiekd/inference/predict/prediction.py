@@ -92,7 +92,7 @@ def predict_pictures(
                     writes.add(writers.submit(predictor.write, picture, depth, confidence))
                     del picture, depth, confidence
                 done += len(batch)
-            del batch, found  # frees tensors of the images' own size before the next are read
+            del batch, found  # before the next ones are read: these have the images' own size
             progress.update()
     progress.finish()
     return failed
