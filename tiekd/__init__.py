@@ -2,12 +2,13 @@
 
     tiekd.load_recipe(path, overrides=()) -> dict
     tiekd.build_network(recipe["network"]) -> nn.Module, (B, 3, H, W) image -> Prediction
-    tiekd.load_student(checkpoint)(image) -> metres, for use: a file, array or tensor in, a depth map out
+    tiekd.load_student(checkpoint)(image) -> metres; a file, array or tensor in, a depth map out
 
-And the names that parts of one's own are written with (model_configs/YOUR_PARTS.md): Batch, Sample, Prediction, Hook
-and others, which stay here wherever they are defined.
+The names that external parts need are here too (model_configs/YOUR_PARTS.md): Batch, Sample,
+Prediction, Hook and others. They stay importable from `tiekd` wherever they are defined.
 
-Each comes when it is first asked for: `import tiekd` takes milliseconds, and reading a recipe needs no torch.
+Each name is imported on first access: `import tiekd` takes milliseconds, and reading a recipe needs
+no torch.
 """
 
 from importlib import import_module
@@ -46,6 +47,7 @@ __all__ = [
     "valid_pixels",
 ]
 
+# The module that defines each public name.
 _HOMES = {
     "IMAGENET_MEAN": "tiekd.data.augment.augment",
     "IMAGENET_STD": "tiekd.data.augment.augment",
@@ -67,7 +69,7 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    """Imports the module that has the name."""
+    """Imports a public name from its module on first access."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tiekd' has no attribute {name!r}")
     found = getattr(import_module(_HOMES[name]), name)
@@ -76,5 +78,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    """What is there, with the names that haven't been asked for yet."""
+    """Lists the module's names, including those that are not imported yet."""
     return sorted({*globals(), *_HOMES})

@@ -1,1 +1,1 @@
-"""Data sets, joint transforms and the loader: from files to `Batch`es on the device."""
+"""Datasets, joint transforms and the loader: from files to `Batch`es on the device."""

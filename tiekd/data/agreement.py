@@ -1,8 +1,9 @@
-"""Sees to it that all ranks found the same frames, before any of them trains: other frames are other batches.
+"""Checks before training that all ranks found the same frames: other frames are other batches.
 
-Ranks of several machines read a shared folder that one of them may not be allowed to list, or copies that differ.
-Costs a hash of all names, some 80 ms for 24,000 frames, and one collective of 50 bytes a rank; the names themselves
-travel only where they differ. Left out: what is in the files.
+Ranks on several machines read a shared folder that one of them may not be allowed to list, or
+copies that differ. The check costs a hash of all names, some 80 ms for 24,000 frames, and one
+collective of 50 bytes per rank. The names themselves are sent only where they differ. Left out: the
+contents of the files.
 """
 
 import hashlib
@@ -22,14 +23,16 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
     """Compares the frames of all ranks. Collective.
 
     Args:
-        datasets: by what messages call them, such as "training".
+        datasets: By the word that messages use for them, such as "training".
 
     Raises:
-        DataError: on every rank, where one of them has other frames than rank 0; says which rank, and names a frame.
+        DataError: On every rank, if one of them has other frames than rank 0. The message says
+            which rank and names a frame.
     """
     if comm.world_size() == 1:
         return
     rows = {kind: _rows(dataset) for kind, dataset in datasets.items()}
+    # Compare hashes first: in the usual case nothing else is sent.
     digests = comm.gather_objects({kind: _digest(row) for kind, row in rows.items()})
     for kind, row in rows.items():
         differing = [
@@ -37,6 +40,7 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
         ]
         if not differing:
             continue
+        # The hashes differ: send rank 0's names, and let each rank describe its own difference.
         first = comm.broadcast_object(row)
         told = comm.gather_objects(_difference(first, row))
         rank = differing[0]
@@ -44,13 +48,13 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
             f", and so have ranks {', '.join(map(str, differing[1:]))}" if differing[1:] else ""
         )
         raise DataError(
-            f"rank {rank} has other {kind} frames than rank 0{others}: {told[rank]}; give all ranks the same "
-            "files, and the permission to read them"
+            f"rank {rank} has other {kind} frames than rank 0{others}: {told[rank]}; give all "
+            "ranks the same files, and the permission to read them"
         )
 
 
 def _rows(dataset: Dataset) -> list[str]:
-    """What tells one frame from another, in the data set's order; numbers for one that doesn't say its files."""
+    """Returns one string per frame, in the dataset's order; indices for a dataset without files."""
     if not isinstance(dataset, Frames):
         return [str(index) for index in range(len(dataset))]
     return [

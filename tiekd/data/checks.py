@@ -1,26 +1,29 @@
-"""What is wrong with a data set: every file of every frame is read once, in worker processes.
+"""Checks a dataset: every file of every frame is read once, in worker processes.
 
 Faults, for which training or evaluation would stop or learn nonsense:
 
-    missing      a picture, depth map or teacher map is not there
-    unreadable   it is torn, no picture, or can't be opened
-    bit depth    a depth map of 8 bits, or a picture of 16
-    size         picture, depth map and teacher map don't fit each other, or are smaller than a crop
-    unit         depths that can't be metres: half of a frame nearer than 0.1 m, where no camera focuses and no sensor
-                 measures, or half of it farther than three times the network's max_depth
-    empty        ground truth without one valid pixel in the part of the frame that is used
+    missing      an image, depth map or teacher map is not there
+    unreadable   it is torn, no image, or can't be opened
+    bit depth    a depth map of 8 bits, or an image of 16
+    size         image, depth map and teacher map don't fit each other, or are smaller than a crop
+    unit         depths that can't be metres: half of a frame nearer than 0.1 m, where no camera
+                 focuses and no sensor measures, or half of it farther than three times the
+                 network's max_depth
+    empty        ground truth without a valid pixel in the part of the frame that is used
 
 Warnings, about frames that can be used:
 
-    duplicate    the same picture (all bytes) as a frame before it in its split
-    shared       a training frame with the same picture as a validation frame
-    neighbour    a training frame a few frames from a validation frame in the same folder, so nearly the same picture
+    duplicate    the same image (all bytes) as an earlier frame of its split
+    shared       a training frame with the same image as a validation frame
+    neighbour    a training frame a few frames from a validation frame in the same folder, so
+                 nearly the same image
 
-A wrong unit within the bounds can't be told from a frame alone (KITTI's levels read as millimetres are a quarter of the
-distance), so `Facts` has each frame's median for a person to look at, its depth map's levels
-(tiekd/data/depth_values.py), and whether EXIF turns its image. Costs what reading costs, depth maps twice: some 30 ms
-for a frame of KITTI on one core. Left out: damage that decodes (a JPEG with wrong bytes in the middle), and pictures
-that look alike but differ in a byte.
+A wrong unit within these bounds can't be detected from one frame (KITTI's levels read as
+millimetres give a quarter of the distance). `Facts` therefore holds each frame's median, its depth
+map's levels (tiekd/data/depth_values.py) and whether EXIF turns its image, for the user to inspect.
+Costs one read of all files, two of the depth maps: some 30 ms per KITTI frame on one core. Left
+out: damage that still decodes (a JPEG with wrong bytes in the middle), and images that look alike
+but differ in a byte.
 """
 
 import hashlib
@@ -45,8 +48,15 @@ WARNINGS = ("duplicate", "shared", "neighbour")
 
 
 class Facts(NamedTuple):
-    """Of one frame. faults: (kind, message); digest: of the picture's bytes, None where it can't be decoded; median_m:
-    of the measured depth, None without any. turned: by its EXIF orientation. levels: of the depth map."""
+    """The result of checking one frame.
+
+    Attributes:
+        faults: (kind, message) pairs, kinds of FAULTS.
+        digest: Hash of the image file's bytes; None if the image can't be decoded.
+        median_m: Median of the measured depth in metres; None without any.
+        turned: True if the EXIF orientation turns the image.
+        levels: Statistics of the depth map; None without a readable one.
+    """
 
     faults: list[tuple[str, str]]
     digest: bytes | None
@@ -56,7 +66,7 @@ class Facts(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """index: of the frame in its split."""
+    """One warning about the frame at `index` of its split."""
 
     kind: str
     index: int
@@ -64,22 +74,34 @@ class Finding(NamedTuple):
 
 
 class Examined(Dataset):
-    """`Facts` by index. augment: of training frames, whose crop they must cover at their working resolution, `resize`;
-    None for validation frames."""
+    """The `Facts` of each frame, by index.
+
+    Args:
+        frames: The split's frames.
+        augment: Augmentation of training frames, whose crop they must cover; None for validation
+            frames.
+        resize: The working resolution, at which the crop is taken.
+    """
 
     def __init__(self, frames: Frames, augment: Augment | None, resize: Resize = OWN_SIZE):
-        self.frames, self.augment, self.resize = frames, augment, resize
+        self.frames = frames
+        self.augment = augment
+        self.resize = resize
 
     def __getitems__(self, indices: list[int]) -> list[Facts]:
         return [self._facts(index) for index in indices]
 
     def _facts(self, index: int) -> Facts:
-        frame, faults, read = self.frames.frames[index], [], {}
+        # Read each part of the frame on its own, so that every broken file is reported.
+        frame = self.frames.frames[index]
+        faults = []
+        read = {}
         for name, part in self.frames.parts(index).items():
             try:
                 read[name] = part()
             except DataError as error:
                 faults.append((error.kind, str(error)))
+        # Without the image nothing else can be checked.
         if "image" not in read:
             return Facts(faults, None, None)
         digest = hashlib.blake2b(Path(frame.image).read_bytes(), digest_size=16).digest()
@@ -87,6 +109,7 @@ class Examined(Dataset):
         levels = levels_of(Path(frame.depth)) if "depth" in read else None
         median_m = None
         try:
+            # Assembling checks that the sizes fit; then depth values and the crop are checked.
             sample = in_metres(self.frames.assemble(index, **read))
             if "depth" in read:
                 fault, median_m = self._depth_fault(sample, frame.depth)
@@ -104,42 +127,71 @@ class Examined(Dataset):
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
         measured = sample.depth[sample.depth > 0]
         if len(measured) == 0:
-            return [("empty", f"{path}: no measured depth in the part of the frame that is used")], None
-        median_m, max_depth = measured.median().item(), self.frames.max_depth
+            return [
+                ("empty", f"{path}: no measured depth in the part of the frame that is used")
+            ], None
+        median_m = measured.median().item()
+        max_depth = self.frames.max_depth
+        # A median outside this range points to a wrong unit.
         if NEAREST_M <= median_m <= FARTHEST * max_depth:
             return [], median_m
-        message = f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than {median_m:.4g} m"
+        message = (
+            f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than "
+            f"{median_m:.4g} m"
+        )
         taken = taken_as(self.frames, image_io.kind_of_depth(Path(path)))
-        return [("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")], median_m
+        return [
+            ("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")
+        ], median_m
 
 
 def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
-    """Frames whose picture an earlier frame of the split has already."""
+    """Returns a finding for each frame whose image an earlier frame of the split already has."""
     first: dict[bytes, int] = {}
     found = []
     for index, fact in enumerate(facts):
         if fact.digest is not None and first.setdefault(fact.digest, index) != index:
             other = frames.frames[first[fact.digest]].name
-            found.append(Finding("duplicate", index, f"{frames.frames[index].name}: the same picture as {other}"))
+            found.append(
+                Finding(
+                    "duplicate", index, f"{frames.frames[index].name}: the same picture as {other}"
+                )
+            )
     return found
 
 
-def shared(train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: Sequence[Facts]) -> list[Finding]:
-    """Training frames whose picture is a validation frame's."""
+def shared(
+    train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: Sequence[Facts]
+) -> list[Finding]:
+    """Returns a finding for each training frame whose image is also a validation frame's."""
+    # Images are compared by the hash of their file.
     names: dict[bytes, str] = {}
     for frame, fact in zip(val.frames, val_facts, strict=True):
         names.setdefault(fact.digest, frame.name)
     return [
-        Finding("shared", index, f"{frame.name}: the same picture as validation frame {names[fact.digest]}")
+        Finding(
+            "shared",
+            index,
+            f"{frame.name}: the same picture as validation frame {names[fact.digest]}",
+        )
         for index, (frame, fact) in enumerate(zip(train.frames, train_facts, strict=True))
         if fact.digest is not None and fact.digest in names
     ]
 
 
 def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
-    """Training frames 1 to `distance` frame numbers from a validation frame in the same folder. The number is the last
-    one in the file's name; names without one have no neighbours."""
-    validation = {place: frame.name for frame in val.frames if (place := _place(frame.name)) is not None}
+    """Returns a finding for each training frame close to a validation frame of the same folder.
+
+    Args:
+        train: Training frames.
+        val: Validation frames.
+        distance: Largest difference of frame numbers that counts. The number is the last one in the
+            file's name; names without one have no neighbours.
+    """
+    # Look up validation frames by (folder, number), so that the cost is linear.
+    validation = {
+        place: frame.name for frame in val.frames if (place := _place(frame.name)) is not None
+    }
     found = []
     for index, frame in enumerate(train.frames):
         place = _place(frame.name)
@@ -148,22 +200,32 @@ def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
         for step in (signed for size in range(1, distance + 1) for signed in (-size, size)):
             other = validation.get((place[0], place[1] + step))
             if other is not None:
-                found.append(Finding("neighbour", index, f"{frame.name}: {abs(step)} from validation frame {other}"))
+                found.append(
+                    Finding(
+                        "neighbour",
+                        index,
+                        f"{frame.name}: {abs(step)} from validation frame {other}",
+                    )
+                )
                 break
     return found
 
 
 def median_span(facts: Sequence[Facts]) -> str:
-    """In words: where the frames' medians lie, from the 5th to the 95th of a hundred."""
-    medians = torch.tensor([fact.median_m for fact in facts if fact.median_m is not None], dtype=torch.float64)
+    """Describes the range of the frames' median depths, from the 5th to the 95th percentile."""
+    medians = torch.tensor(
+        [fact.median_m for fact in facts if fact.median_m is not None], dtype=torch.float64
+    )
     if len(medians) == 0:
         return "no measured depth"
-    low, middle, high = medians.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+    low, middle, high = medians.quantile(
+        torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    ).tolist()
     return f"the frames' median depths are {middle:.3g} m (90 % of them {low:.3g} to {high:.3g} m)"
 
 
 def _place(name: str) -> tuple[str, int] | None:
-    """(the path but for the frame number, the number)."""
+    """Splits a name into its folder and its frame number; None for a name without a number."""
     match = re.fullmatch(r"(.*?)(\d+)(\D*)", name, re.DOTALL)
     folder, _, _ = name.rpartition("/")
     return None if match is None or "/" in match[3] else (folder, int(match[2]))

@@ -1,8 +1,9 @@
-"""What the numbers in depth files count as, and what in them looks wrong: a unit, or a level that means not measured.
+"""Checks the values in depth files: their unit, and levels that seem to mean "not measured".
 
-`check_range` looks at five frames before training, for depths that can't be metres. `levels_of` and `describe` are of
-bin/check_data.py, which shows a person what no program can judge. Costs the reading of the depth maps, 5 ms each.
-Left out: values in the middle of a floating-point map that many pixels share; the largest and the smallest are seen.
+`check_range` looks at five frames before training, for depths that can't be metres. `levels_of` and
+`describe` belong to bin/check_data.py, which shows the user what no program can decide. Costs
+reading the depth maps, 5 ms each. Left out: values in the middle of a floating-point map that many
+pixels share; only the largest and the smallest are seen.
 """
 
 from collections import Counter
@@ -19,14 +20,21 @@ from tiekd.errors import DataError
 
 NEAREST_M = 0.1
 FARTHEST = 3.0  # times max_depth
-_PROBED = 5  # frames
-_PILE = 0.05  # of the pixels that aren't 0
+_PROBED = 5  # number of frames
+_PILE = 0.05  # share of the pixels that aren't 0
 _8_BITS = 255
 
 
 class Levels(NamedTuple):
-    """A depth file's numbers as they are stored. kind: of file; count: pixels that aren't 0; largest: of them; piles:
-    values that at least _PILE of these pixels have, but not all, with their counts."""
+    """Statistics of the numbers in a depth file, as they are stored.
+
+    Attributes:
+        kind: The kind of file, as `image_io.kind_of_depth` names it.
+        count: Number of pixels that aren't 0.
+        largest: The largest of their values.
+        piles: Values that at least _PILE of these pixels have, but not all of them, with their
+            counts.
+    """
 
     kind: str
     count: int
@@ -35,7 +43,12 @@ class Levels(NamedTuple):
 
 
 def taken_as(frames: Frames, kind: str) -> str:
-    """What depths in files of a kind (`image_io.kind_of_depth`) count as, and which option says otherwise."""
+    """Describes the unit in which depths of a kind of file are read, and the option that sets it.
+
+    Args:
+        frames: The frames, which hold the units.
+        kind: The kind of file, as `image_io.kind_of_depth` names it.
+    """
     if _is_float(kind):
         units_per_m = frames.float_units_per_m or 1.0
         unit = "metres" if units_per_m == 1 else f"{units_per_m:g} a metre"
@@ -47,35 +60,42 @@ def taken_as(frames: Frames, kind: str) -> str:
 
 
 def check_range(frames: Dataset) -> list[str]:
-    """Looks at the ground truth of a few frames, for depths that can't be metres.
+    """Checks the ground truth of five frames for depths that can't be metres.
 
     Returns:
         Lines for the log.
 
     Raises:
-        DataError: where half of the measured pixels of each of them are farther than three times the network's range,
-            so that nothing would be learned and no figure be a number.
+        DataError: If half of the measured pixels of each of these frames are farther than three
+            times the network's range, so that nothing would be learned and no figure be a number.
     """
     if not isinstance(frames, Frames):
         return []
+    # Probe frames evenly spaced over those that have ground truth.
     known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
-    places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)} if known else ()
-    probed = [known[place] for place in sorted(places)]
+    probed = []
+    if known:
+        places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
+        probed = [known[place] for place in sorted(places)]
     turned = [frames.frames[index].name for index in probed if frames.is_turned(index)]
-    return _range_lines(frames, _medians(frames, probed)) + ([turned_line(turned)] if turned else [])
+    lines = _range_lines(frames, _medians(frames, probed))
+    if turned:
+        lines.append(turned_line(turned))
+    return lines
 
 
 def turned_line(names: Sequence[str]) -> str:
-    """What to say of images that EXIF turns, where there is ground truth for them."""
+    """Returns a line for the log on images with ground truth that EXIF turns."""
     return (
-        f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth maps and "
-        "intrinsics must be of the upright image"
+        f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth "
+        "maps and intrinsics must be of the upright image"
     )
 
 
 def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     if not medians:
         return []
+    # One odd frame may be real, so all probed frames must agree.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (
@@ -83,9 +103,13 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     )
     if max(medians.values()) < NEAREST_M:
         return [
-            f"Warning: {path}: half of its depths are nearer than {median_m:.4g} m, {count} looked at; {taken}"
+            f"Warning: {path}: half of its depths are nearer than {median_m:.4g} m, {count} looked "
+            f"at; {taken}"
         ]
-    told = f"{path}: half of its depths are farther than {median_m:.4g} m, {count} looked at, and max_depth is"
+    told = (
+        f"{path}: half of its depths are farther than {median_m:.4g} m, {count} looked at, and "
+        "max_depth is"
+    )
     if min(medians.values()) > FARTHEST * frames.max_depth:
         message = (
             f"{told} {frames.max_depth:g} m; {taken}: give the unit, such as 1000 for millimetres"
@@ -97,7 +121,11 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
 
 
 def levels_of(path: Path) -> Levels:
-    """What a depth file holds, before any unit and with what means not measured. Raises DataError for no such file."""
+    """Returns the statistics of a depth file, before any unit or invalid levels are applied.
+
+    Raises:
+        DataError: If there is no such file or it can't be read.
+    """
     if image_io.needs_decoding(path):
         values = image_io.read_levels(path).numpy()
     else:
@@ -106,10 +134,11 @@ def levels_of(path: Path) -> Levels:
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
         return Levels(kind, 0, 0.0, {})
+    # A value for "not measured" is mostly the smallest or the largest one.
     likely = {
         values.min(),
         values.max(),
-    }  # what means not measured is mostly the smallest or the largest
+    }
     if values.dtype == np.uint16:
         likely.add(np.bincount(values).argmax())
     counts = {float(value): int((values == value).sum()) for value in likely}
@@ -122,7 +151,15 @@ def levels_of(path: Path) -> Levels:
 
 
 def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
-    """What the depth maps of frames count as, and which levels pile up in them."""
+    """Describes the unit of the frames' depth maps and the levels that pile up in them.
+
+    Args:
+        frames: The frames, which hold units and invalid levels.
+        found: The statistics of their depth maps.
+
+    Returns:
+        Lines for the user.
+    """
     kinds = Counter(levels.kind for levels in found)
     said = [
         f"{count} depth maps: {taken_as(frames, kind)}" for kind, count in sorted(kinds.items())
@@ -134,19 +171,22 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
     whole = [levels.largest for levels in found if not _is_float(levels.kind)]
     if max(whole, default=0) == _8_BITS:
         said.append(
-            "WARNING: no level is above 255, as in files of 8 bits: depth is coarse then, and 255 may mean not "
-            "measured (data.invalid=[255])"
+            "WARNING: no level is above 255, as in files of 8 bits: depth is coarse then, and 255 "
+            "may mean not measured (data.invalid=[255])"
         )
     return said
 
 
 def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
-    total, pixels, maps = sum(levels.count for levels in found), Counter(), Counter()
+    total = sum(levels.count for levels in found)
+    pixels = Counter()
+    maps = Counter()
     for levels in found:
         pixels.update(levels.piles)
         maps.update(levels.piles.keys())
     said = []
     for value, count in sorted(pixels.items()):
+        # Report values that are frequent over all maps and occur in two of them, or the only one.
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
         is_none = value in frames.invalid or (value == image_io.NO_RETURN and not are_float)
@@ -161,7 +201,10 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
 
 
 def _medians(frames: Frames, indices: Sequence[int]) -> dict[str, float]:
-    """Of the measured depths in files, metres; without those that can't be read, which is told in training."""
+    """Returns the median measured depth in metres by file, without files that can't be read.
+
+    Unreadable files are reported when they are read in training.
+    """
     medians = {}
     for index in indices:
         try:

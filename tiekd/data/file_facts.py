@@ -1,6 +1,6 @@
-"""What tells one state of a file from another: size, time of change, CRC-32 of the content.
+"""Facts that identify the state of a file: size, modification time, CRC-32 of the content.
 
-Of many files several are looked at together, since a network file system answers so. Sizes and
+Of many files several are looked at in parallel, since network file systems are faster so. Sizes and
 times of 48,000 files on a local disk took 2 s on two busy cores.
 """
 
@@ -9,25 +9,33 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-_FEW, _THREADS, _AT_ONCE = 4096, 8, 256
+_FEW = 4096
+_THREADS = 8
+_AT_ONCE = 256
 _BLOCK = 1 << 20
 
 
 def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
-    """The fact of each path, in order; None of None."""
+    """Returns the fact of each path, in order; None for None.
+
+    Args:
+        fact: A function of a path.
+        paths: The paths; threads are used for more than 4096.
+    """
 
     def of_part(part: Sequence[str | None]) -> list:
         return [path and fact(path) for path in part]
 
     if len(paths) <= _FEW:
         return of_part(paths)
+    # Parts of many files keep the overhead per task small.
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
         return [value for part in pool.map(of_part, parts) for value in part]
 
 
 def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
-    """(bytes, nanoseconds of the last change); None where there is no such file."""
+    """Returns (bytes, modification time in ns) of a file; None if there is no such file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -36,8 +44,10 @@ def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def crc(path: str | os.PathLike) -> int | None:
-    """CRC-32 of the content; None where it can't be read, and for what is no file, such as a pipe, which would be
-    waited for."""
+    """Returns the CRC-32 of a file's content; None if it can't be read.
+
+    None also for what is no regular file: reading a pipe would wait for a writer.
+    """
     value = 0
     try:
         if not os.path.isfile(path):

@@ -1,8 +1,9 @@
-"""Frames from files: picture, ground truth where there is any, cached teacher map, cut to one window.
+"""Frames from files: image, ground truth if any, cached teacher map, cropped to one window.
 
-What KITTI, NYU and a folder of one's own share: each of them says where its files are and how its depth is stored, and
-`Frames` reads them. A frame without ground truth has depth 0 everywhere. Nothing is kept in memory but paths.
-Left out: scaling (tiekd/data/augment/augment.py), since evaluation wants pictures as they are.
+This is what KITTI, NYU and a folder of the user's own images share: each of these modules says
+where its files are and how its depth is stored, and `Frames` reads them. A frame without ground
+truth has depth 0 everywhere. Only paths are kept in memory. Left out: scaling
+(tiekd/data/augment/augment.py), since evaluation needs images as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,10 @@ from tiekd.errors import DataError
 
 
 class Camera(NamedTuple):
-    """Focal lengths and principal point in pixels of the whole, upright picture; no centre: its middle."""
+    """Focal lengths and principal point in pixels of the whole, upright image.
+
+    Without a centre, the principal point is the middle of the image.
+    """
 
     focal_x: float
     focal_y: float
@@ -29,8 +33,14 @@ class Camera(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """name: what messages and teacher maps call it; image, depth: paths, as text since 24,000 `Path`s take seconds;
-    depth None without ground truth; camera None where unknown."""
+    """The files of one frame.
+
+    Attributes:
+        name: The frame's name in messages and in names of teacher maps.
+        image: Path of the image, as text, since creating 24,000 `Path`s takes seconds.
+        depth: Path of the depth map; None without ground truth.
+        camera: The camera; None if unknown.
+    """
 
     name: str
     image: str
@@ -39,21 +49,37 @@ class Frame(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The part of each picture that is kept. option: what users call it; place: (height, width) of a picture ->
-    (top, left, height, width), which `Frames` checks to lie in it."""
+    """The part of each image that is kept.
+
+    Attributes:
+        option: The option that sets it, for messages.
+        place: (height, width) of an image -> (top, left, height, width) of the window. `Frames`
+            checks that it lies inside the image.
+    """
 
     option: str
     place: Callable[[int, int], tuple[int, int, int, int]]
 
 
 class Frames(torch.utils.data.Dataset):
-    """Frames as `Sample`s with uint8 images; `stored` gives them with depths as their files have them.
+    """Frames as `Sample`s with uint8 images and depths in metres.
 
-    source: where the frames are listed, for messages. read_depth: file -> (1, H, W) uint16, of which `units_per_m` make
-    a metre, or float32 metres. invalid: levels of uint16 ground truth that mean not measured. needs_ground_truth: skip
-    the frames without any (`num_skipped` counts them). maps: folder of cached teacher maps, each as large as the
-    picture, and then cut like it, or as large as the window; None reads none. map_prefix: what their names begin with.
-    Raises DataError for missing files and when no frame is left.
+    Args:
+        frames: The frames.
+        source: Where they are listed, for messages.
+        read_depth: Reads a file as (1, H, W), uint16 of which `units_per_m` make a metre, or
+            float32 metres.
+        units_per_m: Levels of uint16 ground truth per metre; None if there is none.
+        max_depth: The network's range in metres.
+        needs_ground_truth: Skip frames without ground truth (`num_skipped` counts them).
+        window: The part of each image that is kept; None for all of it.
+        maps: Folder of cached teacher maps; None reads none. A map is as large as the image, and is
+            then cropped like it, or as large as the window.
+        map_prefix: The prefix of the maps' names.
+        invalid: Levels of uint16 ground truth that mean not measured.
+
+    Raises:
+        DataError: If files are missing, or no frame is left.
     """
 
     def __init__(
@@ -69,22 +95,34 @@ class Frames(torch.utils.data.Dataset):
         map_prefix: str = "",
         invalid: Sequence[float] = (),
     ):
-        self.frames = [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
-        self.num_skipped, self.source = len(frames) - len(self.frames), source
-        self.read_depth, self.units_per_m, self.max_depth, self.window = read_depth, units_per_m, max_depth, window
-        self.maps, self.map_prefix, self.invalid = maps, map_prefix, tuple(invalid)
-        self.float_units_per_m: float | None = None  # of floating-point files, where a recipe says the units
-        self.notes: list[str] = []  # what a user should know of how the files were found
-        self.decoded = None  # or a cache (tiekd/data/decoded_cache.py), read in the files' stead
+        self.frames = (
+            [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
+        )
+        self.num_skipped = len(frames) - len(self.frames)
+        self.source = source
+        self.read_depth = read_depth
+        self.units_per_m = units_per_m
+        self.max_depth = max_depth
+        self.window = window
+        self.maps = maps
+        self.map_prefix = map_prefix
+        self.invalid = tuple(invalid)
+        # Units per metre of floating-point files; None unless the recipe can set them.
+        self.float_units_per_m: float | None = None
+        self.notes: list[str] = []  # lines for the log on how the files were found
+        # A cache (tiekd/data/decoded_cache.py) that is read instead of the files.
+        self.decoded = None
         if not self.frames:
             raise DataError(
-                f"{source}: none of its {len(frames)} frames has ground truth, which evaluation and training without "
-                "a teacher need; use other frames"
+                f"{source}: none of its {len(frames)} frames has ground truth, which evaluation "
+                "and training without a teacher need; use other frames"
             )
         if maps is not None and not maps.is_dir():
             raise DataError(f"teacher.maps: no folder at {maps}; make it with bin/cache_teacher.py")
         self.maps_of_stored_pixels = teacher_maps.are_of_stored_pixels(maps)
-        self.map_full_scale_m = max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
+        self.map_full_scale_m = (
+            max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
+        )
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -93,11 +131,17 @@ class Frames(torch.utils.data.Dataset):
         return in_metres(self.stored(index))
 
     def stored(self, index: int) -> Sample:
-        """The sample with 16-bit depths, for who wants a part of it only; its tensors are views."""
+        """Returns the sample with depths as stored (16-bit); its tensors are views.
+
+        A caller that needs only a part of it converts only that part.
+        """
         return self.assemble(index, **{name: read() for name, read in self.parts(index).items()})
 
     def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
-        """What reads a frame's files: `image`, and `depth` and `teacher_depth` where it has them."""
+        """Returns the functions that read a frame's files, by `image`, `depth` and `teacher_depth`.
+
+        Parts that the frame doesn't have are absent.
+        """
         parts = {}
         for name, (path, decode) in self.files(index).items():
             cached = self.decoded is not None and image_io.needs_decoding(path)
@@ -106,18 +150,22 @@ class Frames(torch.utils.data.Dataset):
         return parts
 
     def is_turned(self, index: int) -> bool:
-        """True for a frame whose stored pixels aren't upright, by the head of its file."""
+        """Returns True if a frame's stored pixels aren't upright; reads the head of its file."""
         return orientation.mark_in(Path(self.frames[index].image)) != orientation.UPRIGHT
 
     def measured(self, index: int) -> Tensor:
-        """A frame's ground truth before it is cut, (1, H, W) float32, metres, 0 where not measured."""
+        """Returns a frame's ground truth before cropping.
+
+        Returns:
+            (1, H, W) float32, metres, 0 where not measured.
+        """
         depth = self.parts(index)["depth"]()
         if depth.dtype == torch.uint16:
             depth = image_io.without_levels(depth, self.invalid).float() / self.units_per_m
         return depth
 
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
-        """A frame's files by the same names, each with what decodes it."""
+        """Returns a frame's files with the functions that decode them, by the names of `parts`."""
         frame = self.frames[index]
         files = {"image": (Path(frame.image), image_io.read_image)}
         if frame.depth is not None:
@@ -127,46 +175,75 @@ class Frames(torch.utils.data.Dataset):
         return files
 
     def assemble(
-        self, index: int, image: Tensor, depth: Tensor | None = None, teacher_depth: Tensor | None = None
+        self,
+        index: int,
+        image: Tensor,
+        depth: Tensor | None = None,
+        teacher_depth: Tensor | None = None,
     ) -> Sample:
-        """The parts as one sample, cut to the window. Raises DataError where their sizes don't go together."""
+        """Combines the parts of a frame to one sample, cropped to the window.
+
+        Args:
+            index: Index of the frame.
+            image: (3, H, W) uint8.
+            depth: (1, H, W) uint16 levels or float32 metres; None without ground truth.
+            teacher_depth: (1, h, w) uint16 levels, of the image's or the window's size; None
+                without.
+
+        Raises:
+            DataError: If the sizes don't fit each other.
+        """
         frame = self.frames[index]
         whole = self._whole(frame, image, depth)
         if teacher_depth is None:
             return self._cut(whole, frame)
+        # Sizes alone don't reveal maps of unturned pixels: some marks leave the sides as they are.
         if self.maps_of_stored_pixels and self.is_turned(index):
             raise DataError(
-                f"{self.maps / self.map_name(index)}: made before images were turned upright, as the EXIF orientation "
-                f"of {frame.name} says; make the maps anew in another folder with bin/cache_teacher.py",
+                f"{self.maps / self.map_name(index)}: made before images were turned upright, as "
+                f"the EXIF orientation of {frame.name} says; make the maps anew in another folder "
+                "with bin/cache_teacher.py",
                 "size",
             )
+        # A map of the whole image is cropped with it; one of the window's size is used as it is.
         if _size(teacher_depth) == _size(image):
             return self._cut(self._with_map(whole, teacher_depth), frame)
         sample = self._cut(whole, frame)
         if _size(teacher_depth) != _size(sample.image):
-            cut = "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
+            cut = (
+                "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
+            )
             raise DataError(
-                f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for a picture of "
-                f"{_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the maps from the same pictures",
+                f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for a "
+                f"picture of {_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the "
+                "maps from the same pictures",
                 "size",
             )
         return self._with_map(sample, teacher_depth)
 
     def map_name(self, index: int) -> str:
-        """The file name of a frame's teacher map: the picture's path joined by `_`, as PNG."""
+        """Returns the file name of a frame's teacher map: the image's path joined by `_`."""
         return self.map_prefix + joined_name(self.frames[index].name)
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every frame as it is read, from the files' heads alone; some 0.1 ms a frame."""
-        return [self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:] for frame in self.frames]
+        """Returns (height, width) of every frame as it is read; takes 0.1 ms per file."""
+        return [
+            self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
+            for frame in self.frames
+        ]
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         height, width = image.shape[-2:]
+        # A frame without ground truth gets a view of one zero, which takes no memory.
         if depth is None:
             depth = torch.zeros(1, 1, 1, dtype=torch.uint16).expand(1, height, width)
         elif _size(depth) != _size(image):
-            message = f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, {_size(image)}"
+            message = (
+                f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, "
+                f"{_size(image)}"
+            )
             raise DataError(message + _unturned(frame, image, depth), "size")
+        # Floating-point depths were cleaned when they were read.
         if self.invalid and depth.dtype == torch.uint16:
             depth = image_io.without_levels(depth, self.invalid)
         inside = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, height, width)
@@ -188,46 +265,61 @@ class Frames(torch.utils.data.Dataset):
         if top < 0 or left < 0 or top + rows > height or left + columns > width:
             option = self.window.option
             raise DataError(
-                f"{frame.image}: {height}x{width} is smaller than {option} asks for ({rows}x{columns} from row {top}, "
-                f"column {left}); set another {option}, or null",
+                f"{frame.image}: {height}x{width} is smaller than {option} asks for "
+                f"({rows}x{columns} from row {top}, column {left}); set another {option}, or null",
                 "size",
             )
         return top, left, rows, columns
 
 
 def joined_name(name: str) -> str:
-    """`2011_09_26/drive/1.jpg` -> `2011_09_26_drive_1.png`, the published naming of teacher maps."""
+    """Converts a name to its teacher map's: `2011_09_26/1.jpg` becomes `2011_09_26_1.png`."""
     return str(PurePosixPath(name.replace("/", "_")).with_suffix(".png"))
 
 
 def data_root(root: str, content: str) -> Path:
-    """`data.root` as a path, `~` expanded. Raises DataError where it is no folder; `content` is what belongs there."""
+    """Returns `data.root` as a path with `~` expanded.
+
+    Args:
+        root: The option's value.
+        content: What belongs into the folder, for the message.
+
+    Raises:
+        DataError: If it is no folder.
+    """
     path = Path(root).expanduser()
     if not path.is_dir():
         found = "a file, not a folder" if path.exists() else "no folder"
-        raise DataError(f"data.root: {found} at {path}; put {content} there or say --set data.root=FOLDER")
+        raise DataError(
+            f"data.root: {found} at {path}; put {content} there or say --set data.root=FOLDER"
+        )
     return path
 
 
 def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
-    """(3, 3) float32, pixels; NaN where the camera isn't known."""
+    """Returns the (3, 3) float32 matrix of a camera in pixels; NaN if the camera isn't known."""
     if camera is None:
         focal_x = focal_y = centre_x = centre_y = float("nan")
     else:
         focal_x, focal_y, centre_x, centre_y = camera
         centre_x = (width - 1) / 2 if centre_x is None else centre_x
         centre_y = (height - 1) / 2 if centre_y is None else centre_y
-    return torch.tensor([[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]], dtype=torch.float32)
+    return torch.tensor(
+        [[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]], dtype=torch.float32
+    )
 
 
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
-    """What to say where a depth map fits the picture only as its pixels are stored, before they are turned upright."""
+    """Explains a size mismatch if a depth map fits the image only before it is turned.
+
+    Empty if the orientation isn't the reason.
+    """
     mark = orientation.mark_in(Path(frame.image))
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
         return ""
     return (
-        f" once upright: it fits the pixels as stored, which the picture's EXIF orientation ({mark}) turns; turn it "
-        "likewise, or remove the mark from the picture"
+        " once upright: it fits the pixels as stored, which the picture's EXIF orientation "
+        f"({mark}) turns; turn it likewise, or remove the mark from the picture"
     )
 
 

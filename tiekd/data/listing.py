@@ -1,9 +1,9 @@
-"""All files below a folder, each once: links are followed, loops end, and a folder that can't be listed is named.
+"""Lists all files below a folder once: links are followed, loops end, unreadable folders are named.
 
-A folder is entered once, by its device and inode. Real folders come before links, so that a file has its plain name
-and not one through a link; folders and files come in the order of their names. Costs a look at each folder and none at
-files: 24,000 files take some 0.2 s.
-Left out: a file that is linked twice, which is listed twice.
+A folder is entered once, identified by device and inode. Real folders come before links, so that a
+file gets its plain name and not one through a link. Folders and files come in the order of their
+names. Costs one look at each folder and none at files: 24,000 files take some 0.2 s. Left out: a
+file that is linked twice is listed twice.
 """
 
 import os
@@ -16,8 +16,12 @@ from tiekd.errors import DataError
 
 
 class Listing(NamedTuple):
-    """files: paths below the folder, `/` between their parts, links to files among them; repeated: links to folders
-    that are in the listing already, as such paths, too."""
+    """The result of `list_files`.
+
+    Attributes:
+        files: Paths below the folder with `/` between their parts, including links to files.
+        repeated: Paths of links to folders that are already in the listing.
+    """
 
     files: list[str]
     repeated: list[str]
@@ -26,17 +30,20 @@ class Listing(NamedTuple):
 def list_files(
     folder: Path, on_error: Callable[[OSError], None], leave_out: Path | None = None
 ) -> Listing:
-    """The files in and below a folder.
+    """Lists the files in and below a folder.
 
     Args:
-        folder: where to look; it exists.
-        on_error: is given the error of each folder that can't be listed, with its path; raises it, or returns, and the
-            folder is left out.
-        leave_out: a folder that isn't entered.
+        folder: The folder, which exists.
+        on_error: Called with the error of each folder that can't be listed, which holds its path.
+            It raises the error, or returns, and the folder is left out.
+        leave_out: A folder that isn't entered.
     """
-    files, repeated = [], []
+    files = []
+    repeated = []
     entered = set() if leave_out is None else _identity(leave_out, lambda error: None)
-    real, links = deque([""]), deque()
+    # Real folders first; links when no real folder is left.
+    real = deque([""])
+    links = deque()
     while real or links:
         below = real.popleft() if real else links.popleft()
         place = os.path.join(folder, below) if below else str(folder)
@@ -52,6 +59,7 @@ def list_files(
         except OSError as error:
             on_error(error)
             continue
+        # A link may lead to a folder that a real path reaches later, so links wait.
         for entry in entries:
             path = os.path.join(below, entry.name)
             if not _is_folder(entry):
@@ -64,14 +72,19 @@ def list_files(
 
 
 def unlistable(error: OSError, remedy: str) -> DataError:
-    """What to say of a folder that can't be listed. remedy: what helps besides other permissions."""
+    """Returns the error for a folder that can't be listed.
+
+    Args:
+        error: The error of the operating system.
+        remedy: What the user can do besides changing permissions.
+    """
     return DataError(
         f"{error.filename}: can't be listed ({error.strerror}); change its permissions, {remedy}"
     )
 
 
 def _identity(folder: str | Path, on_error: Callable[[OSError], None]) -> set[tuple[int, int]]:
-    """Device and inode, as a set of one; empty where the folder can't be looked at."""
+    """Returns {(device, inode)} of a folder; empty if it can't be accessed."""
     try:
         status = os.stat(folder)
     except OSError as error:
@@ -83,5 +96,5 @@ def _identity(folder: str | Path, on_error: Callable[[OSError], None]) -> set[tu
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: a file that can't be read, which is told when it is
+    except OSError:  # a link to itself counts as a file; reading it reports the error
         return False

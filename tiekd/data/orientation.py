@@ -1,9 +1,10 @@
-"""EXIF orientation: how a camera's mark says that stored pixels are turned to stand upright.
+"""EXIF orientation: the mark by which a camera says how stored pixels must be turned.
 
-Every door of the project sees images upright: training, evaluation, checks, caches and prediction. Sizes, depth maps,
-teacher maps and intrinsics are those of the upright image; a depth PNG with a mark of its own is turned by that. The
-mark is read from EXIF or XMP, in JPEG, PNG, WebP and TIFF; a damaged one turns nothing. Costs some 0.02 ms for an image
-that is decoded anyway, 0.1 ms for a file's head.
+All of the project sees images upright: training, evaluation, checks, caches and prediction. Sizes,
+depth maps, teacher maps and intrinsics are those of the upright image; a depth PNG with a mark of
+its own is turned by that. The mark is read from EXIF or XMP, in JPEG, PNG, WebP and TIFF; a damaged
+mark turns nothing. Costs some 0.02 ms for an image that is decoded anyway, 0.1 ms for the head of a
+file.
 """
 
 import os
@@ -26,16 +27,20 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAP_SIDES = (5, 6, 7, 8)
-_PNG_HEAD, _CHUNK_HEAD, _CHUNK_EXTRA = 8, 8, 12
+_PNG_HEAD = 8
+_CHUNK_HEAD = 8
+_CHUNK_EXTRA = 12
 
 
 def mark_of(image: Image.Image) -> int:
-    """The mark of a Pillow image: 1 for an upright one, or one without a readable mark, 2 to 8 for turned ones."""
+    """Returns the mark of a Pillow image: 2 to 8 if it must be turned, else 1.
+
+    It is 1 for an upright image, and for one without a readable mark.
+    """
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
-        exif = (
-            image.getexif() if late else Image.Image.getexif(image)
-        )  # PngImageFile.getexif decodes all pixels
+        # PngImageFile.getexif decodes all pixels.
+        exif = image.getexif() if late else Image.Image.getexif(image)
         mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
         return mark if mark in _TURNS else UPRIGHT
     except Exception:  # noqa: BLE001 - a damaged mark raises all kinds, and turns nothing
@@ -43,16 +48,16 @@ def mark_of(image: Image.Image) -> int:
 
 
 def mark_in(path: Path) -> int:
-    """The mark in a file, from its head; 1 for a file that has none, or that is no image."""
+    """Returns the mark in a file, from its head; 1 if it has none or is no image."""
     try:
         with Image.open(path) as image:
             return mark_of(image)
-    except Exception:  # noqa: BLE001 - a video, or a damaged file, which another door names
+    except Exception:  # noqa: BLE001 - a video, or a damaged file, which decoding reports
         return UPRIGHT
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its mark says; itself where it is upright."""
+    """Returns the image turned as its mark says; the image itself if it is upright."""
     image.load()
     if image.format == "TIFF":  # Pillow has turned it while it was loaded
         return image
@@ -61,7 +66,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened image once it is upright."""
+    """Returns (height, width) of an opened image once it is upright."""
     if image.format == "TIFF":  # Pillow has swapped its sides
         return image.height, image.width
     if mark_of(image) in _SWAP_SIDES:
@@ -70,15 +75,19 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _has_late_chunks(image: Image.Image) -> bool:
-    """True where a PNG file has chunks behind its pixels, which may hold the mark and aren't read yet."""
+    """Returns True if a PNG file has chunks behind its pixels, which may hold the mark.
+
+    Pillow hasn't read these chunks yet.
+    """
     file = getattr(image, "fp", None)
     if file is None:
         return False
     try:
         descriptor = file.fileno()
     except OSError:
-        return True  # in memory
-    start, pixels_came = _PNG_HEAD, False
+        return True  # a file in memory can't be searched here, so its chunks may hold the mark
+    start = _PNG_HEAD
+    pixels_came = False
     while len(head := os.pread(descriptor, _CHUNK_HEAD, start)) == _CHUNK_HEAD:
         kind = head[4:]
         if kind == b"IEND":

@@ -1,7 +1,8 @@
-"""Pairs images with depth maps by name, and says what has no partner and by which rule it may be named.
+"""Pairs images with depth maps by name, and reports files without a partner.
 
-Costs some milliseconds where all have a partner; where many of 24,000 haven't, some 2 s for a guess at the rule.
-Left out: pairing by such a rule, which is a guess; the user renames or links the files.
+The report guesses the rule by which the depth maps are named. Costs some milliseconds if all files
+have a partner; if many of 24,000 don't, the guess takes some 2 s. Left out: pairing by the guessed
+rule; the user renames or links the files.
 """
 
 import os
@@ -14,8 +15,10 @@ from tiekd.errors import DataError, RecipeError
 UNMATCHED = ("refuse", "allow")
 _MOST = 0.5
 _EXAMPLES = 3
-_TRIED_DEPTHS, _TRIED_IMAGES, _COUNTED = 3, 200, 1000
-_RULE_FITS = 2  # pairs, or all where there are fewer
+_TRIED_DEPTHS = 3
+_TRIED_IMAGES = 200
+_COUNTED = 1000
+_RULE_FITS = 2  # pairs that a rule must explain, or all if there are fewer
 
 
 def check_pairs(
@@ -25,54 +28,69 @@ def check_pairs(
     depth_files: Mapping[str, str],
     unmatched: str,
 ) -> list[str]:
-    """Counts files without a partner, with a few examples.
+    """Counts the files without a partner, and gives a few examples.
 
     Args:
-        images: folder of the images, for messages.
-        depths: folder of the depth maps, for messages.
-        image_files: paths below their folder by the same without suffix, which is what pairs them.
-        depth_files: as well.
-        unmatched: what to do where more than half of the images have no partner, or of the depth maps while an image
-            has none, one of UNMATCHED.
+        images: Folder of the images, for messages.
+        depths: Folder of the depth maps, for messages.
+        image_files: Paths below their folder, keyed by path without suffix, by which files pair.
+        depth_files: Likewise.
+        unmatched: One of UNMATCHED: what to do if more than half of the images have no partner, or
+            more than half of the depth maps while an image has none.
 
     Returns:
-        A line for each kind of which there are some.
+        A line for each kind of file without a partner.
 
     Raises:
-        DataError: where there are that many, with the rule by which they seem to be named.
+        RecipeError: If `unmatched` isn't allowed.
+        DataError: If there are that many. The message says by which rule the depth maps seem to be
+            named.
     """
     if unmatched not in UNMATCHED:
         raise RecipeError(f"data.unmatched: got {unmatched!r}; allowed: {', '.join(UNMATCHED)}")
+    # Count both kinds.
     alone = sorted(key for key in depth_files if key not in image_files)
     without = sorted(key for key in image_files if key not in depth_files)
     said = []
     if alone:
         named = _examples([depth_files[key] for key in alone])
         said.append(
-            f"{len(alone)} of {len(depth_files)} depth maps in {depths} match no image, such as {named}"
+            f"{len(alone)} of {len(depth_files)} depth maps in {depths} match no image, such as "
+            f"{named}"
         )
     if without:
         named = _examples([image_files[key] for key in without])
         said.append(
-            f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as {named}"
+            f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as "
+            f"{named}"
         )
+    # Guess the rule, then decide.
     rule = naming_rule(without, alone) if alone and without else None
     guess = "" if rule is None else f"; depth maps seem to be named {rule}"
-    # Depth maps of images that aren't there are no sign of another naming where every image has its own.
+    # If every image has its depth map, surplus depth maps are no sign of another naming.
     too_many_alone = bool(without) and len(alone) > _MOST * len(depth_files)
     too_many = too_many_alone or len(without) > _MOST * len(image_files)
     nothing = len(alone) == len(depth_files)
     if nothing or (too_many and unmatched == "refuse"):
         meant = "" if nothing else "; if that is meant, set data.unmatched=allow"
         raise DataError(
-            f"data.depths: {'; '.join(said)}{guess}. A depth map is named like its image (but for the suffix): rename "
-            f"or link them{meant}"
+            f"data.depths: {'; '.join(said)}{guess}. A depth map is named like its image (but for "
+            f"the suffix): rename or link them{meant}"
         )
     return [line + (guess if index == 0 else "") for index, line in enumerate(said)]
 
 
 def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
-    """The rule by which most of the depth maps seem to be named after images, in words; None without a likely one."""
+    """Guesses the rule by which most of the depth maps are named after images.
+
+    Args:
+        images: Names of images without a partner.
+        depths: Names of depth maps without a partner.
+
+    Returns:
+        The rule in words; None if no rule is likely.
+    """
+    # First rules that make both names equal: case, accents, zeros, folders.
     for words, alike in (
         ("like images but for upper and lower case", str.lower),
         (
@@ -87,20 +105,25 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
             alike(name) in of_images for name in depths
         ) >= min(_RULE_FITS, len(depths), len(images)):
             return words
-    known, fitting, few = set(depths), {}, min(len(images), len(depths))
+    # Then prefixes, suffixes and replaced parts, taken from a few pairs and counted on many images.
+    known = set(depths)
+    fitting = {}
+    few = min(len(images), len(depths))
     for depth in depths[:_TRIED_DEPTHS]:
         for image in images[:_TRIED_IMAGES]:
             for words, depth_of in _rules_of(image, depth):
                 if words not in fitting and (few > 1 or not words.startswith("with ")):
                     fitting[words] = sum(depth_of(name) in known for name in images[:_COUNTED])
+    # Accept the best rule only if it explains half of the files.
     best = max(fitting, key=fitting.get, default=None)
     enough = max(min(_RULE_FITS, few), min(few, _COUNTED) // 2)
     return best if best is not None and fitting[best] >= enough else None
 
 
 def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str | None]]]:
-    """Rules, in words and as a function, by which the image's depth map would be the one that is given."""
-    image_name, depth_name = PurePosixPath(image).name, PurePosixPath(depth).name
+    """Yields rules (words, function) by which the depth map would be named after the image."""
+    image_name = PurePosixPath(image).name
+    depth_name = PurePosixPath(depth).name
     if image_name in depth_name:
         start, _, end = depth_name.partition(image_name)
         yield f"{start}<image>{end}", lambda name: _renamed(name, lambda own: f"{start}{own}{end}")
@@ -110,8 +133,10 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
             f"<name> where the image is {start}<name>{end}",
             lambda name: _renamed(name, lambda own: own.removeprefix(start).removesuffix(end)),
         )
+    # The differing middle of both paths, with a common start and end.
     same_start = len(os.path.commonprefix([image, depth]))
-    rest, other = image[same_start:], depth[same_start:]
+    rest = image[same_start:]
+    other = depth[same_start:]
     same_end = len(os.path.commonprefix([rest[::-1], other[::-1]]))
     old, new = rest[: len(rest) - same_end], other[: len(other) - same_end]
     if old and new:
@@ -119,7 +144,7 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
 
 
 def _renamed(path: str, rename: Callable[[str], str]) -> str:
-    """The path with another name in the same folder."""
+    """Returns the path with another name in the same folder."""
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}{rename(name)}"
 

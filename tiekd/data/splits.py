@@ -1,9 +1,9 @@
-"""Split files: one line a frame, `image ground_truth focal`; `None` stands for no ground truth.
+"""Split files: one frame a line, `image ground_truth focal`; `None` stands for no ground truth.
 
-A file of image names alone, as KITTI's benchmark has for its test set, is read too. A leading slash, as in NYU's
-published files, means the data root and not the machine's. 24,000 lines take some 0.05 s. Bytes that are no UTF-8 are
-read as Python reads names of files, so that a list can hold any name.
-Left out: names with blanks, and values between commas, which are refused.
+A file of image names alone, as KITTI's benchmark has for its test set, is read too. A leading
+slash, as in NYU's published files, means the data root and not the machine's. 24,000 lines take
+some 0.05 s. Bytes that are not UTF-8 are read as Python reads names of files, so that a list can
+hold any name. Left out: names with blanks and values between commas, which are refused.
 """
 
 import math
@@ -22,7 +22,13 @@ _FILE = re.compile(r"\.[A-Za-z]{2,5}$|^None$")
 
 
 class SplitLine(NamedTuple):
-    """Paths below the data set's folders, ground_truth None where there is none, focal length in pixels or None."""
+    """One line of a split file.
+
+    Attributes:
+        image: Path below the dataset's folder of images.
+        ground_truth: Path below its folder of depth maps; None if there is none.
+        focal: Focal length in pixels, or None.
+    """
 
     image: str
     ground_truth: str | None
@@ -30,30 +36,45 @@ class SplitLine(NamedTuple):
 
 
 def read_split(path: Path) -> list[SplitLine]:
-    """The frames of a split file, in order. Raises DataError for a missing or empty file and for malformed lines."""
+    """Returns the frames of a split file, in order.
+
+    Raises:
+        DataError: If the file is missing or empty, or a line is malformed.
+    """
     lines = read_lines(path, f"a line is {_LINE}")
+    # The majority decides, so that one malformed line is reported as such.
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]
 
 
-def read_lines(path: Path, rule: str, strip: Callable[[str], str] = str.strip) -> list[tuple[int, str]]:
-    """(number, text) of the lines that aren't blank, numbered from 1.
+def read_lines(
+    path: Path, rule: str, strip: Callable[[str], str] = str.strip
+) -> list[tuple[int, str]]:
+    """Returns (number, text) of the lines that aren't blank, numbered from 1.
 
-    rule: tells the user what a line is. strip: what is taken off a line's ends. Raises DataError for a missing, empty
-    or unreadable file, and for one that is no text.
+    Args:
+        path: The text file.
+        rule: Tells the user what a line is.
+        strip: Removes what doesn't count at a line's ends.
+
+    Raises:
+        DataError: If the file is missing, empty, unreadable, or no text.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        if path.exists() and not path.is_file():  # reading a pipe would wait forever
             raise DataError(f"{path}: a folder or device, no split file; give a text file, {rule}")
         data = path.read_bytes()
     except FileNotFoundError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path}: no such split file; .txt files beside it: {near}; check data.root") from None
+        raise DataError(
+            f"{path}: no such split file; .txt files beside it: {near}; check data.root"
+        ) from None
     except OSError as error:
         why = f"can't be read ({error.strerror})"
         raise DataError(f"{path}: {why}; change its permissions, or give another file") from None
     text = data.decode("utf-8-sig", errors="surrogateescape")
+    # Names may have any bytes, but zero bytes or a UTF-16 mark mean another kind of file.
     if _ESCAPED.search(text) and (b"\0" in data or data.startswith(_UTF_16)):
         raise DataError(f"{path}: no text; a split file is UTF-8, {rule}")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -64,16 +85,32 @@ def read_lines(path: Path, rule: str, strip: Callable[[str], str] = str.strip) -
 
 
 def _refuse_other_separators(line: str, where: str) -> None:
-    """Raises DataError for a line of a table whose values commas or semicolons separate; a name may have one."""
+    """Raises DataError for a line whose values are separated by commas or semicolons.
+
+    A single name may contain one.
+    """
+    # Several parts that look like files mean a table, and so does a blank after the comma.
     parts = re.split(r"[,;]\s*", line)
-    if len(parts) > 1 and (re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1):
-        raise DataError(f"{where}: got {line!r:.80}; a line is {_LINE}, with blanks and no commas between them")
+    if len(parts) > 1 and (
+        re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1
+    ):
+        raise DataError(
+            f"{where}: got {line!r:.80}; a line is {_LINE}, with blanks and no commas between them"
+        )
 
 
 def below_root(name: str, where: str) -> str:
-    """The name without leading slashes. Raises DataError, naming `where`, for one that leads out by `..` or is none.
+    """Returns the name without leading slashes.
 
-    Only the name is looked at: links below the root, and a root that is one, are the user's own and are followed.
+    Only the name is checked. Links below the root, and a root that is a link, are the user's own
+    and are followed.
+
+    Args:
+        name: A path from a split file.
+        where: File and line, for the message.
+
+    Raises:
+        DataError: If the name leaves the root by `..`, or is no name.
     """
     if ".." in name.split("/"):
         raise DataError(f"{where}: {name} leads out of the data root; give a path below it")
@@ -92,9 +129,13 @@ def _parse(line: str, where: str) -> SplitLine:
         focal = 0.0
     if not 0 < focal < math.inf:
         blanks = f"; {_BLANKS}" if len(line.split()) > 3 else ""
-        raise DataError(f"{where}: got {line!r:.80}; a line is {_LINE}, focal in pixels > 0{blanks}")
+        raise DataError(
+            f"{where}: got {line!r:.80}; a line is {_LINE}, focal in pixels > 0{blanks}"
+        )
     return SplitLine(
-        below_root(image, where), None if ground_truth == "None" else below_root(ground_truth, where), focal
+        below_root(image, where),
+        None if ground_truth == "None" else below_root(ground_truth, where),
+        focal,
     )
 
 
@@ -102,7 +143,7 @@ def _parse_name(line: str, where: str) -> SplitLine:
     _refuse_other_separators(line, where)
     if len(line.split()) > 1:
         raise DataError(
-            f"{where}: got {line!r:.80}, where most lines are a name alone; a line is such a name, or in all lines "
-            f"{_LINE}; {_BLANKS}"
+            f"{where}: got {line!r:.80}, where most lines are a name alone; a line is such a name, "
+            f"or in all lines {_LINE}; {_BLANKS}"
         )
     return SplitLine(below_root(line, where), None, None)

@@ -1,7 +1,8 @@
-"""Folders of cached teacher maps: what their manifest says, and whether a recipe may learn from them.
+"""Folders of cached teacher maps: their manifest, and the check that a recipe may learn from them.
 
-A map is a 16-bit PNG of depth / full scale * 65535, 0 where not valid, named as its data set's `map_name` says. The
-manifest beside them records what made them. Published maps have none; they are taken to be what the recipe needs.
+A map is a 16-bit PNG of depth / full scale * 65535, 0 where not valid, named as its dataset's
+`map_name` says. The manifest beside the maps records how they were made. Published maps have none;
+they are taken to fit the recipe.
 """
 
 import json
@@ -13,25 +14,34 @@ from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
 
 MANIFEST = "manifest.json"
-ORIENTATION = "orientation"  # manifests of before images were turned upright by their EXIF orientation have none
+# Absent from manifests that were written before images were turned upright.
+ORIENTATION = "orientation"
 
 
 def make_manifest(
     recipe: dict, teacher_node: dict, digest: str | None, flip: bool, resize: Mapping | None = None
 ) -> dict:
-    """What a folder's maps are: of which teacher, from which pictures, how encoded.
+    """Returns the manifest of a folder of maps: their teacher, their images and their encoding.
 
-    teacher_node: the teacher's network, or what `teacher` says of one from outside the project; digest: of its weights,
-    None where it doesn't show them. resize: the node of the teacher's working resolution, left out where there is none.
+    max_depth_m is the recipe's. full_scale_m, which 65535 stands for, is the larger of the recipe's
+    and the teacher's range: a teacher that sees farther than its student must not be clipped before
+    the student's head decides on it.
 
-    max_depth_m is the recipe's. full_scale_m, what 65535 stands for, is the larger one of the recipe's and the
-    teacher's: a teacher that sees farther than its student must not be cut before the student's head decides on it.
+    Args:
+        recipe: The whole recipe.
+        teacher_node: The teacher's network node, or the `teacher` node of an external teacher.
+        digest: Digest of the teacher's weights; None if they aren't accessible.
+        flip: True if the maps are averaged over the image and its mirror image.
+        resize: Node of the teacher's working resolution; left out if there is none.
     """
     max_depth_m = float(recipe["network"]["max_depth"])
     sees_m = max_depth_m
     if "name" not in teacher_node:
-        encoder = {key: value for key, value in teacher_node["encoder"].items() if key != "pretrained"}
-        teacher_node = teacher_node | {"encoder": encoder}  # what it started from is not what it is
+        encoder = {
+            key: value for key, value in teacher_node["encoder"].items() if key != "pretrained"
+        }
+        # The pretrained weights that it started from don't change what it is.
+        teacher_node = teacher_node | {"encoder": encoder}
         sees_m = float(teacher_node["max_depth"])
     manifest = {
         "encoding": "uint16 PNG, depth = value / 65535 * full_scale_m, 0 = not valid",
@@ -46,43 +56,60 @@ def make_manifest(
         "teacher_network": teacher_node,
         **({"resize": dict(resize)} if resize else {}),
     }
-    return json.loads(json.dumps(manifest))  # as it will be read back: lists for tuples
+    return json.loads(json.dumps(manifest))  # as it will be read back: lists instead of tuples
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    """Writes it so that it is whole or not there."""
+    """Writes the manifest so that it is whole or absent."""
     image_io.write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a folder of maps, None when it has none. Raises DataError for one that can't be read."""
+    """Returns the manifest of a folder of maps, None if it has none.
+
+    Raises:
+        DataError: If it can't be read, or is no manifest of maps.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        float(manifest["full_scale_m"]), float(manifest["max_depth_m"]), manifest["kb_crop"], manifest["flip"]
+        # Accessing the required keys raises an error if one is missing or no number.
+        (
+            float(manifest["full_scale_m"]),
+            float(manifest["max_depth_m"]),
+            manifest["kb_crop"],
+            manifest["flip"],
+        )
         return manifest
     except PermissionError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); change its permissions") from None
+        raise DataError(
+            f"{path}: can't be read ({error.strerror}); change its permissions"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: not a manifest of teacher maps; make the maps anew in another folder") from None
+        raise DataError(
+            f"{path}: not a manifest of teacher maps; make the maps anew in another folder"
+        ) from None
 
 
 def full_scale_m(folder: Path, max_depth: float) -> float:
-    """Metres that a map's 65535 stands for: as the manifest says, or max_depth where there is none."""
+    """Returns the metres that 65535 stands for: the manifest's, or max_depth without a manifest."""
     manifest = read_manifest(folder)
     return max_depth if manifest is None else float(manifest["full_scale_m"])
 
 
 def are_of_stored_pixels(folder: Path | None) -> bool:
-    """True for maps that were made before images were turned upright: they fit those only that no mark turns."""
+    """Returns True for maps made before images were turned upright.
+
+    They fit only images that no orientation mark turns.
+    """
     manifest = None if folder is None else read_manifest(folder)
     return manifest is not None and ORIENTATION not in manifest
 
 
 def check(folder: Path, recipe: dict) -> None:
-    """Raises TeacherError where maps were made for another depth range or from otherwise cut pictures."""
+    """Raises TeacherError if maps were made for another depth range or another crop."""
     manifest = read_manifest(folder)
     if manifest is None:
         return
@@ -93,23 +120,28 @@ def check(folder: Path, recipe: dict) -> None:
     for option, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise TeacherError(
-                f"teacher.maps: {folder} was made for {option} {_yaml(theirs)}, this recipe has {_yaml(ours)}; "
-                "set the same, or make maps for this recipe with bin/cache_teacher.py"
+                f"teacher.maps: {folder} was made for {option} {_yaml(theirs)}, this recipe has "
+                f"{_yaml(ours)}; set the same, or make maps for this recipe with "
+                "bin/cache_teacher.py"
             )
 
 
 def describe(folder: Path) -> str:
-    """One line for the log: what the maps are, or the warning that nobody knows."""
+    """Describes the maps in one line for the log; a warning if they have no manifest."""
     manifest = read_manifest(folder)
     if manifest is None:
         return (
-            f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which teacher made them, and "
-            "they are taken to have this recipe's max_depth and crop"
+            f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which "
+            "teacher made them, and they are taken to have this recipe's max_depth and crop"
         )
-    digest, name = manifest["teacher_digest"], manifest.get("teacher_network", {}).get("name")
+    digest = manifest["teacher_digest"]
+    name = manifest.get("teacher_network", {}).get("name")
+    # An external teacher is known by name, one of this project by its weights' digest.
     parts = [name] if name else []
-    parts += [f"the weights with digest {digest[:12]}"] if digest else []
-    parts += [] if name else [f"flip averaging {'on' if manifest['flip'] else 'off'}"]
+    if digest:
+        parts.append(f"the weights with digest {digest[:12]}")
+    if not name:
+        parts.append(f"flip averaging {'on' if manifest['flip'] else 'off'}")
     seen = manifest.get("resize")
     at = f"; it saw images at {_inline(seen)}" if seen and "at_most" not in seen else ""
     return f"Teacher: cached maps in {folder}, of {', '.join(parts)}{at}"

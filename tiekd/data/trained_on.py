@@ -1,13 +1,13 @@
-"""Which frames a network was trained on: kept in the file of its weights, so that figures on them
-are told as such.
+"""The record of training frames in a weights file, so that figures on these frames are marked.
 
     {"hashes": (N,) int64, sorted, "zero_bits": 0}
 
-A frame is known by its name in the data set and its picture's size in bytes: a data set that was
-moved is recognised, another one that has the same names is not taken for it. 8 bytes a frame; of
-more than 100,000 frames only those hashes are kept that end in so many zero bits, and counts are
-estimates. Making it costs a look at each file, half a second for 24,000. Left out: pictures that
-were renamed or stored anew, data sets without files, and what the teacher was trained on.
+A frame is identified by its name in the dataset and its image's size in bytes: a dataset that was
+moved is recognised, and another one with the same names is not taken for it. The record takes 8
+bytes a frame. Of more than 100,000 frames only the hashes that end in a number of zero bits are
+kept, and counts are estimates. Making the record costs a look at each file, half a second for
+24,000. Left out: images that were renamed or stored again, datasets without files, and the frames
+that the teacher was trained on.
 """
 
 import hashlib
@@ -22,21 +22,28 @@ from torch.utils.data import Dataset
 from tiekd.data.file_facts import of_each, size_and_time
 from tiekd.data.frames import Frames
 
-KEY = "trained_on"  # in a file of weights
+KEY = "trained_on"  # in a weights file
 MAX_HASHES = 100_000
 
 
 class TrainedOn(NamedTuple):
-    """hashes: (N,) int64, sorted, each once; those of all frames whose hash ends in `zero_bits`
-    zeros."""
+    """The hashes of a training set's frames.
+
+    Attributes:
+        hashes: (N,) int64, sorted, each once: those of all frames whose hash ends in `zero_bits`
+            zeros.
+        zero_bits: Number of zero bits at the end of each hash.
+    """
 
     hashes: Tensor
     zero_bits: int = 0
 
 
 class Overlap(NamedTuple):
-    """How many of a data set's frames were trained on, of how many; `estimated` where not all
-    hashes were kept."""
+    """The number of a dataset's frames that were trained on, out of `frames`.
+
+    `estimated` is True if not all hashes were kept.
+    """
 
     seen: int
     frames: int
@@ -44,6 +51,7 @@ class Overlap(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
+        """True if all frames were trained on."""
         return self.seen >= self.frames > 0
 
     def __str__(self) -> str:
@@ -52,7 +60,7 @@ class Overlap(NamedTuple):
 
 
 def hashes_of(dataset: Dataset) -> list[int] | None:
-    """A hash a frame, in order; None for a data set that says no files."""
+    """Returns one hash per frame, in order; None for a dataset without files."""
     if not isinstance(dataset, Frames):
         return None
     states = of_each(size_and_time, [frame.image for frame in dataset.frames])
@@ -63,13 +71,13 @@ def hashes_of(dataset: Dataset) -> list[int] | None:
 
 
 def trained_on(dataset: Dataset) -> TrainedOn | None:
-    """The record of a training set; None for a data set that says no files."""
+    """Returns the record of a training set; None for a dataset without files."""
     hashes = hashes_of(dataset)
     return None if hashes is None else _thinned(hashes, 0)
 
 
 def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None:
-    """The frames of either; where one isn't known, the other."""
+    """Returns the record of the frames of either; if one isn't known, the other."""
     if first is None or second is None:
         return second if first is None else first
     bits = max(first.zero_bits, second.zero_bits)
@@ -77,11 +85,20 @@ def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None
 
 
 def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap | None:
-    """How many of the frames with these hashes (see `hashes_of`) are in a record; None where one
-    isn't known."""
+    """Counts the frames with these hashes (see `hashes_of`) in a record.
+
+    Args:
+        record: The record of a training set; None if unknown.
+        hashes: One hash per frame; None if unknown.
+
+    Returns:
+        The overlap; None if either is unknown.
+    """
     if record is None or hashes is None:
         return None
-    hashes, known = list(hashes), set(record.hashes.tolist())
+    hashes = list(hashes)
+    known = set(record.hashes.tolist())
+    # A thinned record can only answer for hashes of its kind; scale the count to all.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
     if not record.zero_bits:
@@ -90,12 +107,12 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
 
 
 def as_plain(record: TrainedOn | None) -> dict:
-    """What is added to a file of weights: nothing where it isn't known."""
+    """Returns the entry that is added to a weights file; empty if the record isn't known."""
     return {} if record is None else {KEY: {"hashes": record.hashes, "zero_bits": record.zero_bits}}
 
 
 def from_plain(state: Mapping) -> TrainedOn | None:
-    """The record in the content of a file of weights; None in others' and older ones."""
+    """Returns the record in the content of a weights file; None in external and older files."""
     node = state.get(KEY)
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
         return None
@@ -106,13 +123,15 @@ def from_plain(state: Mapping) -> TrainedOn | None:
 
 
 def read(path: Path | None) -> TrainedOn | None:
-    """The record in a file of weights, of which nothing else is read where it is torch's own
-    format."""
+    """Returns the record in a weights file, or None.
+
+    In torch's own format nothing else is read from the file.
+    """
     if path is None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # noqa: BLE001 - whoever needs the weights says what is wrong with them
+    except Exception:  # noqa: BLE001 - loading the weights reports the error
         return None
     return from_plain(state) if isinstance(state, Mapping) else None
 

@@ -1,1 +1,1 @@
-"""A trained network for use: as a function, over files, and as a file of its own."""
+"""A trained network in use: as a function, over files and videos, and as an exported file."""

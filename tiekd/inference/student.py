@@ -1,12 +1,12 @@
-"""A trained network as a function from pictures to metres, for people who only want to use it.
+"""A trained network as a function from images to metres, for users who only predict.
 
     student = tiekd.load_student("work_dirs/tiekd_light_bts_kitti/best_abs_rel.pth")
     depth = student("street.jpg")          # (H, W) float32 metres, on the CPU
 
-Everything around the network is in it: reading, the working resolution that the weights were trained at
-(tiekd/data/resize.py), the normalisation, the readout. Costs what the network's forward costs at that resolution;
-distributions over depth bins are read in strips (tiekd/models/readout.py), never whole.
-Left out: flip averaging, and half precision.
+It includes everything around the network: reading, the working resolution that the weights were
+trained at (tiekd/data/resize.py), the normalisation and the readout. Costs what the network's
+forward costs at that resolution; distributions over depth bins are read in strips
+(tiekd/models/readout.py), never whole. Left out: flip averaging, and half precision.
 """
 
 from os import PathLike, fspath
@@ -33,19 +33,32 @@ from tiekd.models.weights import state_dicts
 
 
 class Reading(NamedTuple):
-    """depth: (B, 1, H, W) float32, metres; confidence: likewise, the probability that depth lies near the likeliest
-    bin (readout.py), None where it was not asked for."""
+    """The output of a student.
+
+    Attributes:
+        depth: (B, 1, H, W) float32, metres.
+        confidence: (B, 1, H, W) float32, the probability that depth lies near the likeliest bin
+            (tiekd/models/readout.py); None if it wasn't asked for.
+    """
 
     depth: Tensor
     confidence: Tensor | None = None
 
 
 class Student:
-    """A network in eval mode on one device: picture -> metres.
+    """A network in eval mode on one device: image -> metres.
 
-    readout: what depth is read out of a DPM head's distribution: mean, as trained and evaluated; mode; or local, the
-    mean near the mode, which leaves fewer points in mid-air at edges. Other heads have the mean only (RecipeError).
-    resize: the working resolution, at which the network sees each picture; the depth comes back at the picture's size.
+    Args:
+        network: The network; it is moved to the device and set to eval mode.
+        device: The device.
+        readout: How depth is read from a DPM head's distribution: "mean", as trained and evaluated;
+            "mode"; or "local", the mean near the mode, which leaves fewer points in mid-air at
+            edges. Other heads have the mean only.
+        resize: The working resolution at which the network sees each image; the depth is returned
+            at the image's own size.
+
+    Raises:
+        RecipeError: If the head can't give the readout.
     """
 
     def __init__(
@@ -57,34 +70,60 @@ class Student:
     ):
         check_readout(network, readout)
         self.network = network.to(device).eval()
-        self.device, self.readout, self.resize = torch.device(device), readout, resize
+        self.device = torch.device(device)
+        self.readout = readout
+        self.resize = resize
         self._table = colour_table()[None].to(self.device)
 
     @property
     def smooth(self) -> bool:
-        """Whether depth may be interpolated between pixels; for mode and local it would put points into mid-air."""
+        """True if depth may be interpolated between pixels.
+
+        For mode and local that would put points into mid-air.
+        """
         return self.readout == "mean"
 
     def __call__(self, image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
-        """image: a file, a Pillow picture, (H, W, 3) uint8 RGB, or a (3, H, W) or (B, 3, H, W) uint8 RGB tensor.
+        """Predicts the depth of an image.
 
-        Returns (H, W), for a batch (B, H, W), float32 metres between the network's min_depth and max_depth, on the CPU.
-        Raises DataError for a file that is no picture and for anything else.
+        Args:
+            image: A file, a Pillow image, (H, W, 3) uint8 RGB, or a (3, H, W) or (B, 3, H, W) uint8
+                RGB tensor.
+
+        Returns:
+            (H, W), for a batch (B, H, W), float32 metres between the network's min_depth and
+            max_depth, on the CPU.
+
+        Raises:
+            DataError: For a file that is no image, and for anything else.
         """
         pixels = as_pixels(image)
         depth = self.predict(pixels if pixels.dim() == 4 else pixels[None]).depth[:, 0]
         return depth if pixels.dim() == 4 else depth[0]
 
     def predict(self, pixels: Tensor, with_confidence: bool = False) -> Reading:
-        """The depth of (B, 3, H, W) uint8 RGB pictures at their own size, on the CPU.
+        """Predicts the depth of images at their own size.
 
-        with_confidence needs a DPM head (RecipeError).
+        Args:
+            pixels: (B, 3, H, W) uint8 RGB.
+            with_confidence: Also return the confidence; needs a DPM head.
+
+        Returns:
+            The reading on the CPU.
+
+        Raises:
+            RecipeError: If confidence is asked of another head.
         """
         reading = self.read(network_input(pixels, self.resize), with_confidence)
         return self.at_own_size(reading, tuple(pixels.shape[2:]))
 
     def at_own_size(self, reading: Reading, size: tuple[int, int]) -> Reading:
-        """What was read of pictures of (height, width) `size`, from the working resolution to theirs, on the CPU."""
+        """Resizes a reading from the working resolution to the images' own size, on the CPU.
+
+        Args:
+            reading: At the working resolution, of images of one size.
+            size: (height, width) of the images.
+        """
         confidence = reading.confidence
         if confidence is not None:
             confidence = restored(confidence.cpu(), self.resize, size, smooth=True)
@@ -92,31 +131,50 @@ class Student:
 
     @torch.no_grad()
     def read(self, pixels: Tensor, with_confidence: bool = False) -> Reading:
-        """The depth of (B, 3, h, w) uint8 RGB pictures as the network sees them (`network_input`), at that size, on the
-        student's device.
+        """Predicts the depth of images at the working resolution, on the student's device.
 
-        with_confidence needs a DPM head (RecipeError).
+        Args:
+            pixels: (B, 3, h, w) uint8 RGB as the network sees them (`network_input`).
+            with_confidence: Also return the confidence; needs a DPM head.
+
+        Raises:
+            RecipeError: If confidence is asked of another head.
         """
         if with_confidence:
             check_readout(self.network, "local", "confidence")
-        network, image = self.network, self._normalised(pixels)
+        network = self.network
+        image = self._normalised(pixels)
         size = tuple(image.shape[2:])
+        # The network's own forward gives the mean; other outputs read the distribution in strips.
         if self.smooth and not with_confidence:
             return Reading(network(image).depth)
-        features, head = network.features(image), network.head
+        features = network.features(image)
+        head = network.head
         if self.smooth:
             depth = head(features, size).depth
             confidence = readouts.in_strips(readouts.confidence, features, head.probabilities)
         else:
             both = readouts.in_strips(self._depth_and_confidence, features, head.probabilities)
             depth, confidence = both.split(1, dim=1)
-        depth = readouts.on_image_grid(depth.clamp(network.min_depth, network.max_depth), size, self.smooth)
-        return Reading(depth, readouts.on_image_grid(confidence, size, True) if with_confidence else None)
+        depth = readouts.on_image_grid(
+            depth.clamp(network.min_depth, network.max_depth), size, self.smooth
+        )
+        return Reading(
+            depth, readouts.on_image_grid(confidence, size, True) if with_confidence else None
+        )
 
     @torch.no_grad()
     def margins(self, pixels: Tensor) -> Tensor:
-        """How much likelier than the next bin the one is that mode and local choose, 0 to 1, where it is near 0
-        rounding chooses: (B, 1, H, W) for (B, 3, H, W) uint8 pictures, each pixel that of the cell it has its depth of.
+        """Returns how much likelier the chosen bin is than the next one, for mode and local.
+
+        Near 0, rounding decides which bin is chosen. Each pixel has the margin of the cell that its
+        depth comes from.
+
+        Args:
+            pixels: (B, 3, H, W) uint8 RGB.
+
+        Returns:
+            (B, 1, H, W), 0 to 1, on the CPU.
         """
         image = self._normalised(network_input(pixels, self.resize))
         features = self.network.features(image)
@@ -139,33 +197,50 @@ def load_student(
     readout: str = "mean",
     size: tuple[int, int] | str | None = None,
 ) -> Student:
-    """A checkpoint as a function from a picture to metres: `load_student(checkpoint)(image)`; see `Student`.
+    """Loads a checkpoint as a function from an image to metres: `load_student(checkpoint)(image)`.
 
-    checkpoint: weights of ours (best_*.pth, a checkpoint's student.pth), which say their network themselves; a work
-    dir, meaning its best, else its latest; or a published file, which needs `recipe`, the YAML file of its network.
-    So do weights whose network has parts outside tiekd: a file alone must not choose which modules are imported.
-    readout: see Student. size: None for the working resolution that the weights were trained at, which ours say, else
-    the recipe's, else the pictures' own size; (height, width) fits each picture in there by one factor; "full" leaves
-    it its own size. Raises CheckpointError and RecipeError.
+    Args:
+        checkpoint: Weights written by tiekd (best_*.pth, a checkpoint's student.pth), which contain
+            the description of their network; a work dir, for its best weights, else its latest; or
+            a published file, which needs `recipe`.
+        recipe: The YAML file of the network. Weights whose network has external parts need it too:
+            a file alone must not choose which modules are imported.
+        device: The student's device.
+        readout: See `Student`.
+        size: None for the working resolution that the weights were trained at, which tiekd's
+            weights contain, else the recipe's, else the images' own size. (height, width) fits each
+            image into it by one factor. "full" keeps each image's own size.
+
+    Returns:
+        The student.
+
+    Raises:
+        CheckpointError: If the file is no checkpoint, or doesn't fit its network.
+        RecipeError: If an option is wrong.
     """
     path = Path(paths.expanded(fspath(checkpoint)))
     if path.is_dir():
         from tiekd.workdir.checkpoints import find_weights
 
         path = find_weights(path)
+    # Find the description of the network, in the recipe or in the file.
     state = state_dicts.read_checkpoint(path)
     loaded = load_recipe(recipe) if recipe is not None else None
     node = state.get("network") if loaded is None else loaded.get("network")
     if not isinstance(node, dict):
         raise CheckpointError(
-            f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., recipe=)"
+            f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., "
+            "recipe=)"
         )
+    # External parts are imported only if the user gives the recipe that names them.
     foreign = next(external.names_in(node), None) if recipe is None else None
     if foreign is not None:
         raise CheckpointError(
-            f"{path}: its network has a part of a module outside tiekd, {foreign!r:.80}, which would be run; if you "
-            "trust it, give the recipe of the network, as in load_student(..., recipe=)"
+            f"{path}: its network has a part of a module outside tiekd, {foreign!r:.80}, which "
+            "would be run; if you trust it, give the recipe of the network, as in "
+            "load_student(..., recipe=)"
         )
+    # Build the network and load its tensors.
     network = build_network(node)
     try:
         state_dicts.load_into(network, state_dicts.named_tensors(state))
@@ -181,50 +256,78 @@ def _fit_in(size: tuple[int, int] | str) -> Resize:
     sides = tuple(size) if isinstance(size, list | tuple) else ()
     if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST for side in sides):
         raise RecipeError(
-            f'size: got {size!r:.80}; it must be (height, width) in pixels up to {LARGEST}, "full" or None'
+            f'size: got {size!r:.80}; it must be (height, width) in pixels up to {LARGEST}, "full" '
+            "or None"
         )
     return Resize(height=sides[0], width=sides[1], mode="fit")
 
 
 def check_readout(network: Network, readout: str, option: str = "readout") -> None:
-    """Raises RecipeError for a readout that there isn't, or that the network's head can't give."""
+    """Raises RecipeError for an unknown readout, or one that the network's head can't give.
+
+    Args:
+        network: The network.
+        readout: One of READOUTS.
+        option: The option to name in the message.
+    """
     if readout not in readouts.READOUTS:
         raise RecipeError(f"readout: got {readout!r}; allowed: {', '.join(readouts.READOUTS)}")
     if readout != "mean" and not hasattr(network.head, "probabilities"):
         got = "asked for" if option == "confidence" else f"got {readout!r}"
         allowed = "leave it out" if option == "confidence" else "allowed: mean"
         raise RecipeError(
-            f"{option}: {got}, but this network's head ({type(network.head).__name__}) gives no distribution over "
-            f"fixed depth bins, a dpm head does; {allowed}"
+            f"{option}: {got}, but this network's head ({type(network.head).__name__}) gives no "
+            f"distribution over fixed depth bins, a dpm head does; {allowed}"
         )
 
 
 def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
-    """A picture in any of the forms that `Student` takes as (3, H, W), a batch as (B, 3, H, W), uint8 RGB."""
+    """Converts an image in any form that `Student` takes to uint8 RGB.
+
+    Returns:
+        (3, H, W); for a batch (B, 3, H, W).
+
+    Raises:
+        DataError: For a file that is no image, and for anything else.
+    """
     if isinstance(image, str | PathLike):
         return read_photo(Path(paths.expanded(fspath(image))))
     if isinstance(image, Image.Image):
         return as_photo(image, "the picture")
+    # Other shapes and dtypes fall through to the error.
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     elif isinstance(image, Tensor):
-        if image.dtype == torch.uint8 and image.dim() in (3, 4) and image.shape[-3] == 3 and image.numel():
+        if (
+            image.dtype == torch.uint8
+            and image.dim() in (3, 4)
+            and image.shape[-3] == 3
+            and image.numel()
+        ):
             return image.cpu()
-    got = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+    got = (
+        f"{image.dtype} of shape {tuple(image.shape)}"
+        if hasattr(image, "dtype")
+        else type(image).__name__
+    )
     raise DataError(
-        f"an image must be a file, a Pillow picture, an array (H, W, 3) uint8 or a tensor (3, H, W) or (B, 3, H, W) "
-        f"uint8, got {got}"
+        "an image must be a file, a Pillow picture, an array (H, W, 3) uint8 or a tensor (3, H, W) "
+        f"or (B, 3, H, W) uint8, got {got}"
     )
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of that name; None: the GPU where there is one, else the CPU. Raises LaunchError for one that isn't
-    there."""
+    """Returns the device of a name; for None the GPU if there is one, else the CPU.
+
+    Raises:
+        LaunchError: If there is no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        # Only using a device shows whether it exists.
         torch.empty(1, device=device)
         return device
     except (RuntimeError, AssertionError) as error:

@@ -1,1 +1,1 @@
-"""Pictures of depth, errors and distributions, drawn without a plotting library."""
+"""Images of depth, errors and distributions, drawn without a plotting library."""

@@ -1,7 +1,8 @@
-"""Charts of curves over a number axis, drawn with Pillow in the style of `tiekd.visualization.pictures`.
+"""Charts of curves over a number axis, drawn with Pillow in the style of `visualization.pictures`.
 
-Curves are drawn at three times the size and shrunk, so they are smooth; text and axes are drawn at their own size. A
-chart of 600x400 takes some 20 ms. Left out: axes of dates or categories, and all that a person would click on.
+Curves are drawn at three times the size and shrunk, so they are smooth; text and axes are drawn at
+their own size. A chart of 600x400 takes some 20 ms. Left out: axes of dates or categories, and
+interaction.
 """
 
 import math
@@ -14,17 +15,34 @@ from PIL import Image, ImageDraw, ImageFont
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK
 
 Colour = tuple[int, int, int]
-# For dark ground, told apart by people who confuse red and green too: neighbours differ in lightness.
+# For a dark background. Neighbours differ in lightness, so colour-blind readers can distinguish
+# them, too.
 COLOURS: tuple[Colour, ...] = (
-    (86, 180, 233), (230, 159, 0), (0, 190, 140), (240, 228, 66), (213, 94, 60), (204, 121, 167), (170, 170, 255),
-)  # fmt: skip
-_PLOT, _GRID, _AXIS = (32, 32, 36), (56, 56, 62), (110, 110, 118)
-_SMOOTH = 3  # how much larger curves are drawn
-_DOTS_UP_TO = 40  # points of a curve that are also shown one by one
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 190, 140),
+    (240, 228, 66),
+    (213, 94, 60),
+    (204, 121, 167),
+    (170, 170, 255),
+)
+_PLOT = (32, 32, 36)
+_GRID = (56, 56, 62)
+_AXIS = (110, 110, 118)
+_SMOOTH = 3  # curves are drawn this many times larger, then shrunk
+_DOTS_UP_TO = 40  # up to this many points of a curve are also drawn as dots
 
 
 class Curve(NamedTuple):
-    """xs, ys: as many numbers each; a y that is not finite breaks the curve. faint: drawn pale, not in the legend."""
+    """One curve.
+
+    Attributes:
+        xs: The x values.
+        ys: As many y values; one that is not finite interrupts the curve.
+        colour: RGB, 0 to 255.
+        name: Name in the legend; none if empty.
+        faint: Draw the curve pale and leave it out of the legend.
+    """
 
     xs: Sequence[float]
     ys: Sequence[float]
@@ -34,14 +52,21 @@ class Curve(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A dashed upright line at x."""
+    """A dashed vertical line at x."""
 
     x: float
     colour: Colour
 
 
 class _Axes(NamedTuple):
-    """Where numbers stand: the plot's box in pixels and the numbers at its borders, logarithms where `log_y`."""
+    """The plot's box and its ranges.
+
+    Attributes:
+        box: (left, top, right, bottom) in pixels.
+        x_range: The numbers at the left and right border.
+        y_range: The numbers at the bottom and top border, logarithms if `log_y`.
+        log_y: True for a logarithmic y axis.
+    """
 
     box: tuple[int, int, int, int]  # left, top, right, bottom
     x_range: tuple[float, float]
@@ -49,15 +74,20 @@ class _Axes(NamedTuple):
     log_y: bool
 
     def place(self, xs, ys) -> np.ndarray:
-        """(N, 2) pixels from the box's corner; not finite where a number is not, or has no logarithm."""
+        """Returns (N, 2) pixels from the box's corner.
+
+        They are not finite where a number isn't, or has no logarithm.
+        """
         left, top, right, bottom = self.box
         xs, ys = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
         if self.log_y:
             ys = np.log10(np.where(ys > 0, ys, np.nan))
         x_share = (xs - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         y_share = (ys - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
-        # Far outside is as good as at infinity, and keeps within what Pillow can count.
-        return np.clip(np.stack([x_share * (right - left), (1 - y_share) * (bottom - top)], axis=1), -1e4, 1e4)
+        # Clipping far outside the plot changes nothing visible and keeps Pillow from overflowing.
+        return np.clip(
+            np.stack([x_share * (right - left), (1 - y_share) * (bottom - top)], axis=1), -1e4, 1e4
+        )
 
 
 def chart(
@@ -70,21 +100,39 @@ def chart(
     y_range: tuple[float, float] | None = None,
     log_y: bool = False,
 ) -> np.ndarray:
-    """(height, width, 3) uint8 of a `size` (width, height). Named curves stand in a legend under the title.
+    """Draws curves to a chart; named curves are listed in a legend under the title.
 
-    Ranges that are not given hold all curves. log_y: a logarithmic axis, on which numbers up to 0 are not shown.
+    Args:
+        curves: The curves.
+        size: (width, height) in pixels.
+        title: The title.
+        x_label: Label of the x axis.
+        marks: Vertical lines.
+        x_range: Range of x; None to include all curves.
+        y_range: Range of y; None to include all curves.
+        log_y: Use a logarithmic y axis, on which numbers up to 0 are not shown.
+
+    Returns:
+        (height, width, 3) uint8.
     """
     fonts = ImageFont.load_default(14), ImageFont.load_default(12)
+    # Title and legend.
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     draw.text((10, 6), title, font=fonts[0], fill=INK)
-    top = _draw_legend(draw, fonts[1], [c for c in curves if c.name and not c.faint], 26 if title else 8, size[0])
+    top = _draw_legend(
+        draw, fonts[1], [c for c in curves if c.name and not c.faint], 26 if title else 8, size[0]
+    )
+    # Ranges, ticks and the box that their labels leave.
     x_range = x_range or _extent([curve.xs for curve in curves], log=False)
     low, high = y_range or _extent([curve.ys for curve in curves], log=log_y)
     y_range = (math.log10(low), math.log10(high)) if log_y else (low, high)
     y_ticks = log_ticks(low, high) if log_y else ticks(low, high, max((size[1] - top) // 45, 3))
     left = 18 + max((draw.textlength(label(tick), font=fonts[1]) for tick in y_ticks), default=0)
-    axes = _Axes((round(left), top, size[0] - 14, size[1] - (40 if x_label else 24)), x_range, y_range, log_y)
+    axes = _Axes(
+        (round(left), top, size[0] - 14, size[1] - (40 if x_label else 24)), x_range, y_range, log_y
+    )
+    # Axes, then the curves over them.
     _draw_axes(draw, axes, fonts[1], y_ticks, x_label)
     canvas.paste(_plot(canvas, axes, curves, marks), axes.box[:2])
     draw.rectangle(axes.box, outline=_AXIS)
@@ -92,7 +140,13 @@ def chart(
 
 
 def ticks(low: float, high: float, at_most: int) -> list[float]:
-    """Round numbers from low to high, of equal steps of 1, 2 or 5 times a power of ten."""
+    """Returns round numbers from low to high, in equal steps of 1, 2 or 5 times a power of ten.
+
+    Args:
+        low: Start of the range.
+        high: End of the range.
+        at_most: About the largest number of ticks.
+    """
     least = (high - low) / max(at_most, 1)
     power = 10.0 ** math.floor(math.log10(least))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
@@ -101,7 +155,10 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten from low to high; the powers alone where those are many, `ticks` where few."""
+    """Returns 1, 2 and 5 times powers of ten from low to high.
+
+    Over a long range only the powers; over a short one those of `ticks`.
+    """
     factors = (1, 2, 5) if high / low < 200 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [round(factor * 10.0**power, 12) for power in powers for factor in factors]
@@ -110,21 +167,25 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def label(number: float) -> str:
-    """A tick's number without needless digits."""
+    """Returns a tick's number without needless digits."""
     return f"{number:.0e}" if number and not 1e-4 <= abs(number) < 1e7 else f"{number:.10g}"
 
 
-def legend(draw, place: tuple[float, float], font, colour: Colour, name: str, dashed: bool = False) -> float:
-    """Draws one entry at (left, middle), and returns where the next one begins."""
+def legend(
+    draw, place: tuple[float, float], font, colour: Colour, name: str, dashed: bool = False
+) -> float:
+    """Draws one entry of a legend at (left, middle), and returns where the next one begins."""
     left, middle = place
     for x in range(0, 18, 6 if dashed else 18):
-        draw.line([(left + x, middle), (left + x + (3 if dashed else 18), middle)], fill=colour, width=2)
+        draw.line(
+            [(left + x, middle), (left + x + (3 if dashed else 18), middle)], fill=colour, width=2
+        )
     draw.text((left + 24, middle), name, font=font, fill=INK, anchor="lm")
     return left + 24 + draw.textlength(name, font=font) + 18
 
 
 def _draw_legend(draw, font, curves: Sequence[Curve], top: int, width: int) -> int:
-    """Entries line by line; returns where the plot may begin."""
+    """Draws the entries line by line, and returns where the plot may begin."""
     left = 10.0
     for curve in curves:
         needed = 24 + draw.textlength(curve.name, font=font)
@@ -141,26 +202,38 @@ def _draw_axes(draw, axes: _Axes, font, y_ticks: list[float], x_label: str) -> N
     for tick, (x, _) in zip(x_ticks, axes.place(x_ticks, [1.0] * len(x_ticks)), strict=True):
         draw.line([(left + x, top), (left + x, bottom)], fill=_GRID)
         half = draw.textlength(label(tick), font=font) / 2
-        draw.text((min(left + x, right + 12 - half), bottom + 5), label(tick), font=font, fill=FAINT_INK, anchor="mt")
+        draw.text(
+            (min(left + x, right + 12 - half), bottom + 5),
+            label(tick),
+            font=font,
+            fill=FAINT_INK,
+            anchor="mt",
+        )
     for tick, (_, y) in zip(y_ticks, axes.place([0.0] * len(y_ticks), y_ticks), strict=True):
         draw.line([(left, top + y), (right, top + y)], fill=_GRID)
         draw.text((left - 6, top + y), label(tick), font=font, fill=FAINT_INK, anchor="rm")
     draw.text(((left + right) / 2, bottom + 22), x_label, font=font, fill=FAINT_INK, anchor="mt")
 
 
-def _plot(canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], marks: Sequence[Mark]) -> Image.Image:
-    """The inside of the plot with its curves, smooth."""
+def _plot(
+    canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], marks: Sequence[Mark]
+) -> Image.Image:
+    """Returns the inside of the plot with its curves, antialiased."""
     left, top, right, bottom = axes.box
     plot = canvas.crop(axes.box)
     large = plot.resize((plot.width * _SMOOTH, plot.height * _SMOOTH), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
+    # Faint curves first, so that the others lie over them.
     for curve in sorted(curves, key=lambda curve: not curve.faint):
         colour = curve.colour
         if curve.faint:
             colour = tuple((c + 2 * p) // 3 for c, p in zip(colour, _PLOT, strict=True))
         points = axes.place(curve.xs, curve.ys) * _SMOOTH
         for part in _finite_parts(points):
-            draw.line([tuple(point) for point in part], fill=colour, width=2 * _SMOOTH, joint="curve")
+            draw.line(
+                [tuple(point) for point in part], fill=colour, width=2 * _SMOOTH, joint="curve"
+            )
+            # Short curves get dots, and so do isolated points, which no line shows.
             if len(points) <= _DOTS_UP_TO and not curve.faint or len(part) == 1:
                 for x, y in part:
                     draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=colour)
@@ -178,7 +251,10 @@ def _finite_parts(points: np.ndarray) -> list[np.ndarray]:
 
 
 def _extent(numbers: Sequence[Sequence[float]], log: bool) -> tuple[float, float]:
-    """The least range that holds the finite numbers with a little room; not empty."""
+    """Returns the smallest range that includes the finite numbers, with a little room.
+
+    It is never empty.
+    """
     values = np.concatenate([np.asarray(some, dtype=float) for some in numbers] or [np.zeros(0)])
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
     if not len(values):

@@ -1,7 +1,8 @@
-"""A scale in metres beside a coloured depth map, as large as the picture asks for.
+"""A scale in metres beside a coloured depth map, sized to the image.
 
-The colours are those of `pictures.colourise`, asked for the depths along the bar, so that the bar says what the picture
-shows. A few milliseconds, once for all pictures of one height. Left out: titles and several pictures (pictures.panel).
+The colours come from `pictures.colourise`, applied to the depths along the bar, so that the bar
+agrees with the image. Takes a few milliseconds, once for all images of one height. Left out: titles
+and several images (pictures.panel).
 """
 
 import math
@@ -12,31 +13,48 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tiekd.visualization.pictures import colourise
 
-_BACKGROUND, _INK = (24, 24, 27), (235, 235, 238)
+_BACKGROUND = (24, 24, 27)
+_INK = (235, 235, 238)
 _SMALLEST_FONT = 11
 
 
 def with_bar(colour: np.ndarray, max_depth: float) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W + bar, 3) uint8 with the scale from 0 to `max_depth` metres at the right."""
+    """Appends the scale from 0 to `max_depth` metres at the right.
+
+    Args:
+        colour: (H, W, 3) uint8, a depth map in `colourise`'s colours.
+        max_depth: Metres.
+
+    Returns:
+        (H, W + bar, 3) uint8.
+    """
     return np.concatenate([colour, bar(len(colour), max_depth)], axis=1)
 
 
 @lru_cache(maxsize=8)
 def bar(height: int, max_depth: float) -> np.ndarray:
-    """The scale alone: (height, some width, 3) uint8, far at the top, ticks at round numbers of metres."""
+    """Draws the scale alone, far at the top, with ticks at round numbers of metres.
+
+    Returns:
+        (height, some width, 3) uint8, read-only.
+    """
     font_size = max(_SMALLEST_FONT, height // 40)
     font = ImageFont.load_default(font_size)
-    gap, bar_width = font_size // 2, max(10, font_size)
+    gap = font_size // 2
+    bar_width = max(10, font_size)
     ticks = _ticks(max_depth)
     labels = [f"{tick:g}" for tick in ticks[1:]] + [f"{max_depth:g} m"]
     text_width = math.ceil(max(font.getlength(label) for label in labels))
     canvas = Image.new("RGB", (3 * gap + bar_width + gap // 2 + text_width, height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    top, length = min(gap, height // 4), height - 2 * min(gap, height // 4)
-    # Depth goes with the square of the place on the bar, as in colourise; 0 itself would count as unknown.
+    top = min(gap, height // 4)
+    length = height - 2 * min(gap, height // 4)
+    # Depth is the square of the position on the bar, as in colourise; 0 itself would count as
+    # unknown.
     places = np.linspace(1, 0, max(length, 1))
     colours = colourise(np.maximum(max_depth * places**2, max_depth * 1e-6)[:, None], max_depth)
     canvas.paste(Image.fromarray(np.repeat(colours, bar_width, axis=1)), (gap, top))
+    # Draw each tick whose label has room beside those already drawn.
     taken: list[float] = []
     for tick in ticks:
         y = top + (1 - math.sqrt(tick / max_depth)) * (length - 1)
@@ -45,16 +63,27 @@ def bar(height: int, max_depth: float) -> np.ndarray:
             continue
         taken.append(text_y)
         left = gap + bar_width
-        draw.line([(left, round(y)), (left + gap // 2, round(y))], fill=_INK, width=max(1, font_size // 12))
+        draw.line(
+            [(left, round(y)), (left + gap // 2, round(y))],
+            fill=_INK,
+            width=max(1, font_size // 12),
+        )
         label = f"{tick:g} m" if tick == max_depth else f"{tick:g}"
         draw.text((left + gap, text_y), label, font=font, fill=_INK, anchor="lm")
     pixels = np.asarray(canvas)
-    pixels.flags.writeable = False  # everybody gets the same one
+    pixels.flags.writeable = False  # the cache returns the same array to all callers
     return pixels
 
 
 def _ticks(largest: float) -> list[float]:
-    """The largest, 0, then 1, 2, 5 times powers of ten below it, the greatest first: in the order of who gets room."""
+    """Returns the largest, 0, then 1, 2, 5 times powers of ten below it, the greatest first.
+
+    This is the order in which ticks get room.
+    """
     power = math.floor(math.log10(largest))
     round_numbers = [factor * 10.0**p for p in range(power - 2, power + 1) for factor in (1, 2, 5)]
-    return [largest, 0.0, *sorted((round(n, 9) for n in round_numbers if n < largest), reverse=True)]
+    return [
+        largest,
+        0.0,
+        *sorted((round(n, 9) for n in round_numbers if n < largest), reverse=True),
+    ]

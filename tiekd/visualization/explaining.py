@@ -1,8 +1,9 @@
-"""Why a student predicts what it predicts: at a few marked pixels, what it learns from and what it says, bin by bin.
+"""Explains a student's prediction at a few pixels: its target and its output, bin by bin.
 
-For networks with a DPM head. The pixels are chosen by a rule that depends on the frame's depths alone, so a frame shows
-the same ones at every evaluation: one near, one of middle depth, one far and one at an edge of a thing. A picture takes
-some 100 ms on the CPU. Left out: heads whose bins move with the image.
+It is for networks with a DPM head. A rule that depends on the frame's depths alone chooses the
+pixels, so a frame shows the same ones at every evaluation: one near, one of middle depth, one far
+and one at the edge of an object. A panel takes some 100 ms on the CPU. Left out: heads whose bins
+move with the image.
 """
 
 from typing import NamedTuple
@@ -18,18 +19,32 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.visualization.charts import Curve, Mark, chart, legend
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
-# The pixel nearest to the middle column whose depth is within _SAME of these quantiles of the frame's depths.
+# Of the pixels whose depth is within _SAME of these quantiles of the frame's depths, the one
+# nearest to the middle column is chosen.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}
-_SAME, _EDGE_RADIUS, _MAX_CANDIDATES = 0.05, 2, 20_000
-_TARGET, _STUDENT, _TRUTH = (230, 159, 0), (86, 180, 233), (245, 245, 245)
-_GAP, _MARGIN, _CHART = 8, 14, (400, 250)
-_SHOWN_MASS = 0.995  # of each distribution lies within a chart's range
+_SAME = 0.05
+_EDGE_RADIUS = 2
+_MAX_CANDIDATES = 20_000
+_TARGET = (230, 159, 0)
+_STUDENT = (86, 180, 233)
+_TRUTH = (245, 245, 245)
+_GAP = 8
+_MARGIN = 14
+_CHART = (400, 250)
+_SHOWN_MASS = 0.995  # the share of each distribution that a chart's range includes
 
 
 class Pixel(NamedTuple):
-    """A pixel of a picture, and its two distributions over the same bins.
+    """A pixel of an image, with its two distributions over the same bins.
 
-    truth: metres, 0 where it was not measured. target, student: (K,) probabilities; centres: (K,) metres.
+    Attributes:
+        name: "near", "middle", "far" or "edge".
+        row: Its row.
+        column: Its column.
+        truth: Metres, 0 where not measured.
+        target: (K,) probabilities that the student learns from.
+        student: (K,) probabilities that it predicts.
+        centres: (K,) metres, the bins' centres.
     """
 
     name: str
@@ -42,11 +57,20 @@ class Pixel(NamedTuple):
 
 
 def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int, int]]:
-    """Up to four (name, row, column) from two (H, W) maps in metres, not above 0 where unknown.
+    """Chooses up to four pixels of a frame.
 
-    They are where both are known, or the target is where no truth is, and keep off the border and each other.
+    They lie where both depths are known, or the target if there is no truth, and keep away from the
+    border and each other.
+
+    Args:
+        truth: (H, W) metres, not above 0 where unknown.
+        target: (H, W) metres, not above 0 where unknown.
+
+    Returns:
+        (name, row, column) of each.
     """
     height, width = target.shape
+    # Candidates: known pixels away from the border, thinned to a bounded number.
     known = np.isfinite(target) & (target > 0)
     both = known & (truth > 0)
     border = max(min(height, width) // 25, _EDGE_RADIUS)
@@ -58,12 +82,13 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         return []
     logs = np.log(target[rows, columns])
     off_middle = np.abs(columns - width / 2) / width
-    # The edge comes first, for it has the fewest places; it stands last in the list.
+    # Edges are chosen first, since they have the fewest candidates, and listed last.
     ranks = {"edge": -_spread(target, known, rows, columns)}
     for name, log in zip(_QUANTILES, np.quantile(logs, list(_QUANTILES.values())), strict=True):
         away = np.abs(logs - log)
         ranks[name] = np.where(away < _SAME, off_middle, 1 + away)
-    chosen, free = [], np.ones(len(rows), dtype=bool)
+    chosen = []
+    free = np.ones(len(rows), dtype=bool)
     for name, rank in ranks.items():
         if free.any():
             best = int(np.where(free, rank, np.inf).argmin())
@@ -74,44 +99,83 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
 
 @torch.no_grad()
 def explain(head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray) -> list[Pixel]:
-    """The chosen pixels of one frame, from what its head is given, (1, C, h, w), and (H, W) maps in metres.
+    """Returns the chosen pixels of one frame with their distributions.
 
-    The target's distribution is the one of the pixel's cell of the head, as the divergence has it. A pixel that the
-    head ignores, or at which the student's numbers are not finite, is left out.
+    The target's distribution is that of the pixel's cell of the head, as in the divergence. A pixel
+    that the head ignores, or at which the student's numbers are not finite, is left out.
+
+    Args:
+        head: The student's head.
+        features: (1, C, h, w), the head's input.
+        truth: (H, W) metres, 0 where unknown.
+        target: (H, W) metres, 0 where unknown.
     """
     found = []
     for name, row, column in choose_pixels(truth, target):
+        # The target's distribution in the pixel's cell.
         top, left = (place // head.stride * head.stride for place in (row, column))
-        patch = torch.from_numpy(target[top : top + head.stride, left : left + head.stride].copy()).to(head.edges)
+        patch = torch.from_numpy(
+            target[top : top + head.stride, left : left + head.stride].copy()
+        ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
+            # A head at full resolution, or a cell without a target, takes the pixel's own depth.
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
-        q, valid = cell_target(patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride)
-        # A decoder can overshoot a size that its strides don't divide.
-        i, j = row * features.shape[2] // truth.shape[0], column * features.shape[3] // truth.shape[1]
+        q, valid = cell_target(
+            patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
+        )
+        # The student's, at the pixel's feature. A decoder's output can be larger than a size that
+        # its strides don't divide.
+        i = row * features.shape[2] // truth.shape[0]
+        j = column * features.shape[3] // truth.shape[1]
         p = head.probabilities(features[:, :, i : i + 1, j : j + 1])
-        q, p, centres = (values.float().flatten().cpu().numpy() for values in (q, p, bin_centres(head.edges)))
+        q, p, centres = (
+            values.float().flatten().cpu().numpy() for values in (q, p, bin_centres(head.edges))
+        )
         if valid.all() and np.isfinite(p).all():
-            found.append(Pixel(name, row, column, max(float(truth[row, column]), 0.0), q, p, centres))
+            found.append(
+                Pixel(name, row, column, max(float(truth[row, column]), 0.0), q, p, centres)
+            )
     return found
 
 
-def explanation(pictures: dict[str, np.ndarray], pixels: list[Pixel], target_name: str) -> np.ndarray:
-    """The panel: (H, W, 3) uint8 pictures of one frame by their titles, with the pixels marked, and a chart a pixel.
+def explanation(
+    pictures: dict[str, np.ndarray], pixels: list[Pixel], target_name: str
+) -> np.ndarray:
+    """Draws a panel of a frame's images with marked pixels, and a chart per pixel.
 
-    target_name: where the target comes from. Returns (height, width, 3) uint8.
+    Args:
+        pictures: (H, W, 3) uint8 images of one frame by their titles.
+        pixels: The pixels, of which four are shown.
+        target_name: Where the target comes from.
+
+    Returns:
+        (height, width, 3) uint8.
     """
     height, width = next(iter(pictures.values())).shape[:2]
     charts_height = 2 * _CHART[1] + _GAP
-    cell_height = min((charts_height - 24 * len(pictures)) // len(pictures), round(560 * height / width))
+    cell_height = min(
+        (charts_height - 24 * len(pictures)) // len(pictures), round(560 * height / width)
+    )
     cell = (round(cell_height * width / height), cell_height)
     top, left = 34, _MARGIN + cell[0] + 2 * _GAP
-    canvas = Image.new("RGB", (left + 2 * _CHART[0] + _GAP + _MARGIN, top + charts_height + _MARGIN), BACKGROUND)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    canvas = Image.new(
+        "RGB", (left + 2 * _CHART[0] + _GAP + _MARGIN, top + charts_height + _MARGIN), BACKGROUND
+    )
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
     y = top
+    # Images at the left, with marked pixels.
     for title, picture in pictures.items():
-        draw.text((_MARGIN + cell[0] / 2, y + 10), title, font=ImageFont.load_default(14), fill=INK, anchor="mm")
+        draw.text(
+            (_MARGIN + cell[0] / 2, y + 10),
+            title,
+            font=ImageFont.load_default(14),
+            fill=INK,
+            anchor="mm",
+        )
         canvas.paste(_marked(resized(picture, cell), pixels, cell[1] / height), (_MARGIN, y + 22))
         y += cell[1] + 24
+    # Legend at the top.
     x: float = left
     for colour, name, dashed in (
         (_TARGET, f"learns from the {target_name}", False),
@@ -121,6 +185,7 @@ def explanation(pictures: dict[str, np.ndarray], pixels: list[Pixel], target_nam
         (_TRUTH, "ground truth", True),
     ):
         x = legend(draw, (x, 18), font, colour, name, dashed)
+    # Charts at the right, two by two.
     for i, pixel in enumerate(pixels[:4]):
         place = (left + i % 2 * (_CHART[0] + _GAP), top + i // 2 * (_CHART[1] + _GAP))
         canvas.paste(Image.fromarray(_chart(i + 1, pixel)), place)
@@ -139,7 +204,9 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
     return chart(
         [Curve(pixel.centres, percents[0], _TARGET), Curve(pixel.centres, percents[1], _STUDENT)],
         _CHART,
-        title=f"{number} {pixel.name}: {truth}target {expected[0]:.2f}, student {expected[1]:.2f} m",
+        title=(
+            f"{number} {pixel.name}: {truth}target {expected[0]:.2f}, student {expected[1]:.2f} m"
+        ),
         x_label="depth in metres; upwards % in each bin",
         marks=marks,
         x_range=_range(pixel, [mark.x for mark in marks]),
@@ -148,7 +215,10 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
 
 
 def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
-    """Metres that hold the marks and nearly all of both distributions, with some room, within the bins."""
+    """Returns metres that include the marks and nearly all of both distributions.
+
+    There is some room at both sides, within the bins.
+    """
     ends = list(xs)
     for p in (pixel.target, pixel.student):
         bins = np.searchsorted(p.cumsum() / p.sum(), [1 - _SHOWN_MASS, _SHOWN_MASS])
@@ -160,21 +230,32 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
 
 
 def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
-    """The picture with a ring around each pixel and its number beside, white on black so that any ground shows it."""
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    """Draws a ring around each pixel with its number, white on black to show on any background."""
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(13)
     for number, pixel in enumerate(pixels, start=1):
         x, y = (pixel.column + 0.5) * scale, (pixel.row + 0.5) * scale
         for radius, colour, width in ((6, (0, 0, 0), 3), (5, (255, 255, 255), 1)):
-            draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=colour, width=width)
+            draw.ellipse(
+                [x - radius, y - radius, x + radius, y + radius], outline=colour, width=width
+            )
         side = -1 if x > picture.width - 24 else 1
         draw.text(
-            (x + side * 13, y), str(number), font=font, fill=(255, 255, 255), anchor="mm", stroke_width=2, stroke_fill=0
+            (x + side * 13, y),
+            str(number),
+            font=font,
+            fill=(255, 255, 255),
+            anchor="mm",
+            stroke_width=2,
+            stroke_fill=0,
         )
     return picture
 
 
-def _spread(target: np.ndarray, known: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(N,) ratios of the farthest to the nearest known depth around each pixel."""
+def _spread(
+    target: np.ndarray, known: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """Returns (N,) ratios of the farthest to the nearest known depth around each pixel."""
     nearest, farthest = np.full(len(rows), np.inf), np.zeros(len(rows))
     steps = range(-_EDGE_RADIUS, _EDGE_RADIUS + 1)
     for i, j in ((i, j) for i in steps for j in steps):

@@ -1,4 +1,4 @@
-"""A picture of what networks see, beside the truth."""
+"""Draws the predictions of several networks beside the ground truth."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,18 +22,29 @@ def write_panel(
     device: torch.device,
     num_rows: int = 5,
 ) -> None:
-    """A picture with `num_rows` frames, evenly spaced: image | ground truth | each network | error of the last one.
+    """Writes a panel of frames: image | ground truth | each network | error of the last one.
 
-    predictors: (B, 3, H, W) uint8 pictures at their own size, and the device -> metres (B, 1, H, W).
+    Args:
+        path: The file.
+        frames: The dataset, from which frames are taken evenly spaced.
+        predictors: By title, functions of (B, 3, H, W) uint8 images at their own size and the
+            device; each returns (B, 1, H, W) metres.
+        max_depth: End of the depth scale in metres; the scale of errors ends at an eighth of it.
+        device: The networks' device.
+        num_rows: The largest number of frames.
     """
     titles = ["image", "ground truth", *predictors, f"error of {list(predictors)[-1]}"]
     max_error = max_depth / 8
     rows = []
     for row in range(min(num_rows, len(frames))):
+        # The same frames for every call, evenly spaced.
         sample = in_grey_levels(frames[row * len(frames) // min(num_rows, len(frames))])
         truth = sample.depth[0].numpy()
         radius = growth(truth)
-        depths = [predict(sample.image[None], device)[0, 0].cpu().numpy() for predict in predictors.values()]
+        depths = [
+            predict(sample.image[None], device)[0, 0].cpu().numpy()
+            for predict in predictors.values()
+        ]
         rows.append(
             [
                 sample.image.permute(1, 2, 0).numpy(),

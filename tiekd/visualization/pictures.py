@@ -1,9 +1,10 @@
 """Depth as colour, and panels of images with titles and scales, for people to look at.
 
-The colours are a fixed function of metres, so that pictures of different iterations, images and runs compare: near is
-warm, far is cold, what is not known is dark grey. The place on the colour scale goes with the square root of the depth,
-because streets and rooms are mostly near. numpy and Pillow on the CPU, some 50 ms a panel. Left out: scaling to an
-image's own range (it hides a wrong scale), and matplotlib.
+The colours are a fixed function of metres, so that images of different iterations, frames and runs
+are comparable: near is warm, far is cold, unknown is dark grey. The position on the colour scale is
+the square root of the depth, because streets and rooms are mostly near. numpy and Pillow on the
+CPU, some 50 ms a panel. Left out: scaling to an image's own range (it hides a wrong scale), and
+matplotlib.
 """
 
 import math
@@ -15,28 +16,52 @@ from PIL import Image, ImageDraw, ImageFont
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 
 UNKNOWN = (52, 52, 56)
-BACKGROUND, INK, FAINT_INK = (24, 24, 27), (235, 235, 238), (160, 160, 168)
-# Anchors at equal steps: far to near for depth (after Google's Turbo), none to much for errors (after Inferno), and
-# certain to knows nothing for entropies.
+BACKGROUND = (24, 24, 27)
+INK = (235, 235, 238)
+FAINT_INK = (160, 160, 168)
+# Anchors at equal steps: far to near for depth (after Google's Turbo), small to large for errors
+# (after Inferno), and certain to uniform for entropies.
 _DEPTH_ANCHORS = "3a2a8c 4669e0 28bbec 31f299 a2fc3c edd03a fb8022 d23105 7a0403"
 _ERROR_ANCHORS = "000004 320a5e 781c6d bc3754 ed6925 fbb61a fcffa4"
 _ENTROPY_ANCHORS = "081d3a 1d4e89 1f87a8 4dbfa5 b5e48c f9f6c1"
-_GAP, _MARGIN, _BAR_WIDTH, _SCALE_WIDTH, _TITLE = 6, 14, 14, 74, 24
+_GAP = 6
+_MARGIN = 14
+_BAR_WIDTH = 14
+_SCALE_WIDTH = 74
+_TITLE = 24
 
 
 def colourise(depth: np.ndarray, max_depth: float) -> np.ndarray:
-    """depth: (H, W) float, metres, not above 0 or not finite where unknown -> (H, W, 3) uint8.
+    """Colours a depth map: `max_depth` metres and beyond are dark blue, 0 is dark red.
 
-    `max_depth` metres and beyond are dark blue, 0 is dark red.
+    Args:
+        depth: (H, W) float, metres, not above 0 or not finite where unknown.
+        max_depth: Metres.
+
+    Returns:
+        (H, W, 3) uint8, dark grey where unknown.
     """
-    return _paint(_DEPTH_TABLE, 1 - np.sqrt(_fraction(depth, max_depth)), np.isfinite(depth) & (depth > 0))
+    return _paint(
+        _DEPTH_TABLE, 1 - np.sqrt(_fraction(depth, max_depth)), np.isfinite(depth) & (depth > 0)
+    )
 
 
-def error_map(prediction: np.ndarray, target: np.ndarray, max_error: float, radius: int = 0) -> np.ndarray:
-    """|prediction - target| as colour, black to light yellow at `max_error` metres; grey where target is unknown.
+def error_map(
+    prediction: np.ndarray, target: np.ndarray, max_error: float, radius: int = 0
+) -> np.ndarray:
+    """Colours |prediction - target|, from black to light yellow; grey where the target is unknown.
 
-    prediction, target: (H, W) float, metres -> (H, W, 3) uint8. A prediction that is not finite is the largest error.
-    radius: grows the pixels to squares of 2 radius + 1, for sparse targets; the larger error wins.
+    A prediction that is not finite counts as the largest error.
+
+    Args:
+        prediction: (H, W) float, metres.
+        target: (H, W) float, metres, not above 0 or not finite where unknown.
+        max_error: Metres at the end of the scale.
+        radius: Grow the pixels to squares of 2 radius + 1, for sparse targets; the larger error
+            wins.
+
+    Returns:
+        (H, W, 3) uint8.
     """
     known = np.isfinite(target) & (target > 0)
     error = np.abs(prediction - np.where(known, target, 0))
@@ -46,21 +71,36 @@ def error_map(prediction: np.ndarray, target: np.ndarray, max_error: float, radi
 
 
 def entropy_map(entropy: np.ndarray, max_entropy: float) -> np.ndarray:
-    """Entropies (H, W) in nats as colour, dark blue at 0 to light yellow at `max_entropy` -> (H, W, 3) uint8."""
+    """Colours entropies, dark blue at 0 to light yellow at `max_entropy`.
+
+    Args:
+        entropy: (H, W) nats, not finite where unknown.
+        max_entropy: Nats.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
     return _paint(_ENTROPY_TABLE, _fraction(entropy, max_entropy), np.isfinite(entropy))
 
 
 def dilate(sparse: np.ndarray, radius: int = 2) -> np.ndarray:
-    """Grows measured points to squares of 2 radius + 1 pixels, so that they are seen; the nearer point wins.
+    """Grows measured points to squares of 2 radius + 1 pixels, so that they are visible.
 
-    sparse: (H, W) float, metres, 0 where not measured; the result likewise.
+    The nearer point wins.
+
+    Args:
+        sparse: (H, W) float, metres, 0 where not measured.
+        radius: Pixels.
+
+    Returns:
+        Of the same shape, dtype and meaning.
     """
     filled = _minimum(np.where(np.isfinite(sparse) & (sparse > 0), sparse, np.inf), radius)
     return np.where(np.isfinite(filled), filled, 0).astype(sparse.dtype)
 
 
 def denormalise(image: np.ndarray) -> np.ndarray:
-    """An image as the network takes it, (3, H, W) float with ImageNet's mean and deviation -> (H, W, 3) uint8 RGB."""
+    """Converts a normalised image, (3, H, W) float, to (H, W, 3) uint8 RGB."""
     pixels = image.transpose(1, 2, 0) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
     return np.rint(np.clip(np.nan_to_num(pixels), 0, 255)).astype(np.uint8)
 
@@ -72,13 +112,23 @@ def panel(
     max_error: float | None = None,
     cell_width: int = 480,
 ) -> np.ndarray:
-    """A grid of pictures with a title over each column, and scales in metres at the right.
+    """Draws a grid of images with a title over each column, and scales in metres at the right.
 
-    rows: of (H, W, 3) uint8 pictures of one size a row, one for each title; they are shrunk or grown to `cell_width`
-    pixels. max_error adds the scale of `error_map`. Returns (height, width, 3) uint8.
+    Args:
+        rows: Rows of (H, W, 3) uint8 images, of one size in a row, one for each title.
+        titles: The columns' titles.
+        max_depth: End of the depth scale in metres.
+        max_error: End of `error_map`'s scale in metres; None leaves it out.
+        cell_width: Pixels that each image is resized to.
+
+    Returns:
+        (height, width, 3) uint8.
     """
     if any(len(row) != len(titles) for row in rows):
-        raise ValueError(f"panel: rows of {[len(row) for row in rows]} pictures need as many titles, got {len(titles)}")
+        raise ValueError(
+            f"panel: rows of {[len(row) for row in rows]} pictures need as many titles, got "
+            f"{len(titles)}"
+        )
     untitled = [()] * (len(rows) - 1)
     return _grid(rows, [titles, *untitled], _scales(max_depth, max_error, None), cell_width)
 
@@ -90,28 +140,44 @@ def sheet(
     max_entropy: float | None = None,
     cell_width: int = 400,
 ) -> np.ndarray:
-    """Pictures of one frame with their titles, in two columns, or three where they are not wide; else as `panel`.
+    """Draws the images of one frame with their titles, in two columns, or three if they are narrow.
 
-    max_entropy: nats; adds the scale of `entropy_map`.
+    Args:
+        cells: (H, W, 3) uint8 images by title.
+        max_depth: End of the depth scale in metres.
+        max_error: End of `error_map`'s scale in metres; None leaves it out.
+        max_entropy: End of `entropy_map`'s scale in nats; None leaves it out.
+        cell_width: Pixels that each image is resized to.
+
+    Returns:
+        (height, width, 3) uint8.
     """
-    titles, pictures = list(cells), list(cells.values())
+    titles = list(cells)
+    pictures = list(cells.values())
     height, width = pictures[0].shape[:2]
     columns = 2 if width > 1.5 * height else 3
     lines = [slice(i, i + columns) for i in range(0, len(titles), columns)]
-    # A sample of a picture, as of entropies, takes the place of a whole one.
+    # Subsampled images, such as entropies, are enlarged to the size of the others.
     size = (cell_width, round(height * cell_width / width))
     rows = [[np.asarray(resized(picture, size)) for picture in pictures[line]] for line in lines]
-    return _grid(rows, [titles[line] for line in lines], _scales(max_depth, max_error, max_entropy), cell_width)
+    return _grid(
+        rows,
+        [titles[line] for line in lines],
+        _scales(max_depth, max_error, max_entropy),
+        cell_width,
+    )
 
 
 def resized(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """An (H, W, 3) uint8 picture in another size (width, height); grown, it has no colours that it didn't have."""
+    """Resizes an (H, W, 3) uint8 image to (width, height); enlarging adds no new colours."""
     shrinks = size[0] < picture.shape[1]
-    return Image.fromarray(picture).resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST)
+    return Image.fromarray(picture).resize(
+        size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
+    )
 
 
 def _scales(max_depth: float, max_error: float | None, max_entropy: float | None) -> list[tuple]:
-    """Name, largest number and colours of each scale that is asked for."""
+    """Returns name, largest number and colours of each requested scale."""
     scales = [
         ("depth, m", max_depth, _DEPTH_TABLE),
         ("error, m", max_error, _ERROR_TABLE),
@@ -120,20 +186,26 @@ def _scales(max_depth: float, max_error: float | None, max_entropy: float | None
     return [scale for scale in scales if scale[1] is not None]
 
 
-def _grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], scales, cell_width: int) -> np.ndarray:
-    """Rows of pictures, under the row's titles where it has some, and scales at the right of all."""
+def _grid(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], scales, cell_width: int
+) -> np.ndarray:
+    """Draws rows of images, below the row's titles if it has any, with the scales at the right."""
     heights = [round(row[0].shape[0] * cell_width / row[0].shape[1]) for row in rows]
-    title_font, tick_font = ImageFont.load_default(15), ImageFont.load_default(12)
-    tops, y = [], _MARGIN
+    title_font = ImageFont.load_default(15)
+    tick_font = ImageFont.load_default(12)
+    # Lay out the rows.
+    tops = []
+    y = _MARGIN
     for height, row_titles in zip(heights, titles, strict=True):
         tops.append(y + (_TITLE if row_titles else 0))
         y = tops[-1] + height + _GAP
-    # A tall enough scale is legible whatever the shape of the pictures.
+    # A scale needs some height to be legible, whatever the shape of the images.
     grid_height = max(y - _GAP - tops[0], 150)
     grid_width = max(map(len, rows)) * (cell_width + _GAP) - _GAP
     size = (2 * _MARGIN + grid_width + len(scales) * _SCALE_WIDTH, tops[0] + grid_height + _MARGIN)
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
+    # Images and titles.
     for top, height, pictures, row_titles in zip(tops, heights, rows, titles, strict=True):
         for column, picture in enumerate(pictures):
             left = _MARGIN + column * (cell_width + _GAP)
@@ -141,6 +213,7 @@ def _grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]],
             if row_titles:
                 middle = (left + cell_width / 2, top - _TITLE + 8)
                 draw.text(middle, row_titles[column], font=title_font, fill=INK, anchor="mm")
+    # Scales.
     for index, (name, largest, table) in enumerate(scales):
         left = _MARGIN + grid_width + index * _SCALE_WIDTH + 18
         draw.text((left, _MARGIN + 8), name, font=tick_font, fill=FAINT_INK, anchor="lm")
@@ -148,12 +221,14 @@ def _grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]],
     return np.asarray(canvas)
 
 
-def _draw_scale(canvas, draw, font, place: tuple[int, int, int], largest: float, table: np.ndarray) -> None:
-    """A vertical colour bar: 0 at the bottom, `largest` at the top, ticks at round numbers."""
+def _draw_scale(
+    canvas, draw, font, place: tuple[int, int, int], largest: float, table: np.ndarray
+) -> None:
+    """Draws a vertical colour bar from 0 at the bottom to `largest`, ticks at round numbers."""
     left, top, height = place
     is_depth = table is _DEPTH_TABLE
     fractions = np.linspace(1, 0, height)
-    # The bar is linear in the place on the colour scale; ticks of depth therefore stand at square roots.
+    # The bar is linear in the position on the colour scale, so ticks of depth are at square roots.
     colours = table[np.rint((1 - fractions if is_depth else fractions) * 255).astype(int)]
     canvas.paste(Image.fromarray(np.repeat(colours[:, None], _BAR_WIDTH, axis=1)), (left, top))
     taken: list[int] = []
@@ -169,14 +244,23 @@ def _draw_scale(canvas, draw, font, place: tuple[int, int, int], largest: float,
 
 
 def _round_numbers(largest: float) -> list[float]:
-    """0, then 1, 2, 5 times powers of ten below `largest`, the greatest first."""
+    """Returns 0, then 1, 2, 5 times powers of ten below `largest`, the greatest first."""
     lowest = math.floor(math.log10(largest)) - 1
-    ticks = [round(factor * 10.0**power, 6) for power in range(lowest, lowest + 3) for factor in (1, 2, 5)]
+    ticks = [
+        round(factor * 10.0**power, 6)
+        for power in range(lowest, lowest + 3)
+        for factor in (1, 2, 5)
+    ]
     return [0.0, *sorted((tick for tick in ticks if tick < largest), reverse=True)]
 
 
 def _minimum(values: np.ndarray, radius: int) -> np.ndarray:
-    """The least value within `radius` pixels in both directions, (H, W) of a float dtype."""
+    """Returns the least value within `radius` pixels in both directions.
+
+    Args:
+        values: (H, W) of a float dtype.
+        radius: Pixels.
+    """
     for axis in (0, 1):
         pads = [(radius, radius) if other == axis else (0, 0) for other in (0, 1)]
         padded = np.moveaxis(np.pad(values, pads, constant_values=np.inf), axis, 0)
@@ -204,4 +288,6 @@ def _table(anchors: str) -> np.ndarray:
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-_DEPTH_TABLE, _ERROR_TABLE, _ENTROPY_TABLE = map(_table, (_DEPTH_ANCHORS, _ERROR_ANCHORS, _ENTROPY_ANCHORS))
+_DEPTH_TABLE, _ERROR_TABLE, _ENTROPY_TABLE = map(
+    _table, (_DEPTH_ANCHORS, _ERROR_ANCHORS, _ENTROPY_ANCHORS)
+)

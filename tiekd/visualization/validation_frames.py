@@ -1,8 +1,9 @@
-"""A few validation frames, always the same ones, as the student of an evaluation sees them.
+"""A few fixed validation frames, as the student of an evaluation sees them.
 
-Read and taught once, then kept on the host: 15 bytes a pixel, some 6 MB for a KITTI frame. On the rank that asks, with
-no collective: an evaluation of hundreds of frames costs a few more. Left out: flip averaging, which the evaluation's
-figures may have; the pictures show what one forward gives.
+Frames are read and the teacher runs once; both are then kept on the host: 15 bytes a pixel, some 6
+MB per KITTI frame. It runs on the calling rank, without collectives: to an evaluation of hundreds
+of frames it adds the time of a few more. Left out: flip averaging, which the evaluation's figures
+may include; the images show what one forward gives.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +23,18 @@ from tiekd.visualization.views import View, views
 
 
 class ShownFrames:
-    """num_frames of the dataset, evenly spaced. network: the evaluation's, filled by it. teacher: as the loop has it;
-    None for none. crop, cap: the evaluation's; a cap of None is the network's max_depth. resize: the working
-    resolution, at which they are shown."""
+    """Evenly spaced frames of a dataset, with the network and teacher to show.
+
+    Args:
+        dataset: The validation set.
+        network: The evaluation's network, which the evaluation fills.
+        teacher: Returns the teacher's depth of a batch, as in the loop; None without a teacher.
+        device: The network's device.
+        crop: The evaluation's crop.
+        num_frames: The largest number of frames.
+        cap: The evaluation's cap in metres; None for the network's max_depth.
+        resize: The working resolution, at which the frames are shown.
+    """
 
     def __init__(
         self,
@@ -38,15 +48,23 @@ class ShownFrames:
         resize: Resize = OWN_SIZE,
     ):
         count = min(num_frames, len(dataset))
-        self.chosen = Subset(dataset, [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)])
-        self.network, self.teacher, self.device, self.crop = network, teacher, device, crop
+        self.chosen = Subset(
+            # The middles of equal parts of the dataset.
+            dataset,
+            [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)],
+        )
+        self.network = network
+        self.teacher = teacher
+        self.device = device
+        self.crop = crop
         self.cap = network.max_depth if cap is None else cap
         self.resize = resize
         self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def views(self) -> list[View]:
-        """One of each frame, all explained. Raises DataError."""
+        """Returns one view of each frame, each with explained pixels. Raises DataError."""
         if not self._kept:
+            # On this rank alone and without workers, so no collective is needed.
             batches = validation_batches(
                 self.chosen, 1, 0, 1, 0, self.device, resize=self.resize, resized_depth=True
             )
@@ -57,16 +75,31 @@ class ShownFrames:
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
-        """student - truth in metres at all measured pixels of the views that an evaluation counts, by its ranges of
-        the truth (tiekd/evaluation/range_errors.py), named like `0-20m`; a range that nothing was measured in is left
-        out."""
+        """Returns student - truth by range of the truth, at all pixels that an evaluation counts.
+
+        The ranges are the evaluation's (tiekd/evaluation/range_errors.py), named like `0-20m`. A
+        range in which nothing was measured is left out.
+
+        Args:
+            shown: The views.
+
+        Returns:
+            (N,) metres by range.
+        """
         found = {}
         for low, high in bounds_m(self.cap):
             errors = []
             for view in shown:
+                # The pixels that the evaluation counts, in this range of the truth.
                 box = crop_box(self.crop, *view.truth.shape)
-                truth, student = view.truth[box], view.student[box]
-                inside = (truth > self.network.min_depth) & (truth >= low) & (truth < high) & np.isfinite(student)
+                truth = view.truth[box]
+                student = view.student[box]
+                inside = (
+                    (truth > self.network.min_depth)
+                    & (truth >= low)
+                    & (truth < high)
+                    & np.isfinite(student)
+                )
                 errors.append(student[inside] - truth[inside])
             if sum(map(len, errors)):
                 found[f"{low:.3g}-{high:.3g}m"] = np.concatenate(errors)

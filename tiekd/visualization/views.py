@@ -1,8 +1,10 @@
-"""What pictures of a frame are made of, on the host: image, depths, how sure the student is, and why.
+"""Views of frames on the host, from which images are drawn.
 
-`views` runs a student on a few images of a batch: in eval mode, as it will be used, without touching its statistics,
-its random numbers or its gradients, on this rank alone. Costs a forward of those images, and up to 20,000 distributions
-of a DPM head at once, 21 MB of 257 bins. Left out: entropies of heads whose bins move with the image.
+A view has a frame's image, its depths, the student's entropy and explained pixels. `views` runs a
+student on a few images of a batch, in eval mode as it will be used, on this rank alone; its
+statistics, random numbers and gradients are not touched. Costs a forward of those images, and up to
+20,000 distributions of a DPM head at once, 21 MB of 257 bins. Left out: entropies of heads whose
+bins move with the image.
 """
 
 import math
@@ -27,8 +29,14 @@ _CELL_WIDTH = 400
 class View(NamedTuple):
     """One frame. Depths: (H, W) float32, metres, not above 0 where unknown.
 
-    image: (H, W, 3) uint8. teacher: None without one. entropy: (h, w) nats, a sample of the pixels, and max_entropy, of
-    a head that knows nothing; None and empty `pixels` where the head has no distribution.
+    Attributes:
+        image: (H, W, 3) uint8.
+        truth: Measured depth.
+        teacher: The teacher's depth; None without one.
+        student: The student's depth.
+        entropy: (h, w) nats of a sample of the pixels; None if the head has no distribution.
+        max_entropy: Nats of a uniform distribution; None if the head has no distribution.
+        pixels: Explained pixels; empty if there are none.
     """
 
     image: np.ndarray
@@ -42,17 +50,32 @@ class View(NamedTuple):
 
 @torch.no_grad()
 def views(
-    student: Network | Tensor, images: Tensor, truths: Tensor, teachers: Tensor | None, explained: int
+    student: Network | Tensor,
+    images: Tensor,
+    truths: Tensor,
+    teachers: Tensor | None,
+    explained: int,
 ) -> list[View]:
-    """A View of each image (B, 3, H, W), normalised; truths, teachers: (B, 1, H, W) metres, 0 where unknown.
+    """Returns a View of each image.
 
-    student: the network, or its depths (B, 1, H, W) where it can't be run. explained: how many get `pixels`.
+    Args:
+        student: The network, or its depths (B, 1, H, W) if it can't be run.
+        images: (B, 3, H, W), normalised.
+        truths: (B, 1, H, W) metres, 0 where unknown.
+        teachers: (B, 1, H, W) metres, 0 where unknown; None without a teacher.
+        explained: How many views get `pixels`.
     """
-    # What is NaN is unknown in them, and wrong in the student's.
-    on_host = [np.nan_to_num(_on_host(t), nan=0.0) for t in (truths, truths if teachers is None else teachers)]
+    # NaN means unknown in these maps; in the student's it is an error and stays visible.
+    on_host = [
+        np.nan_to_num(_on_host(t), nan=0.0)
+        for t in (truths, truths if teachers is None else teachers)
+    ]
+    # Only a network can give more than depth.
     if isinstance(student, Tensor):
-        found, depths = [{}] * len(images), student
+        found = [{}] * len(images)
+        depths = student
     else:
+        # One forward gives depth, entropies and explanations.
         with _eval_mode(student):
             features = student.features(images)
             depths = student.read(features, (images.shape[2], images.shape[3])).depth
@@ -60,11 +83,16 @@ def views(
         if isinstance(student.head, Dpm):
             for i, (truth, target) in enumerate(zip(*on_host, strict=True)):
                 one = features[i : i + 1]
-                found[i] = {"entropy": _entropy(student.head, one), "max_entropy": math.log(len(student.head.bias))}
+                found[i] = {
+                    "entropy": _entropy(student.head, one),
+                    "max_entropy": math.log(len(student.head.bias)),
+                }
                 if i < explained:
                     found[i]["pixels"] = explain(student.head, one, truth, target)
     return [
-        View(pictures.denormalise(image), truth, None if teachers is None else teacher, depth, **more)
+        View(
+            pictures.denormalise(image), truth, None if teachers is None else teacher, depth, **more
+        )
         for image, truth, teacher, depth, more in zip(
             images.float().cpu().numpy(), *on_host, _on_host(depths), found, strict=True
         )
@@ -72,16 +100,25 @@ def views(
 
 
 def overview(view: View, max_depth: float, against: str) -> np.ndarray:
-    """A sheet of image, ground truth, teacher, student, error against `against`, and entropy, as there are.
+    """Draws a sheet of image, ground truth, teacher, student, error and entropy, as available.
 
-    against: "teacher" or "ground truth". Measured points are grown so that they are seen. (height, width, 3) uint8.
+    Args:
+        view: The view.
+        max_depth: End of the depth scale in metres.
+        against: "teacher" or "ground truth", which the error refers to.
+
+    Returns:
+        (height, width, 3) uint8. Measured points are grown so that they are visible.
     """
     max_error = max_depth / 10
     cells = {"image": view.image, "ground truth": pictures.colourise(grown(view.truth), max_depth)}
     if view.teacher is not None:
         cells["teacher"] = pictures.colourise(view.teacher, max_depth)
     cells["student"] = pictures.colourise(view.student, max_depth)
-    target, radius = (view.teacher, 0) if against == "teacher" else (view.truth, _radius(view.truth))
+    # Errors against sparse truth are grown like the truth.
+    target, radius = (
+        (view.teacher, 0) if against == "teacher" else (view.truth, _radius(view.truth))
+    )
     cells[f"|student - {against}|"] = pictures.error_map(view.student, target, max_error, radius)
     if view.entropy is not None:
         cells["student's entropy, nats"] = pictures.entropy_map(view.entropy, view.max_entropy)
@@ -89,7 +126,15 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
 
 
 def why(view: View, max_depth: float) -> np.ndarray | None:
-    """The explaining panel of a view; None where there is nothing to explain."""
+    """Draws the explanation of a view; None if there is nothing to explain.
+
+    Args:
+        view: The view.
+        max_depth: End of the depth scale in metres.
+
+    Returns:
+        (height, width, 3) uint8, or None.
+    """
     if not view.pixels:
         return None
     target_name = "ground truth" if view.teacher is None else "teacher"
@@ -103,12 +148,12 @@ def why(view: View, max_depth: float) -> np.ndarray | None:
 
 
 def grown(truth: np.ndarray) -> np.ndarray:
-    """Measured depth with its points grown as far as they must to be seen in a panel; dense depth as it is."""
+    """Returns measured depth with points grown to be visible in a panel; dense depth unchanged."""
     return pictures.dilate(truth, _radius(truth)) if _radius(truth) else truth
 
 
 def _radius(truth: np.ndarray) -> int:
-    """Pixels; dense depth needs no growing, sparse points become three pixels of a panel wide."""
+    """Returns the pixels to grow by: 0 for dense depth; sparse points become three pixels wide."""
     if (truth > 0).mean() > 0.5:
         return 0
     return max(1, round(1.5 * truth.shape[1] / _CELL_WIDTH))
@@ -116,7 +161,7 @@ def _radius(truth: np.ndarray) -> int:
 
 @contextmanager
 def _eval_mode(network: nn.Module) -> Iterator[None]:
-    """Every module's mode is put back as it was."""
+    """Sets eval mode, and restores every module's mode at the end."""
     was_training = [module for module in network.modules() if module.training]
     network.eval()
     try:
@@ -127,11 +172,11 @@ def _eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def _entropy(head: Dpm, features: Tensor) -> np.ndarray:
-    """(h, w) nats of every n-th pixel of the features (1, C, H, W)."""
+    """Returns (h, w) nats of every n-th pixel of the features (1, C, H, W)."""
     step = max(1, math.ceil(math.sqrt(features.shape[2] * features.shape[3] / _MAX_DISTRIBUTIONS)))
     return entropy(head.probabilities(features[:, :, ::step, ::step]))[0, 0].cpu().numpy()
 
 
 def _on_host(depths: Tensor) -> np.ndarray:
-    """(B, 1, H, W) -> (B, H, W) float32."""
+    """Converts (B, 1, H, W) to (B, H, W) float32."""
     return depths.detach()[:, 0].float().cpu().numpy()

@@ -1,1 +1,1 @@
-"""Data sets: one module each, named in the `data` node. Each ends with a `build`."""
+"""Datasets, one module each, selected by name in the `data` section. Each module has a `build`."""

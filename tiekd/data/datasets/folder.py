@@ -1,10 +1,11 @@
-"""A folder of one's own pictures, with or without measured depth: no code, no special layout, no ground truth needed.
+"""A folder of the user's own images, with or without measured depth: no code, no special layout.
 
-Pictures are all JPEG and PNG files in or below `images`, each folder entered once, turned upright as their EXIF
-orientation says. Depth maps are 16-bit PNG or NPY files below `depths` with the same path but for the suffix: a/1.jpg
-and a/1.png, and are those of the upright picture. A picture without one is trained on when there is a teacher, and
-otherwise skipped and counted. Cached teacher maps are named by the picture's path joined by `_`, as PNG.
-Left out: other ways to pair files (link or rename them), and cameras that differ from picture to picture.
+Images are all JPEG and PNG files in or below `images`. Each folder is entered once. Images are
+turned upright as their EXIF orientation says. Depth maps are 16-bit PNG or NPY files below `depths`
+with the image's path but another suffix (a/1.jpg and a/1.png); they belong to the upright image. An
+image without one is trained on if there is a teacher, and otherwise skipped and counted. Cached
+teacher maps are PNG files named by the image's path joined by `_`. Left out: other ways to pair
+files (link or rename them), and cameras that differ between images.
 """
 
 import hashlib
@@ -24,7 +25,8 @@ from tiekd.data.pairing import check_pairs
 from tiekd.data.splits import below_root, read_lines
 from tiekd.errors import DataError, RecipeError
 
-_PICTURES, _DEPTHS = (".jpg", ".jpeg", ".png"), (".png", ".npy")
+_PICTURES = (".jpg", ".jpeg", ".png")
+_DEPTHS = (".png", ".npy")
 
 
 def build(
@@ -46,64 +48,106 @@ def build(
     on_error: str = "raise",
     held_out: Collection[str] | None = None,
 ) -> Frames:
-    """The frames of a split ("train" or "val").
+    """Builds the frames of a split of a folder of images.
 
-    images, depths, train_split, val_split, maps: below `root`, or absolute; depths null: no ground truth at all.
-    depth_unit: levels that make a metre (1000 for millimetres); PNG and whole numbers need it. float_depth_unit: how
-    many make a metre in floating-point NPY, which is in metres without it, whatever depth_unit says. invalid: levels or
-    values, as the files have them, that mean not measured, besides 0, what isn't finite and, in 16 bits, 65535.
-    unmatched: what to do where more than half of the pictures have no depth map, or of the depth maps no picture while
-    a picture has none: refuse or allow.
-    train_split, val_split: text files, one picture a line (its path below `images`); where one is
-    given, the other split is the rest. With neither, `val_fraction` of the frames with ground truth, picked by a hash
-    of their names, is for validation; pictures of one video look alike, so list whole videos in val_split for an honest
-    figure. held_out: names that are for validation in the place of such a pick: none in training without validation,
-    and those of its start in a resumed run. intrinsics: [focal_x, focal_y, centre_x, centre_y] of all pictures,
-    upright, in pixels. maps: cached teacher maps, read for training frames only. on_error: `skip` leaves folders out
-    that can't be listed, and counts them.
+    Args:
+        images: Folder of the images, below `root` or absolute.
+        split: "train" or "val".
+        max_depth: The network's range in metres.
+        needs_ground_truth: Skip images without a depth map.
+        root: The data root.
+        depths: Folder of the depth maps, below `root` or absolute; None for no ground truth at all.
+        depth_unit: Levels per metre (1000 for millimetres); needed for PNG and whole numbers.
+        float_depth_unit: Units per metre of floating-point NPY files, which are in metres without
+            it, whatever depth_unit says.
+        invalid: Levels or values, as stored, that mean not measured, in addition to 0, non-finite
+            values and, in 16 bits, 65535.
+        unmatched: Whether to "refuse" or "allow" that more than half of the images have no depth
+            map, or more than half of the depth maps no image while an image has no depth map.
+        train_split: Text file of training images, one path below `images` a line. If only one of
+            the two split files is given, the other split is the rest.
+        val_split: Likewise for validation.
+        val_fraction: Without split files, the share of the frames with ground truth that is held
+            out for validation, chosen by a hash of their names. Images of one video look alike, so
+            list whole videos in val_split for an honest figure.
+        intrinsics: [focal_x, focal_y, centre_x, centre_y] in pixels of all images, upright.
+        maps: Folder of cached teacher maps, below `root` or absolute; read for training frames
+            only.
+        on_error: "skip" leaves out folders that can't be listed, and counts them.
+        held_out: Names for validation in place of the hash's choice: none if training doesn't
+            validate, and those of the first start in a resumed run.
+
+    Raises:
+        RecipeError: If an option has a value that isn't allowed.
+        DataError: If files are missing, don't pair, or a split is empty.
     """
+    # Check the options.
     for name, unit in (("depth_unit", depth_unit), ("float_depth_unit", float_depth_unit)):
         if unit is not None and not 1 <= unit < math.inf:
             raise RecipeError(
-                f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 for millimetres"
+                f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 for "
+                "millimetres"
             )
     if not 0 <= val_fraction < 1:
         raise RecipeError(f"data.val_fraction: got {val_fraction}; it must be from 0 to below 1")
-    if intrinsics is not None and not (min(intrinsics[:2]) > 0 and all(map(math.isfinite, intrinsics))):
+    if intrinsics is not None and not (
+        min(intrinsics[:2]) > 0 and all(map(math.isfinite, intrinsics))
+    ):
         raise RecipeError(
-            f"data.intrinsics: got {intrinsics}; it must be [focal_x, focal_y, centre_x, centre_y] in pixels, focal "
-            "lengths above 0"
+            f"data.intrinsics: got {intrinsics}; it must be [focal_x, focal_y, centre_x, centre_y] "
+            "in pixels, focal lengths above 0"
         )
     folder = data_root(root, "the pictures")
     if depths is None and needs_ground_truth:
         remedy = "--set train.validate=false" if split == "val" else "a teacher"
-        raise RecipeError(f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or {remedy}")
-    source, notes = folder / Path(images).expanduser(), []
+        raise RecipeError(
+            f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or "
+            f"{remedy}"
+        )
+    # List the files and pair them.
+    source = folder / Path(images).expanduser()
+    notes = []
     depth_folder = None if depths is None else folder / Path(depths).expanduser()
-    frames = _frames(source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes)
+    frames = _frames(
+        source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes
+    )
+    # Choose the frames of the split.
     if train_split is None and val_split is None:
         kept = frames.keys() & set(held_out or ())
-        picks = held_out is None or (held_out and not kept)  # of names that are all gone, none can be kept
+        # If none of the held-out names exists any more, the hash chooses again.
+        picks = held_out is None or (held_out and not kept)
         validation = _hash_picked(frames, val_fraction) if picks else kept
     else:
         listed = _listed(folder / (val_split or train_split), frames, source)
         validation = listed if val_split else frames.keys() - listed
-    training = _listed(folder / train_split, frames, source) if train_split else frames.keys() - validation
+    training = (
+        _listed(folder / train_split, frames, source) if train_split else frames.keys() - validation
+    )
     chosen = training if split == "train" else validation
     if not chosen:
-        remedy = "change the splits" + (", or train on all of them with --no-validate" if split == "train" else "")
-        raise DataError(f"{source}: none of its {len(frames)} pictures is left for {split}; {remedy}")
+        remedy = "change the splits" + (
+            ", or train on all of them with --no-validate" if split == "train" else ""
+        )
+        raise DataError(
+            f"{source}: none of its {len(frames)} pictures is left for {split}; {remedy}"
+        )
     found = Frames(
         [frame for name, frame in frames.items() if name in chosen],
         source,
-        partial(_read_depth, units_per_m=depth_unit, float_units_per_m=float_depth_unit, invalid=tuple(invalid)),
+        partial(
+            _read_depth,
+            units_per_m=depth_unit,
+            float_units_per_m=float_depth_unit,
+            invalid=tuple(invalid),
+        ),
         depth_unit,
         max_depth,
         needs_ground_truth,
         maps=folder / maps if maps and split == "train" else None,
         invalid=invalid,
     )
-    found.float_units_per_m, found.notes = float_depth_unit or 1.0, notes
+    found.float_units_per_m = float_depth_unit or 1.0
+    found.notes = notes
     return found
 
 
@@ -119,7 +163,17 @@ def _frames(
     skip: bool,
     notes: list[str],
 ) -> dict[str, Frame]:
-    """All frames by name, in the order of their names. skip: leave out folders that can't be listed; adds to notes."""
+    """Returns all frames by name, in the order of their names.
+
+    Args:
+        images: Folder of the images.
+        depths: Folder of the depth maps, or None.
+        depth_unit: See `build`.
+        intrinsics: See `build`.
+        unmatched: See `build`.
+        skip: Leave out folders that can't be listed.
+        notes: Lines for the log are appended to it.
+    """
     pictures = _files(images, _PICTURES, "data.images", skip, notes)
     measured = {}
     if depths is not None:
@@ -128,15 +182,21 @@ def _frames(
     png = [measured[key] for key in pictures if measured.get(key, "").lower().endswith(".png")]
     if depth_unit is None and png:
         raise RecipeError(
-            f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; give how many levels "
-            "make a metre, such as 1000 for millimetres or 256 for KITTI's"
+            f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; "
+            "give how many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
         )
+    # One frame per image, in the order of names. Teacher maps need distinct names.
     camera = None if intrinsics is None else Camera(*intrinsics)
-    frames, named = {}, {}
+    frames = {}
+    named = {}
     for key, name in sorted(pictures.items(), key=lambda item: item[1]):
+        # Images a/b.jpg and a_b.jpg would get one teacher map.
         other = named.setdefault(joined_name(name), name)
         if other != name:
-            raise DataError(f"{images}: {other} and {name} would share the teacher map {joined_name(name)}; rename one")
+            raise DataError(
+                f"{images}: {other} and {name} would share the teacher map {joined_name(name)}; "
+                "rename one"
+            )
         depth = f"{depths}/{measured[key]}" if key in measured else None
         frames[name] = Frame(name, f"{images}/{name}", depth, camera)
     return frames
@@ -145,7 +205,10 @@ def _frames(
 def _files(
     folder: Path, suffixes: tuple[str, ...], option: str, skip: bool, notes: list[str]
 ) -> dict[str, str]:
-    """Paths below the folder, by the same without suffix; hidden files are left out, links followed."""
+    """Returns the paths below the folder, keyed by path without suffix.
+
+    Hidden files are left out, and links are followed.
+    """
     if not folder.is_dir():
         raise DataError(f"{option}: no folder at {folder}; give the folder that holds the files")
     refused: list[OSError] = []
@@ -154,30 +217,46 @@ def _files(
         if Path(error.filename) == folder:
             raise unlistable(error, f"or give another folder ({option})") from None
         if not skip:
-            raise unlistable(error, f"move it out of {option}, or leave it out by data.on_error=skip") from None
+            raise unlistable(
+                error, f"move it out of {option}, or leave it out by data.on_error=skip"
+            ) from None
         refused.append(error)
 
-    listing, found = list_files(folder, refuse), {}
+    listing = list_files(folder, refuse)
+    found = {}
     for name in listing.files:
+        # Keep files of the wanted kinds whose names are usable and unambiguous.
         key, suffix = os.path.splitext(name)
         if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
             continue
+        # Split files have one name a line.
         if "\n" in name or "\r" in name:
-            raise DataError(f"{option}: {name!r} in {folder} has a line break in its name; rename it")
+            raise DataError(
+                f"{option}: {name!r} in {folder} has a line break in its name; rename it"
+            )
         if key in found:
-            raise DataError(f"{option}: {found[key]} and {name} in {folder} differ in suffix only; remove one")
+            raise DataError(
+                f"{option}: {found[key]} and {name} in {folder} differ in suffix only; remove one"
+            )
         found[key] = name
+    # Report what was left out.
     if refused:
         first = f"{refused[0].filename} ({refused[0].strerror})"
-        notes.append(f"{option}: {len(refused)} folder(s) can't be listed and are left out, such as {first}")
-    if listing.repeated:
-        count, first = len(listing.repeated), listing.repeated[0]
         notes.append(
-            f"{option}: {count} link(s) in {folder} lead to folders that are read anyway, such as {first}, and aren't "
-            "followed"
+            f"{option}: {len(refused)} folder(s) can't be listed and are left out, such as {first}"
+        )
+    if listing.repeated:
+        count = len(listing.repeated)
+        first = listing.repeated[0]
+        notes.append(
+            f"{option}: {count} link(s) in {folder} lead to folders that are read anyway, such as "
+            f"{first}, and aren't followed"
         )
     if not found:
-        raise DataError(f"{option}: no {', '.join(suffixes)} files in or below {folder}; give the folder that has them")
+        raise DataError(
+            f"{option}: no {', '.join(suffixes)} files in or below {folder}; give the folder that "
+            "has them"
+        )
     return found
 
 
@@ -187,14 +266,22 @@ def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str
         name = line if line in frames else below_root(line.strip(), f"{split_file}:{number}")
         if name not in frames:
             example = next(iter(frames))
-            path = "one path and nothing else," if re.split(r"[,;\s]", name)[0] in frames else "a path"
-            raise DataError(f"{split_file}:{number}: no picture {name} in {images}; a line is {path} such as {example}")
+            path = (
+                "one path and nothing else," if re.split(r"[,;\s]", name)[0] in frames else "a path"
+            )
+            raise DataError(
+                f"{split_file}:{number}: no picture {name} in {images}; a line is {path} such as "
+                f"{example}"
+            )
         listed.add(name)
     return listed
 
 
 def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
-    """So many of the frames with ground truth; which, depends on their names alone, not on the order of the files."""
+    """Returns a fraction of the frames with ground truth, chosen by a hash of their names.
+
+    The choice depends on the names alone, not on the order of the files.
+    """
     names = [name for name, frame in frames.items() if frame.depth is not None]
     names.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
     count = max(1, round(fraction * len(names))) if fraction else 0
@@ -202,7 +289,10 @@ def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
 
 
 def _read_depth(
-    path: Path, units_per_m: float | None, float_units_per_m: float | None, invalid: tuple[float, ...]
+    path: Path,
+    units_per_m: float | None,
+    float_units_per_m: float | None,
+    invalid: tuple[float, ...],
 ) -> torch.Tensor:
     if path.suffix.lower() == ".npy":
         return read_depth_npy(path, units_per_m, float_units_per_m, invalid)

@@ -1,9 +1,10 @@
-"""KITTI in the published layout: split lines `input ground_truth focal` below a root with `input/` and `gt_depth/`.
+"""KITTI in the published layout: split lines `input ground_truth focal`, `input/` and `gt_depth/`.
 
-Ground truth is uint16 PNG, metres * 256. Frames are cut to the KB benchmark window (bottom, centred) as they are read.
-Cached teacher maps are already cut and lie in one folder, named by the path below `input/` joined with `_`.
-The benchmark's test set has no ground truth: its split file is a list of names, its pictures are already cut and lie in
-another folder; it can be predicted, cached and trained on with a teacher, never evaluated.
+Ground truth is uint16 PNG, metres * 256. Frames are cropped to the KB benchmark window (bottom,
+centred) as they are read. Cached teacher maps are already cropped and lie in one folder, named by
+the path below `input/` joined with `_`. The benchmark's test set has no ground truth: its split
+file is a list of names, and its images are already cropped and lie in another folder. It can be
+predicted, cached and trained on with a teacher, never evaluated.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from tiekd.errors import RecipeError
 
 UNITS_PER_M = 256.0
 
-# Colour camera 2 of each recording day: focal length and principal point in pixels (KITTI raw calibration files).
+# Colour camera 2 of each recording day: focal length and principal point in pixels (KITTI raw
+# calibration files).
 _CALIBRATION = {
     "2011_09_26": (721.5377, 609.5593, 172.854),
     "2011_09_28": (707.0493, 604.0814, 180.5066),
@@ -39,20 +41,34 @@ def build(
     maps: str | None = None,
     invalid: Sequence[float] = (),
 ) -> Frames:
-    """The frames of a split, cut to `kb_crop`.
+    """Builds the frames of a split, cropped to `kb_crop`.
 
-    root: folder with the pictures in `image_folder` and the ground truth in gt_depth/. split: "train" or "val", which
-    picks `train_split` or `val_split` (below root, or an absolute path); for the benchmark's test set say
-    val_split: kitti_benchmark_test.txt, image_folder: benchmark_test. kb_crop: [height, width] of the window, without
-    it whole frames. maps: folder of cached teacher maps (below root, or absolute), read for training frames only.
-    needs_ground_truth: skip frames whose line says `None`. invalid: levels of the ground truth, besides 0 and 65535,
-    that mean not measured. Raises DataError for missing files and malformed lines.
+    Args:
+        root: Folder with the images in `image_folder` and the ground truth in gt_depth/.
+        split: "train" or "val"; selects `train_split` or `val_split`.
+        max_depth: The network's range in metres.
+        needs_ground_truth: Skip frames whose line says `None`.
+        train_split: Split file, below root or absolute.
+        val_split: Likewise; for the benchmark's test set kitti_benchmark_test.txt.
+        image_folder: Folder of the images below root; for the benchmark's test set benchmark_test.
+        kb_crop: (height, width) of the window in pixels; None for whole frames.
+        maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
+        invalid: Levels of the ground truth that mean not measured, in addition to 0 and 65535.
+
+    Raises:
+        DataError: If files are missing or lines malformed.
+        RecipeError: If `kb_crop` is no size.
     """
     if kb_crop is not None and min(kb_crop) < 1:
-        raise RecipeError(f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none")
+        raise RecipeError(
+            f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none"
+        )
     folder = data_root(root, "KITTI")
     split_file = folder / (train_split if split == "train" else val_split)
-    frames = [_frame(line, f"{folder / image_folder}/", f"{folder}/gt_depth/") for line in read_split(split_file)]
+    frames = [
+        _frame(line, f"{folder / image_folder}/", f"{folder}/gt_depth/")
+        for line in read_split(split_file)
+    ]
     return Frames(
         frames,
         split_file,
@@ -67,9 +83,16 @@ def build(
 
 
 def known_camera(path: Path, height: int, width: int) -> Camera | None:
-    """The camera of a whole picture as it was recorded, told by the recording day in its path; None for others."""
+    """Returns the camera of a whole image as recorded, found by the recording day in its path.
+
+    None for an image of another size or without a known day in its path.
+    """
     whole = 370 <= height <= 376 and 1224 <= width <= 1242
-    days = [day for part in path.parts for day in _CALIBRATION if part.startswith(day)] if whole else []
+    days = (
+        [day for part in path.parts for day in _CALIBRATION if part.startswith(day)]
+        if whole
+        else []
+    )
     return Camera(_CALIBRATION[days[0]][0], *_CALIBRATION[days[0]]) if days else None
 
 
@@ -86,6 +109,7 @@ def _camera(line: SplitLine) -> Camera | None:
     if line.focal is None:
         return None
     focal, centre_x, centre_y = _CALIBRATION.get(line.image.split("/")[0], (0.0, 0.0, 0.0))
-    if abs(focal - line.focal) > 0.01:  # a resized or rendered picture: the line's focal length rules
+    # A resized or rendered image: the line's focal length is used.
+    if abs(focal - line.focal) > 0.01:
         return Camera(line.focal, line.focal)
     return Camera(focal, focal, centre_x, centre_y)

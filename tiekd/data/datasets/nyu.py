@@ -1,8 +1,10 @@
-"""NYU Depth v2 in the published layout: split lines `/scene/rgb_N.jpg /scene/sync_depth_N.png focal` below a root.
+"""NYU Depth v2 in the published layout: lines `/scene/rgb_N.jpg /scene/sync_depth_N.png focal`.
 
-Ground truth is uint16 PNG, millimetres. Training frames are cut to rows 45:472, columns 43:608, which leaves out the
-blank border of the registered pictures; evaluation sees whole frames, 480x640. Both are as published. Cached teacher
-maps lie in one folder, whole and cut together with their picture (or already cut), named data_nyu_<scene>_rgb_<N>.png.
+Ground truth is uint16 PNG, millimetres. Training frames are cropped to rows 45:472 and columns
+43:608, which leaves out the blank border of the registered images. Evaluation sees whole frames,
+480x640. Both are as published. Cached teacher maps lie in one folder, named
+data_nyu_<scene>_rgb_<N>.png; they are whole and cropped together with their image, or already
+cropped.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
 
 UNITS_PER_M = 1000.0
-# The colour camera of the whole data set, for pictures of 480x640 (the data set's toolbox, camera_params.m).
+# The colour camera of the whole dataset, for images of 480x640 (the dataset's toolbox,
+# camera_params.m).
 _CAMERA = Camera(518.8579011745019, 519.4696111212749, 325.58244941119034, 253.73616633400465)
 
 
@@ -30,17 +33,33 @@ def build(
     maps: str | None = None,
     invalid: Sequence[float] = (),
 ) -> Frames:
-    """The frames of a split; training frames cut to `nyu_crop`.
+    """Builds the frames of a split; training frames are cropped to `nyu_crop`.
 
-    root: folder with the scenes' folders. split: "train" or "val", which picks `train_split` or `val_split` (below
-    root, or an absolute path). nyu_crop: [top, bottom, left, right] in pixels, bottom and right excluded, of training
-    frames, without it whole ones. maps: folder of cached teacher maps (below root, or absolute), read for training
-    frames only. needs_ground_truth: skip frames whose line says `None`. invalid: levels of the ground truth, besides 0
-    and 65535, that mean not measured. Raises DataError for missing files and malformed lines.
+    Args:
+        root: Folder with the scenes' folders.
+        split: "train" or "val"; selects `train_split` or `val_split`.
+        max_depth: The network's range in metres.
+        needs_ground_truth: Skip frames whose line says `None`.
+        train_split: Split file, below root or absolute.
+        val_split: Likewise.
+        nyu_crop: [top, bottom, left, right] in pixels, bottom and right excluded, of training
+            frames; None for whole frames.
+        maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
+        invalid: Levels of the ground truth that mean not measured, in addition to 0 and 65535.
+
+    Raises:
+        DataError: If files are missing or lines malformed.
+        RecipeError: If `nyu_crop` is no window.
     """
-    if nyu_crop is not None and not (0 <= nyu_crop[0] < nyu_crop[1] and 0 <= nyu_crop[2] < nyu_crop[3]):
-        raise RecipeError(f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or null")
-    training, folder = split == "train", data_root(root, "NYU")
+    if nyu_crop is not None and not (
+        0 <= nyu_crop[0] < nyu_crop[1] and 0 <= nyu_crop[2] < nyu_crop[3]
+    ):
+        raise RecipeError(
+            f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or "
+            "null"
+        )
+    training = split == "train"
+    folder = data_root(root, "NYU")
     split_file = folder / (train_split if training else val_split)
     return Frames(
         [_frame(line, f"{folder}/") for line in read_split(split_file)],
@@ -49,7 +68,9 @@ def build(
         UNITS_PER_M,
         max_depth,
         needs_ground_truth,
-        window=Window("data.nyu_crop", partial(_window, nyu_crop)) if training and nyu_crop is not None else None,
+        window=Window("data.nyu_crop", partial(_window, nyu_crop))
+        if training and nyu_crop is not None
+        else None,
         maps=folder / maps if maps and training else None,
         map_prefix="data_nyu_",
         invalid=invalid,
@@ -57,11 +78,13 @@ def build(
 
 
 def known_camera(path: Path, height: int, width: int) -> Camera | None:
-    """The data set's camera, for a picture of its size; None for others."""
+    """Returns the dataset's camera for an image of 480x640; None for other sizes."""
     return _CAMERA if (height, width) == (480, 640) else None
 
 
-def _window(nyu_crop: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int, int, int]:
+def _window(
+    nyu_crop: tuple[int, int, int, int], height: int, width: int
+) -> tuple[int, int, int, int]:
     top, bottom, left, right = nyu_crop
     return top, left, bottom - top, right - left
 
@@ -69,7 +92,8 @@ def _window(nyu_crop: tuple[int, int, int, int], height: int, width: int) -> tup
 def _frame(line: SplitLine, folder: str) -> Frame:
     if line.focal is None:
         camera = None
-    elif abs(line.focal - _CAMERA.focal_x) > 0.01:  # a resized picture: the line's focal length rules
+    # A resized image: the line's focal length is used.
+    elif abs(line.focal - _CAMERA.focal_x) > 0.01:
         camera = Camera(line.focal, line.focal)
     else:
         camera = _CAMERA

@@ -1,8 +1,9 @@
-"""The built-in data set: small deterministic driving scenes with exact depth, in the published KITTI layout.
+"""The built-in dataset: small deterministic driving scenes with exact depth, in KITTI's layout.
 
-For people who have no KITTI. Every scene is a pure function of (seed, index, height, width): a random street is
-laid out, ray-cast on a flat ground and shaded (tiekd/data/rendering/), then sampled like a 64-beam LiDAR. About 0.05 s
-for 128x416 and 0.4 s for 375x1242 on one core; NumPy only. Scenes are independent pictures: no video, no stereo.
+It is for users without KITTI. Every scene is a pure function of (seed, index, height, width): a
+random street is laid out, ray-cast on a flat ground and shaded (tiekd/data/rendering/), then
+sampled like a 64-beam LiDAR. About 0.05 s for 128x416 and 0.4 s for 375x1242 on one core; NumPy
+only. Scenes are independent images: no video, no stereo.
 """
 
 import json
@@ -28,19 +29,25 @@ from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
 
 MAX_DEPTH_M = 80.0
-FIRST_HELD_OUT_INDEX = 1_000_000  # scenes from here on are for validation, whatever the size of the training set
-_RENDERER = 1  # goes up when the same parameters give other pictures
+# Scenes from here on are for validation, whatever the size of the training set.
+FIRST_HELD_OUT_INDEX = 1_000_000
+_RENDERER = 1  # increased when the same parameters give other images
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
-_TRAIN_DRIVE, _HELD_OUT_DRIVE = f"{_DATE}_drive_0001_sync", f"{_DATE}_drive_0002_sync"
-_RETURNS_SHARE = 0.046  # LiDAR samples over pixels, before those that meet nothing or are lost; about 0.04 is left
+_TRAIN_DRIVE = f"{_DATE}_drive_0001_sync"
+_HELD_OUT_DRIVE = f"{_DATE}_drive_0002_sync"
+# LiDAR samples over pixels, before those that meet nothing or are lost; about 0.04 is left.
+_RETURNS_SHARE = 0.046
 
 
 class Scene(NamedTuple):
-    """image (H, W, 3) uint8 RGB; depth and sparse_depth (H, W) float32 z-depth in metres, 0 where none.
+    """One rendered scene.
 
-    depth is exact wherever a surface is within 80 m; sparse_depth has it at the LiDAR's pixels, 3..5 % of all.
-    intrinsics (3, 3) float64, pixels.
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        depth: (H, W) float32 z-depth in metres, exact wherever a surface is within 80 m, else 0.
+        sparse_depth: (H, W) float32, `depth` at the LiDAR's pixels, 3..5 % of all; 0 elsewhere.
+        intrinsics: (3, 3) float64, pixels.
     """
 
     image: np.ndarray
@@ -50,43 +57,74 @@ class Scene(NamedTuple):
 
 
 def render(seed: int, index: int, height: int, width: int) -> Scene:
-    """Scene `index` of the set `seed`; the same arguments give the same bytes in every process.
+    """Renders scene `index` of the set `seed`; the same arguments give the same bytes everywhere.
 
-    The same street is seen at every size. seed and index must be >= 0, height and width >= 32 pixels (RecipeError).
+    The same street is seen at every size.
+
+    Args:
+        seed: Number of the set, from 0.
+        index: Number of the scene, from 0.
+        height: Pixels, from 32.
+        width: Pixels, from 32.
+
+    Raises:
+        RecipeError: If a number is out of its range.
     """
+    # Check the arguments.
     if seed < 0 or index < 0:
         raise RecipeError(f"scene seed (={seed}) and index (={index}) must be 0 or more")
     if height < 32 or width < 32:
-        raise RecipeError(f"scene size (height={height}, width={width}) must be 32 pixels or more each way")
-    camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(4)
+        raise RecipeError(
+            f"scene size (height={height}, width={width}) must be 32 pixels or more each way"
+        )
+    # Independent random streams, so that a change to one stage leaves the others as they are.
+    camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(
+        4
+    )
     camera = random_camera(camera_seed, height, width)
     street = random_street(Draw(street_seed))
+    # Cast rays, then keep depth within the range.
     hits = cast(camera, street.solids)
     near = hits.inverse_depth >= 1 / MAX_DEPTH_M
     depth = np.where(near, 1 / np.where(near, hits.inverse_depth, 1), np.float32(0))
-    grain = np.random.Generator(np.random.PCG64(noise_seed)).random((height, width, 3), dtype=np.float32)
-    picture = shade(camera, street, hits) * np.float32(255) + (grain - np.float32(0.5)) * 6 + np.float32(0.5)
+    # Shade the surfaces and add sensor noise of up to 3 grey levels.
+    grain = np.random.Generator(np.random.PCG64(noise_seed)).random(
+        (height, width, 3), dtype=np.float32
+    )
+    picture = (
+        shade(camera, street, hits) * np.float32(255)
+        + (grain - np.float32(0.5)) * 6
+        + np.float32(0.5)
+    )
     image = np.minimum(np.maximum(picture, 0), 255).astype(np.uint8)
+    # Sample the exact depth at the LiDAR's pixels.
     sparse = np.where(_lidar_pixels(camera, lidar_seed), depth, np.float32(0))
     intrinsics = np.array([[camera.focal, 0, camera.cx], [0, camera.focal, camera.cy], [0, 0, 1]])
     return Scene(image, depth, sparse, intrinsics)
 
 
 def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Camera:
-    """KITTI's camera 1.55..1.75 m above the ground, a little turned: yaw, pitch and roll of a car that drives."""
+    """Returns KITTI's camera 1.55..1.75 m above the ground, turned a little as in a moving car."""
     draw = Draw(seed)
     return look(
-        draw.span(1.55, 1.75), draw.span(-0.05, 0.05), draw.span(-0.012, 0.012), draw.span(-0.008, 0.008), height, width
+        draw.span(1.55, 1.75),
+        draw.span(-0.05, 0.05),
+        draw.span(-0.012, 0.012),
+        draw.span(-0.008, 0.008),
+        height,
+        width,
     )
 
 
 def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
-    """Pixels (H, W) bool that a LiDAR at the camera samples: rows of beams, azimuth steps, a few lost at random.
+    """Returns the (H, W) bool mask of pixels that a LiDAR at the camera samples.
 
-    The beams are those of a 64-beam sensor (+2 to -8.3 degrees every 1/3, then to -24.3 every 1/2; azimuth every 0.17),
-    spread or thinned so that the share of pixels is that of KITTI at any picture size.
+    There are rows of beams and azimuth steps, of which a few are lost at random. The beams are
+    those of a 64-beam sensor (+2 to -8.3 degrees every 1/3, then to -24.3 every 1/2; azimuth every
+    0.17), spread or thinned so that the share of pixels is that of KITTI at any image size.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
+    # Count the samples of the real sensor at this size, then scale its density to KITTI's share.
     full = _beam_pixels(camera, 1.0, 0.5)
     density = math.sqrt(_RETURNS_SHARE * camera.height * camera.width / len(full[0]))
     rows, columns = _beam_pixels(camera, density, float(rng.random()))
@@ -97,14 +135,26 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
 
 
 def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of all samples in the picture, with `density` times the beams and azimuth steps."""
+    """Returns rows and columns of all samples in the image.
+
+    `density` multiplies the number of beams and of azimuth steps.
+    """
     beams = [(k + phase) / density for k in range(math.ceil(64 * density))]
-    slopes = [math.tan(math.radians((b - 6) / 3 if b < 31 else 25 / 3 + (b - 31) / 2)) for b in beams]
+    # Elevation of the beams: every 1/3 degree down to -8.3, then every 1/2 degree.
+    slopes = [
+        math.tan(math.radians((b - 6) / 3 if b < 31 else 25 / 3 + (b - 31) / 2)) for b in beams
+    ]
     reach = math.atan(max(camera.cx, camera.width - camera.cx) / camera.focal)
     step = math.radians(0.1728) / density
     steps = math.ceil(reach / step)
-    tangents = [math.tan((k + phase) * step) for k in range(-steps, steps) if abs((k + phase) * step) < math.pi / 2]
-    x, down = np.array(tangents)[None], np.array(slopes)[:, None]
+    tangents = [
+        math.tan((k + phase) * step)
+        for k in range(-steps, steps)
+        if abs((k + phase) * step) < math.pi / 2
+    ]
+    x = np.array(tangents)[None]
+    down = np.array(slopes)[:, None]
+    # Project each ray to the nearest pixel, and keep those inside the image.
     columns = np.floor(camera.cx + camera.focal * x + 0.5)
     rows = np.floor(camera.cy + camera.focal * down * np.sqrt(1 + x * x) + 0.5)
     columns = np.broadcast_to(columns, rows.shape)
@@ -122,15 +172,30 @@ def write_kitti_layout(
     dense_val: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes scenes below `root` as KITTI is laid out: input/, gt_depth/, kitti_eigen_train.txt, kitti_eigen_test.txt.
+    """Writes scenes below `root` in KITTI's layout.
 
-    Depth is uint16 PNG, metres * 256, the sparse LiDAR; with `dense_val`, gt_dense/ has the exact depth of the
-    validation scenes under the same names. Validation scenes never are training scenes of the same seed, whatever
-    num_train. `progress(done, total)` is called after every scene.
+    It has input/, gt_depth/, kitti_eigen_train.txt and kitti_eigen_test.txt. Depth is uint16 PNG,
+    metres * 256, at the LiDAR's pixels. Validation scenes are never training scenes of the same
+    seed, whatever num_train.
 
-    Nothing appears at `root` before all is written: a killed run leaves only `<root>.partial-<pid>-...` beside it,
-    which may be deleted. Several processes may call this at once; the first to finish wins. A complete set with the
-    same parameters is left as it is; with others, or when root holds anything else, DataError.
+    Nothing appears at `root` before everything is written: a killed run leaves only
+    `<root>.partial-<pid>-...` beside it, which may be deleted. Several processes may call this at
+    once; the first to finish wins. A complete set with the same parameters is kept.
+
+    Args:
+        root: The folder to create.
+        seed: Number of the set, from 0.
+        height: Pixels, from 32.
+        width: Pixels, from 32.
+        num_train: Number of training scenes.
+        num_val: Number of validation scenes.
+        dense_val: Also write the exact depth of the validation scenes to gt_dense/, under the same
+            names.
+        progress: Called with (done, total) after every scene.
+
+    Raises:
+        RecipeError: If a number is out of its range.
+        DataError: If root holds a set with other parameters, or anything else.
     """
     root = Path(os.path.realpath(root))
     wanted = {"renderer": _RENDERER, "seed": seed, "height": height, "width": width}
@@ -140,6 +205,7 @@ def write_kitti_layout(
     if _holds(root, wanted):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
+    # Write to a temporary folder beside it, and rename it once it is complete.
     partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.partial-{os.getpid()}-", dir=root.parent))
     try:
         partial.chmod(0o755)
@@ -147,14 +213,17 @@ def write_kitti_layout(
         try:
             os.rename(partial, root)
         except OSError:
-            if not _holds(root, wanted):  # another process may have finished first; anything else is a real failure
+            # Another process may have finished first; anything else is a real failure.
+            if not _holds(root, wanted):
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | None) -> None:
-    total, done = wanted["num_train"] + wanted["num_val"], 0
+    total = wanted["num_train"] + wanted["num_val"]
+    done = 0
+    # KITTI's folders and split files, one drive per split.
     splits = (
         ("train", _TRAIN_DRIVE, 0, wanted["num_train"]),
         ("test", _HELD_OUT_DRIVE, FIRST_HELD_OUT_INDEX, wanted["num_val"]),
@@ -171,12 +240,15 @@ def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | No
             (folder / place).mkdir(parents=True)
         lines = []
         for index in range(first, first + count):
-            scene, name = render(wanted["seed"], index, wanted["height"], wanted["width"]), f"{index:010d}.png"
+            scene = render(wanted["seed"], index, wanted["height"], wanted["width"])
+            name = f"{index:010d}.png"
             write_image(folder / "input" / image_folder / name, scene.image)
             write_depth_png(folder / "gt_depth" / depth_folder / name, scene.sparse_depth)
             if dense:
                 write_depth_png(folder / "gt_dense" / depth_folder / name, scene.depth)
-            lines.append(f"{image_folder}/{name} {depth_folder}/{name} {scene.intrinsics[0, 0]:.4f}\n")
+            lines.append(
+                f"{image_folder}/{name} {depth_folder}/{name} {scene.intrinsics[0, 0]:.4f}\n"
+            )
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -196,26 +268,46 @@ def build(
     seed: int = 0,
     maps: str | None = None,
 ) -> Frames:
-    """The rendered set as a data set, written below `root` on first use. Collective."""
+    """Builds the rendered set as a dataset; writes it below `root` on first use. Collective.
+
+    Args:
+        root: Folder of the set.
+        split: "train" or "val".
+        max_depth: The network's range in metres.
+        needs_ground_truth: As in `kitti.build`; all scenes have ground truth.
+        height: Pixels, from 32.
+        width: Pixels, from 32.
+        num_train: Number of training scenes.
+        num_val: Number of validation scenes.
+        seed: Number of the set, from 0.
+        maps: Folder of cached teacher maps, read for training frames only.
+    """
     paths.refuse_unfilled(root, "data.root")
     if comm.is_main():
         write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
     comm.barrier()
-    # Finds the set that the main rank wrote, and writes another one where `root` is on another machine's own disk.
+    # Finds the set that rank 0 wrote; if `root` is on another machine's own disk, writes one there.
     write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
     return kitti.build(root, split, max_depth, needs_ground_truth, kb_crop=None, maps=maps)
 
 
 def _holds(root: Path, wanted: dict) -> bool:
-    """Whether root is a complete set with these parameters; False when there is nothing; DataError otherwise."""
+    """Returns True if root is a complete set with these parameters, False if there is nothing.
+
+    Raises:
+        DataError: If root holds anything else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
         found = json.loads((root / _MANIFEST).read_text())
     except (OSError, ValueError):
-        raise DataError(f"{root}: holds files that are not a set of built-in scenes; choose another root") from None
+        raise DataError(
+            f"{root}: holds files that are not a set of built-in scenes; choose another root"
+        ) from None
     if found != wanted:
         raise DataError(
-            f"{root}: holds scenes made with {found}, but {wanted} is wanted; choose another root or delete it"
+            f"{root}: holds scenes made with {found}, but {wanted} is wanted; choose another root "
+            "or delete it"
         )
     return True

@@ -1,1 +1,1 @@
-"""From samples to batches on the device: who reads what, in which processes."""
+"""The loader: sampling, worker processes, collation, transport and prefetching to the device."""

@@ -1,7 +1,7 @@
-"""Samples of one micro-batch put together, in the worker that read them and in the form in which they travel.
+"""Collates the samples of one micro-batch, in the worker that read them, to the form that is sent.
 
-Costs a copy of each sample, straight into the memory that the worker shares with the program. Left out: scaling; parts
-of pictures that are too small for their windows' turns are filled up.
+Costs one copy of each sample, straight into the memory that the worker shares with the program.
+Left out: scaling. Cut-outs of images that are too small for their rotated windows are padded.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,15 @@ from tiekd.errors import DataError, UserError
 
 
 class Cut(NamedTuple):
-    """sample: the part of a picture that its window comes from. table: of its colours. places, size, is_padded: see
-    HostBatch."""
+    """A sample cut to the part that its window needs.
+
+    Attributes:
+        sample: The part of the image that its window comes from.
+        table: (3, 256) float32, its colour table.
+        places: See HostBatch.
+        size: See HostBatch.
+        is_padded: See HostBatch.
+    """
 
     sample: Sample
     table: Tensor
@@ -27,29 +34,47 @@ class Cut(NamedTuple):
 
 
 class Read(NamedTuple):
-    """samples with their colour tables and places, collated to a batch, which then comes to the device; errors: what
-    was wrong with the samples that they replace."""
+    """A micro-batch on its way from a worker to the device.
+
+    Attributes:
+        batch: The samples, then the collated batch, then the batch on the device.
+        errors: Messages about the samples that were replaced by others.
+    """
 
     batch: list[Cut] | HostBatch | Batch
     errors: list[str]
 
     def to(self, device: torch.device) -> "Read":
+        """Returns it with the batch on the device."""
         return self._replace(batch=self.batch.to(device))
 
 
 def collate(read: Read | UserError) -> Read | UserError:
+    """Collates the samples of one micro-batch; passes an error on as a value.
+
+    Args:
+        read: The samples, or the user's error that reading them raised.
+
+    Returns:
+        The collated batch, or a DataError if the samples differ in size.
+    """
     if isinstance(read, UserError):
         return read
+    # Images of one batch must have one size.
     samples, tables, places, sizes, padded = zip(*read.batch, strict=True)
+    # Without places the tensors themselves must be of one size.
     own = sizes if places[0] is not None else [tuple(sample.depth.shape[-2:]) for sample in samples]
     if len(set(sizes)) > 1 or len(set(own)) > 1:
         return DataError(
-            f"pictures of different sizes in one batch: {', '.join(f'{h}x{w}' for h, w in sorted(set(own)))} "
-            f"(among {samples[0].name}); set data.resize, data.augment.crop or data.augment.sizes=bucket for training, "
-            "and evaluation.batch_size=1"
+            "pictures of different sizes in one batch: "
+            f"{', '.join(f'{h}x{w}' for h, w in sorted(set(own)))} (among {samples[0].name}); set "
+            "data.resize, data.augment.crop or data.augment.sizes=bucket for training, and "
+            "evaluation.batch_size=1"
         )
-    if len({sample.depth.dtype for sample in samples}) > 1:  # levels and metres, in a folder with PNG and NPY
+    # A folder with both PNG and NPY has levels and metres.
+    if len({sample.depth.dtype for sample in samples}) > 1:
         samples = [in_metres(sample) for sample in samples]
+    # The parts that windows come from may still differ in size.
     samples = _of_one_size(samples)
     batch = HostBatch(
         image=stack([sample.image for sample in samples]),
@@ -59,7 +84,9 @@ def collate(read: Read | UserError) -> Read | UserError:
         teacher_depth=None
         if samples[0].teacher_depth is None
         else stack([sample.teacher_depth for sample in samples]),
-        teacher_units=torch.tensor([sample.teacher_units for sample in samples], dtype=torch.float32),
+        teacher_units=torch.tensor(
+            [sample.teacher_units for sample in samples], dtype=torch.float32
+        ),
         places=None if places[0] is None else stack(places),
         size=sizes[0],
         intrinsics=stack([sample.intrinsics for sample in samples]),
@@ -70,7 +97,7 @@ def collate(read: Read | UserError) -> Read | UserError:
 
 
 def _of_one_size(samples: list[Sample]) -> list[Sample]:
-    """The samples, filled up below and to the right where parts of smaller pictures are smaller."""
+    """Pads the samples below and to the right to one size, if parts of small images are smaller."""
     heights, widths = zip(*(sample.image.shape[-2:] for sample in samples), strict=True)
     if len(set(heights)) == len(set(widths)) == 1:
         return samples
@@ -84,7 +111,9 @@ def _of_one_size(samples: list[Sample]) -> list[Sample]:
 
     return [
         sample._replace(
-            image=filled(sample.image), depth=filled(sample.depth), teacher_depth=filled(sample.teacher_depth)
+            image=filled(sample.image),
+            depth=filled(sample.depth),
+            teacher_depth=filled(sample.teacher_depth),
         )
         for sample in samples
     ]

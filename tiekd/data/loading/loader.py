@@ -1,15 +1,17 @@
-"""From a data set to batches: training micro-batches by key, validation batches dealt whole to ranks.
+"""Loads batches from a dataset: training micro-batches by key, whole validation batches by rank.
 
-Workers hold no random state: a key (epoch, index) and the seed say everything. A user's error in a worker travels as a
-value, so that the user sees its one line and not a wrapped traceback.
+Workers hold no random state: the key (epoch, index) and the seed determine everything. A user's
+error in a worker is sent as a value, so that the user sees its one line and not a wrapped
+traceback.
 
-Workers decode, resize to the working resolution (tiekd/data/resize.py) and cut; rotation, flip, colours, normalisation
-and metres come on the device (tiekd/data/batch.py), on a GPU from pinned memory, one batch ahead and on a stream of
-their own (tiekd/data/loading/prefetch.py).
+Workers decode, resize to the working resolution (tiekd/data/resize.py) and crop. Rotation, flip,
+colours, normalisation and the conversion to metres run on the device (tiekd/data/batch.py); on a
+GPU batches are copied from pinned memory, one batch ahead and on a stream of their own
+(tiekd/data/loading/prefetch.py).
 
-With `data.on_error: skip` a training sample that can't be read is replaced by the next one of the data set that can,
-which depends on the files alone: any number of ranks and a resumed run see the same. Evaluation never skips anything,
-for its figures would change without a word.
+With `data.on_error: skip` a training sample that can't be read is replaced by the next readable one
+of the dataset. The choice depends on the files alone: any number of ranks and a resumed run see the
+same samples. Evaluation skips nothing, since its figures would change without notice.
 """
 
 from collections.abc import Iterator
@@ -38,10 +40,16 @@ ON_ERROR = ("raise", "skip")
 
 @dataclass(frozen=True)
 class Loading:
-    """How `recipe["data"]` is read, whatever the data set. workers: processes a rank, 0 for none. on_error: what a
-    training sample does that can't be read, `raise` or `skip`; max_errors: files that may be skipped in a run.
-    timeout_s: how long to wait for a batch from workers. decoded: folder of decoded frames
-    (tiekd/data/decoded_cache.py), below data.root or absolute, read in the files' stead; null reads the files."""
+    """The settings by which `recipe["data"]` is read, for any dataset.
+
+    Attributes:
+        workers: Worker processes per rank, 0 to 1024; 0 reads in the main process.
+        on_error: "raise" or "skip" a training sample that can't be read.
+        max_errors: How many files may be skipped in a run.
+        timeout_s: Seconds to wait for a batch from a worker.
+        decoded: Folder of decoded frames (tiekd/data/decoded_cache.py), below data.root or
+            absolute, that is read instead of the files; None reads the files.
+    """
 
     workers: int = 2
     on_error: str = "raise"
@@ -51,21 +59,32 @@ class Loading:
 
     def __post_init__(self):
         if not 0 <= self.workers <= 1024:
-            raise RecipeError(f"data.workers: got {self.workers!r}; it must be a whole number from 0 to 1024")
+            raise RecipeError(
+                f"data.workers: got {self.workers!r}; it must be a whole number from 0 to 1024"
+            )
         if self.on_error not in ON_ERROR:
-            raise RecipeError(f"data.on_error: got {self.on_error!r}; allowed: {', '.join(ON_ERROR)}")
+            raise RecipeError(
+                f"data.on_error: got {self.on_error!r}; allowed: {', '.join(ON_ERROR)}"
+            )
         if self.max_errors < 1:
             raise RecipeError(
-                f"data.max_errors: got {self.max_errors!r}; it must be a whole number from 1 (for none: "
-                "data.on_error=raise)"
+                f"data.max_errors: got {self.max_errors!r}; it must be a whole number from 1 (for "
+                "none: data.on_error=raise)"
             )
         if not 0 < self.timeout_s <= 1e6:
-            raise RecipeError(f"data.timeout_s: got {self.timeout_s!r}; it must be seconds > 0, at most 1e6")
+            raise RecipeError(
+                f"data.timeout_s: got {self.timeout_s!r}; it must be seconds > 0, at most 1e6"
+            )
 
 
 @dataclass
 class Unreadable:
-    """Training samples that can't be read: `messages` has what was wrong with those that this rank met, each once."""
+    """Training samples that can't be read.
+
+    Attributes:
+        max_errors: How many files may be skipped in a run.
+        messages: The errors that this rank met, each once.
+    """
 
     max_errors: int
     messages: dict[str, None] = field(default_factory=dict)
@@ -82,12 +101,27 @@ def training_batches(
     unreadable: Unreadable | None = None,
     resize: Resize = OWN_SIZE,
 ) -> Iterator[Batch]:
-    """This rank's augmented, normalised micro-batches on the device, in the sampler's order, then it ends.
+    """Yields this rank's augmented, normalised micro-batches on the device, in the sampler's order.
 
-    unreadable: collects what is skipped; None raises. resize: the working resolution.
+    Args:
+        dataset: The training set.
+        sampler: Yields the keys of each micro-batch.
+        augment: The augmentation.
+        seed: Seed of the augmentation.
+        workers: Worker processes of this rank.
+        device: The batches' device.
+        timeout_s: Seconds to wait for a batch from a worker.
+        unreadable: Collects the errors of skipped samples; None raises the first one.
+        resize: The working resolution.
+
+    Raises:
+        DataError: If a sample can't be read, or a worker hangs or dies.
+        LaunchError: If the system lacks room for the workers.
     """
     max_errors = None if unreadable is None else unreadable.max_errors
-    for read in _load(Keyed(dataset, augment, seed, max_errors, resize), sampler, workers, device, timeout_s):
+    for read in _load(
+        Keyed(dataset, augment, seed, max_errors, resize), sampler, workers, device, timeout_s
+    ):
         if unreadable is not None:
             unreadable.messages.update(dict.fromkeys(read.errors))
         yield read.batch
@@ -104,11 +138,27 @@ def validation_batches(
     resize: Resize = OWN_SIZE,
     resized_depth: bool = False,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """(indices, batch) pairs of this rank: batches are formed over the whole set, then every world_size-th is ours.
+    """Yields (indices, batch) pairs of this rank.
 
-    resize: the working resolution, of the images alone: depths and intrinsics are the picture's own, and `inside` is
-    the image's. resized_depth: depths and intrinsics follow the image, too.
+    Batches are formed over the whole set; every world_size-th of them is this rank's.
+
+    Args:
+        dataset: The validation set.
+        batch_size: Frames per batch; a batch holds images of one size.
+        rank: This rank.
+        world_size: Number of ranks.
+        workers: Worker processes of this rank.
+        device: The batches' device.
+        timeout_s: Seconds to wait for a batch from a worker.
+        resize: The working resolution of the images alone: depths and intrinsics keep the image's
+            own size, and `inside` has the size of the resized image.
+        resized_depth: Resize depths and intrinsics with the image, too.
+
+    Raises:
+        DataError: If a sample can't be read, or a worker hangs or dies.
+        LaunchError: If the system lacks room for the workers.
     """
+    # Batches don't depend on the number of ranks, so figures don't either.
     indices = _neighbours_of_one_size(dataset, batch_size)[rank::world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
     data = Keyed(dataset, None, 0, resize=resize, resized_depth=resized_depth)
@@ -117,9 +167,13 @@ def validation_batches(
         yield batch_indices, read.batch
 
 
-def _load(dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float) -> Iterator[Read]:
+def _load(
+    dataset: "Keyed", batches, workers: int, device: torch.device, timeout_s: float
+) -> Iterator[Read]:
     pin = device.type == "cuda"
-    reads = worker_processes.read(dataset, batches, workers, collate, dataset.describe, timeout_s, pin)
+    reads = worker_processes.read(
+        dataset, batches, workers, collate, dataset.describe, timeout_s, pin
+    )
     with closing(on_device(map(_unless_error, reads), device)) as there, closing(reads):
         yield from there
 
@@ -131,7 +185,10 @@ def _unless_error(read: Read | UserError) -> Read:
 
 
 def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]]:
-    """Indices of all batches in order; one ends early where the next picture has another size."""
+    """Returns the indices of all batches in order; a batch holds images of one size.
+
+    It ends early if the next image has another size.
+    """
     one_size = batch_size == 1 or not hasattr(dataset, "image_sizes")
     sizes = [None] * len(dataset) if one_size else dataset.image_sizes()
     batches = []
@@ -143,11 +200,16 @@ def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]
 
 
 class Keyed(Dataset):
-    """Samples by (epoch, index) as they travel, augmented when there is an `augment`, with their colour tables.
+    """Samples by (epoch, index) in the form that is sent, with their colour tables.
 
-    max_errors: how many samples in a row may be skipped; None: a sample that can't be read is an error. resize: the
-    working resolution; `augment.sizes: keep_aspect` is one of its own where none is given. resized_depth: whether
-    depths follow the image where nothing is augmented.
+    Args:
+        dataset: The dataset.
+        augment: The augmentation; None for none.
+        seed: Seed of the augmentation.
+        max_errors: How many samples in a row may be skipped; None raises for a sample that can't be
+            read.
+        resize: The working resolution; if none is given, `augment.sizes: keep_aspect` sets one.
+        resized_depth: Without augmentation, resize depths with the image.
     """
 
     def __init__(
@@ -159,31 +221,46 @@ class Keyed(Dataset):
         resize: Resize = OWN_SIZE,
         resized_depth: bool = False,
     ):
+        # Without data.resize, `augment.sizes` may ask for a working resolution.
         if augment is not None and resize == OWN_SIZE:
             resize = resizes.of_augment(augment.sizes, augment.crop)
         if augment is not None and augment.crop is None:
             augment = replace(augment, crop=resize.crop)
-        self.dataset, self.augment, self.seed, self.max_errors = dataset, augment, seed, max_errors
-        self.resize, self.resized_depth = resize, resized_depth
+        self.dataset = dataset
+        self.augment = augment
+        self.seed = seed
+        self.max_errors = max_errors
+        self.resize = resize
+        self.resized_depth = resized_depth
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Read | UserError:
         errors: list[str] = []
         try:
             return Read([self._readable_sample(*key, errors) for key in keys], errors)
         except UserError as error:
-            told = limits.lacking(error)  # then the file may be as it should
-            return error if told is None else LaunchError(f"{error}: {told}, or set a smaller data.workers")
+            # If the system lacks memory or descriptors, the file itself may be intact.
+            told = limits.lacking(error)
+            if told is None:
+                return error
+            return LaunchError(f"{error}: {told}, or set a smaller data.workers")
 
     def describe(self, keys: list[tuple[int, int]]) -> str:
-        """The pictures of a batch; numbers for a data set that doesn't say their files."""
+        """Lists the images of a batch; sample numbers for a dataset without files."""
         frames = getattr(self.dataset, "frames", None)
-        indices = [index % len(self.dataset) for _, index in keys]  # of what a batch repeats (data/loading/sampler.py)
-        return ", ".join(f"sample {index}" if frames is None else frames[index].image for index in indices)
+        # Repetitions in a batch have indices beyond the dataset (data/loading/sampler.py).
+        indices = [index % len(self.dataset) for _, index in keys]
+        return ", ".join(
+            f"sample {index}" if frames is None else frames[index].image for index in indices
+        )
 
     def _readable_sample(self, epoch: int, index: int, errors: list[str]) -> Cut:
-        """The sample, or the next one that can be read, augmented as this one would be; adds to `errors`."""
+        """Returns the sample, or the next readable one, augmented as this one would be.
+
+        The messages of skipped samples are appended to `errors`.
+        """
         if self.max_errors is None:
             return self._sample(epoch, index, index % len(self.dataset))
+        # Try the next samples of the dataset in order.
         tries = min(self.max_errors + 1, len(self.dataset))
         for step in range(tries):
             try:
@@ -192,18 +269,25 @@ class Keyed(Dataset):
                 if limits.lacking(error):
                     raise
                 errors.append(str(error))
-        raise DataError(f"data.on_error: {tries} training samples in a row can't be read; the last: {errors[-1]}")
+        raise DataError(
+            f"data.on_error: {tries} training samples in a row can't be read; the last: "
+            f"{errors[-1]}"
+        )
 
     def _sample(self, epoch: int, index: int, read_index: int) -> Cut:
-        stored = getattr(self.dataset, "stored", self.dataset.__getitem__)  # depths still as their files have them
+        # `stored` leaves depths as their files have them.
+        stored = getattr(self.dataset, "stored", self.dataset.__getitem__)
         sample = stored(read_index)
         _check_sizes(sample)
         image = sample.image
         if self.augment is None and not self.resized_depth:
+            # Evaluation resizes the image alone.
             seen = resizes.network_input(in_grey_levels(sample).image, self.resize)
             return Cut(sample._replace(image=seen), _table(image), None, tuple(seen.shape[-2:]))
+        # Training resizes everything, draws the augmentation and cuts out what its window needs.
         sample, placement = resizes.resized_sample(sample, self.resize)
-        decisions, largest_deg = whole(placement.canvas), 0.0
+        decisions = whole(placement.canvas)
+        largest_deg = 0.0
         if self.augment is not None:
             decisions = self.decisions(epoch, index, sample.name, placement)
             largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
@@ -212,7 +296,17 @@ class Keyed(Dataset):
         return Cut(part, _table(image, decisions), places, size, self.resize.is_padded)
 
     def decisions(self, epoch: int, index: int, name: str, placement: Placement) -> Decisions:
-        """What is drawn for a sample whose picture lies so; `name` is the picture's, for a DataError."""
+        """Draws the augmentation of a sample.
+
+        Args:
+            epoch: Epoch, from 0.
+            index: Index of the sample in the sampler's numbering.
+            name: The image's name, for errors.
+            placement: How the image lies on its canvas.
+
+        Raises:
+            DataError: If the image is smaller than the crop.
+        """
         try:
             return self.augment.draw(self.seed, epoch, index, *placement.canvas)
         except DataError as error:
@@ -220,22 +314,28 @@ class Keyed(Dataset):
 
 
 def _check_sizes(sample: Sample) -> None:
-    """DataError where a data set of one's own gives depth of another size than its picture."""
+    """Raises DataError if an external dataset returns depth of another size than its image."""
     size = sample.image.shape[-2:]
     for kind, depth in (("depth", sample.depth), ("teacher_depth", sample.teacher_depth)):
         if depth is not None and depth.shape[-2:] != size:
             theirs, ours = "x".join(map(str, depth.shape[-2:])), "x".join(map(str, size))
-            message = f"{sample.name}: {kind} of {theirs} for a picture of {ours}; give both one size"
+            message = (
+                f"{sample.name}: {kind} of {theirs} for a picture of {ours}; give both one size"
+            )
             raise DataError(message, "size")
 
 
 def whole(canvas: tuple[int, int]) -> Decisions:
-    """The decisions that leave a picture as it is."""
+    """Returns the decisions that leave an image as it is."""
     return Decisions(0.0, False, 0, 0, *canvas, None, 1.0, (1.0, 1.0, 1.0))
 
 
 def on_picture(decisions: Decisions, placement: Placement) -> Decisions:
-    """Decisions about a canvas as those about the picture on it, whose window may then reach beyond the picture."""
+    """Converts decisions about a canvas to decisions about the image on it.
+
+    The window may then reach beyond the image.
+    """
+    # A flip mirrors the canvas, so the image's margin is then the one at its right.
     left = placement.left
     if decisions.flip:
         left = placement.canvas[1] - placement.scaled[1] - left
@@ -243,7 +343,14 @@ def on_picture(decisions: Decisions, placement: Placement) -> Decisions:
 
 
 def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
-    """What the grey levels of a picture become. One with a number that isn't finite, which a data set of one's own may
-    give, becomes NaN all over, for no grey level can say so and a step on it has to be skipped."""
+    """Returns the colour table of an image: what each grey level becomes.
+
+    It is all NaN if the image has a number that isn't finite, which an external dataset may return:
+    no grey level can express it, and a step on it has to be skipped.
+    """
     table = colour_table(decisions)
-    return table if image.dtype == torch.uint8 or image.isfinite().all() else torch.full_like(table, torch.nan)
+    return (
+        table
+        if image.dtype == torch.uint8 or image.isfinite().all()
+        else torch.full_like(table, torch.nan)
+    )

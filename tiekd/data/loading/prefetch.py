@@ -1,7 +1,7 @@
-"""Batches on the device, on CUDA one ahead: the next one is copied and finished while the current one is computed with.
+"""Batches on the device; on CUDA the next batch is prefetched while the current one is used.
 
-Costs the memory of one more batch on the device. What goes wrong with the next batch is raised when it is asked for.
-Left out: anything of it on a CPU, where there is nothing to overlap.
+Costs the memory of one more batch on the device. An error of the next batch is raised when that
+batch is asked for. Left out: prefetching on a CPU, where nothing could overlap.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,15 +13,17 @@ from tiekd.errors import UserError
 
 
 class Movable(Protocol):
-    """What can be brought to a device: `batch` holds its tensors."""
+    """An item that can be copied to a device; its `batch` holds the tensors."""
 
     batch: tuple
 
-    def to(self, device: torch.device) -> "Movable": ...
+    def to(self, device: torch.device) -> "Movable":
+        """Returns the item on the device."""
+        ...
 
 
 def on_device(items: Iterator[Movable], device: torch.device) -> Iterator[Movable]:
-    """The items in their order, on the device."""
+    """Yields the items in their order, on the device."""
     if device.type != "cuda":
         return (item.to(device) for item in items)
     stream = torch.cuda.Stream(device)
@@ -30,24 +32,29 @@ def on_device(items: Iterator[Movable], device: torch.device) -> Iterator[Movabl
         with torch.cuda.stream(stream):
             return item.to(device), stream.record_event()
 
+    # The consumer's stream waits for the copy.
     def finish(started: tuple[Movable, torch.cuda.Event]) -> Movable:
         item, copied = started
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
         for tensor in item.batch:
             if isinstance(tensor, torch.Tensor):
-                tensor.record_stream(current)  # it was allocated on the other stream, which must not reuse it too soon
+                # The tensor was allocated on the copying stream, which must not reuse its memory
+                # before this stream is done with it.
+                tensor.record_stream(current)
         return item
 
     return one_ahead(items, start, finish)
 
 
 def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:
-    """`finish(start(item))` of each item; the next one is started before the one before it is given out."""
-    started, problem = [], None
+    """Yields `finish(start(item))` of each item; starts the next item before yielding."""
+    started = []
+    problem = None
     while problem is None:
         try:
             started.append(start(next(items)))
+        # The item that was started before the error is still yielded.
         except (StopIteration, UserError) as error:
             problem = error
         if len(started) > (problem is None):

@@ -1,16 +1,18 @@
-"""Which samples are in which batch: a pure function of (seed, iteration), the same for every number of ranks.
+"""Selects the samples of each batch: a pure function of (seed, iteration) for any number of ranks.
 
-The stream is one permutation an epoch, the last batch filled up from the permutation's start (as DistributedSampler
-does). Global batch i is dealt in contiguous slices: first by accumulation step, then by rank; so 1 x 4, 2 x 2 and
-accumulation see the same images, and a position in the data is the count of consumed iterations and nothing else.
+The stream is one permutation per epoch; the last batch is filled up from the permutation's start
+(as DistributedSampler does). Global batch i is split into contiguous slices, first by accumulation
+step, then by rank. So 1 x 4, 2 x 2 and accumulation see the same images, and the position in the
+data is the number of consumed iterations and nothing else.
 
-A batch that is larger than what there is (of its group) repeats samples. Each repetition has a key of its own, so that
-it is augmented anew: the n-th has the sample's index plus n times the number of samples.
+A batch larger than the number of samples (of its group) repeats samples. Each repetition has a key
+of its own, so that it is augmented differently: the n-th has the sample's index plus n times the
+number of samples.
 
-With groups (`data.augment.sizes: bucket`, a group a picture size) a global batch holds samples of one group. Each group
-keeps the permutation's order and has its own last batch, filled up from the group's start: every sample is seen at
-least once an epoch, those of a small group more often. Batches come in the order that their first samples have in
-the permutation.
+With groups (`data.augment.sizes: bucket`, one group per image size) a global batch holds samples of
+one group. Each group keeps the permutation's order and has its own last batch, filled up from the
+group's start: every sample is seen at least once an epoch, those of a small group more often.
+Batches come in the order in which their first samples appear in the permutation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,18 +25,35 @@ from tiekd.errors import RecipeError
 
 
 def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
-    """A number for each sample, the same for all that have one working size. Reads the head of every picture, 0.1 ms
-    each."""
+    """Returns a group number for each sample, equal for samples of one working size.
+
+    Reads the head of every image, 0.1 ms each.
+
+    Args:
+        dataset: The training set.
+        resize: The working resolution.
+
+    Raises:
+        RecipeError: If the dataset has no image_sizes().
+    """
     if not hasattr(dataset, "image_sizes"):
         kind = type(dataset).__name__
-        raise RecipeError(f"data.augment.sizes: bucket needs a data set with image_sizes(), {kind} has none; use crop")
+        raise RecipeError(
+            f"data.augment.sizes: bucket needs a data set with image_sizes(), {kind} has none; use "
+            "crop"
+        )
     sizes = [resize.place(*size).canvas for size in dataset.image_sizes()]
     numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
     return [numbers[size] for size in sizes]
 
 
-def iterations_per_epoch(num_samples: int, batch_size: int, groups: Sequence[int] | None = None) -> int:
-    """Global batches that cover every sample once, the last one (of each group) filled up."""
+def iterations_per_epoch(
+    num_samples: int, batch_size: int, groups: Sequence[int] | None = None
+) -> int:
+    """Returns the number of global batches that cover every sample once.
+
+    The last batch (of each group) is filled up.
+    """
     counts = [num_samples] if groups is None else np.bincount(groups).tolist()
     return sum(-(-count // batch_size) for count in counts)
 
@@ -42,32 +61,62 @@ def iterations_per_epoch(num_samples: int, batch_size: int, groups: Sequence[int
 def epoch_batches(
     epoch: int, num_samples: int, batch_size: int, seed: int, groups: Sequence[int] | None = None
 ) -> np.ndarray:
-    """The sample indices of an epoch's global batches in their order: (batches, batch_size) int64, epochs from 0."""
+    """Returns the sample indices of an epoch's global batches in their order.
+
+    Args:
+        epoch: Epoch, from 0.
+        num_samples: Size of the training set.
+        batch_size: Samples per global batch.
+        seed: Seed of the permutation.
+        groups: A group number for each sample; None for one group.
+
+    Returns:
+        (batches, batch_size) int64.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
+    # Batches of positions in the permutation, one group after the other.
     for group in np.unique(group_of):
         places = np.flatnonzero(group_of == group)
-        batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))  # repeats from the start
+        # Repeats from the start.
+        batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))
+    # Order the batches by the position of their first sample.
     places = np.concatenate(batches)
     return order[places[places[:, 0].argsort()]]
 
 
 def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = None) -> list[str]:
-    """A line for the log where a batch holds a sample several times."""
+    """Returns a warning for the log if a batch holds a sample several times, else nothing."""
     fewest = num_samples if groups is None else min(np.bincount(groups).tolist())
     if batch_size <= fewest:
         return []
     of_a_size = "" if groups is None else " of one size"
     return [
-        f"Warning: train.batch_size {batch_size} is more than there are training frames{of_a_size}, {fewest}: a batch "
-        "repeats frames, each time with another augmentation"
+        f"Warning: train.batch_size {batch_size} is more than there are training "
+        f"frames{of_a_size}, {fewest}: a batch repeats frames, each time with another augmentation"
     ]
 
 
 class MicroBatches(Sampler):
-    """This rank's micro-batches from `start_iteration` to `total_iterations`, as lists of (epoch, index) keys; an index
-    from num_samples on is a repetition in a batch of the sample `index % num_samples`."""
+    """This rank's micro-batches as lists of (epoch, index) keys.
+
+    An index from num_samples on is a repetition, within a batch, of sample `index % num_samples`.
+
+    Args:
+        num_samples: Size of the training set.
+        batch_size: Samples per global batch.
+        accumulation: Micro-batches per iteration and rank.
+        rank: This rank.
+        world_size: Number of ranks.
+        seed: Seed of the permutations, from 0.
+        start_iteration: The first iteration, counted from 0.
+        total_iterations: The iteration to stop before.
+        groups: A group number for each sample; None for one group.
+
+    Raises:
+        RecipeError: If there are no samples, or the seed is negative.
+    """
 
     def __init__(
         self,
@@ -81,12 +130,18 @@ class MicroBatches(Sampler):
         total_iterations: int,
         groups: Sequence[int] | None = None,
     ):
+        # Check the arguments.
         if num_samples < 1:
             raise RecipeError("data: no training samples are left; check the split file")
         if seed < 0:
             raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
-        self.num_samples, self.batch_size, self.seed, self.groups = num_samples, batch_size, seed, groups
-        self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.groups = groups
+        self.accumulation = accumulation
+        self.rank = rank
+        self.world_size = world_size
         self.iterations = range(start_iteration, total_iterations)
         self.micro_batch_size = batch_size // (accumulation * world_size)
         assert self.micro_batch_size * accumulation * world_size == batch_size
@@ -96,22 +151,27 @@ class MicroBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = iterations_per_epoch(self.num_samples, self.batch_size, self.groups)
-        drawn, batches = None, None
+        drawn = None
+        batches = None
         for iteration in self.iterations:
             epoch, position = divmod(iteration, per_epoch)
+            # Draw each epoch's permutation once.
             if epoch != drawn:
                 drawn = epoch
-                batches = epoch_batches(epoch, self.num_samples, self.batch_size, self.seed, self.groups)
+                batches = epoch_batches(
+                    epoch, self.num_samples, self.batch_size, self.seed, self.groups
+                )
             keys = [(epoch, index) for index in self._told_apart(batches[position]).tolist()]
             for step in range(self.accumulation):
+                # Slices by accumulation step, then by rank.
                 first = (step * self.world_size + self.rank) * self.micro_batch_size
                 yield keys[first : first + self.micro_batch_size]
 
     def _told_apart(self, batch: np.ndarray) -> np.ndarray:
-        """The batch with what it repeats marked as such."""
+        """Returns the batch with repeated samples numbered beyond num_samples."""
         _, first_places, counts = np.unique(batch, return_index=True, return_counts=True)
         if len(counts) == len(batch):
             return batch
-        period = len(counts)  # a batch goes round in the samples that there are
+        period = len(counts)  # a batch cycles through the available samples
         assert sorted(first_places) == list(range(period))
         return batch + self.num_samples * (np.arange(len(batch)) // period)

@@ -1,11 +1,12 @@
-"""Values from a data worker to the program; their large tensors lie in memory that both have mapped.
+"""Sends values from a data worker to the program; large tensors are shared memory that both map.
 
-A worker stacks a batch straight into a nameless piece of memory (`memfd_create`), whose file descriptor follows the
-pickled rest over the worker's connection. So a batch is written once, takes one descriptor while it lives, and
-doesn't count against /dev/shm, of which a container has 64 MB unless it is told otherwise. Where the kernel has no such
-memory, a nameless file in the temporary folder (TMPDIR) stands in; its room is taken before it is written, for a full
-disk would otherwise end the worker by SIGBUS.
-Left out: tensors that share storage, which arrive apart, and all but dense tensors on the CPU without gradients.
+A worker stacks a batch directly into anonymous memory (`memfd_create`), whose file descriptor
+follows the pickled rest over the worker's connection. So a batch is written once, takes one
+descriptor while it lives, and doesn't count against /dev/shm, of which a container has 64 MB by
+default. If the kernel has no such memory, an unlinked file in the temporary folder (TMPDIR)
+replaces it; its space is reserved before it is written, since a full disk would otherwise end the
+worker by SIGBUS. Left out: tensors that share storage, which arrive separately, and anything but
+dense tensors on the CPU without gradients.
 """
 
 import contextlib
@@ -24,41 +25,49 @@ from torch import Tensor
 
 from tiekd.errors import DataError
 
-_ALONE_BYTES = 16 * 1024  # a tensor from here on isn't pickled
-_PICKLE_BYTES = 64 * 1024  # a pickle above this would fill a connection, whose other end may be busy
-_PIECE_BYTES = 64 * 2**20  # reserved; what isn't written takes no memory
+_ALONE_BYTES = 16 * 1024  # from this size on tensors aren't pickled
+# A pickle above this would fill a connection, whose other end may be busy.
+_PICKLE_BYTES = 64 * 1024
+_PIECE_BYTES = 64 * 2**20  # reserved; pages that aren't written take no memory
 _ALIGNMENT = 64
-_NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems ask for
+_NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems require
 
 
 class _Piece:
-    """Nameless memory of a descriptor of its own. size: bytes reserved; used: those taken."""
+    """Anonymous memory with its own descriptor; `size` bytes are reserved, `used` taken."""
 
     def __init__(self, size: int):
         self.descriptor, self._is_file = _open_nameless()
-        self.size, self.used = size, 0
+        self.size = size
+        self.used = 0
         os.ftruncate(self.descriptor, size)
         self._mapped = mmap.mmap(self.descriptor, size)
         self.start = torch.frombuffer(self._mapped, dtype=torch.uint8, count=1).data_ptr()
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Raises DataError where the temporary folder is full."""
+        """Returns an uninitialised tensor in the memory.
+
+        Raises:
+            DataError: If the temporary folder is full.
+        """
         count = torch.Size(shape).numel()
         offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT
         if self._is_file:
             _take_room(self.descriptor, offset, count * dtype.itemsize)
         self.used = offset + count * dtype.itemsize
-        return torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=offset).view(torch.Size(shape))
+        return torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=offset).view(
+            torch.Size(shape)
+        )
 
     def close(self) -> None:
-        """Gives the descriptor back; the memory goes with the last tensor in it."""
+        """Closes the descriptor; the memory is freed with the last tensor in it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = -1
 
 
 class _Outbox:
-    """What is written for the next message."""
+    """The pieces of memory that the next message is written to."""
 
     def __init__(self):
         self.pieces: list[_Piece] = []
@@ -70,7 +79,7 @@ class _Outbox:
         return self.pieces[-1].take(shape, dtype)
 
     def place(self, tensor: Tensor) -> tuple[int, int] | None:
-        """(piece, offset) of a tensor that lies here."""
+        """Returns (piece, offset) of a tensor that lies in this outbox, else None."""
         for number, piece in enumerate(self.pieces):
             offset = tensor.data_ptr() - piece.start
             if 0 <= offset < piece.used:
@@ -83,34 +92,40 @@ class _Outbox:
         self.pieces = []
 
 
-_outbox: _Outbox | None = None  # of this process, where it is a worker
+_outbox: _Outbox | None = None  # set in worker processes only
 
 
 def open_outbox() -> None:
-    """From now on this process is a worker, and `stack` writes what `send` sends."""
+    """Makes this process a worker: `stack` writes to shared memory, which `send` sends."""
     global _outbox
     _outbox = _Outbox()
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape and type as one, along a new first dimension; in a worker where it can be sent from."""
-    shape, dtype = (len(tensors), *tensors[0].shape), tensors[0].dtype
+    """Stacks tensors of one shape and dtype; a worker stacks large ones into shared memory."""
+    shape = (len(tensors), *tensors[0].shape)
+    dtype = tensors[0].dtype
     if _outbox is None or torch.Size(shape).numel() * dtype.itemsize < _ALONE_BYTES:
         return torch.stack(list(tensors))
     return torch.stack(list(tensors), out=_outbox.take(shape, dtype))
 
 
 def discard() -> None:
-    """Forgets what was stacked since the last message."""
+    """Discards what was stacked since the last message."""
     _outbox.empty()
 
 
 def send(connection: Connection, value) -> None:
-    """Sends a value that can be pickled; empties this worker's outbox. Nothing is sent where that fails."""
+    """Sends a value that can be pickled, and empties this worker's outbox.
+
+    If that fails, nothing has been sent.
+    """
     try:
+        # Pickle the value; large tensors go to the pieces.
         pickled = io.BytesIO()
         _Pickler(pickled, _outbox).dump(value)
         content = pickled.getvalue()
+        # A large pickle is sent through shared memory, too.
         if len(content) > _PICKLE_BYTES:
             place = _outbox.take((len(content),), torch.uint8)
             place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
@@ -126,9 +141,15 @@ def send(connection: Connection, value) -> None:
 
 
 def receive(connection: Connection, pin_memory: bool = False):
-    """The value that `send` sent. pin_memory: large tensors come in pinned memory of this process.
+    """Receives a value that `send` sent.
 
-    Raises EOFError or OSError where the other end is gone, OSError (EMFILE) where this process may open no more files.
+    Args:
+        connection: The connection to the worker.
+        pin_memory: Copy large tensors to pinned memory.
+
+    Raises:
+        EOFError: If the worker is gone.
+        OSError: If the worker is gone; EMFILE if this process may open no more files.
     """
     sizes, content = pickle.loads(connection.recv_bytes())
     pieces = [_map(_descriptor(connection), size, pin_memory) for size in sizes]
@@ -149,8 +170,14 @@ class _Pickler(pickle.Pickler):
         if value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg():
             return None
         value = value.contiguous()
+        # Small tensors are pickled; large ones are sent as (piece, offset), copied there if need
+        # be.
         if value.nbytes < _ALONE_BYTES:
-            return value.dtype, tuple(value.shape), value.view(-1).view(torch.uint8).numpy().tobytes()
+            return (
+                value.dtype,
+                tuple(value.shape),
+                value.view(-1).view(torch.uint8).numpy().tobytes(),
+            )
         if (place := self._outbox.place(value)) is None:
             copy = self._outbox.take(value.shape, value.dtype).copy_(value)
             place = self._outbox.place(copy)
@@ -165,15 +192,18 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, said) -> Tensor:
         dtype, shape, place = said
         if isinstance(place, bytes):
-            there = torch.frombuffer(bytearray(place), dtype=torch.uint8) if place else torch.empty(0)
-            return there.view(dtype).view(shape) if place else torch.empty(shape, dtype=dtype)
+            if not place:  # frombuffer refuses an empty buffer
+                return torch.empty(shape, dtype=dtype)
+            values = torch.frombuffer(bytearray(place), dtype=torch.uint8)
+            return values.view(dtype).view(shape)
         number, offset = place
         size = torch.Size(shape).numel() * dtype.itemsize
         return self._pieces[number][offset : offset + size].view(dtype).view(shape)
 
 
 def _open_nameless() -> tuple[int, bool]:
-    """(A descriptor, True where it is that of a file on a disk.)"""
+    """Returns a descriptor of anonymous memory, and True if it is that of a file on disk."""
+    # Some systems require a flag that older kernels reject, so both are tried.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
         with contextlib.suppress(OSError):
             return os.memfd_create("tiekd-batch", os.MFD_CLOEXEC | flags), False
@@ -188,8 +218,8 @@ def _take_room(descriptor: int, offset: int, size: int) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
-            f"{tempfile.gettempdir()}: no room for a batch of {size / 1e6:.0f} MB ({error.strerror}); give another "
-            "folder as TMPDIR, or set data.workers=0"
+            f"{tempfile.gettempdir()}: no room for a batch of {size / 1e6:.0f} MB "
+            f"({error.strerror}); give another folder as TMPDIR, or set data.workers=0"
         ) from None
 
 
@@ -205,4 +235,8 @@ def _map(descriptor: int, size: int, pin_memory: bool) -> Tensor:
         mapped = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
     finally:
         os.close(descriptor)
-    return torch.empty(size, dtype=torch.uint8, pin_memory=True).copy_(mapped) if pin_memory else mapped
+    return (
+        torch.empty(size, dtype=torch.uint8, pin_memory=True).copy_(mapped)
+        if pin_memory
+        else mapped
+    )

@@ -1,13 +1,14 @@
-"""Reads batches in worker processes; a worker that dies or hangs ends the program with one line, in a bounded time.
+"""Reads batches in worker processes; a dead or hanging worker ends the program in bounded time.
 
-Each worker is forked and has one connection of its own to the program, and nothing else: no locks, queues or helper
-threads, so nothing in /dev/shm and two file descriptors a worker (tiekd/data/loading/transport.py says how batches
-travel). A worker ends when its connection does, however the program ended; one that dies interrupts whatever the
-program is doing. Left out: a hang without workers, and while pictures' sizes are read at the start (batches of one
-size), for there is nobody left to look at the clock.
+The program then ends with one line. Each worker is forked and has one connection of its own to the
+program and nothing else: no locks, queues or helper threads, so nothing in /dev/shm and two file
+descriptors per worker (tiekd/data/loading/transport.py describes how batches are sent). A worker
+ends when its connection does, however the program ended. A worker that dies interrupts whatever the
+program is doing. Left out: detecting a hang without workers, or while image sizes are read at the
+start (batches of one size), since no other process watches the time then.
 
-Workers that don't even start are replaced: before Python 3.12 a forked process waits without end where, at that moment,
-another thread was being made known to Python, as gloo's threads are after a collective.
+Workers that don't start are replaced: before Python 3.12 a forked process hangs if, at that moment,
+another thread is being registered with Python, as gloo's threads are after a collective.
 """
 
 import atexit
@@ -37,9 +38,9 @@ from tiekd.errors import DataError, LaunchError
 
 TIMEOUT_S = 300.0
 _DYING_S = 2.0
-_STARTING_S = 5.0  # it takes some 20 ms
+_STARTING_S = 5.0  # starting usually takes some 20 ms
 _STARTS = 3
-_AHEAD = 2  # batches that a worker has been asked for
+_AHEAD = 2  # batches requested from each worker in advance
 _ENDING_S = 5.0
 _LOOK_UP_S = 5.0
 _NO_MORE = object()
@@ -56,11 +57,20 @@ def read(
     timeout_s: float = TIMEOUT_S,
     pin_memory: bool = False,
 ) -> Iterator:
-    """What `collate` makes of each batch of keys, in order; with 0 workers in this process.
+    """Yields what `collate` makes of each batch of keys, in order.
 
-    batches: gone through from the start again where workers have to be replaced. describe: a batch of keys -> its files
-    in words, to be named when nothing comes for timeout_s seconds. pin_memory: of what workers send, one batch ahead.
-    Raises DataError then, and when a worker dies; LaunchError where the system has no room for so many.
+    Args:
+        dataset: The dataset; its `__getitems__` or `__getitem__` is given the keys.
+        batches: Batches of keys, iterated from the start again if workers have to be replaced.
+        workers: Number of worker processes; 0 reads in this process.
+        collate: Combines what the dataset returns for a batch.
+        describe: Lists the files of a batch of keys, for the error if it is late.
+        timeout_s: Seconds to wait for a batch.
+        pin_memory: Receive batches in pinned memory, one ahead.
+
+    Raises:
+        DataError: If a batch is late, or a worker dies.
+        LaunchError: If the system lacks room for so many workers.
     """
     if workers == 0:
         for keys in batches:
@@ -68,7 +78,7 @@ def read(
         return
     for start in range(1, _STARTS + 1):
         with closing(_Pool(dataset, collate, workers)) as pool:
-            # After the last start we wait as for a batch, in case the machine is that slow.
+            # The last start gets as much time as a batch, in case the machine is that slow.
             if start < _STARTS and not pool.is_here(_STARTING_S):
                 continue
             results = pool.results(batches, describe, timeout_s, pin_memory)
@@ -77,7 +87,7 @@ def read(
 
 
 class _Failure:
-    """An exception in a worker, with where it came from."""
+    """An exception in a worker, with its traceback as text."""
 
     def __init__(self, error: Exception):
         told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -88,6 +98,7 @@ class _Failure:
             self.error = RuntimeError(str(error))
 
     def again(self) -> Exception:
+        """Returns the exception, caused by the worker's traceback."""
         self.error.__cause__ = RuntimeError(self.told)
         return self.error
 
@@ -100,12 +111,13 @@ class _Pool:
         self._connections: list[Connection] = []
         self._ending = self._hangs = False
         self._here = 0
+        # Registered first, so that a worker that dies at once is noticed.
         _live.append(self)
         _answer_deaths()
         try:
             for number in range(count):
                 self._start(dataset, collate, number)
-        except (OSError, RuntimeError) as error:  # the latter where no thread may be started
+        except (OSError, RuntimeError) as error:  # RuntimeError if no thread can be started
             self.close()
             raise LaunchError(_not_started(count, number, error)) from None
         except BaseException:
@@ -116,12 +128,14 @@ class _Pool:
         ours, theirs = multiprocessing.Pipe()
         self._connections.append(ours)
         with theirs:
-            process = _FORK.Process(target=_serve, args=(theirs, dataset, collate, number), daemon=True)
+            process = _FORK.Process(
+                target=_serve, args=(theirs, dataset, collate, number), daemon=True
+            )
             process.start()
         self._processes.append(process)
 
     def is_here(self, within_s: float) -> bool:
-        """Waits for the workers' first words, within_s seconds for each; False where one has none."""
+        """Waits within_s seconds for each worker's first message; returns False if one has none."""
         for connection in self._connections[self._here :]:
             if not connection.poll(within_s):
                 self._hangs = True
@@ -129,9 +143,12 @@ class _Pool:
             self._first_word(connection)
         return True
 
-    def results(self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool) -> Iterator:
-        """What the workers make of the batches, in order, each worker asked in turn."""
-        left, turns = iter(batches), itertools.cycle(range(len(self._processes)))
+    def results(
+        self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool
+    ) -> Iterator:
+        """Yields the workers' results in the order of the batches; workers take turns."""
+        left = iter(batches)
+        turns = itertools.cycle(range(len(self._processes)))
         asked: deque[tuple[int, list]] = deque()
 
         def ask() -> None:
@@ -141,6 +158,7 @@ class _Pool:
                 with self._deaths_told():
                     self._connections[worker].send(keys)
 
+        # Keep each worker a few batches ahead.
         for _ in range(_AHEAD * len(self._processes)):
             ask()
         while asked:
@@ -153,12 +171,12 @@ class _Pool:
             yield result
 
     def check(self) -> None:
-        """Raises DataError where a worker has died."""
+        """Raises DataError if a worker has died."""
         if not self._ending and (dead := [p for p in self._processes if p.exitcode]):
             raise DataError(_death(dead[0]))
 
     def close(self) -> None:
-        """Ends the workers: those that are at work, within some seconds; where one hangs, all at once."""
+        """Ends the workers: busy ones within some seconds, all immediately if one hangs."""
         self._ending = True
         for connection in self._connections:
             connection.close()
@@ -177,14 +195,19 @@ class _Pool:
             process.kill()
 
     def abandon(self) -> None:
-        """Closes a fork's copies of these connections, which would keep them open after the program's end."""
+        """Closes a forked process's copies of these connections.
+
+        They would keep the connections open after the program's end.
+        """
         for connection in self._connections:
             connection.close()
 
     def _receive(self, worker: int, describe: Callable[[], str], timeout_s: float, pin: bool):
-        connection, end = self._connections[worker], time.monotonic() + timeout_s
+        connection = self._connections[worker]
+        end = time.monotonic() + timeout_s
         with self._deaths_told():
             while True:
+                # Wake up for the worker's message, for the death of any worker, or at the timeout.
                 ready = wait([connection, *self._sentinels()], max(0.0, end - time.monotonic()))
                 if connection not in ready:
                     self.check()
@@ -207,7 +230,7 @@ class _Pool:
 
     @contextlib.contextmanager
     def _deaths_told(self):
-        """Turns the end of a connection into what ended it."""
+        """Converts the end of a connection to an error that names what ended it."""
         try:
             yield
         except (EOFError, ConnectionError) as error:
@@ -216,7 +239,9 @@ class _Pool:
             while time.monotonic() < end and not self._ending:
                 self.check()
                 time.sleep(0.01)
-            raise DataError(f"a data worker's connection has ended ({_reason(error)}); start again") from None
+            raise DataError(
+                f"a data worker's connection has ended ({_reason(error)}); start again"
+            ) from None
         except OSError as error:
             if (told := limits.lacking(error)) is None:
                 raise
@@ -224,18 +249,18 @@ class _Pool:
 
 
 _live: list[_Pool] = []
-_before: Callable | None = None  # the handler of SIGCHLD that was there before ours
+_before: Callable | None = None  # the previous handler of SIGCHLD
 
 
 @atexit.register
 def _kill_all() -> None:
-    # multiprocessing would ask them by a signal to which they are deaf, and wait without end.
+    # multiprocessing would send SIGTERM, which workers ignore, and wait forever.
     for pool in _live:
         pool.kill()
 
 
 def _answer_deaths() -> None:
-    """From now on a worker's death raises DataError in the main thread, whatever that is doing."""
+    """Installs a signal handler, so that a worker's death raises DataError in the main thread."""
     global _before
     known = signal.getsignal(signal.SIGCHLD)
     if known is _on_child or threading.current_thread() is not threading.main_thread():
@@ -252,7 +277,7 @@ def _on_child(number: int, frame) -> None:
 
 
 def _one_ahead(results: Iterator, pool: _Pool) -> Iterator:
-    """The results, each of them received while the one before it is used."""
+    """Yields the results; each is received while the one before it is used."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
     try:
         coming = thread.submit(next, results, _NO_MORE)
@@ -261,12 +286,16 @@ def _one_ahead(results: Iterator, pool: _Pool) -> Iterator:
             yield result
     finally:
         if not coming.done():
-            pool.kill()  # the thread waits for one of them
+            pool.kill()  # the thread would wait for a worker's batch
         thread.shutdown()
 
 
 def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: int) -> None:
-    """A worker's life. Deaf to the signals that ask a run to stop, for launchers send them to workers as well."""
+    """Runs a worker.
+
+    It ignores the signals that ask a run to stop, since launchers send them to workers as well.
+    """
+    # Ignore the launcher's signals, drop the fork's copies of the program's state.
     program = os.getppid()
     for deaf in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(deaf, signal.SIG_IGN)
@@ -275,12 +304,18 @@ def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: 
         pool.abandon()
     _live.clear()
     torch.set_num_threads(1)
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # data sets of ours draw nothing from these
+    # For external datasets: those of this project don't use global random state.
+    for seed in (
+        random.seed,
+        np.random.seed,
+        torch.manual_seed,
+    ):
         seed(number)
     transport.open_outbox()
-    with contextlib.suppress(EOFError, ConnectionError):  # the program wants no more, or is gone
+    with contextlib.suppress(EOFError, ConnectionError):  # the program closed it, or is gone
         connection.send_bytes(b"here")
         while True:
+            # End if the program is gone although a fork keeps the connection open.
             while not connection.poll(_LOOK_UP_S):
                 if os.getppid() != program:
                     return
@@ -303,19 +338,27 @@ def _fetch(dataset: Dataset, keys: list):
 def _death(process: multiprocessing.Process) -> str:
     code = process.exitcode
     if code > 0:
-        return f"a data worker died (process {process.pid} ended with code {code}); start again, or {_FEWER}"
+        return (
+            f"a data worker died (process {process.pid} ended with code {code}); start again, or "
+            f"{_FEWER}"
+        )
     remedies = {
         signal.SIGKILL: f"if the memory is full, this machine's or the container's, {_FEWER}",
-        signal.SIGBUS: f"a file that it read was cut short, or the disk is full; see to that, or {_FEWER}",
+        signal.SIGBUS: (
+            f"a file that it read was cut short, or the disk is full; see to that, or {_FEWER}"
+        ),
     }
     name = signal.Signals(-code).name
-    return f"a data worker died (process {process.pid}, by {name}); {remedies.get(-code, f'start again, or {_FEWER}')}"
+    return (
+        f"a data worker died (process {process.pid}, by {name}); "
+        f"{remedies.get(-code, f'start again, or {_FEWER}')}"
+    )
 
 
 def _hang(files: str, timeout_s: float) -> str:
     return (
-        f"{files}: not read by a data worker within {timeout_s:g} s; see whether the disk still answers, or set a "
-        "greater data.timeout_s"
+        f"{files}: not read by a data worker within {timeout_s:g} s; see whether the disk still "
+        "answers, or set a greater data.timeout_s"
     )
 
 

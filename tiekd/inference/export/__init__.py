@@ -1,1 +1,1 @@
-"""A student as a file that runs without tiekd: what writes it, reads it back and holds it against the network."""
+"""Exports a student to a file that runs without tiekd, and compares the file with the network."""

@@ -1,9 +1,9 @@
 """Folds norms into the convolutions before them, so that half precision has no float32 islands.
 
-A norm keeps its statistics in float32, so in a float16 graph every norm would mix the two, which not every runtime
-takes. In use it is a factor and an offset a channel, which the convolution before it takes over, computed in float32.
-Norms that follow something else (ELU, a sum, a concatenation) stay. Float32 exports don't need this: ONNX's optimiser
-folds them itself.
+A norm keeps its statistics in float32, so a float16 graph would mix the two at every norm, which
+not every runtime supports. In eval mode a norm is a factor and an offset per channel, which the
+preceding convolution absorbs, computed in float32. Norms that follow something else (ELU, a sum, a
+concatenation) stay. Float32 exports don't need this: ONNX's optimiser folds them itself.
 """
 
 from torch import nn
@@ -14,9 +14,14 @@ from torch.ops import aten
 
 
 def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
-    """Folds, in place, each norm of `module` whose only input is a convolution's output that nothing else uses.
+    """Folds, in place, each norm whose only input is a convolution's output that nothing else uses.
 
-    program: traced from this very module in eval mode. Returns how many norms are gone (an Identity each).
+    Args:
+        module: The module to change.
+        program: Traced from this very module in eval mode.
+
+    Returns:
+        The number of norms that were replaced by an Identity.
     """
     names = program.graph_signature.inputs_to_parameters
     folded = 0
@@ -26,15 +31,22 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
         conv_node = _only_source(node)
         if conv_node is None or conv_node.target is not aten.conv2d.default:
             continue
+        # Only parameters that are used once, so that nothing else sees the changed weights.
         weights = _through_casts(conv_node.args[1]), _through_casts(node.args[1])
         if any(weight.name not in names or len(_users(weight)) > 1 for weight in weights):
-            continue  # made of something, or used in two places
+            continue  # computed, or used in two places
         conv_name, norm_name = (names[weight.name].rpartition(".")[0] for weight in weights)
         conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
         )
         parent, _, last = norm_name.rpartition(".")
         setattr(module.get_submodule(parent), last, nn.Identity())
@@ -43,7 +55,7 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
 
 
 def _only_source(norm: Node) -> Node | None:
-    """What a norm normalises, if nothing else uses it."""
+    """Returns the node that a norm normalises, if nothing else uses it."""
     source = norm.args[0]
     while len(_users(source)) == 1 and source.target is aten.to.dtype:
         source = source.args[0]
@@ -57,5 +69,5 @@ def _through_casts(node: Node) -> Node:
 
 
 def _users(node: Node) -> list[Node]:
-    """Those that do something with it: a check of its dtype, which tracing adds, doesn't."""
+    """Returns the users of a node, without the dtype checks that tracing adds."""
     return [user for user in node.users if user.target is not aten._assert_tensor_metadata.default]

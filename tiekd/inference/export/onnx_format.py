@@ -1,8 +1,9 @@
-"""ONNX files of exported programs, and running them with ONNX Runtime on the CPU.
+"""Writes ONNX files of exported programs, and runs them with ONNX Runtime on the CPU.
 
-torch's exporter (its `dynamo` one; the older is going) makes standard operators only and folds constants and norms.
-What it notes at each operator about these sources is taken out; what a user of the file has to know is put in.
-ONNX Runtime 1.29 and later tell their maker of every start, unless the environment says before that they must not.
+torch's exporter (`dynamo=True`; the older one is being removed) uses standard operators only and
+folds constants and norms. The source locations that it notes at each operator are removed; metadata
+for the file's users is added. ONNX Runtime 1.29 and later send telemetry at every start unless the
+environment forbids it beforehand.
 """
 
 import importlib.util
@@ -19,45 +20,70 @@ from tiekd.errors import ExportError
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 AXES = {0: "batch", 2: "height", 3: "width"}
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-LARGEST_BYTES = 2**31 - 2**24  # of a protobuf file, less what the operators need
+LARGEST_BYTES = 2**31 - 2**24  # of a protobuf file, minus room for the operators
 
 
 def check_packages() -> None:
-    """Raises ExportError where a package is missing."""
+    """Raises ExportError if a package is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"--format onnx: needs {', '.join(missing)}, not installed here; pip install {' '.join(missing)} (or "
-            "tiekd[export]), or choose --format torch_export"
+            f"--format onnx: needs {', '.join(missing)}, not installed here; pip install "
+            f"{' '.join(missing)} (or tiekd[export]), or choose --format torch_export"
         )
 
 
-def write(path: Path, program: ExportedProgram, outputs: list[str], open_sizes: bool, facts: dict[str, str]) -> None:
-    """One file, weights within. facts: its metadata. Raises ExportError where it would be too large for one."""
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+def write(
+    path: Path,
+    program: ExportedProgram,
+    outputs: list[str],
+    open_sizes: bool,
+    facts: dict[str, str],
+) -> None:
+    """Writes one file that contains the weights.
+
+    Args:
+        path: The file.
+        program: The traced network.
+        outputs: Names of the outputs, in order.
+        open_sizes: True if batch and sizes are open.
+        facts: Metadata.
+
+    Raises:
+        ExportError: If it would be too large for one file.
+    """
+    num_bytes = sum(
+        tensor.numel() * tensor.element_size() for tensor in program.state_dict.values()
+    )
     if num_bytes > LARGEST_BYTES:
-        raise ExportError(f"--format onnx: {num_bytes / 1e9:.1f} GB don't fit in a file of 2 GB; try --half")
+        raise ExportError(
+            f"--format onnx: {num_bytes / 1e9:.1f} GB don't fit in a file of 2 GB; try --half"
+        )
     made = torch.onnx.export(
         program,
         input_names=["image"],
         output_names=outputs,
-        dynamic_shapes=(AXES,) if open_sizes else None,  # their names; which are open, the program knows
+        # Only names the axes: the program itself says which of them are open.
+        dynamic_shapes=(AXES,) if open_sizes else None,
         dynamo=True,
         verbose=False,
     )
     model = made.model
+    # Remove the notes on source locations, and add the metadata.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
-    model.producer_name, model.producer_version = "tiekd", facts.get("tiekd", "")
+    model.producer_name = "tiekd"
+    model.producer_version = facts.get("tiekd", "")
     model.metadata_props.clear()
     model.metadata_props.update(facts)
     made.save(path, external_data=False)
 
 
 def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """The file as a function of a picture, on as many threads as torch has."""
+    """Loads the file as a function of an image tensor, on as many threads as torch has."""
+    # Imported here, since the package is optional.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -66,6 +92,8 @@ def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()}))
+        return tuple(
+            torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})
+        )
 
     return run

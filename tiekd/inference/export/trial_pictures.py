@@ -1,4 +1,4 @@
-"""Pictures that an exported student is tried on: the recipe's own validation frames, else the built-in scenes."""
+"""Images to try an exported student on: the recipe's validation frames, or built-in scenes."""
 
 from collections.abc import Sequence
 
@@ -15,23 +15,48 @@ _RENDERED = 192, 640
 
 
 def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
-    """Up to `count` pictures at their own size, (3, H, W) uint8, evenly spaced over the validation set; and what they
-    are, in words."""
+    """Returns images at their own size, evenly spaced over the validation set.
+
+    Args:
+        recipe: The recipe.
+        count: The largest number of images.
+
+    Returns:
+        (3, H, W) uint8 images, and their description.
+    """
     try:
-        found = build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True) if "data" in recipe else []
+        found = (
+            build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True)
+            if "data" in recipe
+            else []
+        )
         data = recipe.get("data", {})
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
+    # Without usable validation data the built-in scenes stand in.
     except (DataError, RecipeError) as error:
         reason = str(error)
     return [
-        torch.from_numpy(scenes.render(0, scenes.FIRST_HELD_OUT_INDEX + i, *_RENDERED).image).permute(2, 0, 1)
+        torch.from_numpy(
+            scenes.render(0, scenes.FIRST_HELD_OUT_INDEX + i, *_RENDERED).image
+        ).permute(2, 0, 1)
         for i in range(count)
     ], f"built-in scenes ({reason})"
 
 
-def batches(pictures: Sequence[Tensor], size: tuple[int, int], least: int | None = None) -> list[Tensor]:
-    """What to try: each picture alone at (height, width), (1, 3, H, W) uint8; of a file that takes sides from `least`
-    then also all of them at once at an odd size, (B, 3, h, w)."""
+def batches(
+    pictures: Sequence[Tensor], size: tuple[int, int], least: int | None = None
+) -> list[Tensor]:
+    """Returns the batches to try.
+
+    Args:
+        pictures: (3, H, W) uint8 images.
+        size: (height, width) that each image is tried at, alone.
+        least: The least side of a file that takes any size, which is then also tried with all
+            images at once at an odd size; None for a file of one size.
+
+    Returns:
+        (1, 3, H, W) uint8 batches, then perhaps (B, 3, h, w).
+    """
     tried = [resized_picture(picture, size)[None].contiguous() for picture in pictures]
     if least is not None:
         odd = tuple(max(least, 3 * side // 4) | 1 for side in size)

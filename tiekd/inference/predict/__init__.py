@@ -1,1 +1,1 @@
-"""Depth of pictures, folders and videos: what is read, predicted and written by bin/predict.py."""
+"""Predicts images, folders and videos: the inputs, prediction and outputs of bin/predict.py."""

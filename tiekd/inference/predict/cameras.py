@@ -1,4 +1,4 @@
-"""Which camera took a picture: what the user says, what the recipe says, or what the data set is known for."""
+"""The camera of an image: as the user gives it, as the recipe has it, or the dataset's own."""
 
 import importlib
 import math
@@ -11,7 +11,11 @@ from tiekd.errors import DataError, RecipeError
 
 
 def parse_intrinsics(text: str | None) -> Camera | None:
-    """The option --intrinsics FX,FY,CX,CY: pixels of the whole, upright picture, focal lengths above 0."""
+    """Parses the option --intrinsics FX,FY,CX,CY: pixels of the whole, upright image.
+
+    Raises:
+        RecipeError: If it isn't four numbers with focal lengths above 0.
+    """
     if text is None:
         return None
     try:
@@ -20,16 +24,21 @@ def parse_intrinsics(text: str | None) -> Camera | None:
         numbers = []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or not min(numbers[:2]) > 0:
         raise RecipeError(
-            f"--intrinsics: got {text!r}; it must be four numbers FX,FY,CX,CY in pixels, focal lengths above 0, such "
-            "as 721.5,721.5,609.6,172.9"
+            f"--intrinsics: got {text!r}; it must be four numbers FX,FY,CX,CY in pixels, focal "
+            "lengths above 0, such as 721.5,721.5,609.6,172.9"
         )
     return Camera(*numbers)
 
 
 class Cameras:
-    """The camera of each picture. given: one for all of them; data: the recipe's `data`, asked where there is none.
+    """The camera of each image.
 
-    Raises RecipeError where neither can know any camera.
+    Args:
+        given: One camera for all images, or None.
+        data: The recipe's `data`, which is used if none is given.
+
+    Raises:
+        RecipeError: If neither has a camera.
     """
 
     def __init__(self, given: Camera | None, data: dict):
@@ -38,26 +47,43 @@ class Cameras:
             check_value(data["intrinsics"], tuple[float, float, float, float], "data.intrinsics")
             given = Camera(*data["intrinsics"])
             if not all(map(math.isfinite, given[:4])) or not min(given[:2]) > 0:
-                raise RecipeError(f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 pixels")
+                raise RecipeError(
+                    f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 "
+                    "pixels"
+                )
+        # KITTI and NYU know their own cameras.
         has_one = given is None and name in ("kitti", "nyu")
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
         if given is None and module is None:
             of = f"the recipe's data ({name})" if name else "the recipe, without data,"
-            raise RecipeError(f"--points: {of} knows no camera; give --intrinsics FX,FY,CX,CY in pixels")
-        self.given, self.known = given, getattr(module, "known_camera", None)
+            raise RecipeError(
+                f"--points: {of} knows no camera; give --intrinsics FX,FY,CX,CY in pixels"
+            )
+        self.given = given
+        self.known = getattr(module, "known_camera", None)
 
     def of(self, path: Path, height: int, width: int) -> Camera:
-        """The camera of an upright picture of this size. Raises DataError where it isn't known, or is that of the data
-        set's own recordings, which no orientation mark turns, and the picture has one. What a user gives is of the
-        upright picture."""
+        """Returns the camera of an upright image.
+
+        Args:
+            path: The image's file.
+            height: Pixels.
+            width: Pixels.
+
+        Raises:
+            DataError: If the camera isn't known; or if it is that of the dataset's recordings,
+                which no orientation mark turns, but the image has a mark. A camera that the user
+                gives is that of the upright image.
+        """
         if self.given is None and orientation.mark_in(path) != orientation.UPRIGHT:
             raise DataError(
-                f"{path}: its orientation mark turns it, and the data set's camera is of the pixels as stored; give "
-                "--intrinsics FX,FY,CX,CY of the upright picture"
+                f"{path}: its orientation mark turns it, and the data set's camera is of the "
+                "pixels as stored; give --intrinsics FX,FY,CX,CY of the upright picture"
             )
         camera = self.given or self.known(path, height, width)
         if camera is None:
             raise DataError(
-                f"{path}: the camera of a picture of {height}x{width} there isn't known; give --intrinsics FX,FY,CX,CY"
+                f"{path}: the camera of a picture of {height}x{width} there isn't known; give "
+                "--intrinsics FX,FY,CX,CY"
             )
         return camera

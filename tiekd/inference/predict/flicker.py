@@ -1,4 +1,4 @@
-"""How restless the depth of a video is where nothing moves."""
+"""Flicker: how much the depth of a video changes where nothing moves."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,10 @@ STILL_LEVELS = 4
 class Flicker:
     """Mean |change of depth| from one frame to the next over static pixels, in metres.
 
-    A pixel is static between two frames when no channel of it changes by more than STILL_LEVELS of 255 grey levels;
-    depth that still changes there was made up by the network. What moves without showing it (a white wall in a pan)
-    counts as static too, and a frame without static pixels counts in no mean.
+    A pixel is static between two frames if no channel of it changes by more than STILL_LEVELS of
+    255 grey levels; a change of depth there comes from the network. What moves without showing it
+    (a white wall in a pan) counts as static too, and a frame without static pixels counts in no
+    mean.
     """
 
     def __init__(self):
@@ -19,21 +20,30 @@ class Flicker:
         self._changes: list[float] = []
 
     def add(self, pixels: Tensor, depth: Tensor) -> tuple[float, float]:
-        """pixels: (3, H, W) uint8; depth: (H, W) float, metres, of the next frame.
+        """Adds the next frame.
 
-        Returns the mean change from the frame before and the share of static pixels; NaN where there is none.
+        Args:
+            pixels: (3, H, W) uint8.
+            depth: (H, W) float, metres.
+
+        Returns:
+            The mean change from the frame before and the share of static pixels; NaN if there is
+            none.
         """
-        change, share = float("nan"), float("nan")
+        change = float("nan")
+        share = float("nan")
         if self._pixels is not None and self._pixels.shape == pixels.shape:
+            # uint8 differences would wrap around.
             static = (pixels.short() - self._pixels.short()).abs().amax(0) <= STILL_LEVELS
             share = static.float().mean().item()
             if share > 0:
                 change = (depth - self._depth).abs()[static].double().mean().item()
                 self._changes.append(change)
-        self._pixels, self._depth = pixels, depth
+        self._pixels = pixels
+        self._depth = depth
         return change, share
 
     @property
     def mean(self) -> float:
-        """Over the pairs of frames, metres; NaN without any."""
+        """The mean over the pairs of frames, metres; NaN without any."""
         return torch.tensor(self._changes, dtype=torch.float64).mean().item()

@@ -1,7 +1,8 @@
-"""What the user wants predicted: pictures by file, folder or pattern, and videos, each with the name of its outputs.
+"""Finds the inputs of a prediction, images and videos by file, folder or pattern, and names them.
 
-Names are paths without suffix below the folder that was given (of a pattern: below its part without wildcards), so that
-outputs mirror the tree of the inputs. Links are followed, each folder once; one that can't be listed is an error.
+Names are paths without suffix below the given folder (of a pattern: below its part without
+wildcards), so that outputs mirror the tree of the inputs. Links are followed, each folder once; a
+folder that can't be listed is an error.
 """
 
 import fnmatch
@@ -17,44 +18,62 @@ from tiekd.data.listing import list_files, unlistable
 from tiekd.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-SEQUENCES = (".webp", ".png", ".tif", ".tiff")  # pictures of which a file may hold several
+SEQUENCES = (".webp", ".png", ".tif", ".tiff")  # formats whose files may hold several images
 _WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors")
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif")
 
 
 class Input(NamedTuple):
-    """name: of its outputs, a path without suffix; path: the file."""
+    """One image or video.
+
+    Attributes:
+        name: Name of its outputs, a path without suffix.
+        path: The file.
+    """
 
     name: str
     path: Path
 
     @property
     def is_video(self) -> bool:
+        """True for a video, and for a GIF of several frames."""
         suffix = self.path.suffix.lower()
         return suffix in VIDEOS and (suffix != ".gif" or frames_in(self.path) > 1)
 
 
 def frames_in(path: Path) -> int:
-    """How many frames or pages a picture's file has; 1 where that can't be told. A camera's additions to a JPEG (its
-    own preview or depth) don't count."""
+    """Returns the number of frames or pages in an image file; 1 if it can't be read.
+
+    A camera's additions to a JPEG (its own preview or depth) don't count.
+    """
     try:
         with Image.open(path) as picture:
             return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-    except Exception:  # noqa: BLE001 - what is wrong with it is told when it is read
+    except Exception:  # noqa: BLE001 - reading the file reports the error
         return 1
 
 
 def looks_like_input(argument: str) -> bool:
-    """Whether a word of the command line is meant as a picture, video or pattern by its look, and not as weights."""
+    """Returns True if a word of the command line looks like an image, a video or a pattern.
+
+    Weights look like none of them.
+    """
     return Path(argument).suffix.lower() in PICTURES + VIDEOS or glob.has_magic(argument)
 
 
 def find(arguments: Sequence[str], out: Path) -> list[Input]:
-    """The pictures and videos that INPUTs mean, in the order of their paths.
+    """Finds the images and videos that the arguments mean, in the order of their paths.
 
-    A folder means all pictures in and below it but for hidden files; videos are predicted where they are named, by file
-    or pattern. Where `out` lies below a folder or a pattern's fixed part, what is in it is no input. Raises DataError
-    where there is nothing, and where two would share outputs.
+    A folder means all images in and below it except hidden files. Videos are predicted only if they
+    are named, by file or pattern. If `out` lies below a folder or a pattern's fixed part, its
+    content is no input.
+
+    Args:
+        arguments: Files, folders and patterns.
+        out: The folder of the outputs.
+
+    Raises:
+        DataError: If nothing is found, or two inputs would share outputs.
     """
     found: dict[Path, Input] = {}
     for argument in arguments:
@@ -70,20 +89,32 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
     if path.is_dir():
         return _below(path, out)
     if path.suffix.lower() in _WEIGHTS:
-        raise DataError(f"{argument}: weights by their name, no picture; give what to predict after them")
-    if os.path.lexists(path):  # a link to nothing is told of when it is read
+        raise DataError(
+            f"{argument}: weights by their name, no picture; give what to predict after them"
+        )
+    if os.path.lexists(path):  # reading a broken link reports the error
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
-        raise DataError(f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a video")
+        raise DataError(
+            f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a "
+            "video"
+        )
+    # Search below the part of the pattern without wildcards; earlier outputs are no inputs.
     fixed = Path(*_until_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
     files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
-    results = Path(os.path.realpath(out))  # Path.resolve fails on links that lead back to themselves
+    # Path.resolve fails on links that lead back to themselves.
+    results = Path(os.path.realpath(out))
     if Path(os.path.realpath(fixed)) in results.parents:
         files = [file for file in files if results not in Path(os.path.realpath(file)).parents]
     if not files:
-        raise DataError(f"{argument}: no file fits this pattern; ** stands for any number of folders")
-    return [Input(Path(file).relative_to(fixed).with_suffix("").as_posix(), Path(file)) for file in files]
+        raise DataError(
+            f"{argument}: no file fits this pattern; ** stands for any number of folders"
+        )
+    return [
+        Input(Path(file).relative_to(fixed).with_suffix("").as_posix(), Path(file))
+        for file in files
+    ]
 
 
 def _until_wildcard(path: Path) -> list[str]:
@@ -95,11 +126,18 @@ def _until_wildcard(path: Path) -> list[str]:
     return parts
 
 
-def _fitting(folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]) -> Iterator[str]:
-    """The files below a folder that fit the parts of a pattern, by glob's rules: * and ? leave hidden names out, and a
-    part ** is any number of folders. tried: (device, inode, number of parts), each of which is tried once."""
-    part, rest = parts[0], parts[1:]
+def _fitting(
+    folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]
+) -> Iterator[str]:
+    """Yields the files below a folder that match the parts of a pattern, by glob's rules.
+
+    `*` and `?` leave out hidden names, and a part `**` is any number of folders. `tried` holds
+    (device, inode, number of parts), each of which is searched once.
+    """
+    part = parts[0]
+    rest = parts[1:]
     try:
+        # Links can lead back to a folder; each is searched once per rest of the pattern.
         status = os.stat(folder or ".")
         state = status.st_dev, status.st_ino, len(parts)
         if state in tried:
@@ -116,6 +154,7 @@ def _fitting(folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int
     for name in names:
         path = os.path.join(folder, name)
         fits = part == "**" or fnmatch.fnmatchcase(name, part)
+        # Hidden names match only a part that begins with a dot.
         if glob.has_magic(part) and name.startswith(".") and not part.startswith("."):
             continue
         if os.path.isdir(path) and (rest or part == "**") and fits:
@@ -134,13 +173,18 @@ def _refusal(error: OSError) -> DataError:
 
 def _below(folder: Path, out: Path) -> list[Input]:
     if os.path.realpath(out) == os.path.realpath(folder):
-        raise DataError(f"--out: {out} is the folder of the pictures itself; give another one, or one below it")
+        raise DataError(
+            f"--out: {out} is the folder of the pictures itself; give another one, or one below it"
+        )
     found = []
     for file in sorted(list_files(folder, _refuse, leave_out=out).files):
         if Path(file).suffix.lower() in PICTURES and not os.path.basename(file).startswith("."):
             found.append(Input(os.path.splitext(file)[0], folder / file))
     if not found:
-        raise DataError(f"{folder}: no pictures ({', '.join(PICTURES)}) in or below it; videos are given by name")
+        raise DataError(
+            f"{folder}: no pictures ({', '.join(PICTURES)}) in or below it; videos are given by "
+            "name"
+        )
     return found
 
 
@@ -149,11 +193,15 @@ def _check_names(inputs: Sequence[Input]) -> None:
     for item in inputs:
         other = named.setdefault(item.name, item.path)
         if other != item.path:
-            raise DataError(f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them apart")
+            raise DataError(
+                f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them "
+                "apart"
+            )
     for video in inputs:
         if video.is_video:
             inside = next((item for item in inputs if item.name.startswith(f"{video.name}/")), None)
             if inside is not None:
                 raise DataError(
-                    f"{video.path} and {inside.path} would share the folder {video.name}; predict them apart"
+                    f"{video.path} and {inside.path} would share the folder {video.name}; predict "
+                    "them apart"
                 )

@@ -1,8 +1,8 @@
-"""Predicts the depth of many pictures and videos, and writes it.
+"""Predicts the depth of many images and videos, and writes it.
 
-Pictures are read ahead and written by threads beside the network. Those that follow each other with one working size go
-through it together, each at the working resolution. In memory are, at their own size, no more than a batch of pictures
-and READ_AHEAD + WAITING + 1 beside it, with their depth of 4000x3000 pixels some 100 MB each.
+Threads read images ahead and write files beside the network. Consecutive images of one working size
+go through it together, at the working resolution. Memory holds, at their own size, at most a batch
+of images and READ_AHEAD + WAITING + 1 more; with their depth, some 100 MB each at 4000x3000 pixels.
 """
 
 import time
@@ -22,20 +22,38 @@ READ_AHEAD = 2
 
 
 def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, errors: TextIO) -> int:
-    """Predicts pictures, then videos. `out` is told how far it is and how fast it was, `errors` a line about each input
-    that can't be read, or is of a size that the network can't take, after which it goes on; returns how many.
+    """Predicts images, then videos.
 
-    Raises DataError and OSError where the disk doesn't take the files.
+    An input that can't be read, or whose size the network can't take, is reported and skipped.
+
+    Args:
+        predictor: The student with its outputs.
+        inputs: The images and videos.
+        out: Progress and rates are written to it.
+        errors: A line about each failed input is written to it.
+
+    Returns:
+        The number of failed inputs.
+
+    Raises:
+        DataError: If a file can't be written.
+        OSError: If a file can't be written.
     """
-    pictures, failed = [item for item in inputs if not item.is_video], 0
+    pictures = [item for item in inputs if not item.is_video]
+    failed = 0
     for item in pictures:
+        # Report files of which only the first image is predicted.
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
-            told = f"holds {count} pictures; only the first is predicted (of a video or GIF all are)"
+            told = (
+                f"holds {count} pictures; only the first is predicted (of a video or GIF all are)"
+            )
             errors.write(f"{item.path}: {told}\n")
     if pictures:
         started = time.monotonic()
         failed = predict_pictures(predictor, pictures, out, errors)
-        out.write(f"{_rate(len(pictures) - failed, time.monotonic() - started, predictor.network_s)}\n")
+        out.write(
+            f"{_rate(len(pictures) - failed, time.monotonic() - started, predictor.network_s)}\n"
+        )
     for item in inputs:
         if item.is_video:
             try:
@@ -46,26 +64,35 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
     return failed
 
 
-def predict_pictures(predictor: Predictor, pictures: Sequence[Input], out: TextIO, errors: TextIO) -> int:
-    """See `predict_all`."""
+def predict_pictures(
+    predictor: Predictor, pictures: Sequence[Input], out: TextIO, errors: TextIO
+) -> int:
+    """Predicts images; see `predict_all`."""
     done = failed = 0
     progress = Progress("pictures", len(pictures), lambda: done + failed, out)
+    # Images of one size become neighbours, so that batches are full.
     if predictor.batch_size > 1:
         pictures = sorted(pictures, key=_size_of)
-    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(THREADS) as writers, Writes() as writes:
+    with (
+        ThreadPoolExecutor(THREADS) as readers,
+        ThreadPoolExecutor(THREADS) as writers,
+        Writes() as writes,
+    ):
+        # Read ahead, predict batch by batch, write behind. A user's error replaces its image or
+        # batch.
         loaded = _read_ahead(readers, lambda item: _attempt(_load, predictor, item), pictures)
         for batch in _batches(loaded, predictor.batch_size):
             found = batch if isinstance(batch, UserError) else _attempt(predictor.depths, batch)
             if isinstance(found, UserError):
                 failed += 1 if isinstance(batch, UserError) else len(batch)
-                start = "\n" if out.isatty() else ""  # the line there is rewritten
+                start = "\n" if out.isatty() else ""  # ends the line of the progress display
                 errors.write(f"{start}{_line(found, batch)}\n")
             else:
                 for picture, (depth, confidence) in zip(batch, found, strict=True):
                     writes.add(writers.submit(predictor.write, picture, depth, confidence))
                     del picture, depth, confidence
                 done += len(batch)
-            del batch, found  # before the next ones are read: they are of the pictures' own size
+            del batch, found  # before the next ones are read: these have the images' own size
             progress.update()
     progress.finish()
     return failed
@@ -76,7 +103,7 @@ def _load(predictor: Predictor, item: Input) -> Picture:
 
 
 def _attempt(function: Callable, *arguments):
-    """What it returns, or the user's error that it raises."""
+    """Returns the function's result, or the user's error that it raises."""
     try:
         return function(*arguments)
     except UserError as error:
@@ -84,7 +111,7 @@ def _attempt(function: Callable, *arguments):
 
 
 def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> Iterator:
-    """`map` in threads, a few items ahead."""
+    """Maps in threads, READ_AHEAD items ahead."""
     coming: deque = deque()
     for item in items:
         coming.append(pool.submit(read, item))
@@ -94,8 +121,10 @@ def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> It
         yield coming.popleft().result()
 
 
-def _batches(loaded: Iterable[Picture | UserError], batch_size: int) -> Iterator[list[Picture] | UserError]:
-    """Up to `batch_size` pictures of one working size that follow each other; errors pass through."""
+def _batches(
+    loaded: Iterable[Picture | UserError], batch_size: int
+) -> Iterator[list[Picture] | UserError]:
+    """Yields up to `batch_size` consecutive images of one working size; errors pass through."""
     batch: list[Picture] = []
     for picture in loaded:
         if isinstance(picture, UserError):
@@ -115,19 +144,25 @@ def _batches(loaded: Iterable[Picture | UserError], batch_size: int) -> Iterator
 def _size_of(item: Input) -> tuple[int, int]:
     try:
         return read_image_size(item.path)
-    except DataError:  # told when it is read
+    except DataError:  # reading the image reports it
         return 0, 0
 
 
 def _line(error: UserError, batch: list[Picture] | UserError) -> str:
-    """The error with the files that it is about, and what helps there, both of which a network doesn't know."""
+    """Returns the error's line, with its files and a remedy, which the network doesn't know."""
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:
         size = "x".join(map(str, batch[0].small.shape[1:]))
-        text = f"{', '.join(str(picture.path) for picture in batch)}, as {size}: {text}; --size HxW scales pictures"
+        text = (
+            f"{', '.join(str(picture.path) for picture in batch)}, as {size}: {text}; --size HxW "
+            "scales pictures"
+        )
     return f"{type(error).__name__}: {text}"
 
 
 def _rate(count: int, elapsed_s: float, network_s: float) -> str:
     alone = f", the network alone {count / network_s:.2f} images/s" if network_s else ""
-    return f"Predicted {count} picture(s) in {elapsed_s:.1f} s: {count / elapsed_s:.2f} images/s{alone}"
+    return (
+        f"Predicted {count} picture(s) in {elapsed_s:.1f} s: {count / elapsed_s:.2f} "
+        f"images/s{alone}"
+    )

@@ -1,6 +1,7 @@
-"""Videos, frame by frame and with their times, by PyAV (the extra `video`), which brings FFmpeg's libraries along.
+"""Reads and writes videos frame by frame with their times, by PyAV (extra `video`) and its FFmpeg.
 
-Decoding and encoding take some milliseconds a frame. Left out: sound, and frames that a network would see together.
+Decoding and encoding take some milliseconds a frame. Left out: sound, and frames that a network
+would see together.
 """
 
 import os
@@ -14,16 +15,26 @@ import numpy as np
 
 from tiekd.errors import DataError
 
-_CODECS = ("libx264", "mpeg4")  # the first that is there
+_CODECS = ("libx264", "mpeg4")  # the first available one is used
 _KEPT = "; depth of those is there, the rest isn't in the file"
-_STANDS_STILL, _STANDS_STILL_S = 0.05, 0.5  # of a video's end, which may have one frame
-_GIF_END, _GIF_TAIL = b";", 4096
+# A last frame may stand still for this share of a video's duration plus this many seconds.
+_STANDS_STILL = 0.05
+_STANDS_STILL_S = 0.5
+_GIF_END = b";"
+_GIF_TAIL = 4096
 _DEFAULT_RATE = Fraction(25)
-_FINEST_BASE = Fraction(1, 60000)  # mpeg4 takes up to 65535 units a second; this divides all usual rates
+# mpeg4 allows up to 65535 units a second; all usual rates divide 60000.
+_FINEST_BASE = Fraction(1, 60000)
 
 
 class Frame(NamedTuple):
-    """rgb: (H, W, 3) uint8, upright; pts: its time in units of `Video.time_base`; time_s: in seconds."""
+    """One frame of a video.
+
+    Attributes:
+        rgb: (H, W, 3) uint8, upright.
+        pts: Its time in units of `Video.time_base`.
+        time_s: Its time in seconds.
+    """
 
     rgb: np.ndarray
     pts: int
@@ -31,9 +42,16 @@ class Frame(NamedTuple):
 
 
 class Video:
-    """A video file to read. rate: frames a second; time_base: seconds a unit of time; count: about how many frames.
+    """A video file to read.
 
-    Raises DataError where PyAV is missing, and for a file that is no video.
+    Attributes:
+        path: The file.
+        rate: Frames per second.
+        time_base: Seconds per unit of time.
+        count: About how many frames there are.
+
+    Raises:
+        DataError: If PyAV is missing, or the file is no video.
     """
 
     def __init__(self, path: Path):
@@ -42,27 +60,40 @@ class Video:
             with av.open(str(path)) as container:
                 if not container.streams.video:
                     raise DataError(f"{path}: there is no video in it")
+                # Files may lack any of these; the defaults only affect times and progress.
                 stream = container.streams.video[0]
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
                 self.time_base = Fraction(stream.time_base or 1 / self.rate)
                 self._duration_s = float((container.duration or 0) / av.time_base)
-                self._counted = stream.frames  # by the file's index; 0 where it has none
+                self._counted = stream.frames  # by the file's index; 0 if it has none
                 self.count = self._counted or round(self._duration_s * self.rate)
         except (av.error.FFmpegError, OSError) as error:
-            raise DataError(f"{path}: can't be read as a video ({_reason(error)}); the file is torn or none") from None
+            raise DataError(
+                f"{path}: can't be read as a video ({_reason(error)}); the file is torn or none"
+            ) from None
         self.path = path
 
     def frames(self) -> Iterator[Frame]:
-        """The frames in the order of their times. Raises DataError after the last one that can be had where the file
-        breaks off or is damaged."""
+        """Yields the frames in the order of their times.
+
+        Raises:
+            DataError: After the last readable frame, if the file breaks off or is damaged.
+        """
         av = _pyav(self.path)
-        count, first_s, last_s = 0, 0.0, 0.0
+        count = 0
+        first_s = 0.0
+        last_s = 0.0
         try:
             with av.open(str(self.path)) as container:
-                # One frame after the other: threads that have a frame each hang at the end of a damaged file, where
-                # they wait to log under Python's lock and Python for their end.
+                # Decodes one frame after the other. With a frame per thread, the threads deadlock
+                # at the end of a damaged file: they wait for Python's lock to log, and Python
+                # waits for them.
                 for frame in container.decode(container.streams.video[0]):
-                    pts = round(count / self.rate / self.time_base) if frame.pts is None else frame.pts
+                    pts = (
+                        round(count / self.rate / self.time_base)
+                        if frame.pts is None
+                        else frame.pts
+                    )
                     rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
                     last_s = float(pts * self.time_base)
                     first_s = first_s if count else last_s
@@ -74,13 +105,20 @@ class Video:
             raise DataError(f"{self.path}: {kept if count else none}") from None
         shown_s = last_s - first_s + float(1 / self.rate)
         if count and self._is_short(count, shown_s):
-            part = f", {shown_s:.1f} of {self._duration_s:.1f} s" if shown_s < self._duration_s else ""
+            part = (
+                f", {shown_s:.1f} of {self._duration_s:.1f} s" if shown_s < self._duration_s else ""
+            )
             raise DataError(f"{self.path}: breaks off after {count} frames{part}{_KEPT}")
 
     def _is_short(self, count: int, shown_s: float) -> bool:
-        """Whether frames are missing at the end, by the file's own words: by its index, which also counts what an
-        editor has cut off, and by its duration, in which a last frame may stand still."""
-        if self.path.suffix.lower() == ".gif":  # its frames are counted by what there is
+        """Returns True if frames are missing at the end, by the file's own index and duration.
+
+        The index also counts frames that an editor has cut off, and during a part of the duration
+        the last frame may be shown, so both must say so.
+        """
+        if (
+            self.path.suffix.lower() == ".gif"
+        ):  # PyAV counts a GIF's frames by decoding, so look for its end mark
             with self.path.open("rb") as file:
                 file.seek(-min(_GIF_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
                 return not file.read().rstrip(b"\0").endswith(_GIF_END)
@@ -90,10 +128,19 @@ class Video:
 
 @contextmanager
 def writing(path: Path, rate: Fraction, time_base: Fraction):
-    """A function (rgb (H, W, 3) uint8, pts) that adds a frame to an MP4 of this rate, which is there once all went
-    well and there were any. Of another size than the first one it is scaled to that.
+    """Opens an MP4 for writing, as a context that gives the function (rgb, pts) that adds a frame.
 
-    Times begin at 0 and grow with each frame, whatever a damaged video says. Raises DataError where that fails.
+    The file appears once the context ends without an error and there were frames. rgb is (H, W, 3)
+    uint8; a frame of another size than the first one is scaled to it. Times begin at 0 and grow
+    with each frame, whatever a damaged video says.
+
+    Args:
+        path: The file.
+        rate: Frames per second.
+        time_base: Seconds per unit of `pts`.
+
+    Raises:
+        DataError: If encoding fails.
     """
     av = _pyav(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -102,20 +149,25 @@ def writing(path: Path, rate: Fraction, time_base: Fraction):
         with av.open(str(partial), "w", format="mp4") as container:
             stream, add = _encoder(av, container, rate, time_base)
             yield add
+            # The encoder opens with the first frame, so without frames there is no file.
             written = stream.codec_context.is_open
             if written:
                 container.mux(stream.encode())
         if written:
             partial.replace(path)
     except av.error.FFmpegError as error:
-        raise DataError(f"{path}: can't be encoded ({_reason(error)}); check the disk and the video's size") from None
+        raise DataError(
+            f"{path}: can't be encoded ({_reason(error)}); check the disk and the video's size"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _encoder(av, container, rate: Fraction, time_base: Fraction):
     codec = next(name for name in _CODECS if name in av.codecs_available)
-    stream = container.add_stream(codec, rate=rate, options={"crf": "16"} if codec == "libx264" else {"qscale": "2"})
+    stream = container.add_stream(
+        codec, rate=rate, options={"crf": "16"} if codec == "libx264" else {"qscale": "2"}
+    )
     stream.pix_fmt = "yuv420p"
     base = time_base if time_base.denominator <= _FINEST_BASE.denominator else _FINEST_BASE
     stream.codec_context.time_base = base
@@ -123,14 +175,21 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
 
     def add(rgb: np.ndarray, pts: int) -> None:
         nonlocal first, last
-        height, width = rgb.shape[0] + rgb.shape[0] % 2, rgb.shape[1] + rgb.shape[1] % 2  # the format wants even sizes
-        padded = np.pad(rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge")
+        # The format wants even sizes.
+        height = rgb.shape[0] + rgb.shape[0] % 2
+        width = rgb.shape[1] + rgb.shape[1] % 2
+        padded = np.pad(
+            rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge"
+        )
         if not stream.codec_context.is_open:
-            stream.width, stream.height = width, height
+            stream.width = width
+            stream.height = height
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
         first = pts if first is None else first
         last = 0 if last is None else max(round((pts - first) * time_base / base), last + 1)
-        frame.pts, frame.time_base = last, base
+        # Times must increase, even if a damaged video repeats one.
+        frame.pts = last
+        frame.time_base = base
         container.mux(stream.encode(frame))
 
     return stream, add
@@ -141,8 +200,10 @@ def _pyav(path: Path):
         import av
         import av.error
     except ImportError:
-        raise DataError(f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'") from None
-    av.logging.set_level(av.logging.PANIC)  # what goes wrong is told in our own words
+        raise DataError(
+            f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'"
+        ) from None
+    av.logging.set_level(av.logging.PANIC)  # errors are reported by this module
     return av
 
 

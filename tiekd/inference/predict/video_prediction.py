@@ -1,7 +1,8 @@
-"""Predicts the depth of a video, frame by frame, and writes it: frames like pictures, colours as a video.
+"""Predicts the depth of a video frame by frame; frames are written like images, colours as a video.
 
-The colours have the video's rate and times; a table has each frame's time and how much depth changed in it where
-nothing moves (tiekd/inference/predict/flicker.py). Left out: making depth steadier, which is the network's matter.
+The colours have the video's rate and times. A table has each frame's time and how much depth
+changed in it where nothing moves (tiekd/inference/predict/flicker.py). Left out: making depth
+steadier, which is the network's matter.
 """
 
 import csv
@@ -27,12 +28,24 @@ COLUMNS = ("frame", "time_s", "static_change_m", "static_share")
 
 
 def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
-    """Predicts a video's frames, named `<name>/000000` and so on; `out` is told how far it is, how fast it was and how
-    much it flickers.
+    """Predicts a video's frames, named `<name>/000000` and so on.
 
-    Raises DataError where the file is no video or breaks off; what was predicted until then is whole and there.
+    Args:
+        predictor: The student with its outputs.
+        item: The video.
+        out: Progress, rate and flicker are written to it.
+
+    Returns:
+        The flicker.
+
+    Raises:
+        DataError: If the file is no video, or breaks off. Frames predicted until then are written
+            and whole.
     """
-    video, outputs, flicker, rows = Video(item.path), predictor.outputs, Flicker(), []
+    video = Video(item.path)
+    outputs = predictor.outputs
+    flicker = Flicker()
+    rows = []
     started = time.monotonic()
     files = outputs.of_video(item.name)
     progress = Progress(f"{item.path.name}, frames", video.count, lambda: len(rows), out)
@@ -42,31 +55,41 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
+        # Predict and write chunk by chunk; each frame also goes to the colour video and the table.
         for chunk in _chunks(_until_broken(video, broken), predictor.batch_size):
-            batch = [predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame)) for index, frame in chunk]
-            for (index, frame), picture, (depth, confidence) in zip(chunk, batch, predictor.depths(batch), strict=True):
-                writes.add(writers.submit(predictor.write, picture, depth, confidence, colour=False))
+            batch = [
+                predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame))
+                for index, frame in chunk
+            ]
+            for (index, frame), picture, (depth, confidence) in zip(
+                chunk, batch, predictor.depths(batch), strict=True
+            ):
+                writes.add(
+                    writers.submit(predictor.write, picture, depth, confidence, colour=False)
+                )
                 add(outputs.coloured(depth.numpy()), frame.pts)
                 change, share = flicker.add(picture.pixels, depth)
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
             progress.update()
     progress.finish()
+    # Finish what was predicted, even if the video breaks off.
     if rows:
         outputs.remove_frames_from(item.name, len(rows))
         _write_table(files["times"], rows)
+    # Report the damage after saving what could be predicted.
     if broken or not rows:
         raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
     elapsed_s = time.monotonic() - started
     out.write(
-        f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in {elapsed_s:.1f} s: "
-        f"{len(rows) / elapsed_s:.2f} images/s\n"
-        f"Flicker: {_told(flicker.mean)}, the mean change of depth between frames where the picture stays as it is\n"
+        f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in "
+        f"{elapsed_s:.1f} s: {len(rows) / elapsed_s:.2f} images/s\nFlicker: {_told(flicker.mean)}, "
+        "the mean change of depth between frames where the picture stays as it is\n"
     )
     return flicker
 
 
 def _chunks(frames: Iterable[Frame], most: int) -> Iterator[list[tuple[int, Frame]]]:
-    """Frames with their numbers, up to `most` of one size that follow each other."""
+    """Yields numbered frames in lists of up to `most` consecutive frames of one size."""
     for _, alike in groupby(enumerate(frames), lambda numbered: numbered[1].rgb.shape):
         while chunk := list(islice(alike, most)):
             yield chunk
@@ -77,6 +100,7 @@ def _pixels(frame: Frame) -> torch.Tensor:
 
 
 def _until_broken(video: Video, broken: list[DataError]) -> Iterator[Frame]:
+    """Yields a video's frames; an error ends them and is appended to `broken`."""
     try:
         yield from video.frames()
     except DataError as error:
