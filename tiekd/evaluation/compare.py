@@ -46,7 +46,9 @@ class Entrant(NamedTuple):
         """(B, 3, H, W) uint8 pictures at their own size -> metres (B, 1, H, W), as they are scored."""
         image = resizes.network_input(pixels, self.resize).to(device)
         image = look_up(image, colour_table()[None].to(device).expand(len(image), -1, -1))
-        return resizes.restored(self.predict(image), self.resize, tuple(pixels.shape[-2:]), smooth=True)
+        return resizes.restored(
+            self.predict(image), self.resize, tuple(pixels.shape[-2:]), smooth=True
+        )
 
 
 class Result(NamedTuple):
@@ -76,7 +78,10 @@ class Protocol(NamedTuple):
 
 
 def entrants(
-    named: Sequence[tuple[str, str | None]], overrides: Sequence[str], flip: bool, device: torch.device
+    named: Sequence[tuple[str, str | None]],
+    overrides: Sequence[str],
+    flip: bool,
+    device: torch.device,
 ) -> dict[str, Entrant]:
     """The networks of (recipe, checkpoint) pairs, by names that tell them apart; the overrides are the last one's.
 
@@ -85,11 +90,15 @@ def entrants(
     found: dict[str, Entrant] = {}
     for place, (recipe_path, checkpoint_path) in enumerate(named):
         last = place == len(named) - 1
-        network, path, resize = load.load_network(recipe_path, checkpoint_path, overrides if last else ())
+        network, path, resize = load.load_network(
+            recipe_path, checkpoint_path, overrides if last else ()
+        )
         file = Path(recipe_path)
         stem = file.resolve().parent.name if file.name == workdir.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
-        name = next((name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})")
+        name = next(
+            (name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})"
+        )
         predict = partial(flipping.predict, network.to(device).eval(), flip=flip)
         found[name] = Entrant(predict, path, trained_on.read(path), resize)
     return found
@@ -133,7 +142,9 @@ def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
     def predict(image: Tensor) -> Tensor:
         if image.shape[-2:] != depth.shape[-2:]:
             sizes = (f"{height}x{width}" for height, width in (depth.shape[-2:], image.shape[-2:]))
-            raise DataError(f"a mean map needs frames of one size, there are {' and '.join(sizes)}; leave it out")
+            raise DataError(
+                f"a mean map needs frames of one size, there are {' and '.join(sizes)}; leave it out"
+            )
         return depth.expand(len(image), -1, -1, -1)
 
     return Entrant(predict)
@@ -164,7 +175,13 @@ def evaluate(
         entrant.resize,
     )
     table = rows.gather()
-    return Result(entrant.weights, figures, range_figures(table.sums, protocol.cap), table, resize=entrant.resize)
+    return Result(
+        entrant.weights,
+        figures,
+        range_figures(table.sums, protocol.cap),
+        table,
+        resize=entrant.resize,
+    )
 
 
 def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
@@ -177,9 +194,19 @@ def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
     return {
         "protocol": {
             **{"split": protocol.split, "frames": len(table.names)},
-            **{"frames_with_ground_truth": sum(map(bool, table.pixels)), "pixels": sum(table.pixels)},
-            **{"min_depth_m": protocol.min_depth, "cap_m": protocol.cap, "crop": protocol.settings.crop},
-            **{"flip": protocol.settings.flip, "means": "metrics: over images; ranges: over pixels"},
+            **{
+                "frames_with_ground_truth": sum(map(bool, table.pixels)),
+                "pixels": sum(table.pixels),
+            },
+            **{
+                "min_depth_m": protocol.min_depth,
+                "cap_m": protocol.cap,
+                "crop": protocol.settings.crop,
+            },
+            **{
+                "flip": protocol.settings.flip,
+                "means": "metrics: over images; ranges: over pixels",
+            },
             "scored_at": "the ground truth's own size; depth of another size is brought up bilinearly",
         },
         "networks": {name: _plain(result) for name, result in results.items()},
@@ -193,16 +220,27 @@ def _plain(result: Result) -> dict:
         "resize": result.resize.node(),
         "frames_trained_on": None if result.overlap is None else result.overlap.seen,
         "metrics": {name: _finite(value) for name, value in result.metrics.items()},
-        "ranges": [{key: _finite(value) for key, value in row._asdict().items()} for row in result.ranges],
-        "worst": [{"name": name, "abs_rel": _finite(value)} for name, value in per_frame.worst(result.frames)],
+        "ranges": [
+            {key: _finite(value) for key, value in row._asdict().items()} for row in result.ranges
+        ],
+        "worst": [
+            {"name": name, "abs_rel": _finite(value)}
+            for name, value in per_frame.worst(result.frames)
+        ],
     }
 
 
 def _difference(ours: Result, theirs: Result) -> dict:
     return {
-        "difference": {name: _finite(value - theirs.metrics[name]) for name, value in ours.metrics.items()},
-        "frames_better": {name: won for name, (won, _) in per_frame.wins(ours.frames, theirs.frames).items()},
-        "frames_worse": {name: lost for name, (_, lost) in per_frame.wins(ours.frames, theirs.frames).items()},
+        "difference": {
+            name: _finite(value - theirs.metrics[name]) for name, value in ours.metrics.items()
+        },
+        "frames_better": {
+            name: won for name, (won, _) in per_frame.wins(ours.frames, theirs.frames).items()
+        },
+        "frames_worse": {
+            name: lost for name, (_, lost) in per_frame.wins(ours.frames, theirs.frames).items()
+        },
     }
 
 

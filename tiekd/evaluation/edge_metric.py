@@ -22,7 +22,9 @@ class MidAir(NamedTuple):
     pixels: int
 
 
-def mid_air(prediction: Tensor, truth: Tensor, jump: float = 1.25, radius: int = 2, tolerance: float = 0.05) -> MidAir:
+def mid_air(
+    prediction: Tensor, truth: Tensor, jump: float = 1.25, radius: int = 2, tolerance: float = 0.05
+) -> MidAir:
     """How many of the predicted points near depth edges lie between the two sides of the edge and on neither.
 
     prediction, truth: (B, 1, H, W) float, metres; truth dense, 0 where there is none.
@@ -35,13 +37,17 @@ def mid_air(prediction: Tensor, truth: Tensor, jump: float = 1.25, radius: int =
     if radius < 1:
         raise ValueError(f"mid_air: radius must be 1 pixel or more, got {radius}")
     if prediction.shape != truth.shape or truth.dim() != 4:
-        raise ValueError(f"mid_air: needs two maps (B, 1, H, W), got {tuple(prediction.shape)}, {tuple(truth.shape)}")
+        raise ValueError(
+            f"mid_air: needs two maps (B, 1, H, W), got {tuple(prediction.shape)}, {tuple(truth.shape)}"
+        )
     known = torch.isfinite(truth) & (truth > 0)
     far = _largest(torch.where(known, truth, 0), radius)
     near = -_largest(torch.where(known, -truth, -torch.inf), radius)
     all_known = _largest((~known).float(), radius) == 0
     near_edge = _near_edges(truth, known, jump, radius) & all_known
-    hanging = (prediction > near * (1 + tolerance)) & (prediction < far * (1 - tolerance)) & near_edge
+    hanging = (
+        (prediction > near * (1 + tolerance)) & (prediction < far * (1 - tolerance)) & near_edge
+    )
     pixels = int(near_edge.sum())
     return MidAir(int(hanging.sum()) / pixels if pixels else float("nan"), pixels)
 
@@ -66,4 +72,6 @@ def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tenso
 def _largest(values: Tensor, rows: int, columns: int | None = None) -> Tensor:
     """The greatest value within so many rows and columns."""
     columns = rows if columns is None else columns
-    return max_pool2d(values.float(), (2 * rows + 1, 2 * columns + 1), stride=1, padding=(rows, columns))
+    return max_pool2d(
+        values.float(), (2 * rows + 1, 2 * columns + 1), stride=1, padding=(rows, columns)
+    )

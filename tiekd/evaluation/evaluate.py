@@ -45,13 +45,21 @@ class EvaluationSettings:
         if self.by not in ("epoch", "iteration"):
             raise RecipeError(f"evaluation.by: got {self.by!r}; allowed: epoch, iteration")
         if not isinstance(self.interval, int) or self.interval < 1:
-            raise RecipeError(f"evaluation.interval: got {self.interval!r}; it must be a whole number from 1")
+            raise RecipeError(
+                f"evaluation.interval: got {self.interval!r}; it must be a whole number from 1"
+            )
         if self.batch_size < 1:
-            raise RecipeError(f"evaluation.batch_size: got {self.batch_size!r}; it must be a whole number from 1")
+            raise RecipeError(
+                f"evaluation.batch_size: got {self.batch_size!r}; it must be a whole number from 1"
+            )
         if self.cap is not None and not self.cap > 0:
-            raise RecipeError(f"evaluation.cap: got {self.cap!r}; it must be metres > 0, or left out for max_depth")
+            raise RecipeError(
+                f"evaluation.cap: got {self.cap!r}; it must be metres > 0, or left out for max_depth"
+            )
         if self.crop not in metrics.CROPS:
-            raise RecipeError(f"evaluation.crop: got {self.crop!r}; allowed: {', '.join(metrics.CROPS)}")
+            raise RecipeError(
+                f"evaluation.crop: got {self.crop!r}; allowed: {', '.join(metrics.CROPS)}"
+            )
         if self.save_best not in metrics.METRIC_NAMES:
             allowed = ", ".join(metrics.METRIC_NAMES)
             raise RecipeError(f"evaluation.save_best: got {self.save_best!r}; allowed: {allowed}")
@@ -83,20 +91,35 @@ def evaluate(
     cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
     batches = validation_batches(
-        dataset, settings.batch_size, comm.rank(), comm.world_size(), workers, device, timeout_s, resize
+        dataset,
+        settings.batch_size,
+        comm.rank(),
+        comm.world_size(),
+        workers,
+        device,
+        timeout_s,
+        resize,
     )
     for batch_indices, batch in _shown(batches, "frames", len(dataset), comm.world_size(), out):
-        depth = resizes.restored(predictor(batch.image), resize, tuple(batch.depth.shape[-2:]), smooth=True)
+        depth = resizes.restored(
+            predictor(batch.image), resize, tuple(batch.depth.shape[-2:]), smooth=True
+        )
         indices += batch_indices
         rows.append(metrics.depth_metrics(depth, batch.depth, min_depth, cap, settings.crop))
         for watcher in watchers:
             watcher(batch_indices, batch, depth, rows[-1])
     mine = torch.cat(rows).cpu().tolist() if rows else []
-    by_index = dict(pair for part in comm.gather_objects(list(zip(indices, mine, strict=True))) for pair in part)
-    return metrics.aggregate(torch.tensor([by_index[i] for i in sorted(by_index)], dtype=torch.float64))
+    by_index = dict(
+        pair for part in comm.gather_objects(list(zip(indices, mine, strict=True))) for pair in part
+    )
+    return metrics.aggregate(
+        torch.tensor([by_index[i] for i in sorted(by_index)], dtype=torch.float64)
+    )
 
 
-def _shown(pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None) -> Iterator:
+def _shown(
+    pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None
+) -> Iterator:
     """The (indices, ...) pairs; the main rank shows a terminal how far it is, as if the others were as far."""
     if out is None or not comm.is_main():
         yield from pairs
@@ -121,9 +144,13 @@ def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
         depth = sample.depth.double()
         if index and depth.shape != total.shape:
             sizes = " and ".join("x".join(map(str, d.shape[-2:])) for d in (total, depth))
-            raise DataError(f"{sample.name}: a mean map needs frames of one size, there are {sizes}; leave it out")
+            raise DataError(
+                f"{sample.name}: a mean map needs frames of one size, there are {sizes}; leave it out"
+            )
         total, count = total + depth, count + (depth > 0)
     rows, row_counts = total.sum(-1, keepdim=True), count.sum(-1, keepdim=True)
     everywhere = rows.sum() / row_counts.sum()
-    row_means = torch.where(row_counts > 0, rows / row_counts.clamp(min=1), everywhere).expand_as(total)
+    row_means = torch.where(row_counts > 0, rows / row_counts.clamp(min=1), everywhere).expand_as(
+        total
+    )
     return torch.where(count > 0, total / count.clamp(min=1), row_means).float()[None]

@@ -42,11 +42,15 @@ def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
     if crop not in _FRACTIONS:
         raise RecipeError(f"evaluation crop: got {crop!r}; it must be one of: {', '.join(CROPS)}")
     top, bottom, left, right = _FRACTIONS[crop]
-    return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
+    return slice(int(top * height), int(bottom * height)), slice(
+        int(left * width), int(right * width)
+    )
 
 
 @torch.no_grad()
-def depth_metrics(prediction: Tensor, ground_truth: Tensor, min_depth: float, max_depth: float, crop: str) -> Tensor:
+def depth_metrics(
+    prediction: Tensor, ground_truth: Tensor, min_depth: float, max_depth: float, crop: str
+) -> Tensor:
     """The metrics of each image: (B, 9) float64 in the order of METRIC_NAMES, on the images' device.
 
     prediction, ground_truth: (H, W) or (B, 1, H, W) float, metres, same shape; only pixels with
@@ -59,7 +63,9 @@ def depth_metrics(prediction: Tensor, ground_truth: Tensor, min_depth: float, ma
         shapes = f"{tuple(prediction.shape)} and {tuple(ground_truth.shape)}"
         raise ValueError(f"depth_metrics: got {shapes}; both must be (H, W) or both (B, 1, H, W)")
     rows, columns = crop_box(crop, *prediction.shape[-2:])
-    predicted, truth = (maps.reshape(-1, *maps.shape[-2:])[:, rows] for maps in (prediction, ground_truth))
+    predicted, truth = (
+        maps.reshape(-1, *maps.shape[-2:])[:, rows] for maps in (prediction, ground_truth)
+    )
     if prediction.device.type == "cpu":
         return _from_sums(*_sums_on_cpu(predicted, truth, min_depth, max_depth, columns))
     predicted, truth = (maps[..., columns].flatten(1).double() for maps in (predicted, truth))
@@ -71,7 +77,9 @@ def _sums_on_cpu(
 ) -> tuple[Tensor, Tensor]:
     """(B, 9) sums and (B,) counts of (B, h, W) maps. In numpy and one image at a time, which fits a core's cache:
     torch would start its threads for every step, and wait for them whenever the data workers have the cores."""
-    predicted, truth = (m if m.dtype in (torch.float32, torch.float64) else m.float() for m in (predicted, truth))
+    predicted, truth = (
+        m if m.dtype in (torch.float32, torch.float64) else m.float() for m in (predicted, truth)
+    )
     predicted, truth = predicted.numpy(), truth.numpy()
     # numpy rounds a bound to the array's dtype, in which no depth may then change its side of it.
     low, high = _rounded(min_depth, truth.dtype, -np.inf), _rounded(max_depth, truth.dtype, np.inf)
@@ -82,19 +90,25 @@ def _sums_on_cpu(
         valid &= truth_map < high
         valid[:, : columns.start] = valid[:, columns.stop :] = False
         kept = np.flatnonzero(valid)  # taking by numbers is several times faster than by a mask
-        pixels = (maps.reshape(-1).take(kept).astype(np.float64) for maps in (predicted_map, truth_map))
+        pixels = (
+            maps.reshape(-1).take(kept).astype(np.float64) for maps in (predicted_map, truth_map)
+        )
         with np.errstate(divide="ignore"):  # a prediction of 0
             sums.append(_sums(*pixels, np.log, np.count_nonzero, dot))
         counts.append(len(kept))
     return torch.tensor(np.array(sums)), torch.tensor(counts)
 
 
-def _sums_without_sync(predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float) -> tuple[Tensor, Tensor]:
+def _sums_without_sync(
+    predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float
+) -> tuple[Tensor, Tensor]:
     """(B, 9) sums and (B,) counts of (B, N) float64 maps; pixels that don't count are exact ones of a depth of 1."""
     valid = (truth > min_depth) & (truth < max_depth)
     count = valid.sum(1)
     predicted, truth = (torch.where(valid, maps, 1.0) for maps in (predicted, truth))
-    sums = torch.stack(_sums(predicted, truth, torch.log, partial(torch.sum, dim=1), torch.linalg.vecdot), dim=1)
+    sums = torch.stack(
+        _sums(predicted, truth, torch.log, partial(torch.sum, dim=1), torch.linalg.vecdot), dim=1
+    )
     sums[:, :3] -= (valid.shape[1] - count)[:, None]
     return sums, count
 
@@ -129,12 +143,18 @@ def _rounded(bound: float, dtype: np.dtype, towards: float) -> np.floating:
 
 def _from_sums(sums: Tensor, count: Tensor) -> Tensor:
     """The metrics (B, 9) of `_sums` (B, 9) and the numbers of pixels (B,)."""
-    a1, a2, a3, abs_rel, square, log, log_square, log_mean, sq_rel = (sums / count[:, None]).unbind(1)
+    a1, a2, a3, abs_rel, square, log, log_square, log_mean, sq_rel = (sums / count[:, None]).unbind(
+        1
+    )
     # Rounding can make the variance of a constant log ratio slightly negative.
     silog = (log_square - log_mean**2).clamp(min=0).sqrt() * 100
-    errors = torch.stack([abs_rel, square.sqrt(), log / math.log(10), log_square.sqrt(), silog, sq_rel], dim=1)
+    errors = torch.stack(
+        [abs_rel, square.sqrt(), log / math.log(10), log_square.sqrt(), silog, sq_rel], dim=1
+    )
     broken = ~sums[:, 6:7].isfinite()
-    return torch.cat([torch.stack([a1, a2, a3], dim=1), torch.where(broken, torch.inf, errors)], dim=1)
+    return torch.cat(
+        [torch.stack([a1, a2, a3], dim=1), torch.where(broken, torch.inf, errors)], dim=1
+    )
 
 
 def aggregate(rows: Tensor) -> dict[str, float]:
@@ -163,6 +183,10 @@ def metrics_table(metrics: dict[str, float]) -> str:
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
 
     def row(cells):
-        return "| " + " | ".join(cell.center(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        return (
+            "| "
+            + " | ".join(cell.center(width) for cell, width in zip(cells, widths, strict=True))
+            + " |"
+        )
 
     return "\n".join([rule, row(metrics), rule, row(values), rule])

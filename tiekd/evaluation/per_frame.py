@@ -57,12 +57,16 @@ class FrameRows:
 
     def gather(self) -> FrameTable:
         """All ranks' frames, on every rank. Collective."""
-        rows = torch.cat(self._rows).cpu() if self._rows else torch.zeros(0, len(metrics.METRIC_NAMES))
+        rows = (
+            torch.cat(self._rows).cpu() if self._rows else torch.zeros(0, len(metrics.METRIC_NAMES))
+        )
         sums = torch.cat(self._sums).cpu() if self._sums else torch.zeros(0, NUM_RANGES, 4)
         mine = list(zip(self._indices, self._names, rows.tolist(), sums.tolist(), strict=True))
         everything = sorted(frame for part in comm.gather_objects(mine) for frame in part)
         _, names, rows, sums = zip(*everything, strict=True)
-        return FrameTable(list(names), *(torch.tensor(values, dtype=torch.float64) for values in (rows, sums)))
+        return FrameTable(
+            list(names), *(torch.tensor(values, dtype=torch.float64) for values in (rows, sums))
+        )
 
 
 def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
@@ -72,7 +76,9 @@ def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["name", "pixels", *metrics.METRIC_NAMES, "network"])
     for network, table in tables.items():
-        for name, pixels, row in zip(table.names, table.pixels, table.metrics.tolist(), strict=True):
+        for name, pixels, row in zip(
+            table.names, table.pixels, table.metrics.tolist(), strict=True
+        ):
             cells = ["" if math.isnan(value) else repr(value) for value in row]
             writer.writerow([name, pixels, *cells, network])
     replace_text(path, file.getvalue())

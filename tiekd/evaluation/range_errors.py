@@ -38,14 +38,18 @@ def bounds_m(cap: float) -> list[tuple[float, float]]:
 
 
 @torch.no_grad()
-def range_sums(prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: float, crop: str) -> Tensor:
+def range_sums(
+    prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: float, crop: str
+) -> Tensor:
     """Per image and range: the number of pixels, and the sums of d, |d| / t and d^2, for d = prediction - t.
 
     prediction, ground_truth: (B, 1, H, W), metres; what counts is what counts for `metrics.depth_metrics`. Returns
     (B, NUM_RANGES, 4) float64 on the same device. A prediction that is not finite is an infinite error.
     """
     rows, columns = metrics.crop_box(crop, *prediction.shape[-2:])
-    predicted, truth = (maps[:, 0, rows, columns].flatten(1).double() for maps in (prediction, ground_truth))
+    predicted, truth = (
+        maps[:, 0, rows, columns].flatten(1).double() for maps in (prediction, ground_truth)
+    )
     counts = (truth > min_depth) & (truth < cap)
     truth = torch.where(counts, truth, 1.0)
     difference = torch.where(predicted.isfinite(), predicted, torch.inf) - truth
@@ -60,7 +64,9 @@ def range_sums(prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: 
 def range_figures(sums: Tensor, cap: float) -> list[RangeFigures]:
     """What the sums (N, NUM_RANGES, 4) of all images come to."""
     figures = []
-    for (low, high), (count, bias, relative, square) in zip(bounds_m(cap), sums.double().sum(0), strict=True):
+    for (low, high), (count, bias, relative, square) in zip(
+        bounds_m(cap), sums.double().sum(0), strict=True
+    ):
         means = (bias / count, relative / count, (square / count).sqrt())
         figures.append(RangeFigures(low, high, int(count), *(mean.item() for mean in means)))
     return figures

@@ -14,7 +14,8 @@ def everything(results: Mapping[str, Result], protocol: Protocol) -> list[str]:
     said = [
         "\n".join([protocol_lines(protocol, result), *trained_on_lines(results)]),
         comparison_table({name: each.metrics for name, each in results.items()}),
-        "By range of the ground truth, mean over pixels; bias below 0 is predicted too near:\n" + ranges_table(results),
+        "By range of the ground truth, mean over pixels; bias below 0 is predicted too near:\n"
+        + ranges_table(results),
     ]
     if len(results) > 1:
         said.append(duels_table(results))
@@ -52,18 +53,26 @@ def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
     lines = [_head(width) + ("  abs_rel / first" if several else "")]
     for label, row in figures.items():
         cells = "  ".join(f"{row[name]:8.4f}" for name in metrics.METRIC_NAMES)
-        lines.append(f"{label:{width}}  {cells}" + (f"  {row['abs_rel'] / first:15.3f}" if several else ""))
+        lines.append(
+            f"{label:{width}}  {cells}" + (f"  {row['abs_rel'] / first:15.3f}" if several else "")
+        )
     return "\n".join(lines)
 
 
 def ranges_table(results: Mapping[str, Result]) -> str:
     """One row a network and range: pixels, bias and error."""
     width = max(map(len, results))
-    lines = [f"{'':{width}}  {'range, m':>13}  {'pixels':>11}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
+    lines = [
+        f"{'':{width}}  {'range, m':>13}  {'pixels':>11}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"
+    ]
     for label, result in results.items():
         for row in result.ranges:
             place = f"{row.from_m:g} - {row.to_m:g}"
-            figures = f"{row.bias_m:+8.3f}  {row.abs_rel:8.4f}  {row.rmse_m:8.3f}" if row.pixels else "no pixel"
+            figures = (
+                f"{row.bias_m:+8.3f}  {row.abs_rel:8.4f}  {row.rmse_m:8.3f}"
+                if row.pixels
+                else "no pixel"
+            )
             lines.append(f"{label:{width}}  {place:>13}  {row.pixels:>11}  {figures:>8}")
             label = ""
     return "\n".join(lines)
@@ -77,19 +86,33 @@ def duels_table(results: Mapping[str, Result]) -> str:
     for other in others:
         theirs, counts = results[other], per_frame.wins(ours.frames, results[other].frames)
         rows = {
-            f"{last} - {other}": [f"{ours.metrics[n] - theirs.metrics[n]:+8.4f}" for n in metrics.METRIC_NAMES],
+            f"{last} - {other}": [
+                f"{ours.metrics[n] - theirs.metrics[n]:+8.4f}" for n in metrics.METRIC_NAMES
+            ],
             f"frames where {last} is better": [f"{won:8}" for won, _ in counts.values()],
             f"frames where {other} is better": [f"{lost:8}" for _, lost in counts.values()],
         }
         width = max(map(len, rows))
-        blocks.append("\n".join([_head(width), *(f"{label:{width}}  {'  '.join(row)}" for label, row in rows.items())]))
+        blocks.append(
+            "\n".join(
+                [
+                    _head(width),
+                    *(f"{label:{width}}  {'  '.join(row)}" for label, row in rows.items()),
+                ]
+            )
+        )
     return "\n\n".join(blocks)
 
 
 def worst_lines(label: str, result: Result) -> str:
     """The three frames with the largest abs_rel, one a line."""
     rows = per_frame.worst(result.frames)
-    return "\n".join([f"Worst frames of {label} by abs_rel:", *(f"  {value:.4f}  {name}" for name, value in rows)])
+    return "\n".join(
+        [
+            f"Worst frames of {label} by abs_rel:",
+            *(f"  {value:.4f}  {name}" for name, value in rows),
+        ]
+    )
 
 
 def _head(width: int) -> str:

@@ -37,7 +37,9 @@ class Target(NamedTuple):
 
     def expectation(self, values: Tensor) -> Tensor:
         """sum_k q_k values_k: (P,), of values (K, P)."""
-        return (values * self.mass if self.bins is None else values.gather(0, self.bins).mul_(self.mass)).sum(0)
+        return (
+            values * self.mass if self.bins is None else values.gather(0, self.bins).mul_(self.mass)
+        ).sum(0)
 
     def add_to(self, values: Tensor, factor: Tensor) -> None:
         """values += factor * q, in place: values (K, P), factor (P,). The target is used up."""
@@ -73,16 +75,24 @@ class Cells:
                 t[image : image + 1, :, pixels] if isinstance(t, Tensor) and t.ndim == 4 else t
                 for t in (self.depth, self.sigma, self.weight)
             )
-            q, valid = reference.cell_target(*maps, self.edges, self.target, self.beyond, self.stride)
+            q, valid = reference.cell_target(
+                *maps, self.edges, self.target, self.beyond, self.stride
+            )
             return Target(None, q[0].flatten(1), valid.flatten())
         windows, share, valid = self.gaussians
         valid = valid[image, rows].flatten()
-        if valid.device.type == "cpu" and not valid.any():  # elsewhere the host would have to wait for the answer
+        if (
+            valid.device.type == "cpu" and not valid.any()
+        ):  # elsewhere the host would have to wait for the answer
             return None
-        bins, mass = windows.mass(*(t[image, :, rows].flatten(1) for t in (windows.first, windows.centre)))
+        bins, mass = windows.mass(
+            *(t[image, :, rows].flatten(1) for t in (windows.first, windows.centre))
+        )
         if share is not None:
             mass *= share[image, :, rows].flatten(1)[..., None]
-        bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))  # (J, P, E) to (J * E, P)
+        bins, mass = (
+            t.transpose(1, 2).flatten(0, 1) for t in (bins, mass)
+        )  # (J, P, E) to (J * E, P)
         return Target(bins, mass, valid, overlap=share is not None)
 
     @torch.no_grad()
@@ -91,7 +101,9 @@ class Cells:
         (B, h, w); None where they aren't of few bins."""
         maps = (self.depth, self.sigma, self.weight)
         windows, parts, counted = [], [], []
-        for depth, sigma, weight in reference.pixels_of_cells(*maps, self.edges, self.beyond, self.stride):
+        for depth, sigma, weight in reference.pixels_of_cells(
+            *maps, self.edges, self.beyond, self.stride
+        ):
             windows.append(gaussian_windows(depth, sigma, self.edges))
             if windows[-1] is None:
                 return None
@@ -100,8 +112,12 @@ class Cells:
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
         of_cell = windows[0]._replace(
-            first=torch.cat([w.first for w in windows], 1), centre=torch.cat([w.centre for w in windows], 1)
+            first=torch.cat([w.first for w in windows], 1),
+            centre=torch.cat([w.centre for w in windows], 1),
         )
         num_valid = sum(valid.to(self.edges.dtype) for valid in counted)
-        parts = [v / num_valid.clamp_min(1) * (1 if p is None else p) for p, v in zip(parts, counted, strict=True)]
+        parts = [
+            v / num_valid.clamp_min(1) * (1 if p is None else p)
+            for p, v in zip(parts, counted, strict=True)
+        ]
         return of_cell, torch.cat(parts, 1), num_valid[:, 0] > 0

@@ -44,7 +44,9 @@ def dpm(
         dtype = torch.get_autocast_dtype(device)
         features, weight, bias = features.to(dtype), weight.to(dtype), bias.to(dtype)
     if features.stride(2) != features.shape[3] * features.stride(3):
-        features = features.contiguous()  # pixels have to be one dimension of it, and of its gradient
+        features = (
+            features.contiguous()
+        )  # pixels have to be one dimension of it, and of its gradient
     with torch.autocast(device, enabled=False):
         cells = None
         if target_depth is not None:
@@ -54,7 +56,9 @@ def dpm(
 
 class _Dpm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None):
+    def forward(
+        ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None
+    ):
         shape = features.shape[0], 1, *features.shape[2:]
         largest, divergence = (edges.new_zeros(shape).flatten(1) for _ in range(2))
         valid = torch.zeros_like(largest, dtype=torch.bool)
@@ -67,19 +71,27 @@ class _Dpm(torch.autograd.Function):
                 _product(bias[:, None], weight, features[image].flatten(1)[:, tile], out=logits)
                 logits -= torch.amax(logits, 0, out=largest[image, tile])
                 if q is not None and is_gaussian:
-                    torch.sub(q.minus_entropy(len(logits)), q.expectation(logits), out=divergence[image, tile])
+                    torch.sub(
+                        q.minus_entropy(len(logits)),
+                        q.expectation(logits),
+                        out=divergence[image, tile],
+                    )
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
                 if q is not None and not is_gaussian:
                     p /= sums[0, image, tile]
-                    divergence[image, tile] = reference.released_divergence(p[None], q.mass[None])[0, 0]
+                    divergence[image, tile] = reference.released_divergence(p[None], q.mass[None])[
+                        0, 0
+                    ]
                 if q is not None:
                     valid[image, tile] = q.valid
 
         in_threads.each(tile_by_tile, _shares(features, edges))
         log_sum, depth = sums[0].log(), (sums[1] / sums[0]).view(shape)
         if is_gaussian:
-            divergence += log_sum  # - sum q log p = log_sum - sum q logit, the largest logit taken off both
+            divergence += (
+                log_sum  # - sum q log p = log_sum - sum q logit, the largest logit taken off both
+            )
         divergence = divergence.masked_fill_(~valid, 0).view(shape) if cells is not None else None
         # Under ZeRO-3 the weights' storage is released after forward and gathered again before the owning module's
         # backward. Saving the parameters themselves, not anything made of them, is what makes that work.
@@ -104,18 +116,26 @@ class _Dpm(torch.autograd.Function):
 
         def tile_by_tile(blocks: list[Block]) -> tuple[Tensor, Tensor]:
             # Sums over many tiles lose digits in half precision.
-            weight_grad, bias_grad = (torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias))
+            weight_grad, bias_grad = (
+                torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias)
+            )
             for image, tile, q, logits, spare in _tiles(blocks, features, edges, cells):
                 pixels = features[image].flatten(1)[:, tile]
                 torch.sub(bias[:, None], log_sum[image, tile], out=logits)
                 p = _product(logits, weight, pixels, out=logits).exp_()
                 by_divergence = None if q is None else divergence_grad[image, tile] * q.valid
-                slope = _released_slope(p, q.mass) if q is not None and cells.target == "released" else None
+                slope = (
+                    _released_slope(p, q.mass)
+                    if q is not None and cells.target == "released"
+                    else None
+                )
                 # g_d p_k (c_k - depth) for the depth, g_kl (p_k - q_k) for a gaussian's divergence.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
                     # The difference first: far away, two products would lose two digits to each other.
-                    offset = torch.sub(centres, depth[image, tile], out=spare).mul_(depth_grad[image, tile])
+                    offset = torch.sub(centres, depth[image, tile], out=spare).mul_(
+                        depth_grad[image, tile]
+                    )
                     factor = offset if factor is None else offset.add_(factor)
                 logits_grad = p.zero_() if factor is None else p.mul_(factor)
                 if slope is not None:
@@ -130,13 +150,21 @@ class _Dpm(torch.autograd.Function):
                 elif need_weight:
                     weight_grad += logits_grad @ pixels.T
                 if need_features:
-                    torch.mm(matrix.T, logits_grad, out=features_grad[image].view(channels, -1)[:, tile])
+                    torch.mm(
+                        matrix.T, logits_grad, out=features_grad[image].view(channels, -1)[:, tile]
+                    )
             return weight_grad, bias_grad
 
         parts = in_threads.each(tile_by_tile, _shares(features, edges))
         weight_grad, bias_grad = (sum(grads[1:], grads[0]) for grads in zip(*parts, strict=True))
         weight_grad = weight_grad.view_as(weight).to(weight.dtype) if need_weight else None
-        return features_grad, weight_grad, bias_grad.to(bias.dtype) if need_bias else None, None, None
+        return (
+            features_grad,
+            weight_grad,
+            bias_grad.to(bias.dtype) if need_bias else None,
+            None,
+            None,
+        )
 
 
 Block = tuple[int, int, int]  # image, first row, row after the last
@@ -146,7 +174,11 @@ def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
     """All rows of all images, in blocks of a few tiles, shared out: one share for each thread, or one in all."""
     images, _, height, _ = features.shape
     step = _rows_of_tile(features, edges) * TILES_PER_BLOCK
-    blocks = [(image, row, min(row + step, height)) for image in range(images) for row in range(0, height, step)]
+    blocks = [
+        (image, row, min(row + step, height))
+        for image in range(images)
+        for row in range(0, height, step)
+    ]
     count = min(in_threads.count(), len(blocks)) if features.device.type == "cpu" else 1
     bounds = [len(blocks) * share // count for share in range(count + 1)]
     return [blocks[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
@@ -170,7 +202,11 @@ def _tiles(
         for top in range(first, last, step):
             tile = slice(top * width, min(top + step, last) * width)
             size = tile.stop - tile.start
-            q = None if target is None else target.part(slice(tile.start - first * width, tile.stop - first * width))
+            q = (
+                None
+                if target is None
+                else target.part(slice(tile.start - first * width, tile.stop - first * width))
+            )
             yield image, tile, q, *(part[: bins * size].view(bins, size) for part in memory)
 
 

@@ -19,7 +19,9 @@ from torch.nn.functional import conv2d
 
 from tiekd.kernels import layouts
 
-_STRIP_PIXELS = 4096  # features and gradients of 128 channels in a core's L2 cache, and long sums for a product
+_STRIP_PIXELS = (
+    4096  # features and gradients of 128 channels in a core's L2 cache, and long sums for a product
+)
 
 
 _3X3 = ((1, 1), (1, 1), (1, 1), 1)  # stride, padding, dilation and groups of what products are for
@@ -71,7 +73,9 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
                 first = max(start, -offset)
                 end = min(start + strip, height * width, height * width - offset)
                 if first < end:
-                    total[row, column].addmm_(of_image[first:end].T, image[first + offset : end + offset])
+                    total[row, column].addmm_(
+                        of_image[first:end].T, image[first + offset : end + offset]
+                    )
         _take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, width, -1))
     return total.permute(2, 3, 0, 1).contiguous()
 
@@ -143,7 +147,11 @@ def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
 
     size: (H, W) of what is convolved; x may be what has yet to be upsampled to it.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if (
+        torch.compiler.is_compiling()
+        or not torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+    ):
         return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
@@ -162,7 +170,9 @@ def gradients_by_products(
 
 
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS or weight.shape[2:] != (3, 3):
+    if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS or weight.shape[
+        2:
+    ] != (3, 3):
         return False
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
@@ -170,7 +180,14 @@ def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride, padding, dilation, groups: int, mask: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """torch's gradients of x, weight and bias, as far as the mask asks for them."""
     return torch.ops.aten.convolution_backward(

@@ -31,7 +31,11 @@ LARGE_TRAINING, LARGE_FORWARD, SMALL = "large 3x3, training", "large 3x3, forwar
 ANY = "any convolution"
 
 # Choices in fp32. What oneDNN's layout needs is in tiekd/kernels/convolution.py.
-AS_IT_COMES, CHANNELS_LAST, PRODUCTS = "as it comes", "channels_last", "channels_last, weight gradient by products"
+AS_IT_COMES, CHANNELS_LAST, PRODUCTS = (
+    "as it comes",
+    "channels_last",
+    "channels_last, weight gradient by products",
+)
 # Choices in bf16: as torch does it, or computed in fp32 from bf16 features and weights.
 NATIVE, IN_FP32 = "native", "computed in fp32"
 
@@ -77,7 +81,9 @@ def isa() -> str:
 
 def of_isa(name: str) -> dict[str, str]:
     """The table's choices for one of `ISAS`: {"<shape class>, <dtype>": choice}."""
-    return {f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name}
+    return {
+        f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name
+    }
 
 
 def choice(shape_class: str, dtype: str) -> str:
@@ -143,7 +149,8 @@ def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
         same = record["choices"] == own["choices"]
         lines.append(
             f"The run was started on a CPU with {record['isa']}, this one has {here}: numbers will differ by "
-            f"rounding. Its layouts are kept ({RECORD})" + ("" if same else "; a new run would take others here")
+            f"rounding. Its layouts are kept ({RECORD})"
+            + ("" if same else "; a new run would take others here")
         )
     return record, lines
 

@@ -52,7 +52,9 @@ def dpm(
     if target_depth is None:
         return depth, None
     q, valid = cell_target(target_depth, sigma, target_weight, edges, target, beyond, stride)
-    divergence = gaussian_divergence(log_p, q) if target == "gaussian" else released_divergence(p, q)
+    divergence = (
+        gaussian_divergence(log_p, q) if target == "gaussian" else released_divergence(p, q)
+    )
     return depth, divergence.masked_fill(~valid, 0)
 
 
@@ -92,7 +94,12 @@ def cell_target(
 
 
 def pixels_of_cells(
-    depth: Tensor, sigma: float | Tensor, weight: Tensor | None, edges: Tensor, beyond: str, stride: int
+    depth: Tensor,
+    sigma: float | Tensor,
+    weight: Tensor | None,
+    edges: Tensor,
+    beyond: str,
+    stride: int,
 ) -> Iterator[tuple[Tensor, float | Tensor, Tensor | None]]:
     """(depth, sigma, weight) of one pixel of every cell after the other, each (B, M, h, w); a depth that is not valid,
     or beyond the edges and ignored, is 0."""
@@ -102,7 +109,10 @@ def pixels_of_cells(
     maps = [_pad(t, stride, value) for t, value in ((depth, 0), (sigma, 1), (weight, 0))]
     for i in range(stride):
         for j in range(stride):
-            yield tuple(t[:, :, i::stride, j::stride] if isinstance(t, Tensor) and t.ndim == 4 else t for t in maps)
+            yield tuple(
+                t[:, :, i::stride, j::stride] if isinstance(t, Tensor) and t.ndim == 4 else t
+                for t in maps
+            )
 
 
 def check_choices(target: str, beyond: str) -> None:

@@ -20,30 +20,42 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tiekd.errors import RecipeError
 
-TABLE_STEPS_PER_SIGMA = 64  # Linear interpolation between these nodes keeps the mean within 0.03 % of the depth.
+TABLE_STEPS_PER_SIGMA = (
+    64  # Linear interpolation between these nodes keeps the mean within 0.03 % of the depth.
+)
 REACH_SIGMAS = 6.0  # A centre this far outside the first or last inner edge leaves 1e-9 of the mass in other bins.
 NEWTON_STEPS = 6
 WIDTH_SLACK = 1e-3  # float32 edges of many bins are not quite evenly spaced.
 EDGES_AT_ONCE = 16
-DENSE_FROM = 0.5  # With more than this share of the edges within reach, all of them at once are as fast.
+DENSE_FROM = (
+    0.5  # With more than this share of the edges within reach, all of them at once are as fast.
+)
 PUBLISHED_THRESHOLD, PUBLISHED_FLOOR = 1e-16, -1000.0
 
 _tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def bin_edges(num_bins: int, min_depth: float, max_depth: float, spacing: str = "uniform") -> Tensor:
+def bin_edges(
+    num_bins: int, min_depth: float, max_depth: float, spacing: str = "uniform"
+) -> Tensor:
     """Edges of `num_bins` depth bins: (K + 1,) float32, metres, increasing from min_depth to max_depth.
 
     spacing: "uniform" (the published one) or "log" (every bin the same ratio wider than the one before).
     """
     if num_bins < 2:
-        raise RecipeError(f"num_bins: {num_bins} is too few; a depth distribution needs at least 2 bins")
+        raise RecipeError(
+            f"num_bins: {num_bins} is too few; a depth distribution needs at least 2 bins"
+        )
     if not 0 < min_depth < max_depth < math.inf:
-        raise RecipeError(f"min_depth={min_depth}, max_depth={max_depth}: 0 < min_depth < max_depth (metres) is needed")
+        raise RecipeError(
+            f"min_depth={min_depth}, max_depth={max_depth}: 0 < min_depth < max_depth (metres) is needed"
+        )
     if spacing == "uniform":
         return torch.linspace(min_depth, max_depth, num_bins + 1)
     if spacing == "log":
-        logs = torch.linspace(math.log(min_depth), math.log(max_depth), num_bins + 1, dtype=torch.float64)
+        logs = torch.linspace(
+            math.log(min_depth), math.log(max_depth), num_bins + 1, dtype=torch.float64
+        )
         return logs.exp().float()
     raise RecipeError(f"spacing: {spacing!r} is not known; uniform or log are")
 
@@ -71,7 +83,9 @@ def check_sigma(sigma: float, edges: Tensor) -> None:
 
 
 @torch.no_grad()
-def gaussian_target(depth: Tensor, sigma: float | Tensor, weight: Tensor | None, edges: Tensor) -> Tensor:
+def gaussian_target(
+    depth: Tensor, sigma: float | Tensor, weight: Tensor | None, edges: Tensor
+) -> Tensor:
     """A mixture of Gaussians as its mass per bin: q (B, K, H, W) in the dtype of edges, summing to 1 over the bins.
 
     depth: (B, M, H, W), metres; a component is not valid where its depth is <= 0 or NaN. Valid depths are clamped to
@@ -91,7 +105,9 @@ def gaussian_target(depth: Tensor, sigma: float | Tensor, weight: Tensor | None,
         if windows is None:
             components.append(_mass_between(inner - centre[:, one], _component(sigma, m, edges)))
         else:
-            bins, mass = (t.movedim(-1, 1) for t in windows.mass(windows.first[:, m], windows.centre[:, m]))
+            bins, mass = (
+                t.movedim(-1, 1) for t in windows.mass(windows.first[:, m], windows.centre[:, m])
+            )
             q = mass.new_zeros(mass.shape[0], len(edges) - 1, *mass.shape[2:])
             components.append(q.scatter_(1, bins, mass))
     if len(components) == 1:
@@ -117,8 +133,12 @@ class Windows(NamedTuple):
         in fewer steps, which may be taken because a sigma that has windows is at least half of every bin's width."""
         num_bins = self.edges.shape[1] + 1
         bins = first.flatten().long()[:, None] + torch.arange(num_bins, device=first.device)
-        offset = self.edges.index_select(0, first.flatten()).sub_(centre.flatten()[:, None] / self.unit)
-        tail = offset.abs().erfc_().copysign_(offset).mul_(0.5)  # the mass beyond an edge, negative below the centre
+        offset = self.edges.index_select(0, first.flatten()).sub_(
+            centre.flatten()[:, None] / self.unit
+        )
+        tail = (
+            offset.abs().erfc_().copysign_(offset).mul_(0.5)
+        )  # the mass beyond an edge, negative below the centre
         mass = tail.new_empty(bins.shape)
         inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
         # The bin with the centre has -0.31 or less here, for 1 - both tails; the others are not negative.
@@ -144,7 +164,9 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     if weight is not None:
         share = share * weight
     total = share.sum(1, keepdim=True)
-    return torch.where(total > 0, share / total.clamp_min(torch.finfo(dtype).tiny), 1.0 / depth.shape[1])
+    return torch.where(
+        total > 0, share / total.clamp_min(torch.finfo(dtype).tiny), 1.0 / depth.shape[1]
+    )
 
 
 @torch.no_grad()
@@ -155,7 +177,9 @@ def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor)
     about 8.5 sigma to each side and not a Gaussian (its mean is 2.9 m for a depth of 2 m with 257 bins to 80 m).
     """
     depth = torch.nan_to_num(depth.to(edges.dtype))
-    density = torch.exp(-((centres.view(1, -1, 1, 1) - depth) ** 2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma)
+    density = torch.exp(-((centres.view(1, -1, 1, 1) - depth) ** 2) / (2 * sigma**2)) / (
+        math.sqrt(2 * math.pi) * sigma
+    )
     return density.masked_fill_(density < PUBLISHED_THRESHOLD, PUBLISHED_FLOOR).softmax(1)
 
 
@@ -166,7 +190,9 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
     Returns (B, M, H, W), dtype of edges, metres; it may lie outside of the edges, by up to 6 sigma. The mean grows
     with the centre, from the first bin centre to the last, so there is one such centre for every depth in between.
     """
-    assert edges.dtype in (torch.float32, torch.float64), f"edges must stay float32 or float64, got {edges.dtype}"
+    assert edges.dtype in (torch.float32, torch.float64), (
+        f"edges must stay float32 or float64, got {edges.dtype}"
+    )
     depth = torch.nan_to_num(depth.to(edges.dtype))
     if not isinstance(sigma, Tensor):
         table = cached_table(float(sigma), edges)
@@ -197,11 +223,15 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
     """Mass (B, E + 1, H, W) of Gaussians below, between and above edges that lie `offset` (B, E, H, W) metres from the
     centre, increasing over E. Differences are taken in the nearer tail, where they are exact."""
     above = offset >= 0
-    tail = (offset / (math.sqrt(2) * sigma)).abs_().erfc_().mul_(0.5)  # the mass beyond an edge, seen from the centre
+    tail = (
+        (offset / (math.sqrt(2) * sigma)).abs_().erfc_().mul_(0.5)
+    )  # the mass beyond an edge, seen from the centre
     tail.copysign_(offset)
     mass = tail.new_empty(tail.shape[0], tail.shape[1] + 1, *tail.shape[2:])
     inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-    inner.add_(above[:, 1:] ^ above[:, :-1]).clamp_min_(0)  # the bin with the centre: 1 - both tails
+    inner.add_(above[:, 1:] ^ above[:, :-1]).clamp_min_(
+        0
+    )  # the bin with the centre: 1 - both tails
     mass[:, 0] = -tail[:, 0] + above[:, 0]
     mass[:, -1] = tail[:, -1] + ~above[:, -1]
     return mass
@@ -252,7 +282,9 @@ def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
     right = torch.searchsorted(means, depth.contiguous(), out_int32=True).clamp_(1, len(means) - 1)
     left = right - 1
     low, high = means[left], means[right]
-    fraction = (depth - low).div_((high - low).clamp_min_(torch.finfo(depth.dtype).tiny)).clamp_(0, 1)
+    fraction = (
+        (depth - low).div_((high - low).clamp_min_(torch.finfo(depth.dtype).tiny)).clamp_(0, 1)
+    )
     return torch.lerp(centres[left], centres[right], fraction), left
 
 
@@ -285,7 +317,9 @@ def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
     return centre
 
 
-def _distances_and_slope(centre: Tensor, sigma: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _distances_and_slope(
+    centre: Tensor, sigma: Tensor, edges: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """How far the mean over the bins is over the first and under the last bin centre, and its derivative by the centre.
 
     Both distances are sums of positive terms, each from the nearer tail, so neither loses digits near an end.

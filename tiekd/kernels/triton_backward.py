@@ -53,7 +53,11 @@ def features_gradient(
         c = tl.arange(0, BLOCK_C)
         out = features_grad + image * layer.image_stride + c[None, :] * layer.channel_stride
         total = total.to(features_grad.dtype.element_ty)
-        tl.store(out + p[:, None] * layer.pixel_stride, total, mask=inside[:, None] & (c < layer.channels)[None, :])
+        tl.store(
+            out + p[:, None] * layer.pixel_stride,
+            total,
+            mask=inside[:, None] & (c < layer.channels)[None, :],
+        )
 
 
 @triton.jit
@@ -82,7 +86,9 @@ def _add_block(
     w = load_weight(layer, start, BLOCK_K, BLOCK_C)
     logits = logits_of(x, w, layer, start, BLOCK_K, PRECISION)
     k = start + tl.arange(0, BLOCK_K)[None, :]
-    grad = _logits_gradient(logits, values, cells, layer, bins, parts, k, start, BLOCK_K, N, TARGET, PIECES, EVEN)
+    grad = _logits_gradient(
+        logits, values, cells, layer, bins, parts, k, start, BLOCK_K, N, TARGET, PIECES, EVEN
+    )
     grad = grad.to(w.dtype)
     if GRAD:
         total = tl.dot(grad, w, total, input_precision=PRECISION)
@@ -136,7 +142,9 @@ def weight_gradient(
     _add_partial(partial, total, bias_total, split, k, count, layer.channels, BLOCK_C)
     if TAIL_K > 0:
         if block == blocks - 1:
-            _add_partial(partial, over_total, over_bias, split, over, count, layer.channels, BLOCK_C)
+            _add_partial(
+                partial, over_total, over_bias, split, over, count, layer.channels, BLOCK_C
+            )
 
 
 @triton.jit
@@ -170,7 +178,13 @@ def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.c
     if TARGET == "released":
         slope = tl.load(maps.slope + at, mask=here, other=0.0)
     log_sum = tl.load(maps.log_sum + at, mask=here, other=BIG)
-    return cells, (tl.load(maps.depth + at, mask=here, other=0.0), log_sum, slope, depth_grad, divergence_grad)
+    return cells, (
+        tl.load(maps.depth + at, mask=here, other=0.0),
+        log_sum,
+        slope,
+        depth_grad,
+        divergence_grad,
+    )
 
 
 @triton.jit
@@ -200,7 +214,9 @@ def _logits_gradient(
     grad = p * by_p
     if TARGET != "none":
         if in_span(cells, bins, start, BLOCK_K):
-            q = target_mass(cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN)
+            q = target_mass(
+                cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN
+            )
             if TARGET == "released":
                 grad += divergence_grad * p * (released_slope(p, q) - slope)
             else:

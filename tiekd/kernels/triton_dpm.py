@@ -31,9 +31,19 @@ from tiekd.kernels import reference
 from tiekd.kernels.triton_backward import features_gradient, weight_gradient
 from tiekd.kernels.triton_forward import forward
 from tiekd.kernels.triton_layer import LOG2_E, Layer, Maps
-from tiekd.kernels.triton_target import BIG, BINS_PADDED_TO, Parts, bins_of, cell_parts, series_pieces
+from tiekd.kernels.triton_target import (
+    BIG,
+    BINS_PADDED_TO,
+    Parts,
+    bins_of,
+    cell_parts,
+    series_pieces,
+)
 
-MAX_CHANNELS, MAX_CHANNELS_OF_4_BYTES = 256, 128  # So that tiles fit the shared memory of smaller GPUs, too.
+MAX_CHANNELS, MAX_CHANNELS_OF_4_BYTES = (
+    256,
+    128,
+)  # So that tiles fit the shared memory of smaller GPUs, too.
 MAX_COMPONENTS = 4
 # By kernel and bytes per feature: pixels and bins of a tile, warps, pipeline stages, registers per thread (None: as the
 # compiler likes). In half precision the fastest on an H100 and an H200 with 128 channels and 257 bins, of some dozens;
@@ -46,8 +56,12 @@ TILES = {
     ("weight", 2): (64, 64, 4, 3, None),
     ("weight", 4): (64, 64, 8, 1, None),
 }
-PROGRAMS_PER_PROCESSOR = 2  # Of the weights' gradient, that are resident together and share features through L2.
-STRIP_BYTES = 300 << 20  # Of the logits' gradients that are kept at a time, at most, but for a tile.
+PROGRAMS_PER_PROCESSOR = (
+    2  # Of the weights' gradient, that are resident together and share features through L2.
+)
+STRIP_BYTES = (
+    300 << 20
+)  # Of the logits' gradients that are kept at a time, at most, but for a tile.
 
 
 def supports(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> bool:
@@ -56,7 +70,8 @@ def supports(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> bo
         features.is_cuda
         and features.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and edges.dtype == torch.float32
-        and features.shape[1] <= (MAX_CHANNELS if features.element_size() == 2 else MAX_CHANNELS_OF_4_BYTES)
+        and features.shape[1]
+        <= (MAX_CHANNELS if features.element_size() == 2 else MAX_CHANNELS_OF_4_BYTES)
         and (target_depth is None or target_depth.shape[1] <= MAX_COMPONENTS)
     )
 
@@ -114,9 +129,14 @@ def dpm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Depth, divergence, log-sum-exp, mean slope (all (B, 1, h, w)), and the target's three maps; (0,) where unused."""
     features = _flat_pixels(features)
-    depth, log_sum, divergence, slope = (edges.new_empty(features.shape[0], 1, *features.shape[2:]) for _ in range(4))
+    depth, log_sum, divergence, slope = (
+        edges.new_empty(features.shape[0], 1, *features.shape[2:]) for _ in range(4)
+    )
     if target_depth is None:
-        divergence, parts = edges.new_empty(0), Parts(*(edges.new_empty(0) for _ in range(3)), sigma)
+        divergence, parts = (
+            edges.new_empty(0),
+            Parts(*(edges.new_empty(0) for _ in range(3)), sigma),
+        )
     else:
         spread = sigma if sigma_map is None else sigma_map
         with _on(features):
@@ -132,13 +152,28 @@ def dpm_forward(
 
 
 @dpm_forward.register_fake
-def _(features, weight, bias, edges, target_depth, sigma, sigma_map, target_weight, target, beyond, stride):
+def _(
+    features,
+    weight,
+    bias,
+    edges,
+    target_depth,
+    sigma,
+    sigma_map,
+    target_weight,
+    target,
+    beyond,
+    stride,
+):
     one = edges.new_empty(features.shape[0], 1, *features.shape[2:])
     none, depth, log_sum = edges.new_empty(0), torch.empty_like(one), torch.empty_like(one)
     if target_depth is None:
         return depth, none, log_sum, *(torch.empty_like(none) for _ in range(4))
     slope, spread = (one if target == "released" else none), none
-    maps = [one.new_empty(one.shape[0], target_depth.shape[1] * stride**2, *one.shape[2:]) for _ in range(3)]
+    maps = [
+        one.new_empty(one.shape[0], target_depth.shape[1] * stride**2, *one.shape[2:])
+        for _ in range(3)
+    ]
     if target != "released" and sigma_map is None:
         maps[2] = torch.empty_like(spread)
     return depth, torch.empty_like(one), log_sum, slope, *maps
@@ -166,18 +201,32 @@ def dpm_backward(
         divergence_grad = divergence_grad.where(parts[1].sum(1, keepdim=True) > 0, 0)
     parts = Parts(*parts, sigma)
     flat = _flat_pixels(features)
-    grads = [torch.zeros_like(depth) if g is None else g.contiguous() for g in (depth_grad, divergence_grad)]
+    grads = [
+        torch.zeros_like(depth) if g is None else g.contiguous()
+        for g in (depth_grad, divergence_grad)
+    ]
     layer, maps = _layer(flat, weight, bias), Maps(depth, log_sum, slope, None, *grads)
-    of_features, of_weight = (_constants(kernel, flat, edges, parts, target) for kernel in ("features", "weight"))
+    of_features, of_weight = (
+        _constants(kernel, flat, edges, parts, target) for kernel in ("features", "weight")
+    )
     bins, block_p = bins_of(edges)[0], of_features["BLOCK_P"]
-    tiles, width = flat.shape[0] * triton.cdiv(layer.pixels, block_p), triton.cdiv(bins.count, 16) * 16
-    strips = triton.cdiv(tiles * block_p * width * flat.element_size(), STRIP_BYTES) if needs_weight else 1
+    tiles, width = (
+        flat.shape[0] * triton.cdiv(layer.pixels, block_p),
+        triton.cdiv(bins.count, 16) * 16,
+    )
+    strips = (
+        triton.cdiv(tiles * block_p * width * flat.element_size(), STRIP_BYTES)
+        if needs_weight
+        else 1
+    )
     strip = max(1, triton.cdiv(tiles, max(1, strips)))
     assert of_weight["BLOCK_P"] == block_p, "a strip's rows are those of both kernels' tiles"
     kept = flat.new_empty(strip * block_p if needs_weight else 0, width)
     features_grad = torch.empty_like(flat) if needs_features else features.new_empty(0)
     # What is over after the last block of bins is a tail, or one more block.
-    blocks = bins.count // of_weight["BLOCK_K"] + bool(bins.count % of_weight["BLOCK_K"] and not of_weight["TAIL_K"])
+    blocks = bins.count // of_weight["BLOCK_K"] + bool(
+        bins.count % of_weight["BLOCK_K"] and not of_weight["TAIL_K"]
+    )
     splits = max(1, min(strip, _programs(features) // blocks))
     partial = depth.new_zeros(splits if needs_weight else 0, bins.count, layer.channels + 1)
     with _on(features):
@@ -189,7 +238,9 @@ def dpm_backward(
             )
             if needs_weight:
                 programs = blocks * splits
-                weight_gradient[programs,](layer, kept, partial, first, some, width, bins.count, **of_weight)
+                weight_gradient[programs,](
+                    layer, kept, partial, first, some, width, bins.count, **of_weight
+                )
     if not needs_weight:
         return features_grad, features.new_empty(0), features.new_empty(0)
     sums = partial.sum(0)
@@ -198,10 +249,26 @@ def dpm_backward(
 
 
 @dpm_backward.register_fake
-def _(depth_grad, divergence_grad, features, weight, bias, edges, saved, sigma, target, needs_features, needs_weight):
+def _(
+    depth_grad,
+    divergence_grad,
+    features,
+    weight,
+    bias,
+    edges,
+    saved,
+    sigma,
+    target,
+    needs_features,
+    needs_weight,
+):
     flat, none = _flat_pixels(features), features.new_empty(0)
     if not needs_weight:
-        return torch.empty_like(flat) if needs_features else none, torch.empty_like(none), torch.empty_like(none)
+        return (
+            torch.empty_like(flat) if needs_features else none,
+            torch.empty_like(none),
+            torch.empty_like(none),
+        )
     features_grad = torch.empty_like(flat) if needs_features else none
     return features_grad, weight.new_empty(weight.shape), torch.empty_like(bias)
 
@@ -232,7 +299,9 @@ def _gradients(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None, *
         needs[0],
         needs[1] or needs[2],
     )
-    return *(g if need else None for g, need in zip(gradients, needs[:3], strict=True)), *(None,) * 8
+    return *(g if need else None for g, need in zip(gradients, needs[:3], strict=True)), *(
+        None,
+    ) * 8
 
 
 dpm_forward.register_autograd(_gradients, setup_context=_keep)
@@ -243,7 +312,11 @@ def _flat_pixels(features: Tensor) -> Tensor:
     if features.stride(2) != features.shape[3] * features.stride(3):
         return features.contiguous()
     # A gradient is to lie as they do, and a new tensor has their strides only where no element lies beside them.
-    return features if torch.empty_like(features).stride() == features.stride() else features.contiguous()
+    return (
+        features
+        if torch.empty_like(features).stride() == features.stride()
+        else features.contiguous()
+    )
 
 
 def _on(features: Tensor) -> contextlib.AbstractContextManager:
@@ -254,7 +327,10 @@ def _programs(features: Tensor) -> int:
     """How many programs share the weights' gradient: fixed for a device, and so is the order of its sums."""
     if not features.is_cuda:
         return 8
-    return torch.cuda.get_device_properties(features.device).multi_processor_count * PROGRAMS_PER_PROCESSOR
+    return (
+        torch.cuda.get_device_properties(features.device).multi_processor_count
+        * PROGRAMS_PER_PROCESSOR
+    )
 
 
 def _layer(features: Tensor, weight: Tensor, bias: Tensor) -> Layer:
@@ -288,7 +364,10 @@ def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, targe
         # A few bins over are a tail beside the last block; more are a block of their own.
         block_k = min(block_k, _block_of(table.count))
         over = table.count % block_k
-        return constants | {"BLOCK_K": block_k, "TAIL_K": 16 if table.count > block_k and 0 < over <= 16 else 0}
+        return constants | {
+            "BLOCK_K": block_k,
+            "TAIL_K": 16 if table.count > block_k and 0 < over <= 16 else 0,
+        }
     over = table.count % block_k
     tail = min(block_k, max(16, triton.next_power_of_2(over))) if over else 0
     pieces = 0

@@ -3,8 +3,24 @@
 import triton
 import triton.language as tl
 
-from tiekd.kernels.triton_layer import LN_2, LOG2_E_GPU, load_features, load_weight, log2, logits_of, pixels_of
-from tiekd.kernels.triton_target import BIG, EPS, LEAST_LOG_P, in_span, load_cells, released_slope, target_mass
+from tiekd.kernels.triton_layer import (
+    LN_2,
+    LOG2_E_GPU,
+    load_features,
+    load_weight,
+    log2,
+    logits_of,
+    pixels_of,
+)
+from tiekd.kernels.triton_target import (
+    BIG,
+    EPS,
+    LEAST_LOG_P,
+    in_span,
+    load_cells,
+    released_slope,
+    target_mass,
+)
 
 
 @triton.jit
@@ -34,11 +50,37 @@ def forward(
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
         sums = _add_block(
-            sums, x, cells, layer, bins, parts, start, BLOCK_K, N, TARGET, PIECES, EVEN, BLOCK_C, PRECISION
+            sums,
+            x,
+            cells,
+            layer,
+            bins,
+            parts,
+            start,
+            BLOCK_K,
+            N,
+            TARGET,
+            PIECES,
+            EVEN,
+            BLOCK_C,
+            PRECISION,
         )
     if TAIL_K > 0:
         sums = _add_block(
-            sums, x, cells, layer, bins, parts, whole, TAIL_K, N, TARGET, PIECES, EVEN, BLOCK_C, PRECISION
+            sums,
+            x,
+            cells,
+            layer,
+            bins,
+            parts,
+            whole,
+            TAIL_K,
+            N,
+            TARGET,
+            PIECES,
+            EVEN,
+            BLOCK_C,
+            PRECISION,
         )
     largest, total, moment, divergence = sums
     log_sum = largest + log2(total)
@@ -54,7 +96,9 @@ def forward(
         divergence = (divergence + log_sum) * LN_2
     if TARGET != "none":
         _, here, _, valid, _, _ = cells
-        tl.store(maps.divergence + out[:, None], tl.where(valid, divergence[:, None], 0.0), mask=here)
+        tl.store(
+            maps.divergence + out[:, None], tl.where(valid, divergence[:, None], 0.0), mask=here
+        )
 
 
 @triton.jit
@@ -77,7 +121,9 @@ def _add_block(
     """The largest logit, the sum of exponentials, its first moment and the divergence of a tile's pixels so far, with
     one block of bins more."""
     largest, total, moment, divergence = sums
-    logits = logits_of(x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION)
+    logits = logits_of(
+        x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION
+    )
     new = tl.maximum(largest, tl.max(logits, 1))
     shrink, p = tl.exp2(largest - new), tl.exp2(logits - new[:, None])
     centre = tl.load(bins.centre + start + tl.arange(0, BLOCK_K))
@@ -86,7 +132,9 @@ def _add_block(
     if TARGET == "gaussian" or TARGET == "gaussian_map":
         if in_span(cells, bins, start, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)[None, :]
-            q = target_mass(cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN)
+            q = target_mass(
+                cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN
+            )
             divergence += tl.sum(q * (log2(tl.maximum(q, 1e-37)) - logits), 1)
     return new, total, moment, divergence
 
@@ -111,9 +159,13 @@ def _published_divergence(
     _, _, _, _, low, high = cells
     if low < high:
         for start in range(0, bins.count, BLOCK_K):
-            logits = logits_of(x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION)
+            logits = logits_of(
+                x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION
+            )
             k = start + tl.arange(0, BLOCK_K)[None, :]
-            q = target_mass(cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, "released", 0, False)
+            q = target_mass(
+                cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, "released", 0, False
+            )
             log_p = logits - log_sum[:, None]
             p = tl.exp2(log_p)
             terms = q * tl.log(q / (p + EPS) + EPS)

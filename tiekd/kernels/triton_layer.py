@@ -63,7 +63,9 @@ def load_features(layer, image, p, inside, BLOCK_C: tl.constexpr):
     c = tl.arange(0, BLOCK_C)
     at = layer.features + image * layer.image_stride + c[:, None] * layer.channel_stride
     return tl.load(
-        at + p[None, :] * layer.pixel_stride, mask=(c < layer.channels)[:, None] & inside[None, :], other=0.0
+        at + p[None, :] * layer.pixel_stride,
+        mask=(c < layer.channels)[:, None] & inside[None, :],
+        other=0.0,
     )
 
 

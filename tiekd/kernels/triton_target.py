@@ -26,9 +26,14 @@ from tiekd.kernels import target as definition
 
 BIG = tl.constexpr(1e30)  # Stands for infinity where inf - inf or 0 * inf would be NaN.
 REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
-THRESHOLD, FLOOR = tl.constexpr(definition.PUBLISHED_THRESHOLD), tl.constexpr(definition.PUBLISHED_FLOOR)
+THRESHOLD, FLOOR = (
+    tl.constexpr(definition.PUBLISHED_THRESHOLD),
+    tl.constexpr(definition.PUBLISHED_FLOOR),
+)
 EPS = tl.constexpr(reference.PUBLISHED_EPS)
-LEAST_LOG_P = tl.constexpr(-103.972)  # exp() of less is 0 in float32, also where small numbers are flushed to 0.
+LEAST_LOG_P = tl.constexpr(
+    -103.972
+)  # exp() of less is 0 in float32, also where small numbers are flushed to 0.
 WIDEST_PIECE = 1.0  # In sigmas; up to there the series is right to 5e-7 of the mass.
 MOST_PIECES = 2
 
@@ -74,7 +79,9 @@ def cell_parts(
     for d, s, w in reference.pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = d > 0 if d.shape[1] == 1 else (d > 0).any(1, keepdim=True)
         positions.append(_shifted_centre(d, s, edges) if target == "gaussian" else d)
-        shares.append(valid.float() if d.shape[1] == 1 else definition.shares(d, w, torch.float32) * valid)
+        shares.append(
+            valid.float() if d.shape[1] == 1 else definition.shares(d, w, torch.float32) * valid
+        )
         counted = counted + valid
         if isinstance(s, Tensor):
             spreads.append(s.float().expand_as(d))
@@ -85,7 +92,9 @@ def cell_parts(
         spread = torch.empty_like(position)
         block = 128
         grid = (triton.cdiv(position.numel(), block),)
-        _published_normaliser[grid](position, spread, bins_of(edges)[0], sigma, position.numel(), block, 32)
+        _published_normaliser[grid](
+            position, spread, bins_of(edges)[0], sigma, position.numel(), block, 32
+        )
     else:
         spread = _together(spreads) if spreads else position.new_empty(0)
     return Parts(position, share, spread, 0.0 if isinstance(sigma, Tensor) else sigma)
@@ -104,7 +113,9 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
     depth = depth.contiguous()
     centre, block, nodes = torch.empty_like(depth), 256, len(table.means)
     grid = (triton.cdiv(depth.numel(), block),)
-    _look_up[grid](depth, table.means, table.centres, centre, depth.numel(), nodes, nodes.bit_length(), block)
+    _look_up[grid](
+        depth, table.means, table.centres, centre, depth.numel(), nodes, nodes.bit_length(), block
+    )
     return centre
 
 
@@ -116,7 +127,8 @@ def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
         centre, width = definition.bin_centres(edges), edges.diff()
         lower, upper = F.pad(inner, (1, 0), value=-BIG.value), F.pad(inner, (0, 1), value=BIG.value)
         padded = [
-            F.pad(t, (0, more), value=v) for t, v in ((centre, 0), (width, 0), (lower, BIG.value), (upper, BIG.value))
+            F.pad(t, (0, more), value=v)
+            for t, v in ((centre, 0), (width, 0), (lower, BIG.value), (upper, BIG.value))
         ]
         narrowest, widest, end = torch.stack((*torch.aminmax(width), edges[-1])).tolist()
         even = widest - narrowest <= 4 * torch.finfo(torch.float32).eps * end
@@ -131,7 +143,9 @@ def series_pieces(sigma: float, widest: float) -> int:
 
 
 @triton.jit
-def _published_normaliser(position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+def _published_normaliser(
+    position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+):
     """Logarithm of the sum over the bins of exp(density): one number for every part."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     depth = tl.load(position + at, mask=at < parts, other=0.0)[:, None]
@@ -139,7 +153,9 @@ def _published_normaliser(position, spread, bins, sigma, parts, BLOCK: tl.conste
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, bins.count, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)[None, :]
-        density = tl.where(k < bins.count, published_density(depth, sigma, tl.load(bins.centre + k)), -BIG)
+        density = tl.where(
+            k < bins.count, published_density(depth, sigma, tl.load(bins.centre + k)), -BIG
+        )
         new = tl.maximum(largest, tl.max(density, 1))
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(density - new[:, None]), 1)
         largest = new
@@ -207,7 +223,9 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
         # Where no pixel is: a sigma that can be divided by, or a normaliser that leaves no mass.
-        spread = tl.load(parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0)
+        spread = tl.load(
+            parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
+        )
     return position, tl.load(parts.share + at + n * pixels, mask=here, other=0.0), spread
 
 
@@ -243,7 +261,9 @@ def target_mass(
         q = tl.zeros((at + k).shape, tl.float32)
         for n in range(N):
             position, share, spread = _load_part(parts, n, at, here, pixels, TARGET)
-            q += share * _mass(position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN)
+            q += share * _mass(
+                position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN
+            )
     return q
 
 
@@ -276,7 +296,11 @@ def _mass(
             scale = 1 / parts.sigma
             below = _mass_below((tl.load(bins.upper) - position) * scale)
             above = _mass_below((position - tl.load(bins.lower + bins.count - 1)) * scale)
-            mass = tl.where(k == 0, below, tl.where(k == bins.count - 1, above, tl.where(k < bins.count, mass, 0.0)))
+            mass = tl.where(
+                k == 0,
+                below,
+                tl.where(k == bins.count - 1, above, tl.where(k < bins.count, mass, 0.0)),
+            )
     return mass
 
 

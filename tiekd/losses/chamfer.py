@@ -27,7 +27,9 @@ class Chamfer(nn.Module):
     def __init__(self, max_depth: float | None = None):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
-            raise RecipeError(f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
+            raise RecipeError(
+                f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out"
+            )
         self.max_depth = max_depth
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
@@ -37,7 +39,9 @@ class Chamfer(nn.Module):
         centres = prediction.bin_centres.float().sort(1).values
         valid = valid_pixels(target, self.max_depth).flatten(1)
         depths = torch.where(valid, target.flatten(1), torch.inf)
-        return self._to_centres(depths, valid, centres) + self._to_depths(centres, depths, valid.sum(1, keepdim=True))
+        return self._to_centres(depths, valid, centres) + self._to_depths(
+            centres, depths, valid.sum(1, keepdim=True)
+        )
 
     def _to_centres(self, depths: Tensor, valid: Tensor, centres: Tensor) -> Tensor:
         middles = (centres[:, 1:] + centres[:, :-1]).detach() / 2

@@ -29,7 +29,9 @@ class DPM(nn.Module):
     def __init__(self, max_depth: float | None = None, top_crop: int = 0):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
-            raise RecipeError(f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
+            raise RecipeError(
+                f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out"
+            )
         if top_crop < 0:
             raise RecipeError(f"top_crop: {top_crop} rows can't be cropped; give 0 or more")
         self.max_depth = max_depth

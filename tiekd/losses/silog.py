@@ -33,7 +33,9 @@ class SILog(nn.Module):
     def __init__(self, max_depth: float | None = None, reduce: str = "image", warm_up: int = 0):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
-            raise RecipeError(f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
+            raise RecipeError(
+                f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out"
+            )
         if reduce not in REDUCE:
             raise RecipeError(f"reduce: {reduce!r} is not known; there are: {', '.join(REDUCE)}")
         if warm_up < 0:
@@ -42,7 +44,9 @@ class SILog(nn.Module):
         self.reduce = reduce
         self.warm_up = warm_up
 
-    def forward(self, prediction: "Prediction", target: Tensor, iteration: int | None = None) -> Tensor:
+    def forward(
+        self, prediction: "Prediction", target: Tensor, iteration: int | None = None
+    ) -> Tensor:
         """(B,) float32 from prediction.depth and target, both (B, 1, H, W), metres; target 0 where not valid.
 
         iteration: finished ones; None: past the warm-up.

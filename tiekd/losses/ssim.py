@@ -56,7 +56,9 @@ class SSIM(nn.Module):
         if space not in SPACES:
             raise RecipeError(f"space: {space!r} is not known; there are: {', '.join(SPACES)}")
         if released and (space != "metres" or signed):
-            raise RecipeError("released: true means space metres and signed false; leave these two out")
+            raise RecipeError(
+                "released: true means space metres and signed false; leave these two out"
+            )
         if max_depth is not None and (space != "normalised" or not max_depth > 0):
             raise RecipeError(f"max_depth: {max_depth} is only used, > 0, with `space: normalised`")
         if top_crop < 0 or (top_crop and not released):

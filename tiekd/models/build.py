@@ -15,7 +15,9 @@ def build_network(node: dict, where: str = "network") -> Network:
     RecipeError for unknown parts or arguments.
     """
     if not node:
-        raise RecipeError(f"{where}: the recipe has none; take one from model_configs/_base_/networks by _base_")
+        raise RecipeError(
+            f"{where}: the recipe has none; take one from model_configs/_base_/networks by _base_"
+        )
     check_keys(node, PARTS, where)
     missing = [part for part in PARTS if part not in node and part != "neck"]
     if missing:

@@ -11,7 +11,9 @@ def predict(network: Network, image: Tensor, flip: bool) -> Tensor:
     """Depth (B, 1, H, W) float32 metres of normalised images; with `flip` the mean with the mirrored prediction."""
     if not flip:
         return network(image).depth
-    if image.device.type == "cpu":  # where two pictures at once take longer than one after the other
+    if (
+        image.device.type == "cpu"
+    ):  # where two pictures at once take longer than one after the other
         plain, mirrored = network(image).depth, network(image.flip(-1)).depth
     else:
         plain, mirrored = network(torch.cat([image, image.flip(-1)])).depth.chunk(2)

@@ -23,7 +23,9 @@ class Trained(NamedTuple):
     resize: Resize
 
 
-def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> Trained:
+def load_network(
+    recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()
+) -> Trained:
     """The network of a recipe with its weights, which file those are, and their working resolution: what the overrides
     say, else what the weights were saved with, else what the recipe says.
 
@@ -39,7 +41,9 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
             path = checkpoints.find_weights(work_dir)
         except CheckpointError as error:
             command = f"bin/train.py {shlex.quote(str(recipe_path))}"
-            raise CheckpointError(f"{error}; train it with {command}, or name a checkpoint") from None
+            raise CheckpointError(
+                f"{error}; train it with {command}, or name a checkpoint"
+            ) from None
     elif path.is_dir():
         path = checkpoints.find_weights(path)
     network = build_network(recipe.get("network"))

@@ -65,13 +65,17 @@ class Network(nn.Module):
             return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
         try:
             with counting_only(counted):
-                return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
+                return self.read(
+                    self.features(image), (image.shape[2], image.shape[3]), target_depth
+                )
         except ValueError as error:
             if not _ONE_VALUE.match(str(error)):
                 raise
             raise RecipeError(self._too_small(image, str(error))) from None
 
-    def read(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
+    def read(
+        self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
+    ) -> Prediction:
         """What `forward` returns, from `features` of images of that (height, width)."""
         depth, divergence, bin_centres = self.head(features, image_size, target_depth)
         if not self.training:
@@ -82,7 +86,9 @@ class Network(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the head is given: (B, C, h, w), from images as in `forward`."""
-        features = self.encoder(image.to(next(self.parameters()).dtype, memory_format=self.memory_format))
+        features = self.encoder(
+            image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
+        )
         if self.neck is not None:
             features = self.neck(features)
         return self.decoder(features, (image.shape[2], image.shape[3]))
@@ -91,7 +97,11 @@ class Network(nn.Module):
         """What a norm of one value means for the recipe; each layer of torch's says it in its own words."""
         count, _, height, width = image.shape
         stride = max(getattr(self.encoder, "strides", (0,)))
-        larger = f", or data.augment.crop with a side of {2 * stride} or more" if max(height, width) <= stride else ""
+        larger = (
+            f", or data.augment.crop with a side of {2 * stride} or more"
+            if max(height, width) <= stride
+            else ""
+        )
         return (
             f"train.batch_size: {count} image(s) of {height}x{width} a rank and micro-batch leave a norm one value, "
             f"which can't be normalised ({error}); set 2 images or more a rank and micro-batch{larger}"

@@ -52,7 +52,9 @@ def entropy(probabilities: Tensor) -> Tensor:
     return -torch.xlogy(probabilities, probabilities).sum(1, keepdim=True)
 
 
-def in_strips(read: Callable[[Tensor], Tensor], features: Tensor, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
+def in_strips(
+    read: Callable[[Tensor], Tensor], features: Tensor, probabilities: Callable[[Tensor], Tensor]
+) -> Tensor:
     """`read` of the distribution of features (B, C, h, w), a few rows of one image at a time: (B, c, h, w).
 
     probabilities: a head's, (B, C, h, w) -> (B, K, h, w) float32, in which each pixel stands for itself. read:
@@ -61,7 +63,8 @@ def in_strips(read: Callable[[Tensor], Tensor], features: Tensor, probabilities:
     per_pixel = probabilities(features[:1, :, :1, :1]).shape[1] * 4
     rows = max(1, STRIP_BYTES // (per_pixel * features.shape[3]))
     images = [
-        torch.cat([read(probabilities(strip)) for strip in image[None].split(rows, dim=2)], dim=2) for image in features
+        torch.cat([read(probabilities(strip)) for strip in image[None].split(rows, dim=2)], dim=2)
+        for image in features
     ]
     return torch.stack([image[0] for image in images])
 

@@ -80,17 +80,27 @@ class Augment:
     def __post_init__(self):
         for name in ("rotate_p", "flip_p", "colour_p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"data.augment.{name}: got {getattr(self, name)}; a probability is in 0..1")
+                raise RecipeError(
+                    f"data.augment.{name}: got {getattr(self, name)}; a probability is in 0..1"
+                )
         if not 0 <= self.rotate_deg <= 180:
-            raise RecipeError(f"data.augment.rotate_deg: got {self.rotate_deg}; the largest angle is in 0..180")
+            raise RecipeError(
+                f"data.augment.rotate_deg: got {self.rotate_deg}; the largest angle is in 0..180"
+            )
         for name in ("gamma", "brightness", "channels"):
             low, high = getattr(self, name)
             if not 0 < low <= high < inf:
-                raise RecipeError(f"data.augment.{name}: got {[low, high]}; must be [low, high], 0 < low <= high")
+                raise RecipeError(
+                    f"data.augment.{name}: got {[low, high]}; must be [low, high], 0 < low <= high"
+                )
         if self.crop is not None and min(self.crop) < 1:
-            raise RecipeError(f"data.augment.crop: got {self.crop}; it must be [height, width] in pixels")
+            raise RecipeError(
+                f"data.augment.crop: got {self.crop}; it must be [height, width] in pixels"
+            )
         if self.sizes not in SIZES:
-            raise RecipeError(f"data.augment.sizes: got {self.sizes!r}; allowed: {', '.join(SIZES)}")
+            raise RecipeError(
+                f"data.augment.sizes: got {self.sizes!r}; allowed: {', '.join(SIZES)}"
+            )
 
     def draw(self, seed: int, epoch: int, index: int, height: int, width: int) -> Decisions:
         """The decisions for one sample: a pure function of the arguments. DataError where the crop doesn't fit.
@@ -107,7 +117,9 @@ class Augment:
                 "make the crop smaller, set data.augment.sizes=keep_aspect, or scale pictures by data.resize",
                 "size",
             )
-        angle = rng.uniform(-self.rotate_deg, self.rotate_deg) if rng.random() < self.rotate_p else 0.0
+        angle = (
+            rng.uniform(-self.rotate_deg, self.rotate_deg) if rng.random() < self.rotate_p else 0.0
+        )
         flip = bool(rng.random() < self.flip_p)
         top = int(rng.integers(0, height - crop_height + 1))
         left = int(rng.integers(0, width - crop_width + 1))
@@ -115,7 +127,9 @@ class Augment:
         if rng.random() < self.colour_p:
             gamma, brightness = rng.uniform(*self.gamma), rng.uniform(*self.brightness)
             channels = tuple(rng.uniform(*self.channels, size=3))
-        return Decisions(angle, flip, top, left, crop_height, crop_width, gamma, brightness, channels)
+        return Decisions(
+            angle, flip, top, left, crop_height, crop_width, gamma, brightness, channels
+        )
 
 
 def in_metres(sample: Sample) -> Sample:
@@ -123,7 +137,9 @@ def in_metres(sample: Sample) -> Sample:
     teacher_depth = sample.teacher_depth
     return sample._replace(
         depth=sample.depth.float() / sample.depth_units,
-        teacher_depth=None if teacher_depth is None else teacher_depth.float() / sample.teacher_units,
+        teacher_depth=None
+        if teacher_depth is None
+        else teacher_depth.float() / sample.teacher_units,
         depth_units=1.0,
         teacher_units=1.0,
     )

@@ -45,14 +45,25 @@ def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor
     # Window -> unflipped -> rotated back about the centre, as x + iy.
     to_column, to_row = rotation * (-1 if d.flip else 1), rotation * 1j
     first = rotation * (complex(width - 1 - d.left if d.flip else d.left, d.top) - centre) + centre
-    corners = [first + to_column * c + to_row * r for c in (0, d.width - 1) for r in (0, d.height - 1)]
+    corners = [
+        first + to_column * c + to_row * r for c in (0, d.width - 1) for r in (0, d.height - 1)
+    ]
     slope = sin(radians(min(rotate_deg, 90)))
     left, columns = _span([corner.real for corner in corners], width, d.width, d.height * slope)
     top, rows = _span([corner.imag for corner in corners], height, d.height, d.width * slope)
     part = crop_window(sample, top, left, rows, columns)
     part = in_grey_levels(part)
     first -= complex(left, top)
-    places = [first.real, first.imag, to_column.real, to_column.imag, to_row.real, to_row.imag, rows, columns]
+    places = [
+        first.real,
+        first.imag,
+        to_column.real,
+        to_column.imag,
+        to_row.real,
+        to_row.imag,
+        rows,
+        columns,
+    ]
     intrinsics = _moved_intrinsics(sample.intrinsics, d, width, height)
     return part._replace(intrinsics=intrinsics), torch.tensor(places, dtype=torch.float64)
 
@@ -63,7 +74,11 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
     intrinsics = sample.intrinsics.clone()
     intrinsics[0, 2] -= left
     intrinsics[1, 2] -= top
-    teacher_depth = sample.teacher_depth if sample.teacher_depth is None else sample.teacher_depth[:, rows, cols]
+    teacher_depth = (
+        sample.teacher_depth
+        if sample.teacher_depth is None
+        else sample.teacher_depth[:, rows, cols]
+    )
     return sample._replace(
         image=sample.image[:, rows, cols],
         depth=sample.depth[:, rows, cols],

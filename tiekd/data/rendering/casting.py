@@ -59,20 +59,49 @@ class Hits(NamedTuple):
 
 def look(height_m: float, yaw: float, pitch: float, roll: float, height: int, width: int) -> Camera:
     """A KITTI-like camera `height_m` above the origin; angles in radians (pitch > 0 looks up), size in pixels."""
-    ahead = np.array([math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)])
+    ahead = np.array(
+        [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
+    )
     level = np.array([math.cos(yaw), 0.0, -math.sin(yaw)])
-    up = np.array([-math.sin(yaw) * math.sin(pitch), math.cos(pitch), -math.cos(yaw) * math.sin(pitch)])
-    right, down = level * math.cos(roll) + up * math.sin(roll), level * math.sin(roll) - up * math.cos(roll)
-    scale = width / 1242  # KITTI's rectified left colour camera of 2011_09_26, with square pixels kept
+    up = np.array(
+        [-math.sin(yaw) * math.sin(pitch), math.cos(pitch), -math.cos(yaw) * math.sin(pitch)]
+    )
+    right, down = (
+        level * math.cos(roll) + up * math.sin(roll),
+        level * math.sin(roll) - up * math.cos(roll),
+    )
+    scale = (
+        width / 1242
+    )  # KITTI's rectified left colour camera of 2011_09_26, with square pixels kept
     axes = np.stack([right, down, ahead])
     return Camera(
-        np.array([0.0, height_m, 0.0]), axes, 721.5377 * scale, 609.5593 * scale, 172.854 * height / 375, height, width
+        np.array([0.0, height_m, 0.0]),
+        axes,
+        721.5377 * scale,
+        609.5593 * scale,
+        172.854 * height / 375,
+        height,
+        width,
     )
 
 
-def prism(profile, centre, axes, half_length, material, colour, second=(0, 0, 0), key=0, numbers=(0, 0, 0, 0)) -> Solid:
+def prism(
+    profile,
+    centre,
+    axes,
+    half_length,
+    material,
+    colour,
+    second=(0, 0, 0),
+    key=0,
+    numbers=(0, 0, 0, 0),
+) -> Solid:
     """The convex, counter-clockwise `profile` [(a, b), ...] in the first two axes, extruded along the third."""
-    axes, centre, profile = np.array(axes), np.array(centre, dtype=float), np.array(profile, dtype=float)
+    axes, centre, profile = (
+        np.array(axes),
+        np.array(centre, dtype=float),
+        np.array(profile, dtype=float),
+    )
     edge = np.roll(profile, -1, axis=0) - profile
     edge /= np.sqrt(edge[:, :1] ** 2 + edge[:, 1:] ** 2)
     sides = edge[:, 1:] * axes[0] - edge[:, :1] * axes[1]
@@ -82,16 +111,30 @@ def prism(profile, centre, axes, half_length, material, colour, second=(0, 0, 0)
     on_face = np.concatenate([flat, (centre + ends)[None], (centre - ends)[None]])
     corners = np.concatenate([flat - ends, flat + ends])
     offsets = (normals * on_face).sum(-1)
-    return Solid(normals, offsets, corners, centre, axes, None, material, colour, second, key, numbers)
+    return Solid(
+        normals, offsets, corners, centre, axes, None, material, colour, second, key, numbers
+    )
 
 
-def ellipsoid(centre, radii, material, colour, second=(0, 0, 0), key=0, numbers=(0, 0, 0, 0)) -> Solid:
+def ellipsoid(
+    centre, radii, material, colour, second=(0, 0, 0), key=0, numbers=(0, 0, 0, 0)
+) -> Solid:
     """An ellipsoid with axis-aligned `radii` (3,) metres; numbers[0] is how ragged its outline is, 0 (smooth) to 1."""
     centre, radii = np.array(centre, dtype=float), np.array(radii, dtype=float)
     signs = np.array([(a, b, c) for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)])
     none = np.zeros((1, 3))
     return Solid(
-        none, none[:, 0], centre + signs * radii, centre, np.eye(3), radii, material, colour, second, key, numbers
+        none,
+        none[:, 0],
+        centre + signs * radii,
+        centre,
+        np.eye(3),
+        radii,
+        material,
+        colour,
+        second,
+        key,
+        numbers,
     )
 
 
@@ -132,17 +175,23 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
         area = rectangle(camera, solid.corners)
         if area is not None:
             part_x, part_y = x[:, area[1]], y[area[0]]
-            found, number = (_cast_ellipsoid if solid.radii is not None else _cast_faces)(camera, solid, part_x, part_y)
+            found, number = (_cast_ellipsoid if solid.radii is not None else _cast_faces)(
+                camera, solid, part_x, part_y
+            )
             if found is not None:
                 nearer = found > inverse[area]
                 inverse[area][nearer] = found[nearer]
-                face[area][nearer] = (first + number)[nearer] if isinstance(number, np.ndarray) else first + number
+                face[area][nearer] = (
+                    (first + number)[nearer] if isinstance(number, np.ndarray) else first + number
+                )
         first += len(solid.offsets)
     return Hits(inverse, face)
 
 
 def _cast_faces(camera, solid, x, y):
-    gap = solid.offsets - (solid.normals * camera.position).sum(-1)  # negative: the camera is in front of this face
+    gap = solid.offsets - (solid.normals * camera.position).sum(
+        -1
+    )  # negative: the camera is in front of this face
     gap = np.where(np.abs(gap) < 1e-6, 1e-6, gap)
     slope = ((solid.normals[:, None, :] * camera.axes).sum(-1) / gap[:, None]).astype(np.float32)
     entry = number = leave = None
@@ -167,12 +216,22 @@ def _cast_ellipsoid(camera, solid, x, y):
         return None, 0
     axes = (camera.axes / solid.radii).astype(np.float32)
     ray = [(axes[0, k] * x + axes[2, k]) + axes[1, k] * y for k in range(3)]
-    along = np.float32(start[0]) * ray[0] + np.float32(start[1]) * ray[1] + np.float32(start[2]) * ray[2]
+    along = (
+        np.float32(start[0]) * ray[0]
+        + np.float32(start[1]) * ray[1]
+        + np.float32(start[2]) * ray[2]
+    )
     square = ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2]
     inner = along * along - np.float32(outside) * square
     hit = (inner > 0) & (along < 0)
     if solid.numbers[0] > 0:  # leaves: holes that grow towards the outline, fixed to the crown
-        depth = inner / (along * along) * np.float32(outside + 1)  # 1 in the middle, 0 on the outline
+        depth = (
+            inner / (along * along) * np.float32(outside + 1)
+        )  # 1 in the middle, 0 on the outline
         scale = np.float32(4.5 * math.sqrt(outside + 1))
-        hit &= depth > np.float32(solid.numbers[0]) * noise(x * scale + np.float32(solid.key), y * scale)
-    return np.where(hit, (np.sqrt(np.maximum(inner, 0)) - along) / np.float32(outside), np.float32(0)), 0
+        hit &= depth > np.float32(solid.numbers[0]) * noise(
+            x * scale + np.float32(solid.key), y * scale
+        )
+    return np.where(
+        hit, (np.sqrt(np.maximum(inner, 0)) - along) / np.float32(outside), np.float32(0)
+    ), 0

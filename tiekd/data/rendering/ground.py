@@ -13,7 +13,9 @@ from tiekd.data.rendering.texture import grain, mix, noise, strip, stripes
 _MARK = np.array([0.72, 0.72, 0.69], np.float32)
 
 
-def ground(camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray) -> np.ndarray:
+def ground(
+    camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray
+) -> np.ndarray:
     """Lit colours (n, 3) of the pixels at[...] (H, W) bool; depth (n,), point 3 x (n,) world metres."""
     colour = _albedo(camera, street.road, depth, point[0], point[2])
     sun, sky = (buffer[at][:, None] for buffer in _light_that_arrives(camera, street, hits))
@@ -35,11 +37,19 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     colour = rough(road.verge, 0.5, 0.8)
     if road.pavement:
         slabs = rough(road.slabs, 0.12, 0.25)
-        slabs *= (1 - 0.4 * np.maximum(stripes(z, 0.8, 0.05, long), stripes(e, 0.6, 0.05, foot)))[:, None]
+        slabs *= (1 - 0.4 * np.maximum(stripes(z, 0.8, 0.05, long), stripes(e, 0.6, 0.05, foot)))[
+            :, None
+        ]
         mix(colour, slabs, strip(np.abs(e), half + road.pavement / 2, road.pavement / 2, foot))
-    mix(colour, rough(road.slabs, 0.1, 0.2) * np.float32(1.2), strip(np.abs(e), half + 0.08, 0.1, foot))
+    mix(
+        colour,
+        rough(road.slabs, 0.1, 0.2) * np.float32(1.2),
+        strip(np.abs(e), half + 0.08, 0.1, foot),
+    )
     asphalt = rough(road.asphalt, 0.2, 0.45)
-    asphalt *= (1 - np.float32(0.12) * strip(np.abs(np.abs(e) - road.lane_edge / 2), 0.75, 0.3, foot))[:, None]
+    asphalt *= (
+        1 - np.float32(0.12) * strip(np.abs(np.abs(e) - road.lane_edge / 2), 0.75, 0.3, foot)
+    )[:, None]
     mix(colour, asphalt, strip(e, 0, half, foot))
     mark = strip(e, 0, 0.07, foot)
     if road.dashed:
@@ -72,7 +82,9 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
             area = rectangle(camera, np.concatenate([solid.corners * (1, 0, 1), fallen]))
             if area is not None:
                 cast = _shadow_of_faces if solid.radii is None else _shadow_of_ellipsoid
-                sun[area] = np.minimum(sun[area], 1 - cast(solid, to_sun, world_x[area], world_z[area]))
+                sun[area] = np.minimum(
+                    sun[area], 1 - cast(solid, to_sun, world_x[area], world_z[area])
+                )
         if solid.material == PAINT:
             area = rectangle(camera, (solid.corners - solid.centre) * (1.4, 0, 1.4) + solid.centre)
             if area is not None:
@@ -85,7 +97,11 @@ def _shadow_of_faces(solid: Solid, to_sun, x, z):
     for normal, offset in zip(solid.normals, solid.offsets, strict=True):
         slope = float((normal * to_sun).sum())
         if abs(slope) > 1e-6:
-            reach = np.float32(offset / slope) - np.float32(normal[0] / slope) * x - np.float32(normal[2] / slope) * z
+            reach = (
+                np.float32(offset / slope)
+                - np.float32(normal[0] / slope) * x
+                - np.float32(normal[2] / slope) * z
+            )
             if slope < 0:
                 enter = np.maximum(enter, reach)
             else:
@@ -94,11 +110,15 @@ def _shadow_of_faces(solid: Solid, to_sun, x, z):
 
 
 def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
-    middle, radii, way = (v.astype(np.float32) for v in (solid.centre, solid.radii, to_sun / solid.radii))
+    middle, radii, way = (
+        v.astype(np.float32) for v in (solid.centre, solid.radii, to_sun / solid.radii)
+    )
     a, b, c = (x - middle[0]) / radii[0], -middle[1] / radii[1], (z - middle[2]) / radii[2]
     along = a * way[0] + b * way[1] + c * way[2]
     square = way[0] * way[0] + way[1] * way[1] + way[2] * way[2]
-    away = a * a + b * b + c * c - along * along / square  # squared distance of the sun ray from the middle
+    away = (
+        a * a + b * b + c * c - along * along / square
+    )  # squared distance of the sun ray from the middle
     holes = np.float32(solid.numbers[0]) * noise(x * np.float32(2.3), z * np.float32(2.3))
     return np.minimum(np.maximum((1 - away - holes) * 4, 0), np.float32(0.9))
 

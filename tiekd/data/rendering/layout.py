@@ -40,7 +40,9 @@ class Road(NamedTuple):
     def place(self, across: float, z: float) -> tuple[float, float]:
         """World (x, z) at `across` metres to the right of the centre line."""
         angle = self.heading(z)
-        return self.offset + self.bend * z * z + across * math.cos(angle), z - across * math.sin(angle)
+        return self.offset + self.bend * z * z + across * math.cos(angle), z - across * math.sin(
+            angle
+        )
 
     def open_at(self, z: float, room: float) -> bool:
         """Whether something that reaches `room` metres to both sides of z keeps out of the side road."""
@@ -65,11 +67,29 @@ def random_street(draw: Draw) -> Street:
         _small_things(solids, draw, road, side)
         if kind != "country" and draw.chance(0.85):
             parked = side * (road.half_width - 1.0)
-            _lane(solids, draw, road, parked, draw.span(2, 14), draw.span(0.8, 12), oncoming=side < 0)
+            _lane(
+                solids, draw, road, parked, draw.span(2, 14), draw.span(0.8, 12), oncoming=side < 0
+            )
     if draw.chance(0.8):
-        _lane(solids, draw, road, road.lane_edge / 2, draw.span(8, 40), draw.span(10, 50), oncoming=False)
+        _lane(
+            solids,
+            draw,
+            road,
+            road.lane_edge / 2,
+            draw.span(8, 40),
+            draw.span(10, 50),
+            oncoming=False,
+        )
     if draw.chance(0.8):
-        _lane(solids, draw, road, -road.lane_edge / 2, draw.span(6, 40), draw.span(8, 50), oncoming=True)
+        _lane(
+            solids,
+            draw,
+            road,
+            -road.lane_edge / 2,
+            draw.span(6, 40),
+            draw.span(8, 50),
+            oncoming=True,
+        )
     return Street(road, light, solids)
 
 
@@ -86,7 +106,9 @@ def _road(draw: Draw, kind: str) -> Road:
         dashed=draw.chance(0.7),
         edge_lines=draw.chance(0.9 if kind == "country" else 0.4),
         crossing=draw.span(18, 60) if draw.chance(0.35) else 1e6,
-        asphalt=draw.tint(((0.14, 0.14, 0.145), (0.2, 0.195, 0.19), (0.1, 0.1, 0.11), (0.27, 0.26, 0.25))),
+        asphalt=draw.tint(
+            ((0.14, 0.14, 0.145), (0.2, 0.195, 0.19), (0.1, 0.1, 0.11), (0.27, 0.26, 0.25))
+        ),
         slabs=draw.tint(((0.34, 0.33, 0.31), (0.28, 0.22, 0.19), (0.4, 0.38, 0.34))),
         verge=draw.tint(_GRAVEL if kind == "town" else _GRASS),
     )
@@ -107,16 +129,29 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
         if not road.open_at(middle, length / 2 + 2):
             continue
         storeys, gabled = (
-            (2 + draw.whole(4), draw.chance(0.3)) if kind == "town" else (1 + draw.whole(2), draw.chance(0.9))
+            (2 + draw.whole(4), draw.chance(0.3))
+            if kind == "town"
+            else (1 + draw.whole(2), draw.chance(0.9))
         )
         x_z = road.place(side * (edge + back + depth / 2), middle)
         angle = road.heading(middle)
-        objects.building(solids, draw, *x_z, angle + draw.span(-0.03, 0.03), length, depth, storeys, gabled)
+        objects.building(
+            solids, draw, *x_z, angle + draw.span(-0.03, 0.03), length, depth, storeys, gabled
+        )
         if kind == "suburb" and draw.chance(0.6):
             hedge = draw.chance(0.6)
-            x_z, colour = road.place(side * (edge + 0.5), middle), draw.tint(objects.LEAVES if hedge else objects.WALLS)
-            tall, long, rough = draw.span(0.7, 1.7), length + min(gap, 4) * 0.5, 0.9 if hedge else 0.25
-            objects.block(solids, *x_z, 0, tall, long, 0.5, angle, colour, rough, key=draw.whole(256))
+            x_z, colour = (
+                road.place(side * (edge + 0.5), middle),
+                draw.tint(objects.LEAVES if hedge else objects.WALLS),
+            )
+            tall, long, rough = (
+                draw.span(0.7, 1.7),
+                length + min(gap, 4) * 0.5,
+                0.9 if hedge else 0.25,
+            )
+            objects.block(
+                solids, *x_z, 0, tall, long, 0.5, angle, colour, rough, key=draw.whole(256)
+            )
 
 
 def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
@@ -133,7 +168,9 @@ def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, sid
         z, step, tall = draw.span(5, 25), draw.span(18, 35), draw.span(5, 8.5)
         while z < _PLANTED_TO_M:
             if road.open_at(z, 1.0):
-                objects.lamp(solids, *road.place(side * (edge - 0.2), z), road.heading(z), side, tall)
+                objects.lamp(
+                    solids, *road.place(side * (edge - 0.2), z), road.heading(z), side, tall
+                )
             z += step
 
 
@@ -146,7 +183,9 @@ def _small_things(solids: list[Solid], draw: Draw, road: Road, side: int) -> Non
             what(solids, draw, *road.place(across, z))
 
 
-def _lane(solids: list[Solid], draw: Draw, road: Road, across: float, z: float, gap: float, oncoming: bool) -> None:
+def _lane(
+    solids: list[Solid], draw: Draw, road: Road, across: float, z: float, gap: float, oncoming: bool
+) -> None:
     """Vehicles one behind the other from z on, `gap` metres apart more or less."""
     while z < _DRIVEN_TO_M:
         if road.crossing - 12 < z < road.crossing + 5:

@@ -26,18 +26,28 @@ class Light(NamedTuple):
 def random_light(draw: Draw) -> Light:
     """Two days in three are sunny."""
     azimuth, height = draw.span(-math.pi, math.pi), draw.span(0.4, 1.05)
-    sun = [math.sin(azimuth) * math.cos(height), math.sin(height), math.cos(azimuth) * math.cos(height)]
+    sun = [
+        math.sin(azimuth) * math.cos(height),
+        math.sin(height),
+        math.cos(azimuth) * math.cos(height),
+    ]
     if draw.chance(0.67):
         warm, strength, sky = draw.span(0.7, 1.0), draw.span(1.5, 2.2), draw.span(0.75, 1.1)
         sun_colour = strength, strength * (0.82 + 0.15 * warm), strength * (0.6 + 0.3 * warm)
         ambient = [draw.span(0.4, 0.6) * c for c in (0.85, 0.95, 1.15)]
-        zenith, horizon = [sky * c for c in (0.14, 0.3, 0.68)], [sky * c for c in (0.62, 0.74, 0.88)]
+        zenith, horizon = (
+            [sky * c for c in (0.14, 0.3, 0.68)],
+            [sky * c for c in (0.62, 0.74, 0.88)],
+        )
         clouds, haze_m, exposure = draw.span(0.0, 0.75), draw.span(160, 600), draw.span(0.75, 1.15)
     else:
         grey, strength = draw.span(0.6, 1.0), draw.span(0.0, 0.2)
         sun_colour = strength, strength, strength
         ambient = [draw.span(1.0, 1.4) * c for c in (0.96, 1.0, 1.04)]
-        zenith, horizon = [grey * c for c in (0.82, 0.9, 1.0)], [grey * c for c in (1.0, 1.03, 1.05)]
+        zenith, horizon = (
+            [grey * c for c in (0.82, 0.9, 1.0)],
+            [grey * c for c in (1.0, 1.03, 1.05)],
+        )
         clouds, haze_m, exposure = draw.span(0.5, 1.0), draw.span(100, 350), draw.span(0.75, 1.1)
     colours = (np.array(colour, np.float32) for colour in (sun_colour, ambient, zenith, horizon))
     return Light(np.array(sun), *colours, clouds, haze_m, exposure, draw.span(0.01, 0.06))
@@ -57,10 +67,16 @@ def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
     scale = 1 / (flat + np.float32(0.06))
     a, b = ray[0] * scale, ray[2] * scale
     cover = np.float32(0.6) * noise(a * np.float32(0.6) + np.float32(11), b * np.float32(0.6))
-    cover += np.float32(0.28) * noise(a * np.float32(1.7), b * np.float32(1.7)) + np.float32(0.12) * noise(a * 5, b * 5)
-    cover = np.minimum(np.maximum((cover - np.float32(0.85 - 0.6 * light.clouds)) * 4, 0), np.float32(0.8))
+    cover += np.float32(0.28) * noise(a * np.float32(1.7), b * np.float32(1.7)) + np.float32(
+        0.12
+    ) * noise(a * 5, b * 5)
+    cover = np.minimum(
+        np.maximum((cover - np.float32(0.85 - 0.6 * light.clouds)) * 4, 0), np.float32(0.8)
+    )
     cover *= np.minimum(flat * 12, 1)
-    colour += cover[:, None] * (light.horizon * np.float32(0.95) + light.sun_colour * np.float32(0.15) - colour)
+    colour += cover[:, None] * (
+        light.horizon * np.float32(0.95) + light.sun_colour * np.float32(0.15) - colour
+    )
     across, up = ray[0] / ray[2], ray[1] / ray[2]
     row = np.zeros_like(across)
     ridge = noise(across * 3 + 40, row) + np.float32(0.35) * noise(across * 23, row)

@@ -12,15 +12,52 @@ from tiekd.data.rendering.casting import Solid, ellipsoid, prism
 
 FACADE, PAINT, CABIN, WHEEL, PLAIN, LEAF = range(6)  # Solid.material
 WALLS = (
-    ((0.62, 0.55, 0.42), (0.68, 0.66, 0.6), (0.5, 0.3, 0.2), (0.36, 0.14, 0.09), (0.6, 0.42, 0.2), (0.4, 0.42, 0.44))
-    + ((0.66, 0.46, 0.38), (0.42, 0.48, 0.42), (0.25, 0.22, 0.2), (0.7, 0.62, 0.34), (0.5, 0.52, 0.6))
+    (
+        (0.62, 0.55, 0.42),
+        (0.68, 0.66, 0.6),
+        (0.5, 0.3, 0.2),
+        (0.36, 0.14, 0.09),
+        (0.6, 0.42, 0.2),
+        (0.4, 0.42, 0.44),
+    )
+    + (
+        (0.66, 0.46, 0.38),
+        (0.42, 0.48, 0.42),
+        (0.25, 0.22, 0.2),
+        (0.7, 0.62, 0.34),
+        (0.5, 0.52, 0.6),
+    )
     + ((0.3, 0.1, 0.07), (0.78, 0.76, 0.72))
 )
-CLOTHES = ((0.04, 0.05, 0.1), (0.5, 0.48, 0.45), (0.02, 0.02, 0.025), (0.4, 0.05, 0.05), (0.1, 0.2, 0.35))
-LEAVES = ((0.07, 0.16, 0.03), (0.05, 0.12, 0.04), (0.12, 0.19, 0.03), (0.2, 0.17, 0.03), (0.04, 0.1, 0.05))
+CLOTHES = (
+    (0.04, 0.05, 0.1),
+    (0.5, 0.48, 0.45),
+    (0.02, 0.02, 0.025),
+    (0.4, 0.05, 0.05),
+    (0.1, 0.2, 0.35),
+)
+LEAVES = (
+    (0.07, 0.16, 0.03),
+    (0.05, 0.12, 0.04),
+    (0.12, 0.19, 0.03),
+    (0.2, 0.17, 0.03),
+    (0.04, 0.1, 0.05),
+)
 _ROOFS = ((0.3, 0.1, 0.06), (0.16, 0.08, 0.06), (0.1, 0.1, 0.11), (0.36, 0.17, 0.1))
-_RED, _BLUE, _WHITE, _YELLOW = (0.5, 0.03, 0.03), (0.03, 0.1, 0.5), (0.6, 0.6, 0.58), (0.65, 0.45, 0.03)
-_SIGNS = ((_RED, 8), (_BLUE, 4), (_WHITE, 8), (_YELLOW, 4), (_RED, 3), (_BLUE, 8))  # colour, number of corners
+_RED, _BLUE, _WHITE, _YELLOW = (
+    (0.5, 0.03, 0.03),
+    (0.03, 0.1, 0.5),
+    (0.6, 0.6, 0.58),
+    (0.65, 0.45, 0.03),
+)
+_SIGNS = (
+    (_RED, 8),
+    (_BLUE, 4),
+    (_WHITE, 8),
+    (_YELLOW, 4),
+    (_RED, 3),
+    (_BLUE, 8),
+)  # colour, number of corners
 
 
 class Draw:
@@ -53,16 +90,35 @@ def frame(angle: float) -> tuple:
 def ring(radius: float, count: int) -> list:
     """A regular polygon that stands on a side."""
     turn, first = 2 * math.pi / count, math.pi / count - math.pi / 2
-    return [(radius * math.cos(first + i * turn), radius * math.sin(first + i * turn)) for i in range(count)]
+    return [
+        (radius * math.cos(first + i * turn), radius * math.sin(first + i * turn))
+        for i in range(count)
+    ]
 
 
 def column(
-    solids: list[Solid], x: float, z: float, radius: float, tall: float, colour: tuple, rough: float = 0.0
+    solids: list[Solid],
+    x: float,
+    z: float,
+    radius: float,
+    tall: float,
+    colour: tuple,
+    rough: float = 0.0,
 ) -> None:
     """An upright hexagonal pole or trunk."""
     ahead, up, right = frame(0.0)
     where = (x, tall / 2, z)
-    solids.append(prism(ring(radius, 6), where, (right, ahead, up), tall / 2, PLAIN, colour, numbers=(rough, 0, 0, 0)))
+    solids.append(
+        prism(
+            ring(radius, 6),
+            where,
+            (right, ahead, up),
+            tall / 2,
+            PLAIN,
+            colour,
+            numbers=(rough, 0, 0, 0),
+        )
+    )
 
 
 def block(solids: list[Solid], x: float, z: float, low: float, high: float, length: float, width: float, angle: float,
@@ -71,7 +127,18 @@ def block(solids: list[Solid], x: float, z: float, low: float, high: float, leng
     ahead, up, right = frame(angle)
     profile = [(-length / 2, low), (length / 2, low), (length / 2, high), (-length / 2, high)]
     numbers = (rough, 0, 0, 0)
-    solids.append(prism(profile, (x, 0, z), (ahead, up, right), width / 2, PLAIN, colour, key=key, numbers=numbers))
+    solids.append(
+        prism(
+            profile,
+            (x, 0, z),
+            (ahead, up, right),
+            width / 2,
+            PLAIN,
+            colour,
+            key=key,
+            numbers=numbers,
+        )
+    )
 
 
 def building(solids: list[Solid], draw: Draw, x: float, z: float, angle: float, length: float, depth: float,
@@ -87,7 +154,11 @@ def building(solids: list[Solid], draw: Draw, x: float, z: float, angle: float, 
     profile = [(-span, 0), (span, 0), (span, top), *ridge, (-span, top)]
     numbers = (draw.span(1.7, 3.4), storey, draw.span(0.35, 0.6), top)
     colours = draw.tint(WALLS), draw.tint(_ROOFS)
-    solids.append(prism(profile, (x, 0, z), axes, half, FACADE, *colours, key=draw.whole(256), numbers=numbers))
+    solids.append(
+        prism(
+            profile, (x, 0, z), axes, half, FACADE, *colours, key=draw.whole(256), numbers=numbers
+        )
+    )
 
 
 def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> None:
@@ -101,7 +172,11 @@ def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> No
         height = trunk + (tall - trunk) * (0.25 + 0.27 * blob)
         where = (x + draw.span(-spread, spread), height, z + draw.span(-spread, spread))
         radii = (radius, radius * draw.span(0.8, 1.2), radius)
-        solids.append(ellipsoid(where, radii, LEAF, leaf, key=(key + 31 * blob) % 256, numbers=(0.75, 0, 0, 0)))
+        solids.append(
+            ellipsoid(
+                where, radii, LEAF, leaf, key=(key + 31 * blob) % 256, numbers=(0.75, 0, 0, 0)
+            )
+        )
 
 
 def lamp(solids: list[Solid], x: float, z: float, angle: float, side: int, tall: float) -> None:
@@ -124,7 +199,18 @@ def sign(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
 def bin_(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
     """A dustbin or a switch cabinet."""
     size = draw.span(0.5, 0.9)
-    block(solids, x, z, 0, size * 1.5, size, size, draw.span(-0.2, 0.2), draw.tint(CLOTHES), rough=0.15)
+    block(
+        solids,
+        x,
+        z,
+        0,
+        size * 1.5,
+        size,
+        size,
+        draw.span(-0.2, 0.2),
+        draw.tint(CLOTHES),
+        rough=0.15,
+    )
 
 
 def person(solids: list[Solid], draw: Draw, x: float, z: float) -> None:

@@ -29,7 +29,9 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
         clear = 1 / (1 + depth * np.float32(0.25 / light.haze_m))
         clear *= clear
         clear *= clear  # (1 + z / 4L)^-4 stands for exp(-z / L), which is not bit-equal on every processor
-        picture[at] = haze + clear[:, None] * (colours(camera, street, hits, at, depth, point, way) - haze)
+        picture[at] = haze + clear[:, None] * (
+            colours(camera, street, hits, at, depth, point, way) - haze
+        )
     return _tone(np.maximum(picture, 0) * np.float32(light.exposure))
 
 

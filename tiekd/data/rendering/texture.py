@@ -6,7 +6,11 @@ mean instead of aliasing.
 
 import numpy as np
 
-_TILE = np.random.Generator(np.random.PCG64(np.random.SeedSequence(257))).random((256, 256), dtype=np.float32).ravel()
+_TILE = (
+    np.random.Generator(np.random.PCG64(np.random.SeedSequence(257)))
+    .random((256, 256), dtype=np.float32)
+    .ravel()
+)
 
 
 def lattice(i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -46,7 +50,9 @@ def stripes(at: np.ndarray, period, duty, foot: np.ndarray) -> np.ndarray:
     low = at / period - foot * np.float32(0.5)
     high = low + foot
     below, above = np.floor(low), np.floor(high)
-    return ((above - below) * duty + np.minimum(high - above, duty) - np.minimum(low - below, duty)) / foot
+    return (
+        (above - below) * duty + np.minimum(high - above, duty) - np.minimum(low - below, duty)
+    ) / foot
 
 
 def mix(base: np.ndarray, new, share: np.ndarray) -> None:

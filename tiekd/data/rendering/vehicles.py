@@ -6,8 +6,20 @@ from tiekd.data.rendering.casting import Solid, prism
 from tiekd.data.rendering.objects import CABIN, PAINT, PLAIN, WALLS, WHEEL, Draw, frame, ring
 
 _PAINTS = (
-    ((0.55, 0.56, 0.58), (0.02, 0.02, 0.025), (0.75, 0.75, 0.73), (0.16, 0.17, 0.19), (0.45, 0.03, 0.03))
-    + ((0.04, 0.08, 0.3), (0.3, 0.32, 0.34), (0.05, 0.2, 0.09), (0.5, 0.36, 0.05), (0.3, 0.24, 0.18))
+    (
+        (0.55, 0.56, 0.58),
+        (0.02, 0.02, 0.025),
+        (0.75, 0.75, 0.73),
+        (0.16, 0.17, 0.19),
+        (0.45, 0.03, 0.03),
+    )
+    + (
+        (0.04, 0.08, 0.3),
+        (0.3, 0.32, 0.34),
+        (0.05, 0.2, 0.09),
+        (0.5, 0.36, 0.05),
+        (0.3, 0.24, 0.18),
+    )
     + ((0.1, 0.3, 0.42), (0.02, 0.03, 0.06), (0.42, 0.43, 0.44), (0.7, 0.7, 0.68))
 )
 _KINDS = ("saloon", "saloon", "hatchback", "hatchback", "hatchback", "van", "lorry")
@@ -16,7 +28,9 @@ _WIDTH_M = {"saloon": 1.8, "hatchback": 1.72, "van": 2.0, "lorry": 2.35}
 _GLASS = (0.03, 0.035, 0.04)
 
 
-def vehicle(solids: list[Solid], draw: Draw, place, heading, across: float, z: float, oncoming: bool) -> float:
+def vehicle(
+    solids: list[Solid], draw: Draw, place, heading, across: float, z: float, oncoming: bool
+) -> float:
     """A random vehicle whose near end is at z metres along the road; returns its length in metres.
 
     `place(across, z)` gives world x, z of a point of the road, `heading(z)` the road's direction there.
@@ -29,7 +43,9 @@ def vehicle(solids: list[Solid], draw: Draw, place, heading, across: float, z: f
     paint, key = draw.tint(_PAINTS), draw.whole(256)
 
     def add(profile, half_width, material, colour, numbers):
-        solids.append(prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers))
+        solids.append(
+            prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers)
+        )
 
     half, side = length / 2, _WIDTH_M[kind] / 2
     if kind == "lorry":
@@ -72,6 +88,12 @@ def _van(add, h, side, paint) -> None:
 def _lorry(add, h, side, cargo) -> None:
     cab = [(0.6 * h, 0.45), (h, 0.45), (h, 1.5), (0.93 * h, 2.4), (0.6 * h, 2.4)]
     add(cab, side - 0.05, CABIN, _GLASS, (1.3, 2.4, h, 1))
-    add([(-h, 0.75), (0.55 * h, 0.75), (0.55 * h, 3.1), (-h, 3.1)], side, PLAIN, cargo, (0.15, 0, 0, 0))
+    add(
+        [(-h, 0.75), (0.55 * h, 0.75), (0.55 * h, 3.1), (-h, 3.1)],
+        side,
+        PLAIN,
+        cargo,
+        (0.15, 0, 0, 0),
+    )
     chassis = [(-h, 0.45), (0.6 * h, 0.45), (0.6 * h, 0.75), (-h, 0.75)]
     add(chassis, side - 0.2, PAINT, (0.03, 0.03, 0.03), (0.75, h, side - 0.2, 0))

@@ -31,14 +31,17 @@ class AdaBins(nn.Module):
         widths: Sequence[int] = (128, 256, 512, 1024, 2048),
     ):
         super().__init__()
-        if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
+        if len(widths) != len(encoder_channels) or any(
+            not isinstance(w, int) or w < 1 for w in widths
+        ):
             raise RecipeError(
                 f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
                 "the encoder, fine to coarse"
             )
         deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)
         levels = [
-            TwoConvs(widths[i + 1] + encoder_channels[i], widths[i]) for i in reversed(range(len(encoder_channels) - 1))
+            TwoConvs(widths[i + 1] + encoder_channels[i], widths[i])
+            for i in reversed(range(len(encoder_channels) - 1))
         ]
         self.levels = nn.ModuleList([deepest, *levels])
         self.final = nn.Conv2d(widths[0], widths[0], 3, padding=1)

@@ -20,7 +20,9 @@ STRIDES = (2, 4, 8, 16, 32)
 WIDTHS = (128, 256, 512, 1024)
 DILATIONS = (3, 6, 12, 18, 24)
 NORM_EPS, NORM_MOMENTUM = 1.1e-5, 0.01
-STEEPEST = 0.01  # A plane nearly along the viewing ray would have a depth without bound; this bounds it.
+STEEPEST = (
+    0.01  # A plane nearly along the viewing ray would have a depth without bound; this bounds it.
+)
 
 
 class Bts(nn.Module):
@@ -48,7 +50,9 @@ class Bts(nn.Module):
         if width not in WIDTHS:
             raise RecipeError(f"width: got {width}; allowed: {', '.join(map(str, WIDTHS))}")
         if not 0 < norm_momentum <= 1:
-            raise RecipeError(f"norm_momentum: got {norm_momentum}; it must be above 0 and at most 1")
+            raise RecipeError(
+                f"norm_momentum: got {norm_momentum}; it must be above 0 and at most 1"
+            )
         skip2, skip4, skip8, skip16, deepest = encoder_channels
         w16, w8, w4, w2, w1 = (width >> i for i in range(5))
         self.up5 = UpConv(deepest, w16)
@@ -91,7 +95,9 @@ class Bts(nn.Module):
         depth2 = spread_planes(to_planes(self.plane2(x)), 2)
         x = self.up1(x, image_size)
         depth1 = self.plane1(x).float().sigmoid()
-        depths = [_every(depth, 1, image_size).to(x.dtype) for depth in (depth1, depth2, depth4, depth8)]
+        depths = [
+            _every(depth, 1, image_size).to(x.dtype) for depth in (depth1, depth2, depth4, depth8)
+        ]
         return _elu(self.merge1(torch.cat([x, *depths], dim=1)))
 
 
@@ -139,7 +145,9 @@ class AtrousConv(nn.Module):
         self.norm_in = BatchNorm2d(in_channels, eps=NORM_EPS) if norm_in else None
         self.reduce = nn.Conv2d(in_channels, 2 * out_channels, 1, bias=False)
         self.norm = BatchNorm2d(2 * out_channels)
-        self.dilated = nn.Conv2d(2 * out_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.dilated = nn.Conv2d(
+            2 * out_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = relu(x) if self.norm_in is None else relu(self.norm_in(x), inplace=True)
@@ -178,7 +186,9 @@ def to_planes(x: Tensor) -> Tensor:
     """
     lean, side, distance = x.float().sigmoid().split(1, dim=1)
     lean, side = lean * (math.pi / 3), side * (2 * math.pi)
-    return torch.cat([lean.sin() * side.cos(), lean.sin() * side.sin(), lean.cos(), distance], dim=1)
+    return torch.cat(
+        [lean.sin() * side.cos(), lean.sin() * side.sin(), lean.cos(), distance], dim=1
+    )
 
 
 def spread_planes(planes: Tensor, stride: int) -> Tensor:
@@ -189,7 +199,9 @@ def spread_planes(planes: Tensor, stride: int) -> Tensor:
     1 of the paper). The denominator is held at 0.01 or more.
     """
     batch, _, height, width = planes.shape
-    offsets = (torch.arange(stride, device=planes.device, dtype=planes.dtype) - (stride - 1) / 2) / stride
+    offsets = (
+        torch.arange(stride, device=planes.device, dtype=planes.dtype) - (stride - 1) / 2
+    ) / stride
     normal, distance = planes[:, :3, :, :, None, None], planes[:, 3, :, :, None, None]
     across = normal[:, 0] * offsets + normal[:, 1] * offsets[:, None] + normal[:, 2]
     depth = distance / across.clamp(min=STEEPEST)

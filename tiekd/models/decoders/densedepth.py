@@ -43,7 +43,9 @@ class DenseDepth(nn.Module):
         activation: str = "relu",
     ):
         super().__init__()
-        if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
+        if len(widths) != len(encoder_channels) or any(
+            not isinstance(w, int) or w < 1 for w in widths
+        ):
             raise RecipeError(
                 f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
                 "the encoder, fine to coarse"
@@ -53,8 +55,12 @@ class DenseDepth(nn.Module):
             raise RecipeError(
                 f"extra_ups: got {extra_ups}; the finest tap is at stride {encoder_strides[0]}: 0 to {possible}"
             )
-        if extra_width is not None and (not isinstance(extra_width, int) or extra_width < 1 or not extra_ups):
-            raise RecipeError(f"extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0")
+        if extra_width is not None and (
+            not isinstance(extra_width, int) or extra_width < 1 or not extra_ups
+        ):
+            raise RecipeError(
+                f"extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0"
+            )
         if activation not in ACTIVATIONS:
             raise RecipeError(f"activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
         deepest = PointwiseConv(encoder_channels[-1], widths[-1])
@@ -120,7 +126,11 @@ class TwoConvs(nn.Module):
         self.activate = ACTIVATIONS[activation]
 
     def forward(
-        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, pointwise: PointwiseConv | None = None
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        skip: Tensor | None = None,
+        pointwise: PointwiseConv | None = None,
     ) -> Tensor:
         """As `UpsampledConv`."""
         if self._wants_channels_last(x, size, 0 if skip is None else skip.shape[1]):
@@ -130,12 +140,19 @@ class TwoConvs(nn.Module):
         return self.activate(self.second(x), inplace=True)
 
     def _wants_channels_last(self, x: Tensor, size: tuple[int, int], skip_channels: int) -> bool:
-        if self.plain or torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+        if (
+            self.plain
+            or torch.compiler.is_compiling()
+            or x.device.type != "cpu"
+            or x.dtype != torch.float32
+        ):
             return False
         pixels = x.shape[0] * size[0] * size[1]
         shape_class = layouts.SMALL
         if is_large(pixels, x.shape[1] + skip_channels, self.first.out_channels):
-            shape_class = layouts.LARGE_TRAINING if torch.is_grad_enabled() else layouts.LARGE_FORWARD
+            shape_class = (
+                layouts.LARGE_TRAINING if torch.is_grad_enabled() else layouts.LARGE_FORWARD
+            )
         return layouts.choice(shape_class, layouts.FP32) != layouts.AS_IT_COMES
 
 

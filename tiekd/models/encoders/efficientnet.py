@@ -42,12 +42,19 @@ class EfficientNet(nn.Module):
     rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
     """
 
-    def __init__(self, variant: str = "b5", taps: Sequence[int] = (0, 1, 2, 4, 7), pretrained: str | None = None):
+    def __init__(
+        self,
+        variant: str = "b5",
+        taps: Sequence[int] = (0, 1, 2, 4, 7),
+        pretrained: str | None = None,
+    ):
         super().__init__()
         if variant not in VARIANTS:
             raise RecipeError(f"variant: got {variant!r}; allowed: {', '.join(VARIANTS)}")
         if not taps or list(taps) != sorted(set(taps) & set(range(CONV_HEAD + 1))):
-            raise RecipeError(f"taps: got {list(taps)}; out of 0 to 6 (stages), 7 (last conv), increasing")
+            raise RecipeError(
+                f"taps: got {list(taps)}; out of 0 to 6 (stages), 7 (last conv), increasing"
+            )
         self.pretrained, self.torchvision_name = pretrained, None
         self.taps = tuple(taps)
         width, depth = VARIANTS[variant]
@@ -95,12 +102,16 @@ class SameConv2d(nn.Conv2d):
     """Convolution without bias and with TensorFlow's SAME padding: the output's size is the input's over the stride,
     rounded up, and an odd number of padded pixels has one more at the right and the bottom."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        down, across = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+        down, across = (
+            max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]
+        )
         if down or across:
             x = pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
         return super().forward(x)

@@ -52,8 +52,14 @@ class MobileNetV2(nn.Module):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
             blocks = []
             for block in range(STAGE_BLOCKS[stage]):
-                block_stride, dilation = (strides[stage], dilations[stage]) if block == 0 else (1, 1)
-                blocks.append(InvertedResidual(channels, out_channels, STAGE_EXPANSIONS[stage], block_stride, dilation))
+                block_stride, dilation = (
+                    (strides[stage], dilations[stage]) if block == 0 else (1, 1)
+                )
+                blocks.append(
+                    InvertedResidual(
+                        channels, out_channels, STAGE_EXPANSIONS[stage], block_stride, dilation
+                    )
+                )
                 channels = out_channels
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             stride *= strides[stage]
@@ -96,7 +102,14 @@ class ConvNorm(nn.Module):
         super().__init__()
         padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            padding,
+            dilation=dilation,
+            groups=groups,
+            bias=False,
         )
         self.bn = BatchNorm2d(out_channels)
         self.linear = linear
@@ -111,7 +124,9 @@ class ConvNorm(nn.Module):
 class InvertedResidual(nn.Module):
     """1x1 expansion, 3x3 depthwise and linear 1x1 projection, added to the input where shapes allow."""
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, dilation: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, expansion: int, stride: int, dilation: int
+    ):
         super().__init__()
         hidden = in_channels * expansion
         expand = [] if expansion == 1 else [ConvNorm(in_channels, hidden, 1)]
@@ -149,11 +164,15 @@ def _relu6(x: Tensor) -> Tensor:
     return _ReLU6.apply(x)
 
 
-def _checked(strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float) -> tuple[int, ...]:
+def _checked(
+    strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float
+) -> tuple[int, ...]:
     if len(strides) != 7 or any(stride not in (1, 2) for stride in strides):
         raise RecipeError(f"strides: got {list(strides)}; 7 values, one per stage, each 1 or 2")
     if len(dilations) != 7 or any(not isinstance(d, int) or d < 1 for d in dilations):
-        raise RecipeError(f"dilations: got {list(dilations)}; 7 whole numbers, one per stage, each at least 1")
+        raise RecipeError(
+            f"dilations: got {list(dilations)}; 7 whole numbers, one per stage, each at least 1"
+        )
     if not taps or list(taps) != sorted(set(taps) & set(range(7))):
         raise RecipeError(f"taps: got {list(taps)}; stages out of 0, 1, 2, 3, 4, 5, 6, increasing")
     if not width > 0:

@@ -31,13 +31,17 @@ class ResNet(nn.Module):
     rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
     """
 
-    def __init__(self, depth: int, taps: Sequence[int] = (0, 1, 2, 3, 4), pretrained: str | None = None):
+    def __init__(
+        self, depth: int, taps: Sequence[int] = (0, 1, 2, 3, 4), pretrained: str | None = None
+    ):
         super().__init__()
         if depth not in BASIC_BLOCKS | BOTTLENECK_BLOCKS:
             allowed = ", ".join(map(str, BASIC_BLOCKS | BOTTLENECK_BLOCKS))
             raise RecipeError(f"depth: got {depth}; allowed: {allowed}")
         if not taps or list(taps) != sorted(set(taps) & set(range(5))):
-            raise RecipeError(f"taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing")
+            raise RecipeError(
+                f"taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing"
+            )
         self.pretrained, self.torchvision_name = pretrained, f"resnet{depth}"
         self.taps = tuple(taps)
         block = BasicBlock if depth in BASIC_BLOCKS else Bottleneck
@@ -46,7 +50,10 @@ class ResNet(nn.Module):
         self.bn1 = BatchNorm2d(STEM_CHANNELS)
         channels = [STEM_CHANNELS]
         for stage in range(1, self.taps[-1] + 1):
-            width, out_channels = STAGE_CHANNELS[stage - 1], STAGE_CHANNELS[stage - 1] * block.expansion
+            width, out_channels = (
+                STAGE_CHANNELS[stage - 1],
+                STAGE_CHANNELS[stage - 1] * block.expansion,
+            )
             first = block(channels[-1], width, 1 if stage == 1 else 2)
             rest = [block(out_channels, width, 1) for _ in range(num_blocks[stage - 1] - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
@@ -115,7 +122,9 @@ class Bottleneck(nn.Module):
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels)
+    )
 
 
 build = ResNet

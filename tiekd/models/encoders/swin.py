@@ -48,7 +48,9 @@ class Swin(nn.Module):
         super().__init__()
         _check(width, depths, heads, window, drop_path)
         self.pretrained = pretrained
-        self.torchvision_name = "swin_t" if (width, list(depths), list(heads), window) == TINY else None
+        self.torchvision_name = (
+            "swin_t" if (width, list(depths), list(heads), window) == TINY else None
+        )
         self.channels, self.strides = tuple(width << i for i in range(4)), (4, 8, 16, 32)
         self.patches = nn.Conv2d(3, width, PATCH, PATCH)
         self.patch_norm = nn.LayerNorm(width)
@@ -56,7 +58,10 @@ class Swin(nn.Module):
         rates = iter([drop_path * i / last for i in range(sum(depths))])
         self.stages, self.norms = nn.ModuleList(), nn.ModuleList()
         for channels, depth, stage_heads in zip(self.channels, depths, heads, strict=True):
-            blocks = [Block(channels, stage_heads, window, i % 2 * (window // 2), next(rates)) for i in range(depth)]
+            blocks = [
+                Block(channels, stage_heads, window, i % 2 * (window // 2), next(rates))
+                for i in range(depth)
+            ]
             self.stages.append(nn.Sequential(*blocks))
             self.norms.append(nn.LayerNorm(channels))
         self.merges = nn.ModuleList(PatchMerging(channels) for channels in self.channels[:-1])
@@ -120,7 +125,9 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x))
 
 
-def _check(width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float) -> None:
+def _check(
+    width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float
+) -> None:
     for name, values in (("depths", depths), ("heads", heads)):
         if len(values) != 4 or any(not isinstance(value, int) or value < 1 for value in values):
             raise RecipeError(f"{name}: got {list(values)}; 4 whole numbers above 0, one per stage")

@@ -48,9 +48,13 @@ class AdaBins(nn.Module):
             if value < least:
                 raise RecipeError(f"{name}: got {value}; it must be at least {least}")
         if width < NUM_HEADS or width % NUM_HEADS:
-            raise RecipeError(f"width: got {width}; it must be a multiple of {NUM_HEADS}, published is 128")
+            raise RecipeError(
+                f"width: got {width}; it must be a multiple of {NUM_HEADS}, published is 128"
+            )
         if not 0 <= dropout < 1:
-            raise RecipeError(f"dropout: got {dropout}; it must be from 0 to below 1, published is 0.1")
+            raise RecipeError(
+                f"dropout: got {dropout}; it must be from 0 to below 1, published is 0.1"
+            )
         self.vit = MiniViT(in_channels, num_bins, num_queries, width, patch, num_positions, dropout)
         # This module's own and not a Conv2d's, as in the DPM head: published files have one name for both.
         self.weight = nn.Parameter(torch.empty(num_bins, num_queries, 1, 1))
@@ -58,7 +62,9 @@ class AdaBins(nn.Module):
         nn.init.normal_(self.weight, std=0.01)
         self.min_depth, self.max_depth = min_depth, max_depth
 
-    def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
+    def forward(
+        self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
+    ) -> Prediction:
         """features: (B, C, h, w). Returns depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.
 
         The other arguments are not needed. Raises RecipeError for features of too few or too many patches.

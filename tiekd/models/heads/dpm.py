@@ -49,7 +49,9 @@ class Dpm(nn.Module):
         if beyond not in BEYOND:
             raise RecipeError(f"beyond: got {beyond!r}; allowed: {', '.join(BEYOND)}")
         if not isinstance(num_bins, int) or num_bins < 2:
-            raise RecipeError(f"num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49")
+            raise RecipeError(
+                f"num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49"
+            )
         if not sigma > 0:
             raise RecipeError(f"sigma: got {sigma}; metres above 0, published is 0.5")
         with torch.device("cpu"):
@@ -65,7 +67,9 @@ class Dpm(nn.Module):
         self.stride, self.target, self.sigma, self.beyond = stride, target, float(sigma), beyond
         self.kernel = dpm
 
-    def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
+    def forward(
+        self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
+    ) -> Prediction:
         """features: (B, C, h, w), about the image's size (H, W) over `stride`; target_depth: (B, 1, H, W), metres.
 
         Returns depth (B, 1, h, w) float32 in metres and, with a target, the divergence (B, 1, H, W) float32: that of
@@ -106,7 +110,9 @@ class Dpm(nn.Module):
         if self.stride == 1:
             return divergence
         height, width = target_depth.shape[2:]
-        divergence = divergence.repeat_interleave(self.stride, dim=2).repeat_interleave(self.stride, dim=3)
+        divergence = divergence.repeat_interleave(self.stride, dim=2).repeat_interleave(
+            self.stride, dim=3
+        )
         valid = target_depth > 0
         if self.beyond == "ignore":
             valid &= target_depth <= self.edges[-1]

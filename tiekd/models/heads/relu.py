@@ -22,7 +22,9 @@ class Relu(nn.Module):
         self.conv = DepthConv(in_channels, bias=max_depth / 5)
         self.min_depth = min_depth
 
-    def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
+    def forward(
+        self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
+    ) -> Prediction:
         """features: (B, C, h, w). Returns depth (B, 1, h, w) float32 in metres; the other arguments are not needed."""
         return Prediction(relu(self.conv(features)) + self.min_depth)
 

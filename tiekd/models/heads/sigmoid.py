@@ -20,7 +20,9 @@ class Sigmoid(nn.Module):
         self.conv = DepthConv(in_channels, bias=0.0)
         self.max_depth = max_depth
 
-    def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
+    def forward(
+        self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
+    ) -> Prediction:
         """features: (B, C, h, w). Returns depth (B, 1, h, w) float32 in metres; the other arguments are not needed."""
         return Prediction(self.conv(features).sigmoid() * self.max_depth)
 

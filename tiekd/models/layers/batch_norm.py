@@ -38,7 +38,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     is unbiased, as in torch. Statistics are fp32 whatever the dtype of the input and of the parameters.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = True):
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = True
+    ):
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.sync = sync
 
@@ -62,7 +64,14 @@ class BatchNorm2d(nn.BatchNorm2d):
             if self.training:
                 self.num_batches_tracked.add_(1)
             return F.batch_norm(
-                x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum, self.eps
+                x,
+                self.running_mean,
+                self.running_var,
+                weight,
+                bias,
+                self.training,
+                self.momentum,
+                self.eps,
             )
         y, mean, var, count = _NormaliseOverRanks.apply(x, weight, bias, self.eps)
         with torch.no_grad():
@@ -70,7 +79,6 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
         return y
-
 
     def _normalised_by_counted(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """As `forward` in training, with statistics of the counted pixels alone."""
@@ -82,8 +90,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         over_ranks = all_reduce if is_synced else (lambda tensor: tensor)
         mask = _counted[:, :, rows][:, :, :, columns]
         if mask.numel() * (world_size() if is_synced else 1) == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-        counted, everything = over_ranks(torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float())
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {x.shape}"
+            )
+        counted, everything = over_ranks(
+            torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float()
+        )
         # Where a picture is so narrow that no centre of a coarse feature lies in it, all of them count.
         mask, count = mask | (counted <= 1), torch.where(counted > 1, counted, everything)
         values = x.float()
@@ -106,7 +118,9 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
         num_channels = x.shape[1]
         # The statistics of one rank's kernel; without momentum it leaves the running ones, which say fp32, alone.
-        mean, var = torch.batch_norm_update_stats(x, torch.zeros_like(weight), torch.ones_like(weight), momentum=0.0)
+        mean, var = torch.batch_norm_update_stats(
+            x, torch.zeros_like(weight), torch.ones_like(weight), momentum=0.0
+        )
         local = torch.cat([mean, var, mean.new_full((1,), x.numel() / num_channels)])
         gathered = local.new_empty(world_size(), local.numel())
         dist.all_gather(list(gathered.unbind()), local)
@@ -128,7 +142,9 @@ class _NormaliseOverRanks(torch.autograd.Function):
         inv_std = torch.rsqrt(var + ctx.eps)
         # Where the layouts differ, a CPU's kernel adds bf16 up in bf16.
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        grad = grad.contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
         # As for given statistics: the sums over this rank's pixels of grad * (x - mean) / std, and of grad.
         _, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, mean, inv_std, False, ctx.eps, [False, True, True]
@@ -138,6 +154,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
         by_grad = weight * inv_std
         grad_sum, product_sum = sums
         offset, by_x = -by_grad * grad_sum / count, -by_grad * product_sum / count * inv_std
-        by_grad, offset, by_x, mean = (each[:, None, None] for each in (by_grad, offset, by_x, mean))
+        by_grad, offset, by_x, mean = (
+            each[:, None, None] for each in (by_grad, offset, by_x, mean)
+        )
         x_grad = (x - mean).mul_(by_x).addcmul_(grad, by_grad).add_(offset)
         return x_grad.to(x.dtype), weight_grad, bias_grad, None

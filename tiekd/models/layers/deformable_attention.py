@@ -27,9 +27,21 @@ class DeformableAttention(nn.Module):
     nearly so, because what asks (positions, levels) would get no gradient through weights of 0.
     """
 
-    def __init__(self, width: int, num_levels: int, num_heads: int = 8, num_points: int = 8, dropout: float = 0.0):
+    def __init__(
+        self,
+        width: int,
+        num_levels: int,
+        num_heads: int = 8,
+        num_points: int = 8,
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        self.num_levels, self.num_heads, self.num_points, self.dropout = num_levels, num_heads, num_points, dropout
+        self.num_levels, self.num_heads, self.num_points, self.dropout = (
+            num_levels,
+            num_heads,
+            num_points,
+            dropout,
+        )
         points = num_heads * num_levels * num_points
         self.sampling_offsets = Float32Linear(width, 2 * points)
         self.attention_weights = Float32Linear(width, points)
@@ -42,10 +54,17 @@ class DeformableAttention(nn.Module):
         for layer in (self.attention_weights, self.value_proj, self.output_proj):
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(_first_offsets(num_heads, num_levels, num_points).flatten())
+            self.sampling_offsets.bias.copy_(
+                _first_offsets(num_heads, num_levels, num_points).flatten()
+            )
 
     def forward(
-        self, query: Tensor, position: Tensor, tokens: Tensor, sizes: Sequence[tuple[int, int]], reference: Tensor
+        self,
+        query: Tensor,
+        position: Tensor,
+        tokens: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        reference: Tensor,
     ) -> Tensor:
         """query: (B, Q, width); position: (B or 1, Q, width) float32, added to the query to find the places.
 
@@ -61,7 +80,9 @@ class DeformableAttention(nn.Module):
         values = self.value_proj(tokens).float().transpose(1, 2)
         maps = [
             value.reshape(-1, value.shape[1] // heads, *size)
-            for value, size in zip(values.split([h * w for h, w in sizes], dim=2), sizes, strict=True)
+            for value, size in zip(
+                values.split([h * w for h, w in sizes], dim=2), sizes, strict=True
+            )
         ]
         read = self.output_proj(read_points(maps, reference, offsets, weights).to(query.dtype))
         return query + dropout(read, self.dropout, self.training)
@@ -76,7 +97,11 @@ class Float32Linear(nn.Linear):
 
 
 def read_points(
-    maps: Sequence[Tensor], reference: Tensor, offsets: Tensor, weights: Tensor, sampled_values: int = SAMPLED_VALUES
+    maps: Sequence[Tensor],
+    reference: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    sampled_values: int = SAMPLED_VALUES,
 ) -> Tensor:
     """The weighted sum of what the queries read from all levels, (B, Q, heads * d) float32.
 
@@ -88,9 +113,13 @@ def read_points(
     chunk = max(1, sampled_values // (len(maps[0]) * maps[0].shape[1] * num_points))
     reference = reference.expand(batch, num_queries, len(maps), 2)
     read = []
-    for some in zip(reference.split(chunk, 1), offsets.split(chunk, 1), weights.split(chunk, 1), strict=True):
+    for some in zip(
+        reference.split(chunk, 1), offsets.split(chunk, 1), weights.split(chunk, 1), strict=True
+    ):
         if torch.is_grad_enabled():
-            read.append(checkpoint(_read_some, *some, *maps, use_reentrant=False, preserve_rng_state=False))
+            read.append(
+                checkpoint(_read_some, *some, *maps, use_reentrant=False, preserve_rng_state=False)
+            )
         else:
             read.append(_read_some(*some, *maps))
     return torch.cat(read, dim=1)
@@ -104,8 +133,12 @@ def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tenso
         (height, width), (x, y) = values.shape[2:], offsets[:, :, :, level].unbind(-1)
         places = reference[:, :, None, level, None] + torch.stack([x / width, y / height], dim=-1)
         grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)
-        sampled = grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        total = total + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)).sum(3)
+        sampled = grid_sample(
+            values, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        )
+        total = total + (
+            sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)
+        ).sum(3)
     return total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
 
 

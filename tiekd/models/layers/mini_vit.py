@@ -99,6 +99,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, count, width = x.shape
-        q, k, v = self.qkv(x).view(batch, count, 3, NUM_HEADS, width // NUM_HEADS).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        q, k, v = (
+            self.qkv(x).view(batch, count, 3, NUM_HEADS, width // NUM_HEADS).permute(2, 0, 3, 1, 4)
+        )
+        y = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.dropout if self.training else 0.0
+        )
         return self.out(y.transpose(1, 2).reshape(batch, count, width))

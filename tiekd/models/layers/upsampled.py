@@ -41,7 +41,9 @@ class PointwiseConv(nn.Conv2d):
         published MobileNetV2 students have, from some 350 pixels on, of all pictures of a batch together."""
         return self.in_channels < self.out_channels
 
-    def forward(self, x: Tensor | None, next_weight: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor | None, next_weight: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """x: (B, in_channels, h, w). Returns (B, out_channels, h, w).
 
         With next_weight, what `merged` returns: ZeRO 3 has a module's weights at hand in its forward only.
@@ -58,12 +60,16 @@ class PointwiseConv(nn.Conv2d):
         return self._merged(*parameters) if _keeps_all() else _checkpoint(self._merged, *parameters)
 
     def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        ours, others = next_weight.split([self.out_channels, next_weight.shape[1] - self.out_channels], dim=1)
+        ours, others = next_weight.split(
+            [self.out_channels, next_weight.shape[1] - self.out_channels], dim=1
+        )
         columns = torch.cat([weight[:, :, 0, 0], bias[:, None]], dim=1)
         product = (ours.permute(0, 2, 3, 1) @ columns).permute(0, 3, 1, 2)
         by_channel, of_bias = product.split([self.in_channels, 1], dim=1)
         # Contiguous, as all weights are: a convolution takes its layout from either of its operands.
-        return torch.cat([by_channel, others.to(product.dtype)], dim=1).contiguous(), of_bias.contiguous()
+        return torch.cat(
+            [by_channel, others.to(product.dtype)], dim=1
+        ).contiguous(), of_bias.contiguous()
 
 
 class UpsampledConv(Conv2d):
@@ -76,7 +82,11 @@ class UpsampledConv(Conv2d):
         self.register_buffer("bias_weight", None, persistent=False)
 
     def forward(
-        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, pointwise: PointwiseConv | None = None
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        skip: Tensor | None = None,
+        pointwise: PointwiseConv | None = None,
     ) -> Tensor:
         """x: (B, C, h, w), brought to size (H, W) bilinearly, corners aligned; skip: (B, S, H, W), what is concatenated
         to it. C + S are the `in_channels`. pointwise: what x has yet to go through; then C are its input channels.
@@ -91,8 +101,16 @@ class UpsampledConv(Conv2d):
         if not (self.plain or _keeps_all()) and convolution.wants_products(x, weight, size):
             y = _ByProducts.apply(x, size, skip, weight, self.bias)
         else:
-            y = self._convolve(*arguments) if self.plain or _keeps_all() else _checkpoint(self._convolve, *arguments)
-        return y if bias_weight is None else y.add_(conv2d(y.new_ones(1, 1, *size), bias_weight, padding=1))
+            y = (
+                self._convolve(*arguments)
+                if self.plain or _keeps_all()
+                else _checkpoint(self._convolve, *arguments)
+            )
+        return (
+            y
+            if bias_weight is None
+            else y.add_(conv2d(y.new_ones(1, 1, *size), bias_weight, padding=1))
+        )
 
     @torch.no_grad()
     def take_in(self, pointwise: PointwiseConv) -> None:
@@ -101,12 +119,21 @@ class UpsampledConv(Conv2d):
         weight, self.bias_weight = pointwise.merged(self.weight)
         self.weight, self.in_channels = nn.Parameter(weight, requires_grad=False), weight.shape[1]
 
-    def _convolve(self, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor) -> Tensor:
-        if not self.plain and torch.is_grad_enabled() and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
+    def _convolve(
+        self, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor
+    ) -> Tensor:
+        if (
+            not self.plain
+            and torch.is_grad_enabled()
+            and x.is_cuda
+            and x.dtype in (torch.float16, torch.bfloat16)
+        ):
             x = UpsampleByProducts.apply(x, size)
         else:
             x = _upsample(x, size)
-        return self._conv_forward(x if skip is None else torch.cat([x, skip], dim=1), weight, self.bias)
+        return self._conv_forward(
+            x if skip is None else torch.cat([x, skip], dim=1), weight, self.bias
+        )
 
 
 class _ByProducts(torch.autograd.Function):
@@ -114,7 +141,14 @@ class _ByProducts(torch.autograd.Function):
     own function would convolve once more in backward, where around torch's operator it only upsamples."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor, bias: Tensor | None):
+    def forward(
+        ctx,
+        x: Tensor,
+        size: tuple[int, int],
+        skip: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+    ):
         ctx.save_for_backward(x, skip, weight)
         ctx.size = size
         return conv2d(_merge(x, size, skip), weight, bias, padding=1)
@@ -127,12 +161,18 @@ class _ByProducts(torch.autograd.Function):
         if ctx.size[0] * ctx.size[1] < 3 * x.shape[2] * x.shape[3]:
             needs = of_x or of_skip, of_weight, of_bias
             merged = _merge(x, ctx.size, skip)
-            of_merged, of_weight, of_bias = convolution.gradients_by_products(grad, merged, weight, needs)
+            of_merged, of_weight, of_bias = convolution.gradients_by_products(
+                grad, merged, weight, needs
+            )
             of_x = _upsample_backward(of_merged[:, :channels], x.shape) if of_x else None
             return of_x, None, of_merged[:, channels:] if of_skip else None, of_weight, of_bias
         needs = of_skip, of_weight and skip is not None, of_bias
-        of_x, of_upsampled = _before_upsampling(grad, x, weight) if of_x or of_weight else (None, None)
-        of_skip, of_others, of_bias = convolution.gradients_by_products(grad, skip, weight[:, channels:], needs)
+        of_x, of_upsampled = (
+            _before_upsampling(grad, x, weight) if of_x or of_weight else (None, None)
+        )
+        of_skip, of_others, of_bias = convolution.gradients_by_products(
+            grad, skip, weight[:, channels:], needs
+        )
         of_weight = torch.cat([of_upsampled, of_others], dim=1) if needs[1] else of_upsampled
         return of_x, None, of_skip, of_weight, of_bias
 
@@ -153,9 +193,16 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
         for column in range(3):
             # What a tap sees of the upsampled features lies (row - 1, column - 1) away, and outside are zeros.
             down, right = row - 1, column - 1
-            top, bottom, left, end = max(0, down), min(rows, rows + down), max(0, right), min(columns, columns + right)
+            top, bottom, left, end = (
+                max(0, down),
+                min(rows, rows + down),
+                max(0, right),
+                min(columns, columns + right),
+            )
             shifted.zero_()
-            shifted[:, :, top:bottom, left:end] = grad[:, :, top - down : bottom - down, left - right : end - right]
+            shifted[:, :, top:bottom, left:end] = grad[
+                :, :, top - down : bottom - down, left - right : end - right
+            ]
             of_tap = _upsample_backward(shifted, (batch_size, grad.shape[1], height, width))
             of_tap = of_tap.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
             of_pixels.addmm_(of_tap, weight[:, :channels, row, column])
@@ -187,9 +234,13 @@ class UpsampleByProducts(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (height, width), pixels = ctx.size, grad.permute(0, 2, 3, 1).contiguous()
         batch_size, rows, columns, channels = pixels.shape
-        shares = _shares.__wrapped__ if torch.compiler.is_compiling() else _shares  # it would warn of the cache
+        shares = (
+            _shares.__wrapped__ if torch.compiler.is_compiling() else _shares
+        )  # it would warn of the cache
         by_row = shares(height, rows, grad.dtype, grad.device).expand(batch_size, -1, -1)
-        by_column = shares(width, columns, grad.dtype, grad.device).expand(batch_size * height, -1, -1)
+        by_column = shares(width, columns, grad.dtype, grad.device).expand(
+            batch_size * height, -1, -1
+        )
         summed = torch.bmm(by_row, pixels.view(batch_size, rows, columns * channels))
         summed = torch.bmm(by_column, summed.view(batch_size * height, columns, channels))
         return summed.view(batch_size, height, width, channels).permute(0, 3, 1, 2), None
@@ -211,6 +262,8 @@ def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
 @lru_cache(maxsize=64)
 def _shares(small: int, large: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """How much of each of `small` numbers is in each of the `large` interpolated ones: (small, large)."""
-    place = torch.arange(large, dtype=torch.float64, device=device) * ((small - 1) / max(large - 1, 1))
+    place = torch.arange(large, dtype=torch.float64, device=device) * (
+        (small - 1) / max(large - 1, 1)
+    )
     distance = (torch.arange(small, dtype=torch.float64, device=device)[:, None] - place).abs()
     return (1 - distance).clamp_(min=0).to(dtype)

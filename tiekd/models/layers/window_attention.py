@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-BLOCKED = -100.0  # The published logit between tokens that don't see each other; finite, also in half precision.
+BLOCKED = (
+    -100.0
+)  # The published logit between tokens that don't see each other; finite, also in half precision.
 
 
 class WindowAttention(nn.Module):
@@ -27,7 +29,9 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.register_buffer(
+            "relative_position_index", relative_position_index(window), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, H, W, channels), of any size. Returns the same shape."""
@@ -41,14 +45,23 @@ class WindowAttention(nn.Module):
         bias = self._bias(batch, rows, columns).to(query.dtype)
         x = scaled_dot_product_attention(query, key, value, attn_mask=bias)
         x = self.proj(x.transpose(1, 2).flatten(2))
-        x = x.view(batch, rows, columns, window, window, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        x = (
+            x.view(batch, rows, columns, window, window, -1)
+            .transpose(2, 3)
+            .flatten(3, 4)
+            .flatten(1, 2)
+        )
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
 
     def _bias(self, batch: int, rows: int, columns: int) -> Tensor:
         """What is added to the logits: (1 or B * windows, heads, tokens, tokens)."""
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).unsqueeze(0)
+        bias = (
+            self.relative_position_bias_table[self.relative_position_index]
+            .permute(2, 0, 1)
+            .unsqueeze(0)
+        )
         if not self.shift:
             return bias
         blocked = blocked_pairs(rows, columns, self.window, self.shift, bias.device).unsqueeze(1)

@@ -36,11 +36,15 @@ class Hahi(nn.Module):
     ):
         super().__init__()
         if len(encoder_channels) < 2:
-            raise RecipeError(f"neck (hahi): the encoder has {len(encoder_channels)} tap; at least 2 are needed")
+            raise RecipeError(
+                f"neck (hahi): the encoder has {len(encoder_channels)} tap; at least 2 are needed"
+            )
         if width < 4 or num_heads < 1 or width % 4 or width % num_heads:
             raise RecipeError(f"width: got {width}; a multiple of 4 and of num_heads ({num_heads})")
         if num_points < 1:
-            raise RecipeError(f"num_points: got {num_points}; a whole number from 1, published is 8")
+            raise RecipeError(
+                f"num_points: got {num_points}; a whole number from 1, published is 8"
+            )
         if not 0 <= dropout < 1:
             raise RecipeError(f"dropout: got {dropout}; a probability below 1, published is 0.1")
         self.channels, self.width = tuple(encoder_channels), width
@@ -51,27 +55,40 @@ class Hahi(nn.Module):
         self.query_projection = ConvNorm(finest, width, 1)
         self.query_fusion = ConvNorm(width + finest, finest, 3)
         self.level_embed = nn.Parameter(torch.randn(len(coarser), width))
-        self.self_attention = DeformableAttention(width, len(coarser), num_heads, num_points, dropout)
-        self.cross_attention = DeformableAttention(width, len(coarser), num_heads, num_points, dropout)
+        self.self_attention = DeformableAttention(
+            width, len(coarser), num_heads, num_points, dropout
+        )
+        self.cross_attention = DeformableAttention(
+            width, len(coarser), num_heads, num_points, dropout
+        )
         self.reference_points = Float32Linear(width, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """features: (B, channels[i], h_i, w_i), fine to coarse. Returns the same shapes."""
-        finest, *coarser = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
+        finest, *coarser = [
+            lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)
+        ]
         sizes = [tuple(feature.shape[2:]) for feature in coarser]
         device = finest.device
-        projected = [to_tokens(project(f)) for project, f in zip(self.token_projections, coarser, strict=True)]
+        projected = [
+            to_tokens(project(f))
+            for project, f in zip(self.token_projections, coarser, strict=True)
+        ]
         tokens = torch.cat(projected, dim=1)
         embedded = zip(sizes, self.level_embed.float(), strict=True)
-        position = torch.cat([sine_positions(size, self.width, device) + level for size, level in embedded], dim=1)
+        position = torch.cat(
+            [sine_positions(size, self.width, device) + level for size, level in embedded], dim=1
+        )
         centres = torch.cat([cell_centres(size, device) for size in sizes], dim=1).unsqueeze(2)
         tokens = self.self_attention(tokens, position, tokens, sizes, centres)
 
         position = sine_positions(finest.shape[2:], self.width, device)
         reference = self.reference_points(position).sigmoid().unsqueeze(2)
-        queries = self.cross_attention(to_tokens(self.query_projection(finest)), position, tokens, sizes, reference)
+        queries = self.cross_attention(
+            to_tokens(self.query_projection(finest)), position, tokens, sizes, reference
+        )
         parts = tokens.split([height * width for height, width in sizes], dim=1)
         # The published order: the finest feature comes after what it read, the others before.
         fused = [self.query_fusion(torch.cat([to_map(queries, finest.shape[2:]), finest], dim=1))]
@@ -116,7 +133,9 @@ def sine_positions(size: tuple[int, int], width: int, device: torch.device) -> T
     2017, arXiv 1706.03762, in two dimensions).
     """
     half = width // 2
-    frequencies = TEMPERATURE ** (-torch.arange(0, half, 2, device=device, dtype=torch.float32) / half)
+    frequencies = TEMPERATURE ** (
+        -torch.arange(0, half, 2, device=device, dtype=torch.float32) / half
+    )
     height, columns = size
     rows, columns = (
         torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)

@@ -55,7 +55,11 @@ def to_published(source: str | Path, network_node: dict) -> Conversion:
 
 def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -> None:
     """Raises CheckpointError that counts and names what is missing, unexpected or of another shape."""
-    wrong = [f"{len(names)} {kind} ({_listed(names)})" for kind, names in _kinds(conversion.report).items() if names]
+    wrong = [
+        f"{len(names)} {kind} ({_listed(names)})"
+        for kind, names in _kinds(conversion.report).items()
+        if names
+    ]
     if wrong:
         raise CheckpointError(
             f"{source}: doesn't fit the network of {recipe_path}: {', '.join(wrong)}; nothing is written; give the "
@@ -84,7 +88,9 @@ def write(path: Path, content: Mapping) -> None:
         sync(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be written ({error.strerror}); give another --out") from None
+        raise CheckpointError(
+            f"{path}: can't be written ({error.strerror}); give another --out"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -95,12 +101,19 @@ def _report(ours: Mapping[str, Tensor], network_node: dict) -> Report:
     report, own = state_dicts.compare(network, ours), network.state_dict()
     return report._replace(
         missing=[name for name in report.missing if not fnmatchcase(name, COUNTERS)],
-        misfit=[f"{name} (got {list(ours[name].shape)}, wanted {list(own[name].shape)})" for name in report.misfit],
+        misfit=[
+            f"{name} (got {list(ours[name].shape)}, wanted {list(own[name].shape)})"
+            for name in report.misfit
+        ],
     )
 
 
 def _kinds(report: Report) -> dict[str, list[str]]:
-    return {"missing": report.missing, "unexpected": report.unexpected, "of another shape": report.misfit}
+    return {
+        "missing": report.missing,
+        "unexpected": report.unexpected,
+        "of another shape": report.misfit,
+    }
 
 
 def _listed(names: list[str]) -> str:

@@ -21,7 +21,15 @@ from tiekd.models.weights import state_dicts, swin_names
 
 IMAGENET = "imagenet"
 _OPTION = "network.encoder.pretrained"
-_MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # inverted residuals a stage; torchvision counts them through, from 1
+_MOBILENET_BLOCKS = (
+    1,
+    2,
+    3,
+    4,
+    3,
+    3,
+    1,
+)  # inverted residuals a stage; torchvision counts them through, from 1
 
 
 def load(network: nn.Module) -> str | None:
@@ -30,7 +38,11 @@ def load(network: nn.Module) -> str | None:
     Collective: the main rank reads, the others get the tensors from it. Raises RecipeError where there are no such
     weights, on every rank.
     """
-    asking = [module for module in network.encoder.modules() if getattr(module, "pretrained", None) is not None]
+    asking = [
+        module
+        for module in network.encoder.modules()
+        if getattr(module, "pretrained", None) is not None
+    ]
     if not asking:
         return None
     encoder, source = asking[0], asking[0].pretrained
@@ -46,7 +58,11 @@ def load(network: nn.Module) -> str | None:
     if problem:
         raise RecipeError(problem)
     encoder.load_state_dict(state, strict=False)
-    what = f"ImageNet weights of torchvision's {encoder.torchvision_name}" if source == IMAGENET else source
+    what = (
+        f"ImageNet weights of torchvision's {encoder.torchvision_name}"
+        if source == IMAGENET
+        else source
+    )
     return f"Encoder: {len(state)} tensors from {what}"
 
 
@@ -63,7 +79,9 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in renamed.items() if name is not None}
     if not any(name.startswith("encoder.") for name in state):
         state = state_dicts.from_published(state)
-    ours = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
+    ours = {
+        name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")
+    }
     return {name.removeprefix("swin."): tensor for name, tensor in ours.items()}
 
 
@@ -86,8 +104,13 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
     if not file.is_file():
         try:
-            entry.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError) as error:  # no connection, no space, or a download with another checksum
+            entry.get_state_dict(
+                progress=False, check_hash=True, weights_only=True, map_location="cpu"
+            )
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # no connection, no space, or a download with another checksum
             raise RecipeError(
                 f"{_OPTION}: {IMAGENET} weights of {name} can't be downloaded ({_one_line(error)}); put {entry.url} "
                 f"at {file}, or anywhere and say {_OPTION}=FILE"
@@ -101,7 +124,9 @@ def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[
     Those that the encoder's `not_pretrained` begins the names of may be missing.
     """
     own, new = encoder.state_dict(), getattr(encoder, "not_pretrained", ())
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    missing = [
+        name for name in own if name not in state and not name.endswith("num_batches_tracked")
+    ]
     wrong = [name for name in missing if not name.startswith(new)]
     wrong += [name for name in own if name in state and state[name].shape != own[name].shape]
     if wrong:

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from tiekd.errors import CheckpointError
-from tiekd.models.weights.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES, TABLES, VIT
+from tiekd.models.weights.published_names import (
+    CLASSIFIERS,
+    FIELDS,
+    LEFTOVER_BINS,
+    NAMES,
+    PREFIXES,
+    TABLES,
+    VIT,
+)
 
 LISTED = 4  # tensors that an error message names
 COUNTERS = "*num_batches_tracked"  # of norms; they may be missing, as in old files
@@ -44,7 +52,9 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth")
+        raise CheckpointError(
+            f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth"
+        )
     try:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -56,12 +66,18 @@ def read_checkpoint(path: str | Path) -> dict:
             raise CheckpointError(
                 f"{path}: holds more than tensors and plain values ({foreign[1]}); save its state dict alone"
             ) from None
-        raise CheckpointError(f"{path}: torn, or not torch's ({type(error).__name__}); copy or save it again") from None
+        raise CheckpointError(
+            f"{path}: torn, or not torch's ({type(error).__name__}); copy or save it again"
+        ) from None
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}; it must be a dict of tensors")
+        raise CheckpointError(
+            f"{path}: holds a {type(state).__name__}; it must be a dict of tensors"
+        )
     tensors = state.get("state_dict", state)
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: holds no tensors by name; save the network's state_dict() in it")
+        raise CheckpointError(
+            f"{path}: holds no tensors by name; save the network's state_dict() in it"
+        )
     return state
 
 
@@ -91,7 +107,9 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
     ours = _translated(state, head)
     if not ours:
         names = ", ".join(list(_bare(state))[:LISTED]) or "nothing"
-        raise CheckpointError(f"not a published checkpoint: it holds {names}; names like {NAMES[-1][0]} are expected")
+        raise CheckpointError(
+            f"not a published checkpoint: it holds {names}; names like {NAMES[-1][0]} are expected"
+        )
     return {name: tensor for name, tensor in ours.values()}
 
 
@@ -123,10 +141,14 @@ def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
     own = network.state_dict()
     matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
     misfit = sorted(name for name in own if name in state and state[name].shape != own[name].shape)
-    return Report(matched, sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), misfit)
+    return Report(
+        matched, sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), misfit
+    )
 
 
-def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> Report:
+def load_into(
+    network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()
+) -> Report:
     """Copies the tensors whose names and shapes fit into a network, casting to its dtypes.
 
     ignore: glob patterns of names that need not fit ("head.*"). Raises CheckpointError, without changing the network,
@@ -135,9 +157,12 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[
     """
     own, report = network.state_dict(), compare(network, state)
     complaints = [
-        f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})" for name in _not(report.misfit, ignore)
+        f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})"
+        for name in _not(report.misfit, ignore)
     ]
-    complaints += [f"{name} ({flaw})" for name in report.matched if (flaw := _flaw(state[name], own[name]))]
+    complaints += [
+        f"{name} ({flaw})" for name in report.matched if (flaw := _flaw(state[name], own[name]))
+    ]
     complaints += [f"{name} (missing)" for name in _not(report.missing, [*ignore, COUNTERS])]
     complaints += [f"{name} (not in the network)" for name in _not(report.unexpected, ignore)]
     if complaints:
@@ -162,10 +187,16 @@ def _flaw(tensor: Tensor, own: Tensor) -> str | None:
 def _bare(state: Mapping) -> dict[str, Tensor]:
     """The tensors under their published names, without wrappers and `module.`, with `backbone.` on a lone encoder's."""
     state = state.get("state_dict", state)
-    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
     if any(name.startswith(PREFIXES) for name in tensors):
         return tensors
-    prefix = "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."  # EfficientNet or another
+    prefix = (
+        "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."
+    )  # EfficientNet or another
     return {prefix + name: value for name, value in tensors.items()}
 
 
@@ -175,17 +206,29 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     bare = _bare(state)
     bins = bare.get("decode_head.conv_out.0.weight")
     if head is None:
-        adaptive = any(name.startswith(VIT) for name in bare)  # whose bins are moved, and as many as the left over ones
-        head = "dpm" if adaptive or (bins is not None and bins.shape[0] != LEFTOVER_BINS) else "sigmoid"
+        adaptive = any(
+            name.startswith(VIT) for name in bare
+        )  # whose bins are moved, and as many as the left over ones
+        head = (
+            "dpm"
+            if adaptive or (bins is not None and bins.shape[0] != LEFTOVER_BINS)
+            else "sigmoid"
+        )
     dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
     if "decode_head.conv_list.4.convA.conv.weight" in bare:
         # With five taps the finest is at stride 2, so one more doubling reaches the image and the second never runs.
         dead.append("decode_head.upsample_custom2.")
     living = {
-        name: tensor for name, tensor in bare.items() if not name.startswith(tuple(dead)) and not name.endswith(TABLES)
+        name: tensor
+        for name, tensor in bare.items()
+        if not name.startswith(tuple(dead)) and not name.endswith(TABLES)
     }
     renamed = {name: _renamed(name, _FROM_PUBLISHED) for name in living}
-    return {name: (renamed[name], tensor) for name, tensor in living.items() if renamed[name] is not None}
+    return {
+        name: (renamed[name], tensor)
+        for name, tensor in living.items()
+        if renamed[name] is not None
+    }
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:

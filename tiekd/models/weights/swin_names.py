@@ -14,7 +14,10 @@ _NAMES = (
     (r"patch_embed\.proj\.(\w+)", r"patches.\1"),
     (r"patch_embed\.norm\.(\w+)", r"patch_norm.\1"),
     (r"layers\.(\d)\.blocks\.(\d+)\.(norm[12]\.\w+)", r"stages.\1.\2.\3"),
-    (r"layers\.(\d)\.blocks\.(\d+)\.attn\.((?:qkv|proj)\.\w+|\w+_bias_table)", r"stages.\1.\2.attention.\3"),
+    (
+        r"layers\.(\d)\.blocks\.(\d+)\.attn\.((?:qkv|proj)\.\w+|\w+_bias_table)",
+        r"stages.\1.\2.attention.\3",
+    ),
     (r"layers\.(\d)\.blocks\.(\d+)\.mlp\.(?:fc1|0)\.(\w+)", r"stages.\1.\2.expand.\3"),
     (r"layers\.(\d)\.blocks\.(\d+)\.mlp\.(?:fc2|3)\.(\w+)", r"stages.\1.\2.project.\3"),
     (r"layers\.(\d)\.downsample\.((?:norm|reduction)\.\w+)", r"merges.\1.\2"),
