@@ -1,7 +1,8 @@
-"""Evaluation: nine metrics per image, nan-mean over images, the same figures on any number of ranks.
+"""Evaluation: nine metrics per image and their nan-mean over images.
 
-Batches are formed over the whole validation set and dealt whole to ranks; each rank's rows are put back in the set's
-order before the mean is taken.
+The figures are the same on any number of ranks. Batches are formed over the whole validation set,
+and each rank takes whole batches. The ranks' rows are put back in the data set's order before the
+mean is taken.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +28,16 @@ Watcher = Callable[[list[int], Batch, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """`recipe["evaluation"]`: when, how, and by which metric the best is kept.
+    """`recipe["evaluation"]`: when and how to evaluate, and by which metric the best is kept.
 
-    interval counts epochs or iterations as `by` says; cap: largest ground truth that counts, in metres, the network's
-    max_depth when None; crop: garg, eigen, nyu_eigen or none.
+    Attributes:
+        interval: epochs or iterations between evaluations, as `by` says.
+        by: "epoch" or "iteration".
+        crop: garg, eigen, nyu_eigen or none.
+        flip: average with the mirrored image's prediction.
+        cap: metres; ground truth counts below it; None: the network's max_depth.
+        batch_size: images of a batch.
+        save_best: the metric by which the best checkpoint is kept.
     """
 
     interval: int = 1
@@ -54,7 +61,8 @@ class EvaluationSettings:
             )
         if self.cap is not None and not self.cap > 0:
             raise RecipeError(
-                f"evaluation.cap: got {self.cap!r}; it must be metres > 0, or left out for max_depth"
+                f"evaluation.cap: got {self.cap!r}; "
+                "it must be metres > 0, or left out for max_depth"
             )
         if self.crop not in metrics.CROPS:
             raise RecipeError(
@@ -78,15 +86,26 @@ def evaluate(
     out: TextIO | None = None,
     resize: Resize = OWN_SIZE,
 ) -> dict[str, float]:
-    """The nine metrics of a predictor (image (B, 3, H, W) -> metres (B, 1, H, W)) over a data set. Collective.
+    """Evaluates a predictor on a data set and returns the nine metrics. Collective.
 
-    resize: the working resolution: the predictor sees images at it, and its depth is brought up, bilinearly, to the
-    ground truth's own size, where all of that is scored. Beside the network's own memory at the working size there are
-    two float32 maps of the original size a picture, the truth and the prediction.
+    Ground truth counts where min_depth < depth < cap, inside the crop. An image without any counts
+    in no mean. Besides the network's own memory at the working resolution, two float32 maps of the
+    original size are held per image: the truth and the prediction.
 
-    Ground truth counts where min_depth < depth < cap, inside the crop; an image without any counts in no mean.
-    watchers: called after each of this rank's batches with its indices, the batch, the predicted depth (B, 1, H, W) and
-    the metrics (B, 9), all on the device. out: where a terminal shows how far it is; a file is told nothing.
+    Args:
+        predictor: image (B, 3, H, W) -> metres (B, 1, H, W).
+        dataset: the frames.
+        settings: crop, cap and batch size.
+        min_depth: metres.
+        max_depth: metres, the cap where the settings have none.
+        device: where the predictor is.
+        workers: number of data workers of each rank.
+        timeout_s: seconds to wait for a worker.
+        watchers: called after each of this rank's batches with its indices, the batch, the
+            predicted depth (B, 1, H, W) and the metrics (B, 9), all on the device.
+        out: terminal for the progress; nothing is written to a file.
+        resize: the working resolution, at which the predictor sees images. Its depth is resized
+            bilinearly to the ground truth's own size, where all of that is scored.
     """
     cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
@@ -108,6 +127,7 @@ def evaluate(
         rows.append(metrics.depth_metrics(depth, batch.depth, min_depth, cap, settings.crop))
         for watcher in watchers:
             watcher(batch_indices, batch, depth, rows[-1])
+    # All ranks' rows in the data set's order. A frame that two ranks had counts once.
     mine = torch.cat(rows).cpu().tolist() if rows else []
     by_index = dict(
         pair for part in comm.gather_objects(list(zip(indices, mine, strict=True))) for pair in part
@@ -120,7 +140,10 @@ def evaluate(
 def _shown(
     pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None
 ) -> Iterator:
-    """The (indices, ...) pairs; the main rank shows a terminal how far it is, as if the others were as far."""
+    """Yields the (indices, ...) pairs; rank 0 shows the progress on a terminal.
+
+    Rank 0 takes the other ranks to be as far as itself.
+    """
     if out is None or not comm.is_main():
         yield from pairs
         return
@@ -133,10 +156,17 @@ def _shown(
 
 
 def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
-    """Per-pixel mean of a data set's measured depths: (1, 1, H, W) metres, the least that a network has to beat.
+    """Returns the per-pixel mean of a data set's measured depths: (1, 1, H, W) metres.
 
-    A pixel that was never measured takes its row's mean, a row without any the mean of all. Raises DataError for frames
-    of different sizes. out: as in `evaluate`.
+    It is the least that a network has to beat. A pixel that was never measured takes the mean of
+    its row; a row without any takes the mean of all.
+
+    Args:
+        dataset: the frames.
+        out: terminal for the progress.
+
+    Raises:
+        DataError: the frames differ in size.
     """
     total, count = 0.0, 0.0
     samples = (([index], dataset[index]) for index in range(len(dataset)))
@@ -145,12 +175,13 @@ def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
         if index and depth.shape != total.shape:
             sizes = " and ".join("x".join(map(str, d.shape[-2:])) for d in (total, depth))
             raise DataError(
-                f"{sample.name}: a mean map needs frames of one size, there are {sizes}; leave it out"
+                f"{sample.name}: a mean map needs frames of one size, there are {sizes}; "
+                "leave it out"
             )
-        total, count = total + depth, count + (depth > 0)
+        total = total + depth
+        count = count + (depth > 0)
     rows, row_counts = total.sum(-1, keepdim=True), count.sum(-1, keepdim=True)
     everywhere = rows.sum() / row_counts.sum()
-    row_means = torch.where(row_counts > 0, rows / row_counts.clamp(min=1), everywhere).expand_as(
-        total
-    )
+    row_means = torch.where(row_counts > 0, rows / row_counts.clamp(min=1), everywhere)
+    row_means = row_means.expand_as(total)
     return torch.where(count > 0, total / count.clamp(min=1), row_means).float()[None]
