@@ -1,13 +1,13 @@
-"""The names of published (mmcv layout) checkpoints against ours, and what of a published checkpoint is dead.
+"""The names of published (mmcv layout) checkpoints and ours, and which published tensors are dead.
 
-The mapping is a table of name templates, the same in both directions; a new family of networks is more rows. In a
-template `{i}` and `{k}` are numbers, `{n}` two joined by `_`, `{p}` one part of a dotted name, `{rest}` one or more
-parts.
+The mapping is a table of name templates, the same in both directions; a new family of networks is
+more rows. In a template `{i}` and `{k}` are numbers, `{n}` two numbers joined by `_`, `{p}` one
+part of a dotted name, and `{rest}` one or more parts.
 """
 
 VIT = "decode_head.adaptive_bins_layer.patch_transformer."
 NAMES = (
-    # (published, ours): the first row that fits a name counts.
+    # (published, ours); the first row that fits a name counts.
     ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
     ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
     ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),
@@ -81,10 +81,9 @@ NAMES = (
 )
 FIELDS = {"i": r"\d+", "k": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
 PREFIXES = ("backbone.", "decode_head.", "neck.")
-# Of encoders that come from ImageNet: what lies behind the last tap.
+# Tensors of encoders trained on ImageNet that lie after the last tap.
 CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")
 CLASSIFIERS += ("backbone.original_model.bn2.", "backbone.original_model.classifier.")
 LEFTOVER_BINS = 256  # conv_out's size in published sigmoid heads, which don't use it
-TABLES = (
-    "relative_position_index",
-)  # ends of names of buffers that follow from the sizes; ours aren't saved
+# Suffixes of buffers that follow from the sizes; ours aren't saved.
+TABLES = ("relative_position_index",)
