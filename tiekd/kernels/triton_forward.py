@@ -1,4 +1,7 @@
-"""The fused DPM head's forward kernel: a tile of features stays on the chip while the bins pass by in blocks."""
+"""The fused DPM head's forward kernel.
+
+A tile of features stays on the chip while the bins pass by in blocks.
+"""
 
 import triton
 import triton.language as tl
@@ -40,11 +43,16 @@ def forward(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Writes depth, log_sum and, with a target, divergence (and for the published target slope) of one tile."""
+    """Writes depth, log_sum and, with a target, divergence of one tile.
+
+    For the published target it also writes slope.
+    """
+    # The tile's features and targets.
     image, p, inside = pixels_of(tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     first = image * N * layer.pixels + p
     cells = load_cells(parts, first[:, None], inside[:, None], layer.pixels, N, TARGET)
+    # The running softmax over the blocks of bins, the last of them of another size.
     zero = tl.zeros((BLOCK_P,), tl.float32)
     sums = (zero - BIG, zero, zero, zero)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
@@ -82,6 +90,7 @@ def forward(
             BLOCK_C,
             PRECISION,
         )
+    # Results per pixel.
     largest, total, moment, divergence = sums
     log_sum = largest + log2(total)
     out = image * layer.pixels + p
@@ -118,12 +127,15 @@ def _add_block(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The largest logit, the sum of exponentials, its first moment and the divergence of a tile's pixels so far, with
-    one block of bins more."""
+    """Updates the sums of a tile's pixels with one block of bins.
+
+    The sums are the largest logit, the sum of exponentials, its first moment and the divergence.
+    """
     largest, total, moment, divergence = sums
     logits = logits_of(
         x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION
     )
+    # Earlier sums shrink where the largest logit grows.
     new = tl.maximum(largest, tl.max(logits, 1))
     shrink, p = tl.exp2(largest - new), tl.exp2(logits - new[:, None])
     centre = tl.load(bins.centre + start + tl.arange(0, BLOCK_K))
@@ -153,7 +165,10 @@ def _published_divergence(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Its logarithm takes probabilities: the bins pass by again, with their sum known."""
+    """Returns the published divergence and its mean slope, each (P,).
+
+    Its logarithm takes probabilities, so the bins pass by again, with their sum known.
+    """
     divergence = tl.zeros((BLOCK_P,), tl.float32)
     slope = divergence
     _, _, _, _, low, high = cells
