@@ -80,8 +80,13 @@ class Cells:
         beyond: str,
         stride: int,
     ):
-        self.depth, self.sigma, self.weight, self.edges = depth, sigma, weight, edges
-        self.target, self.beyond, self.stride = target, beyond, stride
+        self.depth = depth
+        self.sigma = sigma
+        self.weight = weight
+        self.edges = edges
+        self.target = target
+        self.beyond = beyond
+        self.stride = stride
         self.gaussians = self._gaussians() if target == "gaussian" else None
 
     @torch.no_grad()

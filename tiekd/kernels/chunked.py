@@ -47,7 +47,9 @@ def dpm(
     device = features.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        features, weight, bias = features.to(dtype), weight.to(dtype), bias.to(dtype)
+        features = features.to(dtype)
+        weight = weight.to(dtype)
+        bias = bias.to(dtype)
     # Pixels have to be one dimension in memory, of the features and of their gradient.
     if features.stride(2) != features.shape[3] * features.stride(3):
         features = features.contiguous()
@@ -96,7 +98,8 @@ class _Dpm(torch.autograd.Function):
                     valid[image, tile] = q.valid
 
         in_threads.each(tile_by_tile, _shares(features, edges))
-        log_sum, depth = sums[0].log(), (sums[1] / sums[0]).view(shape)
+        log_sum = sums[0].log()
+        depth = (sums[1] / sums[0]).view(shape)
         if is_gaussian:
             # - sum q log p = log_sum - sum q logit, both less the largest logit.
             divergence += log_sum
@@ -105,7 +108,8 @@ class _Dpm(torch.autograd.Function):
         # owning module's backward. That works only if the parameters themselves are saved, not
         # tensors made of them.
         ctx.save_for_backward(features, weight, bias, log_sum.add_(largest), depth)
-        ctx.edges, ctx.cells = edges, cells
+        ctx.edges = edges
+        ctx.cells = cells
         ctx.set_materialize_grads(False)
         return depth, divergence
 
@@ -114,7 +118,8 @@ class _Dpm(torch.autograd.Function):
     def backward(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None):
         features, weight, bias, log_sum, depth = ctx.saved_tensors
         need_features, need_weight, need_bias, *_ = ctx.needs_input_grad
-        matrix, edges = weight.flatten(1), ctx.edges
+        matrix = weight.flatten(1)
+        edges = ctx.edges
         centres = bin_centres(edges)[:, None]
         features_grad = torch.empty_like(features) if need_features else None
         channels = features.shape[1]
@@ -215,7 +220,9 @@ def _tiles(
     `logits` and `spare` are two (K, P) tensors to write to, in the dtype of edges; they use the
     same memory for every tile. The target is None where there is nothing to learn.
     """
-    bins, width, step = len(edges) - 1, features.shape[3], _rows_of_tile(features, edges)
+    bins = len(edges) - 1
+    width = features.shape[3]
+    step = _rows_of_tile(features, edges)
     memory = edges.new_empty(2, bins * step * width)
     for image, first, last in blocks:
         target = None if cells is None else cells.of(image, slice(first, last))

@@ -101,7 +101,8 @@ def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
     height, width = image.shape[:2]
     for row in range(3):
         for column, at, wrapped, shift in ((0, 0, width - 1, row - 2), (2, width - 1, 0, row)):
-            first, end = max(0, -shift), min(height, height - shift)
+            first = max(0, -shift)
+            end = min(height, height - shift)
             if first < end:
                 neighbours = image[first + shift : end + shift, wrapped]
                 total[row, column].addmm_(grad[first:end, at].T, neighbours, alpha=-1)
@@ -134,8 +135,11 @@ class _InFp32(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
-        grad, x32, weight32 = grad.float(), x.float(), weight.float()
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        grad = grad.float()
+        x32 = x.float()
+        weight32 = weight.float()
         if ctx.how == _3X3 and _suits_products(x, weight, x.shape[2:]):
             gradients = gradients_by_products(grad, x32, weight32, needs)
         else:

@@ -53,7 +53,8 @@ def _begin(size: int) -> ThreadPoolExecutor:
     torch keeps one number of threads for threads that have yet to start and one for each that has
     started. So all are started, and then the first number is restored.
     """
-    together, before = threading.Barrier(size), torch.get_num_threads()
+    together = threading.Barrier(size)
+    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(size, thread_name_prefix="tiekd-tiles")
 
     def begin(_) -> None:

@@ -131,7 +131,8 @@ def gaussian_target(
     """
     windows = gaussian_windows(depth, sigma, edges)
     if windows is None:
-        inner, centre = edges[1:-1].view(1, -1, 1, 1), shifted_centre(depth, sigma, edges)
+        inner = edges[1:-1].view(1, -1, 1, 1)
+        centre = shifted_centre(depth, sigma, edges)
     components = []
     for m in range(depth.shape[1]):
         one = slice(m, m + 1)
@@ -344,7 +345,8 @@ def cached_table(sigma: float, edges: Tensor) -> _Table | None:
 def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
     """Builds the table from edges in float64 on the host, with tensors like `like`."""
     # The nodes: centres from `reach` before the first inner edge to `reach` after the last.
-    inner, steps = edges[1:-1], bin_centres(edges).diff()
+    inner = edges[1:-1]
+    steps = bin_centres(edges).diff()
     reach = REACH_SIGMAS * sigma
     span = float(inner[-1] - inner[0]) + 2 * reach
     nodes = torch.linspace(
@@ -412,12 +414,14 @@ def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
     That function is nearly straight near both ends.
     """
     centres = bin_centres(edges)
-    first, span = centres[0], centres[-1] - centres[0]
+    first = centres[0]
+    span = centres[-1] - centres[0]
     # The wanted mean is kept off the ends, by less than the tolerance, so that the logarithms stay
     # finite.
     wanted = torch.minimum((depth - first).clamp_min(1e-5 * first), span - 1e-4 * centres[-1])
     wanted = torch.log(wanted) - torch.log(span - wanted)
-    lowest, highest = edges[1] - REACH_SIGMAS * sigma, edges[-2] + REACH_SIGMAS * sigma
+    lowest = edges[1] - REACH_SIGMAS * sigma
+    highest = edges[-2] + REACH_SIGMAS * sigma
     centre = torch.minimum(torch.maximum(depth, lowest), highest)
     for _ in range(NEWTON_STEPS):
         over, under, slope = _distances_and_slope(centre, sigma, edges)
@@ -437,7 +441,8 @@ def _distances_and_slope(
     Returns:
         (mean - first bin centre, last bin centre - mean, derivative of the mean by the centre).
     """
-    inner, steps = edges[1:-1], bin_centres(edges).diff()
+    inner = edges[1:-1]
+    steps = bin_centres(edges).diff()
     tiny = torch.finfo(edges.dtype).tiny
     over, under, slope = (torch.full_like(centre, tiny) for _ in range(3))
     for some, step in zip(inner.split(EDGES_AT_ONCE), steps.split(EDGES_AT_ONCE), strict=True):

@@ -98,7 +98,9 @@ def dpm(
     device = features.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        features, weight, bias = features.to(dtype), weight.to(dtype), bias.to(dtype)
+        features = features.to(dtype)
+        weight = weight.to(dtype)
+        bias = bias.to(dtype)
     number, sigma_map = (0.0, sigma) if isinstance(sigma, Tensor) else (float(sigma), None)
     depth, divergence, *_ = dpm_forward(
         features,
@@ -153,7 +155,8 @@ def dpm_forward(
         slope = edges.new_empty(0)
     # One program per tile.
     constants = _constants("forward", features, edges, parts, target)
-    layer, maps = _layer(features, weight, bias), Maps(depth, log_sum, slope, divergence)
+    layer = _layer(features, weight, bias)
+    maps = Maps(depth, log_sum, slope, divergence)
     tiles = features.shape[0] * triton.cdiv(layer.pixels, constants["BLOCK_P"])
     with _on(features):
         forward[tiles,](layer, bins_of(edges)[0], parts, maps, **constants)
@@ -175,10 +178,13 @@ def _(
     stride,
 ):
     one = edges.new_empty(features.shape[0], 1, *features.shape[2:])
-    none, depth, log_sum = edges.new_empty(0), torch.empty_like(one), torch.empty_like(one)
+    none = edges.new_empty(0)
+    depth = torch.empty_like(one)
+    log_sum = torch.empty_like(one)
     if target_depth is None:
         return depth, none, log_sum, *(torch.empty_like(none) for _ in range(4))
-    slope, spread = (one if target == "released" else none), none
+    slope = one if target == "released" else none
+    spread = none
     maps = [
         one.new_empty(one.shape[0], target_depth.shape[1] * stride**2, *one.shape[2:])
         for _ in range(3)
@@ -215,12 +221,14 @@ def dpm_backward(
         torch.zeros_like(depth) if g is None else g.contiguous()
         for g in (depth_grad, divergence_grad)
     ]
-    layer, maps = _layer(flat, weight, bias), Maps(depth, log_sum, slope, None, *grads)
+    layer = _layer(flat, weight, bias)
+    maps = Maps(depth, log_sum, slope, None, *grads)
     of_features, of_weight = (
         _constants(kernel, flat, edges, parts, target) for kernel in ("features", "weight")
     )
     # Strips: as many tiles as STRIP_BYTES hold the logits' gradients of, in equal numbers.
-    bins, block_p = bins_of(edges)[0], of_features["BLOCK_P"]
+    bins = bins_of(edges)[0]
+    block_p = of_features["BLOCK_P"]
     tiles = flat.shape[0] * triton.cdiv(layer.pixels, block_p)
     width = triton.cdiv(bins.count, 16) * 16
     strips = 1
@@ -272,7 +280,8 @@ def _(
     needs_features,
     needs_weight,
 ):
-    flat, none = _flat_pixels(features), features.new_empty(0)
+    flat = _flat_pixels(features)
+    none = features.new_empty(0)
     if not needs_weight:
         return (
             torch.empty_like(flat) if needs_features else none,
@@ -365,7 +374,8 @@ def _block_of(channels: int) -> int:
 
 def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, target: str) -> dict:
     """Returns the compile-time constants of a kernel, and the options of its compilation."""
-    channels, half = features.shape[1], features.element_size() == 2
+    channels = features.shape[1]
+    half = features.element_size() == 2
     block_p, block_k, warps, stages, registers = TILES[kernel, features.element_size()]
     table, widest, even = bins_of(edges)
     constants = {
