@@ -25,7 +25,8 @@ def predict(network: Network, image: Tensor, flip: bool) -> Tensor:
         return network(image).depth
     # On a CPU two images at once take longer than one after the other.
     if image.device.type == "cpu":
-        plain, mirrored = network(image).depth, network(image.flip(-1)).depth
+        plain = network(image).depth
+        mirrored = network(image.flip(-1)).depth
     else:
         plain, mirrored = network(torch.cat([image, image.flip(-1)])).depth.chunk(2)
     return (plain + mirrored.flip(-1)) / 2

@@ -64,6 +64,7 @@ def load_network(
     # Build the network and load them.
     network = build_network(recipe.get("network"))
     state = state_dicts.read_checkpoint(path)
+    # Errors of the fit name the file.
     try:
         state_dicts.load_into(network, state_dicts.named_tensors(state))
     except CheckpointError as error:

@@ -61,8 +61,12 @@ class Network(nn.Module):
         neck: nn.Module | None = None,
     ):
         super().__init__()
-        self.encoder, self.neck, self.decoder, self.head = encoder, neck, decoder, head
-        self.min_depth, self.max_depth = min_depth, max_depth
+        self.encoder = encoder
+        self.neck = neck
+        self.decoder = decoder
+        self.head = head
+        self.min_depth = min_depth
+        self.max_depth = max_depth
         self.memory_format = torch.contiguous_format
 
     def forward(

@@ -50,7 +50,8 @@ class AdaBins(nn.Module):
         ]
         self.levels = nn.ModuleList([deepest, *levels])
         self.final = nn.Conv2d(widths[0], widths[0], 3, padding=1)
-        self.channels, self.stride = widths[0], encoder_strides[0]
+        self.channels = widths[0]
+        self.stride = encoder_strides[0]
 
         # The start of the weights. No ReLU follows the first and the last convolution.
         for module in self.modules():

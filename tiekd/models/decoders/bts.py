@@ -78,7 +78,8 @@ class Bts(nn.Module):
         self.up1 = UpConv(w2, w1, norm=False)
         self.plane1 = Reduction(w1, w1 // 2, 1)
         self.merge1 = _conv3x3(w1 + 4, w1)
-        self.channels, self.stride = w1, 1
+        self.channels = w1
+        self.stride = 1
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -189,7 +190,8 @@ class Reduction(nn.Module):
         width = first_width
         while width >= 8:
             self.layers[f"{in_channels}_{width}"] = nn.Conv2d(in_channels, width, 1, bias=False)
-            in_channels, width = width, width // 2
+            in_channels = width
+            width = width // 2
         self.out = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

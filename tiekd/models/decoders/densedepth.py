@@ -82,7 +82,8 @@ class DenseDepth(nn.Module):
             for i in reversed(range(len(encoder_channels) - 1))
         ]
         self.levels = nn.ModuleList([deepest, *levels])
-        channels, extras = widths[0], []
+        channels = widths[0]
+        extras = []
         for _ in range(extra_ups):
             extras.append(TwoConvs(channels, extra_width or widths[0], activation))
             channels = extra_width or widths[0]

@@ -62,7 +62,8 @@ class EfficientNet(nn.Module):
             raise RecipeError(
                 f"taps: got {list(taps)}; out of 0 to 6 (stages), 7 (last conv), increasing"
             )
-        self.pretrained, self.torchvision_name = pretrained, None
+        self.pretrained = pretrained
+        self.torchvision_name = None
         self.taps = tuple(taps)
 
         # Stem.

@@ -49,7 +49,8 @@ class ResNet(nn.Module):
             raise RecipeError(
                 f"taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing"
             )
-        self.pretrained, self.torchvision_name = pretrained, f"resnet{depth}"
+        self.pretrained = pretrained
+        self.torchvision_name = f"resnet{depth}"
         self.taps = tuple(taps)
         block = BasicBlock if depth in BASIC_BLOCKS else Bottleneck
         num_blocks = (BASIC_BLOCKS | BOTTLENECK_BLOCKS)[depth]

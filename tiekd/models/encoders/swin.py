@@ -65,7 +65,8 @@ class Swin(nn.Module):
         # Stages; the rate of dropped paths rises from block to block.
         last = max(1, sum(depths) - 1)
         rates = iter([drop_path * i / last for i in range(sum(depths))])
-        self.stages, self.norms = nn.ModuleList(), nn.ModuleList()
+        self.stages = nn.ModuleList()
+        self.norms = nn.ModuleList()
         for channels, depth, stage_heads in zip(self.channels, depths, heads, strict=True):
             blocks = [
                 Block(channels, stage_heads, window, i % 2 * (window // 2), next(rates))

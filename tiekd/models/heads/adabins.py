@@ -72,7 +72,8 @@ class AdaBins(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_bins, num_queries, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_bins))
         nn.init.normal_(self.weight, std=0.01)
-        self.min_depth, self.max_depth = min_depth, max_depth
+        self.min_depth = min_depth
+        self.max_depth = max_depth
 
     def forward(
         self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None

@@ -75,7 +75,10 @@ class Dpm(nn.Module):
         nn.init.normal_(self.weight, std=0.01)
         self.register_buffer("edges", edges.to(self.weight.device), persistent=False)
         self._edges_float32 = edges
-        self.stride, self.target, self.sigma, self.beyond = stride, target, float(sigma), beyond
+        self.stride = stride
+        self.target = target
+        self.sigma = float(sigma)
+        self.beyond = beyond
         self.kernel = dpm
 
     def forward(

@@ -59,7 +59,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         super()._apply(fn, recurse)
         if self.running_var.dtype != torch.float32:
             device = self.running_var.device
-            self.running_mean, self.running_var = mean.float().to(device), var.float().to(device)
+            self.running_mean = mean.float().to(device)
+            self.running_var = var.float().to(device)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         )
         # Where images are so narrow that no centre of a coarse feature's pixels lies in them, all
         # pixels count.
-        mask, count = mask | (counted <= 1), torch.where(counted > 1, counted, everything)
+        mask = mask | (counted <= 1)
+        count = torch.where(counted > 1, counted, everything)
 
         # Mean and variance, as plain differentiable arithmetic.
         values = x.float()
@@ -143,7 +145,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
         local = torch.cat([mean, var, mean.new_full((1,), x.numel() / num_channels)])
         gathered = local.new_empty(world_size(), local.numel())
         dist.all_gather(list(gathered.unbind()), local)
-        means, variances = gathered[:, :num_channels], gathered[:, num_channels:-1]
+        means = gathered[:, :num_channels]
+        variances = gathered[:, num_channels:-1]
         counts = gathered[:, -1:]
         count = counts.sum()
         share = counts / count

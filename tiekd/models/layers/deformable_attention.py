@@ -46,13 +46,17 @@ class DeformableAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
+        self.num_levels = num_levels
+        self.num_heads = num_heads
+        self.num_points = num_points
         self.dropout = dropout
+        # Places and weights from the query, values from the tokens.
         points = num_heads * num_levels * num_points
         self.sampling_offsets = Float32Linear(width, 2 * points)
         self.attention_weights = Float32Linear(width, points)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
+        # The start of the weights; the offsets' bias holds the heads' directions.
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.normal_(layer.weight, std=1e-3)
         for layer in (self.value_proj, self.output_proj):
@@ -84,7 +88,9 @@ class DeformableAttention(nn.Module):
         """
         # Where each query samples, and the weight of each point.
         asked = query.float() + position
-        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        heads = self.num_heads
+        levels = self.num_levels
+        points = self.num_points
         offsets = self.sampling_offsets(asked).unflatten(2, (heads, levels, points, 2))
         weights = self.attention_weights(asked).unflatten(2, (heads, levels * points)).softmax(3)
         weights = weights.unflatten(3, (levels, points))
@@ -150,7 +156,8 @@ def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tenso
     batch, num_queries, heads, _, _ = weights.shape
     total = 0
     for level, values in enumerate(maps):
-        (height, width), (x, y) = values.shape[2:], offsets[:, :, :, level].unbind(-1)
+        height, width = values.shape[2:]
+        x, y = offsets[:, :, :, level].unbind(-1)
         places = reference[:, :, None, level, None] + torch.stack([x / width, y / height], dim=-1)
         grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)
         sampled = grid_sample(

@@ -45,7 +45,8 @@ class MiniViT(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        self.num_queries, self.patch = num_queries, patch
+        self.num_queries = num_queries
+        self.patch = patch
         self.embed = nn.Conv2d(in_channels, width, patch, patch)
         self.positions = nn.Parameter(torch.rand(num_positions, width))
         self.layers = nn.ModuleList(Layer(width, dropout) for _ in range(NUM_LAYERS))
@@ -71,7 +72,8 @@ class MiniViT(nn.Module):
             RecipeError: the features have too few or too many patches.
         """
         height, width = x.shape[2:]
-        count, most = (height // self.patch) * (width // self.patch), len(self.positions)
+        count = (height // self.patch) * (width // self.patch)
+        most = len(self.positions)
         if not self.num_queries < count <= most:
             raise RecipeError(
                 f"head (adabins): features of {height}x{width} give {count} patches of "
@@ -99,7 +101,8 @@ class Layer(nn.Module):
         self.dropout = dropout
         self.attention = Attention(width, dropout)
         self.norm1 = nn.LayerNorm(width)
-        self.linear1, self.linear2 = nn.Linear(width, FEEDFORWARD), nn.Linear(FEEDFORWARD, width)
+        self.linear1 = nn.Linear(width, FEEDFORWARD)
+        self.linear2 = nn.Linear(FEEDFORWARD, width)
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -233,8 +233,10 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
             # A tap's pixel of the upsampled features lies (row - 1, column - 1) away; outside are
             # zeros.
             down, right = row - 1, column - 1
-            top, bottom = max(0, down), min(rows, rows + down)
-            left, end = max(0, right), min(columns, columns + right)
+            top = max(0, down)
+            bottom = min(rows, rows + down)
+            left = max(0, right)
+            end = min(columns, columns + right)
             shifted.zero_()
             shifted[:, :, top:bottom, left:end] = grad[
                 :, :, top - down : bottom - down, left - right : end - right
@@ -273,7 +275,8 @@ class UpsampleByProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         """Returns the gradient of x: a product over the rows, then one over the columns."""
-        (height, width), pixels = ctx.size, grad.permute(0, 2, 3, 1).contiguous()
+        height, width = ctx.size
+        pixels = grad.permute(0, 2, 3, 1).contiguous()
         batch_size, rows, columns, channels = pixels.shape
         # A compiler would warn of the cache.
         shares = _shares.__wrapped__ if torch.compiler.is_compiling() else _shares

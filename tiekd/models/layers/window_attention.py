@@ -30,7 +30,9 @@ class WindowAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, window: int, shift: int):
         super().__init__()
-        self.heads, self.window, self.shift = heads, window, shift
+        self.heads = heads
+        self.window = window
+        self.shift = shift
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
@@ -42,7 +44,8 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, H, W, channels) from the same shape, of any size."""
         # Pad to whole windows, and shift.
-        (batch, height, width), window = x.shape[:3], self.window
+        batch, height, width = x.shape[:3]
+        window = self.window
         x = pad(x, (0, 0, 0, -width % window, 0, -height % window))
         rows, columns = x.shape[1] // window, x.shape[2] // window
         if self.shift:

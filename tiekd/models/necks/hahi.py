@@ -55,11 +55,13 @@ class Hahi(nn.Module):
         self.channels = tuple(encoder_channels)
         self.width = width
         finest, *coarser = encoder_channels
+        # Projections: of every feature, of the tokens, and of the queries.
         self.laterals = nn.ModuleList(ConvNorm(c, c, 1) for c in encoder_channels)
         self.token_projections = nn.ModuleList(ConvNorm(c, width, 1) for c in coarser)
         self.token_fusions = nn.ModuleList(ConvNorm(width + c, c, 3) for c in coarser)
         self.query_projection = ConvNorm(finest, width, 1)
         self.query_fusion = ConvNorm(width + finest, finest, 3)
+        # The two attentions, an embedding per level, and where a query looks first.
         self.level_embed = nn.Parameter(torch.randn(len(coarser), width))
         self.self_attention = DeformableAttention(
             width, len(coarser), num_heads, num_points, dropout

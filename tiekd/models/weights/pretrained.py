@@ -49,7 +49,8 @@ def load(network: nn.Module) -> str | None:
     if not asking:
         return None
     # Rank 0 reads. Its error goes to the other ranks, so that all of them raise it.
-    encoder, source = asking[0], asking[0].pretrained
+    encoder = asking[0]
+    source = asking[0].pretrained
     state, problem = None, None
     if comm.is_main():
         try:
@@ -85,6 +86,7 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("features.") for name in state):  # torchvision's MobileNetV2
         renamed = {_mobilenet_name(name): tensor for name, tensor in state.items()}
         return {name: tensor for name, tensor in renamed.items() if name is not None}
+    # Names without `encoder.` are published ones, or torchvision's of a ResNet, which are the same.
     if not any(name.startswith("encoder.") for name in state):
         state = state_dicts.from_published(state)
     ours = {
@@ -135,7 +137,9 @@ def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[
     Raises:
         RecipeError: a tensor is missing or of another shape.
     """
-    own, new = encoder.state_dict(), getattr(encoder, "not_pretrained", ())
+    own = encoder.state_dict()
+    new = getattr(encoder, "not_pretrained", ())
+    # Old files lack the norms' batch counters.
     missing = [
         name for name in own if name not in state and not name.endswith("num_batches_tracked")
     ]
@@ -158,7 +162,8 @@ def _mobilenet_name(name: str) -> str | None:
     match = re.fullmatch(r"features\.(\d+)\.(.+)", name)
     if match is None:
         return None
-    index, rest = int(match[1]) - 1, match[2]
+    index = int(match[1]) - 1
+    rest = match[2]
     if index == -1:  # the stem: 0 is its convolution, 1 its norm
         return f"conv1.{_conv_or_norm(rest)}"
     for stage, num_blocks in enumerate(_MOBILENET_BLOCKS, 1):

@@ -65,6 +65,7 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(
             f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth"
         )
+    # `weights_only` builds nothing but tensors and plain values, so a file can't run code.
     try:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -84,6 +85,7 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(
             f"{path}: holds a {type(state).__name__}; it must be a dict of tensors"
         )
+    # A checkpoint is a dict of tensors, or has one in `state_dict`.
     tensors = state.get("state_dict", state)
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(
@@ -285,7 +287,8 @@ def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
 
 def _pattern(template: str) -> re.Pattern:
     """Returns the template as a regular expression; a repeated field must match the same text."""
-    seen, parts = set(), []
+    seen = set()
+    parts = []
     for literal, field in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):
         parts.append(re.escape(literal))
         if field:

@@ -48,7 +48,8 @@ def _authors_name(match: re.Match) -> str:
 
     0 is the stem, 1, 3, 5 and 7 are the stages, and 2, 4 and 6 the mergings between them.
     """
-    index, rest = int(match[1]), match[2]
+    index = int(match[1])
+    rest = match[2]
     if index == 0:
         return re.sub(r"^2\.", "patch_embed.norm.", re.sub(r"^0\.", "patch_embed.proj.", rest))
     return f"layers.{(index - 1) // 2}.{'blocks' if index % 2 else 'downsample'}.{rest}"
