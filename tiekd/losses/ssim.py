@@ -124,11 +124,15 @@ class SSIM(nn.Module):
         x, y = x.double(), y.double()
         maps = torch.cat((x, y, x * x, y * y, x * y))
         mean_x, mean_y, xx, yy, xy = _WindowMeans.apply(maps).chunk(5)
-        var_x, var_y, cov = xx - mean_x * mean_x, yy - mean_y * mean_y, xy - mean_x * mean_y
+        var_x = xx - mean_x * mean_x
+        var_y = yy - mean_y * mean_y
+        cov = xy - mean_x * mean_y
         if self.signed:
             var_x, var_y = var_x.clamp_min(0), var_y.clamp_min(0)
         else:
-            var_x, var_y, cov = var_x.abs(), var_y.abs(), cov.abs()
+            var_x = var_x.abs()
+            var_y = var_y.abs()
+            cov = cov.abs()
         luminance = (2 * mean_x * mean_y + C1) / (mean_x.square() + mean_y.square() + C1)
         return luminance * (2 * cov + C2) / (var_x + var_y + C2)
 
