@@ -205,7 +205,8 @@ def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
         return None
     if not seen.all():
         # The near plane cuts the hull. The cut's corners lie between a seen and a hidden corner.
-        front, back = points[seen][:, None], points[~seen][None]
+        front = points[seen][:, None]
+        back = points[~seen][None]
         share = (front[..., 2:] - NEAR_M) / (front[..., 2:] - back[..., 2:])
         points = np.concatenate([points[seen], (front + share * (back - front)).reshape(-1, 3)])
     u = camera.cx + camera.focal * points[:, 0] / points[:, 2]

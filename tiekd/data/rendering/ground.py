@@ -146,8 +146,10 @@ def _beside_vehicle(solid: Solid, x, z):
 
     This soft shadow shows where the vehicle stands.
     """
-    x, z = x - np.float32(solid.centre[0]), z - np.float32(solid.centre[2])
-    ahead, right = solid.axes[0].astype(np.float32), solid.axes[2].astype(np.float32)
+    x = x - np.float32(solid.centre[0])
+    z = z - np.float32(solid.centre[2])
+    ahead = solid.axes[0].astype(np.float32)
+    right = solid.axes[2].astype(np.float32)
     beyond_end = np.abs(x * ahead[0] + z * ahead[2]) - np.float32(solid.numbers[1])
     beyond_side = np.abs(x * right[0] + z * right[2]) - np.float32(solid.numbers[2])
     gap = np.maximum(beyond_end, beyond_side)

@@ -63,7 +63,9 @@ class Street(NamedTuple):
 def random_street(draw: Draw) -> Street:
     """Returns one random street. The camera belongs at x = z = 0, in its right lane."""
     kind = ("town", "town", "suburb", "suburb", "country")[draw.whole(5)]
-    road, light, solids = _road(draw, kind), random_light(draw), []
+    road = _road(draw, kind)
+    light = random_light(draw)
+    solids = []
 
     # Both sides of the road, with parked vehicles.
     for side in (-1, 1):
@@ -88,7 +90,10 @@ def _road(draw: Draw, kind: str) -> Road:
     """Returns a random road for one of the three kinds of surroundings."""
     lane = draw.span(2.8, 3.6)
     parking = {"town": 2.2, "suburb": 2.0, "country": 0.6}[kind] * draw.span(0.9, 1.1)
-    bend = 0.0 if draw.chance(0.4) else draw.span(-1, 1) * (0.0022 if kind == "country" else 0.0013)
+    bend = 0.0
+    if not draw.chance(0.4):
+        sharpest = 0.0022 if kind == "country" else 0.0013
+        bend = draw.span(-1, 1) * sharpest
     return Road(
         offset=-lane / 2 + draw.span(-0.35, 0.35),
         bend=bend,
@@ -108,7 +113,8 @@ def _road(draw: Draw, kind: str) -> Road:
 
 def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
     """Adds the buildings along one side, in the suburb with hedges or walls before them."""
-    z, edge = draw.span(-25, -5), road.half_width + road.pavement
+    z = draw.span(-25, -5)
+    edge = road.half_width + road.pavement
     terraced = kind == "town" and draw.chance(0.75)
     while z < _BUILT_TO_M:
         # The next plot, left empty where the side road is.
@@ -119,14 +125,17 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
         else:
             gap = draw.span(*{"town": (2, 14), "suburb": (3, 14), "country": (25, 110)}[kind])
             back = draw.span(*{"town": (0.5, 5), "suburb": (2.5, 9), "country": (6, 40)}[kind])
-        middle, z = z + length / 2, z + length + gap
+        middle = z + length / 2
+        z = z + length + gap
         if not road.open_at(middle, length / 2 + 2):
             continue
         # The house.
         if kind == "town":
-            storeys, gabled = 2 + draw.whole(4), draw.chance(0.3)
+            storeys = 2 + draw.whole(4)
+            gabled = draw.chance(0.3)
         else:
-            storeys, gabled = 1 + draw.whole(2), draw.chance(0.9)
+            storeys = 1 + draw.whole(2)
+            gabled = draw.chance(0.9)
         x_z = road.place(side * (edge + back + depth / 2), middle)
         angle = road.heading(middle)
         objects.building(
@@ -152,12 +161,15 @@ def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, sid
         z, step = draw.span(3, 20), draw.span(7, 22)
         reach = draw.span(0.0, 0.4) if kind == "town" else draw.span(0.5, 6)
         while z < _PLANTED_TO_M:
-            across, size = side * (edge + reach + draw.span(-0.3, 0.3)), draw.span(0.7, 1.3)
+            across = side * (edge + reach + draw.span(-0.3, 0.3))
+            size = draw.span(0.7, 1.3)
             if road.open_at(z, 1.0):
                 objects.tree(solids, draw, *road.place(across, z), size)
             z += step * draw.span(0.6, 1.4)
     if draw.chance(0.7):
-        z, step, tall = draw.span(5, 25), draw.span(18, 35), draw.span(5, 8.5)
+        z = draw.span(5, 25)
+        step = draw.span(18, 35)
+        tall = draw.span(5, 8.5)
         while z < _PLANTED_TO_M:
             if road.open_at(z, 1.0):
                 objects.lamp(
@@ -171,7 +183,8 @@ def _small_things(solids: list[Solid], draw: Draw, road: Road, side: int) -> Non
     edge = road.half_width + (0.7 if road.pavement else 2.0)
     for _ in range(draw.whole(5)):
         what = (objects.sign, objects.person, objects.bin_)[draw.whole(3)]
-        z, across = draw.span(6, 50), side * (edge + draw.span(-0.3, 0.6))
+        z = draw.span(6, 50)
+        across = side * (edge + draw.span(-0.3, 0.6))
         if road.open_at(z, 0.5):
             what(solids, draw, *road.place(across, z))
 

@@ -44,20 +44,27 @@ def random_light(draw: Draw) -> Light:
         math.sin(height),
         math.cos(azimuth) * math.cos(height),
     ]
+    # Sunny: a warm sun, a bluish sky. Overcast: nearly no sun, a grey sky.
     if draw.chance(0.67):
-        warm, strength, sky = draw.span(0.7, 1.0), draw.span(1.5, 2.2), draw.span(0.75, 1.1)
+        warm = draw.span(0.7, 1.0)
+        strength = draw.span(1.5, 2.2)
+        sky = draw.span(0.75, 1.1)
         sun_colour = strength, strength * (0.82 + 0.15 * warm), strength * (0.6 + 0.3 * warm)
         ambient = [draw.span(0.4, 0.6) * c for c in (0.85, 0.95, 1.15)]
         zenith = [sky * c for c in (0.14, 0.3, 0.68)]
         horizon = [sky * c for c in (0.62, 0.74, 0.88)]
-        clouds, haze_m, exposure = draw.span(0.0, 0.75), draw.span(160, 600), draw.span(0.75, 1.15)
+        clouds = draw.span(0.0, 0.75)
+        haze_m = draw.span(160, 600)
+        exposure = draw.span(0.75, 1.15)
     else:
         grey, strength = draw.span(0.6, 1.0), draw.span(0.0, 0.2)
         sun_colour = strength, strength, strength
         ambient = [draw.span(1.0, 1.4) * c for c in (0.96, 1.0, 1.04)]
         zenith = [grey * c for c in (0.82, 0.9, 1.0)]
         horizon = [grey * c for c in (1.0, 1.03, 1.05)]
-        clouds, haze_m, exposure = draw.span(0.5, 1.0), draw.span(100, 350), draw.span(0.75, 1.1)
+        clouds = draw.span(0.5, 1.0)
+        haze_m = draw.span(100, 350)
+        exposure = draw.span(0.75, 1.1)
     colours = (np.array(colour, np.float32) for colour in (sun_colour, ambient, zenith, horizon))
     return Light(np.array(sun), *colours, clouds, haze_m, exposure, draw.span(0.01, 0.06))
 

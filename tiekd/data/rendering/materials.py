@@ -65,7 +65,8 @@ def solids(
         if len(some):
             colour[some] = paint(Surface(*(values[some] for values in surface)), light)
     # Sunlight by the angle to the sun, sky light by the angle to the zenith.
-    sun, up = light.sun.astype(np.float32), surface.normal[:, 1]
+    sun = light.sun.astype(np.float32)
+    up = surface.normal[:, 1]
     towards = surface.normal[:, 0] * sun[0] + up * sun[1] + surface.normal[:, 2] * sun[2]
     # Leaves let light through, so a crown's dark side is not as dark as a wall's.
     towards = np.where(material == LEAF, towards * np.float32(0.55) + np.float32(0.35), towards)
@@ -123,7 +124,8 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     # Some facades have wide shop windows on the ground floor.
     shop = (s.key % 3 == 0) & (s.height < storey)
     duty = np.where(shop, np.float32(0.82), duty)
-    across, floor = s.along + 50 * period, np.floor(s.height / storey)
+    across = s.along + 50 * period
+    floor = np.floor(s.height / storey)
     cell = lattice(
         np.floor(across / period).astype(np.int64) + s.key, floor.astype(np.int64) + 7 * s.key
     )
@@ -164,7 +166,8 @@ def _body(s: Surface, light: Light) -> np.ndarray:
     """
     _, half, side, _ = s.numbers.T
     ahead, across = s.local[:, 0], s.local[:, 2]
-    end, front = np.abs(ahead) > half - np.float32(0.03), ahead > 0
+    end = np.abs(ahead) > half - np.float32(0.03)
+    front = ahead > 0
     dark = np.float32(0.02)
     colour = s.colour + _shine(s, 0.12, light)
     # Both ends: white lamps in front and red ones behind, number plates, and the grille.

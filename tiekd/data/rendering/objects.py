@@ -95,7 +95,8 @@ def frame(angle: float) -> tuple:
 
 def ring(radius: float, count: int) -> list:
     """Returns the corners of a regular polygon that stands on a side."""
-    turn, first = 2 * math.pi / count, math.pi / count - math.pi / 2
+    turn = 2 * math.pi / count
+    first = math.pi / count - math.pi / 2
     return [
         (radius * math.cos(first + i * turn), radius * math.sin(first + i * turn))
         for i in range(count)
@@ -177,8 +178,11 @@ def building(
 
 def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> None:
     """Adds a trunk under a crown of three ragged ellipsoids."""
-    tall, key = draw.span(5, 9) * size, draw.whole(256)
-    leaf, trunk, slim = draw.tint(LEAVES), draw.span(0.25, 0.4) * tall, draw.chance(0.25)
+    tall = draw.span(5, 9) * size
+    key = draw.whole(256)
+    leaf = draw.tint(LEAVES)
+    trunk = draw.span(0.25, 0.4) * tall
+    slim = draw.chance(0.25)
     column(solids, x, z, 0.022 * tall, trunk + 0.6, (0.09, 0.065, 0.045), rough=0.5)
     for blob in range(3):
         radius = tall * draw.span(0.2, 0.28) * (0.7 if slim else 1.0)
@@ -205,7 +209,8 @@ def lamp(solids: list[Solid], x: float, z: float, angle: float, side: int, tall:
 def sign(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
     """Adds a traffic sign that roughly faces the camera."""
     ahead, up, right = frame(draw.span(-0.2, 0.2))
-    tall, (colour, corners) = draw.span(2.0, 2.6), _SIGNS[draw.whole(len(_SIGNS))]
+    tall = draw.span(2.0, 2.6)
+    colour, corners = _SIGNS[draw.whole(len(_SIGNS))]
     column(solids, x, z, 0.035, tall + 0.1, (0.3, 0.3, 0.3))
     back = (x - 0.06 * ahead[0], tall + 0.2, z - 0.06 * ahead[2])
     solids.append(prism(ring(0.42, corners), back, (right, up, ahead), 0.02, PLAIN, colour))

@@ -17,11 +17,12 @@ from tiekd.data.rendering.materials import solids
 def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
     """Returns the image (H, W, 3) float32, display values 0..1."""
     x, y = rays(camera)
-    axes, light = camera.axes.astype(np.float32), street.light
+    axes = camera.axes.astype(np.float32)
+    light = street.light
     ray = [axes[0, k] * x + axes[2, k] + axes[1, k] * y for k in range(3)]
-    picture = np.empty((camera.height, camera.width, 3), np.float32)
+    image = np.empty((camera.height, camera.width, 3), np.float32)
     at = hits.face == SKY
-    picture[at] = sky([part[at] for part in ray], light)
+    image[at] = sky([part[at] for part in ray], light)
     haze = light.horizon * np.float32(0.9)
     for at, colours in ((hits.face == GROUND, ground), (hits.face > GROUND, solids)):
         depth = 1 / hits.inverse_depth[at]
@@ -33,8 +34,8 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
         clear *= clear
         clear *= clear
         lit = colours(camera, street, hits, at, depth, point, way)
-        picture[at] = haze + clear[:, None] * (lit - haze)
-    return _tone(np.maximum(picture, 0) * np.float32(light.exposure))
+        image[at] = haze + clear[:, None] * (lit - haze)
+    return _tone(np.maximum(image, 0) * np.float32(light.exposure))
 
 
 def _tone(linear: np.ndarray) -> np.ndarray:

@@ -48,12 +48,14 @@ def vehicle(
     Returns:
         The vehicle's length in metres.
     """
-    kind, size = _KINDS[draw.whole(len(_KINDS))], draw.span(0.93, 1.07)
+    kind = _KINDS[draw.whole(len(_KINDS))]
+    size = draw.span(0.93, 1.07)
     length = _LENGTH_M[kind] * size
     x, middle = place(across, z + length / 2)
     turned = math.pi if oncoming else 0.0
     axes = frame(heading(middle) + turned + draw.span(-0.03, 0.03))
-    paint, key = draw.tint(_PAINTS), draw.whole(256)
+    paint = draw.tint(_PAINTS)
+    key = draw.whole(256)
 
     def add(profile, half_width, material, colour, numbers):
         # `paint` is the second colour, which the cabin's pillars have.
@@ -62,7 +64,8 @@ def vehicle(
         )
 
     # Body and cabin.
-    half, side = length / 2, _WIDTH_M[kind] / 2
+    half = length / 2
+    side = _WIDTH_M[kind] / 2
     if kind == "lorry":
         _lorry(add, half, side, draw.tint(WALLS))
     elif kind == "van":
