@@ -151,7 +151,8 @@ class Augment:
         # The size of the window.
         crop_height, crop_width = self.crop or (height, width)
         if self.sizes == "keep_aspect":
-            crop_height, crop_width = min(crop_height, height), min(crop_width, width)
+            crop_height = min(crop_height, height)
+            crop_width = min(crop_width, width)
         if crop_height > height or crop_width > width:
             raise DataError(
                 f"data.augment.crop: {crop_height}x{crop_width} is larger than the picture, "
@@ -166,9 +167,12 @@ class Augment:
         flip = bool(rng.random() < self.flip_p)
         top = int(rng.integers(0, height - crop_height + 1))
         left = int(rng.integers(0, width - crop_width + 1))
-        gamma, brightness, channels = None, 1.0, (1.0, 1.0, 1.0)
+        gamma = None
+        brightness = 1.0
+        channels = (1.0, 1.0, 1.0)
         if rng.random() < self.colour_p:
-            gamma, brightness = rng.uniform(*self.gamma), rng.uniform(*self.brightness)
+            gamma = rng.uniform(*self.gamma)
+            brightness = rng.uniform(*self.brightness)
             channels = tuple(rng.uniform(*self.channels, size=3))
         return Decisions(
             angle, flip, top, left, crop_height, crop_width, gamma, brightness, channels

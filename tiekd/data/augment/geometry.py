@@ -52,7 +52,8 @@ def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor
     centre = complex((width - 1) / 2, (height - 1) / 2)
     rotation = complex(cos(radians(d.angle)), sin(radians(d.angle))) if d.angle else 1
     # A window's pixel is unflipped, then rotated back about the centre.
-    to_column, to_row = rotation * (-1 if d.flip else 1), rotation * 1j
+    to_column = rotation * (-1 if d.flip else 1)
+    to_row = rotation * 1j
     first = rotation * (complex(width - 1 - d.left if d.flip else d.left, d.top) - centre) + centre
     # The rows and columns that the window's corners span.
     corners = [
@@ -134,7 +135,8 @@ def _moved_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int)
     The roll itself is no part of a camera matrix.
     """
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    dx, dy = float(intrinsics[0, 2]) - centre_x, float(intrinsics[1, 2]) - centre_y
+    dx = float(intrinsics[0, 2]) - centre_x
+    dy = float(intrinsics[1, 2]) - centre_y
     cosine, sine = cos(radians(d.angle)), sin(radians(d.angle))
     x = centre_x + cosine * dx + sine * dy
     y = centre_y - sine * dx + cosine * dy

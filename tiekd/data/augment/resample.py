@@ -114,7 +114,8 @@ def _turned(
     heights, widths = places[:, 6:].float()[..., None, None].unbind(1)
     inside = (columns >= 0) & (columns < widths) & (rows >= 0) & (rows < heights)
     index = (rows.long().mul_(width).add_(columns.long())).mul_(inside).flatten(1)
-    shape, outside = (len(image), 1, *size), ~inside[:, None]
+    shape = (len(image), 1, *size)
+    outside = ~inside[:, None]
 
     def nearest(plane: Tensor | None) -> Tensor | None:
         if plane is None:
@@ -140,5 +141,6 @@ def _coordinates(places: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]
         torch.arange(count, dtype=torch.float64, device=places.device) for count in size
     )
     origin, to_column, to_row = places[:, :6].view(-1, 3, 2, 1).unbind(1)
-    of_column, of_row = (origin + to_column * columns).float(), (to_row * rows).float()
+    of_column = (origin + to_column * columns).float()
+    of_row = (to_row * rows).float()
     return tuple((of_column[:, :, None, :] + of_row[:, :, :, None]).unbind(1))
