@@ -154,6 +154,7 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
     Returns:
         By the entrant's name; None where its training frames aren't known.
     """
+    # Rank 0 alone reads the files' sizes, which are hashed with the frames' names.
     found = None
     if comm.is_main():
         hashes = trained_on.hashes_of(frames)
@@ -248,6 +249,7 @@ def evaluate(
         out,
         entrant.resize,
     )
+    # All ranks' rows, from which the figures by range and the comparisons are made.
     table = rows.gather()
     return Result(
         entrant.weights,
@@ -265,6 +267,7 @@ def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
     one. Values that are not finite (a range without a pixel, or a broken network) are null, because
     JSON has no such numbers.
     """
+    # The frames are the same for all networks.
     *others, last = results
     table = results[last].frames
     return {

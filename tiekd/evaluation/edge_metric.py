@@ -71,8 +71,10 @@ def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tenso
     """Returns (B, 1, H, W) bool: True where the square around a pixel has both sides of an edge."""
     near = torch.zeros_like(known)
     for axis in (2, 3):
+        # An edge belongs to both of its neighbours along this axis.
         length = truth.shape[axis] - 1
-        first, second = truth.narrow(axis, 0, length), truth.narrow(axis, 1, length)
+        first = truth.narrow(axis, 0, length)
+        second = truth.narrow(axis, 1, length)
         both = known.narrow(axis, 0, length) & known.narrow(axis, 1, length)
         differ = both & (torch.maximum(first, second) >= jump * torch.minimum(first, second))
         edges = torch.zeros_like(known)

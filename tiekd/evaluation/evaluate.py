@@ -107,6 +107,7 @@ def evaluate(
         resize: the working resolution, at which the predictor sees images. Its depth is resized
             bilinearly to the ground truth's own size, where all of that is scored.
     """
+    # This rank's batches, each scored at the ground truth's own size.
     cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
     batches = validation_batches(
@@ -168,6 +169,7 @@ def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
     Raises:
         DataError: the frames differ in size.
     """
+    # Sums over the frames, per pixel.
     total, count = 0.0, 0.0
     samples = (([index], dataset[index]) for index in range(len(dataset)))
     for (index,), sample in _shown(samples, "training frames", len(dataset), 1, out):
@@ -180,7 +182,9 @@ def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
             )
         total = total + depth
         count = count + (depth > 0)
-    rows, row_counts = total.sum(-1, keepdim=True), count.sum(-1, keepdim=True)
+    # Pixels without a measurement take the mean of their row, or of the whole map.
+    rows = total.sum(-1, keepdim=True)
+    row_counts = count.sum(-1, keepdim=True)
     everywhere = rows.sum() / row_counts.sum()
     row_means = torch.where(row_counts > 0, rows / row_counts.clamp(min=1), everywhere)
     row_means = row_means.expand_as(total)

@@ -89,6 +89,7 @@ def depth_metrics(
     predicted, truth = (
         maps.reshape(-1, *maps.shape[-2:])[:, rows] for maps in (prediction, ground_truth)
     )
+    # On a CPU only the pixels that count are computed.
     if prediction.device.type == "cpu":
         return _from_sums(*_sums_on_cpu(predicted, truth, min_depth, max_depth, columns))
     predicted, truth = (maps[..., columns].flatten(1).double() for maps in (predicted, truth))
@@ -153,8 +154,10 @@ def _sums(predicted, truth, log: Callable, count: Callable, dot: Callable) -> li
     0, the sum of l^2 isn't finite either.
     """
     predicted = predicted.clip(0)
-    ratio, difference = predicted / truth, predicted - truth
-    relative, log_ratio = ratio - 1, log(ratio)
+    ratio = predicted / truth
+    difference = predicted - truth
+    relative = ratio - 1
+    log_ratio = log(ratio)
     size = abs(log_ratio)
     return [
         *(count(size < largest) for largest in _LARGEST_LOGS),
@@ -185,6 +188,7 @@ def _from_sums(sums: Tensor, count: Tensor) -> Tensor:
     errors = torch.stack(
         [abs_rel, square.sqrt(), log / math.log(10), log_square.sqrt(), silog, sq_rel], dim=1
     )
+    # The sum of the squared log ratio is not finite if any prediction is broken.
     broken = ~sums[:, 6:7].isfinite()
     errors = torch.where(broken, torch.inf, errors)
     return torch.cat([torch.stack([a1, a2, a3], dim=1), errors], dim=1)

@@ -49,7 +49,9 @@ class FrameRows:
     """Collects the rows of this rank's frames as they are evaluated."""
 
     def __init__(self, min_depth: float, cap: float, crop: str):
-        self.min_depth, self.cap, self.crop = min_depth, cap, crop
+        self.min_depth = min_depth
+        self.cap = cap
+        self.crop = crop
         self._indices: list[int] = []
         self._names: list[str] = []
         self._rows: list[Tensor] = []
@@ -87,6 +89,7 @@ def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
         path: the file; replaced atomically.
         tables: by the network's name.
     """
+    # The whole text first, so that the file is replaced in one step.
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["name", "pixels", *metrics.METRIC_NAMES, "network"])
@@ -110,6 +113,7 @@ def worst(table: FrameTable, metric: str = "abs_rel", count: int = 3) -> list[tu
         count: number of frames.
     """
     column = table.column(metric)
+    # NaN marks a frame without ground truth.
     known = (~column.isnan()).nonzero()[:, 0].tolist()
     known.sort(key=lambda index: -column[index].item())
     return [(table.names[index], column[index].item()) for index in known[:count]]

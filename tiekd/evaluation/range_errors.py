@@ -67,9 +67,11 @@ def range_sums(
     predicted, truth = (
         maps[:, 0, rows, columns].flatten(1).double() for maps in (prediction, ground_truth)
     )
+    # Pixels that don't count get a truth of 1, so that no division fails.
     counts = (truth > min_depth) & (truth < cap)
     truth = torch.where(counts, truth, 1.0)
     difference = torch.where(predicted.isfinite(), predicted, torch.inf) - truth
+    # Each range sums its own pixels.
     terms = (torch.ones_like(truth), difference, difference.abs() / truth, difference.square())
     sums = []
     for low, high in bounds_m(cap):

@@ -57,6 +57,7 @@ def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
 
     Of several networks the last column is abs_rel divided by the first network's.
     """
+    # With several networks the last column is relative to the first of them.
     width = max(map(len, figures))
     several = len(figures) > 1
     first = next(iter(figures.values()))["abs_rel"]
