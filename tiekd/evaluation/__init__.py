@@ -1,1 +1,1 @@
-"""Figures of trained networks: metrics, by frame, by range, and side by side."""
+"""Evaluation of trained networks: metrics, per frame, by range, and comparisons."""

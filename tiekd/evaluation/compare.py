@@ -1,7 +1,8 @@
-"""Networks side by side on the same frames: which take part, what each of them comes to, and all of it as one value.
+"""Evaluates several networks on the same frames and compares them.
 
-One pass over the frames a network, so memory holds one network's work at a time. Each network sees the first recipe's
-frames at its own working resolution; all are scored at the ground truth's own size.
+There is one pass over the frames per network, so memory holds one network's work at a time. All
+networks see the first recipe's frames, each at its own working resolution. All are scored at the
+ground truth's own size.
 """
 
 import math
@@ -34,8 +35,15 @@ from tiekd.workdir import workdir
 
 
 class Entrant(NamedTuple):
-    """One that is evaluated. predict: image (B, 3, H, W), normalised and at the working resolution `resize` -> metres
-    (B, 1, H, W); weights: the file; trained_on: which frames, where it is known."""
+    """One network, or another predictor, that is evaluated.
+
+    Attributes:
+        predict: image (B, 3, H, W), normalised and at the working resolution -> metres (B, 1, H,
+            W).
+        weights: their file; None for a predictor without weights.
+        trained_on: the frames that it was trained on; None where that isn't known.
+        resize: the working resolution.
+    """
 
     predict: Callable[[Tensor], Tensor]
     weights: Path | None = None
@@ -43,15 +51,33 @@ class Entrant(NamedTuple):
     resize: Resize = OWN_SIZE
 
     def depth_of(self, pixels: Tensor, device: torch.device) -> Tensor:
-        """(B, 3, H, W) uint8 pictures at their own size -> metres (B, 1, H, W), as they are scored."""
+        """Predicts the depth of images, as it is scored.
+
+        Args:
+            pixels: (B, 3, H, W) uint8 images at their own size.
+            device: where the network is.
+
+        Returns:
+            (B, 1, H, W) metres, at the images' own size.
+        """
         image = resizes.network_input(pixels, self.resize).to(device)
         image = look_up(image, colour_table()[None].to(device).expand(len(image), -1, -1))
-        return resizes.restored(self.predict(image), self.resize, tuple(pixels.shape[-2:]), smooth=True)
+        return resizes.restored(
+            self.predict(image), self.resize, tuple(pixels.shape[-2:]), smooth=True
+        )
 
 
 class Result(NamedTuple):
-    """What an entrant comes to: the nine metrics, bias and error by range, its frames, and how many of them it was
-    trained on, None where that isn't known; resize: how it saw them."""
+    """The evaluation of one entrant.
+
+    Attributes:
+        weights: their file; None for a predictor without weights.
+        metrics: the nine metrics by name.
+        ranges: bias and error by range of depth.
+        frames: the results per frame.
+        overlap: how many of the frames it was trained on; None where that isn't known.
+        resize: its working resolution.
+    """
 
     weights: Path | None
     metrics: dict[str, float]
@@ -62,7 +88,14 @@ class Result(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """How the figures were made."""
+    """How the figures were made.
+
+    Attributes:
+        split: name of the split.
+        settings: `recipe["evaluation"]`.
+        min_depth: metres; ground truth counts above it.
+        max_depth: metres, the network's; see `cap`.
+    """
 
     split: str
     settings: EvaluationSettings
@@ -71,32 +104,57 @@ class Protocol(NamedTuple):
 
     @property
     def cap(self) -> float:
-        """The ground truth that counts is below this, in metres."""
+        """The depth below which ground truth counts, in metres."""
         return self.max_depth if self.settings.cap is None else self.settings.cap
 
 
 def entrants(
-    named: Sequence[tuple[str, str | None]], overrides: Sequence[str], flip: bool, device: torch.device
+    named: Sequence[tuple[str, str | None]],
+    overrides: Sequence[str],
+    flip: bool,
+    device: torch.device,
 ) -> dict[str, Entrant]:
-    """The networks of (recipe, checkpoint) pairs, by names that tell them apart; the overrides are the last one's.
+    """Loads the networks to compare, by names that tell them apart.
 
-    A recipe is called by its file, the one that a run saved by its work dir.
+    A network is named after its recipe's file, or after the work dir if the recipe is the one that
+    a run saved there. Where two would have one name, the checkpoint's name is added.
+
+    Args:
+        named: (recipe, checkpoint) pairs; checkpoint None: the one in the recipe's work dir.
+        overrides: `--set` options of the last recipe.
+        flip: average with the mirrored image's prediction.
+        device: where the networks go.
+
+    Raises:
+        RecipeError: a recipe can't be used.
+        CheckpointError: a checkpoint can't be loaded.
     """
     found: dict[str, Entrant] = {}
     for place, (recipe_path, checkpoint_path) in enumerate(named):
         last = place == len(named) - 1
-        network, path, resize = load.load_network(recipe_path, checkpoint_path, overrides if last else ())
+        network, path, resize = load.load_network(
+            recipe_path, checkpoint_path, overrides if last else ()
+        )
+
+        # The shortest name that isn't taken.
         file = Path(recipe_path)
         stem = file.resolve().parent.name if file.name == workdir.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
-        name = next((name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})")
+        name = next(
+            (name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})"
+        )
         predict = partial(flipping.predict, network.to(device).eval(), flip=flip)
         found[name] = Entrant(predict, path, trained_on.read(path), resize)
     return found
 
 
 def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Overlap | None]:
-    """How many of the frames each entrant was trained on. Collective: rank 0 looks at the files."""
+    """Counts the frames that each entrant was trained on. Collective; rank 0 reads the files.
+
+    Returns:
+        By the entrant's name; None where its training frames aren't known.
+    """
+    # Rank 0 alone reads the files' sizes, which are hashed with the frames' names.
     found = None
     if comm.is_main():
         hashes = trained_on.hashes_of(frames)
@@ -108,18 +166,22 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
 
 
 def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str, Entrant]) -> None:
-    """Raises DataError where all frames are ones that a network was trained on."""
+    """Raises DataError if a network was trained on all frames that it would be evaluated on."""
     for name, entrant in networks.items():
         if seen[name] is not None and seen[name].is_whole:
             raise DataError(
-                f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that it would "
-                "be evaluated on, so the figures would say nothing of new pictures; evaluate on others "
-                "(--set data.val_split=FILE or data.root=FOLDER), or say --on-trained"
+                f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that "
+                "it would be evaluated on, so the figures would say nothing of new pictures; "
+                "evaluate on others (--set data.val_split=FILE or data.root=FOLDER), "
+                "or say --on-trained"
             )
 
 
 def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
-    """`RECIPE` or `RECIPE:CHECKPOINT`; a recipe whose own path has a colon is taken as it is."""
+    """Splits `RECIPE` or `RECIPE:CHECKPOINT`.
+
+    If the whole text is an existing file, it is a recipe whose path has a colon.
+    """
     if ":" not in text or Path(paths.expanded(text)).is_file():
         return paths.expanded(text), None
     recipe_path, _, checkpoint_path = text.partition(":")
@@ -127,13 +189,27 @@ def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
 
 
 def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
-    """The per-pixel mean of the training depths, whatever the image: the least that a network has to beat."""
+    """Returns the baseline that a network has to beat: the per-pixel mean of the training depths.
+
+    It predicts the same map for every image.
+
+    Args:
+        training: the training set, with frames of one size.
+        device: where the map goes.
+        out: terminal for the progress.
+
+    Raises:
+        DataError: the frames, or the images predicted for, differ in size.
+    """
     depth = evaluation.mean_depth_map(training, out).to(device)
 
     def predict(image: Tensor) -> Tensor:
         if image.shape[-2:] != depth.shape[-2:]:
             sizes = (f"{height}x{width}" for height, width in (depth.shape[-2:], image.shape[-2:]))
-            raise DataError(f"a mean map needs frames of one size, there are {' and '.join(sizes)}; leave it out")
+            raise DataError(
+                f"a mean map needs frames of one size, there are {' and '.join(sizes)}; "
+                "leave it out"
+            )
         return depth.expand(len(image), -1, -1, -1)
 
     return Entrant(predict)
@@ -148,7 +224,17 @@ def evaluate(
     out: TextIO,
     watchers: Sequence[Watcher] = (),
 ) -> Result:
-    """Collective; the same on every rank. out: a terminal that is shown how far it is."""
+    """Evaluates one entrant. Collective; returns the same on every rank.
+
+    Args:
+        entrant: the predictor.
+        frames: the data set.
+        protocol: how it is scored.
+        device: where the predictor is.
+        loading: number and timeout of the data workers.
+        out: terminal for the progress.
+        watchers: as for `evaluate.evaluate`.
+    """
     rows = FrameRows(protocol.min_depth, protocol.cap, protocol.settings.crop)
     figures = evaluation.evaluate(
         entrant.predict,
@@ -163,24 +249,40 @@ def evaluate(
         out,
         entrant.resize,
     )
+    # All ranks' rows, from which the figures by range and the comparisons are made.
     table = rows.gather()
-    return Result(entrant.weights, figures, range_figures(table.sums, protocol.cap), table, resize=entrant.resize)
+    return Result(
+        entrant.weights,
+        figures,
+        range_figures(table.sums, protocol.cap),
+        table,
+        resize=entrant.resize,
+    )
 
 
 def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
-    """Everything as plain values: `protocol`, `networks` by name, and `against`, the last one against each other.
+    """Returns everything as plain values for a JSON file.
 
-    What is not finite is null, for JSON has no such numbers: a range without a pixel, or a network that is broken.
+    The keys are `protocol`, `networks` by name, and `against`: the last network against each other
+    one. Values that are not finite (a range without a pixel, or a broken network) are null, because
+    JSON has no such numbers.
     """
+    # The frames are the same for all networks.
     *others, last = results
     table = results[last].frames
     return {
         "protocol": {
-            **{"split": protocol.split, "frames": len(table.names)},
-            **{"frames_with_ground_truth": sum(map(bool, table.pixels)), "pixels": sum(table.pixels)},
-            **{"min_depth_m": protocol.min_depth, "cap_m": protocol.cap, "crop": protocol.settings.crop},
-            **{"flip": protocol.settings.flip, "means": "metrics: over images; ranges: over pixels"},
-            "scored_at": "the ground truth's own size; depth of another size is brought up bilinearly",
+            "split": protocol.split,
+            "frames": len(table.names),
+            "frames_with_ground_truth": sum(map(bool, table.pixels)),
+            "pixels": sum(table.pixels),
+            "min_depth_m": protocol.min_depth,
+            "cap_m": protocol.cap,
+            "crop": protocol.settings.crop,
+            "flip": protocol.settings.flip,
+            "means": "metrics: over images; ranges: over pixels",
+            "scored_at": "the ground truth's own size; "
+            "depth of another size is brought up bilinearly",
         },
         "networks": {name: _plain(result) for name, result in results.items()},
         "against": {other: _difference(results[last], results[other]) for other in others},
@@ -193,16 +295,24 @@ def _plain(result: Result) -> dict:
         "resize": result.resize.node(),
         "frames_trained_on": None if result.overlap is None else result.overlap.seen,
         "metrics": {name: _finite(value) for name, value in result.metrics.items()},
-        "ranges": [{key: _finite(value) for key, value in row._asdict().items()} for row in result.ranges],
-        "worst": [{"name": name, "abs_rel": _finite(value)} for name, value in per_frame.worst(result.frames)],
+        "ranges": [
+            {key: _finite(value) for key, value in row._asdict().items()} for row in result.ranges
+        ],
+        "worst": [
+            {"name": name, "abs_rel": _finite(value)}
+            for name, value in per_frame.worst(result.frames)
+        ],
     }
 
 
 def _difference(ours: Result, theirs: Result) -> dict:
+    wins = per_frame.wins(ours.frames, theirs.frames)
     return {
-        "difference": {name: _finite(value - theirs.metrics[name]) for name, value in ours.metrics.items()},
-        "frames_better": {name: won for name, (won, _) in per_frame.wins(ours.frames, theirs.frames).items()},
-        "frames_worse": {name: lost for name, (_, lost) in per_frame.wins(ours.frames, theirs.frames).items()},
+        "difference": {
+            name: _finite(value - theirs.metrics[name]) for name, value in ours.metrics.items()
+        },
+        "frames_better": {name: won for name, (won, _) in wins.items()},
+        "frames_worse": {name: lost for name, (_, lost) in wins.items()},
     }
 
 

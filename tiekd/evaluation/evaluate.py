@@ -1,7 +1,8 @@
-"""Evaluation: nine metrics per image, nan-mean over images, the same figures on any number of ranks.
+"""Evaluation: nine metrics per image and their nan-mean over images.
 
-Batches are formed over the whole validation set and dealt whole to ranks; each rank's rows are put back in the set's
-order before the mean is taken.
+The figures are the same on any number of ranks. Batches are formed over the whole validation set,
+and each rank takes whole batches. The ranks' rows are put back in the data set's order before the
+mean is taken.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +28,16 @@ Watcher = Callable[[list[int], Batch, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """`recipe["evaluation"]`: when, how, and by which metric the best is kept.
+    """`recipe["evaluation"]`: when and how to evaluate, and by which metric the best is kept.
 
-    interval counts epochs or iterations as `by` says; cap: largest ground truth that counts, in metres, the network's
-    max_depth when None; crop: garg, eigen, nyu_eigen or none.
+    Attributes:
+        interval: epochs or iterations between evaluations, as `by` says.
+        by: "epoch" or "iteration".
+        crop: garg, eigen, nyu_eigen or none.
+        flip: average with the mirrored image's prediction.
+        cap: metres; ground truth counts below it; None: the network's max_depth.
+        batch_size: images of a batch.
+        save_best: the metric by which the best checkpoint is kept.
     """
 
     interval: int = 1
@@ -45,13 +52,22 @@ class EvaluationSettings:
         if self.by not in ("epoch", "iteration"):
             raise RecipeError(f"evaluation.by: got {self.by!r}; allowed: epoch, iteration")
         if not isinstance(self.interval, int) or self.interval < 1:
-            raise RecipeError(f"evaluation.interval: got {self.interval!r}; it must be a whole number from 1")
+            raise RecipeError(
+                f"evaluation.interval: got {self.interval!r}; it must be a whole number from 1"
+            )
         if self.batch_size < 1:
-            raise RecipeError(f"evaluation.batch_size: got {self.batch_size!r}; it must be a whole number from 1")
+            raise RecipeError(
+                f"evaluation.batch_size: got {self.batch_size!r}; it must be a whole number from 1"
+            )
         if self.cap is not None and not self.cap > 0:
-            raise RecipeError(f"evaluation.cap: got {self.cap!r}; it must be metres > 0, or left out for max_depth")
+            raise RecipeError(
+                f"evaluation.cap: got {self.cap!r}; "
+                "it must be metres > 0, or left out for max_depth"
+            )
         if self.crop not in metrics.CROPS:
-            raise RecipeError(f"evaluation.crop: got {self.crop!r}; allowed: {', '.join(metrics.CROPS)}")
+            raise RecipeError(
+                f"evaluation.crop: got {self.crop!r}; allowed: {', '.join(metrics.CROPS)}"
+            )
         if self.save_best not in metrics.METRIC_NAMES:
             allowed = ", ".join(metrics.METRIC_NAMES)
             raise RecipeError(f"evaluation.save_best: got {self.save_best!r}; allowed: {allowed}")
@@ -70,34 +86,65 @@ def evaluate(
     out: TextIO | None = None,
     resize: Resize = OWN_SIZE,
 ) -> dict[str, float]:
-    """The nine metrics of a predictor (image (B, 3, H, W) -> metres (B, 1, H, W)) over a data set. Collective.
+    """Evaluates a predictor on a data set and returns the nine metrics. Collective.
 
-    resize: the working resolution: the predictor sees images at it, and its depth is brought up, bilinearly, to the
-    ground truth's own size, where all of that is scored. Beside the network's own memory at the working size there are
-    two float32 maps of the original size a picture, the truth and the prediction.
+    Ground truth counts where min_depth < depth < cap, inside the crop. An image without any counts
+    in no mean. Besides the network's own memory at the working resolution, two float32 maps of the
+    original size are held per image: the truth and the prediction.
 
-    Ground truth counts where min_depth < depth < cap, inside the crop; an image without any counts in no mean.
-    watchers: called after each of this rank's batches with its indices, the batch, the predicted depth (B, 1, H, W) and
-    the metrics (B, 9), all on the device. out: where a terminal shows how far it is; a file is told nothing.
+    Args:
+        predictor: image (B, 3, H, W) -> metres (B, 1, H, W).
+        dataset: the frames.
+        settings: crop, cap and batch size.
+        min_depth: metres.
+        max_depth: metres, the cap where the settings have none.
+        device: where the predictor is.
+        workers: number of data workers of each rank.
+        timeout_s: seconds to wait for a worker.
+        watchers: called after each of this rank's batches with its indices, the batch, the
+            predicted depth (B, 1, H, W) and the metrics (B, 9), all on the device.
+        out: terminal for the progress; nothing is written to a file.
+        resize: the working resolution, at which the predictor sees images. Its depth is resized
+            bilinearly to the ground truth's own size, where all of that is scored.
     """
+    # This rank's batches, each scored at the ground truth's own size.
     cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
     batches = validation_batches(
-        dataset, settings.batch_size, comm.rank(), comm.world_size(), workers, device, timeout_s, resize
+        dataset,
+        settings.batch_size,
+        comm.rank(),
+        comm.world_size(),
+        workers,
+        device,
+        timeout_s,
+        resize,
     )
     for batch_indices, batch in _shown(batches, "frames", len(dataset), comm.world_size(), out):
-        depth = resizes.restored(predictor(batch.image), resize, tuple(batch.depth.shape[-2:]), smooth=True)
+        depth = resizes.restored(
+            predictor(batch.image), resize, tuple(batch.depth.shape[-2:]), smooth=True
+        )
         indices += batch_indices
         rows.append(metrics.depth_metrics(depth, batch.depth, min_depth, cap, settings.crop))
         for watcher in watchers:
             watcher(batch_indices, batch, depth, rows[-1])
+    # All ranks' rows in the data set's order. A frame that two ranks had counts once.
     mine = torch.cat(rows).cpu().tolist() if rows else []
-    by_index = dict(pair for part in comm.gather_objects(list(zip(indices, mine, strict=True))) for pair in part)
-    return metrics.aggregate(torch.tensor([by_index[i] for i in sorted(by_index)], dtype=torch.float64))
+    by_index = dict(
+        pair for part in comm.gather_objects(list(zip(indices, mine, strict=True))) for pair in part
+    )
+    return metrics.aggregate(
+        torch.tensor([by_index[i] for i in sorted(by_index)], dtype=torch.float64)
+    )
 
 
-def _shown(pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None) -> Iterator:
-    """The (indices, ...) pairs; the main rank shows a terminal how far it is, as if the others were as far."""
+def _shown(
+    pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None
+) -> Iterator:
+    """Yields the (indices, ...) pairs; rank 0 shows the progress on a terminal.
+
+    Rank 0 takes the other ranks to be as far as itself.
+    """
     if out is None or not comm.is_main():
         yield from pairs
         return
@@ -110,20 +157,35 @@ def _shown(pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks:
 
 
 def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
-    """Per-pixel mean of a data set's measured depths: (1, 1, H, W) metres, the least that a network has to beat.
+    """Returns the per-pixel mean of a data set's measured depths: (1, 1, H, W) metres.
 
-    A pixel that was never measured takes its row's mean, a row without any the mean of all. Raises DataError for frames
-    of different sizes. out: as in `evaluate`.
+    It is the least that a network has to beat. A pixel that was never measured takes the mean of
+    its row; a row without any takes the mean of all.
+
+    Args:
+        dataset: the frames.
+        out: terminal for the progress.
+
+    Raises:
+        DataError: the frames differ in size.
     """
+    # Sums over the frames, per pixel.
     total, count = 0.0, 0.0
     samples = (([index], dataset[index]) for index in range(len(dataset)))
     for (index,), sample in _shown(samples, "training frames", len(dataset), 1, out):
         depth = sample.depth.double()
         if index and depth.shape != total.shape:
             sizes = " and ".join("x".join(map(str, d.shape[-2:])) for d in (total, depth))
-            raise DataError(f"{sample.name}: a mean map needs frames of one size, there are {sizes}; leave it out")
-        total, count = total + depth, count + (depth > 0)
-    rows, row_counts = total.sum(-1, keepdim=True), count.sum(-1, keepdim=True)
+            raise DataError(
+                f"{sample.name}: a mean map needs frames of one size, there are {sizes}; "
+                "leave it out"
+            )
+        total = total + depth
+        count = count + (depth > 0)
+    # Pixels without a measurement take the mean of their row, or of the whole map.
+    rows = total.sum(-1, keepdim=True)
+    row_counts = count.sum(-1, keepdim=True)
     everywhere = rows.sum() / row_counts.sum()
-    row_means = torch.where(row_counts > 0, rows / row_counts.clamp(min=1), everywhere).expand_as(total)
+    row_means = torch.where(row_counts > 0, rows / row_counts.clamp(min=1), everywhere)
+    row_means = row_means.expand_as(total)
     return torch.where(count > 0, total / count.clamp(min=1), row_means).float()[None]

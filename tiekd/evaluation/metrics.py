@@ -1,10 +1,13 @@
-"""The nine depth metrics of the field (Eigen et al. 2014, arXiv 1406.2283), per image, and their table.
+"""The nine depth metrics of the field (Eigen et al. 2014), per image, and their table.
 
-Sums are float64, so that a figure doesn't depend on the device, and rows stay on the tensors' own device. On a CPU the
-pixels that count are picked out once, for measured depth is sparse: about 0.8 ms for a 352x1216 picture of which 18 %
-was measured. Elsewhere picking would be a host sync, so all pixels of the crop are worked on, in some twenty passes.
-Predictions are taken as they are: clamp them to the range first if the protocol says so. Left out: median scaling
-(metric depth needs none), metrics against the teacher's map, and gradients.
+Source: arXiv 1406.2283. Sums are float64, so that a figure doesn't depend on the device, and rows
+stay on the tensors' own device. On a CPU the pixels that count are selected once, because measured
+depth is sparse: about 0.8 ms for a 352x1216 image of which 18 % was measured. Elsewhere selecting
+would be a host sync, so all pixels of the crop are computed, in some twenty passes. Predictions are
+taken as they are: clamp them to the range first if the protocol says so.
+
+Left out: median scaling (metric depth needs none), metrics against the teacher's map, and
+gradients.
 """
 
 import math
@@ -21,20 +24,30 @@ from tiekd.errors import RecipeError
 METRIC_NAMES = ("a1", "a2", "a3", "abs_rel", "rmse", "log_10", "rmse_log", "silog", "sq_rel")
 LESS_IS_BETTER = frozenset(METRIC_NAMES) - {"a1", "a2", "a3"}
 
-# Top, bottom, left and right as fractions of height and width; on KITTI's 352x1216 rows 143:349 (Garg et al. 2016) or
-# 117:321 (Eigen), columns 43:1172.
+# Top, bottom, left and right as fractions of height and width. On KITTI's 352x1216 these are rows
+# 143:349 (Garg et al. 2016) or 117:321 (Eigen) and columns 43:1172.
 _FRACTIONS = {
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
 }
 CROPS = ("none", *_FRACTIONS, "nyu_eigen")
-# The largest |log(p / t)| of a1, a2 and a3. They are strict: a ratio of two float32 numbers is either exactly on one or
-# off by more than the 1e-10 that is taken away here for the rounding of the logarithm.
+# The bounds of |log(p / t)| for a1, a2 and a3. The comparison is strict. A ratio of two float32
+# numbers is either exactly on a bound or off by more than the 1e-10 that is subtracted here for the
+# rounding of the logarithm.
 _LARGEST_LOGS = tuple(power * math.log(1.25) - 1e-10 for power in (1, 2, 3))
 
 
 def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns that an evaluation crop keeps. `nyu_eigen` is in pixels of 480x640, whatever the size."""
+    """Returns the rows and columns that an evaluation crop keeps.
+
+    Args:
+        crop: one of CROPS. `nyu_eigen` is in pixels of 480x640, whatever the size.
+        height: rows of the image.
+        width: columns of the image.
+
+    Raises:
+        RecipeError: there is no such crop.
+    """
     if crop == "none":
         return slice(0, height), slice(0, width)
     if crop == "nyu_eigen":
@@ -42,24 +55,41 @@ def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
     if crop not in _FRACTIONS:
         raise RecipeError(f"evaluation crop: got {crop!r}; it must be one of: {', '.join(CROPS)}")
     top, bottom, left, right = _FRACTIONS[crop]
-    return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
+    rows = slice(int(top * height), int(bottom * height))
+    return rows, slice(int(left * width), int(right * width))
 
 
 @torch.no_grad()
-def depth_metrics(prediction: Tensor, ground_truth: Tensor, min_depth: float, max_depth: float, crop: str) -> Tensor:
-    """The metrics of each image: (B, 9) float64 in the order of METRIC_NAMES, on the images' device.
+def depth_metrics(
+    prediction: Tensor, ground_truth: Tensor, min_depth: float, max_depth: float, crop: str
+) -> Tensor:
+    """Returns the metrics of each image: (B, 9) float64 in the order of METRIC_NAMES.
 
-    prediction, ground_truth: (H, W) or (B, 1, H, W) float, metres, same shape; only pixels with
-    min_depth < ground_truth < max_depth inside the crop ("garg", "eigen", "nyu_eigen" or "none") count.
-    An image without any such pixel is a row of NaN. A prediction that is not finite and above 0 at such a pixel makes
-    the errors infinite rather than NaN: a broken network must not vanish from the mean.
-    a1..a3 are shares of 1, rmse and sq_rel in metres, silog in percent, the rest without unit.
+    a1..a3 are shares of 1, rmse and sq_rel in metres, silog in percent, the rest without unit. The
+    result is on the images' device. Only pixels with min_depth < ground_truth < max_depth inside
+    the crop count. An image without any such pixel is a row of NaN. A prediction that is not finite
+    and above 0 at such a pixel makes the errors infinite rather than NaN: a broken network must not
+    vanish from the mean.
+
+    Args:
+        prediction: (H, W) or (B, 1, H, W) float, metres.
+        ground_truth: the same shape, metres.
+        min_depth: metres.
+        max_depth: metres.
+        crop: "garg", "eigen", "nyu_eigen" or "none".
+
+    Raises:
+        ValueError: the shapes differ, or are neither of the two.
+        RecipeError: there is no such crop.
     """
     if prediction.shape != ground_truth.shape or prediction.ndim not in (2, 4):
         shapes = f"{tuple(prediction.shape)} and {tuple(ground_truth.shape)}"
         raise ValueError(f"depth_metrics: got {shapes}; both must be (H, W) or both (B, 1, H, W)")
     rows, columns = crop_box(crop, *prediction.shape[-2:])
-    predicted, truth = (maps.reshape(-1, *maps.shape[-2:])[:, rows] for maps in (prediction, ground_truth))
+    predicted, truth = (
+        maps.reshape(-1, *maps.shape[-2:])[:, rows] for maps in (prediction, ground_truth)
+    )
+    # On a CPU only the pixels that count are computed.
     if prediction.device.type == "cpu":
         return _from_sums(*_sums_on_cpu(predicted, truth, min_depth, max_depth, columns))
     predicted, truth = (maps[..., columns].flatten(1).double() for maps in (predicted, truth))
@@ -69,45 +99,65 @@ def depth_metrics(prediction: Tensor, ground_truth: Tensor, min_depth: float, ma
 def _sums_on_cpu(
     predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float, columns: slice
 ) -> tuple[Tensor, Tensor]:
-    """(B, 9) sums and (B,) counts of (B, h, W) maps. In numpy and one image at a time, which fits a core's cache:
-    torch would start its threads for every step, and wait for them whenever the data workers have the cores."""
-    predicted, truth = (m if m.dtype in (torch.float32, torch.float64) else m.float() for m in (predicted, truth))
+    """Returns (B, 9) sums and (B,) counts of (B, h, W) maps.
+
+    This is numpy, one image at a time, which fits a core's cache. torch would start its threads for
+    every step, and wait for them whenever the data workers have the cores.
+    """
+    predicted, truth = (
+        m if m.dtype in (torch.float32, torch.float64) else m.float() for m in (predicted, truth)
+    )
     predicted, truth = predicted.numpy(), truth.numpy()
-    # numpy rounds a bound to the array's dtype, in which no depth may then change its side of it.
-    low, high = _rounded(min_depth, truth.dtype, -np.inf), _rounded(max_depth, truth.dtype, np.inf)
+    # numpy rounds a bound to the array's dtype. No depth may change its side of it by that.
+    low = _rounded(min_depth, truth.dtype, -np.inf)
+    high = _rounded(max_depth, truth.dtype, np.inf)
     dot = partial(np.einsum, "i,i->")
     sums, counts = [], []
     for predicted_map, truth_map in zip(predicted, truth, strict=True):
         valid = truth_map > low
         valid &= truth_map < high
         valid[:, : columns.start] = valid[:, columns.stop :] = False
-        kept = np.flatnonzero(valid)  # taking by numbers is several times faster than by a mask
-        pixels = (maps.reshape(-1).take(kept).astype(np.float64) for maps in (predicted_map, truth_map))
+        # Taking by indices is several times faster than by a mask.
+        kept = np.flatnonzero(valid)
+        pixels = (
+            maps.reshape(-1).take(kept).astype(np.float64) for maps in (predicted_map, truth_map)
+        )
         with np.errstate(divide="ignore"):  # a prediction of 0
             sums.append(_sums(*pixels, np.log, np.count_nonzero, dot))
         counts.append(len(kept))
     return torch.tensor(np.array(sums)), torch.tensor(counts)
 
 
-def _sums_without_sync(predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float) -> tuple[Tensor, Tensor]:
-    """(B, 9) sums and (B,) counts of (B, N) float64 maps; pixels that don't count are exact ones of a depth of 1."""
+def _sums_without_sync(
+    predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float
+) -> tuple[Tensor, Tensor]:
+    """Returns (B, 9) sums and (B,) counts of (B, N) float64 maps.
+
+    Pixels that don't count are exact predictions of a depth of 1, which add nothing to the errors.
+    """
     valid = (truth > min_depth) & (truth < max_depth)
     count = valid.sum(1)
     predicted, truth = (torch.where(valid, maps, 1.0) for maps in (predicted, truth))
-    sums = torch.stack(_sums(predicted, truth, torch.log, partial(torch.sum, dim=1), torch.linalg.vecdot), dim=1)
+    sums = torch.stack(
+        _sums(predicted, truth, torch.log, partial(torch.sum, dim=1), torch.linalg.vecdot), dim=1
+    )
+    # The pixels that don't count were within a1, a2 and a3.
     sums[:, :3] -= (valid.shape[1] - count)[:, None]
     return sums, count
 
 
 def _sums(predicted, truth, log: Callable, count: Callable, dot: Callable) -> list:
-    """Over the pixels, the last dimension of float64 arrays or tensors: how many are within each of _LARGEST_LOGS, then
-    the sums of |d| / t, d^2, |l|, l^2, l and d^2 / t, for d = p - t and l = log(p / t).
+    """Sums over the pixels, the last dimension of float64 arrays or tensors.
 
-    Where a prediction is not finite and above 0 the sum of l^2 isn't finite either.
+    Returns the numbers of pixels within each of _LARGEST_LOGS, then the sums of |d| / t, d^2, |l|,
+    l^2, l and d^2 / t, for d = p - t and l = log(p / t). Where a prediction is not finite and above
+    0, the sum of l^2 isn't finite either.
     """
     predicted = predicted.clip(0)
-    ratio, difference = predicted / truth, predicted - truth
-    relative, log_ratio = ratio - 1, log(ratio)
+    ratio = predicted / truth
+    difference = predicted - truth
+    relative = ratio - 1
+    log_ratio = log(ratio)
     size = abs(log_ratio)
     return [
         *(count(size < largest) for largest in _LARGEST_LOGS),
@@ -121,30 +171,45 @@ def _sums(predicted, truth, log: Callable, count: Callable, dot: Callable) -> li
 
 
 def _rounded(bound: float, dtype: np.dtype, towards: float) -> np.floating:
-    """The bound in the dtype, or where it has no such number, the next one in that direction."""
+    """Returns the bound in the dtype, or the next number in that direction if it has none."""
     nearest = dtype.type(bound)
     passed = float(nearest) > bound if towards < 0 else float(nearest) < bound
-    return np.nextafter(nearest, dtype.type(towards)) if passed else nearest
+    if passed:
+        return np.nextafter(nearest, dtype.type(towards))
+    return nearest
 
 
 def _from_sums(sums: Tensor, count: Tensor) -> Tensor:
-    """The metrics (B, 9) of `_sums` (B, 9) and the numbers of pixels (B,)."""
-    a1, a2, a3, abs_rel, square, log, log_square, log_mean, sq_rel = (sums / count[:, None]).unbind(1)
+    """Returns the metrics (B, 9) from the sums (B, 9) of `_sums` and the numbers of pixels (B,)."""
+    means = sums / count[:, None]
+    a1, a2, a3, abs_rel, square, log, log_square, log_mean, sq_rel = means.unbind(1)
     # Rounding can make the variance of a constant log ratio slightly negative.
     silog = (log_square - log_mean**2).clamp(min=0).sqrt() * 100
-    errors = torch.stack([abs_rel, square.sqrt(), log / math.log(10), log_square.sqrt(), silog, sq_rel], dim=1)
+    errors = torch.stack(
+        [abs_rel, square.sqrt(), log / math.log(10), log_square.sqrt(), silog, sq_rel], dim=1
+    )
+    # The sum of the squared log ratio is not finite if any prediction is broken.
     broken = ~sums[:, 6:7].isfinite()
-    return torch.cat([torch.stack([a1, a2, a3], dim=1), torch.where(broken, torch.inf, errors)], dim=1)
+    errors = torch.where(broken, torch.inf, errors)
+    return torch.cat([torch.stack([a1, a2, a3], dim=1), errors], dim=1)
 
 
 def aggregate(rows: Tensor) -> dict[str, float]:
-    """Means over images: (N, 9) -> {metric: value}. Rows of NaN don't count; with no other row all values are NaN."""
+    """Returns the means over images, by metric.
+
+    Args:
+        rows: (N, 9). Rows of NaN don't count; without any other row all means are NaN.
+    """
     means = rows.double().nanmean(dim=0).tolist() if len(rows) else [math.nan] * len(METRIC_NAMES)
     return dict(zip(METRIC_NAMES, means, strict=True))
 
 
 def is_better(name: str, new: float, old: float | None) -> bool:
-    """True where `new` beats `old` in this metric. NaN never does; anything else beats None and NaN."""
+    """True where `new` beats `old` in this metric. NaN never does; other numbers beat None and NaN.
+
+    Raises:
+        RecipeError: there is no such metric.
+    """
     if name not in METRIC_NAMES:
         near = get_close_matches(name, METRIC_NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -157,12 +222,13 @@ def is_better(name: str, new: float, old: float | None) -> bool:
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
-    """The summary of an evaluation as a boxed table of one row, values rounded to four places."""
+    """Returns the metrics as a boxed table of one row, values rounded to four places."""
     values = [str(round(float(value), 4)) for value in metrics.values()]
     widths = [max(len(name), len(value)) for name, value in zip(metrics, values, strict=True)]
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
 
     def row(cells):
-        return "| " + " | ".join(cell.center(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        centred = [cell.center(width) for cell, width in zip(cells, widths, strict=True)]
+        return "| " + " | ".join(centred) + " |"
 
     return "\n".join([rule, row(metrics), rule, row(values), rule])

@@ -1,9 +1,10 @@
 """Bias and error by range of the measured depth: near, middle and far.
 
-A network may be right on the mean and wrong where it matters: too near far away, as most are, shows here and in none of
-the nine metrics. The ranges are a quarter, a half and the whole of the cap: 0-20, 20-40 and 40-80 m on KITTI. Unlike
-the nine metrics these are means over all pixels of a range, since many images have a few far ones only. Sums are
-float64 and stay on the device, without a host sync; some twelve passes over the crop's pixels.
+A network may be right on the mean and wrong where it matters. Most predict too near far away; that
+shows here and in none of the nine metrics. The ranges end at a quarter, a half and the whole of
+the cap: 0-20, 20-40 and 40-80 m on KITTI. Unlike the nine metrics these are means over all pixels
+of a range, since many images have few far pixels. Sums are float64 and stay on the device, without
+a host sync; they cost some twelve passes over the crop's pixels.
 """
 
 from typing import NamedTuple
@@ -15,13 +16,20 @@ from tiekd.evaluation import metrics
 
 _SHARES = (0.0, 0.25, 0.5, 1.0)  # of the cap
 NUM_RANGES = len(_SHARES) - 1
-PIXELS = 0  # the place of the number of pixels among the sums
+PIXELS = 0  # index of the number of pixels among the sums
 
 
 class RangeFigures(NamedTuple):
-    """Of the pixels whose measured depth is from from_m to below to_m: how many there are, the mean of prediction -
-    ground truth (below 0: predicted too near), of its size over the ground truth, and the root of its mean square. NaN
-    without a pixel."""
+    """The errors of the pixels whose measured depth is in [from_m, to_m). NaN without a pixel.
+
+    Attributes:
+        from_m: lower end of the range, metres.
+        to_m: upper end of the range, metres.
+        pixels: number of pixels.
+        bias_m: mean of prediction - ground truth, metres; below 0: predicted too near.
+        abs_rel: mean of |prediction - ground truth| / ground truth.
+        rmse_m: root of the mean squared difference, metres.
+    """
 
     from_m: float
     to_m: float
@@ -32,23 +40,38 @@ class RangeFigures(NamedTuple):
 
 
 def bounds_m(cap: float) -> list[tuple[float, float]]:
-    """The ranges (from, to) in metres."""
+    """Returns the ranges (from, to) in metres."""
     edges = [share * cap for share in _SHARES]
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
 @torch.no_grad()
-def range_sums(prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: float, crop: str) -> Tensor:
-    """Per image and range: the number of pixels, and the sums of d, |d| / t and d^2, for d = prediction - t.
+def range_sums(
+    prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: float, crop: str
+) -> Tensor:
+    """Returns the sums of each image and range: pixels, d, |d| / t and d^2, for d = prediction - t.
 
-    prediction, ground_truth: (B, 1, H, W), metres; what counts is what counts for `metrics.depth_metrics`. Returns
-    (B, NUM_RANGES, 4) float64 on the same device. A prediction that is not finite is an infinite error.
+    A prediction that is not finite is an infinite error.
+
+    Args:
+        prediction: (B, 1, H, W), metres.
+        ground_truth: (B, 1, H, W), metres; the pixels that count for `metrics.depth_metrics` count.
+        min_depth: metres; ground truth counts above it.
+        cap: metres; ground truth counts below it.
+        crop: name of the evaluation crop.
+
+    Returns:
+        (B, NUM_RANGES, 4) float64 on the same device.
     """
     rows, columns = metrics.crop_box(crop, *prediction.shape[-2:])
-    predicted, truth = (maps[:, 0, rows, columns].flatten(1).double() for maps in (prediction, ground_truth))
+    predicted, truth = (
+        maps[:, 0, rows, columns].flatten(1).double() for maps in (prediction, ground_truth)
+    )
+    # Pixels that don't count get a truth of 1, so that no division fails.
     counts = (truth > min_depth) & (truth < cap)
     truth = torch.where(counts, truth, 1.0)
     difference = torch.where(predicted.isfinite(), predicted, torch.inf) - truth
+    # Each range sums its own pixels.
     terms = (torch.ones_like(truth), difference, difference.abs() / truth, difference.square())
     sums = []
     for low, high in bounds_m(cap):
@@ -58,9 +81,16 @@ def range_sums(prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: 
 
 
 def range_figures(sums: Tensor, cap: float) -> list[RangeFigures]:
-    """What the sums (N, NUM_RANGES, 4) of all images come to."""
+    """Returns the figures of each range.
+
+    Args:
+        sums: (N, NUM_RANGES, 4) of all images, as `range_sums` returns them.
+        cap: metres.
+    """
     figures = []
-    for (low, high), (count, bias, relative, square) in zip(bounds_m(cap), sums.double().sum(0), strict=True):
+    for (low, high), (count, bias, relative, square) in zip(
+        bounds_m(cap), sums.double().sum(0), strict=True
+    ):
         means = (bias / count, relative / count, (square / count).sqrt())
         figures.append(RangeFigures(low, high, int(count), *(mean.item() for mean in means)))
     return figures

@@ -1,4 +1,4 @@
-"""What people read after an evaluation: tables that compare networks."""
+"""The text that an evaluation prints: tables that compare networks."""
 
 from collections.abc import Mapping
 
@@ -8,13 +8,19 @@ from tiekd.evaluation.compare import Protocol, Result
 
 
 def everything(results: Mapping[str, Result], protocol: Protocol) -> list[str]:
-    """All that an evaluation has to say, block by block, the last network's worst frames included."""
+    """Returns all text of an evaluation, block by block, with the last network's worst frames.
+
+    Args:
+        results: by the network's name.
+        protocol: how they were evaluated.
+    """
     last = list(results)[-1]
     result = results[last]
     said = [
         "\n".join([protocol_lines(protocol, result), *trained_on_lines(results)]),
         comparison_table({name: each.metrics for name, each in results.items()}),
-        "By range of the ground truth, mean over pixels; bias below 0 is predicted too near:\n" + ranges_table(results),
+        "By range of the ground truth, mean over pixels; bias below 0 is predicted too near:\n"
+        + ranges_table(results),
     ]
     if len(results) > 1:
         said.append(duels_table(results))
@@ -22,74 +28,99 @@ def everything(results: Mapping[str, Result], protocol: Protocol) -> list[str]:
 
 
 def protocol_lines(protocol: Protocol, result: Result) -> str:
-    """How the figures were made and on what, in words."""
+    """Describes in words how the figures were made and on what."""
     table = result.frames
-    with_truth, settings = sum(map(bool, table.pixels)), protocol.settings
+    with_truth = sum(map(bool, table.pixels))
+    settings = protocol.settings
     resized = ""
     if result.resize not in (OWN_SIZE, Resize(at_most=result.resize.at_most)):
         resized = (
-            f"\npictures at {result.resize}; depth is brought up bilinearly to the ground truth's own size and scored "
-            "there"
+            f"\npictures at {result.resize}; depth is brought up bilinearly to the ground truth's "
+            "own size and scored there"
         )
     return (
-        f"{len(table.names)} {protocol.split} frames, {with_truth} of them with ground truth that counts, "
-        f"{sum(table.pixels)} pixels\n"
+        f"{len(table.names)} {protocol.split} frames, {with_truth} of them with ground truth that "
+        f"counts, {sum(table.pixels)} pixels\n"
         f"ground truth {protocol.min_depth:g} < d < {protocol.cap:g} m, crop {settings.crop}, "
         f"flip averaging {'on' if settings.flip else 'off'}, mean over images{resized}"
     )
 
 
 def trained_on_lines(results: Mapping[str, Result]) -> list[str]:
-    """A line for each network that was trained on some of the frames."""
+    """Returns a warning for each network that was trained on some of the frames."""
     known = {name: result.overlap for name, result in results.items() if result.overlap is not None}
     return [f"Warning: {name}: {overlap}" for name, overlap in known.items() if overlap.seen]
 
 
 def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """One row a network, one column a metric; where there are several, the last column is abs_rel over the first's."""
-    width, several = max(map(len, figures)), len(figures) > 1
+    """Returns a table with one row a network and one column a metric.
+
+    Of several networks the last column is abs_rel divided by the first network's.
+    """
+    # With several networks the last column is relative to the first of them.
+    width = max(map(len, figures))
+    several = len(figures) > 1
     first = next(iter(figures.values()))["abs_rel"]
     lines = [_head(width) + ("  abs_rel / first" if several else "")]
     for label, row in figures.items():
         cells = "  ".join(f"{row[name]:8.4f}" for name in metrics.METRIC_NAMES)
-        lines.append(f"{label:{width}}  {cells}" + (f"  {row['abs_rel'] / first:15.3f}" if several else ""))
+        lines.append(
+            f"{label:{width}}  {cells}" + (f"  {row['abs_rel'] / first:15.3f}" if several else "")
+        )
     return "\n".join(lines)
 
 
 def ranges_table(results: Mapping[str, Result]) -> str:
-    """One row a network and range: pixels, bias and error."""
+    """Returns a table with one row a network and range: pixels, bias and error."""
     width = max(map(len, results))
-    lines = [f"{'':{width}}  {'range, m':>13}  {'pixels':>11}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
+    head = f"{'':{width}}  {'range, m':>13}  {'pixels':>11}"
+    lines = [f"{head}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
     for label, result in results.items():
         for row in result.ranges:
             place = f"{row.from_m:g} - {row.to_m:g}"
-            figures = f"{row.bias_m:+8.3f}  {row.abs_rel:8.4f}  {row.rmse_m:8.3f}" if row.pixels else "no pixel"
+            figures = (
+                f"{row.bias_m:+8.3f}  {row.abs_rel:8.4f}  {row.rmse_m:8.3f}"
+                if row.pixels
+                else "no pixel"
+            )
             lines.append(f"{label:{width}}  {place:>13}  {row.pixels:>11}  {figures:>8}")
-            label = ""
+            label = ""  # A network's name stands in its first row only.
     return "\n".join(lines)
 
 
 def duels_table(results: Mapping[str, Result]) -> str:
-    """The last network against each other one: the differences of the metrics, and on how many frames who is better."""
+    """Compares the last network with each other one.
+
+    Returns the differences of the metrics and the numbers of frames on which each is better.
+    """
     *others, last = results
     ours = results[last]
     blocks = []
     for other in others:
-        theirs, counts = results[other], per_frame.wins(ours.frames, results[other].frames)
+        theirs = results[other]
+        counts = per_frame.wins(ours.frames, theirs.frames)
         rows = {
-            f"{last} - {other}": [f"{ours.metrics[n] - theirs.metrics[n]:+8.4f}" for n in metrics.METRIC_NAMES],
+            f"{last} - {other}": [
+                f"{ours.metrics[n] - theirs.metrics[n]:+8.4f}" for n in metrics.METRIC_NAMES
+            ],
             f"frames where {last} is better": [f"{won:8}" for won, _ in counts.values()],
             f"frames where {other} is better": [f"{lost:8}" for _, lost in counts.values()],
         }
         width = max(map(len, rows))
-        blocks.append("\n".join([_head(width), *(f"{label:{width}}  {'  '.join(row)}" for label, row in rows.items())]))
+        lines = [f"{label:{width}}  {'  '.join(row)}" for label, row in rows.items()]
+        blocks.append("\n".join([_head(width), *lines]))
     return "\n\n".join(blocks)
 
 
 def worst_lines(label: str, result: Result) -> str:
-    """The three frames with the largest abs_rel, one a line."""
+    """Returns the three frames with the largest abs_rel, one a line."""
     rows = per_frame.worst(result.frames)
-    return "\n".join([f"Worst frames of {label} by abs_rel:", *(f"  {value:.4f}  {name}" for name, value in rows)])
+    return "\n".join(
+        [
+            f"Worst frames of {label} by abs_rel:",
+            *(f"  {value:.4f}  {name}" for name, value in rows),
+        ]
+    )
 
 
 def _head(width: int) -> str:

@@ -1,7 +1,9 @@
-"""The DPM head's arithmetic: the target distribution (`target`), and from features to depth and divergence (`dpm`).
+"""The arithmetic of the DPM head: the target distribution, depth and divergence.
 
-One contract, three implementations: `reference` is the definition; `chunked` gives the same numbers on any device and
-in any dtype, in little memory; `triton_dpm` is fused, for CUDA. `dpm` takes the fastest that takes the arguments.
+`target` makes the target distribution; `dpm` computes depth and divergence from features. There is
+one contract and three implementations. `reference` is the definition. `chunked` gives the same
+numbers on any device and in any dtype, in little memory. `triton_dpm` is fused, for CUDA. `dpm`
+takes the fastest that accepts the arguments.
 """
 
 from collections.abc import Callable
@@ -23,13 +25,16 @@ def dpm(
     sigma: float | Tensor = 0.5,
     **options,
 ) -> tuple[Tensor, Tensor | None]:
-    """As `tiekd.kernels.reference.dpm`, argument by argument; the gradients' gradients can't be had."""
+    """Computes `tiekd.kernels.reference.dpm` with the fastest implementation for the arguments.
+
+    The arguments are those of the reference. There are no second derivatives.
+    """
     compute = implementation(features, target_depth, edges)
     return compute(features, weight, bias, edges, target_depth, sigma, **options)
 
 
 def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> Callable:
-    """The `dpm` that is fastest for such arguments."""
+    """Returns the `dpm` that is fastest for such arguments."""
     if features.is_cuda:
         fused = _triton_dpm()
         if fused is not None and fused.supports(features, target_depth, edges):
@@ -39,7 +44,7 @@ def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor)
 
 @cache
 def _triton_dpm() -> ModuleType | None:
-    """The Triton kernels, which are imported where there is a GPU for them; None without Triton."""
+    """Returns the Triton kernels, imported at the first call; None without Triton."""
     if find_spec("triton") is None:
         return None
     from tiekd.kernels import triton_dpm

@@ -1,7 +1,8 @@
-"""What the cells of a picture learn from, block by block, for the DPM head that works in tiles.
+"""The targets of an image's cells, block by block, for the DPM head that works in tiles.
 
-A `gaussian` target of one sigma is a few Gaussians per cell, each in a window of a few bins: made for all cells at the
-start (two numbers a Gaussian), and turned into mass per bin a block at a time. Every other target is made densely.
+A `gaussian` target with one sigma is a few Gaussians per cell, each in a window of a few bins. The
+windows of all cells are made at the start (two numbers a Gaussian) and turned into mass per bin a
+block at a time. Every other target is made densely.
 Cost: two numbers per full-resolution pixel and Gaussian, and one block's windows.
 """
 
@@ -15,8 +16,14 @@ from tiekd.kernels.target import Windows, gaussian_windows, shares
 
 
 class Target(NamedTuple):
-    """q of P cells. bins: (N, P) int64 and their mass (N, P), dtype of edges; or bins None and mass (K, P).
-    valid: (P,) bool. overlap: whether several entries of a cell may be of one bin, as in a mixture."""
+    """The target distribution q of P cells.
+
+    Attributes:
+        bins: (N, P) int64, the bins that have mass; None if `mass` is of all bins.
+        mass: (N, P), their mass, in the dtype of edges; or (K, P) of all bins.
+        valid: (P,) bool.
+        overlap: True if several entries of a cell may be of one bin, as in a mixture.
+    """
 
     bins: Tensor | None
     mass: Tensor
@@ -24,23 +31,33 @@ class Target(NamedTuple):
     overlap: bool = False
 
     def part(self, cells: slice) -> "Target":
-        """Of some of the cells."""
+        """Returns the target of some of the cells."""
         bins = self.bins if self.bins is None else self.bins[:, cells]
         return Target(bins, self.mass[:, cells], self.valid[cells], self.overlap)
 
     def minus_entropy(self, num_bins: int) -> Tensor:
-        """sum_k q_k log q_k with 0 log 0 = 0: (P,), nats. torch.xlogy would take ten times as long."""
+        """Returns sum_k q_k log q_k with 0 log 0 = 0: (P,), nats.
+
+        torch.xlogy would take ten times as long.
+        """
         mass = self.mass
         if self.overlap:
             mass = mass.new_zeros(num_bins, mass.shape[1]).scatter_add_(0, self.bins, mass)
         return mass.clamp_min(torch.finfo(mass.dtype).tiny).log_().mul_(mass).sum(0)
 
     def expectation(self, values: Tensor) -> Tensor:
-        """sum_k q_k values_k: (P,), of values (K, P)."""
-        return (values * self.mass if self.bins is None else values.gather(0, self.bins).mul_(self.mass)).sum(0)
+        """Returns sum_k q_k values_k, (P,), of values (K, P)."""
+        if self.bins is None:
+            return (values * self.mass).sum(0)
+        return values.gather(0, self.bins).mul_(self.mass).sum(0)
 
     def add_to(self, values: Tensor, factor: Tensor) -> None:
-        """values += factor * q, in place: values (K, P), factor (P,). The target is used up."""
+        """Adds factor * q to values in place; afterwards the target can't be used any more.
+
+        Args:
+            values: (K, P).
+            factor: (P,).
+        """
         if self.bins is None:
             values.addcmul_(self.mass, factor)
         else:
@@ -48,7 +65,10 @@ class Target(NamedTuple):
 
 
 class Cells:
-    """The targets of a batch; arguments as in `reference.dpm`. shape of the cells: (B, h, w)."""
+    """The targets of a batch. The cells have shape (B, h, w).
+
+    The arguments are those of `reference.dpm`.
+    """
 
     def __init__(
         self,
@@ -60,48 +80,75 @@ class Cells:
         beyond: str,
         stride: int,
     ):
-        self.depth, self.sigma, self.weight, self.edges = depth, sigma, weight, edges
-        self.target, self.beyond, self.stride = target, beyond, stride
+        self.depth = depth
+        self.sigma = sigma
+        self.weight = weight
+        self.edges = edges
+        self.target = target
+        self.beyond = beyond
+        self.stride = stride
         self.gaussians = self._gaussians() if target == "gaussian" else None
 
     @torch.no_grad()
     def of(self, image: int, rows: slice) -> Target | None:
-        """The target of some rows of cells; None where none of them is valid, as far as the host knows."""
+        """Returns the target of some rows of cells; None if none of them is known to be valid.
+
+        Args:
+            image: index in the batch.
+            rows: of cells.
+        """
         if self.gaussians is None:
             pixels = slice(rows.start * self.stride, rows.stop * self.stride)
             maps = (
                 t[image : image + 1, :, pixels] if isinstance(t, Tensor) and t.ndim == 4 else t
                 for t in (self.depth, self.sigma, self.weight)
             )
-            q, valid = reference.cell_target(*maps, self.edges, self.target, self.beyond, self.stride)
+            q, valid = reference.cell_target(
+                *maps, self.edges, self.target, self.beyond, self.stride
+            )
             return Target(None, q[0].flatten(1), valid.flatten())
         windows, share, valid = self.gaussians
         valid = valid[image, rows].flatten()
-        if valid.device.type == "cpu" and not valid.any():  # elsewhere the host would have to wait for the answer
+        # Elsewhere the question would be a host sync.
+        if valid.device.type == "cpu" and not valid.any():
             return None
-        bins, mass = windows.mass(*(t[image, :, rows].flatten(1) for t in (windows.first, windows.centre)))
+        bins, mass = windows.mass(
+            *(t[image, :, rows].flatten(1) for t in (windows.first, windows.centre))
+        )
         if share is not None:
             mass *= share[image, :, rows].flatten(1)[..., None]
-        bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))  # (J, P, E) to (J * E, P)
+        # (J, P, E) to (J * E, P).
+        bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))
         return Target(bins, mass, valid, overlap=share is not None)
 
     @torch.no_grad()
     def _gaussians(self) -> tuple[Windows, Tensor | None, Tensor] | None:
-        """The J = stride * stride * M Gaussians of each cell, their shares (B, J, h, w), None for 1, and valid
-        (B, h, w); None where they aren't of few bins."""
+        """Returns the windows of the J = stride * stride * M Gaussians of each cell.
+
+        Returns:
+            (windows, shares (B, J, h, w) or None for shares of 1, valid (B, h, w)); None if the
+            Gaussians reach too many bins for windows.
+        """
         maps = (self.depth, self.sigma, self.weight)
         windows, parts, counted = [], [], []
-        for depth, sigma, weight in reference.pixels_of_cells(*maps, self.edges, self.beyond, self.stride):
+        for depth, sigma, weight in reference.pixels_of_cells(
+            *maps, self.edges, self.beyond, self.stride
+        ):
             windows.append(gaussian_windows(depth, sigma, self.edges))
             if windows[-1] is None:
                 return None
             parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
             counted.append((depth > 0).any(1, keepdim=True))
+        # Of several pixels per cell, each valid one has the same part in the cell's q.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
         of_cell = windows[0]._replace(
-            first=torch.cat([w.first for w in windows], 1), centre=torch.cat([w.centre for w in windows], 1)
+            first=torch.cat([w.first for w in windows], 1),
+            centre=torch.cat([w.centre for w in windows], 1),
         )
         num_valid = sum(valid.to(self.edges.dtype) for valid in counted)
-        parts = [v / num_valid.clamp_min(1) * (1 if p is None else p) for p, v in zip(parts, counted, strict=True)]
+        parts = [
+            v / num_valid.clamp_min(1) * (1 if p is None else p)
+            for p, v in zip(parts, counted, strict=True)
+        ]
         return of_cell, torch.cat(parts, 1), num_valid[:, 0] > 0

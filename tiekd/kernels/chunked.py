@@ -1,13 +1,14 @@
-"""The DPM head's arithmetic in tiles of rows: the numbers of `reference`, and no (B, K, h, w) tensor ever.
+"""The DPM head's arithmetic in tiles of rows: the numbers of `reference` in little memory.
 
-Forward keeps the features, the weights and two numbers per cell (depth and the logarithm of the softmax's sum);
-backward makes logits and target of a tile again and writes down the gradients. Everything that is done to a tile is
-done in place, while it is in the processor's cache; targets are made for several tiles at once (kernels/cells.py). On
-a CPU each thread has tiles of its own, so that none waits for another before the end.
+There is never a (B, K, h, w) tensor. Forward saves the features, the weights and two numbers per
+cell (depth and the logarithm of the softmax's sum). Backward computes a tile's logits and target
+again and writes the gradients. All operations on a tile are in place, while it is in the
+processor's cache. Targets are made for several tiles at once (kernels/cells.py). On a CPU each
+thread has tiles of its own, so that none waits for another before the end.
 
-Cost: four matrix products (logits twice) and, on a CPU, about half of their time for the rest; beside the features'
-gradient some six tiles of memory a thread, forty where targets aren't of few bins (`released`, or a map of sigmas).
-Left out: second derivatives.
+Cost: four matrix products (logits twice) and, on a CPU, about half of their time for the rest. The
+memory besides the features' gradient is some six tiles a thread, or forty where targets aren't of
+few bins (`released`, or a map of sigmas). Left out: second derivatives.
 """
 
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from tiekd.kernels import in_threads, reference
 from tiekd.kernels.cells import Cells, Target
 from tiekd.kernels.target import bin_centres
 
-TILE_BYTES = {"cpu": 1 << 21}  # One tile's logits; on a CPU they should stay in a core's cache.
+# Bytes of one tile's logits; on a CPU they should stay in a core's cache.
+TILE_BYTES = {"cpu": 1 << 21}
 TILE_BYTES_ELSEWHERE = 1 << 27
-TILES_PER_BLOCK = 4  # whose targets are made at once
+TILES_PER_BLOCK = 4  # their targets are made at once
 
 
 def dpm(
@@ -37,14 +39,20 @@ def dpm(
     stride: int = 1,
     target_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """As `tiekd.kernels.reference.dpm`, argument by argument; gradients go to features, weight and bias."""
+    """Computes `tiekd.kernels.reference.dpm`, with gradients of features, weight and bias.
+
+    The arguments are those of the reference.
+    """
     reference.check_choices(target, beyond)
     device = features.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        features, weight, bias = features.to(dtype), weight.to(dtype), bias.to(dtype)
+        features = features.to(dtype)
+        weight = weight.to(dtype)
+        bias = bias.to(dtype)
+    # Pixels have to be one dimension in memory, of the features and of their gradient.
     if features.stride(2) != features.shape[3] * features.stride(3):
-        features = features.contiguous()  # pixels have to be one dimension of it, and of its gradient
+        features = features.contiguous()
     with torch.autocast(device, enabled=False):
         cells = None
         if target_depth is not None:
@@ -53,8 +61,14 @@ def dpm(
 
 
 class _Dpm(torch.autograd.Function):
+    """The operator: (features, weight, bias, edges, cells) -> (depth, divergence)."""
+
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None):
+    def forward(
+        ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None
+    ):
+        # Per cell: the largest logit, the divergence, and the softmax's sum with and without the
+        # bin centres as factors.
         shape = features.shape[0], 1, *features.shape[2:]
         largest, divergence = (edges.new_zeros(shape).flatten(1) for _ in range(2))
         valid = torch.zeros_like(largest, dtype=torch.bool)
@@ -64,27 +78,38 @@ class _Dpm(torch.autograd.Function):
 
         def tile_by_tile(blocks: list[Block]) -> None:
             for image, tile, q, logits, _ in _tiles(blocks, features, edges, cells):
+                # Logits, from here on less the largest one.
                 _product(bias[:, None], weight, features[image].flatten(1)[:, tile], out=logits)
                 logits -= torch.amax(logits, 0, out=largest[image, tile])
                 if q is not None and is_gaussian:
-                    torch.sub(q.minus_entropy(len(logits)), q.expectation(logits), out=divergence[image, tile])
+                    torch.sub(
+                        q.minus_entropy(len(logits)),
+                        q.expectation(logits),
+                        out=divergence[image, tile],
+                    )
+                # The softmax's sum; the published divergence needs the probabilities themselves.
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
                 if q is not None and not is_gaussian:
                     p /= sums[0, image, tile]
-                    divergence[image, tile] = reference.released_divergence(p[None], q.mass[None])[0, 0]
+                    released = reference.released_divergence(p[None], q.mass[None])
+                    divergence[image, tile] = released[0, 0]
                 if q is not None:
                     valid[image, tile] = q.valid
 
         in_threads.each(tile_by_tile, _shares(features, edges))
-        log_sum, depth = sums[0].log(), (sums[1] / sums[0]).view(shape)
+        log_sum = sums[0].log()
+        depth = (sums[1] / sums[0]).view(shape)
         if is_gaussian:
-            divergence += log_sum  # - sum q log p = log_sum - sum q logit, the largest logit taken off both
+            # - sum q log p = log_sum - sum q logit, both less the largest logit.
+            divergence += log_sum
         divergence = divergence.masked_fill_(~valid, 0).view(shape) if cells is not None else None
-        # Under ZeRO-3 the weights' storage is released after forward and gathered again before the owning module's
-        # backward. Saving the parameters themselves, not anything made of them, is what makes that work.
+        # Under ZeRO-3 the weights' storage is released after forward and gathered again before the
+        # owning module's backward. That works only if the parameters themselves are saved, not
+        # tensors made of them.
         ctx.save_for_backward(features, weight, bias, log_sum.add_(largest), depth)
-        ctx.edges, ctx.cells = edges, cells
+        ctx.edges = edges
+        ctx.cells = cells
         ctx.set_materialize_grads(False)
         return depth, divergence
 
@@ -93,7 +118,8 @@ class _Dpm(torch.autograd.Function):
     def backward(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None):
         features, weight, bias, log_sum, depth = ctx.saved_tensors
         need_features, need_weight, need_bias, *_ = ctx.needs_input_grad
-        matrix, edges = weight.flatten(1), ctx.edges
+        matrix = weight.flatten(1)
+        edges = ctx.edges
         centres = bin_centres(edges)[:, None]
         features_grad = torch.empty_like(features) if need_features else None
         channels = features.shape[1]
@@ -103,25 +129,37 @@ class _Dpm(torch.autograd.Function):
         cells = None if divergence_grad is None else ctx.cells
 
         def tile_by_tile(blocks: list[Block]) -> tuple[Tensor, Tensor]:
-            # Sums over many tiles lose digits in half precision.
-            weight_grad, bias_grad = (torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias))
+            # In the dtype of edges: sums over many tiles lose digits in half precision.
+            weight_grad, bias_grad = (
+                torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias)
+            )
             for image, tile, q, logits, spare in _tiles(blocks, features, edges, cells):
+                # Probabilities again, from the saved logarithm of the sum.
                 pixels = features[image].flatten(1)[:, tile]
                 torch.sub(bias[:, None], log_sum[image, tile], out=logits)
                 p = _product(logits, weight, pixels, out=logits).exp_()
                 by_divergence = None if q is None else divergence_grad[image, tile] * q.valid
-                slope = _released_slope(p, q.mass) if q is not None and cells.target == "released" else None
-                # g_d p_k (c_k - depth) for the depth, g_kl (p_k - q_k) for a gaussian's divergence.
+                slope = (
+                    _released_slope(p, q.mass)
+                    if q is not None and cells.target == "released"
+                    else None
+                )
+                # The logits' gradient: g_d p_k (c_k - depth) of the depth, g_kl (p_k - q_k) of a
+                # gaussian's divergence.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
-                    # The difference first: far away, two products would lose two digits to each other.
-                    offset = torch.sub(centres, depth[image, tile], out=spare).mul_(depth_grad[image, tile])
+                    # The difference first: at large depths, the difference of two products would
+                    # lose two digits.
+                    offset = torch.sub(centres, depth[image, tile], out=spare).mul_(
+                        depth_grad[image, tile]
+                    )
                     factor = offset if factor is None else offset.add_(factor)
                 logits_grad = p.zero_() if factor is None else p.mul_(factor)
                 if slope is not None:
                     logits_grad.addcmul_(slope, by_divergence)
                 elif q is not None:
                     q.add_to(logits_grad, by_divergence.neg_())
+                # The gradients of bias, weight and features.
                 if need_bias:
                     bias_grad += logits_grad.sum(1)
                 logits_grad = logits_grad.to(weight.dtype)
@@ -130,29 +168,45 @@ class _Dpm(torch.autograd.Function):
                 elif need_weight:
                     weight_grad += logits_grad @ pixels.T
                 if need_features:
-                    torch.mm(matrix.T, logits_grad, out=features_grad[image].view(channels, -1)[:, tile])
+                    torch.mm(
+                        matrix.T, logits_grad, out=features_grad[image].view(channels, -1)[:, tile]
+                    )
             return weight_grad, bias_grad
 
         parts = in_threads.each(tile_by_tile, _shares(features, edges))
         weight_grad, bias_grad = (sum(grads[1:], grads[0]) for grads in zip(*parts, strict=True))
         weight_grad = weight_grad.view_as(weight).to(weight.dtype) if need_weight else None
-        return features_grad, weight_grad, bias_grad.to(bias.dtype) if need_bias else None, None, None
+        return (
+            features_grad,
+            weight_grad,
+            bias_grad.to(bias.dtype) if need_bias else None,
+            None,
+            None,
+        )
 
 
 Block = tuple[int, int, int]  # image, first row, row after the last
 
 
 def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
-    """All rows of all images, in blocks of a few tiles, shared out: one share for each thread, or one in all."""
+    """Splits all rows of all images, in blocks of a few tiles, into one share per thread.
+
+    On devices other than a CPU there is one share.
+    """
     images, _, height, _ = features.shape
     step = _rows_of_tile(features, edges) * TILES_PER_BLOCK
-    blocks = [(image, row, min(row + step, height)) for image in range(images) for row in range(0, height, step)]
+    blocks = [
+        (image, row, min(row + step, height))
+        for image in range(images)
+        for row in range(0, height, step)
+    ]
     count = min(in_threads.count(), len(blocks)) if features.device.type == "cpu" else 1
     bounds = [len(blocks) * share // count for share in range(count + 1)]
     return [blocks[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
 
 
 def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
+    """Returns the number of rows of a tile, at least 1."""
     height, width = features.shape[2:]
     tile_bytes = TILE_BYTES.get(features.device.type, TILE_BYTES_ELSEWHERE)
     return min(height, max(1, tile_bytes // ((len(edges) - 1) * width * edges.element_size())))
@@ -161,28 +215,40 @@ def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
 def _tiles(
     blocks: list[Block], features: Tensor, edges: Tensor, cells: Cells | None
 ) -> Iterator[tuple[int, slice, Target | None, Tensor, Tensor]]:
-    """(image, pixels, target) of each tile, of whole rows, and two (K, P) tensors to write on, dtype of edges, the same
-    memory for every tile. The target is None where there is nothing to learn."""
-    bins, width, step = len(edges) - 1, features.shape[3], _rows_of_tile(features, edges)
+    """Yields (image, pixels, target, logits, spare) of each tile, which is of whole rows.
+
+    `logits` and `spare` are two (K, P) tensors to write to, in the dtype of edges; they use the
+    same memory for every tile. The target is None where there is nothing to learn.
+    """
+    bins = len(edges) - 1
+    width = features.shape[3]
+    step = _rows_of_tile(features, edges)
     memory = edges.new_empty(2, bins * step * width)
     for image, first, last in blocks:
         target = None if cells is None else cells.of(image, slice(first, last))
         for top in range(first, last, step):
             tile = slice(top * width, min(top + step, last) * width)
             size = tile.stop - tile.start
-            q = None if target is None else target.part(slice(tile.start - first * width, tile.stop - first * width))
+            q = (
+                None
+                if target is None
+                else target.part(slice(tile.start - first * width, tile.stop - first * width))
+            )
             yield image, tile, q, *(part[: bins * size].view(bins, size) for part in memory)
 
 
 def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
-    """Writes `to` + weight x features (C, P) = (K, P); the product is in the weights' dtype. `to` may be `out`."""
+    """Writes `to` + weight x features (C, P) to `out` (K, P); `to` may be `out`.
+
+    The product is in the weights' dtype.
+    """
     if weight.dtype == out.dtype:
         return torch.addmm(to, weight.flatten(1), pixels, out=out)
     return torch.add(to, weight.flatten(1) @ pixels, out=out)
 
 
 def _sums(factors: Tensor, p: Tensor) -> Tensor:
-    """The two weighted sums (2, P) over the bins of p (K, P), with factors (2, K)."""
+    """Returns the two weighted sums (2, P) over the bins of p (K, P), with factors (2, K)."""
     if p.device.type == "cpu":
         return factors @ p
     # Not a matrix product: that may run in TF32, which has three digits.
@@ -190,7 +256,7 @@ def _sums(factors: Tensor, p: Tensor) -> Tensor:
 
 
 def _released_slope(p: Tensor, q: Tensor) -> Tensor:
-    """Derivative of the published divergence by the logits: (K, P)."""
+    """Returns the derivative of the published divergence by the logits: (K, P)."""
     eps = reference.PUBLISHED_EPS
     by_p = -q.square() / ((p + eps) * (q + eps * (p + eps)))
     return p * (by_p - (p * by_p).sum(0))

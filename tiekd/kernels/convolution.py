@@ -1,12 +1,13 @@
 """Convolutions as a CPU does them best, by the choices of tiekd/kernels/layouts.py.
 
-`Conv2d` is torch's, with the weight gradient by matrix products where the choice says so: oneDNN has
-no fast one of channels_last features without AVX-512 (19 GFLOP/s against 74 of contiguous ones,
-128 -> 128 channels at 128x256, one thread). A product a tap and strip of rows does 88, copies nothing,
-and leaves forward and the gradient of the features what they are.
+`Conv2d` is torch's, with the weight gradient by matrix products where the choice says so. Without
+AVX-512 oneDNN has no fast weight gradient of channels_last features: 19 GFLOP/s against 74 of
+contiguous ones, 128 -> 128 channels at 128x256, one thread. One product per tap and strip of rows
+does 88, copies nothing, and leaves forward and the gradient of the features as they are.
 
-`compute_in_fp32` is for bf16 where the CPU has no such arithmetic: features and gradients stay bf16,
-a convolution takes them as fp32 and rounds its result. Sums are in fp32, as bf16 arithmetic has them.
+`compute_in_fp32` is for bf16 where the CPU has no such arithmetic. Features and gradients stay
+bf16; a convolution takes them as fp32 and rounds its result. Sums are in fp32, as bf16 arithmetic
+has them.
 
 Left out: strides, dilations and groups, and GPUs. A compiler gets the operators that it knows.
 """
@@ -19,10 +20,11 @@ from torch.nn.functional import conv2d
 
 from tiekd.kernels import layouts
 
-_STRIP_PIXELS = 4096  # features and gradients of 128 channels in a core's L2 cache, and long sums for a product
+# Features and gradients of 128 channels fit a core's L2 cache, and a product has long sums.
+_STRIP_PIXELS = 4096
 
-
-_3X3 = ((1, 1), (1, 1), (1, 1), 1)  # stride, padding, dilation and groups of what products are for
+# Stride, padding, dilation and groups of the convolutions that products are for.
+_3X3 = ((1, 1), (1, 1), (1, 1), 1)
 
 
 class Conv2d(nn.Conv2d):
@@ -36,22 +38,31 @@ class Conv2d(nn.Conv2d):
 
 
 def is_large(pixels: int, in_channels: int, out_channels: int) -> bool:
-    """True where a 3x3 convolution has more features, in and out, than weights."""
+    """True if a 3x3 convolution has more features, in and out, than weights.
+
+    Args:
+        pixels: of all images of a batch.
+        in_channels: of the convolution.
+        out_channels: of the convolution.
+    """
     return pixels * (in_channels + out_channels) > 9 * in_channels * out_channels
 
 
 def compute_in_fp32(network: nn.Module) -> None:
-    """Has all half-precision convolutions on a CPU computed in fp32. In place; the state dict stays."""
+    """Has all half-precision convolutions on a CPU computed in fp32.
+
+    The network is changed in place; the state dict stays.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
             module._conv_forward = partial(_in_fp32, module, module._conv_forward)
 
 
 def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) -> Tensor:
-    """Gradient of the weights of a 3x3 convolution with padding 1, by matrix products.
+    """Returns the gradient of the weights of a 3x3 convolution with padding 1, by matrix products.
 
     Args:
-        x: (B, C, H, W), what is convolved; channels_last, or it is copied.
+        x: (B, C, H, W), the convolution's input; if it isn't channels_last, it is copied.
         grad: (B, O, H, W), the gradient of the result, likewise.
         strip_pixels: about how many pixels one product sums over.
 
@@ -66,12 +77,14 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
     for image, of_image in zip(images, grads, strict=True):
         for start in range(0, height * width, strip):
             for row, column in _TAPS:
-                # The pixel that a tap is multiplied with lies so many further on in memory.
+                # The pixel that a tap is multiplied with lies so many pixels further in memory.
                 offset = (row - 1) * width + column - 1
                 first = max(start, -offset)
                 end = min(start + strip, height * width, height * width - offset)
                 if first < end:
-                    total[row, column].addmm_(of_image[first:end].T, image[first + offset : end + offset])
+                    total[row, column].addmm_(
+                        of_image[first:end].T, image[first + offset : end + offset]
+                    )
         _take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, width, -1))
     return total.permute(2, 3, 0, 1).contiguous()
 
@@ -80,21 +93,23 @@ _TAPS = [(row, column) for row in range(3) for column in range(3)]
 
 
 def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
-    """Takes off what neighbours in memory that are none in the image have added.
+    """Subtracts what neighbours in memory that are no neighbours in the image have added.
 
-    Before a row's first pixel lies the last one of the row above; it was taken for the zero of the padding.
+    Before a row's first pixel lies the last one of the row above; it was taken for the zero of the
+    padding.
     """
     height, width = image.shape[:2]
     for row in range(3):
         for column, at, wrapped, shift in ((0, 0, width - 1, row - 2), (2, width - 1, 0, row)):
-            first, end = max(0, -shift), min(height, height - shift)
+            first = max(0, -shift)
+            end = min(height, height - shift)
             if first < end:
                 neighbours = image[first + shift : end + shift, wrapped]
                 total[row, column].addmm_(grad[first:end, at].T, neighbours, alpha=-1)
 
 
 class _ByProducts(torch.autograd.Function):
-    """3x3 convolution with padding 1, with `weight_gradient`."""
+    """3x3 convolution with padding 1, with the weights' gradient by `weight_gradient`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -108,7 +123,7 @@ class _ByProducts(torch.autograd.Function):
 
 
 class _InFp32(torch.autograd.Function):
-    """A convolution of half-precision tensors, of which it keeps only those."""
+    """A convolution of half-precision tensors, computed in fp32. It saves only the former."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
@@ -120,8 +135,11 @@ class _InFp32(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
-        grad, x32, weight32 = grad.float(), x.float(), weight.float()
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        grad = grad.float()
+        x32 = x.float()
+        weight32 = weight.float()
         if ctx.how == _3X3 and _suits_products(x, weight, x.shape[2:]):
             gradients = gradients_by_products(grad, x32, weight32, needs)
         else:
@@ -130,20 +148,28 @@ class _InFp32(torch.autograd.Function):
 
 
 def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Replaces a module's `_conv_forward`; `usual` is its own."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if x.device.type != "cpu" or dtype == torch.float32 or torch.compiler.is_compiling():
         return usual(x, weight, bias)
-    # Rounded as autocast rounds them, so that the numbers are those of bf16 arithmetic.
+    # Inputs are rounded as autocast rounds them, so that the numbers are those of bf16 arithmetic.
     bias = None if bias is None else bias.to(dtype)
     return _InFp32.apply(x.to(dtype), weight.to(dtype), bias, module)
 
 
 def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """True where the weight gradient of a 3x3 convolution with padding 1 is to be taken by products.
+    """True if the weight gradient of a 3x3 convolution with padding 1 is to be by products.
 
-    size: (H, W) of what is convolved; x may be what has yet to be upsampled to it.
+    Args:
+        x: the convolution's input, or what has yet to be upsampled to it.
+        weight: (O, C, 3, 3).
+        size: (H, W) of the convolution's input.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if (
+        torch.compiler.is_compiling()
+        or not torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+    ):
         return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
@@ -153,8 +179,14 @@ def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
 def gradients_by_products(
     grad: Tensor, x: Tensor | None, weight: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias of a 3x3 convolution with padding 1, as far as they are needed. x may be None
-    where its and the weight's aren't."""
+    """Returns the gradients of x, weight and bias of a 3x3 convolution with padding 1.
+
+    Args:
+        grad: (B, O, H, W), the gradient of the result.
+        x: (B, C, H, W); may be None if neither its gradient nor the weight's is needed.
+        weight: (O, C, 3, 3).
+        needs: which of the three are needed; the others are None.
+    """
     grad = grad.contiguous(memory_format=torch.channels_last)
     of_x = _gradients(grad, x, weight, *_3X3, [True, False, False])[0] if needs[0] else None
     of_weight = weight_gradient(x, grad) if needs[1] else None
@@ -162,7 +194,10 @@ def gradients_by_products(
 
 
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS or weight.shape[2:] != (3, 3):
+    """True if the choice, the layout and the size of a 3x3 convolution are those for products."""
+    if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS:
+        return False
+    if weight.shape[2:] != (3, 3):
         return False
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
@@ -170,15 +205,22 @@ def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride, padding, dilation, groups: int, mask: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride,
+    padding,
+    dilation,
+    groups: int,
+    mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """torch's gradients of x, weight and bias, as far as the mask asks for them."""
+    """Returns torch's gradients of x, weight and bias, as far as the mask asks for them."""
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask
     )
 
 
 def prepare_bf16(network: nn.Module) -> None:
-    """Has bf16 convolutions on a CPU computed as the table has it for this CPU. In place."""
+    """Has bf16 convolutions on a CPU computed as the table has it for this CPU, in place."""
     if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
         compute_in_fp32(network)

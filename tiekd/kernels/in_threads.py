@@ -1,8 +1,9 @@
-"""One function on several shares of work, each share in a thread that computes alone.
+"""Runs a function on several shares of work, each in a thread that computes alone.
 
-torch shares every single operation out to its threads and waits for the slowest of them, thousands of times a step
-where operations are small; when another process has one of the cores for a moment, all wait. Here threads meet once, at
-the end. torch's number of threads is what it was afterwards. Left out: devices other than CPUs.
+torch splits every single operation over its threads and waits for the slowest of them, thousands
+of times a step where operations are small. When another process has one of the cores for a moment,
+all wait. Here threads wait for each other only once, at the end. torch's number of threads is the
+same afterwards. Left out: devices other than CPUs.
 """
 
 import os
@@ -20,12 +21,12 @@ _making = threading.Lock()
 
 
 def count() -> int:
-    """How many threads a function is shared out to: as many as torch computes with."""
+    """Returns the number of threads for a function: as many as torch computes with."""
     return torch.get_num_threads()
 
 
 def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[Result]:
-    """The function's results in the shares' order, without gradients."""
+    """Returns the function's results in the order of the shares, computed without gradients."""
     if len(shares) < 2:
         return [function(share) for share in shares]
     inference = torch.is_inference_mode_enabled()
@@ -38,7 +39,7 @@ def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[R
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
-    """Of this process, for a fork has none of its parent's threads."""
+    """Returns the pool of this process, because a fork has none of its parent's threads."""
     key = os.getpid(), size
     with _making:
         if key not in _pools:
@@ -47,19 +48,25 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 
 def _begin(size: int) -> ThreadPoolExecutor:
-    """torch keeps one number for threads that begin and one for each that has begun; so all begin, and then the first
-    number is put back."""
-    together, before = threading.Barrier(size), torch.get_num_threads()
+    """Returns a pool whose threads have all started and use one torch thread each.
+
+    torch keeps one number of threads for threads that have yet to start and one for each that has
+    started. So all are started, and then the first number is restored.
+    """
+    together = threading.Barrier(size)
+    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(size, thread_name_prefix="tiekd-tiles")
 
     def begin(_) -> None:
-        torch.get_num_threads()  # a thread takes the first number when it is first asked, and then keeps its own
+        # A thread takes the first number at its first question, and then keeps its own.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         together.wait()
 
     try:
         list(pool.map(begin, range(size)))
-    except RuntimeError:  # no thread more may begin
+    except RuntimeError:
+        # The system allows no more threads; release those that wait for all to start.
         together.abort()
         raise
     finally:

@@ -1,14 +1,15 @@
-"""How convolutions run on a CPU: a table of instruction set, shape class and dtype, measured once and committed.
+"""How convolutions run on a CPU: a table by instruction set, shape class and dtype.
 
-No timing decides inside a run, so that equal runs stay equal. `bin/benchmark.py layouts` measures
-every row on a machine and says where the table is slower than another choice there.
+The table was measured once and committed. No timing decides inside a run, so that equal runs stay
+equal. `bin/benchmark.py layouts` measures every row on a machine and reports where another choice
+is faster there.
 
-A run on a CPU writes its choices to its work dir (layouts.json). A resumed run takes those, also on
-another CPU.
+A run on a CPU writes its choices to its work dir (layouts.json). A resumed run takes those, also
+on another CPU.
 
 Instruction sets are those that both ATen and oneDNN use, so ATEN_CPU_CAPABILITY and
-ONEDNN_MAX_CPU_ISA count. Left out: GPUs, which this table doesn't concern; AMX, which counts as
-AVX-512 with bf16; ARM and POWER, which have not been measured and are left to torch.
+ONEDNN_MAX_CPU_ISA count. Left out: GPUs; AMX, which counts as AVX-512 with bf16; ARM and POWER,
+which have not been measured and are left to torch.
 """
 
 import json
@@ -30,8 +31,10 @@ ISAS = ("avx512_bf16", "avx512", "avx2", "other")
 LARGE_TRAINING, LARGE_FORWARD, SMALL = "large 3x3, training", "large 3x3, forward only", "small 3x3"
 ANY = "any convolution"
 
-# Choices in fp32. What oneDNN's layout needs is in tiekd/kernels/convolution.py.
-AS_IT_COMES, CHANNELS_LAST, PRODUCTS = "as it comes", "channels_last", "channels_last, weight gradient by products"
+# Choices in fp32. The reasons for them are in tiekd/kernels/convolution.py.
+AS_IT_COMES = "as it comes"
+CHANNELS_LAST = "channels_last"
+PRODUCTS = "channels_last, weight gradient by products"
 # Choices in bf16: as torch does it, or computed in fp32 from bf16 features and weights.
 NATIVE, IN_FP32 = "native", "computed in fp32"
 
@@ -60,14 +63,14 @@ TABLE = {
     ("other", ANY, BF16): NATIVE,
 }
 
-# What a row may say.
+# The choices that a row may have.
 ALLOWED = {FP32: (AS_IT_COMES, CHANNELS_LAST, PRODUCTS), BF16: (NATIVE, IN_FP32)}
 
 _taken: dict[str, str] | None = None
 
 
 def isa() -> str:
-    """The best of `ISAS` that ATen and oneDNN both use in this process."""
+    """Returns the best of `ISAS` that ATen and oneDNN both use in this process."""
     aten = torch.backends.cpu.get_cpu_capability()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     has = ISAS.index("avx512_bf16" if "avx512_bf16" in _cpu_flags() else "avx512")
@@ -76,30 +79,41 @@ def isa() -> str:
 
 
 def of_isa(name: str) -> dict[str, str]:
-    """The table's choices for one of `ISAS`: {"<shape class>, <dtype>": choice}."""
-    return {f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name}
+    """Returns the table's choices for one of `ISAS`: {"<shape class>, <dtype>": choice}."""
+    return {
+        f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name
+    }
 
 
 def choice(shape_class: str, dtype: str) -> str:
-    """The choice that holds in this process: the one taken by `take`, else the table's for this CPU."""
+    """Returns the choice of this process: the one set by `take`, else the table's for this CPU.
+
+    Args:
+        shape_class: LARGE_TRAINING, LARGE_FORWARD, SMALL or ANY.
+        dtype: FP32 or BF16.
+    """
     choices = _of_this_cpu() if _taken is None else _taken
     return choices[f"{shape_class}, {dtype}"]
 
 
 def take(choices: dict[str, str] | None) -> None:
-    """Lets these choices, as `of_isa` returns them, hold in this process; None gives back this CPU's."""
+    """Sets the choices of this process, as `of_isa` returns them; None restores this CPU's."""
     global _taken
     _taken = choices
     _of_this_cpu.cache_clear()
 
 
 def write(work_dir: Path, record: dict) -> None:
-    """Writes {"isa": one of ISAS, "choices": as of `of_isa`} to a work dir."""
+    """Writes a record {"isa": one of ISAS, "choices": as of `of_isa`} to a work dir."""
     replace_text(work_dir / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def read(work_dir: Path) -> dict | None:
-    """The record of a work dir; None without one. Raises LaunchError where it can't be used."""
+    """Reads the record of a work dir; None without one.
+
+    Raises:
+        LaunchError: the record can't be used.
+    """
     path = work_dir / RECORD
     if not path.exists():
         return None
@@ -112,17 +126,20 @@ def read(work_dir: Path) -> dict | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise LaunchError(
-            f"{path}: not the layouts of a run ({reason}); put the run's own file back, or delete it "
-            "to take this CPU's layouts"
+            f"{path}: not the layouts of a run ({reason}); put the run's own file back, or delete "
+            "it to take this CPU's layouts"
         ) from None
     return {"isa": str(name), "choices": {key: choices[key] for key in of_isa("other")}}
 
 
 def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
-    """Returns the layouts of a run, and lines for its log. Each process calls `take` with the choices.
+    """Returns the layouts of a run, and lines for its log.
+
+    Each process calls `take` with the choices.
 
     Args:
-        resumed_from: work dirs that a resumed run's record may be in, the first one first; none where it begins.
+        resumed_from: work dirs that may have a resumed run's record, in the order of search; empty
+            for a new run.
 
     Returns:
         ({"isa", "choices"}, lines): the record of a resumed run, else this CPU's.
@@ -136,14 +153,18 @@ def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
         return own, []
     record = next(filter(None, map(read, resumed_from)), None)
     if record is None:
-        line = f"{RECORD}: the run has none, so its convolutions run as this CPU ({here}) does them best"
+        line = (
+            f"{RECORD}: the run has none, so its convolutions run as this CPU ({here}) does them "
+            "best"
+        )
         return own, [line]
     lines = []
     if record["isa"] != here:
         same = record["choices"] == own["choices"]
         lines.append(
-            f"The run was started on a CPU with {record['isa']}, this one has {here}: numbers will differ by "
-            f"rounding. Its layouts are kept ({RECORD})" + ("" if same else "; a new run would take others here")
+            f"The run was started on a CPU with {record['isa']}, this one has {here}: numbers will "
+            f"differ by rounding. Its layouts are kept ({RECORD})"
+            + ("" if same else "; a new run would take others here")
         )
     return record, lines
 
@@ -154,7 +175,10 @@ def _of_this_cpu() -> dict[str, str]:
 
 
 def _limit_of_onednn(name: str) -> int:
-    """The index in `ISAS` of the best set that ONEDNN_MAX_CPU_ISA allows; 0 for names that oneDNN ignores."""
+    """Returns the index in `ISAS` of the best set that ONEDNN_MAX_CPU_ISA allows.
+
+    It is 0 for names that oneDNN ignores.
+    """
     if name in ("SSE41", "AVX"):
         return ISAS.index("other")
     if name.startswith("AVX2"):
@@ -166,7 +190,7 @@ def _limit_of_onednn(name: str) -> int:
 
 @lru_cache(maxsize=1)
 def _cpu_flags() -> frozenset[str]:
-    """The kernel's names of what the first CPU can do; none where it doesn't say."""
+    """Returns the kernel's names of the first CPU's features; empty if it doesn't list them."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):

@@ -1,5 +1,8 @@
-"""The fused DPM head's backward kernels, strip by strip of tiles: logits are made again, and their gradient is at once
-multiplied with the weights and kept for the strip, to be multiplied with the features."""
+"""The fused DPM head's backward kernels, strip by strip of tiles.
+
+Logits are computed again. Their gradient is at once multiplied with the weights, and kept for the
+strip, to be multiplied with the features.
+"""
 
 import triton
 import triton.language as tl
@@ -31,8 +34,11 @@ def features_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """With GRAD writes features_grad, which lies in memory as the features do, of the tiles from `first` on; with KEEP
-    their logits' gradients, kept (tiles P, width), 0 where no pixel is."""
+    """Computes the gradients of the tiles from `first` on.
+
+    With GRAD it writes features_grad, which has the features' layout in memory. With KEEP it writes
+    the logits' gradients to `kept` (tiles P, width), 0 where there is no pixel.
+    """
     image, p, inside = pixels_of(first + tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     cells, values = _load_tile(maps, parts, layer, image, p[:, None], inside[:, None], N, TARGET)
@@ -41,19 +47,23 @@ def features_gradient(
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
         total = _add_block(
-            total, rows, x, values, cells, layer, bins, parts, start, width, GRAD, KEEP, BLOCK_K, N, TARGET, PIECES,
-            EVEN, BLOCK_C, PRECISION,
+            total, rows, x, values, cells, layer, bins, parts, start, width, GRAD, KEEP, BLOCK_K,
+            N, TARGET, PIECES, EVEN, BLOCK_C, PRECISION,
         )  # fmt: skip
     if TAIL_K > 0:
         total = _add_block(
-            total, rows, x, values, cells, layer, bins, parts, whole, width, GRAD, KEEP, TAIL_K, N, TARGET, PIECES,
-            EVEN, BLOCK_C, PRECISION,
+            total, rows, x, values, cells, layer, bins, parts, whole, width, GRAD, KEEP, TAIL_K,
+            N, TARGET, PIECES, EVEN, BLOCK_C, PRECISION,
         )  # fmt: skip
     if GRAD:
         c = tl.arange(0, BLOCK_C)
         out = features_grad + image * layer.image_stride + c[None, :] * layer.channel_stride
         total = total.to(features_grad.dtype.element_ty)
-        tl.store(out + p[:, None] * layer.pixel_stride, total, mask=inside[:, None] & (c < layer.channels)[None, :])
+        tl.store(
+            out + p[:, None] * layer.pixel_stride,
+            total,
+            mask=inside[:, None] & (c < layer.channels)[None, :],
+        )
 
 
 @triton.jit
@@ -78,11 +88,16 @@ def _add_block(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The features' gradient (P, C) of a tile so far, with one block of bins more, whose gradient is kept in `rows`."""
+    """Adds one block of bins to a tile's features' gradient (P, C).
+
+    With KEEP it stores the block's own gradient in `rows`.
+    """
     w = load_weight(layer, start, BLOCK_K, BLOCK_C)
     logits = logits_of(x, w, layer, start, BLOCK_K, PRECISION)
     k = start + tl.arange(0, BLOCK_K)[None, :]
-    grad = _logits_gradient(logits, values, cells, layer, bins, parts, k, start, BLOCK_K, N, TARGET, PIECES, EVEN)
+    grad = _logits_gradient(
+        logits, values, cells, layer, bins, parts, k, start, BLOCK_K, N, TARGET, PIECES, EVEN
+    )
     grad = grad.to(w.dtype)
     if GRAD:
         total = tl.dot(grad, w, total, input_precision=PRECISION)
@@ -107,14 +122,19 @@ def weight_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds to partial sums (splits, bins, channels + 1), the last the bias's: of one block of bins (and of what is over
-    after the last block) over every `splits`-th of the strip's tiles. Neighbouring programs have the same tiles and
-    other bins, so that L2 serves them all."""
+    """Adds a strip's gradients to the partial sums.
+
+    The partial sums are (splits, bins, channels + 1), the last channel being the bias's. A program
+    computes one block of bins (and the rest after the last block) over every `splits`-th of the
+    strip's tiles. Neighbouring programs have the same tiles and other bins, so that L2 serves them
+    all.
+    """
     blocks = count // BLOCK_K if TAIL_K > 0 else tl.cdiv(count, BLOCK_K)
     split, splits = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
     block = tl.program_id(0) % blocks
     k = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    # Their product is the bias's sum; 64 rows are the least that Hopper multiplies in one go.
+    # Their product is the bias's sum; 64 rows are the least that Hopper multiplies in one
+    # instruction.
     ones = tl.full((64, BLOCK_P), 1.0, kept.dtype.element_ty)
     total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
     bias_total = tl.zeros((64, BLOCK_K), tl.float32)
@@ -136,18 +156,20 @@ def weight_gradient(
     _add_partial(partial, total, bias_total, split, k, count, layer.channels, BLOCK_C)
     if TAIL_K > 0:
         if block == blocks - 1:
-            _add_partial(partial, over_total, over_bias, split, over, count, layer.channels, BLOCK_C)
+            _add_partial(
+                partial, over_total, over_bias, split, over, count, layer.channels, BLOCK_C
+            )
 
 
 @triton.jit
 def _kept_rows(kept, tile, width, BLOCK_P: tl.constexpr):
-    """Where a tile's kept gradients (P, 1) begin, the strip's tiles counted from 0."""
+    """Returns where a tile's kept gradients (P, 1) begin, the strip's tiles counted from 0."""
     return kept + (tile * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]) * width
 
 
 @triton.jit
 def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C: tl.constexpr):
-    """One program's sums for bins k; every row of bias_total is the bias's."""
+    """Adds one program's sums for bins k; every row of bias_total is the bias's."""
     c = tl.arange(0, BLOCK_C)
     at = partial + (split.to(tl.int64) * count + k) * (channels + 1)
     here = (c < channels)[:, None] & (k < count)[None, :]
@@ -159,8 +181,11 @@ def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C:
 
 @triton.jit
 def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.constexpr):
-    """What the cells p (P, 1) learn from, and their numbers: depth, log_sum, slope and the gradients by depth and
-    divergence, (P, 1) each; a pixel that doesn't exist has probability and gradients 0."""
+    """Loads the targets of the cells p (P, 1) and their saved numbers.
+
+    The numbers are depth, log_sum, slope and the gradients by depth and divergence, (P, 1) each. A
+    pixel that doesn't exist has probability and gradients 0.
+    """
     cells = load_cells(parts, image * N * layer.pixels + p, here, layer.pixels, N, TARGET)
     at = image * layer.pixels + p
     depth_grad = tl.load(maps.depth_grad + at, mask=here, other=0.0)
@@ -170,7 +195,13 @@ def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.c
     if TARGET == "released":
         slope = tl.load(maps.slope + at, mask=here, other=0.0)
     log_sum = tl.load(maps.log_sum + at, mask=here, other=BIG)
-    return cells, (tl.load(maps.depth + at, mask=here, other=0.0), log_sum, slope, depth_grad, divergence_grad)
+    return cells, (
+        tl.load(maps.depth + at, mask=here, other=0.0),
+        log_sum,
+        slope,
+        depth_grad,
+        divergence_grad,
+    )
 
 
 @triton.jit
@@ -189,8 +220,11 @@ def _logits_gradient(
     PIECES: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """(P, K): g_kl (p_k - q_k) + g_d p_k (c_k - depth), or for the published target its derivative; cells and values
-    from `_load_tile`, k (1, K)."""
+    """Returns the gradient of the logits, (P, K).
+
+    It is g_kl (p_k - q_k) + g_d p_k (c_k - depth), or for the published target its derivative.
+    Cells and values are from `_load_tile`, k is (1, K).
+    """
     depth, log_sum, slope, depth_grad, divergence_grad = values
     p = tl.exp2(logits - log_sum)
     by_p = -depth_grad * depth
@@ -200,7 +234,9 @@ def _logits_gradient(
     grad = p * by_p
     if TARGET != "none":
         if in_span(cells, bins, start, BLOCK_K):
-            q = target_mass(cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN)
+            q = target_mass(
+                cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN
+            )
             if TARGET == "released":
                 grad += divergence_grad * p * (released_slope(p, q) - slope)
             else:

@@ -1,10 +1,29 @@
-"""The fused DPM head's forward kernel: a tile of features stays on the chip while the bins pass by in blocks."""
+"""The fused DPM head's forward kernel.
+
+A tile of features stays on the chip while the bins pass by in blocks.
+"""
 
 import triton
 import triton.language as tl
 
-from tiekd.kernels.triton_layer import LN_2, LOG2_E_GPU, load_features, load_weight, log2, logits_of, pixels_of
-from tiekd.kernels.triton_target import BIG, EPS, LEAST_LOG_P, in_span, load_cells, released_slope, target_mass
+from tiekd.kernels.triton_layer import (
+    LN_2,
+    LOG2_E_GPU,
+    load_features,
+    load_weight,
+    log2,
+    logits_of,
+    pixels_of,
+)
+from tiekd.kernels.triton_target import (
+    BIG,
+    EPS,
+    LEAST_LOG_P,
+    in_span,
+    load_cells,
+    released_slope,
+    target_mass,
+)
 
 
 @triton.jit
@@ -24,22 +43,54 @@ def forward(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Writes depth, log_sum and, with a target, divergence (and for the published target slope) of one tile."""
+    """Writes depth, log_sum and, with a target, divergence of one tile.
+
+    For the published target it also writes slope.
+    """
+    # The tile's features and targets.
     image, p, inside = pixels_of(tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     first = image * N * layer.pixels + p
     cells = load_cells(parts, first[:, None], inside[:, None], layer.pixels, N, TARGET)
+    # The running softmax over the blocks of bins, the last of them of another size.
     zero = tl.zeros((BLOCK_P,), tl.float32)
     sums = (zero - BIG, zero, zero, zero)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
         sums = _add_block(
-            sums, x, cells, layer, bins, parts, start, BLOCK_K, N, TARGET, PIECES, EVEN, BLOCK_C, PRECISION
+            sums,
+            x,
+            cells,
+            layer,
+            bins,
+            parts,
+            start,
+            BLOCK_K,
+            N,
+            TARGET,
+            PIECES,
+            EVEN,
+            BLOCK_C,
+            PRECISION,
         )
     if TAIL_K > 0:
         sums = _add_block(
-            sums, x, cells, layer, bins, parts, whole, TAIL_K, N, TARGET, PIECES, EVEN, BLOCK_C, PRECISION
+            sums,
+            x,
+            cells,
+            layer,
+            bins,
+            parts,
+            whole,
+            TAIL_K,
+            N,
+            TARGET,
+            PIECES,
+            EVEN,
+            BLOCK_C,
+            PRECISION,
         )
+    # Results per pixel.
     largest, total, moment, divergence = sums
     log_sum = largest + log2(total)
     out = image * layer.pixels + p
@@ -54,7 +105,9 @@ def forward(
         divergence = (divergence + log_sum) * LN_2
     if TARGET != "none":
         _, here, _, valid, _, _ = cells
-        tl.store(maps.divergence + out[:, None], tl.where(valid, divergence[:, None], 0.0), mask=here)
+        tl.store(
+            maps.divergence + out[:, None], tl.where(valid, divergence[:, None], 0.0), mask=here
+        )
 
 
 @triton.jit
@@ -74,10 +127,15 @@ def _add_block(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The largest logit, the sum of exponentials, its first moment and the divergence of a tile's pixels so far, with
-    one block of bins more."""
+    """Updates the sums of a tile's pixels with one block of bins.
+
+    The sums are the largest logit, the sum of exponentials, its first moment and the divergence.
+    """
     largest, total, moment, divergence = sums
-    logits = logits_of(x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION)
+    logits = logits_of(
+        x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION
+    )
+    # Earlier sums shrink where the largest logit grows.
     new = tl.maximum(largest, tl.max(logits, 1))
     shrink, p = tl.exp2(largest - new), tl.exp2(logits - new[:, None])
     centre = tl.load(bins.centre + start + tl.arange(0, BLOCK_K))
@@ -86,7 +144,9 @@ def _add_block(
     if TARGET == "gaussian" or TARGET == "gaussian_map":
         if in_span(cells, bins, start, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)[None, :]
-            q = target_mass(cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN)
+            q = target_mass(
+                cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, TARGET, PIECES, EVEN
+            )
             divergence += tl.sum(q * (log2(tl.maximum(q, 1e-37)) - logits), 1)
     return new, total, moment, divergence
 
@@ -105,15 +165,22 @@ def _published_divergence(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Its logarithm takes probabilities: the bins pass by again, with their sum known."""
+    """Returns the published divergence and its mean slope, each (P,).
+
+    Its logarithm takes probabilities, so the bins pass by again, with their sum known.
+    """
     divergence = tl.zeros((BLOCK_P,), tl.float32)
     slope = divergence
     _, _, _, _, low, high = cells
     if low < high:
         for start in range(0, bins.count, BLOCK_K):
-            logits = logits_of(x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION)
+            logits = logits_of(
+                x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION
+            )
             k = start + tl.arange(0, BLOCK_K)[None, :]
-            q = target_mass(cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, "released", 0, False)
+            q = target_mass(
+                cells, parts, bins, k, start, layer.pixels, BLOCK_K, N, "released", 0, False
+            )
             log_p = logits - log_sum[:, None]
             p = tl.exp2(log_p)
             terms = q * tl.log(q / (p + EPS) + EPS)

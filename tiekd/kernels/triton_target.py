@@ -1,14 +1,15 @@
-"""The DPM target inside a GPU kernel: what each cell learns from, bin by bin, never stored.
+"""The DPM target inside a GPU kernel: the distribution of each cell, bin by bin, never stored.
 
-Mixtures, cells of several pixels, weights, and invalid depths are all one thing here: a cell has N parts
-(N = M stride^2), each with a position, a share (0 where nothing is valid) and perhaps a spread of its own.
-`cell_parts` makes these maps with PyTorch; the `@triton.jit` functions turn them into q (P, K) for a tile of cells and
-a block of bins.
+Mixtures, cells of several pixels, weights and invalid depths are all handled alike. A cell has N
+parts (N = M stride^2), each with a position, a share (0 where nothing is valid) and perhaps a
+spread of its own. `cell_parts` makes these maps with PyTorch; the `@triton.jit` functions turn
+them into q (P, K) for a tile of cells and a block of bins.
 
-A gaussian's mass per bin is a series around the bin's middle where bins are narrow for sigma (one exponential a bin),
-and else the difference of two error functions, from the nearer tail.
+Where bins are narrow for sigma, a gaussian's mass per bin is a series around the bin's middle (one
+exponential a bin). Else it is the difference of two error functions, from the nearer tail.
 
-Cost: two maps (B, N, h, w) float32, three with a sigma or the published target. Left out: float64.
+Cost: two maps (B, N, h, w) float32, three with a map of sigmas or the published target. Left out:
+float64.
 """
 
 import math
@@ -24,12 +25,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from tiekd.kernels import reference
 from tiekd.kernels import target as definition
 
-BIG = tl.constexpr(1e30)  # Stands for infinity where inf - inf or 0 * inf would be NaN.
+# Stands for infinity where inf - inf or 0 * inf would be NaN.
+BIG = tl.constexpr(1e30)
 REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
-THRESHOLD, FLOOR = tl.constexpr(definition.PUBLISHED_THRESHOLD), tl.constexpr(definition.PUBLISHED_FLOOR)
+THRESHOLD = tl.constexpr(definition.PUBLISHED_THRESHOLD)
+FLOOR = tl.constexpr(definition.PUBLISHED_FLOOR)
 EPS = tl.constexpr(reference.PUBLISHED_EPS)
-LEAST_LOG_P = tl.constexpr(-103.972)  # exp() of less is 0 in float32, also where small numbers are flushed to 0.
-WIDEST_PIECE = 1.0  # In sigmas; up to there the series is right to 5e-7 of the mass.
+# exp() of less is 0 in float32, also where small numbers are flushed to 0.
+LEAST_LOG_P = tl.constexpr(-103.972)
+# In sigmas; up to there the series is right to 5e-7 of the mass.
+WIDEST_PIECE = 1.0
 MOST_PIECES = 2
 
 BINS_PADDED_TO = 128
@@ -38,9 +43,18 @@ _bins: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class Bins(NamedTuple):
-    """Of every bin (K padded to a multiple of BINS_PADDED_TO,) float32, metres: its middle, its width, and what its
-    mass is taken between: its edges, but -BIG under the first and BIG over the last. A bin that doesn't exist has a
-    width of 0 and its middle at 0, and is between BIG and BIG: its mass is 0."""
+    """The bins, (K padded to a multiple of BINS_PADDED_TO,) float32, metres.
+
+    A bin that doesn't exist has a width of 0 and its middle at 0. Both its edges are BIG, so its
+    mass is 0.
+
+    Attributes:
+        centre: middle of each bin.
+        width: width of each bin.
+        lower: lower edge for the mass; -BIG for the first bin.
+        upper: upper edge for the mass; BIG for the last bin.
+        count: K.
+    """
 
     centre: Tensor
     width: Tensor
@@ -50,9 +64,17 @@ class Bins(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """position: (B, N, h, w) float32, metres: a Gaussian's (shifted) centre, or the published target's depth.
-    share: likewise, the part's weight in the cell's q; they sum to 1, or are all 0 where nothing is valid.
-    spread: likewise: sigma, metres; or the published softmax's log-normaliser; or (0,) where sigma is one number."""
+    """The parts of every cell's target.
+
+    Attributes:
+        position: (B, N, h, w) float32, metres: a Gaussian's (shifted) centre, or the published
+            target's depth.
+        share: likewise, the part's weight in the cell's q; they sum to 1, or are all 0 where
+            nothing is valid.
+        spread: likewise, sigma in metres, or the published softmax's log-normaliser; or (0,) if
+            sigma is one number.
+        sigma: metres, if it is one number.
+    """
 
     position: Tensor
     share: Tensor
@@ -69,15 +91,18 @@ def cell_parts(
     beyond: str,
     stride: int,
 ) -> Parts:
-    """The parts of every cell; arguments as `reference.dpm`'s."""
+    """Returns the parts of every cell; arguments as for `reference.dpm`."""
     positions, shares, spreads, counted = [], [], [], 0
     for d, s, w in reference.pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = d > 0 if d.shape[1] == 1 else (d > 0).any(1, keepdim=True)
         positions.append(_shifted_centre(d, s, edges) if target == "gaussian" else d)
-        shares.append(valid.float() if d.shape[1] == 1 else definition.shares(d, w, torch.float32) * valid)
+        shares.append(
+            valid.float() if d.shape[1] == 1 else definition.shares(d, w, torch.float32) * valid
+        )
         counted = counted + valid
         if isinstance(s, Tensor):
             spreads.append(s.float().expand_as(d))
+    # Each valid pixel of a cell has the same part in its q.
     position, share = _together(positions), _together(shares)
     if stride > 1:
         share = share / counted.clamp_min(1).contiguous()
@@ -85,38 +110,46 @@ def cell_parts(
         spread = torch.empty_like(position)
         block = 128
         grid = (triton.cdiv(position.numel(), block),)
-        _published_normaliser[grid](position, spread, bins_of(edges)[0], sigma, position.numel(), block, 32)
+        _published_normaliser[grid](
+            position, spread, bins_of(edges)[0], sigma, position.numel(), block, 32
+        )
     else:
         spread = _together(spreads) if spreads else position.new_empty(0)
     return Parts(position, share, spread, 0.0 if isinstance(sigma, Tensor) else sigma)
 
 
 def _together(maps: list[Tensor]) -> Tensor:
-    """One map after the other, whatever layout the depths had."""
+    """Concatenates maps, contiguous whatever layout the depths had."""
     return (maps[0] if len(maps) == 1 else torch.cat(maps, 1)).contiguous()
 
 
 def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
-    """As `target.shifted_centre`, of depths without NaN; in one kernel where there is a table."""
+    """Computes `target.shifted_centre` of depths without NaN, in one kernel if there is a table."""
     table = None if isinstance(sigma, Tensor) else definition.cached_table(sigma, edges)
     if table is None:
         return definition.shifted_centre(depth, sigma, edges)
     depth = depth.contiguous()
     centre, block, nodes = torch.empty_like(depth), 256, len(table.means)
     grid = (triton.cdiv(depth.numel(), block),)
-    _look_up[grid](depth, table.means, table.centres, centre, depth.numel(), nodes, nodes.bit_length(), block)
+    _look_up[grid](
+        depth, table.means, table.centres, centre, depth.numel(), nodes, nodes.bit_length(), block
+    )
     return centre
 
 
 def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
-    """The bins, the widest one's width, and whether all are as wide but for rounding. Kept for as long as the edges
-    are; making them costs a host sync."""
+    """Returns the bins, the widest one's width, and True if widths differ by rounding only.
+
+    They are cached for as long as the edges exist, because making them costs a host sync.
+    """
     if edges not in _bins:
-        inner, more = edges[1:-1], -(len(edges) - 1) % BINS_PADDED_TO
+        inner = edges[1:-1]
+        more = -(len(edges) - 1) % BINS_PADDED_TO
         centre, width = definition.bin_centres(edges), edges.diff()
         lower, upper = F.pad(inner, (1, 0), value=-BIG.value), F.pad(inner, (0, 1), value=BIG.value)
         padded = [
-            F.pad(t, (0, more), value=v) for t, v in ((centre, 0), (width, 0), (lower, BIG.value), (upper, BIG.value))
+            F.pad(t, (0, more), value=v)
+            for t, v in ((centre, 0), (width, 0), (lower, BIG.value), (upper, BIG.value))
         ]
         narrowest, widest, end = torch.stack((*torch.aminmax(width), edges[-1])).tolist()
         even = widest - narrowest <= 4 * torch.finfo(torch.float32).eps * end
@@ -125,21 +158,32 @@ def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
 
 
 def series_pieces(sigma: float, widest: float) -> int:
-    """Pieces that every bin is cut into for the series to hold; 0 where bins are too wide for it. All in metres."""
+    """Returns the number of pieces that every bin is split into for the series to hold.
+
+    It is 0 if bins are too wide for the series.
+
+    Args:
+        sigma: metres.
+        widest: width of the widest bin, metres.
+    """
     pieces = max(1, math.ceil(widest * (1 - definition.WIDTH_SLACK) / (WIDEST_PIECE * sigma)))
     return pieces if pieces <= MOST_PIECES else 0
 
 
 @triton.jit
-def _published_normaliser(position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Logarithm of the sum over the bins of exp(density): one number for every part."""
+def _published_normaliser(
+    position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Writes the logarithm of the sum over the bins of exp(density), one number per part."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     depth = tl.load(position + at, mask=at < parts, other=0.0)[:, None]
     largest = tl.full((BLOCK,), -BIG, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, bins.count, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)[None, :]
-        density = tl.where(k < bins.count, published_density(depth, sigma, tl.load(bins.centre + k)), -BIG)
+        density = tl.where(
+            k < bins.count, published_density(depth, sigma, tl.load(bins.centre + k)), -BIG
+        )
         new = tl.maximum(largest, tl.max(density, 1))
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(density - new[:, None]), 1)
         largest = new
@@ -148,10 +192,10 @@ def _published_normaliser(position, spread, bins, sigma, parts, BLOCK: tl.conste
 
 @triton.jit
 def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Linear interpolation of the centre at each depth, held at the table's ends."""
+    """Interpolates the centre at each depth linearly, held at the table's ends."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = tl.load(depth + at, mask=at < count, other=0.0)
-    # The first node whose mean is not under the wanted one is from `right` on and before `end`.
+    # Binary search: the first node whose mean is not under the wanted one is in [right, end).
     right = tl.zeros((BLOCK,), tl.int32)
     end = right + nodes
     for _ in range(STEPS):
@@ -168,7 +212,7 @@ def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, B
 
 @triton.jit
 def published_density(depth, sigma, centre):
-    """The published density values, those under the threshold as the floor."""
+    """Returns the published density values, those under the threshold replaced by the floor."""
     off = centre - depth
     density = tl.exp(-(off * off) / (2 * sigma * sigma)) / (2.5066282746310002 * sigma)
     return tl.where(density < THRESHOLD, FLOOR, density)
@@ -176,9 +220,13 @@ def published_density(depth, sigma, centre):
 
 @triton.jit
 def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
-    """What cells learn from, as the other functions here take it: where their numbers are (`at`, of their first parts)
-    and which exist (`here`), the first part, which have a target, and the depths from and up to which any of them has
-    mass. All are (P, 1) but for these two numbers."""
+    """Loads the cells' targets in the form that the other functions here take.
+
+    Returns:
+        (at, here, first part, has a target, low, high): `at` is the index of the cells' first
+        parts, `here` says which cells exist, and any cell has mass only between the depths low and
+        high. All are (P, 1) but for these two numbers.
+    """
     low = tl.full(at.shape, BIG, tl.float32)
     high = -low
     total = tl.zeros(at.shape, tl.float32)
@@ -202,18 +250,20 @@ def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
 
 @triton.jit
 def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
-    """Position, share and spread of every cell's part n."""
+    """Returns position, share and spread of every cell's part n."""
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
-        # Where no pixel is: a sigma that can be divided by, or a normaliser that leaves no mass.
-        spread = tl.load(parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0)
+        # Where there is no pixel: a sigma to divide by, or a normaliser that leaves no mass.
+        spread = tl.load(
+            parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
+        )
     return position, tl.load(parts.share + at + n * pixels, mask=here, other=0.0), spread
 
 
 @triton.jit
 def in_span(cells, bins, start, BLOCK_K: tl.constexpr):
-    """Whether any cell has mass in bins start to start + BLOCK_K."""
+    """True if any cell has mass in bins start to start + BLOCK_K."""
     _, _, _, _, low, high = cells
     last = tl.minimum(start + BLOCK_K, bins.count) - 1
     return (tl.load(bins.lower + start) <= high) & (tl.load(bins.upper + last) >= low)
@@ -233,7 +283,7 @@ def target_mass(
     PIECES: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """q (P, K) of a tile's cells that have a target and one block of bins k (1, K)."""
+    """Returns q (P, K) of a tile's cells that have a target, for one block of bins k (1, K)."""
     at, here, first, _, low, _ = cells
     if N == 1:
         # Its share is 1.
@@ -243,7 +293,9 @@ def target_mass(
         q = tl.zeros((at + k).shape, tl.float32)
         for n in range(N):
             position, share, spread = _load_part(parts, n, at, here, pixels, TARGET)
-            q += share * _mass(position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN)
+            q += share * _mass(
+                position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN
+            )
     return q
 
 
@@ -261,7 +313,7 @@ def _mass(
     PIECES: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """One part's mass in bins k; `low` as from `load_cells`."""
+    """Returns one part's mass in bins k; `low` is as from `load_cells`."""
     if TARGET == "released":
         mass = tl.exp(published_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
         mass = tl.where(k < bins.count, mass, 0.0)
@@ -271,24 +323,28 @@ def _mass(
         mass = _mass_by_tails(position, parts.sigma, bins, k)
     else:
         mass = _mass_by_series(position, parts.sigma, bins, k, PIECES, EVEN)
-        # What reaches no end bin has no tail there.
+        # The end bins absorb the tails, in the first and the last block of bins.
         if (start == 0) & (low <= tl.load(bins.upper)) | (start + BLOCK_K >= bins.count):
             scale = 1 / parts.sigma
             below = _mass_below((tl.load(bins.upper) - position) * scale)
             above = _mass_below((position - tl.load(bins.lower + bins.count - 1)) * scale)
-            mass = tl.where(k == 0, below, tl.where(k == bins.count - 1, above, tl.where(k < bins.count, mass, 0.0)))
+            mass = tl.where(
+                k == 0,
+                below,
+                tl.where(k == bins.count - 1, above, tl.where(k < bins.count, mass, 0.0)),
+            )
     return mass
 
 
 @triton.jit
 def released_slope(p, q):
-    """Derivative of the published divergence by p_k."""
+    """Returns the derivative of the published divergence by p_k."""
     return -q * q / ((p + EPS) * (q + EPS * (p + EPS)))
 
 
 @triton.jit
 def _mass_by_tails(centre, sigma, bins, k):
-    """Mass of the Gaussian in bin k; the end bins absorb the tails."""
+    """Returns the Gaussian's mass in bin k; the end bins absorb the tails."""
     scale = 0.7071067811865476 / sigma
     from_lower = (tl.load(bins.lower + k) - centre) * scale
     from_upper = (tl.load(bins.upper + k) - centre) * scale
@@ -299,9 +355,12 @@ def _mass_by_tails(centre, sigma, bins, k):
 
 @triton.jit
 def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.constexpr):
-    """As _mass_by_tails, but for the end bins. With h a piece's width and u its middle's distance from the centre, in
-    sigmas, the mass is h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560): phi's Taylor
-    series, integrated. Bins that are EVEN but for rounding share its coefficients."""
+    """Returns the mass as _mass_by_tails, except for the end bins.
+
+    With h a piece's width and u the distance of its middle from the centre, in sigmas, the mass is
+    h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560): phi's Taylor
+    series, integrated. Bins that are EVEN but for rounding share its coefficients.
+    """
     scale = 1 / sigma
     if EVEN:
         width = tl.load(bins.width) / PIECES
@@ -314,7 +373,7 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
     c2 = h2 * h2 / 1920 - 15 * c3
     c1 = h2 / 24 - h2 * h2 / 320 + 45 * c3
     c0 = (1 - h2 / 24 + h2 * h2 / 640 - 15 * c3) * factor
-    # In metres, for one product less.
+    # Coefficients for distances in metres, which saves one product.
     c1, c2, c3 = c1 * t2 * factor, c2 * t2 * t2 * factor, c3 * t2 * t2 * t2 * factor
     middle = tl.load(bins.centre + k) - centre
     mass = tl.zeros(middle.shape, tl.float32)
@@ -327,15 +386,18 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
 
 @triton.jit
 def _mass_below(z):
-    """Mass of the standard normal distribution below z."""
+    """Returns the mass of the standard normal distribution below z."""
     tail = _tail(tl.abs(z) * 0.7071067811865476)
     return tl.where(z < 0, tail, 1 - tail)
 
 
 @triton.jit
 def _tail(z):
-    """erfc(z) / 2 for z >= 0: exp(-z^2) times a polynomial in 1 / (1 + z / 2) that is off by 4.4e-7 of it at most
-    (least largest relative error on [0, 7])."""
+    """Returns erfc(z) / 2 for z >= 0.
+
+    It is exp(-z^2) times a polynomial in 1 / (1 + z / 2) that is off by 4.4e-7 of it at most (least
+    largest relative error on [0, 7]).
+    """
     t = 1 / (1 + 0.5 * z)
     p = -0.1894654133 + t * 0.047214126
     p = 0.1451820093 + t * (0.0074953809 + t * (0.2104150069 + t * p))

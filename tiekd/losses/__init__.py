@@ -1,8 +1,9 @@
-"""One loss term a file, named in the recipe; tiekd/training/criterion.py weighs and adds them.
+"""Loss terms, one per file, named in the recipe; tiekd/training/criterion.py weighs and adds them.
 
-A loss takes (prediction, target (B, 1, H, W) float32, metres, 0 where not valid) and returns one float32 value per
-image, the mean over that image's valid pixels. An image without any gives 0 and no gradient. Neither the batch's size
-nor its split over ranks or micro-batches changes what an image contributes.
+A loss takes (prediction, target). The target is (B, 1, H, W) float32, metres, 0 where not valid.
+It returns one float32 value per image, the mean over that image's valid pixels. An image without
+valid pixels gives 0 and no gradient. What an image contributes depends neither on the batch size
+nor on how the batch is split over ranks or micro-batches.
 """
 
 import torch
@@ -12,19 +13,43 @@ from tiekd.errors import RecipeError
 
 
 def valid_pixels(target: Tensor, max_depth: float | None = None) -> Tensor:
-    """Where target (metres) is a depth: > 0, finite and, if given, <= max_depth. Same shape, bool."""
+    """Returns the mask of valid depths: > 0, finite and, if max_depth is given, <= max_depth.
+
+    Args:
+        target: depth of any shape, metres.
+        max_depth: metres; None: no upper bound.
+
+    Returns:
+        Bool tensor of the target's shape.
+    """
     return (target > 0) & (target < torch.inf if max_depth is None else target <= max_depth)
 
 
 def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
-    """Per image mean of values (B, ...) where valid (B, ...): (B,), 0 for an image without a valid value."""
+    """Returns the mean of each image's valid values.
+
+    Args:
+        values: (B, ...).
+        valid: (B, ...) bool.
+
+    Returns:
+        (B,); 0 for an image without a valid value.
+    """
     return torch.where(valid, values, 0).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
 
 
 def check_top_crop(top_crop: int, height: int) -> None:
-    """Refuses to crop all rows of a picture away: nothing would be learned."""
+    """Refuses a top crop that leaves no rows of the image to learn from.
+
+    Args:
+        top_crop: rows cropped at the top.
+        height: rows of the image.
+
+    Raises:
+        RecipeError: top_crop >= height.
+    """
     if top_crop >= height:
         raise RecipeError(
-            f"top_crop: {top_crop} rows of a picture of {height} leave none; make data.augment.crop taller or "
-            "the top crop smaller"
+            f"top_crop: {top_crop} rows of a picture of {height} leave none; "
+            "make data.augment.crop taller or the top crop smaller"
         )

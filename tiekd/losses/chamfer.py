@@ -1,9 +1,10 @@
-"""AdaBins' loss on its bins (Bhat, Alhashim and Wonka 2021, arXiv 2011.14141, equation 4): the bins follow the depths.
+"""The chamfer distance between AdaBins' bin centres and the valid depths, in square metres.
 
-The chamfer distance between an image's bin centres and its valid depths, in square metres: each depth to the nearest
-centre and each centre to the nearest depth, both as means (the paper writes sums; its code and the published weight of
-0.1 mean means). In one dimension the nearest is found by sorting, so this costs one sort of the depths, no distance
-matrix. Left out: a gradient for anything but the bins.
+Equation 4 of Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141): it draws the bins to the depths.
+The value is the mean squared distance of each depth to its nearest centre, plus that of each
+centre to its nearest depth. The paper writes sums; its code and the published weight of 0.1 mean
+means. In one dimension the nearest is found by sorting, so this costs one sort of the depths and
+no distance matrix. Left out: a gradient for anything but the bins.
 """
 
 from typing import TYPE_CHECKING
@@ -19,38 +20,63 @@ if TYPE_CHECKING:
 
 
 class Chamfer(nn.Module):
-    """Mean over the valid depths of (depth - nearest centre)^2 plus mean over the centres of (centre - nearest)^2.
+    """Mean squared distance of the depths to the centres, plus that of the centres to the depths.
 
-    max_depth: metres; deeper targets are not valid. None: all are.
+    Args:
+        max_depth: metres; deeper targets are not valid. None: all are.
     """
 
     def __init__(self, max_depth: float | None = None):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
-            raise RecipeError(f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
+            raise RecipeError(
+                f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out"
+            )
         self.max_depth = max_depth
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """(B,) float32, square metres, from bin_centres (B, K) and target (B, 1, H, W), metres, 0 where not valid."""
+        """Returns each image's distance.
+
+        Args:
+            prediction: with bin_centres (B, K), metres.
+            target: (B, 1, H, W) float32, metres, 0 where not valid.
+
+        Returns:
+            (B,) float32, square metres.
+
+        Raises:
+            RecipeError: the network predicts no bins.
+        """
         if prediction.bin_centres is None:
             raise RecipeError("the network gives no bins; it needs `head: {name: adabins, ...}`")
         centres = prediction.bin_centres.float().sort(1).values
         valid = valid_pixels(target, self.max_depth).flatten(1)
         depths = torch.where(valid, target.flatten(1), torch.inf)
-        return self._to_centres(depths, valid, centres) + self._to_depths(centres, depths, valid.sum(1, keepdim=True))
+        count = valid.sum(1, keepdim=True)
+        to_centres = self._to_centres(depths, valid, centres)
+        return to_centres + self._to_depths(centres, depths, count)
 
     def _to_centres(self, depths: Tensor, valid: Tensor, centres: Tensor) -> Tensor:
+        """Returns (B,), the mean squared distance of the valid depths to their nearest centres."""
+        # A depth belongs to the centre on its side of the middle between two centres.
         middles = (centres[:, 1:] + centres[:, :-1]).detach() / 2
         nearest = centres.gather(1, torch.searchsorted(middles, depths))
         return mean_over_valid((nearest - torch.where(valid, depths, 0)).square(), valid)
 
     def _to_depths(self, centres: Tensor, depths: Tensor, count: Tensor) -> Tensor:
-        """count: (B, 1), how many depths of an image are valid; the others are infinite, and sort behind them."""
-        depths, at = depths.sort(1).values, centres.detach()
+        """Returns (B,), the mean squared distance of the centres to their nearest valid depths.
+
+        count: (B, 1), the number of valid depths of each image. Depths that are not valid are
+        infinite and sort behind the valid ones.
+        """
+        depths = depths.sort(1).values
+        at = centres.detach()
+        # The nearest depth is one of the two neighbours of the centre in the sorted depths.
         above = torch.searchsorted(depths, at)
         last = (count - 1).clamp_min(0)
         higher, lower = (depths.gather(1, i.clamp_min(0).minimum(last)) for i in (above, above - 1))
         nearest = torch.where(higher - at < at - lower, higher, lower)
+        # Without a valid depth the centres are compared with themselves: 0 and no gradient.
         return (centres - torch.where(count > 0, nearest, at)).square().mean(1)
 
 

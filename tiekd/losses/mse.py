@@ -1,4 +1,7 @@
-"""Mean squared error in square metres, a response-based rival of the DPM divergence. Costs next to nothing."""
+"""Mean squared error in square metres, the response-based alternative to the DPM divergence.
+
+Costs next to nothing.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -19,10 +22,18 @@ class MSE(nn.Module):
         super().__init__()
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """(B,) float32 from prediction.depth and target, both (B, 1, H, W), metres; target 0 where not valid."""
+        """Returns each image's mean squared error.
+
+        Args:
+            prediction: with depth (B, 1, H, W), metres.
+            target: (B, 1, H, W), metres, 0 where not valid.
+
+        Returns:
+            (B,) float32, square metres.
+        """
         depth = prediction.depth.float()
         valid = valid_pixels(target)
-        # Not valid targets may be NaN, and 0 times NaN in the backward pass would reach the network.
+        # Targets that are not valid may be NaN; in backward, 0 times NaN would reach the network.
         return mean_over_valid((depth - torch.where(valid, target, depth.detach())).square(), valid)
 
 

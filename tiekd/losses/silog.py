@@ -1,7 +1,8 @@
-"""The scale-invariant log error (Eigen et al. 2014) in the form sqrt(var(g) + 0.15 mean(g)^2), g = log ratio of depths.
+"""The scale-invariant log error sqrt(var(g) + 0.15 mean(g)^2), g = log ratio of depths.
 
-0.15 keeps a little of the scale, as in AdaBins and the published baseline. Costs next to nothing. The value's slope is
-infinite at a perfect prediction; here the gradient there is 0.
+After Eigen et al. 2014. 0.15 keeps a little of the scale, as in AdaBins and the published
+baseline. Costs next to nothing. The slope is infinite at a perfect prediction; the gradient there
+is set to 0.
 """
 
 import math
@@ -22,18 +23,25 @@ REDUCE = ("image", "batch")
 
 
 class SILog(nn.Module):
-    """sqrt(var(g) + 0.15 mean(g)^2), g = log(depth + 1e-3) - log(target + 1e-3) over the valid pixels; unbiased var.
+    """sqrt(var(g) + 0.15 mean(g)^2) over the valid pixels, with the unbiased variance.
 
-    max_depth: metres; deeper targets are not valid. None: all are.
-    reduce: "image": one value per image. "batch": one over all pixels of the batch, repeated for each image, as
-        published; it depends on how a batch is split over ranks, so it is for parity only.
-    warm_up: for the first so many iterations the variance is left out; a run that goes on knows where it stands.
+    g = log(depth + 1e-3) - log(target + 1e-3), depths in metres.
+
+    Args:
+        max_depth: metres; deeper targets are not valid. None: all are.
+        reduce: "image": one value per image. "batch": one value over all pixels of the batch,
+            repeated for each image, as published; it depends on how a batch is split over ranks, so
+            it is for parity only.
+        warm_up: iterations at the start in which the variance is left out. They are counted from
+            the start of the training, also in a resumed run.
     """
 
     def __init__(self, max_depth: float | None = None, reduce: str = "image", warm_up: int = 0):
         super().__init__()
         if max_depth is not None and not max_depth > 0:
-            raise RecipeError(f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out")
+            raise RecipeError(
+                f"max_depth: {max_depth} is not a depth; give metres > 0, or leave it out"
+            )
         if reduce not in REDUCE:
             raise RecipeError(f"reduce: {reduce!r} is not known; there are: {', '.join(REDUCE)}")
         if warm_up < 0:
@@ -42,10 +50,18 @@ class SILog(nn.Module):
         self.reduce = reduce
         self.warm_up = warm_up
 
-    def forward(self, prediction: "Prediction", target: Tensor, iteration: int | None = None) -> Tensor:
-        """(B,) float32 from prediction.depth and target, both (B, 1, H, W), metres; target 0 where not valid.
+    def forward(
+        self, prediction: "Prediction", target: Tensor, iteration: int | None = None
+    ) -> Tensor:
+        """Returns each image's error.
 
-        iteration: finished ones; None: past the warm-up.
+        Args:
+            prediction: with depth (B, 1, H, W), metres.
+            target: (B, 1, H, W), metres, 0 where not valid.
+            iteration: number of finished iterations; None: past the warm-up.
+
+        Returns:
+            (B,) float32.
         """
         warming_up = iteration is not None and iteration < self.warm_up
         valid = valid_pixels(target) & (target <= self.max_depth)
@@ -58,13 +74,17 @@ class SILog(nn.Module):
 
 
 def _value(g: Tensor, valid: Tensor, warming_up: bool) -> Tensor:
-    """(N,) from log ratios and validity (N, P). With one valid pixel the variance counts as 0."""
+    """Returns (N,) errors from log ratios g (N, P) and their validity (N, P).
+
+    With one valid pixel the variance counts as 0.
+    """
     count = valid.sum(1)
     mean = (g * valid).sum(1) / count.clamp_min(1)
     square = MEAN_SHARE * mean.square()
     if not warming_up:
         square = square + ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
-    positive = ~(square <= 0)  # a prediction that is not finite must not look like a perfect one
+    # Not `square > 0`: a prediction that is not finite must not look like a perfect one.
+    positive = ~(square <= 0)
     return torch.where(positive, square, 1.0).sqrt() * positive
 
 

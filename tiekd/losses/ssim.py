@@ -1,12 +1,15 @@
-"""Structural dissimilarity of two depth maps, 1 - SSIM (Wang et al. 2004): 11 x 11 Gaussian window, sigma 1.5.
+"""Structural dissimilarity of two depth maps, 1 - SSIM (Wang et al. 2004).
 
-A window counts only where it lies wholly on valid target pixels, so neither the border nor a hole is a structure. For
-the same reason it is of no use on sparse ground truth. Cost: five maps in float64, filtered along rows and then along
-columns by shifted additions, which move more than they compute; a quarter of the time of float32 convolutions on a CPU
-(0.25 s with backward at 352 x 704 on one core) and 31 MB an image for backward.
+The window is an 11 x 11 Gaussian with sigma 1.5. A window counts only where it lies wholly on
+valid target pixels, so neither the border nor a hole is taken for a structure. For the same reason
+the loss is of no use on sparse ground truth.
 
-On metres (the published choice) the constant C2 = 9e-4 makes anything flatter than 3 cm a matter of noise; `normalised`
-and `log` look at shapes instead.
+Cost: five maps in float64, filtered along rows and then along columns by shifted additions, which
+are bound by memory. That takes a quarter of the time of float32 convolutions on a CPU (0.25 s with
+backward at 352 x 704 on one core) and 31 MB an image for backward.
+
+On metres (the published choice) the constant C2 = 9e-4 makes anything flatter than 3 cm a matter
+of noise; the spaces `normalised` and `log` compare shapes instead.
 """
 
 import math
@@ -28,20 +31,24 @@ GAUSSIAN = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(
 TAPS = [value / sum(GAUSSIAN) for value in GAUSSIAN]
 C1, C2 = 0.01**2, 0.03**2
 SPACES = ("metres", "normalised", "log")
-NEAREST_M = 1e-3  # The log space measures from here, so that it is never negative.
+# The log space measures from here, so that it is never negative.
+NEAREST_M = 1e-3
 
 
 class SSIM(nn.Module):
     """Mean over the valid windows of 1 - SSIM, between 0 (equal) and 2 (inverted).
 
-    space: what is compared. "metres": depths as they are. "normalised": divided by max_depth, or by the image's largest
-        valid target. "log": the natural log of the depth over 1 mm.
-    signed: an inverted relief counts as one. False is published: abs() on both variances and on the covariance.
-        None: True, unless `released`.
-    released: as published: metres, abs(), zero padding of 5, every pixel counts whether valid or not.
-    max_depth: metres, for the normalised space only.
-    top_crop: this many top rows are moved out and as many rows of zeros in at the bottom. For parity only, with
-        `released` (110 rows at a width of 704).
+    Args:
+        space: what is compared. "metres": depths as they are. "normalised": depths divided by
+            max_depth, or by the image's largest valid target. "log": the natural log of the depth
+            over 1 mm.
+        signed: True: an inverted relief counts as inverted. False is published: abs() on both
+            variances and on the covariance. None: True, unless `released`.
+        released: as published: metres, abs(), zero padding of 5, every pixel counts whether valid
+            or not.
+        max_depth: metres, for the normalised space only.
+        top_crop: this many top rows are cropped and as many rows of zeros added at the bottom. For
+            parity only, with `released` (110 rows at a width of 704).
     """
 
     def __init__(
@@ -56,7 +63,9 @@ class SSIM(nn.Module):
         if space not in SPACES:
             raise RecipeError(f"space: {space!r} is not known; there are: {', '.join(SPACES)}")
         if released and (space != "metres" or signed):
-            raise RecipeError("released: true means space metres and signed false; leave these two out")
+            raise RecipeError(
+                "released: true means space metres and signed false; leave these two out"
+            )
         if max_depth is not None and (space != "normalised" or not max_depth > 0):
             raise RecipeError(f"max_depth: {max_depth} is only used, > 0, with `space: normalised`")
         if top_crop < 0 or (top_crop and not released):
@@ -68,7 +77,18 @@ class SSIM(nn.Module):
         self.top_crop = top_crop
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """(B,) float32 from prediction.depth and target, both (B, 1, H, W), metres; target 0 where not valid."""
+        """Returns each image's mean dissimilarity.
+
+        Args:
+            prediction: with depth (B, 1, H, W), metres.
+            target: (B, 1, H, W), metres, 0 where not valid.
+
+        Returns:
+            (B,) float32, 0 to 2. 0 for an image smaller than the window.
+
+        Raises:
+            RecipeError: the top crop takes all rows.
+        """
         depth = prediction.depth.float()
         if self.released:
             check_top_crop(self.top_crop, target.shape[2])
@@ -80,8 +100,9 @@ class SSIM(nn.Module):
         valid = valid_pixels(target)
         if min(target.shape[2:]) < WINDOW:
             return mean_over_valid(depth, torch.zeros_like(valid))
-        # Depths that are not valid on either side take part in windows that don't count; they must only be finite.
-        depth, target = torch.where(valid, depth, 1.0), torch.where(valid, target, 1.0)
+        # Pixels that are not valid only take part in windows that don't count, but must be finite.
+        depth = torch.where(valid, depth, 1.0)
+        target = torch.where(valid, target, 1.0)
         depth, target = self._into_space(depth, target, valid)
         dissimilarity = 1 - self._similarity(depth, target)
         whole = F.max_pool2d((~valid).float(), WINDOW, stride=1) == 0
@@ -97,22 +118,30 @@ class SSIM(nn.Module):
         return depth, target
 
     def _similarity(self, x: Tensor, y: Tensor) -> Tensor:
-        """SSIM per window: (B, 1, H - 10, W - 10) float64."""
-        # A variance is the small difference of two squared depths: in float32 it would be wrong by as much as C2.
+        """Returns SSIM per window: (B, 1, H - 10, W - 10) float64."""
+        # A variance is the small difference of two squared depths. In float32 its error would be
+        # as large as C2.
         x, y = x.double(), y.double()
         maps = torch.cat((x, y, x * x, y * y, x * y))
         mean_x, mean_y, xx, yy, xy = _WindowMeans.apply(maps).chunk(5)
-        var_x, var_y, cov = xx - mean_x * mean_x, yy - mean_y * mean_y, xy - mean_x * mean_y
+        var_x = xx - mean_x * mean_x
+        var_y = yy - mean_y * mean_y
+        cov = xy - mean_x * mean_y
         if self.signed:
             var_x, var_y = var_x.clamp_min(0), var_y.clamp_min(0)
         else:
-            var_x, var_y, cov = var_x.abs(), var_y.abs(), cov.abs()
+            var_x = var_x.abs()
+            var_y = var_y.abs()
+            cov = cov.abs()
         luminance = (2 * mean_x * mean_y + C1) / (mean_x.square() + mean_y.square() + C1)
         return luminance * (2 * cov + C2) / (var_x + var_y + C2)
 
 
 class _WindowMeans(torch.autograd.Function):
-    """Weighted means of all windows: (B, 1, H, W) to (B, 1, H - 10, W - 10). Keeps nothing for backward."""
+    """Weighted means of all windows: (B, 1, H, W) to (B, 1, H - 10, W - 10).
+
+    Saves nothing for backward.
+    """
 
     @staticmethod
     def forward(ctx, maps: Tensor) -> Tensor:
@@ -121,13 +150,16 @@ class _WindowMeans(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        # The window is symmetric: what reads a pixel is what the window reads around it.
+        # The window is symmetric, so the gradient is the same filter over the padded gradient.
         return _slide(_slide(F.pad(grad, [WINDOW - 1] * 4), 2), 3)
 
 
 def _slide(maps: Tensor, dim: int) -> Tensor:
-    """The window's weighted means along one dimension, which gets shorter by 10. Exact where a convolution may not be:
-    on an accelerator it rounds its inputs to ten bits unless told otherwise."""
+    """Returns the window's weighted means along one dimension, which gets shorter by 10.
+
+    Exact where a convolution may not be: an accelerator rounds a convolution's inputs to ten bits
+    unless told otherwise.
+    """
     size = maps.shape[dim] - WINDOW + 1
     means = TAPS[0] * maps.narrow(dim, 0, size)
     for place in range(1, WINDOW):

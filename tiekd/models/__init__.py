@@ -1,1 +1,1 @@
-"""Networks: `build.build_network` puts an encoder, a decoder and a head together."""
+"""Networks: `build.build_network` assembles an encoder, a decoder and a head."""

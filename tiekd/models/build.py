@@ -1,4 +1,4 @@
-"""Puts networks together from recipe nodes."""
+"""Builds networks from recipe nodes."""
 
 from tiekd.config.build import build
 from tiekd.config.schema import check_keys, check_value
@@ -9,13 +9,23 @@ PARTS = ("encoder", "neck", "decoder", "head", "min_depth", "max_depth")
 
 
 def build_network(node: dict, where: str = "network") -> Network:
-    """The network of `recipe["network"]`: encoder, optional neck, decoder, head, and the depth range in metres.
+    """Builds the network of `recipe["network"]`: encoder, optional neck, decoder and head.
 
-    where: its place in the recipe, for messages. Returns a Network: (image (B, 3, H, W)) -> Prediction. Raises
-    RecipeError for unknown parts or arguments.
+    Args:
+        node: the recipe's node, with the depth range min_depth and max_depth in metres.
+        where: its place in the recipe, for messages.
+
+    Returns:
+        A Network: (image (B, 3, H, W)) -> Prediction.
+
+    Raises:
+        RecipeError: parts or arguments are unknown or missing.
     """
+    # The node: its parts, and the range of depth.
     if not node:
-        raise RecipeError(f"{where}: the recipe has none; take one from model_configs/_base_/networks by _base_")
+        raise RecipeError(
+            f"{where}: the recipe has none; take one from model_configs/_base_/networks by _base_"
+        )
     check_keys(node, PARTS, where)
     missing = [part for part in PARTS if part not in node and part != "neck"]
     if missing:
@@ -25,10 +35,13 @@ def build_network(node: dict, where: str = "network") -> Network:
         check_value(node[name], float, f"{where}.{name}")
     if not 1e-6 <= min_depth < max_depth <= 1e6:
         raise RecipeError(
-            f"{where}: min_depth {min_depth} and max_depth {max_depth} must be metres with 0 < min < max, 1e-6 to 1e6"
+            f"{where}: min_depth {min_depth} and max_depth {max_depth} must be metres "
+            "with 0 < min < max, 1e-6 to 1e6"
         )
+    # Each part is built with what the parts before it return.
     encoder = build(node["encoder"], "tiekd.models.encoders", f"{where}.encoder")
-    channels, neck = encoder.channels, None
+    channels = encoder.channels
+    neck = None
     if "neck" in node:
         neck = build(node["neck"], "tiekd.models.necks", f"{where}.neck", encoder_channels=channels)
         channels = neck.channels

@@ -1,4 +1,4 @@
-"""A recipe's network with the weights that a run has made, for those who use it."""
+"""Loads a recipe's network with the weights of a training run, for inference."""
 
 import shlex
 from collections.abc import Sequence
@@ -16,21 +16,38 @@ from tiekd.workdir import checkpoints
 
 
 class Trained(NamedTuple):
-    """A network with weights. weights: their file; resize: the working resolution that goes with them."""
+    """A network with trained weights.
+
+    Attributes:
+        network: the network, with the weights loaded.
+        weights: their file.
+        resize: the working resolution that goes with them.
+    """
 
     network: Network
     weights: Path
     resize: Resize
 
 
-def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()) -> Trained:
-    """The network of a recipe with its weights, which file those are, and their working resolution: what the overrides
-    say, else what the weights were saved with, else what the recipe says.
+def load_network(
+    recipe_path: str, checkpoint_path: str | None, overrides: Sequence[str] = ()
+) -> Trained:
+    """Loads the network of a recipe with its weights.
 
-    checkpoint_path: ours or a published one; a work dir, or a checkpoint in one; None: the recipe's work dir. Of a work
-    dir the best are taken, else the newest. Of the overrides those of the network, the work dir and data.resize count.
-    Raises RecipeError and CheckpointError.
+    The working resolution is the one in the overrides, else the one saved with the weights, else
+    the recipe's.
+
+    Args:
+        recipe_path: the recipe.
+        checkpoint_path: a checkpoint of ours or a published one; a work dir, whose best weights are
+            taken, else the newest; None: the recipe's work dir.
+        overrides: `--set` options. Those of the network, the work dir and data.resize count.
+
+    Raises:
+        RecipeError: the recipe can't be used.
+        CheckpointError: there are no weights, or they don't fit the network.
     """
+    # Find the file of weights.
     recipe = load_recipe(recipe_path, overrides)
     path = Path(checkpoint_path) if checkpoint_path else None
     if path is None:
@@ -39,11 +56,15 @@ def load_network(recipe_path: str, checkpoint_path: str | None, overrides: Seque
             path = checkpoints.find_weights(work_dir)
         except CheckpointError as error:
             command = f"bin/train.py {shlex.quote(str(recipe_path))}"
-            raise CheckpointError(f"{error}; train it with {command}, or name a checkpoint") from None
+            raise CheckpointError(
+                f"{error}; train it with {command}, or name a checkpoint"
+            ) from None
     elif path.is_dir():
         path = checkpoints.find_weights(path)
+    # Build the network and load them.
     network = build_network(recipe.get("network"))
     state = state_dicts.read_checkpoint(path)
+    # Errors of the fit name the file.
     try:
         state_dicts.load_into(network, state_dicts.named_tensors(state))
     except CheckpointError as error:

@@ -1,9 +1,10 @@
-"""What is read out of a distribution over depth bins: a depth, and how sure it is.
+"""Readouts of a distribution over depth bins: a depth, and how certain it is.
 
-The mean is what training learns and what `Network` returns. At the edge of a thing the distribution has two hills, and
-the mean lies between them, in mid-air: `mode` and `local` stay on the higher hill. Plain differentiable torch on whole
-(B, K, h, w) distributions, so for export at moderate sizes; `in_strips` is for prediction at any size, and holds some
-64 MiB at once. Left out: bins that move with the image.
+Training learns the mean, and `Network` returns it. At an object's edge the distribution has two
+peaks, and the mean lies between them, in mid-air; `mode` and `local` stay at the higher peak. The
+readouts are plain differentiable torch on whole (B, K, h, w) distributions, so they can be
+exported, at moderate sizes. `in_strips` is for prediction at any size and holds some 64 MiB at
+once. Left out: bins that move with the image.
 """
 
 from collections.abc import Callable
@@ -17,14 +18,23 @@ from tiekd.errors import RecipeError
 
 READOUTS = ("mean", "mode", "local")
 REACH = 2  # bins to each side of the mode
-STRIP_BYTES = 16 << 20  # of a strip's distribution; reading it out takes three more of that size
+STRIP_BYTES = 16 << 20  # of a strip's distribution; the readout takes three more of that size
 
 
 def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
-    """Depth (B, 1, h, w) in metres from probabilities (B, K, h, w), summing to 1 over K, and bin centres (K,), metres.
+    """Returns the depth of each pixel's distribution.
 
-    readout: "mean" over all bins; "mode", the centre of the likeliest bin; "local", the mean within REACH bins of it.
-    Raises RecipeError for another one.
+    Args:
+        probabilities: (B, K, h, w), summing to 1 over K.
+        centres: (K,) bin centres, metres.
+        readout: "mean" over all bins; "mode", the centre of the likeliest bin; "local", the mean
+            within REACH bins of it.
+
+    Returns:
+        (B, 1, h, w), metres.
+
+    Raises:
+        RecipeError: there is no such readout.
     """
     if readout not in READOUTS:
         raise RecipeError(f"readout: got {readout!r}; allowed: {', '.join(READOUTS)}")
@@ -37,42 +47,73 @@ def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
 
 
 def confidence(probabilities: Tensor) -> Tensor:
-    """Probability that depth lies within REACH bins of the likeliest one: (B, 1, h, w), 0 to 1."""
+    """Returns the probability that depth lies within REACH bins of the likeliest one.
+
+    Args:
+        probabilities: (B, K, h, w), summing to 1 over K.
+
+    Returns:
+        (B, 1, h, w), 0 to 1.
+    """
     return torch.where(_near_mode(probabilities), probabilities, 0).sum(1, keepdim=True)
 
 
 def margin(probabilities: Tensor) -> Tensor:
-    """How much likelier the likeliest bin is than the next: (B, 1, h, w), 0 to 1; near 0 rounding chooses the mode."""
+    """Returns the difference of the two largest probabilities.
+
+    Where it is near 0, rounding decides the mode.
+
+    Args:
+        probabilities: (B, K, h, w), summing to 1 over K.
+
+    Returns:
+        (B, 1, h, w), 0 to 1.
+    """
     first, second = probabilities.topk(2, dim=1).values.split(1, dim=1)
     return first - second
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """-sum_k p_k log p_k with 0 log 0 = 0: (B, 1, h, w), nats, 0 (certain) to log K (knows nothing)."""
+    """Returns -sum_k p_k log p_k with 0 log 0 = 0.
+
+    Args:
+        probabilities: (B, K, h, w), summing to 1 over K.
+
+    Returns:
+        (B, 1, h, w), nats, from 0 (certain) to log K (uniform).
+    """
     return -torch.xlogy(probabilities, probabilities).sum(1, keepdim=True)
 
 
-def in_strips(read: Callable[[Tensor], Tensor], features: Tensor, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
-    """`read` of the distribution of features (B, C, h, w), a few rows of one image at a time: (B, c, h, w).
+def in_strips(
+    read: Callable[[Tensor], Tensor], features: Tensor, probabilities: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Reads out the distribution of features, a few rows of one image at a time.
 
-    probabilities: a head's, (B, C, h, w) -> (B, K, h, w) float32, in which each pixel stands for itself. read:
-    (B, K, h, w) -> (B, c, h, w), likewise.
+    Args:
+        read: (B, K, h, w) -> (B, c, h, w), pixel by pixel.
+        features: (B, C, h, w).
+        probabilities: a head's, (B, C, h, w) -> (B, K, h, w) float32, pixel by pixel.
+
+    Returns:
+        (B, c, h, w).
     """
     per_pixel = probabilities(features[:1, :, :1, :1]).shape[1] * 4
     rows = max(1, STRIP_BYTES // (per_pixel * features.shape[3]))
     images = [
-        torch.cat([read(probabilities(strip)) for strip in image[None].split(rows, dim=2)], dim=2) for image in features
+        torch.cat([read(probabilities(strip)) for strip in image[None].split(rows, dim=2)], dim=2)
+        for image in features
     ]
     return torch.stack([image[0] for image in images])
 
 
 def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """A head's maps on the grid of the image that the network saw, corners aligned as in `Network`.
+    """Resizes a head's maps to the network's input image, corners aligned as in `Network`.
 
     Args:
         values: (B, 1, h, w).
         size: (H, W) of the image.
-        smooth: bilinear; False takes the nearest, so that no depth is made up between two bins.
+        smooth: True: bilinear; False: nearest, so that no depth is made up between two bins.
 
     Returns:
         (B, 1, H, W).
@@ -83,21 +124,29 @@ def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
 
 
 def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """`on_image_grid` that decides nothing by the sizes, so that a graph traced from it holds for any."""
+    """Resizes as `on_image_grid`, without a branch on the sizes.
+
+    So a graph traced from it holds for any size.
+    """
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=True)
     return picked(values, size, _aligned_index)
 
 
 def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
-    """(fine,) int64: the nearest of `coarse` cells, of two equally near the second, where first and last cells meet.
+    """Returns the nearest of `coarse` cells for each of `fine` ones, first and last aligned.
 
-    Whole numbers, for a graph must choose as we do where two are equally near.
+    Of two equally near cells it is the second. Integers, because an exported graph must choose the
+    same one.
+
+    Returns:
+        (fine,) int64.
     """
     last = fine - 1
     return (2 * torch.arange(fine, device=device) * (coarse - 1) + last) // max(2 * last, 1)
 
 
 def _near_mode(probabilities: Tensor) -> Tensor:
+    """Returns (B, K, h, w) bool: True within REACH bins of the likeliest bin."""
     bins = torch.arange(probabilities.shape[1], device=probabilities.device).view(1, -1, 1, 1)
     return (bins - probabilities.argmax(1, keepdim=True)).abs() <= REACH

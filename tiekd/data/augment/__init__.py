@@ -1,1 +1,1 @@
-"""What is drawn for a training sample, and what becomes of its pixels."""
+"""Augmentation: the random decisions for a training sample, and the transforms that apply them."""

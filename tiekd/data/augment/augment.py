@@ -1,9 +1,10 @@
-"""Samples, what is drawn for them, and the colours of their pictures; tiekd/data/augment/geometry.py moves their
-pixels.
+"""Samples, the random decisions of their augmentation, and the colours of their images.
 
-A training sample's augmentation is drawn from (seed, epoch, index) alone. Colour and normalisation together are one
-table of 256 numbers a channel, looked up where the batch is: on the device, in one pass, and with the same result
-everywhere.
+tiekd/data/augment/geometry.py applies the geometric decisions.
+
+A training sample's augmentation is drawn from (seed, epoch, index) alone. Colour and normalisation
+together are one table of 256 numbers per channel. It is looked up on the batch's device, in one
+pass, with the same result everywhere.
 
 Left out: scaling, which is the same in training and everywhere else (tiekd/data/resize.py).
 """
@@ -18,15 +19,26 @@ from torch import Tensor
 
 from tiekd.errors import DataError, RecipeError
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, grey levels 0..255
+# Per channel, RGB, in grey levels 0..255.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 SIZES = ("crop", "keep_aspect", "bucket")
 
 
 class Sample(NamedTuple):
-    """One frame. image: (3, H, W) uint8 or float32 RGB; depths: (1, H, W) float32 metres, 0 where not valid, or uint16
-    as their files have it, of which `*_units` make a metre; inside: (1, H, W) bool, False where a rotation turned in
-    what no camera saw."""
+    """One frame.
+
+    Attributes:
+        image: (3, H, W) uint8 or float32 RGB, grey levels 0..255.
+        depth: (1, H, W) float32 metres, 0 where not valid; or uint16 as stored in its file, in
+            units of which `depth_units` make a metre.
+        inside: (1, H, W) bool, False where a rotation brought in pixels from outside the image.
+        teacher_depth: as `depth`, in `teacher_units`; None without a teacher's map.
+        intrinsics: (3, 3), pixels.
+        name: the frame's name.
+        depth_units: units of `depth` per metre.
+        teacher_units: units of `teacher_depth` per metre.
+    """
 
     image: Tensor
     depth: Tensor
@@ -39,9 +51,20 @@ class Sample(NamedTuple):
 
 
 class Decisions(NamedTuple):
-    """What one augmentation does. angle is degrees counter-clockwise about the picture's centre; the window is in the
-    flipped picture; gamma acts on grey levels 0..255, then brightness, then the channels' factors, and what is brighter
-    than 255 is 255, as a camera would have it; gamma None: no change."""
+    """The decisions of one augmentation.
+
+    Attributes:
+        angle: degrees counter-clockwise about the image's centre.
+        flip: True: the image is mirrored.
+        top: first row of the window in the flipped image.
+        left: first column of the window in the flipped image.
+        height: rows of the window.
+        width: columns of the window.
+        gamma: exponent on grey levels 0..255, applied first; None: no change of colour.
+        brightness: factor, applied after gamma.
+        channels: factors of the three channels, applied last. Values above 255 are clipped to 255,
+            as in a camera.
+    """
 
     angle: float
     flip: bool
@@ -58,13 +81,21 @@ class Decisions(NamedTuple):
 class Augment:
     """Options of the training augmentation, with the published KITTI values as defaults.
 
-    rotate_deg: largest angle; crop: [height, width] of the random window, None for the whole picture; gamma,
-    brightness, channels: ranges of factors, drawn with probability colour_p.
-
-    sizes: what is done about pictures of different sizes. `crop`: nothing but the crop; a picture smaller than it is
-    refused by name, and without a crop all must have one size. `keep_aspect`: the working resolution covers the crop
-    (tiekd/data/resize.py), at every door; beside `data.resize`, which scales then, the crop is at most the resized
-    picture. `bucket`: a batch holds pictures of one size (tiekd/data/loading/sampler.py).
+    Attributes:
+        rotate_p: probability of a rotation.
+        rotate_deg: largest angle, degrees.
+        flip_p: probability of a horizontal flip.
+        crop: [height, width] of the random window in pixels; None: the whole image.
+        sizes: how images of different sizes are handled. `crop`: only by the crop; an image smaller
+            than the crop is refused by name, and without a crop all images must have one size.
+            `keep_aspect`: the working resolution covers the crop (tiekd/data/resize.py), in
+            training and everywhere else; with `data.resize`, which scales then, the crop is at most
+            the resized image. `bucket`: a batch holds images of one size
+            (tiekd/data/loading/sampler.py).
+        colour_p: probability of a change of colour.
+        gamma: range of exponents.
+        brightness: range of factors.
+        channels: range of factors, drawn per channel.
     """
 
     rotate_p: float = 0.5
@@ -80,62 +111,101 @@ class Augment:
     def __post_init__(self):
         for name in ("rotate_p", "flip_p", "colour_p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"data.augment.{name}: got {getattr(self, name)}; a probability is in 0..1")
+                raise RecipeError(
+                    f"data.augment.{name}: got {getattr(self, name)}; a probability is in 0..1"
+                )
         if not 0 <= self.rotate_deg <= 180:
-            raise RecipeError(f"data.augment.rotate_deg: got {self.rotate_deg}; the largest angle is in 0..180")
+            raise RecipeError(
+                f"data.augment.rotate_deg: got {self.rotate_deg}; the largest angle is in 0..180"
+            )
         for name in ("gamma", "brightness", "channels"):
             low, high = getattr(self, name)
             if not 0 < low <= high < inf:
-                raise RecipeError(f"data.augment.{name}: got {[low, high]}; must be [low, high], 0 < low <= high")
+                raise RecipeError(
+                    f"data.augment.{name}: got {[low, high]}; must be [low, high], 0 < low <= high"
+                )
         if self.crop is not None and min(self.crop) < 1:
-            raise RecipeError(f"data.augment.crop: got {self.crop}; it must be [height, width] in pixels")
+            raise RecipeError(
+                f"data.augment.crop: got {self.crop}; it must be [height, width] in pixels"
+            )
         if self.sizes not in SIZES:
-            raise RecipeError(f"data.augment.sizes: got {self.sizes!r}; allowed: {', '.join(SIZES)}")
+            raise RecipeError(
+                f"data.augment.sizes: got {self.sizes!r}; allowed: {', '.join(SIZES)}"
+            )
 
     def draw(self, seed: int, epoch: int, index: int, height: int, width: int) -> Decisions:
-        """The decisions for one sample: a pure function of the arguments. DataError where the crop doesn't fit.
+        """Returns the decisions for one sample: a pure function of the arguments.
 
-        height, width: of the picture at its working resolution, padding included.
+        Args:
+            seed: the run's seed.
+            epoch: from 0.
+            index: the sample's index in the data set.
+            height: rows of the image at its working resolution, padding included.
+            width: columns of the same.
+
+        Raises:
+            DataError: the crop is larger than the image.
         """
         rng = np.random.default_rng([seed, epoch, index, 1])
+
+        # The size of the window.
         crop_height, crop_width = self.crop or (height, width)
         if self.sizes == "keep_aspect":
-            crop_height, crop_width = min(crop_height, height), min(crop_width, width)
+            crop_height = min(crop_height, height)
+            crop_width = min(crop_width, width)
         if crop_height > height or crop_width > width:
             raise DataError(
-                f"data.augment.crop: {crop_height}x{crop_width} is larger than the picture, {height}x{width}; "
-                "make the crop smaller, set data.augment.sizes=keep_aspect, or scale pictures by data.resize",
+                f"data.augment.crop: {crop_height}x{crop_width} is larger than the picture, "
+                f"{height}x{width}; make the crop smaller, set data.augment.sizes=keep_aspect, or "
+                "scale pictures by data.resize",
                 "size",
             )
-        angle = rng.uniform(-self.rotate_deg, self.rotate_deg) if rng.random() < self.rotate_p else 0.0
+        # The draws, in this order: another order would give other augmentations for a seed.
+        angle = 0.0
+        if rng.random() < self.rotate_p:
+            angle = rng.uniform(-self.rotate_deg, self.rotate_deg)
         flip = bool(rng.random() < self.flip_p)
         top = int(rng.integers(0, height - crop_height + 1))
         left = int(rng.integers(0, width - crop_width + 1))
-        gamma, brightness, channels = None, 1.0, (1.0, 1.0, 1.0)
+        gamma = None
+        brightness = 1.0
+        channels = (1.0, 1.0, 1.0)
         if rng.random() < self.colour_p:
-            gamma, brightness = rng.uniform(*self.gamma), rng.uniform(*self.brightness)
+            gamma = rng.uniform(*self.gamma)
+            brightness = rng.uniform(*self.brightness)
             channels = tuple(rng.uniform(*self.channels, size=3))
-        return Decisions(angle, flip, top, left, crop_height, crop_width, gamma, brightness, channels)
+        return Decisions(
+            angle, flip, top, left, crop_height, crop_width, gamma, brightness, channels
+        )
 
 
 def in_metres(sample: Sample) -> Sample:
-    """The sample with float32 depths in metres."""
+    """Returns the sample with float32 depths in metres."""
     teacher_depth = sample.teacher_depth
+    if teacher_depth is not None:
+        teacher_depth = teacher_depth.float() / sample.teacher_units
     return sample._replace(
         depth=sample.depth.float() / sample.depth_units,
-        teacher_depth=None if teacher_depth is None else teacher_depth.float() / sample.teacher_units,
+        teacher_depth=teacher_depth,
         depth_units=1.0,
         teacher_units=1.0,
     )
 
 
 def normalise(sample: Sample) -> Sample:
-    """Grey levels 0..255 to ImageNet's mean 0 and deviation 1 a channel, as the encoders expect."""
+    """Returns the sample with its grey levels 0..255 normalised by ImageNet's mean and deviation.
+
+    The encoders expect images of mean 0 and deviation 1 per channel.
+    """
     return sample._replace(image=_normalised(sample.image))
 
 
 def colour_table(decisions: Decisions | None = None) -> Tensor:
-    """(3, 256) float32: what becomes of each grey level of each channel, drawn colours first, then normalisation."""
+    """Returns the normalised value of each grey level of each channel: (3, 256) float32.
+
+    The drawn change of colour comes first, then normalisation. decisions: None: no change of
+    colour.
+    """
     levels = torch.arange(256, dtype=torch.float32).expand(3, 1, 256)
     if decisions is not None and decisions.gamma is not None:
         factors = decisions.brightness * torch.tensor(decisions.channels, dtype=torch.float32)
@@ -144,7 +214,16 @@ def colour_table(decisions: Decisions | None = None) -> Tensor:
 
 
 def look_up(image: Tensor, tables: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 and (B, 3, 256) float32 -> (B, 3, H, W) float32: each pixel's entry in its table."""
+    """Replaces each pixel by its entry in its image's table.
+
+    Args:
+        image: (B, 3, H, W) uint8.
+        tables: (B, 3, 256) float32, as `colour_table` returns them.
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    # One gather from the flattened tables: each (image, channel) pair starts at a multiple of 256.
     first = torch.arange(0, tables.numel(), 256, dtype=torch.int32, device=image.device)
     places = image + first.view(*tables.shape[:2], 1, 1)
     return tables.flatten().index_select(0, places.flatten()).view(places.shape)

@@ -1,8 +1,9 @@
-"""Where a sample's pixels go: the part of a picture that a window comes from.
+"""The geometry of augmentation: the part of an image that a window is resampled from.
 
-A part is a view and costs nothing: the window itself, or with rotation in the recipe some rows and columns more, as
-many in every sample, so that batches can be formed. tiekd/data/augment/resample.py makes the window of it, on the
-device. A window may reach beyond the picture: what lies there is black, has no depth and counts nowhere.
+A part is a view and costs nothing. Without rotation in the recipe it is the window itself. With
+rotation it has some rows and columns more, the same number in every sample, so that batches can be
+formed. tiekd/data/augment/resample.py makes the window from it, on the device. A window may reach
+beyond the image: pixels there are black, have no depth and count nowhere.
 """
 
 from math import ceil, cos, floor, radians, sin
@@ -16,10 +17,10 @@ from tiekd.data.augment.resample import resample
 
 
 def move(sample: Sample, decisions: Decisions) -> Sample:
-    """The window that the decisions take out of the sample, on the CPU, with a uint8 image: flipped, turned, cut.
+    """Returns the flipped, rotated and cropped window of a sample, computed on the CPU.
 
-    The image is bilinear and rounded to a grey level, depths take the nearest pixel. What turns in from outside the
-    picture is black and has depth 0, that is, not valid.
+    The image is uint8, sampled bilinearly and rounded to a grey level; depths take the nearest
+    pixel. Pixels from outside the image are black and have depth 0, that is, they are not valid.
     """
     part, places = cut(sample, decisions, abs(decisions.angle))
     teacher_depth = None if part.teacher_depth is None else part.teacher_depth[None]
@@ -34,36 +35,71 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
 
 
 def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor]:
-    """The part of the sample that the window comes from, and where (see resample.py): (8,) float64.
+    """Cuts the part of the sample that the window is resampled from.
 
-    rotate_deg: the largest angle in the recipe, by which all windows of one size come from parts of one size, as far as
-    their pictures are large enough. The intrinsics are already those of the window.
+    Args:
+        sample: the whole frame.
+        d: the decisions of its augmentation.
+        rotate_deg: the largest angle in the recipe, degrees. By it all windows of one size come
+            from parts of one size, as long as their images are large enough.
+
+    Returns:
+        The part, whose intrinsics are already those of the window, and the window's place in it:
+        (8,) float64, see resample.py.
     """
+    # The affine map from the window to the image, with a point as the complex number x + iy.
     height, width = sample.image.shape[-2:]
     centre = complex((width - 1) / 2, (height - 1) / 2)
     rotation = complex(cos(radians(d.angle)), sin(radians(d.angle))) if d.angle else 1
-    # Window -> unflipped -> rotated back about the centre, as x + iy.
-    to_column, to_row = rotation * (-1 if d.flip else 1), rotation * 1j
+    # A window's pixel is unflipped, then rotated back about the centre.
+    to_column = rotation * (-1 if d.flip else 1)
+    to_row = rotation * 1j
     first = rotation * (complex(width - 1 - d.left if d.flip else d.left, d.top) - centre) + centre
-    corners = [first + to_column * c + to_row * r for c in (0, d.width - 1) for r in (0, d.height - 1)]
+    # The rows and columns that the window's corners span.
+    corners = [
+        first + to_column * c + to_row * r for c in (0, d.width - 1) for r in (0, d.height - 1)
+    ]
     slope = sin(radians(min(rotate_deg, 90)))
     left, columns = _span([corner.real for corner in corners], width, d.width, d.height * slope)
     top, rows = _span([corner.imag for corner in corners], height, d.height, d.width * slope)
     part = crop_window(sample, top, left, rows, columns)
     part = in_grey_levels(part)
+
+    # The window's place, counted from the part's first pixel.
     first -= complex(left, top)
-    places = [first.real, first.imag, to_column.real, to_column.imag, to_row.real, to_row.imag, rows, columns]
+    places = [
+        first.real,
+        first.imag,
+        to_column.real,
+        to_column.imag,
+        to_row.real,
+        to_row.imag,
+        rows,
+        columns,
+    ]
     intrinsics = _moved_intrinsics(sample.intrinsics, d, width, height)
     return part._replace(intrinsics=intrinsics), torch.tensor(places, dtype=torch.float64)
 
 
 def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The window of the picture and of everything that belongs to it, as views."""
+    """Returns a window of the image and of all its maps, as views, with moved intrinsics.
+
+    Args:
+        sample: the frame.
+        top: first row of the window.
+        left: first column of the window.
+        height: rows of the window.
+        width: columns of the window.
+    """
     rows, cols = slice(top, top + height), slice(left, left + width)
     intrinsics = sample.intrinsics.clone()
     intrinsics[0, 2] -= left
     intrinsics[1, 2] -= top
-    teacher_depth = sample.teacher_depth if sample.teacher_depth is None else sample.teacher_depth[:, rows, cols]
+    teacher_depth = (
+        sample.teacher_depth
+        if sample.teacher_depth is None
+        else sample.teacher_depth[:, rows, cols]
+    )
     return sample._replace(
         image=sample.image[:, rows, cols],
         depth=sample.depth[:, rows, cols],
@@ -74,7 +110,7 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
 
 
 def in_grey_levels(sample: Sample) -> Sample:
-    """The sample with a uint8 image, rounded in one pass; torch takes twice as long."""
+    """Returns the sample with a uint8 image, rounded in one numpy pass (half of torch's time)."""
     if sample.image.dtype == torch.uint8:
         return sample
     levels = np.empty(sample.image.shape, np.uint8)
@@ -84,18 +120,26 @@ def in_grey_levels(sample: Sample) -> Sample:
 
 
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
-    """The pixels (first, number) of a picture's side that have all that is asked for: those of the window and, where
-    windows are turned, up to `more`, and one at each end to interpolate with."""
+    """Returns the pixels (first, number) along one side of the image that resampling needs.
+
+    These are the window's own and, where windows are rotated, up to `more` and one at each end for
+    interpolation.
+    """
     count = min(size, window + (ceil(more) + 3 if more else 0))
     return max(0, min(floor(min(places)), size - count)), count
 
 
 def _moved_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int) -> Tensor:
-    """The principal point after rotation, flip and crop (the roll itself is no part of a camera matrix)."""
+    """Returns the intrinsics with the principal point after rotation, flip and crop.
+
+    The roll itself is no part of a camera matrix.
+    """
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    dx, dy = float(intrinsics[0, 2]) - centre_x, float(intrinsics[1, 2]) - centre_y
+    dx = float(intrinsics[0, 2]) - centre_x
+    dy = float(intrinsics[1, 2]) - centre_y
     cosine, sine = cos(radians(d.angle)), sin(radians(d.angle))
-    x, y = centre_x + cosine * dx + sine * dy, centre_y - sine * dx + cosine * dy
+    x = centre_x + cosine * dx + sine * dy
+    y = centre_y - sine * dx + cosine * dy
     moved = intrinsics.clone()
     moved[0, 2] = (width - 1 - x if d.flip else x) - d.left
     moved[1, 2] = y - d.top

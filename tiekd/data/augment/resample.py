@@ -1,10 +1,10 @@
-"""The last step of a batch's geometry, on the device: each picture turned, flipped and cut in one resampling.
+"""Resamples a batch on the device: each image is rotated, flipped and cropped in one step.
 
-Workers cut the part of a picture that its window can come from (tiekd/data/augment/geometry.py) and say where each
-pixel of the window lies in it; pictures travel in 8 bits and depths in the 16 of their files. Costs a worker nothing
-but a copy, a GPU some twenty small kernels a batch without waiting for any, and a core 5 ms for a turned picture of
-352x704 with two depth maps, 0.3 ms for a straight one. The results on different devices may differ by the rounding of a
-grey level.
+Workers cut the part of an image that its window can come from (tiekd/data/augment/geometry.py) and
+send the window's place in it. Images are sent in 8 bits and depths in the 16 bits of their files.
+Cost: a copy in the worker; on a GPU some twenty small kernels per batch without a host sync; on a
+core 5 ms for a rotated image of 352x704 with two depth maps, 0.3 ms for an upright one. Results on
+different devices may differ by the rounding of a grey level.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,14 @@ from torch import Tensor
 
 
 class Resampled(NamedTuple):
-    """image: (B, 3, h, w) uint8; depth, teacher_depth: (B, 1, h, w) as they came in; inside: (B, 1, h, w) bool."""
+    """The windows of a batch.
+
+    Attributes:
+        image: (B, 3, h, w) uint8.
+        depth: (B, 1, h, w), in the dtype and units that came in.
+        teacher_depth: as `depth`; None without a teacher's map.
+        inside: (B, 1, h, w) bool, False outside the image.
+    """
 
     image: Tensor
     depth: Tensor
@@ -23,20 +30,33 @@ class Resampled(NamedTuple):
     inside: Tensor
 
 
-def resample(image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: Tensor, size: tuple) -> Resampled:
-    """The windows of h x w = `size` out of a batch of parts of pictures, (B, 3, H, W) uint8 and (B, 1, H, W).
+def resample(
+    image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: Tensor, size: tuple
+) -> Resampled:
+    """Resamples the windows out of a batch of parts of images.
 
-    places: (B, 8) float64, in pixels of the part: (x, y) of the window's first pixel, the step to its next column, the
-    step to its next row, then the part's height and width, beyond which it is only filled up. The image is bilinear and
-    rounded to a grey level, depths take the nearest pixel. What comes from outside is black and has depth 0.
+    The image is sampled bilinearly and rounded to a grey level; depths take the nearest pixel.
+    Pixels from outside the part are black and have depth 0.
+
+    Args:
+        image: (B, 3, H, W) uint8.
+        depth: (B, 1, H, W).
+        teacher_depth: (B, 1, H, W) or None.
+        places: (B, 8) float64, in pixels of the part: (x, y) of the window's first pixel, the step
+            to its next column, the step to its next row, then the part's height and width. Pixels
+            beyond that height and width are padding.
+        size: (h, w) of the windows.
     """
-    if image.device.type != "cpu":  # asking which ones are straight would wait for the device
+    # On a GPU, asking which windows are upright would be a host sync.
+    if image.device.type != "cpu":
         return _turned(image, depth, teacher_depth, places, size)
     maps = [depth] if teacher_depth is None else [depth, teacher_depth]
     parts = []
     for index, place in enumerate(places.tolist()):
         one = [tensor[index : index + 1] for tensor in (image, *maps)]
-        if place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1 and _lies_within(place, size):
+        # Steps of one pixel along the axes, with or without a flip.
+        upright = place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1
+        if upright and _lies_within(place, size):
             parts.append(_straight(one, place, size))
         else:
             parts.append(_turned(*one, *[None] * (3 - len(one)), places[index : index + 1], size))
@@ -45,50 +65,82 @@ def resample(image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places:
 
 
 def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
-    """True for a window that isn't turned and reaches nowhere beyond its part."""
+    """True for an upright window that lies wholly within its part."""
     first, top, step, *_, height, width = place
     left = first - (size[1] - 1 if step < 0 else 0)
     return left >= 0 and top >= 0 and left + size[1] <= width and top + size[0] <= height
 
 
 def _straight(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Resampled:
-    """One window that isn't turned: a view, or its mirror image."""
-    (height, width), flip = size, place[2] < 0
-    left, top = int(place[0]) - (width - 1 if flip else 0), int(place[1])
+    """Returns one window that isn't rotated: a view, or its mirror image."""
+    height, width = size
+    flip = place[2] < 0
+    left = int(place[0]) - (width - 1 if flip else 0)
+    top = int(place[1])
     image, *maps = (plane[..., top : top + height, left : left + width] for plane in planes)
-    image, *maps = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane for plane in (image, *maps))
-    return Resampled(image, maps[0], maps[1] if len(maps) > 1 else None, torch.ones(1, 1, *size, dtype=torch.bool))
+    image, *maps = (
+        _bits(plane).flip(-1).view(plane.dtype) if flip else plane for plane in (image, *maps)
+    )
+    inside = torch.ones(1, 1, *size, dtype=torch.bool)
+    return Resampled(image, maps[0], maps[1] if len(maps) > 1 else None, inside)
 
 
 def _bits(plane: Tensor) -> Tensor:
-    """A plane whose elements can be moved: unsigned 16-bit ones can't on some devices and in some torch."""
+    """Returns a view whose elements can be moved.
+
+    Unsigned 16-bit ones can't be on some devices and in some versions of torch.
+    """
     return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
 
-def _turned(image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: Tensor, size: tuple) -> Resampled:
+def _turned(
+    image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: Tensor, size: tuple
+) -> Resampled:
+    """Returns the windows of a batch, each with any rotation; arguments as for `resample`."""
+    # The image, bilinearly. In a sampling grid -1 and 1 are the outer edges of the part's pixels.
     x, y = _coordinates(places, size)
     height, width = image.shape[-2:]
-    # -1 and 1 are the outer edges of the part's pixels.
-    grid = torch.stack([x.add(0.5).mul_(2 / width).sub_(1), y.add(0.5).mul_(2 / height).sub_(1)], dim=-1)
+    grid = torch.stack(
+        [x.add(0.5).mul_(2 / width).sub_(1), y.add(0.5).mul_(2 / height).sub_(1)], dim=-1
+    )
     planes = image.to(torch.float32, memory_format=torch.contiguous_format)
-    levels = F.grid_sample(planes, grid, "bilinear", "zeros", align_corners=False).add_(0.5).to(torch.uint8)
+    levels = (
+        F.grid_sample(planes, grid, "bilinear", "zeros", align_corners=False)
+        .add_(0.5)
+        .to(torch.uint8)
+    )
+    # The depths, by the index of the nearest pixel.
     columns, rows = x.add_(0.5).floor_(), y.add_(0.5).floor_()
     heights, widths = places[:, 6:].float()[..., None, None].unbind(1)
     inside = (columns >= 0) & (columns < widths) & (rows >= 0) & (rows < heights)
     index = (rows.long().mul_(width).add_(columns.long())).mul_(inside).flatten(1)
-    shape, outside = (len(image), 1, *size), ~inside[:, None]
+    shape = (len(image), 1, *size)
+    outside = ~inside[:, None]
 
     def nearest(plane: Tensor | None) -> Tensor | None:
         if plane is None:
             return None
-        return _bits(plane).flatten(1).gather(1, index).view(shape).masked_fill_(outside, 0).view(plane.dtype)
+        return (
+            _bits(plane)
+            .flatten(1)
+            .gather(1, index)
+            .view(shape)
+            .masked_fill_(outside, 0)
+            .view(plane.dtype)
+        )
 
     return Resampled(levels, nearest(depth), nearest(teacher_depth), inside[:, None])
 
 
 def _coordinates(places: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """x and y, (B, h, w) float32, of the windows' pixels: a sum of what its column and what its row says."""
-    rows, columns = (torch.arange(count, dtype=torch.float64, device=places.device) for count in size)
+    """Returns x and y of the windows' pixels in their parts, each (B, h, w) float32.
+
+    The map is affine, so each is a sum of a term of the pixel's column and one of its row.
+    """
+    rows, columns = (
+        torch.arange(count, dtype=torch.float64, device=places.device) for count in size
+    )
     origin, to_column, to_row = places[:, :6].view(-1, 3, 2, 1).unbind(1)
-    of_column, of_row = (origin + to_column * columns).float(), (to_row * rows).float()
+    of_column = (origin + to_column * columns).float()
+    of_row = (to_row * rows).float()
     return tuple((of_column[:, :, None, :] + of_row[:, :, :, None]).unbind(1))

@@ -1,4 +1,4 @@
-"""The ground's colour: asphalt, marks, slabs, verges, side roads, and the shadows that fall on it.
+"""The colour of the ground: asphalt, marks, slabs, verges, side roads, and the shadows on it.
 
 Costs about a third of a scene. Left out: shadows that solids cast on each other.
 """
@@ -13,8 +13,20 @@ from tiekd.data.rendering.texture import grain, mix, noise, strip, stripes
 _MARK = np.array([0.72, 0.72, 0.69], np.float32)
 
 
-def ground(camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray) -> np.ndarray:
-    """Lit colours (n, 3) of the pixels at[...] (H, W) bool; depth (n,), point 3 x (n,) world metres."""
+def ground(
+    camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray
+) -> np.ndarray:
+    """Returns the lit colours (n, 3) of the ground's pixels.
+
+    Args:
+        camera: the camera.
+        street: the street.
+        hits: the faces of the image.
+        at: (H, W) bool, the n pixels.
+        depth: (n,), metres.
+        point: 3 x (n,), metres, world axes.
+        ray: 3 x (n,), world axes; not used.
+    """
     colour = _albedo(camera, street.road, depth, point[0], point[2])
     sun, sky = (buffer[at][:, None] for buffer in _light_that_arrives(camera, street, hits))
     light = street.light
@@ -22,6 +34,8 @@ def ground(camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, po
 
 
 def _albedo(camera: Camera, road: Road, depth, x, z):
+    """Returns the ground's own colours (n, 3) at depth (n,) and world x and z (n,), metres."""
+    # The pixel's size across and along the view; e: metres to the right of the centre line.
     foot = depth * np.float32(1 / camera.focal)
     long = np.minimum(depth * foot * np.float32(1 / camera.position[1]), 40) + np.float32(1e-3)
     e = x - np.float32(road.offset) - np.float32(road.bend) * z * z
@@ -31,16 +45,24 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     def rough(rgb, coarsely, finely):
         return np.asarray(rgb, np.float32) * (1 + coarsely * coarse + finely * fine)[:, None]
 
+    # Verge, pavement with its joints, and kerb.
     half = road.half_width
     colour = rough(road.verge, 0.5, 0.8)
     if road.pavement:
         slabs = rough(road.slabs, 0.12, 0.25)
-        slabs *= (1 - 0.4 * np.maximum(stripes(z, 0.8, 0.05, long), stripes(e, 0.6, 0.05, foot)))[:, None]
+        joints = np.maximum(stripes(z, 0.8, 0.05, long), stripes(e, 0.6, 0.05, foot))
+        slabs *= (1 - 0.4 * joints)[:, None]
         mix(colour, slabs, strip(np.abs(e), half + road.pavement / 2, road.pavement / 2, foot))
-    mix(colour, rough(road.slabs, 0.1, 0.2) * np.float32(1.2), strip(np.abs(e), half + 0.08, 0.1, foot))
+    kerb = rough(road.slabs, 0.1, 0.2) * np.float32(1.2)
+    mix(colour, kerb, strip(np.abs(e), half + 0.08, 0.1, foot))
+
+    # Asphalt, darker where tyres run.
     asphalt = rough(road.asphalt, 0.2, 0.45)
-    asphalt *= (1 - np.float32(0.12) * strip(np.abs(np.abs(e) - road.lane_edge / 2), 0.75, 0.3, foot))[:, None]
+    tyre_tracks = strip(np.abs(np.abs(e) - road.lane_edge / 2), 0.75, 0.3, foot)
+    asphalt *= (1 - np.float32(0.12) * tyre_tracks)[:, None]
     mix(colour, asphalt, strip(e, 0, half, foot))
+
+    # Marks, and the side road with its zebra crossing.
     mark = strip(e, 0, 0.07, foot)
     if road.dashed:
         mark *= stripes(z, 7.5, 0.42, long)
@@ -48,7 +70,8 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
         mark += strip(np.abs(e), road.lane_edge - 0.15, 0.06, foot)
     if road.crossing < 1e5:
         from_crossing = z - np.float32(road.crossing)
-        side_road, zebra = strip(from_crossing, 0, 4.0, long), strip(from_crossing, -6.2, 1.5, long)
+        side_road = strip(from_crossing, 0, 4.0, long)
+        zebra = strip(from_crossing, -6.2, 1.5, long)
         mix(colour, asphalt, side_road)
         bars = stripes(e + 50, 1.0, 0.5, foot) * strip(e, 0, half, foot)
         mark = np.maximum(mark * (1 - side_road) * (1 - zebra), zebra * bars)
@@ -57,7 +80,7 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
 
 
 def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
-    """Shares 0..1 of sun and of sky light that reach the ground, two (H, W) float32."""
+    """Returns the shares 0..1 of sun and of sky light that reach the ground, two (H, W) float32."""
     sun = np.ones((camera.height, camera.width), np.float32)
     sky = sun.copy()
     x, y = rays(camera)
@@ -65,6 +88,8 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
     depth = 1 / np.where(hits.face == GROUND, hits.inverse_depth, 1)
     world_x = depth * (axes[0, 0] * x + axes[2, 0] + axes[1, 0] * y)
     world_z = depth * (axes[0, 2] * x + axes[2, 2] + axes[1, 2] * y)
+    # Solids shade the sun; vehicles also shade the sky close to them. Each is computed only in the
+    # rectangle that its shadow can cover.
     to_sun = street.light.sun
     for solid in street.solids:
         if street.light.sun_colour[0] > 0.3 and solid.material != WHEEL:
@@ -72,7 +97,8 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
             area = rectangle(camera, np.concatenate([solid.corners * (1, 0, 1), fallen]))
             if area is not None:
                 cast = _shadow_of_faces if solid.radii is None else _shadow_of_ellipsoid
-                sun[area] = np.minimum(sun[area], 1 - cast(solid, to_sun, world_x[area], world_z[area]))
+                shadow = cast(solid, to_sun, world_x[area], world_z[area])
+                sun[area] = np.minimum(sun[area], 1 - shadow)
         if solid.material == PAINT:
             area = rectangle(camera, (solid.corners - solid.centre) * (1.4, 0, 1.4) + solid.centre)
             if area is not None:
@@ -81,11 +107,16 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
 
 
 def _shadow_of_faces(solid: Solid, to_sun, x, z):
+    """Returns 1 where a polyhedron lies between the ground point (x, z) and the sun, else 0."""
     enter, leave = np.float32(0), np.float32(1e9)
     for normal, offset in zip(solid.normals, solid.offsets, strict=True):
         slope = float((normal * to_sun).sum())
         if abs(slope) > 1e-6:
-            reach = np.float32(offset / slope) - np.float32(normal[0] / slope) * x - np.float32(normal[2] / slope) * z
+            reach = (
+                np.float32(offset / slope)
+                - np.float32(normal[0] / slope) * x
+                - np.float32(normal[2] / slope) * z
+            )
             if slope < 0:
                 enter = np.maximum(enter, reach)
             else:
@@ -94,19 +125,31 @@ def _shadow_of_faces(solid: Solid, to_sun, x, z):
 
 
 def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
-    middle, radii, way = (v.astype(np.float32) for v in (solid.centre, solid.radii, to_sun / solid.radii))
-    a, b, c = (x - middle[0]) / radii[0], -middle[1] / radii[1], (z - middle[2]) / radii[2]
+    """Returns the darkness 0..0.9 of an ellipsoid's shadow at ground points (x, z)."""
+    # In units of the radii, from the middle.
+    middle = solid.centre.astype(np.float32)
+    radii = solid.radii.astype(np.float32)
+    way = (to_sun / solid.radii).astype(np.float32)
+    a = (x - middle[0]) / radii[0]
+    b = -middle[1] / radii[1]
+    c = (z - middle[2]) / radii[2]
     along = a * way[0] + b * way[1] + c * way[2]
     square = way[0] * way[0] + way[1] * way[1] + way[2] * way[2]
-    away = a * a + b * b + c * c - along * along / square  # squared distance of the sun ray from the middle
+    # Squared distance of the sun's ray from the middle.
+    away = a * a + b * b + c * c - along * along / square
     holes = np.float32(solid.numbers[0]) * noise(x * np.float32(2.3), z * np.float32(2.3))
     return np.minimum(np.maximum((1 - away - holes) * 4, 0), np.float32(0.9))
 
 
 def _beside_vehicle(solid: Solid, x, z):
-    """Ambient light under and beside a vehicle, which tells the eye where it stands."""
-    x, z = x - np.float32(solid.centre[0]), z - np.float32(solid.centre[2])
-    ahead, right = solid.axes[0].astype(np.float32), solid.axes[2].astype(np.float32)
+    """Returns the share of ambient light under and beside a vehicle.
+
+    This soft shadow shows where the vehicle stands.
+    """
+    x = x - np.float32(solid.centre[0])
+    z = z - np.float32(solid.centre[2])
+    ahead = solid.axes[0].astype(np.float32)
+    right = solid.axes[2].astype(np.float32)
     beyond_end = np.abs(x * ahead[0] + z * ahead[2]) - np.float32(solid.numbers[1])
     beyond_side = np.abs(x * right[0] + z * right[2]) - np.float32(solid.numbers[2])
     gap = np.maximum(beyond_end, beyond_side)

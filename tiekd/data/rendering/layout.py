@@ -1,7 +1,8 @@
-"""What stands where: one random street as plain numbers and solids.
+"""The layout of one random street, as plain numbers and solids.
 
-Three kinds of surroundings (town, suburb, country), straight or bent roads, side roads, parked and moving traffic.
-Left out: hills (the ground is flat), kerb heights, anything that moves.
+There are three kinds of surroundings (town, suburb, country), straight or bent roads, side roads,
+parked and moving traffic. Left out: hills (the ground is flat), kerb heights, motion between
+frames.
 """
 
 import math
@@ -19,7 +20,10 @@ _GRAVEL = ((0.3, 0.28, 0.25), (0.24, 0.2, 0.16))
 
 
 class Road(NamedTuple):
-    """The ground: the centre line is x = offset + bend * z^2; widths and distances in metres from it; colours RGB."""
+    """The ground. The centre line is x = offset + bend * z^2.
+
+    Widths and distances are in metres from the centre line; colours are linear RGB.
+    """
 
     offset: float
     bend: float
@@ -34,16 +38,17 @@ class Road(NamedTuple):
     verge: tuple
 
     def heading(self, z: float) -> float:
-        """Direction of the road at z, radians to the right."""
+        """Returns the road's direction at z, radians to the right."""
         return math.atan(2 * self.bend * z)
 
     def place(self, across: float, z: float) -> tuple[float, float]:
-        """World (x, z) at `across` metres to the right of the centre line."""
+        """Returns the world (x, z) at `across` metres to the right of the centre line."""
         angle = self.heading(z)
-        return self.offset + self.bend * z * z + across * math.cos(angle), z - across * math.sin(angle)
+        x = self.offset + self.bend * z * z + across * math.cos(angle)
+        return x, z - across * math.sin(angle)
 
     def open_at(self, z: float, room: float) -> bool:
-        """Whether something that reaches `room` metres to both sides of z keeps out of the side road."""
+        """True if an object that reaches `room` metres to both sides of z is off the side road."""
         return abs(z - self.crossing) > room + 4.0
 
 
@@ -56,27 +61,39 @@ class Street(NamedTuple):
 
 
 def random_street(draw: Draw) -> Street:
-    """One random street; the camera is meant to be at x = z = 0 in its right lane."""
+    """Returns one random street. The camera belongs at x = z = 0, in its right lane."""
     kind = ("town", "town", "suburb", "suburb", "country")[draw.whole(5)]
-    road, light, solids = _road(draw, kind), random_light(draw), []
+    road = _road(draw, kind)
+    light = random_light(draw)
+    solids = []
+
+    # Both sides of the road, with parked vehicles.
     for side in (-1, 1):
         _frontage(solids, draw, road, kind, side)
         _trees_and_lamps(solids, draw, road, kind, side)
         _small_things(solids, draw, road, side)
         if kind != "country" and draw.chance(0.85):
             parked = side * (road.half_width - 1.0)
-            _lane(solids, draw, road, parked, draw.span(2, 14), draw.span(0.8, 12), oncoming=side < 0)
+            _lane(
+                solids, draw, road, parked, draw.span(2, 14), draw.span(0.8, 12), oncoming=side < 0
+            )
+    # Traffic in the right and in the left lane.
+    lane = road.lane_edge / 2
     if draw.chance(0.8):
-        _lane(solids, draw, road, road.lane_edge / 2, draw.span(8, 40), draw.span(10, 50), oncoming=False)
+        _lane(solids, draw, road, lane, draw.span(8, 40), draw.span(10, 50), oncoming=False)
     if draw.chance(0.8):
-        _lane(solids, draw, road, -road.lane_edge / 2, draw.span(6, 40), draw.span(8, 50), oncoming=True)
+        _lane(solids, draw, road, -lane, draw.span(6, 40), draw.span(8, 50), oncoming=True)
     return Street(road, light, solids)
 
 
 def _road(draw: Draw, kind: str) -> Road:
+    """Returns a random road for one of the three kinds of surroundings."""
     lane = draw.span(2.8, 3.6)
     parking = {"town": 2.2, "suburb": 2.0, "country": 0.6}[kind] * draw.span(0.9, 1.1)
-    bend = 0.0 if draw.chance(0.4) else draw.span(-1, 1) * (0.0022 if kind == "country" else 0.0013)
+    bend = 0.0
+    if not draw.chance(0.4):
+        sharpest = 0.0022 if kind == "country" else 0.0013
+        bend = draw.span(-1, 1) * sharpest
     return Road(
         offset=-lane / 2 + draw.span(-0.35, 0.35),
         bend=bend,
@@ -86,69 +103,98 @@ def _road(draw: Draw, kind: str) -> Road:
         dashed=draw.chance(0.7),
         edge_lines=draw.chance(0.9 if kind == "country" else 0.4),
         crossing=draw.span(18, 60) if draw.chance(0.35) else 1e6,
-        asphalt=draw.tint(((0.14, 0.14, 0.145), (0.2, 0.195, 0.19), (0.1, 0.1, 0.11), (0.27, 0.26, 0.25))),
+        asphalt=draw.tint(
+            ((0.14, 0.14, 0.145), (0.2, 0.195, 0.19), (0.1, 0.1, 0.11), (0.27, 0.26, 0.25))
+        ),
         slabs=draw.tint(((0.34, 0.33, 0.31), (0.28, 0.22, 0.19), (0.4, 0.38, 0.34))),
         verge=draw.tint(_GRAVEL if kind == "town" else _GRASS),
     )
 
 
 def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
-    """Buildings along one side, in the suburb with hedges or walls before them."""
-    z, edge = draw.span(-25, -5), road.half_width + road.pavement
+    """Adds the buildings along one side, in the suburb with hedges or walls before them."""
+    z = draw.span(-25, -5)
+    edge = road.half_width + road.pavement
     terraced = kind == "town" and draw.chance(0.75)
     while z < _BUILT_TO_M:
-        length, depth = draw.span(9, 24) if kind == "town" else draw.span(8, 15), draw.span(8, 14)
+        # The next plot, left empty where the side road is.
+        length = draw.span(9, 24) if kind == "town" else draw.span(8, 15)
+        depth = draw.span(8, 14)
         if terraced:
             gap, back = draw.span(0, 0.3), draw.span(0.2, 0.8)
         else:
             gap = draw.span(*{"town": (2, 14), "suburb": (3, 14), "country": (25, 110)}[kind])
             back = draw.span(*{"town": (0.5, 5), "suburb": (2.5, 9), "country": (6, 40)}[kind])
-        middle, z = z + length / 2, z + length + gap
+        middle = z + length / 2
+        z = z + length + gap
         if not road.open_at(middle, length / 2 + 2):
             continue
-        storeys, gabled = (
-            (2 + draw.whole(4), draw.chance(0.3)) if kind == "town" else (1 + draw.whole(2), draw.chance(0.9))
-        )
+        # The house.
+        if kind == "town":
+            storeys = 2 + draw.whole(4)
+            gabled = draw.chance(0.3)
+        else:
+            storeys = 1 + draw.whole(2)
+            gabled = draw.chance(0.9)
         x_z = road.place(side * (edge + back + depth / 2), middle)
         angle = road.heading(middle)
-        objects.building(solids, draw, *x_z, angle + draw.span(-0.03, 0.03), length, depth, storeys, gabled)
+        objects.building(
+            solids, draw, *x_z, angle + draw.span(-0.03, 0.03), length, depth, storeys, gabled
+        )
+        # Its hedge or wall.
         if kind == "suburb" and draw.chance(0.6):
             hedge = draw.chance(0.6)
-            x_z, colour = road.place(side * (edge + 0.5), middle), draw.tint(objects.LEAVES if hedge else objects.WALLS)
-            tall, long, rough = draw.span(0.7, 1.7), length + min(gap, 4) * 0.5, 0.9 if hedge else 0.25
-            objects.block(solids, *x_z, 0, tall, long, 0.5, angle, colour, rough, key=draw.whole(256))
+            x_z = road.place(side * (edge + 0.5), middle)
+            colour = draw.tint(objects.LEAVES if hedge else objects.WALLS)
+            tall = draw.span(0.7, 1.7)
+            long = length + min(gap, 4) * 0.5
+            rough = 0.9 if hedge else 0.25
+            objects.block(
+                solids, *x_z, 0, tall, long, 0.5, angle, colour, rough, key=draw.whole(256)
+            )
 
 
 def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
+    """Adds a row of trees and a row of street lamps along one side."""
     edge = road.half_width + (0.7 if road.pavement else 2.0)
     if draw.chance(0.7):
         z, step = draw.span(3, 20), draw.span(7, 22)
         reach = draw.span(0.0, 0.4) if kind == "town" else draw.span(0.5, 6)
         while z < _PLANTED_TO_M:
-            across, size = side * (edge + reach + draw.span(-0.3, 0.3)), draw.span(0.7, 1.3)
+            across = side * (edge + reach + draw.span(-0.3, 0.3))
+            size = draw.span(0.7, 1.3)
             if road.open_at(z, 1.0):
                 objects.tree(solids, draw, *road.place(across, z), size)
             z += step * draw.span(0.6, 1.4)
     if draw.chance(0.7):
-        z, step, tall = draw.span(5, 25), draw.span(18, 35), draw.span(5, 8.5)
+        z = draw.span(5, 25)
+        step = draw.span(18, 35)
+        tall = draw.span(5, 8.5)
         while z < _PLANTED_TO_M:
             if road.open_at(z, 1.0):
-                objects.lamp(solids, *road.place(side * (edge - 0.2), z), road.heading(z), side, tall)
+                objects.lamp(
+                    solids, *road.place(side * (edge - 0.2), z), road.heading(z), side, tall
+                )
             z += step
 
 
 def _small_things(solids: list[Solid], draw: Draw, road: Road, side: int) -> None:
+    """Adds up to four signs, people and bins beside the road."""
     edge = road.half_width + (0.7 if road.pavement else 2.0)
     for _ in range(draw.whole(5)):
         what = (objects.sign, objects.person, objects.bin_)[draw.whole(3)]
-        z, across = draw.span(6, 50), side * (edge + draw.span(-0.3, 0.6))
+        z = draw.span(6, 50)
+        across = side * (edge + draw.span(-0.3, 0.6))
         if road.open_at(z, 0.5):
             what(solids, draw, *road.place(across, z))
 
 
-def _lane(solids: list[Solid], draw: Draw, road: Road, across: float, z: float, gap: float, oncoming: bool) -> None:
-    """Vehicles one behind the other from z on, `gap` metres apart more or less."""
+def _lane(
+    solids: list[Solid], draw: Draw, road: Road, across: float, z: float, gap: float, oncoming: bool
+) -> None:
+    """Adds vehicles one behind the other from z on, about `gap` metres apart."""
     while z < _DRIVEN_TO_M:
+        # The side road's mouth stays free.
         if road.crossing - 12 < z < road.crossing + 5:
             z = road.crossing + 5 + draw.span(0, 3)
         swerve = draw.span(-0.15, 0.15)

@@ -1,4 +1,4 @@
-"""Sunlight, overcast light and the sky that goes with them."""
+"""Sunlight, overcast light and the sky that goes with each."""
 
 import math
 from typing import NamedTuple
@@ -10,57 +10,96 @@ from tiekd.data.rendering.texture import noise
 
 
 class Light(NamedTuple):
-    """`sun` (3,) is the unit vector to the sun; colours are linear RGB (3,), float32; `haze_m` is its 1/e length."""
+    """The light of a scene. Colours are linear RGB (3,), float32.
+
+    Attributes:
+        sun: (3,), unit vector to the sun.
+        sun_colour: colour and strength of the sunlight.
+        ambient: light of the sky on surfaces.
+        zenith: the sky's colour above.
+        horizon: the sky's colour at the horizon, and the haze's.
+        clouds: 0 (clear) to 1 (overcast).
+        haze_m: distance at which haze leaves 1/e of the light, metres.
+        exposure: factor on all colours.
+        hills: height of the hills on the horizon over their distance.
+    """
 
     sun: np.ndarray
     sun_colour: np.ndarray
     ambient: np.ndarray
     zenith: np.ndarray
     horizon: np.ndarray
-    clouds: float  # 0 clear .. 1 overcast
+    clouds: float
     haze_m: float
     exposure: float
-    hills: float  # height of the hills on the horizon over their distance
+    hills: float
 
 
 def random_light(draw: Draw) -> Light:
-    """Two days in three are sunny."""
-    azimuth, height = draw.span(-math.pi, math.pi), draw.span(0.4, 1.05)
-    sun = [math.sin(azimuth) * math.cos(height), math.sin(height), math.cos(azimuth) * math.cos(height)]
+    """Returns random light; two days in three are sunny."""
+    azimuth = draw.span(-math.pi, math.pi)
+    height = draw.span(0.4, 1.05)
+    sun = [
+        math.sin(azimuth) * math.cos(height),
+        math.sin(height),
+        math.cos(azimuth) * math.cos(height),
+    ]
+    # Sunny: a warm sun, a bluish sky. Overcast: nearly no sun, a grey sky.
     if draw.chance(0.67):
-        warm, strength, sky = draw.span(0.7, 1.0), draw.span(1.5, 2.2), draw.span(0.75, 1.1)
+        warm = draw.span(0.7, 1.0)
+        strength = draw.span(1.5, 2.2)
+        sky = draw.span(0.75, 1.1)
         sun_colour = strength, strength * (0.82 + 0.15 * warm), strength * (0.6 + 0.3 * warm)
         ambient = [draw.span(0.4, 0.6) * c for c in (0.85, 0.95, 1.15)]
-        zenith, horizon = [sky * c for c in (0.14, 0.3, 0.68)], [sky * c for c in (0.62, 0.74, 0.88)]
-        clouds, haze_m, exposure = draw.span(0.0, 0.75), draw.span(160, 600), draw.span(0.75, 1.15)
+        zenith = [sky * c for c in (0.14, 0.3, 0.68)]
+        horizon = [sky * c for c in (0.62, 0.74, 0.88)]
+        clouds = draw.span(0.0, 0.75)
+        haze_m = draw.span(160, 600)
+        exposure = draw.span(0.75, 1.15)
     else:
         grey, strength = draw.span(0.6, 1.0), draw.span(0.0, 0.2)
         sun_colour = strength, strength, strength
         ambient = [draw.span(1.0, 1.4) * c for c in (0.96, 1.0, 1.04)]
-        zenith, horizon = [grey * c for c in (0.82, 0.9, 1.0)], [grey * c for c in (1.0, 1.03, 1.05)]
-        clouds, haze_m, exposure = draw.span(0.5, 1.0), draw.span(100, 350), draw.span(0.75, 1.1)
+        zenith = [grey * c for c in (0.82, 0.9, 1.0)]
+        horizon = [grey * c for c in (1.0, 1.03, 1.05)]
+        clouds = draw.span(0.5, 1.0)
+        haze_m = draw.span(100, 350)
+        exposure = draw.span(0.75, 1.1)
     colours = (np.array(colour, np.float32) for colour in (sun_colour, ambient, zenith, horizon))
     return Light(np.array(sun), *colours, clouds, haze_m, exposure, draw.span(0.01, 0.06))
 
 
 def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
-    """Sky colours (n, 3) float32 for world ray directions, three (n,) arrays: gradient, glow, clouds, far hills."""
+    """Returns the sky's colours (n, 3) float32: gradient, glow, clouds and far hills.
+
+    Args:
+        ray: world ray directions, three (n,) arrays.
+        light: the scene's light.
+    """
+    # Gradient from the horizon to the zenith.
     flat = np.maximum(ray[1], 0) + np.float32(0.02)
     blend = np.minimum(flat * np.float32(2.2), 1)[:, None]
     colour = light.horizon + blend * (light.zenith - light.horizon)
+    # Glow around the sun: the cosine of the angle to it, to the power of 8.
     sun = light.sun.astype(np.float32)
     glow = np.maximum(ray[0] * sun[0] + ray[1] * sun[1] + ray[2] * sun[2], 0)
     glow /= np.sqrt(ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2])
     for _ in range(3):
         glow *= glow
     colour += glow[:, None] * (light.sun_colour * np.float32(0.3))
+    # Clouds: three octaves of noise on a plane above.
     scale = 1 / (flat + np.float32(0.06))
     a, b = ray[0] * scale, ray[2] * scale
     cover = np.float32(0.6) * noise(a * np.float32(0.6) + np.float32(11), b * np.float32(0.6))
-    cover += np.float32(0.28) * noise(a * np.float32(1.7), b * np.float32(1.7)) + np.float32(0.12) * noise(a * 5, b * 5)
-    cover = np.minimum(np.maximum((cover - np.float32(0.85 - 0.6 * light.clouds)) * 4, 0), np.float32(0.8))
+    medium = np.float32(0.28) * noise(a * np.float32(1.7), b * np.float32(1.7))
+    cover += medium + np.float32(0.12) * noise(a * 5, b * 5)
+    cover = np.maximum((cover - np.float32(0.85 - 0.6 * light.clouds)) * 4, 0)
+    cover = np.minimum(cover, np.float32(0.8))
     cover *= np.minimum(flat * 12, 1)
-    colour += cover[:, None] * (light.horizon * np.float32(0.95) + light.sun_colour * np.float32(0.15) - colour)
+    cloud = light.horizon * np.float32(0.95) + light.sun_colour * np.float32(0.15)
+    colour += cover[:, None] * (cloud - colour)
+
+    # Far hills: a ridge line over the angle.
     across, up = ray[0] / ray[2], ray[1] / ray[2]
     row = np.zeros_like(across)
     ridge = noise(across * 3 + 40, row) + np.float32(0.35) * noise(across * 23, row)

@@ -1,7 +1,7 @@
-"""One function per thing that can stand in a street; each appends its solids to a list.
+"""One function per kind of object in a street; each appends its solids to a list.
 
-Sizes are metres, colours linear RGB, angles radians (0 faces along z). The texture parameters in `numbers` are read by
-the material of the same name in materials.py. Vehicles are in vehicles.py.
+Sizes are metres, colours linear RGB, angles radians (0 faces along z). The texture parameters in
+`numbers` are read by the material of the same name in materials.py. Vehicles are in vehicles.py.
 """
 
 import math
@@ -12,74 +12,156 @@ from tiekd.data.rendering.casting import Solid, ellipsoid, prism
 
 FACADE, PAINT, CABIN, WHEEL, PLAIN, LEAF = range(6)  # Solid.material
 WALLS = (
-    ((0.62, 0.55, 0.42), (0.68, 0.66, 0.6), (0.5, 0.3, 0.2), (0.36, 0.14, 0.09), (0.6, 0.42, 0.2), (0.4, 0.42, 0.44))
-    + ((0.66, 0.46, 0.38), (0.42, 0.48, 0.42), (0.25, 0.22, 0.2), (0.7, 0.62, 0.34), (0.5, 0.52, 0.6))
+    (
+        (0.62, 0.55, 0.42),
+        (0.68, 0.66, 0.6),
+        (0.5, 0.3, 0.2),
+        (0.36, 0.14, 0.09),
+        (0.6, 0.42, 0.2),
+        (0.4, 0.42, 0.44),
+    )
+    + (
+        (0.66, 0.46, 0.38),
+        (0.42, 0.48, 0.42),
+        (0.25, 0.22, 0.2),
+        (0.7, 0.62, 0.34),
+        (0.5, 0.52, 0.6),
+    )
     + ((0.3, 0.1, 0.07), (0.78, 0.76, 0.72))
 )
-CLOTHES = ((0.04, 0.05, 0.1), (0.5, 0.48, 0.45), (0.02, 0.02, 0.025), (0.4, 0.05, 0.05), (0.1, 0.2, 0.35))
-LEAVES = ((0.07, 0.16, 0.03), (0.05, 0.12, 0.04), (0.12, 0.19, 0.03), (0.2, 0.17, 0.03), (0.04, 0.1, 0.05))
+CLOTHES = (
+    (0.04, 0.05, 0.1),
+    (0.5, 0.48, 0.45),
+    (0.02, 0.02, 0.025),
+    (0.4, 0.05, 0.05),
+    (0.1, 0.2, 0.35),
+)
+LEAVES = (
+    (0.07, 0.16, 0.03),
+    (0.05, 0.12, 0.04),
+    (0.12, 0.19, 0.03),
+    (0.2, 0.17, 0.03),
+    (0.04, 0.1, 0.05),
+)
 _ROOFS = ((0.3, 0.1, 0.06), (0.16, 0.08, 0.06), (0.1, 0.1, 0.11), (0.36, 0.17, 0.1))
-_RED, _BLUE, _WHITE, _YELLOW = (0.5, 0.03, 0.03), (0.03, 0.1, 0.5), (0.6, 0.6, 0.58), (0.65, 0.45, 0.03)
-_SIGNS = ((_RED, 8), (_BLUE, 4), (_WHITE, 8), (_YELLOW, 4), (_RED, 3), (_BLUE, 8))  # colour, number of corners
+_RED = (0.5, 0.03, 0.03)
+_BLUE = (0.03, 0.1, 0.5)
+_WHITE = (0.6, 0.6, 0.58)
+_YELLOW = (0.65, 0.45, 0.03)
+# Colour and number of corners.
+_SIGNS = (
+    (_RED, 8),
+    (_BLUE, 4),
+    (_WHITE, 8),
+    (_YELLOW, 4),
+    (_RED, 3),
+    (_BLUE, 8),
+)
 
 
 class Draw:
-    """Random numbers by what they are for. Only `random` and `integers` are used: NumPy keeps their streams stable."""
+    """Random numbers, with a method per purpose.
+
+    Only `random` and `integers` are used, because NumPy keeps their streams stable.
+    """
 
     def __init__(self, seed: np.random.SeedSequence):
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
     def span(self, low: float, high: float) -> float:
+        """Returns a number from low to high, uniformly."""
         return low + (high - low) * float(self._rng.random())
 
     def chance(self, probability: float) -> bool:
+        """True with the given probability."""
         return float(self._rng.random()) < probability
 
     def whole(self, count: int) -> int:
+        """Returns a whole number from 0 to below count."""
         return int(self._rng.integers(count))
 
     def tint(self, colours: tuple, spread: float = 0.15) -> tuple:
-        """One of `colours`, a little lighter, darker or off."""
-        colour, gain = colours[self.whole(len(colours))], self.span(1 - 2 * spread, 1 + spread)
+        """Returns one of `colours`, slightly changed in brightness and hue."""
+        colour = colours[self.whole(len(colours))]
+        gain = self.span(1 - 2 * spread, 1 + spread)
         return tuple(c * gain * self.span(1 - spread / 2, 1 + spread / 2) for c in colour)
 
 
 def frame(angle: float) -> tuple:
-    """Unit vectors ahead, up and right of something that faces `angle`."""
+    """Returns the unit vectors ahead, up and right of an object that faces `angle`."""
     ahead = (math.sin(angle), 0.0, math.cos(angle))
     return ahead, (0.0, 1.0, 0.0), (ahead[2], 0.0, -ahead[0])
 
 
 def ring(radius: float, count: int) -> list:
-    """A regular polygon that stands on a side."""
-    turn, first = 2 * math.pi / count, math.pi / count - math.pi / 2
-    return [(radius * math.cos(first + i * turn), radius * math.sin(first + i * turn)) for i in range(count)]
+    """Returns the corners of a regular polygon that stands on a side."""
+    turn = 2 * math.pi / count
+    first = math.pi / count - math.pi / 2
+    return [
+        (radius * math.cos(first + i * turn), radius * math.sin(first + i * turn))
+        for i in range(count)
+    ]
 
 
 def column(
-    solids: list[Solid], x: float, z: float, radius: float, tall: float, colour: tuple, rough: float = 0.0
+    solids: list[Solid],
+    x: float,
+    z: float,
+    radius: float,
+    tall: float,
+    colour: tuple,
+    rough: float = 0.0,
 ) -> None:
-    """An upright hexagonal pole or trunk."""
+    """Adds an upright hexagonal pole or trunk at (x, z)."""
     ahead, up, right = frame(0.0)
     where = (x, tall / 2, z)
-    solids.append(prism(ring(radius, 6), where, (right, ahead, up), tall / 2, PLAIN, colour, numbers=(rough, 0, 0, 0)))
+    axes = (right, ahead, up)
+    numbers = (rough, 0, 0, 0)
+    solids.append(prism(ring(radius, 6), where, axes, tall / 2, PLAIN, colour, numbers=numbers))
 
 
-def block(solids: list[Solid], x: float, z: float, low: float, high: float, length: float, width: float, angle: float,
-          colour: tuple, rough: float = 0.0, key: int = 0) -> None:  # fmt: skip
-    """A plain box over (x, z) from height `low` to `high`; length is along `angle`."""
+def block(
+    solids: list[Solid],
+    x: float,
+    z: float,
+    low: float,
+    high: float,
+    length: float,
+    width: float,
+    angle: float,
+    colour: tuple,
+    rough: float = 0.0,
+    key: int = 0,
+) -> None:
+    """Adds a plain box over (x, z) from height `low` to `high`; its length is along `angle`."""
     ahead, up, right = frame(angle)
     profile = [(-length / 2, low), (length / 2, low), (length / 2, high), (-length / 2, high)]
+    axes = (ahead, up, right)
     numbers = (rough, 0, 0, 0)
-    solids.append(prism(profile, (x, 0, z), (ahead, up, right), width / 2, PLAIN, colour, key=key, numbers=numbers))
+    solids.append(
+        prism(profile, (x, 0, z), axes, width / 2, PLAIN, colour, key=key, numbers=numbers)
+    )
 
 
-def building(solids: list[Solid], draw: Draw, x: float, z: float, angle: float, length: float, depth: float,
-             storeys: int, gabled: bool) -> None:  # fmt: skip
-    """A house or block of flats with rows of windows; `length` is along the street, which runs along `angle`."""
+def building(
+    solids: list[Solid],
+    draw: Draw,
+    x: float,
+    z: float,
+    angle: float,
+    length: float,
+    depth: float,
+    storeys: int,
+    gabled: bool,
+) -> None:
+    """Adds a house or block of flats with rows of windows.
+
+    `length` is along the street, which runs along `angle`; `depth` is across.
+    """
     ahead, up, right = frame(angle)
     storey = draw.span(2.7, 3.4)
     top = storey * storeys + draw.span(0.2, 0.8)
+    # The profile is extruded along the ridge: across the street if the gable faces it.
     gable_on_street = draw.chance(0.4)
     span, half = (length / 2, depth / 2) if gable_on_street else (depth / 2, length / 2)
     axes = (ahead, up, right) if gable_on_street else (right, up, ahead)
@@ -87,13 +169,20 @@ def building(solids: list[Solid], draw: Draw, x: float, z: float, angle: float, 
     profile = [(-span, 0), (span, 0), (span, top), *ridge, (-span, top)]
     numbers = (draw.span(1.7, 3.4), storey, draw.span(0.35, 0.6), top)
     colours = draw.tint(WALLS), draw.tint(_ROOFS)
-    solids.append(prism(profile, (x, 0, z), axes, half, FACADE, *colours, key=draw.whole(256), numbers=numbers))
+    solids.append(
+        prism(
+            profile, (x, 0, z), axes, half, FACADE, *colours, key=draw.whole(256), numbers=numbers
+        )
+    )
 
 
 def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> None:
-    """A trunk under a crown of three ragged ellipsoids."""
-    tall, key = draw.span(5, 9) * size, draw.whole(256)
-    leaf, trunk, slim = draw.tint(LEAVES), draw.span(0.25, 0.4) * tall, draw.chance(0.25)
+    """Adds a trunk under a crown of three ragged ellipsoids."""
+    tall = draw.span(5, 9) * size
+    key = draw.whole(256)
+    leaf = draw.tint(LEAVES)
+    trunk = draw.span(0.25, 0.4) * tall
+    slim = draw.chance(0.25)
     column(solids, x, z, 0.022 * tall, trunk + 0.6, (0.09, 0.065, 0.045), rough=0.5)
     for blob in range(3):
         radius = tall * draw.span(0.2, 0.28) * (0.7 if slim else 1.0)
@@ -101,34 +190,42 @@ def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> No
         height = trunk + (tall - trunk) * (0.25 + 0.27 * blob)
         where = (x + draw.span(-spread, spread), height, z + draw.span(-spread, spread))
         radii = (radius, radius * draw.span(0.8, 1.2), radius)
-        solids.append(ellipsoid(where, radii, LEAF, leaf, key=(key + 31 * blob) % 256, numbers=(0.75, 0, 0, 0)))
+        solids.append(
+            ellipsoid(
+                where, radii, LEAF, leaf, key=(key + 31 * blob) % 256, numbers=(0.75, 0, 0, 0)
+            )
+        )
 
 
 def lamp(solids: list[Solid], x: float, z: float, angle: float, side: int, tall: float) -> None:
-    """A street lamp whose arm reaches over the road; `side` is +1 to the right of the road."""
+    """Adds a street lamp whose arm reaches over the road; `side` is +1 to the right of the road."""
     right = frame(angle)[2]
     column(solids, x, z, 0.08, tall, (0.22, 0.23, 0.24))
-    x, z = x - side * 0.7 * right[0], z - side * 0.7 * right[2]
+    x = x - side * 0.7 * right[0]
+    z = z - side * 0.7 * right[2]
     block(solids, x, z, tall - 0.08, tall + 0.08, 0.25, 1.5, angle, (0.25, 0.26, 0.27))
 
 
 def sign(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """A traffic sign that faces the camera more or less."""
+    """Adds a traffic sign that roughly faces the camera."""
     ahead, up, right = frame(draw.span(-0.2, 0.2))
-    tall, (colour, corners) = draw.span(2.0, 2.6), _SIGNS[draw.whole(len(_SIGNS))]
+    tall = draw.span(2.0, 2.6)
+    colour, corners = _SIGNS[draw.whole(len(_SIGNS))]
     column(solids, x, z, 0.035, tall + 0.1, (0.3, 0.3, 0.3))
     back = (x - 0.06 * ahead[0], tall + 0.2, z - 0.06 * ahead[2])
     solids.append(prism(ring(0.42, corners), back, (right, up, ahead), 0.02, PLAIN, colour))
 
 
 def bin_(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """A dustbin or a switch cabinet."""
+    """Adds a dustbin or a switch cabinet."""
     size = draw.span(0.5, 0.9)
-    block(solids, x, z, 0, size * 1.5, size, size, draw.span(-0.2, 0.2), draw.tint(CLOTHES), rough=0.15)
+    angle = draw.span(-0.2, 0.2)
+    colour = draw.tint(CLOTHES)
+    block(solids, x, z, 0, size * 1.5, size, size, angle, colour, rough=0.15)
 
 
 def person(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """Somebody who stands: legs, trunk and head."""
+    """Adds a standing person: legs, trunk and head."""
     tall = draw.span(1.55, 1.9) / 1.75
     legs, trunk = draw.tint(CLOTHES), draw.tint(CLOTHES)
     parts = (

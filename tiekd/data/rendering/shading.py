@@ -1,7 +1,8 @@
-"""From cast faces to a picture: sky, ground and solids, haze with distance, tone curve.
+"""Shades cast faces to an image: sky, ground and solids, haze with distance, tone curve.
 
-Textures are functions of world or object coordinates, so their size in the picture tells distance as in a photograph.
-Like the casting it uses + - * / sqrt only. Left out: reflections, lens blur.
+Textures are functions of world or object coordinates, so their size in the image tells the
+distance as in a photograph. As in the casting, only + - * / sqrt are used. Left out: reflections,
+lens blur.
 """
 
 import numpy as np
@@ -14,26 +15,33 @@ from tiekd.data.rendering.materials import solids
 
 
 def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
-    """The picture (H, W, 3) float32, display values 0..1."""
+    """Returns the image (H, W, 3) float32, display values 0..1."""
     x, y = rays(camera)
-    axes, light = camera.axes.astype(np.float32), street.light
+    axes = camera.axes.astype(np.float32)
+    light = street.light
     ray = [axes[0, k] * x + axes[2, k] + axes[1, k] * y for k in range(3)]
-    picture = np.empty((camera.height, camera.width, 3), np.float32)
+    image = np.empty((camera.height, camera.width, 3), np.float32)
     at = hits.face == SKY
-    picture[at] = sky([part[at] for part in ray], light)
+    image[at] = sky([part[at] for part in ray], light)
     haze = light.horizon * np.float32(0.9)
     for at, colours in ((hits.face == GROUND, ground), (hits.face > GROUND, solids)):
         depth = 1 / hits.inverse_depth[at]
         way = [part[at] for part in ray]
         point = [np.float32(camera.position[k]) + depth * way[k] for k in range(3)]
+        # The clear share is (1 + z / 4L)^-4 instead of exp(-z / L), which is not bit-equal on
+        # every processor.
         clear = 1 / (1 + depth * np.float32(0.25 / light.haze_m))
         clear *= clear
-        clear *= clear  # (1 + z / 4L)^-4 stands for exp(-z / L), which is not bit-equal on every processor
-        picture[at] = haze + clear[:, None] * (colours(camera, street, hits, at, depth, point, way) - haze)
-    return _tone(np.maximum(picture, 0) * np.float32(light.exposure))
+        clear *= clear
+        lit = colours(camera, street, hits, at, depth, point, way)
+        image[at] = haze + clear[:, None] * (lit - haze)
+    return _tone(np.maximum(image, 0) * np.float32(light.exposure))
 
 
 def _tone(linear: np.ndarray) -> np.ndarray:
-    """Square root for gamma, then half a smoothstep for the contrast of a camera; whites clip softly."""
+    """Returns display values: a camera's tone curve.
+
+    A square root for gamma, then half a smoothstep for contrast; whites clip softly.
+    """
     display = np.minimum(np.sqrt(linear / (1 + np.float32(0.25) * linear)), 1)
     return np.float32(0.5) * display + np.float32(0.5) * display * display * (3 - 2 * display)

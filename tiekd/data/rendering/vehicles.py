@@ -1,4 +1,7 @@
-"""Cars, vans and lorries: convex side views extruded across; each pair of wheels is one eight-sided roller."""
+"""Cars, vans and lorries: convex side views extruded across.
+
+Each pair of wheels is one eight-sided roller.
+"""
 
 import math
 
@@ -6,8 +9,20 @@ from tiekd.data.rendering.casting import Solid, prism
 from tiekd.data.rendering.objects import CABIN, PAINT, PLAIN, WALLS, WHEEL, Draw, frame, ring
 
 _PAINTS = (
-    ((0.55, 0.56, 0.58), (0.02, 0.02, 0.025), (0.75, 0.75, 0.73), (0.16, 0.17, 0.19), (0.45, 0.03, 0.03))
-    + ((0.04, 0.08, 0.3), (0.3, 0.32, 0.34), (0.05, 0.2, 0.09), (0.5, 0.36, 0.05), (0.3, 0.24, 0.18))
+    (
+        (0.55, 0.56, 0.58),
+        (0.02, 0.02, 0.025),
+        (0.75, 0.75, 0.73),
+        (0.16, 0.17, 0.19),
+        (0.45, 0.03, 0.03),
+    )
+    + (
+        (0.04, 0.08, 0.3),
+        (0.3, 0.32, 0.34),
+        (0.05, 0.2, 0.09),
+        (0.5, 0.36, 0.05),
+        (0.3, 0.24, 0.18),
+    )
     + ((0.1, 0.3, 0.42), (0.02, 0.03, 0.06), (0.42, 0.43, 0.44), (0.7, 0.7, 0.68))
 )
 _KINDS = ("saloon", "saloon", "hatchback", "hatchback", "hatchback", "van", "lorry")
@@ -16,28 +31,48 @@ _WIDTH_M = {"saloon": 1.8, "hatchback": 1.72, "van": 2.0, "lorry": 2.35}
 _GLASS = (0.03, 0.035, 0.04)
 
 
-def vehicle(solids: list[Solid], draw: Draw, place, heading, across: float, z: float, oncoming: bool) -> float:
-    """A random vehicle whose near end is at z metres along the road; returns its length in metres.
+def vehicle(
+    solids: list[Solid], draw: Draw, place, heading, across: float, z: float, oncoming: bool
+) -> float:
+    """Adds a random vehicle whose near end is at z metres along the road.
 
-    `place(across, z)` gives world x, z of a point of the road, `heading(z)` the road's direction there.
+    Args:
+        solids: the list to append to.
+        draw: random numbers.
+        place: (across, z) -> world (x, z) of a point of the road.
+        heading: z -> the road's direction there, radians.
+        across: metres to the right of the centre line.
+        z: metres along the road.
+        oncoming: True: it faces the camera.
+
+    Returns:
+        The vehicle's length in metres.
     """
-    kind, size = _KINDS[draw.whole(len(_KINDS))], draw.span(0.93, 1.07)
+    kind = _KINDS[draw.whole(len(_KINDS))]
+    size = draw.span(0.93, 1.07)
     length = _LENGTH_M[kind] * size
     x, middle = place(across, z + length / 2)
     turned = math.pi if oncoming else 0.0
     axes = frame(heading(middle) + turned + draw.span(-0.03, 0.03))
-    paint, key = draw.tint(_PAINTS), draw.whole(256)
+    paint = draw.tint(_PAINTS)
+    key = draw.whole(256)
 
     def add(profile, half_width, material, colour, numbers):
-        solids.append(prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers))
+        # `paint` is the second colour, which the cabin's pillars have.
+        solids.append(
+            prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers)
+        )
 
-    half, side = length / 2, _WIDTH_M[kind] / 2
+    # Body and cabin.
+    half = length / 2
+    side = _WIDTH_M[kind] / 2
     if kind == "lorry":
         _lorry(add, half, side, draw.tint(WALLS))
     elif kind == "van":
         _van(add, half, side, paint)
     else:
         _car(add, half, side, paint, size, boot=kind == "saloon")
+    # Two pairs of wheels.
     radius = 0.45 if kind == "lorry" else 0.32
     for axle in (-0.62 * half, 0.62 * half):
         tyre = [(axle + a, radius * 0.98 + b) for a, b in ring(radius, 8)]
@@ -46,7 +81,9 @@ def vehicle(solids: list[Solid], draw: Draw, place, heading, across: float, z: f
 
 
 def _car(add, h, side, paint, size, boot) -> None:
-    belt, roof, tail = 0.9 * size, (1.46 if boot else 1.53) * size, (-0.3 if boot else -0.82) * h
+    belt = 0.9 * size
+    roof = (1.46 if boot else 1.53) * size
+    tail = (-0.3 if boot else -0.82) * h
     body = [
         (-h, 0.28),
         (h, 0.28),
@@ -72,6 +109,7 @@ def _van(add, h, side, paint) -> None:
 def _lorry(add, h, side, cargo) -> None:
     cab = [(0.6 * h, 0.45), (h, 0.45), (h, 1.5), (0.93 * h, 2.4), (0.6 * h, 2.4)]
     add(cab, side - 0.05, CABIN, _GLASS, (1.3, 2.4, h, 1))
-    add([(-h, 0.75), (0.55 * h, 0.75), (0.55 * h, 3.1), (-h, 3.1)], side, PLAIN, cargo, (0.15, 0, 0, 0))
+    box = [(-h, 0.75), (0.55 * h, 0.75), (0.55 * h, 3.1), (-h, 3.1)]
+    add(box, side, PLAIN, cargo, (0.15, 0, 0, 0))
     chassis = [(-h, 0.45), (0.6 * h, 0.45), (0.6 * h, 0.75), (-h, 0.75)]
     add(chassis, side - 0.2, PAINT, (0.03, 0.03, 0.03), (0.75, h, side - 0.2, 0))

@@ -1,5 +1,6 @@
-"""Decoders: features, fine to coarse, to one feature map for the head. One module each, named in a decoder node.
+"""Decoders: features, fine to coarse, to one feature map for the head.
 
-Each ends with `build = ItsClass`, is built with what it asks for of `encoder_channels`, `encoder_strides` and
-`max_depth`, and has `channels` and `stride` (of its output against the image).
+There is one module per decoder, named in a decoder node. Each ends with `build = ItsClass`. It is
+built with those of `encoder_channels`, `encoder_strides` and `max_depth` that its signature has.
+It has `channels` and `stride`, which describe its output.
 """

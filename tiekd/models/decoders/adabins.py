@@ -1,8 +1,9 @@
-"""AdaBins' decoder (Bhat, Alhashim and Wonka 2021, arXiv 2011.14141): DenseDepth's with norms, to the finest tap.
+"""AdaBins' decoder (Bhat, Alhashim and Wonka 2021): DenseDepth's with norms, up to the finest tap.
 
-A 1x1 convolution on the deepest feature; then, per finer feature: bilinear upsampling (corners aligned) to its size,
-concatenation, twice a 3x3 convolution with BatchNorm and ReLU (the paper's own code has LeakyReLU; the published
-teachers were trained with ReLU); a plain 3x3 convolution at the end.
+Source: arXiv 2011.14141. A 1x1 convolution on the deepest feature; then, per finer feature:
+bilinear upsampling (corners aligned) to its size, concatenation, and twice a 3x3 convolution with
+BatchNorm and ReLU; a plain 3x3 convolution at the end. The paper's own code has LeakyReLU; the
+published teachers were trained with ReLU.
 Left out: upsampling beyond the finest tap; the head predicts at its stride.
 """
 
@@ -17,11 +18,15 @@ from tiekd.models.layers.upsampled import UpsampledConv
 
 
 class AdaBins(nn.Module):
-    """From features, fine to coarse, to (B, channels, h, w) at the finest one's size.
-
-    widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1 convolution's.
+    """Maps features, fine to coarse, to (B, channels, h, w) at the finest one's size.
 
     Convolutions start Kaiming-normal (fan in), biases at 0, norms at 1 and 0.
+
+    Args:
+        encoder_channels: channels of each feature, fine to coarse.
+        encoder_strides: their strides against the image.
+        widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1
+            convolution's.
     """
 
     def __init__(
@@ -31,18 +36,24 @@ class AdaBins(nn.Module):
         widths: Sequence[int] = (128, 256, 512, 1024, 2048),
     ):
         super().__init__()
-        if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
+        if len(widths) != len(encoder_channels) or any(
+            not isinstance(w, int) or w < 1 for w in widths
+        ):
             raise RecipeError(
-                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
-                "the encoder, fine to coarse"
+                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, "
+                "one per tap of the encoder, fine to coarse"
             )
         deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)
         levels = [
-            TwoConvs(widths[i + 1] + encoder_channels[i], widths[i]) for i in reversed(range(len(encoder_channels) - 1))
+            TwoConvs(widths[i + 1] + encoder_channels[i], widths[i])
+            for i in reversed(range(len(encoder_channels) - 1))
         ]
         self.levels = nn.ModuleList([deepest, *levels])
         self.final = nn.Conv2d(widths[0], widths[0], 3, padding=1)
-        self.channels, self.stride = widths[0], encoder_strides[0]
+        self.channels = widths[0]
+        self.stride = encoder_strides[0]
+
+        # The start of the weights. No ReLU follows the first and the last convolution.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nonlinearity = "linear" if module in (deepest, self.final) else "relu"
@@ -51,7 +62,12 @@ class AdaBins(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """features: as the encoder returns them; image_size: (H, W), not needed here. Returns (B, channels, h, w)."""
+        """Returns (B, channels, h, w).
+
+        Args:
+            features: as the encoder returns them, fine to coarse.
+            image_size: (H, W), not used.
+        """
         x = self.levels[0](features[-1])
         for level, skip in zip(self.levels[1:], reversed(features[:-1]), strict=True):
             x = level(x, skip)
@@ -59,7 +75,7 @@ class AdaBins(nn.Module):
 
 
 class TwoConvs(nn.Module):
-    """Two 3x3 convolutions, the first of upsampled features and a skip, each with BatchNorm and ReLU."""
+    """Two 3x3 convolutions with BatchNorm and ReLU, the first of upsampled features and a skip."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -69,6 +85,7 @@ class TwoConvs(nn.Module):
         self.second_norm = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Returns (B, out_channels, H, W) from x and a skip of size (H, W)."""
         x = relu(self.first_norm(self.first(x, tuple(skip.shape[2:]), skip)), inplace=True)
         return relu(self.second_norm(self.second(x)), inplace=True)
 

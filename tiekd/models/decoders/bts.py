@@ -1,9 +1,10 @@
 """BTS decoder (Lee et al. 2019, arXiv 1907.10326): local planar guidance at strides 8, 4 and 2.
 
-Dense atrous pyramid pooling at stride 8, then per level a map of local planes, each spread over the pixels that it
-covers; the planes' depths join the features, and the head reads all of them at full resolution. Upsampling is nearest,
-activations are ELU. Plane depths are in units of the largest depth, so this decoder needs no metres.
-Left out: the focal-length scaling of the original, published configs don't use it.
+Dense atrous pyramid pooling at stride 8, then per level a map of local planes, each spread over
+the pixels that it covers. The planes' depths join the features, and the head reads all of them at
+full resolution. Upsampling is nearest, activations are ELU. Plane depths are in units of the
+largest depth, so this decoder needs no metres.
+Left out: the focal-length scaling of the original; published configs don't use it.
 """
 
 import math
@@ -20,17 +21,23 @@ STRIDES = (2, 4, 8, 16, 32)
 WIDTHS = (128, 256, 512, 1024)
 DILATIONS = (3, 6, 12, 18, 24)
 NORM_EPS, NORM_MOMENTUM = 1.1e-5, 0.01
-STEEPEST = 0.01  # A plane nearly along the viewing ray would have a depth without bound; this bounds it.
+# The least denominator of a plane's depth. It bounds the depth of planes nearly along the ray.
+STEEPEST = 0.01
 
 
 class Bts(nn.Module):
-    """From five features at strides 2 to 32 to (B, channels, H, W) at the image's size.
+    """Maps five features at strides 2 to 32 to (B, channels, H, W) at the image's size.
 
-    width: channels at stride 16, halved at each finer level (512 is the published one); `channels` is width / 16.
-    norm_momentum: of the norms' running statistics; the published 0.01 needs hundreds of iterations to settle.
+    Convolutions start Kaiming-normal (fan in). Those that give planes start at a standard deviation
+    of 0.01, so that all planes start alike: 30 degrees steep, half the largest depth away.
 
-    Convolutions start Kaiming-normal (fan in), those that give planes at a standard deviation of 0.01, so that all
-    planes start alike: 30 degrees steep, half the largest depth away.
+    Args:
+        encoder_channels: channels of each feature, fine to coarse.
+        encoder_strides: must be STRIDES.
+        width: channels at stride 16, halved at each finer level (512 is published); `channels` is
+            width / 16.
+        norm_momentum: of the norms' running statistics; the published 0.01 needs hundreds of
+            iterations to settle.
     """
 
     def __init__(
@@ -43,12 +50,17 @@ class Bts(nn.Module):
         super().__init__()
         if tuple(encoder_strides) != STRIDES:
             raise RecipeError(
-                f"decoder (bts): the encoder's taps are at strides {list(encoder_strides)}; allowed: {list(STRIDES)}"
+                f"decoder (bts): the encoder's taps are at strides {list(encoder_strides)}; "
+                f"allowed: {list(STRIDES)}"
             )
         if width not in WIDTHS:
             raise RecipeError(f"width: got {width}; allowed: {', '.join(map(str, WIDTHS))}")
         if not 0 < norm_momentum <= 1:
-            raise RecipeError(f"norm_momentum: got {norm_momentum}; it must be above 0 and at most 1")
+            raise RecipeError(
+                f"norm_momentum: got {norm_momentum}; it must be above 0 and at most 1"
+            )
+        # The layers, coarse to fine. The number of an `up` or `merge` counts levels from 5 (to
+        # stride 16) to 1 (to the image's size), that of a `plane` is its stride.
         skip2, skip4, skip8, skip16, deepest = encoder_channels
         w16, w8, w4, w2, w1 = (width >> i for i in range(5))
         self.up5 = UpConv(deepest, w16)
@@ -66,7 +78,8 @@ class Bts(nn.Module):
         self.up1 = UpConv(w2, w1, norm=False)
         self.plane1 = Reduction(w1, w1 // 2, 1)
         self.merge1 = _conv3x3(w1 + 4, w1)
-        self.channels, self.stride = w1, 1
+        self.channels = w1
+        self.stride = 1
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -76,12 +89,19 @@ class Bts(nn.Module):
             nn.init.normal_(reduction.out.weight, std=0.01)
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """features: five, fine to coarse; image_size: (H, W). Returns (B, channels, H, W). Any image size works."""
+        """Returns (B, channels, H, W). Any image size works.
+
+        Args:
+            features: five, fine to coarse, as the encoder returns them.
+            image_size: (H, W).
+        """
         skip2, skip4, skip8, skip16, deepest = features
         size2, size4, size8, size16 = (skip.shape[2:] for skip in features[:4])
+        # To stride 8, and the atrous pyramid there.
         x = _elu(self.merge5(torch.cat([self.up5(deepest, size16), skip16], dim=1)))
         up = torch.cat([self.up4(x, size8), skip8], dim=1)
         x = self.aspp(_elu(self.merge4(up)), up)
+        # Planes at strides 8, 4 and 2; each level's depth joins the features of the next.
         depth8 = spread_planes(to_planes(self.plane8(x)), 8)
         x = torch.cat([self.up3(x, size4), skip4, _every(depth8, 4, size4).to(x.dtype)], dim=1)
         x = _elu(self.merge3(x))
@@ -89,9 +109,12 @@ class Bts(nn.Module):
         x = torch.cat([self.up2(x, size2), skip2, _every(depth4, 2, size2).to(x.dtype)], dim=1)
         x = _elu(self.merge2(x))
         depth2 = spread_planes(to_planes(self.plane2(x)), 2)
+        # Full resolution, with the depths of all levels.
         x = self.up1(x, image_size)
         depth1 = self.plane1(x).float().sigmoid()
-        depths = [_every(depth, 1, image_size).to(x.dtype) for depth in (depth1, depth2, depth4, depth8)]
+        depths = [
+            _every(depth, 1, image_size).to(x.dtype) for depth in (depth1, depth2, depth4, depth8)
+        ]
         return _elu(self.merge1(torch.cat([x, *depths], dim=1)))
 
 
@@ -104,12 +127,13 @@ class UpConv(nn.Module):
         self.norm = BatchNorm2d(out_channels, eps=NORM_EPS) if norm else None
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Returns (B, out_channels, *size) from (B, in_channels, h, w)."""
         x = _elu(self.conv(interpolate(x, size=tuple(size), mode="nearest")))
         return x if self.norm is None else self.norm(x)
 
 
 class DenseAspp(nn.Module):
-    """Atrous convolutions, each of which sees the outputs of all before it; then one 3x3 convolution of everything."""
+    """Atrous convolutions, each on the outputs of all before it, fused by a 3x3 convolution."""
 
     def __init__(self, channels: int, skip_channels: int, out_channels: int):
         super().__init__()
@@ -118,12 +142,17 @@ class DenseAspp(nn.Module):
         seen = channels
         for i, dilation in enumerate(DILATIONS):
             self.branches[str(dilation)] = AtrousConv(seen, out_channels, dilation, norm_in=i > 0)
-            # The first branch sees the merged features alone, the later ones also what was merged.
+            # The first branch sees x alone, the later ones also the features that x was made from.
             seen += out_channels + (skip_channels if i == 0 else 0)
         self.fuse = _conv3x3(channels + len(DILATIONS) * out_channels, out_channels)
 
     def forward(self, x: Tensor, merged: Tensor) -> Tensor:
-        """x: (B, channels, h, w); merged: what x was made from, (B, channels + skip_channels, h, w)."""
+        """Returns (B, out_channels, h, w).
+
+        Args:
+            x: (B, channels, h, w).
+            merged: what x was made from, (B, channels + skip_channels, h, w).
+        """
         x = self.norm(x)
         outputs = []
         for branch in self.branches.values():
@@ -132,22 +161,28 @@ class DenseAspp(nn.Module):
 
 
 class AtrousConv(nn.Module):
-    """Norm (from the second on), ReLU, 1x1 convolution, norm, ReLU and a dilated 3x3 convolution."""
+    """Norm (from the second on), ReLU, 1x1 convolution, norm, ReLU, dilated 3x3 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int, norm_in: bool):
         super().__init__()
         self.norm_in = BatchNorm2d(in_channels, eps=NORM_EPS) if norm_in else None
         self.reduce = nn.Conv2d(in_channels, 2 * out_channels, 1, bias=False)
         self.norm = BatchNorm2d(2 * out_channels)
-        self.dilated = nn.Conv2d(2 * out_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.dilated = nn.Conv2d(
+            2 * out_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, out_channels, h, w) from (B, in_channels, h, w)."""
         x = relu(x) if self.norm_in is None else relu(self.norm_in(x), inplace=True)
         return self.dilated(relu(self.norm(self.reduce(x)), inplace=True))
 
 
 class Reduction(nn.Module):
-    """1x1 convolutions with ELU that halve the channels down to 8, then one to `out_channels` without activation."""
+    """1x1 convolutions with ELU that halve the channels down to 8, and a last one without ELU.
+
+    The last one has `out_channels`.
+    """
 
     def __init__(self, in_channels: int, first_width: int, out_channels: int):
         super().__init__()
@@ -155,49 +190,74 @@ class Reduction(nn.Module):
         width = first_width
         while width >= 8:
             self.layers[f"{in_channels}_{width}"] = nn.Conv2d(in_channels, width, 1, bias=False)
-            in_channels, width = width, width // 2
+            in_channels = width
+            width = width // 2
         self.out = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, out_channels, h, w) from (B, in_channels, h, w)."""
         for layer in self.layers.values():
             x = _elu(layer(x))
         return self.out(x)
 
 
 def _elu(x: Tensor) -> Tensor:
-    """In place: it follows convolutions, whose outputs nobody else needs. Its gradient is then taken by its result: in
-    bf16 that is 0 from -6 down, where it would have been 0.002."""
+    """Applies ELU in place: it follows convolutions, whose outputs are needed nowhere else.
+
+    Its gradient is then computed from its result. In bf16 that is 0 from -6 down, where it would
+    have been 0.002.
+    """
     return elu(x, inplace=True)
 
 
 def to_planes(x: Tensor) -> Tensor:
-    """Raw plane parameters to planes: (B, 3, h, w) to (B, 4, h, w) float32, unit normal and distance.
+    """Converts raw plane parameters to planes.
 
-    The normal leans up to 60 degrees from the viewing axis, to any side; the distance is in units of the largest depth,
-    between 0 and 1.
+    The normal leans up to 60 degrees from the viewing axis, to any side. The distance is in units
+    of the largest depth, between 0 and 1.
+
+    Args:
+        x: (B, 3, h, w).
+
+    Returns:
+        (B, 4, h, w) float32: unit normal and distance.
     """
     lean, side, distance = x.float().sigmoid().split(1, dim=1)
-    lean, side = lean * (math.pi / 3), side * (2 * math.pi)
-    return torch.cat([lean.sin() * side.cos(), lean.sin() * side.sin(), lean.cos(), distance], dim=1)
+    lean = lean * (math.pi / 3)
+    side = side * (2 * math.pi)
+    return torch.cat(
+        [lean.sin() * side.cos(), lean.sin() * side.sin(), lean.cos(), distance], dim=1
+    )
 
 
 def spread_planes(planes: Tensor, stride: int) -> Tensor:
     """Local planar guidance: the depth of each plane at the stride x stride pixels that it covers.
 
-    planes: (B, 4, h, w) float32, unit normal, distance. Returns (B, 1, stride * h, stride * w) float32 in the unit of
-    the distance: distance / (n1 u + n2 v + n3), u to the right and v downwards in [-0.5, 0.5] within the cell (equation
-    1 of the paper). The denominator is held at 0.01 or more.
+    The depth is distance / (n1 u + n2 v + n3), u to the right and v downwards in [-0.5, 0.5] within
+    the cell (equation 1 of the paper). The denominator is held at 0.01 or more.
+
+    Args:
+        planes: (B, 4, h, w) float32, unit normal and distance.
+        stride: pixels along a cell's side.
+
+    Returns:
+        (B, 1, stride * h, stride * w) float32, in the unit of the distance.
     """
     batch, _, height, width = planes.shape
-    offsets = (torch.arange(stride, device=planes.device, dtype=planes.dtype) - (stride - 1) / 2) / stride
-    normal, distance = planes[:, :3, :, :, None, None], planes[:, 3, :, :, None, None]
+    pixels = torch.arange(stride, device=planes.device, dtype=planes.dtype)
+    offsets = (pixels - (stride - 1) / 2) / stride
+    normal = planes[:, :3, :, :, None, None]
+    distance = planes[:, 3, :, :, None, None]
     across = normal[:, 0] * offsets + normal[:, 1] * offsets[:, None] + normal[:, 2]
     depth = distance / across.clamp(min=STEEPEST)
     return depth.permute(0, 1, 3, 2, 4).reshape(batch, 1, height * stride, width * stride)
 
 
 def _every(depth: Tensor, step: int, size: Sequence[int]) -> Tensor:
-    """Every step-th pixel, (B, 1, *size): nearest downsampling, without what planes cover beyond the image."""
+    """Returns every step-th pixel, (B, 1, *size): nearest downsampling.
+
+    What planes cover beyond the image is cropped.
+    """
     return depth[:, :, ::step, ::step][:, :, : size[0], : size[1]]
 
 

@@ -1,11 +1,13 @@
-"""DenseDepth decoder (Alhashim and Wonka 2018, arXiv 1812.11941) without norms, as the published students have it.
+"""DenseDepth decoder without norms, as the published students have it.
 
-A 1x1 convolution on the deepest feature; then, per finer feature: bilinear upsampling (corners aligned) to its size,
-concatenation, two 3x3 convolutions with ReLU. `extra_ups` more such blocks without a skip double the size further.
+After Alhashim and Wonka 2018 (arXiv 1812.11941). A 1x1 convolution on the deepest feature; then,
+per finer feature: bilinear upsampling (corners aligned) to its size, concatenation, and two 3x3
+convolutions with ReLU. `extra_ups` more such blocks without a skip double the size further.
 DepthFormer's decoder is this one with leaky ReLU and no extra blocks.
-Cost: a 3x3 convolution at full resolution is dear. With 128 channels the two of the published students' last block cost
-73 GMAC at 352x704, half of the network; stopping at stride 2 saves three quarters of that.
-Left out: norms, other activations.
+
+Cost: a 3x3 convolution at full resolution is expensive. With 128 channels the two of the published
+students' last block cost 73 GMAC at 352x704, half of the network; stopping at stride 2 saves three
+quarters of that. Left out: norms, other activations.
 """
 
 from collections.abc import Sequence
@@ -23,14 +25,23 @@ ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
 
 class DenseDepth(nn.Module):
-    """From features, fine to coarse, to (B, channels, h, w).
+    """Maps features, fine to coarse, to (B, channels, h, w).
 
-    widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1 convolution's.
-    extra_ups: how many times the size is doubled after the finest feature, at widths[0] channels or `extra_width`.
-    activation: "relu" or "leaky_relu" (slope 0.01 below 0), after every 3x3 convolution.
+    Convolutions start Kaiming-normal (fan in, so that the features keep their variance without
+    norms), biases at 0.
 
-    `channels` is the output's, `stride` its stride against the image. Convolutions start Kaiming-normal (fan in, so
-    that the features keep their variance without norms), biases at 0.
+    Attributes:
+        channels: of the output.
+        stride: of the output against the image.
+
+    Args:
+        encoder_channels: channels of each feature, fine to coarse.
+        encoder_strides: their strides against the image.
+        widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1
+            convolution's.
+        extra_ups: how many times the size is doubled after the finest feature.
+        extra_width: channels of those blocks; None: widths[0].
+        activation: "relu" or "leaky_relu" (slope 0.01 below 0), after every 3x3 convolution.
     """
 
     def __init__(
@@ -43,33 +54,44 @@ class DenseDepth(nn.Module):
         activation: str = "relu",
     ):
         super().__init__()
-        if len(widths) != len(encoder_channels) or any(not isinstance(w, int) or w < 1 for w in widths):
+        if len(widths) != len(encoder_channels) or any(
+            not isinstance(w, int) or w < 1 for w in widths
+        ):
             raise RecipeError(
-                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, one per tap of "
-                "the encoder, fine to coarse"
+                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, "
+                "one per tap of the encoder, fine to coarse"
             )
         possible = encoder_strides[0].bit_length() - 1
         if extra_ups not in range(possible + 1):
             raise RecipeError(
-                f"extra_ups: got {extra_ups}; the finest tap is at stride {encoder_strides[0]}: 0 to {possible}"
+                f"extra_ups: got {extra_ups}; the finest tap is at stride {encoder_strides[0]}: "
+                f"0 to {possible}"
             )
-        if extra_width is not None and (not isinstance(extra_width, int) or extra_width < 1 or not extra_ups):
-            raise RecipeError(f"extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0")
+        if extra_width is not None and (
+            not isinstance(extra_width, int) or extra_width < 1 or not extra_ups
+        ):
+            raise RecipeError(
+                f"extra_width: got {extra_width}; a whole number above 0, with extra_ups above 0"
+            )
         if activation not in ACTIVATIONS:
             raise RecipeError(f"activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+        # The levels, coarse to fine, then the blocks without a skip.
         deepest = PointwiseConv(encoder_channels[-1], widths[-1])
         levels = [
             TwoConvs(widths[i + 1] + encoder_channels[i], widths[i], activation)
             for i in reversed(range(len(encoder_channels) - 1))
         ]
         self.levels = nn.ModuleList([deepest, *levels])
-        channels, extras = widths[0], []
+        channels = widths[0]
+        extras = []
         for _ in range(extra_ups):
             extras.append(TwoConvs(channels, extra_width or widths[0], activation))
             channels = extra_width or widths[0]
         self.extras = nn.ModuleList(extras)
         self.channels = channels
         self.stride = encoder_strides[0] >> extra_ups
+
+        # The start of the weights.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # The deepest convolution is not followed by a ReLU, which would halve its power.
@@ -78,25 +100,34 @@ class DenseDepth(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """features: as the encoder returns them; image_size: (H, W), not needed here.
+        """Returns (B, channels, h, w).
 
-        Returns (B, channels, h, w), (h, w) being the finest feature's size times 2 ** extra_ups. That is the image's
-        size divided by `stride`, or up to 2 ** extra_ups - 1 more where the finest feature's stride doesn't divide the
-        image.
+        (h, w) is the finest feature's size times 2 ** extra_ups. That is the image's size divided
+        by `stride`, or up to 2 ** extra_ups - 1 more where the finest feature's stride doesn't
+        divide the image.
+
+        Args:
+            features: as the encoder returns them, fine to coarse.
+            image_size: (H, W), not used.
         """
         deepest, *levels = self.levels
-        x, pointwise = features[-1], deepest if isinstance(deepest, PointwiseConv) else None
+        x = features[-1]
+        pointwise = deepest if isinstance(deepest, PointwiseConv) else None
         if not levels:
             x = deepest(x)
         for level, skip in zip(levels, reversed(features[:-1]), strict=True):
-            x, pointwise = level(x, tuple(skip.shape[2:]), skip, pointwise), None
+            # The first level applies the 1x1 convolution together with its own.
+            x = level(x, tuple(skip.shape[2:]), skip, pointwise)
+            pointwise = None
         for extra in self.extras:
             x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
 
     def fold(self) -> None:
-        """In place, for use without learning: the first convolution goes into the second, where it adds channels. The
-        state dict is another one then."""
+        """Merges the first convolution into the second where it adds channels, in place.
+
+        This is for inference; the state dict changes.
+        """
         deepest = self.levels[0]
         if len(self.levels) > 1 and isinstance(deepest, PointwiseConv) and deepest.adds_channels:
             self.levels[1].first.take_in(deepest)
@@ -106,9 +137,13 @@ class DenseDepth(nn.Module):
 class TwoConvs(nn.Module):
     """Two 3x3 convolutions, the first of upsampled features, each with the activation.
 
-    On a CPU, in fp32, they work in the layout that tiekd/kernels/layouts.py has for the CPU: mostly channels_last,
-    wherever the features are more than the weights. Contiguous ones oneDNN copies into a layout of its own and back,
-    for an eighth of the published student's step and a tenth of its memory. `plain`: in the layout that comes.
+    On a CPU, in fp32, they work in the layout that tiekd/kernels/layouts.py has for the CPU: mostly
+    channels_last, wherever the features are more than the weights. oneDNN copies contiguous
+    features into a layout of its own and back, which takes an eighth of the published student's
+    step and a tenth of its memory.
+
+    Attributes:
+        plain: True: in the layout of the input.
     """
 
     plain = False
@@ -120,9 +155,13 @@ class TwoConvs(nn.Module):
         self.activate = ACTIVATIONS[activation]
 
     def forward(
-        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, pointwise: PointwiseConv | None = None
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        skip: Tensor | None = None,
+        pointwise: PointwiseConv | None = None,
     ) -> Tensor:
-        """As `UpsampledConv`."""
+        """Returns (B, out_channels, *size); arguments as for `UpsampledConv`."""
         if self._wants_channels_last(x, size, 0 if skip is None else skip.shape[1]):
             x = x.contiguous(memory_format=torch.channels_last)
             skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
@@ -130,12 +169,20 @@ class TwoConvs(nn.Module):
         return self.activate(self.second(x), inplace=True)
 
     def _wants_channels_last(self, x: Tensor, size: tuple[int, int], skip_channels: int) -> bool:
-        if self.plain or torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+        """True where the table of layouts has channels_last for these features."""
+        if (
+            self.plain
+            or torch.compiler.is_compiling()
+            or x.device.type != "cpu"
+            or x.dtype != torch.float32
+        ):
             return False
         pixels = x.shape[0] * size[0] * size[1]
         shape_class = layouts.SMALL
         if is_large(pixels, x.shape[1] + skip_channels, self.first.out_channels):
-            shape_class = layouts.LARGE_TRAINING if torch.is_grad_enabled() else layouts.LARGE_FORWARD
+            shape_class = (
+                layouts.LARGE_TRAINING if torch.is_grad_enabled() else layouts.LARGE_FORWARD
+            )
         return layouts.choice(shape_class, layouts.FP32) != layouts.AS_IT_COMES
 
 

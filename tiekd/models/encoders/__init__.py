@@ -1,4 +1,5 @@
-"""Encoders: an image (B, 3, H, W) to a list of features, fine to coarse. One module each, named in an encoder node.
+"""Encoders: an image (B, 3, H, W) to a list of features, fine to coarse.
 
-Each ends with `build = ItsClass` and has `channels` and `strides`, one entry per feature it returns.
+There is one module per encoder, named in an encoder node. Each ends with `build = ItsClass` and
+has `channels` and `strides`, one entry per returned feature.
 """

@@ -1,8 +1,8 @@
-"""DepthFormer's encoder (Li et al. 2022, arXiv 2203.14211): a Swin transformer beside a convolutional stem.
+"""DepthFormer's encoder (Li et al. 2022): a Swin transformer beside a convolutional stem.
 
-The stem, ResNet's first convolution, gives the feature at stride 2 that the transformer, which starts at stride 4, has
-not; the stages give those at 4, 8, 16 and 32. Left out: convolutional stages after the stem, which published configs
-don't have.
+Source: arXiv 2203.14211. The transformer starts at stride 4. The stem, ResNet's first convolution,
+adds the feature at stride 2; the transformer's stages give those at 4, 8, 16 and 32. Left out:
+convolutional stages after the stem, which published configs don't have.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,13 @@ STEM_CHANNELS = 64
 
 
 class DepthFormer(nn.Module):
-    """Stem and Swin; the arguments are Swin's, `pretrained` too, which leaves the stem at random.
+    """Stem and Swin.
 
-    `channels` and `strides` describe the returned features.
+    The arguments are Swin's. `pretrained` leaves the stem at random.
+
+    Attributes:
+        channels: of the returned features.
+        strides: of the returned features.
     """
 
     def __init__(
@@ -40,7 +44,11 @@ class DepthFormer(nn.Module):
         self.strides = (2, *self.swin.strides)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
+        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+
+        Args:
+            image: (B, 3, H, W), normalised.
+        """
         return [relu(self.bn1(self.conv1(image)), inplace=True), *self.swin(image)]
 
 

@@ -1,9 +1,11 @@
-"""EfficientNet (Tan and Le 2019, arXiv 1905.11946) as an encoder: its seven stages and last convolution, tapped.
+"""EfficientNet as an encoder: its seven stages and last convolution, tapped where asked.
 
-As in the released TensorFlow weights: padding is TensorFlow's "SAME", which at stride 2 depends on the image's size and
-puts the odd pixel at the right and the bottom, and norms have an eps of 1e-3. Blocks have the state dict names of the
-published ports of these weights. B5 with the default taps is 28.34 M parameters, 11.6 GMAC at 352x704.
-Left out: the norm after the last convolution and the classifier (the taps lie before them), and stochastic depth.
+After Tan and Le 2019 (arXiv 1905.11946), as in the released TensorFlow weights: norms have an eps
+of 1e-3, and padding is TensorFlow's "SAME", which at stride 2 depends on the image's size and puts
+the odd pixel at the right and the bottom. Blocks have the state dict names of the published ports
+of these weights. B5 with the default taps is 28.34 M parameters, 11.6 GMAC at 352x704.
+Left out: the norm after the last convolution and the classifier (the taps lie before them), and
+stochastic depth.
 """
 
 import math
@@ -16,7 +18,7 @@ from torch.nn.functional import pad, silu
 from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d
 
-# (width, depth): what the base network's channels and numbers of blocks are multiplied with.
+# (width, depth): the factors on the base network's channels and numbers of blocks.
 VARIANTS = {"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4)}
 VARIANTS |= {"b4": (1.4, 1.8), "b5": (1.6, 2.2), "b6": (1.8, 2.6), "b7": (2.0, 3.1)}
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
@@ -32,31 +34,48 @@ NORM_EPS = 1e-3
 class EfficientNet(nn.Module):
     """EfficientNet without its classifier.
 
-    variant: "b0" to "b7".
-    taps: the stages (0 to 6) and the last 1x1 convolution (7, without norm and activation) that are returned,
-        increasing. The default is AdaBins'.
-    pretrained: a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is read here. torchvision's
-        weights are of another padding, so "imagenet" means none of this encoder.
+    A feature's size is the image's divided by its stride, rounded up. Convolutions start
+    Kaiming-normal (fan out), norms at 1 and 0.
 
-    `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
-    rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
+    Attributes:
+        channels: of the returned features.
+        strides: of the returned features.
+
+    Args:
+        variant: "b0" to "b7".
+        taps: the returned features, increasing: stages (0 to 6) and the last 1x1 convolution (7,
+            without norm and activation). The default is AdaBins'.
+        pretrained: a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is read
+            here. torchvision's weights are for another padding, so "imagenet" is not available.
     """
 
-    def __init__(self, variant: str = "b5", taps: Sequence[int] = (0, 1, 2, 4, 7), pretrained: str | None = None):
+    def __init__(
+        self,
+        variant: str = "b5",
+        taps: Sequence[int] = (0, 1, 2, 4, 7),
+        pretrained: str | None = None,
+    ):
         super().__init__()
         if variant not in VARIANTS:
             raise RecipeError(f"variant: got {variant!r}; allowed: {', '.join(VARIANTS)}")
         if not taps or list(taps) != sorted(set(taps) & set(range(CONV_HEAD + 1))):
-            raise RecipeError(f"taps: got {list(taps)}; out of 0 to 6 (stages), 7 (last conv), increasing")
-        self.pretrained, self.torchvision_name = pretrained, None
+            raise RecipeError(
+                f"taps: got {list(taps)}; out of 0 to 6 (stages), 7 (last conv), increasing"
+            )
+        self.pretrained = pretrained
+        self.torchvision_name = None
         self.taps = tuple(taps)
+
+        # Stem.
         width, depth = VARIANTS[variant]
         channels = _round_to_8(STEM_CHANNELS * width)
         self.conv_stem = SameConv2d(3, channels, 3, stride=2)
         self.bn_stem = BatchNorm2d(channels, eps=NORM_EPS)
+        # Stages up to the last tap.
         stride, tapped, stages = 2, [], []
         for stage in range(min(self.taps[-1], CONV_HEAD - 1) + 1):
-            out_channels, blocks = _round_to_8(STAGE_CHANNELS[stage] * width), []
+            out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
+            blocks = []
             for block in range(math.ceil(STAGE_BLOCKS[stage] * depth)):
                 block_stride = STAGE_STRIDES[stage] if block == 0 else 1
                 kind = DepthwiseSeparable if stage == 0 else InvertedResidual
@@ -79,7 +98,11 @@ class EfficientNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
+        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+
+        Args:
+            image: (B, 3, H, W), normalised.
+        """
         x = silu(self.bn_stem(self.conv_stem(image)))
         features = []
         for stage, blocks in enumerate(self.blocks):
@@ -92,22 +115,33 @@ class EfficientNet(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution without bias and with TensorFlow's SAME padding: the output's size is the input's over the stride,
-    rounded up, and an odd number of padded pixels has one more at the right and the bottom."""
+    """Convolution without bias and with TensorFlow's SAME padding.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1):
+    The output's size is the input's over the stride, rounded up. An odd number of padded pixels has
+    one more at the right and the bottom.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        down, across = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+        down, across = (
+            max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]
+        )
         if down or across:
             x = pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
         return super().forward(x)
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate between 0 and 1 computed from all channels' means (arXiv 1709.01507)."""
+    """Scales each channel by a gate between 0 and 1, computed from the means of all channels.
+
+    After arXiv 1709.01507.
+    """
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
@@ -115,12 +149,16 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, channels, H, W) from the same shape."""
         gate = self.conv_expand(silu(self.conv_reduce(x.mean((2, 3), keepdim=True))))
         return x * torch.sigmoid(gate)
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise convolution, squeeze-and-excite and a linear 1x1 projection; added to the input where shapes allow."""
+    """Depthwise convolution, squeeze-and-excite and linear 1x1 projection, with a residual.
+
+    The input is added where the shapes allow it.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
         super().__init__()
@@ -132,13 +170,14 @@ class DepthwiseSeparable(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         y = self.se(silu(self.bn1(self.conv_dw(x))))
         y = self.bn2(self.conv_pw(y))
         return x + y if self.residual else y
 
 
 class InvertedResidual(nn.Module):
-    """As DepthwiseSeparable, after a 1x1 expansion of the channels to six times as many."""
+    """A DepthwiseSeparable after a 1x1 expansion of the channels to six times as many."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
         super().__init__()
@@ -153,6 +192,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         y = silu(self.bn1(self.conv_pw(x)))
         y = self.se(silu(self.bn2(self.conv_dw(y))))
         y = self.bn3(self.conv_pwl(y))
@@ -160,7 +200,7 @@ class InvertedResidual(nn.Module):
 
 
 def _round_to_8(channels: float) -> int:
-    """The nearest multiple of 8, and never more than 10 % less than asked."""
+    """Returns the nearest multiple of 8, at least 8 and never more than 10 % less than asked."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

@@ -1,9 +1,10 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) as an encoder: its seven stages, tapped where asked.
+"""MobileNetV2 (Sandler et al. 2018) as an encoder: its seven stages, tapped where asked.
 
-Strides and dilations are free per stage, so the same weights serve at any output stride: the defaults are the published
-students' (dilated, stride 8 at the end), `strides: [1, 2, 2, 2, 1, 2, 1]` with `dilations: [1, 1, 1, 1, 1, 1, 1]` is
-the classifier's (stride 32, four times cheaper). A dilation holds in the first block of its stage only, as published.
-Left out: stages after the last tap, the classifier's 1280-channel convolution, dropout.
+Source: arXiv 1801.04381. Strides and dilations are free per stage, so the same weights serve at any
+output stride. The defaults are the published students' (dilated, stride 8 at the end);
+`strides: [1, 2, 2, 2, 1, 2, 1]` with `dilations: [1, 1, 1, 1, 1, 1, 1]` is the classifier's
+(stride 32, four times cheaper). A dilation holds in the first block of its stage only, as
+published. Left out: stages after the last tap, the classifier's 1280-channel convolution, dropout.
 """
 
 from collections.abc import Sequence
@@ -24,13 +25,20 @@ STAGE_EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 class MobileNetV2(nn.Module):
     """MobileNetV2 without its classifier.
 
-    taps: the stages (0 to 6, increasing) whose outputs are returned.
-    strides, dilations: of the seven stages; the stem adds a stride of 2.
-    width: multiplies all channels, rounded to multiples of 8.
-    pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is read here.
+    A feature's size is the image's divided by its stride, rounded up. Convolutions start
+    Kaiming-normal (fan out), norms at 1 and 0.
 
-    `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
-    rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
+    Attributes:
+        channels: of the returned features.
+        strides: of the returned features.
+
+    Args:
+        strides: of the seven stages; the stem adds a stride of 2.
+        dilations: of the seven stages.
+        taps: the stages (0 to 6, increasing) whose outputs are returned.
+        width: factor on all channels, rounded to multiples of 8.
+        pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`;
+            nothing is read here.
     """
 
     def __init__(
@@ -47,13 +55,20 @@ class MobileNetV2(nn.Module):
         self.taps = _checked(strides, dilations, taps, width)
         channels = stem = _round_to_8(STEM_CHANNELS * width)
         self.conv1 = ConvNorm(3, stem, 3, stride=2)
+        # Stages up to the last tap.
         stride, tapped = 2, []
         for stage in range(self.taps[-1] + 1):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
             blocks = []
             for block in range(STAGE_BLOCKS[stage]):
-                block_stride, dilation = (strides[stage], dilations[stage]) if block == 0 else (1, 1)
-                blocks.append(InvertedResidual(channels, out_channels, STAGE_EXPANSIONS[stage], block_stride, dilation))
+                block_stride, dilation = (
+                    (strides[stage], dilations[stage]) if block == 0 else (1, 1)
+                )
+                blocks.append(
+                    InvertedResidual(
+                        channels, out_channels, STAGE_EXPANSIONS[stage], block_stride, dilation
+                    )
+                )
                 channels = out_channels
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             stride *= strides[stage]
@@ -65,7 +80,11 @@ class MobileNetV2(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
+        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+
+        Args:
+            image: (B, 3, H, W), normalised.
+        """
         x = self.conv1(image)
         features = []
         for stage in range(self.taps[-1] + 1):
@@ -76,9 +95,10 @@ class MobileNetV2(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, BatchNorm and, unless `linear`, ReLU6. Padding keeps the size at stride 1.
+    """Convolution without bias, BatchNorm and, unless `linear`, ReLU6. Keeps the size at stride 1.
 
-    `plain`: with torch's own ReLU6, the copy that it keeps included.
+    Attributes:
+        plain: True: with torch's own ReLU6, which saves a copy for backward.
     """
 
     plain = False
@@ -96,12 +116,20 @@ class ConvNorm(nn.Module):
         super().__init__()
         padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            padding,
+            dilation=dilation,
+            groups=groups,
+            bias=False,
         )
         self.bn = BatchNorm2d(out_channels)
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         x = self.bn(self.conv(x))
         if self.linear:
             return x
@@ -109,9 +137,14 @@ class ConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise and linear 1x1 projection, added to the input where shapes allow."""
+    """1x1 expansion, 3x3 depthwise and linear 1x1 projection, with a residual.
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, dilation: int):
+    The input is added where the shapes allow it.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, expansion: int, stride: int, dilation: int
+    ):
         super().__init__()
         hidden = in_channels * expansion
         expand = [] if expansion == 1 else [ConvNorm(in_channels, hidden, 1)]
@@ -123,12 +156,16 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
 class _ReLU6(torch.autograd.Function):
-    """ReLU6 in place, with a gradient by its result, that the next convolution keeps anyway: torch's own keeps a copy
-    of what it is taken of, a third of all that the encoder keeps."""
+    """ReLU6 in place, with a gradient by its result.
+
+    The next convolution saves that result anyway. torch's own ReLU6 saves a copy of its input, a
+    third of all that the encoder saves.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -143,17 +180,22 @@ class _ReLU6(torch.autograd.Function):
 
 
 def _relu6(x: Tensor) -> Tensor:
-    """In place. A compiler, and an export, get the operator that they know."""
+    """Applies ReLU6 in place. A compiler, and an export, get the operator that they know."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return relu6(x, inplace=True)
     return _ReLU6.apply(x)
 
 
-def _checked(strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float) -> tuple[int, ...]:
+def _checked(
+    strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float
+) -> tuple[int, ...]:
+    """Checks the arguments of `MobileNetV2` and returns the taps; raises RecipeError."""
     if len(strides) != 7 or any(stride not in (1, 2) for stride in strides):
         raise RecipeError(f"strides: got {list(strides)}; 7 values, one per stage, each 1 or 2")
     if len(dilations) != 7 or any(not isinstance(d, int) or d < 1 for d in dilations):
-        raise RecipeError(f"dilations: got {list(dilations)}; 7 whole numbers, one per stage, each at least 1")
+        raise RecipeError(
+            f"dilations: got {list(dilations)}; 7 whole numbers, one per stage, each at least 1"
+        )
     if not taps or list(taps) != sorted(set(taps) & set(range(7))):
         raise RecipeError(f"taps: got {list(taps)}; stages out of 0, 1, 2, 3, 4, 5, 6, increasing")
     if not width > 0:
@@ -162,7 +204,7 @@ def _checked(strides: Sequence[int], dilations: Sequence[int], taps: Sequence[in
 
 
 def _round_to_8(channels: float) -> int:
-    """The nearest multiple of 8, at least 8, and never more than 10 % less than asked."""
+    """Returns the nearest multiple of 8, at least 8 and never more than 10 % less than asked."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

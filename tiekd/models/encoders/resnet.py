@@ -1,7 +1,8 @@
-"""ResNet (He et al. 2016, arXiv 1512.03385) as an encoder: stem and four stages, tapped where asked.
+"""ResNet (He et al. 2016, arXiv 1512.03385) as an encoder: stem and stages, tapped where asked.
 
-The stride of a bottleneck sits in its 3x3 convolution (the "pytorch" or v1.5 layout); the state dict has torchvision's
-names. Left out: stages after the last tap, the classifier, other strides and dilations.
+The stride of a bottleneck is in its 3x3 convolution (the "pytorch" or v1.5 layout). The state dict
+has torchvision's names. Left out: stages after the last tap, the classifier, other strides and
+dilations.
 """
 
 from collections.abc import Sequence
@@ -22,31 +23,44 @@ STRIDES = (2, 4, 8, 16, 32)
 class ResNet(nn.Module):
     """ResNet without its classifier.
 
-    depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
-    taps: which of the stem (0) and the stages (1 to 4) are returned, increasing. The stem's feature is the one before
-        the pooling, at stride 2; the stages are at 4, 8, 16 and 32.
-    pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is read here.
+    A feature's size is the image's divided by its stride, rounded up. Convolutions start
+    Kaiming-normal (fan out), norms at 1 and 0.
 
-    `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
-    rounded up. Convolutions start Kaiming-normal (fan out), norms at 1 and 0.
+    Attributes:
+        channels: of the returned features.
+        strides: of the returned features.
+
+    Args:
+        depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
+        taps: which of the stem (0) and the stages (1 to 4) are returned, increasing. The stem's
+            feature is the one before the pooling, at stride 2; the stages are at 4, 8, 16 and 32.
+        pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`;
+            nothing is read here.
     """
 
-    def __init__(self, depth: int, taps: Sequence[int] = (0, 1, 2, 3, 4), pretrained: str | None = None):
+    def __init__(
+        self, depth: int, taps: Sequence[int] = (0, 1, 2, 3, 4), pretrained: str | None = None
+    ):
         super().__init__()
         if depth not in BASIC_BLOCKS | BOTTLENECK_BLOCKS:
             allowed = ", ".join(map(str, BASIC_BLOCKS | BOTTLENECK_BLOCKS))
             raise RecipeError(f"depth: got {depth}; allowed: {allowed}")
         if not taps or list(taps) != sorted(set(taps) & set(range(5))):
-            raise RecipeError(f"taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing")
-        self.pretrained, self.torchvision_name = pretrained, f"resnet{depth}"
+            raise RecipeError(
+                f"taps: got {list(taps)}; out of 0 (stem), 1, 2, 3, 4 (stages), increasing"
+            )
+        self.pretrained = pretrained
+        self.torchvision_name = f"resnet{depth}"
         self.taps = tuple(taps)
         block = BasicBlock if depth in BASIC_BLOCKS else Bottleneck
         num_blocks = (BASIC_BLOCKS | BOTTLENECK_BLOCKS)[depth]
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, 3, bias=False)
         self.bn1 = BatchNorm2d(STEM_CHANNELS)
+        # Stages up to the last tap.
         channels = [STEM_CHANNELS]
         for stage in range(1, self.taps[-1] + 1):
-            width, out_channels = STAGE_CHANNELS[stage - 1], STAGE_CHANNELS[stage - 1] * block.expansion
+            width = STAGE_CHANNELS[stage - 1]
+            out_channels = width * block.expansion
             first = block(channels[-1], width, 1 if stage == 1 else 2)
             rest = [block(out_channels, width, 1) for _ in range(num_blocks[stage - 1] - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
@@ -58,7 +72,11 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
+        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+
+        Args:
+            image: (B, 3, H, W), normalised.
+        """
         x = relu(self.bn1(self.conv1(image)), inplace=True)
         features = [x] if 0 in self.taps else []
         if self.taps[-1] > 0:
@@ -84,13 +102,17 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, width, ceil(H / stride), ceil(W / stride))."""
         y = relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         return relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 class Bottleneck(nn.Module):
-    """1x1, strided 3x3 and widening 1x1 convolution with norms around an identity or a 1x1 projection."""
+    """1x1, strided 3x3 and widening 1x1 convolution with norms, and a shortcut.
+
+    The shortcut is the identity or a 1x1 projection.
+    """
 
     expansion = 4
 
@@ -106,6 +128,7 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
         y = relu(self.bn1(self.conv1(x)), inplace=True)
         y = relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
@@ -113,9 +136,12 @@ class Bottleneck(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """Returns the shortcut's projection; None if the shapes need none."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels)
+    )
 
 
 build = ResNet

@@ -1,8 +1,9 @@
-"""Swin transformer (Liu et al. 2021, arXiv 2103.14030) as an encoder: four stages at strides 4, 8, 16 and 32.
+"""Swin transformer (Liu et al. 2021, arXiv 2103.14030) as an encoder: stages at strides 4 to 32.
 
-The defaults are Swin-T; Swin-L is `width: 192, depths: [2, 2, 18, 2], heads: [6, 12, 24, 48]`. Works at any image size.
-Cost of a block in multiply-adds per token: 12 channels squared, and 2 * window squared * channels for the attention.
-Left out: absolute positions, dropout of activations, taps other than all four.
+The defaults are Swin-T; Swin-L is `width: 192, depths: [2, 2, 18, 2], heads: [6, 12, 24, 48]`. It
+works at any image size. Cost of a block in multiply-adds per token: 12 channels squared, and
+2 * window squared * channels for the attention. Left out: absolute positions, dropout of
+activations, taps other than all four.
 """
 
 from collections.abc import Sequence
@@ -22,19 +23,26 @@ TINY = (96, [2, 2, 6, 2], [3, 6, 12, 24], 7)
 class Swin(nn.Module):
     """Swin without its classifier; a norm of its own follows each stage where it is tapped.
 
-    width: channels of the first stage, doubled at each next one. depths, heads: blocks and attention heads per stage.
-    window: tokens along the side of an attention window.
-    drop_path: in training, the probability that an image skips the last block; it rises linearly from 0 at the first
-        (stochastic depth, Huang et al. 2016, arXiv 1603.09382). Drawn from torch's generator of the device, whose state
-        a checkpoint holds.
-    pretrained: "imagenet" (Swin-T only) or a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is
-    read here.
+    A feature's size is the image's divided by its stride, rounded up. Linear layers start at a
+    standard deviation of 0.02, biases at 0, norms at 1 and 0.
 
-    `channels` and `strides` describe the returned features; a feature's size is the image's divided by its stride,
-    rounded up. Linear layers start at a standard deviation of 0.02, biases at 0, norms at 1 and 0.
+    Attributes:
+        channels: of the returned features.
+        strides: of the returned features.
+
+    Args:
+        width: channels of the first stage, doubled at each next one.
+        depths: blocks per stage.
+        heads: attention heads per stage.
+        window: tokens along the side of an attention window.
+        drop_path: in training, the probability that an image skips the last block; it rises
+            linearly from 0 at the first (stochastic depth, Huang et al. 2016, arXiv 1603.09382). It
+            is drawn from torch's generator of the device, whose state a checkpoint holds.
+        pretrained: "imagenet" (Swin-T only) or a file of weights, for
+            `tiekd.models.weights.pretrained.load`; nothing is read here.
     """
 
-    not_pretrained = ("norms.",)  # A classifier has none at the taps.
+    not_pretrained = ("norms.",)  # a classifier has none at the taps
 
     def __init__(
         self,
@@ -48,15 +56,22 @@ class Swin(nn.Module):
         super().__init__()
         _check(width, depths, heads, window, drop_path)
         self.pretrained = pretrained
-        self.torchvision_name = "swin_t" if (width, list(depths), list(heads), window) == TINY else None
-        self.channels, self.strides = tuple(width << i for i in range(4)), (4, 8, 16, 32)
+        is_tiny = (width, list(depths), list(heads), window) == TINY
+        self.torchvision_name = "swin_t" if is_tiny else None
+        self.channels = tuple(width << i for i in range(4))
+        self.strides = (4, 8, 16, 32)
         self.patches = nn.Conv2d(3, width, PATCH, PATCH)
         self.patch_norm = nn.LayerNorm(width)
+        # Stages; the rate of dropped paths rises from block to block.
         last = max(1, sum(depths) - 1)
         rates = iter([drop_path * i / last for i in range(sum(depths))])
-        self.stages, self.norms = nn.ModuleList(), nn.ModuleList()
+        self.stages = nn.ModuleList()
+        self.norms = nn.ModuleList()
         for channels, depth, stage_heads in zip(self.channels, depths, heads, strict=True):
-            blocks = [Block(channels, stage_heads, window, i % 2 * (window // 2), next(rates)) for i in range(depth)]
+            blocks = [
+                Block(channels, stage_heads, window, i % 2 * (window // 2), next(rates))
+                for i in range(depth)
+            ]
             self.stages.append(nn.Sequential(*blocks))
             self.norms.append(nn.LayerNorm(channels))
         self.merges = nn.ModuleList(PatchMerging(channels) for channels in self.channels[:-1])
@@ -67,7 +82,11 @@ class Swin(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W), normalised. Returns (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
+        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+
+        Args:
+            image: (B, 3, H, W), normalised.
+        """
         image = pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
         x = self.patch_norm(self.patches(image).permute(0, 2, 3, 1))
         features = []
@@ -80,7 +99,7 @@ class Swin(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention within windows and two linear layers, each behind a norm and added to its input."""
+    """Attention within windows and a two-layer perceptron, each with a norm and a residual."""
 
     def __init__(self, channels: int, heads: int, window: int, shift: int, drop_path: float):
         super().__init__()
@@ -92,12 +111,12 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, channels). Returns the same shape."""
+        """Returns (B, H, W, channels) from the same shape."""
         x = x + self._dropped(self.attention(self.norm1(x)))
         return x + self._dropped(self.project(gelu(self.expand(self.norm2(x)))))
 
     def _dropped(self, x: Tensor) -> Tensor:
-        """x, in training 0 for some images and larger for the others, so that the mean stays."""
+        """Returns x with some images 0 in training, the others scaled to keep the mean."""
         if not self.training or self.drop_path == 0:
             return x
         kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
@@ -105,7 +124,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring tokens to one with twice the channels; odd sizes are padded with zeros."""
+    """Merges four neighbouring tokens to one with twice the channels; pads odd sizes with zeros."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -113,22 +132,29 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, channels). Returns (B, ceil(H / 2), ceil(W / 2), 2 * channels)."""
+        """Returns (B, ceil(H / 2), ceil(W / 2), 2 * channels) from (B, H, W, channels)."""
         x = pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         # The published order of the four: channel first, then row and column within the square.
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(3)
         return self.reduction(self.norm(x))
 
 
-def _check(width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float) -> None:
+def _check(
+    width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float
+) -> None:
+    """Checks the arguments of `Swin`.
+
+    Raises:
+        RecipeError: one is out of range.
+    """
     for name, values in (("depths", depths), ("heads", heads)):
         if len(values) != 4 or any(not isinstance(value, int) or value < 1 for value in values):
             raise RecipeError(f"{name}: got {list(values)}; 4 whole numbers above 0, one per stage")
     channels = [width << i for i in range(4)]
     if width < 1 or any(c % count for c, count in zip(channels, heads, strict=True)):
         raise RecipeError(
-            f"heads: got {list(heads)} for stages of {channels} channels (width {width}); the heads of "
-            "a stage must divide its channels"
+            f"heads: got {list(heads)} for stages of {channels} channels (width {width}); the "
+            "heads of a stage must divide its channels"
         )
     if window < 2:
         raise RecipeError(f"window: got {window}; a whole number from 2, published is 7")

@@ -1,5 +1,5 @@
-"""Heads: the decoder's features to depth in metres (and a divergence). One module each, named in a head node.
+"""Heads: from the decoder's features to depth in metres (and a divergence).
 
-Each ends with `build = ItsClass` and is built with what it asks for of `in_channels`, `stride`, `min_depth` and
-`max_depth`.
+There is one module per head, named in a head node. Each ends with `build = ItsClass`. It is built
+with those of `in_channels`, `stride`, `min_depth` and `max_depth` that its signature has.
 """

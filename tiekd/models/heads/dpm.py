@@ -1,8 +1,9 @@
-"""DPM head: a distribution over depth bins per pixel (1x1 convolution, softmax), its mean as depth, and its divergence.
+"""DPM head: a distribution over depth bins per pixel, its mean as depth, and its divergence.
 
-The divergence to the target's distribution is computed here, where the probabilities are: they are never stored at full
-size (`tiekd.kernels` has the arithmetic). A head coarser than the image learns from the mean target distribution
-of the pixels under each cell.
+The distribution is a 1x1 convolution and a softmax. The divergence from the target's distribution
+is computed here, where the probabilities are, because they are never stored at full size
+(`tiekd.kernels` has the arithmetic). A head coarser than the image learns from the mean target
+distribution of the pixels under each cell.
 """
 
 import torch
@@ -17,18 +18,27 @@ from tiekd.models.network import Prediction
 
 
 class Dpm(nn.Module):
-    """Depth as the mean of a distribution over `num_bins` bins between min_depth and max_depth, in metres.
+    """Depth as the mean of a distribution over `num_bins` bins between min_depth and max_depth.
 
-    target: "gaussian", the Gaussian's mass per bin, or "released", the published softmax of density values.
-    sigma: of the target, metres; for "gaussian" at least half of the widest bin.
-    beyond: what a target depth above max_depth does: "clamp" keeps it ("gaussian": as the last bin's centre), "ignore"
-        drops the pixel, and the loss needs `max_depth` to leave it out of its mean. Below min_depth nothing is dropped.
-    spacing: of the bins, "uniform" (published) or "log".
+    The weight starts at a standard deviation of 0.01 and the bias at 0: the distribution starts
+    nearly uniform, which is the least certain, and its depth near the middle of the range.
 
-    The weight starts at a standard deviation of 0.01 and the bias at 0: the distribution starts nearly uniform, which
-    is the least certain, and its depth near the middle of the range.
+    Attributes:
+        kernel: computes it: `tiekd.kernels.dpm`, or another of its implementations.
 
-    `kernel` does the arithmetic: `tiekd.kernels.dpm`, or another of its implementations.
+    Args:
+        in_channels: of the features.
+        min_depth: metres.
+        max_depth: metres.
+        stride: image pixels per side of a cell.
+        num_bins: number of bins.
+        target: "gaussian", the Gaussian's mass per bin, or "released", the published softmax of
+            density values.
+        sigma: of the target, metres; for "gaussian" at least half of the widest bin.
+        beyond: what a target depth above max_depth does. "clamp" keeps it ("gaussian": as the last
+            bin's centre). "ignore" drops the pixel, and the loss needs `max_depth` to leave it out
+            of its mean. Below min_depth nothing is dropped.
+        spacing: of the bins, "uniform" (published) or "log".
     """
 
     def __init__(
@@ -49,27 +59,41 @@ class Dpm(nn.Module):
         if beyond not in BEYOND:
             raise RecipeError(f"beyond: got {beyond!r}; allowed: {', '.join(BEYOND)}")
         if not isinstance(num_bins, int) or num_bins < 2:
-            raise RecipeError(f"num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49")
+            raise RecipeError(
+                f"num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49"
+            )
         if not sigma > 0:
             raise RecipeError(f"sigma: got {sigma}; metres above 0, published is 0.5")
         with torch.device("cpu"):
             edges = bin_edges(num_bins, min_depth, max_depth, spacing)
             if target == "gaussian":
                 check_sigma(sigma, edges)
-        # These are this module's own and not a Conv2d's: ZeRO-3 gathers a module's own weights for its forward.
+        # Parameters of this module and not of a Conv2d: ZeRO-3 gathers a module's own weights for
+        # its forward.
         self.weight = nn.Parameter(torch.empty(num_bins, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_bins))
         nn.init.normal_(self.weight, std=0.01)
         self.register_buffer("edges", edges.to(self.weight.device), persistent=False)
         self._edges_float32 = edges
-        self.stride, self.target, self.sigma, self.beyond = stride, target, float(sigma), beyond
+        self.stride = stride
+        self.target = target
+        self.sigma = float(sigma)
+        self.beyond = beyond
         self.kernel = dpm
 
-    def forward(self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None) -> Prediction:
-        """features: (B, C, h, w), about the image's size (H, W) over `stride`; target_depth: (B, 1, H, W), metres.
+    def forward(
+        self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
+    ) -> Prediction:
+        """Predicts depth and, with a target, the divergence.
 
-        Returns depth (B, 1, h, w) float32 in metres and, with a target, the divergence (B, 1, H, W) float32: that of
-        each cell, repeated over its pixels, 0 where the target is not valid.
+        Args:
+            features: (B, C, h, w), about the image's size over `stride`.
+            image_size: (H, W).
+            target_depth: (B, 1, H, W), metres, 0 where not valid; None without a target.
+
+        Returns:
+            depth (B, 1, h, w) float32 in metres and the divergence (B, 1, H, W) float32 in nats:
+            that of each cell, repeated over its pixels, 0 where the target is not valid.
         """
         if target_depth is None:
             return Prediction(self._dpm(features, None)[0])
@@ -77,19 +101,23 @@ class Dpm(nn.Module):
         if tuple(features.shape[2:]) == cells:
             depth, divergence = self._dpm(features, target_depth)
         else:
-            # A decoder can overshoot a size that its strides don't divide. Depth must not depend on whether there is a
-            # target, so only the divergence is taken on the image's grid.
+            # A decoder can overshoot a size that its strides don't divide. Depth must not depend
+            # on the presence of a target, so only the divergence is computed on the image's grid.
             depth, _ = self._dpm(features, None)
             features = interpolate(features, size=cells, mode="bilinear", align_corners=True)
             _, divergence = self._dpm(features, target_depth)
         return Prediction(depth, self._to_pixels(divergence, target_depth))
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """The distribution over the bins of `edges` itself, (B, num_bins, h, w) float32: for pictures and readouts, not
-        for training, where it would be the largest tensor of all."""
+        """Returns the distribution over the bins of `edges`, (B, num_bins, h, w) float32.
+
+        It is for figures and readouts, not for training, where it would be the largest tensor of
+        all.
+        """
         return conv2d(features, self.weight, self.bias).float().softmax(1)
 
     def _dpm(self, features: Tensor, target_depth: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Computes depth and divergence, each (B, 1, h, w), with this head's options."""
         return self.kernel(
             features,
             self.weight,
@@ -103,17 +131,22 @@ class Dpm(nn.Module):
         )
 
     def _to_pixels(self, divergence: Tensor, target_depth: Tensor) -> Tensor:
+        """Repeats each cell's divergence over its pixels, 0 where the target is not valid."""
         if self.stride == 1:
             return divergence
         height, width = target_depth.shape[2:]
-        divergence = divergence.repeat_interleave(self.stride, dim=2).repeat_interleave(self.stride, dim=3)
+        divergence = divergence.repeat_interleave(self.stride, dim=2)
+        divergence = divergence.repeat_interleave(self.stride, dim=3)
         valid = target_depth > 0
         if self.beyond == "ignore":
             valid &= target_depth <= self.edges[-1]
         return divergence[:, :, :height, :width].masked_fill(~valid.any(1, keepdim=True), 0)
 
     def _apply(self, fn, recurse: bool = True):
-        """As nn.Module's, except that the edges follow to the device only: in half precision they would merge."""
+        """Moves and casts as nn.Module does, but keeps the edges in float32.
+
+        In half precision neighbouring edges would become equal.
+        """
         super()._apply(fn, recurse)
         self.edges = self._edges_float32.to(self.edges.device)
         return self

@@ -1,8 +1,9 @@
 """BatchNorm over all ranks on any device.
 
-`BatchNorm2d` exists because torch's SyncBatchNorm refuses CPU tensors and stock BatchNorm fails on half-precision
-parameters with fp32 buffers, as the fp16 engine makes them. It costs one all-gather of 2C+1 numbers in forward and one
-all-reduce of 2C in backward. Left out: uneven participation (every rank runs every norm in every step).
+`BatchNorm2d` exists because torch's SyncBatchNorm refuses CPU tensors, and because stock BatchNorm
+fails on half-precision parameters with fp32 buffers, as the fp16 engine makes them. It costs one
+all-gather of 2C+1 numbers in forward and one all-reduce of 2C in backward. Left out: uneven
+participation (every rank runs every norm in every step).
 """
 
 import contextlib
@@ -20,8 +21,12 @@ _counted: Tensor | None = None
 
 @contextlib.contextmanager
 def counting_only(counted: Tensor | None):
-    """Within, training statistics of every `BatchNorm2d` are those of the pixels where `counted`, (B, 1, H, W) bool, is
-    True, looked up at the centre of each feature's pixel; None: of all pixels."""
+    """Context in which the training statistics of every `BatchNorm2d` are of counted pixels only.
+
+    Args:
+        counted: (B, 1, H, W) bool, True for pixels that count. It is looked up at the centre of
+            each feature's pixel. None: all pixels count.
+    """
     global _counted
     before, _counted = _counted, counted
     try:
@@ -33,27 +38,35 @@ def counting_only(counted: Tensor | None):
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation in fp32 whose training statistics cover the global micro-batch.
 
-    Parameters and state dict are those of `nn.BatchNorm2d`. With `sync` and more than one rank, mean and biased
-    variance are those of all ranks' images together, weighted by each rank's number of pixels; the running variance
-    is unbiased, as in torch. Statistics are fp32 whatever the dtype of the input and of the parameters.
+    Parameters and state dict are those of `nn.BatchNorm2d`. With `sync` and more than one rank,
+    mean and biased variance are those of all ranks' images together, weighted by each rank's number
+    of pixels; the running variance is unbiased, as in torch. Statistics are fp32 whatever the dtype
+    of the input and of the parameters.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = True):
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = True
+    ):
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.sync = sync
 
     def _apply(self, fn, recurse=True):
-        """Casts and moves the module, but keeps its statistics in fp32: an fp16 variance overflows at 65504."""
+        """Casts and moves the module, but keeps its statistics in fp32.
+
+        An fp16 variance overflows at 65504.
+        """
         mean, var = self.running_mean, self.running_var
         super()._apply(fn, recurse)
         if self.running_var.dtype != torch.float32:
             device = self.running_var.device
-            self.running_mean, self.running_var = mean.float().to(device), var.float().to(device)
+            self.running_mean = mean.float().to(device)
+            self.running_var = var.float().to(device)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) in any float dtype; returns the same shape and dtype."""
-        if x.dtype == torch.float64:  # the kernels want fp32 statistics beside fp32 or less
+        """Normalises x: (B, C, H, W) in any float dtype; returns the same shape and dtype."""
+        # With fp32 statistics the kernels take fp32 or less.
+        if x.dtype == torch.float64:
             return self.forward(x.float()).double()
         weight, bias = self.weight.float(), self.bias.float()
         if self.training and _counted is not None:
@@ -62,8 +75,16 @@ class BatchNorm2d(nn.BatchNorm2d):
             if self.training:
                 self.num_batches_tracked.add_(1)
             return F.batch_norm(
-                x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum, self.eps
+                x,
+                self.running_mean,
+                self.running_var,
+                weight,
+                bias,
+                self.training,
+                self.momentum,
+                self.eps,
             )
+        # In training, over all ranks.
         y, mean, var, count = _NormaliseOverRanks.apply(x, weight, bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -71,9 +92,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
         return y
 
-
     def _normalised_by_counted(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """As `forward` in training, with statistics of the counted pixels alone."""
+        """Normalises as `forward` in training, with statistics of the counted pixels alone."""
+        # The mask at the feature's resolution, by the centres of the feature's pixels.
         rows, columns = (
             ((2 * torch.arange(coarse, device=x.device) + 1) * fine) // (2 * coarse)
             for coarse, fine in zip(x.shape[2:], _counted.shape[2:], strict=True)
@@ -82,10 +103,18 @@ class BatchNorm2d(nn.BatchNorm2d):
         over_ranks = all_reduce if is_synced else (lambda tensor: tensor)
         mask = _counted[:, :, rows][:, :, :, columns]
         if mask.numel() * (world_size() if is_synced else 1) == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-        counted, everything = over_ranks(torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float())
-        # Where a picture is so narrow that no centre of a coarse feature lies in it, all of them count.
-        mask, count = mask | (counted <= 1), torch.where(counted > 1, counted, everything)
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {x.shape}"
+            )
+        counted, everything = over_ranks(
+            torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float()
+        )
+        # Where images are so narrow that no centre of a coarse feature's pixels lies in them, all
+        # pixels count.
+        mask = mask | (counted <= 1)
+        count = torch.where(counted > 1, counted, everything)
+
+        # Mean and variance, as plain differentiable arithmetic.
         values = x.float()
         mean = over_ranks(torch.where(mask, values, 0).sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
@@ -99,23 +128,31 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
-    """Batch normalisation with statistics over all ranks; gradient of the same, exact, the parameters' of this rank's
-    part. x is kept in its own dtype, and nothing else as large; weight and bias are fp32."""
+    """Batch normalisation with statistics over all ranks, with the exact gradient of the same.
+
+    The parameters' gradients are those of this rank's part. x is saved in its own dtype, and
+    nothing else of its size; weight and bias are fp32.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
         num_channels = x.shape[1]
-        # The statistics of one rank's kernel; without momentum it leaves the running ones, which say fp32, alone.
-        mean, var = torch.batch_norm_update_stats(x, torch.zeros_like(weight), torch.ones_like(weight), momentum=0.0)
+        # The kernel for one rank's statistics. The running statistics only tell it to use fp32;
+        # with a momentum of 0 it doesn't change them.
+        mean, var = torch.batch_norm_update_stats(
+            x, torch.zeros_like(weight), torch.ones_like(weight), momentum=0.0
+        )
         local = torch.cat([mean, var, mean.new_full((1,), x.numel() / num_channels)])
         gathered = local.new_empty(world_size(), local.numel())
         dist.all_gather(list(gathered.unbind()), local)
-        means, variances = gathered[:, :num_channels], gathered[:, num_channels:-1]
+        means = gathered[:, :num_channels]
+        variances = gathered[:, num_channels:-1]
         counts = gathered[:, -1:]
         count = counts.sum()
         share = counts / count
         mean = (share * means).sum(0)
-        # Chan et al. 1979: the variance of the union from the parts' own, without E[x^2] - E[x]^2 cancellation.
+        # Chan et al. 1979: the variance of the union from the parts' variances, without the
+        # cancellation of E[x^2] - E[x]^2.
         var = (share * (variances + (means - mean) ** 2)).sum(0)
         ctx.save_for_backward(x, weight, mean, var, count)
         ctx.eps = eps
@@ -126,18 +163,25 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_):
         x, weight, mean, var, count = ctx.saved_tensors
         inv_std = torch.rsqrt(var + ctx.eps)
-        # Where the layouts differ, a CPU's kernel adds bf16 up in bf16.
+        # If the layouts differ, a CPU's kernel sums bf16 in bf16.
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        grad = grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        # As for given statistics: the sums over this rank's pixels of grad * (x - mean) / std, and of grad.
+        grad = grad.contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
+        # The gradients for given statistics are the sums over this rank's pixels of
+        # grad * (x - mean) / std and of grad.
         _, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, mean, inv_std, False, ctx.eps, [False, True, True]
         )
         sums = torch.stack([bias_grad, weight_grad])
         dist.all_reduce(sums)
+        # The gradient of x is linear in grad and x, with one set of coefficients per channel.
         by_grad = weight * inv_std
         grad_sum, product_sum = sums
-        offset, by_x = -by_grad * grad_sum / count, -by_grad * product_sum / count * inv_std
-        by_grad, offset, by_x, mean = (each[:, None, None] for each in (by_grad, offset, by_x, mean))
+        offset = -by_grad * grad_sum / count
+        by_x = -by_grad * product_sum / count * inv_std
+        by_grad, offset, by_x, mean = (
+            each[:, None, None] for each in (by_grad, offset, by_x, mean)
+        )
         x_grad = (x - mean).mul_(by_x).addcmul_(grad, by_grad).add_(offset)
         return x_grad.to(x.dtype), weight_grad, bias_grad, None

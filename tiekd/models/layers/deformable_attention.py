@@ -1,11 +1,14 @@
-"""Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159) in plain torch: a part of the HAHI neck.
+"""Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159) in plain torch, for HAHI.
 
-Each query reads a few points of each level, at places that it says itself, and adds them up. Memory: all the values
-read by one image's queries at stride 2 would be 7 GB at 352x1216; they are read level by level and some queries at a
-time, and read again in the backward pass, so only SAMPLED_VALUES of them exist at once.
-Places and weights are float32 whatever the network's precision: bfloat16 can't tell apart two columns of a wide image.
-Left out: reference boxes, padding masks, and on CUDA a gradient that repeats bit for bit: grid_sample has none there,
-so `train.deterministic` refuses it.
+Each query samples a few points of each level, at places that it predicts, and sums them up.
+Memory: all the values sampled by one image's queries at stride 2 would be 7 GB at 352x1216. They
+are sampled level by level for some queries at a time, and again in the backward pass, so only
+SAMPLED_VALUES of them exist at once.
+
+Places and weights are float32 whatever the network's precision: bfloat16 can't tell apart two
+columns of a wide image.
+Left out: reference boxes, padding masks, and on CUDA a deterministic gradient: grid_sample has
+none there, so `train.deterministic` refuses it.
 """
 
 import math
@@ -20,21 +23,40 @@ SAMPLED_VALUES = 2**24  # 64 MiB
 
 
 class DeformableAttention(nn.Module):
-    """Queries to what they read from feature maps, added to the queries.
+    """Adds to queries what they sample from feature maps.
 
-    width: channels of queries, values and output. dropout: in training, of what was read.
-    Starts with every head looking in its own direction from the reference, point i at i + 1 cells, all weights equal;
-    nearly so, because what asks (positions, levels) would get no gradient through weights of 0.
+    It starts with every head looking in its own direction from the reference, point i at i + 1
+    cells, with all weights equal. They are only nearly equal, because the weights' inputs
+    (positions, levels) would get no gradient through weights of 0.
+
+    Args:
+        width: channels of queries, values and output.
+        num_levels: number of feature maps.
+        num_heads: number of heads.
+        num_points: sampled points per query, head and level.
+        dropout: of the result, in training.
     """
 
-    def __init__(self, width: int, num_levels: int, num_heads: int = 8, num_points: int = 8, dropout: float = 0.0):
+    def __init__(
+        self,
+        width: int,
+        num_levels: int,
+        num_heads: int = 8,
+        num_points: int = 8,
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        self.num_levels, self.num_heads, self.num_points, self.dropout = num_levels, num_heads, num_points, dropout
+        self.num_levels = num_levels
+        self.num_heads = num_heads
+        self.num_points = num_points
+        self.dropout = dropout
+        # Places and weights from the query, values from the tokens.
         points = num_heads * num_levels * num_points
         self.sampling_offsets = Float32Linear(width, 2 * points)
         self.attention_weights = Float32Linear(width, points)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
+        # The start of the weights; the offsets' bias holds the heads' directions.
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.normal_(layer.weight, std=1e-3)
         for layer in (self.value_proj, self.output_proj):
@@ -42,75 +64,115 @@ class DeformableAttention(nn.Module):
         for layer in (self.attention_weights, self.value_proj, self.output_proj):
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(_first_offsets(num_heads, num_levels, num_points).flatten())
+            self.sampling_offsets.bias.copy_(
+                _first_offsets(num_heads, num_levels, num_points).flatten()
+            )
 
     def forward(
-        self, query: Tensor, position: Tensor, tokens: Tensor, sizes: Sequence[tuple[int, int]], reference: Tensor
+        self,
+        query: Tensor,
+        position: Tensor,
+        tokens: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        reference: Tensor,
     ) -> Tensor:
-        """query: (B, Q, width); position: (B or 1, Q, width) float32, added to the query to find the places.
+        """Returns the queries plus what they sampled, (B, Q, width).
 
-        tokens: (B, T, width), the levels' cells one after another; sizes: each level's (height, width).
-        reference: (B or 1, Q, num_levels or 1, 2) float32, x and y between 0 and 1 from edge to edge of a level.
-        Returns (B, Q, width).
+        Args:
+            query: (B, Q, width).
+            position: (B or 1, Q, width) float32, added to the query to predict the places.
+            tokens: (B, T, width), the levels' cells one after another.
+            sizes: each level's (height, width).
+            reference: (B or 1, Q, num_levels or 1, 2) float32, x and y between 0 and 1 from edge to
+                edge of a level.
         """
+        # Where each query samples, and the weight of each point.
         asked = query.float() + position
-        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        heads = self.num_heads
+        levels = self.num_levels
+        points = self.num_points
         offsets = self.sampling_offsets(asked).unflatten(2, (heads, levels, points, 2))
         weights = self.attention_weights(asked).unflatten(2, (heads, levels * points)).softmax(3)
         weights = weights.unflatten(3, (levels, points))
+        # The values as one map per level and head.
         values = self.value_proj(tokens).float().transpose(1, 2)
         maps = [
             value.reshape(-1, value.shape[1] // heads, *size)
-            for value, size in zip(values.split([h * w for h, w in sizes], dim=2), sizes, strict=True)
+            for value, size in zip(
+                values.split([h * w for h, w in sizes], dim=2), sizes, strict=True
+            )
         ]
         read = self.output_proj(read_points(maps, reference, offsets, weights).to(query.dtype))
         return query + dropout(read, self.dropout, self.training)
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32 also where its weights, or autocast, are of lower precision."""
+    """A linear layer in float32 also where its weights, or autocast, are of lower precision."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (..., out_features) float32 from (..., in_features)."""
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.float(), self.weight.float(), self.bias.float())
 
 
 def read_points(
-    maps: Sequence[Tensor], reference: Tensor, offsets: Tensor, weights: Tensor, sampled_values: int = SAMPLED_VALUES
+    maps: Sequence[Tensor],
+    reference: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    sampled_values: int = SAMPLED_VALUES,
 ) -> Tensor:
-    """The weighted sum of what the queries read from all levels, (B, Q, heads * d) float32.
+    """Returns the weighted sum of what the queries sample from all levels.
 
-    maps: per level (B * heads, d, h, w) float32. reference: (B or 1, Q, L or 1, 2), see `DeformableAttention`.
-    offsets: (B, Q, heads, L, points, 2), x and y in cells of their level. weights: (B, Q, heads, L, points).
-    sampled_values: how many numbers are read at once.
+    Args:
+        maps: per level (B * heads, d, h, w) float32.
+        reference: (B or 1, Q, L or 1, 2), see `DeformableAttention`.
+        offsets: (B, Q, heads, L, points, 2), x and y in cells of their level.
+        weights: (B, Q, heads, L, points).
+        sampled_values: how many numbers are sampled at once.
+
+    Returns:
+        (B, Q, heads * d) float32.
     """
     batch, num_queries, _, _, num_points = weights.shape
     chunk = max(1, sampled_values // (len(maps[0]) * maps[0].shape[1] * num_points))
     reference = reference.expand(batch, num_queries, len(maps), 2)
     read = []
-    for some in zip(reference.split(chunk, 1), offsets.split(chunk, 1), weights.split(chunk, 1), strict=True):
+    # Under a checkpoint the sampled values are not saved but sampled again in backward.
+    for some in zip(
+        reference.split(chunk, 1), offsets.split(chunk, 1), weights.split(chunk, 1), strict=True
+    ):
         if torch.is_grad_enabled():
-            read.append(checkpoint(_read_some, *some, *maps, use_reentrant=False, preserve_rng_state=False))
+            read.append(
+                checkpoint(_read_some, *some, *maps, use_reentrant=False, preserve_rng_state=False)
+            )
         else:
             read.append(_read_some(*some, *maps))
     return torch.cat(read, dim=1)
 
 
 def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tensor) -> Tensor:
-    """`read_points` of queries few enough to read all points of a level at once."""
+    """Computes `read_points` for queries few enough to sample all points of a level at once."""
     batch, num_queries, heads, _, _ = weights.shape
     total = 0
     for level, values in enumerate(maps):
-        (height, width), (x, y) = values.shape[2:], offsets[:, :, :, level].unbind(-1)
+        height, width = values.shape[2:]
+        x, y = offsets[:, :, :, level].unbind(-1)
         places = reference[:, :, None, level, None] + torch.stack([x / width, y / height], dim=-1)
         grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)
-        sampled = grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        total = total + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)).sum(3)
+        sampled = grid_sample(
+            values, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        )
+        of_level = weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)
+        total = total + (sampled * of_level).sum(3)
     return total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
 
 
 def _first_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
-    """(heads, levels, points, 2): the heads' directions on a square around the reference, point i at i + 1 cells."""
+    """Returns the offsets at the start, (heads, levels, points, 2), in cells.
+
+    The heads' directions lie on a square around the reference; point i is at i + 1 cells.
+    """
     angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
     directions = torch.stack([angles.cos(), angles.sin()], dim=1)
     directions = directions / directions.abs().amax(1, keepdim=True)

@@ -1,7 +1,7 @@
-"""The last convolution of a regression head, 3x3 to one channel, in float32 whatever the precision around it.
+"""The last convolution of a regression head, 3x3 to one channel, in float32 at any precision.
 
-In bfloat16 its result would have eight bits: steps of 12 cm at 20 m. Cost: beside a low precision, a float32 copy of
-the features, kept for backward.
+In bfloat16 its result would have eight bits: steps of 12 cm at 20 m. Cost: under a lower precision,
+a float32 copy of the features, saved for backward.
 """
 
 import torch
@@ -10,9 +10,13 @@ from torch.nn.functional import conv2d
 
 
 class DepthConv(nn.Conv2d):
-    """(B, C, h, w) of any float dtype to (B, 1, h, w) float32; the weight starts at a standard deviation of 0.01.
+    """Maps (B, C, h, w) of any float dtype to (B, 1, h, w) float32.
 
-    bias: its value at the start.
+    The weight starts at a standard deviation of 0.01.
+
+    Args:
+        in_channels: of the features.
+        bias: value of the bias at the start.
     """
 
     def __init__(self, in_channels: int, bias: float):
@@ -21,5 +25,6 @@ class DepthConv(nn.Conv2d):
         nn.init.constant_(self.bias, bias)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Returns (B, 1, h, w) float32."""
         with torch.autocast(features.device.type, enabled=False):
             return conv2d(features.float(), self.weight.float(), self.bias.float(), padding=1)

@@ -1,10 +1,12 @@
 """AdaBins' mini-ViT (arXiv 2011.14141, section 3.2): a small transformer over image patches.
 
-It reads one token per patch. The first token says how wide each depth bin of this image is, the next ones become 1x1
-convolution kernels over the image's own features. Cost: little but the maps, 128
+Each patch is one token. The first token gives the width of each depth bin of this image. The next
+tokens become 1x1 convolution kernels over the image's own features. Cost: little but the maps, 128
 multiplications per feature and kernel.
-Positions are a table indexed by the patch's number in reading order, as published: trained at one width, another width
-gives patches the positions of others, and more patches than in training give positions that were never trained.
+
+Positions are a table indexed by the patch's number in reading order, as published. So another
+width than in training gives patches the positions of others, and more patches than in training
+have positions that were never trained.
 """
 
 import torch
@@ -14,15 +16,22 @@ from torch import Tensor, nn
 from tiekd.errors import RecipeError
 
 NUM_LAYERS, NUM_HEADS, FEEDFORWARD, REGRESSOR = 4, 4, 1024, 256
-NARROWEST = 0.1  # A bin's share before normalisation is at least this, so that none vanishes.
+# A bin's share before normalisation is at least this, so that none vanishes.
+NARROWEST = 0.1
 
 
 class MiniViT(nn.Module):
-    """Features to normalised bin widths and range-attention maps.
+    """Maps features to normalised bin widths and range-attention maps.
 
-    num_bins: widths per image. num_queries: tokens that become kernels. width: the transformer's, a multiple of 4.
-    patch: pixels of a patch's side; what of the features does not fill a patch at the right and bottom has no token.
-    num_positions: the most patches that an image may have; num_queries + 1 is the least.
+    Args:
+        in_channels: of the features.
+        num_bins: number of bin widths per image.
+        num_queries: number of tokens that become kernels.
+        width: channels of the transformer, a multiple of 4.
+        patch: pixels of a patch's side; features that fill no whole patch at the right and the
+            bottom have no token.
+        num_positions: the most patches that an image may have; num_queries + 1 is the least.
+        dropout: in training.
     """
 
     def __init__(
@@ -36,7 +45,8 @@ class MiniViT(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        self.num_queries, self.patch = num_queries, patch
+        self.num_queries = num_queries
+        self.patch = patch
         self.embed = nn.Conv2d(in_channels, width, patch, patch)
         self.positions = nn.Parameter(torch.rand(num_positions, width))
         self.layers = nn.ModuleList(Layer(width, dropout) for _ in range(NUM_LAYERS))
@@ -50,18 +60,30 @@ class MiniViT(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, C, h, w). Returns bin widths (B, num_bins) float32, positive, sum 1; maps (B, num_queries, h, w)."""
+        """Returns bin widths and maps.
+
+        Args:
+            x: (B, C, h, w).
+
+        Returns:
+            Bin widths (B, num_bins) float32, positive, summing to 1; maps (B, num_queries, h, w).
+
+        Raises:
+            RecipeError: the features have too few or too many patches.
+        """
         height, width = x.shape[2:]
-        count, most = (height // self.patch) * (width // self.patch), len(self.positions)
+        count = (height // self.patch) * (width // self.patch)
+        most = len(self.positions)
         if not self.num_queries < count <= most:
             raise RecipeError(
-                f"head (adabins): features of {height}x{width} give {count} patches of {self.patch}x{self.patch}; it "
-                f"takes {self.num_queries + 1} to {most}: change the crop or the image's size, or the head's patch, "
-                "num_queries or num_positions"
+                f"head (adabins): features of {height}x{width} give {count} patches of "
+                f"{self.patch}x{self.patch}; it takes {self.num_queries + 1} to {most}: change the "
+                "crop or the image's size, or the head's patch, num_queries or num_positions"
             )
         tokens = self.embed(x).flatten(2).transpose(1, 2) + self.positions[:count]
         for layer in self.layers:
             tokens = layer(tokens)
+        # Token 0 becomes the bin widths, the next ones the kernels of the maps.
         kernels = tokens[:, 1 : self.num_queries + 1]
         maps = (kernels @ self.features(x).flatten(2)).unflatten(2, x.shape[2:])
         widths = self.regressor(tokens[:, 0]).float().relu() + NARROWEST
@@ -69,24 +91,32 @@ class MiniViT(nn.Module):
 
 
 class Layer(nn.Module):
-    """A transformer encoder layer with norms after the sums (Vaswani et al. 2017, arXiv 1706.03762)."""
+    """A transformer encoder layer with norms after the sums.
+
+    After Vaswani et al. 2017 (arXiv 1706.03762).
+    """
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
         self.dropout = dropout
         self.attention = Attention(width, dropout)
         self.norm1 = nn.LayerNorm(width)
-        self.linear1, self.linear2 = nn.Linear(width, FEEDFORWARD), nn.Linear(FEEDFORWARD, width)
+        self.linear1 = nn.Linear(width, FEEDFORWARD)
+        self.linear2 = nn.Linear(FEEDFORWARD, width)
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, N, width) from the same shape."""
         x = self.norm1(x + F.dropout(self.attention(x), self.dropout, self.training))
         y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
         return self.norm2(x + F.dropout(self.linear2(y), self.dropout, self.training))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with plain linear layers, so that ZeRO-3 gathers each weight where it is used."""
+    """Multi-head self-attention of plain linear layers.
+
+    So ZeRO-3 gathers each weight where it is used.
+    """
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -98,7 +128,11 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, N, width) from the same shape."""
         batch, count, width = x.shape
-        q, k, v = self.qkv(x).view(batch, count, 3, NUM_HEADS, width // NUM_HEADS).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        heads = self.qkv(x).view(batch, count, 3, NUM_HEADS, width // NUM_HEADS)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.dropout if self.training else 0.0
+        )
         return self.out(y.transpose(1, 2).reshape(batch, count, width))

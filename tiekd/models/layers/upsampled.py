@@ -1,19 +1,21 @@
-"""A 3x3 convolution of upsampled features, the first step of every level of DenseDepth's and AdaBins' decoders.
+"""A 3x3 convolution of upsampled features: each level of the DenseDepth and AdaBins decoders.
 
-Where a 1x1 convolution that adds channels stands right before it, the two are one 3x3 convolution of fewer channels,
-whose weights are a matrix product of theirs: upsampling leaves such a convolution what it is. The published MobileNetV2
-students have 320 -> 2048 -> 512 channels there, 39 of their 171 GMAC at 352x704, of which 9 are left.
+It is a level's first convolution. Where a 1x1 convolution that adds channels comes right before
+it, the two are computed as one 3x3 convolution of fewer channels, whose weights are a matrix
+product of theirs; upsampling commutes with the 1x1 convolution. The published MobileNetV2 students
+have 320 -> 2048 -> 512 channels there, 39 of their 171 GMAC at 352x704, of which 9 are left.
 
-What is convolved is the largest tensor of its level. It isn't kept for backward: it is made again there, at the cost of
-one more bilinear upsampling, from features that are kept anyway; the numbers are the same, bit for bit.
+The convolution's input is the largest tensor of its level. It isn't saved for backward but
+computed again there, at the cost of one more bilinear upsampling, from features that are saved
+anyway. The numbers are the same, bit for bit.
 
-On a CPU without AVX-512 the gradients are matrix products (tiekd/kernels/layouts.py), those of upsampled channels at
-the size from before: a backward of 128 channels, 88x176 to 176x352, takes 0.53 of what it takes with the products of
-all pixels.
+On a CPU without AVX-512 the gradients are matrix products (tiekd/kernels/layouts.py), those of
+upsampled channels at the size before upsampling. A backward of 128 channels, 88x176 to 176x352,
+takes 0.53 of what it takes with the products of all pixels.
 
-In half precision on a GPU the upsampling's gradient is two matrix products, which tensor cores do, with sums in fp32
-and in one order. torch's own has four atomic additions a number, each of them rounded, and is slow in bf16 (pytorch
-issue 140096).
+In half precision on a GPU the upsampling's gradient is two matrix products, which run on tensor
+cores, with sums in fp32 and in one order. torch's own has four atomic additions a number, each of
+them rounded, and is slow in bf16 (pytorch issue 140096).
 """
 
 from collections.abc import Callable
@@ -30,44 +32,72 @@ from tiekd.kernels.convolution import Conv2d
 
 
 class PointwiseConv(nn.Conv2d):
-    """1x1 convolution, with the weights and the state dict of an `nn.Conv2d`, that the next one can take in."""
+    """1x1 convolution that the next convolution can be merged with.
+
+    Weights and state dict are those of an `nn.Conv2d`.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1)
 
     @property
     def adds_channels(self) -> bool:
-        """Whether the next convolution has less to do with this one in it: 320 -> 2048 -> 512 channels, which the
-        published MobileNetV2 students have, from some 350 pixels on, of all pictures of a batch together."""
+        """True if the next convolution is cheaper when merged with this one.
+
+        That holds for 320 -> 2048 -> 512 channels, which the published MobileNetV2 students have,
+        from some 350 pixels on, counted over all images of a batch.
+        """
         return self.in_channels < self.out_channels
 
-    def forward(self, x: Tensor | None, next_weight: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """x: (B, in_channels, h, w). Returns (B, out_channels, h, w).
+    def forward(
+        self, x: Tensor | None, next_weight: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Returns (B, out_channels, h, w), or with next_weight the result of `merged`.
 
-        With next_weight, what `merged` returns: ZeRO 3 has a module's weights at hand in its forward only.
+        Merging goes through forward because ZeRO-3 has a module's weights at hand only there.
+
+        Args:
+            x: (B, in_channels, h, w); None with next_weight.
+            next_weight: as for `merged`, or None.
         """
         return super().forward(x) if next_weight is None else self.merged(next_weight)
 
     def merged(self, next_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """next_weight: of the convolution that comes next, (O, out_channels + S, k, k), S channels being others'.
+        """Merges this convolution into the next one.
 
-        Returns that convolution's weight for this one's input, (O, in_channels + S, k, k), and its weight for a map of
-        ones, (O, 1, k, k), which stands for this one's bias: it doesn't reach over the edge, where there are zeros.
+        Args:
+            next_weight: of the next convolution, (O, out_channels + S, k, k), S channels being
+                others'.
+
+        Returns:
+            The next convolution's weight for this one's input, (O, in_channels + S, k, k), and its
+            weight for a map of ones, (O, 1, k, k). The map of ones stands for this one's bias,
+            which doesn't reach over the edge, where there are zeros.
         """
         parameters = next_weight, self.weight, self.bias
         return self._merged(*parameters) if _keeps_all() else _checkpoint(self._merged, *parameters)
 
     def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        ours, others = next_weight.split([self.out_channels, next_weight.shape[1] - self.out_channels], dim=1)
+        """Computes `merged` from the three parameters, so that a checkpoint sees them."""
+        ours, others = next_weight.split(
+            [self.out_channels, next_weight.shape[1] - self.out_channels], dim=1
+        )
         columns = torch.cat([weight[:, :, 0, 0], bias[:, None]], dim=1)
         product = (ours.permute(0, 2, 3, 1) @ columns).permute(0, 3, 1, 2)
         by_channel, of_bias = product.split([self.in_channels, 1], dim=1)
-        # Contiguous, as all weights are: a convolution takes its layout from either of its operands.
-        return torch.cat([by_channel, others.to(product.dtype)], dim=1).contiguous(), of_bias.contiguous()
+        # Contiguous, as all weights are: a convolution takes its layout from either operand.
+        others = others.to(product.dtype)
+        return torch.cat([by_channel, others], dim=1).contiguous(), of_bias.contiguous()
 
 
 class UpsampledConv(Conv2d):
-    """3x3 convolution, with the weights and the state dict of an `nn.Conv2d`. `plain`: computed as it is defined."""
+    """3x3 convolution of upsampled features.
+
+    Weights and state dict are those of an `nn.Conv2d`.
+
+    Attributes:
+        plain: True: computed by its definition, without any of the savings.
+    """
 
     plain = False
 
@@ -76,11 +106,22 @@ class UpsampledConv(Conv2d):
         self.register_buffer("bias_weight", None, persistent=False)
 
     def forward(
-        self, x: Tensor, size: tuple[int, int], skip: Tensor | None = None, pointwise: PointwiseConv | None = None
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        skip: Tensor | None = None,
+        pointwise: PointwiseConv | None = None,
     ) -> Tensor:
-        """x: (B, C, h, w), brought to size (H, W) bilinearly, corners aligned; skip: (B, S, H, W), what is concatenated
-        to it. C + S are the `in_channels`. pointwise: what x has yet to go through; then C are its input channels.
-        Returns (B, out_channels, H, W)."""
+        """Returns (B, out_channels, H, W).
+
+        Args:
+            x: (B, C, h, w), resized to `size` bilinearly, corners aligned.
+            size: (H, W).
+            skip: (B, S, H, W), concatenated to it, or None. C + S are the `in_channels`.
+            pointwise: a convolution that x has yet to go through, or None; x then has that
+                convolution's input channels.
+        """
+        # Merge the 1x1 convolution, or apply it.
         weight, bias_weight = self.weight, self.bias_weight
         if pointwise is not None:
             if pointwise.adds_channels and not self.plain:
@@ -91,30 +132,59 @@ class UpsampledConv(Conv2d):
         if not (self.plain or _keeps_all()) and convolution.wants_products(x, weight, size):
             y = _ByProducts.apply(x, size, skip, weight, self.bias)
         else:
-            y = self._convolve(*arguments) if self.plain or _keeps_all() else _checkpoint(self._convolve, *arguments)
-        return y if bias_weight is None else y.add_(conv2d(y.new_ones(1, 1, *size), bias_weight, padding=1))
+            y = (
+                self._convolve(*arguments)
+                if self.plain or _keeps_all()
+                else _checkpoint(self._convolve, *arguments)
+            )
+        if bias_weight is None:
+            return y
+        return y.add_(conv2d(y.new_ones(1, 1, *size), bias_weight, padding=1))
 
     @torch.no_grad()
     def take_in(self, pointwise: PointwiseConv) -> None:
-        """In place and for good, for use without learning: from here on x has `pointwise`'s input channels, and the
-        state dict is another one."""
-        weight, self.bias_weight = pointwise.merged(self.weight)
-        self.weight, self.in_channels = nn.Parameter(weight, requires_grad=False), weight.shape[1]
+        """Merges `pointwise` for good, in place, for inference.
 
-    def _convolve(self, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor) -> Tensor:
-        if not self.plain and torch.is_grad_enabled() and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
+        From here on x has `pointwise`'s input channels, and the state dict is another one.
+        """
+        weight, self.bias_weight = pointwise.merged(self.weight)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.in_channels = weight.shape[1]
+
+    def _convolve(
+        self, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor
+    ) -> Tensor:
+        """Upsamples, concatenates and convolves; arguments as for `forward`."""
+        if (
+            not self.plain
+            and torch.is_grad_enabled()
+            and x.is_cuda
+            and x.dtype in (torch.float16, torch.bfloat16)
+        ):
             x = UpsampleByProducts.apply(x, size)
         else:
             x = _upsample(x, size)
-        return self._conv_forward(x if skip is None else torch.cat([x, skip], dim=1), weight, self.bias)
+        return self._conv_forward(
+            x if skip is None else torch.cat([x, skip], dim=1), weight, self.bias
+        )
 
 
 class _ByProducts(torch.autograd.Function):
-    """As `UpsampledConv._convolve`, with the weights' gradient by matrix products. A checkpoint around that gradient's
-    own function would convolve once more in backward, where around torch's operator it only upsamples."""
+    """`UpsampledConv._convolve` with the weights' gradient by matrix products.
+
+    A checkpoint around that gradient's own function would convolve once more in backward. Around
+    torch's operator it only upsamples.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor, bias: Tensor | None):
+    def forward(
+        ctx,
+        x: Tensor,
+        size: tuple[int, int],
+        skip: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+    ):
         ctx.save_for_backward(x, skip, weight)
         ctx.size = size
         return conv2d(_merge(x, size, skip), weight, bias, padding=1)
@@ -124,24 +194,33 @@ class _ByProducts(torch.autograd.Function):
         x, skip, weight = ctx.saved_tensors
         of_x, _, of_skip, of_weight, of_bias = ctx.needs_input_grad
         channels = x.shape[1]
+
+        # Upsampled to less than three times the pixels: the products of all pixels.
         if ctx.size[0] * ctx.size[1] < 3 * x.shape[2] * x.shape[3]:
             needs = of_x or of_skip, of_weight, of_bias
             merged = _merge(x, ctx.size, skip)
-            of_merged, of_weight, of_bias = convolution.gradients_by_products(grad, merged, weight, needs)
+            of_merged, of_weight, of_bias = convolution.gradients_by_products(
+                grad, merged, weight, needs
+            )
             of_x = _upsample_backward(of_merged[:, :channels], x.shape) if of_x else None
             return of_x, None, of_merged[:, channels:] if of_skip else None, of_weight, of_bias
+        # Else the upsampled channels' products are computed at the size before upsampling.
         needs = of_skip, of_weight and skip is not None, of_bias
-        of_x, of_upsampled = _before_upsampling(grad, x, weight) if of_x or of_weight else (None, None)
-        of_skip, of_others, of_bias = convolution.gradients_by_products(grad, skip, weight[:, channels:], needs)
+        of_x, of_upsampled = (
+            _before_upsampling(grad, x, weight) if of_x or of_weight else (None, None)
+        )
+        of_skip, of_others, of_bias = convolution.gradients_by_products(
+            grad, skip, weight[:, channels:], needs
+        )
         of_weight = torch.cat([of_upsampled, of_others], dim=1) if needs[1] else of_upsampled
         return of_x, None, of_skip, of_weight, of_bias
 
 
 def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of its channels' weights, from a gradient of the convolution of upsampled x.
+    """Returns the gradients of x and of its channels' weights from that of the result.
 
-    Upsampling is linear, pixel by pixel the same for all channels. So a tap's gradient goes back through it first, and
-    the products are those of x's own pixels, a quarter of them.
+    Upsampling is linear and, pixel by pixel, the same for all channels. So a tap's gradient goes
+    back through it first, and the products are those of x's own pixels, a quarter of them.
     """
     batch_size, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -151,11 +230,17 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     rows, columns = grad.shape[2:]
     for row in range(3):
         for column in range(3):
-            # What a tap sees of the upsampled features lies (row - 1, column - 1) away, and outside are zeros.
+            # A tap's pixel of the upsampled features lies (row - 1, column - 1) away; outside are
+            # zeros.
             down, right = row - 1, column - 1
-            top, bottom, left, end = max(0, down), min(rows, rows + down), max(0, right), min(columns, columns + right)
+            top = max(0, down)
+            bottom = min(rows, rows + down)
+            left = max(0, right)
+            end = min(columns, columns + right)
             shifted.zero_()
-            shifted[:, :, top:bottom, left:end] = grad[:, :, top - down : bottom - down, left - right : end - right]
+            shifted[:, :, top:bottom, left:end] = grad[
+                :, :, top - down : bottom - down, left - right : end - right
+            ]
             of_tap = _upsample_backward(shifted, (batch_size, grad.shape[1], height, width))
             of_tap = of_tap.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
             of_pixels.addmm_(of_tap, weight[:, :channels, row, column])
@@ -165,38 +250,49 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
 
 
 def _upsample_backward(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The gradient of what `_upsample` has made larger, whose shape is given."""
+    """Returns the gradient of the input of `_upsample`, which has the given shape."""
     return torch.ops.aten.upsample_bilinear2d_backward(grad, grad.shape[2:], shape, True)
 
 
 def _merge(x: Tensor, size: tuple[int, int], skip: Tensor | None) -> Tensor:
-    """x, upsampled, and skip behind its channels."""
+    """Returns x, upsampled, with the channels of skip after its own."""
     x = _upsample(x, size)
     return x if skip is None else torch.cat([x, skip], dim=1)
 
 
 class UpsampleByProducts(torch.autograd.Function):
-    """x (B, C, h, w) to `size`, bilinearly, corners aligned, with a gradient by products. Keeps nothing for it."""
+    """Bilinear upsampling, corners aligned, with a gradient by products.
+
+    Saves nothing for backward.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Returns (B, C, *size) from x (B, C, h, w)."""
         ctx.size = x.shape[2:]
         return _upsample(x, size)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (height, width), pixels = ctx.size, grad.permute(0, 2, 3, 1).contiguous()
+        """Returns the gradient of x: a product over the rows, then one over the columns."""
+        height, width = ctx.size
+        pixels = grad.permute(0, 2, 3, 1).contiguous()
         batch_size, rows, columns, channels = pixels.shape
-        shares = _shares.__wrapped__ if torch.compiler.is_compiling() else _shares  # it would warn of the cache
+        # A compiler would warn of the cache.
+        shares = _shares.__wrapped__ if torch.compiler.is_compiling() else _shares
         by_row = shares(height, rows, grad.dtype, grad.device).expand(batch_size, -1, -1)
-        by_column = shares(width, columns, grad.dtype, grad.device).expand(batch_size * height, -1, -1)
+        by_column = shares(width, columns, grad.dtype, grad.device)
+        by_column = by_column.expand(batch_size * height, -1, -1)
         summed = torch.bmm(by_row, pixels.view(batch_size, rows, columns * channels))
         summed = torch.bmm(by_column, summed.view(batch_size * height, columns, channels))
         return summed.view(batch_size, height, width, channels).permute(0, 3, 1, 2), None
 
 
 def _keeps_all() -> bool:
-    """Whether nothing is to be made again in backward: a compiler chooses itself what it keeps."""
+    """True if nothing is to be computed again in backward.
+
+    A compiler decides itself what it saves.
+    """
     return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
@@ -210,7 +306,12 @@ def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _shares(small: int, large: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """How much of each of `small` numbers is in each of the `large` interpolated ones: (small, large)."""
-    place = torch.arange(large, dtype=torch.float64, device=device) * ((small - 1) / max(large - 1, 1))
+    """Returns the share of each of `small` numbers in each of the `large` interpolated ones.
+
+    Returns:
+        (small, large).
+    """
+    step = (small - 1) / max(large - 1, 1)
+    place = torch.arange(large, dtype=torch.float64, device=device) * step
     distance = (torch.arange(small, dtype=torch.float64, device=device)[:, None] - place).abs()
     return (1 - distance).clamp_(min=0).to(dtype)

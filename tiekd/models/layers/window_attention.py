@@ -1,8 +1,9 @@
-"""Self-attention within shifted windows (Liu et al. 2021, arXiv 2103.14030): a part of the Swin encoder.
+"""Self-attention within shifted windows (Liu et al. 2021, arXiv 2103.14030), for the Swin encoder.
 
-Tokens attend to those of their own window only, so the cost grows with the image and not with its square. Every other
-block moves the windows by half their size, around the borders; tokens that only the moving brought together don't see
-each other. The feature is padded with zeros to whole windows; padded tokens take part as keys, as published.
+Tokens attend only to those of their own window, so the cost grows with the image and not with its
+square. Every other block shifts the windows by half their size, around the borders. Tokens that
+are in one window only because of the shift don't attend to each other. The feature is padded with
+zeros to whole windows; padded tokens take part as keys, as published.
 Left out: version 2's cosine attention and continuous positions.
 """
 
@@ -10,47 +11,64 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-BLOCKED = -100.0  # The published logit between tokens that don't see each other; finite, also in half precision.
+# The published logit between tokens that don't see each other; finite, also in half precision.
+BLOCKED = -100.0
 
 
 class WindowAttention(nn.Module):
-    """Attention in windows of `window` x `window` tokens that start `shift` tokens before the feature's corner.
+    """Attention in windows of `window` x `window` tokens, shifted by `shift` tokens.
 
-    The bias per head and offset between two tokens starts at a standard deviation of 0.02, the projections at torch's
-    defaults until the encoder sets them.
+    The bias per head and offset between two tokens starts at a standard deviation of 0.02. The
+    projections start at torch's defaults until the encoder sets them.
+
+    Args:
+        channels: of the tokens.
+        heads: number of attention heads.
+        window: tokens along a window's side.
+        shift: tokens by which the windows start before the feature's corner.
     """
 
     def __init__(self, channels: int, heads: int, window: int, shift: int):
         super().__init__()
-        self.heads, self.window, self.shift = heads, window, shift
+        self.heads = heads
+        self.window = window
+        self.shift = shift
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.register_buffer(
+            "relative_position_index", relative_position_index(window), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, channels), of any size. Returns the same shape."""
-        (batch, height, width), window = x.shape[:3], self.window
+        """Returns (B, H, W, channels) from the same shape, of any size."""
+        # Pad to whole windows, and shift.
+        batch, height, width = x.shape[:3]
+        window = self.window
         x = pad(x, (0, 0, 0, -width % window, 0, -height % window))
         rows, columns = x.shape[1] // window, x.shape[2] // window
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
+        # Attention in each window.
         x = self.qkv(to_windows(x, window))
         query, key, value = x.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._bias(batch, rows, columns).to(query.dtype)
         x = scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        # A copy: torch.export and the ONNX decomposition disagree about the layout attention returns.
+        # A copy: torch.export and the ONNX decomposition disagree about the layout of attention.
         x = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         x = self.proj(x.flatten(2))
-        x = x.view(batch, rows, columns, window, window, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        # Windows back to a map, shifted back and cropped.
+        x = x.view(batch, rows, columns, window, window, -1).transpose(2, 3)
+        x = x.flatten(3, 4).flatten(1, 2)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
 
     def _bias(self, batch: int, rows: int, columns: int) -> Tensor:
-        """What is added to the logits: (1 or B * windows, heads, tokens, tokens)."""
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).unsqueeze(0)
+        """Returns the bias of the logits: (1 or B * windows, heads, tokens, tokens)."""
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        bias = bias.permute(2, 0, 1).unsqueeze(0)
         if not self.shift:
             return bias
         blocked = blocked_pairs(rows, columns, self.window, self.shift, bias.device).unsqueeze(1)
@@ -58,13 +76,28 @@ class WindowAttention(nn.Module):
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
-    """(B, rows * window, columns * window, C) to (B * rows * columns, window * window, C)."""
+    """Splits a map into windows.
+
+    Args:
+        x: (B, rows * window, columns * window, C).
+        window: tokens along a window's side.
+
+    Returns:
+        (B * rows * columns, window * window, C).
+    """
     x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3)
     return x.flatten(3, 4).flatten(0, 2)
 
 
 def relative_position_index(window: int) -> Tensor:
-    """(tokens, tokens) int64: per query (row) and key (column) the line of the bias table that their offset has."""
+    """Returns the row of the bias table for each query (row) and key (column) by their offset.
+
+    Args:
+        window: tokens along a window's side.
+
+    Returns:
+        (tokens, tokens) int64.
+    """
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
@@ -72,10 +105,23 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def blocked_pairs(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """(rows * columns, tokens, tokens) bool: which tokens share a window because of the moving only."""
+    """Returns the pairs of tokens that share a window only because of the shift.
+
+    Args:
+        rows: of windows.
+        columns: of windows.
+        window: tokens along a window's side.
+        shift: tokens.
+        device: of the result.
+
+    Returns:
+        (rows * columns, tokens, tokens) bool.
+    """
     y, x = (torch.arange(size * window, device=device) for size in (rows, columns))
-    # Only the last row and column of windows hold tokens from two sides: what was there, and what came around.
-    y, x = (y >= rows * window - shift).long(), (x >= columns * window - shift).long()
+    # Only the last row and column of windows have tokens from two sides: their own, and those that
+    # the shift moved around the border.
+    y = (y >= rows * window - shift).long()
+    x = (x >= columns * window - shift).long()
     side = (2 * y[:, None] + x[None, :]).view(1, rows * window, columns * window, 1)
     side = to_windows(side, window).squeeze(2)
     return side[:, :, None] != side[:, None, :]

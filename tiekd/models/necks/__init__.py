@@ -1,4 +1,5 @@
-"""Necks: features to features of the same strides, between encoder and decoder. One module each, named in a neck node.
+"""Necks: features to features of the same strides, between encoder and decoder.
 
-Each ends with `build = ItsClass`, is built with `encoder_channels`, and has `channels`.
+There is one module per neck, named in a neck node. Each ends with `build = ItsClass`, is built
+with `encoder_channels`, and has `channels`.
 """

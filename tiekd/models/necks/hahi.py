@@ -1,9 +1,10 @@
-"""HAHI neck (DepthFormer, Li et al. 2022, arXiv 2203.14211): lets features of all strides read each other.
+"""HAHI neck: attention across the features of all strides.
 
-The coarser features' cells become tokens that read each other (deformable self-attention); then each cell of the finest
-feature reads the tokens (deformable cross-attention). Every feature keeps its channels and stride. Cost: the
-cross-attention's queries are a quarter of the image's pixels; see `deformable_attention` for their memory.
-Left out: scaling between features, masks of padded images.
+From DepthFormer (Li et al. 2022, arXiv 2203.14211). The cells of the coarser features become
+tokens that attend to each other (deformable self-attention). Then each cell of the finest feature
+attends to the tokens (deformable cross-attention). Every feature keeps its channels and stride.
+Cost: the cross-attention's queries are a quarter of the image's pixels; see `deformable_attention`
+for their memory. Left out: scaling between features, masks of padded images.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,14 @@ TEMPERATURE = 10000
 
 
 class Hahi(nn.Module):
-    """Features, fine to coarse, to features of the same shapes.
+    """Maps features, fine to coarse, to features of the same shapes.
 
-    width: channels of tokens and queries (512 is the published one). num_heads, num_points: of both attentions.
-    dropout: of what the attentions read, in training.
+    Args:
+        encoder_channels: channels of each feature, fine to coarse; two features at least.
+        width: channels of tokens and queries (512 is published).
+        num_heads: of both attentions.
+        num_points: sampled points per query, level and head, of both attentions.
+        dropout: of the attentions' outputs, in training.
     """
 
     def __init__(
@@ -36,44 +41,71 @@ class Hahi(nn.Module):
     ):
         super().__init__()
         if len(encoder_channels) < 2:
-            raise RecipeError(f"neck (hahi): the encoder has {len(encoder_channels)} tap; at least 2 are needed")
+            raise RecipeError(
+                f"neck (hahi): the encoder has {len(encoder_channels)} tap; at least 2 are needed"
+            )
         if width < 4 or num_heads < 1 or width % 4 or width % num_heads:
             raise RecipeError(f"width: got {width}; a multiple of 4 and of num_heads ({num_heads})")
         if num_points < 1:
-            raise RecipeError(f"num_points: got {num_points}; a whole number from 1, published is 8")
+            raise RecipeError(
+                f"num_points: got {num_points}; a whole number from 1, published is 8"
+            )
         if not 0 <= dropout < 1:
             raise RecipeError(f"dropout: got {dropout}; a probability below 1, published is 0.1")
-        self.channels, self.width = tuple(encoder_channels), width
+        self.channels = tuple(encoder_channels)
+        self.width = width
         finest, *coarser = encoder_channels
+        # Projections: of every feature, of the tokens, and of the queries.
         self.laterals = nn.ModuleList(ConvNorm(c, c, 1) for c in encoder_channels)
         self.token_projections = nn.ModuleList(ConvNorm(c, width, 1) for c in coarser)
         self.token_fusions = nn.ModuleList(ConvNorm(width + c, c, 3) for c in coarser)
         self.query_projection = ConvNorm(finest, width, 1)
         self.query_fusion = ConvNorm(width + finest, finest, 3)
+        # The two attentions, an embedding per level, and where a query looks first.
         self.level_embed = nn.Parameter(torch.randn(len(coarser), width))
-        self.self_attention = DeformableAttention(width, len(coarser), num_heads, num_points, dropout)
-        self.cross_attention = DeformableAttention(width, len(coarser), num_heads, num_points, dropout)
+        self.self_attention = DeformableAttention(
+            width, len(coarser), num_heads, num_points, dropout
+        )
+        self.cross_attention = DeformableAttention(
+            width, len(coarser), num_heads, num_points, dropout
+        )
         self.reference_points = Float32Linear(width, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """features: (B, channels[i], h_i, w_i), fine to coarse. Returns the same shapes."""
-        finest, *coarser = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
+        """Returns features of the same shapes.
+
+        Args:
+            features: (B, channels[i], h_i, w_i), fine to coarse.
+        """
+        # Tokens: the coarser features' cells, which attend to each other.
+        finest, *coarser = [
+            lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)
+        ]
         sizes = [tuple(feature.shape[2:]) for feature in coarser]
         device = finest.device
-        projected = [to_tokens(project(f)) for project, f in zip(self.token_projections, coarser, strict=True)]
+        projected = [
+            to_tokens(project(f))
+            for project, f in zip(self.token_projections, coarser, strict=True)
+        ]
         tokens = torch.cat(projected, dim=1)
         embedded = zip(sizes, self.level_embed.float(), strict=True)
-        position = torch.cat([sine_positions(size, self.width, device) + level for size, level in embedded], dim=1)
+        position = torch.cat(
+            [sine_positions(size, self.width, device) + level for size, level in embedded], dim=1
+        )
         centres = torch.cat([cell_centres(size, device) for size in sizes], dim=1).unsqueeze(2)
         tokens = self.self_attention(tokens, position, tokens, sizes, centres)
 
+        # Queries: the finest feature's cells, which attend to the tokens.
         position = sine_positions(finest.shape[2:], self.width, device)
         reference = self.reference_points(position).sigmoid().unsqueeze(2)
-        queries = self.cross_attention(to_tokens(self.query_projection(finest)), position, tokens, sizes, reference)
+        queries = self.cross_attention(
+            to_tokens(self.query_projection(finest)), position, tokens, sizes, reference
+        )
+        # Back to maps, fused with the features. The published order of the channels: the finest
+        # feature comes after its queries, the others before their tokens.
         parts = tokens.split([height * width for height, width in sizes], dim=1)
-        # The published order: the finest feature comes after what it read, the others before.
         fused = [self.query_fusion(torch.cat([to_map(queries, finest.shape[2:]), finest], dim=1))]
         for fuse, feature, part in zip(self.token_fusions, coarser, parts, strict=True):
             fused.append(fuse(torch.cat([feature, to_map(part, feature.shape[2:])], dim=1)))
@@ -81,7 +113,10 @@ class Hahi(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias that keeps the size, BatchNorm and ReLU; starts Kaiming-normal (fan out)."""
+    """Convolution without bias that keeps the size, BatchNorm and ReLU.
+
+    The weight starts Kaiming-normal (fan out).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int):
         super().__init__()
@@ -90,34 +125,53 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, out_channels, h, w) from (B, in_channels, h, w)."""
         return relu(self.bn(self.conv(x)), inplace=True)
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, h, w) to (B, h * w, C)."""
+    """Reshapes (B, C, h, w) to (B, h * w, C)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h * w, C) to (B, C, h, w)."""
+    """Reshapes (B, h * w, C) to (B, C, h, w)."""
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
 def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(1, h * w, 2) float32: x and y of the cells' centres in widths and heights of the feature."""
+    """Returns x and y of the cells' centres, in widths and heights of the feature.
+
+    Args:
+        size: (h, w).
+        device: of the result.
+
+    Returns:
+        (1, h * w, 2) float32, 0 to 1.
+    """
     y, x = ((torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n for n in size)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2).flatten(0, 1).unsqueeze(0)
 
 
 def sine_positions(size: tuple[int, int], width: int, device: torch.device) -> Tensor:
-    """(1, h * w, width) float32: sines and cosines, in turn, of the row (first half of the channels) and the column.
+    """Returns the sine and cosine encoding of the cells' rows and columns.
 
-    Rows and columns count from 1, wavelengths rise geometrically from 2 pi to TEMPERATURE times that (Vaswani et al.
-    2017, arXiv 1706.03762, in two dimensions).
+    The first half of the channels is of the row, the second of the column; sines and cosines
+    alternate. Rows and columns count from 1. Wavelengths rise geometrically from 2 pi to
+    TEMPERATURE times that (Vaswani et al. 2017, arXiv 1706.03762, in two dimensions).
+
+    Args:
+        size: (h, w).
+        width: number of channels.
+        device: of the result.
+
+    Returns:
+        (1, h * w, width) float32.
     """
     half = width // 2
-    frequencies = TEMPERATURE ** (-torch.arange(0, half, 2, device=device, dtype=torch.float32) / half)
-    height, columns = size
+    frequencies = TEMPERATURE ** (
+        -torch.arange(0, half, 2, device=device, dtype=torch.float32) / half
+    )
     rows, columns = (
         torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
         for angles in (torch.arange(1, n + 1, device=device)[:, None] * frequencies for n in size)

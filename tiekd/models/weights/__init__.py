@@ -1,1 +1,1 @@
-"""Weights by name: files, published ones, and what of them fits a network."""
+"""Weights by name: reading files, translating published names, and the fit to a network."""

@@ -1,7 +1,8 @@
-"""Published checkpoint files into ours and back, as whole files with a reckoning of every tensor.
+"""Converts published checkpoint files to ours and back, with a report on every tensor.
 
-Only names and shapes are held against the network, which is never filled: it costs the file's size in memory, and a
-second or two. Files are written beside and renamed, so they are whole or not there.
+Only names and shapes are compared with the network, whose tensors are never filled: a conversion
+costs the file's size in memory, and a second or two. A file is written under a temporary name and
+renamed, so it is either complete or not there.
 Left out: optimizer states, and parameters that the published networks carry without using them.
 """
 
@@ -24,8 +25,14 @@ _HEADS = ("dpm", "sigmoid")
 
 
 class Conversion(NamedTuple):
-    """What a conversion gives and leaves: the tensors under their new names, how the network fits them under our
-    names (norms' batch counters are not missed, shapes are told), and the published names that nothing uses."""
+    """The result of a conversion.
+
+    Attributes:
+        tensors: by their new names.
+        report: how the network fits them, by our names. The norms' batch counters are not counted
+            as missing; a misfit's entry says both shapes.
+        dead: published names that nothing uses.
+    """
 
     tensors: dict[str, Tensor]
     report: Report
@@ -33,8 +40,17 @@ class Conversion(NamedTuple):
 
 
 def from_published(source: str | Path, network_node: dict) -> Conversion:
-    """A published file for the network of a recipe. Raises CheckpointError where it can't be read as one."""
+    """Converts a published file for the network of a recipe.
+
+    Args:
+        source: the file.
+        network_node: `recipe["network"]`.
+
+    Raises:
+        CheckpointError: the file can't be read as a published one.
+    """
     state = state_dicts.read_checkpoint(source)
+    # Of the published head's two output convolutions the recipe's head says which one is used.
     head = network_node.get("head", {}).get("name")
     head = head if head in _HEADS else None
     try:
@@ -48,23 +64,40 @@ def from_published(source: str | Path, network_node: dict) -> Conversion:
 
 
 def to_published(source: str | Path, network_node: dict) -> Conversion:
-    """Weights of ours under the published names. Raises CheckpointError where one has none."""
+    """Converts weights of ours to the published names.
+
+    Args:
+        source: the file.
+        network_node: `recipe["network"]`.
+
+    Raises:
+        CheckpointError: a tensor has no published name.
+    """
     ours = state_dicts.read_weights(source)
     return Conversion(state_dicts.to_published(ours), _report(ours, network_node), [])
 
 
 def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -> None:
-    """Raises CheckpointError that counts and names what is missing, unexpected or of another shape."""
-    wrong = [f"{len(names)} {kind} ({_listed(names)})" for kind, names in _kinds(conversion.report).items() if names]
+    """Checks that the tensors fit the network.
+
+    Raises:
+        CheckpointError: counts and names the tensors that are missing, unexpected or of another
+            shape.
+    """
+    wrong = [
+        f"{len(names)} {kind} ({_listed(names)})"
+        for kind, names in _kinds(conversion.report).items()
+        if names
+    ]
     if wrong:
         raise CheckpointError(
-            f"{source}: doesn't fit the network of {recipe_path}: {', '.join(wrong)}; nothing is written; give the "
-            "recipe of this network, or its overrides by --set"
+            f"{source}: doesn't fit the network of {recipe_path}: {', '.join(wrong)}; nothing is "
+            "written; give the recipe of this network, or its overrides by --set"
         )
 
 
 def summary(conversion: Conversion) -> str:
-    """The reckoning in lines: counts, and every name that is not simply matched."""
+    """Returns the report in lines: counts, and every name that didn't simply match."""
     lines = [f"matched: {len(conversion.report.matched)}"]
     for kind, names in _kinds(conversion.report).items():
         lines += [f"{kind}: {len(names)}", *(f"  {name}" for name in names)]
@@ -75,7 +108,11 @@ def summary(conversion: Conversion) -> str:
 
 
 def write(path: Path, content: Mapping) -> None:
-    """A checkpoint file that loads with `weights_only=True`, atomically. Raises CheckpointError where it can't be."""
+    """Writes a checkpoint file that loads with `weights_only=True`, atomically.
+
+    Raises:
+        CheckpointError: the file can't be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,23 +121,34 @@ def write(path: Path, content: Mapping) -> None:
         sync(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be written ({error.strerror}); give another --out") from None
+        raise CheckpointError(
+            f"{path}: can't be written ({error.strerror}); give another --out"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _report(ours: Mapping[str, Tensor], network_node: dict) -> Report:
+    """Returns the fit of our tensors to the network, which is built without memory."""
     with torch.device("meta"):
         network = build_network(network_node)
-    report, own = state_dicts.compare(network, ours), network.state_dict()
+    report = state_dicts.compare(network, ours)
+    own = network.state_dict()
     return report._replace(
         missing=[name for name in report.missing if not fnmatchcase(name, COUNTERS)],
-        misfit=[f"{name} (got {list(ours[name].shape)}, wanted {list(own[name].shape)})" for name in report.misfit],
+        misfit=[
+            f"{name} (got {list(ours[name].shape)}, wanted {list(own[name].shape)})"
+            for name in report.misfit
+        ],
     )
 
 
 def _kinds(report: Report) -> dict[str, list[str]]:
-    return {"missing": report.missing, "unexpected": report.unexpected, "of another shape": report.misfit}
+    return {
+        "missing": report.missing,
+        "unexpected": report.unexpected,
+        "of another shape": report.misfit,
+    }
 
 
 def _listed(names: list[str]) -> str:

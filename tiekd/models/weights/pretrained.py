@@ -1,10 +1,12 @@
-"""ImageNet weights for encoders: `encoder: {name: resnet, depth: 50, pretrained: imagenet}`, or a file in its place.
+"""ImageNet weights for encoders: `encoder: {name: resnet, depth: 50, pretrained: imagenet}`.
 
-An encoder only notes what it was asked for; `load` fills it, and only a run that starts from nothing calls that. So
-resuming, other weights to start from, teachers, evaluation and export need neither file nor network connection.
-`imagenet` means torchvision's first set (IMAGENET1K_V1), with which published depth networks start, taken from the
-torch hub cache or downloaded into it by the main rank. A file may have torchvision's names, the published ones, ours
-or, for Swin, its authors'.
+A file can be given in place of `imagenet`. An encoder only stores what its recipe asks for. `load`
+loads the weights, and only a run that starts from scratch calls it. So resuming, starting from
+other weights, teachers, evaluation and export need neither the file nor a network connection.
+
+`imagenet` means torchvision's first set (IMAGENET1K_V1), with which published depth networks
+start. It is taken from the torch hub cache, into which rank 0 downloads it if it isn't there. A
+file may have torchvision's names, the published ones, ours or, for Swin, its authors'.
 Left out: other collections, and encoders that torchvision doesn't have with the same arithmetic.
 """
 
@@ -21,19 +23,34 @@ from tiekd.models.weights import state_dicts, swin_names
 
 IMAGENET = "imagenet"
 _OPTION = "network.encoder.pretrained"
-_MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # inverted residuals a stage; torchvision counts them through, from 1
+# Inverted residuals of each stage. torchvision numbers them through all stages, from 1.
+_MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
 def load(network: nn.Module) -> str | None:
-    """Fills the encoder of a new network as its `pretrained` says; returns what to log, None when it says nothing.
+    """Loads the encoder's weights as its `pretrained` says.
 
-    Collective: the main rank reads, the others get the tensors from it. Raises RecipeError where there are no such
-    weights, on every rank.
+    Collective: rank 0 reads them and broadcasts.
+
+    Args:
+        network: a new network; its encoder is filled in place.
+
+    Returns:
+        The line to log, or None if `pretrained` is not set.
+
+    Raises:
+        RecipeError: on every rank, if there are no such weights.
     """
-    asking = [module for module in network.encoder.modules() if getattr(module, "pretrained", None) is not None]
+    asking = [
+        module
+        for module in network.encoder.modules()
+        if getattr(module, "pretrained", None) is not None
+    ]
     if not asking:
         return None
-    encoder, source = asking[0], asking[0].pretrained
+    # Rank 0 reads. Its error goes to the other ranks, so that all of them raise it.
+    encoder = asking[0]
+    source = asking[0].pretrained
     state, problem = None, None
     if comm.is_main():
         try:
@@ -46,14 +63,22 @@ def load(network: nn.Module) -> str | None:
     if problem:
         raise RecipeError(problem)
     encoder.load_state_dict(state, strict=False)
-    what = f"ImageNet weights of torchvision's {encoder.torchvision_name}" if source == IMAGENET else source
+    what = source
+    if source == IMAGENET:
+        what = f"ImageNet weights of torchvision's {encoder.torchvision_name}"
     return f"Encoder: {len(state)} tensors from {what}"
 
 
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An encoder's tensors under our names, without `encoder.`, from torchvision's, published or our names.
+    """Renames an encoder's tensors from torchvision's, published or our names.
 
-    What belongs to a classifier, or to nothing that we know, is left out.
+    Tensors of a classifier, and unknown ones, are left out.
+
+    Args:
+        state: a state dict, bare or in a checkpoint.
+
+    Returns:
+        The tensors under our names, without `encoder.`.
     """
     state = state.get("state_dict", state.get("model", state))
     if swin_names.is_imagenet(state):
@@ -61,63 +86,84 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("features.") for name in state):  # torchvision's MobileNetV2
         renamed = {_mobilenet_name(name): tensor for name, tensor in state.items()}
         return {name: tensor for name, tensor in renamed.items() if name is not None}
+    # Names without `encoder.` are published ones, or torchvision's of a ResNet, which are the same.
     if not any(name.startswith("encoder.") for name in state):
         state = state_dicts.from_published(state)
-    ours = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
+    ours = {
+        name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")
+    }
     return {name.removeprefix("swin."): tensor for name, tensor in ours.items()}
 
 
 def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
+    """Returns the tensors of `imagenet` or a file, under our names."""
     if source != IMAGENET:
         return to_our_names(state_dicts.read_checkpoint(Path(source)))
     name = encoder.torchvision_name
     if name is None:
         raise RecipeError(
-            f"{_OPTION}: {IMAGENET}, but torchvision has no weights for this encoder as it is configured; "
-            "give a file of weights, or null for a random start"
+            f"{_OPTION}: {IMAGENET}, but torchvision has no weights for this encoder as it is "
+            "configured; give a file of weights, or null for a random start"
         )
     return to_our_names(_from_torchvision(name))
 
 
 def _from_torchvision(name: str) -> dict[str, Tensor]:
+    """Reads torchvision's weights from the hub's cache, downloading them if needed."""
     from torchvision.models import get_model_weights
 
     entry = get_model_weights(name).IMAGENET1K_V1
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
     if not file.is_file():
         try:
-            entry.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError) as error:  # no connection, no space, or a download with another checksum
+            entry.get_state_dict(
+                progress=False, check_hash=True, weights_only=True, map_location="cpu"
+            )
+        except (OSError, RuntimeError) as error:
+            # No connection, no space, or a download with another checksum.
             raise RecipeError(
-                f"{_OPTION}: {IMAGENET} weights of {name} can't be downloaded ({_one_line(error)}); put {entry.url} "
-                f"at {file}, or anywhere and say {_OPTION}=FILE"
+                f"{_OPTION}: {IMAGENET} weights of {name} can't be downloaded "
+                f"({_one_line(error)}); put {entry.url} at {file}, or anywhere and say "
+                f"{_OPTION}=FILE"
             ) from None
     return state_dicts.read_checkpoint(file)
 
 
 def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """The tensors that the encoder has; stages behind its last tap are left out. RecipeError where one doesn't fit.
+    """Returns the tensors that the encoder has; stages after its last tap are left out.
 
-    Those that the encoder's `not_pretrained` begins the names of may be missing.
+    Tensors whose names begin with one of the encoder's `not_pretrained` may be missing.
+
+    Raises:
+        RecipeError: a tensor is missing or of another shape.
     """
-    own, new = encoder.state_dict(), getattr(encoder, "not_pretrained", ())
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    own = encoder.state_dict()
+    new = getattr(encoder, "not_pretrained", ())
+    # Old files lack the norms' batch counters.
+    missing = [
+        name for name in own if name not in state and not name.endswith("num_batches_tracked")
+    ]
     wrong = [name for name in missing if not name.startswith(new)]
     wrong += [name for name in own if name in state and state[name].shape != own[name].shape]
     if wrong:
         raise RecipeError(
-            f"{_OPTION}: {len(wrong)} of the encoder's {len(own)} tensors are not in {source} or of another size, "
-            f"such as {wrong[0]}; give weights of the same architecture, depth and width"
+            f"{_OPTION}: {len(wrong)} of the encoder's {len(own)} tensors are not in {source} or "
+            f"of another size, such as {wrong[0]}; give weights of the same architecture, depth "
+            "and width"
         )
     return {name: state[name] for name in own if name in state}
 
 
 def _mobilenet_name(name: str) -> str | None:
-    """torchvision's `features.4.conv.0.1.weight` is our `layer3.0.conv.0.bn.weight`."""
+    """Renames torchvision's `features.4.conv.0.1.weight` to our `layer3.0.conv.0.bn.weight`.
+
+    Returns None for tensors of the classifier.
+    """
     match = re.fullmatch(r"features\.(\d+)\.(.+)", name)
     if match is None:
         return None
-    index, rest = int(match[1]) - 1, match[2]
+    index = int(match[1]) - 1
+    rest = match[2]
     if index == -1:  # the stem: 0 is its convolution, 1 its norm
         return f"conv1.{_conv_or_norm(rest)}"
     for stage, num_blocks in enumerate(_MOBILENET_BLOCKS, 1):
@@ -128,7 +174,10 @@ def _mobilenet_name(name: str) -> str | None:
 
 
 def _block_name(block: str, rest: str, projection: int) -> str:
-    """A block's name: before the projection (layer number `projection`) convolution and norm are one layer."""
+    """Renames a tensor of a block.
+
+    Before the projection (layer number `projection`) a convolution and its norm are one layer.
+    """
     layer, inner = rest.removeprefix("conv.").split(".", 1)
     if int(layer) < projection:
         return f"{block}.{layer}.{_conv_or_norm(inner)}"
@@ -137,9 +186,11 @@ def _block_name(block: str, rest: str, projection: int) -> str:
 
 
 def _conv_or_norm(rest: str) -> str:
+    """Renames a tensor of a layer: 0 is its convolution, 1 its norm."""
     number, parameter = rest.split(".", 1)
     return f"{('conv', 'bn')[int(number)]}.{parameter}"
 
 
 def _one_line(error: Exception) -> str:
+    """Returns the error's text on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]

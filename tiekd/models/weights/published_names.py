@@ -1,13 +1,13 @@
-"""The names of published (mmcv layout) checkpoints against ours, and what of a published checkpoint is dead.
+"""The names of published (mmcv layout) checkpoints and ours, and which published tensors are dead.
 
-The mapping is a table of name templates, the same in both directions; a new family of networks is more rows. In a
-template `{i}` and `{k}` are numbers, `{n}` two joined by `_`, `{p}` one part of a dotted name, `{rest}` one or more
-parts.
+The mapping is a table of name templates, the same in both directions; a new family of networks is
+more rows. In a template `{i}` and `{k}` are numbers, `{n}` two numbers joined by `_`, `{p}` one
+part of a dotted name, and `{rest}` one or more parts.
 """
 
 VIT = "decode_head.adaptive_bins_layer.patch_transformer."
 NAMES = (
-    # (published, ours): the first row that fits a name counts.
+    # (published, ours); the first row that fits a name counts.
     ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
     ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
     ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),
@@ -24,15 +24,30 @@ NAMES = (
     ("decode_head.adaptive_bins_layer.regressor.{i}.{p}", "head.vit.regressor.{i}.{p}"),
     (VIT + "positional_encodings", "head.vit.positions"),
     (VIT + "embedding_convPxP.{p}", "head.vit.embed.{p}"),
-    (VIT + "transformer_encoder.layers.{i}.self_attn.in_proj_{p}", "head.vit.layers.{i}.attention.qkv.{p}"),
-    (VIT + "transformer_encoder.layers.{i}.self_attn.out_proj.{p}", "head.vit.layers.{i}.attention.out.{p}"),
+    (
+        VIT + "transformer_encoder.layers.{i}.self_attn.in_proj_{p}",
+        "head.vit.layers.{i}.attention.qkv.{p}",
+    ),
+    (
+        VIT + "transformer_encoder.layers.{i}.self_attn.out_proj.{p}",
+        "head.vit.layers.{i}.attention.out.{p}",
+    ),
     (VIT + "transformer_encoder.layers.{i}.{rest}", "head.vit.layers.{i}.{rest}"),
     ("decode_head.bn4_2.{p}", "decoder.aspp.norm.{p}"),
     ("decode_head.daspp_conv.0.{p}", "decoder.aspp.fuse.{p}"),
     ("decode_head.daspp_{i}.atrous_conv.first_bn.{p}", "decoder.aspp.branches.{i}.norm_in.{p}"),
-    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.1.{p}", "decoder.aspp.branches.{i}.reduce.{p}"),
-    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.2.{p}", "decoder.aspp.branches.{i}.norm.{p}"),
-    ("decode_head.daspp_{i}.atrous_conv.aconv_sequence.4.{p}", "decoder.aspp.branches.{i}.dilated.{p}"),
+    (
+        "decode_head.daspp_{i}.atrous_conv.aconv_sequence.1.{p}",
+        "decoder.aspp.branches.{i}.reduce.{p}",
+    ),
+    (
+        "decode_head.daspp_{i}.atrous_conv.aconv_sequence.2.{p}",
+        "decoder.aspp.branches.{i}.norm.{p}",
+    ),
+    (
+        "decode_head.daspp_{i}.atrous_conv.aconv_sequence.4.{p}",
+        "decoder.aspp.branches.{i}.dilated.{p}",
+    ),
     ("decode_head.reduc1x1.reduc.final.0.{p}", "decoder.plane1.out.{p}"),
     ("decode_head.reduc{i}x{i}.reduc.plane_params.{p}", "decoder.plane{i}.out.{p}"),
     ("decode_head.reduc{i}x{i}.reduc.inter_{n}.0.{p}", "decoder.plane{i}.layers.{n}.{p}"),
@@ -42,7 +57,10 @@ NAMES = (
     ("backbone.patch_embed.projection.{p}", "encoder.swin.patches.{p}"),
     ("backbone.patch_embed.norm.{p}", "encoder.swin.patch_norm.{p}"),
     ("backbone.stages.{i}.downsample.{rest}", "encoder.swin.merges.{i}.{rest}"),
-    ("backbone.stages.{i}.blocks.{k}.attn.w_msa.{rest}", "encoder.swin.stages.{i}.{k}.attention.{rest}"),
+    (
+        "backbone.stages.{i}.blocks.{k}.attn.w_msa.{rest}",
+        "encoder.swin.stages.{i}.{k}.attention.{rest}",
+    ),
     ("backbone.stages.{i}.blocks.{k}.ffn.layers.0.0.{p}", "encoder.swin.stages.{i}.{k}.expand.{p}"),
     ("backbone.stages.{i}.blocks.{k}.ffn.layers.1.{p}", "encoder.swin.stages.{i}.{k}.project.{p}"),
     ("backbone.stages.{i}.blocks.{k}.{rest}", "encoder.swin.stages.{i}.{k}.{rest}"),
@@ -63,8 +81,9 @@ NAMES = (
 )
 FIELDS = {"i": r"\d+", "k": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
 PREFIXES = ("backbone.", "decode_head.", "neck.")
-# Of encoders that come from ImageNet: what lies behind the last tap.
+# Tensors of encoders trained on ImageNet that lie after the last tap.
 CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")
 CLASSIFIERS += ("backbone.original_model.bn2.", "backbone.original_model.classifier.")
 LEFTOVER_BINS = 256  # conv_out's size in published sigmoid heads, which don't use it
-TABLES = ("relative_position_index",)  # ends of names of buffers that follow from the sizes; ours aren't saved
+# Suffixes of buffers that follow from the sizes; ours aren't saved.
+TABLES = ("relative_position_index",)

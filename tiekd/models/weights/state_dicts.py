@@ -1,7 +1,7 @@
-"""Weights by name: reading checkpoint files, loading them with a reckoning, and translating published ones.
+"""Weights by name: reading checkpoint files, loading them, and translating published ones.
 
-The published names and ours are in `published_names`. Left out: optimizer states, and reshaping of tensors that don't
-fit.
+The published names and ours are in `published_names`. Left out: optimizer states, and reshaping of
+tensors that don't fit.
 """
 
 import re
@@ -15,11 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from tiekd.errors import CheckpointError
-from tiekd.models.weights.published_names import CLASSIFIERS, FIELDS, LEFTOVER_BINS, NAMES, PREFIXES, TABLES, VIT
+from tiekd.models.weights.published_names import (
+    CLASSIFIERS,
+    FIELDS,
+    LEFTOVER_BINS,
+    NAMES,
+    PREFIXES,
+    TABLES,
+    VIT,
+)
 
 LISTED = 4  # tensors that an error message names
 COUNTERS = "*num_batches_tracked"  # of norms; they may be missing, as in old files
-# Published files of a best evaluation have its figure among them as a NumPy number, pickled under an old or a new name.
+# A published file of the best evaluation also holds its metric as a NumPy number, pickled under
+# NumPy's old or new name.
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]
 _PLAIN_TYPES = [
     np.dtype,
@@ -29,7 +38,14 @@ _PLAIN_TYPES = [
 
 
 class Report(NamedTuple):
-    """Names by what became of them, sorted: loaded; not in the state; not in the network; of another shape."""
+    """The names of tensors by how they fit a network, each sorted.
+
+    Attributes:
+        matched: name and shape fit.
+        missing: not in the state dict.
+        unexpected: not in the network.
+        misfit: of another shape.
+    """
 
     matched: list[str]
     missing: list[str]
@@ -38,13 +54,18 @@ class Report(NamedTuple):
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """What a checkpoint file holds, on the CPU. Files that would run code when read are refused.
+    """Reads a checkpoint file, on the CPU. Files that would run code when read are refused.
 
-    Raises CheckpointError for a file that is missing, torn, not a torch file, or not tensors and plain values only.
+    Raises:
+        CheckpointError: the file is missing, torn, not a torch file, or holds more than tensors and
+            plain values.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth")
+        raise CheckpointError(
+            f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth"
+        )
+    # `weights_only` builds nothing but tensors and plain values, so a file can't run code.
     try:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -54,24 +75,36 @@ def read_checkpoint(path: str | Path) -> dict:
         foreign = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if foreign:
             raise CheckpointError(
-                f"{path}: holds more than tensors and plain values ({foreign[1]}); save its state dict alone"
+                f"{path}: holds more than tensors and plain values ({foreign[1]}); "
+                "save its state dict alone"
             ) from None
-        raise CheckpointError(f"{path}: torn, or not torch's ({type(error).__name__}); copy or save it again") from None
+        raise CheckpointError(
+            f"{path}: torn, or not torch's ({type(error).__name__}); copy or save it again"
+        ) from None
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}; it must be a dict of tensors")
+        raise CheckpointError(
+            f"{path}: holds a {type(state).__name__}; it must be a dict of tensors"
+        )
+    # A checkpoint is a dict of tensors, or has one in `state_dict`.
     tensors = state.get("state_dict", state)
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: holds no tensors by name; save the network's state_dict() in it")
+        raise CheckpointError(
+            f"{path}: holds no tensors by name; save the network's state_dict() in it"
+        )
     return state
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """A network's tensors under our names, from a file of ours or a published one; errors as read_checkpoint."""
+    """Reads a network's tensors under our names, from a file of ours or a published one.
+
+    Raises:
+        CheckpointError: as for `read_checkpoint`.
+    """
     return named_tensors(read_checkpoint(path))
 
 
 def named_tensors(state: Mapping) -> dict[str, Tensor]:
-    """A network's tensors under our names, out of what `read_checkpoint` gives."""
+    """Returns a network's tensors under our names, from the result of `read_checkpoint`."""
     tensors = state.get("state_dict", state)
     if any(name.removeprefix("module.").startswith(PREFIXES[:2]) for name in tensors):
         return from_published(state)
@@ -79,35 +112,51 @@ def named_tensors(state: Mapping) -> dict[str, Tensor]:
 
 
 def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a published (mmcv layout) checkpoint under our names.
+    """Returns the tensors of a published (mmcv layout) checkpoint under our names.
 
-    state: bare or with a `state_dict` entry, names with or without `module.`, `backbone.` and `decode_head.`; a state
-        dict without either of the last two counts as an encoder's.
-    head: "dpm" or "sigmoid", which of the published head's two output convolutions lives; None tells by their sizes
-        (wrong only for a DPM head of exactly 256 bins; AdaBins' is told by its other names, and lives as a DPM's does).
+    Tensors that aren't ours are left out; `dropped` lists them.
 
-    What isn't ours is left out; `dropped` lists it. Raises CheckpointError where no name is known.
+    Args:
+        state: bare or with a `state_dict` entry, names with or without `module.`, `backbone.` and
+            `decode_head.`. A state dict without either of the last two counts as an encoder's.
+        head: "dpm" or "sigmoid": which of the published head's two output convolutions is used.
+            None tells it by their sizes. That is wrong only for a DPM head of exactly 256 bins;
+            AdaBins' is told by its other names, and uses the same one as a DPM head.
+
+    Raises:
+        CheckpointError: no name is known.
     """
     ours = _translated(state, head)
     if not ours:
         names = ", ".join(list(_bare(state))[:LISTED]) or "nothing"
-        raise CheckpointError(f"not a published checkpoint: it holds {names}; names like {NAMES[-1][0]} are expected")
+        raise CheckpointError(
+            f"not a published checkpoint: it holds {names}; names like {NAMES[-1][0]} are expected"
+        )
     return {name: tensor for name, tensor in ours.values()}
 
 
 def dropped(state: Mapping, head: str | None = None) -> list[str]:
-    """The names that `from_published` leaves out, sorted: dead parameters, classifiers, unknown ones."""
+    """Returns the names that `from_published` leaves out, sorted: dead, classifiers' or unknown."""
     bare = _bare(state)
     return sorted(set(bare) - set(_translated(state, head)))
 
 
 def unknown(state: Mapping) -> list[str]:
-    """The names of a published checkpoint that no row of the table fits, sorted; the rest of `dropped` is dead."""
+    """Returns the names of a published checkpoint that no row of the table fits, sorted.
+
+    The other names in `dropped` are dead.
+    """
     return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the published names; the inverse of `from_published` but for what that drops."""
+    """Renames our state dict to the published names.
+
+    It is the inverse of `from_published`, except for what that drops.
+
+    Raises:
+        CheckpointError: a tensor has no published name.
+    """
     published = {}
     for name, tensor in state.items():
         match = _renamed(name, _FROM_OURS)
@@ -119,31 +168,51 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
-    """How the names and shapes of a state dict fit a network, which may be on the meta device."""
+    """Compares the names and shapes of a state dict with a network's.
+
+    The network may be on the meta device.
+    """
     own = network.state_dict()
     matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
     misfit = sorted(name for name in own if name in state and state[name].shape != own[name].shape)
-    return Report(matched, sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), misfit)
+    return Report(
+        matched, sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), misfit
+    )
 
 
-def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> Report:
+def load_into(
+    network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()
+) -> Report:
     """Copies the tensors whose names and shapes fit into a network, casting to its dtypes.
 
-    ignore: glob patterns of names that need not fit ("head.*"). Raises CheckpointError, without changing the network,
-    where a tensor not ignored is missing, unexpected or of another shape, and where one to be copied is not plain
-    finite numbers; norms' batch counters may be missing.
+    The network is not changed if this raises. The norms' batch counters may be missing.
+
+    Args:
+        network: filled in place.
+        state: tensors by our names.
+        ignore: glob patterns of names that need not fit ("head.*").
+
+    Raises:
+        CheckpointError: a tensor that is not ignored is missing, unexpected or of another shape, or
+            one to be copied is not plain finite numbers.
     """
-    own, report = network.state_dict(), compare(network, state)
+    # Collect everything that doesn't fit before anything is copied.
+    own = network.state_dict()
+    report = compare(network, state)
     complaints = [
-        f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})" for name in _not(report.misfit, ignore)
+        f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})"
+        for name in _not(report.misfit, ignore)
     ]
-    complaints += [f"{name} ({flaw})" for name in report.matched if (flaw := _flaw(state[name], own[name]))]
+    complaints += [
+        f"{name} ({flaw})" for name in report.matched if (flaw := _flaw(state[name], own[name]))
+    ]
     complaints += [f"{name} (missing)" for name in _not(report.missing, [*ignore, COUNTERS])]
     complaints += [f"{name} (not in the network)" for name in _not(report.unexpected, ignore)]
     if complaints:
         more = f" and {len(complaints) - LISTED} more" if len(complaints) > LISTED else ""
         raise CheckpointError(
-            f"{len(complaints)} of {len(own)} tensors don't fit: {', '.join(complaints[:LISTED])}{more}; "
+            f"{len(complaints)} of {len(own)} tensors don't fit: "
+            f"{', '.join(complaints[:LISTED])}{more}; "
             "use the recipe that the checkpoint was made with, or another checkpoint"
         )
     network.load_state_dict({name: state[name] for name in report.matched}, strict=False)
@@ -151,7 +220,7 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[
 
 
 def _flaw(tensor: Tensor, own: Tensor) -> str | None:
-    """What keeps a tensor of the right shape from being copied into the network's own."""
+    """Returns why a tensor of the right shape can't be copied to the network; None if it can."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return "sparse, quantised or without data, wanted plain numbers"
     if own.is_floating_point() and not tensor.is_floating_point():
@@ -160,35 +229,55 @@ def _flaw(tensor: Tensor, own: Tensor) -> str | None:
 
 
 def _bare(state: Mapping) -> dict[str, Tensor]:
-    """The tensors under their published names, without wrappers and `module.`, with `backbone.` on a lone encoder's."""
+    """Returns the tensors under their published names, without wrappers and `module.`.
+
+    A lone encoder's names get `backbone.`.
+    """
     state = state.get("state_dict", state)
-    tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
     if any(name.startswith(PREFIXES) for name in tensors):
         return tensors
-    prefix = "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."  # EfficientNet or another
+    # An EfficientNet's names have one more part.
+    prefix = "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."
     return {prefix + name: value for name, value in tensors.items()}
 
 
 def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor]]:
-    """Per living published name: our name and the tensor."""
+    """Returns our name and the tensor for each published name that is used."""
     assert head in (None, "dpm", "sigmoid"), head
     bare = _bare(state)
     bins = bare.get("decode_head.conv_out.0.weight")
     if head is None:
-        adaptive = any(name.startswith(VIT) for name in bare)  # whose bins are moved, and as many as the left over ones
-        head = "dpm" if adaptive or (bins is not None and bins.shape[0] != LEFTOVER_BINS) else "sigmoid"
+        # AdaBins has as many bins as the unused convolution of a sigmoid head.
+        adaptive = any(name.startswith(VIT) for name in bare)
+        has_bins = bins is not None and bins.shape[0] != LEFTOVER_BINS
+        head = "dpm" if adaptive or has_bins else "sigmoid"
+
+    # Tensors that the published network doesn't use.
     dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
     if "decode_head.conv_list.4.convA.conv.weight" in bare:
-        # With five taps the finest is at stride 2, so one more doubling reaches the image and the second never runs.
+        # With five taps the finest is at stride 2. One more doubling reaches the image's size, and
+        # the second never runs.
         dead.append("decode_head.upsample_custom2.")
     living = {
-        name: tensor for name, tensor in bare.items() if not name.startswith(tuple(dead)) and not name.endswith(TABLES)
+        name: tensor
+        for name, tensor in bare.items()
+        if not name.startswith(tuple(dead)) and not name.endswith(TABLES)
     }
     renamed = {name: _renamed(name, _FROM_PUBLISHED) for name in living}
-    return {name: (renamed[name], tensor) for name, tensor in living.items() if renamed[name] is not None}
+    return {
+        name: (renamed[name], tensor)
+        for name, tensor in living.items()
+        if renamed[name] is not None
+    }
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
+    """Returns the name by the first rule that fits; None if none does."""
     for pattern, template in rules:
         match = pattern.fullmatch(name)
         if match:
@@ -197,8 +286,9 @@ def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
 
 
 def _pattern(template: str) -> re.Pattern:
-    """The template as a regular expression; a field that comes again must hold the same."""
-    seen, parts = set(), []
+    """Returns the template as a regular expression; a repeated field must match the same text."""
+    seen = set()
+    parts = []
     for literal, field in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):
         parts.append(re.escape(literal))
         if field:
@@ -208,6 +298,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _not(names: list[str], patterns: Sequence[str]) -> list[str]:
+    """Returns the names that fit none of the glob patterns."""
     return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 

@@ -1,7 +1,8 @@
-"""The names of Swin's ImageNet weights, as its authors and torchvision publish them, against ours.
+"""The names of Swin's ImageNet weights, as its authors and torchvision publish them, and ours.
 
-Theirs merge four tokens in another order than the published depth networks, so two tensors a merging are reordered.
-Left out: the classifier and what follows from the sizes (masks, index tables).
+The authors' networks merge four tokens in another order than the published depth networks, so two
+tensors of each merging are reordered. Left out: the classifier and buffers that follow from the
+sizes (masks, index tables).
 """
 
 import re
@@ -10,11 +11,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 _NAMES = (
-    # (the authors', ours); torchvision's are brought to the authors' first.
+    # (the authors', ours); torchvision's names are translated to the authors' first.
     (r"patch_embed\.proj\.(\w+)", r"patches.\1"),
     (r"patch_embed\.norm\.(\w+)", r"patch_norm.\1"),
     (r"layers\.(\d)\.blocks\.(\d+)\.(norm[12]\.\w+)", r"stages.\1.\2.\3"),
-    (r"layers\.(\d)\.blocks\.(\d+)\.attn\.((?:qkv|proj)\.\w+|\w+_bias_table)", r"stages.\1.\2.attention.\3"),
+    (
+        r"layers\.(\d)\.blocks\.(\d+)\.attn\.((?:qkv|proj)\.\w+|\w+_bias_table)",
+        r"stages.\1.\2.attention.\3",
+    ),
     (r"layers\.(\d)\.blocks\.(\d+)\.mlp\.(?:fc1|0)\.(\w+)", r"stages.\1.\2.expand.\3"),
     (r"layers\.(\d)\.blocks\.(\d+)\.mlp\.(?:fc2|3)\.(\w+)", r"stages.\1.\2.project.\3"),
     (r"layers\.(\d)\.downsample\.((?:norm|reduction)\.\w+)", r"merges.\1.\2"),
@@ -22,12 +26,15 @@ _NAMES = (
 
 
 def is_imagenet(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are Swin's names as its authors or torchvision publish them."""
+    """True if these are Swin's names as its authors or torchvision publish them."""
     return "layers.0.blocks.0.attn.qkv.weight" in state or "features.1.0.attn.qkv.weight" in state
 
 
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a `Swin` under our names, without those of the norms at the taps, which a classifier hasn't."""
+    """Returns the tensors of a `Swin` under our names.
+
+    Those of the norms at the taps are missing, because a classifier has none.
+    """
     ours = {}
     for theirs, tensor in state.items():
         name = _our_name(re.sub(r"features\.(\d+)\.(.+)", _authors_name, theirs))
@@ -37,14 +44,19 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _authors_name(match: re.Match) -> str:
-    """torchvision counts stem, stages and mergings through: 0, then 1, 3, 5, 7, and 2, 4, 6 between them."""
-    index, rest = int(match[1]), match[2]
+    """Translates torchvision's name, which numbers stem, stages and mergings in one sequence.
+
+    0 is the stem, 1, 3, 5 and 7 are the stages, and 2, 4 and 6 the mergings between them.
+    """
+    index = int(match[1])
+    rest = match[2]
     if index == 0:
         return re.sub(r"^2\.", "patch_embed.norm.", re.sub(r"^0\.", "patch_embed.proj.", rest))
     return f"layers.{(index - 1) // 2}.{'blocks' if index % 2 else 'downsample'}.{rest}"
 
 
 def _our_name(name: str) -> str | None:
+    """Returns our name for an authors' name; None if we have no such tensor."""
     for pattern, ours in _NAMES:
         match = re.fullmatch(pattern, name)
         if match:
@@ -53,5 +65,5 @@ def _our_name(name: str) -> str | None:
 
 
 def _reordered(tensor: Tensor) -> Tensor:
-    """Of four tokens' channels, (column, row, channel), to ours: (channel, row, column)."""
+    """Reorders four tokens' channels from (column, row, channel) to (channel, row, column)."""
     return tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
