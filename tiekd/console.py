@@ -22,7 +22,9 @@ class Progress:
     by itself, and a job that fails leaves the terminal's line as it is, so that its message has a line of its own.
     """
 
-    def __init__(self, noun: str, total: int, count: Callable[[], int], stream: TextIO, in_files: bool = True):
+    def __init__(
+        self, noun: str, total: int, count: Callable[[], int], stream: TextIO, in_files: bool = True
+    ):
         self.noun, self.total, self.count, self.stream = noun, total, count, stream
         self._rewrites = stream.isatty()
         self._silent = not (self._rewrites or in_files)

@@ -57,9 +57,13 @@ def check_output(option: str, path: Path | None, suffix: str | None) -> None:
     if suffix is not None and (path.suffix.lower() != suffix or path.is_dir()):
         raise LaunchError(f"{option} {path}: a file that ends in {suffix} is written; give one")
     if path.name.lower().endswith(".log.json"):
-        raise LaunchError(f"{option} {path}: runs' logs end in .log.json; give another name, such as figures.json")
+        raise LaunchError(
+            f"{option} {path}: runs' logs end in .log.json; give another name, such as figures.json"
+        )
     folder = path if suffix is None else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LaunchError(f"{option} {path}: {folder} can't be made ({error.strerror}); give another place") from None
+        raise LaunchError(
+            f"{option} {path}: {folder} can't be made ({error.strerror}); give another place"
+        ) from None

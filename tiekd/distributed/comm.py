@@ -37,8 +37,12 @@ def mean_over_ranks(values: dict[str, Tensor | float]) -> dict[str, float]:
     """Means of scalars over all ranks: one collective and one host sync for the whole dict (same keys everywhere)."""
     if not values:
         return {}
-    device = next((v.device for v in values.values() if isinstance(v, Tensor)), _device_of_collectives())
-    stacked = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in values.values()])
+    device = next(
+        (v.device for v in values.values() if isinstance(v, Tensor)), _device_of_collectives()
+    )
+    stacked = torch.stack(
+        [torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in values.values()]
+    )
     if world_size() > 1:
         dist.all_reduce(stacked)
         stacked /= world_size()
@@ -95,7 +99,9 @@ def _ask_who_is_here(here: set[int], wait_s: float) -> None:
     with contextlib.suppress(RuntimeError):  # the store has gone
         store.set(f"tiekd/here/{rank()}", "1")
         while len(here) < world_size() and time.monotonic() < end:
-            here.update(other for other in range(world_size()) if store.check([f"tiekd/here/{other}"]))
+            here.update(
+                other for other in range(world_size()) if store.check([f"tiekd/here/{other}"])
+            )
             time.sleep(0.2)
 
 

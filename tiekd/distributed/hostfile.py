@@ -33,9 +33,14 @@ def read(path: str | Path) -> dict[str, int]:
             raise LaunchError(f"--hostfile {path}: line {number} is {line[:200]!r}; {_FORM}")
         name, slots = found[1], int(found[2])
         if name in hosts:
-            raise LaunchError(f"--hostfile {path}: line {number} names {name} again; give each machine one line")
+            raise LaunchError(
+                f"--hostfile {path}: line {number} names {name} again; give each machine one line"
+            )
         if slots < 1:
-            raise LaunchError(f"--hostfile {path}: line {number} gives {name} no slots; give it one, or leave it out")
+            raise LaunchError(
+                f"--hostfile {path}: line {number} gives {name} no slots; give it one, or leave it "
+                "out"
+            )
         hosts[name] = slots
     if not hosts:
         raise LaunchError(f"--hostfile {path}: no machine is in it; {_FORM}")
@@ -45,7 +50,13 @@ def read(path: str | Path) -> dict[str, int]:
 def check_is_file(path: Path) -> None:
     """Raises LaunchError for what DeepSpeed's launcher takes for no hostfile at all."""
     if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no file of its own" if path.exists() else "no such file"
+        kind = (
+            "a folder"
+            if path.is_dir()
+            else "no file of its own"
+            if path.exists()
+            else "no such file"
+        )
         raise LaunchError(f"--hostfile {path}: {kind}; {_FORM}")
 
 
@@ -60,13 +71,22 @@ def check_options(options: Sequence[str]) -> None:
     if len(filters) > 1:
         raise LaunchError("--include and --exclude can't go together; give one of them")
     if filters and {"num_gpus", "num_nodes"} & set(given):
-        raise LaunchError(f"--{filters[0]} can't go with --num_gpus or --num_nodes; give one of them")
+        raise LaunchError(
+            f"--{filters[0]} can't go with --num_gpus or --num_nodes; give one of them"
+        )
     hosts = None
     if "hostfile" in given or DEFAULT.is_file():
         hosts = read(given.get("hostfile", DEFAULT))
     if int(given.get("num_nodes", 1)) > len(hosts or "1"):
-        there = f"{given.get('hostfile', DEFAULT)} has {len(hosts)}" if hosts else "without --hostfile there is one"
-        raise LaunchError(f"--num_nodes {given['num_nodes']}: {there}; give that many or less, or another --hostfile")
+        there = (
+            f"{given.get('hostfile', DEFAULT)} has {len(hosts)}"
+            if hosts
+            else "without --hostfile there is one"
+        )
+        raise LaunchError(
+            f"--num_nodes {given['num_nodes']}: {there}; give that many or less, or another "
+            "--hostfile"
+        )
     for name in filters:
         _check_filter(name, given[name], hosts)
 
@@ -77,9 +97,16 @@ def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:
     for part in value.split("@"):
         host, colon, slots = part.partition(":")
         if host not in known:
-            raise LaunchError(f"--{name} {value}: no machine is called {host!r}; there are {', '.join(known)}")
+            raise LaunchError(
+                f"--{name} {value}: no machine is called {host!r}; there are {', '.join(known)}"
+            )
         for slot in slots.split(",") if colon else ():
             if not re.fullmatch(r"\d+", slot, re.ASCII):
-                raise LaunchError(f"--{name} {value}: {slot!r} is no device; give numbers from 0 on, as in {host}:0,1")
+                raise LaunchError(
+                    f"--{name} {value}: {slot!r} is no device; give numbers from 0 on, as in "
+                    f"{host}:0,1"
+                )
             if known[host] is not None and int(slot) >= known[host]:
-                raise LaunchError(f"--{name} {value}: {host} has {known[host]} devices, 0 to {known[host] - 1}")
+                raise LaunchError(
+                    f"--{name} {value}: {host} has {known[host]} devices, 0 to {known[host] - 1}"
+                )

@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 
 _RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
-SUPERVISOR = "TIEKD_SUPERVISOR"  # the environment variable with the process number of `bin/resume --restarts`
+# The environment variable with the process number of `bin/resume --restarts`.
+SUPERVISOR = "TIEKD_SUPERVISOR"
 _REAPERS = ("systemd", "init", "tini", "dumb-init", "containerd-shim")
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 
@@ -43,10 +44,14 @@ def watch_launchers() -> None:
     """From now on, the end of a launcher of this process is answered as `when_lost` said last; of one that ended
     before, by this process's end."""
     found = launchers()
-    if "CROSS_RANK" in os.environ and not any(_LAUNCHER_MODULES[0] in _command(process) for process in found):
+    if "CROSS_RANK" in os.environ and not any(
+        _LAUNCHER_MODULES[0] in _command(process) for process in found
+    ):
         end_process()  # DeepSpeed's launch.py set the variable, and is gone
     if found and _is_adopted(found[-1]):
-        sys.stderr.write(f"tiekd: the launcher above process {found[-1].pid} has ended, and so does this rank\n")
+        sys.stderr.write(
+            f"tiekd: the launcher above process {found[-1].pid} has ended, and so does this rank\n"
+        )
         end_process()
     if SUPERVISOR in os.environ and not psutil.pid_exists(int(os.environ[SUPERVISOR])):
         end_process()
@@ -70,7 +75,9 @@ def launchers() -> list[psutil.Process]:
     processes = [ancestors[i][0] for i in found]
     if not found or any(runner in ancestors[i][1] for i in found for runner in _RUNNERS):
         return processes
-    session = [process for process, command in ancestors[found[-1] + 1 :][:1] if command.startswith("sshd")]
+    session = [
+        process for process, command in ancestors[found[-1] + 1 :][:1] if command.startswith("sshd")
+    ]
     return [*processes, *session, *_pdsh_and_above(ancestors[found[0]][1])]
 
 
@@ -104,7 +111,9 @@ def nodes() -> dict[str, list[int]] | None:
     return known if len(known) > 1 and "--no_ssh" not in commands.split() else None
 
 
-def watch(processes: list[psutil.Process], on_loss: Callable[[psutil.Process], None], every_s: float = 1.0) -> None:
+def watch(
+    processes: list[psutil.Process], on_loss: Callable[[psutil.Process], None], every_s: float = 1.0
+) -> None:
     """Calls `on_loss(process)` once, from a thread of its own, when one of the processes has ended."""
 
     def look() -> None:
@@ -140,7 +149,11 @@ def _pdsh_and_above(launch: str) -> list[psutil.Process]:
     """The pdsh that runs this command of launch.py on all machines, and its launchers; nothing where it isn't here."""
     marks = re.findall(r"--(?:world_info|master_addr|master_port)=\S+", launch)
     every = [(process, _command(process)) for process in psutil.process_iter()]
-    here = [p for p, command in every if command.startswith("pdsh ") and all(mark in command for mark in marks)]
+    here = [
+        p
+        for p, command in every
+        if command.startswith("pdsh ") and all(mark in command for mark in marks)
+    ]
     if not here:
         return []
     newest = max(here, key=lambda process: process.create_time())

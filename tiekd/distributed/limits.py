@@ -39,7 +39,9 @@ def check_threads(count: int) -> None:
         for thread in threads:
             thread.start()
     except RuntimeError as error:
-        raise LaunchError(f"this process may not start {count} more threads: {lacking(error) or error}") from None
+        raise LaunchError(
+            f"this process may not start {count} more threads: {lacking(error) or error}"
+        ) from None
     finally:
         may_end.set()
 

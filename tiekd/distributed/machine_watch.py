@@ -35,7 +35,9 @@ def watch_machines(on_loss: OnLoss) -> None:
     if firsts < 2:
         return
     listener = _listen() if comm.is_main() else None
-    port, secret = comm.broadcast_object(listener and (listener.getsockname()[1], secrets.token_hex(16)))
+    port, secret = comm.broadcast_object(
+        listener and (listener.getsockname()[1], secrets.token_hex(16))
+    )
     try:
         if listener is not None:
             _accept(listener, secret, firsts - 1)
@@ -44,10 +46,13 @@ def watch_machines(on_loss: OnLoss) -> None:
     except OSError as error:
         raise LaunchError(
             f"{socket.gethostname()}: no connection between the machines on port {port} of "
-            f"{os.environ['MASTER_ADDR']} ({error}); ranks need all ports above 1023 open between the machines"
+            f"{os.environ['MASTER_ADDR']} ({error}); ranks need all ports above 1023 open between "
+            "the machines"
         ) from None
     if _connections:
-        threading.Thread(target=_watch, args=(dict(_connections), on_loss), name="peers", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(dict(_connections), on_loss), name="peers", daemon=True
+        ).start()
 
 
 def say_farewell() -> None:

@@ -13,12 +13,18 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def held_bytes(device: torch.device) -> int:
     """Now."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _field(_PROCESS, "VmRSS")
+    return (
+        torch.cuda.memory_allocated(device) if device.type == "cuda" else _field(_PROCESS, "VmRSS")
+    )
 
 
 def peak_bytes(device: torch.device) -> int:
     """At most since the start, or since `restart_peak`."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _field(_PROCESS, "VmHWM")
+    return (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else _field(_PROCESS, "VmHWM")
+    )
 
 
 def restart_peak(device: torch.device) -> None:
@@ -44,7 +50,10 @@ def free_bytes(device: torch.device) -> int:
 
 def _free_in_container() -> list[int]:
     free = []
-    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
         folder = _CGROUPS / "memory" if "bytes" in limit else _CGROUPS
         try:
             values = [(folder / name).read_text().strip() for name in (limit, used)]

@@ -59,14 +59,19 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
         if local_rank >= (there := accelerator.device_count()):
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             raise LaunchError(
-                f"{ranks_on_this_machine()} ranks were started here, one a device, but {there} are visible "
-                f"(CUDA_VISIBLE_DEVICES={visible}); start {there} or less on a machine"
+                f"{ranks_on_this_machine()} ranks were started here, one a device, but {there} are "
+                f"visible (CUDA_VISIBLE_DEVICES={visible}); start {there} or less on a machine"
             )
         accelerator.set_device(local_rank)
-        device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
+        device, backend = (
+            torch.device(accelerator.device_name(local_rank)),
+            accelerator.communication_backend_name(),
+        )
     limits.check_threads(_LIBRARIES_THREADS + torch.get_num_threads())
     try:
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+        deepspeed.init_distributed(
+            backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
+        )
     except RuntimeError as error:
         if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
             raise

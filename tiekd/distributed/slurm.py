@@ -20,10 +20,16 @@ def adopt_task() -> None:
         tasks = told.get("SLURM_NTASKS")
     if "RANK" in told or "SLURM_PROCID" not in told or int(tasks or 1) == 1:
         return
-    nodes = told.get("SLURM_STEP_NODELIST") or told.get("SLURM_JOB_NODELIST") or told["SLURM_NODELIST"]
-    on_each = tasks_per_node(told.get("SLURM_STEP_TASKS_PER_NODE") or told.get("SLURM_TASKS_PER_NODE") or tasks)
+    nodes = (
+        told.get("SLURM_STEP_NODELIST") or told.get("SLURM_JOB_NODELIST") or told["SLURM_NODELIST"]
+    )
+    on_each = tasks_per_node(
+        told.get("SLURM_STEP_TASKS_PER_NODE") or told.get("SLURM_TASKS_PER_NODE") or tasks
+    )
     # A task that was given one GPU of its own knows it as the first.
-    own_gpu = len(told.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in told
+    own_gpu = (
+        len(told.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in told
+    )
     told["RANK"], told["WORLD_SIZE"] = told["SLURM_PROCID"], tasks
     told["LOCAL_RANK"] = "0" if own_gpu else told["SLURM_LOCALID"]
     told["LOCAL_WORLD_SIZE"] = str(on_each[min(int(told.get("SLURM_NODEID", 0)), len(on_each) - 1)])
@@ -40,7 +46,11 @@ def first_node(nodes: str) -> str:
 
 def tasks_per_node(counts: str) -> list[int]:
     """`2(x3),1` is 2, 2, 2, 1."""
-    return [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts) for _ in range(int(times or 1))]
+    return [
+        int(n)
+        for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+        for _ in range(int(times or 1))
+    ]
 
 
 def port(job: str, step: str) -> int:

@@ -22,13 +22,17 @@ class Refused(ValueError):
     """What the user has to change, in one line."""
 
 
-def command(launcher: Sequence[str], environment: Mapping[str, str], arguments: Sequence[str]) -> tuple[list, dict]:
+def command(
+    launcher: Sequence[str], environment: Mapping[str, str], arguments: Sequence[str]
+) -> tuple[list, dict]:
     """The command that `dist_train.sh RECIPE GPUS [options]` stands for, and its environment.
 
     launcher: `deepspeed` in words; arguments: train.py, then those of dist_train.sh. Raises Refused.
     """
     if len(arguments) < 3:
-        raise Refused("bin/dist_train.sh needs RECIPE and GPUS, for example: sh bin/dist_train.sh RECIPE 2")
+        raise Refused(
+            "bin/dist_train.sh needs RECIPE and GPUS, for example: sh bin/dist_train.sh RECIPE 2"
+        )
     train, recipe, gpus, *options = arguments
     count = _whole(gpus, "GPUS", 1024, "how many ranks to start")
     port = _whole(environment.get("PORT") or "29500", "PORT", 65535, "a free port")
@@ -36,12 +40,24 @@ def command(launcher: Sequence[str], environment: Mapping[str, str], arguments: 
     visible = environment.pop("CUDA_VISIBLE_DEVICES", None)
     if visible is not None and _is_mig(visible):
         _check_one_mig(visible, count)
-        return [sys.executable, train, recipe, *options], environment | {"CUDA_VISIBLE_DEVICES": visible.strip(" ,")}
+        return [sys.executable, train, recipe, *options], environment | {
+            "CUDA_VISIBLE_DEVICES": visible.strip(" ,")
+        }
     devices, changes = _devices(visible, count, environment)
-    return [*launcher, *devices, "--master_port", str(port), train, recipe, *options], environment | changes
+    return [
+        *launcher,
+        *devices,
+        "--master_port",
+        str(port),
+        train,
+        recipe,
+        *options,
+    ], environment | changes
 
 
-def _devices(visible: str | None, count: int, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+def _devices(
+    visible: str | None, count: int, environment: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
     """Options of the launcher, and what of its environment they need."""
     listed = visible if visible is None else visible.strip()
     if listed in _HIDDEN:
@@ -49,17 +65,24 @@ def _devices(visible: str | None, count: int, environment: Mapping[str, str]) ->
     there = _uuids()
     if listed is None:
         if there and count > len(there):
-            raise Refused(f"GPUS is {count}, but this machine has {len(there)}; give {len(there)} or less")
+            raise Refused(
+                f"GPUS is {count}, but this machine has {len(there)}; give {len(there)} or less"
+            )
         return ["--num_gpus", str(count)], {}
     names = [name.strip() for name in listed.rstrip(" ,").split(",")]
     if len(names) != count:
-        raise Refused(f"GPUS is {count}, but CUDA_VISIBLE_DEVICES={listed} lists {len(names)}; make them agree")
+        raise Refused(
+            f"GPUS is {count}, but CUDA_VISIBLE_DEVICES={listed} lists {len(names)}; make them "
+            "agree"
+        )
     numbers = [_number(name, listed, there) for name in names]
     if len(set(numbers)) < len(numbers):
         raise Refused(f"CUDA_VISIBLE_DEVICES={listed} lists a device twice; list each once")
     slots = len(there) or int(environment.get("LOCAL_SIZE") or 0)
     if there and max(numbers) >= slots:
-        raise Refused(f"CUDA_VISIBLE_DEVICES={listed}: this machine has {slots} GPUs, 0 to {slots - 1}")
+        raise Refused(
+            f"CUDA_VISIBLE_DEVICES={listed}: this machine has {slots} GPUs, 0 to {slots - 1}"
+        )
     if not slots and not any(map(os.path.exists, _OF_GPUS)):  # numbers mean nothing to a CPU
         return ["--num_gpus", str(count)], {}
     # nvidia-smi numbers by the bus; CUDA, unless it is told, by speed.
@@ -72,9 +95,14 @@ def _number(name: str, listed: str, there: Sequence[str]) -> int:
     if re.fullmatch(r"\d+", name, re.ASCII):
         return int(name)
     if not name.startswith("GPU-"):
-        raise Refused(f"CUDA_VISIBLE_DEVICES={listed}: {name or 'an empty name'} is no device; {_ASK}")
+        raise Refused(
+            f"CUDA_VISIBLE_DEVICES={listed}: {name or 'an empty name'} is no device; {_ASK}"
+        )
     if not there:
-        raise Refused(f"CUDA_VISIBLE_DEVICES={listed}: nvidia-smi, which numbers {name}, finds no GPUs here; {_ASK}")
+        raise Refused(
+            f"CUDA_VISIBLE_DEVICES={listed}: nvidia-smi, which numbers {name}, finds no GPUs here; "
+            f"{_ASK}"
+        )
     found = [number for number, uuid in enumerate(there) if uuid.startswith(name)]
     if len(found) != 1:
         which = "none" if not found else "several"
@@ -90,15 +118,17 @@ def _is_mig(visible: str) -> bool:
 def _check_one_mig(visible: str, count: int) -> None:
     if count != 1 or len(visible.strip(" ,").split(",")) != 1:
         raise Refused(
-            f"CUDA_VISIBLE_DEVICES={visible}: ranks on several devices don't work with MIG, for NCCL doesn't; list one "
-            "MIG device, with GPUS 1"
+            f"CUDA_VISIBLE_DEVICES={visible}: ranks on several devices don't work with MIG, for "
+            "NCCL doesn't; list one MIG device, with GPUS 1"
         )
 
 
 def _uuids() -> list[str]:
     """Of this machine's GPUs, in nvidia-smi's order; none where it is missing, fails or hangs."""
     try:
-        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_LIST_TIMEOUT_S)
+        said = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_LIST_TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     found = re.findall(r"^GPU (\d+):.*\(UUID: (GPU-[\w-]+)\)", said.stdout, re.M)
@@ -107,7 +137,9 @@ def _uuids() -> list[str]:
 
 def _whole(value: str, name: str, most: int, meaning: str) -> int:
     if not re.fullmatch(r"\d+", value, re.ASCII) or not 1 <= int(value) <= most:
-        raise Refused(f"{name}: got {value!r}; it must be a whole number from 1 to {most}, {meaning}")
+        raise Refused(
+            f"{name}: got {value!r}; it must be a whole number from 1 to {most}, {meaning}"
+        )
     return int(value)
 
 
@@ -118,7 +150,10 @@ def main() -> int:
     except Refused as error:
         sys.stderr.write(f"LaunchError: {error}\n")
     except FileNotFoundError:
-        sys.stderr.write("LaunchError: deepspeed is not on PATH; activate the environment that it is installed in\n")
+        sys.stderr.write(
+            "LaunchError: deepspeed is not on PATH; activate the environment that it is installed "
+            "in\n"
+        )
     return 2
 
 

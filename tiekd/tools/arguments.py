@@ -18,19 +18,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=paths.option,
         help="engine config; default ds_configs/fp32.json",
     )
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides")
-    parser.add_argument("--no-validate", action="store_true", help="no evaluation, so no best checkpoint either")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides"
+    )
+    parser.add_argument(
+        "--no-validate", action="store_true", help="no evaluation, so no best checkpoint either"
+    )
     parser.add_argument(
         "--accept-changes", action="store_true", help="resume though data or teacher have changed"
     )
-    parser.add_argument("--timeout", type=float, metavar="MINUTES", help="how long to wait for a lost rank, default 30")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="MINUTES",
+        help="how long to wait for a lost rank, default 30",
+    )
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
 
 
 def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
     """The recipe with everything that the command line says about it; the work dir is filled in."""
     recipe = load_recipe(path, args.overrides)
-    train_options = {"seed": getattr(args, "seed", None), "deterministic": getattr(args, "deterministic", None) or None}
+    train_options = {
+        "seed": getattr(args, "seed", None),
+        "deterministic": getattr(args, "deterministic", None) or None,
+    }
     train_options["timeout_minutes"] = args.timeout
     if args.no_validate:
         train_options["validate"] = False

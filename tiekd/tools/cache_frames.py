@@ -45,16 +45,25 @@ def sources_of(recipe: dict, splits: tuple[str, ...], out: TextIO | None = None)
     for split in splits:
         frames = build_dataset(without_cache(recipe), split)
         if not isinstance(frames, Frames):
-            raise RecipeError(f"data.name: {recipe['data']['name']} has no files to decode; kitti, nyu and folder have")
+            raise RecipeError(
+                f"data.name: {recipe['data']['name']} has no files to decode; kitti, nyu and "
+                "folder have"
+            )
         notes |= dict.fromkeys(frames.notes)
         for index in range(len(frames)):
-            sources |= {path: how for path, how in frames.files(index).values() if image_io.needs_decoding(path)}
+            sources |= {
+                path: how
+                for path, how in frames.files(index).values()
+                if image_io.needs_decoding(path)
+            }
     for note in notes if out is not None else ():
         _tell(out, f"Warning: {note}")
     return sources
 
 
-def fill(recipe: dict, sources: Sources, folder: Path, num_workers: int, verify: bool, out: TextIO) -> None:
+def fill(
+    recipe: dict, sources: Sources, folder: Path, num_workers: int, verify: bool, out: TextIO
+) -> None:
     """Decodes what `folder` doesn't hold yet and tells `out` how far it is; verify: also what holds wrong numbers.
 
     Raises DataError where it doesn't fit on the disk (before anything is written), as soon as something can't be
@@ -69,10 +78,16 @@ def fill(recipe: dict, sources: Sources, folder: Path, num_workers: int, verify:
             whole = map(cache.holds, sources)
         missing = [source for source, is_whole in zip(sources, whole, strict=True) if not is_whole]
         there = len(sources) - len(missing)
-        _tell(out, f"Decoded: {len(sources)} files, {there} there already, {len(missing)} to make in {folder}")
+        _tell(
+            out,
+            f"Decoded: {len(sources)} files, {there} there already, {len(missing)} to make in "
+            f"{folder}",
+        )
         _check_disk(folder, [(source, sources[source]) for source in missing], out)
         problems = []
-        with closing(each("files", missing, partial(_write, cache, sources), there=there)) as written:
+        with closing(
+            each("files", missing, partial(_write, cache, sources), there=there)
+        ) as written:
             for problem in written:
                 if problem is not None and problem.kind == "disk":
                     raise problem
@@ -81,8 +96,8 @@ def fill(recipe: dict, sources: Sources, folder: Path, num_workers: int, verify:
         _tell(out, str(problem))
     if problems:
         raise DataError(
-            f"{len(problems)} of {len(sources)} files can't be decoded; all others are. bin/check_data.py says what is "
-            "wrong and writes a split without them"
+            f"{len(problems)} of {len(sources)} files can't be decoded; all others are. "
+            "bin/check_data.py says what is wrong and writes a split without them"
         )
 
 
@@ -106,13 +121,22 @@ class _Acting(Dataset):
 
 
 def _each(
-    noun: str, paths: list[Path], act: Callable, num_workers: int, timeout_s: float, out: TextIO, *, there: int = 0
+    noun: str,
+    paths: list[Path],
+    act: Callable,
+    num_workers: int,
+    timeout_s: float,
+    out: TextIO,
+    *,
+    there: int = 0,
 ) -> Iterator:
     """What `act` returns for each file, in order, from processes side by side; tells how far it is. there: how many
     more are done."""
     done = there
     progress = Progress(noun, there + len(paths), lambda: done, out)
-    batches = [paths[start : start + _FILES_A_BATCH] for start in range(0, len(paths), _FILES_A_BATCH)]
+    batches = [
+        paths[start : start + _FILES_A_BATCH] for start in range(0, len(paths), _FILES_A_BATCH)
+    ]
     for found in workers.read(_Acting(act), batches, num_workers, list, _names, timeout_s):
         yield from found
         done += len(found)
@@ -125,8 +149,8 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
     _tell(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
     if needed > free:
         raise DataError(
-            f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB is free; free "
-            "some space, or give a folder on another disk (data.decoded)"
+            f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} "
+            "GB is free; free some space, or give a folder on another disk (data.decoded)"
         )
 
 
@@ -150,7 +174,9 @@ def _claimed(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         raise DataError(f"{folder}: another job is writing there; wait until it ends") from None
     except OSError as error:
-        raise DataError(f"{folder}: can't be written to ({error.strerror}); give another folder") from None
+        raise DataError(
+            f"{folder}: can't be written to ({error.strerror}); give another folder"
+        ) from None
     with lock:
         for place, _, files in os.walk(folder, onerror=_raise):
             for name in files:

@@ -85,16 +85,24 @@ def teacher_of(
     teacher = recipe.get("teacher") or {}
     if is_outside(teacher):
         if checkpoint is not None:
-            raise TeacherError(f"--checkpoint: {teacher['name']} loads its own weights; give them as an argument of it")
+            raise TeacherError(
+                f"--checkpoint: {teacher['name']} loads its own weights; give them as an argument "
+                "of it"
+            )
         return Source(teacher, None, False)
     if "maps" in teacher:
         raise TeacherError(
-            f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make any; give the "
-            "teacher's own recipe"
+            f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
+            "any; give the teacher's own recipe"
         )
     if teacher.keys() <= {"flip"}:
         own_work_dir = {"checkpoint": recipe["work_dir"]} if "work_dir" in recipe else {}
-        teacher = {"network": recipe.get("network"), "recipe": str(recipe_path), **own_work_dir, **teacher}
+        teacher = {
+            "network": recipe.get("network"),
+            "recipe": str(recipe_path),
+            **own_work_dir,
+            **teacher,
+        }
         if is_overridden(("data", "resize"), recipe, overrides):
             resize = resizes.resize_of({}, recipe, overrides)
     if checkpoint is not None:
@@ -106,26 +114,33 @@ def teacher_of(
 def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
     """`<data.root>/gt_kd_<the teacher's recipe, or module>`, with `_val` for validation frames."""
     teacher = recipe.get("teacher") or {}
-    name = teacher["name"].split(".")[-1] if is_outside(teacher) else Path(teacher.get("recipe", recipe_path)).stem
+    name = (
+        teacher["name"].split(".")[-1]
+        if is_outside(teacher)
+        else Path(teacher.get("recipe", recipe_path)).stem
+    )
     return Path(recipe["data"].get("root", ".")) / f"gt_kd_{name}{'_val' if split == 'val' else ''}"
 
 
 def frames_of(recipe: dict, split: str) -> Dataset:
     """The frames of a split as teacher maps cover them, which are cut as they are read; for training also those without
     ground truth, and those that only a run without validation trains on."""
-    with_a_teacher = {"network": recipe["network"]}  # which is why frames without ground truth count
+    # Which is why frames without ground truth count.
+    with_a_teacher = {"network": recipe["network"]}
     held_out = () if split == "train" else None
     taught = recipe | {"teacher": with_a_teacher}
     frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
     if not hasattr(frames, "map_name"):
         raise RecipeError(
-            f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's map is called; give "
-            "it one, or let the teacher run in training"
+            f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's "
+            "map is called; give it one, or let the teacher run in training"
         )
     return frames
 
 
-def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO) -> None:
+def cache_maps(
+    recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO
+) -> None:
     """Makes the maps of all frames that `folder` doesn't have yet; the main rank tells `out` how far it is. Collective.
 
     Raises TeacherError where the folder holds other maps, DataError where they don't fit on its disk.
@@ -140,7 +155,8 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     check_same({"map": frames})
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
-        del manifest[teacher_maps.ORIENTATION]  # a folder of before is gone on with, for it makes no difference
+        # A folder of before is gone on with, for it makes no difference.
+        del manifest[teacher_maps.ORIENTATION]
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
     for note in getattr(frames, "notes", ()):
@@ -148,7 +164,10 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     with _claimed(folder, manifest):
         missing = job.missing()
         total = len(index_by_name)
-        job.tell(f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make in {folder}")
+        job.tell(
+            f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make "
+            f"in {folder}"
+        )
         if missing:
             job.check_disk(missing)
             job.make(missing, loading_of(recipe))
@@ -199,14 +218,22 @@ class _Job:
         """
         problem = None
         if comm.is_main():
-            probes = sorted({missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)})
-            sizes = [len(self._encoded(depth)) for _, depth in self._depths(probes, 0, 1, Loading(workers=0))]
-            needed, free = _MARGIN * len(missing) * sum(sizes) / len(sizes), shutil.disk_usage(self.folder).free
+            probes = sorted(
+                {missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)}
+            )
+            sizes = [
+                len(self._encoded(depth))
+                for _, depth in self._depths(probes, 0, 1, Loading(workers=0))
+            ]
+            needed, free = (
+                _MARGIN * len(missing) * sum(sizes) / len(sizes),
+                shutil.disk_usage(self.folder).free,
+            )
             self.tell(f"Disk: {_size(needed)} needed, {_size(free)} free")
             if needed > free:
                 problem = (
-                    f"{self.folder}: {len(missing)} maps need {_size(needed)}, {_size(free)} is free; free some space, "
-                    "or give --out on another disk"
+                    f"{self.folder}: {len(missing)} maps need {_size(needed)}, {_size(free)} is "
+                    "free; free some space, or give --out on another disk"
                 )
         problem = comm.broadcast_object(problem)
         if problem:
@@ -240,7 +267,9 @@ class _Job:
             frames, 1, rank, world_size, loading.workers, self.device, loading.timeout_s, resize
         )
         for (place,), batch in batches:
-            depth = resizes.restored(self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True)
+            depth = resizes.restored(
+                self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True
+            )
             yield names[place], depth[0, 0].cpu().numpy()
 
     def _write(self, name: str, depth: np.ndarray) -> None:
@@ -273,18 +302,31 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
         folder.mkdir(parents=True, exist_ok=True)
         found = teacher_maps.read_manifest(folder)
         if found is None and any(name.endswith(".png") for name in os.listdir(folder)):
-            return None, f"{folder}: holds maps of nobody knows which teacher (no manifest); give another --out"
+            return (
+                None,
+                f"{folder}: holds maps of nobody knows which teacher (no manifest); give another "
+                "--out",
+            )
         if found is None:
             teacher_maps.write_manifest(folder, manifest)
         elif found != manifest:
             other = ", ".join(key for key in manifest if found.get(key) != manifest[key])
-            return None, f"{folder}: holds maps of another kind (they differ in {other}); give another --out"
+            return (
+                None,
+                f"{folder}: holds maps of another kind (they differ in {other}); give another "
+                "--out",
+            )
         lock = (folder / teacher_maps.MANIFEST).open("r+")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock.fileno()).st_ino != os.stat(lock.name).st_ino:
-            raise BlockingIOError  # a job that began with this one has put its manifest in the place of ours
+            # A job that began with this one has put its manifest in the place of ours.
+            raise BlockingIOError
     except BlockingIOError:
-        return None, f"{folder}: another job is writing maps there; wait until it ends, or give another --out"
+        return (
+            None,
+            f"{folder}: another job is writing maps there; wait until it ends, or give another "
+            "--out",
+        )
     except OSError as error:
         return None, f"{folder}: can't be written to ({error.strerror}); give another --out"
     for partial in folder.glob(".*.png.*"):  # of a job that was killed while it wrote
@@ -308,4 +350,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"Teacher: {source}, on {comm.world_size()} rank(s)")
     cache_maps(recipe, source, frames, folder, device, sys.stdout)
     if comm.is_main() and args.split == "train":
-        print(f"Learn from them with --set teacher=null {shlex.quote(f'teacher.maps={folder.resolve()}')}")
+        print(
+            "Learn from them with --set teacher=null "
+            f"{shlex.quote(f'teacher.maps={folder.resolve()}')}"
+        )

@@ -55,15 +55,25 @@ class Split:
 
     def remarks(self) -> list[str]:
         """What the depth maps count as, and what else a person should look at; no fault by itself."""
-        found = depth_values.describe(self.frames, [fact.levels for fact in self.facts if fact.levels is not None])
-        turned = [frame.name for frame, fact in zip(self.frames.frames, self.facts, strict=True) if fact.turned]
+        found = depth_values.describe(
+            self.frames, [fact.levels for fact in self.facts if fact.levels is not None]
+        )
+        turned = [
+            frame.name
+            for frame, fact in zip(self.frames.frames, self.facts, strict=True)
+            if fact.turned
+        ]
         if turned:
             found.append(depth_values.turned_line(turned))
         return found
 
     def cleaned(self) -> str:
         """The split file's text without the lines of frames that are dropped."""
-        texts = [f.name for f in self.frames.frames] if self.lines is None else [text for _, text in self.lines]
+        texts = (
+            [f.name for f in self.frames.frames]
+            if self.lines is None
+            else [text for _, text in self.lines]
+        )
         return "".join(f"{text}\n" for index, text in enumerate(texts) if index not in self.dropped)
 
 
@@ -91,9 +101,18 @@ def check(
     augment = settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment)
     resize = resizes.of_data(recipe["data"])
     total = sum(len(split.frames) for split in splits)
-    with Progress("frames", total, lambda: sum(len(split.facts) for split in splits), out) as progress:
+    with Progress(
+        "frames", total, lambda: sum(len(split.facts) for split in splits), out
+    ) as progress:
         for split in splits:
-            _examine(split, augment if split.name == "train" else None, resize, num_workers, timeout_s, progress)
+            _examine(
+                split,
+                augment if split.name == "train" else None,
+                resize,
+                num_workers,
+                timeout_s,
+                progress,
+            )
     by_name = {split.name: split for split in splits}
     if len(by_name) == len(_SPLITS):
         train, val = by_name["train"], by_name["val"]
@@ -107,13 +126,21 @@ def check(
 
 def claim(out: Path) -> None:
     """Makes the folder for the results. Raises LaunchError where it has some already."""
-    held = [name for name in (REPORT, TEXT, *(f"{split}.txt" for split in _SPLITS)) if (out / name).exists()]
+    held = [
+        name
+        for name in (REPORT, TEXT, *(f"{split}.txt" for split in _SPLITS))
+        if (out / name).exists()
+    ]
     if held:
-        raise LaunchError(f"--out {out}: holds {held[0]} already, which is not overwritten; give another folder")
+        raise LaunchError(
+            f"--out {out}: holds {held[0]} already, which is not overwritten; give another folder"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LaunchError(f"--out {out}: can't be made ({error.strerror}); give another folder") from None
+        raise LaunchError(
+            f"--out {out}: can't be made ({error.strerror}); give another folder"
+        ) from None
 
 
 def write(recipe: dict, splits: list[Split], out: Path) -> str:
@@ -125,14 +152,22 @@ def write(recipe: dict, splits: list[Split], out: Path) -> str:
         write_durably(out / name, text.encode(errors="surrogateescape"))
     short = _short(recipe, splits, texts, empty, out)
     findings = [(split, finding) for split in splits for finding in split.findings]
-    lines = [f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})" for s, f in findings]
+    lines = [
+        f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})"
+        for s, f in findings
+    ]
     write_durably(out / TEXT, "\n".join([short, "", *lines, ""]).encode(errors="backslashreplace"))
     report = {
         "splits": {s.name: _figures(s) for s in splits},
         "cleaned": sorted(texts),
         "findings": [
             {
-                **{"split": s.name, "kind": f.kind, "frame": s.frames.frames[f.index].name, "where": s.where(f.index)},
+                **{
+                    "split": s.name,
+                    "kind": f.kind,
+                    "frame": s.frames.frames[f.index].name,
+                    "where": s.where(f.index),
+                },
                 **{"message": f.message, "dropped": f.index in s.dropped},
             }
             for s, f in findings
@@ -145,7 +180,9 @@ def write(recipe: dict, splits: list[Split], out: Path) -> str:
 def _split(recipe: dict, name: str) -> Split:
     frames = build_dataset(without_cache(recipe), name)
     if not isinstance(frames, Frames):
-        raise RecipeError(f"data.name: {recipe['data']['name']} has no files to check; kitti, nyu and folder have")
+        raise RecipeError(
+            f"data.name: {recipe['data']['name']} has no files to check; kitti, nyu and folder have"
+        )
     if not frames.source.is_file():
         return Split(name, frames, None)
     lines = read_lines(frames.source, "")
@@ -166,13 +203,16 @@ def _examine(
 ) -> None:
     frames = split.frames.frames
     batches = [
-        list(range(len(frames)))[start : start + _FRAMES_A_BATCH] for start in range(0, len(frames), _FRAMES_A_BATCH)
+        list(range(len(frames)))[start : start + _FRAMES_A_BATCH]
+        for start in range(0, len(frames), _FRAMES_A_BATCH)
     ]
 
     def describe(indices: list[int]) -> str:
         return ", ".join(frames[index].image for index in indices)
 
-    for facts in workers.read(Examined(split.frames, augment, resize), batches, num_workers, list, describe, timeout_s):
+    for facts in workers.read(
+        Examined(split.frames, augment, resize), batches, num_workers, list, describe, timeout_s
+    ):
         split.facts += facts
         progress.update()
     faults = [(index, fault) for index, fact in enumerate(split.facts) for fault in fact.faults]
@@ -182,7 +222,9 @@ def _examine(
 
 def _to_clean(recipe: dict, splits: list[Split]) -> list[Split]:
     """The splits that get a file. In a folder the rest of one split is the other, so both get one or none."""
-    if recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS or not any(split.dropped for split in splits):
+    if recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS or not any(
+        split.dropped for split in splits
+    ):
         return []
     if recipe["data"]["name"] != "folder":
         return [split for split in splits if split.dropped]
@@ -190,26 +232,47 @@ def _to_clean(recipe: dict, splits: list[Split]) -> list[Split]:
     return [checked.get(split.name) or split for split in splits_of(recipe, "both")]
 
 
-def _short(recipe: dict, splits: list[Split], texts: dict[str, str], empty: list[str], out: Path) -> str:
-    rows = [f"{split.name}: {len(split.frames)} frames, {checks.median_span(split.facts)}" for split in splits]
+def _short(
+    recipe: dict, splits: list[Split], texts: dict[str, str], empty: list[str], out: Path
+) -> str:
+    rows = [
+        f"{split.name}: {len(split.frames)} frames, {checks.median_span(split.facts)}"
+        for split in splits
+    ]
     rows += [f"{split.name}: {line}" for split in splits for line in split.remarks()]
     rows += [f"WARNING: {note}" for note in _notes(splits)]
     rows += ["", f"{'':<12}" + "".join(f"{split.name:>7}" for split in splits) + "  first"]
     for kind in (*FAULTS, *WARNINGS):
         counts = [sum(finding.kind == kind for finding in split.findings) for split in splits]
-        first = [s.frames.frames[f.index].name for s in splits for f in s.findings if f.kind == kind][:_SHOWN]
+        first = [
+            s.frames.frames[f.index].name for s in splits for f in s.findings if f.kind == kind
+        ][:_SHOWN]
         if any(counts):
-            rows.append(f"{kind:<12}" + "".join(f"{count:>7}" for count in counts) + f"  {', '.join(first)}")
+            rows.append(
+                f"{kind:<12}" + "".join(f"{count:>7}" for count in counts) + f"  {', '.join(first)}"
+            )
     if not any(split.findings for split in splits):
         return "\n".join(rows[:-1] + ([] if _notes(splits) else ["Nothing was found."]))
     rows += ["", f"All of them: {out / TEXT}"]
     if empty:
-        rows.append(f"No cleaned split is written, for no frame would be left in {', '.join(empty)}")
+        rows.append(
+            f"No cleaned split is written, for no frame would be left in {', '.join(empty)}"
+        )
     if texts:
-        options = shlex.join(f"data.{Path(name).stem}_split={(out / name).resolve()}" for name in texts)
-        rows.append(f"Without the {sum(len(split.dropped) for split in splits)} that can't be used: --set {options}")
-    elif any(split.dropped for split in splits) and recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS:
-        rows.append(f"Splits of data.name={recipe['data']['name']} can't be cleaned; mend the files, or make them anew")
+        options = shlex.join(
+            f"data.{Path(name).stem}_split={(out / name).resolve()}" for name in texts
+        )
+        rows.append(
+            f"Without the {sum(len(split.dropped) for split in splits)} that can't be used: --set "
+            f"{options}"
+        )
+    elif (
+        any(split.dropped for split in splits) and recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS
+    ):
+        rows.append(
+            f"Splits of data.name={recipe['data']['name']} can't be cleaned; mend the files, or "
+            "make them anew"
+        )
     return "\n".join(rows)
 
 

@@ -62,12 +62,19 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
 
     seconds, data_s = watch.median_s()
     total = state.total_iterations
-    told = startup_log.about(recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total)
-    told += parts.report + decoded_cache.describe(parts.train_set) + decoded_cache.describe(parts.val_set)
+    told = startup_log.about(
+        recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total
+    )
+    told += (
+        parts.report
+        + decoded_cache.describe(parts.train_set)
+        + decoded_cache.describe(parts.val_set)
+    )
     told += [
-        f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch {machine['PyTorch']}",
-        f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x {state.accumulation} "
-        f"accumulated x {comm.world_size()} ranks",
+        f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch "
+        f"{machine['PyTorch']}",
+        f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x "
+        f"{state.accumulation} accumulated x {comm.world_size()} ranks",
         f"Iterations: {state.iterations_per_epoch} an epoch, {total} in all",
         "Time per iteration: {:.3f} s ({:.3f} to {:.3f}), of which {:.3f} s waiting for data".format(
             seconds, *watch.range_s(), data_s
@@ -75,9 +82,14 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     ]
     if evaluations:
         told.append(f"Evaluations: {evaluations} of {_duration(evaluation_s)} each")
-    where = "of a rank's process" if device.type == "cpu" else f"on a device of {size(_device_bytes(device))}"
+    where = (
+        "of a rank's process"
+        if device.type == "cpu"
+        else f"on a device of {size(_device_bytes(device))}"
+    )
     told += [
-        f"ETA: {_duration(total * seconds + evaluations * evaluation_s)} for training and evaluations",
+        f"ETA: {_duration(total * seconds + evaluations * evaluation_s)} for training and "
+        "evaluations",
         f"Peak memory: {size(max(peaks))} {where}",
     ]
     told += _disk(parts, weights_bytes, checkpoint_bytes)
@@ -121,7 +133,9 @@ class _Sizes(manifest.Files):
 
     def save(self, state_dict, path: str | Path) -> None:
         counter = _Counter()
-        counter.write(state_dict) if isinstance(state_dict, bytes) else torch.save(state_dict, counter)
+        counter.write(state_dict) if isinstance(state_dict, bytes) else torch.save(
+            state_dict, counter
+        )
         self.written[Path(path).name] = [counter.size, ""]
 
     def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
@@ -153,7 +167,9 @@ def _refusal(work_dir: Path, recipe_path: Path) -> str | None:
 def _evaluations(parts: Parts) -> int:
     """How many there are in the run."""
     hooks = [hook for hook in parts.state.hooks if isinstance(hook, Evaluation)]
-    return sum(len(list(_moments(parts, hook.settings.interval, hook.settings.by))) for hook in hooks)
+    return sum(
+        len(list(_moments(parts, hook.settings.interval, hook.settings.by))) for hook in hooks
+    )
 
 
 def _evaluation_s(parts: Parts) -> float:
@@ -163,11 +179,23 @@ def _evaluation_s(parts: Parts) -> float:
         return 0.0
     at_once = hook.settings.batch_size * comm.world_size()
     predictor = partial(predict, hook.replica.eval(), flip=hook.settings.flip)
-    ends = hook.replica.min_depth, hook.replica.max_depth, parts.device, hook.loading.workers, hook.loading.timeout_s
+    ends = (
+        hook.replica.min_depth,
+        hook.replica.max_depth,
+        parts.device,
+        hook.loading.workers,
+        hook.loading.timeout_s,
+    )
 
     def seconds(batches: int) -> float:
         started = time.perf_counter()
-        evaluate(predictor, _First(hook.dataset, batches * at_once), hook.settings, *ends, resize=hook.resize)
+        evaluate(
+            predictor,
+            _First(hook.dataset, batches * at_once),
+            hook.settings,
+            *ends,
+            resize=hook.resize,
+        )
         memory.wait(parts.device)
         return comm.max_over_ranks(time.perf_counter() - started)
 
@@ -187,28 +215,41 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     facts = as_plain(parts.state.trained_on)
     checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **facts)
     shares = comm.gather_objects(engine.checkpoint_files.written)
-    return shares[0][checkpoints.STUDENT][0], sum(size for share in shares for size, _ in share.values())
+    return shares[0][checkpoints.STUDENT][0], sum(
+        size for share in shares for size, _ in share.values()
+    )
 
 
 def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     """What checkpoints and best weights take when they take most: while one is written beside those that stay."""
-    saver = next((hook for hook in reversed(parts.state.hooks) if isinstance(hook, Checkpoint)), None)
+    saver = next(
+        (hook for hook in reversed(parts.state.hooks) if isinstance(hook, Checkpoint)), None
+    )
     if saver is None:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
     saved = list(_moments(parts, saver.interval, saver.by))
     unit = parts.state.iterations_per_epoch if saver.by == "epoch" else 1
-    for_good = [i for i in saved[: -saver.keep_last] if saver.keep_every and i % (saver.keep_every * unit) == 0]
+    for_good = [
+        i
+        for i in saved[: -saver.keep_last]
+        if saver.keep_every and i % (saver.keep_every * unit) == 0
+    ]
     kept = min(len(saved), saver.keep_last) + len(for_good)
-    at_most = min(len(saved), kept + 1) * checkpoint_bytes + (2 * weights_bytes if parts.options.validate else 0)
+    at_most = min(len(saved), kept + 1) * checkpoint_bytes + (
+        2 * weights_bytes if parts.options.validate else 0
+    )
     there = parts.state.work_dir.absolute()
     there = next(folder for folder in (there, *there.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     lines = [
-        f"Disk: {size(checkpoint_bytes)} a checkpoint, {len(saved)} are saved, {kept} stay; with the best weights up "
-        f"to {size(at_most)}, of {size(free)} that are free at {there}"
+        f"Disk: {size(checkpoint_bytes)} a checkpoint, {len(saved)} are saved, {kept} stay; with "
+        f"the best weights up to {size(at_most)}, of {size(free)} that are free at {there}"
     ]
     if at_most > free:
-        lines.append("WARNING: the checkpoints don't fit on the disk; make room, or set a smaller checkpoint.keep_last")
+        lines.append(
+            "WARNING: the checkpoints don't fit on the disk; make room, or set a smaller "
+            "checkpoint.keep_last"
+        )
     return lines
 
 

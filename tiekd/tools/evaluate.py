@@ -29,12 +29,23 @@ def run(args: argparse.Namespace) -> None:
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)
     remarks = [*(f"Warning: {note}" for note in getattr(frames, "notes", ())), *check_range(frames)]
-    for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
+    for option, suffix in (
+        ("out", ".json"),
+        ("per_image", ".csv"),
+        ("panel", ".png"),
+        ("show_dir", None),
+    ):
         files.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
-    protocol = compare.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
+    protocol = compare.Protocol(
+        args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"]
+    )
     if comm.is_main():
         told = [f"{name}: {entrant.weights}" for name, entrant in networks.items()]
-        told += [f"{name} sees pictures at {each.resize}" for name, each in networks.items() if each.resize.mode]
+        told += [
+            f"{name} sees pictures at {each.resize}"
+            for name, each in networks.items()
+            if each.resize.mode
+        ]
         print("\n".join(told + remarks), flush=True)
     entrants = dict(networks)
     if args.mean_map:
@@ -43,7 +54,9 @@ def run(args: argparse.Namespace) -> None:
     results = {}
     for name, entrant in entrants.items():
         shown = args.show_dir is not None and name == list(entrants)[-1]
-        watcher = frame_pictures.FramePictures(args.show_dir, len(frames), protocol.max_depth, entrant.resize)
+        watcher = frame_pictures.FramePictures(
+            args.show_dir, len(frames), protocol.max_depth, entrant.resize
+        )
         pictures = [watcher] if shown else []
         watched = device, loading, sys.stderr, pictures
         result = compare.evaluate(entrant, frames, protocol, *watched)
@@ -52,9 +65,13 @@ def run(args: argparse.Namespace) -> None:
         return
     print("\n\n".join(report.everything(results, protocol)))
     if args.out:
-        files.replace_text(args.out, json.dumps(compare.as_json(results, protocol), indent=1) + "\n")
+        files.replace_text(
+            args.out, json.dumps(compare.as_json(results, protocol), indent=1) + "\n"
+        )
     if args.per_image:
-        per_frame.write_csv(args.per_image, {name: result.frames for name, result in results.items()})
+        per_frame.write_csv(
+            args.per_image, {name: result.frames for name, result in results.items()}
+        )
     if args.panel:
         predictors = {name: entrant.depth_of for name, entrant in networks.items()}
         panel.write_panel(args.panel, frames, predictors, protocol.max_depth, device)

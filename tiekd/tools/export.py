@@ -13,7 +13,9 @@ from tiekd.models import load
 def run(args: argparse.Namespace, version: str) -> None:
     """What bin/export.py does, with its arguments. Prints; raises UserErrors."""
     if args.out.exists() and not args.overwrite:
-        raise ExportError(f"--out {args.out}: exists; give another one, or --overwrite to replace it")
+        raise ExportError(
+            f"--out {args.out}: exists; give another one, or --overwrite to replace it"
+        )
     recipe = load_recipe(args.recipe, args.overrides)
     network, weights, resize = load.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
@@ -35,7 +37,12 @@ def run(args: argparse.Namespace, version: str) -> None:
     least = export.least_side(network, settings) if settings.dynamic else None
     pictures = trial_pictures.batches(frames, size, least)
     facts = {"tiekd": version, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
-    done = export.write(args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout)
+    done = export.write(
+        args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout
+    )
     if done.file_ms is not None:
-        print(f"A picture takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch (CPU)")
+        print(
+            f"A picture takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch "
+            "(CPU)"
+        )
     print(f"written: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -13,9 +13,13 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     node = recipe.get("network")
     if node is None:
-        raise RecipeError(f"{args.recipe}: describes no network; give the recipe of the network in {args.source}")
+        raise RecipeError(
+            f"{args.recipe}: describes no network; give the recipe of the network in {args.source}"
+        )
     if args.out.exists() and not args.overwrite:
-        raise CheckpointError(f"{args.out}: exists; give another --out, or --overwrite to replace it")
+        raise CheckpointError(
+            f"{args.out}: exists; give another --out, or --overwrite to replace it"
+        )
     convert = conversion.to_published if args.to_published else conversion.from_published
     converted = convert(args.source, node)
     print(f"{args.source} for {args.recipe}\n{conversion.summary(converted)}")

@@ -11,7 +11,8 @@ from tiekd.training.hook import Hook
 
 _LEAST_S, _MOST_S = 3.0, 60.0  # of timed iterations; of all, after which three do
 _LEAST, _MOST = 5, 50
-_MOST_SKIPPED = 40  # by a loss scale that is searched: without a step there is no optimizer state to be measured
+# By a loss scale that is searched: without a step there is no optimizer state to be measured.
+_MOST_SKIPPED = 40
 _READ_AHEAD = 2  # batches, that a worker of torch's loader has ready
 
 
@@ -25,7 +26,8 @@ class Stopwatch(Hook):
     def __init__(self, device: torch.device, workers: int, accumulation: int, least: int = _LEAST):
         self.device, self.least, self.least_s = device, least, _LEAST_S if least > 1 else 0.0
         self.warm_up = 1 + math.ceil(_READ_AHEAD * workers / accumulation) if least > 1 else 0
-        self.rows: list[tuple[float, float]] = []  # seconds of an iteration, and of waiting for its data
+        # Seconds of an iteration, and of waiting for its data.
+        self.rows: list[tuple[float, float]] = []
 
     def before_train(self, state) -> None:
         self._began = self._started = time.perf_counter()
@@ -54,4 +56,6 @@ class Stopwatch(Hook):
         timed = self.rows[self.warm_up :]
         if len(self.rows) >= min(3, self.least) and time.perf_counter() - self._began > _MOST_S:
             return True
-        return len(timed) >= _MOST or (len(timed) >= self.least and sum(row[0] for row in timed) >= self.least_s)
+        return len(timed) >= _MOST or (
+            len(timed) >= self.least and sum(row[0] for row in timed) >= self.least_s
+        )

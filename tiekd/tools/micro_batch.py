@@ -54,19 +54,28 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
     options = settings(recipe, "train", TrainSettings)
     device = process_group.start_rank(options.timeout_minutes)
     if memory_gb is not None and device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1]))
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1])
+        )
     one_image = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": "auto"}
-    parts = build_parts(recipe, engine_config | one_image, options, device, resuming_one=False, begins=True)
+    parts = build_parts(
+        recipe, engine_config | one_image, options, device, resuming_one=False, begins=True
+    )
     begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
     share = options.batch_size // comm.world_size()
     try_images = _on_a_copy(parts)
     budget = _budget(device, memory_gb) if device.type == "cpu" else None
-    tries = find_largest([n for n in range(1, share + 1) if share % n == 0], try_images, device, budget)
+    tries = find_largest(
+        [n for n in range(1, share + 1) if share % n == 0], try_images, device, budget
+    )
     return _told(parts, tries, share, budget)
 
 
 def find_largest(
-    candidates: list[int], try_images: Callable[[int], None], device: torch.device, budget: float | None
+    candidates: list[int],
+    try_images: Callable[[int], None],
+    device: torch.device,
+    budget: float | None,
 ) -> list[Try]:
     """Tries that were made, from small to large; the last one that fits is the answer. Collective.
 
@@ -102,7 +111,9 @@ def _foreseen(tries: list[Try], images: int, held: float) -> float:
     return most + max(0.0, most - less) / (more - fewer) * (images - more)
 
 
-def _try(images: int, try_images: Callable[[int], None], device: torch.device, budget: float | None) -> Try:
+def _try(
+    images: int, try_images: Callable[[int], None], device: torch.device, budget: float | None
+) -> Try:
     """Twice: the first time allocates and warms up."""
     memory.restart_peak(device)
     try:
@@ -114,7 +125,9 @@ def _try(images: int, try_images: Callable[[int], None], device: torch.device, b
         peak = memory.peak_bytes(device)
         result = Try(images, peak, seconds, budget is None or peak <= budget)
     except (MemoryError, RuntimeError) as error:  # a device's libraries have their own words for it
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not entrypoint.is_out_of_memory(error):
+        if not isinstance(
+            error, torch.OutOfMemoryError | MemoryError
+        ) and not entrypoint.is_out_of_memory(error):
             raise
         result = Try(images, memory.peak_bytes(device), None, False)
     gc.collect()
@@ -144,7 +157,9 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
         batch = Batch(*(_repeated(value, images) for value in one))
         teacher_depth = parts.teacher(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=casts):
-            prediction = network(batch.image, parts.criterion.divergence_target(teacher_depth), batch.counted)
+            prediction = network(
+                batch.image, parts.criterion.divergence_target(teacher_depth), batch.counted
+            )
         parts.criterion(prediction, batch, teacher_depth)["loss"].backward()
 
     return try_images
@@ -160,7 +175,9 @@ def _budget(device: torch.device, memory_gb: float | None) -> float:
     if memory_gb is not None:
         return memory_gb * 1e9
     free = min(comm.gather_objects(memory.free_bytes(device)))
-    return memory.held_bytes(device) + (1 - _LEFT_FREE) * free / process_group.ranks_on_this_machine()
+    return (
+        memory.held_bytes(device) + (1 - _LEFT_FREE) * free / process_group.ranks_on_this_machine()
+    )
 
 
 def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> list[str]:
@@ -176,16 +193,19 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
         allowed = "" if budget is None else f" of the {size(budget)} that it may"
         held = size(tries[0].peak_bytes)
         raise LaunchError(
-            f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the network smaller"
+            f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the "
+            "network smaller"
         )
     if any(isinstance(module, torch.nn.BatchNorm2d) for module in parts.network.modules()):
         lines.append(
-            f"The student has BatchNorm, whose statistics are of all ranks' micro-batches together "
-            f"({largest * ranks} images with the largest): another micro-batch trains to other weights"
+            "The student has BatchNorm, whose statistics are of all ranks' micro-batches together "
+            f"({largest * ranks} images with the largest): another micro-batch trains to other "
+            "weights"
         )
     return [
         *lines,
-        f"The largest that fits, for a global batch of {parts.options.batch_size} on {ranks} ranks, in engine config:",
+        f"The largest that fits, for a global batch of {parts.options.batch_size} on {ranks} "
+        "ranks, in engine config:",
         f'  "train_micro_batch_size_per_gpu": {largest},',
         f'  "gradient_accumulation_steps": {share // largest}',
     ]

@@ -67,7 +67,13 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [Run(name, _read_run(path)) for path, name in zip(paths, names, strict=True)]
 
 
-def plot(runs: Sequence[Run], keys: Sequence[str], by: str = "iteration", smooth: int = 1, log_y: bool = False):
+def plot(
+    runs: Sequence[Run],
+    keys: Sequence[str],
+    by: str = "iteration",
+    smooth: int = 1,
+    log_y: bool = False,
+):
     """One chart a key with a curve a run, at most two charts a line: (height, width, 3) uint8.
 
     by: one of AXES. smooth: rows of training over which a running mean is taken; the rows themselves stay, pale. log_y:
@@ -75,14 +81,21 @@ def plot(runs: Sequence[Run], keys: Sequence[str], by: str = "iteration", smooth
     """
     for run in runs:
         if missing := [key for key in keys if key not in run.keys()]:
-            raise LaunchError(f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(run.keys())}")
+            raise LaunchError(
+                f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(run.keys())}"
+            )
     x_label, x_unit = _X_LABELS[by], 1.0
     if by == "time" and max(run.rows[-1].time for run in runs) < 2:
         x_label, x_unit = "minutes of training", 60.0
-    charts = [chart(_curves(runs, key, by, x_unit, smooth), _CHART, key, x_label, log_y=log_y) for key in keys]
+    charts = [
+        chart(_curves(runs, key, by, x_unit, smooth), _CHART, key, x_label, log_y=log_y)
+        for key in keys
+    ]
     columns = min(len(charts), 2)
     charts += [np.full_like(charts[0], charts[0][0, 0])] * (-len(charts) % columns)
-    lines = [np.concatenate(charts[i : i + columns], axis=1) for i in range(0, len(charts), columns)]
+    lines = [
+        np.concatenate(charts[i : i + columns], axis=1) for i in range(0, len(charts), columns)
+    ]
     return np.concatenate(lines)
 
 
@@ -92,7 +105,9 @@ def write(path: Path, picture: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_image(path, picture)
     except OSError as error:
-        raise DataError(f"{path}: can't be written ({error.strerror}); give --out a place that can be") from None
+        raise DataError(
+            f"{path}: can't be written ({error.strerror}); give --out a place that can be"
+        ) from None
 
 
 def _curves(runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: int) -> list[Curve]:
@@ -117,18 +132,25 @@ def _running_mean(ys: Sequence[float], count: int) -> list[float]:
 def _read_run(path: Path) -> list[Row]:
     files = sorted(path.glob("*.log.json")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path}: has no .log.json; give a work dir of a run that has begun, or such a file")
+        raise DataError(
+            f"{path}: has no .log.json; give a work dir of a run that has begun, or such a file"
+        )
     parts = [_read_json_lines(file) for file in files]
     lines = [line for part in parts for line in part]
     if not any(line["mode"] == "train" for line in lines):
-        raise DataError(f"{path}: has no row of training yet; a run writes one every log.interval iterations")
+        raise DataError(
+            f"{path}: has no row of training yet; a run writes one every log.interval iterations"
+        )
     by_epoch, per_epoch = _counting(lines, files)
     rows: list[Row] = []
     for part in parts:
         per_epoch = next((line["of"] for line in part if line["mode"] == _RENUMBERED), per_epoch)
         part = [line for line in part if line["mode"] != _RENUMBERED]
         # A run that was resumed from an earlier point wrote some iterations twice; the last word counts.
-        first = next((_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"), math.inf)
+        first = next(
+            (_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"),
+            math.inf,
+        )
         rows = [row for row in rows if row.iteration < first]
         rows += _place(part, by_epoch, per_epoch, rows)
     return rows
@@ -140,7 +162,9 @@ def _read_json_lines(path: Path) -> list[dict]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise DataError(f"{path}: can't be read ({reason}); give a .log.json or a work dir") from None
+        raise DataError(
+            f"{path}: can't be read ({reason}); give a .log.json or a work dir"
+        ) from None
     found, lines = [], text.splitlines()
     for number, line in enumerate(lines, start=1):
         try:
@@ -152,7 +176,8 @@ def _read_json_lines(path: Path) -> list[dict]:
         except (ValueError, KeyError, TypeError, AttributeError):
             if number < len(lines) or text.endswith("\n"):
                 raise DataError(
-                    f"{path}: line {number} is no row of a .log.json; give that file of the run, or its work dir"
+                    f"{path}: line {number} is no row of a .log.json; give that file of the run, "
+                    "or its work dir"
                 ) from None
     return found
 
@@ -162,7 +187,10 @@ def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
     train = [line for line in lines if line["mode"] == "train"]
     texts = [file.with_suffix("") for file in files]  # x.log.json -> x.log
     said = next(filter(None, (_said_per_epoch(text) for text in texts if text.is_file())), None)
-    falls = any(b["epoch"] > a["epoch"] and b["iter"] <= a["iter"] for a, b in zip(train, train[1:], strict=False))
+    falls = any(
+        b["epoch"] > a["epoch"] and b["iter"] <= a["iter"]
+        for a, b in zip(train, train[1:], strict=False)
+    )
     if said or falls or max(line["epoch"] for line in train) == 1:
         return True, said or max(line["iter"] for line in train)
     # Row by row (epoch - 1) * per_epoch < iter <= epoch * per_epoch.
@@ -186,7 +214,9 @@ def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row
     iteration, hours = (trained.iteration, trained.time) if trained else (0.0, 0.0)
     passed = iteration
     for index, line in enumerate(lines):
-        values = {k: float(v) for k, v in line.items() if k not in _NO_KEYS and isinstance(v, int | float)}
+        values = {
+            k: float(v) for k, v in line.items() if k not in _NO_KEYS and isinstance(v, int | float)
+        }
         if line["mode"] == "train":
             iteration = _iteration(line, by_epoch, per_epoch)
             hours += max(iteration - passed, 0) * values.get("time", 0.0) / 3600

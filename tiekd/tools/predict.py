@@ -20,25 +20,38 @@ def run(args: argparse.Namespace) -> None:
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
     found = inputs.find(args.words[has_checkpoint:], args.out)
     given = parse_size(args.size)
-    known = cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
+    known = (
+        cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
+    )
     device = student.pick_device(args.device)
     try:
         checkpoint = args.words[0] if has_checkpoint else None
         network, weights, resize = load.load_network(args.recipe, checkpoint, args.overrides)
     except CheckpointError as error:
-        read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT" if has_checkpoint else ""
+        read_as = (
+            f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
+            if has_checkpoint
+            else ""
+        )
         raise CheckpointError(f"{error}{read_as}") from None
     resize = resize if given is None else given
     model = student.Student(network, device, args.readout, resize)
     if args.confidence:
         student.check_readout(network, "local", "confidence")
     units = outputs.parse_units(args.depth_unit, data, network.max_depth)
-    written = outputs.Outputs(args.out, units, network.max_depth, args.raw, args.points, args.confidence)
+    written = outputs.Outputs(
+        args.out, units, network.max_depth, args.raw, args.points, args.confidence
+    )
     written.check(found, args.overwrite)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
     print(f"Working resolution: {resize}")
     print(f"Depth: {args.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)
-    failed = predict_all(Predictor(model, written, batch_size, known), found, sys.stdout, sys.stderr)
+    failed = predict_all(
+        Predictor(model, written, batch_size, known), found, sys.stdout, sys.stderr
+    )
     if failed:
-        raise DataError(f"{failed} of {len(found)} could not be predicted, see above; what could is in {args.out}")
+        raise DataError(
+            f"{failed} of {len(found)} could not be predicted, see above; what could is in "
+            f"{args.out}"
+        )

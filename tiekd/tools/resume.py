@@ -21,20 +21,27 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     record = launch_record.read(args.work_dir)
     if is_finished(args):
         return 0
-    starts = "RANK" not in os.environ and (given or record.launcher == "deepspeed" or record.world_size > 1)
+    starts = "RANK" not in os.environ and (
+        given or record.launcher == "deepspeed" or record.world_size > 1
+    )
     options = record.launcher_options(given, args.work_dir) if starts else []
     if starts:
         hostfile.check_options(options)
     if given and "RANK" in os.environ:
-        raise LaunchError(f"{given[0]}: a launcher has started this already; give its options before bin/resume")
+        raise LaunchError(
+            f"{given[0]}: a launcher has started this already; give its options before bin/resume"
+        )
     if args.restarts > 0:
         if "RANK" in os.environ:
             raise LaunchError(
-                "--restarts starts the launcher itself; call bin/resume without deepspeed or srun before it"
+                "--restarts starts the launcher itself; call bin/resume without deepspeed or srun "
+                "before it"
             )
         from tiekd.tools.supervise import supervise
 
-        return supervise([sys.executable, program, *without_restarts(sys.argv[1:])], args.work_dir, args.restarts)
+        return supervise(
+            [sys.executable, program, *without_restarts(sys.argv[1:])], args.work_dir, args.restarts
+        )
     if starts:
         launch_record.replace_by_launcher(options, program, rest)
 
@@ -51,8 +58,9 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
         os.chdir(record.folder)
     except OSError as error:
         raise LaunchError(
-            f"{record.folder}, where the run was started and its relative paths begin, can't be entered "
-            f"({error.strerror}); make it, or change folder in {args.work_dir / launch_record.RECORD}"
+            f"{record.folder}, where the run was started and its relative paths begin, can't be "
+            f"entered ({error.strerror}); make it, or change folder in "
+            f"{args.work_dir / launch_record.RECORD}"
         ) from None
     training.run(recipe, Path(record.recipe), engine_config, "auto", args.accept_changes)
     return 0
@@ -66,7 +74,10 @@ def is_finished(args: argparse.Namespace) -> bool:
     finished = outcome is not None and outcome.outcome == "finished" and not args.overrides
     if finished and os.environ.get("RANK", "0") == "0":
         done = f"{outcome.iteration} of {outcome.total_iterations} iterations, {outcome.time}"
-        print(f"{args.work_dir} is finished ({done}); to train longer, --set train.epochs=N or train.iterations=N")
+        print(
+            f"{args.work_dir} is finished ({done}); to train longer, --set train.epochs=N or "
+            "train.iterations=N"
+        )
     return finished
 
 

@@ -57,15 +57,28 @@ def global_batch(
     """The micro-batches of an iteration (from 1, as the log counts them) on the CPU, rank by rank."""
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
-        dealing = (len(dataset), batch_size, accumulation, rank, world_size, seed, iteration - 1, iteration, groups)
+        dealing = (
+            len(dataset),
+            batch_size,
+            accumulation,
+            rank,
+            world_size,
+            seed,
+            iteration - 1,
+            iteration,
+            groups,
+        )
         sampler = MicroBatches(*dealing)
         unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
         cpu = torch.device("cpu")
-        batches = training_batches(dataset, sampler, augment, seed, 0, cpu, loading.timeout_s, unreadable, resize)
+        batches = training_batches(
+            dataset, sampler, augment, seed, 0, cpu, loading.timeout_s, unreadable, resize
+        )
         keyed = Keyed(dataset, augment, seed, resize=resize)
         for micro_batch, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
             decisions = [_drawn(keyed, *key) for key in keys]
-            samples = [(epoch, index % len(dataset)) for epoch, index in keys]  # of repetitions, too
+            # Of repetitions, too.
+            samples = [(epoch, index % len(dataset)) for epoch, index in keys]
             yield Dealt(rank, micro_batch, batch, samples, decisions)
 
 
@@ -80,13 +93,16 @@ def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:
         channels = ", ".join(f"{factor:.4f}" for factor in drawn.channels)
         colours = f"gamma {drawn.gamma:.4f}, brightness {drawn.brightness:.4f}, channels {channels}"
     maps = {"depth": batch.depth} | ({} if teacher_depth is None else {"teacher": teacher_depth})
-    held = [_range("image", batch.image[sample]), *(_depths(name, depth[sample]) for name, depth in maps.items())]
+    held = [
+        _range("image", batch.image[sample]),
+        *(_depths(name, depth[sample]) for name, depth in maps.items()),
+    ]
     place = f"rank {dealt.rank}, micro-batch {dealt.micro_batch}"
     return (
-        f"{place}: {batch.names[sample]} (sample {index}, epoch {epoch + 1})\n"
-        f"    {'flipped' if drawn.flip else 'not flipped'}, turned {drawn.angle:.4f} degrees, window "
-        f"{drawn.height}x{drawn.width} from row {drawn.top}, column {drawn.left}, {colours}\n"
-        f"    {'; '.join(held)}"
+        f"{place}: {batch.names[sample]} (sample {index}, epoch {epoch + 1})\n    "
+        f"{'flipped' if drawn.flip else 'not flipped'}, turned {drawn.angle:.4f} degrees, window "
+        f"{drawn.height}x{drawn.width} from row {drawn.top}, column {drawn.left}, {colours}\n    "
+        f"{'; '.join(held)}"
     )
 
 
@@ -149,11 +165,15 @@ def run(args: argparse.Namespace) -> None:
     for part in dealt:
         if args.rank not in (None, part.rank):
             continue
-        depths = {"ground truth": part.batch.depth} | ({"teacher": teacher(part.batch)} if has_teacher else {})
+        depths = {"ground truth": part.batch.depth} | (
+            {"teacher": teacher(part.batch)} if has_teacher else {}
+        )
         for sample in range(len(part.batch.names)):
             print(describe(part, sample, depths.get("teacher")))
             row = [pictures.denormalise(part.batch.image[sample].numpy())]
-            row += [pictures.colourise(depth[sample, 0].numpy(), max_depth) for depth in depths.values()]
+            row += [
+                pictures.colourise(depth[sample, 0].numpy(), max_depth) for depth in depths.values()
+            ]
             name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.micro_batch}_sample_{sample}.png"
             write_image(out / name, pictures.panel([row], ["image", *depths], max_depth))
     print(f"Pictures: {out}")

@@ -38,14 +38,19 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
         before = workdir.read_outcome(work_dir)
         code = _run(command, work_dir, asked)
         outcome = workdir.read_outcome(work_dir)
-        outcome = None if outcome == before else outcome  # it came to nothing before it could write one
+        # It came to nothing before it could write one.
+        outcome = None if outcome == before else outcome
         reached, newest = newest, _newest(work_dir)
         idle = 0 if newest > reached else idle + 1
         if outcome is not None and outcome.outcome == "finished":
             return 0
         if asked or (outcome is not None and outcome.outcome == "stopped"):
             return STOPPED_CODE
-        why = outcome.reason if outcome is not None and outcome.reason else "killed, or it did not begin"
+        why = (
+            outcome.reason
+            if outcome is not None and outcome.reason
+            else "killed, or it did not begin"
+        )
         ended = f"the run ended with code {code} ({why}); its newest checkpoint is of iteration {newest}"
         if idle == _STARTS_WITHOUT_GAIN:
             _tell(f"{ended}, as before; not started again")
@@ -97,7 +102,10 @@ def _to_be_asked(work_dir: Path, child: int) -> int:
 
 
 def _newest(work_dir: Path) -> int:
-    return max(map(checkpoints.iteration_of, checkpoints.newest_first(work_dir / checkpoints.FOLDER)), default=-1)
+    return max(
+        map(checkpoints.iteration_of, checkpoints.newest_first(work_dir / checkpoints.FOLDER)),
+        default=-1,
+    )
 
 
 def _wait(condition, timeout_s: float) -> None:

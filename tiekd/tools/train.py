@@ -9,7 +9,8 @@ from tiekd.tools.arguments import recipe_from_arguments
 def run(args: argparse.Namespace) -> None:
     """What bin/train.py does, with its arguments. Prints what a dry run says; raises UserErrors."""
     recipe, path = recipe_from_arguments(args.recipe, args), Path(args.recipe).resolve()
-    from tiekd.engine.config import read_engine_config  # after the recipe, whose mistakes need not wait for it
+    # After the recipe, whose mistakes need not wait for it.
+    from tiekd.engine.config import read_engine_config
 
     engine_config = read_engine_config(args.deepspeed_config)
     if not args.dry_run:

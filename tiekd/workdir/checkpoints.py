@@ -35,7 +35,9 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
             return checkpoint, passed_over
         passed_over.append(f"Passed over {checkpoint.name}: {problem}")
     why = "".join(f"; {reason[0].lower()}{reason[1:]}" for reason in passed_over)
-    raise CheckpointError(f"{work_dir}: no checkpoint to resume from{why}; start the run with bin/train.py first")
+    raise CheckpointError(
+        f"{work_dir}: no checkpoint to resume from{why}; start the run with bin/train.py first"
+    )
 
 
 def find_weights(folder: Path) -> Path:
@@ -64,7 +66,11 @@ def check(checkpoint: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError):
         return f"its {STATE} can't be read"
     named = checkpoint.name.removeprefix("iter_")
-    return None if not named.isdigit() or iteration == int(named) else f"it is of iteration {iteration}, not {named}"
+    return (
+        None
+        if not named.isdigit() or iteration == int(named)
+        else f"it is of iteration {iteration}, not {named}"
+    )
 
 
 def set_aside_newer(work_dir: Path, iteration: int) -> None:
@@ -86,7 +92,8 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
     _remove_leftovers(folder)
     for old in newest_first(folder)[keep_last:]:
         if keep_every is None or iteration_of(old) % keep_every:
-            os.rename(old, folder / f".{old.name}.partial.old")  # a kill in the middle leaves none that is half there
+            # A kill in the middle leaves none that is half there.
+            os.rename(old, folder / f".{old.name}.partial.old")
     _remove_leftovers(folder)
 
 

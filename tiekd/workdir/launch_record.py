@@ -42,16 +42,21 @@ class LaunchRecord:
         """
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
-                f"the run had {self.world_size} ranks of another launcher; say how to go on, with --num_gpus N, or "
-                "start that launcher with bin/resume as its program"
+                f"the run had {self.world_size} ranks of another launcher; say how to go on, with "
+                "--num_gpus N, or start that launcher with bin/resume as its program"
             )
         names = {option.split("=")[0] for option in given}
         port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
-        if self.nodes and not names & {"--num_gpus", "--hostfile"} and "localhost" not in " ".join(given):
+        if (
+            self.nodes
+            and not names & {"--num_gpus", "--hostfile"}
+            and "localhost" not in " ".join(given)
+        ):
             return [*self._machines(names, work_dir), *port, *given]
         if self.world_size != self.ranks_per_node and not names & _CHOICES:
             raise LaunchError(
-                f"the run had {self.world_size} ranks on several machines; say on which to go on, with --hostfile FILE"
+                f"the run had {self.world_size} ranks on several machines; say on which to go on, "
+                "with --hostfile FILE"
             )
         default = ",".join(str(i) for i in range(self.ranks_per_node))
         if self.visible_devices in (None, "", default):
@@ -65,11 +70,14 @@ class LaunchRecord:
         hostfile = work_dir / HOSTFILE
         if not hostfile.is_file():
             raise LaunchError(
-                f"{hostfile}, with the run's machines, is gone; say on which to go on, with --hostfile FILE"
+                f"{hostfile}, with the run's machines, is gone; say on which to go on, with "
+                "--hostfile FILE"
             )
         if names & _CHOICES:
             return [f"--hostfile={hostfile}"]
-        devices = "@".join(f"{name}:{','.join(map(str, slots))}" for name, slots in self.nodes.items())
+        devices = "@".join(
+            f"{name}:{','.join(map(str, slots))}" for name, slots in self.nodes.items()
+        )
         address = [] if "--master_addr" in names else [f"--master_addr={self.master_addr}"]
         return [f"--hostfile={hostfile}", f"--include={devices}", *address]
 
@@ -98,7 +106,9 @@ def read(work_dir: Path) -> LaunchRecord:
     try:
         return LaunchRecord(**json.loads((work_dir / RECORD).read_text()))
     except (OSError, ValueError, TypeError):
-        raise CheckpointError(f"{work_dir}: no run to resume here; give the work dir that bin/train.py made") from None
+        raise CheckpointError(
+            f"{work_dir}: no run to resume here; give the work dir that bin/train.py made"
+        ) from None
 
 
 def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence[str]) -> None:

@@ -36,8 +36,13 @@ class Files:
     def take_over(self, engine) -> "Files":
         """Makes a DeepSpeed engine write and read through this."""
         torch_files = engine.checkpoint_engine
-        torch_files.save, torch_files.load, torch_files.makedirs = self.save, self.load, self.make_folder
-        engine._copy_recovery_script = lambda _folder: None  # converts checkpoints to plain weights, which we save
+        torch_files.save, torch_files.load, torch_files.makedirs = (
+            self.save,
+            self.load,
+            self.make_folder,
+        )
+        # Converts checkpoints to plain weights, which we save.
+        engine._copy_recovery_script = lambda _folder: None
         return self
 
     def start(self) -> None:
@@ -89,7 +94,11 @@ def check(folder: Path) -> str | None:
         files = json.loads(text)["files"]
         if not files or text != _text(files):
             raise ValueError
-        listed = [(name, size, digest) for name, (size, digest) in files.items() if Path(name).name == name]
+        listed = [
+            (name, size, digest)
+            for name, (size, digest) in files.items()
+            if Path(name).name == name
+        ]
     except FileNotFoundError:
         return "it has no manifest (a save that never ended)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

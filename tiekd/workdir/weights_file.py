@@ -37,14 +37,19 @@ def forget_older_best(work_dir: Path) -> None:
         before.unlink()
 
 
-def write_weights(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
+def write_weights(
+    path: Path, state_dict: dict, network_node: dict, iteration: int, **facts
+) -> None:
     """Student weights with the recipe node that builds their network, atomically; loads with `weights_only=True`.
 
     Raises OSError.
     """
     partial = path.with_name(f".{path.name}.partial")
     files = manifest.Files()
-    files.save({"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts}, partial)
+    files.save(
+        {"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts},
+        partial,
+    )
     if files.problem:
         partial.unlink(missing_ok=True)
         raise OSError(errno.ENOSPC, files.problem, str(path))
@@ -64,6 +69,14 @@ def made_at(weights: Path) -> int:
     """The iteration of a file of weights; -1 where the file isn't one of ours, which nobody touches."""
     try:
         iteration = torch.load(weights, weights_only=True, map_location="cpu")["iteration"]
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError):
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        EOFError,
+        pickle.UnpicklingError,
+    ):
         return -1
     return iteration if isinstance(iteration, int) else -1

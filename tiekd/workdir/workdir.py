@@ -46,7 +46,8 @@ NOT_LEARNED_FROM = (
     "log.",
     "tensorboard.",
 )
-_SHARED_FILES_APPEAR_S = 10.0  # a network file system may remember for a while that a file was not there
+# A network file system may remember for a while that a file was not there.
+_SHARED_FILES_APPEAR_S = 10.0
 
 
 _locks: dict[Path, TextIOWrapper] = {}
@@ -81,7 +82,9 @@ def outcome_of(state) -> Iterator[None]:
     except BaseException as error:
         write_down("failed", " ".join(f"{type(error).__name__}: {error}".split()))
         raise
-    ended = "orphaned" if state.orphaned else "stopped" if state.stop_reason is not None else "finished"
+    ended = (
+        "orphaned" if state.orphaned else "stopped" if state.stop_reason is not None else "finished"
+    )
     write_down(ended, state.stop_reason)
 
 
@@ -148,12 +151,16 @@ def check_shared(work_dir: Path) -> None:
         time.sleep(0.1)
     blind = [host for host, saw in comm.gather_objects((socket.gethostname(), seen)) if not saw]
     if blind:
-        raise LaunchError(f"{work_dir} isn't shared: {blind[0]} doesn't see it; give a --work-dir on a shared disk")
+        raise LaunchError(
+            f"{work_dir} isn't shared: {blind[0]} doesn't see it; give a --work-dir on a shared "
+            "disk"
+        )
 
 
 def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) -> None:
     """Makes the work dir and writes down the run in it, when nothing can be refused any more. Main rank only."""
-    (work_dir / OUTCOME).unlink(missing_ok=True)  # first: a finished run that is extended isn't finished any more
+    # First: a finished run that is extended isn't finished any more.
+    (work_dir / OUTCOME).unlink(missing_ok=True)
     replace_text(work_dir / RECIPE, dump_recipe(recipe))
     replace_text(work_dir / ENGINE_CONFIG, json.dumps(engine_config, indent=2) + "\n")
     facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
@@ -167,7 +174,9 @@ def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
     if not (work_dir / RECIPE).is_file():
         return []
     return [
-        key for key in differences(load_recipe(work_dir / RECIPE), recipe) if not key.startswith(NOT_LEARNED_FROM)
+        key
+        for key in differences(load_recipe(work_dir / RECIPE), recipe)
+        if not key.startswith(NOT_LEARNED_FROM)
     ]
 
 
@@ -188,13 +197,14 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
         maker = launch_record.read(work_dir).recipe
         if maker != str(recipe_path):
             return f"{work_dir} belongs to {maker}; give this run another --work-dir"
-    elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():  # not of a start that was killed
+    elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():
+        # Not of a start that was killed.
         return f"{work_dir} holds a config.yaml that no run made; give this run another --work-dir"
     held = [*(work_dir / checkpoints.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
         return (
-            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume {shlex.quote(str(work_dir))}, "
-            "or start anew in another --work-dir"
+            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume "
+            f"{shlex.quote(str(work_dir))}, or start anew in another --work-dir"
         )
     return None
 

@@ -46,7 +46,10 @@ def run(args: argparse.Namespace) -> dict:
     """
     device = device_of(args.device)
     if args.deepspeed_config is not None:
-        raise LaunchError("--against torch compares in fp32 without an engine config; leave --deepspeed_config out")
+        raise LaunchError(
+            "--against torch compares in fp32 without an engine config; leave --deepspeed_config "
+            "out"
+        )
     if min(args.ranks) < 1:
         raise LaunchError(f"--ranks: got {min(args.ranks)}; each must be a whole number from 1")
     shape = args.batch, args.height, args.width
@@ -72,7 +75,9 @@ def run(args: argparse.Namespace) -> dict:
 
 def combined(rows: list[dict]) -> dict:
     """One comparison of what the ranks measured: the slowest rank's times, the memory of all."""
-    engine_s, torch_s = ([max(times) for times in zip(*(row[key] for row in rows), strict=True)] for key in _TIMES)
+    engine_s, torch_s = (
+        [max(times) for times in zip(*(row[key] for row in rows), strict=True)] for key in _TIMES
+    )
     ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
     engine_mb, torch_mb = (sum(row[key] for row in rows) / 1e6 for key in _PEAKS)
     return {
@@ -90,7 +95,9 @@ def combined(rows: list[dict]) -> dict:
 _TIMES, _PEAKS = ("engine_s", "torch_s"), ("engine_peak", "torch_peak")
 
 
-def main(recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int, block: int, answer: str) -> None:
+def main(
+    recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int, block: int, answer: str
+) -> None:
     """Measures on one rank and writes JSON.
 
     Of both: seconds of a step in each round, and bytes that a step holds at its peak beyond what was
@@ -130,13 +137,19 @@ def main(recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int,
     )
 
 
-def torch_step(recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int) -> Callable:
+def torch_step(
+    recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int
+) -> Callable:
     """What anybody would write without an engine; returns the loss, a 0-d tensor."""
     on_gpu = batch.image.is_cuda
     ddp = nn.parallel.DistributedDataParallel(
-        network.train(), device_ids=[batch.image.device] if on_gpu else None, broadcast_buffers=False
+        network.train(),
+        device_ids=[batch.image.device] if on_gpu else None,
+        broadcast_buffers=False,
     )
-    optimizer = build_optimizer(recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none")
+    optimizer = build_optimizer(
+        recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none"
+    )
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
 
     def step() -> torch.Tensor:
@@ -151,12 +164,16 @@ def torch_step(recipe: dict, network: nn.Module, criterion: nn.Module, batch, ba
     return step
 
 
-def engine_step(recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int) -> Callable:
+def engine_step(
+    recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int
+) -> Callable:
     """As the training loop makes one; returns the loss, a 0-d tensor."""
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
     values = {"zero_optimization": {"stage": stage}} if stage else {}
     config = resolve(values, batch_size, clip_norm, comm.world_size())
-    optimizer = build_optimizer(recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none")
+    optimizer = build_optimizer(
+        recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none"
+    )
     engine = build_engine(network, optimizer, config)
     end_micro_batch = stepper(engine, config, clip_norm)
     engine.train()

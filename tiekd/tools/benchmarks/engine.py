@@ -98,21 +98,37 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     ]
     total = args.rounds * args.block + PICTURES
     schedule = schedules.build(
-        {"name": "constant"}, base_lr=1e-5, base_momentum=None, total_iterations=total, iterations_per_epoch=total
+        {"name": "constant"},
+        base_lr=1e-5,
+        base_momentum=None,
+        total_iterations=total,
+        iterations_per_epoch=total,
     )
     step = stepper(engine, config, clip_norm)
     parts = Parts(engine, micro_batches, criterion, clip_norm)
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
     watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)
-    timed = [TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())]
+    timed = [
+        TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())
+    ]
     state = TrainState(
         parts, recipe | {"teacher": {"maps": ""}}, folder, "benchmark", args.batch, config.accumulation, total, total,
         False, hooks=[*timed, watch],
     )  # fmt: skip
     parts.watch = watch
-    train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule, parts.timed(step))
-    intervals = recipe["log"]["interval"], recipe.get("tensorboard", {}).get("image_interval", IMAGE_INTERVAL)
+    train(
+        state,
+        parts.batches(),
+        parts.timed(CachedMaps()),
+        parts.timed_criterion,
+        schedule,
+        parts.timed(step),
+    )
+    intervals = (
+        recipe["log"]["interval"],
+        recipe.get("tensorboard", {}).get("image_interval", IMAGE_INTERVAL),
+    )
     return watch, *intervals
 
 
@@ -120,5 +136,7 @@ def _amortised(times: dict[str, list[float]], log_interval: int, image_interval:
     """Seconds an iteration: what always comes, and its share of what comes with a line or a picture."""
     off, line, picture = (statistics.median(times[kind]) for kind in ("off", "line", "picture"))
     return (
-        off + max(0.0, line - off) / log_interval + (max(0.0, picture - off) / image_interval if image_interval else 0)
+        off
+        + max(0.0, line - off) / log_interval
+        + (max(0.0, picture - off) / image_interval if image_interval else 0)
     )

@@ -33,9 +33,12 @@ _CROP = "garg"
 
 def run(args: argparse.Namespace) -> dict:
     device, kb_crop = torch.device(args.device), tuple(args.kb_crop)
-    batch_size = args.batch_size or (1 if device.type == "cpu" else 8)  # a core's cache holds no more
+    # A core's cache holds no more.
+    batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     with kitti_folder(args.data, kb_crop) as (root, scratch):
-        from_files, from_cache = (kitti.build(str(root), "train", MAX_DEPTH_M, kb_crop=kb_crop) for _ in range(2))
+        from_files, from_cache = (
+            kitti.build(str(root), "train", MAX_DEPTH_M, kb_crop=kb_crop) for _ in range(2)
+        )
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):
             for path, decode in from_cache.files(index).values():
@@ -44,11 +47,15 @@ def run(args: argparse.Namespace) -> dict:
         result = {
             **_metrics_alone(from_files, batch_size, device, args.rounds),
             "whole": compare("from files", _grey, from_files, from_files, rounds=args.rounds),
-            "whole_decoded": compare("from decoded frames", _grey, from_cache, from_files, rounds=args.rounds),
+            "whole_decoded": compare(
+                "from decoded frames", _grey, from_cache, from_files, rounds=args.rounds
+            ),
         }
         if args.student:
             network = build_network(load_recipe(args.student)["network"]).to(device).eval()
-            ours, plain = (_First(frames, args.student_frames) for frames in (from_cache, from_files))
+            ours, plain = (
+                _First(frames, args.student_frames) for frames in (from_cache, from_files)
+            )
             name = f"from decoded frames, {args.student}"
             result["student"] = compare(name, network, ours, plain, rounds=min(3, args.rounds))
     return result | {"frames": len(from_files), "batch_size": batch_size}
@@ -76,16 +83,24 @@ def _grey(image: Tensor) -> Prediction:
 def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds: int) -> dict:
     noise = torch.Generator().manual_seed(0)
     truths = [frames[index].depth for index in range(len(frames))]
-    pairs = [(truth * torch.empty_like(truth).normal_(1, 0.1, generator=noise).clamp(0.5), truth) for truth in truths]
+    pairs = [
+        (truth * torch.empty_like(truth).normal_(1, 0.1, generator=noise).clamp(0.5), truth)
+        for truth in truths
+    ]
     # A pixel without ground truth is predicted as well, in published programs too.
     pairs = [(torch.where(truth > 0, predicted, 10.0), truth) for predicted, truth in pairs]
     batches = [
-        tuple(torch.stack(part).to(device) for part in zip(*pairs[start : start + batch_size], strict=True))
+        tuple(
+            torch.stack(part).to(device)
+            for part in zip(*pairs[start : start + batch_size], strict=True)
+        )
         for start in range(0, len(pairs), batch_size)
     ]
 
     def ours() -> dict[str, float]:
-        return metrics.aggregate(torch.cat([metrics.depth_metrics(*batch, *_RANGE, _CROP) for batch in batches]).cpu())
+        return metrics.aggregate(
+            torch.cat([metrics.depth_metrics(*batch, *_RANGE, _CROP) for batch in batches]).cpu()
+        )
 
     def plain() -> dict[str, float]:
         rows = []
@@ -95,7 +110,13 @@ def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds
                 rows.append(plain_metrics(*maps, *_RANGE, _CROP))
         return plain_mean(rows)
 
-    return _compare("the metrics of predictions on the device : in NumPy, image by image", ours, plain, rounds, device)
+    return _compare(
+        "the metrics of predictions on the device : in NumPy, image by image",
+        ours,
+        plain,
+        rounds,
+        device,
+    )
 
 
 def _whole(
@@ -111,8 +132,22 @@ def _whole(
     settings = evaluate.EvaluationSettings(crop=_CROP, batch_size=batch_size)
     predictor = partial(flip.predict, network, flip=True)
     ours = partial(evaluate.evaluate, predictor, ours_frames, settings, *_RANGE, device)
-    plain = partial(plain_evaluation, lambda image: network(image).depth, plain_frames, kb_crop, *_RANGE, _CROP, device)
-    return _compare(f"an evaluation {which} : image by image from files, with NumPy", ours, plain, rounds, device)
+    plain = partial(
+        plain_evaluation,
+        lambda image: network(image).depth,
+        plain_frames,
+        kb_crop,
+        *_RANGE,
+        _CROP,
+        device,
+    )
+    return _compare(
+        f"an evaluation {which} : image by image from files, with NumPy",
+        ours,
+        plain,
+        rounds,
+        device,
+    )
 
 
 def _compare(

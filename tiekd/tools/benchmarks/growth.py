@@ -18,7 +18,12 @@ from tiekd.tools.benchmarks.line_plot import draw
 from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
 
 TOLERANCE = 0.1
-UNITS = {"batch": "pictures", "crop": "pixels of a picture", "bins": "bins of the head", "ranks": "ranks"}
+UNITS = {
+    "batch": "pictures",
+    "crop": "pixels of a picture",
+    "bins": "bins of the head",
+    "ranks": "ranks",
+}
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -26,7 +31,11 @@ def run(args: argparse.Namespace) -> dict:
     recipe = load_recipe(args.recipe)
     curves = {
         "batch": _curve(args, recipe, [(n, {"batch": n}) for n in args.batches]),
-        "crop": _curve(args, recipe, [(n * args.height * args.width, {"width": n * args.width}) for n in args.crops]),
+        "crop": _curve(
+            args,
+            recipe,
+            [(n * args.height * args.width, {"width": n * args.width}) for n in args.crops],
+        ),
         "bins": _curve(args, recipe, [(n, {"bins": n}) for n in args.bins]),
     }
     if args.ranks:
@@ -34,7 +43,10 @@ def run(args: argparse.Namespace) -> dict:
     if args.plot is not None:
         replace_bytes(args.plot, draw(curves, UNITS))
     worst = {
-        name: max((r for curve in curves.values() for r in curve[f"{name}_by_line"]), key=lambda r: abs(r - 1))
+        name: max(
+            (r for curve in curves.values() for r in curve[f"{name}_by_line"]),
+            key=lambda r: abs(r - 1),
+        )
         for name in ("time", "memory")
     }
     return {
@@ -54,7 +66,9 @@ def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]
     for size, change in points:
         step = _step(args, recipe, device, **change)
         peaks.append((measure.peak_bytes(step, device) + step.state_bytes()) / 1e6)
-        times.append(min(measure.interleaved({"step": step}, args.rounds, device, warm_up=False)["step"]))
+        times.append(
+            min(measure.interleaved({"step": step}, args.rounds, device, warm_up=False)["step"])
+        )
         sizes.append(size)
         del step
     return judged(sizes, times, peaks)
@@ -69,7 +83,9 @@ def _step(
     bins: int | None = None,
 ) -> TrainingStep:
     if bins is not None:
-        recipe = merge(recipe, {"network": {"head": {"num_bins": bins, "sigma": max(0.8, 80.0 / bins)}}})
+        recipe = merge(
+            recipe, {"network": {"head": {"num_bins": bins, "sigma": max(0.8, 80.0 / bins)}}}
+        )
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(), dtype is not None)
     size = batch or args.batches[0], args.height, width or args.width
@@ -78,7 +94,10 @@ def _step(
 
 def _of_ranks(args: argparse.Namespace) -> dict:
     shape = args.batches[0], args.height, args.width
-    rows = [ranks.measure_step(n, args.recipe, shape, args.dtype, args.rounds, args.device) for n in args.ranks]
+    rows = [
+        ranks.measure_step(n, args.recipe, shape, args.dtype, args.rounds, args.device)
+        for n in args.ranks
+    ]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
     by_one = (
         [time / times[0] for time in times],
@@ -91,9 +110,14 @@ def table(curves: dict[str, dict]) -> str:
     """One line a measured point, in columns."""
     lines = ["what     size          time        by line   memory        by line"]
     for name, curve in curves.items():
-        columns = (curve[key] for key in ("sizes", "time_s", "time_by_line", "peak_mb", "memory_by_line"))
+        columns = (
+            curve[key] for key in ("sizes", "time_s", "time_by_line", "peak_mb", "memory_by_line")
+        )
         for size, time, time_ratio, peak, peak_ratio in zip(*columns, strict=True):
-            lines.append(f"{name:8} {size:<13} {time:<9.4g} s {time_ratio:<9.3f} {peak:<9.5g} MB  {peak_ratio:.3f}")
+            lines.append(
+                f"{name:8} {size:<13} {time:<9.4g} s {time_ratio:<9.3f} {peak:<9.5g} MB  "
+                f"{peak_ratio:.3f}"
+            )
         lines.append(f"{'':8} {curve['says']}")
     return "\n".join(lines)
 
@@ -109,7 +133,11 @@ def judged(
     by_line = dict(zip(("time", "memory"), by_line, strict=True))
     says = []
     for name, ratios in by_line.items():
-        off = [f"{r - 1:+.0%} at {size}" for size, r in zip(sizes, ratios, strict=True) if abs(r - 1) > TOLERANCE]
+        off = [
+            f"{r - 1:+.0%} at {size}"
+            for size, r in zip(sizes, ratios, strict=True)
+            if abs(r - 1) > TOLERANCE
+        ]
         says.append(f"{name}: not linear, {', '.join(off)}" if off else f"{name}: near linear")
     return {
         "sizes": sizes,

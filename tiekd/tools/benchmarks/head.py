@@ -28,16 +28,25 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]
 def run(args: argparse.Namespace) -> dict:
     """The figures; `worst_relative_error` is of our results and gradients by the definition's, in the same dtype."""
     device = device_of(args.device)
-    inputs = example(args.batch, args.channels, args.bins, args.height, args.width, DTYPES[args.dtype], device)
+    inputs = example(
+        args.batch, args.channels, args.bins, args.height, args.width, DTYPES[args.dtype], device
+    )
     if args.layout == "channels_last":
         inputs = inputs[0].to(memory_format=torch.channels_last), *inputs[1:]
-    ours, plain = (partial(train, dpm, *inputs, args.target) for dpm in (kernels.dpm, reference.dpm))
+    ours, plain = (
+        partial(train, dpm, *inputs, args.target) for dpm in (kernels.dpm, reference.dpm)
+    )
     shape = f"batch {args.batch}, {args.channels} channels, {args.bins} bins, {args.height}x{args.width}"
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = f"head and divergence, forward and backward: {name} / reference, {args.dtype}, {args.layout}, {shape}"
-    result = measure.compare(compared, ours, plain, args.rounds, device, queued=measure.QUEUED_CALLS)
+    result = measure.compare(
+        compared, ours, plain, args.rounds, device, queued=measure.QUEUED_CALLS
+    )
     result["worst_relative_error"] = worst_error(ours(), plain())
-    others = {"products": partial(products, *inputs[:3]), "chunks": partial(train, in_chunks, *inputs, args.target)}
+    others = {
+        "products": partial(products, *inputs[:3]),
+        "chunks": partial(train, in_chunks, *inputs, args.target),
+    }
     if "compiled" in args.also:
         others["compiled"] = partial(train, torch.compile(reference.dpm), *inputs, args.target)
     for other in args.also:
@@ -58,19 +67,34 @@ _TOLD = {
 
 
 def example(
-    images: int, channels: int, bins: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+    images: int,
+    channels: int,
+    bins: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Inputs:
     """What `reference.dpm` takes: features to edges, a street's depth (0 in a tenth of the pixels), and sigma."""
     g = torch.Generator(device).manual_seed(0)
     features = torch.randn(images, channels, height, width, generator=g, device=device)
     weight = torch.randn(bins, channels, 1, 1, generator=g, device=device) / channels**0.5
-    depth = torch.linspace(80, 3, height, device=device).view(1, 1, -1, 1).repeat(images, 1, 1, width)
+    depth = (
+        torch.linspace(80, 3, height, device=device).view(1, 1, -1, 1).repeat(images, 1, 1, width)
+    )
     depth += torch.rand(depth.shape, generator=g, device=device)
     depth[torch.rand(depth.shape, generator=g, device=device) < 0.1] = 0
     edges = bin_edges(bins, 1e-3, 80.0).to(device)
     # Half of the widest bin is the least that a Gaussian's sigma can be.
     sigma = max(0.5, 0.51 * float(edges[-1] - edges[-2]))
-    return features.to(dtype), weight.to(dtype), torch.zeros(bins, device=device, dtype=dtype), edges, depth, sigma
+    return (
+        features.to(dtype),
+        weight.to(dtype),
+        torch.zeros(bins, device=device, dtype=dtype),
+        edges,
+        depth,
+        sigma,
+    )
 
 
 def train(
@@ -90,7 +114,15 @@ def train(
     return *(o.detach() for o in outputs), *torch.autograd.grad(loss, leaves)
 
 
-def in_chunks(features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, depth: Tensor, sigma: float, target: str):
+def in_chunks(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    edges: Tensor,
+    depth: Tensor,
+    sigma: float,
+    target: str,
+):
     """The definition on a few rows at a time, which torch.utils.checkpoint makes again in backward."""
     rows = zip(features.split(_CHUNK_ROWS, 2), depth.split(_CHUNK_ROWS, 2), strict=True)
     whole = partial(torch.utils.checkpoint.checkpoint, reference.dpm, use_reentrant=False)
@@ -111,7 +143,9 @@ def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
 def worst_error(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
     """The largest difference of any two tensors, each by the largest value that is wanted there."""
     pairs = zip(got, wanted, strict=True)
-    return max(float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs)
+    return max(
+        float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs
+    )
 
 
 def roofline_seconds(
@@ -137,7 +171,9 @@ def roofline_seconds(
     return {"forward_s": forward, "backward_s": backward, "total_s": forward + backward}
 
 
-def _roofline(args: argparse.Namespace, bytes_per_feature: int, ours_s: float, device: torch.device) -> dict:
+def _roofline(
+    args: argparse.Namespace, bytes_per_feature: int, ours_s: float, device: torch.device
+) -> dict:
     """How far from what the device can do, by its own copy and product."""
     block = torch.empty(1 << 28, dtype=torch.float32, device=device)
     other = torch.empty_like(block)
@@ -148,6 +184,18 @@ def _roofline(args: argparse.Namespace, bytes_per_feature: int, ours_s: float, d
     bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)
     flops_per_s = 2 * size**3 / min(multiplied)
     least = roofline_seconds(
-        args.batch, args.channels, args.bins, args.height, args.width, bytes_per_feature, bytes_per_s, flops_per_s
+        args.batch,
+        args.channels,
+        args.bins,
+        args.height,
+        args.width,
+        bytes_per_feature,
+        bytes_per_s,
+        flops_per_s,
     )
-    return {"bytes_per_s": bytes_per_s, "flops_per_s": flops_per_s, **least, "ours_by_it": ours_s / least["total_s"]}
+    return {
+        "bytes_per_s": bytes_per_s,
+        "flops_per_s": flops_per_s,
+        **least,
+        "ours_by_it": ours_s / least["total_s"],
+    }

@@ -20,7 +20,9 @@ _RENDERED = 8
 
 
 @contextmanager
-def kitti_folder(data: str | None, kb_crop: tuple[int, int], rendered: int = _RENDERED) -> Iterator[tuple[Path, Path]]:
+def kitti_folder(
+    data: str | None, kb_crop: tuple[int, int], rendered: int = _RENDERED
+) -> Iterator[tuple[Path, Path]]:
     """(root, scratch): the user's folder, or one of rendered frames somewhat larger than the window, and one for what a
     benchmark writes, which goes at the end."""
     with TemporaryDirectory(prefix="benchmark_") as folder:
@@ -40,5 +42,9 @@ def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Fr
     rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # the lower, the nearer
     for index in range(len(frames)):
         depth_m = np.clip(1.65 / rows, 1, MAX_DEPTH_M) * rng.normal(1, 0.003, kb_crop)
-        image_io.write_durably(maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M))
-    return kitti.build(str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop, maps=str(maps))
+        image_io.write_durably(
+            maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M)
+        )
+    return kitti.build(
+        str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop, maps=str(maps)
+    )

@@ -33,7 +33,12 @@ class Shape(NamedTuple):
 
 
 # The decoder's first convolution with the 1x1 one before it taken in, two further ones, and a narrow student's.
-LARGE = [Shape(416, 512, 44, 88), Shape(280, 128, 88, 176), Shape(128, 128, 176, 352), Shape(32, 32, 176, 352)]
+LARGE = [
+    Shape(416, 512, 44, 88),
+    Shape(280, 128, 88, 176),
+    Shape(128, 128, 176, 352),
+    Shape(32, 32, 176, 352),
+]
 SMALL = [Shape(416, 512, 11, 22), Shape(512, 512, 8, 16)]
 # 3x3, depthwise, both kinds of 1x1, and the stem.
 ANY = [
@@ -43,13 +48,20 @@ ANY = [
     Shape(192, 32, 44, 88, kernel=1),
     Shape(3, 32, 88, 176, stride=2),
 ]
-SHAPES = {layouts.LARGE_TRAINING: LARGE, layouts.LARGE_FORWARD: LARGE, layouts.SMALL: SMALL, layouts.ANY: ANY}
+SHAPES = {
+    layouts.LARGE_TRAINING: LARGE,
+    layouts.LARGE_FORWARD: LARGE,
+    layouts.SMALL: SMALL,
+    layouts.ANY: ANY,
+}
 
 
 def run(args: argparse.Namespace) -> dict:
     """{"isa", "rows": a list of {"row", "convolution", "table", and a choice's time by the table's}, "faster": ...}."""
     if args.device != "cpu":
-        raise LaunchError(f"--device {args.device}: allowed: cpu; a GPU's convolutions need no table")
+        raise LaunchError(
+            f"--device {args.device}: allowed: cpu; a GPU's convolutions need no table"
+        )
     isa, rows, faster = layouts.isa(), [], []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -59,7 +71,9 @@ def run(args: argparse.Namespace) -> dict:
                 continue
             totals = {}
             for shape in SHAPES[shape_class]:
-                height, width = (max(1, pixels // args.shrink) for pixels in (shape.height, shape.width))
+                height, width = (
+                    max(1, pixels // args.shrink) for pixels in (shape.height, shape.width)
+                )
                 shape = shape._replace(height=height, width=width)
                 times = _times(shape, shape_class, dtype, args.rounds)
                 for choice, values in times.items():
@@ -67,7 +81,10 @@ def run(args: argparse.Namespace) -> dict:
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
             best = min(totals, key=totals.get)
             if totals[best] < 0.95 * totals[chosen]:
-                faster.append(f"{shape_class}, {dtype}: {best}, {totals[best] / totals[chosen]:.2f} of {chosen}")
+                faster.append(
+                    f"{shape_class}, {dtype}: {best}, {totals[best] / totals[chosen]:.2f} of "
+                    f"{chosen}"
+                )
     finally:
         layouts.take(None)
         torch.set_num_threads(threads)
@@ -76,7 +93,8 @@ def run(args: argparse.Namespace) -> dict:
         "isa": isa,
         "rounds": args.rounds,
         "rows": rows,
-        "faster": faster or "nowhere is another choice than the table's faster by more than 5 %, all shapes together",
+        "faster": faster
+        or "nowhere is another choice than the table's faster by more than 5 %, all shapes together",
     }
 
 
@@ -122,7 +140,9 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     )
     contiguous = choice == layouts.AS_IT_COMES
     layout = torch.contiguous_format if contiguous else torch.channels_last
-    x = torch.randn(1, shape.in_channels, shape.height, shape.width).contiguous(memory_format=layout)
+    x = torch.randn(1, shape.in_channels, shape.height, shape.width).contiguous(
+        memory_format=layout
+    )
     if choice == layouts.IN_FP32:
         compute_in_fp32(conv)
     in_bf16, training = dtype == layouts.BF16, shape_class != layouts.LARGE_FORWARD
@@ -137,7 +157,10 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
 
     def call() -> None:
         layouts.take(choices)
-        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.set_grad_enabled(training):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=in_bf16),
+            torch.set_grad_enabled(training),
+        ):
             y = conv(x)
         if training:
             y.backward(grad)

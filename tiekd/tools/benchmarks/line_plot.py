@@ -36,7 +36,11 @@ def _frame(pen, font, left: int, title: str, sizes: list[int]) -> None:
         x = _x(left, size, sizes)
         pen.line([(x, box[3]), (x, box[3] + 4)], fill=INK)
         pen.text(
-            (x, box[3] + 12), f"{size:,}" if size < 10**5 else f"{size / 1e6:.2f} M", font=font, fill=INK, anchor="mm"
+            (x, box[3] + 12),
+            f"{size:,}" if size < 10**5 else f"{size / 1e6:.2f} M",
+            font=font,
+            fill=INK,
+            anchor="mm",
         )
 
 
@@ -47,8 +51,16 @@ def _line(pen, font, left: int, side: int, key: str, sizes, values, ratios) -> N
     pen.text((left + LEFT + side * 130, 20), NAMES[key], font=font, fill=colour, anchor="lm")
     for fraction in (0.0, 0.5, 1.0):
         tick = f"{fraction * max(values):.3g}"
-        pen.text((edge, _y(fraction * max(values), top)), tick, font=font, fill=colour, anchor="lm" if side else "rm")
-    points = [(_x(left, size, sizes), _y(value, top)) for size, value in zip(sizes, values, strict=True)]
+        pen.text(
+            (edge, _y(fraction * max(values), top)),
+            tick,
+            font=font,
+            fill=colour,
+            anchor="lm" if side else "rm",
+        )
+    points = [
+        (_x(left, size, sizes), _y(value, top)) for size, value in zip(sizes, values, strict=True)
+    ]
     fit = [(x, _y(value / r, top)) for (x, _), value, r in zip(points, values, ratios, strict=True)]
     pen.line(fit, fill=colour, width=1)
     for x, y in points:

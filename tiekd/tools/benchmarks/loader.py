@@ -39,10 +39,17 @@ def run(args: argparse.Namespace) -> dict:
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
             augment = Augment(crop=tuple(args.crop))
             cached = kitti.build(
-                str(root), "train", frames.max_depth, False, kb_crop=tuple(args.kb_crop), maps=str(frames.maps)
+                str(root),
+                "train",
+                frames.max_depth,
+                False,
+                kb_crop=tuple(args.kb_crop),
+                maps=str(frames.maps),
             )
             cached.decoded = _filled(Decoded(scratch / "decoded", root), cached)
-            return _measured(frames, cached, augment, tuple(args.kb_crop), torch.device(args.device), args.rounds)
+            return _measured(
+                frames, cached, augment, tuple(args.kb_crop), torch.device(args.device), args.rounds
+            )
     finally:
         torch.set_num_threads(threads)
 
@@ -55,7 +62,12 @@ def _filled(cache: Decoded, frames: Frames) -> Decoded:
 
 
 def _measured(
-    frames: Frames, cached: Frames, augment: Augment, kb_crop: tuple[int, int], device: torch.device, rounds: int
+    frames: Frames,
+    cached: Frames,
+    augment: Augment,
+    kb_crop: tuple[int, int],
+    device: torch.device,
+    rounds: int,
 ) -> dict:
     from_files, from_cache = (Keyed(each, augment, _SEED) for each in (frames, cached))
 
@@ -73,12 +85,19 @@ def _measured(
         "plain": plain,
     }
     on_device = {"device": lambda epoch, index: ready[epoch, index].to(device)}
-    times = _times(calls, len(frames), rounds, _CPU) | _times(on_device, len(frames), rounds, device)
-    peaks = {name: measure.peak_bytes(lambda call=call: call(0, 0), _CPU) for name, call in calls.items()}
+    times = _times(calls, len(frames), rounds, _CPU) | _times(
+        on_device, len(frames), rounds, device
+    )
+    peaks = {
+        name: measure.peak_bytes(lambda call=call: call(0, 0), _CPU) for name, call in calls.items()
+    }
 
     def ratio(name: str, reference: str) -> dict:
         ratios = [a / b for a, b in zip(times[name], times[reference], strict=True)]
-        figures = {"time_ratio": statistics.median(ratios), "time_ratio_range": [min(ratios), max(ratios)]}
+        figures = {
+            "time_ratio": statistics.median(ratios),
+            "time_ratio_range": [min(ratios), max(ratios)],
+        }
         return figures | {"memory_ratio": peaks[name] / max(1, peaks[reference])}
 
     return {
@@ -86,15 +105,22 @@ def _measured(
         **ratio("ours", "decoding"),
         "with_device_share": {
             "compared": f"worker's and {device.type}'s share, one after the other : decoding",
-            "time_ratio": statistics.median(map(_sum_ratio, times["ours"], times["device"], times["decoding"])),
+            "time_ratio": statistics.median(
+                map(_sum_ratio, times["ours"], times["device"], times["decoding"])
+            ),
         },
-        "cached": {"compared": "a sample from decoded frames : from files", **ratio("cached", "ours")},
+        "cached": {
+            "compared": "a sample from decoded frames : from files",
+            **ratio("cached", "ours"),
+        },
         "plain": {
             "compared": "a sample as a worker makes it : the published pipeline in float64, written plainly in NumPy",
             **ratio("ours", "plain"),
             **_differences(from_files, plain, len(frames)),
         },
-        "ms_per_sample": {name: statistics.median(values) / len(frames) * 1e3 for name, values in times.items()},
+        "ms_per_sample": {
+            name: statistics.median(values) / len(frames) * 1e3 for name, values in times.items()
+        },
         "frames": len(frames),
         "rounds": rounds,
     }
@@ -104,7 +130,9 @@ def _sum_ratio(ours_s: float, device_s: float, decoding_s: float) -> float:
     return (ours_s + device_s) / decoding_s
 
 
-def _times(calls: dict[str, Callable], num_frames: int, rounds: int, device: torch.device) -> dict[str, list[float]]:
+def _times(
+    calls: dict[str, Callable], num_frames: int, rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds that each call takes for all frames, in each round. The calls take turns frame by frame, and every round
     augments the frames otherwise, as another epoch does."""
 
@@ -112,9 +140,13 @@ def _times(calls: dict[str, Callable], num_frames: int, rounds: int, device: tor
         keys = itertools.product(range(rounds + 1), range(num_frames))
         return lambda: call(*next(keys))
 
-    singly = measure.interleaved({name: one_by_one(call) for name, call in calls.items()}, rounds * num_frames, device)
+    singly = measure.interleaved(
+        {name: one_by_one(call) for name, call in calls.items()}, rounds * num_frames, device
+    )
     return {
-        name: [sum(values[start : start + num_frames]) for start in range(0, len(values), num_frames)]
+        name: [
+            sum(values[start : start + num_frames]) for start in range(0, len(values), num_frames)
+        ]
         for name, values in singly.items()
     }
 
@@ -129,7 +161,10 @@ def _differences(ours: Keyed, plain: Callable, num_frames: int, epochs: int = 3)
         grey = resample(host.image, host.depth, host.teacher_depth, host.places, host.size).image
         before = max(before, np.abs(_pixels(grey) - expected.grey).max())
         after = max(after, (np.abs(_pixels(batch.image) - expected.image) * deviation).max())
-        for depth, plain_depth in ((batch.depth, expected.depth), (batch.teacher_depth, expected.teacher_depth)):
+        for depth, plain_depth in (
+            (batch.depth, expected.depth),
+            (batch.teacher_depth, expected.teacher_depth),
+        ):
             unlike = max(unlike, np.mean(np.abs(depth[0, 0].numpy() - plain_depth) > 1e-4))
     return {
         "grey_levels_off": float(before),

@@ -21,7 +21,12 @@ class Parts:
     """The engine as the loop sees it, and whatever else it calls: how long an iteration spends in all of these."""
 
     def __init__(self, engine, micro_batches: list[Batch], criterion: nn.Module, clip_norm: float):
-        self._engine, self.micro_batches, self.criterion, self.clip_norm = engine, micro_batches, criterion, clip_norm
+        self._engine, self.micro_batches, self.criterion, self.clip_norm = (
+            engine,
+            micro_batches,
+            criterion,
+            clip_norm,
+        )
         self.spent_s = 0.0
         self.timed_criterion = TimedCriterion(criterion, self.timed(criterion))
 
@@ -52,7 +57,9 @@ class Parts:
         engine = self._engine
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
-            type(engine).backward(engine, self.criterion(prediction, batch, batch.teacher_depth)["loss"])
+            type(engine).backward(
+                engine, self.criterion(prediction, batch, batch.teacher_depth)["loss"]
+            )
             if hasattr(engine, "skipped_on_device") and engine.is_gradient_accumulation_boundary():
                 nn.utils.clip_grad_norm_(engine.module.parameters(), self.clip_norm or float("inf"))
             type(engine).step(engine)
@@ -108,7 +115,9 @@ class Watch(Hook):
         pictures = state.iteration > self.block * self.rounds
         kind = "picture" if pictures else "off" if state.iteration % self.block else "line"
         if state.iteration > 1:  # the first one warms up
-            self.times.setdefault(name, {"off": [], "line": [], "picture": []})[kind].append(seconds)
+            self.times.setdefault(name, {"off": [], "line": [], "picture": []})[kind].append(
+                seconds
+            )
 
     def before_train(self, state) -> None:
         for _ in range(2):

@@ -38,10 +38,16 @@ def compare(
     """
     device = torch.device(device)
     result = {"compared": compared}
-    peaks = [peak_bytes(call, device) for call in (ours, reference)] if with_memory else []  # also warms up
-    times = interleaved({"ours": ours, "reference": reference}, rounds, device, not with_memory, queued)
+    # Also warms up.
+    peaks = [peak_bytes(call, device) for call in (ours, reference)] if with_memory else []
+    times = interleaved(
+        {"ours": ours, "reference": reference}, rounds, device, not with_memory, queued
+    )
     ratios = [a / b for a, b in zip(times["ours"], times["reference"], strict=True)]
-    result |= {"time_ratio": statistics.median(ratios), "time_ratio_range": [min(ratios), max(ratios)]}
+    result |= {
+        "time_ratio": statistics.median(ratios),
+        "time_ratio_range": [min(ratios), max(ratios)],
+    }
     if with_memory:
         result["memory_ratio"] = peaks[0] / max(1, peaks[1])
     result |= {f"{name}_s": statistics.median(values) for name, values in times.items()}
@@ -86,7 +92,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     allocator elsewhere. The call is made twice: what the first one leaves behind for good doesn't count."""
     call()
     gc.collect()
-    if device.type == "cpu":  # else a call is served from what others have freed, and seems to need nothing
+    if device.type == "cpu":
+        # Else a call is served from what others have freed, and seems to need nothing.
         allocator.give_back()
     memory.wait(device)
     memory.restart_peak(device)

@@ -15,7 +15,9 @@ from tiekd.data.frames import Frames
 from tiekd.evaluation.metrics import METRIC_NAMES, crop_box
 
 
-def plain_metrics(prediction: np.ndarray, truth: np.ndarray, min_depth: float, max_depth: float, crop: str) -> list:
+def plain_metrics(
+    prediction: np.ndarray, truth: np.ndarray, min_depth: float, max_depth: float, crop: str
+) -> list:
     """The nine metrics of one image, (H, W) metres each, in the order of METRIC_NAMES; NaN without ground truth."""
     evaluated = np.zeros(truth.shape, dtype=bool)
     evaluated[crop_box(crop, *truth.shape)] = True
@@ -36,7 +38,11 @@ def plain_metrics(prediction: np.ndarray, truth: np.ndarray, min_depth: float, m
 
 
 def plain_mean(rows: list[list]) -> dict[str, float]:
-    return dict(zip(METRIC_NAMES, np.nanmean(np.array(rows, dtype=np.float64), axis=0).tolist(), strict=True))
+    return dict(
+        zip(
+            METRIC_NAMES, np.nanmean(np.array(rows, dtype=np.float64), axis=0).tolist(), strict=True
+        )
+    )
 
 
 @torch.no_grad()
@@ -53,13 +59,20 @@ def plain_evaluation(
     rows = []
     for index in range(len(frames)):
         image, truth = (decode(path).numpy() for path, decode in frames.files(index).values())
-        image, truth = image.transpose(1, 2, 0).astype(np.float32), truth[0].astype(np.float64) / UNITS_PER_M
+        image, truth = (
+            image.transpose(1, 2, 0).astype(np.float32),
+            truth[0].astype(np.float64) / UNITS_PER_M,
+        )
         top, left = image.shape[0] - kb_crop[0], (image.shape[1] - kb_crop[1]) // 2
-        image, truth = (pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, truth))
+        image, truth = (
+            pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, truth)
+        )
         image = (image - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
         depths = []
         for picture in (image, image[:, ::-1]):
-            planes = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32))
+            planes = torch.from_numpy(
+                np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32)
+            )
             depths.append(network(planes[None].to(device))[0, 0].cpu().numpy())
         prediction = (depths[0] + depths[1][:, ::-1]) / 2
         rows.append(plain_metrics(prediction.astype(np.float64), truth, min_depth, max_depth, crop))

@@ -36,13 +36,17 @@ def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisi
     """A frame with picture, ground truth and teacher map, augmented as the decisions say."""
     image, depth, teacher_depth = (pixels.astype(np.float64) for pixels in decode(frames, index))
     top, left = image.shape[0] - kb_crop[0], (image.shape[1] - kb_crop[1]) // 2
-    image, depth = (pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, depth))
+    image, depth = (
+        pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, depth)
+    )
     planes = [image, depth / UNITS_PER_M, teacher_depth / TEACHER_MAP_LEVELS * frames.max_depth]
     if d.angle != 0:
         planes = [_turned(pixels, d.angle, bilinear=pixels is image) for pixels in planes]
     if d.flip:
         planes = [pixels[:, ::-1] for pixels in planes]
-    grey, depth, teacher_depth = (pixels[d.top : d.top + d.height, d.left : d.left + d.width] for pixels in planes)
+    grey, depth, teacher_depth = (
+        pixels[d.top : d.top + d.height, d.left : d.left + d.width] for pixels in planes
+    )
     image = grey
     if d.gamma is not None:
         image = np.minimum(image**d.gamma * d.brightness * np.array(d.channels), 255)
@@ -54,7 +58,10 @@ def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
     height, width = pixels.shape[:2]
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2)
     cosine, sine = cos(radians(angle_deg)), sin(radians(angle_deg))
-    from_x, from_y = cosine * x - sine * y + (width - 1) / 2, sine * x + cosine * y + (height - 1) / 2
+    from_x, from_y = (
+        cosine * x - sine * y + (width - 1) / 2,
+        sine * x + cosine * y + (height - 1) / 2,
+    )
     framed = np.pad(pixels, ((1, 1), (1, 1)) + ((0, 0),) * (pixels.ndim - 2))
 
     def at(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

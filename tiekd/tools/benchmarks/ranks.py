@@ -29,7 +29,12 @@ _RANK_S = 600
 
 
 def measure_step(
-    count: int, recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, device: str = "cpu"
+    count: int,
+    recipe_path: str,
+    shape: tuple[int, int, int],
+    dtype: str,
+    rounds: int,
+    device: str = "cpu",
 ) -> tuple[float, float]:
     """(seconds of a step, MB at the peak of all ranks together); shape: (batch of a rank, height, width).
 
@@ -45,7 +50,10 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
     device: cpu or cuda. Raises LaunchError where there are fewer GPUs than ranks, and for a rank that fails.
     """
     if device == "cuda" and count > torch.cuda.device_count():
-        raise LaunchError(f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask for less")
+        raise LaunchError(
+            f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask "
+            "for less"
+        )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,7 +67,10 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
             for process in started:
                 _, told = process.communicate(timeout=_RANK_S)
                 if process.returncode:
-                    raise LaunchError(f"{count} ranks: one ended with code {process.returncode}: {told.strip()[-500:]}")
+                    raise LaunchError(
+                        f"{count} ranks: one ended with code {process.returncode}: "
+                        f"{told.strip()[-500:]}"
+                    )
         finally:
             for process in started:
                 process.kill()
@@ -67,16 +78,33 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
         return [json.loads(answer.read_text()) for answer in answers]
 
 
-def _start(module: str, rank: int, count: int, port: int, device: str, asked: str) -> subprocess.Popen:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": device}
+def _start(
+    module: str, rank: int, count: int, port: int, device: str, asked: str
+) -> subprocess.Popen:
+    places = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+    }
+    places |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+        "DS_ACCELERATOR": device,
+    }
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-m", module, asked]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
-def main(recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, answer: str) -> None:
+def main(
+    recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, answer: str
+) -> None:
     """One rank: writes [seconds of its fastest step, bytes at its peak] to a file."""
     device = process_group.start_rank()
     recipe, ranks = load_recipe(recipe_path), comm.world_size()
@@ -86,7 +114,9 @@ def main(recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int,
     config = resolve(engine_config, shape[0] * ranks, CLIP_NORM, ranks)
     torch.manual_seed(0)
     network = build_network(recipe["network"])
-    engine = build_engine(network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config)
+    engine = build_engine(
+        network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config
+    )
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch, step = noise(*shape, network.max_depth, device), stepper(engine, config, CLIP_NORM)
     engine.train()

@@ -26,9 +26,13 @@ def run(args: argparse.Namespace) -> dict:
     ours = TrainingStep(recipe, device, *size, dtype, layout, compiled=args.compile)
     theirs = TrainingStep(recipe, device, *size, plain=True)
     losses = [_first_loss(step) for step in (ours, theirs)]
-    how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
+    how = (
+        f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
+    )
     compared = f"a training step, ours ({how}) against plain head and modules, fp32, contiguous"
-    result = measure.compare(compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS)
+    result = measure.compare(
+        compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS
+    )
     for name, step in (("ours", ours), ("reference", theirs)):
         result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
         result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]

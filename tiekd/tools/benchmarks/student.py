@@ -39,8 +39,12 @@ def run(args: argparse.Namespace) -> dict:
         prepare_bf16(network)
     if args.compile:
         compile_parts(network)
-    how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
-    compared = f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
+    how = (
+        f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
+    )
+    compared = (
+        f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
+    )
     ours, theirs = _forward(network, image, dtype), _forward(plain, image, None)
     return {
         "recipe": args.recipe,
@@ -61,7 +65,9 @@ def network_node(recipe: dict, teachers: bool, path: str) -> dict:
         return recipe["network"]
     node = (recipe.get("teacher") or {}).get("network")
     if not node:
-        raise RecipeError(f"--teacher: {path} names no teacher network; give a recipe with teacher.recipe")
+        raise RecipeError(
+            f"--teacher: {path} names no teacher network; give a recipe with teacher.recipe"
+        )
     return node
 
 
@@ -78,7 +84,9 @@ def multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def _forward(network: nn.Module, image: torch.Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+def _forward(
+    network: nn.Module, image: torch.Tensor, dtype: torch.dtype | None
+) -> Callable[[], None]:
     @torch.no_grad()
     def forward() -> None:
         with torch.autocast(image.device.type, dtype, enabled=dtype is not None):

@@ -26,7 +26,10 @@ def run(args: argparse.Namespace) -> dict:
     size = args.batch, args.height, args.width
     network = build_network(network_node(recipe, True, args.recipe))
     online = FrozenTeacher(network, device, precision=args.dtype)
-    steps = [TrainingStep(recipe, device, *size, dtype, layout, teacher=teacher) for teacher in (None, online)]
+    steps = [
+        TrainingStep(recipe, device, *size, dtype, layout, teacher=teacher)
+        for teacher in (None, online)
+    ]
     compared = f"a training step with cached maps / with the teacher online, both {args.dtype}"
     result = measure.compare(compared, *steps, args.rounds, device)
     teacher_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())

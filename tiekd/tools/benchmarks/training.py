@@ -79,16 +79,27 @@ class TrainingStep:
     def state_bytes(self) -> int:
         """What is held between steps: weights, buffers and the optimizer's moments."""
         tensors = [*self.network.parameters(), *self.network.buffers()]
-        tensors += [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        tensors += [
+            v
+            for state in self.optimizer.state.values()
+            for v in state.values()
+            if isinstance(v, Tensor)
+        ]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def noise(batch_size: int, height: int, width: int, max_depth: float, device: torch.device) -> Batch:
+def noise(
+    batch_size: int, height: int, width: int, max_depth: float, device: torch.device
+) -> Batch:
     """Normalised noise as pictures; teacher maps dense and smooth, from 2 m on; ground truth on a twentieth of it."""
     generator = torch.Generator().manual_seed(1)
     shape = batch_size, 1, height, width
-    coarse = torch.rand(batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator)
-    maps = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
+    coarse = torch.rand(
+        batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator
+    )
+    maps = nn.functional.interpolate(
+        coarse, size=(height, width), mode="bilinear", align_corners=True
+    )
     teacher_depth = 2.0 + (max_depth - 2.0) * maps
     measured = torch.rand(shape, generator=generator) < 0.05
     batch = Batch(
@@ -124,6 +135,8 @@ def make_plain(network: nn.Module) -> nn.Module:
 
 def make_optimizer(node: dict, network: nn.Module, plain: bool) -> torch.optim.Optimizer:
     """The recipe's kind with its arguments; the plain one is torch's loop over parameters, as in the published code."""
-    arguments = {key: value for key, value in node.items() if key not in ("name", "groups", "lr_batch_size")}
+    arguments = {
+        key: value for key, value in node.items() if key not in ("name", "groups", "lr_batch_size")
+    }
     how = {"foreach": False, "fused": False} if plain else {"fused": True}
     return OPTIMIZERS[node["name"]](network.parameters(), **arguments, **how)
