@@ -57,7 +57,7 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    # Only inference_all_reduce needs this op. Without this line every CPU rank compiles it at start.
+    # Every CPU rank would compile this op at start, but only inference_all_reduce needs it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Pick the device, and set the threads of a CPU rank.
     accelerator = get_accelerator()

@@ -1,6 +1,7 @@
-"""What the command line says about a run.
+"""The command line's options about a run, and the recipe that they change.
 
-Every option of bin/train.py that says what is learned becomes a value of the recipe, so that the saved recipe has it.
+Every option of bin/train.py that affects what is learned becomes a value of the recipe, so that the
+saved recipe has it.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from tiekd.config.recipe import load_recipe, merge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that bin/train.py and bin/resume share."""
+    """Adds the options that bin/train.py and bin/resume share."""
     parser.add_argument(
         "--deepspeed_config",
         metavar="JSON",
@@ -37,7 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
-    """The recipe with everything that the command line says about it; the work dir is filled in."""
+    """Loads a recipe and applies the command line's options to it.
+
+    Args:
+        path: the recipe's file.
+        args: the parsed options of bin/train.py or bin/resume.
+
+    Returns:
+        The recipe, with `work_dir` filled in.
+
+    Raises:
+        RecipeError: a value isn't allowed, or the work dir's path has an unknown `$NAME`.
+    """
     recipe = load_recipe(path, args.overrides)
     train_options = {
         "seed": getattr(args, "seed", None),
@@ -53,7 +65,7 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
         given["work_dir"] = str(args.work_dir)
     recipe = merge(recipe, given)
     if "work_dir" not in recipe:
-        from tiekd.config.recipe import work_dir_of  # with torch, which no --help needs
+        from tiekd.config.recipe import work_dir_of  # imports torch, which --help doesn't need
 
         recipe["work_dir"] = str(work_dir_of(path))
     paths.refuse_unfilled(recipe["work_dir"], "work_dir")

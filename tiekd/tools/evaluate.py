@@ -16,15 +16,18 @@ from tiekd.visualization import frame_pictures, panel
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/evaluate.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/evaluate.py with its arguments; prints, and raises UserErrors."""
+    # The networks, the first recipe's frames and its protocol.
     recipe = load_recipe(args.recipe, args.overrides)
     options = settings(recipe, "evaluation", evaluate.EvaluationSettings)
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
     networks = compare.entrants(named, args.overrides, options.flip, device)
-    on_ground_truth, loading = {**recipe, "teacher": None}, loading_of(recipe)
+    on_ground_truth = {**recipe, "teacher": None}
+    loading = loading_of(recipe)
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
+    # Everything that can be refused, before the networks run.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
     if args.mean_map:
         training = build_dataset(on_ground_truth, "train", as_evaluated=True)
         entrants = {"mean map": compare.mean_map(training, device, sys.stderr), **networks}
+    # Evaluate each network; the last one's frames are drawn if asked for.
     results = {}
     for name, entrant in entrants.items():
         shown = args.show_dir is not None and name == list(entrants)[-1]
@@ -61,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
         watched = device, loading, sys.stderr, pictures
         result = compare.evaluate(entrant, frames, protocol, *watched)
         results[name] = result._replace(overlap=seen.get(name))
+    # Report.
     if not comm.is_main():
         return
     print("\n\n".join(report.everything(results, protocol)))

@@ -1,4 +1,4 @@
-"""Turns a published checkpoint into ours, or back: the body of bin/import_weights.py."""
+"""Converts a published checkpoint to ours, or back: the body of bin/import_weights.py."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from tiekd.models.weights import conversion
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/import_weights.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/import_weights.py with its arguments; prints, and raises UserErrors."""
     recipe = load_recipe(args.recipe, args.overrides)
     node = recipe.get("network")
     if node is None:

@@ -1,4 +1,4 @@
-"""Predicts depth of pictures and videos: the body of bin/predict.py."""
+"""Predicts the depth of images and videos: the body of bin/predict.py."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from tiekd.models import load
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/predict.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/predict.py with its arguments; prints, and raises UserErrors."""
     recipe = load_recipe(args.recipe, args.overrides)
     data = recipe.get("data", {})
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
@@ -28,12 +28,11 @@ def run(args: argparse.Namespace) -> None:
         checkpoint = args.words[0] if has_checkpoint else None
         network, weights, resize = load.load_network(args.recipe, checkpoint, args.overrides)
     except CheckpointError as error:
-        read_as = (
-            f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
-            if has_checkpoint
-            else ""
-        )
+        read_as = ""
+        if has_checkpoint:
+            read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
         raise CheckpointError(f"{error}{read_as}") from None
+    # The network, and where its depth is written.
     resize = resize if given is None else given
     model = student.Student(network, device, args.readout, resize)
     if args.confidence:

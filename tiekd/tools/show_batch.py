@@ -1,7 +1,7 @@
-"""A global batch of a run, made again: the very tensors that its ranks trained on.
+"""Makes a run's global batch again: the same tensors that its ranks trained on.
 
-Samples and their augmentation are functions of (seed, iteration), so nothing of the run is needed but its recipe and
-how its batches were dealt. Costs the reading of the batch, twice: what was drawn for a sample depends on its size.
+Samples and their augmentation are functions of (seed, iteration), so only the recipe is needed, and
+how the batch was split. Each sample is read twice, since what was drawn for it depends on its size.
 """
 
 import argparse
@@ -33,8 +33,15 @@ from tiekd.workdir import launch_record
 
 
 class Dealt(NamedTuple):
-    """A micro-batch, from 0 within its iteration, of one rank. For each sample: (epoch, index), epochs from 0, and what
-    was drawn for it."""
+    """One micro-batch of one rank.
+
+    Attributes:
+        rank: from 0.
+        micro_batch: from 0 within its iteration.
+        batch: what the rank trained on.
+        keys: (epoch from 0, index) of each sample.
+        decisions: the augmentation that was drawn for each sample.
+    """
 
     rank: int
     micro_batch: int
@@ -54,7 +61,19 @@ def global_batch(
     iteration: int,
     resize: Resize = OWN_SIZE,
 ) -> Iterator[Dealt]:
-    """The micro-batches of an iteration (from 1, as the log counts them) on the CPU, rank by rank."""
+    """Yields the micro-batches of an iteration on the CPU, rank by rank.
+
+    Args:
+        dataset: the run's training set.
+        augment: its augmentation.
+        loading: its settings for loading.
+        seed: of the run.
+        batch_size: of all ranks.
+        accumulation: micro-batches per iteration.
+        world_size: the number of ranks.
+        iteration: from 1, as the log counts them.
+        resize: the working resolution.
+    """
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
         dealing = (
@@ -77,17 +96,23 @@ def global_batch(
         keyed = Keyed(dataset, augment, seed, resize=resize)
         for micro_batch, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
             decisions = [_drawn(keyed, *key) for key in keys]
-            # Of repetitions, too.
+            # A small data set is repeated: higher indices are repetitions.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
             yield Dealt(rank, micro_batch, batch, samples, decisions)
 
 
 def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:
-    """Three lines about a sample: which one it is, what was drawn for it, what it holds.
+    """Describes a sample in three lines: its name, its augmentation, its values.
 
-    teacher_depth: (B, 1, H, W), metres, of the whole micro-batch; None without a teacher.
+    Args:
+        dealt: the micro-batch.
+        sample: the index in it.
+        teacher_depth: (B, 1, H, W) float32, metres, of the whole micro-batch; None without a
+            teacher.
     """
-    (epoch, index), drawn, batch = dealt.keys[sample], dealt.decisions[sample], dealt.batch
+    epoch, index = dealt.keys[sample]
+    drawn = dealt.decisions[sample]
+    batch = dealt.batch
     colours = "colours as they are"
     if drawn.gamma is not None:
         channels = ", ".join(f"{factor:.4f}" for factor in drawn.channels)
@@ -107,7 +132,10 @@ def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:
 
 
 def _drawn(keyed: Keyed, epoch: int, index: int) -> Decisions:
-    """By the size of the sample itself, or of the one that was read in its place (`data.on_error: skip`)."""
+    """Returns a sample's augmentation, which is drawn for the size of the image that was read.
+
+    That may be another frame, which was read in place of a faulty one (`data.on_error: skip`).
+    """
     for read_index in range(index, index + len(keyed.dataset)):
         try:
             sample = keyed.dataset[read_index % len(keyed.dataset)]
@@ -127,7 +155,7 @@ def _range(name: str, values: Tensor) -> str:
 
 
 def _depths(name: str, depth: Tensor) -> str:
-    """Of the pixels that have one; what is not finite has one too, a bad one."""
+    """Describes a depth map's known pixels: those that aren't 0, non-finite ones included."""
     known = depth[depth != 0]
     if not len(known):
         return f"{name}: none"
@@ -135,7 +163,7 @@ def _depths(name: str, depth: Tensor) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/show_batch.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/show_batch.py with its arguments; prints, and raises UserErrors."""
     record = launch_record.read(args.work_dir)
     recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)
     engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
@@ -145,6 +173,7 @@ def run(args: argparse.Namespace) -> None:
         raise LaunchError(f"--iteration {args.iteration}: iterations count from 1")
     if args.rank is not None and not 0 <= args.rank < record.world_size:
         raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")
+    # Relative paths of the recipe start in the folder in which the run was started.
     work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
     has_teacher = recipe.get("teacher") is not None and not args.no_teacher
@@ -174,6 +203,7 @@ def run(args: argparse.Namespace) -> None:
             row += [
                 pictures.colourise(depth[sample, 0].numpy(), max_depth) for depth in depths.values()
             ]
-            name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.micro_batch}_sample_{sample}.png"
+            name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.micro_batch}"
+            name += f"_sample_{sample}.png"
             write_image(out / name, pictures.panel([row], ["image", *depths], max_depth))
     print(f"Pictures: {out}")

@@ -1,10 +1,12 @@
-"""The engine's step against that of a plain torch loop with DistributedDataParallel, by ranks and ZeRO stage.
+"""The engine's step against that of a plain torch loop with DistributedDataParallel.
 
-Each rank is a process of its own that holds both: the same network with the same weights, criterion,
-optimizer, clipping and batch. After a barrier one makes a few steps, then the other, in turns; the
-slowest rank's time counts. BatchNorm is over all ranks in both, so torch doesn't broadcast buffers
-either. fp32, one micro-batch a step; on a CPU one thread a rank. Left out: data, teacher and hooks,
-which both loops would have alike, and several machines.
+For each number of ranks and ZeRO stage. Each rank is a process of its own that holds both: the same
+network with the same weights, criterion, optimizer, clipping and batch. After a barrier one makes a
+few steps, then the other, in turns; the slowest rank's time counts. BatchNorm is over all ranks in
+both, so torch doesn't broadcast buffers either. fp32, one micro-batch per step; on a CPU one thread
+per rank.
+
+Left out: data, teacher and hooks, which both loops would share, and several machines.
 """
 
 import argparse
@@ -35,14 +37,20 @@ _LEARNING_RATE = 1e-5  # small, so that the losses of the two can be compared af
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Returns {"table": [one comparison a number of ranks and ZeRO stage], ...}.
+    """Compares the two for each number of ranks and each ZeRO stage.
 
-    `time_ratio` and `memory_ratio` are the largest at ZeRO 0, or at the smallest stage that was asked
-    for. A comparison is as `measure.compare` makes one, with `ranks`, `zero` and `loss_difference`:
-    of the last step's loss, relative, which only rounding may make.
+    Args:
+        args: the options of `arguments.of_engine`.
+
+    Returns:
+        {"table": [one comparison for each], "time_ratio", "memory_ratio", ...}. The two ratios are
+            the largest at ZeRO 0, or at the smallest stage that was asked for. A comparison is that
+            of `measure.compare` with `ranks`, `zero` and `loss_difference`: the relative difference
+            of the last step's loss, which only rounding may cause.
 
     Raises:
-        LaunchError: for an engine config, which would be half a comparison, and too few GPUs.
+        LaunchError: an engine config is given, which would apply to one of the two only, or there
+            are too few GPUs.
     """
     device = device_of(args.device)
     if args.deepspeed_config is not None:
@@ -74,7 +82,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def combined(rows: list[dict]) -> dict:
-    """One comparison of what the ranks measured: the slowest rank's times, the memory of all."""
+    """Combines the measurements of all ranks: the slowest rank's times, the sum of memory."""
     engine_s, torch_s = (
         [max(times) for times in zip(*(row[key] for row in rows), strict=True)] for key in _TIMES
     )
@@ -100,20 +108,30 @@ def main(
 ) -> None:
     """Measures on one rank and writes JSON.
 
-    Of both: seconds of a step in each round, and bytes that a step holds at its peak beyond what was
-    held before it; how far the losses are apart after as many steps of both.
+    For both: seconds of a step in each round, and the most bytes that a step holds beyond those
+    held before it. Also the relative difference of the losses after as many steps of both.
+
+    Args:
+        recipe_path: of the student.
+        shape: batch of a rank, height, width in pixels.
+        stage: of ZeRO.
+        rounds: how many times each is timed.
+        block: steps that are timed together.
+        answer: the file to write.
     """
     device = process_group.start_rank()
-    recipe, batch_size = load_recipe(recipe_path), shape[0] * comm.world_size()
+    recipe = load_recipe(recipe_path)
+    batch_size = shape[0] * comm.world_size()
     torch.manual_seed(0)
     network = build_network(recipe["network"]).to(device)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(*shape, network.max_depth, device)
-    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # no two ranks' are equal
+    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # differs between ranks
     steps = {
         "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),
         "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),
     }
+    # Memory first, which also warms up; then times, each round in the reverse order of the last.
     peaks = {name: measure.peak_bytes(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
@@ -140,7 +158,7 @@ def main(
 def torch_step(
     recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int
 ) -> Callable:
-    """What anybody would write without an engine; returns the loss, a 0-d tensor."""
+    """Returns a step as it is written without an engine; a call returns the loss, a 0-d tensor."""
     on_gpu = batch.image.is_cuda
     ddp = nn.parallel.DistributedDataParallel(
         network.train(),
@@ -167,7 +185,7 @@ def torch_step(
 def engine_step(
     recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int
 ) -> Callable:
-    """As the training loop makes one; returns the loss, a 0-d tensor."""
+    """Returns a step as the training loop makes it; a call returns the loss, a 0-d tensor."""
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
     values = {"zero_optimization": {"stage": stage}} if stage else {}
     config = resolve(values, batch_size, clip_norm, comm.world_size())

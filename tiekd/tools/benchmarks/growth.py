@@ -1,9 +1,11 @@
-"""Time and memory of a training step against batch, crop, bins and ranks: a table, a plot, and where it isn't linear.
+"""Growth of a training step's time and memory with batch, crop, bins and ranks.
 
-Each quantity is varied by itself from the smallest size. A line is laid through its points; where one is further than a
-tenth from it, that is said. Growth by ranks is of a step with DeepSpeed on so many ranks, each with the same batch:
-time should stay as on one, and the memory of all together grow with them. `time_ratio` is the measured time that is the
-farthest from its line, by what the line says; `memory_ratio` likewise. Left out: several machines.
+Prints a table, draws a plot, and says where growth isn't linear. Each quantity is varied by itself
+from the smallest size. A line is fitted to its points; a point that is further than a tenth from it
+is reported. For ranks, the step uses DeepSpeed and each rank has the same batch: time should stay
+that of one rank, and the memory of all together should grow with their number. `time_ratio` is, of
+all points, the time that is farthest from its line, divided by the line's value; `memory_ratio`
+likewise. Left out: several machines.
 """
 
 import argparse
@@ -27,7 +29,15 @@ UNITS = {
 
 
 def run(args: argparse.Namespace) -> dict:
-    """A table, the two ratios, and {"batch": {"sizes", "time_s", "peak_mb", "time_by_line", "says", ...}, ...}."""
+    """Measures all curves.
+
+    Args:
+        args: the options of `arguments.of_growth`.
+
+    Returns:
+        A table, the two ratios, and {"batch": {"sizes", "time_s", "peak_mb", "time_by_line",
+            "says", ...}, ...}.
+    """
     recipe = load_recipe(args.recipe)
     curves = {
         "batch": _curve(args, recipe, [(n, {"batch": n}) for n in args.batches]),
@@ -51,7 +61,8 @@ def run(args: argparse.Namespace) -> dict:
     }
     return {
         "table": "\n" + table(curves),
-        "compared": f"time and memory of a step / what a line through its sizes says, within {TOLERANCE:.0%}",
+        "compared": "time and memory of a step / what a line through its sizes says, within "
+        f"{TOLERANCE:.0%}",
         "time_ratio": worst["time"],
         "memory_ratio": worst["memory"],
         **curves,
@@ -107,7 +118,7 @@ def _of_ranks(args: argparse.Namespace) -> dict:
 
 
 def table(curves: dict[str, dict]) -> str:
-    """One line a measured point, in columns."""
+    """Formats the curves in columns, one line per measured point."""
     lines = ["what     size          time        by line   memory        by line"]
     for name, curve in curves.items():
         columns = (
@@ -128,7 +139,17 @@ def judged(
     peaks_mb: list[float],
     by_line: tuple[list[float], list[float]] | None = None,
 ) -> dict:
-    """The measured values, each by a line through all (or by_line, of times and peaks), and whether all are near it."""
+    """Compares measured values with a line.
+
+    Args:
+        sizes: of the points.
+        times: seconds of a step.
+        peaks_mb: MB at its peak.
+        by_line: ratios of times and of peaks to their line; None fits a line to each.
+
+    Returns:
+        The values, their ratios to the line, and under "says" whether all are near it.
+    """
     by_line = by_line or (_by_line(sizes, times), _by_line(sizes, peaks_mb))
     by_line = dict(zip(("time", "memory"), by_line, strict=True))
     says = []
@@ -149,10 +170,14 @@ def judged(
 
 
 def _by_line(sizes: list[int], values: list[float]) -> list[float]:
-    """Each value by that of the line that fits best, by relative squares; 1 everywhere for up to two points."""
+    """Returns each value divided by that of the line that fits best, by relative squares.
+
+    1 for up to two points, which always lie on a line.
+    """
     if len(sizes) < 3:
         return [1.0] * len(sizes)
-    x, y = torch.tensor(sizes).double(), torch.tensor(values).double()
+    x = torch.tensor(sizes).double()
+    y = torch.tensor(values).double()
     matrix = torch.stack((torch.ones_like(x), x), 1) / y[:, None]
     line = torch.linalg.lstsq(matrix, torch.ones_like(y)[:, None]).solution[:, 0]
     return (y / (line[0] + line[1] * x)).tolist()

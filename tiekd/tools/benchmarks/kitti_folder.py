@@ -1,6 +1,7 @@
-"""The frames that the data's benchmarks read: a KITTI folder of the user's, or scenes that are rendered for the moment.
+"""The frames of the data benchmarks: a KITTI folder of the user's, or rendered scenes.
 
-Left out: teacher maps of a real teacher; the made ones are a road with noise, and as hard to decode.
+Left out: teacher maps of a real teacher; the made-up ones are a road with noise, and as hard to
+decode.
 """
 
 from collections.abc import Iterator
@@ -23,8 +24,16 @@ _RENDERED = 8
 def kitti_folder(
     data: str | None, kb_crop: tuple[int, int], rendered: int = _RENDERED
 ) -> Iterator[tuple[Path, Path]]:
-    """(root, scratch): the user's folder, or one of rendered frames somewhat larger than the window, and one for what a
-    benchmark writes, which goes at the end."""
+    """Provides a KITTI folder and a temporary one, which is removed at the end.
+
+    Args:
+        data: the user's KITTI folder; None renders frames somewhat larger than the window.
+        kb_crop: (height, width) of the window.
+        rendered: the number of frames.
+
+    Yields:
+        The KITTI folder, and the temporary folder for what a benchmark writes.
+    """
     with TemporaryDirectory(prefix="benchmark_") as folder:
         scratch = Path(folder)
         root = Path(data or scratch / "rendered")
@@ -34,7 +43,13 @@ def kitti_folder(
 
 
 def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Frames:
-    """The training frames, cut to the window, with made teacher maps of its size."""
+    """Builds the training frames, cut to the window, with made-up teacher maps of its size.
+
+    Args:
+        root: the KITTI folder.
+        scratch: the folder for the maps.
+        kb_crop: (height, width) of the window.
+    """
     frames = kitti.build(str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop)
     maps = scratch / "maps"
     maps.mkdir()

@@ -1,10 +1,12 @@
 """Every choice of the table of layouts, row by row, for the instruction set of this process.
 
-The table (tiekd/kernels/layouts.py) is made of what this prints; a run never measures. Of each row, all choices are
-timed on the same convolutions: those of the published student, at 352x704 or a quarter of it. Each figure is the time
-by that of the table's choice, the median of the rounds: below 1, another choice is faster here. Times are CPU seconds
-of one thread, in which other programs on the machine count little. A CPU can be held to less than it has:
-`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs, more threads.
+The table (tiekd/kernels/layouts.py) is made from these figures; a run never measures. For each row,
+all choices are timed on the same convolutions: those of the published student, at 352x704 or a
+quarter of it. Each figure is a choice's time divided by that of the table's choice, the median of
+the rounds: below 1, another choice is faster here. Times are CPU seconds of one thread, in which
+other programs on the machine count little. A CPU can be limited to fewer instructions than it has:
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs,
+more threads.
 """
 
 import argparse
@@ -32,7 +34,8 @@ class Shape(NamedTuple):
     stride: int = 1
 
 
-# The decoder's first convolution with the 1x1 one before it taken in, two further ones, and a narrow student's.
+# The decoder's first convolution with the 1x1 one before it folded in, two further ones of the
+# decoder, and one of a narrow student.
 LARGE = [
     Shape(416, 512, 44, 88),
     Shape(280, 128, 88, 176),
@@ -57,12 +60,25 @@ SHAPES = {
 
 
 def run(args: argparse.Namespace) -> dict:
-    """{"isa", "rows": a list of {"row", "convolution", "table", and a choice's time by the table's}, "faster": ...}."""
+    """Times all choices.
+
+    Args:
+        args: the options of `arguments.of_layouts`.
+
+    Returns:
+        {"isa", "rows": [{"row", "convolution", "table", and each choice's time by the table's}],
+            "faster": where another choice is faster than the table's, ...}.
+
+    Raises:
+        LaunchError: the device is no CPU.
+    """
     if args.device != "cpu":
         raise LaunchError(
             f"--device {args.device}: allowed: cpu; a GPU's convolutions need no table"
         )
-    isa, rows, faster = layouts.isa(), [], []
+    isa = layouts.isa()
+    rows = []
+    faster = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -94,7 +110,8 @@ def run(args: argparse.Namespace) -> dict:
         "rounds": args.rounds,
         "rows": rows,
         "faster": faster
-        or "nowhere is another choice than the table's faster by more than 5 %, all shapes together",
+        or "nowhere is another choice than the table's faster by more than 5 %, all shapes "
+        "together",
     }
 
 
@@ -102,9 +119,10 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
     grouped = f", {shape.groups} groups" if shape.groups > 1 else ""
     strided = f", stride {shape.stride}" if shape.stride > 1 else ""
     kind = f"{shape.kernel}x{shape.kernel}{grouped}{strided}"
+    channels = f"{shape.in_channels} -> {shape.out_channels}"
     row = {
         "row": name,
-        "convolution": f"{shape.in_channels} -> {shape.out_channels}, {kind}, {shape.height}x{shape.width}",
+        "convolution": f"{channels}, {kind}, {shape.height}x{shape.width}",
         "table": chosen,
         "table_ms": 1e3 * statistics.median(times[chosen]),
     }
@@ -114,10 +132,10 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
 
 
 def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each choice in each round; the first round, which warms up, is left out."""
+    """Returns the CPU seconds of each choice in each round, without the first, which warms up."""
     calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
-        # Without a gradient, or with less features than weights, nothing is taken by products.
+        # Matrix products are used only with a gradient and more features than weights.
         del calls[layouts.PRODUCTS]
     times = {choice: [] for choice in calls}
     for _ in range(rounds + 1):
@@ -145,7 +163,8 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     )
     if choice == layouts.IN_FP32:
         compute_in_fp32(conv)
-    in_bf16, training = dtype == layouts.BF16, shape_class != layouts.LARGE_FORWARD
+    in_bf16 = dtype == layouts.BF16
+    training = shape_class != layouts.LARGE_FORWARD
     if in_bf16:
         x = x.bfloat16()
     x.requires_grad_(training)

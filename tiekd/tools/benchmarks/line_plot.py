@@ -1,6 +1,6 @@
-"""A row of small plots, one for each quantity: seconds of a step and its peak of memory, with the lines through them.
+"""Draws a row of small plots: seconds of a step and its peak memory, with the lines fitted to them.
 
-Pillow draws it. Left out: everything that a plotting library would add, logarithmic axes among it.
+Drawn with Pillow. Left out: everything else of a plotting library, logarithmic axes among it.
 """
 
 import io
@@ -14,7 +14,16 @@ NAMES = {"time_s": "time, s", "peak_mb": "peak memory, MB"}
 
 
 def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
-    """A PNG. curves: by name {"sizes": [...], "time_s": [...], "peak_mb": [...], and of both "*_by_line"}."""
+    """Draws the curves of the `growth` benchmark.
+
+    Args:
+        curves: name -> {"sizes": [...], "time_s": [...], "peak_mb": [...], "time_by_line": [...],
+            "memory_by_line": [...]}.
+        units: name -> the label of its x axis.
+
+    Returns:
+        The bytes of a PNG.
+    """
     canvas = Image.new("RGB", (WIDTH * len(curves), HEIGHT), BACKGROUND)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for column, (name, curve) in enumerate(curves.items()):
@@ -45,7 +54,7 @@ def _frame(pen, font, left: int, title: str, sizes: list[int]) -> None:
 
 
 def _line(pen, font, left: int, side: int, key: str, sizes, values, ratios) -> None:
-    """Points as measured, and the line that they should lie on; its axis from 0, at the left or the right."""
+    """Draws measured points and the fitted line, on an axis from 0 at the left or the right."""
     colour, top = COLOURS[key], 1.1 * max(values)
     edge = left + LEFT - 6 if side == 0 else left + WIDTH - RIGHT + 6
     pen.text((left + LEFT + side * 130, 20), NAMES[key], font=font, fill=colour, anchor="lm")

@@ -1,11 +1,12 @@
-"""reading and augmenting a training sample against decoding its files
+"""Reading and augmenting a training sample against decoding its files.
 
-A sample as a data worker makes it in the published setting (window 352x1216, what is drawn for it, its part of the
-picture, put into a batch), on one core, against what Pillow takes to decode its picture, ground truth and teacher map
-and nothing else. Beside it: the same from decoded frames (bin/cache_frames.py), the device's share (rotation, flip and
-crop to 352x704, colours, normalisation, metres), both together, and the published pipeline written plainly, whose
-pixels ours must have. --data FOLDER is a KITTI folder; without it scenes are rendered. All files are in the machine's
-memory, so what a disk adds is not in the figures.
+A sample is timed as a data worker makes it in the published setting (window 352x1216, drawing its
+augmentation, its part of the image, collated into a batch), on one core. It is compared with the
+time in which Pillow only decodes its image, ground truth and teacher map. Further comparisons: the
+same from decoded frames (bin/cache_frames.py), the device's share (rotation, flip and crop to
+352x704, colours, normalisation, metres), both together, and the published pipeline in plain NumPy,
+whose pixels ours must have. --data FOLDER is a KITTI folder; without it scenes are rendered. All
+files are in the machine's page cache, so the figures don't include a disk's time.
 """
 
 import argparse
@@ -32,6 +33,14 @@ _CPU = torch.device("cpu")
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Compares the ways of making a sample.
+
+    Args:
+        args: the options of `arguments.of_loader`.
+
+    Returns:
+        The figures; "plain" also has the differences from the published pipeline.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as data workers do
     try:
@@ -101,7 +110,8 @@ def _measured(
         return figures | {"memory_ratio": peaks[name] / max(1, peaks[reference])}
 
     return {
-        "compared": "a training sample as a worker makes it : decoding its picture, ground truth and teacher map",
+        "compared": "a training sample as a worker makes it : decoding its picture, ground truth "
+        "and teacher map",
         **ratio("ours", "decoding"),
         "with_device_share": {
             "compared": f"worker's and {device.type}'s share, one after the other : decoding",
@@ -114,7 +124,8 @@ def _measured(
             **ratio("cached", "ours"),
         },
         "plain": {
-            "compared": "a sample as a worker makes it : the published pipeline in float64, written plainly in NumPy",
+            "compared": "a sample as a worker makes it : the published pipeline in float64, "
+            "written plainly in NumPy",
             **ratio("ours", "plain"),
             **_differences(from_files, plain, len(frames)),
         },
@@ -133,8 +144,11 @@ def _sum_ratio(ours_s: float, device_s: float, decoding_s: float) -> float:
 def _times(
     calls: dict[str, Callable], num_frames: int, rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds that each call takes for all frames, in each round. The calls take turns frame by frame, and every round
-    augments the frames otherwise, as another epoch does."""
+    """Returns the seconds that each call takes for all frames, in each round.
+
+    The calls take turns frame by frame. Every round augments the frames differently, like another
+    epoch.
+    """
 
     def one_by_one(call: Callable[[int, int], object]) -> Callable[[], object]:
         keys = itertools.product(range(rounds + 1), range(num_frames))
@@ -152,7 +166,10 @@ def _times(
 
 
 def _differences(ours: Keyed, plain: Callable, num_frames: int, epochs: int = 3) -> dict:
-    """The largest differences from the plain pipeline: grey levels before and after colours; share of unlike depths."""
+    """Returns the largest differences from the plain pipeline.
+
+    These are grey levels before and after colour augmentation, and the share of depths that differ.
+    """
     before, after, unlike = 0.0, 0.0, 0.0
     deviation = np.array(IMAGENET_STD)
     for epoch, index in itertools.product(range(epochs), range(num_frames)):
