@@ -24,7 +24,12 @@ _CHOICES = ("keep", "system")
 # end is never given back. M_ARENA_MAX: threads share the one heap, for one of their own can't hold a
 # block of 64 MB. M_MXFAST: a small freed block becomes one with free neighbours at once, so that
 # there are fewer gaps in which nothing fits.
-_SETTINGS = {"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}
+_SETTINGS = {
+    "mmap_max": (-4, 0),
+    "trim_threshold": (-1, -1),
+    "arena_max": (-8, 1),
+    "mxfast": (1, 0),
+}
 _OF_THE_USER = (
     "MALLOC_ARENA_MAX",
     "MALLOC_ARENA_TEST",

@@ -30,12 +30,17 @@ _LOST_PEER = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|Timed out|wait timeout",
     re.I,
 )
-_OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|MemoryError", re.I)
-_LESS_MEMORY = (
-    "not enough memory; smaller batches, pictures and networks need less (for training, bin/train.py RECIPE --dry-run "
-    "--find-micro-batch says what fits)"
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|MemoryError", re.I
 )
-_MAKE_ROOM, _ALLOW = "make room, then go on or start again", "change its permissions, or give another path"
+_LESS_MEMORY = (
+    "not enough memory; smaller batches, pictures and networks need less (for training, "
+    "bin/train.py RECIPE --dry-run --find-micro-batch says what fits)"
+)
+_MAKE_ROOM, _ALLOW = (
+    "make room, then go on or start again",
+    "change its permissions, or give another path",
+)
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
@@ -55,7 +60,8 @@ _RANKS_ANSWER_S = 10.0
 _SAME_ERROR_ELSEWHERE_S, _START_APART_S = 15.0, 60.0
 
 
-asked_to_stop: list[str] = []  # the reasons that training/hooks/preemption.py was given in this process
+# The reasons that training/hooks/preemption.py was given in this process.
+asked_to_stop: list[str] = []
 
 
 class Stopped(Exception):
@@ -133,13 +139,18 @@ def run(main: Callable[[], int | None]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             _let_signals_end_this()
-            return _report(LaunchError(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"))
+            return _report(
+                LaunchError(
+                    f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
+                )
+            )
         if (told := limits.lacking(error)) is not None:
             _let_signals_end_this()
             return _report(LaunchError(told))
         if lost_a_rank(error):
             _let_signals_end_this()
-            if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
+            if asked_to_stop:
+                # The launcher is about it already, and another rank has told the cause.
                 return USER_ERROR_CODE
             return _report(_lost_rank(error))
         if is_out_of_memory(error):
@@ -149,17 +160,24 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def _not_to_be_written(error: UnicodeEncodeError) -> str:
-    what = error.object if len(error.object) <= 200 else error.object[max(0, error.start - 100) : error.end + 100]
+    what = (
+        error.object
+        if len(error.object) <= 200
+        else error.object[max(0, error.start - 100) : error.end + 100]
+    )
     named = what.encode("ascii", "backslashreplace").decode()
     return (
-        f"{named}: a name that can't be written as {error.encoding}; rename it to have letters of UTF-8, and start "
-        "with LC_ALL=C.UTF-8 where the environment has another encoding"
+        f"{named}: a name that can't be written as {error.encoding}; rename it to have letters of "
+        "UTF-8, and start with LC_ALL=C.UTF-8 where the environment has another encoding"
     )
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory was lacking, of whatever device, by what the error says."""
-    return isinstance(error, MemoryError | RuntimeError) and _OUT_OF_MEMORY.search(repr(error)) is not None
+    return (
+        isinstance(error, MemoryError | RuntimeError)
+        and _OUT_OF_MEMORY.search(repr(error)) is not None
+    )
 
 
 def lost_a_rank(error: Exception) -> bool:
@@ -182,13 +200,16 @@ def _lost_rank(error: Exception) -> LaunchError:
 
     me, missing = int(os.environ["RANK"]), missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
-        time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))  # it ends one rank after the other
-    lost = f"rank {', '.join(map(str, missing))}, which does not answer" if missing else "another rank"
+        # It ends one rank after the other.
+        time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))
+    lost = (
+        f"rank {', '.join(map(str, missing))}, which does not answer" if missing else "another rank"
+    )
     waited = re.search(r"(\d+) ?ms", str(error))
     how = f"waited {int(waited[1]) / 1000:g} s for" if waited else "lost"
     return LaunchError(
-        f"rank {me} {how} {lost}; it hangs, was stopped or has ended (then its own message says why); once that is "
-        "mended, go on with bin/resume"
+        f"rank {me} {how} {lost}; it hangs, was stopped or has ended (then its own message says "
+        "why); once that is mended, go on with bin/resume"
     )
 
 
