@@ -1,5 +1,5 @@
-# Installs tiekd into the active virtual environment, or into .venv in the checkout, created if there
-# is none. Sourced by bin/demo and bin/test. First argument: extras to install, such as "[test]".
+# Installs tiekd into the active virtual environment, or into .venv in the checkout, created if it
+# is missing. Sourced by bin/demo and bin/test. First argument: extras to install, such as "[test]".
 
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
   [ -x .venv/bin/python ] || python3 -m venv .venv
