@@ -69,6 +69,7 @@ def checkpoint_option(text: str) -> Path | str:
 def unfilled(path: str | Path) -> str | None:
     """Returns the beginning of a path up to a part with `$NAME`, if it doesn't exist, else None."""
     parts = Path(path).parts
+    # A folder may really be called `$NAME`: only one that doesn't exist is a mistake.
     for end, part in enumerate(parts, 1):
         if _VARIABLE.search(part):
             beginning = os.path.join(*parts[:end])

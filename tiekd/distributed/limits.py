@@ -41,6 +41,7 @@ def check_threads(count: int) -> None:
 
     C++ libraries abort if they can't start theirs.
     """
+    # Tried for real, since a container or a service may set a limit that can't be read.
     may_end = threading.Event()
     threads = [threading.Thread(target=may_end.wait, daemon=True) for _ in range(count)]
     try:

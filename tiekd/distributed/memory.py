@@ -31,6 +31,7 @@ def restart_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        # 5 resets the peak resident set size, VmHWM (proc(5)).
         Path("/proc/self/clear_refs").write_text("5")
 
 

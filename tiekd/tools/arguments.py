@@ -58,6 +58,7 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
     train_options["timeout_minutes"] = args.timeout
     if args.no_validate:
         train_options["validate"] = False
+    # An option that isn't given leaves the recipe's value.
     given = {"train": {key: value for key, value in train_options.items() if value is not None}}
     if getattr(args, "load_from", None):
         given["load"] = {"checkpoint": str(Path(args.load_from).resolve())}

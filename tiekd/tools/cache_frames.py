@@ -185,6 +185,7 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
     needed = sum(_bytes(*source) for source in missing)
     free = shutil.disk_usage(folder).free
     _tell(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
+    # Before anything is written: hours later the disk would be full of half a cache.
     if needed > free:
         raise DataError(
             f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} "
@@ -207,6 +208,7 @@ def _claimed(folder: Path) -> Iterator[None]:
     """Locks the folder for this job, and removes partial files of killed jobs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # The kernel releases the lock when the process ends, however it ends.
         lock = (folder / _LOCK).open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -180,6 +180,7 @@ def write(recipe: dict, splits: list[Split], out: Path) -> str:
         The report in short, with the options that use the cleaned files.
     """
     texts = {f"{split.name}.txt": split.cleaned() for split in _to_clean(recipe, splits)}
+    # Without any frame left in one of them no cleaned split is written.
     empty = [name for name, text in texts.items() if not text]
     texts = {} if empty else texts
     for name, text in texts.items():
@@ -216,6 +217,7 @@ def _split(recipe: dict, name: str) -> Split:
         raise RecipeError(
             f"data.name: {recipe['data']['name']} has no files to check; kitti, nyu and folder have"
         )
+    # Frames may be listed without a split file; their source is then a folder.
     if not frames.source.is_file():
         return Split(name, frames, None)
     lines = read_lines(frames.source, "")
@@ -248,6 +250,7 @@ def _examine(
     ):
         split.facts += facts
         progress.update()
+    # Faults of single frames, then those that show only between frames.
     faults = [(index, fault) for index, fact in enumerate(split.facts) for fault in fact.faults]
     split.findings = [Finding(kind, index, message) for index, (kind, message) in faults]
     split.findings += checks.duplicates(split.frames, split.facts)

@@ -82,6 +82,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         [path.name.removesuffix(".log.json") for path in paths],
         [str(path) for path in paths],
     )
+    # The shortest names that tell the runs apart.
     names = next((names for names in choices if len(set(names)) == len(names)), choices[-1])
     return [Run(name, _read_run(path)) for path, name in zip(paths, names, strict=True)]
 
@@ -121,6 +122,7 @@ def plot(
         for key in keys
     ]
     columns = min(len(charts), 2)
+    # An empty chart fills the last line.
     charts += [np.full_like(charts[0], charts[0][0, 0])] * (-len(charts) % columns)
     lines = [
         np.concatenate(charts[i : i + columns], axis=1) for i in range(0, len(charts), columns)
@@ -214,6 +216,7 @@ def _read_json_lines(path: Path) -> list[dict]:
             elif row.get("mode") == _RENUMBERED:
                 found.append({"mode": _RENUMBERED, "of": int(row["now"]["of"])})
         except (ValueError, KeyError, TypeError, AttributeError):
+            # The last line without its end is being written at this moment.
             if number < len(lines) or text.endswith("\n"):
                 raise DataError(
                     f"{path}: line {number} is no row of a .log.json; give that file of the run, "

@@ -18,6 +18,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     data = recipe.get("data", {})
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
+    # What to predict. Mistakes in it are reported before the network is built.
     found = inputs.find(args.words[has_checkpoint:], args.out)
     given = parse_size(args.size)
     known = (

@@ -74,6 +74,7 @@ def global_batch(
         iteration: from 1, as the log counts them.
         resize: the working resolution.
     """
+    # The same sampler as in training, set to this one iteration.
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
         dealing = (
@@ -178,6 +179,7 @@ def run(args: argparse.Namespace) -> None:
     os.chdir(record.folder)
     has_teacher = recipe.get("teacher") is not None and not args.no_teacher
     teacher = build_teacher(recipe["teacher"], torch.device("cpu")) if has_teacher else None
+    # Ranks and accumulation are those of the last start, since they decide how a batch is split.
     dealt = global_batch(
         build_dataset(recipe, "train", held_out=inputs.held_out(inputs.read(work_dir), recipe)),
         settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment),

@@ -29,6 +29,7 @@ def environment() -> dict[str, str]:
         "PyTorch": torch.__version__,
         "allocator": allocator.description(),
     }
+    # Versions from the installed metadata: importing the packages takes seconds.
     for package in ("torchvision", "deepspeed", "numpy", "triton", "tiekd"):
         try:
             values[package] = metadata.version(package)

@@ -55,6 +55,7 @@ class LaunchRecord:
         Raises:
             LaunchError: the options can't be derived from the record; the user has to give some.
         """
+        # Ranks of srun or torchrun: only the user knows how to start them.
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
                 f"the run had {self.world_size} ranks of another launcher; say how to go on, with "
@@ -119,6 +120,7 @@ def write(work_dir: Path, recipe_path: Path) -> None:
         master_addr=os.environ["MASTER_ADDR"],
     )
     if record.nodes:
+        # A hostfile holds counts; which of the devices were used is in launch.json.
         lines = [f"{name} slots={max(slots) + 1}\n" for name, slots in record.nodes.items()]
         replace_text(work_dir / HOSTFILE, "".join(lines))
     replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")

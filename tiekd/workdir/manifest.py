@@ -73,6 +73,7 @@ class Files:
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def _attempt(self, path: Path, write) -> None:
+        # After a first error nothing more is written; the save has failed anyway.
         if self.problem:
             return
         try:
@@ -82,6 +83,7 @@ class Files:
         except (OSError, RuntimeError) as error:
             if not isinstance(error, OSError) and not _TORCH_COULD_NOT_WRITE.search(str(error)):
                 raise
+            # torch's writer raises RuntimeErrors, which have no strerror.
             reason = getattr(error, "strerror", None) or "it could not be written whole"
             self.problem = f"{path.name}: {reason}{_free(path.parent)}"
 
@@ -122,6 +124,7 @@ def check(folder: Path) -> str | None:
         return "its manifest can't be read"
     if len(listed) != len(files):
         return "its manifest names files elsewhere"
+    # The size first: it is found wrong without reading the file.
     for name, size, written in listed:
         path = folder / name
         try:

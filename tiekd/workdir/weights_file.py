@@ -32,6 +32,7 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
         OSError: the file can't be written.
     """
     before = path.with_name(BEST_BEFORE.format(path.name))
+    # Only the first replacement after a checkpoint: later ones replace weights of no checkpoint.
     if path.exists() and not before.exists():
         os.link(path, before)
     write_weights(path, state_dict, network_node, iteration, **facts)
@@ -61,6 +62,7 @@ def write_weights(
     Raises:
         OSError: the file can't be written.
     """
+    # Written under another name and then renamed: a reader sees the old file or the new one.
     partial = path.with_name(f".{path.name}.partial")
     files = manifest.Files()
     files.save(

@@ -257,12 +257,14 @@ def _sees(work_dir: Path, written: str) -> bool:
 def _lock(work_dir: Path, wait_s: float) -> str | None:
     # Not flock: a data worker inherits that, and outlives a killed rank for some seconds.
     file = (work_dir / LOCK).open("a+", encoding="utf-8")
-    end, told = time.monotonic() + wait_s, False
+    end = time.monotonic() + wait_s
+    told = False
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
+            # Any other error: the file system has no locks, and the run goes on without one.
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 break
         file.seek(0)
@@ -277,6 +279,7 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
             sys.stderr.write(f"tiekd: waiting for {owner} to leave {work_dir}\n")
             told = True
         time.sleep(0.2)
+    # The owner is written for the messages of other runs; the lock itself is the kernel's.
     file.truncate(0)
     now = datetime.now().isoformat(timespec="seconds")
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")

@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> dict:
             asked = [args.recipe, shape, stage, args.rounds, args.block]
             rows = ranks.run_ranks(__name__, count, device.type, asked)
             table.append({"ranks": count, "zero": stage} | combined(rows))
+    # Higher stages save memory at the cost of time, which torch's loop doesn't do.
     least = [row for row in table if row["zero"] == min(args.zero)]
     return {
         "compared": "the engine's step / a plain torch loop's with DistributedDataParallel, "
@@ -122,6 +123,7 @@ def main(
     device = process_group.start_rank()
     recipe = load_recipe(recipe_path)
     batch_size = shape[0] * comm.world_size()
+    # One seed, so that all ranks have the same weights.
     torch.manual_seed(0)
     network = build_network(recipe["network"]).to(device)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> dict:
     device = process_group.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         watch, log_interval, image_interval = _train(args, device, Path(folder))
+    # Names that begin with _ are parts of the loop, the others hooks.
     hooks = {
         name: 1e3 * _amortised(times, log_interval, image_interval)
         for name, times in watch.times.items()
@@ -106,6 +107,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     engine = build_engine(network, optimizer, config)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(args.batch, args.height, args.width, network.max_depth, device)
+    # The engine config decides into how many micro-batches the batch is split.
     micro = args.batch // config.accumulation
     micro_batches = [
         Batch(*(None if value is None else value[i : i + micro] for value in batch))
@@ -122,6 +124,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     )
     step = stepper(engine, config, clip_norm)
     parts = Parts(engine, micro_batches, criterion, clip_norm)
+    # The log writes a line after each block, and images are drawn after the last block.
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
     watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)

@@ -94,6 +94,7 @@ def _grey(image: Tensor) -> Prediction:
 
 
 def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds: int) -> dict:
+    # Predictions: the ground truth with 10 % noise.
     noise = torch.Generator().manual_seed(0)
     truths = [frames[index].depth for index in range(len(frames))]
     pairs = [
@@ -175,6 +176,7 @@ def _compare(
     Adds `images_per_s_ratio`, and `figures_off`: the largest relative difference of the metrics.
     """
     result = measure.compare(compared, ours, plain, rounds, device)
+    # Both must compute the same figures, or their times would say nothing.
     pairs = zip(ours().values(), plain().values(), strict=True)
     result["images_per_s_ratio"] = 1 / result["time_ratio"]
     return result | {"figures_off": max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)}

@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> dict:
 def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]]) -> dict:
     device = device_of(args.device)
     sizes, times, peaks = [], [], []
+    # The fastest round of each point: what is slower was disturbed by the machine.
     for size, change in points:
         step = _step(args, recipe, device, **change)
         peaks.append((measure.peak_bytes(step, device) + step.state_bytes()) / 1e6)
@@ -81,7 +82,7 @@ def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]
             min(measure.interleaved({"step": step}, args.rounds, device, warm_up=False)["step"])
         )
         sizes.append(size)
-        del step
+        del step  # its memory must not count for the next point
     return judged(sizes, times, peaks)
 
 
@@ -93,6 +94,7 @@ def _step(
     width: int | None = None,
     bins: int | None = None,
 ) -> TrainingStep:
+    # Fewer bins are wider, and the target's Gaussian must cover a bin.
     if bins is not None:
         recipe = merge(
             recipe, {"network": {"head": {"num_bins": bins, "sigma": max(0.8, 80.0 / bins)}}}
@@ -110,6 +112,7 @@ def _of_ranks(args: argparse.Namespace) -> dict:
         for n in args.ranks
     ]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
+    # Relative to the first point: constant time, and memory proportional to the ranks.
     by_one = (
         [time / times[0] for time in times],
         [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],
@@ -178,6 +181,7 @@ def _by_line(sizes: list[int], values: list[float]) -> list[float]:
         return [1.0] * len(sizes)
     x = torch.tensor(sizes).double()
     y = torch.tensor(values).double()
+    # Dividing each row by its value makes least squares minimise relative errors.
     matrix = torch.stack((torch.ones_like(x), x), 1) / y[:, None]
     line = torch.linalg.lstsq(matrix, torch.ones_like(y)[:, None]).solution[:, 0]
     return (y / (line[0] + line[1] * x)).tolist()

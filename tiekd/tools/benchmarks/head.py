@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> dict:
     result = measure.compare(
         compared, ours, plain, args.rounds, device, queued=measure.QUEUED_CALLS
     )
+    # Correctness, then the other comparisons that were asked for.
     result["worst_relative_error"] = worst_error(ours(), plain())
     others = {
         "products": partial(products, *inputs[:3]),
@@ -112,6 +113,7 @@ def example(
     depth = (
         torch.linspace(80, 3, height, device=device).view(1, 1, -1, 1).repeat(images, 1, 1, width)
     )
+    # Up to 1 m of noise, and holes in a tenth of the pixels.
     depth += torch.rand(depth.shape, generator=g, device=device)
     depth[torch.rand(depth.shape, generator=g, device=device) < 0.1] = 0
     edges = bin_edges(bins, 1e-3, 80.0).to(device)
@@ -177,6 +179,7 @@ def in_chunks(
 def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Computes logits twice and the gradients of features and weight, as matrix products alone."""
     x, matrix = features.flatten(2), weight.flatten(1)
+    # One image at a time, so that only one image's logits are in memory.
     for image in x:
         logits = F.linear(image.T, matrix, bias)
         del logits
@@ -222,6 +225,7 @@ def roofline_seconds(
     Returns:
         {"forward_s", "backward_s", "total_s"}.
     """
+    # Numbers per pixel are float32: four of them in forward (16 bytes), six in backward (24).
     pixels = images * height * width
     volume = pixels * channels * bytes_per_feature
     product = 2.0 * pixels * channels * bins

@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> dict:
                 for choice, values in times.items():
                     totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
+            # One choice per row of the table, so the times of its shapes are added.
             best = min(totals, key=totals.get)
             if totals[best] < 0.95 * totals[chosen]:
                 faster.append(
@@ -168,6 +169,7 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     if in_bf16:
         x = x.bfloat16()
     x.requires_grad_(training)
+    # The table with this one row changed.
     choices = dict(layouts.of_isa(layouts.isa()))
     if not in_bf16:
         choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice

@@ -26,6 +26,7 @@ def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
     """
     canvas = Image.new("RGB", (WIDTH * len(curves), HEIGHT), BACKGROUND)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    # One plot per curve, each with an axis for seconds and one for MB.
     for column, (name, curve) in enumerate(curves.items()):
         left = WIDTH * column
         _frame(pen, font, left, units[name], curve["sizes"])
@@ -70,6 +71,7 @@ def _line(pen, font, left: int, side: int, key: str, sizes, values, ratios) -> N
     points = [
         (_x(left, size, sizes), _y(value, top)) for size, value in zip(sizes, values, strict=True)
     ]
+    # A value divided by its ratio to the line is the line's value.
     fit = [(x, _y(value / r, top)) for (x, _), value, r in zip(points, values, ratios, strict=True)]
     pen.line(fit, fill=colour, width=1)
     for x, y in points:

@@ -83,10 +83,12 @@ def _measured(
     def plain(epoch: int, index: int):
         return plain_sample(frames, index, kb_crop, augment.draw(_SEED, epoch, index, *kb_crop))
 
+    # What the device gets: batches that are made before the clock starts.
     ready = {
         key: collate(from_cache.__getitems__([key])).batch
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
+    # One call handles one frame of one epoch.
     calls = {
         "ours": lambda epoch, index: collate(from_files.__getitems__([(epoch, index)])),
         "decoding": lambda epoch, index: decode(frames, index),
@@ -154,6 +156,7 @@ def _times(
         keys = itertools.product(range(rounds + 1), range(num_frames))
         return lambda: call(*next(keys))
 
+    # Each call is timed frame by frame; the frames of a round are then added.
     singly = measure.interleaved(
         {name: one_by_one(call) for name, call in calls.items()}, rounds * num_frames, device
     )
@@ -172,6 +175,7 @@ def _differences(ours: Keyed, plain: Callable, num_frames: int, epochs: int = 3)
     """
     before, after, unlike = 0.0, 0.0, 0.0
     deviation = np.array(IMAGENET_STD)
+    # Several epochs, since each draws another augmentation.
     for epoch, index in itertools.product(range(epochs), range(num_frames)):
         host, expected = collate(ours.__getitems__([(epoch, index)])).batch, plain(epoch, index)
         batch = host.to(_CPU)

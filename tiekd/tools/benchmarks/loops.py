@@ -68,6 +68,7 @@ class Parts:
             type(engine).backward(
                 engine, self.criterion(prediction, batch, batch.teacher_depth)["loss"]
             )
+            # Where the engine doesn't clip by itself, the run clips too (tiekd/engine/step.py).
             if hasattr(engine, "skipped_on_device") and engine.is_gradient_accumulation_boundary():
                 nn.utils.clip_grad_norm_(engine.module.parameters(), self.clip_norm or float("inf"))
             type(engine).step(engine)
@@ -151,6 +152,7 @@ class Watch(Hook):
 
     def before_train(self, state) -> None:
         """Warms up the bare loop and starts the first block's time."""
+        # The first iterations warm up.
         for _ in range(2):
             self.bare_iteration()
         state.engine.spent_s = 0.0
@@ -167,6 +169,7 @@ class Watch(Hook):
                 for _ in range(self.block):
                     self.bare_iteration()
                 times.append(self._stop(self.bare_peaks))
+            # After the last block each iteration draws an image, whose time is wanted too.
             if state.iteration == self.block * self.rounds:
                 self.board.image_interval = 1
             self._start()

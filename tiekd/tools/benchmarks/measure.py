@@ -122,6 +122,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     On a CPU these are bytes of this process (Linux), elsewhere of the device's allocator. The call
     is made twice: what the first one keeps for good doesn't count.
     """
+    # The first call: what it keeps, such as compiled kernels, doesn't count.
     call()
     gc.collect()
     if device.type == "cpu":

@@ -88,6 +88,7 @@ def plain_evaluation(
             pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, truth)
         )
         image = (image - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+        # Flip averaging: the image and its mirror image.
         depths = []
         for picture in (image, image[:, ::-1]):
             planes = torch.from_numpy(

@@ -84,8 +84,10 @@ def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
 
     if not bilinear:
         return at(np.floor(from_y + 0.5).astype(int), np.floor(from_x + 0.5).astype(int))
-    columns, rows = np.floor(from_x).astype(int), np.floor(from_y).astype(int)
-    right, below = (from_x - columns)[..., None], (from_y - rows)[..., None]
+    columns = np.floor(from_x).astype(int)
+    rows = np.floor(from_y).astype(int)
+    right = (from_x - columns)[..., None]
+    below = (from_y - rows)[..., None]
     upper = at(rows, columns) * (1 - right) + at(rows, columns + 1) * right
     lower = at(rows + 1, columns) * (1 - right) + at(rows + 1, columns + 1) * right
     return upper * (1 - below) + lower * below

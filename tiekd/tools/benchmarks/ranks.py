@@ -79,6 +79,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
             f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask "
             "for less"
         )
+    # A free port for the ranks to meet.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -97,6 +98,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
                         f"{told.strip()[-500:]}"
                     )
         finally:
+            # After a failure the other ranks would wait for the lost one.
             for process in started:
                 process.kill()
                 process.wait()
@@ -148,6 +150,7 @@ def main(
     step = stepper(engine, config, CLIP_NORM)
     engine.train()
     times = []
+    # Two steps warm up. The barrier starts all ranks' steps together.
     for _ in range(2 + rounds):
         comm.barrier()
         memory.wait(device)

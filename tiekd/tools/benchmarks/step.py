@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> dict:
     layout = memory_format(Execution(args.memory_format), dtype is not None)
     ours = TrainingStep(recipe, device, *size, dtype, layout, compiled=args.compile)
     theirs = TrainingStep(recipe, device, *size, plain=True)
+    # The first step of both, from the same weights: their losses must be equal up to rounding.
     losses = [_first_loss(step) for step in (ours, theirs)]
     how = f"{args.dtype}, {str(layout).removeprefix('torch.')}"
     if args.compile:
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> dict:
     result = measure.compare(
         compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS
     )
+    # A training step's memory includes what stays between steps: weights and moments.
     for name, step in (("ours", ours), ("reference", theirs)):
         result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
         result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> dict:
     count = sum(parameter.numel() for parameter in network.parameters())
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(args.memory_format), dtype is not None)
+    # Counted before precision and layout are set, on one image.
     plain = make_plain(build_network(node).to(device).eval())
     gmac, ours_gmac = (multiply_adds(each, image[:1]) / 1e9 for each in (plain, network))
     network.memory_format = layout
@@ -98,6 +99,7 @@ def multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
         network(image)
     if kernel is not None:
         head.kernel = kernel
+    # torch counts a multiply-add as two operations.
     return counter.get_total_flops() // 2
 
 

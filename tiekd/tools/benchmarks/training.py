@@ -124,6 +124,7 @@ def noise(
     """
     generator = torch.Generator().manual_seed(1)
     shape = batch_size, 1, height, width
+    # Smooth maps: noise at a 32nd of the size, enlarged.
     coarse = torch.rand(
         batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator
     )
@@ -131,6 +132,7 @@ def noise(
         coarse, size=(height, width), mode="bilinear", align_corners=True
     )
     teacher_depth = 2.0 + (max_depth - 2.0) * maps
+    # Ground truth is sparse, as a lidar's.
     measured = torch.rand(shape, generator=generator) < 0.05
     batch = Batch(
         torch.randn(batch_size, 3, height, width, generator=generator),
