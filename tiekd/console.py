@@ -11,7 +11,8 @@ from typing import TextIO
 
 TERMINAL_INTERVAL_S = 0.5
 FILE_INTERVAL_S = 30.0
-_LONGEST_BAR, _SHORTEST_BAR = 30, 5
+_LONGEST_BAR = 30
+_SHORTEST_BAR = 5
 
 
 class Progress:
@@ -35,7 +36,10 @@ class Progress:
             stream: where the lines go.
             in_files: False writes nothing if the stream isn't a terminal.
         """
-        self.noun, self.total, self.count, self.stream = noun, total, count, stream
+        self.noun = noun
+        self.total = total
+        self.count = count
+        self.stream = stream
         self._rewrites = stream.isatty()
         self._silent = not (self._rewrites or in_files)
         self._interval_s = TERMINAL_INTERVAL_S if self._rewrites else FILE_INTERVAL_S

@@ -38,7 +38,8 @@ def read(path: str | Path) -> dict[str, int]:
         found = _LINE.fullmatch(line)
         if found is None:
             raise LaunchError(f"--hostfile {path}: line {number} is {line[:200]!r}; {_FORM}")
-        name, slots = found[1], int(found[2])
+        name = found[1]
+        slots = int(found[2])
         if name in hosts:
             raise LaunchError(
                 f"--hostfile {path}: line {number} names {name} again; give each machine one line"

@@ -19,7 +19,10 @@ from collections.abc import Callable
 from tiekd.distributed import comm
 from tiekd.errors import LaunchError
 
-_SILENT_S, _ASK_EVERY_S, _ASK_TIMES = 15, 5, 9  # 15 + 9 * 5: lost after a minute
+# TCP keep-alive: a machine is lost after 15 + 9 * 5 seconds of silence, a minute.
+_SILENT_S = 15
+_ASK_EVERY_S = 5
+_ASK_TIMES = 9
 _CONNECT_S = 120.0
 _FAREWELL = b"."
 _connections: dict[socket.socket, str] = {}  # the machine at the other end
@@ -118,7 +121,8 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
                 except ConnectionResetError:
                     said = b""
                 except OSError:  # no answer to keep-alive packets, or no route to the machine
-                    said, silent = b"", True
+                    said = b""
+                    silent = True
                 if said != _FAREWELL:
                     return on_loss(connections[key.fileobj], silent)
                 selector.unregister(key.fileobj)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-_PROCESS, _MACHINE = Path("/proc/self/status"), Path("/proc/meminfo")
+_PROCESS = Path("/proc/self/status")
+_MACHINE = Path("/proc/meminfo")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 

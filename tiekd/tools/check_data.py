@@ -32,7 +32,8 @@ from tiekd.data.resize import Resize
 from tiekd.data.splits import read_lines, read_split
 from tiekd.errors import LaunchError, RecipeError
 
-REPORT, TEXT = "report.json", "report.txt"
+REPORT = "report.json"
+TEXT = "report.txt"
 _SPLITS = ("train", "val")
 _WITH_SPLIT_OPTIONS = ("kitti", "nyu", "folder")
 _FRAMES_A_BATCH = 4
@@ -97,7 +98,9 @@ def splits_of(recipe: dict, which: str) -> list[Split]:
         which: "train", "val" or "both"; "both" means "train" if the recipe has no validation.
     """
     validates = recipe.get("train", {}).get("validate", True)
-    names = _SPLITS[: 2 if validates else 1] if which == "both" else (which,)
+    names = (which,)
+    if which == "both":
+        names = _SPLITS if validates else ("train",)
     return [_split(recipe, name) for name in names]
 
 
@@ -140,7 +143,8 @@ def check(
     # Training frames that are, or nearly are, validation frames.
     by_name = {split.name: split for split in splits}
     if len(by_name) == len(_SPLITS):
-        train, val = by_name["train"], by_name["val"]
+        train = by_name["train"]
+        val = by_name["val"]
         train.findings += checks.shared(train.frames, train.facts, val.frames, val.facts)
         train.findings += checks.neighbours(train.frames, val.frames, neighbours)
     # The frames to drop. If there is a teacher, training frames may have empty ground truth.

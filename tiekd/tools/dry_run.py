@@ -117,7 +117,8 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
 
 def begin(parts: Parts, watch: Stopwatch) -> None:
     """Builds the engine and trains until the stopwatch has enough. Collective."""
-    state, options = parts.state, parts.options
+    state = parts.state
+    options = parts.options
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
     step = stepper(state.engine, parts.config, options.clip_norm)
@@ -136,7 +137,8 @@ class _First(Dataset):
     """The first `count` samples of a data set."""
 
     def __init__(self, dataset: Dataset, count: int):
-        self.dataset, self.count = dataset, min(count, len(dataset))
+        self.dataset = dataset
+        self.count = min(count, len(dataset))
         if hasattr(dataset, "image_sizes"):
             self.image_sizes = lambda: dataset.image_sizes()[: self.count]
 

@@ -114,9 +114,11 @@ def plot(
             raise LaunchError(
                 f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(run.keys())}"
             )
-    x_label, x_unit = _X_LABELS[by], 1.0
+    x_label = _X_LABELS[by]
+    x_unit = 1.0
     if by == "time" and max(run.rows[-1].time for run in runs) < 2:
-        x_label, x_unit = "minutes of training", 60.0
+        x_label = "minutes of training"
+        x_unit = 60.0
     charts = [
         chart(_curves(runs, key, by, x_unit, smooth), _CHART, key, x_label, log_y=log_y)
         for key in keys

@@ -89,7 +89,8 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
     # In a session of its own, so that a terminal's Ctrl-C reaches it only through this process.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     everything: set[psutil.Process] = set()
-    told, gone_at = 0, None
+    told = 0
+    gone_at = None
     while True:
         everything |= _below_this()
         if child.poll() is not None:

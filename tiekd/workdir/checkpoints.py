@@ -22,8 +22,11 @@ from tiekd.errors import CheckpointError
 from tiekd.workdir import manifest
 from tiekd.workdir.weights_file import BEST_BEFORE, made_at, set_aside
 
-FOLDER, LATEST, STATE = "checkpoints", "latest", "state.json"
-STUDENT, MOMENTS = "student.pth", "moments.pth"
+FOLDER = "checkpoints"
+LATEST = "latest"
+STATE = "state.json"
+STUDENT = "student.pth"
+MOMENTS = "moments.pth"
 
 
 def find(work_dir: Path) -> tuple[Path, list[str]]:

@@ -13,7 +13,8 @@ from tiekd.distributed.process_group import ranks_on_this_machine
 from tiekd.errors import CheckpointError, LaunchError
 from tiekd.files import replace_text
 
-RECORD, HOSTFILE = LAUNCH_RECORD, "hostfile"
+RECORD = LAUNCH_RECORD
+HOSTFILE = "hostfile"
 _CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
 
 

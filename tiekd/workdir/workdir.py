@@ -36,8 +36,11 @@ from tiekd.files import replace_text
 from tiekd.workdir import checkpoints, launch_record
 from tiekd.workdir.environment import environment
 
-RECIPE, ENGINE_CONFIG, ENVIRONMENT = "config.yaml", "ds_config.json", "environment.txt"
-OUTCOME, LOCK = "outcome.json", ".lock"
+RECIPE = "config.yaml"
+ENGINE_CONFIG = "ds_config.json"
+ENVIRONMENT = "environment.txt"
+OUTCOME = "outcome.json"
+LOCK = ".lock"
 _ENDING_RUN_LEAVES_S = 30.0  # a run that is about to end may be saving
 NOT_LEARNED_FROM = (
     "work_dir",
@@ -222,7 +225,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     """Returns the dotted names of values that differ between two recipes or two engine configs."""
     changed = []
     for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
+        a = old.get(key)
+        b = new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changed += differences(a, b, f"{prefix}{key}.")
         elif a != b:

@@ -84,11 +84,15 @@ def run(args: argparse.Namespace) -> dict:
 
 def combined(rows: list[dict]) -> dict:
     """Combines the measurements of all ranks: the slowest rank's times, the sum of memory."""
-    engine_s, torch_s = (
-        [max(times) for times in zip(*(row[key] for row in rows), strict=True)] for key in _TIMES
-    )
+
+    def slowest(key: str) -> list[float]:
+        return [max(times) for times in zip(*(row[key] for row in rows), strict=True)]
+
+    engine_s = slowest("engine_s")
+    torch_s = slowest("torch_s")
     ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
-    engine_mb, torch_mb = (sum(row[key] for row in rows) / 1e6 for key in _PEAKS)
+    engine_mb = sum(row["engine_peak"] for row in rows) / 1e6
+    torch_mb = sum(row["torch_peak"] for row in rows) / 1e6
     return {
         "time_ratio": statistics.median(ratios),
         "time_ratio_range": [min(ratios), max(ratios)],
@@ -99,9 +103,6 @@ def combined(rows: list[dict]) -> dict:
         "torch_peak_mb": torch_mb,
         "loss_difference": max(row["loss_difference"] for row in rows),
     }
-
-
-_TIMES, _PEAKS = ("engine_s", "torch_s"), ("engine_peak", "torch_peak")
 
 
 def main(

@@ -77,8 +77,10 @@ class _First(Dataset):
     """The first frames of a data set; all of its frames' files stay reachable."""
 
     def __init__(self, frames: Frames, count: int):
-        self.frames_there, self.count = frames, min(count, len(frames))
-        self.files, self.stored = frames.files, frames.stored
+        self.frames_there = frames
+        self.count = min(count, len(frames))
+        self.files = frames.files
+        self.stored = frames.stored
 
     def __len__(self) -> int:
         return self.count
@@ -103,13 +105,10 @@ def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds
     ]
     # Pixels without ground truth are predicted as well, as in published programs.
     pairs = [(torch.where(truth > 0, predicted, 10.0), truth) for predicted, truth in pairs]
-    batches = [
-        tuple(
-            torch.stack(part).to(device)
-            for part in zip(*pairs[start : start + batch_size], strict=True)
-        )
-        for start in range(0, len(pairs), batch_size)
-    ]
+    batches = []
+    for start in range(0, len(pairs), batch_size):
+        predictions, batch_truths = zip(*pairs[start : start + batch_size], strict=True)
+        batches.append((torch.stack(predictions).to(device), torch.stack(batch_truths).to(device)))
 
     def ours() -> dict[str, float]:
         return metrics.aggregate(

@@ -52,28 +52,29 @@ def run(args: argparse.Namespace) -> dict:
         curves["ranks"] = _of_ranks(args)
     if args.plot is not None:
         replace_bytes(args.plot, draw(curves, UNITS))
-    worst = {
-        name: max(
-            (r for curve in curves.values() for r in curve[f"{name}_by_line"]),
-            key=lambda r: abs(r - 1),
-        )
-        for name in ("time", "memory")
-    }
     return {
         "table": "\n" + table(curves),
         "compared": "time and memory of a step / what a line through its sizes says, within "
         f"{TOLERANCE:.0%}",
-        "time_ratio": worst["time"],
-        "memory_ratio": worst["memory"],
+        "time_ratio": _farthest(curves, "time_by_line"),
+        "memory_ratio": _farthest(curves, "memory_by_line"),
         **curves,
         "recipe": args.recipe,
         "smallest": f"batch {args.batches[0]}, {args.height}x{args.width}, {args.dtype}",
     }
 
 
+def _farthest(curves: dict[str, dict], key: str) -> float:
+    """Returns the ratio that is farthest from 1."""
+    ratios = [ratio for curve in curves.values() for ratio in curve[key]]
+    return max(ratios, key=lambda ratio: abs(ratio - 1))
+
+
 def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]]) -> dict:
     device = device_of(args.device)
-    sizes, times, peaks = [], [], []
+    sizes = []
+    times = []
+    peaks = []
     # The fastest round of each point: what is slower was disturbed by the machine.
     for size, change in points:
         step = _step(args, recipe, device, **change)

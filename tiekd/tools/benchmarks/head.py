@@ -178,7 +178,8 @@ def in_chunks(
 
 def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Computes logits twice and the gradients of features and weight, as matrix products alone."""
-    x, matrix = features.flatten(2), weight.flatten(1)
+    x = features.flatten(2)
+    matrix = weight.flatten(1)
     # One image at a time, so that only one image's logits are in memory.
     for image in x:
         logits = F.linear(image.T, matrix, bias)
@@ -242,7 +243,8 @@ def _roofline(
     block = torch.empty(1 << 28, dtype=torch.float32, device=device)
     other = torch.empty_like(block)
     copies = measure.interleaved({"copy": lambda: other.copy_(block)}, 5, device)["copy"]
-    size, dtype = 8192, DTYPES[args.dtype]
+    size = 8192
+    dtype = DTYPES[args.dtype]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     multiplied = measure.interleaved({"product": lambda: a @ b}, 5, device)["product"]
     bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)

@@ -7,8 +7,15 @@ import io
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 280, 56, 56, 40, 56
-BACKGROUND, INK, FAINT = (255, 255, 255), (40, 40, 44), (200, 200, 206)
+WIDTH = 380
+HEIGHT = 280
+LEFT = 56
+RIGHT = 56
+TOP = 40
+BOTTOM = 56
+BACKGROUND = (255, 255, 255)
+INK = (40, 40, 44)
+FAINT = (200, 200, 206)
 COLOURS = {"time_s": (31, 119, 180), "peak_mb": (214, 104, 20)}
 NAMES = {"time_s": "time, s", "peak_mb": "peak memory, MB"}
 
@@ -25,7 +32,8 @@ def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
         The bytes of a PNG.
     """
     canvas = Image.new("RGB", (WIDTH * len(curves), HEIGHT), BACKGROUND)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
     # One plot per curve, each with an axis for seconds and one for MB.
     for column, (name, curve) in enumerate(curves.items()):
         left = WIDTH * column
@@ -56,7 +64,8 @@ def _frame(pen, font, left: int, title: str, sizes: list[int]) -> None:
 
 def _line(pen, font, left: int, side: int, key: str, sizes, values, ratios) -> None:
     """Draws measured points and the fitted line, on an axis from 0 at the left or the right."""
-    colour, top = COLOURS[key], 1.1 * max(values)
+    colour = COLOURS[key]
+    top = 1.1 * max(values)
     edge = left + LEFT - 6 if side == 0 else left + WIDTH - RIGHT + 6
     pen.text((left + LEFT + side * 130, 20), NAMES[key], font=font, fill=colour, anchor="lm")
     for fraction in (0.0, 0.5, 1.0):

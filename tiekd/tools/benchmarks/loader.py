@@ -160,12 +160,11 @@ def _times(
     singly = measure.interleaved(
         {name: one_by_one(call) for name, call in calls.items()}, rounds * num_frames, device
     )
-    return {
-        name: [
-            sum(values[start : start + num_frames]) for start in range(0, len(values), num_frames)
-        ]
-        for name, values in singly.items()
-    }
+    starts = range(0, rounds * num_frames, num_frames)
+    times = {}
+    for name, values in singly.items():
+        times[name] = [sum(values[start : start + num_frames]) for start in starts]
+    return times
 
 
 def _differences(ours: Keyed, plain: Callable, num_frames: int, epochs: int = 3) -> dict:
@@ -173,11 +172,14 @@ def _differences(ours: Keyed, plain: Callable, num_frames: int, epochs: int = 3)
 
     These are grey levels before and after colour augmentation, and the share of depths that differ.
     """
-    before, after, unlike = 0.0, 0.0, 0.0
+    before = 0.0
+    after = 0.0
+    unlike = 0.0
     deviation = np.array(IMAGENET_STD)
     # Several epochs, since each draws another augmentation.
     for epoch, index in itertools.product(range(epochs), range(num_frames)):
-        host, expected = collate(ours.__getitems__([(epoch, index)])).batch, plain(epoch, index)
+        host = collate(ours.__getitems__([(epoch, index)])).batch
+        expected = plain(epoch, index)
         batch = host.to(_CPU)
         grey = resample(host.image, host.depth, host.teacher_depth, host.places, host.size).image
         before = max(before, np.abs(_pixels(grey) - expected.grey).max())

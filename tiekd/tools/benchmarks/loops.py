@@ -94,7 +94,8 @@ class TimedHook(Hook):
     """A hook whose after_iteration is timed."""
 
     def __init__(self, hook: Hook, watch: "Watch"):
-        self.hook, self.watch = hook, watch
+        self.hook = hook
+        self.watch = watch
 
     def before_train(self, state) -> None:
         """Calls the hook."""

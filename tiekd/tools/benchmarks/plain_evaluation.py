@@ -31,7 +31,8 @@ def plain_metrics(
     evaluated = np.zeros(truth.shape, dtype=bool)
     evaluated[crop_box(crop, *truth.shape)] = True
     valid = np.logical_and(np.logical_and(truth > min_depth, truth < max_depth), evaluated)
-    truth, prediction = truth[valid], prediction[valid]
+    truth = truth[valid]
+    prediction = prediction[valid]
     if len(truth) == 0:
         return [np.nan] * len(METRIC_NAMES)
     ratio = np.maximum(truth / prediction, prediction / truth)

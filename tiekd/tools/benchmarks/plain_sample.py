@@ -73,7 +73,8 @@ def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
     """Rotates the whole image counter-clockwise about its centre; 0 enters from outside."""
     height, width = pixels.shape[:2]
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2)
-    cosine, sine = cos(radians(angle_deg)), sin(radians(angle_deg))
+    cosine = cos(radians(angle_deg))
+    sine = sin(radians(angle_deg))
     from_x = cosine * x - sine * y + (width - 1) / 2
     from_y = sine * x + cosine * y + (height - 1) / 2
     # A border of 0, from which all pixels outside are read.

@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> dict:
     compared = (
         f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
     )
-    ours, theirs = _forward(network, image, dtype), _forward(plain, image, None)
+    ours = _forward(network, image, dtype)
+    theirs = _forward(plain, image, None)
     return {
         "recipe": args.recipe,
         "network": "teacher" if args.teacher else "student",
@@ -92,7 +93,8 @@ def multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
 
     The head is the plain one, since custom kernels aren't counted.
     """
-    head, kernel = network.head, getattr(network.head, "kernel", None)
+    head = network.head
+    kernel = getattr(network.head, "kernel", None)
     if kernel is not None:
         head.kernel = reference.dpm
     with FlopCounterMode(display=False) as counter:

@@ -97,12 +97,8 @@ class TrainingStep:
     def state_bytes(self) -> int:
         """Returns the bytes held between steps: weights, buffers and the optimizer's moments."""
         tensors = [*self.network.parameters(), *self.network.buffers()]
-        tensors += [
-            v
-            for state in self.optimizer.state.values()
-            for v in state.values()
-            if isinstance(v, Tensor)
-        ]
+        for state in self.optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
