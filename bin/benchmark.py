@@ -21,6 +21,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     from tiekd.tools.benchmarks import COMMANDS, arguments
 
     parser = argparse.ArgumentParser(
@@ -46,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Runs one benchmark and prints its figures with the hardware."""
     args = parse_arguments()
     from tiekd.tools.benchmarks import measure
 

@@ -21,6 +21,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Fills the cache of decoded frames."""
     args = parse_arguments()
     from tiekd.tools import cache_frames
 

@@ -21,6 +21,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Writes the teacher's maps."""
     args = parse_arguments()
     from tiekd.tools import cache_teacher
 

@@ -25,6 +25,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Checks the frames and writes the report."""
     args = parse_arguments()
     from tiekd.tools import check_data
 

@@ -1,11 +1,11 @@
-# Sourced by bin/demo and bin/test: uses the active virtual environment, or makes .venv in the checkout; installs tiekd.
-# First argument: extras to install, for example "[test]".
+# Installs tiekd into the active virtual environment, or into .venv in the checkout, created if it
+# is missing. Sourced by bin/demo and bin/test. First argument: extras to install, such as "[test]".
 
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
   [ -x .venv/bin/python ] || python3 -m venv .venv
   . .venv/bin/activate
 fi
-export ORT_DISABLE_TELEMETRY=1  # ONNX Runtime would tell its maker that it was started
+export ORT_DISABLE_TELEMETRY=1  # else ONNX Runtime reports each start to its maker
 check="import deepspeed, importlib.metadata as m; m.version('tiekd')"
 [ -z "${1:-}" ] || check="$check; import pytest, ruff, av, onnxruntime, onnxscript"
 if ! python -c "$check" >/dev/null 2>&1; then

@@ -21,6 +21,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -93,6 +94,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Evaluates the networks."""
     args = parse_arguments()
     from tiekd.tools import evaluate
 

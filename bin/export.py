@@ -26,6 +26,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Exports the student."""
     args = parse_arguments()
     import tiekd
     from tiekd.tools import export

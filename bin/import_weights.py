@@ -23,6 +23,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Converts the checkpoint."""
     args = parse_arguments()
     from tiekd.tools import import_weights
 

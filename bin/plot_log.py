@@ -19,6 +19,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Plots the logs."""
     args = parse_arguments()
     from tiekd.tools import plot_log
 

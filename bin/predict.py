@@ -36,6 +36,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s RECIPE [CHECKPOINT] INPUT... --out DIR [options]",
         description=__doc__,
@@ -90,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Predicts depth."""
     args = parse_arguments()
     from tiekd.tools import predict
 

@@ -17,6 +17,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Prints the resolved recipe."""
     args = parse_arguments()
     from tiekd.tools import print_config
 

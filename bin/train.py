@@ -18,6 +18,7 @@ from tiekd.distributed import entrypoint  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     from tiekd.tools.arguments import add_arguments
 
     parser = argparse.ArgumentParser(
@@ -68,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Trains, or prints the report of a dry run."""
     args = parse_arguments()
     from tiekd.tools import train
 

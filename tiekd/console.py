@@ -1,6 +1,6 @@
-"""How far a long job is: on a terminal one line with a bar that is rewritten, in a file a plain line now and then.
+"""Progress of a long job: one rewritten line with a bar on a terminal, plain lines in a file.
 
-Costs one look at the clock a step, and a count (which may be a folder's listing) as often as a line is due.
+Costs one reading of the clock per step, and one count (which may list a folder) per line.
 """
 
 import shutil
@@ -11,25 +11,41 @@ from typing import TextIO
 
 TERMINAL_INTERVAL_S = 0.5
 FILE_INTERVAL_S = 30.0
-_LONGEST_BAR, _SHORTEST_BAR = 30, 5
+_LONGEST_BAR = 30
+_SHORTEST_BAR = 5
 
 
 class Progress:
-    """On a terminal `frames [=====>    ] 120/697, 12.3/s, eta 0:00:47`, in a file `frames: 120/697, 12.3/s, eta: ...`.
+    """Shows the progress of a job.
 
-    total: of all that is to be there at the end. count: how much of it is there now, done by whoever; the rate is that
-    since this was made. in_files: False says nothing at all where the stream is no terminal. As a context it finishes
-    by itself, and a job that fails leaves the terminal's line as it is, so that its message has a line of its own.
+    On a terminal: `frames [=====>    ] 120/697, 12.3/s, eta 0:00:47`. In a file: `frames: 120/697,
+    12.3/s, eta: ...`. As a context manager it finishes by itself. If the job fails, the terminal's
+    line stays as it is, and the error message starts on a line of its own.
     """
 
-    def __init__(self, noun: str, total: int, count: Callable[[], int], stream: TextIO, in_files: bool = True):
-        self.noun, self.total, self.count, self.stream = noun, total, count, stream
+    def __init__(
+        self, noun: str, total: int, count: Callable[[], int], stream: TextIO, in_files: bool = True
+    ):
+        """Shows the first line if the stream is a terminal.
+
+        Args:
+            noun: the things that are counted, such as `frames`.
+            total: the number of things at the end of the job.
+            count: returns how many there are now, whichever process made them. The rate is measured
+                from the count at this moment.
+            stream: where the lines go.
+            in_files: False writes nothing if the stream isn't a terminal.
+        """
+        self.noun = noun
+        self.total = total
+        self.count = count
+        self.stream = stream
         self._rewrites = stream.isatty()
         self._silent = not (self._rewrites or in_files)
         self._interval_s = TERMINAL_INTERVAL_S if self._rewrites else FILE_INTERVAL_S
         self._started = self._told = time.monotonic()
         self._at_start = 0 if self._silent else count()
-        self._length = 0  # of the terminal's line
+        self._length = 0  # columns of the line that is on the terminal
         if self._rewrites:
             self._tell(finished=False)
 
@@ -43,18 +59,19 @@ class Progress:
             self._write("\n")
 
     def update(self) -> None:
-        """To be called after every step; says something when it is time to."""
+        """Shows a new line if one is due; to be called after every step."""
         if not self._silent and time.monotonic() - self._told >= self._interval_s:
             self._tell(finished=False)
 
     def finish(self) -> None:
-        """The last line."""
+        """Writes the last line."""
         if not self._silent:
             self._tell(finished=True)
 
     def _tell(self, finished: bool) -> None:
         self._told = time.monotonic()
-        done, elapsed_s = self.count(), self._told - self._started
+        done = self.count()
+        elapsed_s = self._told - self._started
         rate = (done - self._at_start) / elapsed_s if elapsed_s > 0 else 0.0
         eta = str(timedelta(seconds=round((self.total - done) / rate))) if rate > 0 else "?"
         if not self._rewrites:
@@ -62,12 +79,12 @@ class Progress:
         ending = f"in {timedelta(seconds=round(elapsed_s))}" if finished else f"eta {eta}"
         told = f" {done}/{self.total}, {rate:.1f}/s, {ending}"
         line = f"{self.noun}{self._bar(done, len(self.noun) + len(told))}{told}"
-        # Spaces hide what is left of a longer line before it.
+        # Spaces overwrite the rest of the previous line if that was longer.
         self._write(f"\r{line:<{self._length}}" + ("\n" if finished else ""))
         self._length = len(line)
 
     def _bar(self, done: int, taken: int) -> str:
-        """As long as the terminal leaves room for, at most _LONGEST_BAR; none at all where that is too short."""
+        """Returns the bar, as long as the terminal has room for; empty if that is too short."""
         width = min(_LONGEST_BAR, shutil.get_terminal_size().columns - 1 - taken - len(" []"))
         if width < _SHORTEST_BAR:
             return ""

@@ -1,22 +1,26 @@
-"""What a user can get wrong, by kind.
+"""The kinds of mistakes that a user can make.
 
-Each error is one line: what was given, what is allowed, what to do. Programs in `bin/` print it with its class name and
-end with exit code 2 (`tiekd.distributed.entrypoint.run`); `TIEKD_DEBUG=1` shows the traceback as well.
+Each message is one line: what was given, what is allowed, what to do. Programs in `bin/` print it
+after its class name and exit with code 2 (`tiekd.distributed.entrypoint.run`). `TIEKD_DEBUG=1`
+shows the traceback as well.
 """
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; never an internal fault."""
+    """A mistake that the user can correct; never an internal fault."""
 
 
 class RecipeError(UserError):
-    """A recipe, an override or an engine config says something that can't be."""
+    """A value in a recipe, an override or an engine config that isn't allowed."""
 
 
 class DataError(UserError):
-    """A file of the data set is missing, torn or not what it should be; the message names the file.
+    """A file of the data set that is missing, truncated or not of the expected form.
 
-    kind: in a word what is wrong, for programs that sort the errors of a whole data set.
+    The message names the file.
+
+    Attributes:
+        kind: the fault in one word, for programs that sort the errors of a whole data set.
     """
 
     def __init__(self, message: str, kind: str = "unreadable"):
@@ -25,20 +29,23 @@ class DataError(UserError):
 
 
 class TeacherError(UserError):
-    """The teacher can't be built or loaded, or its maps can't be read."""
+    """A teacher that can't be built or loaded, or whose cached maps can't be read."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, torn or of another network."""
+    """A checkpoint that is missing, truncated or of another network."""
 
 
 class LaunchError(UserError):
-    """The way of starting the program (ranks, devices, port, work dir) can't work."""
+    """A way of starting the program (ranks, devices, port, work dir) that can't work."""
 
 
 class ExportError(UserError):
-    """A network can't be exported as asked, or the file that was made doesn't say what the network says."""
+    """A network that can't be exported as asked, or whose exported file computes other values."""
 
 
 class DivergedError(UserError):
-    """Training's numbers are no longer finite, and don't become so again; the message names where to go on from."""
+    """Training whose numbers are no longer finite and don't recover.
+
+    The message names the checkpoint to resume from.
+    """

@@ -1,4 +1,4 @@
-"""Files that are whole whenever somebody looks, after a kill or a power cut too."""
+"""Writes files so that a reader never sees half of one, even after a kill or a power cut."""
 
 import errno
 import os
@@ -8,7 +8,11 @@ from tiekd.errors import LaunchError
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """Writes a file so that there is always a whole one, the old or the new. Raises OSError."""
+    """Replaces a file atomically: a reader sees the old content or the new, both complete.
+
+    Raises:
+        OSError: the file can't be written; the old one is unchanged.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)
@@ -20,16 +24,21 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """`replace_bytes` of UTF-8 text, in which names of files keep their bytes."""
+    """Replaces a file atomically by UTF-8 text, in which file names keep their bytes."""
     replace_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a text file, whole or not at all. Raises OSError."""
+    """Appends a line to a text file, completely or not at all.
+
+    Raises:
+        OSError: the line can't be written; the file is as it was.
+    """
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         data = f"{line}\n".encode()
         try:
+            # On a full disk the first write is short and only the next one fails.
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
@@ -38,7 +47,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk and not only in memory."""
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,19 +56,30 @@ def sync(path: Path) -> None:
 
 
 def check_output(option: str, path: Path | None, suffix: str | None) -> None:
-    """Makes the folder that a result is to be written into, hours before. suffix: of a file; None for a folder.
+    """Creates the folder of a program's output at its start, hours before the output is written.
 
-    Raises LaunchError where it can't be made, and for a file that ends otherwise, or as a run's log does: it might be
-    one of the user's. One that ends so is replaced.
+    Args:
+        option: the option's name, for the message.
+        path: the output; None if the user didn't ask for it.
+        suffix: the file name's required ending, such as `.json`; None if the output is a folder.
+
+    Raises:
+        LaunchError: the folder can't be created, or the file has another ending or that of a run's
+            log. Such a file may be the user's own; one with the right ending is replaced.
     """
     if path is None:
         return
     if suffix is not None and (path.suffix.lower() != suffix or path.is_dir()):
         raise LaunchError(f"{option} {path}: a file that ends in {suffix} is written; give one")
+    # `.json` alone would let a run's log be replaced by a table of figures.
     if path.name.lower().endswith(".log.json"):
-        raise LaunchError(f"{option} {path}: runs' logs end in .log.json; give another name, such as figures.json")
+        raise LaunchError(
+            f"{option} {path}: runs' logs end in .log.json; give another name, such as figures.json"
+        )
     folder = path if suffix is None else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LaunchError(f"{option} {path}: {folder} can't be made ({error.strerror}); give another place") from None
+        raise LaunchError(
+            f"{option} {path}: {folder} can't be made ({error.strerror}); give another place"
+        ) from None

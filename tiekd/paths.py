@@ -1,10 +1,10 @@
-"""Paths as people write them: `~` is their home at every door, and `$NAME` is filled in at none.
+"""Paths as users write them: `~` is expanded everywhere, `$NAME` nowhere.
 
-A shell fills in both, but not within quotes, and `~` not behind `--option=` or `key=` either; a
-recipe has no shell. So `~/x` and `~name/x` are expanded as a path comes in: by `tiekd.config.recipe` in
-recipes and --set, by `option` on the command line. A variable is another one in the next shell, and
-a saved recipe would no longer say what was read: it stays as it is written, and where nothing has
-that name the message says so.
+A shell expands both, but not within quotes, and `~` not after `--option=` or `key=`. A recipe is
+read by no shell. So `~/x` and `~name/x` are expanded when a path is read: by `tiekd.config.recipe`
+in recipes and --set, by `option` on the command line. A variable may have another value in the next
+shell, and the saved recipe would no longer say what was read. So `$NAME` stays as it is written,
+and if no file has that name the message says so.
 """
 
 import argparse
@@ -20,13 +20,19 @@ _MISSING = re.compile(r"\bno\b|\bnothing\b|not found|doesn't exist|can't be", re
 
 
 def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -> str:
-    """The path with the home folder in place of a leading `~` or `~name`.
+    """Returns the path with the home folder in place of a leading `~` or `~name`.
 
-    where: stands before the path in the message. Raises `error` for a user that this machine
-    doesn't know, unless a file is called so: nothing is ever made whose name begins with `~`
-    because somebody's home wasn't known.
+    Args:
+        path: as the user wrote it.
+        where: stands before the path in the message.
+        error: the class of the exception.
+
+    Raises:
+        UserError: of the class `error`, if this machine doesn't know the user and no file has that
+            name. So no folder is ever created whose name begins with `~`.
     """
-    if not path.startswith("~") or "\0" in path:  # which no path can have: its reader says so
+    # No path can contain "\0"; the code that reads the path reports that.
+    if not path.startswith("~") or "\0" in path:
         return path
     found = os.path.expanduser(path)
     if found.startswith("~") and not os.path.lexists(path):
@@ -37,7 +43,7 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
 
 
 def option(text: str) -> Path:
-    """The path that an option or argument of a program gives, for argparse's `type`."""
+    """Parses a path on the command line, for argparse's `type`."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
     try:
@@ -51,19 +57,19 @@ def option(text: str) -> Path:
 
 
 def text_option(text: str) -> str:
-    """As `option`, for a path that is also put into JSON."""
+    """Parses a path as `option` does and returns a string, for values that are written to JSON."""
     return str(option(text))
 
 
 def checkpoint_option(text: str) -> Path | str:
-    """As `option`, for one that may also say `auto`."""
+    """Parses a path as `option` does, or the word `auto`."""
     return text if text == "auto" else option(text)
 
 
 def unfilled(path: str | Path) -> str | None:
-    """The beginning of a path, up to a part with a `$NAME`, where nothing is called so; None for
-    any other path."""
+    """Returns the beginning of a path up to a part with `$NAME`, if it doesn't exist, else None."""
     parts = Path(path).parts
+    # A folder may really be called `$NAME`: only one that doesn't exist is a mistake.
     for end, part in enumerate(parts, 1):
         if _VARIABLE.search(part):
             beginning = os.path.join(*parts[:end])
@@ -72,15 +78,13 @@ def unfilled(path: str | Path) -> str | None:
 
 
 def refuse_unfilled(path: str | Path, where: str) -> None:
-    """Raises RecipeError for a path below a `$NAME` that isn't there, so that no folder of that
-    name is made."""
+    """Raises RecipeError for a path with a `$NAME` that doesn't exist, before it is created."""
     missing = unfilled(path)
     if missing:
         raise RecipeError(f"{where}: nothing is called {missing}; {VARIABLES}")
 
 
 def with_hint(message: str) -> str:
-    """A message that something isn't there, with what may be the reason where a `$NAME` is in
-    it."""
+    """Adds to a "not found" message the hint that `$NAME` isn't expanded, if one is in it."""
     hinted = _VARIABLE.search(message) and _MISSING.search(message) and VARIABLES not in message
     return f"{message}; {VARIABLES}" if hinted else message

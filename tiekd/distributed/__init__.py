@@ -1,1 +1,1 @@
-"""Ranks: how they start and end, what they tell each other, and who watches them."""
+"""Ranks: starts and ends them, exchanges values between them, and watches for lost ones."""

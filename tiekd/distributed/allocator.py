@@ -1,15 +1,15 @@
-"""Has a process keep the memory that tensors free, so that the next ones needn't be paged in again.
+"""Keeps the memory that tensors free in the process, so that it needn't be paged in again.
 
-glibc maps a block of 32 MB or more from the kernel and unmaps it when it is freed, and gives the end
-of its heap back, too. A training step then pages in again, 4 KB at a time, what it had a moment
-before. TIEKD_ALLOCATOR=keep makes a program set glibc so that it serves all blocks from one heap and
-keeps what is freed; `import tiekd` never does. Numbers don't change.
+glibc maps a block of 32 MB or more from the kernel, unmaps it when it is freed, and gives the end
+of its heap back too. A training step then pages in again, 4 KB at a time, what it had a moment
+before. TIEKD_ALLOCATOR=keep makes a program set glibc so that it serves all blocks from one heap
+and keeps what is freed; `import tiekd` never does. Numbers don't change.
 
 By default (TIEKD_ALLOCATOR=system) the allocator stays as it is: keeping saves training 2 to 4 % of
 its processor time and costs 12 % more memory at its peak (tiekd/tools/benchmarks/README.md).
-training/kept_memory_hook.py bounds what is kept between the peaks. The allocator also stays as it is
-where the user has set it (MALLOC_..., GLIBC_TUNABLES) or preloaded another one, and without glibc
-(musl, macOS), where there is nothing to set.
+training/kept_memory_hook.py bounds what is kept between the peaks. The allocator also stays as it
+is where the user has set it (MALLOC_..., GLIBC_TUNABLES) or preloaded another one, and without
+glibc (musl, macOS), where there is nothing to set.
 """
 
 import ctypes
@@ -20,11 +20,16 @@ from tiekd.errors import LaunchError
 
 VARIABLE = "TIEKD_ALLOCATOR"
 _CHOICES = ("keep", "system")
-# By the numbers of malloc.h. M_MMAP_MAX: no block is mapped by itself. M_TRIM_THRESHOLD: the heap's
-# end is never given back. M_ARENA_MAX: threads share the one heap, for one of their own can't hold a
-# block of 64 MB. M_MXFAST: a small freed block becomes one with free neighbours at once, so that
-# there are fewer gaps in which nothing fits.
-_SETTINGS = {"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}
+# Parameter numbers of malloc.h, and values. M_MMAP_MAX: no block is mapped by itself.
+# M_TRIM_THRESHOLD: the heap's end is never given back. M_ARENA_MAX: threads share the one heap,
+# since a heap of their own can't hold a block of 64 MB. M_MXFAST: a small freed block is merged
+# with free neighbours at once, so that there are fewer gaps in which nothing fits.
+_SETTINGS = {
+    "mmap_max": (-4, 0),
+    "trim_threshold": (-1, -1),
+    "arena_max": (-8, 1),
+    "mxfast": (1, 0),
+}
 _OF_THE_USER = (
     "MALLOC_ARENA_MAX",
     "MALLOC_ARENA_TEST",
@@ -55,25 +60,26 @@ def set_by_environment() -> None:
 
 
 def is_kept() -> bool:
-    """True where this process keeps what is freed."""
+    """Returns True if this process keeps freed memory."""
     return _kept
 
 
 def give_back() -> None:
-    """Gives the kernel what is kept but not in use, so that the process's size is what is held.
+    """Returns freed memory to the kernel, so that the process's size is what it holds.
 
-    Takes up to some 100 ms for each GB.
+    Takes up to about 100 ms per GB.
     """
     if _glibc() is not None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def description() -> str:
-    """The allocator and what it does with freed memory, for the environment block of logs."""
+    """Returns the allocator's name and whether it keeps freed memory, for the log's environment."""
     version = _glibc()
     if version is None:
         return "the system's"
-    other, variable = _preloaded(), _of_the_user()
+    other = _preloaded()
+    variable = _of_the_user()
     if other is not None:
         return f"{other} in place of glibc's"
     if _kept:
@@ -82,7 +88,7 @@ def description() -> str:
 
 
 def _glibc() -> str | None:
-    """The version of the C library, None where that is another one."""
+    """Returns the version of glibc; None if the C library is another one."""
     try:
         version = ctypes.CDLL(None).gnu_get_libc_version
     except (AttributeError, OSError, TypeError):
@@ -92,8 +98,9 @@ def _glibc() -> str | None:
 
 
 def _preloaded() -> str | None:
-    """The file name of a library whose malloc stands in for glibc's; None where none does."""
-    library, told = ctypes.CDLL(None), _SymbolInfo()
+    """Returns the file name of a library that replaces glibc's malloc; None if there is none."""
+    library = ctypes.CDLL(None)
+    told = _SymbolInfo()
     if not library.dladdr(ctypes.cast(library.malloc, ctypes.c_void_p), ctypes.byref(told)):
         return None
     name = Path(os.fsdecode(told.file_name)).name
@@ -101,7 +108,7 @@ def _preloaded() -> str | None:
 
 
 class _SymbolInfo(ctypes.Structure):
-    """Dl_info of dladdr(3)."""
+    """The struct Dl_info of dladdr(3)."""
 
     _fields_ = [
         ("file_name", ctypes.c_char_p),
@@ -112,7 +119,7 @@ class _SymbolInfo(ctypes.Structure):
 
 
 def _of_the_user() -> str | None:
-    """The name of a variable by which the user has set glibc's allocator."""
+    """Returns the name of a variable by which the user has set glibc's allocator, or None."""
     if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return "GLIBC_TUNABLES"
     return next((name for name in _OF_THE_USER if name in os.environ), None)

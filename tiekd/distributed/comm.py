@@ -1,4 +1,4 @@
-"""Ranks, and one-call reductions over them."""
+"""Rank numbers, and collectives that are one call each."""
 
 import contextlib
 import os
@@ -13,32 +13,48 @@ from torch.distributed import distributed_c10d
 
 
 def rank() -> int:
-    """This process's number among all ranks; before the process group exists, what the launcher said (else 0)."""
+    """Returns this process's rank; before the process group exists, the launcher's RANK, else 0."""
     return dist.get_rank() if _is_initialised() else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """The number of ranks; 1 without a process group."""
+    """Returns the number of ranks; 1 without a process group."""
     return dist.get_world_size() if _is_initialised() else 1
 
 
 def is_main() -> bool:
-    """True on the rank that writes files and pictures. Wrap a write with it, never a collective."""
+    """Returns True on rank 0, which writes files and images.
+
+    Wrap a write with it, never a collective.
+    """
     return rank() == 0
 
 
 def barrier() -> None:
-    """Waits until every rank is here."""
+    """Waits until every rank has called it. Collective."""
     if world_size() > 1:
         dist.barrier()
 
 
 def mean_over_ranks(values: dict[str, Tensor | float]) -> dict[str, float]:
-    """Means of scalars over all ranks: one collective and one host sync for the whole dict (same keys everywhere)."""
+    """Averages scalars over all ranks, with one collective and one host sync for the whole dict.
+
+    Collective.
+
+    Args:
+        values: name -> number or 0-d tensor; the same names on every rank.
+
+    Returns:
+        Name -> mean, on every rank.
+    """
     if not values:
         return {}
-    device = next((v.device for v in values.values() if isinstance(v, Tensor)), _device_of_collectives())
-    stacked = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in values.values()])
+    device = next(
+        (v.device for v in values.values() if isinstance(v, Tensor)), _device_of_collectives()
+    )
+    stacked = torch.stack(
+        [torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in values.values()]
+    )
     if world_size() > 1:
         dist.all_reduce(stacked)
         stacked /= world_size()
@@ -46,12 +62,12 @@ def mean_over_ranks(values: dict[str, Tensor | float]) -> dict[str, float]:
 
 
 def max_over_ranks(value: float) -> float:
-    """The largest of a number over all ranks."""
+    """Returns the maximum of a number over all ranks, on every rank. Collective."""
     return max(gather_objects(value))
 
 
 def gather_objects(value) -> list:
-    """One small Python value of every rank, in rank order, on every rank. Collective."""
+    """Gathers one small Python value of every rank, in rank order, on every rank. Collective."""
     if world_size() == 1:
         return [value]
     gathered = [None] * world_size()
@@ -60,7 +76,7 @@ def gather_objects(value) -> list:
 
 
 def broadcast_object(value):
-    """Rank 0's value on every rank. Collective."""
+    """Returns rank 0's value on every rank. Collective."""
     if world_size() == 1:
         return value
     box = [value]
@@ -69,38 +85,46 @@ def broadcast_object(value):
 
 
 def set_default_timeout(timeout: timedelta) -> None:
-    """Process groups that are made from now on, DeepSpeed's own too, wait so long where nothing else is said."""
-    # torch gives a new group a constant, whatever the first group was started with.
+    """Sets the timeout of process groups that are created later, including DeepSpeed's."""
+    # A new group gets torch's constant, whatever timeout the first group was started with.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
 
 
 def missing_ranks(wait_s: float) -> list[int]:
-    """After a collective that failed: the ranks that don't say within `wait_s` seconds that they have met that, too.
+    """Returns the ranks that don't answer after a failed collective.
 
-    Goes through the store, since groups may be broken. It lives in rank 0 under most launchers: where nobody answers,
-    that is the one. Empty where the ranks never came together.
+    The ranks report through the store, since process groups may be broken. Under most launchers
+    rank 0 holds the store; if no rank answers, rank 0 is missing.
+
+    Args:
+        wait_s: how many seconds each rank waits for the reports of the others.
+
+    Returns:
+        Rank numbers in order; empty if the process group never existed.
     """
     if not _is_initialised():
         return []
     here: set[int] = set()
     asking = threading.Thread(target=_ask_who_is_here, args=(here, wait_s), daemon=True)
     asking.start()
-    asking.join(wait_s + 1)  # a store that hangs has no answer
+    asking.join(wait_s + 1)  # the store may hang
     return sorted(set(range(world_size())) - here) if here else [0]
 
 
 def _ask_who_is_here(here: set[int], wait_s: float) -> None:
     store = distributed_c10d._get_default_store()
     end = time.monotonic() + wait_s
-    with contextlib.suppress(RuntimeError):  # the store has gone
+    with contextlib.suppress(RuntimeError):  # the store is gone
         store.set(f"tiekd/here/{rank()}", "1")
         while len(here) < world_size() and time.monotonic() < end:
-            here.update(other for other in range(world_size()) if store.check([f"tiekd/here/{other}"]))
+            here.update(
+                other for other in range(world_size()) if store.check([f"tiekd/here/{other}"])
+            )
             time.sleep(0.2)
 
 
 def _device_of_collectives() -> torch.device:
-    """Where numbers that are on no device go for a reduction: NCCL and its like don't take them from the CPU."""
+    """Returns the device for the tensors of collectives; NCCL, for one, takes none on a CPU."""
     on_cpu = world_size() == 1 or dist.get_backend() == "gloo"
     return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
 

@@ -1,10 +1,10 @@
-"""Starting and ending a process: the rank's environment, and one line instead of a traceback.
+"""Starts and ends a process: the rank's environment, its exit code, one line per mistake.
 
-Works under `deepspeed`, under `srun`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT, and as plain `python` (one rank on a free port).
+Works under `deepspeed`, under `srun`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT, and as plain `python` (one rank on a free port).
 
-torch is imported where it is needed, by who starts a rank: `--help`, a mistake in the call and what
-only reads a recipe end in a fraction of the two seconds that this takes.
+torch is imported within the functions that need it: its import takes two seconds, and `--help`, a
+mistake in the call and programs that only read a recipe end in a fraction of that.
 """
 
 import atexit
@@ -27,22 +27,28 @@ from tiekd.errors import LaunchError, UserError
 USER_ERROR_CODE = 2
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 _LOST_PEER = re.compile(
-    r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|Timed out|wait timeout",
+    r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|"
+    r"Timed out|wait timeout",
     re.I,
 )
-_OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|MemoryError", re.I)
-_LESS_MEMORY = (
-    "not enough memory; smaller batches, pictures and networks need less (for training, bin/train.py RECIPE --dry-run "
-    "--find-micro-batch says what fits)"
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|MemoryError", re.I
 )
-_MAKE_ROOM, _ALLOW = "make room, then go on or start again", "change its permissions, or give another path"
+_LESS_MEMORY = (
+    "not enough memory; smaller batches, pictures and networks need less (for training, "
+    "bin/train.py RECIPE --dry-run --find-micro-batch says what fits)"
+)
+_MAKE_ROOM = "make room, then go on or start again"
+_ALLOW = "change its permissions, or give another path"
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
     errno.EACCES: _ALLOW,
     errno.EROFS: _ALLOW,
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or give a disk that takes such files",
-    errno.EIO: "the disk, or the way to it, fails; see what the system's log says of it, and go on when it is mended",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or give a disk that takes such "
+    "files",
+    errno.EIO: "the disk, or the way to it, fails; see what the system's log says of it, and go on "
+    "when it is mended",
     errno.ESTALE: "the network's disk has lost it; mount it anew, then go on",
     errno.ENOTDIR: "a part of its path is a file; give another path",
     errno.ENAMETOOLONG: "give a shorter path",
@@ -50,23 +56,25 @@ _REMEDIES = {
 }
 _LONGEST_LINE = 2000
 _LAUNCHER_REACTS_S = 20.0
-_LAUNCHER_KILLS_AFTER_S = 30.0  # a rank that doesn't end when it is told to
+_LAUNCHER_KILLS_AFTER_S = 30.0  # a rank that doesn't end on SIGTERM
 _RANKS_ANSWER_S = 10.0
-_SAME_ERROR_ELSEWHERE_S, _START_APART_S = 15.0, 60.0
+_SAME_ERROR_ELSEWHERE_S = 15.0
+_START_APART_S = 60.0
 
 
-asked_to_stop: list[str] = []  # the reasons that training/hooks/preemption.py was given in this process
+# The reasons to stop that training/hooks/preemption.py got in this process.
+asked_to_stop: list[str] = []
 
 
 class Stopped(Exception):
-    """A run that was asked to end has saved its state and ended early."""
+    """Raised when a run that was asked to stop has saved its state and ends early."""
 
 
 def program(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a program as `run` does, and ends the process with its exit code.
+    """Runs a program as `run` does, and exits with its exit code.
 
-    One of several ranks then ends without Python being taken down around it: gloo's threads may outlive what they use,
-    and the process abort. What was registered for the end is done.
+    One of several ranks exits without Python's cleanup: gloo's threads may outlive what they use,
+    and the process would abort. Functions that are registered with `atexit` are called.
     """
 
     def main_with_allocator() -> int | None:
@@ -85,7 +93,7 @@ def program(main: Callable[[], int | None]) -> NoReturn:
                 torch.distributed.destroy_process_group()
         if not alone:
             atexit._run_exitfuncs()
-            with contextlib.suppress(OSError):  # nobody reads any more
+            with contextlib.suppress(OSError):  # the reader is gone
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
@@ -93,15 +101,23 @@ def program(main: Callable[[], int | None]) -> NoReturn:
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Runs a program and returns its exit code: the program's own or 0, 2 after a user's mistake, told in one line on
-    stderr, or 75 where a run was asked to stop and can go on from its checkpoint.
+    """Runs a program and returns its exit code.
 
-    A mistake that every rank finds is told by the first rank of a machine: the others wait until the launcher has ended
-    them. A rank that loses another one waits in the same way, so that the cause is the only thing to be read.
+    If every rank makes the same mistake, the first rank of each machine reports it; the others wait
+    until the launcher has ended them. A rank that loses another one waits in the same way, so that
+    only the cause is printed.
+
+    Args:
+        main: the program; returns its exit code, or None for 0.
+
+    Returns:
+        The program's own exit code; 2 after a user's mistake, which is reported in one line on
+            stderr; 75 if a run was asked to stop and can resume from its checkpoint; 130 after
+            Ctrl-C.
     """
     slurm.adopt_task()
-    for stream in (sys.stdout, sys.stderr):  # names of files may be no text in any encoding
-        with contextlib.suppress(AttributeError):  # a stream of somebody else's
+    for stream in (sys.stdout, sys.stderr):  # file names may be bytes that are no text
+        with contextlib.suppress(AttributeError):  # a stream that a caller has replaced
             stream.reconfigure(errors="backslashreplace")
     try:
         if "CROSS_RANK" in os.environ:  # DeepSpeed's launcher sets it
@@ -112,12 +128,13 @@ def run(main: Callable[[], int | None]) -> int:
     except UserError as error:
         _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-            # Before they have met, ranks of a busy machine may be far apart.
+            # Until the process group exists, ranks of a busy machine may be far apart.
             time.sleep(_SAME_ERROR_ELSEWHERE_S if _is_in_a_group() else _START_APART_S)
         return _report(error)
     except Stopped as stopped:
-        # The launcher ends the other ranks as soon as one has ended, so they end together.
-        with contextlib.suppress(RuntimeError):  # one that was lost now has saved as well
+        # The launcher ends all ranks as soon as one has ended, so they end together. A rank that is
+        # lost here has saved as well.
+        with contextlib.suppress(RuntimeError):
             from tiekd.distributed.comm import barrier
 
             barrier()
@@ -131,15 +148,21 @@ def run(main: Callable[[], int | None]) -> int:
         _let_signals_end_this()
         return _report(LaunchError(_not_to_be_written(error)))
     except Exception as error:
+        # Faults of the machine, not of the program: disk, limits, a lost rank, memory.
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             _let_signals_end_this()
-            return _report(LaunchError(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"))
+            return _report(
+                LaunchError(
+                    f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
+                )
+            )
         if (told := limits.lacking(error)) is not None:
             _let_signals_end_this()
             return _report(LaunchError(told))
         if lost_a_rank(error):
             _let_signals_end_this()
-            if asked_to_stop:  # the launcher is about it already, and another rank has told the cause
+            if asked_to_stop:
+                # The launcher is already ending the run, and another rank has reported the cause.
                 return USER_ERROR_CODE
             return _report(_lost_rank(error))
         if is_out_of_memory(error):
@@ -149,26 +172,34 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def _not_to_be_written(error: UnicodeEncodeError) -> str:
-    what = error.object if len(error.object) <= 200 else error.object[max(0, error.start - 100) : error.end + 100]
+    what = error.object
+    if len(what) > 200:
+        what = what[max(0, error.start - 100) : error.end + 100]
     named = what.encode("ascii", "backslashreplace").decode()
     return (
-        f"{named}: a name that can't be written as {error.encoding}; rename it to have letters of UTF-8, and start "
-        "with LC_ALL=C.UTF-8 where the environment has another encoding"
+        f"{named}: a name that can't be written as {error.encoding}; rename it to have letters of "
+        "UTF-8, and start with LC_ALL=C.UTF-8 where the environment has another encoding"
     )
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was lacking, of whatever device, by what the error says."""
-    return isinstance(error, MemoryError | RuntimeError) and _OUT_OF_MEMORY.search(repr(error)) is not None
+    """Returns True if an error's text says that memory is exhausted, on whatever device."""
+    return (
+        isinstance(error, MemoryError | RuntimeError)
+        and _OUT_OF_MEMORY.search(repr(error)) is not None
+    )
 
 
 def lost_a_rank(error: Exception) -> bool:
-    """Whether a collective failed because another rank is gone."""
+    """Returns True if a collective failed because another rank is gone."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)) is not None
 
 
 def _check_hostfile() -> None:
-    """LaunchError where `deepspeed` was told a hostfile that isn't there, for it goes on with this machine alone."""
+    """Raises LaunchError if `deepspeed` was given a hostfile that doesn't exist.
+
+    DeepSpeed would go on with this machine alone.
+    """
     from tiekd.distributed import launcher_watch
 
     if (told := launcher_watch.told_hostfile()) is not None:
@@ -176,24 +207,31 @@ def _check_hostfile() -> None:
 
 
 def _lost_rank(error: Exception) -> LaunchError:
-    """Which rank a collective failed for. Only the first one that is left says so at once: a rank that has ended by an
-    error of its own has told that, and its launcher ends the others."""
+    """Returns the error that names the rank for which a collective failed.
+
+    Only the lowest rank that still answers reports it at once. The others wait: a rank that ended
+    by an error of its own has reported that, and its launcher ends the others.
+    """
     from tiekd.distributed.comm import missing_ranks
 
-    me, missing = int(os.environ["RANK"]), missing_ranks(_RANKS_ANSWER_S)
+    me = int(os.environ["RANK"])
+    missing = missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
-        time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))  # it ends one rank after the other
-    lost = f"rank {', '.join(map(str, missing))}, which does not answer" if missing else "another rank"
+        # The launcher ends one rank after the other.
+        time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))
+    lost = "another rank"
+    if missing:
+        lost = f"rank {', '.join(map(str, missing))}, which does not answer"
     waited = re.search(r"(\d+) ?ms", str(error))
     how = f"waited {int(waited[1]) / 1000:g} s for" if waited else "lost"
     return LaunchError(
-        f"rank {me} {how} {lost}; it hangs, was stopped or has ended (then its own message says why); once that is "
-        "mended, go on with bin/resume"
+        f"rank {me} {how} {lost}; it hangs, was stopped or has ended (then its own message says "
+        "why); once that is mended, go on with bin/resume"
     )
 
 
 def _is_in_a_group() -> bool:
-    """True where this process has joined a group; one that hasn't imported torch has not."""
+    """Returns True if this process has joined a group; without torch it hasn't."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.distributed.is_initialized()
 
@@ -211,7 +249,13 @@ def _let_signals_end_this() -> None:
 
 
 def on_lost_machine(name: str, silent: bool) -> None:
-    """Ends this rank, after a while in which the rank itself may find out and tell more."""
+    """Ends this rank after another machine was lost.
+
+    Args:
+        name: of the machine.
+        silent: True if it fell silent. Otherwise its connection closed; then this rank waits, since
+            its own collective may fail and its error says more.
+    """
     from tiekd.distributed import launcher_watch
 
     if not silent:
@@ -222,10 +266,17 @@ def on_lost_machine(name: str, silent: bool) -> None:
 
 
 def _tell_of_a_thread(ended) -> None:
-    """The end of a thread, TensorBoard's writer for example, in a line where it isn't a fault of the program."""
+    """Reports a thread's end in one line if no fault of the program caused it.
+
+    An example is TensorBoard's writer when the disk is full.
+    """
     error = ended.exc_value
-    told = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None
-    told = f"{error}; {told}" if told is not None else error is not None and limits.lacking(error)
+    remedy = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None
+    told = None
+    if remedy is not None:
+        told = f"{error}; {remedy}"
+    elif error is not None:
+        told = limits.lacking(error)
     if not told or os.environ.get("TIEKD_DEBUG") == "1":
         return threading.__excepthook__(ended)
     name = "a thread" if ended.thread is None else f"thread {ended.thread.name}"
@@ -237,7 +288,7 @@ def _report(error: UserError) -> int:
         traceback.print_exc()
     message = " ".join(map(str.strip, str(error).splitlines()))
     line = f"{type(error).__name__}: {paths.with_hint(message)}"
-    if len(line) > _LONGEST_LINE:  # somebody's value is; what to do stands at the end
+    if len(line) > _LONGEST_LINE:  # it quotes a long value; what to do comes at the end
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

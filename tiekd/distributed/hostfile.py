@@ -1,7 +1,8 @@
-"""Which machines DeepSpeed's launcher is told, checked before it runs: it takes a hostfile that isn't there for none,
-and trains on this machine alone; of other mistakes it tells in a traceback.
+"""Checks the hostfile and the device options that DeepSpeed's launcher is given.
 
-A hostfile has a line `NAME slots=N` a machine. Left out: whether the machines can be reached.
+The launcher ignores a hostfile that doesn't exist and trains on this machine alone; other mistakes
+end in a traceback. So they are checked before it runs. A hostfile has one line `NAME slots=N` for
+each machine. Left out: whether the machines can be reached.
 """
 
 import re
@@ -16,8 +17,14 @@ _LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?", re.ASCII)
 
 
 def read(path: str | Path) -> dict[str, int]:
-    """Machines and their numbers of devices. Raises LaunchError for a file that isn't there, can't be read or can't be
-    meant."""
+    """Reads a hostfile.
+
+    Returns:
+        The name of each machine -> its number of devices.
+
+    Raises:
+        LaunchError: the file doesn't exist, can't be read or has an invalid line.
+    """
     path = Path(path)
     check_is_file(path)
     try:
@@ -31,11 +38,17 @@ def read(path: str | Path) -> dict[str, int]:
         found = _LINE.fullmatch(line)
         if found is None:
             raise LaunchError(f"--hostfile {path}: line {number} is {line[:200]!r}; {_FORM}")
-        name, slots = found[1], int(found[2])
+        name = found[1]
+        slots = int(found[2])
         if name in hosts:
-            raise LaunchError(f"--hostfile {path}: line {number} names {name} again; give each machine one line")
+            raise LaunchError(
+                f"--hostfile {path}: line {number} names {name} again; give each machine one line"
+            )
         if slots < 1:
-            raise LaunchError(f"--hostfile {path}: line {number} gives {name} no slots; give it one, or leave it out")
+            raise LaunchError(
+                f"--hostfile {path}: line {number} gives {name} no slots; give it one, or leave it "
+                "out"
+            )
         hosts[name] = slots
     if not hosts:
         raise LaunchError(f"--hostfile {path}: no machine is in it; {_FORM}")
@@ -43,43 +56,81 @@ def read(path: str | Path) -> dict[str, int]:
 
 
 def check_is_file(path: Path) -> None:
-    """Raises LaunchError for what DeepSpeed's launcher takes for no hostfile at all."""
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no file of its own" if path.exists() else "no such file"
-        raise LaunchError(f"--hostfile {path}: {kind}; {_FORM}")
+    """Raises LaunchError for a path that is no file, which DeepSpeed's launcher would ignore."""
+    if path.is_file():
+        return
+    kind = "no such file"
+    if path.is_dir():
+        kind = "a folder"
+    elif path.exists():
+        kind = "no file of its own"
+    raise LaunchError(f"--hostfile {path}: {kind}; {_FORM}")
 
 
 def check_options(options: Sequence[str]) -> None:
-    """Raises LaunchError where options for `deepspeed`, each as `--name=value`, can't go together or choose machines,
-    devices or numbers that aren't there."""
+    """Checks options for `deepspeed`.
+
+    Args:
+        options: each as `--name=value`.
+
+    Raises:
+        LaunchError: options exclude each other, or name machines, devices or numbers that don't
+            exist.
+    """
+    # Values by themselves.
     given = dict(option.removeprefix("--").split("=", 1) for option in options)
     for name in ("num_gpus", "num_nodes", "master_port"):
         if name in given and not re.fullmatch(r"[1-9]\d{0,4}", given[name], re.ASCII):
             raise LaunchError(f"--{name}: got {given[name]!r}; it must be a whole number from 1")
+    # Options that exclude each other.
     filters = [name for name in ("include", "exclude") if given.get(name)]
     if len(filters) > 1:
         raise LaunchError("--include and --exclude can't go together; give one of them")
     if filters and {"num_gpus", "num_nodes"} & set(given):
-        raise LaunchError(f"--{filters[0]} can't go with --num_gpus or --num_nodes; give one of them")
+        raise LaunchError(
+            f"--{filters[0]} can't go with --num_gpus or --num_nodes; give one of them"
+        )
+    # Machines and devices that the hostfile, or this machine, doesn't have.
     hosts = None
     if "hostfile" in given or DEFAULT.is_file():
         hosts = read(given.get("hostfile", DEFAULT))
     if int(given.get("num_nodes", 1)) > len(hosts or "1"):
-        there = f"{given.get('hostfile', DEFAULT)} has {len(hosts)}" if hosts else "without --hostfile there is one"
-        raise LaunchError(f"--num_nodes {given['num_nodes']}: {there}; give that many or less, or another --hostfile")
+        there = (
+            f"{given.get('hostfile', DEFAULT)} has {len(hosts)}"
+            if hosts
+            else "without --hostfile there is one"
+        )
+        raise LaunchError(
+            f"--num_nodes {given['num_nodes']}: {there}; give that many or less, or another "
+            "--hostfile"
+        )
     for name in filters:
         _check_filter(name, given[name], hosts)
 
 
 def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:
-    """value: as `node1@node2:0,2`. hosts: None for this machine alone, whose devices aren't counted."""
+    """Checks the value of --include or --exclude, such as `node1@node2:0,2`.
+
+    Args:
+        name: the option, without `--`.
+        value: its value.
+        hosts: machines and their numbers of devices; None for this machine, whose devices aren't
+            counted.
+    """
     known = hosts or {"localhost": None}
     for part in value.split("@"):
         host, colon, slots = part.partition(":")
         if host not in known:
-            raise LaunchError(f"--{name} {value}: no machine is called {host!r}; there are {', '.join(known)}")
+            raise LaunchError(
+                f"--{name} {value}: no machine is called {host!r}; there are {', '.join(known)}"
+            )
         for slot in slots.split(",") if colon else ():
             if not re.fullmatch(r"\d+", slot, re.ASCII):
-                raise LaunchError(f"--{name} {value}: {slot!r} is no device; give numbers from 0 on, as in {host}:0,1")
+                raise LaunchError(
+                    f"--{name} {value}: {slot!r} is no device; give numbers from 0 on, as in "
+                    f"{host}:0,1"
+                )
             if known[host] is not None and int(slot) >= known[host]:
-                raise LaunchError(f"--{name} {value}: {host} has {known[host]} devices, 0 to {known[host] - 1}")
+                raise LaunchError(
+                    f"--{name} {value}: {host} has {known[host]} devices, 0 to {known[host] - 1}"
+                )

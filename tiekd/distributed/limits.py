@@ -1,6 +1,7 @@
-"""What a system allows a process, and which of it an error says is lacking: open files, processes and threads, memory.
+"""A process's limits (open files, threads, memory, ...), and which one an error comes from.
 
-Left out: limits that end a process by a signal (`ulimit -t`, a container's memory), which leave nobody to tell.
+Left out: limits that end a process by a signal (`ulimit -t`, a container's memory), since then
+nothing can be reported.
 """
 
 import errno
@@ -23,7 +24,11 @@ _WORDS = {
 
 
 def lacking(error: BaseException) -> str | None:
-    """What is lacking and how to have more, in words, where an error or what led to it comes from that; else None."""
+    """Returns the exhausted resource and how to get more, if an error or its cause comes from that.
+
+    Returns:
+        Text for a message; None for any other error.
+    """
     for each in _chain(error):
         number = each.errno if isinstance(each, OSError) else _by_words(str(each))
         if number in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
@@ -32,20 +37,26 @@ def lacking(error: BaseException) -> str | None:
 
 
 def check_threads(count: int) -> None:
-    """Raises LaunchError where this process may not have so many threads more: C++ libraries abort where they can't."""
+    """Raises LaunchError if this process can't start `count` more threads.
+
+    C++ libraries abort if they can't start theirs.
+    """
+    # Tried for real, since a container or a service may set a limit that can't be read.
     may_end = threading.Event()
     threads = [threading.Thread(target=may_end.wait, daemon=True) for _ in range(count)]
     try:
         for thread in threads:
             thread.start()
     except RuntimeError as error:
-        raise LaunchError(f"this process may not start {count} more threads: {lacking(error) or error}") from None
+        raise LaunchError(
+            f"this process may not start {count} more threads: {lacking(error) or error}"
+        ) from None
     finally:
         may_end.set()
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those before it; `raise ... from None` hides them, but they are there."""
+    """Yields an error and its causes, including those that `raise ... from None` hides."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -64,5 +75,8 @@ def _in_words(number: int) -> str:
     name, kind = _LIMITS[number]
     limit = resource.getrlimit(kind)[0]
     if limit == resource.RLIM_INFINITY:
-        return f"{reason} ({name} sets no limit here, so the container or the service does); raise that"
+        return (
+            f"{reason} ({name} sets no limit here, so the container or the service does); raise "
+            "that"
+        )
     return f"{reason} ({name} is {limit} here); raise that"

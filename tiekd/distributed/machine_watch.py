@@ -1,9 +1,11 @@
-"""Whether the other machines of a run are still there.
+"""Watches the other machines of a run.
 
-A machine that loses its power or its cable tells nobody: the ranks of the others would wait in a collective for as long
-as the process group allows. So the first rank of every machine holds a connection to the main rank. Nothing is sent on
-it; the kernels ask each other, and a machine that is silent for a minute is lost. A connection that is closed without a
-farewell is a lost rank, at once. Costs one thread and a few empty packets a minute.
+A machine that loses its power or its network cable reports nothing: ranks on the others would wait
+in a collective until the process group's timeout. So the first rank of every machine keeps a
+connection to rank 0. Nothing is sent on it; the kernels send keep-alive packets, and a machine that
+is silent for a minute is lost. If a connection closes without a farewell, a rank is lost, at once.
+Costs one thread and a few empty packets a minute.
+
 Left out: ranks of one machine, which its launcher ends together.
 """
 
@@ -17,7 +19,10 @@ from collections.abc import Callable
 from tiekd.distributed import comm
 from tiekd.errors import LaunchError
 
-_SILENT_S, _ASK_EVERY_S, _ASK_TIMES = 15, 5, 9  # 15 + 9 * 5: lost after a minute
+# TCP keep-alive: a machine is lost after 15 + 9 * 5 seconds of silence, a minute.
+_SILENT_S = 15
+_ASK_EVERY_S = 5
+_ASK_TIMES = 9
 _CONNECT_S = 120.0
 _FAREWELL = b"."
 _connections: dict[socket.socket, str] = {}  # the machine at the other end
@@ -26,16 +31,24 @@ OnLoss = Callable[[str, bool], None]
 
 
 def watch_machines(on_loss: OnLoss) -> None:
-    """From now on, the loss of another machine is answered by `on_loss(its name, whether it fell silent)`, called from
-    another thread; of the main rank's machine on the others, of any on that one. Collective.
+    """Starts to watch the other machines. Collective.
 
-    Raises LaunchError where a machine can't be reached.
+    Rank 0's machine watches all others, and the others watch rank 0's.
+
+    Args:
+        on_loss: called in another thread with the lost machine's name, and with True if it fell
+            silent, False if its connection closed.
+
+    Raises:
+        LaunchError: a machine can't be reached.
     """
     firsts = sum(comm.gather_objects(os.environ["LOCAL_RANK"] == "0"))
     if firsts < 2:
         return
     listener = _listen() if comm.is_main() else None
-    port, secret = comm.broadcast_object(listener and (listener.getsockname()[1], secrets.token_hex(16)))
+    port, secret = comm.broadcast_object(
+        listener and (listener.getsockname()[1], secrets.token_hex(16))
+    )
     try:
         if listener is not None:
             _accept(listener, secret, firsts - 1)
@@ -44,18 +57,21 @@ def watch_machines(on_loss: OnLoss) -> None:
     except OSError as error:
         raise LaunchError(
             f"{socket.gethostname()}: no connection between the machines on port {port} of "
-            f"{os.environ['MASTER_ADDR']} ({error}); ranks need all ports above 1023 open between the machines"
+            f"{os.environ['MASTER_ADDR']} ({error}); ranks need all ports above 1023 open between "
+            "the machines"
         ) from None
     if _connections:
-        threading.Thread(target=_watch, args=(dict(_connections), on_loss), name="peers", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(dict(_connections), on_loss), name="peers", daemon=True
+        ).start()
 
 
 def say_farewell() -> None:
-    """Tells the other machines that this process ends because it is done."""
+    """Tells the other machines that this process ends because it has finished."""
     for connection in _connections:
         try:
             connection.sendall(_FAREWELL)
-        except OSError:  # the other end was done earlier
+        except OSError:  # the other end has finished before
             continue
 
 
@@ -66,13 +82,14 @@ def _listen() -> socket.socket:
 
 
 def _accept(listener: socket.socket, secret: str, count: int) -> None:
-    """Waits for `count` machines that know the secret."""
+    """Accepts the connections of `count` machines that know the secret."""
     listener.settimeout(_CONNECT_S)
     with listener:
         while len(_connections) < count:
             connection, _ = listener.accept()
             connection.settimeout(_CONNECT_S)
             said, _, name = connection.makefile(errors="replace").readline().strip().partition(" ")
+            # Any process on the network can connect; only ranks of this run know the secret.
             if secrets.compare_digest(said.encode(), secret.encode()):
                 _keep(connection, name)
 
@@ -103,8 +120,9 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
                     said = key.fileobj.recv(1)
                 except ConnectionResetError:
                     said = b""
-                except OSError:  # no answer, or nobody on the way knows where the machine is
-                    said, silent = b"", True
+                except OSError:  # no answer to keep-alive packets, or no route to the machine
+                    said = b""
+                    silent = True
                 if said != _FAREWELL:
                     return on_loss(connections[key.fileobj], silent)
                 selector.unregister(key.fileobj)

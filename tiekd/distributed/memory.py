@@ -1,50 +1,65 @@
-"""What a rank holds: of its accelerator's memory as torch's allocator counts it, or, on a CPU, as a process (Linux).
+"""Memory that a rank holds: on an accelerator by torch's allocator, on a CPU by its process.
 
-A process's figure has everything in it, the libraries too; data workers are processes of their own and not in it.
+A process's figure (Linux only) includes everything, libraries too. Data workers are processes of
+their own and not included.
 """
 
 from pathlib import Path
 
 import torch
 
-_PROCESS, _MACHINE = Path("/proc/self/status"), Path("/proc/meminfo")
+_PROCESS = Path("/proc/self/status")
+_MACHINE = Path("/proc/meminfo")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def held_bytes(device: torch.device) -> int:
-    """Now."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _field(_PROCESS, "VmRSS")
+    """Returns the bytes that this rank holds at the moment."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _field(_PROCESS, "VmRSS")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """At most since the start, or since `restart_peak`."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _field(_PROCESS, "VmHWM")
+    """Returns the most bytes held since the start, or since `restart_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _field(_PROCESS, "VmHWM")
 
 
 def restart_peak(device: torch.device) -> None:
-    """Lets the peak begin anew at what is held now."""
+    """Resets the peak to the bytes that are held at the moment."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        # 5 resets the peak resident set size, VmHWM (proc(5)).
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done its work."""
+    """Waits until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """What could still be held: of the device, or of the machine without swapping, as the container allows."""
+    """Returns the bytes that can still be allocated.
+
+    On an accelerator those of the device. On a CPU those of the machine without swapping, within
+    the limit of the container.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min([_field(_MACHINE, "MemAvailable"), *_free_in_container()])
 
 
 def _free_in_container() -> list[int]:
+    """Returns the free bytes under each memory limit of the container: cgroup v2, then v1."""
     free = []
-    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
         folder = _CGROUPS / "memory" if "bytes" in limit else _CGROUPS
         try:
             values = [(folder / name).read_text().strip() for name in (limit, used)]

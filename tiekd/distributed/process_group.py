@@ -1,6 +1,7 @@
-"""A rank's start: the process group, its device, its threads, and the seeds.
+"""Starts a rank: the process group, its device, its threads, and the seeds.
 
-torch is imported where it is needed: what only reads a recipe ends in a fraction of the two seconds that this takes.
+torch is imported within the functions: its import takes two seconds, and a program that only reads
+a recipe ends in a fraction of that.
 """
 
 import os
@@ -16,11 +17,15 @@ from tiekd.errors import LaunchError
 if TYPE_CHECKING:
     import torch
 
-_LIBRARIES_THREADS = 8  # gloo's for two groups, and the store's
+_LIBRARIES_THREADS = 8  # those of gloo for two groups, and of the store
 
 
 def _threads(text: str) -> int:
-    """The number of threads that OMP_NUM_THREADS says, of several, for nested ones, the first. Raises LaunchError."""
+    """Returns the number of threads in OMP_NUM_THREADS; the first if it lists several for nesting.
+
+    Raises:
+        LaunchError: it is no whole number from 1.
+    """
     first = text.partition(",")[0].strip()
     if not first.isdecimal() or int(first) < 1:
         raise LaunchError(f"OMP_NUM_THREADS: got {text!r:.80}; it must be a whole number from 1")
@@ -28,10 +33,15 @@ def _threads(text: str) -> int:
 
 
 def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
-    """Joins the process group and returns this rank's device; sets the threads of a CPU rank to its share of cores,
-    or to OMP_NUM_THREADS where that is given.
+    """Joins the process group and returns this rank's device.
 
-    Raises LaunchError when the port is taken.
+    A CPU rank uses its share of the cores as threads, or OMP_NUM_THREADS if that is set.
+
+    Args:
+        timeout_minutes: how long a collective waits for a rank.
+
+    Raises:
+        LaunchError: the port is taken, or there are more ranks than devices.
     """
     import deepspeed
     import torch
@@ -43,30 +53,38 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     launcher_watch.watch_launchers()
     timeout = timedelta(minutes=timeout_minutes)
     set_default_timeout(timeout)
+    # Without a launcher this process is the only rank.
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    # Only inference_all_reduce needs this op; without this line every CPU rank compiles it at start.
+    # Every CPU rank would compile this op at start, but only inference_all_reduce needs it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Pick the device, and set the threads of a CPU rank.
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
         _check_hidden_devices()
         share = max(1, len(os.sched_getaffinity(0)) // ranks_on_this_machine())
         torch.set_num_threads(_threads(os.environ.get("OMP_NUM_THREADS", str(share))))
-        device, backend = torch.device("cpu"), "gloo"
+        device = torch.device("cpu")
+        backend = "gloo"
     else:
-        if local_rank >= (there := accelerator.device_count()):
+        there = accelerator.device_count()
+        if local_rank >= there:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             raise LaunchError(
-                f"{ranks_on_this_machine()} ranks were started here, one a device, but {there} are visible "
-                f"(CUDA_VISIBLE_DEVICES={visible}); start {there} or less on a machine"
+                f"{ranks_on_this_machine()} ranks were started here, one a device, but {there} are "
+                f"visible (CUDA_VISIBLE_DEVICES={visible}); start {there} or less on a machine"
             )
         accelerator.set_device(local_rank)
-        device, backend = torch.device(accelerator.device_name(local_rank)), accelerator.communication_backend_name()
+        device = torch.device(accelerator.device_name(local_rank))
+        backend = accelerator.communication_backend_name()
+    # Join the process group. First count threads: gloo aborts if it can't start its own.
     limits.check_threads(_LIBRARIES_THREADS + torch.get_num_threads())
     try:
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+        deepspeed.init_distributed(
+            backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
+        )
     except RuntimeError as error:
         if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
             raise
@@ -79,7 +97,12 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seeds Python, numpy and torch; with `deterministic`, only algorithms that repeat bit for bit are allowed."""
+    """Seeds Python, NumPy and torch.
+
+    Args:
+        seed: any integer from 0.
+        deterministic: allows only algorithms whose results repeat bit for bit.
+    """
     import numpy as np
     import torch
 
@@ -93,18 +116,21 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def _check_hidden_devices() -> None:
-    """LaunchError where names of devices that aren't there would make a CPU's run of one on a GPU."""
+    """Raises LaunchError if a run would use the CPU because no GPU has the names that are given."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     named = visible.startswith(("GPU-", "MIG-"))
     if named and os.environ.get("DS_ACCELERATOR") != "cpu":
         raise LaunchError(
-            f"CUDA_VISIBLE_DEVICES={visible}: no GPU of that name is here (nvidia-smi -L names them); for a run on the "
-            'CPU set CUDA_VISIBLE_DEVICES=""'
+            f"CUDA_VISIBLE_DEVICES={visible}: no GPU of that name is here (nvidia-smi -L names "
+            'them); for a run on the CPU set CUDA_VISIBLE_DEVICES=""'
         )
 
 
 def ranks_on_this_machine() -> int:
-    """DeepSpeed's launcher says LOCAL_SIZE, torch's and others LOCAL_WORLD_SIZE."""
+    """Returns the number of ranks on this machine.
+
+    DeepSpeed's launcher sets LOCAL_SIZE, torch's and others LOCAL_WORLD_SIZE.
+    """
     return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 

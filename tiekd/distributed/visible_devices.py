@@ -1,8 +1,10 @@
-"""CUDA_VISIBLE_DEVICES and a number of ranks as options of DeepSpeed's launcher; the program behind bin/dist_train.sh.
+"""Translates CUDA_VISIBLE_DEVICES and a number of ranks for DeepSpeed's launcher.
 
-DeepSpeed ignores the variable when it is told a number of GPUs, and takes no names, so numbers become `--include`, and
-UUIDs are numbered by nvidia-smi first. As in CUDA, an empty list or -1 hides all GPUs: the ranks then are the CPU's.
-Imports nothing but Python's own library, and so costs nothing.
+The program behind bin/dist_train.sh. DeepSpeed ignores the variable if it is given a number of
+GPUs, and takes no UUIDs. So device numbers become `--include`, and UUIDs are first translated by
+nvidia-smi. As in CUDA, an empty list or -1 hides all GPUs; the ranks then run on the CPU. Imports
+only Python's standard library, and so starts at once.
+
 Left out: ranks on several MIG devices, between which NCCL doesn't work.
 """
 
@@ -12,23 +14,36 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # what stands for no device
+_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values that hide all devices
 _LIST_TIMEOUT_S = 20.0
 _OF_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' for Linux
 _ASK = "give numbers from 0 on, such as CUDA_VISIBLE_DEVICES=0,1"
 
 
 class Refused(ValueError):
-    """What the user has to change, in one line."""
+    """The mistake and what the user has to change, in one line."""
 
 
-def command(launcher: Sequence[str], environment: Mapping[str, str], arguments: Sequence[str]) -> tuple[list, dict]:
-    """The command that `dist_train.sh RECIPE GPUS [options]` stands for, and its environment.
+def command(
+    launcher: Sequence[str], environment: Mapping[str, str], arguments: Sequence[str]
+) -> tuple[list, dict]:
+    """Returns the command that `dist_train.sh RECIPE GPUS [options]` stands for.
 
-    launcher: `deepspeed` in words; arguments: train.py, then those of dist_train.sh. Raises Refused.
+    Args:
+        launcher: the words of the `deepspeed` command.
+        environment: the variables of this process.
+        arguments: the path of train.py, then the arguments of dist_train.sh.
+
+    Returns:
+        The words of the command, and its environment.
+
+    Raises:
+        Refused: the arguments or variables can't work.
     """
     if len(arguments) < 3:
-        raise Refused("bin/dist_train.sh needs RECIPE and GPUS, for example: sh bin/dist_train.sh RECIPE 2")
+        raise Refused(
+            "bin/dist_train.sh needs RECIPE and GPUS, for example: sh bin/dist_train.sh RECIPE 2"
+        )
     train, recipe, gpus, *options = arguments
     count = _whole(gpus, "GPUS", 1024, "how many ranks to start")
     port = _whole(environment.get("PORT") or "29500", "PORT", 65535, "a free port")
@@ -36,45 +51,69 @@ def command(launcher: Sequence[str], environment: Mapping[str, str], arguments: 
     visible = environment.pop("CUDA_VISIBLE_DEVICES", None)
     if visible is not None and _is_mig(visible):
         _check_one_mig(visible, count)
-        return [sys.executable, train, recipe, *options], environment | {"CUDA_VISIBLE_DEVICES": visible.strip(" ,")}
+        return [sys.executable, train, recipe, *options], environment | {
+            "CUDA_VISIBLE_DEVICES": visible.strip(" ,")
+        }
     devices, changes = _devices(visible, count, environment)
-    return [*launcher, *devices, "--master_port", str(port), train, recipe, *options], environment | changes
+    return [
+        *launcher,
+        *devices,
+        "--master_port",
+        str(port),
+        train,
+        recipe,
+        *options,
+    ], environment | changes
 
 
-def _devices(visible: str | None, count: int, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Options of the launcher, and what of its environment they need."""
+def _devices(
+    visible: str | None, count: int, environment: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Returns the launcher's device options, and the variables that they need."""
     listed = visible if visible is None else visible.strip()
     if listed in _HIDDEN:
         return ["--num_gpus", str(count)], {"DS_ACCELERATOR": "cpu"}
     there = _uuids()
     if listed is None:
         if there and count > len(there):
-            raise Refused(f"GPUS is {count}, but this machine has {len(there)}; give {len(there)} or less")
+            raise Refused(
+                f"GPUS is {count}, but this machine has {len(there)}; give {len(there)} or less"
+            )
         return ["--num_gpus", str(count)], {}
     names = [name.strip() for name in listed.rstrip(" ,").split(",")]
     if len(names) != count:
-        raise Refused(f"GPUS is {count}, but CUDA_VISIBLE_DEVICES={listed} lists {len(names)}; make them agree")
+        raise Refused(
+            f"GPUS is {count}, but CUDA_VISIBLE_DEVICES={listed} lists {len(names)}; make them "
+            "agree"
+        )
     numbers = [_number(name, listed, there) for name in names]
     if len(set(numbers)) < len(numbers):
         raise Refused(f"CUDA_VISIBLE_DEVICES={listed} lists a device twice; list each once")
     slots = len(there) or int(environment.get("LOCAL_SIZE") or 0)
     if there and max(numbers) >= slots:
-        raise Refused(f"CUDA_VISIBLE_DEVICES={listed}: this machine has {slots} GPUs, 0 to {slots - 1}")
+        raise Refused(
+            f"CUDA_VISIBLE_DEVICES={listed}: this machine has {slots} GPUs, 0 to {slots - 1}"
+        )
     if not slots and not any(map(os.path.exists, _OF_GPUS)):  # numbers mean nothing to a CPU
         return ["--num_gpus", str(count)], {}
-    # nvidia-smi numbers by the bus; CUDA, unless it is told, by speed.
+    # nvidia-smi orders devices by bus; CUDA, unless it is told, by speed.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if not all(map(str.isdecimal, names)) else {}
     return ["--include", f"localhost:{','.join(map(str, numbers))}"], order
 
 
 def _number(name: str, listed: str, there: Sequence[str]) -> int:
-    """A device's number, by itself or by its UUID, of which a beginning will do."""
+    """Returns the number of a device that is given by number or by (the beginning of) its UUID."""
     if re.fullmatch(r"\d+", name, re.ASCII):
         return int(name)
     if not name.startswith("GPU-"):
-        raise Refused(f"CUDA_VISIBLE_DEVICES={listed}: {name or 'an empty name'} is no device; {_ASK}")
+        raise Refused(
+            f"CUDA_VISIBLE_DEVICES={listed}: {name or 'an empty name'} is no device; {_ASK}"
+        )
     if not there:
-        raise Refused(f"CUDA_VISIBLE_DEVICES={listed}: nvidia-smi, which numbers {name}, finds no GPUs here; {_ASK}")
+        raise Refused(
+            f"CUDA_VISIBLE_DEVICES={listed}: nvidia-smi, which numbers {name}, finds no GPUs here; "
+            f"{_ASK}"
+        )
     found = [number for number, uuid in enumerate(there) if uuid.startswith(name)]
     if len(found) != 1:
         which = "none" if not found else "several"
@@ -90,15 +129,20 @@ def _is_mig(visible: str) -> bool:
 def _check_one_mig(visible: str, count: int) -> None:
     if count != 1 or len(visible.strip(" ,").split(",")) != 1:
         raise Refused(
-            f"CUDA_VISIBLE_DEVICES={visible}: ranks on several devices don't work with MIG, for NCCL doesn't; list one "
-            "MIG device, with GPUS 1"
+            f"CUDA_VISIBLE_DEVICES={visible}: ranks on several devices don't work with MIG, for "
+            "NCCL doesn't; list one MIG device, with GPUS 1"
         )
 
 
 def _uuids() -> list[str]:
-    """Of this machine's GPUs, in nvidia-smi's order; none where it is missing, fails or hangs."""
+    """Returns the UUIDs of this machine's GPUs in nvidia-smi's order; none if nvidia-smi fails.
+
+    A missing one and one that hangs count as failed.
+    """
     try:
-        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_LIST_TIMEOUT_S)
+        said = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_LIST_TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     found = re.findall(r"^GPU (\d+):.*\(UUID: (GPU-[\w-]+)\)", said.stdout, re.M)
@@ -107,18 +151,24 @@ def _uuids() -> list[str]:
 
 def _whole(value: str, name: str, most: int, meaning: str) -> int:
     if not re.fullmatch(r"\d+", value, re.ASCII) or not 1 <= int(value) <= most:
-        raise Refused(f"{name}: got {value!r}; it must be a whole number from 1 to {most}, {meaning}")
+        raise Refused(
+            f"{name}: got {value!r}; it must be a whole number from 1 to {most}, {meaning}"
+        )
     return int(value)
 
 
 def main() -> int:
+    """Replaces this process by the launcher; returns exit code 2 after a mistake."""
     try:
         words, environment = command(["deepspeed"], os.environ, sys.argv[1:])
         os.execvpe(words[0], words, environment)
     except Refused as error:
         sys.stderr.write(f"LaunchError: {error}\n")
     except FileNotFoundError:
-        sys.stderr.write("LaunchError: deepspeed is not on PATH; activate the environment that it is installed in\n")
+        sys.stderr.write(
+            "LaunchError: deepspeed is not on PATH; activate the environment that it is installed "
+            "in\n"
+        )
     return 2
 
 

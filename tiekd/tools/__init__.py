@@ -1,1 +1,1 @@
-"""The bodies of the programs in bin/."""
+"""The bodies of the programs in bin/, one module each."""

@@ -1,8 +1,11 @@
-"""Fills the folder of decoded frames (tiekd/data/decoded_cache.py) that `data.decoded` reads: once, before training.
+"""Fills the cache of decoded frames (tiekd/data/decoded_cache.py) that `data.decoded` reads.
 
-Every array is whole or not there, and what is there and of the source as it is now is kept, so a killed job goes on
-where it was, and one that runs again makes only what has changed. Processes decode side by side: some 25 ms for a frame
-of KITTI, and its writing; some 3 ms to verify one. Left out: folders that several machines fill at once.
+Each array is written atomically. Arrays that are there and whose source is unchanged are kept. So a
+killed job resumes where it was, and a repeated one decodes only what has changed. Several processes
+decode at once. Decoding a frame of KITTI takes about 25 ms plus its writing, verifying one about 3
+ms.
+
+Left out: folders that several machines fill at once.
 """
 
 import argparse
@@ -32,62 +35,100 @@ from tiekd.errors import DataError, RecipeError
 
 _LOCK = ".lock"
 _FILES_A_BATCH = 4
-_BLOCK = 4096  # bytes, of which a file takes whole ones
+_BLOCK = 4096  # bytes; a file takes whole blocks of the disk
 
 Sources = dict[Path, Callable[[Path], Tensor]]
 
 
 def sources_of(recipe: dict, splits: tuple[str, ...], out: TextIO | None = None) -> Sources:
-    """The files that the splits' frames are decoded from, each once, with what decodes it; `out` is told
-    what a user should know of how they were found."""
+    """Lists the files that the splits' frames are decoded from, each once.
+
+    Args:
+        recipe: with its overrides applied.
+        splits: "train", "val" or both.
+        out: gets the data set's warnings about how the files were found.
+
+    Returns:
+        Each file with the function that decodes it.
+
+    Raises:
+        RecipeError: the data set has no files to decode.
+    """
     sources = {}
-    notes: dict[str, None] = {}  # each once, though all splits of a folder find the same
+    notes: dict[str, None] = {}  # an ordered set: the splits of a folder have the same notes
     for split in splits:
         frames = build_dataset(without_cache(recipe), split)
         if not isinstance(frames, Frames):
-            raise RecipeError(f"data.name: {recipe['data']['name']} has no files to decode; kitti, nyu and folder have")
+            raise RecipeError(
+                f"data.name: {recipe['data']['name']} has no files to decode; kitti, nyu and "
+                "folder have"
+            )
         notes |= dict.fromkeys(frames.notes)
         for index in range(len(frames)):
-            sources |= {path: how for path, how in frames.files(index).values() if image_io.needs_decoding(path)}
+            sources |= {
+                path: how
+                for path, how in frames.files(index).values()
+                if image_io.needs_decoding(path)
+            }
     for note in notes if out is not None else ():
         _tell(out, f"Warning: {note}")
     return sources
 
 
-def fill(recipe: dict, sources: Sources, folder: Path, num_workers: int, verify: bool, out: TextIO) -> None:
-    """Decodes what `folder` doesn't hold yet and tells `out` how far it is; verify: also what holds wrong numbers.
+def fill(
+    recipe: dict, sources: Sources, folder: Path, num_workers: int, verify: bool, out: TextIO
+) -> None:
+    """Decodes the files that the cache doesn't have yet.
 
-    Raises DataError where it doesn't fit on the disk (before anything is written), as soon as something can't be
-    written, and at the end, where files can't be decoded.
+    Args:
+        recipe: with its overrides applied.
+        sources: what `sources_of` returns.
+        folder: the cache.
+        num_workers: processes that decode.
+        verify: also compares what is there with its source, and replaces arrays with wrong values.
+        out: gets the progress.
+
+    Raises:
+        DataError: the arrays don't fit on the disk (raised before any is written), one can't be
+            written (raised at once), or files can't be decoded (raised after all others are).
     """
     cache = cache_at(folder, recipe["data"])
     each = partial(_each, num_workers=num_workers, timeout_s=loading_of(recipe).timeout_s, out=out)
     with _claimed(folder):
+        # What is missing.
         if verify:
             whole = list(each("verified", list(sources), partial(cache.holds, thoroughly=True)))
         else:
             whole = map(cache.holds, sources)
         missing = [source for source, is_whole in zip(sources, whole, strict=True) if not is_whole]
         there = len(sources) - len(missing)
-        _tell(out, f"Decoded: {len(sources)} files, {there} there already, {len(missing)} to make in {folder}")
+        _tell(
+            out,
+            f"Decoded: {len(sources)} files, {there} there already, {len(missing)} to make in "
+            f"{folder}",
+        )
         _check_disk(folder, [(source, sources[source]) for source in missing], out)
+        # Decode it. Faulty files are collected; a disk that can't be written to ends the job.
         problems = []
-        with closing(each("files", missing, partial(_write, cache, sources), there=there)) as written:
+        with closing(
+            each("files", missing, partial(_write, cache, sources), there=there)
+        ) as written:
             for problem in written:
                 if problem is not None and problem.kind == "disk":
                     raise problem
-                problems += [] if problem is None else [problem]
+                if problem is not None:
+                    problems.append(problem)
     for problem in problems:
         _tell(out, str(problem))
     if problems:
         raise DataError(
-            f"{len(problems)} of {len(sources)} files can't be decoded; all others are. bin/check_data.py says what is "
-            "wrong and writes a split without them"
+            f"{len(problems)} of {len(sources)} files can't be decoded; all others are. "
+            "bin/check_data.py says what is wrong and writes a split without them"
         )
 
 
 def _write(cache: Decoded, sources: Sources, source: Path) -> DataError | None:
-    """Decodes a file and keeps it; returns what was wrong."""
+    """Decodes a file into the cache; returns the error, if there is one."""
     try:
         cache.write(source, sources[source])
     except DataError as error:
@@ -96,7 +137,7 @@ def _write(cache: Decoded, sources: Sources, source: Path) -> DataError | None:
 
 
 class _Acting(Dataset):
-    """What `act` returns for each file, by their paths."""
+    """A data set whose item for a file's path is what `act` returns for it."""
 
     def __init__(self, act: Callable):
         self.act = act
@@ -106,13 +147,33 @@ class _Acting(Dataset):
 
 
 def _each(
-    noun: str, paths: list[Path], act: Callable, num_workers: int, timeout_s: float, out: TextIO, *, there: int = 0
+    noun: str,
+    paths: list[Path],
+    act: Callable,
+    num_workers: int,
+    timeout_s: float,
+    out: TextIO,
+    *,
+    there: int = 0,
 ) -> Iterator:
-    """What `act` returns for each file, in order, from processes side by side; tells how far it is. there: how many
-    more are done."""
+    """Yields what `act` returns for each file, in order, computed by several processes.
+
+    Shows the progress.
+
+    Args:
+        noun: what is counted.
+        paths: the files.
+        act: takes a file's path.
+        num_workers: processes that call it.
+        timeout_s: how long to wait for a batch.
+        out: gets the progress.
+        there: how many further files are already done.
+    """
     done = there
     progress = Progress(noun, there + len(paths), lambda: done, out)
-    batches = [paths[start : start + _FILES_A_BATCH] for start in range(0, len(paths), _FILES_A_BATCH)]
+    batches = [
+        paths[start : start + _FILES_A_BATCH] for start in range(0, len(paths), _FILES_A_BATCH)
+    ]
     for found in workers.read(_Acting(act), batches, num_workers, list, _names, timeout_s):
         yield from found
         done += len(found)
@@ -121,36 +182,41 @@ def _each(
 
 
 def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO) -> None:
-    needed, free = sum(_bytes(*source) for source in missing), shutil.disk_usage(folder).free
+    needed = sum(_bytes(*source) for source in missing)
+    free = shutil.disk_usage(folder).free
     _tell(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
+    # Before anything is written: hours later the disk would be full of half a cache.
     if needed > free:
         raise DataError(
-            f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB is free; free "
-            "some space, or give a folder on another disk (data.decoded)"
+            f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} "
+            "GB is free; free some space, or give a folder on another disk (data.decoded)"
         )
 
 
 def _bytes(source: Path, decode: Callable) -> int:
-    """What a decoded file will take; nothing for one that can't be read, which is told when its turn comes."""
+    """Bytes of the decoded file; 0 if it can't be read (reported when it is decoded)."""
     try:
         height, width = image_io.read_image_size(source)
     except DataError:
         return 0
     content = height * width * (3 if decode is image_io.read_image else 2)
-    return (content // _BLOCK + 2) * _BLOCK  # with head and note
+    return (content // _BLOCK + 2) * _BLOCK  # with its header and the note about its source
 
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """The folder as this job's own while it lasts; what a killed job left half written goes."""
+    """Locks the folder for this job, and removes partial files of killed jobs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # The kernel releases the lock when the process ends, however it ends.
         lock = (folder / _LOCK).open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DataError(f"{folder}: another job is writing there; wait until it ends") from None
     except OSError as error:
-        raise DataError(f"{folder}: can't be written to ({error.strerror}); give another folder") from None
+        raise DataError(
+            f"{folder}: can't be written to ({error.strerror}); give another folder"
+        ) from None
     with lock:
         for place, _, files in os.walk(folder, onerror=_raise):
             for name in files:
@@ -173,7 +239,7 @@ def _tell(out: TextIO, line: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/cache_frames.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/cache_frames.py with its arguments; prints, and raises UserErrors."""
     recipe = load_recipe(args.recipe, args.overrides)
     validates = recipe.get("train", {}).get("validate", True)
     both = ("train", "val") if validates else ("train",)

@@ -1,9 +1,12 @@
-"""A teacher's depth maps as files, in the published naming and encoding: run once, learn from them as often as wanted.
+"""Writes a teacher's depth maps to files, in the published naming and encoding.
 
-One frame at a time (its mirror image with it, when they are averaged), so a map depends on neither the frames beside
-it nor the number of ranks. Every map is whole or not there; what is there is kept, so a killed job goes on where it
-was. A rank's encoding and writing run in threads beside its network.
-Left out: folders that several machines don't share, and replacing maps: another teacher takes another folder.
+Any number of students can then learn from them. The teacher predicts one frame at a time (with its
+mirror image, if flip averaging is on), so a map doesn't depend on a batch or on the number of
+ranks. Each map is written atomically and existing ones are kept, so a killed job resumes where it
+was. Each rank encodes and writes in threads while its network predicts.
+
+Left out: folders that several machines don't share, and replacing maps: another teacher takes
+another folder.
 """
 
 import argparse
@@ -43,16 +46,22 @@ from tiekd.teaching import build_teacher, teacher_checkpoint
 
 TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
 
-_WRITERS, _WAITING = 2, 4  # threads of a rank, and maps that may wait for one
-_PROBES = 3  # maps whose size tells the size of all
-_MARGIN = 1.1
+_WRITERS = 2  # threads of a rank
+_WAITING = 4  # maps that may wait for a thread
+_PROBES = 3  # maps from whose size the size of all is estimated
+_MARGIN = 1.1  # on that estimate
 
 
 class Source(NamedTuple):
-    """What makes the maps: the teacher's node with its checkpoint's file in it, and whether flips are averaged, which a
-    teacher from outside the project sees to by itself; it has no checkpoint here.
+    """The teacher that makes the maps.
 
-    resize: the working resolution that was asked for in place of the weights' own; None without.
+    Attributes:
+        node: the recipe's teacher node, with the file of its checkpoint in it.
+        checkpoint: that file; None for a teacher from outside the project, which loads its own
+            weights.
+        flip: whether flips are averaged; False for a teacher from outside, which decides that
+            itself.
+        resize: a working resolution in place of the weights' own; None keeps theirs.
     """
 
     node: dict
@@ -69,32 +78,41 @@ class Source(NamedTuple):
 def teacher_of(
     recipe: dict, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
 ) -> Source:
-    """The teacher that a recipe means: a student's `teacher`, or the network itself where the recipe has no teacher.
+    """Finds the teacher of a recipe: a student's `teacher`, or the network itself if it has none.
 
     Args:
         recipe: with its overrides applied.
         recipe_path: its file.
-        checkpoint: weights in place of the ones that the recipe means.
-        overrides: `--set` words. Where the teacher is the recipe's own network, `data.resize` among them is the
-            teacher's; else it is the student's, and the teacher keeps its own.
+        checkpoint: weights in place of the recipe's own.
+        overrides: words of `--set`. If the teacher is the recipe's own network, `data.resize` among
+            them applies to the teacher. Otherwise it applies to the student, and the teacher keeps
+            its own.
 
     Raises:
-        TeacherError: there are no weights.
+        TeacherError: there are no weights, or the recipe learns from cached maps.
     """
     resize = None
     teacher = recipe.get("teacher") or {}
     if is_outside(teacher):
         if checkpoint is not None:
-            raise TeacherError(f"--checkpoint: {teacher['name']} loads its own weights; give them as an argument of it")
+            raise TeacherError(
+                f"--checkpoint: {teacher['name']} loads its own weights; give them as an argument "
+                "of it"
+            )
         return Source(teacher, None, False)
     if "maps" in teacher:
         raise TeacherError(
-            f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make any; give the "
-            "teacher's own recipe"
+            f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
+            "any; give the teacher's own recipe"
         )
     if teacher.keys() <= {"flip"}:
         own_work_dir = {"checkpoint": recipe["work_dir"]} if "work_dir" in recipe else {}
-        teacher = {"network": recipe.get("network"), "recipe": str(recipe_path), **own_work_dir, **teacher}
+        teacher = {
+            "network": recipe.get("network"),
+            "recipe": str(recipe_path),
+            **own_work_dir,
+            **teacher,
+        }
         if is_overridden(("data", "resize"), recipe, overrides):
             resize = resizes.resize_of({}, recipe, overrides)
     if checkpoint is not None:
@@ -104,32 +122,56 @@ def teacher_of(
 
 
 def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
-    """`<data.root>/gt_kd_<the teacher's recipe, or module>`, with `_val` for validation frames."""
+    """Returns `<data.root>/gt_kd_<teacher's recipe or module>`, for validation with `_val`."""
     teacher = recipe.get("teacher") or {}
-    name = teacher["name"].split(".")[-1] if is_outside(teacher) else Path(teacher.get("recipe", recipe_path)).stem
-    return Path(recipe["data"].get("root", ".")) / f"gt_kd_{name}{'_val' if split == 'val' else ''}"
+    if is_outside(teacher):
+        name = teacher["name"].split(".")[-1]
+    else:
+        name = Path(teacher.get("recipe", recipe_path)).stem
+    suffix = "_val" if split == "val" else ""
+    return Path(recipe["data"].get("root", ".")) / f"gt_kd_{name}{suffix}"
 
 
 def frames_of(recipe: dict, split: str) -> Dataset:
-    """The frames of a split as teacher maps cover them, which are cut as they are read; for training also those without
-    ground truth, and those that only a run without validation trains on."""
-    with_a_teacher = {"network": recipe["network"]}  # which is why frames without ground truth count
+    """Builds the frames of a split that need teacher maps, cropped as they are read.
+
+    Training frames include those without ground truth, and those that only a run without validation
+    trains on.
+
+    Raises:
+        RecipeError: the data set doesn't name its frames' maps.
+    """
+    # With a teacher in the recipe, frames without ground truth are included.
+    with_a_teacher = {"network": recipe["network"]}
     held_out = () if split == "train" else None
     taught = recipe | {"teacher": with_a_teacher}
     frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
     if not hasattr(frames, "map_name"):
         raise RecipeError(
-            f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's map is called; give "
-            "it one, or let the teacher run in training"
+            f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's "
+            "map is called; give it one, or let the teacher run in training"
         )
     return frames
 
 
-def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO) -> None:
-    """Makes the maps of all frames that `folder` doesn't have yet; the main rank tells `out` how far it is. Collective.
+def cache_maps(
+    recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO
+) -> None:
+    """Writes the maps that the folder doesn't have yet. Collective.
 
-    Raises TeacherError where the folder holds other maps, DataError where they don't fit on its disk.
+    Args:
+        recipe: with its overrides applied.
+        source: the teacher.
+        frames: as `frames_of` builds them.
+        folder: for the maps and their manifest.
+        device: of this rank.
+        out: gets the progress, from rank 0.
+
+    Raises:
+        TeacherError: the folder holds maps of another kind.
+        DataError: the maps don't fit on the disk.
     """
+    # The teacher, and the manifest that says what its maps are made with.
     own = is_outside(source.node)
     node = source.node if own else source.node | {"flip": source.flip}
     teacher = build_teacher(node, device, source.resize)
@@ -140,7 +182,10 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     check_same({"map": frames})
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
-        del manifest[teacher_maps.ORIENTATION]  # a folder of before is gone on with, for it makes no difference
+        # An older folder has no entry about EXIF rotation. If no frame is rotated, its maps are the
+        # same, and the job resumes in it.
+        del manifest[teacher_maps.ORIENTATION]
+    # Write the maps that aren't there yet.
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
     for note in getattr(frames, "notes", ()):
@@ -148,7 +193,10 @@ def cache_maps(recipe: dict, source: Source, frames: Dataset, folder: Path, devi
     with _claimed(folder, manifest):
         missing = job.missing()
         total = len(index_by_name)
-        job.tell(f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make in {folder}")
+        job.tell(
+            f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make "
+            f"in {folder}"
+        )
         if missing:
             job.check_disk(missing)
             job.make(missing, loading_of(recipe))
@@ -160,7 +208,7 @@ def _any_turned(frames: Dataset) -> bool:
 
 
 def digest_of(network: nn.Module) -> str:
-    """SHA-256 of all names and numbers of a network."""
+    """Returns the SHA-256 of a network's parameters and buffers with their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -170,7 +218,12 @@ def digest_of(network: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """One folder of maps in the making. index_by_name: every frame by the file name of its map."""
+    """One folder of maps that is being filled.
+
+    Attributes:
+        index_by_name: the file name of each frame's map -> the frame's index.
+        full_scale_m: metres of the largest value of a map.
+    """
 
     teacher: FrozenTeacher | OutsideTeacher
     frames: Dataset
@@ -181,44 +234,58 @@ class _Job:
     out: TextIO
 
     def tell(self, line: str) -> None:
+        """Writes a line on rank 0."""
         if comm.is_main():
             self.out.write(f"{line}\n")
             self.out.flush()
 
     def missing(self) -> list[str]:
-        """The maps that aren't there whole; each rank looks at its share. Collective."""
+        """Returns the names of maps that are missing or incomplete. Collective.
+
+        Each rank checks a share.
+        """
         mine = list(self.index_by_name)[comm.rank() :: comm.world_size()]
         missing = [name for name in mine if not image_io.is_whole_depth_png(self.folder / name)]
         lost = {name for part in comm.gather_objects(missing) for name in part}
         return [name for name in self.index_by_name if name in lost]
 
     def check_disk(self, missing: list[str]) -> None:
-        """Tells what the maps need and what is free; DataError when it is not enough. Some maps tell the size of all.
+        """Compares the space that the maps need with the free space. Collective.
 
-        Collective.
+        The size of all is estimated from a few.
+
+        Raises:
+            DataError: the space isn't enough.
         """
         problem = None
         if comm.is_main():
-            probes = sorted({missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)})
-            sizes = [len(self._encoded(depth)) for _, depth in self._depths(probes, 0, 1, Loading(workers=0))]
-            needed, free = _MARGIN * len(missing) * sum(sizes) / len(sizes), shutil.disk_usage(self.folder).free
+            probes = sorted(
+                {missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)}
+            )
+            sizes = [
+                len(self._encoded(depth))
+                for _, depth in self._depths(probes, 0, 1, Loading(workers=0))
+            ]
+            needed = _MARGIN * len(missing) * sum(sizes) / len(sizes)
+            free = shutil.disk_usage(self.folder).free
             self.tell(f"Disk: {_size(needed)} needed, {_size(free)} free")
             if needed > free:
                 problem = (
-                    f"{self.folder}: {len(missing)} maps need {_size(needed)}, {_size(free)} is free; free some space, "
-                    "or give --out on another disk"
+                    f"{self.folder}: {len(missing)} maps need {_size(needed)}, {_size(free)} is "
+                    "free; free some space, or give --out on another disk"
                 )
         problem = comm.broadcast_object(problem)
         if problem:
             raise DataError(problem)
 
     def make(self, missing: list[str], loading: Loading) -> None:
-        """Makes and writes this rank's share of the missing maps. Collective."""
+        """Predicts and writes this rank's share of the missing maps. Collective."""
         bar = nullcontext()
         if comm.is_main():
             bar = Progress("maps", len(self.index_by_name), self._count, self.out)
         with bar as progress:
             with ThreadPoolExecutor(_WRITERS) as pool:
+                # The queue is short, so that a slow disk holds the network up, not the memory.
                 waiting = deque()
                 for name, depth in self._depths(missing, comm.rank(), comm.world_size(), loading):
                     waiting.append(pool.submit(self._write, name, depth))
@@ -233,14 +300,20 @@ class _Job:
     def _depths(
         self, names: list[str], rank: int, world_size: int, loading: Loading
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, depth (H, W) metres) of every world_size-th of the frames, at the frame's own size."""
+        """Predicts a rank's share of the frames, at each frame's own size.
+
+        Yields:
+            The map's name, and depth (H, W) float32, metres.
+        """
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
         resize = getattr(self.teacher, "resize", OWN_SIZE)
         batches = validation_batches(
             frames, 1, rank, world_size, loading.workers, self.device, loading.timeout_s, resize
         )
         for (place,), batch in batches:
-            depth = resizes.restored(self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True)
+            depth = resizes.restored(
+                self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True
+            )
             yield names[place], depth[0, 0].cpu().numpy()
 
     def _write(self, name: str, depth: np.ndarray) -> None:
@@ -255,7 +328,7 @@ class _Job:
 
 @contextmanager
 def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
-    """The folder as this job's own while it lasts, made and marked with the manifest where it is new. Collective."""
+    """Locks the folder for this job; creates it and its manifest if it is new. Collective."""
     lock, problem = _claim(folder, manifest) if comm.is_main() else (None, None)
     problem = comm.broadcast_object(problem)
     if problem:
@@ -268,23 +341,39 @@ def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
 
 
 def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
-    """The locked manifest, or what is wrong. Main rank only. The lock ends with the process, however it ends."""
+    """Returns the locked manifest, or the reason why there is none. Rank 0 only.
+
+    The lock ends with the process, however that ends.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = teacher_maps.read_manifest(folder)
         if found is None and any(name.endswith(".png") for name in os.listdir(folder)):
-            return None, f"{folder}: holds maps of nobody knows which teacher (no manifest); give another --out"
+            return (
+                None,
+                f"{folder}: holds maps of nobody knows which teacher (no manifest); give another "
+                "--out",
+            )
         if found is None:
             teacher_maps.write_manifest(folder, manifest)
         elif found != manifest:
             other = ", ".join(key for key in manifest if found.get(key) != manifest[key])
-            return None, f"{folder}: holds maps of another kind (they differ in {other}); give another --out"
+            return (
+                None,
+                f"{folder}: holds maps of another kind (they differ in {other}); give another "
+                "--out",
+            )
         lock = (folder / teacher_maps.MANIFEST).open("r+")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock.fileno()).st_ino != os.stat(lock.name).st_ino:
-            raise BlockingIOError  # a job that began with this one has put its manifest in the place of ours
+            # Another job that started at the same time has replaced our manifest by its own.
+            raise BlockingIOError
     except BlockingIOError:
-        return None, f"{folder}: another job is writing maps there; wait until it ends, or give another --out"
+        return (
+            None,
+            f"{folder}: another job is writing maps there; wait until it ends, or give another "
+            "--out",
+        )
     except OSError as error:
         return None, f"{folder}: can't be written to ({error.strerror}); give another --out"
     for partial in folder.glob(".*.png.*"):  # of a job that was killed while it wrote
@@ -293,12 +382,15 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
 
 
 def _size(num_bytes: float) -> str:
-    power = 3 if num_bytes >= 1e9 else 2 if num_bytes >= 1e6 else 1
-    return f"{num_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:.1f} GB"
+    if num_bytes >= 1e6:
+        return f"{num_bytes / 1e6:.1f} MB"
+    return f"{num_bytes / 1e3:.1f} kB"
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/cache_teacher.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/cache_teacher.py with its arguments; prints, and raises UserErrors."""
     recipe = load_recipe(args.recipe, args.overrides)
     device = process_group.start_rank(TIMEOUT_MINUTES)
     frames = frames_of(recipe, args.split)
@@ -308,4 +400,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"Teacher: {source}, on {comm.world_size()} rank(s)")
     cache_maps(recipe, source, frames, folder, device, sys.stdout)
     if comm.is_main() and args.split == "train":
-        print(f"Learn from them with --set teacher=null {shlex.quote(f'teacher.maps={folder.resolve()}')}")
+        print(
+            "Learn from them with --set teacher=null "
+            f"{shlex.quote(f'teacher.maps={folder.resolve()}')}"
+        )

@@ -1,8 +1,9 @@
-"""Checks the frames that a recipe reads, and writes a report and split files without the faulty ones.
+"""Checks the frames of a recipe, and writes a report and split files without the faulty ones.
 
-Nothing of the user's is touched: all goes to a folder that must not hold such files yet, each written whole, after all
-frames were read. A faulty frame is dropped from the cleaned split; what is only a warning (tiekd/data/checks.py)
-stays, unless asked for, and then training frames only, for another validation set gives other figures.
+The user's files stay untouched: all output goes to a folder that must not hold such files yet, each
+written atomically after all frames were read. A faulty frame is dropped from the cleaned split. A
+frame with only a warning (tiekd/data/checks.py) stays unless asked otherwise, and then only
+training frames are dropped: another validation set would give other figures.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from tiekd.data.resize import Resize
 from tiekd.data.splits import read_lines, read_split
 from tiekd.errors import LaunchError, RecipeError
 
-REPORT, TEXT = "report.json", "report.txt"
+REPORT = "report.json"
+TEXT = "report.txt"
 _SPLITS = ("train", "val")
 _WITH_SPLIT_OPTIONS = ("kitti", "nyu", "folder")
 _FRAMES_A_BATCH = 4
@@ -40,7 +42,16 @@ _SHOWN = 3
 
 @dataclass
 class Split:
-    """One split and what was found in it. lines: of its split file, (number, text) a frame; None for one without."""
+    """One split and the findings about it.
+
+    Attributes:
+        name: "train" or "val".
+        frames: the split's frames.
+        lines: (number, text) of each frame's line in the split file; None if it has no file.
+        facts: what was read of each frame.
+        findings: faults and warnings.
+        dropped: indices of the frames that the cleaned split leaves out.
+    """
 
     name: str
     frames: Frames
@@ -50,27 +61,46 @@ class Split:
     dropped: set[int] = field(default_factory=set)
 
     def where(self, index: int) -> str | None:
-        """The split file's line of a frame."""
+        """Returns the split file and line number of a frame; None if there is no file."""
         return None if self.lines is None else f"{self.frames.source}:{self.lines[index][0]}"
 
     def remarks(self) -> list[str]:
-        """What the depth maps count as, and what else a person should look at; no fault by itself."""
-        found = depth_values.describe(self.frames, [fact.levels for fact in self.facts if fact.levels is not None])
-        turned = [frame.name for frame, fact in zip(self.frames.frames, self.facts, strict=True) if fact.turned]
+        """Returns how depth maps are interpreted, and what else a person should look at.
+
+        None of it is a fault by itself.
+        """
+        found = depth_values.describe(
+            self.frames, [fact.levels for fact in self.facts if fact.levels is not None]
+        )
+        turned = [
+            frame.name
+            for frame, fact in zip(self.frames.frames, self.facts, strict=True)
+            if fact.turned
+        ]
         if turned:
             found.append(depth_values.turned_line(turned))
         return found
 
     def cleaned(self) -> str:
-        """The split file's text without the lines of frames that are dropped."""
-        texts = [f.name for f in self.frames.frames] if self.lines is None else [text for _, text in self.lines]
+        """Returns the split file's text without the lines of dropped frames."""
+        if self.lines is None:
+            texts = [frame.name for frame in self.frames.frames]
+        else:
+            texts = [text for _, text in self.lines]
         return "".join(f"{text}\n" for index, text in enumerate(texts) if index not in self.dropped)
 
 
 def splits_of(recipe: dict, which: str) -> list[Split]:
-    """The splits to check: "train", "val" or "both", which means "train" where the recipe has no validation."""
+    """Builds the splits to check.
+
+    Args:
+        recipe: with its overrides applied.
+        which: "train", "val" or "both"; "both" means "train" if the recipe has no validation.
+    """
     validates = recipe.get("train", {}).get("validate", True)
-    names = _SPLITS[: 2 if validates else 1] if which == "both" else (which,)
+    names = (which,)
+    if which == "both":
+        names = _SPLITS if validates else ("train",)
     return [_split(recipe, name) for name in names]
 
 
@@ -83,22 +113,41 @@ def check(
     drop: Sequence[str],
     out: TextIO,
 ) -> None:
-    """Fills in the splits' facts, findings and dropped frames.
+    """Reads all frames and fills in the splits' facts, findings and dropped frames.
 
-    neighbours: how many frame numbers apart, 0 for no such warnings; drop: kinds of warnings whose training frames are
-    dropped as faulty ones are.
+    Args:
+        recipe: with its overrides applied.
+        splits: to be checked.
+        num_workers: processes that read.
+        timeout_s: how long to wait for a batch.
+        neighbours: training frames whose numbers are at most this far from a validation frame's get
+            a warning; 0 for none.
+        drop: kinds of warnings for which training frames are dropped like faulty ones.
+        out: gets the progress.
     """
     augment = settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment)
     resize = resizes.of_data(recipe["data"])
     total = sum(len(split.frames) for split in splits)
-    with Progress("frames", total, lambda: sum(len(split.facts) for split in splits), out) as progress:
+    with Progress(
+        "frames", total, lambda: sum(len(split.facts) for split in splits), out
+    ) as progress:
         for split in splits:
-            _examine(split, augment if split.name == "train" else None, resize, num_workers, timeout_s, progress)
+            _examine(
+                split,
+                augment if split.name == "train" else None,
+                resize,
+                num_workers,
+                timeout_s,
+                progress,
+            )
+    # Training frames that are, or nearly are, validation frames.
     by_name = {split.name: split for split in splits}
     if len(by_name) == len(_SPLITS):
-        train, val = by_name["train"], by_name["val"]
+        train = by_name["train"]
+        val = by_name["val"]
         train.findings += checks.shared(train.frames, train.facts, val.frames, val.facts)
         train.findings += checks.neighbours(train.frames, val.frames, neighbours)
+    # The frames to drop. If there is a teacher, training frames may have empty ground truth.
     for split in splits:
         tolerated = () if split.name == "val" or recipe.get("teacher") is None else ("empty",)
         kinds = {*FAULTS, *(drop if split.name == "train" else ())}.difference(tolerated)
@@ -106,34 +155,58 @@ def check(
 
 
 def claim(out: Path) -> None:
-    """Makes the folder for the results. Raises LaunchError where it has some already."""
-    held = [name for name in (REPORT, TEXT, *(f"{split}.txt" for split in _SPLITS)) if (out / name).exists()]
+    """Creates the folder for the results.
+
+    Raises:
+        LaunchError: it holds some already, or can't be created.
+    """
+    held = [
+        name
+        for name in (REPORT, TEXT, *(f"{split}.txt" for split in _SPLITS))
+        if (out / name).exists()
+    ]
     if held:
-        raise LaunchError(f"--out {out}: holds {held[0]} already, which is not overwritten; give another folder")
+        raise LaunchError(
+            f"--out {out}: holds {held[0]} already, which is not overwritten; give another folder"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LaunchError(f"--out {out}: can't be made ({error.strerror}); give another folder") from None
+        raise LaunchError(
+            f"--out {out}: can't be made ({error.strerror}); give another folder"
+        ) from None
 
 
 def write(recipe: dict, splits: list[Split], out: Path) -> str:
-    """Writes report and cleaned split files; returns the report in short, with the options that use the latter."""
+    """Writes the report and the cleaned split files.
+
+    Returns:
+        The report in short, with the options that use the cleaned files.
+    """
     texts = {f"{split.name}.txt": split.cleaned() for split in _to_clean(recipe, splits)}
+    # Without any frame left in one of them no cleaned split is written.
     empty = [name for name, text in texts.items() if not text]
     texts = {} if empty else texts
     for name, text in texts.items():
         write_durably(out / name, text.encode(errors="surrogateescape"))
     short = _short(recipe, splits, texts, empty, out)
     findings = [(split, finding) for split in splits for finding in split.findings]
-    lines = [f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})" for s, f in findings]
+    lines = [
+        f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})"
+        for s, f in findings
+    ]
     write_durably(out / TEXT, "\n".join([short, "", *lines, ""]).encode(errors="backslashreplace"))
     report = {
         "splits": {s.name: _figures(s) for s in splits},
         "cleaned": sorted(texts),
         "findings": [
             {
-                **{"split": s.name, "kind": f.kind, "frame": s.frames.frames[f.index].name, "where": s.where(f.index)},
-                **{"message": f.message, "dropped": f.index in s.dropped},
+                "split": s.name,
+                "kind": f.kind,
+                "frame": s.frames.frames[f.index].name,
+                "where": s.where(f.index),
+                "message": f.message,
+                "dropped": f.index in s.dropped,
             }
             for s, f in findings
         ],
@@ -145,11 +218,14 @@ def write(recipe: dict, splits: list[Split], out: Path) -> str:
 def _split(recipe: dict, name: str) -> Split:
     frames = build_dataset(without_cache(recipe), name)
     if not isinstance(frames, Frames):
-        raise RecipeError(f"data.name: {recipe['data']['name']} has no files to check; kitti, nyu and folder have")
+        raise RecipeError(
+            f"data.name: {recipe['data']['name']} has no files to check; kitti, nyu and folder have"
+        )
+    # Frames may be listed without a split file; their source is then a folder.
     if not frames.source.is_file():
         return Split(name, frames, None)
     lines = read_lines(frames.source, "")
-    if frames.num_skipped:  # frames without ground truth, where it is needed
+    if frames.num_skipped:  # lines without ground truth, where it is needed
         truths = [line.ground_truth for line in read_split(frames.source)]
         lines = [line for line, truth in zip(lines, truths, strict=True) if truth is not None]
     assert len(lines) == len(frames)
@@ -166,23 +242,32 @@ def _examine(
 ) -> None:
     frames = split.frames.frames
     batches = [
-        list(range(len(frames)))[start : start + _FRAMES_A_BATCH] for start in range(0, len(frames), _FRAMES_A_BATCH)
+        list(range(len(frames)))[start : start + _FRAMES_A_BATCH]
+        for start in range(0, len(frames), _FRAMES_A_BATCH)
     ]
 
     def describe(indices: list[int]) -> str:
         return ", ".join(frames[index].image for index in indices)
 
-    for facts in workers.read(Examined(split.frames, augment, resize), batches, num_workers, list, describe, timeout_s):
+    for facts in workers.read(
+        Examined(split.frames, augment, resize), batches, num_workers, list, describe, timeout_s
+    ):
         split.facts += facts
         progress.update()
+    # Faults of single frames, then those that show only between frames.
     faults = [(index, fault) for index, fact in enumerate(split.facts) for fault in fact.faults]
     split.findings = [Finding(kind, index, message) for index, (kind, message) in faults]
     split.findings += checks.duplicates(split.frames, split.facts)
 
 
 def _to_clean(recipe: dict, splits: list[Split]) -> list[Split]:
-    """The splits that get a file. In a folder the rest of one split is the other, so both get one or none."""
-    if recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS or not any(split.dropped for split in splits):
+    """Returns the splits that get a file.
+
+    In a folder data set, one split is what the other leaves, so both get a file or none.
+    """
+    if recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS or not any(
+        split.dropped for split in splits
+    ):
         return []
     if recipe["data"]["name"] != "folder":
         return [split for split in splits if split.dropped]
@@ -190,31 +275,54 @@ def _to_clean(recipe: dict, splits: list[Split]) -> list[Split]:
     return [checked.get(split.name) or split for split in splits_of(recipe, "both")]
 
 
-def _short(recipe: dict, splits: list[Split], texts: dict[str, str], empty: list[str], out: Path) -> str:
-    rows = [f"{split.name}: {len(split.frames)} frames, {checks.median_span(split.facts)}" for split in splits]
+def _short(
+    recipe: dict, splits: list[Split], texts: dict[str, str], empty: list[str], out: Path
+) -> str:
+    rows = [
+        f"{split.name}: {len(split.frames)} frames, {checks.median_span(split.facts)}"
+        for split in splits
+    ]
     rows += [f"{split.name}: {line}" for split in splits for line in split.remarks()]
     rows += [f"WARNING: {note}" for note in _notes(splits)]
+    # A table with a row for each kind of finding and a column for each split.
     rows += ["", f"{'':<12}" + "".join(f"{split.name:>7}" for split in splits) + "  first"]
     for kind in (*FAULTS, *WARNINGS):
         counts = [sum(finding.kind == kind for finding in split.findings) for split in splits]
-        first = [s.frames.frames[f.index].name for s in splits for f in s.findings if f.kind == kind][:_SHOWN]
+        first = [
+            s.frames.frames[f.index].name for s in splits for f in s.findings if f.kind == kind
+        ][:_SHOWN]
         if any(counts):
-            rows.append(f"{kind:<12}" + "".join(f"{count:>7}" for count in counts) + f"  {', '.join(first)}")
+            rows.append(
+                f"{kind:<12}" + "".join(f"{count:>7}" for count in counts) + f"  {', '.join(first)}"
+            )
     if not any(split.findings for split in splits):
         return "\n".join(rows[:-1] + ([] if _notes(splits) else ["Nothing was found."]))
+    # Where the rest is, and how to use the cleaned splits.
     rows += ["", f"All of them: {out / TEXT}"]
     if empty:
-        rows.append(f"No cleaned split is written, for no frame would be left in {', '.join(empty)}")
+        rows.append(
+            f"No cleaned split is written, for no frame would be left in {', '.join(empty)}"
+        )
     if texts:
-        options = shlex.join(f"data.{Path(name).stem}_split={(out / name).resolve()}" for name in texts)
-        rows.append(f"Without the {sum(len(split.dropped) for split in splits)} that can't be used: --set {options}")
-    elif any(split.dropped for split in splits) and recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS:
-        rows.append(f"Splits of data.name={recipe['data']['name']} can't be cleaned; mend the files, or make them anew")
+        options = shlex.join(
+            f"data.{Path(name).stem}_split={(out / name).resolve()}" for name in texts
+        )
+        rows.append(
+            f"Without the {sum(len(split.dropped) for split in splits)} that can't be used: --set "
+            f"{options}"
+        )
+    elif (
+        any(split.dropped for split in splits) and recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS
+    ):
+        rows.append(
+            f"Splits of data.name={recipe['data']['name']} can't be cleaned; mend the files, or "
+            "make them anew"
+        )
     return "\n".join(rows)
 
 
 def _notes(splits: list[Split]) -> list[str]:
-    """What is to be said of how the files were found, each once."""
+    """Returns the data set's notes on how the files were found, each once."""
     return list(dict.fromkeys(note for split in splits for note in split.frames.notes))
 
 
@@ -231,7 +339,7 @@ def _figures(split: Split) -> dict:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/check_data.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/check_data.py with its arguments; prints, and raises UserErrors."""
     recipe = load_recipe(args.recipe, args.overrides)
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
     splits = splits_of(recipe, args.split)

@@ -1,9 +1,12 @@
-"""What a run will need, found out by beginning it: `bin/train.py --dry-run`.
+"""Measures what a run will need by starting it: `bin/train.py --dry-run`.
 
-Builds everything that the run builds, so it refuses whatever the run would refuse; makes real iterations until their
-median is known (3 s of them, 5 to 50; a minute where they are slow), evaluates on a few validation frames, and
-serialises a checkpoint into nothing. So times and the peak of memory are those of the run. Writes nothing, reads no
-checkpoint of the run, and doesn't mind who uses the work dir. Left out: the time of saving, and TensorBoard's pictures.
+Builds everything that the run builds, so it refuses what the run would refuse. Trains until the
+median time of an iteration is known (3 s, 5 to 50 iterations; up to a minute if they are slow),
+evaluates a few validation frames, and serialises a checkpoint without writing it. So times and peak
+memory are those of the run. Writes nothing, reads no checkpoint of the run, and works while another
+process uses the work dir.
+
+Left out: the time of saving, and TensorBoard's images.
 """
 
 import shutil
@@ -39,45 +42,73 @@ from tiekd.training.settings import TrainSettings
 from tiekd.workdir import checkpoints, manifest, workdir
 from tiekd.workdir.environment import environment
 
-_MOST_ITERATIONS = 200  # far more than a stopwatch takes
-_EVALUATED = 4  # batches a rank, that an evaluation is timed on
-_SLOW_S = 20.0  # an evaluation's batch, of which one has to do
+_MOST_ITERATIONS = 200  # far more than the stopwatch needs
+_EVALUATED = 4  # batches per rank on which an evaluation is timed
+_SLOW_S = 20.0  # seconds of an evaluation's batch from which on one batch is timed
 
 
 def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
-    """The lines to be told, the same on every rank. Collective; raises what run.run raises before it trains."""
+    """Measures a run. Collective.
+
+    Args:
+        recipe: with its overrides applied.
+        recipe_path: its file.
+        engine_config: as read from its file.
+
+    Returns:
+        The report's lines, the same on every rank.
+
+    Raises:
+        UserError: what `training.run.run` raises before it trains.
+    """
+    # Build what the run builds.
     options = settings(recipe, "train", TrainSettings)
     device = process_group.start_rank(options.timeout_minutes)
     parts = build_parts(recipe, engine_config, options, device, resuming_one=False, begins=True)
     state = parts.state
     refusal = _refusal(state.work_dir, recipe_path)
     if comm.is_main():
-        tensorboard.writer_class()  # the run imports it, too
+        tensorboard.writer_class()  # imported for its memory: the run imports it too
+    # Measure iterations, an evaluation, a checkpoint and the peak of memory.
     machine = environment()
     watch = Stopwatch(device, parts.loading.workers, state.accumulation)
     begin(parts, watch)
-    evaluations, evaluation_s = _evaluations(parts), _evaluation_s(parts)
+    evaluations = _evaluations(parts)
+    evaluation_s = _evaluation_s(parts)
     weights_bytes, checkpoint_bytes = _checkpoint_bytes(parts)
     peaks = comm.gather_objects(memory.peak_bytes(device))
 
+    # Report.
     seconds, data_s = watch.median_s()
+    least_s, most_s = watch.range_s()
     total = state.total_iterations
-    told = startup_log.about(recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total)
-    told += parts.report + decoded_cache.describe(parts.train_set) + decoded_cache.describe(parts.val_set)
+    told = startup_log.about(
+        recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total
+    )
+    told += (
+        parts.report
+        + decoded_cache.describe(parts.train_set)
+        + decoded_cache.describe(parts.val_set)
+    )
     told += [
-        f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch {machine['PyTorch']}",
-        f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x {state.accumulation} "
-        f"accumulated x {comm.world_size()} ranks",
+        f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch "
+        f"{machine['PyTorch']}",
+        f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x "
+        f"{state.accumulation} accumulated x {comm.world_size()} ranks",
         f"Iterations: {state.iterations_per_epoch} an epoch, {total} in all",
-        "Time per iteration: {:.3f} s ({:.3f} to {:.3f}), of which {:.3f} s waiting for data".format(
-            seconds, *watch.range_s(), data_s
-        ),
+        f"Time per iteration: {seconds:.3f} s ({least_s:.3f} to {most_s:.3f}), of which "
+        f"{data_s:.3f} s waiting for data",
     ]
     if evaluations:
         told.append(f"Evaluations: {evaluations} of {_duration(evaluation_s)} each")
-    where = "of a rank's process" if device.type == "cpu" else f"on a device of {size(_device_bytes(device))}"
+    where = (
+        "of a rank's process"
+        if device.type == "cpu"
+        else f"on a device of {size(_device_bytes(device))}"
+    )
     told += [
-        f"ETA: {_duration(total * seconds + evaluations * evaluation_s)} for training and evaluations",
+        f"ETA: {_duration(total * seconds + evaluations * evaluation_s)} for training and "
+        "evaluations",
         f"Peak memory: {size(max(peaks))} {where}",
     ]
     told += _disk(parts, weights_bytes, checkpoint_bytes)
@@ -86,7 +117,8 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
 
 def begin(parts: Parts, watch: Stopwatch) -> None:
     """Builds the engine and trains until the stopwatch has enough. Collective."""
-    state, options = parts.state, parts.options
+    state = parts.state
+    options = parts.options
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
     step = stepper(state.engine, parts.config, options.clip_norm)
@@ -97,7 +129,7 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
 
 
 def size(num_bytes: float) -> str:
-    """In decimal units, for people."""
+    """Formats a number of bytes, in decimal units."""
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
@@ -105,7 +137,8 @@ class _First(Dataset):
     """The first `count` samples of a data set."""
 
     def __init__(self, dataset: Dataset, count: int):
-        self.dataset, self.count = dataset, min(count, len(dataset))
+        self.dataset = dataset
+        self.count = min(count, len(dataset))
         if hasattr(dataset, "image_sizes"):
             self.image_sizes = lambda: dataset.image_sizes()[: self.count]
 
@@ -117,28 +150,35 @@ class _First(Dataset):
 
 
 class _Sizes(manifest.Files):
-    """Takes a checkpoint's files, DeepSpeed's too, and keeps only how large they are."""
+    """Counts the bytes of a checkpoint's files, DeepSpeed's too, in place of writing them."""
 
     def save(self, state_dict, path: str | Path) -> None:
+        """Serialises a file and records its size."""
         counter = _Counter()
-        counter.write(state_dict) if isinstance(state_dict, bytes) else torch.save(state_dict, counter)
+        if isinstance(state_dict, bytes):
+            counter.write(state_dict)
+        else:
+            torch.save(state_dict, counter)
         self.written[Path(path).name] = [counter.size, ""]
 
     def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
+        """Creates no folder."""
         pass
 
 
 class _Counter:
-    """A file that only grows."""
+    """A file object that only counts bytes."""
 
     size = 0
 
     def write(self, data) -> int:
+        """Counts the bytes."""
         written = len(memoryview(data).cast("B"))
         self.size += written
         return written
 
     def flush(self) -> None:
+        """Does nothing."""
         pass
 
 
@@ -151,28 +191,46 @@ def _refusal(work_dir: Path, recipe_path: Path) -> str | None:
 
 
 def _evaluations(parts: Parts) -> int:
-    """How many there are in the run."""
+    """Returns the number of evaluations in the run."""
     hooks = [hook for hook in parts.state.hooks if isinstance(hook, Evaluation)]
-    return sum(len(list(_moments(parts, hook.settings.interval, hook.settings.by))) for hook in hooks)
+    return sum(
+        len(list(_moments(parts, hook.settings.interval, hook.settings.by))) for hook in hooks
+    )
 
 
 def _evaluation_s(parts: Parts) -> float:
-    """How long one takes, from the times of one batch a rank and of some; 0 without validation. Collective."""
+    """Returns the seconds of one evaluation; 0 without validation. Collective.
+
+    Extrapolated from the time of one batch per rank, and of a few.
+    """
     hook = next((hook for hook in parts.state.hooks if isinstance(hook, Evaluation)), None)
     if hook is None:
         return 0.0
     at_once = hook.settings.batch_size * comm.world_size()
     predictor = partial(predict, hook.replica.eval(), flip=hook.settings.flip)
-    ends = hook.replica.min_depth, hook.replica.max_depth, parts.device, hook.loading.workers, hook.loading.timeout_s
+    ends = (
+        hook.replica.min_depth,
+        hook.replica.max_depth,
+        parts.device,
+        hook.loading.workers,
+        hook.loading.timeout_s,
+    )
 
     def seconds(batches: int) -> float:
         started = time.perf_counter()
-        evaluate(predictor, _First(hook.dataset, batches * at_once), hook.settings, *ends, resize=hook.resize)
+        evaluate(
+            predictor,
+            _First(hook.dataset, batches * at_once),
+            hook.settings,
+            *ends,
+            resize=hook.resize,
+        )
         memory.wait(parts.device)
         return comm.max_over_ranks(time.perf_counter() - started)
 
     seconds(1)  # warms up
-    one, batches = seconds(1), -(-len(hook.dataset) // at_once)
+    one = seconds(1)
+    batches = -(-len(hook.dataset) // at_once)
     some = min(_EVALUATED, batches)
     if some == 1 or one > _SLOW_S:
         return one * batches
@@ -180,40 +238,62 @@ def _evaluation_s(parts: Parts) -> float:
 
 
 def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
-    """Of the student's plain weights, and of a whole checkpoint, all ranks' files together. Collective."""
+    """Returns the bytes of the student's plain weights, and of a checkpoint's files of all ranks.
+
+    Collective.
+    """
     engine = parts.state.engine
     engine.checkpoint_files = _Sizes().take_over(engine)
     folder = parts.state.work_dir / checkpoints.FOLDER / "iter_0"
     facts = as_plain(parts.state.trained_on)
     checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **facts)
     shares = comm.gather_objects(engine.checkpoint_files.written)
-    return shares[0][checkpoints.STUDENT][0], sum(size for share in shares for size, _ in share.values())
+    total = sum(size for share in shares for size, _ in share.values())
+    return shares[0][checkpoints.STUDENT][0], total
 
 
 def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
-    """What checkpoints and best weights take when they take most: while one is written beside those that stay."""
-    saver = next((hook for hook in reversed(parts.state.hooks) if isinstance(hook, Checkpoint)), None)
+    """Returns lines about the most disk space that checkpoints and best weights take.
+
+    That is while one checkpoint is written beside those that are kept.
+    """
+    saver = next(
+        (hook for hook in reversed(parts.state.hooks) if isinstance(hook, Checkpoint)), None
+    )
     if saver is None:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
     saved = list(_moments(parts, saver.interval, saver.by))
     unit = parts.state.iterations_per_epoch if saver.by == "epoch" else 1
-    for_good = [i for i in saved[: -saver.keep_last] if saver.keep_every and i % (saver.keep_every * unit) == 0]
+    for_good = [
+        i
+        for i in saved[: -saver.keep_last]
+        if saver.keep_every and i % (saver.keep_every * unit) == 0
+    ]
     kept = min(len(saved), saver.keep_last) + len(for_good)
-    at_most = min(len(saved), kept + 1) * checkpoint_bytes + (2 * weights_bytes if parts.options.validate else 0)
+    at_most = min(len(saved), kept + 1) * checkpoint_bytes + (
+        2 * weights_bytes if parts.options.validate else 0
+    )
+    # The work dir may not exist yet: ask the disk of the folder above it that does.
     there = parts.state.work_dir.absolute()
     there = next(folder for folder in (there, *there.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     lines = [
-        f"Disk: {size(checkpoint_bytes)} a checkpoint, {len(saved)} are saved, {kept} stay; with the best weights up "
-        f"to {size(at_most)}, of {size(free)} that are free at {there}"
+        f"Disk: {size(checkpoint_bytes)} a checkpoint, {len(saved)} are saved, {kept} stay; with "
+        f"the best weights up to {size(at_most)}, of {size(free)} that are free at {there}"
     ]
     if at_most > free:
-        lines.append("WARNING: the checkpoints don't fit on the disk; make room, or set a smaller checkpoint.keep_last")
+        lines.append(
+            "WARNING: the checkpoints don't fit on the disk; make room, or set a smaller "
+            "checkpoint.keep_last"
+        )
     return lines
 
 
 def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
-    """The iterations of the run at which something is done every so many epochs or iterations, and at the end."""
+    """Yields the iterations at which something is done every `interval` epochs or iterations.
+
+    The run's last iteration is always one.
+    """
     total = parts.state.total_iterations
     period = interval * (parts.state.iterations_per_epoch if by == "epoch" else 1)
     yield from range(period, total + 1, period)

@@ -16,45 +16,67 @@ from tiekd.visualization import frame_pictures, panel
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/evaluate.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/evaluate.py with its arguments; prints, and raises UserErrors."""
+    # The networks, the first recipe's frames and its protocol.
     recipe = load_recipe(args.recipe, args.overrides)
     options = settings(recipe, "evaluation", evaluate.EvaluationSettings)
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
     networks = compare.entrants(named, args.overrides, options.flip, device)
-    on_ground_truth, loading = {**recipe, "teacher": None}, loading_of(recipe)
+    on_ground_truth = {**recipe, "teacher": None}
+    loading = loading_of(recipe)
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
+    # Everything that can be refused, before the networks run.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)
     remarks = [*(f"Warning: {note}" for note in getattr(frames, "notes", ())), *check_range(frames)]
-    for option, suffix in (("out", ".json"), ("per_image", ".csv"), ("panel", ".png"), ("show_dir", None)):
+    for option, suffix in (
+        ("out", ".json"),
+        ("per_image", ".csv"),
+        ("panel", ".png"),
+        ("show_dir", None),
+    ):
         files.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
-    protocol = compare.Protocol(args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"])
+    protocol = compare.Protocol(
+        args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"]
+    )
     if comm.is_main():
         told = [f"{name}: {entrant.weights}" for name, entrant in networks.items()]
-        told += [f"{name} sees pictures at {each.resize}" for name, each in networks.items() if each.resize.mode]
+        told += [
+            f"{name} sees pictures at {each.resize}"
+            for name, each in networks.items()
+            if each.resize.mode
+        ]
         print("\n".join(told + remarks), flush=True)
     entrants = dict(networks)
     if args.mean_map:
         training = build_dataset(on_ground_truth, "train", as_evaluated=True)
         entrants = {"mean map": compare.mean_map(training, device, sys.stderr), **networks}
+    # Evaluate each network; the last one's frames are drawn if asked for.
     results = {}
     for name, entrant in entrants.items():
         shown = args.show_dir is not None and name == list(entrants)[-1]
-        watcher = frame_pictures.FramePictures(args.show_dir, len(frames), protocol.max_depth, entrant.resize)
+        watcher = frame_pictures.FramePictures(
+            args.show_dir, len(frames), protocol.max_depth, entrant.resize
+        )
         pictures = [watcher] if shown else []
         watched = device, loading, sys.stderr, pictures
         result = compare.evaluate(entrant, frames, protocol, *watched)
         results[name] = result._replace(overlap=seen.get(name))
+    # Report.
     if not comm.is_main():
         return
     print("\n\n".join(report.everything(results, protocol)))
     if args.out:
-        files.replace_text(args.out, json.dumps(compare.as_json(results, protocol), indent=1) + "\n")
+        files.replace_text(
+            args.out, json.dumps(compare.as_json(results, protocol), indent=1) + "\n"
+        )
     if args.per_image:
-        per_frame.write_csv(args.per_image, {name: result.frames for name, result in results.items()})
+        per_frame.write_csv(
+            args.per_image, {name: result.frames for name, result in results.items()}
+        )
     if args.panel:
         predictors = {name: entrant.depth_of for name, entrant in networks.items()}
         panel.write_panel(args.panel, frames, predictors, protocol.max_depth, device)

@@ -1,4 +1,4 @@
-"""Writes a student as one file: the body of bin/export.py."""
+"""Exports a student as one file: the body of bin/export.py."""
 
 import argparse
 import sys
@@ -11,12 +11,15 @@ from tiekd.models import load
 
 
 def run(args: argparse.Namespace, version: str) -> None:
-    """What bin/export.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/export.py with its arguments; prints, and raises UserErrors."""
     if args.out.exists() and not args.overwrite:
-        raise ExportError(f"--out {args.out}: exists; give another one, or --overwrite to replace it")
+        raise ExportError(
+            f"--out {args.out}: exists; give another one, or --overwrite to replace it"
+        )
     recipe = load_recipe(args.recipe, args.overrides)
     network, weights, resize = load.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
+    # How to export: the size of the recipe's frames unless another is asked for.
     frames, origin = trial_pictures.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
     settings = export.Settings(
@@ -32,10 +35,16 @@ def run(args: argparse.Namespace, version: str) -> None:
     export.check(network, settings, args.out)
     print(f"Working resolution: {export.working_resolution(settings)}")
     print(f"Tried on: {len(frames)} of {origin}")
+    # Write the file and compare it with the network on a few images.
     least = export.least_side(network, settings) if settings.dynamic else None
     pictures = trial_pictures.batches(frames, size, least)
     facts = {"tiekd": version, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
-    done = export.write(args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout)
+    done = export.write(
+        args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout
+    )
     if done.file_ms is not None:
-        print(f"A picture takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch (CPU)")
+        print(
+            f"A picture takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch "
+            "(CPU)"
+        )
     print(f"written: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -1,4 +1,4 @@
-"""Turns a published checkpoint into ours, or back: the body of bin/import_weights.py."""
+"""Converts a published checkpoint to ours, or back: the body of bin/import_weights.py."""
 
 import argparse
 
@@ -9,16 +9,21 @@ from tiekd.models.weights import conversion
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/import_weights.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/import_weights.py with its arguments; prints, and raises UserErrors."""
     recipe = load_recipe(args.recipe, args.overrides)
     node = recipe.get("network")
     if node is None:
-        raise RecipeError(f"{args.recipe}: describes no network; give the recipe of the network in {args.source}")
+        raise RecipeError(
+            f"{args.recipe}: describes no network; give the recipe of the network in {args.source}"
+        )
     if args.out.exists() and not args.overwrite:
-        raise CheckpointError(f"{args.out}: exists; give another --out, or --overwrite to replace it")
+        raise CheckpointError(
+            f"{args.out}: exists; give another --out, or --overwrite to replace it"
+        )
     convert = conversion.to_published if args.to_published else conversion.from_published
     converted = convert(args.source, node)
     print(f"{args.source} for {args.recipe}\n{conversion.summary(converted)}")
+    # Printed before it is checked, so that a mismatch can be read in the table.
     conversion.check(converted, args.source, args.recipe)
     if args.to_published:
         conversion.write(args.out, {"meta": {}, "state_dict": converted.tensors})

@@ -1,4 +1,4 @@
-"""Times the iterations of a run that isn't meant to last: a hook that stops it when it has seen enough."""
+"""A hook that times a run's iterations and stops the run when it has timed enough."""
 
 import math
 import statistics
@@ -9,28 +9,45 @@ import torch
 from tiekd.distributed import comm, memory
 from tiekd.training.hook import Hook
 
-_LEAST_S, _MOST_S = 3.0, 60.0  # of timed iterations; of all, after which three do
-_LEAST, _MOST = 5, 50
-_MOST_SKIPPED = 40  # by a loss scale that is searched: without a step there is no optimizer state to be measured
-_READ_AHEAD = 2  # batches, that a worker of torch's loader has ready
+_LEAST_S = 3.0  # seconds of timed iterations
+_MOST_S = 60.0  # seconds of all iterations, after which three iterations are enough
+_LEAST = 5  # timed iterations
+_MOST = 50
+# Iterations skipped while fp16's loss scale is searched are left out: before the first step the
+# optimizer has no state whose memory could be measured.
+_MOST_SKIPPED = 40
+_READ_AHEAD = 2  # batches that a worker of torch's loader has ready
 
 
 class Stopwatch(Hook):
-    """Each iteration is timed until the device has done its work. The first one warms up, and so do those whose data
-    was read while nobody trained.
+    """Times each iteration until the device has finished it.
 
-    least: iterations that are timed at least. Waits for the device and asks the other ranks after every iteration.
+    The first iteration warms up, and so do those whose data was read while nothing trained. Waits
+    for the device and exchanges a value between ranks after every iteration.
     """
 
     def __init__(self, device: torch.device, workers: int, accumulation: int, least: int = _LEAST):
-        self.device, self.least, self.least_s = device, least, _LEAST_S if least > 1 else 0.0
+        """Times on `device`.
+
+        Args:
+            device: of this rank.
+            workers: processes that read data.
+            accumulation: micro-batches per iteration.
+            least: iterations that are timed at least; 1 times the first one, without warming up.
+        """
+        self.device = device
+        self.least = least
+        self.least_s = _LEAST_S if least > 1 else 0.0
         self.warm_up = 1 + math.ceil(_READ_AHEAD * workers / accumulation) if least > 1 else 0
-        self.rows: list[tuple[float, float]] = []  # seconds of an iteration, and of waiting for its data
+        # Seconds of each iteration, and of waiting for its data.
+        self.rows: list[tuple[float, float]] = []
 
     def before_train(self, state) -> None:
+        """Starts the first iteration's time."""
         self._began = self._started = time.perf_counter()
 
     def after_iteration(self, state) -> None:
+        """Records an iteration's time; stops the run if that was enough. Collective."""
         memory.wait(self.device)
         self.rows.append((time.perf_counter() - self._started, state.data_time_s))
         if bool(state.step_skipped) and state.iteration < _MOST_SKIPPED:
@@ -40,10 +57,11 @@ class Stopwatch(Hook):
         self._started = time.perf_counter()
 
     def median_s(self) -> tuple[float, float]:
-        """Of an iteration, and of waiting for its data."""
+        """Returns the median seconds of an iteration, and of waiting for its data."""
         return tuple(statistics.median(column) for column in zip(*self._timed(), strict=True))
 
     def range_s(self) -> tuple[float, float]:
+        """Returns the least and the most seconds of an iteration."""
         times = [row[0] for row in self._timed()]
         return min(times), max(times)
 
@@ -54,4 +72,6 @@ class Stopwatch(Hook):
         timed = self.rows[self.warm_up :]
         if len(self.rows) >= min(3, self.least) and time.perf_counter() - self._began > _MOST_S:
             return True
-        return len(timed) >= _MOST or (len(timed) >= self.least and sum(row[0] for row in timed) >= self.least_s)
+        return len(timed) >= _MOST or (
+            len(timed) >= self.least and sum(row[0] for row in timed) >= self.least_s
+        )

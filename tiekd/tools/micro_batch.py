@@ -1,14 +1,16 @@
-"""The largest micro-batch that fits, at the fixed global batch and ranks: `bin/train.py --dry-run --find-micro-batch`.
+"""Finds the largest micro-batch that fits: `bin/train.py --dry-run --find-micro-batch`.
 
-The engine is built and makes one iteration with micro-batches of one image, so that everything it holds in a run is
-there: weights, gradients, the optimizer's state, buckets. Beside it, a plain copy of the student goes forward and
-backward on 1, 2, ... images, those numbers that divide a rank's share of the batch. Nothing in such a try is collective
-(BatchNorm doesn't ask the other ranks either), so a rank that runs out of memory leaves none waiting; after each try
-the ranks agree, and the one with the least room decides. The copy's weights and gradients come on top of the engine's:
-the answer errs by these, on the safe side.
+The global batch and the ranks stay fixed. The engine is built and makes one iteration with
+micro-batches of one image, so that everything that it holds in a run is there: weights, gradients,
+the optimizer's state, buckets. Beside it, a plain copy of the student goes forward and backward on
+1, 2, ... images, the divisors of a rank's share of the batch. Such a try has no collective
+(BatchNorm doesn't synchronise either), so a rank that runs out of memory leaves no other waiting.
+After each try the ranks exchange the result, and the one with the least room decides. The copy's
+weights and gradients come on top of the engine's: the answer errs by these, on the safe side.
 
-An accelerator says itself when it is full. A CPU doesn't, it swaps or the process is killed: there a number of images
-is only tried when what smaller ones took, continued as a line, is within the budget.
+An accelerator reports when its memory is full. A CPU doesn't: it swaps, or the process is killed.
+There a number of images is only tried if the memory of smaller ones, extrapolated linearly, is
+within the budget.
 """
 
 import gc
@@ -32,50 +34,85 @@ from tiekd.tools.measure import Stopwatch
 from tiekd.training.build import Parts, build_parts
 from tiekd.training.settings import TrainSettings
 
-_LOOKED_AT = 8  # pictures, of which the largest is tried
-_LEFT_FREE = 0.1  # of what a machine has, for what is measured by no one
+_LOOKED_AT = 8  # images, of which the largest is tried
+_LEFT_FREE = 0.1  # the share of a machine's memory that is left for what isn't measured
 
 
 class Try(NamedTuple):
-    """A micro-batch: peak_bytes is what a rank holds at most, measured or, where `time_s` is None, foreseen."""
+    """A micro-batch that was tried.
+
+    Attributes:
+        images: the number of images of a rank.
+        peak_bytes: the most bytes that a rank holds, measured; extrapolated where `time_s` is None.
+        time_s: seconds of a forward and a backward.
+        fits: whether every rank has the memory for it.
+    """
 
     images: int
     peak_bytes: float
-    time_s: float | None  # of a forward and a backward
+    time_s: float | None
     fits: bool
 
 
 def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str]:
-    """The lines to be told, the same on every rank. Collective; raises LaunchError where not one image fits, and what
-    run.run raises before it trains.
+    """Finds the largest micro-batch that fits. Collective.
 
-    memory_gb: what a rank may hold; None: all that is free on its device, or its share of what the machine has free.
+    Args:
+        recipe: with its overrides applied.
+        engine_config: as read from its file.
+        memory_gb: GB that a rank may hold; None for all that is free on its device, or for its
+            share of what is free on the machine.
+
+    Returns:
+        The report's lines, the same on every rank.
+
+    Raises:
+        LaunchError: not even one image fits.
+        UserError: what `training.run.run` raises before it trains.
     """
     options = settings(recipe, "train", TrainSettings)
     device = process_group.start_rank(options.timeout_minutes)
     if memory_gb is not None and device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1]))
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1])
+        )
     one_image = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": "auto"}
-    parts = build_parts(recipe, engine_config | one_image, options, device, resuming_one=False, begins=True)
+    parts = build_parts(
+        recipe, engine_config | one_image, options, device, resuming_one=False, begins=True
+    )
     begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
     share = options.batch_size // comm.world_size()
     try_images = _on_a_copy(parts)
     budget = _budget(device, memory_gb) if device.type == "cpu" else None
-    tries = find_largest([n for n in range(1, share + 1) if share % n == 0], try_images, device, budget)
+    tries = find_largest(
+        [n for n in range(1, share + 1) if share % n == 0], try_images, device, budget
+    )
     return _told(parts, tries, share, budget)
 
 
 def find_largest(
-    candidates: list[int], try_images: Callable[[int], None], device: torch.device, budget: float | None
+    candidates: list[int],
+    try_images: Callable[[int], None],
+    device: torch.device,
+    budget: float | None,
 ) -> list[Try]:
-    """Tries that were made, from small to large; the last one that fits is the answer. Collective.
+    """Tries numbers of images, from small to large, until one doesn't fit. Collective.
 
-    budget: bytes that this rank may hold, where memory that is lacking doesn't raise OutOfMemoryError.
+    Args:
+        candidates: numbers of images, rising.
+        try_images: goes forward and backward with so many.
+        device: of this rank.
+        budget: bytes that this rank may hold, on a device that raises no OutOfMemoryError; else
+            None.
+
+    Returns:
+        The tries; the last one that fits is the answer.
     """
     tries: list[Try] = []
     for images in candidates:
         if device.type == "cpu":
-            allocator.give_back()  # else what is kept would hide how much more a larger try takes
+            # Freed memory that the process keeps would hide how much more a larger try takes.
+            allocator.give_back()
         foreseen = _foreseen(tries, images, memory.held_bytes(device))
         mine = Try(images, foreseen, None, False)
         if all(comm.gather_objects(budget is None or foreseen <= budget)):
@@ -95,15 +132,20 @@ def find_largest(
 
 
 def _foreseen(tries: list[Try], images: int, held: float) -> float:
-    """The peak of so many images: from two tries as a line, from one as if all that it took grew with its images."""
+    """Extrapolates the peak bytes of a number of images.
+
+    From two tries linearly; from one as if everything that it took grew with its images.
+    """
     if not tries:
         return held
     (fewer, less), (more, most) = ([(0, held)] + [(t.images, t.peak_bytes) for t in tries])[-2:]
     return most + max(0.0, most - less) / (more - fewer) * (images - more)
 
 
-def _try(images: int, try_images: Callable[[int], None], device: torch.device, budget: float | None) -> Try:
-    """Twice: the first time allocates and warms up."""
+def _try(
+    images: int, try_images: Callable[[int], None], device: torch.device, budget: float | None
+) -> Try:
+    """Tries a number of images twice: the first time allocates and warms up."""
     memory.restart_peak(device)
     try:
         for _ in range(2):
@@ -113,8 +155,10 @@ def _try(images: int, try_images: Callable[[int], None], device: torch.device, b
             seconds = time.perf_counter() - started
         peak = memory.peak_bytes(device)
         result = Try(images, peak, seconds, budget is None or peak <= budget)
-    except (MemoryError, RuntimeError) as error:  # a device's libraries have their own words for it
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not entrypoint.is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        # A device's libraries may raise RuntimeErrors with messages of their own.
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not entrypoint.is_out_of_memory(error):
             raise
         result = Try(images, memory.peak_bytes(device), None, False)
     gc.collect()
@@ -124,8 +168,13 @@ def _try(images: int, try_images: Callable[[int], None], device: torch.device, b
 
 
 def _on_a_copy(parts: Parts) -> Callable[[int], None]:
-    """A function that takes so many images forward and backward through teacher, copy of the student and losses."""
-    engine, device = parts.state.engine, parts.device
+    """Returns a function that trains on a number of images without a step.
+
+    They go forward and backward through teacher, a copy of the student, and losses.
+    """
+    # The copy: the engine's network with its precision, but without collectives.
+    engine = parts.state.engine
+    device = parts.device
     network = build_network(parts.state.recipe["network"]).to(device).train()
     network.memory_format = engine.module.memory_format
     for module in network.modules():
@@ -136,6 +185,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     casts = parts.config.values.get("torch_autocast", {}).get("enabled", False)
     if device.type == "cpu" and (engine.bfloat16_enabled() or casts):
         prepare_bf16(network)  # as the engine's is
+    # The largest of a few images; a try repeats it.
     batches = parts.batches(_LOOKED_AT)
     one = max(islice(batches, _LOOKED_AT), key=lambda batch: batch.image.numel())
     batches.close()
@@ -144,7 +194,9 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
         batch = Batch(*(_repeated(value, images) for value in one))
         teacher_depth = parts.teacher(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=casts):
-            prediction = network(batch.image, parts.criterion.divergence_target(teacher_depth), batch.counted)
+            prediction = network(
+                batch.image, parts.criterion.divergence_target(teacher_depth), batch.counted
+            )
         parts.criterion(prediction, batch, teacher_depth)["loss"].backward()
 
     return try_images
@@ -160,7 +212,9 @@ def _budget(device: torch.device, memory_gb: float | None) -> float:
     if memory_gb is not None:
         return memory_gb * 1e9
     free = min(comm.gather_objects(memory.free_bytes(device)))
-    return memory.held_bytes(device) + (1 - _LEFT_FREE) * free / process_group.ranks_on_this_machine()
+    return (
+        memory.held_bytes(device) + (1 - _LEFT_FREE) * free / process_group.ranks_on_this_machine()
+    )
 
 
 def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> list[str]:
@@ -176,16 +230,19 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
         allowed = "" if budget is None else f" of the {size(budget)} that it may"
         held = size(tries[0].peak_bytes)
         raise LaunchError(
-            f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the network smaller"
+            f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the "
+            "network smaller"
         )
     if any(isinstance(module, torch.nn.BatchNorm2d) for module in parts.network.modules()):
         lines.append(
-            f"The student has BatchNorm, whose statistics are of all ranks' micro-batches together "
-            f"({largest * ranks} images with the largest): another micro-batch trains to other weights"
+            "The student has BatchNorm, whose statistics are of all ranks' micro-batches together "
+            f"({largest * ranks} images with the largest): another micro-batch trains to other "
+            "weights"
         )
     return [
         *lines,
-        f"The largest that fits, for a global batch of {parts.options.batch_size} on {ranks} ranks, in engine config:",
+        f"The largest that fits, for a global batch of {parts.options.batch_size} on {ranks} "
+        "ranks, in engine config:",
         f'  "train_micro_batch_size_per_gpu": {largest},',
         f'  "gradient_accumulation_steps": {share // largest}',
     ]

@@ -1,8 +1,9 @@
-"""Curves of training and validation out of `.log.json` files, ours and mmcv's, for comparing runs in one picture.
+"""Plots training and validation curves of several runs' `.log.json` files, ours and mmcv's.
 
-A file has rows of `mode` train, whose `iter` counts within the epoch or over the run, and of `mode` val, whose `iter`
-counts pictures. How many iterations an epoch has is only in the `.log` beside it; without that it is estimated from the
-rows, and too small by up to one interval of the log. Seconds are of training; those of evaluations are in no row.
+A file has rows of `mode` train, whose `iter` counts within the epoch or over the run, and rows of
+`mode` val, whose `iter` counts images. The iterations of an epoch are only in the `.log` beside it.
+Without that they are estimated from the rows, too small by up to one interval of the log. Times are
+of training; the time of evaluations is in no row.
 """
 
 import json
@@ -21,31 +22,46 @@ from tiekd.visualization.charts import COLOURS, Curve, chart
 AXES = ("iteration", "epoch", "time")
 _X_LABELS = {"iteration": "iteration", "epoch": "epoch", "time": "hours of training"}
 _NO_KEYS = ("mode", "epoch", "iter")
-_RENUMBERED = "epochs_renumbered"  # the mode of a row that a resume on more or fewer frames writes
+# The mode of a row that is written on resume if the number of frames has changed.
+_RENUMBERED = "epochs_renumbered"
 _CHART = (640, 400)
 
 
 class Row(NamedTuple):
-    """One row of a run: where it stands on each of AXES, and its numbers."""
+    """One row of a run's log.
+
+    Attributes:
+        mode: "train" or "val".
+        iteration: since the beginning of the run.
+        epoch: the same in epochs.
+        time: the same in hours of training.
+        values: the row's numbers by their keys.
+    """
 
     mode: str
     iteration: float
     epoch: float
-    time: float  # hours
+    time: float
     values: dict[str, float]
 
 
 class Run(NamedTuple):
-    """A run's rows in order. per_epoch: iterations."""
+    """A run's rows in order."""
 
     name: str
     rows: list[Row]
 
     def keys(self) -> list[str]:
+        """Returns the keys of all rows, each once."""
         return list(dict.fromkeys(key for row in self.rows for key in row.values))
 
     def curve(self, key: str, by: str) -> tuple[list[float], list[float]]:
-        """xs and ys of a key, of training where training has it, else of validation."""
+        """Returns the xs and ys of a key in training rows, else in validation rows.
+
+        Args:
+            key: of the rows.
+            by: the x axis, one of AXES.
+        """
         modes = {row.mode for row in self.rows if key in row.values}
         mode = "train" if "train" in modes else "val"
         rows = [row for row in self.rows if row.mode == mode and key in row.values]
@@ -53,9 +69,12 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """One run a path: a `.log.json`, or a work dir whose files are joined. Raises DataError.
+    """Reads one run per path: a `.log.json`, or a work dir, whose files are joined.
 
-    They are called by their folders, or their files where these tell them apart.
+    A run is named after its folder; if folders have equal names, after its file.
+
+    Raises:
+        DataError: a file can't be read, is no log, or has no training row.
     """
     folders = [path.resolve() if path.is_dir() else path.resolve().parent for path in paths]
     choices = (
@@ -63,36 +82,69 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         [path.name.removesuffix(".log.json") for path in paths],
         [str(path) for path in paths],
     )
+    # The shortest names that tell the runs apart.
     names = next((names for names in choices if len(set(names)) == len(names)), choices[-1])
     return [Run(name, _read_run(path)) for path, name in zip(paths, names, strict=True)]
 
 
-def plot(runs: Sequence[Run], keys: Sequence[str], by: str = "iteration", smooth: int = 1, log_y: bool = False):
-    """One chart a key with a curve a run, at most two charts a line: (height, width, 3) uint8.
+def plot(
+    runs: Sequence[Run],
+    keys: Sequence[str],
+    by: str = "iteration",
+    smooth: int = 1,
+    log_y: bool = False,
+):
+    """Draws one chart per key and one curve per run, at most two charts beside each other.
 
-    by: one of AXES. smooth: rows of training over which a running mean is taken; the rows themselves stay, pale. log_y:
-    logarithmic axes. Raises LaunchError for a key that a run doesn't have.
+    Args:
+        runs: as `read_runs` returns them.
+        keys: of the rows.
+        by: the x axis, one of AXES.
+        smooth: the number of training rows of a running mean; the rows themselves stay, pale.
+        log_y: logarithmic y axes.
+
+    Returns:
+        An image, (height, width, 3) uint8.
+
+    Raises:
+        LaunchError: a run doesn't have a key.
     """
     for run in runs:
         if missing := [key for key in keys if key not in run.keys()]:
-            raise LaunchError(f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(run.keys())}")
-    x_label, x_unit = _X_LABELS[by], 1.0
+            raise LaunchError(
+                f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(run.keys())}"
+            )
+    x_label = _X_LABELS[by]
+    x_unit = 1.0
     if by == "time" and max(run.rows[-1].time for run in runs) < 2:
-        x_label, x_unit = "minutes of training", 60.0
-    charts = [chart(_curves(runs, key, by, x_unit, smooth), _CHART, key, x_label, log_y=log_y) for key in keys]
+        x_label = "minutes of training"
+        x_unit = 60.0
+    charts = [
+        chart(_curves(runs, key, by, x_unit, smooth), _CHART, key, x_label, log_y=log_y)
+        for key in keys
+    ]
     columns = min(len(charts), 2)
+    # An empty chart fills the last line.
     charts += [np.full_like(charts[0], charts[0][0, 0])] * (-len(charts) % columns)
-    lines = [np.concatenate(charts[i : i + columns], axis=1) for i in range(0, len(charts), columns)]
+    lines = [
+        np.concatenate(charts[i : i + columns], axis=1) for i in range(0, len(charts), columns)
+    ]
     return np.concatenate(lines)
 
 
 def write(path: Path, picture: np.ndarray) -> None:
-    """Writes a picture as PNG, whole or not at all. Raises DataError."""
+    """Writes an image as PNG, atomically.
+
+    Raises:
+        DataError: it can't be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_image(path, picture)
     except OSError as error:
-        raise DataError(f"{path}: can't be written ({error.strerror}); give --out a place that can be") from None
+        raise DataError(
+            f"{path}: can't be written ({error.strerror}); give --out a place that can be"
+        ) from None
 
 
 def _curves(runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: int) -> list[Curve]:
@@ -108,7 +160,10 @@ def _curves(runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: int) 
 
 
 def _running_mean(ys: Sequence[float], count: int) -> list[float]:
-    """Means over the last `count` finite numbers, of fewer at the beginning; NaN where there is none."""
+    """Returns means over the last `count` finite numbers.
+
+    They are over fewer at the start, and NaN if none is finite.
+    """
     parts = (np.asarray(ys[max(i + 1 - count, 0) : i + 1], dtype=float) for i in range(len(ys)))
     finite = (part[np.isfinite(part)] for part in parts)
     return [float(part.mean()) if len(part) else math.nan for part in finite]
@@ -117,31 +172,44 @@ def _running_mean(ys: Sequence[float], count: int) -> list[float]:
 def _read_run(path: Path) -> list[Row]:
     files = sorted(path.glob("*.log.json")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path}: has no .log.json; give a work dir of a run that has begun, or such a file")
+        raise DataError(
+            f"{path}: has no .log.json; give a work dir of a run that has begun, or such a file"
+        )
     parts = [_read_json_lines(file) for file in files]
     lines = [line for part in parts for line in part]
     if not any(line["mode"] == "train" for line in lines):
-        raise DataError(f"{path}: has no row of training yet; a run writes one every log.interval iterations")
+        raise DataError(
+            f"{path}: has no row of training yet; a run writes one every log.interval iterations"
+        )
     by_epoch, per_epoch = _counting(lines, files)
     rows: list[Row] = []
     for part in parts:
         per_epoch = next((line["of"] for line in part if line["mode"] == _RENUMBERED), per_epoch)
         part = [line for line in part if line["mode"] != _RENUMBERED]
-        # A run that was resumed from an earlier point wrote some iterations twice; the last word counts.
-        first = next((_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"), math.inf)
+        # A run that was resumed from an earlier iteration has rows twice; the later ones count.
+        first = next(
+            (_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"),
+            math.inf,
+        )
         rows = [row for row in rows if row.iteration < first]
         rows += _place(part, by_epoch, per_epoch, rows)
     return rows
 
 
 def _read_json_lines(path: Path) -> list[dict]:
-    """The rows of training, of validation and on longer epochs, but for a line that is being written."""
+    """Reads the rows of training, of validation and about renumbered epochs.
+
+    A last line that is only partly written is left out.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise DataError(f"{path}: can't be read ({reason}); give a .log.json or a work dir") from None
-    found, lines = [], text.splitlines()
+        raise DataError(
+            f"{path}: can't be read ({reason}); give a .log.json or a work dir"
+        ) from None
+    found = []
+    lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -150,27 +218,32 @@ def _read_json_lines(path: Path) -> list[dict]:
             elif row.get("mode") == _RENUMBERED:
                 found.append({"mode": _RENUMBERED, "of": int(row["now"]["of"])})
         except (ValueError, KeyError, TypeError, AttributeError):
+            # The last line without its end is being written at this moment.
             if number < len(lines) or text.endswith("\n"):
                 raise DataError(
-                    f"{path}: line {number} is no row of a .log.json; give that file of the run, or its work dir"
+                    f"{path}: line {number} is no row of a .log.json; give that file of the run, "
+                    "or its work dir"
                 ) from None
     return found
 
 
 def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
-    """Whether `iter` begins anew with each epoch, and the iterations of an epoch."""
+    """Returns True if `iter` restarts with each epoch, and the iterations of an epoch."""
     train = [line for line in lines if line["mode"] == "train"]
     texts = [file.with_suffix("") for file in files]  # x.log.json -> x.log
     said = next(filter(None, (_said_per_epoch(text) for text in texts if text.is_file())), None)
-    falls = any(b["epoch"] > a["epoch"] and b["iter"] <= a["iter"] for a, b in zip(train, train[1:], strict=False))
+    falls = any(
+        b["epoch"] > a["epoch"] and b["iter"] <= a["iter"]
+        for a, b in zip(train, train[1:], strict=False)
+    )
     if said or falls or max(line["epoch"] for line in train) == 1:
         return True, said or max(line["iter"] for line in train)
-    # Row by row (epoch - 1) * per_epoch < iter <= epoch * per_epoch.
+    # In every row (epoch - 1) * per_epoch < iter <= epoch * per_epoch.
     return False, max(line["iter"] / line["epoch"] for line in train)
 
 
 def _said_per_epoch(path: Path) -> int | None:
-    """The M of a log's first `Epoch [1][50/M]`."""
+    """Returns M of the first `Epoch [1][50/M]` in a log."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if found := re.search(r"Epoch \[\d+\]\[\d+/(\d+)\]", line):
@@ -179,14 +252,20 @@ def _said_per_epoch(path: Path) -> int | None:
 
 
 def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row]) -> list[Row]:
-    """Rows of one file. An evaluation stands at the training row before it, or at the end of its epoch where no more
-    training of that follows."""
+    """Places the rows of one file on the axes.
+
+    An evaluation is placed at the training row before it, or at the end of its epoch if no training
+    row of that epoch follows.
+    """
     rows: list[Row] = []
     trained = next((row for row in reversed(before) if row.mode == "train"), None)
-    iteration, hours = (trained.iteration, trained.time) if trained else (0.0, 0.0)
+    iteration = trained.iteration if trained else 0.0
+    hours = trained.time if trained else 0.0
     passed = iteration
     for index, line in enumerate(lines):
-        values = {k: float(v) for k, v in line.items() if k not in _NO_KEYS and isinstance(v, int | float)}
+        values = {
+            k: float(v) for k, v in line.items() if k not in _NO_KEYS and isinstance(v, int | float)
+        }
         if line["mode"] == "train":
             iteration = _iteration(line, by_epoch, per_epoch)
             hours += max(iteration - passed, 0) * values.get("time", 0.0) / 3600
@@ -198,10 +277,11 @@ def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row
 
 
 def _iteration(line: dict, by_epoch: bool, per_epoch: float) -> float:
-    """Of a row of training, from the beginning of the run."""
+    """Returns the iteration of a training row, counted from the beginning of the run."""
     return line["iter"] + (line["epoch"] - 1) * per_epoch * by_epoch
 
 
 def _goes_on(later: list[dict], epoch: int) -> bool:
+    """Returns True if training rows of this epoch follow."""
     following = next((line for line in later if line["mode"] == "train"), None)
     return following is not None and following["epoch"] == epoch

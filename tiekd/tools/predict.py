@@ -1,4 +1,4 @@
-"""Predicts depth of pictures and videos: the body of bin/predict.py."""
+"""Predicts the depth of images and videos: the body of bin/predict.py."""
 
 import argparse
 import sys
@@ -14,31 +14,44 @@ from tiekd.models import load
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/predict.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/predict.py with its arguments; prints, and raises UserErrors."""
     recipe = load_recipe(args.recipe, args.overrides)
     data = recipe.get("data", {})
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
+    # What to predict. Mistakes in it are reported before the network is built.
     found = inputs.find(args.words[has_checkpoint:], args.out)
     given = parse_size(args.size)
-    known = cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
+    known = (
+        cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
+    )
     device = student.pick_device(args.device)
     try:
         checkpoint = args.words[0] if has_checkpoint else None
         network, weights, resize = load.load_network(args.recipe, checkpoint, args.overrides)
     except CheckpointError as error:
-        read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT" if has_checkpoint else ""
+        read_as = ""
+        if has_checkpoint:
+            read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
         raise CheckpointError(f"{error}{read_as}") from None
+    # The network, and where its depth is written.
     resize = resize if given is None else given
     model = student.Student(network, device, args.readout, resize)
     if args.confidence:
         student.check_readout(network, "local", "confidence")
     units = outputs.parse_units(args.depth_unit, data, network.max_depth)
-    written = outputs.Outputs(args.out, units, network.max_depth, args.raw, args.points, args.confidence)
+    written = outputs.Outputs(
+        args.out, units, network.max_depth, args.raw, args.points, args.confidence
+    )
     written.check(found, args.overwrite)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
     print(f"Working resolution: {resize}")
     print(f"Depth: {args.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)
-    failed = predict_all(Predictor(model, written, batch_size, known), found, sys.stdout, sys.stderr)
+    failed = predict_all(
+        Predictor(model, written, batch_size, known), found, sys.stdout, sys.stderr
+    )
     if failed:
-        raise DataError(f"{failed} of {len(found)} could not be predicted, see above; what could is in {args.out}")
+        raise DataError(
+            f"{failed} of {len(found)} could not be predicted, see above; what could is in "
+            f"{args.out}"
+        )

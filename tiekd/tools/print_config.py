@@ -6,5 +6,5 @@ from tiekd.config.provenance import annotated
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/print_config.py does, with its arguments. Raises RecipeError."""
+    """Runs bin/print_config.py with its arguments; prints, and raises RecipeError."""
     print(annotated(args.recipe, args.overrides), end="")

@@ -1,4 +1,4 @@
-"""Goes on where a run stopped: the body of bin/resume."""
+"""Resumes a run from its newest complete checkpoint: the body of bin/resume."""
 
 import argparse
 import os
@@ -13,31 +13,50 @@ from tiekd.workdir import launch_record
 
 
 def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, program: str) -> int:
-    """What bin/resume does; returns its exit code. Raises UserErrors.
+    """Runs bin/resume.
 
-    given: options for the launcher; rest: the others, as they stand; args: the others, parsed; program: the file
-    that a launcher is to start.
+    Args:
+        given: the user's options for the launcher.
+        rest: the other words of the command line.
+        args: the same, parsed.
+        program: the file of bin/resume, which the launcher is to start.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: there is no run, or it can't be resumed like this.
     """
     record = launch_record.read(args.work_dir)
     if is_finished(args):
         return 0
-    starts = "RANK" not in os.environ and (given or record.launcher == "deepspeed" or record.world_size > 1)
+    starts = "RANK" not in os.environ and (
+        given or record.launcher == "deepspeed" or record.world_size > 1
+    )
+    # Check the launcher's options, before anything starts.
     options = record.launcher_options(given, args.work_dir) if starts else []
     if starts:
         hostfile.check_options(options)
     if given and "RANK" in os.environ:
-        raise LaunchError(f"{given[0]}: a launcher has started this already; give its options before bin/resume")
+        raise LaunchError(
+            f"{given[0]}: a launcher has started this already; give its options before bin/resume"
+        )
+    # Start the launcher, once or under supervision, unless this process is a rank already.
     if args.restarts > 0:
         if "RANK" in os.environ:
             raise LaunchError(
-                "--restarts starts the launcher itself; call bin/resume without deepspeed or srun before it"
+                "--restarts starts the launcher itself; call bin/resume without deepspeed or srun "
+                "before it"
             )
         from tiekd.tools.supervise import supervise
 
-        return supervise([sys.executable, program, *without_restarts(sys.argv[1:])], args.work_dir, args.restarts)
+        return supervise(
+            [sys.executable, program, *without_restarts(sys.argv[1:])], args.work_dir, args.restarts
+        )
     if starts:
         launch_record.replace_by_launcher(options, program, rest)
 
+    # A rank: train with the saved recipe and engine config, from the folder of the first start.
     from tiekd.engine.config import read_engine_config, refill
     from tiekd.training import run as training
 
@@ -51,26 +70,34 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
         os.chdir(record.folder)
     except OSError as error:
         raise LaunchError(
-            f"{record.folder}, where the run was started and its relative paths begin, can't be entered "
-            f"({error.strerror}); make it, or change folder in {args.work_dir / launch_record.RECORD}"
+            f"{record.folder}, where the run was started and its relative paths begin, can't be "
+            f"entered ({error.strerror}); make it, or change folder in "
+            f"{args.work_dir / launch_record.RECORD}"
         ) from None
     training.run(recipe, Path(record.recipe), engine_config, "auto", args.accept_changes)
     return 0
 
 
 def is_finished(args: argparse.Namespace) -> bool:
-    """Whether nothing is left to do, and says so; a changed recipe may have more to do."""
+    """Returns True if nothing is left to do, and prints that on rank 0.
+
+    With overrides it returns False: the changed recipe may have more to do.
+    """
     from tiekd.workdir.workdir import read_outcome
 
     outcome = read_outcome(args.work_dir)
     finished = outcome is not None and outcome.outcome == "finished" and not args.overrides
     if finished and os.environ.get("RANK", "0") == "0":
         done = f"{outcome.iteration} of {outcome.total_iterations} iterations, {outcome.time}"
-        print(f"{args.work_dir} is finished ({done}); to train longer, --set train.epochs=N or train.iterations=N")
+        print(
+            f"{args.work_dir} is finished ({done}); to train longer, --set train.epochs=N or "
+            "train.iterations=N"
+        )
     return finished
 
 
 def without_restarts(arguments: list[str]) -> list[str]:
+    """Returns the words of the command line without --restarts."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--restarts")
     return parser.parse_known_args(arguments)[1]

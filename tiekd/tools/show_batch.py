@@ -1,7 +1,7 @@
-"""A global batch of a run, made again: the very tensors that its ranks trained on.
+"""Makes a run's global batch again: the same tensors that its ranks trained on.
 
-Samples and their augmentation are functions of (seed, iteration), so nothing of the run is needed but its recipe and
-how its batches were dealt. Costs the reading of the batch, twice: what was drawn for a sample depends on its size.
+Samples and their augmentation are functions of (seed, iteration), so only the recipe is needed, and
+how the batch was split. Each sample is read twice, since what was drawn for it depends on its size.
 """
 
 import argparse
@@ -33,8 +33,15 @@ from tiekd.workdir import launch_record
 
 
 class Dealt(NamedTuple):
-    """A micro-batch, from 0 within its iteration, of one rank. For each sample: (epoch, index), epochs from 0, and what
-    was drawn for it."""
+    """One micro-batch of one rank.
+
+    Attributes:
+        rank: from 0.
+        micro_batch: from 0 within its iteration.
+        batch: what the rank trained on.
+        keys: (epoch from 0, index) of each sample.
+        decisions: the augmentation that was drawn for each sample.
+    """
 
     rank: int
     micro_batch: int
@@ -54,44 +61,82 @@ def global_batch(
     iteration: int,
     resize: Resize = OWN_SIZE,
 ) -> Iterator[Dealt]:
-    """The micro-batches of an iteration (from 1, as the log counts them) on the CPU, rank by rank."""
+    """Yields the micro-batches of an iteration on the CPU, rank by rank.
+
+    Args:
+        dataset: the run's training set.
+        augment: its augmentation.
+        loading: its settings for loading.
+        seed: of the run.
+        batch_size: of all ranks.
+        accumulation: micro-batches per iteration.
+        world_size: the number of ranks.
+        iteration: from 1, as the log counts them.
+        resize: the working resolution.
+    """
+    # The same sampler as in training, set to this one iteration.
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
-        dealing = (len(dataset), batch_size, accumulation, rank, world_size, seed, iteration - 1, iteration, groups)
+        dealing = (
+            len(dataset),
+            batch_size,
+            accumulation,
+            rank,
+            world_size,
+            seed,
+            iteration - 1,
+            iteration,
+            groups,
+        )
         sampler = MicroBatches(*dealing)
         unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
         cpu = torch.device("cpu")
-        batches = training_batches(dataset, sampler, augment, seed, 0, cpu, loading.timeout_s, unreadable, resize)
+        batches = training_batches(
+            dataset, sampler, augment, seed, 0, cpu, loading.timeout_s, unreadable, resize
+        )
         keyed = Keyed(dataset, augment, seed, resize=resize)
         for micro_batch, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
             decisions = [_drawn(keyed, *key) for key in keys]
-            samples = [(epoch, index % len(dataset)) for epoch, index in keys]  # of repetitions, too
+            # A small data set is repeated: higher indices are repetitions.
+            samples = [(epoch, index % len(dataset)) for epoch, index in keys]
             yield Dealt(rank, micro_batch, batch, samples, decisions)
 
 
 def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:
-    """Three lines about a sample: which one it is, what was drawn for it, what it holds.
+    """Describes a sample in three lines: its name, its augmentation, its values.
 
-    teacher_depth: (B, 1, H, W), metres, of the whole micro-batch; None without a teacher.
+    Args:
+        dealt: the micro-batch.
+        sample: the index in it.
+        teacher_depth: (B, 1, H, W) float32, metres, of the whole micro-batch; None without a
+            teacher.
     """
-    (epoch, index), drawn, batch = dealt.keys[sample], dealt.decisions[sample], dealt.batch
+    epoch, index = dealt.keys[sample]
+    drawn = dealt.decisions[sample]
+    batch = dealt.batch
     colours = "colours as they are"
     if drawn.gamma is not None:
         channels = ", ".join(f"{factor:.4f}" for factor in drawn.channels)
         colours = f"gamma {drawn.gamma:.4f}, brightness {drawn.brightness:.4f}, channels {channels}"
     maps = {"depth": batch.depth} | ({} if teacher_depth is None else {"teacher": teacher_depth})
-    held = [_range("image", batch.image[sample]), *(_depths(name, depth[sample]) for name, depth in maps.items())]
+    held = [
+        _range("image", batch.image[sample]),
+        *(_depths(name, depth[sample]) for name, depth in maps.items()),
+    ]
     place = f"rank {dealt.rank}, micro-batch {dealt.micro_batch}"
     return (
-        f"{place}: {batch.names[sample]} (sample {index}, epoch {epoch + 1})\n"
-        f"    {'flipped' if drawn.flip else 'not flipped'}, turned {drawn.angle:.4f} degrees, window "
-        f"{drawn.height}x{drawn.width} from row {drawn.top}, column {drawn.left}, {colours}\n"
-        f"    {'; '.join(held)}"
+        f"{place}: {batch.names[sample]} (sample {index}, epoch {epoch + 1})\n    "
+        f"{'flipped' if drawn.flip else 'not flipped'}, turned {drawn.angle:.4f} degrees, window "
+        f"{drawn.height}x{drawn.width} from row {drawn.top}, column {drawn.left}, {colours}\n    "
+        f"{'; '.join(held)}"
     )
 
 
 def _drawn(keyed: Keyed, epoch: int, index: int) -> Decisions:
-    """By the size of the sample itself, or of the one that was read in its place (`data.on_error: skip`)."""
+    """Returns a sample's augmentation, which is drawn for the size of the image that was read.
+
+    That may be another frame, which was read in place of a faulty one (`data.on_error: skip`).
+    """
     for read_index in range(index, index + len(keyed.dataset)):
         try:
             sample = keyed.dataset[read_index % len(keyed.dataset)]
@@ -111,7 +156,7 @@ def _range(name: str, values: Tensor) -> str:
 
 
 def _depths(name: str, depth: Tensor) -> str:
-    """Of the pixels that have one; what is not finite has one too, a bad one."""
+    """Describes a depth map's known pixels: those that aren't 0, non-finite ones included."""
     known = depth[depth != 0]
     if not len(known):
         return f"{name}: none"
@@ -119,7 +164,7 @@ def _depths(name: str, depth: Tensor) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/show_batch.py does, with its arguments. Prints; raises UserErrors."""
+    """Runs bin/show_batch.py with its arguments; prints, and raises UserErrors."""
     record = launch_record.read(args.work_dir)
     recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)
     engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
@@ -129,10 +174,12 @@ def run(args: argparse.Namespace) -> None:
         raise LaunchError(f"--iteration {args.iteration}: iterations count from 1")
     if args.rank is not None and not 0 <= args.rank < record.world_size:
         raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")
+    # Relative paths of the recipe start in the folder in which the run was started.
     work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
     has_teacher = recipe.get("teacher") is not None and not args.no_teacher
     teacher = build_teacher(recipe["teacher"], torch.device("cpu")) if has_teacher else None
+    # Ranks and accumulation are those of the last start, since they decide how a batch is split.
     dealt = global_batch(
         build_dataset(recipe, "train", held_out=inputs.held_out(inputs.read(work_dir), recipe)),
         settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment),
@@ -149,11 +196,16 @@ def run(args: argparse.Namespace) -> None:
     for part in dealt:
         if args.rank not in (None, part.rank):
             continue
-        depths = {"ground truth": part.batch.depth} | ({"teacher": teacher(part.batch)} if has_teacher else {})
+        depths = {"ground truth": part.batch.depth} | (
+            {"teacher": teacher(part.batch)} if has_teacher else {}
+        )
         for sample in range(len(part.batch.names)):
             print(describe(part, sample, depths.get("teacher")))
             row = [pictures.denormalise(part.batch.image[sample].numpy())]
-            row += [pictures.colourise(depth[sample, 0].numpy(), max_depth) for depth in depths.values()]
-            name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.micro_batch}_sample_{sample}.png"
+            row += [
+                pictures.colourise(depth[sample, 0].numpy(), max_depth) for depth in depths.values()
+            ]
+            name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.micro_batch}"
+            name += f"_sample_{sample}.png"
             write_image(out / name, pictures.panel([row], ["image", *depths], max_depth))
     print(f"Pictures: {out}")

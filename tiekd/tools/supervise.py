@@ -1,8 +1,9 @@
-"""`bin/resume --restarts N`: starts a run again when it crashes, until it has finished.
+"""Restarts a run when it crashes, until it has finished: `bin/resume --restarts N`.
 
-A run is started as a process of its own, and again after 1, 2, 4, ... at most 60 seconds. Not again: where it finished,
-was asked to stop, or where two starts in a row brought no newer checkpoint, as with a user's mistake. The ranks watch
-this process as they do the launcher (tiekd/distributed/launcher_watch.py), so nothing is left running without it.
+The run is a process of its own. It is restarted after 1, 2, 4, ... at most 60 seconds. It isn't
+restarted if it finished, if it was asked to stop, or if two starts in a row brought no newer
+checkpoint, as with a user's mistake. The ranks watch this process like the launcher
+(tiekd/distributed/launcher_watch.py), so none is left running without it.
 """
 
 import contextlib
@@ -21,32 +22,50 @@ from tiekd.distributed.launcher_watch import SUPERVISOR
 from tiekd.workdir import checkpoints, workdir
 
 _LONGEST_PAUSE_S = 60
-_RANKS_LEAVE_S = 90.0  # after their launcher, having saved
+_RANKS_LEAVE_S = 90.0  # after their launcher, once they have saved
 _STARTS_WITHOUT_GAIN = 2
 
 
 def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
-    """Runs `command`, which goes on with the run of a work dir, at most 1 + `restarts` times; returns its exit code.
+    """Runs a command that resumes a run, again after each crash.
 
-    0: finished; 75: asked to stop, through a signal to this process or the run. A second signal kills the run.
+    A first signal to this process is passed on to the run, which saves and stops. A second one
+    kills the run.
+
+    Args:
+        command: resumes the run.
+        work_dir: the run's.
+        restarts: the most restarts after the first start.
+
+    Returns:
+        The exit code: 0 if the run finished, 75 if it was asked to stop, else that of the last
+            start.
     """
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda number, _frame: asked.append(number))
-    newest, idle = _newest(work_dir), 0
+    newest = _newest(work_dir)
+    idle = 0  # starts in a row that brought no newer checkpoint
     for attempt in range(restarts + 1):
         before = workdir.read_outcome(work_dir)
         code = _run(command, work_dir, asked)
         outcome = workdir.read_outcome(work_dir)
-        outcome = None if outcome == before else outcome  # it came to nothing before it could write one
-        reached, newest = newest, _newest(work_dir)
+        # An unchanged outcome is that of the start before: this one ended before it wrote its own.
+        outcome = None if outcome == before else outcome
+        reached = newest
+        newest = _newest(work_dir)
         idle = 0 if newest > reached else idle + 1
         if outcome is not None and outcome.outcome == "finished":
             return 0
         if asked or (outcome is not None and outcome.outcome == "stopped"):
             return STOPPED_CODE
-        why = outcome.reason if outcome is not None and outcome.reason else "killed, or it did not begin"
-        ended = f"the run ended with code {code} ({why}); its newest checkpoint is of iteration {newest}"
+        why = "killed, or it did not begin"
+        if outcome is not None and outcome.reason:
+            why = outcome.reason
+        ended = (
+            f"the run ended with code {code} ({why}); its newest checkpoint is of iteration "
+            f"{newest}"
+        )
         if idle == _STARTS_WITHOUT_GAIN:
             _tell(f"{ended}, as before; not started again")
             break
@@ -62,13 +81,16 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
 
 
 def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
-    """Runs a program, and the ranks that outlive it, to their end; hands on the first signal that comes, and answers a
-    second one by killing all."""
+    """Runs a command until it and the ranks that outlive it have ended.
+
+    Passes the first signal on, and answers a second one by killing all processes.
+    """
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
-    # In a session of its own, since a terminal's Ctrl-C comes once, and from here.
+    # In a session of its own, so that a terminal's Ctrl-C reaches it only through this process.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     everything: set[psutil.Process] = set()
-    told, gone_at = 0, None
+    told = 0
+    gone_at = None
     while True:
         everything |= _below_this()
         if child.poll() is not None:
@@ -91,13 +113,19 @@ def _below_this() -> set[psutil.Process]:
 
 
 def _to_be_asked(work_dir: Path, child: int) -> int:
-    """The main rank, on whose word all save and end together; DeepSpeed's launcher would end other machines' ranks on
-    the spot. The child where there is no main rank on this machine, yet."""
+    """Returns the process that a signal is passed on to.
+
+    That is rank 0 if it runs on this machine: it lets all ranks save and end together, whereas
+    DeepSpeed's launcher would end ranks on other machines at once. Otherwise the child.
+    """
     return workdir.main_rank_here(work_dir) or child
 
 
 def _newest(work_dir: Path) -> int:
-    return max(map(checkpoints.iteration_of, checkpoints.newest_first(work_dir / checkpoints.FOLDER)), default=-1)
+    return max(
+        map(checkpoints.iteration_of, checkpoints.newest_first(work_dir / checkpoints.FOLDER)),
+        default=-1,
+    )
 
 
 def _wait(condition, timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Trains a recipe, or tells what that will need: the body of bin/train.py."""
+"""Trains a recipe, or measures what that will need: the body of bin/train.py."""
 
 import argparse
 from pathlib import Path
@@ -7,9 +7,11 @@ from tiekd.tools.arguments import recipe_from_arguments
 
 
 def run(args: argparse.Namespace) -> None:
-    """What bin/train.py does, with its arguments. Prints what a dry run says; raises UserErrors."""
-    recipe, path = recipe_from_arguments(args.recipe, args), Path(args.recipe).resolve()
-    from tiekd.engine.config import read_engine_config  # after the recipe, whose mistakes need not wait for it
+    """Runs bin/train.py with its arguments; prints a dry run's report, and raises UserErrors."""
+    recipe = recipe_from_arguments(args.recipe, args)
+    path = Path(args.recipe).resolve()
+    # Imports torch, so it comes after the recipe, whose mistakes are then reported at once.
+    from tiekd.engine.config import read_engine_config
 
     engine_config = read_engine_config(args.deepspeed_config)
     if not args.dry_run:

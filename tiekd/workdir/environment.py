@@ -15,12 +15,13 @@ from tiekd.kernels import layouts
 
 
 def environment() -> dict[str, str]:
-    """What a reader of a log must know of the machine and the software, name by name."""
+    """Returns the names and versions of hardware and software that a reader of a log needs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    processor = platform.processor() or platform.machine()
     values = {
         "sys.platform": f"{sys.platform} ({platform.release()})",
         "Python": sys.version.split()[0],
-        "CPU": f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "CPU": f"{processor}, {len(os.sched_getaffinity(0))} cores",
         "CPU instructions": layouts.isa(),
         "GPU": ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "none",
         "CUDA runtime": str(torch.version.cuda or "none"),
@@ -28,6 +29,7 @@ def environment() -> dict[str, str]:
         "PyTorch": torch.__version__,
         "allocator": allocator.description(),
     }
+    # Versions from the installed metadata: importing the packages takes seconds.
     for package in ("torchvision", "deepspeed", "numpy", "triton", "tiekd"):
         try:
             values[package] = metadata.version(package)

@@ -1,4 +1,4 @@
-"""How a run was started, kept in its work dir, so that bin/resume can start it again on the same ranks and devices."""
+"""The record of a run's launch, from which bin/resume starts it on the same ranks and devices."""
 
 import json
 import os
@@ -13,20 +13,30 @@ from tiekd.distributed.process_group import ranks_on_this_machine
 from tiekd.errors import CheckpointError, LaunchError
 from tiekd.files import replace_text
 
-RECORD, HOSTFILE = LAUNCH_RECORD, "hostfile"
+RECORD = LAUNCH_RECORD
+HOSTFILE = "hostfile"
 _CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
 
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """How a run was started, kept in its work dir so that bin/resume can start it again.
+    """How a run was started: recipe, launcher, ranks, devices and machines.
 
-    visible_devices: of a rank, as the launcher set it ("0,1"); folder: where relative paths of the recipe start;
-    nodes: the machines and their devices, where there were several, which the work dir's hostfile holds too.
+    Attributes:
+        recipe: the recipe's path.
+        launcher: "deepspeed" or "python".
+        world_size: the number of ranks.
+        ranks_per_node: the number of ranks on rank 0's machine.
+        visible_devices: a rank's CUDA_VISIBLE_DEVICES, as the launcher set it ("0,1").
+        master_port: rank 0's port.
+        folder: the folder from which the recipe's relative paths start.
+        nodes: machines and their device numbers if there were several; the work dir's hostfile
+            holds them too.
+        master_addr: rank 0's address.
     """
 
     recipe: str
-    launcher: str  # "deepspeed" or "python"
+    launcher: str
     world_size: int
     ranks_per_node: int
     visible_devices: str | None
@@ -36,23 +46,37 @@ class LaunchRecord:
     master_addr: str | None = None
 
     def launcher_options(self, given: Sequence[str], work_dir: Path) -> list[str]:
-        """Options for `deepspeed` that start the same ranks on the same devices, unless others are given.
+        """Returns options for `deepspeed` that start the same ranks on the same devices.
 
-        Given options that choose among machines choose among those of the run.
+        Args:
+            given: the user's options, which take precedence. Those that choose among machines
+                choose among the run's machines.
+            work_dir: the run's, with its hostfile.
+
+        Raises:
+            LaunchError: the options can't be derived from the record; the user has to give some.
         """
+        # Ranks of srun or torchrun: only the user knows how to start them.
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
-                f"the run had {self.world_size} ranks of another launcher; say how to go on, with --num_gpus N, or "
-                "start that launcher with bin/resume as its program"
+                f"the run had {self.world_size} ranks of another launcher; say how to go on, with "
+                "--num_gpus N, or start that launcher with bin/resume as its program"
             )
+        # Several machines: the run's hostfile, unless the user gives another or asks for this one.
         names = {option.split("=")[0] for option in given}
         port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
-        if self.nodes and not names & {"--num_gpus", "--hostfile"} and "localhost" not in " ".join(given):
+        if (
+            self.nodes
+            and not names & {"--num_gpus", "--hostfile"}
+            and "localhost" not in " ".join(given)
+        ):
             return [*self._machines(names, work_dir), *port, *given]
         if self.world_size != self.ranks_per_node and not names & _CHOICES:
             raise LaunchError(
-                f"the run had {self.world_size} ranks on several machines; say on which to go on, with --hostfile FILE"
+                f"the run had {self.world_size} ranks on several machines; say on which to go on, "
+                "with --hostfile FILE"
             )
+        # One machine: a count if the run used its first devices, else the devices by number.
         default = ",".join(str(i) for i in range(self.ranks_per_node))
         if self.visible_devices in (None, "", default):
             devices = f"--num_gpus={self.ranks_per_node}"
@@ -61,21 +85,30 @@ class LaunchRecord:
         return [*([] if names & _CHOICES else [devices]), *port, *given]
 
     def _machines(self, names: set[str], work_dir: Path) -> list[str]:
-        """Options for the machines of the run, or those of them that the options of these names choose."""
+        """Returns options for the run's machines.
+
+        Args:
+            names: the names of the user's options. If one of them chooses machines or devices, only
+                the hostfile is added.
+            work_dir: the run's, with its hostfile.
+        """
         hostfile = work_dir / HOSTFILE
         if not hostfile.is_file():
             raise LaunchError(
-                f"{hostfile}, with the run's machines, is gone; say on which to go on, with --hostfile FILE"
+                f"{hostfile}, with the run's machines, is gone; say on which to go on, with "
+                "--hostfile FILE"
             )
         if names & _CHOICES:
             return [f"--hostfile={hostfile}"]
-        devices = "@".join(f"{name}:{','.join(map(str, slots))}" for name, slots in self.nodes.items())
+        devices = "@".join(
+            f"{name}:{','.join(map(str, slots))}" for name, slots in self.nodes.items()
+        )
         address = [] if "--master_addr" in names else [f"--master_addr={self.master_addr}"]
         return [f"--hostfile={hostfile}", f"--include={devices}", *address]
 
 
 def write(work_dir: Path, recipe_path: Path) -> None:
-    """Writes down how this process was started. Main rank only."""
+    """Writes the record of this process's launch into the work dir. Rank 0 only."""
     record = LaunchRecord(
         recipe=str(recipe_path),
         launcher="deepspeed" if "CROSS_RANK" in os.environ else "python",
@@ -88,20 +121,27 @@ def write(work_dir: Path, recipe_path: Path) -> None:
         master_addr=os.environ["MASTER_ADDR"],
     )
     if record.nodes:
+        # A hostfile holds counts; which of the devices were used is in launch.json.
         lines = [f"{name} slots={max(slots) + 1}\n" for name, slots in record.nodes.items()]
         replace_text(work_dir / HOSTFILE, "".join(lines))
     replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read(work_dir: Path) -> LaunchRecord:
-    """How the run of a work dir was started. Raises CheckpointError when there was none."""
+    """Reads the launch record of a work dir.
+
+    Raises:
+        CheckpointError: no run was started in it.
+    """
     try:
         return LaunchRecord(**json.loads((work_dir / RECORD).read_text()))
     except (OSError, ValueError, TypeError):
-        raise CheckpointError(f"{work_dir}: no run to resume here; give the work dir that bin/train.py made") from None
+        raise CheckpointError(
+            f"{work_dir}: no run to resume here; give the work dir that bin/train.py made"
+        ) from None
 
 
 def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence[str]) -> None:
-    """Becomes `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return."""
+    """Replaces this process by `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
     os.execv(sys.executable, command)

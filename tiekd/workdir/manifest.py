@@ -1,9 +1,10 @@
-"""A checkpoint's files: written by the rank that has their content, hashed there, and listed in one manifest.
+"""A checkpoint's files: each is written and hashed by its own rank and listed in one manifest.
 
     {"files": {"student.pth": [size in bytes, sha256], ...}}
 
-What the disk refuses is remembered and told afterwards, not raised in the middle: a rank that left DeepSpeed's saving
-alone would keep the others waiting in it. Cost: each file is read once after it was written, at some 0.5 GB/s.
+An error of the disk is remembered and reported after the save, not raised within it: the other
+ranks would wait for a rank that left DeepSpeed's saving. Cost: each file is read once after it was
+written, at about 0.5 GB/s.
 """
 
 import errno
@@ -25,41 +26,54 @@ _TORCH_COULD_NOT_WRITE = re.compile(
 
 
 class Files:
-    """Writes and reads a checkpoint's files, DeepSpeed's too (`take_over`); loading is weights-only and runs no code.
+    """Writes and reads a checkpoint's files, DeepSpeed's too after `take_over`.
 
-    written: name -> [size, digest] of this rank's files since `start`. problem: what went wrong first, one line.
+    Loading uses `weights_only` and so runs no code.
+
+    Attributes:
+        written: name -> [size in bytes, sha256] of the files that this rank has written since
+            `start`.
+        problem: the first error in one line; None if there was none.
     """
 
     def __init__(self):
         self.start()
 
     def take_over(self, engine) -> "Files":
-        """Makes a DeepSpeed engine write and read through this."""
+        """Lets a DeepSpeed engine write and read its files through this object; returns it."""
         torch_files = engine.checkpoint_engine
-        torch_files.save, torch_files.load, torch_files.makedirs = self.save, self.load, self.make_folder
-        engine._copy_recovery_script = lambda _folder: None  # converts checkpoints to plain weights, which we save
+        torch_files.save = self.save
+        torch_files.load = self.load
+        torch_files.makedirs = self.make_folder
+        # DeepSpeed would copy a script that extracts plain weights; student.pth has them already.
+        engine._copy_recovery_script = lambda _folder: None
         return self
 
     def start(self) -> None:
+        """Forgets files and errors of the previous save."""
         self.written: dict[str, list] = {}
         self.problem: str | None = None
 
     def save(self, state_dict, path: str | Path) -> None:
+        """Writes and hashes a file: bytes as they are, anything else with `torch.save`."""
         if isinstance(state_dict, bytes):
             self._attempt(Path(path), lambda: Path(path).write_bytes(state_dict))
         else:
             self._attempt(Path(path), lambda: torch.save(state_dict, path))
 
     def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
+        """Creates a folder, with its parents."""
         try:
             os.makedirs(path, exist_ok=exist_ok)
         except OSError as error:
             self.problem = self.problem or f"{path}: {error.strerror}"
 
     def load(self, path: str | Path, map_location="cpu"):
+        """Loads a file that `save` has written, with `weights_only`."""
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def _attempt(self, path: Path, write) -> None:
+        # After a first error nothing more is written; the save has failed anyway.
         if self.problem:
             return
         try:
@@ -69,12 +83,21 @@ class Files:
         except (OSError, RuntimeError) as error:
             if not isinstance(error, OSError) and not _TORCH_COULD_NOT_WRITE.search(str(error)):
                 raise
+            # torch's writer raises RuntimeErrors, which have no strerror.
             reason = getattr(error, "strerror", None) or "it could not be written whole"
             self.problem = f"{path.name}: {reason}{_free(path.parent)}"
 
 
 def write(folder: Path, files: dict[str, list]) -> None:
-    """Writes the manifest of all ranks' files, which must be in the folder. Raises OSError."""
+    """Writes the manifest of all ranks' files.
+
+    Args:
+        folder: the checkpoint, which must contain the files.
+        files: name -> [size in bytes, sha256].
+
+    Raises:
+        OSError: a file is missing, or the manifest can't be written.
+    """
     missing = files.keys() - {path.name for path in folder.iterdir()}
     if missing:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / min(missing)))
@@ -83,19 +106,25 @@ def write(folder: Path, files: dict[str, list]) -> None:
 
 
 def check(folder: Path) -> str | None:
-    """What is wrong with the files of a folder, or None where each has the size and digest of the manifest."""
+    """Returns the fault of a folder's files; None if each has the manifest's size and digest."""
     try:
         text = (folder / NAME).read_text(encoding="ascii")
         files = json.loads(text)["files"]
+        # Compared as text too, so that an edited or truncated manifest counts as unreadable.
         if not files or text != _text(files):
             raise ValueError
-        listed = [(name, size, digest) for name, (size, digest) in files.items() if Path(name).name == name]
+        listed = [
+            (name, size, digest)
+            for name, (size, digest) in files.items()
+            if Path(name).name == name
+        ]
     except FileNotFoundError:
         return "it has no manifest (a save that never ended)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest can't be read"
     if len(listed) != len(files):
         return "its manifest names files elsewhere"
+    # The size first: it is found wrong without reading the file.
     for name, size, written in listed:
         path = folder / name
         try:
@@ -111,7 +140,7 @@ def check(folder: Path) -> str | None:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file's content."""
+    """Returns the sha256 of a file's content in hexadecimal digits."""
     value = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

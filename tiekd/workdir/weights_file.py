@@ -1,6 +1,6 @@
-"""Files of plain fp32 student weights: written whole, and the best of a run kept beside its checkpoints.
+"""Files of plain fp32 student weights, and the best ones of a run.
 
-Everything loads with `weights_only`: a file of weights never runs code.
+A file is written atomically. All loading uses `weights_only`: a weights file never runs code.
 """
 
 import errno
@@ -16,35 +16,59 @@ BEST_BEFORE = ".{}.before"
 
 
 def set_aside_best(work_dir: Path) -> None:
-    """Renames the best weights, whose figure is not comparable with those to come. Rank 0 only."""
+    """Renames the best weights if later figures aren't comparable with theirs. Rank 0 only."""
     for path in work_dir.glob("best_*.pth"):
         set_aside(path)
     forget_older_best(work_dir)
 
 
 def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
-    """`write_weights` that keeps the best of the newest checkpoint until `forget_older_best`: a run that goes on from
-    there takes it back. Raises OSError."""
+    """Writes new best weights, and keeps those that the newest checkpoint was saved with.
+
+    A run that resumes from that checkpoint takes the kept ones back; `forget_older_best` removes
+    them. Arguments are those of `write_weights`.
+
+    Raises:
+        OSError: the file can't be written.
+    """
     before = path.with_name(BEST_BEFORE.format(path.name))
+    # Only the first replacement after a checkpoint: later ones replace weights of no checkpoint.
     if path.exists() and not before.exists():
         os.link(path, before)
     write_weights(path, state_dict, network_node, iteration, **facts)
 
 
 def forget_older_best(work_dir: Path) -> None:
-    """After a checkpoint was saved, which goes with the best weights that are there. Main rank only."""
+    """Removes the kept best weights, after a checkpoint was saved. Rank 0 only.
+
+    The new checkpoint goes with the best weights that are there now.
+    """
     for before in work_dir.glob(BEST_BEFORE.format("*")):
         before.unlink()
 
 
-def write_weights(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
-    """Student weights with the recipe node that builds their network, atomically; loads with `weights_only=True`.
+def write_weights(
+    path: Path, state_dict: dict, network_node: dict, iteration: int, **facts
+) -> None:
+    """Writes student weights atomically; the file loads with `weights_only=True`.
 
-    Raises OSError.
+    Args:
+        path: the file, which is replaced.
+        state_dict: the student's parameters and buffers, float32.
+        network_node: the recipe node that builds the network.
+        iteration: the iteration of the weights.
+        **facts: further entries of the file.
+
+    Raises:
+        OSError: the file can't be written.
     """
+    # Written under another name and then renamed: a reader sees the old file or the new one.
     partial = path.with_name(f".{path.name}.partial")
     files = manifest.Files()
-    files.save({"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts}, partial)
+    files.save(
+        {"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts},
+        partial,
+    )
     if files.problem:
         partial.unlink(missing_ok=True)
         raise OSError(errno.ENOSPC, files.problem, str(path))
@@ -52,8 +76,9 @@ def write_weights(path: Path, state_dict: dict, network_node: dict, iteration: i
 
 
 def set_aside(path: Path) -> None:
-    """Gives a file or folder a name by which nobody looks for it, `abandoned_...`. Main rank only."""
-    aside, count = path.with_name(f"abandoned_{path.name}"), 1
+    """Renames a file or folder to `abandoned_NAME`, which no code looks for. Rank 0 only."""
+    aside = path.with_name(f"abandoned_{path.name}")
+    count = 1
     while aside.exists():
         count += 1
         aside = path.with_name(f"abandoned{count}_{path.name}")
@@ -61,9 +86,17 @@ def set_aside(path: Path) -> None:
 
 
 def made_at(weights: Path) -> int:
-    """The iteration of a file of weights; -1 where the file isn't one of ours, which nobody touches."""
+    """Returns the iteration of a weights file; -1 for a file that isn't ours, to be left alone."""
     try:
         iteration = torch.load(weights, weights_only=True, map_location="cpu")["iteration"]
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError):
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        EOFError,
+        pickle.UnpicklingError,
+    ):
         return -1
     return iteration if isinstance(iteration, int) else -1

@@ -1,14 +1,16 @@
-"""Whose a work dir is, and what of a run is written down in it besides logs and checkpoints.
+"""The owner of a work dir, and the files in it besides logs and checkpoints.
 
-    config.yaml ds_config.json    the recipe and the engine config, resolved; the run can be repeated from these two
-    launch.json hostfile          how it was started (tiekd/workdir/launch_record.py), and on which machines
-    environment.txt               on what machine and software
-    inputs.json                   which files it reads, as they were (tiekd/training/inputs.py)
-    layouts.json                  how convolutions run on a CPU (tiekd/kernels/layouts.py); a resumed run takes it over
-    outcome.json                  running, finished, stopped, orphaned or failed; who was killed left "running"
-    .lock                         held by the main rank while it lives, so that two runs can't share a work dir
+    config.yaml      the resolved recipe
+    ds_config.json   the resolved engine config; a run can be repeated from these two
+    launch.json      how the run was started (tiekd/workdir/launch_record.py)
+    hostfile         the machines of the run
+    environment.txt  its hardware and software
+    inputs.json      the files that it reads, as they were (tiekd/training/inputs.py)
+    layouts.json     how convolutions run on a CPU (tiekd/kernels/layouts.py); kept on resume
+    outcome.json     running, finished, stopped, orphaned or failed; "running" after a kill
+    .lock            held by rank 0 while it lives, so that two runs can't share a work dir
 
-All of them are replaced whole, never written over.
+Each of them is replaced atomically.
 """
 
 import contextlib
@@ -34,9 +36,12 @@ from tiekd.files import replace_text
 from tiekd.workdir import checkpoints, launch_record
 from tiekd.workdir.environment import environment
 
-RECIPE, ENGINE_CONFIG, ENVIRONMENT = "config.yaml", "ds_config.json", "environment.txt"
-OUTCOME, LOCK = "outcome.json", ".lock"
-_ENDING_RUN_LEAVES_S = 30.0  # it may be saving
+RECIPE = "config.yaml"
+ENGINE_CONFIG = "ds_config.json"
+ENVIRONMENT = "environment.txt"
+OUTCOME = "outcome.json"
+LOCK = ".lock"
+_ENDING_RUN_LEAVES_S = 30.0  # a run that is about to end may be saving
 NOT_LEARNED_FROM = (
     "work_dir",
     "train.timeout_minutes",
@@ -46,7 +51,8 @@ NOT_LEARNED_FROM = (
     "log.",
     "tensorboard.",
 )
-_SHARED_FILES_APPEAR_S = 10.0  # a network file system may remember for a while that a file was not there
+# A network file system may cache for a while that a file doesn't exist.
+_SHARED_FILES_APPEAR_S = 10.0
 
 
 _locks: dict[Path, TextIOWrapper] = {}
@@ -54,25 +60,33 @@ _locks: dict[Path, TextIOWrapper] = {}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, or that it didn't: `outcome` is running, finished, failed, stopped (as it was asked to) or
-    orphaned (stopped because its launcher was gone)."""
+    """How a run ended, or that it is still running.
+
+    Attributes:
+        outcome: running, finished, failed, stopped (on request) or orphaned (stopped because its
+            launcher was gone).
+        iteration: the last finished iteration.
+        total_iterations: the number of iterations that the run was to have.
+        reason: why it stopped or failed; None otherwise.
+        time: of this entry, ISO 8601, local.
+    """
 
     outcome: str
     iteration: int
     total_iterations: int
     reason: str | None
-    time: str  # ISO 8601, local
+    time: str
 
 
 @contextlib.contextmanager
 def outcome_of(state) -> Iterator[None]:
-    """Writes down how the training in a `with` statement ends. Only the main rank writes."""
+    """Records how the training in a `with` statement ends. Only rank 0 writes."""
 
     def write_down(outcome: str, reason: str | None = None) -> None:
         now = datetime.now().isoformat(timespec="seconds")
         facts = asdict(Outcome(outcome, state.iteration, state.total_iterations, reason, now))
         if comm.is_main():
-            with contextlib.suppress(OSError):  # a full disk ends no run by this file
+            with contextlib.suppress(OSError):  # a full disk mustn't end a run because of this file
                 replace_text(state.work_dir / OUTCOME, json.dumps(facts, indent=1) + "\n")
 
     write_down("running")
@@ -81,12 +95,14 @@ def outcome_of(state) -> Iterator[None]:
     except BaseException as error:
         write_down("failed", " ".join(f"{type(error).__name__}: {error}".split()))
         raise
-    ended = "orphaned" if state.orphaned else "stopped" if state.stop_reason is not None else "finished"
+    ended = "finished" if state.stop_reason is None else "stopped"
+    if state.orphaned:
+        ended = "orphaned"
     write_down(ended, state.stop_reason)
 
 
 def read_outcome(work_dir: Path) -> Outcome | None:
-    """The outcome of the last start, None where there is none that can be read."""
+    """Reads the outcome of the last start; None if there is none or it can't be read."""
     try:
         return Outcome(**json.loads((work_dir / OUTCOME).read_text()))
     except (OSError, ValueError, TypeError):
@@ -94,10 +110,16 @@ def read_outcome(work_dir: Path) -> Outcome | None:
 
 
 def lock(work_dir: Path, resuming: bool = False) -> None:
-    """Makes the work dir this run's own until its process ends; LaunchError where another run has it. Collective.
+    """Locks the work dir for this run until its process ends. Collective.
 
-    resuming: waits half a minute for a run that is about to end, and makes no work dir where there is none. A file
-    system without locks is used without one.
+    On a file system without locks the run continues without one.
+
+    Args:
+        work_dir: created if it isn't there.
+        resuming: waits half a minute for a run that is about to end, and creates no work dir.
+
+    Raises:
+        LaunchError: another run holds the lock, or the work dir can't be written to.
     """
     problem = None
     if comm.is_main() and work_dir not in _locks and (work_dir.is_dir() or not resuming):
@@ -112,7 +134,7 @@ def lock(work_dir: Path, resuming: bool = False) -> None:
 
 
 def is_in_use(work_dir: Path) -> bool:
-    """Whether a run that another process is part of has the work dir."""
+    """Returns True while another process holds the work dir's lock."""
     in_use = _lock(work_dir, 0.0) is not None
     if not in_use:
         _locks.pop(work_dir).close()
@@ -120,7 +142,7 @@ def is_in_use(work_dir: Path) -> bool:
 
 
 def main_rank_here(work_dir: Path) -> int | None:
-    """The process that has the work dir, where it is one of this machine; None where nobody has it."""
+    """Returns the process number of the run's rank 0 if that runs on this machine, else None."""
     try:
         owner = re.match(r"process (\d+) on (\S+),", (work_dir / LOCK).read_text())
     except OSError:
@@ -130,16 +152,27 @@ def main_rank_here(work_dir: Path) -> int | None:
 
 
 def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
-    """Refuses a work dir that another recipe or run owns. Collective."""
+    """Refuses a work dir that belongs to another recipe or run. Collective.
+
+    Raises:
+        LaunchError: it does; the message names the owner.
+    """
     problem = comm.broadcast_object(_problem(work_dir, recipe_path, resuming))
     if problem:
         raise LaunchError(problem)
 
 
 def check_shared(work_dir: Path) -> None:
-    """Refuses a work dir whose lock, as the main rank wrote it, another rank's machine doesn't see. Collective."""
+    """Refuses a work dir that a rank on another machine doesn't see. Collective.
+
+    Each rank looks for the content that rank 0 wrote into the lock file.
+
+    Raises:
+        LaunchError: a rank doesn't see it; the message names its machine.
+    """
     written = None
-    if comm.is_main():  # not read anew: to close the file would give the lock back
+    if comm.is_main():
+        # Read through the open file: closing another handle of it would release the lock.
         _locks[work_dir].seek(0)
         written = _locks[work_dir].read()
     written = comm.broadcast_object(written)
@@ -148,12 +181,25 @@ def check_shared(work_dir: Path) -> None:
         time.sleep(0.1)
     blind = [host for host, saw in comm.gather_objects((socket.gethostname(), seen)) if not saw]
     if blind:
-        raise LaunchError(f"{work_dir} isn't shared: {blind[0]} doesn't see it; give a --work-dir on a shared disk")
+        raise LaunchError(
+            f"{work_dir} isn't shared: {blind[0]} doesn't see it; give a --work-dir on a shared "
+            "disk"
+        )
 
 
 def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) -> None:
-    """Makes the work dir and writes down the run in it, when nothing can be refused any more. Main rank only."""
-    (work_dir / OUTCOME).unlink(missing_ok=True)  # first: a finished run that is extended isn't finished any more
+    """Creates the work dir and writes the run's files, when nothing can be refused any more.
+
+    Rank 0 only.
+
+    Args:
+        work_dir: the run's.
+        recipe: resolved.
+        recipe_path: where the user's recipe is.
+        engine_config: resolved.
+    """
+    # Removed first: a finished run that is extended isn't finished any more.
+    (work_dir / OUTCOME).unlink(missing_ok=True)
     replace_text(work_dir / RECIPE, dump_recipe(recipe))
     replace_text(work_dir / ENGINE_CONFIG, json.dumps(engine_config, indent=2) + "\n")
     facts = "".join(f"{name}: {value}\n" for name, value in environment().items())
@@ -162,20 +208,25 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) 
 
 
 def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
-    """Dotted names of the values in which a recipe differs from the one that the run was last started with, and that
-    change what is learned."""
+    """Returns the dotted names of recipe values that changed since the last start.
+
+    Values that don't affect what is learned (NOT_LEARNED_FROM) are left out.
+    """
     if not (work_dir / RECIPE).is_file():
         return []
     return [
-        key for key in differences(load_recipe(work_dir / RECIPE), recipe) if not key.startswith(NOT_LEARNED_FROM)
+        key
+        for key in differences(load_recipe(work_dir / RECIPE), recipe)
+        if not key.startswith(NOT_LEARNED_FROM)
     ]
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Dotted names of the values that differ between two recipes, or two engine configs."""
+    """Returns the dotted names of values that differ between two recipes or two engine configs."""
     changed = []
     for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
+        a = old.get(key)
+        b = new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changed += differences(a, b, f"{prefix}{key}.")
         elif a != b:
@@ -188,13 +239,14 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
         maker = launch_record.read(work_dir).recipe
         if maker != str(recipe_path):
             return f"{work_dir} belongs to {maker}; give this run another --work-dir"
-    elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():  # not of a start that was killed
+    elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():
+        # A start that was killed before it wrote the launch record would have left its lock file.
         return f"{work_dir} holds a config.yaml that no run made; give this run another --work-dir"
     held = [*(work_dir / checkpoints.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
         return (
-            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume {shlex.quote(str(work_dir))}, "
-            "or start anew in another --work-dir"
+            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume "
+            f"{shlex.quote(str(work_dir))}, or start anew in another --work-dir"
         )
     return None
 
@@ -207,25 +259,31 @@ def _sees(work_dir: Path, written: str) -> bool:
 
 
 def _lock(work_dir: Path, wait_s: float) -> str | None:
-    # Not flock: a worker that outlives a killed rank for some seconds would still hold that.
+    # Not flock: a data worker inherits that, and outlives a killed rank for some seconds.
     file = (work_dir / LOCK).open("a+", encoding="utf-8")
-    end, told = time.monotonic() + wait_s, False
+    end = time.monotonic() + wait_s
+    told = False
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
+            # Any other error: the file system has no locks, and the run goes on without one.
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 break
         file.seek(0)
         owner = file.read().strip() or "another run"
         if time.monotonic() >= end:
             file.close()
-            return f"{work_dir} is in use by {owner}; wait until it has ended, end it, or give another --work-dir"
+            return (
+                f"{work_dir} is in use by {owner}; wait until it has ended, end it, or give "
+                "another --work-dir"
+            )
         if not told:
             sys.stderr.write(f"tiekd: waiting for {owner} to leave {work_dir}\n")
             told = True
         time.sleep(0.2)
+    # The owner is written for the messages of other runs; the lock itself is the kernel's.
     file.truncate(0)
     now = datetime.now().isoformat(timespec="seconds")
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")

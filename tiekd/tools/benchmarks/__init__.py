@@ -1,6 +1,7 @@
-"""What `bin/benchmark.py` measures: one module a word, with `run(arguments) -> dict`, which `arguments` says.
+"""The benchmarks of `bin/benchmark.py`: one module per word, with `run(arguments) -> dict`.
 
-Every module holds our way against a plain one, interleaved in one process (`measure`).
+Each compares our implementation with a plain one, interleaved in one process (`measure`).
+`arguments` holds their options.
 """
 
 COMMANDS = {
@@ -8,7 +9,8 @@ COMMANDS = {
     "step": "a whole training step against the plain head with eager modules",
     "loader": "reading and augmenting a training sample against decoding its files",
     "eval": "evaluation against one image at a time in numpy",
-    "engine": "host time of the loop and its hooks, and the loop against a bare one on the same engine",
+    "engine": "host time of the loop and its hooks, and the loop against a bare one on the same "
+    "engine",
     "student": "parameters, multiplications, latency and memory of any recipe's network",
     "teacher": "a step with cached teacher maps against one with the teacher online",
     "layouts": "every choice of the table of layouts for this CPU's instruction set, row by row",

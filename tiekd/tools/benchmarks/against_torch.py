@@ -1,10 +1,12 @@
-"""The engine's step against that of a plain torch loop with DistributedDataParallel, by ranks and ZeRO stage.
+"""The engine's step against that of a plain torch loop with DistributedDataParallel.
 
-Each rank is a process of its own that holds both: the same network with the same weights, criterion,
-optimizer, clipping and batch. After a barrier one makes a few steps, then the other, in turns; the
-slowest rank's time counts. BatchNorm is over all ranks in both, so torch doesn't broadcast buffers
-either. fp32, one micro-batch a step; on a CPU one thread a rank. Left out: data, teacher and hooks,
-which both loops would have alike, and several machines.
+For each number of ranks and ZeRO stage. Each rank is a process of its own that holds both: the same
+network with the same weights, criterion, optimizer, clipping and batch. After a barrier one makes a
+few steps, then the other, in turns; the slowest rank's time counts. BatchNorm is over all ranks in
+both, so torch doesn't broadcast buffers either. fp32, one micro-batch per step; on a CPU one thread
+per rank.
+
+Left out: data, teacher and hooks, which both loops would share, and several machines.
 """
 
 import argparse
@@ -35,18 +37,27 @@ _LEARNING_RATE = 1e-5  # small, so that the losses of the two can be compared af
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Returns {"table": [one comparison a number of ranks and ZeRO stage], ...}.
+    """Compares the two for each number of ranks and each ZeRO stage.
 
-    `time_ratio` and `memory_ratio` are the largest at ZeRO 0, or at the smallest stage that was asked
-    for. A comparison is as `measure.compare` makes one, with `ranks`, `zero` and `loss_difference`:
-    of the last step's loss, relative, which only rounding may make.
+    Args:
+        args: the options of `arguments.of_engine`.
+
+    Returns:
+        {"table": [one comparison for each], "time_ratio", "memory_ratio", ...}. The two ratios are
+            the largest at ZeRO 0, or at the smallest stage that was asked for. A comparison is that
+            of `measure.compare` with `ranks`, `zero` and `loss_difference`: the relative difference
+            of the last step's loss, which only rounding may cause.
 
     Raises:
-        LaunchError: for an engine config, which would be half a comparison, and too few GPUs.
+        LaunchError: an engine config is given, which would apply to one of the two only, or there
+            are too few GPUs.
     """
     device = device_of(args.device)
     if args.deepspeed_config is not None:
-        raise LaunchError("--against torch compares in fp32 without an engine config; leave --deepspeed_config out")
+        raise LaunchError(
+            "--against torch compares in fp32 without an engine config; leave --deepspeed_config "
+            "out"
+        )
     if min(args.ranks) < 1:
         raise LaunchError(f"--ranks: got {min(args.ranks)}; each must be a whole number from 1")
     shape = args.batch, args.height, args.width
@@ -56,6 +67,7 @@ def run(args: argparse.Namespace) -> dict:
             asked = [args.recipe, shape, stage, args.rounds, args.block]
             rows = ranks.run_ranks(__name__, count, device.type, asked)
             table.append({"ranks": count, "zero": stage} | combined(rows))
+    # Higher stages save memory at the cost of time, which torch's loop doesn't do.
     least = [row for row in table if row["zero"] == min(args.zero)]
     return {
         "compared": "the engine's step / a plain torch loop's with DistributedDataParallel, "
@@ -71,10 +83,16 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def combined(rows: list[dict]) -> dict:
-    """One comparison of what the ranks measured: the slowest rank's times, the memory of all."""
-    engine_s, torch_s = ([max(times) for times in zip(*(row[key] for row in rows), strict=True)] for key in _TIMES)
+    """Combines the measurements of all ranks: the slowest rank's times, the sum of memory."""
+
+    def slowest(key: str) -> list[float]:
+        return [max(times) for times in zip(*(row[key] for row in rows), strict=True)]
+
+    engine_s = slowest("engine_s")
+    torch_s = slowest("torch_s")
     ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
-    engine_mb, torch_mb = (sum(row[key] for row in rows) / 1e6 for key in _PEAKS)
+    engine_mb = sum(row["engine_peak"] for row in rows) / 1e6
+    torch_mb = sum(row["torch_peak"] for row in rows) / 1e6
     return {
         "time_ratio": statistics.median(ratios),
         "time_ratio_range": [min(ratios), max(ratios)],
@@ -87,26 +105,36 @@ def combined(rows: list[dict]) -> dict:
     }
 
 
-_TIMES, _PEAKS = ("engine_s", "torch_s"), ("engine_peak", "torch_peak")
-
-
-def main(recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int, block: int, answer: str) -> None:
+def main(
+    recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int, block: int, answer: str
+) -> None:
     """Measures on one rank and writes JSON.
 
-    Of both: seconds of a step in each round, and bytes that a step holds at its peak beyond what was
-    held before it; how far the losses are apart after as many steps of both.
+    For both: seconds of a step in each round, and the most bytes that a step holds beyond those
+    held before it. Also the relative difference of the losses after as many steps of both.
+
+    Args:
+        recipe_path: of the student.
+        shape: batch of a rank, height, width in pixels.
+        stage: of ZeRO.
+        rounds: how many times each is timed.
+        block: steps that are timed together.
+        answer: the file to write.
     """
     device = process_group.start_rank()
-    recipe, batch_size = load_recipe(recipe_path), shape[0] * comm.world_size()
+    recipe = load_recipe(recipe_path)
+    batch_size = shape[0] * comm.world_size()
+    # One seed, so that all ranks have the same weights.
     torch.manual_seed(0)
     network = build_network(recipe["network"]).to(device)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(*shape, network.max_depth, device)
-    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # no two ranks' are equal
+    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # differs between ranks
     steps = {
         "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),
         "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),
     }
+    # Memory first, which also warms up; then times, each round in the reverse order of the last.
     peaks = {name: measure.peak_bytes(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
@@ -130,13 +158,19 @@ def main(recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int,
     )
 
 
-def torch_step(recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int) -> Callable:
-    """What anybody would write without an engine; returns the loss, a 0-d tensor."""
+def torch_step(
+    recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int
+) -> Callable:
+    """Returns a step as it is written without an engine; a call returns the loss, a 0-d tensor."""
     on_gpu = batch.image.is_cuda
     ddp = nn.parallel.DistributedDataParallel(
-        network.train(), device_ids=[batch.image.device] if on_gpu else None, broadcast_buffers=False
+        network.train(),
+        device_ids=[batch.image.device] if on_gpu else None,
+        broadcast_buffers=False,
     )
-    optimizer = build_optimizer(recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none")
+    optimizer = build_optimizer(
+        recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none"
+    )
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
 
     def step() -> torch.Tensor:
@@ -151,12 +185,16 @@ def torch_step(recipe: dict, network: nn.Module, criterion: nn.Module, batch, ba
     return step
 
 
-def engine_step(recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int) -> Callable:
-    """As the training loop makes one; returns the loss, a 0-d tensor."""
+def engine_step(
+    recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int
+) -> Callable:
+    """Returns a step as the training loop makes it; a call returns the loss, a 0-d tensor."""
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
     values = {"zero_optimization": {"stage": stage}} if stage else {}
     config = resolve(values, batch_size, clip_norm, comm.world_size())
-    optimizer = build_optimizer(recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none")
+    optimizer = build_optimizer(
+        recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none"
+    )
     engine = build_engine(network, optimizer, config)
     end_micro_batch = stepper(engine, config, clip_norm)
     engine.train()

@@ -1,8 +1,7 @@
-"""What can be chosen of each benchmark, apart from the modules that measure, which take seconds to
-import.
+"""The options of each benchmark, without the modules that measure, which take seconds to import.
 
-Choices are written out here; tests/test_benchmarks.py holds them against the names that the modules
-know.
+Choices are written out here; tests/test_benchmarks.py compares them with the names that the modules
+accept.
 """
 
 import argparse
@@ -11,25 +10,25 @@ from pathlib import Path
 from tiekd import paths
 
 _STUDENTS = Path(__file__).parents[3] / "model_configs" / "students"
-PUBLISHED, LIGHT = (
-    _STUDENTS / "tiekd_mobilenet_v2_adabins_kitti.yaml",
-    _STUDENTS / "tiekd_light_bts_kitti.yaml",
-)
-AUTOCAST, DTYPES = ("fp32", "bf16"), ("fp32", "bf16", "fp16")
-TARGETS, FORMATS = ("gaussian", "released"), ("auto", "channels_last", "contiguous")
+PUBLISHED = _STUDENTS / "tiekd_mobilenet_v2_adabins_kitti.yaml"
+LIGHT = _STUDENTS / "tiekd_light_bts_kitti.yaml"
+AUTOCAST = ("fp32", "bf16")
+DTYPES = ("fp32", "bf16", "fp16")
+TARGETS = ("gaussian", "released")
+FORMATS = ("auto", "channels_last", "contiguous")
 AGAINST = ("bare", "torch")
 OTHERS = ("products", "compiled", "chunks")
 
 
 def _add_pictures(parser: argparse.ArgumentParser, of: str = "a step") -> None:
-    """How many pictures there are, and of which size."""
+    """Adds the number and size of images."""
     parser.add_argument("--batch", type=int, default=1, help=f"pictures {of}, default 1")
     parser.add_argument("--height", type=int, default=352)
     parser.add_argument("--width", type=int, default=704)
 
 
 def of_head(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `head`."""
+    """Adds the options of `head`."""
     for name, default in (
         ("batch", 1),
         ("height", 352),
@@ -52,7 +51,7 @@ def of_head(parser: argparse.ArgumentParser) -> None:
 
 
 def of_step(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `step`."""
+    """Adds the options of `step`."""
     parser.add_argument(
         "--recipe",
         type=paths.text_option,
@@ -75,7 +74,7 @@ def of_step(parser: argparse.ArgumentParser) -> None:
 
 
 def of_loader(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `loader`."""
+    """Adds the options of `loader`."""
     parser.add_argument(
         "--data", type=paths.option, metavar="FOLDER", help="KITTI; without it scenes are rendered"
     )
@@ -93,7 +92,7 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
 
 
 def of_eval(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `eval`."""
+    """Adds the options of `eval`."""
     parser.add_argument(
         "--data", type=paths.option, metavar="FOLDER", help="KITTI; without it scenes are rendered"
     )
@@ -115,7 +114,7 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def of_engine(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `engine`."""
+    """Adds the options of `engine`."""
     parser.add_argument(
         "--recipe",
         type=paths.text_option,
@@ -144,7 +143,7 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def of_student(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `student`."""
+    """Adds the options of `student`."""
     parser.add_argument(
         "--recipe",
         type=paths.text_option,
@@ -166,7 +165,7 @@ def of_student(parser: argparse.ArgumentParser) -> None:
 
 
 def of_teacher(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `teacher`."""
+    """Adds the options of `teacher`."""
     parser.add_argument(
         "--recipe",
         type=paths.text_option,
@@ -180,14 +179,14 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
 
 
 def of_layouts(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `layouts`."""
+    """Adds the options of `layouts`."""
     parser.add_argument(
         "--shrink", type=int, default=1, help="divides rows and columns of pixels, default 1"
     )
 
 
 def of_growth(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen of `growth`."""
+    """Adds the options of `growth`."""
     parser.add_argument(
         "--recipe",
         type=paths.text_option,

@@ -1,13 +1,15 @@
-"""Host time of the loop and its hooks, and our loop against a bare one on the same DeepSpeed engine.
+"""Host time of the loop and its hooks, and our loop against a bare one on the same engine.
 
-One real training of a recipe's student on made-up batches: after every few of its iterations, as many of a bare loop
-(forward, losses, backward, clipping, step) are made twice, on the same engine and batch, so that the first against the
-second says how noisy the machine is. Hooks are a run's but for evaluations and checkpoints, whose time is theirs.
-What a hook does at a line of the log or for a picture is spread over the recipe's intervals. `host_share` is the loop's
-and its hooks' time by the step's; on a GPU it may overlap with the device's work. Left out: more than one rank.
+Trains a recipe's student on made-up batches, with DeepSpeed's engine. After every few iterations,
+the same number of a bare loop's (forward, losses, backward, clipping, step) are made twice, on the
+same engine and batch. The first against the second shows how noisy the machine is. Hooks are those
+of a run except evaluation and checkpoints, whose time is their own. The time that a hook takes for
+a line of the log or for an image is spread over the recipe's intervals. `host_share` is the time of
+the loop and its hooks, divided by that of the step; on a GPU it may overlap with the device's work.
+Left out: more than one rank.
 
-`--against torch` compares the engine's step instead, on one and more ranks and at several ZeRO stages, with that of a
-plain torch loop with DistributedDataParallel (see `against_torch`).
+`--against torch` instead compares the engine's step with that of a plain torch loop with
+DistributedDataParallel, on one and more ranks and at several ZeRO stages (see `against_torch`).
 """
 
 import argparse
@@ -43,17 +45,26 @@ from tiekd.training.optimizer import build_optimizer
 from tiekd.training.state import TrainState
 
 PICTURES = 3
-IMAGE_INTERVAL = 500  # of the hook, where the recipe says nothing
+IMAGE_INTERVAL = 500  # of the hook, if the recipe sets none
 
 
 def run(args: argparse.Namespace) -> dict:
-    """As `measure.compare` for the two loops, with `hooks_ms` and `loop_ms` an iteration, and their `host_share`."""
+    """Compares the two loops.
+
+    Args:
+        args: the options of `arguments.of_engine`.
+
+    Returns:
+        The figures of `measure.compare`, with `hooks_ms` and `loop_ms` of an iteration and their
+            `host_share`.
+    """
     if args.against == "torch":
         return against_torch.run(args)
     os.environ["DS_ACCELERATOR"] = device_of(args.device).type
     device = process_group.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         watch, log_interval, image_interval = _train(args, device, Path(folder))
+    # Names that begin with _ are parts of the loop, the others hooks.
     hooks = {
         name: 1e3 * _amortised(times, log_interval, image_interval)
         for name, times in watch.times.items()
@@ -64,7 +75,8 @@ def run(args: argparse.Namespace) -> dict:
     ratios = [a / b for a, b in zip(watch.ours_s, watch.bare_s, strict=True)]
     again = [a / b for a, b in zip(watch.again_s, watch.bare_s, strict=True)]
     return {
-        "compared": f"our loop with its hooks / a bare loop on the same engine, {args.block} iterations at a time",
+        "compared": "our loop with its hooks / a bare loop on the same engine, "
+        f"{args.block} iterations at a time",
         "time_ratio": statistics.median(ratios),
         "time_ratio_range": [min(ratios), max(ratios)],
         "bare_against_itself": statistics.median(again),
@@ -82,7 +94,11 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Watch, int, int]:
-    """The one training; what was seen, and the recipe's intervals of the log and of pictures."""
+    """Trains once.
+
+    Returns:
+        The measurements, and the recipe's intervals of the log and of images.
+    """
     recipe = load_recipe(args.recipe)
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
     config = resolve(read_engine_config(args.deepspeed_config), args.batch, clip_norm, 1)
@@ -91,34 +107,65 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     engine = build_engine(network, optimizer, config)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(args.batch, args.height, args.width, network.max_depth, device)
+    # The engine config decides into how many micro-batches the batch is split.
     micro = args.batch // config.accumulation
     micro_batches = [
         Batch(*(None if value is None else value[i : i + micro] for value in batch))
         for i in range(0, args.batch, micro)
     ]
+    # The schedule and the hooks of a run; the clocks stand around all of them.
     total = args.rounds * args.block + PICTURES
     schedule = schedules.build(
-        {"name": "constant"}, base_lr=1e-5, base_momentum=None, total_iterations=total, iterations_per_epoch=total
+        {"name": "constant"},
+        base_lr=1e-5,
+        base_momentum=None,
+        total_iterations=total,
+        iterations_per_epoch=total,
     )
     step = stepper(engine, config, clip_norm)
     parts = Parts(engine, micro_batches, criterion, clip_norm)
+    # The log writes a line after each block, and images are drawn after the last block.
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
     watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)
-    timed = [TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())]
+    timed = [
+        TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())
+    ]
     state = TrainState(
-        parts, recipe | {"teacher": {"maps": ""}}, folder, "benchmark", args.batch, config.accumulation, total, total,
-        False, hooks=[*timed, watch],
-    )  # fmt: skip
+        parts,
+        recipe | {"teacher": {"maps": ""}},
+        folder,
+        "benchmark",
+        args.batch,
+        config.accumulation,
+        total,
+        total,
+        False,
+        hooks=[*timed, watch],
+    )
     parts.watch = watch
-    train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule, parts.timed(step))
-    intervals = recipe["log"]["interval"], recipe.get("tensorboard", {}).get("image_interval", IMAGE_INTERVAL)
+    train(
+        state,
+        parts.batches(),
+        parts.timed(CachedMaps()),
+        parts.timed_criterion,
+        schedule,
+        parts.timed(step),
+    )
+    intervals = (
+        recipe["log"]["interval"],
+        recipe.get("tensorboard", {}).get("image_interval", IMAGE_INTERVAL),
+    )
     return watch, *intervals
 
 
 def _amortised(times: dict[str, list[float]], log_interval: int, image_interval: int) -> float:
-    """Seconds an iteration: what always comes, and its share of what comes with a line or a picture."""
+    """Returns a hook's seconds per iteration.
+
+    These are what it takes in every iteration, and a share of what a line or an image adds.
+    """
     off, line, picture = (statistics.median(times[kind]) for kind in ("off", "line", "picture"))
-    return (
-        off + max(0.0, line - off) / log_interval + (max(0.0, picture - off) / image_interval if image_interval else 0)
-    )
+    per_iteration = off + max(0.0, line - off) / log_interval
+    if image_interval:
+        per_iteration += max(0.0, picture - off) / image_interval
+    return per_iteration

@@ -1,10 +1,11 @@
-"""evaluation against one image at a time in numpy
+"""Evaluation against one image at a time in NumPy.
 
-The metrics alone, of predictions that are on the device already, in batches against one picture after another in NumPy;
-then whole evaluations, flip averaging included: reading, predicting, metrics. A whole one is as much faster as reading
-and metrics are a part of it, so it is measured with a predictor that costs next to nothing, from the files and from
-decoded frames (bin/cache_frames.py), and with a real student, whose own time is the same on both sides. --data FOLDER
-is a KITTI folder, of which the training frames are evaluated on; without it scenes are rendered.
+First the metrics alone, of predictions that are on the device already: in batches, against one
+image after another in NumPy. Then whole evaluations, flip averaging included: reading, predicting,
+metrics. How much faster a whole one is depends on the share of reading and metrics in it. So it is
+measured with a predictor that costs next to nothing, from the files and from decoded frames
+(bin/cache_frames.py), and with a real student, whose own time is the same on both sides. --data
+FOLDER is a KITTI folder whose training frames are evaluated; without it scenes are rendered.
 """
 
 import argparse
@@ -32,10 +33,24 @@ _CROP = "garg"
 
 
 def run(args: argparse.Namespace) -> dict:
-    device, kb_crop = torch.device(args.device), tuple(args.kb_crop)
-    batch_size = args.batch_size or (1 if device.type == "cpu" else 8)  # a core's cache holds no more
+    """Compares metrics and whole evaluations.
+
+    Args:
+        args: the options of `arguments.of_eval`.
+
+    Returns:
+        The figures of `_compare` for the metrics; under "whole", "whole_decoded" and "student"
+            those for evaluations.
+    """
+    device = torch.device(args.device)
+    kb_crop = tuple(args.kb_crop)
+    # A CPU core's cache holds one image.
+    batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     with kitti_folder(args.data, kb_crop) as (root, scratch):
-        from_files, from_cache = (kitti.build(str(root), "train", MAX_DEPTH_M, kb_crop=kb_crop) for _ in range(2))
+        from_files, from_cache = (
+            kitti.build(str(root), "train", MAX_DEPTH_M, kb_crop=kb_crop) for _ in range(2)
+        )
+        # Both sides read the same frames; ours also from the cache that is filled here.
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):
             for path, decode in from_cache.files(index).values():
@@ -44,48 +59,61 @@ def run(args: argparse.Namespace) -> dict:
         result = {
             **_metrics_alone(from_files, batch_size, device, args.rounds),
             "whole": compare("from files", _grey, from_files, from_files, rounds=args.rounds),
-            "whole_decoded": compare("from decoded frames", _grey, from_cache, from_files, rounds=args.rounds),
+            "whole_decoded": compare(
+                "from decoded frames", _grey, from_cache, from_files, rounds=args.rounds
+            ),
         }
         if args.student:
             network = build_network(load_recipe(args.student)["network"]).to(device).eval()
-            ours, plain = (_First(frames, args.student_frames) for frames in (from_cache, from_files))
+            ours, plain = (
+                _First(frames, args.student_frames) for frames in (from_cache, from_files)
+            )
             name = f"from decoded frames, {args.student}"
             result["student"] = compare(name, network, ours, plain, rounds=min(3, args.rounds))
     return result | {"frames": len(from_files), "batch_size": batch_size}
 
 
 class _First(Dataset):
-    """The first frames of a set, as long as the set itself to who asks for a frame's files."""
+    """The first frames of a data set; all of its frames' files stay reachable."""
 
     def __init__(self, frames: Frames, count: int):
-        self.frames_there, self.count = frames, min(count, len(frames))
-        self.files, self.stored = frames.files, frames.stored
+        self.frames_there = frames
+        self.count = min(count, len(frames))
+        self.files = frames.files
+        self.stored = frames.stored
 
     def __len__(self) -> int:
         return self.count
 
     def image_sizes(self) -> list[tuple[int, int]]:
+        """Returns (height, width) of each frame."""
         return self.frames_there.image_sizes()[: self.count]
 
 
 def _grey(image: Tensor) -> Prediction:
-    """A predictor that costs nothing to speak of: the brighter, the farther."""
+    """Predicts depth at next to no cost: the brighter, the farther."""
     return Prediction((image[:, :1] * 5 + 20).clamp_(1, MAX_DEPTH_M))
 
 
 def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds: int) -> dict:
+    # Predictions: the ground truth with 10 % noise.
     noise = torch.Generator().manual_seed(0)
     truths = [frames[index].depth for index in range(len(frames))]
-    pairs = [(truth * torch.empty_like(truth).normal_(1, 0.1, generator=noise).clamp(0.5), truth) for truth in truths]
-    # A pixel without ground truth is predicted as well, in published programs too.
-    pairs = [(torch.where(truth > 0, predicted, 10.0), truth) for predicted, truth in pairs]
-    batches = [
-        tuple(torch.stack(part).to(device) for part in zip(*pairs[start : start + batch_size], strict=True))
-        for start in range(0, len(pairs), batch_size)
+    pairs = [
+        (truth * torch.empty_like(truth).normal_(1, 0.1, generator=noise).clamp(0.5), truth)
+        for truth in truths
     ]
+    # Pixels without ground truth are predicted as well, as in published programs.
+    pairs = [(torch.where(truth > 0, predicted, 10.0), truth) for predicted, truth in pairs]
+    batches = []
+    for start in range(0, len(pairs), batch_size):
+        predictions, batch_truths = zip(*pairs[start : start + batch_size], strict=True)
+        batches.append((torch.stack(predictions).to(device), torch.stack(batch_truths).to(device)))
 
     def ours() -> dict[str, float]:
-        return metrics.aggregate(torch.cat([metrics.depth_metrics(*batch, *_RANGE, _CROP) for batch in batches]).cpu())
+        return metrics.aggregate(
+            torch.cat([metrics.depth_metrics(*batch, *_RANGE, _CROP) for batch in batches]).cpu()
+        )
 
     def plain() -> dict[str, float]:
         rows = []
@@ -95,7 +123,13 @@ def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds
                 rows.append(plain_metrics(*maps, *_RANGE, _CROP))
         return plain_mean(rows)
 
-    return _compare("the metrics of predictions on the device : in NumPy, image by image", ours, plain, rounds, device)
+    return _compare(
+        "the metrics of predictions on the device : in NumPy, image by image",
+        ours,
+        plain,
+        rounds,
+        device,
+    )
 
 
 def _whole(
@@ -111,8 +145,22 @@ def _whole(
     settings = evaluate.EvaluationSettings(crop=_CROP, batch_size=batch_size)
     predictor = partial(flip.predict, network, flip=True)
     ours = partial(evaluate.evaluate, predictor, ours_frames, settings, *_RANGE, device)
-    plain = partial(plain_evaluation, lambda image: network(image).depth, plain_frames, kb_crop, *_RANGE, _CROP, device)
-    return _compare(f"an evaluation {which} : image by image from files, with NumPy", ours, plain, rounds, device)
+    plain = partial(
+        plain_evaluation,
+        lambda image: network(image).depth,
+        plain_frames,
+        kb_crop,
+        *_RANGE,
+        _CROP,
+        device,
+    )
+    return _compare(
+        f"an evaluation {which} : image by image from files, with NumPy",
+        ours,
+        plain,
+        rounds,
+        device,
+    )
 
 
 def _compare(
@@ -122,8 +170,12 @@ def _compare(
     rounds: int,
     device: torch.device,
 ) -> dict:
-    """As `measure.compare`; `images_per_s_ratio`, and by how much the figures differ, relatively, at the most."""
+    """Compares two functions as `measure.compare` does.
+
+    Adds `images_per_s_ratio`, and `figures_off`: the largest relative difference of the metrics.
+    """
     result = measure.compare(compared, ours, plain, rounds, device)
+    # Both must compute the same figures, or their times would say nothing.
     pairs = zip(ours().values(), plain().values(), strict=True)
     result["images_per_s_ratio"] = 1 / result["time_ratio"]
     return result | {"figures_off": max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)}

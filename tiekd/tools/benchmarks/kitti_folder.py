@@ -1,6 +1,7 @@
-"""The frames that the data's benchmarks read: a KITTI folder of the user's, or scenes that are rendered for the moment.
+"""The frames of the data benchmarks: a KITTI folder of the user's, or rendered scenes.
 
-Left out: teacher maps of a real teacher; the made ones are a road with noise, and as hard to decode.
+Left out: teacher maps of a real teacher; the made-up ones are a road with noise, and as hard to
+decode.
 """
 
 from collections.abc import Iterator
@@ -20,9 +21,19 @@ _RENDERED = 8
 
 
 @contextmanager
-def kitti_folder(data: str | None, kb_crop: tuple[int, int], rendered: int = _RENDERED) -> Iterator[tuple[Path, Path]]:
-    """(root, scratch): the user's folder, or one of rendered frames somewhat larger than the window, and one for what a
-    benchmark writes, which goes at the end."""
+def kitti_folder(
+    data: str | None, kb_crop: tuple[int, int], rendered: int = _RENDERED
+) -> Iterator[tuple[Path, Path]]:
+    """Provides a KITTI folder and a temporary one, which is removed at the end.
+
+    Args:
+        data: the user's KITTI folder; None renders frames somewhat larger than the window.
+        kb_crop: (height, width) of the window.
+        rendered: the number of frames.
+
+    Yields:
+        The KITTI folder, and the temporary folder for what a benchmark writes.
+    """
     with TemporaryDirectory(prefix="benchmark_") as folder:
         scratch = Path(folder)
         root = Path(data or scratch / "rendered")
@@ -32,13 +43,24 @@ def kitti_folder(data: str | None, kb_crop: tuple[int, int], rendered: int = _RE
 
 
 def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Frames:
-    """The training frames, cut to the window, with made teacher maps of its size."""
+    """Builds the training frames, cut to the window, with made-up teacher maps of its size.
+
+    Args:
+        root: the KITTI folder.
+        scratch: the folder for the maps.
+        kb_crop: (height, width) of the window.
+    """
     frames = kitti.build(str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop)
     maps = scratch / "maps"
     maps.mkdir()
     rng = np.random.default_rng(0)
     rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # the lower, the nearer
     for index in range(len(frames)):
+        # A camera 1.65 m above a flat road; noise makes the maps as hard to decode as real ones.
         depth_m = np.clip(1.65 / rows, 1, MAX_DEPTH_M) * rng.normal(1, 0.003, kb_crop)
-        image_io.write_durably(maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M))
-    return kitti.build(str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop, maps=str(maps))
+        image_io.write_durably(
+            maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M)
+        )
+    return kitti.build(
+        str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop, maps=str(maps)
+    )

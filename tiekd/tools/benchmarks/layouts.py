@@ -1,10 +1,12 @@
 """Every choice of the table of layouts, row by row, for the instruction set of this process.
 
-The table (tiekd/kernels/layouts.py) is made of what this prints; a run never measures. Of each row, all choices are
-timed on the same convolutions: those of the published student, at 352x704 or a quarter of it. Each figure is the time
-by that of the table's choice, the median of the rounds: below 1, another choice is faster here. Times are CPU seconds
-of one thread, in which other programs on the machine count little. A CPU can be held to less than it has:
-`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs, more threads.
+The table (tiekd/kernels/layouts.py) is made from these figures; a run never measures. For each row,
+all choices are timed on the same convolutions: those of the published student, at 352x704 or a
+quarter of it. Each figure is a choice's time divided by that of the table's choice, the median of
+the rounds: below 1, another choice is faster here. Times are CPU seconds of one thread, in which
+other programs on the machine count little. A CPU can be limited to fewer instructions than it has:
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs,
+more threads.
 """
 
 import argparse
@@ -32,8 +34,14 @@ class Shape(NamedTuple):
     stride: int = 1
 
 
-# The decoder's first convolution with the 1x1 one before it taken in, two further ones, and a narrow student's.
-LARGE = [Shape(416, 512, 44, 88), Shape(280, 128, 88, 176), Shape(128, 128, 176, 352), Shape(32, 32, 176, 352)]
+# The decoder's first convolution with the 1x1 one before it folded in, two further ones of the
+# decoder, and one of a narrow student.
+LARGE = [
+    Shape(416, 512, 44, 88),
+    Shape(280, 128, 88, 176),
+    Shape(128, 128, 176, 352),
+    Shape(32, 32, 176, 352),
+]
 SMALL = [Shape(416, 512, 11, 22), Shape(512, 512, 8, 16)]
 # 3x3, depthwise, both kinds of 1x1, and the stem.
 ANY = [
@@ -43,14 +51,34 @@ ANY = [
     Shape(192, 32, 44, 88, kernel=1),
     Shape(3, 32, 88, 176, stride=2),
 ]
-SHAPES = {layouts.LARGE_TRAINING: LARGE, layouts.LARGE_FORWARD: LARGE, layouts.SMALL: SMALL, layouts.ANY: ANY}
+SHAPES = {
+    layouts.LARGE_TRAINING: LARGE,
+    layouts.LARGE_FORWARD: LARGE,
+    layouts.SMALL: SMALL,
+    layouts.ANY: ANY,
+}
 
 
 def run(args: argparse.Namespace) -> dict:
-    """{"isa", "rows": a list of {"row", "convolution", "table", and a choice's time by the table's}, "faster": ...}."""
+    """Times all choices.
+
+    Args:
+        args: the options of `arguments.of_layouts`.
+
+    Returns:
+        {"isa", "rows": [{"row", "convolution", "table", and each choice's time by the table's}],
+            "faster": where another choice is faster than the table's, ...}.
+
+    Raises:
+        LaunchError: the device is no CPU.
+    """
     if args.device != "cpu":
-        raise LaunchError(f"--device {args.device}: allowed: cpu; a GPU's convolutions need no table")
-    isa, rows, faster = layouts.isa(), [], []
+        raise LaunchError(
+            f"--device {args.device}: allowed: cpu; a GPU's convolutions need no table"
+        )
+    isa = layouts.isa()
+    rows = []
+    faster = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -59,15 +87,21 @@ def run(args: argparse.Namespace) -> dict:
                 continue
             totals = {}
             for shape in SHAPES[shape_class]:
-                height, width = (max(1, pixels // args.shrink) for pixels in (shape.height, shape.width))
+                height, width = (
+                    max(1, pixels // args.shrink) for pixels in (shape.height, shape.width)
+                )
                 shape = shape._replace(height=height, width=width)
                 times = _times(shape, shape_class, dtype, args.rounds)
                 for choice, values in times.items():
                     totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
+            # One choice per row of the table, so the times of its shapes are added.
             best = min(totals, key=totals.get)
             if totals[best] < 0.95 * totals[chosen]:
-                faster.append(f"{shape_class}, {dtype}: {best}, {totals[best] / totals[chosen]:.2f} of {chosen}")
+                faster.append(
+                    f"{shape_class}, {dtype}: {best}, {totals[best] / totals[chosen]:.2f} of "
+                    f"{chosen}"
+                )
     finally:
         layouts.take(None)
         torch.set_num_threads(threads)
@@ -76,7 +110,9 @@ def run(args: argparse.Namespace) -> dict:
         "isa": isa,
         "rounds": args.rounds,
         "rows": rows,
-        "faster": faster or "nowhere is another choice than the table's faster by more than 5 %, all shapes together",
+        "faster": faster
+        or "nowhere is another choice than the table's faster by more than 5 %, all shapes "
+        "together",
     }
 
 
@@ -84,9 +120,10 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
     grouped = f", {shape.groups} groups" if shape.groups > 1 else ""
     strided = f", stride {shape.stride}" if shape.stride > 1 else ""
     kind = f"{shape.kernel}x{shape.kernel}{grouped}{strided}"
+    channels = f"{shape.in_channels} -> {shape.out_channels}"
     row = {
         "row": name,
-        "convolution": f"{shape.in_channels} -> {shape.out_channels}, {kind}, {shape.height}x{shape.width}",
+        "convolution": f"{channels}, {kind}, {shape.height}x{shape.width}",
         "table": chosen,
         "table_ms": 1e3 * statistics.median(times[chosen]),
     }
@@ -96,10 +133,10 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
 
 
 def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each choice in each round; the first round, which warms up, is left out."""
+    """Returns the CPU seconds of each choice in each round, without the first, which warms up."""
     calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
-        # Without a gradient, or with less features than weights, nothing is taken by products.
+        # Matrix products are used only with a gradient and more features than weights.
         del calls[layouts.PRODUCTS]
     times = {choice: [] for choice in calls}
     for _ in range(rounds + 1):
@@ -122,13 +159,17 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     )
     contiguous = choice == layouts.AS_IT_COMES
     layout = torch.contiguous_format if contiguous else torch.channels_last
-    x = torch.randn(1, shape.in_channels, shape.height, shape.width).contiguous(memory_format=layout)
+    x = torch.randn(1, shape.in_channels, shape.height, shape.width).contiguous(
+        memory_format=layout
+    )
     if choice == layouts.IN_FP32:
         compute_in_fp32(conv)
-    in_bf16, training = dtype == layouts.BF16, shape_class != layouts.LARGE_FORWARD
+    in_bf16 = dtype == layouts.BF16
+    training = shape_class != layouts.LARGE_FORWARD
     if in_bf16:
         x = x.bfloat16()
     x.requires_grad_(training)
+    # The table with this one row changed.
     choices = dict(layouts.of_isa(layouts.isa()))
     if not in_bf16:
         choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice
@@ -137,7 +178,10 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
 
     def call() -> None:
         layouts.take(choices)
-        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.set_grad_enabled(training):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=in_bf16),
+            torch.set_grad_enabled(training),
+        ):
             y = conv(x)
         if training:
             y.backward(grad)

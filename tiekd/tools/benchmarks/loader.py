@@ -1,11 +1,12 @@
-"""reading and augmenting a training sample against decoding its files
+"""Reading and augmenting a training sample against decoding its files.
 
-A sample as a data worker makes it in the published setting (window 352x1216, what is drawn for it, its part of the
-picture, put into a batch), on one core, against what Pillow takes to decode its picture, ground truth and teacher map
-and nothing else. Beside it: the same from decoded frames (bin/cache_frames.py), the device's share (rotation, flip and
-crop to 352x704, colours, normalisation, metres), both together, and the published pipeline written plainly, whose
-pixels ours must have. --data FOLDER is a KITTI folder; without it scenes are rendered. All files are in the machine's
-memory, so what a disk adds is not in the figures.
+A sample is timed as a data worker makes it in the published setting (window 352x1216, drawing its
+augmentation, its part of the image, collated into a batch), on one core. It is compared with the
+time in which Pillow only decodes its image, ground truth and teacher map. Further comparisons: the
+same from decoded frames (bin/cache_frames.py), the device's share (rotation, flip and crop to
+352x704, colours, normalisation, metres), both together, and the published pipeline in plain NumPy,
+whose pixels ours must have. --data FOLDER is a KITTI folder; without it scenes are rendered. All
+files are in the machine's page cache, so the figures don't include a disk's time.
 """
 
 import argparse
@@ -32,6 +33,14 @@ _CPU = torch.device("cpu")
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Compares the ways of making a sample.
+
+    Args:
+        args: the options of `arguments.of_loader`.
+
+    Returns:
+        The figures; "plain" also has the differences from the published pipeline.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as data workers do
     try:
@@ -39,10 +48,17 @@ def run(args: argparse.Namespace) -> dict:
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
             augment = Augment(crop=tuple(args.crop))
             cached = kitti.build(
-                str(root), "train", frames.max_depth, False, kb_crop=tuple(args.kb_crop), maps=str(frames.maps)
+                str(root),
+                "train",
+                frames.max_depth,
+                False,
+                kb_crop=tuple(args.kb_crop),
+                maps=str(frames.maps),
             )
             cached.decoded = _filled(Decoded(scratch / "decoded", root), cached)
-            return _measured(frames, cached, augment, tuple(args.kb_crop), torch.device(args.device), args.rounds)
+            return _measured(
+                frames, cached, augment, tuple(args.kb_crop), torch.device(args.device), args.rounds
+            )
     finally:
         torch.set_num_threads(threads)
 
@@ -55,17 +71,24 @@ def _filled(cache: Decoded, frames: Frames) -> Decoded:
 
 
 def _measured(
-    frames: Frames, cached: Frames, augment: Augment, kb_crop: tuple[int, int], device: torch.device, rounds: int
+    frames: Frames,
+    cached: Frames,
+    augment: Augment,
+    kb_crop: tuple[int, int],
+    device: torch.device,
+    rounds: int,
 ) -> dict:
     from_files, from_cache = (Keyed(each, augment, _SEED) for each in (frames, cached))
 
     def plain(epoch: int, index: int):
         return plain_sample(frames, index, kb_crop, augment.draw(_SEED, epoch, index, *kb_crop))
 
+    # What the device gets: batches that are made before the clock starts.
     ready = {
         key: collate(from_cache.__getitems__([key])).batch
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
+    # One call handles one frame of one epoch.
     calls = {
         "ours": lambda epoch, index: collate(from_files.__getitems__([(epoch, index)])),
         "decoding": lambda epoch, index: decode(frames, index),
@@ -73,28 +96,44 @@ def _measured(
         "plain": plain,
     }
     on_device = {"device": lambda epoch, index: ready[epoch, index].to(device)}
-    times = _times(calls, len(frames), rounds, _CPU) | _times(on_device, len(frames), rounds, device)
-    peaks = {name: measure.peak_bytes(lambda call=call: call(0, 0), _CPU) for name, call in calls.items()}
+    times = _times(calls, len(frames), rounds, _CPU) | _times(
+        on_device, len(frames), rounds, device
+    )
+    peaks = {
+        name: measure.peak_bytes(lambda call=call: call(0, 0), _CPU) for name, call in calls.items()
+    }
 
     def ratio(name: str, reference: str) -> dict:
         ratios = [a / b for a, b in zip(times[name], times[reference], strict=True)]
-        figures = {"time_ratio": statistics.median(ratios), "time_ratio_range": [min(ratios), max(ratios)]}
+        figures = {
+            "time_ratio": statistics.median(ratios),
+            "time_ratio_range": [min(ratios), max(ratios)],
+        }
         return figures | {"memory_ratio": peaks[name] / max(1, peaks[reference])}
 
     return {
-        "compared": "a training sample as a worker makes it : decoding its picture, ground truth and teacher map",
+        "compared": "a training sample as a worker makes it : decoding its picture, ground truth "
+        "and teacher map",
         **ratio("ours", "decoding"),
         "with_device_share": {
             "compared": f"worker's and {device.type}'s share, one after the other : decoding",
-            "time_ratio": statistics.median(map(_sum_ratio, times["ours"], times["device"], times["decoding"])),
+            "time_ratio": statistics.median(
+                map(_sum_ratio, times["ours"], times["device"], times["decoding"])
+            ),
         },
-        "cached": {"compared": "a sample from decoded frames : from files", **ratio("cached", "ours")},
+        "cached": {
+            "compared": "a sample from decoded frames : from files",
+            **ratio("cached", "ours"),
+        },
         "plain": {
-            "compared": "a sample as a worker makes it : the published pipeline in float64, written plainly in NumPy",
+            "compared": "a sample as a worker makes it : the published pipeline in float64, "
+            "written plainly in NumPy",
             **ratio("ours", "plain"),
             **_differences(from_files, plain, len(frames)),
         },
-        "ms_per_sample": {name: statistics.median(values) / len(frames) * 1e3 for name, values in times.items()},
+        "ms_per_sample": {
+            name: statistics.median(values) / len(frames) * 1e3 for name, values in times.items()
+        },
         "frames": len(frames),
         "rounds": rounds,
     }
@@ -104,32 +143,51 @@ def _sum_ratio(ours_s: float, device_s: float, decoding_s: float) -> float:
     return (ours_s + device_s) / decoding_s
 
 
-def _times(calls: dict[str, Callable], num_frames: int, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds that each call takes for all frames, in each round. The calls take turns frame by frame, and every round
-    augments the frames otherwise, as another epoch does."""
+def _times(
+    calls: dict[str, Callable], num_frames: int, rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Returns the seconds that each call takes for all frames, in each round.
+
+    The calls take turns frame by frame. Every round augments the frames differently, like another
+    epoch.
+    """
 
     def one_by_one(call: Callable[[int, int], object]) -> Callable[[], object]:
         keys = itertools.product(range(rounds + 1), range(num_frames))
         return lambda: call(*next(keys))
 
-    singly = measure.interleaved({name: one_by_one(call) for name, call in calls.items()}, rounds * num_frames, device)
-    return {
-        name: [sum(values[start : start + num_frames]) for start in range(0, len(values), num_frames)]
-        for name, values in singly.items()
-    }
+    # Each call is timed frame by frame; the frames of a round are then added.
+    singly = measure.interleaved(
+        {name: one_by_one(call) for name, call in calls.items()}, rounds * num_frames, device
+    )
+    starts = range(0, rounds * num_frames, num_frames)
+    times = {}
+    for name, values in singly.items():
+        times[name] = [sum(values[start : start + num_frames]) for start in starts]
+    return times
 
 
 def _differences(ours: Keyed, plain: Callable, num_frames: int, epochs: int = 3) -> dict:
-    """The largest differences from the plain pipeline: grey levels before and after colours; share of unlike depths."""
-    before, after, unlike = 0.0, 0.0, 0.0
+    """Returns the largest differences from the plain pipeline.
+
+    These are grey levels before and after colour augmentation, and the share of depths that differ.
+    """
+    before = 0.0
+    after = 0.0
+    unlike = 0.0
     deviation = np.array(IMAGENET_STD)
+    # Several epochs, since each draws another augmentation.
     for epoch, index in itertools.product(range(epochs), range(num_frames)):
-        host, expected = collate(ours.__getitems__([(epoch, index)])).batch, plain(epoch, index)
+        host = collate(ours.__getitems__([(epoch, index)])).batch
+        expected = plain(epoch, index)
         batch = host.to(_CPU)
         grey = resample(host.image, host.depth, host.teacher_depth, host.places, host.size).image
         before = max(before, np.abs(_pixels(grey) - expected.grey).max())
         after = max(after, (np.abs(_pixels(batch.image) - expected.image) * deviation).max())
-        for depth, plain_depth in ((batch.depth, expected.depth), (batch.teacher_depth, expected.teacher_depth)):
+        for depth, plain_depth in (
+            (batch.depth, expected.depth),
+            (batch.teacher_depth, expected.teacher_depth),
+        ):
             unlike = max(unlike, np.mean(np.abs(depth[0, 0].numpy() - plain_depth) > 1e-4))
     return {
         "grey_levels_off": float(before),

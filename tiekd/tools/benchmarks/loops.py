@@ -1,7 +1,8 @@
-"""What the `engine` benchmark puts around a real training: clocks for the parts of an iteration and for each hook, and
-blocks of a bare loop on the same engine in between.
+"""The clocks of the `engine` benchmark, and the bare loop that it compares.
 
-Costs a few calls of a clock an iteration. On a GPU the times are the host's; whole blocks wait for the device.
+Clocks stand around the parts of an iteration and around each hook of a real training. Blocks of the
+bare loop run on the same engine in between. Costs a few readings of the clock per iteration. On a
+GPU the times are the host's; whole blocks wait for the device.
 """
 
 import time
@@ -18,10 +19,17 @@ from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """The engine as the loop sees it, and whatever else it calls: how long an iteration spends in all of these."""
+    """The engine as the loop sees it, with clocks around the parts of an iteration.
+
+    Attributes:
+        spent_s: seconds that the current iteration has spent in the parts.
+    """
 
     def __init__(self, engine, micro_batches: list[Batch], criterion: nn.Module, clip_norm: float):
-        self._engine, self.micro_batches, self.criterion, self.clip_norm = engine, micro_batches, criterion, clip_norm
+        self._engine = engine
+        self.micro_batches = micro_batches
+        self.criterion = criterion
+        self.clip_norm = clip_norm
         self.spent_s = 0.0
         self.timed_criterion = TimedCriterion(criterion, self.timed(criterion))
 
@@ -29,12 +37,16 @@ class Parts:
         return getattr(self._engine, name)
 
     def __call__(self, *arguments):
+        """Times the engine's forward."""
         return self.timed(self._engine)(*arguments)
 
     def backward(self, loss) -> None:
+        """Times the engine's backward."""
         self.timed(self._engine.backward)(loss)
 
     def timed(self, call: Callable) -> Callable:
+        """Returns a function that adds the time of `call` to `spent_s`."""
+
         def timed_call(*arguments):
             started = time.perf_counter()
             result = call(*arguments)
@@ -44,15 +56,19 @@ class Parts:
         return timed_call
 
     def batches(self) -> Iterator[Batch]:
+        """Yields the same micro-batches for ever."""
         while True:
             yield from self.micro_batches
 
     def bare_iteration(self) -> None:
-        """What anybody would write: DeepSpeed's own methods, nothing of ours around them."""
+        """Makes one iteration with DeepSpeed's own methods and nothing of ours around them."""
         engine = self._engine
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
-            type(engine).backward(engine, self.criterion(prediction, batch, batch.teacher_depth)["loss"])
+            type(engine).backward(
+                engine, self.criterion(prediction, batch, batch.teacher_depth)["loss"]
+            )
+            # Where the engine doesn't clip by itself, the run clips too (tiekd/engine/step.py).
             if hasattr(engine, "skipped_on_device") and engine.is_gradient_accumulation_boundary():
                 nn.utils.clip_grad_norm_(engine.module.parameters(), self.clip_norm or float("inf"))
             type(engine).step(engine)
@@ -60,13 +76,17 @@ class Parts:
 
 @dataclass
 class TimedCriterion:
+    """A criterion whose call is timed."""
+
     criterion: nn.Module
     call: Callable
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
+        """Returns the criterion's target."""
         return self.criterion.divergence_target(teacher_depth)
 
     def __call__(self, *arguments):
+        """Times the criterion."""
         return self.call(*arguments)
 
 
@@ -74,23 +94,40 @@ class TimedHook(Hook):
     """A hook whose after_iteration is timed."""
 
     def __init__(self, hook: Hook, watch: "Watch"):
-        self.hook, self.watch = hook, watch
+        self.hook = hook
+        self.watch = watch
 
     def before_train(self, state) -> None:
+        """Calls the hook."""
         self.hook.before_train(state)
 
     def after_iteration(self, state) -> None:
+        """Calls the hook and records its time."""
         started = time.perf_counter()
         self.hook.after_iteration(state)
         self.watch.note(type(self.hook).__name__, state, time.perf_counter() - started)
 
     def after_train(self, state) -> None:
+        """Calls the hook."""
         self.hook.after_train(state)
 
 
 @dataclass(eq=False)
 class Watch(Hook):
-    """Stands last. times: by hook, `_loop` and `_step`, and by the kind of iteration, seconds each."""
+    """The last hook: collects times and runs blocks of the bare loop.
+
+    Attributes:
+        block: iterations of a block.
+        rounds: the number of blocks.
+        board: writes images in the iterations after the last block.
+        times: seconds by hook, `_loop` or `_step`, then by kind of iteration: "off", "line",
+            "picture".
+        ours_s: seconds of each block of our loop.
+        bare_s: of the bare loop.
+        again_s: of the bare loop's repetition.
+        ours_peaks: bytes at each block's peak.
+        bare_peaks: of the bare loop's.
+    """
 
     device: torch.device
     bare_iteration: Callable[[], None]
@@ -105,18 +142,25 @@ class Watch(Hook):
     bare_peaks: list[int] = field(default_factory=list)
 
     def note(self, name: str, state, seconds: float) -> None:
-        pictures = state.iteration > self.block * self.rounds
-        kind = "picture" if pictures else "off" if state.iteration % self.block else "line"
+        """Records the seconds of a hook in the current iteration."""
+        kind = "off" if state.iteration % self.block else "line"
+        if state.iteration > self.block * self.rounds:
+            kind = "picture"
         if state.iteration > 1:  # the first one warms up
-            self.times.setdefault(name, {"off": [], "line": [], "picture": []})[kind].append(seconds)
+            self.times.setdefault(name, {"off": [], "line": [], "picture": []})[kind].append(
+                seconds
+            )
 
     def before_train(self, state) -> None:
+        """Warms up the bare loop and starts the first block's time."""
+        # The first iterations warm up.
         for _ in range(2):
             self.bare_iteration()
         state.engine.spent_s = 0.0
         self._start()
 
     def after_iteration(self, state) -> None:
+        """Records the iteration, and after each block runs two of the bare loop."""
         self.note("_loop", state, state.time_s - state.data_time_s - state.engine.spent_s)
         self.note("_step", state, state.time_s - state.data_time_s)
         if state.iteration % self.block == 0:
@@ -126,6 +170,7 @@ class Watch(Hook):
                 for _ in range(self.block):
                     self.bare_iteration()
                 times.append(self._stop(self.bare_peaks))
+            # After the last block each iteration draws an image, whose time is wanted too.
             if state.iteration == self.block * self.rounds:
                 self.board.image_interval = 1
             self._start()

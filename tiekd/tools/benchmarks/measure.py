@@ -1,7 +1,8 @@
 """Times and peak memory of two ways of doing one thing, side by side in one process.
 
-Machines are noisy, so the two take turns, each round gives one ratio, and the median of the ratios is the figure; how
-far they spread is printed with it. Left out: energy, and memory that other processes (data workers) hold.
+Machines are noisy, so the two take turns, each round gives one ratio, and the median of the ratios
+is the figure. Their range is reported with it. Left out: energy, and memory that other processes
+(data workers) hold.
 """
 
 import gc
@@ -18,7 +19,7 @@ from tiekd.distributed import allocator, memory
 from tiekd.kernels import layouts
 
 _MB = 1e6
-QUEUED_CALLS = 5  # timed together on a GPU, where a training run's host is as far ahead
+QUEUED_CALLS = 5  # calls timed together on a GPU, as a training run's host is ahead of its device
 
 
 def compare(
@@ -30,18 +31,35 @@ def compare(
     with_memory: bool = True,
     queued: int = 1,
 ) -> dict:
-    """Our time and memory over the reference's, each a call of a function without arguments.
+    """Compares our time and memory with the reference's.
 
-    Returns {"compared", "time_ratio": median over rounds, "time_ratio_range": [least, largest], "ours_s",
-    "reference_s": medians, "rounds"} and `with_memory` {"memory_ratio", "ours_peak_mb", "reference_peak_mb"}: what a
-    call holds at its peak beyond what was held before it.
+    Args:
+        compared: what is compared, for the report.
+        ours: a function without arguments.
+        reference: another one.
+        rounds: how many times each is timed.
+        device: which both wait for.
+        with_memory: measures memory too.
+        queued: as in `seconds`.
+
+    Returns:
+        {"compared", "time_ratio": median over rounds, "time_ratio_range": [least, largest],
+            "ours_s", "reference_s": medians, "rounds"}, and `with_memory` {"memory_ratio",
+            "ours_peak_mb", "reference_peak_mb"}: the most that a call holds beyond what was held
+            before it.
     """
     device = torch.device(device)
     result = {"compared": compared}
-    peaks = [peak_bytes(call, device) for call in (ours, reference)] if with_memory else []  # also warms up
-    times = interleaved({"ours": ours, "reference": reference}, rounds, device, not with_memory, queued)
+    # Memory first, which also warms up.
+    peaks = [peak_bytes(call, device) for call in (ours, reference)] if with_memory else []
+    times = interleaved(
+        {"ours": ours, "reference": reference}, rounds, device, not with_memory, queued
+    )
     ratios = [a / b for a, b in zip(times["ours"], times["reference"], strict=True)]
-    result |= {"time_ratio": statistics.median(ratios), "time_ratio_range": [min(ratios), max(ratios)]}
+    result |= {
+        "time_ratio": statistics.median(ratios),
+        "time_ratio_range": [min(ratios), max(ratios)],
+    }
     if with_memory:
         result["memory_ratio"] = peaks[0] / max(1, peaks[1])
     result |= {f"{name}_s": statistics.median(values) for name, values in times.items()}
@@ -57,7 +75,18 @@ def interleaved(
     warm_up: bool = True,
     queued: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round; the order turns round from one round to the next."""
+    """Times functions in turns; the order is reversed from one round to the next.
+
+    Args:
+        calls: name -> function.
+        rounds: how many times each is timed.
+        device: which each waits for.
+        warm_up: calls each once before.
+        queued: as in `seconds`.
+
+    Returns:
+        Name -> seconds of each round.
+    """
     if warm_up:
         for call in calls.values():
             seconds(call, device)
@@ -71,7 +100,13 @@ def interleaved(
 
 
 def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -> float:
-    """How long a call takes, until the device has done its work; on a GPU the mean of as many as are `queued`."""
+    """Returns the seconds of a call, until the device has finished its work.
+
+    Args:
+        call: a function.
+        device: which it runs on.
+        queued: on a GPU the mean of this many calls in a row is taken.
+    """
     calls = queued if device.type == "cuda" else 1
     memory.wait(device)
     start = time.perf_counter()
@@ -82,11 +117,16 @@ def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """What a call holds at its peak beyond what was held before it: of this process on a CPU (Linux), of the device's
-    allocator elsewhere. The call is made twice: what the first one leaves behind for good doesn't count."""
+    """Returns the most bytes that a call holds beyond what was held before it.
+
+    On a CPU these are bytes of this process (Linux), elsewhere of the device's allocator. The call
+    is made twice: what the first one keeps for good doesn't count.
+    """
+    # The first call: what it keeps, such as compiled kernels, doesn't count.
     call()
     gc.collect()
-    if device.type == "cpu":  # else a call is served from what others have freed, and seems to need nothing
+    if device.type == "cpu":
+        # Otherwise a call reuses memory that others have freed, and seems to need none.
         allocator.give_back()
     memory.wait(device)
     memory.restart_peak(device)
@@ -97,7 +137,10 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def hardware(device: torch.device | str = "cpu") -> dict:
-    """What a figure has to be quoted with: device, a CPU's instruction set and threads, versions, allocator, date."""
+    """Returns what has to be quoted with a figure.
+
+    These are the device, a CPU's instruction set and threads, versions, allocator, date.
+    """
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -112,7 +155,7 @@ def hardware(device: torch.device | str = "cpu") -> dict:
 
 
 def as_text(result: dict, indent: str = "") -> str:
-    """A result in lines for people; nested comparisons are indented below their name."""
+    """Formats a result in lines; nested comparisons are indented below their name."""
     lines = []
     for name, value in result.items():
         if isinstance(value, dict):

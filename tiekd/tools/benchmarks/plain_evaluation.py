@@ -1,6 +1,7 @@
-"""The field's evaluation (Eigen et al. 2014, arXiv 1406.2283) written plainly, as published programs do it.
+"""The field's evaluation in plain NumPy, as published programs do it.
 
-One image at a time, its mirror image after it, metrics in NumPy: the figures and the time that ours are held against.
+Eigen et al. 2014, arXiv 1406.2283. One image at a time, then its mirror image. Our figures and
+times are compared with these.
 """
 
 from collections.abc import Callable
@@ -15,12 +16,23 @@ from tiekd.data.frames import Frames
 from tiekd.evaluation.metrics import METRIC_NAMES, crop_box
 
 
-def plain_metrics(prediction: np.ndarray, truth: np.ndarray, min_depth: float, max_depth: float, crop: str) -> list:
-    """The nine metrics of one image, (H, W) metres each, in the order of METRIC_NAMES; NaN without ground truth."""
+def plain_metrics(
+    prediction: np.ndarray, truth: np.ndarray, min_depth: float, max_depth: float, crop: str
+) -> list:
+    """Returns the nine metrics of one image in the order of METRIC_NAMES; NaN without ground truth.
+
+    Args:
+        prediction: (H, W) float64, metres.
+        truth: (H, W) float64, metres, 0 where not valid.
+        min_depth: metres; pixels with less are left out.
+        max_depth: metres; pixels with more are left out.
+        crop: the name of a region, such as "garg".
+    """
     evaluated = np.zeros(truth.shape, dtype=bool)
     evaluated[crop_box(crop, *truth.shape)] = True
     valid = np.logical_and(np.logical_and(truth > min_depth, truth < max_depth), evaluated)
-    truth, prediction = truth[valid], prediction[valid]
+    truth = truth[valid]
+    prediction = prediction[valid]
     if len(truth) == 0:
         return [np.nan] * len(METRIC_NAMES)
     ratio = np.maximum(truth / prediction, prediction / truth)
@@ -36,7 +48,12 @@ def plain_metrics(prediction: np.ndarray, truth: np.ndarray, min_depth: float, m
 
 
 def plain_mean(rows: list[list]) -> dict[str, float]:
-    return dict(zip(METRIC_NAMES, np.nanmean(np.array(rows, dtype=np.float64), axis=0).tolist(), strict=True))
+    """Averages the metrics over images."""
+    return dict(
+        zip(
+            METRIC_NAMES, np.nanmean(np.array(rows, dtype=np.float64), axis=0).tolist(), strict=True
+        )
+    )
 
 
 @torch.no_grad()
@@ -49,17 +66,35 @@ def plain_evaluation(
     crop: str,
     device: torch.device,
 ) -> dict[str, float]:
-    """The means over images of a network (image (1, 3, H, W) -> metres (1, 1, H, W)), with flip averaging."""
+    """Evaluates a network with flip averaging, and averages over images.
+
+    Args:
+        network: image (1, 3, H, W) -> metres (1, 1, H, W).
+        frames: of KITTI.
+        kb_crop: (height, width) of the window.
+        min_depth: metres.
+        max_depth: metres.
+        crop: the name of a region.
+        device: of the network.
+    """
     rows = []
     for index in range(len(frames)):
         image, truth = (decode(path).numpy() for path, decode in frames.files(index).values())
-        image, truth = image.transpose(1, 2, 0).astype(np.float32), truth[0].astype(np.float64) / UNITS_PER_M
-        top, left = image.shape[0] - kb_crop[0], (image.shape[1] - kb_crop[1]) // 2
-        image, truth = (pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, truth))
+        image = image.transpose(1, 2, 0).astype(np.float32)
+        truth = truth[0].astype(np.float64) / UNITS_PER_M
+        # The benchmark's window: at the bottom, in the middle.
+        top = image.shape[0] - kb_crop[0]
+        left = (image.shape[1] - kb_crop[1]) // 2
+        image, truth = (
+            pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, truth)
+        )
         image = (image - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+        # Flip averaging: the image and its mirror image.
         depths = []
         for picture in (image, image[:, ::-1]):
-            planes = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32))
+            planes = torch.from_numpy(
+                np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32)
+            )
             depths.append(network(planes[None].to(device))[0, 0].cpu().numpy())
         prediction = (depths[0] + depths[1][:, ::-1]) / 2
         rows.append(plain_metrics(prediction.astype(np.float64), truth, min_depth, max_depth, crop))

@@ -1,6 +1,7 @@
-"""A step on several ranks of this machine, with DeepSpeed: each rank is a process of its own, with a batch of its own.
+"""A step with DeepSpeed on several ranks of this machine, each a process with a batch of its own.
 
-On a CPU every rank has one thread, however many there are, so that one and several compare. Left out: several machines.
+On a CPU every rank has one thread, whatever their number, so that one rank and several are
+comparable. Left out: several machines.
 """
 
 import json
@@ -29,23 +30,56 @@ _RANK_S = 600
 
 
 def measure_step(
-    count: int, recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, device: str = "cpu"
+    count: int,
+    recipe_path: str,
+    shape: tuple[int, int, int],
+    dtype: str,
+    rounds: int,
+    device: str = "cpu",
 ) -> tuple[float, float]:
-    """(seconds of a step, MB at the peak of all ranks together); shape: (batch of a rank, height, width).
+    """Measures a training step on several ranks.
 
-    device: cpu or cuda. Raises LaunchError where there are fewer GPUs than ranks.
+    Args:
+        count: the number of ranks.
+        recipe_path: of the student.
+        shape: batch of a rank, height, width in pixels.
+        dtype: a name of `training.DTYPES`.
+        rounds: steps that are timed.
+        device: "cpu" or "cuda".
+
+    Returns:
+        Seconds of the slowest rank's fastest step, and MB at the peak of all ranks together.
+
+    Raises:
+        LaunchError: there are fewer GPUs than ranks.
     """
     rows = run_ranks(__name__, count, device, [recipe_path, shape, dtype, rounds])
     return max(seconds for seconds, _ in rows), sum(peak for _, peak in rows) / 1e6
 
 
 def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
-    """What each rank has written as JSON, in rank order; rank: `python -m module JSON` of [*arguments, file to write].
+    """Runs a module as several ranks and collects their answers.
 
-    device: cpu or cuda. Raises LaunchError where there are fewer GPUs than ranks, and for a rank that fails.
+    A rank is `python -m MODULE JSON`, where JSON is [*arguments, the file to write].
+
+    Args:
+        module: its dotted name.
+        count: the number of ranks.
+        device: "cpu" or "cuda".
+        arguments: values that JSON can hold.
+
+    Returns:
+        What each rank has written as JSON, in rank order.
+
+    Raises:
+        LaunchError: there are fewer GPUs than ranks, or a rank fails.
     """
     if device == "cuda" and count > torch.cuda.device_count():
-        raise LaunchError(f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask for less")
+        raise LaunchError(
+            f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask "
+            "for less"
+        )
+    # A free port for the ranks to meet.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,38 +93,64 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
             for process in started:
                 _, told = process.communicate(timeout=_RANK_S)
                 if process.returncode:
-                    raise LaunchError(f"{count} ranks: one ended with code {process.returncode}: {told.strip()[-500:]}")
+                    raise LaunchError(
+                        f"{count} ranks: one ended with code {process.returncode}: "
+                        f"{told.strip()[-500:]}"
+                    )
         finally:
+            # After a failure the other ranks would wait for the lost one.
             for process in started:
                 process.kill()
                 process.wait()
         return [json.loads(answer.read_text()) for answer in answers]
 
 
-def _start(module: str, rank: int, count: int, port: int, device: str, asked: str) -> subprocess.Popen:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": device}
+def _start(
+    module: str, rank: int, count: int, port: int, device: str, asked: str
+) -> subprocess.Popen:
+    places = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+    }
+    places |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+        "DS_ACCELERATOR": device,
+    }
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-m", module, asked]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
-def main(recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, answer: str) -> None:
-    """One rank: writes [seconds of its fastest step, bytes at its peak] to a file."""
+def main(
+    recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, answer: str
+) -> None:
+    """Measures one rank; writes [seconds of its fastest step, bytes at its peak] to a file."""
     device = process_group.start_rank()
-    recipe, ranks = load_recipe(recipe_path), comm.world_size()
+    recipe = load_recipe(recipe_path)
+    ranks = comm.world_size()
     engine_config = read_engine_config(None)
     if DTYPES[dtype] is not None:
         engine_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     config = resolve(engine_config, shape[0] * ranks, CLIP_NORM, ranks)
     torch.manual_seed(0)
     network = build_network(recipe["network"])
-    engine = build_engine(network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config)
+    engine = build_engine(
+        network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config
+    )
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
-    batch, step = noise(*shape, network.max_depth, device), stepper(engine, config, CLIP_NORM)
+    batch = noise(*shape, network.max_depth, device)
+    step = stepper(engine, config, CLIP_NORM)
     engine.train()
     times = []
+    # Two steps warm up. The barrier starts all ranks' steps together.
     for _ in range(2 + rounds):
         comm.barrier()
         memory.wait(device)

@@ -1,10 +1,11 @@
-"""A whole training step of a recipe's student: ours against the plain head with plain eager modules.
+"""A whole training step of a recipe's student: ours against the plain head with eager modules.
 
-Ours: the head's kernels, modules that spare work and memory, --dtype, --memory-format, the fused optimizer, on request
-torch.compile. The reference: head and modules operator by operator as they are defined and published, fp32, contiguous
-tensors, AdamW parameter by parameter. Both have the same weights, losses and clipping, and the same made-up batch.
-Memory is all that a step needs: weights, moments, and its peak above them. torch's own defaults say whether
-convolutions may use TF32; that is told. Left out: DeepSpeed, data, hooks (`engine`).
+Ours: the head's kernels, modules that save work and memory, --dtype, --memory-format, the fused
+optimizer, and torch.compile on request. The reference: head and modules operator by operator as
+they are defined and published, fp32, contiguous tensors, AdamW parameter by parameter. Both have
+the same weights, losses and clipping, and the same made-up batch. Memory is all that a step needs:
+weights, moments, and its peak above them. torch's defaults decide whether convolutions may use
+TF32; the result says so. Left out: DeepSpeed, data, hooks (`engine`).
 """
 
 import argparse
@@ -18,17 +19,32 @@ from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
 
 
 def run(args: argparse.Namespace) -> dict:
-    """As `measure.compare`, and `first_loss_difference`, relative, which only rounding may make."""
-    device, recipe = device_of(args.device), load_recipe(args.recipe)
+    """Compares the two steps.
+
+    Args:
+        args: the options of `arguments.of_step`.
+
+    Returns:
+        The figures of `measure.compare`, and `first_loss_difference`, relative, which only rounding
+            may cause.
+    """
+    device = device_of(args.device)
+    recipe = load_recipe(args.recipe)
     size = args.batch, args.height, args.width
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(args.memory_format), dtype is not None)
     ours = TrainingStep(recipe, device, *size, dtype, layout, compiled=args.compile)
     theirs = TrainingStep(recipe, device, *size, plain=True)
+    # The first step of both, from the same weights: their losses must be equal up to rounding.
     losses = [_first_loss(step) for step in (ours, theirs)]
-    how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
+    how = f"{args.dtype}, {str(layout).removeprefix('torch.')}"
+    if args.compile:
+        how += ", compiled"
     compared = f"a training step, ours ({how}) against plain head and modules, fp32, contiguous"
-    result = measure.compare(compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS)
+    result = measure.compare(
+        compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS
+    )
+    # A training step's memory includes what stays between steps: weights and moments.
     for name, step in (("ours", ours), ("reference", theirs)):
         result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
         result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]

@@ -1,9 +1,10 @@
-"""Parameters, multiplications, latency and memory of any recipe's network, or its teacher's, in prediction.
+"""Parameters, multiplications, latency and memory of a recipe's network, or its teacher's.
 
-Multiplications are multiply-adds of convolutions and matrix products in one forward of one picture, counted as torch
-calls them, the head's too: those of the network as it is defined, and those that ours does. Latency is of a forward
-without gradients: ours in the memory layout and precision that are asked for, against the network as it is defined, in
-fp32 on contiguous tensors. Left out: data, flip averaging, other runtimes.
+Multiplications are multiply-adds of convolutions and matrix products in one forward of one image,
+the head's included, counted as torch calls them: those of the network as it is defined, and those
+of ours. Latency is that of a forward without gradients: ours in the memory layout and precision
+that are asked for, against the network as it is defined, in fp32 on contiguous tensors. Left out:
+data, flip averaging, other runtimes.
 """
 
 import argparse
@@ -24,14 +25,24 @@ from tiekd.tools.benchmarks.training import DTYPES, device_of, make_plain, noise
 
 
 def run(args: argparse.Namespace) -> dict:
-    """As `measure.compare`, with `parameters_m`, `gmac` of one picture, `ours_gmac`, and `weights_mb`."""
-    device, recipe = device_of(args.device), load_recipe(args.recipe)
+    """Measures the network.
+
+    Args:
+        args: the options of `arguments.of_student`.
+
+    Returns:
+        The figures of `measure.compare`, with `parameters_m`, `gmac` of one image, `ours_gmac`, and
+            `weights_mb`.
+    """
+    device = device_of(args.device)
+    recipe = load_recipe(args.recipe)
     node = network_node(recipe, args.teacher, args.recipe)
     network = build_network(node).to(device).eval()
     image = noise(args.batch, args.height, args.width, node["max_depth"], device).image
     count = sum(parameter.numel() for parameter in network.parameters())
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(args.memory_format), dtype is not None)
+    # Counted before precision and layout are set, on one image.
     plain = make_plain(build_network(node).to(device).eval())
     gmac, ours_gmac = (multiply_adds(each, image[:1]) / 1e9 for each in (plain, network))
     network.memory_format = layout
@@ -39,9 +50,14 @@ def run(args: argparse.Namespace) -> dict:
         prepare_bf16(network)
     if args.compile:
         compile_parts(network)
-    how = f"{args.dtype}, {str(layout).removeprefix('torch.')}{', compiled' if args.compile else ''}"
-    compared = f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
-    ours, theirs = _forward(network, image, dtype), _forward(plain, image, None)
+    how = f"{args.dtype}, {str(layout).removeprefix('torch.')}"
+    if args.compile:
+        how += ", compiled"
+    compared = (
+        f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
+    )
+    ours = _forward(network, image, dtype)
+    theirs = _forward(plain, image, None)
     return {
         "recipe": args.recipe,
         "network": "teacher" if args.teacher else "student",
@@ -56,29 +72,42 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def network_node(recipe: dict, teachers: bool, path: str) -> dict:
-    """The student's network, or the teacher's. RecipeError where the recipe has no such network."""
+    """Returns the recipe node of the student's network, or of the teacher's.
+
+    Raises:
+        RecipeError: the recipe has no teacher network.
+    """
     if not teachers:
         return recipe["network"]
     node = (recipe.get("teacher") or {}).get("network")
     if not node:
-        raise RecipeError(f"--teacher: {path} names no teacher network; give a recipe with teacher.recipe")
+        raise RecipeError(
+            f"--teacher: {path} names no teacher network; give a recipe with teacher.recipe"
+        )
     return node
 
 
 @torch.no_grad()
 def multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
-    """Of convolutions and matrix products in one forward. The plain head, for counting sees no custom kernels."""
-    head, kernel = network.head, getattr(network.head, "kernel", None)
+    """Counts the multiply-adds of convolutions and matrix products in one forward.
+
+    The head is the plain one, since custom kernels aren't counted.
+    """
+    head = network.head
+    kernel = getattr(network.head, "kernel", None)
     if kernel is not None:
         head.kernel = reference.dpm
     with FlopCounterMode(display=False) as counter:
         network(image)
     if kernel is not None:
         head.kernel = kernel
+    # torch counts a multiply-add as two operations.
     return counter.get_total_flops() // 2
 
 
-def _forward(network: nn.Module, image: torch.Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+def _forward(
+    network: nn.Module, image: torch.Tensor, dtype: torch.dtype | None
+) -> Callable[[], None]:
     @torch.no_grad()
     def forward() -> None:
         with torch.autocast(image.device.type, dtype, enabled=dtype is not None):

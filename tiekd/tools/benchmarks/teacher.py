@@ -1,8 +1,8 @@
-"""A training step of a recipe's student with cached teacher maps against one with the teacher online.
+"""A training step of a recipe's student with cached teacher maps, and with the teacher online.
 
-Ours reads the map that came with the batch; the reference runs the recipe's teacher, frozen and with random weights,
-before the same step. What loading the maps costs is the loader's business (`loader`). Left out: flip averaging, which
-doubles the teacher's time; DeepSpeed.
+Ours reads the map that came with the batch. The reference runs the recipe's teacher, frozen and
+with random weights, before the same step. The cost of loading the maps is measured by `loader`.
+Left out: flip averaging, which doubles the teacher's time; DeepSpeed.
 """
 
 import argparse
@@ -19,16 +19,29 @@ from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
 
 
 def run(args: argparse.Namespace) -> dict:
-    """As `measure.compare`; memory has the networks' weights and the optimizer's moments in it."""
-    device, recipe = device_of(args.device), load_recipe(args.recipe)
+    """Compares the two steps.
+
+    Args:
+        args: the options of `arguments.of_teacher`.
+
+    Returns:
+        The figures of `measure.compare`; memory includes the networks' weights and the optimizer's
+            moments.
+    """
+    device = device_of(args.device)
+    recipe = load_recipe(args.recipe)
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(), dtype is not None)
     size = args.batch, args.height, args.width
     network = build_network(network_node(recipe, True, args.recipe))
     online = FrozenTeacher(network, device, precision=args.dtype)
-    steps = [TrainingStep(recipe, device, *size, dtype, layout, teacher=teacher) for teacher in (None, online)]
+    steps = [
+        TrainingStep(recipe, device, *size, dtype, layout, teacher=teacher)
+        for teacher in (None, online)
+    ]
     compared = f"a training step with cached maps / with the teacher online, both {args.dtype}"
     result = measure.compare(compared, *steps, args.rounds, device)
+    # What stays between steps: the student's weights and moments, online the teacher's weights too.
     teacher_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     result["ours_peak_mb"] += steps[0].state_bytes() / 1e6
     result["reference_peak_mb"] += (steps[1].state_bytes() + teacher_bytes) / 1e6

@@ -1,5 +1,7 @@
-"""One training step of a recipe's student on made-up pictures, without DeepSpeed: forward, losses, backward, clipping,
-optimizer. What the benchmarks time; it costs what a step costs. Left out: data, hooks, ranks.
+"""One training step of a recipe's student on made-up images, without DeepSpeed.
+
+Forward, losses, backward, clipping, optimizer: what the benchmarks time. Left out: data, hooks,
+ranks.
 """
 
 from collections.abc import Callable
@@ -27,11 +29,10 @@ CLIP_NORM = TrainSettings.clip_norm
 
 
 class TrainingStep:
-    """A call is one step on a fixed batch of noise; `loss` is the last one's, a 0-d tensor.
+    """A training step on a fixed batch of noise; a call makes one.
 
-    recipe: its network, losses and optimizer are taken. dtype: of the autocast around forward, None for none.
-    plain: the network by `make_plain`, and torch's loop over parameters as the optimizer. teacher: batch -> depth; None
-    takes the batch's map.
+    Attributes:
+        loss: of the last step, a 0-d tensor; None before.
     """
 
     def __init__(
@@ -47,6 +48,21 @@ class TrainingStep:
         compiled: bool = False,
         teacher: Callable[[Batch], Tensor] | None = None,
     ):
+        """Builds network, losses, optimizer and batch.
+
+        Args:
+            recipe: its network, losses and optimizer are used.
+            device: of all tensors.
+            batch_size: images of a step.
+            height: pixels.
+            width: pixels.
+            dtype: of the autocast around forward; None for none.
+            memory_format: of the network and its features.
+            plain: makes the network plain (`make_plain`), with torch's loop over parameters as
+                optimizer.
+            compiled: compiles encoder and decoder.
+            teacher: batch -> depth; None uses the batch's map.
+        """
         torch.manual_seed(0)
         self.network = build_network(recipe["network"]).to(device).train()
         self.network.memory_format = memory_format
@@ -60,10 +76,12 @@ class TrainingStep:
         self.optimizer = make_optimizer(recipe["optimizer"], self.network, plain)
         self.batch = noise(batch_size, height, width, recipe["network"]["max_depth"], device)
         self.teacher = teacher or (lambda batch: batch.teacher_depth)
-        self.device, self.dtype = device, dtype
+        self.device = device
+        self.dtype = dtype
         self.loss: Tensor | None = None
 
     def __call__(self) -> None:
+        """Makes one step and keeps its loss."""
         batch = self.batch
         teacher_depth = self.teacher(batch)
         target = self.criterion.divergence_target(teacher_depth)
@@ -77,19 +95,40 @@ class TrainingStep:
         self.loss = loss.detach()
 
     def state_bytes(self) -> int:
-        """What is held between steps: weights, buffers and the optimizer's moments."""
+        """Returns the bytes held between steps: weights, buffers and the optimizer's moments."""
         tensors = [*self.network.parameters(), *self.network.buffers()]
-        tensors += [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        for state in self.optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def noise(batch_size: int, height: int, width: int, max_depth: float, device: torch.device) -> Batch:
-    """Normalised noise as pictures; teacher maps dense and smooth, from 2 m on; ground truth on a twentieth of it."""
+def noise(
+    batch_size: int, height: int, width: int, max_depth: float, device: torch.device
+) -> Batch:
+    """Makes a batch of noise.
+
+    Args:
+        batch_size: B.
+        height: pixels.
+        width: pixels.
+        max_depth: metres.
+        device: of the tensors.
+
+    Returns:
+        Normalised noise as images; dense, smooth teacher maps from 2 m to max_depth; ground truth
+            on a twentieth of the pixels.
+    """
     generator = torch.Generator().manual_seed(1)
     shape = batch_size, 1, height, width
-    coarse = torch.rand(batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator)
-    maps = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
+    # Smooth maps: noise at a 32nd of the size, enlarged.
+    coarse = torch.rand(
+        batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator
+    )
+    maps = nn.functional.interpolate(
+        coarse, size=(height, width), mode="bilinear", align_corners=True
+    )
     teacher_depth = 2.0 + (max_depth - 2.0) * maps
+    # Ground truth is sparse, as a lidar's.
     measured = torch.rand(shape, generator=generator) < 0.05
     batch = Batch(
         torch.randn(batch_size, 3, height, width, generator=generator),
@@ -103,7 +142,11 @@ def noise(batch_size: int, height: int, width: int, max_depth: float, device: to
 
 
 def device_of(name: str) -> torch.device:
-    """LaunchError where there is no such device."""
+    """Returns the device of that name, "cpu" or "cuda".
+
+    Raises:
+        LaunchError: there is no such device.
+    """
     if name not in ("cpu", "cuda"):
         raise LaunchError(f"--device {name}: allowed: cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -112,8 +155,10 @@ def device_of(name: str) -> torch.device:
 
 
 def make_plain(network: nn.Module) -> nn.Module:
-    """Has the published students' parts computed as they are defined, operator by operator: the same numbers but for
-    rounding, without what we do for time and memory. In place; returns it."""
+    """Makes a network compute as it is defined, operator by operator; in place, returns it.
+
+    Numbers are the same except for rounding; what we do for time and memory is off.
+    """
     for module in network.modules():
         if isinstance(module, (UpsampledConv, TwoConvs, ConvNorm)):
             module.plain = True
@@ -123,7 +168,12 @@ def make_plain(network: nn.Module) -> nn.Module:
 
 
 def make_optimizer(node: dict, network: nn.Module, plain: bool) -> torch.optim.Optimizer:
-    """The recipe's kind with its arguments; the plain one is torch's loop over parameters, as in the published code."""
-    arguments = {key: value for key, value in node.items() if key not in ("name", "groups", "lr_batch_size")}
+    """Builds the recipe's optimizer, fused; the plain one is torch's loop over parameters.
+
+    Published code uses the plain one.
+    """
+    arguments = {
+        key: value for key, value in node.items() if key not in ("name", "groups", "lr_batch_size")
+    }
     how = {"foreach": False, "fused": False} if plain else {"fused": True}
     return OPTIMIZERS[node["name"]](network.parameters(), **arguments, **how)
