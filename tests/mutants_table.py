@@ -359,9 +359,8 @@ MUTANTS = [
         "merged_weights_in_a_layout_of_their_own",
         "tiekd.models.layers.upsampled",
         "PointwiseConv._merged",
-        "torch.cat([by_channel, others.to(product.dtype)], dim=1).contiguous()",
-        "torch.cat([by_channel, others.to(product.dtype)], "
-        "dim=1).contiguous(memory_format=torch.channels_last)",
+        "torch.cat([by_channel, others], dim=1).contiguous()",
+        "torch.cat([by_channel, others], dim=1).contiguous(memory_format=torch.channels_last)",
         ("tests/test_upsampled.py", "tests/test_decoders.py"),
     ),
     Mutant(

@@ -120,7 +120,7 @@ def test_every_import_goes_to_the_left():
 def test_all_rooms_are_in_the_order_and_there_are_few():
     entries = [path for path in (ROOT / "tiekd").iterdir() if path.name != "__pycache__"]
     packages = {path.name for path in entries if path.is_dir()}
-    modules = {path.stem for path in entries if path.is_file()}
+    modules = {path.stem for path in entries if path.suffix == ".py"}
     assert packages | modules == {*LEVEL, "__init__"} - {"bin"}
     assert len(packages) <= 14 and len(modules) <= 6
 
