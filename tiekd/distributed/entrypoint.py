@@ -112,8 +112,7 @@ def run(main: Callable[[], int | None]) -> int:
 
     Returns:
         The program's own exit code; 2 after a user's mistake, which is reported in one line on
-            stderr; 75 if a run was asked to stop and can resume from its checkpoint; 130 after
-            Ctrl-C.
+        stderr; 75 if a run was asked to stop and can resume from its checkpoint; 130 after Ctrl-C.
     """
     slurm.adopt_task()
     for stream in (sys.stdout, sys.stderr):  # file names may be bytes that are no text

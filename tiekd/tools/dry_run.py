@@ -101,11 +101,9 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     ]
     if evaluations:
         told.append(f"Evaluations: {evaluations} of {_duration(evaluation_s)} each")
-    where = (
-        "of a rank's process"
-        if device.type == "cpu"
-        else f"on a device of {size(_device_bytes(device))}"
-    )
+    where = "of a rank's process"
+    if device.type != "cpu":
+        where = f"on a device of {size(_device_bytes(device))}"
     told += [
         f"ETA: {_duration(total * seconds + evaluations * evaluation_s)} for training and "
         "evaluations",

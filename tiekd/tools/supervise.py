@@ -39,7 +39,7 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
 
     Returns:
         The exit code: 0 if the run finished, 75 if it was asked to stop, else that of the last
-            start.
+        start.
     """
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -55,10 +55,12 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
         reached = newest
         newest = _newest(work_dir)
         idle = 0 if newest > reached else idle + 1
+        # Over: it finished, or was asked to stop.
         if outcome is not None and outcome.outcome == "finished":
             return 0
         if asked or (outcome is not None and outcome.outcome == "stopped"):
             return STOPPED_CODE
+        # It crashed: start it again, unless that has been of no use.
         why = "killed, or it did not begin"
         if outcome is not None and outcome.reason:
             why = outcome.reason
@@ -95,6 +97,7 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         everything |= _below_this()
         if child.poll() is not None:
             gone_at = gone_at or time.monotonic()
+            # Rank 0 may still be saving after its launcher has ended.
             if not workdir.is_in_use(work_dir) or time.monotonic() - gone_at > _RANKS_LEAVE_S:
                 break
         if len(asked) > told:

@@ -34,7 +34,7 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
 
     Returns:
         The checkpoint's folder, and one line with the reason for each newer one that is passed
-            over.
+        over.
 
     Raises:
         CheckpointError: there is no complete checkpoint.

@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         {"table": [one comparison for each], "time_ratio", "memory_ratio", ...}. The two ratios are
-            the largest at ZeRO 0, or at the smallest stage that was asked for. A comparison is that
-            of `measure.compare` with `ranks`, `zero` and `loss_difference`: the relative difference
-            of the last step's loss, which only rounding may cause.
+        the largest at ZeRO 0, or at the smallest stage that was asked for. A comparison is that of
+        `measure.compare` with `ranks`, `zero` and `loss_difference`: the relative difference of the
+        last step's loss, which only rounding may cause.
 
     Raises:
         LaunchError: an engine config is given, which would apply to one of the two only, or there

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         The figures of `measure.compare`, with `hooks_ms` and `loop_ms` of an iteration and their
-            `host_share`.
+        `host_share`.
     """
     if args.against == "torch":
         return against_torch.run(args)
@@ -144,6 +144,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         hooks=[*timed, watch],
     )
     parts.watch = watch
+    # Cached maps are the teacher that costs least: the batch's own map.
     train(
         state,
         parts.batches(),

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         The figures of `_compare` for the metrics; under "whole", "whole_decoded" and "student"
-            those for evaluations.
+        those for evaluations.
     """
     device = torch.device(args.device)
     kb_crop = tuple(args.kb_crop)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         A table, the two ratios, and {"batch": {"sizes", "time_s", "peak_mb", "time_by_line",
-            "says", ...}, ...}.
+        "says", ...}, ...}.
     """
     recipe = load_recipe(args.recipe)
     curves = {

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         The figures of `measure.compare`; `worst_relative_error` of our results and gradients to the
-            definition's in the same dtype; on a GPU "roofline".
+        definition's in the same dtype; on a GPU "roofline".
     """
     device = device_of(args.device)
     inputs = example(
@@ -105,7 +105,7 @@ def example(
 
     Returns:
         Features (B, C, h, w), weight (K, C, 1, 1), bias (K,), bin edges in metres, depth (B, 1, h,
-            w) float32, metres, 0 in a tenth of the pixels, and sigma.
+        w) float32, metres, 0 in a tenth of the pixels, and sigma.
     """
     g = torch.Generator(device).manual_seed(0)
     features = torch.randn(images, channels, height, width, generator=g, device=device)

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         {"isa", "rows": [{"row", "convolution", "table", and each choice's time by the table's}],
-            "faster": where another choice is faster than the table's, ...}.
+        "faster": where another choice is faster than the table's, ...}.
 
     Raises:
         LaunchError: the device is no CPU.

@@ -44,9 +44,9 @@ def compare(
 
     Returns:
         {"compared", "time_ratio": median over rounds, "time_ratio_range": [least, largest],
-            "ours_s", "reference_s": medians, "rounds"}, and `with_memory` {"memory_ratio",
-            "ours_peak_mb", "reference_peak_mb"}: the most that a call holds beyond what was held
-            before it.
+        "ours_s", "reference_s": medians, "rounds"}, and `with_memory` {"memory_ratio",
+        "ours_peak_mb", "reference_peak_mb"}: the most that a call holds beyond what was held before
+        it.
     """
     device = torch.device(device)
     result = {"compared": compared}

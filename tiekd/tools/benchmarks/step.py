@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         The figures of `measure.compare`, and `first_loss_difference`, relative, which only rounding
-            may cause.
+        may cause.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         The figures of `measure.compare`, with `parameters_m`, `gmac` of one image, `ours_gmac`, and
-            `weights_mb`.
+        `weights_mb`.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)

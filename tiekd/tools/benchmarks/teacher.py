@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         The figures of `measure.compare`; memory includes the networks' weights and the optimizer's
-            moments.
+        moments.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)

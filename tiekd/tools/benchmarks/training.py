@@ -116,7 +116,7 @@ def noise(
 
     Returns:
         Normalised noise as images; dense, smooth teacher maps from 2 m to max_depth; ground truth
-            on a twentieth of the pixels.
+        on a twentieth of the pixels.
     """
     generator = torch.Generator().manual_seed(1)
     shape = batch_size, 1, height, width
