@@ -3,8 +3,8 @@
 
     bin/check_data.py RECIPE [--split train]
 
-Finds files that are missing, torn, or of wrong depth, size or unit; ground truth without a valid
-pixel; duplicate images; and training frames that are, or nearly are, validation frames
+Finds files that are missing, truncated, or of wrong depth, size or unit; ground truth without a
+valid pixel; duplicate images; and training frames that are, or nearly are, validation frames
 (tiekd/data/checks.py has the rules). Reports how depth files are read, which depth values are
 suspiciously frequent, which images EXIF rotates, and which files have no partner.
 

@@ -20,7 +20,7 @@ _CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """How a run was started: recipe, launcher, ranks, devices and machines.
+    """The start of a run: recipe, launcher, ranks, devices and machines.
 
     Attributes:
         recipe: the recipe's path.

@@ -60,7 +60,7 @@ _locks: dict[Path, TextIOWrapper] = {}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, or that it is still running.
+    """The end of a run, or the mark that it is still running.
 
     Attributes:
         outcome: running, finished, failed, stopped (on request) or orphaned (stopped because its
@@ -268,7 +268,7 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
-            # Any other error: the file system has no locks, and the run goes on without one.
+            # Any other error: the file system has no locks, and the run continues without one.
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 break
         file.seek(0)
