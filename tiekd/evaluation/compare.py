@@ -88,7 +88,7 @@ class Result(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """How the figures were made.
+    """The protocol of an evaluation.
 
     Attributes:
         split: name of the split.
