@@ -38,8 +38,8 @@ class Entrant(NamedTuple):
     """One network, or another predictor, that is evaluated.
 
     Attributes:
-        predict: image (B, 3, H, W), normalised and at the working resolution -> metres (B, 1, H,
-            W).
+        predict: image (B, 3, H, W), normalised and at the working resolution, to metres
+            (B, 1, H, W).
         weights: their file; None for a predictor without weights.
         trained_on: the frames that it was trained on; None where that isn't known.
         resize: the working resolution.
@@ -88,7 +88,7 @@ class Result(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """How the figures were made.
+    """The protocol of an evaluation.
 
     Attributes:
         split: name of the split.

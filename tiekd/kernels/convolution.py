@@ -49,7 +49,7 @@ def is_large(pixels: int, in_channels: int, out_channels: int) -> bool:
 
 
 def compute_in_fp32(network: nn.Module) -> None:
-    """Has all half-precision convolutions on a CPU computed in fp32.
+    """Switches all half-precision convolutions on a CPU to arithmetic in fp32.
 
     The network is changed in place; the state dict stays.
     """
@@ -93,7 +93,7 @@ _TAPS = [(row, column) for row in range(3) for column in range(3)]
 
 
 def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
-    """Subtracts what neighbours in memory that are no neighbours in the image have added.
+    """Subtracts the terms of pixels that are neighbours in memory but not in the image.
 
     Before a row's first pixel lies the last one of the row above; it was taken for the zero of the
     padding.
@@ -221,6 +221,6 @@ def _gradients(
 
 
 def prepare_bf16(network: nn.Module) -> None:
-    """Has bf16 convolutions on a CPU computed as the table has it for this CPU, in place."""
+    """Switches bf16 convolutions on a CPU to the arithmetic that the table has for it, in place."""
     if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
         compute_in_fp32(network)

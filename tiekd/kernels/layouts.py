@@ -1,4 +1,4 @@
-"""How convolutions run on a CPU: a table by instruction set, shape class and dtype.
+"""Layouts of convolutions on a CPU: a table by instruction set, shape class and dtype.
 
 The table was measured once and committed. No timing decides inside a run, so that equal runs stay
 equal. `bin/benchmark.py layouts` measures every row on a machine and reports where another choice

@@ -43,6 +43,7 @@ def features_gradient(
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     cells, values = _load_tile(maps, parts, layer, image, p[:, None], inside[:, None], N, TARGET)
     rows = _kept_rows(kept, tl.program_id(0), width, BLOCK_P)
+    # The bins pass by in blocks, the last of them of another size.
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
@@ -142,6 +143,7 @@ def weight_gradient(
         over = blocks * BLOCK_K + tl.arange(0, TAIL_K)
         over_total = tl.zeros((BLOCK_C, TAIL_K), tl.float32)
         over_bias = tl.zeros((64, TAIL_K), tl.float32)
+    # Sums over this program's tiles, always in the same order.
     for tile in range(split, tiles, splits):
         image, p, inside = pixels_of(first + tile, layer, BLOCK_P, WHOLE)
         x = load_features(layer, image, p, inside, BLOCK_C)
@@ -225,6 +227,7 @@ def _logits_gradient(
     It is g_kl (p_k - q_k) + g_d p_k (c_k - depth), or for the published target its derivative.
     Cells and values are from `_load_tile`, k is (1, K).
     """
+    # The part of the depth, and of -log p in the divergence; both are multiples of p.
     depth, log_sum, slope, depth_grad, divergence_grad = values
     p = tl.exp2(logits - log_sum)
     by_p = -depth_grad * depth
@@ -232,6 +235,7 @@ def _logits_gradient(
         by_p += divergence_grad
     by_p += depth_grad * tl.load(bins.centre + k)
     grad = p * by_p
+    # The part of the target, in blocks where it has mass.
     if TARGET != "none":
         if in_span(cells, bins, start, BLOCK_K):
             q = target_mass(

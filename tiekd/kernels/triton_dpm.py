@@ -101,6 +101,7 @@ def dpm(
         features = features.to(dtype)
         weight = weight.to(dtype)
         bias = bias.to(dtype)
+    # The operator takes sigma as a number and as a map, of which one is used.
     number, sigma_map = (0.0, sigma) if isinstance(sigma, Tensor) else (float(sigma), None)
     depth, divergence, *_ = dpm_forward(
         features,

@@ -169,6 +169,7 @@ def _published_divergence(
 
     Its logarithm takes probabilities, so the bins pass by again, with their sum known.
     """
+    # Without a target (low > high) both stay 0.
     divergence = tl.zeros((BLOCK_P,), tl.float32)
     slope = divergence
     _, _, _, _, low, high = cells

@@ -1,4 +1,4 @@
-"""What the fused DPM head's kernels share: the layer, numbers per pixel, and a tile's logits."""
+"""Shared by the fused DPM head's kernels: the layer, numbers per pixel, and a tile's logits."""
 
 from typing import NamedTuple
 

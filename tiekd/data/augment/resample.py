@@ -33,7 +33,7 @@ class Resampled(NamedTuple):
 def resample(
     image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: Tensor, size: tuple
 ) -> Resampled:
-    """Resamples the windows out of a batch of parts of images.
+    """Resamples the windows from a batch of parts of images.
 
     The image is sampled bilinearly and rounded to a grey level; depths take the nearest pixel.
     Pixels from outside the part are black and have depth 0.
@@ -46,6 +46,9 @@ def resample(
             to its next column, the step to its next row, then the part's height and width. Pixels
             beyond that height and width are padding.
         size: (h, w) of the windows.
+
+    Returns:
+        The windows; depths keep their dtypes.
     """
     # On a GPU, asking which windows are upright would be a host sync.
     if image.device.type != "cpu":

@@ -21,7 +21,7 @@ _counted: Tensor | None = None
 
 @contextlib.contextmanager
 def counting_only(counted: Tensor | None):
-    """Context in which the training statistics of every `BatchNorm2d` are of counted pixels only.
+    """Restricts training statistics of `BatchNorm2d` to counted pixels; a context manager.
 
     Args:
         counted: (B, 1, H, W) bool, True for pixels that count. It is looked up at the centre of
