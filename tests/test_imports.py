@@ -8,6 +8,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import draw_architecture
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -118,11 +119,11 @@ def test_every_import_goes_to_the_left():
 
 
 def test_all_rooms_are_in_the_order_and_there_are_few():
-    entries = [path for path in (ROOT / "tiekd").iterdir() if path.name != "__pycache__"]
-    packages = {path.name for path in entries if path.is_dir()}
-    modules = {path.stem for path in entries if path.suffix == ".py"}
+    packages = {path.parent.name for path in (ROOT / "tiekd").glob("*/__init__.py")}
+    modules = {path.stem for path in (ROOT / "tiekd").glob("*.py")}
     assert packages | modules == {*LEVEL, "__init__"} - {"bin"}
     assert len(packages) <= 14 and len(modules) <= 6
+    assert draw_architecture.read_groups() == [rooms.split() for rooms in ORDER]  # of tiekd/README.md
 
 
 def test_the_folders_of_parts_hold_parts_and_nothing_else():

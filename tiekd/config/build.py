@@ -50,16 +50,16 @@ def find(name: str, package: str, where: str) -> Callable:
         if name not in names:
             names.sort(key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
             raise RecipeError(f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}")
-        return _build_of(importlib.import_module(f"{package}.{name}"), where)
+        return _build_of(importlib.import_module(f"{package}.{name}"), name, where)
     module = external.import_module(name)
     if module is None:
         raise RecipeError(f"{where}.name: no module {name!r} can be imported; its package belongs {external.WHERE}")
-    return _build_of(module, where)
+    return _build_of(module, name, where)
 
 
-def _build_of(module: ModuleType, where: str) -> Callable:
+def _build_of(module: ModuleType, name: str, where: str) -> Callable:
     if not hasattr(module, "build"):
-        raise RecipeError(f"{where}.name: module {module.__name__} has no build; end it with `build = YourClass`")
+        raise RecipeError(f"{where}.name: module {name} has no build; end it with `build = YourClass`")
     return module.build
 
 
