@@ -16,7 +16,7 @@ import torch
 
 from tiekd.data import resize as resizes
 from tiekd.distributed import comm, entrypoint
-from tiekd.engine import full_state, rng_state
+from tiekd.engine import full_state, patches, rng_state
 from tiekd.errors import CheckpointError
 from tiekd.files import replace_text, sync
 from tiekd.workdir import manifest
@@ -81,7 +81,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
     try:
         state = json.loads((checkpoint / STATE).read_text())
         if state["made_by"] == _shape(engine):
-            allow_engine_types()
+            patches.load_plain_data_only()
             path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
             if path is None:
                 raise KeyError("DeepSpeed found no state in it")
@@ -111,16 +111,6 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
             f"{checkpoint}: not of this recipe's network and optimizer ({_one_line(error)}); undo what was changed in "
             "them, or start a new run with --load-from"
         ) from None
-
-
-def allow_engine_types() -> None:
-    """Makes DeepSpeed's loading weights-only, with the three types of its own that its files contain."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    torch.serialization.add_safe_globals([ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler])
 
 
 def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tiekd.distributed import comm
+from tiekd.engine import patches
 
 # Where DeepSpeed's optimizers keep the flat fp32 tensors that the torch optimizer steps.
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -47,7 +48,7 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     if masters:
         values = {name: dict(state[master]) for name, master in masters.items() if master in state}
     elif state:
-        _link_all_groups(engine)
+        patches.link_all_moments(engine)
         flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
         like_weights = [key for key, value in state[flat].items() if _is_like(value, flat)]
         others = {key: value for key, value in state[flat].items() if key not in like_weights}
@@ -141,14 +142,6 @@ def _masters(engine) -> dict[str, Tensor] | None:
 
 def _torch_optimizer(engine) -> torch.optim.Optimizer:
     return engine.optimizer if isinstance(engine.optimizer, torch.optim.Optimizer) else engine.optimizer.optimizer
-
-
-def _link_all_groups(engine) -> None:
-    """Lets DeepSpeed find every parameter's moments: at stages 1 and 2 it looks for them once, when the first of the
-    optimizer's groups has made its first step, and then the others have none."""
-    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _flat_groups(engine) -> Iterator[Tensor]:

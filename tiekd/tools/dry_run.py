@@ -21,9 +21,9 @@ from tiekd.config.build import settings
 from tiekd.data import decoded_cache
 from tiekd.data.trained_on import as_plain
 from tiekd.distributed import comm, memory, process_group
-from tiekd.engine import checkpoint
+from tiekd.engine import checkpoint, patches
 from tiekd.engine.build import build_engine
-from tiekd.engine.step import stepper
+from tiekd.engine.step import Step
 from tiekd.errors import LaunchError
 from tiekd.evaluation.evaluate import evaluate
 from tiekd.models.flip import predict
@@ -89,10 +89,10 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     state, options = parts.state, parts.options
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
-    step = stepper(state.engine, parts.config, options.clip_norm)
+    state.step = Step(state.engine, parts.config, options.clip_norm)
     batches = parts.batches(_MOST_ITERATIONS)
     begun = replace(state, hooks=[KeptMemory(), watch], total_iterations=_MOST_ITERATIONS)
-    train(begun, batches, parts.teacher, parts.criterion, parts.schedule, step)
+    train(begun, batches, parts.teacher, parts.criterion, parts.schedule)
     batches.close()
 
 
@@ -182,7 +182,7 @@ def _evaluation_s(parts: Parts) -> float:
 def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     """Of the student's plain weights, and of a whole checkpoint, all ranks' files together. Collective."""
     engine = parts.state.engine
-    engine.checkpoint_files = _Sizes().take_over(engine)
+    patches.save_through(engine, _Sizes())
     folder = parts.state.work_dir / checkpoints.FOLDER / "iter_0"
     facts = as_plain(parts.state.trained_on)
     checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **facts)

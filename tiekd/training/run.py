@@ -6,7 +6,7 @@ from tiekd.config.build import settings
 from tiekd.distributed import comm, entrypoint, process_group
 from tiekd.engine import execution, profiling
 from tiekd.engine.build import build_engine
-from tiekd.engine.step import stepper
+from tiekd.engine.step import Step
 from tiekd.kernels import layouts
 from tiekd.training import input_changes, inputs, resume, startup_log
 from tiekd.training.build import build_parts
@@ -73,8 +73,8 @@ def run(
     if comm.is_main():
         input_changes.note_epochs(log, started, now, state.iteration)
     with workdir.outcome_of(state):
-        step = stepper(state.engine, parts.config, options.clip_norm)
-        train(state, batches, parts.teacher, parts.criterion, parts.schedule, step)
+        state.step = Step(state.engine, parts.config, options.clip_norm)
+        train(state, batches, parts.teacher, parts.criterion, parts.schedule)
     profiling.print_collectives(state.engine)
     if state.stop_reason is not None:
         told = f"stopped after iteration {state.iteration}, {state.stop_reason}; go on with bin/resume"

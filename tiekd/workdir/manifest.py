@@ -25,20 +25,13 @@ _TORCH_COULD_NOT_WRITE = re.compile(
 
 
 class Files:
-    """Writes and reads a checkpoint's files, DeepSpeed's too (`take_over`); loading is weights-only and runs no code.
+    """Writes and reads a checkpoint's files; loading is weights-only and runs no code.
 
     written: name -> [size, digest] of this rank's files since `start`. problem: what went wrong first, one line.
     """
 
     def __init__(self):
         self.start()
-
-    def take_over(self, engine) -> "Files":
-        """Makes a DeepSpeed engine write and read through this."""
-        torch_files = engine.checkpoint_engine
-        torch_files.save, torch_files.load, torch_files.makedirs = self.save, self.load, self.make_folder
-        engine._copy_recovery_script = lambda _folder: None  # converts checkpoints to plain weights, which we save
-        return self
 
     def start(self) -> None:
         self.written: dict[str, list] = {}

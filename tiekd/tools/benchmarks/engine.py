@@ -24,8 +24,8 @@ from tiekd.config.recipe import load_recipe
 from tiekd.data.batch import Batch
 from tiekd.distributed import process_group
 from tiekd.engine.build import build_engine
-from tiekd.engine.config import read_engine_config, resolve
-from tiekd.engine.step import stepper
+from tiekd.engine.config import clips_here, read_engine_config, resolve
+from tiekd.engine.step import Step
 from tiekd.models.build import build_network
 from tiekd.teachers.maps import CachedMaps
 from tiekd.tools.benchmarks import against_torch
@@ -100,18 +100,18 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     schedule = schedules.build(
         {"name": "constant"}, base_lr=1e-5, base_momentum=None, total_iterations=total, iterations_per_epoch=total
     )
-    step = stepper(engine, config, clip_norm)
-    parts = Parts(engine, micro_batches, criterion, clip_norm)
+    step = Step(engine, config, clip_norm)
+    parts = Parts(step, micro_batches, criterion, clip_norm if clips_here(config) else None)
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
     watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)
     timed = [TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())]
     state = TrainState(
-        parts, recipe | {"teacher": {"maps": ""}}, folder, "benchmark", args.batch, config.accumulation, total, total,
-        False, hooks=[*timed, watch],
+        engine, recipe | {"teacher": {"maps": ""}}, folder, "benchmark", args.batch, config.accumulation, total, total,
+        False, hooks=[*timed, watch], step=parts,
     )  # fmt: skip
     parts.watch = watch
-    train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule, parts.timed(step))
+    train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule)
     intervals = recipe["log"]["interval"], recipe.get("tensorboard", {}).get("image_interval", IMAGE_INTERVAL)
     return watch, *intervals
 

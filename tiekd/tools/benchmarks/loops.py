@@ -13,26 +13,23 @@ from torch import Tensor, nn
 
 from tiekd.data.batch import Batch
 from tiekd.distributed import memory
+from tiekd.engine.step import Step
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """The engine as the loop sees it, and whatever else it calls: how long an iteration spends in all of these."""
+    """The step as the loop sees it, and what else the loop calls; `spent_s`: seconds in all of these."""
 
-    def __init__(self, engine, micro_batches: list[Batch], criterion: nn.Module, clip_norm: float):
-        self._engine, self.micro_batches, self.criterion, self.clip_norm = engine, micro_batches, criterion, clip_norm
+    def __init__(self, step: Step, micro_batches: list[Batch], criterion: nn.Module, clip_norm: float | None):
+        """clip_norm: of the bare loop, 0 for no limit; None where the engine clips by itself."""
+        self._step, self.micro_batches, self.criterion, self.clip_norm = step, micro_batches, criterion, clip_norm
         self.spent_s = 0.0
+        self.forward, self.backward = self.timed(step.forward), self.timed(step.backward)
         self.timed_criterion = TimedCriterion(criterion, self.timed(criterion))
 
     def __getattr__(self, name: str):
-        return getattr(self._engine, name)
-
-    def __call__(self, *arguments):
-        return self.timed(self._engine)(*arguments)
-
-    def backward(self, loss) -> None:
-        self.timed(self._engine.backward)(loss)
+        return getattr(self._step, name)
 
     def timed(self, call: Callable) -> Callable:
         def timed_call(*arguments):
@@ -49,13 +46,13 @@ class Parts:
 
     def bare_iteration(self) -> None:
         """What anybody would write: DeepSpeed's own methods, nothing of ours around them."""
-        engine = self._engine
+        engine = self._step.engine
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
-            type(engine).backward(engine, self.criterion(prediction, batch, batch.teacher_depth)["loss"])
-            if hasattr(engine, "skipped_on_device") and engine.is_gradient_accumulation_boundary():
+            engine.backward(self.criterion(prediction, batch, batch.teacher_depth)["loss"])
+            if self.clip_norm is not None and engine.is_gradient_accumulation_boundary():
                 nn.utils.clip_grad_norm_(engine.module.parameters(), self.clip_norm or float("inf"))
-            type(engine).step(engine)
+            engine.step()
 
 
 @dataclass
@@ -113,11 +110,11 @@ class Watch(Hook):
     def before_train(self, state) -> None:
         for _ in range(2):
             self.bare_iteration()
-        state.engine.spent_s = 0.0
+        state.step.spent_s = 0.0
         self._start()
 
     def after_iteration(self, state) -> None:
-        self.note("_loop", state, state.time_s - state.data_time_s - state.engine.spent_s)
+        self.note("_loop", state, state.time_s - state.data_time_s - state.step.spent_s)
         self.note("_step", state, state.time_s - state.data_time_s)
         if state.iteration % self.block == 0:
             self.ours_s.append(self._stop(self.ours_peaks))
@@ -129,7 +126,7 @@ class Watch(Hook):
             if state.iteration == self.block * self.rounds:
                 self.board.image_interval = 1
             self._start()
-        state.engine.spent_s = 0.0
+        state.step.spent_s = 0.0
 
     def _start(self) -> None:
         memory.wait(self.device)
