@@ -249,7 +249,6 @@ SPLIT = {
     "engine": {
         "engine.build": "build_engine",
         "engine.config": "*",
-        "engine.step": "stepper step_skipped skipped_steps loss_scale searches_loss_scale",
     },
     "evaluation": {
         "evaluation.evaluate": "*",
