@@ -97,6 +97,22 @@ class Plain(Dpm):
         return 1.0
 
 
+@pytest.mark.parametrize(
+    ("every", "by", "due"),
+    [(1, "epoch", [4, 8]), (2, "epoch", [8]), (3, "iteration", [3, 6, 9]), (1, "iteration", list(range(1, 11)))],
+)
+def test_a_state_says_what_is_due_and_where_the_run_ends(every, by, due):
+    state = TrainState(None, {}, None, "", 2, 1, iterations_per_epoch=4, total_iterations=10, by_epoch=True)
+    found, last = [], []
+    for state.iteration in range(1, 11):
+        found += [state.iteration] if state.is_due(every, by) else []
+        last += [state.iteration] if state.is_last else []
+        assert state.ends == state.is_last
+    assert found == due and last == [10]
+    state.iteration, state.stop_reason = 3, "asked to"
+    assert state.ends and not state.is_last
+
+
 def test_an_iteration_has_its_own_learning_rate_and_the_mean_of_its_micro_batches_losses():
     head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
     loss = criterion.build({"silog": {}}, True)

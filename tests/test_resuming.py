@@ -106,7 +106,7 @@ def test_every_rank_goes_on_with_what_it_had(tmp_path):
 
 def best_after(iteration: int, started: dict | None, accepted: bool, work_dir) -> tuple[float | None, dict]:
     """What an evaluation's best of 0.1 is after a resume at an iteration, and the record of the inputs by then."""
-    hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), [], print)
+    hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), print)
     hook.best, now = 0.1, {"best_from": -1}
     state = TrainState(None, RECIPE, work_dir, "now", 2, 1, 9, 9, True, [Hook(), hook], iteration=iteration)
     resume.forget_other_best(state, started, now, accepted)

@@ -196,8 +196,10 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     if saver is None:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
     saved = list(_moments(parts, saver.interval, saver.by))
-    unit = parts.state.iterations_per_epoch if saver.by == "epoch" else 1
-    for_good = [i for i in saved[: -saver.keep_last] if saver.keep_every and i % (saver.keep_every * unit) == 0]
+    for_good = []
+    if saver.keep_every:
+        period = parts.state.period(saver.keep_every, saver.by)
+        for_good = [i for i in saved[: -saver.keep_last] if i % period == 0]
     kept = min(len(saved), saver.keep_last) + len(for_good)
     at_most = min(len(saved), kept + 1) * checkpoint_bytes + (2 * weights_bytes if parts.options.validate else 0)
     there = parts.state.work_dir.absolute()
@@ -215,7 +217,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
 def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
     """The iterations of the run at which something is done every so many epochs or iterations, and at the end."""
     total = parts.state.total_iterations
-    period = interval * (parts.state.iterations_per_epoch if by == "epoch" else 1)
+    period = parts.state.period(interval, by)
     yield from range(period, total + 1, period)
     if total % period:
         yield total

@@ -213,7 +213,7 @@ def build_hooks(
         hooks.append(UnreadableSamples(unreadable, log))
     if options.validate:
         hooks.append(
-            Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info, sys.stderr, resize)
+            Evaluation(evaluation, val_set, replica, device, loading, log.info, sys.stderr, resize)
         )
     hooks += [build(node, "tiekd.training.hooks", "hooks") for node in recipe.get("hooks", [])]
     saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}

@@ -3,7 +3,7 @@
     losses: {dpm: {weight: 1.0}, ssim: {weight: 9.0}, silog: {weight: 1.0, against: ground_truth}}
 
 A key names its loss module, `tiekd/losses/<key>.py`, unless the term says `name:`. Every term is the mean over the
-images of the batch of per-image means; it appears in the log as `decode.loss_<key>`, weight included. A loss whose
+images of the batch of per-image means, `loss_<key>`, weight included. A loss whose
 forward asks for `iteration` is told it; one that reads the prediction's divergence says so in `needs_divergence`.
 Left out: weights that change over time.
 """
@@ -66,7 +66,7 @@ class Criterion(nn.Module):
     def forward(
         self, prediction: "Prediction", batch: "Batch", teacher_depth: Tensor | None, iteration: int | None = None
     ) -> dict[str, Tensor]:
-        """{"decode.loss_<key>": weight * mean over images, ..., "loss": their sum}, all 0-d float32.
+        """{"loss_<key>": weight * mean over images, ..., "loss": their sum}, all 0-d float32.
 
         teacher_depth: (B, 1, H, W) float32, metres, 0 where not valid; None without a teacher.
         batch.depth: ground truth, the same. iteration: finished ones; None: past every warm-up.
@@ -79,7 +79,7 @@ class Criterion(nn.Module):
                 loss = term.loss(prediction, target, **position)
             except RecipeError as error:
                 raise RecipeError(f"losses.{key}: {error}") from None
-            values[f"decode.loss_{key}"] = term.weight * loss.mean()
+            values[f"loss_{key}"] = term.weight * loss.mean()
         return values | {"loss": sum(values.values())}
 
 

@@ -42,6 +42,7 @@ class TrainState:
         prediction: The network's prediction for it.
         teacher_depth: Its target depth, which is the ground truth in a run without a teacher.
         metrics: The figures of the last evaluation.
+        num_evaluated: Frames of the last evaluation.
         orphaned: True where the run stops because its launcher is gone and nobody asked for it.
         trained_on: What the weights were trained on, on rank 0; None where the data set doesn't say.
         stop_reason: Set by a hook, on every rank after the same iteration: training ends there.
@@ -72,6 +73,7 @@ class TrainState:
     prediction: Prediction | None = None
     teacher_depth: Tensor | None = None
     metrics: dict[str, float] | None = None
+    num_evaluated: int = 0
     orphaned: bool = False
     trained_on: TrainedOn | None = None
     stop_reason: str | None = None
@@ -97,6 +99,24 @@ class TrainState:
         self.micro_losses.append({name: loss.detach() for name, loss in losses.items()})
         for name, loss in self.micro_losses[-1].items():
             self.losses[name] = self.losses.get(name, 0.0) + loss / self.accumulation
+
+    def period(self, every: int, by: str = "iteration") -> int:
+        """Returns the iterations in `every` epochs or iterations, as `by` ("epoch") says."""
+        return every * (self.iterations_per_epoch if by == "epoch" else 1)
+
+    def is_due(self, every: int, by: str = "iteration") -> bool:
+        """Returns True after every `every`-th epoch or iteration, counted from the run's start."""
+        return self.iteration % self.period(every, by) == 0
+
+    @property
+    def is_last(self) -> bool:
+        """True after the recipe's last iteration."""
+        return self.iteration == self.total_iterations
+
+    @property
+    def ends(self) -> bool:
+        """True where no iteration follows: after the last one, or where a hook stops the run."""
+        return self.is_last or self.stop_reason is not None
 
     @property
     def skipped_steps(self) -> int:

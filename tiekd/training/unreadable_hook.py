@@ -20,8 +20,7 @@ class UnreadableSamples(Hook):
         self.told: dict[str, None] = {}
 
     def after_iteration(self, state) -> None:
-        is_last = state.iteration == state.total_iterations or state.stop_reason is not None
-        if state.iteration % self.log.interval == 0 or is_last:
+        if state.is_due(self.log.interval) or state.ends:
             self._tell()
 
     def _tell(self) -> None:

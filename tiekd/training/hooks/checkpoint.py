@@ -43,9 +43,7 @@ class Checkpoint(Hook):
         self.keep_last, self.keep_every, self.on_error = keep_last, keep_every, on_error
 
     def after_iteration(self, state) -> None:
-        unit = state.iterations_per_epoch if self.by == "epoch" else 1
-        ends = state.iteration == state.total_iterations or state.stop_reason is not None
-        if state.iteration % (self.interval * unit) and not ends:
+        if not state.is_due(self.interval, self.by) and not state.ends:
             return
         folder = state.work_dir / checkpoints.FOLDER
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
@@ -53,14 +51,15 @@ class Checkpoint(Hook):
             what = state.iteration, hook_states, state.recipe
             checkpoint.save(state.engine, folder, *what, **as_plain(state.trained_on))
         except checkpoint.SaveFailed as failure:
-            if ends or self.on_error == "stop":
+            if state.ends or self.on_error == "stop":
                 command = f"bin/resume {shlex.quote(str(state.work_dir))}"
                 raise CheckpointError(f"{failure}; make room, then {command}") from None
             self.info(f"{failure}; training goes on, and the checkpoints from before are as they were")
             return
         if comm.is_main():
             weights_file.forget_older_best(state.work_dir)
-            checkpoints.prune(folder, self.keep_last, self.keep_every and self.keep_every * unit)
+            kept_for_good = self.keep_every and state.period(self.keep_every, self.by)
+            checkpoints.prune(folder, self.keep_last, kept_for_good)
 
 
 def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:

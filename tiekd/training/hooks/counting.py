@@ -37,7 +37,7 @@ class PixelsCount(Hook):
         found = (losses != 0).any()  # NaN is not 0 either, and is the guard's business
         self._any = found if self._any is None else self._any | found
         self._seen += 1
-        ends = state.iteration == state.total_iterations and state.stop_reason is None
+        ends = state.is_last and state.stop_reason is None
         epoch_is_through = self._seen >= state.iterations_per_epoch
         enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends
         if enough and (self.text_log.last_iteration == state.iteration or epoch_is_through or ends):

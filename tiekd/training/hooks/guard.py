@@ -17,7 +17,7 @@ from torch import Tensor
 from tiekd.distributed import comm
 from tiekd.errors import DivergedError
 from tiekd.training.hook import Hook
-from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.hooks.text_log import TextLog, log_name
 from tiekd.workdir import checkpoints
 
 MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16  # of a line of the log; the .log.json has all
@@ -47,8 +47,7 @@ class Guard(Hook):
     def after_iteration(self, state) -> None:
         facts = state.step_skipped, state.searches_loss_scale, state.micro_losses, state.names, state.image_sums
         self._kept.append(Iteration(state.iteration, *facts))
-        ends = state.iteration == state.total_iterations or state.stop_reason is not None
-        if ends or self.text_log.last_iteration == state.iteration:
+        if state.ends or self.text_log.last_iteration == state.iteration:
             self._look(state)
 
     def state_dict(self) -> dict:
@@ -130,7 +129,7 @@ def _reported(iteration: Iteration) -> list[dict]:
     return [
         {
             "micro_batch": number,
-            "losses": dict(zip(iteration.losses[number], losses[number], strict=True)),
+            "losses": dict(zip(map(log_name, iteration.losses[number]), losses[number], strict=True)),
             "names": names,
             "bad_pictures": [name for name, finite in zip(names, are_finite[number], strict=True) if not finite],
         }

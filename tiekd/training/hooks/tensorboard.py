@@ -90,8 +90,7 @@ class TensorBoard(Hook):
         if self.text_log.last_iteration == state.iteration >= self._last_iteration + self.interval:
             self._last_iteration = state.iteration
             self._write_means(state)
-        last = state.iteration == state.total_iterations
-        if self.image_interval and (state.iteration % self.image_interval == 0 or last):
+        if self.image_interval and (state.is_due(self.image_interval) or state.is_last):
             self._write_pictures(state)
 
     def after_train(self, state) -> None:
@@ -105,8 +104,8 @@ class TensorBoard(Hook):
     def load_state_dict(self, state_dict: dict) -> None:
         self._last_iteration = state_dict["last_iteration"]
 
-    def write_validation(self, state, metrics: dict[str, float], num_images: int) -> None:
-        """Writes an evaluation's figures as `val/<metric>`, on rank 0; a no-op elsewhere."""
+    def after_evaluation(self, state, metrics: dict[str, float]) -> None:
+        """Writes the figures as `val/<metric>`, and pictures of validation frames, on rank 0."""
         if self._writer is None or not self._has_room():
             return
         for name, value in metrics.items():

@@ -100,7 +100,9 @@ class TextLog(Hook):
             self._write_start(state)
 
     def after_iteration(self, state) -> None:
-        self._window.add({**state.losses, "grad_norm": state.grad_norm}, state.time_s, state.data_time_s)
+        values = {log_name(name): loss for name, loss in state.losses.items()}
+        values["grad_norm"] = state.grad_norm
+        self._window.add(values, state.time_s, state.data_time_s)
         position = self._position(state)
         if position % self.interval == 0:
             self._write_line(state)
@@ -113,18 +115,18 @@ class TextLog(Hook):
             handler.close()
         self._handlers = []
 
-    def write_validation(self, state, metrics: dict[str, float], num_images: int) -> None:
-        """Writes an evaluation's table and its line, on rank 0; a no-op elsewhere."""
+    def after_evaluation(self, state, metrics: dict[str, float]) -> None:
+        """Writes an evaluation's table and its line, on rank 0."""
         if not self._handlers:
             return
         self.info("Summary:")
         self.info("\n" + metrics_table(metrics))
         self._write_exp_name(state)
-        epoch = f"[{_epoch(state)}]" if self.by_epoch else ""
-        head = f"{'Epoch' if self.by_epoch else 'Iter'}(val) {epoch}[{num_images}]\t"
+        epoch = f"[{state.epoch}]" if self.by_epoch else ""
+        head = f"{'Epoch' if self.by_epoch else 'Iter'}(val) {epoch}[{state.num_evaluated}]\t"
         self.info(head + ", ".join(f"{name}: {_shown(value)}" for name, value in metrics.items()))
-        head = {"mode": "val", "epoch": _epoch(state), "iter": num_images, "lr": state.lr[0]}
-        self.write_json({**head, **metrics})
+        row = {"mode": "val", "epoch": state.epoch, "iter": state.num_evaluated, "lr": state.lr[0]}
+        self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:
         return {
@@ -181,11 +183,11 @@ class TextLog(Hook):
         self._write_skipped(state, num_broken, window.iterations)
         self._write_exp_name(state)
         self.info(self._train_line(state, eta, {**memory, **values, **scale}))
-        self.write_json({"mode": "train", "epoch": _epoch(state), "iter": self._position(state), **self.last_means})
+        self.write_json({"mode": "train", "epoch": state.epoch, "iter": self._position(state), **self.last_means})
 
     def _train_line(self, state, eta: timedelta, shown: dict[str, float]) -> str:
         if self.by_epoch:
-            head = f"Epoch [{_epoch(state)}][{self._position(state)}/{state.iterations_per_epoch}]\t"
+            head = f"Epoch [{state.epoch}][{self._position(state)}/{state.iterations_per_epoch}]\t"
         else:
             head = f"Iter [{state.iteration}/{state.total_iterations}]\t"
         means = self.last_means
@@ -204,7 +206,7 @@ class TextLog(Hook):
             self.info(f"{num_broken} of the last {iterations} iterations had a loss or gradient that was not finite")
 
     def _write_exp_name(self, state) -> None:
-        if self._ends_epoch(state) or state.iteration % _ITERATIONS_PER_EXP_NAME == 0:
+        if self._ends_epoch(state) or state.is_due(_ITERATIONS_PER_EXP_NAME):
             self.info(f"Exp name: {self.exp_name}")
 
     def write_json(self, values: dict) -> None:
@@ -221,10 +223,15 @@ class TextLog(Hook):
         return (state.iteration - 1) % state.iterations_per_epoch + 1 if self.by_epoch else state.iteration
 
     def _ends_epoch(self, state) -> bool:
-        return self.by_epoch and state.iteration % state.iterations_per_epoch == 0
+        return self.by_epoch and state.is_due(1, "epoch")
 
 
 build = TextLog
+
+
+def log_name(loss: str) -> str:
+    """Returns a loss's name as the log has it: mmcv's, with the decoder's prefix on each term."""
+    return loss if loss == "loss" else f"decode.{loss}"
 
 
 class _LogFile(logging.FileHandler):
@@ -239,10 +246,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _epoch(state) -> int:
-    return (state.iteration - 1) // state.iterations_per_epoch + 1
 
 
 def _peak_memory_mb(device: torch.device) -> int | None:
