@@ -19,7 +19,8 @@ MB = 10**6
 def parts(work_dir, total: int, validate: bool = True, **checkpoint) -> SimpleNamespace:
     hooks = [Checkpoint([], print, **checkpoint)]
     state = SomeState(work_dir=work_dir, total_iterations=total, iterations_per_epoch=10, hooks=hooks)
-    return SimpleNamespace(state=state, options=SimpleNamespace(validate=validate))
+    train = SimpleNamespace(validate=validate)
+    return SimpleNamespace(state=state, recipe=SimpleNamespace(train=train))
 
 
 @pytest.mark.parametrize(

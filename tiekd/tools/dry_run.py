@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from tiekd.config.build import settings
 from tiekd.data import decoded_cache
 from tiekd.data.trained_on import as_plain
 from tiekd.distributed import comm, memory, process_group
@@ -35,7 +34,7 @@ from tiekd.training.hooks import tensorboard
 from tiekd.training.hooks.checkpoint import Checkpoint
 from tiekd.training.kept_memory_hook import KeptMemory
 from tiekd.training.loop import train
-from tiekd.training.settings import TrainSettings
+from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints, manifest, workdir
 from tiekd.workdir.environment import environment
 
@@ -46,15 +45,16 @@ _SLOW_S = 20.0  # an evaluation's batch, of which one has to do
 
 def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     """The lines to be told, the same on every rank. Collective; raises what run.run raises before it trains."""
-    options = settings(recipe, "train", TrainSettings)
+    sections = Recipe(recipe)
+    options = sections.train
     device = process_group.start_rank(options.timeout_minutes)
-    parts = build_parts(recipe, engine_config, options, device, resuming_one=False, begins=True)
+    parts = build_parts(sections, engine_config, device, resuming=False, begins=True)
     state = parts.state
     refusal = _refusal(state.work_dir, recipe_path)
     if comm.is_main():
         tensorboard.writer_class()  # the run imports it, too
     machine = environment()
-    watch = Stopwatch(device, parts.loading.workers, state.accumulation)
+    watch = Stopwatch(device, sections.loading.workers, state.accumulation)
     begin(parts, watch)
     evaluations, evaluation_s = _evaluations(parts), _evaluation_s(parts)
     weights_bytes, checkpoint_bytes = _checkpoint_bytes(parts)
@@ -62,8 +62,8 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
 
     seconds, data_s = watch.median_s()
     total = state.total_iterations
-    told = startup_log.about(recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total)
-    told += parts.report + decoded_cache.describe(parts.train_set) + decoded_cache.describe(parts.val_set)
+    told = startup_log.about(parts) + parts.report
+    told += decoded_cache.describe(parts.train_set) + decoded_cache.describe(parts.val_set)
     told += [
         f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch {machine['PyTorch']}",
         f"Global batch: {options.batch_size} = {parts.config.batch_size_per_gpu} a rank x {state.accumulation} "
@@ -86,7 +86,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
 
 def begin(parts: Parts, watch: Stopwatch) -> None:
     """Builds the engine and trains until the stopwatch has enough. Collective."""
-    state, options = parts.state, parts.options
+    state, options = parts.state, parts.recipe.train
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
     state.step = Step(state.engine, parts.config, options.clip_norm)
@@ -201,7 +201,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
         period = parts.state.period(saver.keep_every, saver.by)
         for_good = [i for i in saved[: -saver.keep_last] if i % period == 0]
     kept = min(len(saved), saver.keep_last) + len(for_good)
-    at_most = min(len(saved), kept + 1) * checkpoint_bytes + (2 * weights_bytes if parts.options.validate else 0)
+    at_most = min(len(saved), kept + 1) * checkpoint_bytes + (2 * weights_bytes if parts.recipe.train.validate else 0)
     there = parts.state.work_dir.absolute()
     there = next(folder for folder in (there, *there.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free

@@ -113,19 +113,22 @@ def forget_other_best(
                 hook.best = None
 
 
-def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:
-    """Names the teacher's file of weights in the recipe: the best of a work dir may be another one tomorrow.
+def with_teachers_file(recipe: dict, resuming: bool) -> dict:
+    """Returns the recipe with the teacher's file of weights named.
 
-    A run that goes on takes the file that it was started with.
+    The best weights of a work dir may be others tomorrow. A resumed run takes the file that it was
+    started with.
     """
     teacher = recipe.get("teacher") or {}
     if is_outside(teacher) or "network" not in teacher or "maps" in teacher:
-        return
+        return recipe
+    work_dir, teacher = Path(recipe["work_dir"]), dict(teacher)
     if resuming and "checkpoint" not in teacher and (work_dir / workdir.RECIPE).is_file():
         started_with = load_recipe(work_dir / workdir.RECIPE).get("teacher") or {}
         if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
             teacher["checkpoint"] = started_with["checkpoint"]
     teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
+    return recipe | {"teacher": teacher}
 
 
 def _check_end(state: TrainState, path: Path) -> None:
