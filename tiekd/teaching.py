@@ -1,8 +1,10 @@
-"""Where the depth comes from that the student learns: a frozen network, cached maps, the ground truth, or a teacher
-of one's own from outside the project. `tiekd/teachers/` has them; here a recipe's node is made one of them.
+"""Where the depth comes from that the student learns: a frozen network, cached maps, the ground
+truth, or a teacher of one's own from outside the project. `tiekd/teachers/` has them; here a
+recipe's node is made one of them.
 
-Each is a callable (batch) -> (B, 1, H, W) float32 metres, 0 where not valid. A frozen network lives outside the
-engine: in it, ZeRO would shard and broadcast it, `train()` would wake its BatchNorm, every checkpoint would carry it.
+Each is a callable (batch) -> (B, 1, H, W) float32 metres, 0 where not valid. A frozen network lives
+outside the engine: in it, ZeRO would shard and broadcast it, `train()` would wake its BatchNorm,
+every checkpoint would carry it.
 """
 
 import shlex
@@ -29,10 +31,11 @@ def build_teacher(
 ) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher:
     """The teacher of `recipe["teacher"]`; None makes the ground truth one.
 
-    name: a module outside the project, see OutsideTeacher; all other keys are its build's then. Otherwise:
-    checkpoint: a file of weights, a checkpoint's folder or a work dir; without it, that recipe's work dir. A work dir
-    means its best, else its latest, weights. flip, precision: see FrozenTeacher. resize: the working resolution, in
-    place of the weights' or recipe's. Raises TeacherError when there are no weights or they belong to another network.
+    name: a module outside the project, see OutsideTeacher; all other keys are its build's then.
+    Otherwise: checkpoint: a file of weights, a checkpoint's folder or a work dir; without it, that
+    recipe's work dir. A work dir means its best, else its latest, weights. flip, precision: see
+    FrozenTeacher. resize: the working resolution, in place of the weights' or recipe's. Raises
+    TeacherError when there are no weights or they belong to another network.
     """
     if node is None:
         return GroundTruth()
@@ -40,20 +43,30 @@ def build_teacher(
         return OutsideTeacher(node["name"], build(node, "", "teacher", device=device), device)
     if "maps" in node:
         if "recipe" in node or "checkpoint" in node:
-            raise TeacherError("teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + `checkpoint`")
+            raise TeacherError(
+                "teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + "
+                "`checkpoint`"
+            )
         for key in ("flip", "precision"):
             if key in node:
                 raise TeacherError(
-                    f"teacher.{key}: cached maps stay as they were made; leave it out, or make others with it"
+                    f"teacher.{key}: cached maps stay as they were made; leave it out, or make "
+                    "others with it"
                 )
         return CachedMaps()
     if not node.get("network"):
-        raise TeacherError("teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps")
+        raise TeacherError(
+            "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
+        )
     precision = node.get("precision", "fp32")
     if precision not in PRECISIONS:
-        raise TeacherError(f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}")
+        raise TeacherError(
+            f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}"
+        )
     if precision == "fp16" and device.type == "cpu":
-        raise TeacherError("teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32")
+        raise TeacherError(
+            "teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32"
+        )
     path = teacher_checkpoint(node)
     network = build_network(node["network"], "teacher.network")
     try:
@@ -71,39 +84,53 @@ def build_teacher(
 
 
 def _recipe_file(node: dict) -> dict | None:
-    """The teacher's recipe, where its file is there: it says the working resolution of weights that don't."""
+    """The teacher's recipe, where its file is there: it says the working resolution of weights that
+    don't.
+    """
     path = Path(node["recipe"]) if "recipe" in node else None
     return load_recipe(path) if path is not None and path.is_file() else None
 
 
 def teacher_checkpoint(node: dict) -> Path:
-    """The file of weights that a teacher node means; TeacherError when there is none. See `build_teacher`."""
+    """The file of weights that a teacher node means; TeacherError when there is none. See
+    `build_teacher`.
+    """
     path = Path(node["checkpoint"]) if "checkpoint" in node else default_checkpoint(node)
     if path.is_dir():
         path = _weights_in(path, node, "teacher.checkpoint: ")
     if not path.is_file():
         raise TeacherError(
-            f"teacher.checkpoint: no file at {path}; train one with bin/train.py {_recipe_of(node)}, "
+            f"teacher.checkpoint: no file at {path}; train one with bin/train.py "
+            f"{_recipe_of(node)}, "
             "or use cached maps (teacher.maps)"
         )
     return path
 
 
 def default_checkpoint(node: dict) -> Path:
-    """The weights that a teacher node without `checkpoint` means: best, else latest, of its recipe's work dir."""
+    """The weights that a teacher node without `checkpoint` means: best, else latest, of its
+    recipe's work dir.
+    """
     if "recipe" not in node:
-        raise TeacherError("teacher.checkpoint: needed beside teacher.network; give a file of weights")
+        raise TeacherError(
+            "teacher.checkpoint: needed beside teacher.network; give a file of weights"
+        )
     path = Path(node["recipe"])
-    # The recipe's file may be gone when a run is repeated from its saved recipe, which has the network but not this.
+    # The recipe's file may be gone when a run is repeated from its saved recipe, which has the
+    # network but not this.
     work_dir = load_recipe(path).get("work_dir") if path.is_file() else None
-    return _weights_in(Path(work_dir or work_dir_of(path)), node, "teacher.checkpoint: not given, and ")
+    return _weights_in(
+        Path(work_dir or work_dir_of(path)), node, "teacher.checkpoint: not given, and "
+    )
 
 
 def _weights_in(work_dir: Path, node: dict, beginning: str) -> Path:
     try:
         return find_weights(work_dir)
     except CheckpointError as error:
-        raise TeacherError(f"{beginning}{error}; train the teacher with bin/train.py {_recipe_of(node)}") from None
+        raise TeacherError(
+            f"{beginning}{error}; train the teacher with bin/train.py {_recipe_of(node)}"
+        ) from None
 
 
 def _recipe_of(node: dict) -> str:

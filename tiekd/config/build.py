@@ -1,4 +1,6 @@
-"""Turns a recipe's node into the object that it names, and a section of fixed keys into its dataclass."""
+"""Turns a recipe's node into the object that it names, and a section of fixed keys into its
+dataclass.
+"""
 
 import difflib
 import importlib
@@ -13,21 +15,26 @@ from tiekd.errors import RecipeError
 
 
 def build(node: dict, package: str, where: str, **context):
-    """Makes the object that a node names: `{name: X, **arguments}` is `<package>.X.build(**arguments)`.
+    """Makes the object that a node names: `{name: X, **arguments}` is
+    `<package>.X.build(**arguments)`.
 
-    A dotted name is a module outside the project (tiekd/config/external.py). `context` holds what the program knows
-    (channels, ranges); it is passed on where the signature asks for it. Raises RecipeError for an unknown name, and for
-    arguments that are unknown, missing, of another kind than the signature's annotation, or belong to the program. An
-    error of the part's own that begins with an argument's name, as in "sigma: got 0", gets that argument's place before
-    it.
+    A dotted name is a module outside the project (tiekd/config/external.py). `context` holds what
+    the program knows (channels, ranges); it is passed on where the signature asks for it. Raises
+    RecipeError for an unknown name, and for arguments that are unknown, missing, of another kind
+    than the signature's annotation, or belong to the program. An error of the part's own that
+    begins with an argument's name, as in "sigma: got 0", gets that argument's place before it.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         names = ", ".join(_names(package))
-        raise RecipeError(f"{where}: got {node!r}; it must be a mapping with a name, one of: {names}")
+        raise RecipeError(
+            f"{where}: got {node!r}; it must be a mapping with a name, one of: {names}"
+        )
     factory = find(node["name"], package, where)
     arguments = {key: value for key, value in node.items() if key != "name"}
     signature = inspect.signature(factory).parameters
-    check_keys(arguments, [name for name in signature if name not in context], f"{where} ({node['name']})")
+    check_keys(
+        arguments, [name for name in signature if name not in context], f"{where} ({node['name']})"
+    )
     for key, value in arguments.items():
         check_value(value, signature[key].annotation, f"{where}.{key}")
         arguments[key] = converted(value, signature[key].annotation)
@@ -49,22 +56,31 @@ def find(name: str, package: str, where: str) -> Callable:
         names = _names(package)
         if name not in names:
             names.sort(key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
-            raise RecipeError(f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}")
+            raise RecipeError(
+                f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}"
+            )
         return _build_of(importlib.import_module(f"{package}.{name}"), where)
     module = external.import_module(name)
     if module is None:
-        raise RecipeError(f"{where}.name: no module {name!r} can be imported; its package belongs {external.WHERE}")
+        raise RecipeError(
+            f"{where}.name: no module {name!r} can be imported; its package belongs "
+            f"{external.WHERE}"
+        )
     return _build_of(module, where)
 
 
 def _build_of(module: ModuleType, where: str) -> Callable:
     if not hasattr(module, "build"):
-        raise RecipeError(f"{where}.name: module {module.__name__} has no build; end it with `build = YourClass`")
+        raise RecipeError(
+            f"{where}.name: module {module.__name__} has no build; end it with `build = YourClass`"
+        )
     return module.build
 
 
 def settings(recipe: dict, section: str, cls: type):
-    """A section of fixed keys as its dataclass: unknown keys and wrong kinds refused, missing ones at defaults."""
+    """A section of fixed keys as its dataclass: unknown keys and wrong kinds refused, missing ones
+    at defaults.
+    """
     node = recipe.get(section, {})
     fields = cls.__dataclass_fields__
     check_keys(node, list(fields), section)
@@ -75,4 +91,8 @@ def settings(recipe: dict, section: str, cls: type):
 
 def _names(package: str) -> list[str]:
     """The modules of a package of parts, each of which ends with a `build`."""
-    return [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if not m.ispkg]
+    return [
+        m.name
+        for m in pkgutil.iter_modules(importlib.import_module(package).__path__)
+        if not m.ispkg
+    ]

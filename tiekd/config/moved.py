@@ -1,7 +1,8 @@
-"""Old import paths of tiekd, and the new ones: for parts of a user's own that were written for the old.
+"""Old import paths of tiekd, and the new ones: for parts of a user's own that were written for the
+old.
 
-The names that parts are written with have one lasting place, tiekd itself (`PUBLIC`). Nothing in the project imports by
-this table; it only words one line for who does.
+The names that parts are written with have one lasting place, tiekd itself (`PUBLIC`). Nothing in
+the project imports by this table; it only words one line for who does.
 """
 
 import ast
@@ -12,20 +13,40 @@ _TIEKD = Path(__file__).parents[1]
 
 # The names that `from tiekd import NAME` gives: those of tiekd.__all__.
 PUBLIC = (
-    *("Batch", "BatchNorm2d", "DataError", "Hook", "IMAGENET_MEAN", "IMAGENET_STD", "Prediction", "RecipeError"),
-    *("Sample", "build_network", "is_main", "load_recipe", "load_student", "mean_over_ranks", "mean_over_valid"),
+    *(
+        "Batch",
+        "BatchNorm2d",
+        "DataError",
+        "Hook",
+        "IMAGENET_MEAN",
+        "IMAGENET_STD",
+        "Prediction",
+        "RecipeError",
+    ),
+    *(
+        "Sample",
+        "build_network",
+        "is_main",
+        "load_recipe",
+        "load_student",
+        "mean_over_ranks",
+        "mean_over_valid",
+    ),
     "valid_pixels",
 )
 
 
 def advice(error: ImportError) -> str | None:
-    """One line that says how to write an import that failed because it goes by an old path; None for other errors.
+    """One line that says how to write an import that failed because it goes by an old path; None
+    for other errors.
 
     error: as it was caught; the file and line come from its traceback.
     """
     if (error.name or "").split(".")[0] != "tiekd":
         return None
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
+    ]
     if not frames or Path(frames[-1].filename).is_relative_to(_TIEKD):
         return None
     place = frames[-1]
@@ -34,21 +55,31 @@ def advice(error: ImportError) -> str | None:
     except (OSError, SyntaxError, ValueError):
         return None
     for node in statements:
-        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno <= place.lineno <= node.end_lineno:
+        if (
+            isinstance(node, ast.Import | ast.ImportFrom)
+            and node.lineno <= place.lineno <= node.end_lineno
+        ):
             new = _as_it_is_now(node)
             if new is not None:
                 old = " ".join(ast.unparse(node).split())
-                return f"{place.filename}:{node.lineno}: `{old}` is of an older tiekd; write `{new}`"
+                return (
+                    f"{place.filename}:{node.lineno}: `{old}` is of an older tiekd; write `{new}`"
+                )
     return None
 
 
 def home_of(module: str, name: str) -> str | None:
-    """The module, below tiekd, that has a name of an old one now; None where there is no old module of that name."""
+    """The module, below tiekd, that has a name of an old one now; None where there is no old module
+    of that name.
+    """
     if module in MODULES:
         return MODULES[module]
     places = SPLIT.get(module, {})
     others = [place for place, names in places.items() if names == "*"]
-    return next((place for place, names in places.items() if name in names.split()), (others or [*places, None])[0])
+    return next(
+        (place for place, names in places.items() if name in names.split()),
+        (others or [*places, None])[0],
+    )
 
 
 def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
@@ -77,7 +108,9 @@ def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
         statements.setdefault(place, []).append(name)
     if not found:
         return None
-    return "; ".join(f"from {place} import {', '.join(names)}" for place, names in statements.items())
+    return "; ".join(
+        f"from {place} import {', '.join(names)}" for place, names in statements.items()
+    )
 
 
 # Old module: new one, both below tiekd.

@@ -1,4 +1,5 @@
-"""Builds an engine from network, optimizer and resolved engine config: the one deepspeed.initialize.
+"""Builds an engine from network, optimizer and resolved engine config: the one
+deepspeed.initialize.
 
 Left out: DeepSpeed's own optimizers and schedulers. The schedule is a function of the iteration,
 which the loop applies.

@@ -1,8 +1,9 @@
-"""Saves an engine's checkpoint and restores it: written beside, verified by a manifest, made current by one rename.
+"""Saves an engine's checkpoint and restores it: written beside, verified by a manifest, made
+current by one rename.
 
-tiekd/workdir/checkpoints.py says which files it has. Everything loads with `weights_only`: a checkpoint never runs
-code. The same number of ranks, ZeRO stage and precision go on from DeepSpeed's files, bit for bit; any others from
-student.pth and moments.pth.
+tiekd/workdir/checkpoints.py says which files it has. Everything loads with `weights_only`: a
+checkpoint never runs code. The same number of ranks, ZeRO stage and precision go on from
+DeepSpeed's files, bit for bit; any others from student.pth and moments.pth.
 """
 
 import json
@@ -60,13 +61,22 @@ def save(
 def write_files(
     engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
 ) -> None:
-    """A checkpoint's files but for its manifest, through `engine.checkpoint_files`: this rank's share. Collective."""
+    """A checkpoint's files but for its manifest, through `engine.checkpoint_files`: this rank's
+    share. Collective.
+    """
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-    files.save({"random": rng_state.taken(), "hooks": hook_states}, folder / f"rank_{comm.rank()}.pt")
+    files.save(
+        {"random": rng_state.taken(), "hooks": hook_states}, folder / f"rank_{comm.rank()}.pt"
+    )
     weights, moments = full_state.weights(engine), full_state.moments(engine)
     if comm.is_main():
-        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration, **facts}
+        student = {
+            "state_dict": weights,
+            "network": recipe["network"],
+            "iteration": iteration,
+            **facts,
+        }
         student["resize"] = resizes.of_data(recipe.get("data", {})).node()
         files.save(student, folder / STUDENT)
         files.save(moments, folder / MOMENTS)
@@ -74,10 +84,14 @@ def write_files(
 
 
 def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
-    """Restores engine and random states from a whole checkpoint; returns its iteration and hook states. Collective."""
+    """Restores engine and random states from a whole checkpoint; returns its iteration and hook
+    states. Collective.
+    """
     problem = comm.broadcast_object(check(checkpoint) if comm.is_main() else None)
     if problem:
-        raise CheckpointError(f"{checkpoint}: {problem}; resume from another one, or --resume-from auto")
+        raise CheckpointError(
+            f"{checkpoint}: {problem}; resume from another one, or --resume-from auto"
+        )
     try:
         state = json.loads((checkpoint / STATE).read_text())
         if state["made_by"] == _shape(engine):
@@ -97,39 +111,60 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         return state["iteration"], mine["hooks"]
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{checkpoint}: a file in it is no plain data and was not opened further, as it could run code "
+            f"{checkpoint}: a file in it is no plain data and was not opened further, as it could "
+            "run code "
             f"({_one_line(error)}); resume from another one"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{checkpoint}: can't be read ({error}); resume from another one") from None
+        raise CheckpointError(
+            f"{checkpoint}: can't be read ({error}); resume from another one"
+        ) from None
     except torch.cuda.OutOfMemoryError:
         raise
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+    except (
+        RuntimeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         if entrypoint.lost_a_rank(error):
             raise
         raise CheckpointError(
-            f"{checkpoint}: not of this recipe's network and optimizer ({_one_line(error)}); undo what was changed in "
+            f"{checkpoint}: not of this recipe's network and optimizer ({_one_line(error)}); undo "
+            "what was changed in "
             "them, or start a new run with --load-from"
         ) from None
 
 
 def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:
-    """The last steps of a save, on the main rank: its manifest, and its name. Returns what went wrong."""
+    """The last steps of a save, on the main rank: its manifest, and its name. Returns what went
+    wrong.
+    """
     try:
         manifest.write(partial, files)
         sync(partial)
-        if final.exists():  # saved by a run that was killed before it had removed it, or by two hooks
+        if (
+            final.exists()
+        ):  # saved by a run that was killed before it had removed it, or by two hooks
             os.rename(final, final.with_name(f".{final.name}.partial.old"))
         os.rename(partial, final)
         sync(final.parent)
         replace_text(final.parent / LATEST, final.name)
     except OSError as error:
-        return f"{error.filename or partial}: {error.strerror}" if not (final / manifest.NAME).is_file() else None
+        return (
+            f"{error.filename or partial}: {error.strerror}"
+            if not (final / manifest.NAME).is_file()
+            else None
+        )
     return None
 
 
 def _facts(engine, iteration: int, recipe: dict) -> dict:
-    """What state.json says; of it a resume reads iteration, made_by and counters, the rest is for people."""
+    """What state.json says; of it a resume reads iteration, made_by and counters, the rest is for
+    people.
+    """
     return {
         "iteration": iteration,
         "made_by": _shape(engine),

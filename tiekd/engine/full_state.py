@@ -1,8 +1,9 @@
-"""Weights and optimizer moments by parameter name, whole and in fp32: out of an engine of any ZeRO stage, and into one.
+"""Weights and optimizer moments by parameter name, whole and in fp32: out of an engine of any ZeRO
+stage, and into one.
 
-With them a run goes on with another number of ranks or at another stage, where DeepSpeed's own files don't load, and
-every checkpoint has plain weights. Cost: one collective per tensor; the main rank holds everything once in host memory.
-Left out: DeepSpeed's offload to NVMe.
+With them a run goes on with another number of ranks or at another stage, where DeepSpeed's own
+files don't load, and every checkpoint has plain weights. Cost: one collective per tensor; the main
+rank holds everything once in host memory. Left out: DeepSpeed's offload to NVMe.
 """
 
 from collections.abc import Iterator
@@ -16,11 +17,16 @@ from tiekd.engine import patches
 
 # Where DeepSpeed's optimizers keep the flat fp32 tensors that the torch optimizer steps.
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
-_FLAT_GROUPS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition")
+_FLAT_GROUPS = (
+    "single_partition_of_fp32_groups",
+    "fp32_partitioned_groups_flat",
+    "fp32_groups_flat_partition",
+)
 
 
 def weights(engine) -> dict[str, Tensor]:
-    """The student's fp32 weights and its buffers on the CPU, on the main rank; empty elsewhere. Collective.
+    """The student's fp32 weights and its buffers on the CPU, on the main rank; empty elsewhere.
+    Collective.
 
     Weights are the optimizer's fp32 ones where the engine runs in half precision.
     """
@@ -33,14 +39,18 @@ def weights(engine) -> dict[str, Tensor]:
     if comm.is_main():
         for name, buffer in engine.module.state_dict().items():
             if name not in values:
-                values[name] = (buffer.float() if buffer.is_floating_point() else buffer).cpu().clone()
+                values[name] = (
+                    (buffer.float() if buffer.is_floating_point() else buffer).cpu().clone()
+                )
     return values
 
 
 def moments(engine) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state per parameter, on the main rank; empty elsewhere and before the first step. Collective.
+    """The optimizer's state per parameter, on the main rank; empty elsewhere and before the first
+    step. Collective.
 
-    Tensors of the parameter's shape (`exp_avg`, ...) are fp32; the others (`step`) are as the optimizer has them.
+    Tensors of the parameter's shape (`exp_avg`, ...) are fp32; the others (`step`) are as the
+    optimizer has them.
     """
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
@@ -59,11 +69,15 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     if not comm.is_main():
         return {}
     shapes = {name: _shape(parameter) for name, parameter in engine.module.named_parameters()}
-    return {name: {key: _copy(value, shapes[name]) for key, value in kept.items()} for name, kept in values.items()}
+    return {
+        name: {key: _copy(value, shapes[name]) for key, value in kept.items()}
+        for name, kept in values.items()
+    }
 
 
 def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
-    """Puts what `weights` and `moments` gave into an engine of any stage; every rank has both whole. Collective.
+    """Puts what `weights` and `moments` gave into an engine of any stage; every rank has both
+    whole. Collective.
 
     Without moments the optimizer is as before its first step.
     """
@@ -74,14 +88,18 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
         for name, master in masters.items():
             master.data.copy_(values[name])
             if name in kept:
-                state[master] = {key: _copy(value, master.shape) for key, value in kept[name].items()}
+                state[master] = {
+                    key: _copy(value, master.shape) for key, value in kept[name].items()
+                }
         return
     if kept:
         some = next(iter(kept))
         shape = values[some].shape
         for flat in _flat_groups(engine):
             state[flat] = {
-                key: torch.zeros_like(flat) if value.shape == shape and value.ndim else value.clone()
+                key: torch.zeros_like(flat)
+                if value.shape == shape and value.ndim
+                else value.clone()
                 for key, value in kept[some].items()
             }
         if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
@@ -101,7 +119,9 @@ def counters(engine) -> dict[str, float]:
 
 
 def set_counters(engine, values: dict[str, float]) -> None:
-    """Puts back what `counters` gave; an engine that scaled no loss before starts with the scale of its config."""
+    """Puts back what `counters` gave; an engine that scaled no loss before starts with the scale of
+    its config.
+    """
     for name in _COUNTERS:
         setattr(engine, name, values[name])
     scaler = _scaler(engine)
@@ -129,8 +149,12 @@ def _set_module(engine, values: dict[str, Tensor]) -> None:
 
 
 def _masters(engine) -> dict[str, Tensor] | None:
-    """At stage 0 the tensor that the torch optimizer steps for each parameter; None where ZeRO has them flat."""
-    if engine.zero_optimization_stage() > 0 or any(hasattr(engine.optimizer, name) for name in _FLAT_GROUPS):
+    """At stage 0 the tensor that the torch optimizer steps for each parameter; None where ZeRO has
+    them flat.
+    """
+    if engine.zero_optimization_stage() > 0 or any(
+        hasattr(engine.optimizer, name) for name in _FLAT_GROUPS
+    ):
         return None
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     if not hasattr(engine.optimizer, "fp32_groups"):
@@ -141,7 +165,11 @@ def _masters(engine) -> dict[str, Tensor] | None:
 
 
 def _torch_optimizer(engine) -> torch.optim.Optimizer:
-    return engine.optimizer if isinstance(engine.optimizer, torch.optim.Optimizer) else engine.optimizer.optimizer
+    return (
+        engine.optimizer
+        if isinstance(engine.optimizer, torch.optim.Optimizer)
+        else engine.optimizer.optimizer
+    )
 
 
 def _flat_groups(engine) -> Iterator[Tensor]:
@@ -153,7 +181,11 @@ def _whole(parameter: Tensor, key: str | None = None) -> Tensor:
     """The fp32 parameter, or its moment `key`, of a ZeRO engine."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    return safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
+    return (
+        safe_get_full_optimizer_state(parameter, key)
+        if key
+        else safe_get_full_fp32_param(parameter)
+    )
 
 
 def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None:
@@ -165,7 +197,8 @@ def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None
     )
 
     if hasattr(parameter, "ds_id"):
-        # The last rank's shard is padded, which DeepSpeed's own function for whole values doesn't know.
+        # The last rank's shard is padded, which DeepSpeed's own function for whole values doesn't
+        # know.
         size = parameter.ds_tensor.numel()
         flat = F.pad(value.flatten(), (0, size * comm.world_size() - value.numel()))
         value = flat[comm.rank() * size :][:size]

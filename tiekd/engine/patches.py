@@ -27,7 +27,11 @@ def save_through(engine, files: Files) -> None:
     Test: test_training_goes_on_and_the_last_save_says_what_to_do.
     """
     torch_files = engine.checkpoint_engine
-    torch_files.save, torch_files.load, torch_files.makedirs = files.save, files.load, files.make_folder
+    torch_files.save, torch_files.load, torch_files.makedirs = (
+        files.save,
+        files.load,
+        files.make_folder,
+    )
     engine._copy_recovery_script = lambda _folder: None
     engine.checkpoint_files = files
 
@@ -35,16 +39,17 @@ def save_through(engine, files: Files) -> None:
 def load_plain_data_only() -> None:
     """Makes DeepSpeed's loading weights-only, with the types of its own that its files contain.
 
-    Without it: `torch.load` in DeepSpeed unpickles whatever a checkpoint holds, and so may run code.
-    Seen in: DeepSpeed 0.19.8.
-    Test: test_no_file_runs_code.
+    Without it: `torch.load` in DeepSpeed unpickles whatever a checkpoint holds, and so may run
+    code. Seen in: DeepSpeed 0.19.8. Test: test_no_file_runs_code.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    torch.serialization.add_safe_globals([ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler])
+    torch.serialization.add_safe_globals(
+        [ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler]
+    )
 
 
 def keep_on_at_lowest_loss_scale(engine) -> None:

@@ -1,4 +1,6 @@
-"""The states of this process's random generators: Python's, numpy's, torch's, and CUDA's where there is one."""
+"""The states of this process's random generators: Python's, numpy's, torch's, and CUDA's where
+there is one.
+"""
 
 import random
 

@@ -1,8 +1,9 @@
-"""One micro-batch on a DeepSpeed engine: forward, backward and, at the boundary, the optimizer step.
+"""One micro-batch on a DeepSpeed engine: forward, backward and, at the boundary, the optimizer
+step.
 
-A loss or gradient that isn't finite makes all ranks skip the step, and running statistics keep their
-last finite values (engine/nonfinite.py). Cost: no host sync. Left out: the learning rate, which the
-loop sets, and saving (engine/checkpoint.py).
+A loss or gradient that isn't finite makes all ranks skip the step, and running statistics keep
+their last finite values (engine/nonfinite.py). Cost: no host sync. Left out: the learning rate,
+which the loop sets, and saving (engine/checkpoint.py).
 """
 
 import torch
@@ -30,8 +31,9 @@ class Step:
         self.engine = engine
         self._poison = nonfinite.GradientPoison(engine.module)
         self._statistics = nonfinite.RunningStatistics(engine.module)
-        # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale, but
-        # never multiplies the loss with it: without this, training stands still and says nothing.
+        # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale,
+        # but never multiplies the loss with it: without this, training stands still and says
+        # nothing.
         self._scales = scales_here(config)
         # In stage 0 without a loss scale DeepSpeed clips but tells no norm, so this clips itself.
         self._clipped = _trained(engine.module) if clips_here(config) else None
@@ -83,7 +85,9 @@ class Step:
     @property
     def loss_scale(self) -> float | None:
         """The factor of the next loss in fp16; None in the other precisions."""
-        return full_state.counters(self.engine)["loss_scale"] if self.engine.fp16_enabled() else None
+        return (
+            full_state.counters(self.engine)["loss_scale"] if self.engine.fp16_enabled() else None
+        )
 
     @property
     def searches_loss_scale(self) -> bool:
@@ -102,7 +106,9 @@ class Step:
         return norm if norm is None else norm / scale
 
     def _clip_and_step(self) -> Tensor | None:
-        """Clips by DeepSpeed's formula; the fused optimizer skips on the device, without a host sync."""
+        """Clips by DeepSpeed's formula; the fused optimizer skips on the device, without a host
+        sync.
+        """
         norm = None
         if self.engine.is_gradient_accumulation_boundary():
             norm = nn.utils.clip_grad_norm_(self._clipped, self._clip_norm)

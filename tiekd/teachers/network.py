@@ -13,7 +13,8 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenTeacher:
-    """A network in eval mode without gradients; `no_grad` because inference tensors can't be saved for backward.
+    """A network in eval mode without gradients; `no_grad` because inference tensors can't be saved
+    for backward.
 
     flip: average with the mirrored picture's depth, at twice the cost, as cached maps usually are.
     precision: what its convolutions and matrix products run in, whatever the student's does, "fp32", "bf16" or "fp16";

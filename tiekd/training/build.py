@@ -240,10 +240,14 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
     if getattr(network.head, "beyond", None) != "ignore":
         return
     for key, term in criterion.terms.items():
-        if isinstance(term.loss, DPM) and (term.loss.max_depth is None or term.loss.max_depth > network.max_depth):
+        if isinstance(term.loss, DPM) and (
+            term.loss.max_depth is None or term.loss.max_depth > network.max_depth
+        ):
             raise RecipeError(
-                f"losses.{key}.max_depth: got {term.loss.max_depth} with head.beyond ignore, so ignored pixels would "
-                f"count as 0; set losses.{key}.max_depth={network.max_depth} or network.head.beyond=clamp"
+                f"losses.{key}.max_depth: got {term.loss.max_depth} with head.beyond ignore, so "
+                "ignored pixels would "
+                f"count as 0; set losses.{key}.max_depth={network.max_depth} or "
+                "network.head.beyond=clamp"
             )
 
 
@@ -341,7 +345,8 @@ def _seen_before(recipe: Recipe) -> trained_on.TrainedOn | None:
 def _repeated_places(groups: list[int], places: int) -> str:
     """Returns the log's line on batches of one size, which repeat images to be full."""
     return (
-        f"A batch holds pictures of one size, of which there are {len(set(groups))}; to fill up each size's last "
+        f"A batch holds pictures of one size, of which there are {len(set(groups))}; to fill up "
+        "each size's last "
         f"batch, {places - len(groups)} of an epoch's {places} places repeat a picture"
     )
 
@@ -350,6 +355,7 @@ def _check_loading(recipe: Recipe) -> None:
     """Raises RecipeError where samples are skipped and batches need every image's size."""
     if recipe.loading.on_error == "skip" and recipe.augment.sizes == "bucket":
         raise RecipeError(
-            "data.on_error: skip can't go with data.augment.sizes=bucket, where all pictures' sizes must be known; set "
+            "data.on_error: skip can't go with data.augment.sizes=bucket, where all pictures' "
+            "sizes must be known; set "
             "sizes=keep_aspect, or train on the split that bin/check_data.py cleans"
         )

@@ -22,12 +22,13 @@ from tiekd.workdir import weights_file
 
 
 class Evaluation(Hook):
-    """Runs at every `settings.interval` epochs or iterations, and at the end of training if that isn't one. Where a run
-    is stopped at such an iteration, time is short: the evaluation is made up for when the run goes on.
+    """Runs at every `settings.interval` epochs or iterations, and at the end of training if that
+    isn't one. Where a run is stopped at such an iteration, time is short: the evaluation is made up
+    for when the run goes on.
 
-    replica: a plain fp32 network of the student's shape on the device, filled from the engine at each evaluation.
-    info: writes to the log. terminal: where the log's lines are shown; where it is none, nothing shows how far an
-    evaluation is. resize: the working resolution.
+    replica: a plain fp32 network of the student's shape on the device, filled from the engine at
+    each evaluation. info: writes to the log. terminal: where the log's lines are shown; where it is
+    none, nothing shows how far an evaluation is. resize: the working resolution.
     """
 
     def __init__(
@@ -45,8 +46,12 @@ class Evaluation(Hook):
         self.device, self.loading, self.info = device, loading, info
         self.terminal, self.resize = terminal, resize
         self.best: float | None = None
-        self.overlap: trained_on.Overlap | None = None  # of these frames with the training's; rank 0
-        self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
+        self.overlap: trained_on.Overlap | None = (
+            None  # of these frames with the training's; rank 0
+        )
+        self.owed: list[float] | None = (
+            None  # the lr of the iteration whose evaluation is to be made up for
+        )
 
     def before_train(self, state) -> None:
         if comm.is_main():
@@ -104,14 +109,17 @@ class Evaluation(Hook):
         """The line for an evaluation whose figure is not finite: such weights never are the best."""
         if not math.isnan(value):
             return (
-                f"No best is saved: {name} is {value}, since depth was predicted that is not finite or "
+                f"No best is saved: {name} is {value}, since depth was predicted that is not "
+                "finite or "
                 "not above 0"
             )
         settings, network = self.settings, self.replica
         cap = network.max_depth if settings.cap is None else settings.cap
         return (
-            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} validation "
-            f"frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop {settings.crop}); "
+            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} "
+            "validation "
+            f"frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop "
+            f"{settings.crop}); "
             "look at the ground truth with bin/check_data.py, or set another evaluation.crop or "
             "evaluation.cap"
         )
@@ -126,11 +134,11 @@ class Evaluation(Hook):
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
                 facts |= trained_on.as_plain(state.trained_on)
-                weights_file.replace_best(path, weights, state.recipe["network"], state.iteration, **facts)
-            except OSError as error:
-                return (
-                    f"{path} was not written, {error.strerror}; training goes on, an older one stays"
+                weights_file.replace_best(
+                    path, weights, state.recipe["network"], state.iteration, **facts
                 )
+            except OSError as error:
+                return f"{path} was not written, {error.strerror}; training goes on, an older one stays"
         self.best = value
         label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
         best = f"Best {name} so far: {value:.4f} at iteration {state.iteration}"
@@ -143,9 +151,12 @@ class Evaluation(Hook):
     def load_state_dict(self, state: dict) -> None:
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
-        # Older versions evaluated pictures at their own size, whatever training scaled them by, and may
-        # have taken a best from an evaluation without a pixel.
-        own_size = "resize" not in state and self.resize not in (OWN_SIZE, Resize(at_most=self.resize.at_most))
+        # Older versions evaluated pictures at their own size, whatever training scaled them by, and
+        # may have taken a best from an evaluation without a pixel.
+        own_size = "resize" not in state and self.resize not in (
+            OWN_SIZE,
+            Resize(at_most=self.resize.at_most),
+        )
         if other_metric or own_size or (self.best is not None and not math.isfinite(self.best)):
             self.best = None
 

@@ -79,7 +79,8 @@ def judge(
     verdict = comm.broadcast_object(verdict)
     if verdict.refused and not accept:
         raise CheckpointError(
-            f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put that "
+            f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put "
+            "that "
             "back, or go on with it by --accept-changes, which counts the best anew"
         )
     return verdict
@@ -227,7 +228,9 @@ def _is_unsure(was: inputs.Entry, is_now: inputs.Entry) -> bool:
 
 def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, str | None]:
     """A change of a single file: of its content or only of its place, and in words."""
-    if old is None:  # a part of one's own may have made it; another value of the key is refused as such
+    if (
+        old is None
+    ):  # a part of one's own may have made it; another value of the key is refused as such
         return False, f"{name}: {new[0]} was not there at the start"
     if new is None:
         return True, f"{name}: {old[0]}, which was read at the start, isn't any more"
@@ -258,7 +261,8 @@ def _recipe_files(old: dict, new: dict) -> Iterator[str]:
     if changed:
         yield (
             f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; "
-            f"bin/resume keeps to {workdir.RECIPE} in the work dir, bin/train.py --resume-from takes "
+            f"bin/resume keeps to {workdir.RECIPE} in the work dir, bin/train.py --resume-from "
+            "takes "
             "them as they are now"
         )
 

@@ -9,8 +9,8 @@ has changed since.
 
 Frames are in their order. Of a split of at most 256 MB the contents are read; of a larger one the
 sizes and times of change are taken. Only rank 0 reads and writes; for 24,000 frames that takes some
-2 s, and the file 3 MB. `tiekd/training/input_changes.py` compares two of them. Left out: contents of large
-data sets, and of data sets without files.
+2 s, and the file 3 MB. `tiekd/training/input_changes.py` compares two of them. Left out: contents
+of large data sets, and of data sets without files.
 """
 
 import contextlib

@@ -1,9 +1,10 @@
-"""Bounds what a training process keeps of freed memory (tiekd/distributed/allocator.py): given back where it creeps up.
+"""Bounds what a training process keeps of freed memory (tiekd/distributed/allocator.py): given back
+where it creeps up.
 
 Tensors whose sizes differ from one iteration to the next leave ever more gaps that nothing fits in.
-After the first iteration the process holds what an iteration needs; where it holds a twentieth more,
-all that is not in use goes back to the kernel, and the next iteration pages its memory in again.
-Costs a look at /proc an iteration, where memory is kept.
+After the first iteration the process holds what an iteration needs; where it holds a twentieth
+more, all that is not in use goes back to the kernel, and the next iteration pages its memory in
+again. Costs a look at /proc an iteration, where memory is kept.
 """
 
 import torch
@@ -15,7 +16,9 @@ _GROWTH = 1.05
 
 
 class KeptMemory(Hook):
-    """Stands before what needs memory of its own between iterations, as evaluations and checkpoints do."""
+    """Stands before what needs memory of its own between iterations, as evaluations and checkpoints
+    do.
+    """
 
     def __init__(self):
         self._needed: int | None = None  # bytes after the iteration that pages in what is needed

@@ -1,4 +1,6 @@
-"""Going on with a run: which checkpoint it takes, and what of the work dir is put back, set aside or kept as it was."""
+"""Going on with a run: which checkpoint it takes, and what of the work dir is put back, set aside
+or kept as it was.
+"""
 
 from pathlib import Path
 
@@ -20,11 +22,12 @@ from tiekd.workdir import checkpoints, weights_file, workdir
 
 
 def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, None to begin, and what to say of that and of newer ones that weren't taken.
+    """The checkpoint to go on from, None to begin, and what to say of that and of newer ones that
+    weren't taken.
 
-    resume_from: a checkpoint's folder; "auto" for the newest whole one, or the beginning where there is none at all, so
-    that a job may be started by one command again and again; None to begin. Collective: the main rank looks, so that
-    all take the same. Raises CheckpointError.
+    resume_from: a checkpoint's folder; "auto" for the newest whole one, or the beginning where
+    there is none at all, so that a job may be started by one command again and again; None to
+    begin. Collective: the main rank looks, so that all take the same. Raises CheckpointError.
     """
     if resume_from is None:
         return None, []
@@ -44,23 +47,32 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
         return found
     path = Path(resume_from)
     if not path.is_dir():
-        raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
+        raise CheckpointError(
+            f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto"
+        )
     return path, []
 
 
-def take_layouts(work_dir: Path, device: torch.device, checkpoint_path: Path | None) -> tuple[dict | None, list[str]]:
-    """Lets the run's layouts (tiekd/kernels/layouts.py) hold in all ranks, and returns their record and lines for the
-    log.
+def take_layouts(
+    work_dir: Path, device: torch.device, checkpoint_path: Path | None
+) -> tuple[dict | None, list[str]]:
+    """Lets the run's layouts (tiekd/kernels/layouts.py) hold in all ranks, and returns their record
+    and lines for the log.
 
-    device: of the ranks; a GPU needs no layouts. checkpoint_path: what the run continues from, which may be another
-    work dir's; None where it begins. Collective: rank 0's CPU and file decide for all.
+    device: of the ranks; a GPU needs no layouts. checkpoint_path: what the run continues from,
+    which may be another work dir's; None where it begins. Collective: rank 0's CPU and file decide
+    for all.
     """
     if device.type != "cpu":
         return None, []
     found = None
     if comm.is_main():
         try:
-            folders = [] if checkpoint_path is None else [*checkpoint_path.resolve().parents[1:2], work_dir]
+            folders = (
+                []
+                if checkpoint_path is None
+                else [*checkpoint_path.resolve().parents[1:2], work_dir]
+            )
             found = layouts.record_of_run(folders)
         except UserError as error:
             found = error
@@ -73,7 +85,8 @@ def take_layouts(work_dir: Path, device: torch.device, checkpoint_path: Path | N
 
 
 def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
-    """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None: it begins anew.
+    """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None:
+    it begins anew.
 
     Collective. Raises RecipeError, before anything is written, where the recipe ends before the
     checkpoint.
@@ -97,9 +110,9 @@ def forget_other_best(
 ) -> None:
     """Makes evaluations begin anew with their best where what they compare has changed since.
 
-    started, now: the records of the inputs (tiekd/training/inputs.py), rank 0's; `best_from` of the latter is
-    filled in. accepted: the resume goes on with other inputs; then rank 0 sets the best weights from
-    before aside. Collective.
+    started, now: the records of the inputs (tiekd/training/inputs.py), rank 0's; `best_from` of the
+    latter is filled in. accepted: the resume goes on with other inputs; then rank 0 sets the best
+    weights from before aside. Collective.
     """
     if comm.is_main():
         now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
@@ -139,7 +152,8 @@ def _check_end(state: TrainState, path: Path) -> None:
     if state.by_epoch:
         key, unit = "train.epochs", state.iterations_per_epoch
     raise RecipeError(
-        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in all, but "
+        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in "
+        "all, but "
         f"{path} is of iteration {state.iteration}; give {key} of {-(-state.iteration // unit)} or "
         "more, or resume from an earlier checkpoint with bin/train.py --resume-from"
     )
@@ -150,6 +164,7 @@ def _load(hook: Hook, hook_state: dict, path: Path) -> None:
         hook.load_state_dict(hook_state)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: its state of {type(hook).__name__} is of another version ({type(error).__name__}: {error}); "
+            f"{path}: its state of {type(hook).__name__} is of another version "
+            f"({type(error).__name__}: {error}); "
             "resume from another one, or start a new run with --load-from"
         ) from None

@@ -135,13 +135,19 @@ class TrainSettings:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
         if self.batch_size > 65536:
-            raise RecipeError(f"train.batch_size: got {self.batch_size}; it must be at most 65536 pictures")
+            raise RecipeError(
+                f"train.batch_size: got {self.batch_size}; it must be at most 65536 pictures"
+            )
         if not isinstance(self.max_bad_iterations, int) or self.max_bad_iterations < 0:
             raise RecipeError(
-                f"train.max_bad_iterations: got {self.max_bad_iterations!r}; it must be a whole number, 0 for no end"
+                f"train.max_bad_iterations: got {self.max_bad_iterations!r}; it must be a whole "
+                "number, 0 for no end"
             )
         if not 0 < self.timeout_minutes <= 1e6:
-            raise RecipeError(f"train.timeout_minutes: got {self.timeout_minutes}; it must be above 0, at most 1e6")
+            raise RecipeError(
+                f"train.timeout_minutes: got {self.timeout_minutes}; it must be above 0, at most "
+                "1e6"
+            )
         if self.seed < 0:
             raise RecipeError(f"train.seed: got {self.seed}; it must be a whole number from 0")
         if (self.epochs is None) == (self.iterations is None):

@@ -35,11 +35,16 @@ def about(parts: Parts) -> list[str]:
         said.append(f"Teacher: {size} M parameters, frozen, from {source}")
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
-                f"WARNING: the teacher learned from pictures at {teacher.resize}, and sees this run's here; "
+                f"WARNING: the teacher learned from pictures at {teacher.resize}, and sees this "
+                "run's here; "
                 "bin/cache_teacher.py makes its maps at its own resolution"
             )
     elif isinstance(teacher, OutsideTeacher):
-        counted = "" if teacher.network is None else f", {_millions(teacher.network)} M parameters, frozen"
+        counted = (
+            ""
+            if teacher.network is None
+            else f", {_millions(teacher.network)} M parameters, frozen"
+        )
         said.append(f"Teacher: {teacher.name}{counted}")
     elif getattr(train_set, "maps", None) is not None:
         said.append(teacher_maps.describe(train_set.maps))
@@ -67,7 +72,11 @@ def of_ranks(work_dir: Path) -> list[str]:
         return []
     if before == now:
         return []
-    fewer = "; if that isn't meant, stop it and see to --hostfile, --include or --num_gpus" if now < before else ""
+    fewer = (
+        "; if that isn't meant, stop it and see to --hostfile, --include or --num_gpus"
+        if now < before
+        else ""
+    )
     return [f"The run was started on {before} ranks and goes on on {now}{fewer}"]
 
 
@@ -86,7 +95,10 @@ def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list
         said.append(f"Accepted changes: {'; '.join(verdict.refused)}")
         said.append("The best is counted anew; best weights from before are abandoned_best_*.pth")
     if changed:
-        said.append(f"Not as it was started, so it won't go on as it would have; changed: {', '.join(changed)}")
+        said.append(
+            "Not as it was started, so it won't go on as it would have; changed: "
+            f"{', '.join(changed)}"
+        )
     return said
 
 

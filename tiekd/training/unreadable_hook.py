@@ -1,8 +1,10 @@
-"""Tells of training samples that can't be read and were replaced, and ends the run when there are too many of them.
+"""Tells of training samples that can't be read and were replaced, and ends the run when there are
+too many of them.
 
-The ranks tell each other when a log line is due, one collective; nothing in between. A sample is counted when a batch
-with its replacement is trained on, so the log and the end come at the same iteration with any number of workers, and
-with any number of ranks whose logs have the same interval.
+The ranks tell each other when a log line is due, one collective; nothing in between. A sample is
+counted when a batch with its replacement is trained on, so the log and the end come at the same
+iteration with any number of workers, and with any number of ranks whose logs have the same
+interval.
 """
 
 from tiekd.data.loading.loader import Unreadable
@@ -29,12 +31,14 @@ class UnreadableSamples(Hook):
         for message in sorted({message for part in comm.gather_objects(mine) for message in part}):
             self.told[message] = None
             self.log.info(
-                f"Warning: a training sample can't be read, another takes its place ({len(self.told)} of at most "
+                "Warning: a training sample can't be read, another takes its place "
+                f"({len(self.told)} of at most "
                 f"{self.found.max_errors}): {message}"
             )
         if len(self.told) > self.found.max_errors:
             raise DataError(
-                f"data.max_errors: {len(self.told)} training samples can't be read, {self.found.max_errors} are "
+                f"data.max_errors: {len(self.told)} training samples can't be read, "
+                f"{self.found.max_errors} are "
                 f"allowed; look at all with bin/check_data.py; the last: {list(self.told)[-1]}"
             )
 

@@ -1,4 +1,6 @@
-"""Saves a checkpoint every `interval` epochs or iterations and where training ends, and keeps the last few."""
+"""Saves a checkpoint every `interval` epochs or iterations and where training ends, and keeps the
+last few.
+"""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -12,12 +14,13 @@ from tiekd.workdir import checkpoints, weights_file
 
 
 class Checkpoint(Hook):
-    """interval counts epochs or iterations as `by` says; keep_last: how many stay; keep_every: of every so many epochs
-    or iterations one stays for good. on_error: what a save that the disk didn't take does to the run, continue or stop;
-    a last one that fails always ends it with an error. `hooks`: whose states go along. info: writes to the log.
+    """interval counts epochs or iterations as `by` says; keep_last: how many stay; keep_every: of
+    every so many epochs or iterations one stays for good. on_error: what a save that the disk
+    didn't take does to the run, continue or stop; a last one that fails always ends it with an
+    error. `hooks`: whose states go along. info: writes to the log.
 
-    Stands after the evaluation in the list: a checkpoint then holds the outcome of the evaluation at its iteration, so
-    a run that goes on from it has lost nothing.
+    Stands after the evaluation in the list: a checkpoint then holds the outcome of the evaluation
+    at its iteration, so a run that goes on from it has lost nothing.
     """
 
     def __init__(
@@ -30,11 +33,17 @@ class Checkpoint(Hook):
         keep_every: int | None = None,
         on_error: str = "continue",
     ):
-        for name, value in (("interval", interval), ("keep_last", keep_last), ("keep_every", keep_every)):
+        for name, value in (
+            ("interval", interval),
+            ("keep_last", keep_last),
+            ("keep_every", keep_every),
+        ):
             if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
                 raise RecipeError(f"{name}: got {value!r}; it must be a whole number from 1")
         if keep_every is not None and keep_every % interval:
-            raise RecipeError(f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}")
+            raise RecipeError(
+                f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}"
+            )
         if by not in ("epoch", "iteration"):
             raise RecipeError(f"by: got {by!r}; allowed: epoch, iteration")
         if on_error not in ("continue", "stop"):
@@ -54,7 +63,9 @@ class Checkpoint(Hook):
             if state.ends or self.on_error == "stop":
                 command = f"bin/resume {shlex.quote(str(state.work_dir))}"
                 raise CheckpointError(f"{failure}; make room, then {command}") from None
-            self.info(f"{failure}; training goes on, and the checkpoints from before are as they were")
+            self.info(
+                f"{failure}; training goes on, and the checkpoints from before are as they were"
+            )
             return
         if comm.is_main():
             weights_file.forget_older_best(state.work_dir)
@@ -63,10 +74,15 @@ class Checkpoint(Hook):
 
 
 def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """Hooks by the names that a checkpoint has for them: the class, with a number from the second of a class on."""
+    """Hooks by the names that a checkpoint has for them: the class, with a number from the second
+    of a class on.
+    """
     names: dict[str, Hook] = {}
     for hook in hooks:
-        name, count = type(hook).__name__, sum(type(hook).__name__ == type(other).__name__ for other in names.values())
+        name, count = (
+            type(hook).__name__,
+            sum(type(hook).__name__ == type(other).__name__ for other in names.values()),
+        )
         names[name if count == 0 else f"{name}_{count + 1}"] = hook
     return names
 

@@ -67,14 +67,17 @@ def _message(iterations: int, facts: list[tuple[int, int, float, list[str]]]) ->
     if measured:
         largest = max(fact[2] for fact in facts)
         found = (
-            f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes one of "
+            f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes "
+            "one of "
             "them"
         )
     else:
         found = f"not one of {pixels} pixels has a depth"
     return (
-        f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so nothing "
-        f"is learned; in the last batch ({names}) {found}; check data.depths, data.depth_unit and the "
+        f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so "
+        "nothing "
+        f"is learned; in the last batch ({names}) {found}; check data.depths, data.depth_unit and "
+        "the "
         "losses' max_depth (and look with bin/check_data.py), or train with a teacher"
     )
 

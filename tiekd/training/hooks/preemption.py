@@ -1,11 +1,13 @@
-"""Stops a run that is asked to end: the iteration is finished, a checkpoint saved, and the run can go on from there.
+"""Stops a run that is asked to end: the iteration is finished, a checkpoint saved, and the run can
+go on from there.
 
-SIGTERM and SIGUSR1 to any rank ask for it, and so does the end of the launcher. All ranks stop after the same
-iteration: each tells the others at every iteration, in a reduction on the host that is waited for one iteration later,
-so neither the device nor the host ever waits for it. A second signal, later than the copies of the first one that
-launchers hand on, ends the process at once.
-Until the first iteration is done there is nothing to save: a signal before it begins ends the process as always, and
-one that comes while it is waited for (batches that don't come, a compilation) ends it 20 seconds later.
+SIGTERM and SIGUSR1 to any rank ask for it, and so does the end of the launcher. All ranks stop
+after the same iteration: each tells the others at every iteration, in a reduction on the host that
+is waited for one iteration later, so neither the device nor the host ever waits for it. A second
+signal, later than the copies of the first one that launchers hand on, ends the process at once.
+Until the first iteration is done there is nothing to save: a signal before it begins ends the
+process as always, and one that comes while it is waited for (batches that don't come, a
+compilation) ends it 20 seconds later.
 """
 
 import os
@@ -32,8 +34,8 @@ _SIGNAL, _ORPHANED = 1, 2
 class Preemption(Hook):
     """Sets `state.stop_reason` on every rank after the same iteration.
 
-    Stands before the checkpoint hook in the list. A rank that has lost its launcher and then another rank of its
-    machine can't finish an iteration, and ends 20 seconds later.
+    Stands before the checkpoint hook in the list. A rank that has lost its launcher and then
+    another rank of its machine can't finish an iteration, and ends 20 seconds later.
     """
 
     def __init__(self):
@@ -50,12 +52,15 @@ class Preemption(Hook):
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        # A handler has to wait for a collective that the main thread is in; the thread at the pipe's end hasn't.
+        # A handler has to wait for a collective that the main thread is in; the thread at the
+        # pipe's end hasn't.
         ours, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
         arguments = ours, lambda: self._iterations == 0
-        threading.Thread(target=_end_at_second, args=arguments, name="preemption", daemon=True).start()
+        threading.Thread(
+            target=_end_at_second, args=arguments, name="preemption", daemon=True
+        ).start()
         launcher_watch.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
@@ -65,7 +70,11 @@ class Preemption(Hook):
             state.orphaned = asked == _ORPHANED
             return
         asked = torch.tensor([self._asked], dtype=torch.int32)
-        work = dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True) if self._group else None
+        work = (
+            dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)
+            if self._group
+            else None
+        )
         self._question = work, asked
 
     def after_train(self, state) -> None:
@@ -104,8 +113,10 @@ class Preemption(Hook):
 
 
 def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
-    """Reads the numbers of signals as they come, until the pipe is closed; ends the process at a second request, and
-    where it still waits for its first iteration some time after the first request."""
+    """Reads the numbers of signals as they come, until the pipe is closed; ends the process at a
+    second request, and where it still waits for its first iteration some time after the first
+    request.
+    """
     first_at, first = None, 0
     poller = select.poll()
     poller.register(signals, select.POLLIN)

@@ -1,7 +1,9 @@
-"""TensorBoard: the text log's scalars, named as mmcv's TensorboardLoggerHook does, pictures, and the recipe.
+"""TensorBoard: the text log's scalars, named as mmcv's TensorboardLoggerHook does, pictures, and
+the recipe.
 
-Stands behind `text_log` in the list of hooks and takes its means, so scalars cost no further collective or host sync.
-Steps are iterations. What an interrupted run had written past the point that it resumes from is purged.
+Stands behind `text_log` in the list of hooks and takes its means, so scalars cost no further
+collective or host sync. Steps are iterations. What an interrupted run had written past the point
+that it resumes from is purged.
 
     train/<loss>, ...      with the text log's lines; learning_rate, momentum, train/skipped_steps where any was
     val/<metric>           at evaluations
@@ -12,10 +14,11 @@ Steps are iterations. What an interrupted run had written past the point that it
     val/error_0-20m, ...   histograms of student - ground truth in those frames, by ranges of the ground truth
     recipe, ds_config      text, what the work dir's files of that name hold
 
-All on rank 0 without a collective. Two pictures of training take some 0.2 s of a core beside a forward of those images,
-so one in 500 iterations costs little. With ZeRO-3, where no rank has the weights, pictures of training are of the depth
-that training had and nothing is explained there. Left out: histograms of weights, graphs; and a teacher from outside
-tiekd in pictures of evaluations, whose frames it may not be made for.
+All on rank 0 without a collective. Two pictures of training take some 0.2 s of a core beside a
+forward of those images, so one in 500 iterations costs little. With ZeRO-3, where no rank has the
+weights, pictures of training are of the depth that training had and nothing is explained there.
+Left out: histograms of weights, graphs; and a teacher from outside tiekd in pictures of
+evaluations, whose frames it may not be made for.
 """
 
 import shutil
@@ -40,11 +43,12 @@ _ROOM_BYTES = 8 << 20
 class TensorBoard(Hook):
     """Writes `<work_dir>/tf_logs` on rank 0.
 
-    interval: least iterations between scalars; they come with the text log's lines. image_interval: iterations
-    between pictures of training, of which the last iteration has one, too; 0 for no pictures, of evaluations neither.
-    num_images: pictures of training, at most the batch.
-    max_depth: metres at the far end of the colours; errors are shown up to a tenth of it. text_log: where the means
-    come from; None takes the first TextLog of `state.hooks`. frames: what pictures of evaluations show; None for none.
+    interval: least iterations between scalars; they come with the text log's lines. image_interval:
+    iterations between pictures of training, of which the last iteration has one, too; 0 for no
+    pictures, of evaluations neither. num_images: pictures of training, at most the batch.
+    max_depth: metres at the far end of the colours; errors are shown up to a tenth of it. text_log:
+    where the means come from; None takes the first TextLog of `state.hooks`. frames: what pictures
+    of evaluations show; None for none.
     """
 
     def __init__(
@@ -74,12 +78,17 @@ class TensorBoard(Hook):
         if self.text_log is None:
             self.text_log = next((hook for hook in state.hooks if isinstance(hook, TextLog)), None)
         if self.text_log is None:
-            raise RecipeError("tensorboard: takes its means from text_log; put text_log before it in hooks")
+            raise RecipeError(
+                "tensorboard: takes its means from text_log; put text_log before it in hooks"
+            )
         if not is_main():
             return
         SummaryWriter = writer_class()
-        # What stands at the resumed iteration itself was written before its checkpoint and is right.
-        self._writer = SummaryWriter(str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1)
+        # What stands at the resumed iteration itself was written before its checkpoint and is
+        # right.
+        self._writer = SummaryWriter(
+            str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1
+        )
         if self._has_room():
             for name, file in (("recipe", workdir.RECIPE), ("ds_config", workdir.ENGINE_CONFIG)):
                 self._write_text(name, Path(state.work_dir) / file, state.iteration)
@@ -123,11 +132,14 @@ class TensorBoard(Hook):
         self._writer.flush()
 
     def _has_room(self) -> bool:
-        """Whether the disk takes what is to be written; TensorBoard's own thread dies where it doesn't."""
+        """Whether the disk takes what is to be written; TensorBoard's own thread dies where it
+        doesn't.
+        """
         has_room = shutil.disk_usage(self._writer.log_dir).free > _ROOM_BYTES
         if self._had_room and not has_room:
             self.text_log.info(
-                f"{self._writer.log_dir}: less than {_ROOM_BYTES >> 20} MB are free, so nothing is written"
+                f"{self._writer.log_dir}: less than {_ROOM_BYTES >> 20} MB are free, so nothing is "
+                "written"
             )
         self._had_room = has_room
         return has_room
@@ -169,17 +181,25 @@ class TensorBoard(Hook):
         file = BytesIO()
         Image.fromarray(picture).save(file, format="PNG", compress_level=1)
         height, width = picture.shape[:2]
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
+        )
+        self._writer.file_writer.add_summary(
+            Summary(value=[Summary.Value(tag=tag, image=image)]), step
+        )
 
 
 build = TensorBoard
 
 
 def _whole_network(engine) -> Network | None:
-    """The student, where this rank can run it alone and that says more than the depth of training does."""
+    """The student, where this rank can run it alone and that says more than the depth of training
+    does.
+    """
     network = getattr(engine, "module", None)
-    sharded = not isinstance(network, Network) or any(hasattr(p, "ds_id") for p in network.parameters())
+    sharded = not isinstance(network, Network) or any(
+        hasattr(p, "ds_id") for p in network.parameters()
+    )
     return None if sharded or not hasattr(network.head, "probabilities") else network
 
 
