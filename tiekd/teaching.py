@@ -1,10 +1,9 @@
-"""Where the depth comes from that the student learns: a frozen network, cached maps, the ground
-truth, or a teacher of one's own from outside the project. `tiekd/teachers/` has them; here a
-recipe's node is made one of them.
+"""Builds the teacher of a recipe: where the depth comes from that the student learns.
 
-Each is a callable (batch) -> (B, 1, H, W) float32 metres, 0 where not valid. A frozen network lives
-outside the engine: in it, ZeRO would shard and broadcast it, `train()` would wake its BatchNorm,
-every checkpoint would carry it.
+It is a frozen network, cached maps, the ground truth, or a teacher of the user's own from outside
+the project, all in tiekd/teachers/. Each is a callable (batch) -> (B, 1, H, W) float32, metres, 0
+where not valid. A frozen network lives outside the engine: in it, ZeRO would shard and broadcast
+it, `train()` would wake its BatchNorm, and every checkpoint would carry it.
 """
 
 import shlex
@@ -29,13 +28,20 @@ from tiekd.workdir.checkpoints import find_weights
 def build_teacher(
     node: dict | None, device: torch.device, resize: Resize | None = None
 ) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher:
-    """The teacher of `recipe["teacher"]`; None makes the ground truth one.
+    """Builds the teacher of a recipe's `teacher` section.
 
-    name: a module outside the project, see OutsideTeacher; all other keys are its build's then.
-    Otherwise: checkpoint: a file of weights, a checkpoint's folder or a work dir; without it, that
-    recipe's work dir. A work dir means its best, else its latest, weights. flip, precision: see
-    FrozenTeacher. resize: the working resolution, in place of the weights' or recipe's. Raises
-    TeacherError when there are no weights or they belong to another network.
+    The keys of the node: `name` is a module outside the project, and all other keys are then its
+    build's. Otherwise `maps` are cached ones, or `checkpoint` is a file of weights, a checkpoint's
+    folder or a work dir (its best, else its latest weights); without it, the work dir of `recipe`.
+    For `flip` and `precision` see FrozenTeacher.
+
+    Args:
+        node: The section; None makes the ground truth the teacher.
+        device: Of the teacher's network.
+        resize: The working resolution, in place of the weights' or recipe's.
+
+    Raises:
+        TeacherError: There are no weights, or they are of another network.
     """
     if node is None:
         return GroundTruth()
@@ -84,16 +90,19 @@ def build_teacher(
 
 
 def _recipe_file(node: dict) -> dict | None:
-    """The teacher's recipe, where its file is there: it says the working resolution of weights that
-    don't.
+    """Returns the teacher's recipe, where its file is there.
+
+    It has the working resolution of weights that don't record it.
     """
     path = Path(node["recipe"]) if "recipe" in node else None
     return load_recipe(path) if path is not None and path.is_file() else None
 
 
 def teacher_checkpoint(node: dict) -> Path:
-    """The file of weights that a teacher node means; TeacherError when there is none. See
-    `build_teacher`.
+    """Returns the file of weights that a teacher's node means; see `build_teacher`.
+
+    Raises:
+        TeacherError: There is none.
     """
     path = Path(node["checkpoint"]) if "checkpoint" in node else default_checkpoint(node)
     if path.is_dir():
@@ -108,8 +117,12 @@ def teacher_checkpoint(node: dict) -> Path:
 
 
 def default_checkpoint(node: dict) -> Path:
-    """The weights that a teacher node without `checkpoint` means: best, else latest, of its
-    recipe's work dir.
+    """Returns the weights of a node without `checkpoint`: those of its recipe's work dir.
+
+    The best ones, else the latest.
+
+    Raises:
+        TeacherError: There are none.
     """
     if "recipe" not in node:
         raise TeacherError(
@@ -134,5 +147,5 @@ def _weights_in(work_dir: Path, node: dict, beginning: str) -> Path:
 
 
 def _recipe_of(node: dict) -> str:
-    """As a word for the shell."""
+    """Returns the teacher's recipe as a word for the shell."""
     return shlex.quote(node["recipe"]) if "recipe" in node else "RECIPE"

@@ -1,6 +1,4 @@
-"""Turns a recipe's node into the object that it names, and a section of fixed keys into its
-dataclass.
-"""
+"""Builds the object that a recipe's node names, and the dataclass of a section of fixed keys."""
 
 import difflib
 import importlib
@@ -15,14 +13,22 @@ from tiekd.errors import RecipeError
 
 
 def build(node: dict, package: str, where: str, **context):
-    """Makes the object that a node names: `{name: X, **arguments}` is
-    `<package>.X.build(**arguments)`.
+    """Builds the object that a node names.
 
-    A dotted name is a module outside the project (tiekd/config/external.py). `context` holds what
-    the program knows (channels, ranges); it is passed on where the signature asks for it. Raises
-    RecipeError for an unknown name, and for arguments that are unknown, missing, of another kind
-    than the signature's annotation, or belong to the program. An error of the part's own that
-    begins with an argument's name, as in "sigma: got 0", gets that argument's place before it.
+    `{name: X, **arguments}` is `<package>.X.build(**arguments)`. A dotted name is a module outside
+    the project (tiekd/config/external.py). An error of the part's own that begins with an
+    argument's name, as in "sigma: got 0", gets that argument's place before it.
+
+    Args:
+        node: A mapping with a name.
+        package: Where the parts of that kind are.
+        where: The node's place in the recipe, for errors.
+        context: What the program knows (channels, ranges); passed on where the signature asks for
+            it.
+
+    Raises:
+        RecipeError: The name is unknown; or an argument is unknown, missing, of another kind than
+            its annotation, or belongs to the program.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         names = ", ".join(_names(package))
@@ -51,7 +57,7 @@ def build(node: dict, package: str, where: str, **context):
 
 
 def find(name: str, package: str, where: str) -> Callable:
-    """The `build` of module `package.name`, or of the module that a dotted name spells out."""
+    """Returns the `build` of module `package.name`, or of the module that a dotted name gives."""
     if "." not in name:
         names = _names(package)
         if name not in names:
@@ -78,8 +84,10 @@ def _build_of(module: ModuleType, where: str) -> Callable:
 
 
 def settings(recipe: dict, section: str, cls: type):
-    """A section of fixed keys as its dataclass: unknown keys and wrong kinds refused, missing ones
-    at defaults.
+    """Builds the dataclass of a section of fixed keys; missing ones are at their defaults.
+
+    Raises:
+        RecipeError: A key is unknown, or a value of the wrong kind.
     """
     node = recipe.get(section, {})
     fields = cls.__dataclass_fields__
@@ -90,7 +98,7 @@ def settings(recipe: dict, section: str, cls: type):
 
 
 def _names(package: str) -> list[str]:
-    """The modules of a package of parts, each of which ends with a `build`."""
+    """Returns the modules of a package of parts, each of which ends with a `build`."""
     return [
         m.name
         for m in pkgutil.iter_modules(importlib.import_module(package).__path__)

@@ -29,15 +29,16 @@ _recipe_folders: list[Path] = []
 
 
 def look_beside(recipe_path: Path) -> None:
-    """From now on packages beside this recipe are found, too."""
+    """Makes packages beside this recipe be found from now on."""
     folder = recipe_path.resolve().parent
     if folder not in _recipe_folders:
         _recipe_folders.append(folder)
 
 
 def import_module(name: str) -> ModuleType | None:
-    """The module, None where there is none. What goes wrong inside it, a missing import of its own
-    too, is raised.
+    """Returns the module; None where there is none.
+
+    What goes wrong inside it, a missing import of its own too, is raised.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         return None
@@ -70,8 +71,9 @@ def _folders() -> Iterator[Path]:
 
 
 def _of_run(work_dir: Path) -> tuple[Path, ...]:
-    """The folder of the recipe that a run was started with, and the one where it was; none where no
-    run is.
+    """Returns the recipe's folder that a run was started with, and the current one then.
+
+    None where there is no run.
     """
     try:
         record = json.loads((work_dir / LAUNCH_RECORD).read_text())
@@ -104,8 +106,9 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def names_in(node) -> Iterator[str]:
-    """The dotted names anywhere in a recipe's node, each of which building it would import as a
-    module.
+    """Returns the dotted names in a recipe's node.
+
+    Building the node would import each of them as a module.
     """
     if isinstance(node, dict):
         if "." in str(node.get("name", "")):

@@ -173,8 +173,10 @@ def _of(file: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def _read(file: Path, name: str) -> dict[str, Any]:
-    """The kinds of what a function, or a class of the file, takes; an empty mapping for what can't
-    be told."""
+    """Returns the kinds of the arguments of a function, or a class, of the file.
+
+    Empty where they can't be read.
+    """
     try:
         statements = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError, RecursionError):

@@ -1,8 +1,7 @@
-"""Old import paths of tiekd, and the new ones: for parts of a user's own that were written for the
-old.
+"""Maps old import paths of tiekd to the new ones, for parts that users wrote for the old.
 
 The names that parts are written with have one lasting place, tiekd itself (`PUBLIC`). Nothing in
-the project imports by this table; it only words one line for who does.
+the project imports by this table; it only words one line for those who do.
 """
 
 import ast
@@ -37,10 +36,13 @@ PUBLIC = (
 
 
 def advice(error: ImportError) -> str | None:
-    """One line that says how to write an import that failed because it goes by an old path; None
-    for other errors.
+    """Returns a line on how to write an import that failed because its path is an old one.
 
-    error: as it was caught; the file and line come from its traceback.
+    Args:
+        error: As it was caught; the file and line come from its traceback.
+
+    Returns:
+        None for other errors.
     """
     if (error.name or "").split(".")[0] != "tiekd":
         return None
@@ -69,8 +71,9 @@ def advice(error: ImportError) -> str | None:
 
 
 def home_of(module: str, name: str) -> str | None:
-    """The module, below tiekd, that has a name of an old one now; None where there is no old module
-    of that name.
+    """Returns the module, below tiekd, that has a name of an old one now.
+
+    None where there is no old module of that name.
     """
     if module in MODULES:
         return MODULES[module]
@@ -260,10 +263,10 @@ MODULES = {
 # Of modules that are several now: the symbols of each; `*` has the others.
 SPLIT = {
     "checkpoint": {
-        "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check set_aside_newer "
-        "prune iteration_of newest_first",
-        "workdir.weights_file": "BEST_BEFORE set_aside_best replace_best forget_older_best write_weights "
-        "set_aside made_at",
+        "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check "
+        "set_aside_newer prune iteration_of newest_first",
+        "workdir.weights_file": "BEST_BEFORE set_aside_best replace_best forget_older_best "
+        "write_weights set_aside made_at",
         "engine.checkpoint": "*",
         "config.recipe": "work_dir_of",
     },

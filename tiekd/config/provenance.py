@@ -1,4 +1,4 @@
-"""Where each value of a resolved recipe comes from: the file, or the --set, that said it last.
+"""Says where each value of a resolved recipe comes from: the file or --set that gave it last.
 
 The same merge as `load_recipe`'s runs over values that carry their origin, so the two can't
 disagree. Cost: every file is read twice.
@@ -28,11 +28,13 @@ class _Value:
 
 
 def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """The recipe that `load_recipe` gives, as YAML which reads back as the same, with its origin
-    behind each value.
+    """Returns the recipe as YAML with each value's origin behind it.
 
-    Files are named as they are found from the project's folder, else from the recipe's; a list
-    comes from one place as a whole. Raises RecipeError.
+    It reads back as what `load_recipe` returns. Files are named by their paths from the project's
+    folder, else from the recipe's; a list comes from one place as a whole.
+
+    Raises:
+        RecipeError: As `load_recipe` does.
     """
     recipe = load_recipe(path, overrides)  # refuses what is wrong
     path = Path(paths.expanded(str(path)))

@@ -26,12 +26,18 @@ _DEEPEST = 32  # parts of a key
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
-    """Reads a recipe with its bases, applies `key.sub=value` overrides, resolves the teacher's
-    recipe, expands `~`.
+    """Reads a recipe with its bases and overrides, and resolves the teacher's recipe.
 
-    Returns plain dicts with only known top-level sections. Raises RecipeError for a missing file,
-    bad YAML, a loop of bases, an unknown section, a section of the wrong kind or a malformed
-    override.
+    Args:
+        path: The YAML file.
+        overrides: Each `key.sub=value`.
+
+    Returns:
+        Plain dicts with only known top-level sections, `~` expanded.
+
+    Raises:
+        RecipeError: A file is missing or bad YAML, bases make a loop, a section is unknown or of
+            the wrong kind, or an override is malformed.
     """
     path = Path(paths.expanded(str(path), error=RecipeError))
     external.look_beside(path)
@@ -48,10 +54,13 @@ def _unmarked(node: dict, _origin: str) -> dict:
 def merged(
     path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked
 ) -> dict:
-    """A recipe with its bases and overrides, unchecked, the teacher's network not yet in it.
+    """Returns a recipe with its bases and overrides, unchecked, without the teacher's network.
 
-    mark: what is made of the content of each file or override, named by the second argument, before
-    it is merged.
+    Args:
+        path: The YAML file.
+        overrides: Each `key.sub=value`.
+        mark: Maps the content of each file or override, named by the second argument, before it is
+            merged.
     """
     recipe = _load_with_bases(path, (), mark)
     plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
@@ -80,10 +89,10 @@ def teachers_recipe(teacher: dict) -> Path | None:
 
 
 def merge(base: dict, change: dict) -> dict:
-    """`change` laid over `base`, neither modified: deep for dicts, `None` removes, another `name`
-    replaces.
+    """Returns `change` laid over `base`; neither is modified.
 
-    So does another form of `resize`, whose keys exclude each other.
+    Deep for dicts; `None` removes, and another `name` replaces. So does another form of `resize`,
+    whose keys exclude each other.
     """
     if change.get("name", base.get("name")) != base.get("name"):
         base = {}
@@ -105,7 +114,7 @@ _RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # keys
 
 
 def _of_the_same_form(old: dict, change: dict) -> dict:
-    """What stays of a `resize` node beside the change's keys: those of another form go."""
+    """Returns a `resize` node without the keys of other forms than the change's."""
     said = {key for key, value in change.items() if value is not None}
     known = set().union(*_RESIZE_FORMS)
     return {
@@ -143,9 +152,10 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
 
 
 def _anchored(change: dict, folder: Path, where: str) -> dict:
-    """The change with `teacher.recipe` as an absolute path, which takes the old teacher's network
-    and weights away, or what it was if it was none of the project's; whose own `recipe` is its own
-    affair.
+    """Returns the change with `teacher.recipe` as an absolute path.
+
+    Another recipe takes the old teacher's network and weights away, and a teacher of the user's
+    own; the `recipe` of such a teacher is its own affair.
     """
     teacher = change.get("teacher")
     if (
@@ -223,8 +233,9 @@ def _parse_override(override: str, recipe: dict) -> dict:
 
 
 def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
-    """True where one of the overrides `key.sub=value` sets this key of the recipe, by its own name,
-    by that of something in it, or in a mapping that holds it.
+    """Returns True where one of the overrides `key.sub=value` sets this key of the recipe.
+
+    That is by its own name, by that of something in it, or in a mapping that holds it.
     """
     for override in overrides:
         node = _parse_override(override, recipe)
@@ -259,7 +270,7 @@ def _with_teachers_network(recipe: dict) -> dict:
 
 
 def _is_a_module(teacher: dict) -> bool:
-    """Whether a teacher is a module outside the project, whose arguments its other keys are."""
+    """Returns True for a teacher that is a module outside the project."""
     if "name" in teacher and not (isinstance(teacher["name"], str) and "." in teacher["name"]):
         raise RecipeError(
             f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as "
@@ -270,8 +281,9 @@ def _is_a_module(teacher: dict) -> bool:
 
 
 def _resolve_teacher(recipe: dict) -> None:
-    """Puts the network of `teacher.recipe` into the recipe, so that the saved recipe needs no other
-    file.
+    """Puts the network of `teacher.recipe` into the recipe.
+
+    So the saved recipe needs no other file.
     """
     teacher = recipe.get("teacher")
     if teacher is None or _is_a_module(teacher):
@@ -293,10 +305,10 @@ def _resolve_teacher(recipe: dict) -> None:
 
 
 def work_dir_of(recipe_path: str | Path) -> Path:
-    """Where a recipe's runs go when neither it nor the command line says: work_dirs/<recipe stem>."""
+    """Returns the default folder of a recipe's runs: work_dirs/<recipe stem>."""
     return Path("work_dirs") / Path(recipe_path).stem
 
 
 def is_outside(node: dict | None) -> bool:
-    """Whether a teacher's node names a module, whose arguments all its other keys are."""
+    """Returns True where a teacher's node names a module, with its arguments."""
     return bool(node) and "name" in node

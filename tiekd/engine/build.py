@@ -1,8 +1,7 @@
-"""Builds an engine from network, optimizer and resolved engine config: the one
-deepspeed.initialize.
+"""Builds an engine from network, optimizer and resolved engine config.
 
-Left out: DeepSpeed's own optimizers and schedulers. The schedule is a function of the iteration,
-which the loop applies.
+The one call of deepspeed.initialize. Left out: DeepSpeed's own optimizers and schedulers. The
+schedule is a function of the iteration, which the loop applies.
 """
 
 from copy import deepcopy
@@ -64,7 +63,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
 
 
 def _read_by_deepspeed(values: dict) -> None:
-    """Lets DeepSpeed read a config; any exception that a wrong value causes becomes a ValueError."""
+    """Lets DeepSpeed read a config; whatever a wrong value raises becomes a ValueError."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:

@@ -1,9 +1,9 @@
-"""Saves an engine's checkpoint and restores it: written beside, verified by a manifest, made
-current by one rename.
+"""Saves an engine's checkpoint, whole or not at all, and restores it.
 
+A checkpoint is written beside its place, verified by a manifest and made current by one rename.
 tiekd/workdir/checkpoints.py says which files it has. Everything loads with `weights_only`: a
-checkpoint never runs code. The same number of ranks, ZeRO stage and precision go on from
-DeepSpeed's files, bit for bit; any others from student.pth and moments.pth.
+checkpoint never runs code. With the same number of ranks, ZeRO stage and precision a run resumes
+from DeepSpeed's files, bit for bit; with any others from student.pth and moments.pth.
 """
 
 import json
@@ -25,7 +25,7 @@ from tiekd.workdir.checkpoints import LATEST, MOMENTS, STATE, STUDENT, check
 
 
 class SaveFailed(Exception):
-    """A checkpoint that the disk didn't take, on every rank; what was there before is as it was."""
+    """A checkpoint that the disk didn't take, on every rank; older ones are as they were."""
 
 
 def save(
@@ -33,8 +33,19 @@ def save(
 ) -> Path:
     """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
 
-    `hook_states` are this rank's, of plain values; `facts` go into the student's file. Returns the
-    checkpoint's path; raises SaveFailed on every rank where one of them couldn't write.
+    Args:
+        engine: The DeepSpeed engine.
+        folder: Where the run's checkpoints are.
+        iteration: Finished iterations.
+        hook_states: This rank's, of plain values.
+        recipe: The run's.
+        facts: What else goes into the student's file.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        SaveFailed: One of the ranks couldn't write; raised on all.
     """
     final = folder / f"iter_{iteration}"
     partial = folder / f".{final.name}.partial"
@@ -61,8 +72,10 @@ def save(
 def write_files(
     engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
 ) -> None:
-    """A checkpoint's files but for its manifest, through `engine.checkpoint_files`: this rank's
-    share. Collective.
+    """Writes this rank's share of a checkpoint's files, but for the manifest. Collective.
+
+    They go through `engine.checkpoint_files`. Arguments are those of `save`; `folder` is the
+    checkpoint's own.
     """
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
@@ -84,8 +97,13 @@ def write_files(
 
 
 def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
-    """Restores engine and random states from a whole checkpoint; returns its iteration and hook
-    states. Collective.
+    """Restores engine and random states from a whole checkpoint. Collective.
+
+    Returns:
+        The checkpoint's iteration, and this rank's hook states.
+
+    Raises:
+        CheckpointError: It is damaged, or of another network or optimizer.
     """
     problem = comm.broadcast_object(check(checkpoint) if comm.is_main() else None)
     if problem:
@@ -139,9 +157,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
 
 
 def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:
-    """The last steps of a save, on the main rank: its manifest, and its name. Returns what went
-    wrong.
-    """
+    """Writes the manifest and renames the folder, on rank 0; returns what went wrong."""
     try:
         manifest.write(partial, files)
         sync(partial)
@@ -162,8 +178,9 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
 
 
 def _facts(engine, iteration: int, recipe: dict) -> dict:
-    """What state.json says; of it a resume reads iteration, made_by and counters, the rest is for
-    people.
+    """Returns the content of state.json.
+
+    A resume reads iteration, made_by and counters; the rest is for people.
     """
     return {
         "iteration": iteration,
@@ -176,7 +193,7 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 
 
 def _shape(engine) -> dict:
-    """What DeepSpeed's files ask to be the same."""
+    """Returns what has to be the same for DeepSpeed's own files to load."""
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()
     return {"world_size": comm.world_size(), "zero_stage": stage, "precision": precision}

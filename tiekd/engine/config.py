@@ -1,8 +1,6 @@
-"""The engine config: JSON that says how a step runs here, read, checked and filled in from the
-recipe.
+"""Reads, checks and resolves the engine config: JSON that says how a step runs here.
 
-Values that belong to the recipe stand as "auto" in it and are filled in, and a contradiction is
-refused.
+Values that belong to the recipe are "auto" in it and are filled in; a contradiction is refused.
 """
 
 import difflib
@@ -49,8 +47,12 @@ _FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # those may be "auto
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """A resolved engine config: `values` (DeepSpeed's and execution.SECTION), and how the global
-    batch is dealt.
+    """A resolved engine config.
+
+    Attributes:
+        values: DeepSpeed's, and those of execution.SECTION.
+        batch_size_per_gpu: Images of a rank's micro-batch.
+        accumulation: Micro-batches an iteration.
     """
 
     values: dict
@@ -59,12 +61,15 @@ class EngineConfig:
 
     @property
     def zero_stage(self) -> int:
+        """The ZeRO stage, 0 to 3."""
         return self.values.get("zero_optimization", {}).get("stage", 0)
 
 
 def read_engine_config(path: str | Path | None) -> dict:
-    """The JSON with `~` expanded; None reads ds_configs/fp32.json. Raises LaunchError when it can't
-    be read.
+    """Returns the JSON of a file with `~` expanded; None reads ds_configs/fp32.json.
+
+    Raises:
+        LaunchError: It can't be read.
     """
     path = Path(path or DEFAULT_CONFIG)
     try:
@@ -99,10 +104,17 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) -> EngineConfig:
-    """Fills in every "auto" from the recipe's global batch and clip norm, and checks the rest.
+    """Fills in every "auto" from the recipe, and checks the rest.
 
-    Raises RecipeError for unknown keys, for values that contradict the recipe and for a batch that
-    can't be dealt; LaunchError for a precision that this device or DeepSpeed can't do.
+    Args:
+        config: As `read_engine_config` returns it.
+        batch_size: Images an iteration, of all ranks.
+        clip_norm: The largest L2 norm of a gradient, 0 for no limit.
+        world_size: The number of ranks.
+
+    Raises:
+        RecipeError: A key is unknown, a value contradicts the recipe, or the batch can't be split.
+        LaunchError: This device, or DeepSpeed, can't compute in that precision.
     """
     for key, value in config.items():
         if key in ("optimizer", "scheduler"):
@@ -134,8 +146,12 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """A resolved engine config to be resolved again: the recipe may have changed, its global batch
-    (`other_batch`) and the number of ranks, too.
+    """Returns a resolved engine config with "auto" wherever the recipe may say something new.
+
+    Args:
+        config: `EngineConfig.values` of an earlier start.
+        world_size: The number of ranks now.
+        other_batch: True where the recipe's global batch has changed.
     """
     of_recipe = {"train_batch_size", "gradient_clipping"}
     deal = [
@@ -148,11 +164,13 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
 
 
 def clips_here(config: EngineConfig) -> bool:
+    """True where engine/step.py clips the gradient, and DeepSpeed doesn't."""
     in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
     return config.zero_stage == 0 and not in_half
 
 
 def scales_here(config: EngineConfig) -> bool:
+    """True where engine/step.py multiplies the loss with fp16's scale, and DeepSpeed doesn't."""
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 
 
@@ -166,7 +184,7 @@ def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None
 
 
 def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
-    """(images per rank and micro-batch, accumulation) of a global batch."""
+    """Splits a global batch; returns (images of a rank's micro-batch, accumulation)."""
     per_gpu = config.get("train_micro_batch_size_per_gpu", "auto")
     accumulation = config.get("gradient_accumulation_steps", "auto")
     for key, value in (

@@ -1,9 +1,8 @@
-"""Weights and optimizer moments by parameter name, whole and in fp32: out of an engine of any ZeRO
-stage, and into one.
+"""Reads and restores an engine's weights and moments by parameter name, whole and in fp32.
 
-With them a run goes on with another number of ranks or at another stage, where DeepSpeed's own
-files don't load, and every checkpoint has plain weights. Cost: one collective per tensor; the main
-rank holds everything once in host memory. Left out: DeepSpeed's offload to NVMe.
+It does so at any ZeRO stage. So a run resumes with another number of ranks or at another stage,
+where DeepSpeed's own files don't load, and every checkpoint has plain weights. Cost: one collective
+a tensor; rank 0 holds everything once in host memory. Left out: DeepSpeed's offload to NVMe.
 """
 
 from collections.abc import Iterator
@@ -25,10 +24,9 @@ _FLAT_GROUPS = (
 
 
 def weights(engine) -> dict[str, Tensor]:
-    """The student's fp32 weights and its buffers on the CPU, on the main rank; empty elsewhere.
-    Collective.
+    """Returns the student's fp32 weights and its buffers, on rank 0's CPU. Collective.
 
-    Weights are the optimizer's fp32 ones where the engine runs in half precision.
+    They are the optimizer's where the engine runs in half precision. Empty on the other ranks.
     """
     masters = _masters(engine)
     values = {}
@@ -46,11 +44,10 @@ def weights(engine) -> dict[str, Tensor]:
 
 
 def moments(engine) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state per parameter, on the main rank; empty elsewhere and before the first
-    step. Collective.
+    """Returns the optimizer's state by parameter, on rank 0's CPU. Collective.
 
     Tensors of the parameter's shape (`exp_avg`, ...) are fp32; the others (`step`) are as the
-    optimizer has them.
+    optimizer has them. Empty on the other ranks, and before the first step.
     """
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
@@ -76,10 +73,13 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
 
 
 def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
-    """Puts what `weights` and `moments` gave into an engine of any stage; every rank has both
-    whole. Collective.
+    """Puts weights and moments into an engine of any stage. Collective.
 
-    Without moments the optimizer is as before its first step.
+    Args:
+        engine: The DeepSpeed engine.
+        values: As `weights` returned them, whole on every rank.
+        kept: As `moments` returned them, whole on every rank; if empty, the optimizer is as before
+            its first step.
     """
     _set_module(engine, values)
     masters, state = _masters(engine), _torch_optimizer(engine).state
@@ -112,15 +112,16 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
 
 
 def counters(engine) -> dict[str, float]:
-    """What the engine counts, and its loss scale; 1 where it has none."""
+    """Returns the engine's counters, and its loss scale, which is 1 where it has none."""
     values = {name: getattr(engine, name) for name in _COUNTERS}
     scaler = _scaler(engine)
     return values | {"loss_scale": 1.0 if scaler is None else float(scaler.cur_scale)}
 
 
 def set_counters(engine, values: dict[str, float]) -> None:
-    """Puts back what `counters` gave; an engine that scaled no loss before starts with the scale of
-    its config.
+    """Restores what `counters` returned.
+
+    An engine of a run that scaled no loss before starts with the scale of its config.
     """
     for name in _COUNTERS:
         setattr(engine, name, values[name])
@@ -136,7 +137,7 @@ def _scaler(engine):
 
 
 def _set_module(engine, values: dict[str, Tensor]) -> None:
-    """The weights and buffers that forward runs on."""
+    """Sets the weights and buffers that forward runs on."""
     from deepspeed.runtime.zero import GatheredParameters
 
     parameters = dict(engine.module.named_parameters())
@@ -149,8 +150,9 @@ def _set_module(engine, values: dict[str, Tensor]) -> None:
 
 
 def _masters(engine) -> dict[str, Tensor] | None:
-    """At stage 0 the tensor that the torch optimizer steps for each parameter; None where ZeRO has
-    them flat.
+    """Returns the tensors that the torch optimizer steps at stage 0, by parameter name.
+
+    None where ZeRO has them flat.
     """
     if engine.zero_optimization_stage() > 0 or any(
         hasattr(engine.optimizer, name) for name in _FLAT_GROUPS
@@ -178,7 +180,7 @@ def _flat_groups(engine) -> Iterator[Tensor]:
 
 
 def _whole(parameter: Tensor, key: str | None = None) -> Tensor:
-    """The fp32 parameter, or its moment `key`, of a ZeRO engine."""
+    """Returns the whole fp32 parameter, or its moment `key`, of a ZeRO engine."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     return (

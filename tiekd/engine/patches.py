@@ -27,11 +27,9 @@ def save_through(engine, files: Files) -> None:
     Test: test_training_goes_on_and_the_last_save_says_what_to_do.
     """
     torch_files = engine.checkpoint_engine
-    torch_files.save, torch_files.load, torch_files.makedirs = (
-        files.save,
-        files.load,
-        files.make_folder,
-    )
+    torch_files.save = files.save
+    torch_files.load = files.load
+    torch_files.makedirs = files.make_folder
     engine._copy_recovery_script = lambda _folder: None
     engine.checkpoint_files = files
 
@@ -40,7 +38,9 @@ def load_plain_data_only() -> None:
     """Makes DeepSpeed's loading weights-only, with the types of its own that its files contain.
 
     Without it: `torch.load` in DeepSpeed unpickles whatever a checkpoint holds, and so may run
-    code. Seen in: DeepSpeed 0.19.8. Test: test_no_file_runs_code.
+    code.
+    Seen in: DeepSpeed 0.19.8.
+    Test: test_no_file_runs_code.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

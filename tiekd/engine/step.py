@@ -1,5 +1,4 @@
-"""One micro-batch on a DeepSpeed engine: forward, backward and, at the boundary, the optimizer
-step.
+"""Runs one micro-batch on a DeepSpeed engine: forward, backward, and the optimizer step.
 
 A loss or gradient that isn't finite makes all ranks skip the step, and running statistics keep
 their last finite values (engine/nonfinite.py). Cost: no host sync. Left out: the learning rate,
@@ -106,9 +105,7 @@ class Step:
         return norm if norm is None else norm / scale
 
     def _clip_and_step(self) -> Tensor | None:
-        """Clips by DeepSpeed's formula; the fused optimizer skips on the device, without a host
-        sync.
-        """
+        """Clips by DeepSpeed's formula; the fused optimizer skips on the device, without a sync."""
         norm = None
         if self.engine.is_gradient_accumulation_boundary():
             norm = nn.utils.clip_grad_norm_(self._clipped, self._clip_norm)

@@ -10,16 +10,17 @@ from tiekd.errors import TeacherError
 
 
 class OutsideTeacher:
-    """`teacher: {name: my_package.my_teacher, **arguments}`: what the module's `build(**arguments)`
-    returns.
+    """A teacher of the user's own: what the `build(**arguments)` of their module returns.
 
-    That is a callable (batch: tiekd.data.batch.Batch) -> depth (B, 1, H, W), floating point,
-    metres, as large as the batch's pictures and on their device, 0 where it knows none. It takes
-    what it needs of the batch: `image` is ImageNet-normalised, `names` are the pictures' paths. It
-    is called outside the engine, without gradients, in no checkpoint, and what it says where a
-    rotation turned in what no camera saw doesn't count. An nn.Module is moved to the device, put
-    into eval mode and frozen; anything else may ask for `device` in its build's signature. It loads
-    its own weights. Raises TeacherError for what is no such callable, or returns something else.
+        teacher: {name: my_package.my_teacher, **arguments}
+
+    That is a callable (batch: tiekd.Batch) -> depth (B, 1, H, W), floating point, metres, as large
+    as the batch's images and on their device, 0 where it knows none. It takes what it needs of the
+    batch: `image` is ImageNet-normalised, `names` are the images' paths. It is called outside the
+    engine, without gradients, and is in no checkpoint. Its depth doesn't count where a rotation
+    turned in what no camera saw. An nn.Module is moved to the device, put into eval mode and
+    frozen; anything else may ask for `device` in its build's signature. It loads its own weights.
+    Raises TeacherError for an object that isn't callable, or returns something else.
     """
 
     def __init__(self, name: str, teacher: Callable[[Batch], Tensor], device: torch.device):

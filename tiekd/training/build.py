@@ -1,4 +1,4 @@
-"""Builds what a run is made of from its recipe, up to the engine.
+"""Builds the parts of a run from its recipe, up to the engine.
 
 Everything that can be wrong with a recipe is found here, before the first iteration and before
 anything is written.
@@ -50,7 +50,7 @@ from tiekd.workdir import checkpoints
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, all checked.
+    """The parts of a run, all checked.
 
     Attributes:
         recipe: The recipe that it was built from.

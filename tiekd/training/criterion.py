@@ -1,12 +1,11 @@
-"""The weighted sum of a recipe's loss terms, each against the teacher's depth or against ground
-truth.
+"""Adds the weighted terms of a recipe's loss, each against the teacher or the ground truth.
 
     losses: {dpm: {weight: 1.0}, ssim: {weight: 9.0}, silog: {weight: 1.0, against: ground_truth}}
 
-A key names its loss module, `tiekd/losses/<key>.py`, unless the term says `name:`. Every term is
-the mean over the images of the batch of per-image means, `loss_<key>`, weight included. A loss
-whose forward asks for `iteration` is told it; one that reads the prediction's divergence says so in
-`needs_divergence`. Left out: weights that change over time.
+A key names its loss module, `tiekd/losses/<key>.py`, unless the term has a `name:`. Every term is
+the mean over the batch's images of per-image means, `loss_<key>`, weight included. A loss whose
+forward has an argument `iteration` is given it; one that reads the prediction's divergence says so
+in `needs_divergence`. Left out: weights that change over time.
 """
 
 import inspect
@@ -28,8 +27,12 @@ AGAINST = ("teacher", "ground_truth")
 
 
 class Term(NamedTuple):
-    """A loss (prediction, target -> (B,)), its weight in the sum, and the depth that it compares
-    with.
+    """One term of the sum.
+
+    Attributes:
+        loss: (prediction, target) -> (B,), a value an image.
+        weight: Its factor in the sum.
+        against: Which depth is the target, one of AGAINST.
     """
 
     loss: nn.Module
@@ -38,10 +41,12 @@ class Term(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """The total loss and its terms. terms: by the key that they have in the recipe and the log.
+    """The total loss and its terms.
 
-    needs_divergence: whether a term reads the prediction's divergence, the dearest thing that a DPM
-    head computes.
+    Attributes:
+        terms: By their keys in the recipe.
+        needs_divergence: True where a term reads the prediction's divergence, the dearest thing
+            that a DPM head computes.
     """
 
     def __init__(self, terms: dict[str, Term]):
@@ -58,10 +63,9 @@ class Criterion(nn.Module):
         self.top_crop = min((getattr(loss, "top_crop", 0) for loss in reading), default=0)
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """The depth that the network's divergence is to be taken to: (B, 1, H, W), metres; None
-        where no term reads it.
+        """Returns the depth that the network takes its divergence to; None where no term reads it.
 
-        Rows whose divergence counts as 0 anyway are 0 in it, so that nobody computes it. (A coarse
+        (B, 1, H, W), metres. Cropped rows are zeroed, so their divergence isn't computed. (A coarse
         head's cells that reach over the last of them then learn from their other rows alone.)
         """
         if not self.needs_divergence or not self.top_crop:
@@ -77,10 +81,13 @@ class Criterion(nn.Module):
         teacher_depth: Tensor | None,
         iteration: int | None = None,
     ) -> dict[str, Tensor]:
-        """{"loss_<key>": weight * mean over images, ..., "loss": their sum}, all 0-d float32.
+        """Returns the weighted terms `loss_<key>` and `loss`, their sum, all 0-d float32.
 
-        teacher_depth: (B, 1, H, W) float32, metres, 0 where not valid; None without a teacher.
-        batch.depth: ground truth, the same. iteration: finished ones; None: past every warm-up.
+        Args:
+            prediction: The network's.
+            batch: Its `depth` is the ground truth, (B, 1, H, W) float32, metres, 0 where not valid.
+            teacher_depth: The same of the teacher; None without one.
+            iteration: Finished ones; None is past every warm-up.
         """
         values = {}
         for key, term in self.terms.items():
@@ -95,7 +102,11 @@ class Criterion(nn.Module):
 
 
 def build(losses_node: dict, has_teacher: bool) -> Criterion:
-    """The criterion of a recipe's `losses` section; RecipeError where a term can't be."""
+    """Builds the criterion of a recipe's `losses` section.
+
+    Raises:
+        RecipeError: A term is wrong, or needs a teacher that isn't there.
+    """
     if not isinstance(losses_node, dict) or not losses_node:
         raise RecipeError(
             f"losses: got {losses_node!r}; give at least one term, for example {{dpm: {{weight: "

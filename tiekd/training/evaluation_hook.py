@@ -1,4 +1,4 @@
-"""Evaluates the student when it is due, reports the figures and keeps the weights of the best."""
+"""Evaluates the student when it is due, reports the figures and keeps the best weights."""
 
 import math
 from collections.abc import Callable
@@ -22,13 +22,22 @@ from tiekd.workdir import weights_file
 
 
 class Evaluation(Hook):
-    """Runs at every `settings.interval` epochs or iterations, and at the end of training if that
-    isn't one. Where a run is stopped at such an iteration, time is short: the evaluation is made up
-    for when the run goes on.
+    """Runs at every `settings.interval` epochs or iterations, and at the end of training.
 
-    replica: a plain fp32 network of the student's shape on the device, filled from the engine at
-    each evaluation. info: writes to the log. terminal: where the log's lines are shown; where it is
-    none, nothing shows how far an evaluation is. resize: the working resolution.
+    Where a run is stopped at such an iteration, time is short: the evaluation is made up for when
+    the run resumes.
+
+    Attributes:
+        settings: When and how to evaluate.
+        dataset: The validation frames.
+        replica: A plain fp32 network of the student's shape on the device, filled from the engine
+            at each evaluation.
+        device: Of the replica.
+        loading: How the frames are read.
+        info: Writes a line to the log.
+        terminal: Where the log's lines are shown; where it is no terminal, progress isn't.
+        resize: The working resolution.
+        best: The best figure so far.
     """
 
     def __init__(
@@ -106,7 +115,7 @@ class Evaluation(Hook):
         return None
 
     def _why_no_best(self, name: str, value: float) -> str:
-        """The line for an evaluation whose figure is not finite: such weights never are the best."""
+        """Returns the line for a figure that isn't finite: such weights are never the best."""
         if not math.isnan(value):
             return (
                 f"No best is saved: {name} is {value}, since depth was predicted that is not "
@@ -138,7 +147,8 @@ class Evaluation(Hook):
                     path, weights, state.recipe["network"], state.iteration, **facts
                 )
             except OSError as error:
-                return f"{path} was not written, {error.strerror}; training goes on, an older one stays"
+                problem = f"{path} was not written, {error.strerror}"
+                return f"{problem}; training goes on, an older one stays"
         self.best = value
         label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
         best = f"Best {name} so far: {value:.4f} at iteration {state.iteration}"

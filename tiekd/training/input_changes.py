@@ -1,11 +1,10 @@
-"""What of a run's inputs has changed between its start and a resume, and whether the run may go on
-with that.
+"""Compares a run's inputs at its start and at a resume, and says whether it may resume.
 
 A change of what is trained on, or of what its evaluations compare, is refused unless it was
 accepted (`--accept-changes`): frames, their files, the order of them, the teacher's weights and
-maps, code of one's own that makes data or targets, and the recipe's keys that say how depth is
-read and scored. All else is told and goes on, such as a data set that was moved. A time of change
-alone refuses nothing.
+maps, the user's code that makes data or targets, and the recipe's keys that say how depth is read
+and scored. Any other change is logged, such as a data set that was moved. A time of change alone
+refuses nothing.
 """
 
 from collections import Counter
@@ -54,9 +53,14 @@ _LISTS = ("data.train_split", "data.val_split")
 
 
 class Verdict(NamedTuple):
-    """keys: of the recipe that changed, as `workdir.changed_keys` gives them, None where the
-    start's isn't known; refused: changes of what is trained on or compared; told: all other
-    ones."""
+    """The changes since a run's start.
+
+    Attributes:
+        keys: Changed keys of the recipe, as `workdir.changed_keys` returns them; None where the
+            start's recipe isn't known.
+        refused: Changes of what is trained on or compared, in words.
+        told: All other changes, in words.
+    """
 
     keys: list[str] | None
     refused: list[str]
@@ -66,12 +70,17 @@ class Verdict(NamedTuple):
 def judge(
     started: dict | None, now: dict | None, resume_path: Path | None, accept: bool
 ) -> Verdict:
-    """What has changed between the records of the start and of now, which are None but on rank 0.
-    Collective.
+    """Compares the records of the start and of now, which are None but on rank 0. Collective.
 
-    Raises CheckpointError, on all ranks, for changes of what is trained on or compared that aren't
-    accepted. resume_path: the checkpoint; None: the run begins, so nothing has been learned from
-    anything else.
+    Args:
+        started: The record of the start.
+        now: Today's.
+        resume_path: The checkpoint; None where the run begins, so that nothing has been learned
+            yet.
+        accept: True where changes are accepted.
+
+    Raises:
+        CheckpointError: On all ranks, for changes of what is trained on or compared.
     """
     verdict = None
     if comm.is_main():
@@ -137,8 +146,10 @@ def compare(started: dict | None, now: dict) -> Verdict:
 
 
 def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
-    """Logs, in words and as a row, that epochs are longer or shorter than they were up to
-    `iteration`. Rank 0 only."""
+    """Logs, in words and as a row, that epochs changed their length. Rank 0 only.
+
+    They are longer or shorter than they were up to `iteration`.
+    """
     if (
         started is None
         or not iteration
@@ -243,8 +254,11 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
 
 
 def _is_only_told(name: str) -> bool:
-    """Of a file that a resumed run doesn't read again, of lists, and of code that makes neither
-    data nor targets."""
+    """Returns True for a change that is logged and never refused.
+
+    That is a file that a resumed run doesn't read again, a list, or code that makes neither data
+    nor targets.
+    """
     return name == "load.checkpoint" or name in _LISTS or name.startswith("module ")
 
 
@@ -276,8 +290,10 @@ def _position(iteration: int, per_epoch: int) -> dict[str, int]:
 
 
 def _value(node: dict, key: str):
-    """What a dotted name says, or what counts where a recipe's evaluation says nothing; None for
-    another that isn't there."""
+    """Returns the value of a dotted name, or the default of an evaluation's key.
+
+    None for another key that isn't there.
+    """
     if key == "evaluation.cap":
         return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")
     if key.startswith("evaluation."):

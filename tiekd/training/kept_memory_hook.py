@@ -1,5 +1,4 @@
-"""Bounds what a training process keeps of freed memory (tiekd/distributed/allocator.py): given back
-where it creeps up.
+"""Bounds the freed memory that a training process keeps (tiekd/distributed/allocator.py).
 
 Tensors whose sizes differ from one iteration to the next leave ever more gaps that nothing fits in.
 After the first iteration the process holds what an iteration needs; where it holds a twentieth
@@ -16,8 +15,10 @@ _GROWTH = 1.05
 
 
 class KeptMemory(Hook):
-    """Stands before what needs memory of its own between iterations, as evaluations and checkpoints
-    do.
+    """Gives memory back where it creeps up.
+
+    Stands before the hooks that need memory of their own between iterations, such as evaluations
+    and checkpoints.
     """
 
     def __init__(self):

@@ -14,8 +14,9 @@ from tiekd.distributed.comm import mean_over_ranks
 
 
 class Window:
-    """Sums of scalars over iterations, kept where the scalars are; values that are not finite count
-    as missing.
+    """Sums of scalars over iterations, kept where the scalars are.
+
+    Values that are not finite count as missing.
     """
 
     def __init__(
@@ -34,16 +35,22 @@ class Window:
 
     @property
     def device(self) -> torch.device:
+        """The device of the sums."""
         return torch.device("cpu") if self._on_device is None else self._on_device.device
 
     def add(
         self, values: dict[str, Tensor | float | None], time_s: float, data_time_s: float
     ) -> None:
-        """values: 0-d tensors on the first one's device stay there; the rest is summed here, None
-        is missing.
+        """Adds one iteration. No host sync.
 
         With ZeRO-Offload the losses are on the GPU and the gradient norm on the CPU, where reading
         it is no wait.
+
+        Args:
+            values: 0-d tensors on the first one's device stay there; the rest is summed on the
+                host. None is missing.
+            time_s: Seconds of the iteration.
+            data_time_s: Seconds of it spent waiting for batches.
         """
         device = next(
             (value.device for value in values.values() if isinstance(value, Tensor)), None
@@ -73,8 +80,9 @@ class Window:
         self.data_time_s += data_time_s
 
     def wait_for_device(self) -> None:
-        """Adds the device's backlog to the time: the host runs ahead of a GPU, and the last sync
-        shows by how much.
+        """Adds the device's backlog to the time.
+
+        The host runs ahead of a GPU, and the last sync shows by how much.
         """
         if self.device.type == "cuda":
             started = time.perf_counter()
@@ -82,10 +90,11 @@ class Window:
             self.time_s += time.perf_counter() - started
 
     def means_over_ranks(self) -> tuple[dict[str, float], int]:
-        """Means in the order of the last `add`, NaN where no value was finite, and how many
-        iterations had such values.
+        """Returns the means over iterations and ranks. One collective and one host sync.
 
-        One collective and one host sync.
+        Returns:
+            Means in the order of the last `add`, NaN where no value was finite; and the number of
+            iterations with such values.
         """
         sums, counts = dict(self._sums), dict(self._counts)
         if self._on_device is not None:
@@ -108,7 +117,7 @@ class Window:
         return means, num_broken
 
     def state_dict(self) -> dict:
-        """This rank's sums as plain numbers. One host sync."""
+        """Returns this rank's sums as plain numbers. One host sync."""
         self._fold()
         return {
             "sums": dict(self._sums),
@@ -119,7 +128,7 @@ class Window:
         }
 
     def mean_over_ranks(self) -> dict:
-        """A state that every rank of another number of ranks can go on from. One collective."""
+        """Returns a state for resuming on any number of ranks. One collective."""
         state = self.state_dict()
         parts = {
             (kind, name): value

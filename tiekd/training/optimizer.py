@@ -1,13 +1,12 @@
-"""The optimizer of a recipe: torch's own, fused, with a learning rate and a weight decay per group
-of parameters.
+"""Builds torch's fused optimizers, with a learning rate and weight decay a parameter group.
 
     optimizer: {name: adamw, lr: 1e-4, weight_decay: 0.01, groups: [
       {match: ["*norm*", "*bias_table"], weight_decay: 0},
       {match: "decoder.*", lr_mult: 10}]}
 
-`match` holds glob patterns of parameter names; a parameter belongs to the first group that has a
+`match` holds glob patterns of parameter names. A parameter belongs to the first group that has a
 pattern for it, and what none matches keeps the optimizer's own values. The schedule sets a group's
-lr to its own times the group's `lr_mult`. Left out: other values per group, and DeepSpeed's own
+lr to its own times the group's `lr_mult`. Left out: other values a group, and DeepSpeed's own
 optimizers.
 """
 
@@ -42,12 +41,19 @@ GROUP_KEYS = {"match": str | list[str], "lr_mult": float, "weight_decay": float}
 def build_optimizer(
     node: dict, network: nn.Module, batch_size: int, lr_scaling: str
 ) -> torch.optim.Optimizer:
-    """The torch optimizer of `recipe["optimizer"]`, fused where torch has it.
+    """Builds the torch optimizer of a recipe's `optimizer` section, fused where torch has it.
 
-    `lr_batch_size` is the global batch that `lr` is meant for; `lr_scaling` none, linear or sqrt
-    says what another batch does to it. The optimizer's `defaults` hold lr and momentum without any
-    group's factor. Raises RecipeError for unknown names and arguments, and for groups that can't
-    be.
+    Args:
+        node: The section. Its `lr_batch_size` is the global batch that `lr` is meant for.
+        network: The student.
+        batch_size: Images an iteration, of all ranks.
+        lr_scaling: How another batch than `lr_batch_size` changes lr: none, linear or sqrt.
+
+    Returns:
+        The optimizer; its `defaults` hold lr and momentum without any group's factor.
+
+    Raises:
+        RecipeError: A name, argument or group is unknown or wrong.
     """
     check_value(node, dict, "optimizer")
     arguments = dict(node)
@@ -70,10 +76,16 @@ def build_optimizer(
 
 
 def lr_factor(batch_size: int, lr_batch_size: int | None, lr_scaling: str) -> float:
-    """What the learning rate is multiplied with when the global batch is not the one it was chosen
-    for.
+    """Returns the factor of the learning rate for another global batch than it is meant for.
 
-    lr_batch_size: None where the recipe doesn't say, which allows no scaling. Raises RecipeError.
+    Args:
+        batch_size: Images an iteration.
+        lr_batch_size: What the learning rate is meant for; None, where the recipe doesn't say,
+            allows no scaling.
+        lr_scaling: none, linear or sqrt.
+
+    Raises:
+        RecipeError: `lr_scaling` is unknown, or needs `lr_batch_size`.
     """
     powers = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
     if lr_scaling not in powers:
@@ -96,11 +108,10 @@ def lr_factor(batch_size: int, lr_batch_size: int | None, lr_scaling: str) -> fl
 def parameter_groups(
     nodes: list[dict], parameters: dict[str, nn.Parameter], lr: float
 ) -> list[dict]:
-    """torch's parameter groups: first what no pattern matches, then one per node of
-    `optimizer.groups`.
+    """Returns the parameter groups: what no pattern matches, then one a node.
 
-    Raises RecipeError for a pattern without a parameter, and for a group whose parameters earlier
-    groups have.
+    Raises:
+        RecipeError: A pattern has no parameter, or earlier groups have all of a group's.
     """
     check_value(nodes, list[dict], "optimizer.groups")
     left, groups = dict(parameters), []
@@ -134,9 +145,7 @@ def parameter_groups(
 
 
 def _check_arguments(name: str, arguments: dict) -> None:
-    """RecipeError unless each argument is one that this optimizer has, of its kind and in its
-    range.
-    """
+    """Raises RecipeError for an unknown argument, or one of a wrong kind or range."""
     known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key in ARGUMENTS]
     check_keys(arguments, known, f"optimizer ({name})")
     for key, value in ({"lr": None} | arguments).items():

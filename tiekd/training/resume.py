@@ -1,6 +1,4 @@
-"""Going on with a run: which checkpoint it takes, and what of the work dir is put back, set aside
-or kept as it was.
-"""
+"""Resume: choose a checkpoint, restore engine and hooks, set newer checkpoints aside."""
 
 from pathlib import Path
 
@@ -22,12 +20,19 @@ from tiekd.workdir import checkpoints, weights_file, workdir
 
 
 def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, None to begin, and what to say of that and of newer ones that
-    weren't taken.
+    """Chooses the checkpoint to resume from. Collective: rank 0 looks, and all take the same.
 
-    resume_from: a checkpoint's folder; "auto" for the newest whole one, or the beginning where
-    there is none at all, so that a job may be started by one command again and again; None to
-    begin. Collective: the main rank looks, so that all take the same. Raises CheckpointError.
+    Args:
+        work_dir: The folder of the run.
+        resume_from: A checkpoint's folder, "auto" for the newest whole one, or None to begin.
+            "auto" begins where there is no checkpoint at all, so that a job may be started by one
+            command again and again.
+
+    Returns:
+        The checkpoint, None to begin; and lines on it and on newer ones that are passed over.
+
+    Raises:
+        CheckpointError: There is none that can be taken.
     """
     if resume_from is None:
         return None, []
@@ -56,12 +61,17 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
 def take_layouts(
     work_dir: Path, device: torch.device, checkpoint_path: Path | None
 ) -> tuple[dict | None, list[str]]:
-    """Lets the run's layouts (tiekd/kernels/layouts.py) hold in all ranks, and returns their record
-    and lines for the log.
+    """Makes the run's layouts (tiekd/kernels/layouts.py) hold in all ranks. Collective.
 
-    device: of the ranks; a GPU needs no layouts. checkpoint_path: what the run continues from,
-    which may be another work dir's; None where it begins. Collective: rank 0's CPU and file decide
-    for all.
+    Rank 0's CPU and file decide for all.
+
+    Args:
+        work_dir: The folder of the run.
+        device: Of the ranks; a GPU needs no layouts.
+        checkpoint_path: What the run resumes from, also another work dir's; None where it begins.
+
+    Returns:
+        The layouts' record, and lines for the log.
     """
     if device.type != "cpu":
         return None, []
@@ -85,11 +95,16 @@ def take_layouts(
 
 
 def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
-    """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None:
-    it begins anew.
+    """Restores a run's state and hooks from a checkpoint, and sets newer ones aside. Collective.
 
-    Collective. Raises RecipeError, before anything is written, where the recipe ends before the
-    checkpoint.
+    Args:
+        state: Where the run stands; changed in place.
+        path: The checkpoint; None where the run begins anew.
+        log: The text log, whose later rows are dropped.
+
+    Raises:
+        RecipeError: The recipe ends before the checkpoint; nothing was written then.
+        CheckpointError: It can't be loaded.
     """
     if path is not None:
         state.iteration, hook_states = checkpoint.load(state.engine, path)
@@ -108,11 +123,14 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
 def forget_other_best(
     state: TrainState, started: dict | None, now: dict | None, accepted: bool
 ) -> None:
-    """Makes evaluations begin anew with their best where what they compare has changed since.
+    """Makes evaluations begin anew with their best where what they compare has changed. Collective.
 
-    started, now: the records of the inputs (tiekd/training/inputs.py), rank 0's; `best_from` of the
-    latter is filled in. accepted: the resume goes on with other inputs; then rank 0 sets the best
-    weights from before aside. Collective.
+    Args:
+        state: Where the run stands.
+        started: The record of the inputs at the start (tiekd/training/inputs.py), on rank 0.
+        now: Today's, on rank 0; its `best_from` is filled in.
+        accepted: True where the run resumes with other inputs; rank 0 sets the best weights from
+            before aside.
     """
     if comm.is_main():
         now["best_from"] = state.iteration if accepted else (started or now)["best_from"]

@@ -30,11 +30,10 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> float:
-    """Cosine from 1/div_factor up to 1 over the first `pct_start` of the run, then down to that
-    over final_div_factor.
+    """Cosine from 1/div_factor up to 1 over the first `pct_start` of the run, and down again.
 
-    Smith and Topin 2019 (arXiv 1708.07120) with torch's off-by-one: the top is at `pct_start * span
-    - 1`.
+    The end is 1/div_factor over final_div_factor. Smith and Topin 2019 (arXiv 1708.07120) with
+    torch's off-by-one: the top is at `pct_start * span - 1`.
     """
     first, last = 1 / div_factor, 1 / div_factor / final_div_factor
     return _up_and_down(progress, span, pct_start, first, 1.0, last)
@@ -77,22 +76,28 @@ class Schedule:
         self._lr, self._momentum, self._last = lr, momentum, total_iterations - 1
 
     def lr(self, iteration: int) -> float:
-        """The learning rate of a parameter group without `lr_mult`; past the end, that of the last
-        iteration.
+        """Returns the learning rate of a parameter group without `lr_mult`.
+
+        Past the end it is that of the last iteration.
         """
         return self._lr(min(iteration, self._last))
 
     def momentum(self, iteration: int) -> float | None:
-        """betas[0] or momentum; None where neither the schedule nor the recipe says one."""
+        """Returns betas[0] or momentum; None where neither schedule nor recipe gives one."""
         return self._momentum(min(iteration, self._last))
 
     def apply(
         self, optimizer: torch.optim.Optimizer, iteration: int
     ) -> tuple[list[float], list[float]]:
-        """Sets every group's lr (times its `lr_mult`) and momentum for `iteration`; returns what is
-        now in force.
+        """Sets every group's lr (times its `lr_mult`) and momentum for an iteration.
 
-        optimizer: anything with `param_groups`; a group without betas and momentum has momentum 0.
+        Args:
+            optimizer: Anything with `param_groups`; a group without betas and momentum has momentum
+                0.
+            iteration: Finished iterations.
+
+        Returns:
+            The learning rates and the momenta that are now in force, one a group.
         """
         lr, momentum = self.lr(iteration), self.momentum(iteration)
         for group in optimizer.param_groups:
@@ -155,7 +160,7 @@ def build(
 
 
 def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
-    """What to log of a run that is over before its warm-up is; None for any other."""
+    """Returns a line for the log where a run ends within its warm-up, else None."""
     warmup_iterations = node.get("warmup_iterations", 0)
     if not 0 < total_iterations <= warmup_iterations:
         return None
@@ -168,7 +173,7 @@ def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
 
 
 def _read(node: dict) -> tuple[Callable, dict, dict]:
-    """Shape, its arguments and the keys common to its kind, all checked."""
+    """Returns a node's shape, its arguments and the keys common to all kinds, checked."""
     name = node.get("name") if isinstance(node, dict) else None
     if name not in list(SHAPES):
         names = sorted(SHAPES, key=lambda known: -SequenceMatcher(None, known, str(name)).ratio())
@@ -226,8 +231,9 @@ def _increasing(values) -> bool:
 def _up_and_down(
     progress: int, span: int, pct_start: float, first: float, top: float, last: float
 ) -> float:
-    """Half a cosine from `first` to `top` at `pct_start * span - 1`, another one to `last` at `span
-    - 1`.
+    """Half a cosine from `first` to `top`, and another one to `last`.
+
+    They meet at `pct_start * span - 1` and end at `span - 1`.
     """
     turn, end = pct_start * span - 1, span - 1
     if progress <= turn:

@@ -36,7 +36,7 @@ class Recipe:
 
     @cached_property
     def train(self) -> "TrainSettings":
-        """How long and with what batch training runs. Raises RecipeError."""
+        """The length, batch and seed of training. Raises RecipeError."""
         return settings(self.node, "train", TrainSettings)
 
     @cached_property
@@ -46,18 +46,18 @@ class Recipe:
 
     @cached_property
     def evaluation(self) -> EvaluationSettings:
-        """When and how the validation frames are evaluated. Raises RecipeError."""
+        """The evaluation of the validation frames. Raises RecipeError."""
         return settings(self.node, "evaluation", EvaluationSettings)
 
     @cached_property
     def augment(self) -> Augment:
-        """How training samples are augmented. Raises RecipeError."""
+        """The augmentation of training samples. Raises RecipeError."""
         node = self.data.get("augment", {})
         return settings({"data.augment": node}, "data.augment", Augment)
 
     @cached_property
     def loading(self) -> Loading:
-        """How frames are read. Raises RecipeError."""
+        """The reading of frames. Raises RecipeError."""
         return loading_of(self.node)
 
     @cached_property

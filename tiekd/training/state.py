@@ -1,4 +1,4 @@
-"""Where a run stands, for hooks to read."""
+"""The state of a run, for hooks to read."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from tiekd.training.hook import Hook
 
 @dataclass
 class TrainState:
-    """Where a run stands. In `after_iteration` all values are of the iteration just finished.
+    """The state of a run. In `after_iteration` all values are of the iteration just finished.
 
     Attributes:
         engine: The deepspeed.DeepSpeedEngine.
@@ -44,7 +44,7 @@ class TrainState:
         metrics: The figures of the last evaluation.
         num_evaluated: Frames of the last evaluation.
         orphaned: True where the run stops because its launcher is gone and nobody asked for it.
-        trained_on: What the weights were trained on, on rank 0; None where the data set doesn't say.
+        trained_on: What the weights learned from, on rank 0; None where the data set doesn't say.
         stop_reason: Set by a hook, on every rank after the same iteration: training ends there.
     """
 

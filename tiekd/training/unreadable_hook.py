@@ -1,5 +1,4 @@
-"""Tells of training samples that can't be read and were replaced, and ends the run when there are
-too many of them.
+"""Logs training samples that can't be read and were replaced, and ends a run with too many.
 
 The ranks tell each other when a log line is due, one collective; nothing in between. A sample is
 counted when a batch with its replacement is trained on, so the log and the end come at the same
@@ -15,7 +14,13 @@ from tiekd.training.hooks.text_log import TextLog
 
 
 class UnreadableSamples(Hook):
-    """found: what this rank's loader met. `told`: of all ranks, the messages that the log has."""
+    """Logs each sample once, and raises DataError on all ranks where there are too many.
+
+    Attributes:
+        found: What this rank's loader met.
+        log: The text log.
+        told: The messages, of all ranks, that are in the log.
+    """
 
     def __init__(self, found: Unreadable, log: TextLog):
         self.found, self.log = found, log

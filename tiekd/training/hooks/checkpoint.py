@@ -1,5 +1,6 @@
-"""Saves a checkpoint every `interval` epochs or iterations and where training ends, and keeps the
-last few.
+"""Saves checkpoints and keeps the last few.
+
+One is saved every `interval` epochs or iterations and where training ends.
 """
 
 import shlex
@@ -14,13 +15,20 @@ from tiekd.workdir import checkpoints, weights_file
 
 
 class Checkpoint(Hook):
-    """interval counts epochs or iterations as `by` says; keep_last: how many stay; keep_every: of
-    every so many epochs or iterations one stays for good. on_error: what a save that the disk
-    didn't take does to the run, continue or stop; a last one that fails always ends it with an
-    error. `hooks`: whose states go along. info: writes to the log.
+    """Saves when it is due; stands after the evaluation in the list.
 
-    Stands after the evaluation in the list: a checkpoint then holds the outcome of the evaluation
-    at its iteration, so a run that goes on from it has lost nothing.
+    A checkpoint then holds the outcome of the evaluation at its iteration, so a run that resumes
+    from it has lost nothing.
+
+    Attributes:
+        hooks: Those whose states are saved.
+        info: Writes a line to the log.
+        interval: Epochs or iterations from one checkpoint to the next.
+        by: "epoch" or "iteration".
+        keep_last: The number of checkpoints that stay.
+        keep_every: Of every so many epochs or iterations one stays for good; None for none.
+        on_error: What a save that the disk didn't take does to the run, "continue" or "stop". A
+            last one that fails always ends it with an error.
     """
 
     def __init__(
@@ -74,8 +82,9 @@ class Checkpoint(Hook):
 
 
 def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """Hooks by the names that a checkpoint has for them: the class, with a number from the second
-    of a class on.
+    """Returns hooks by their names in a checkpoint.
+
+    That is the class, with a number from the second of a class on.
     """
     names: dict[str, Hook] = {}
     for hook in hooks:

@@ -1,11 +1,10 @@
-"""Ends a run in which no training pixel counts: every term of the loss is exactly 0, so nothing is
-learned.
+"""Ends a run in which no training pixel counts, so that every loss is 0 and nothing is learned.
 
 That is so where all ground truth is 0, in another unit than said (beyond a loss's max_depth), or
-cropped away. The first look is at the first line of the log, or at the end of the first epoch
-where that comes before; from the first loss above 0 on nothing is done any more. Cost until then:
-a comparison per loss on the device, and with a look one host sync and one collective. Left out:
-runs that have some pixels, however few.
+cropped away. The first look is at the first line of the log, or at the end of the first epoch where
+that comes before; from the first loss above 0 on nothing is done any more. Cost until then: a
+comparison a loss on the device, and with a look one host sync and one collective. Left out: runs
+that have some pixels, however few.
 """
 
 import torch
@@ -22,8 +21,10 @@ _NAMED = 3
 
 
 class PixelsCount(Hook):
-    """Stands behind the text log, whose lines are the looks, and before the checkpoint: such a run
-    saves nothing."""
+    """Looks for a loss above 0 at lines of the text log, behind which it stands.
+
+    It stands before the checkpoint: a run without one saves nothing.
+    """
 
     def __init__(self, text_log: TextLog):
         self.text_log = text_log
@@ -55,8 +56,10 @@ class PixelsCount(Hook):
 
 
 def _target_facts(state) -> tuple[int, int, float, list[str]]:
-    """Of this rank's last micro-batch: pixels with a target depth, all pixels, the largest depth
-    in metres, names."""
+    """Returns facts of this rank's last micro-batch.
+
+    They are the pixels with a target depth, all pixels, the largest depth in metres, and the names.
+    """
     target = state.batch.depth if state.teacher_depth is None else state.teacher_depth
     return int((target > 0).sum()), target.numel(), float(target.max()), state.batch.names
 

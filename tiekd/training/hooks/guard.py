@@ -1,12 +1,11 @@
-"""Tells which samples gave a loss or gradient that was not finite, and ends a run whose numbers
-stay bad.
+"""Logs which samples gave a loss or gradient that isn't finite; ends a run that stays bad.
 
 The step has been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py).
 Between two lines of the text log this keeps what is there anyway: names on the host, losses on the
-device. With a line comes one host sync and one collective. So bad iterations are told, and counted,
-up to two intervals of the log after they were (a window ends with its epoch). In fp16 a skipped
-step whose losses are finite counts only where the loss scale can't be the reason. Left out: what
-has been kept when a run dies between two lines; that of a stopped one is told before it ends.
+device. A line costs one host sync and one collective. So bad iterations are logged, and counted, up
+to two intervals of the log after they were (a window ends with its epoch). In fp16 a skipped step
+whose losses are finite counts only where the loss scale can't be the reason. Left out: what has
+been kept when a run dies between two lines; that of a stopped one is logged before it ends.
 """
 
 import math
@@ -27,8 +26,15 @@ MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16  # of a line of the log; the .log.js
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one rank keeps of an iteration: for each micro-batch its losses, its samples' names and
-    images' sums.
+    """The facts that one rank keeps of an iteration.
+
+    Attributes:
+        number: The iteration's, from 1.
+        skipped: True where its step was skipped, maybe on the device.
+        searched_loss_scale: True where that may only mean a too large loss scale.
+        losses: Of each micro-batch.
+        names: Of each micro-batch's samples.
+        image_sums: Of each micro-batch, (B,).
     """
 
     number: int
@@ -40,9 +46,14 @@ class Iteration:
 
 
 class Guard(Hook):
-    """max_in_a_row: bad iterations after which the run ends, 0 for none. Stands behind what stops a
-    run and before the checkpoint: where the run ends for its numbers, nothing is saved over the
-    good ones.
+    """Counts bad iterations; raises DivergedError on all ranks after too many in a row.
+
+    Stands behind the hooks that stop a run and before the checkpoint: where the run ends for its
+    numbers, nothing is saved over the good ones.
+
+    Attributes:
+        text_log: Where bad iterations are logged.
+        max_in_a_row: Bad iterations after which the run ends; 0 for no end.
     """
 
     def __init__(self, text_log: TextLog, max_in_a_row: int):
@@ -72,8 +83,9 @@ class Guard(Hook):
         self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
 
     def _look(self, state) -> None:
-        """Tells and counts the bad ones among the kept iterations. Collective; DivergedError on all
-        ranks.
+        """Logs and counts the bad ones among the kept iterations. Collective.
+
+        Raises DivergedError on all ranks.
         """
         kept, self._kept = self._kept, []
         skipped = _on_host([iteration.skipped for iteration in kept])
@@ -125,9 +137,10 @@ class Guard(Hook):
 
 
 def last_good(state, first_bad: int):
-    """The newest whole checkpoint from before the first bad iteration; where none is left, the
-    first whole one after it, for skipped steps have left the weights as they were. None: there is
-    none. Collective.
+    """Returns the newest whole checkpoint from before the first bad iteration. Collective.
+
+    Where none is left it is the first whole one after it, for skipped steps have left the weights
+    as they were. None where there is no checkpoint.
     """
     found = None
     if comm.is_main():
@@ -197,12 +210,14 @@ def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
         for name in reports[0]["losses"]
     }
     names = [name for report in reports for name in report["names"]]
-    return f"iteration {number}: skipped, the gradient was not finite ({_shown(means)}): {_listed(names)}{end}"
+    told = f"iteration {number}: skipped, the gradient was not finite ({_shown(means)})"
+    return f"{told}: {_listed(names)}{end}"
 
 
 def _row(number: int, reports: list[dict], what: str) -> dict:
-    """For the .log.json: without an epoch, so that readers of training and validation rows pass
-    over it.
+    """Returns the row for the .log.json.
+
+    It has no epoch, so that readers of training and validation rows pass over it.
     """
     samples = [
         report | {"losses": {name: f"{x:.6g}" for name, x in report["losses"].items()}}

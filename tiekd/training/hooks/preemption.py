@@ -1,10 +1,10 @@
-"""Stops a run that is asked to end: the iteration is finished, a checkpoint saved, and the run can
-go on from there.
+"""Stops a run that is asked to end: after the iteration, with a checkpoint to resume from.
 
 SIGTERM and SIGUSR1 to any rank ask for it, and so does the end of the launcher. All ranks stop
 after the same iteration: each tells the others at every iteration, in a reduction on the host that
 is waited for one iteration later, so neither the device nor the host ever waits for it. A second
-signal, later than the copies of the first one that launchers hand on, ends the process at once.
+signal, later than the copies of the first one that launchers pass on, ends the process at once.
+
 Until the first iteration is done there is nothing to save: a signal before it begins ends the
 process as always, and one that comes while it is waited for (batches that don't come, a
 compilation) ends it 20 seconds later.
@@ -86,7 +86,7 @@ class Preemption(Hook):
             os.close(self._signals)
 
     def _answer(self) -> int:
-        """What the ranks said an iteration ago: 0, _SIGNAL or _ORPHANED."""
+        """Returns what the ranks said an iteration ago: 0, _SIGNAL or _ORPHANED."""
         if self._question is None:
             return 0
         work, asked = self._question
@@ -113,9 +113,10 @@ class Preemption(Hook):
 
 
 def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
-    """Reads the numbers of signals as they come, until the pipe is closed; ends the process at a
-    second request, and where it still waits for its first iteration some time after the first
-    request.
+    """Reads the numbers of signals as they come, until the pipe is closed.
+
+    Ends the process at a second request, and where it still waits for its first iteration some time
+    after the first request.
     """
     first_at, first = None, 0
     poller = select.poll()

@@ -1,24 +1,26 @@
-"""TensorBoard: the text log's scalars, named as mmcv's TensorboardLoggerHook does, pictures, and
-the recipe.
+"""Writes to TensorBoard: the text log's scalars, images, histograms of errors, and the recipe.
 
-Stands behind `text_log` in the list of hooks and takes its means, so scalars cost no further
-collective or host sync. Steps are iterations. What an interrupted run had written past the point
-that it resumes from is purged.
+Scalars are named as mmcv's TensorboardLoggerHook names them. It stands behind `text_log` in the
+list of hooks and takes its means, so scalars cost no further collective or host sync. Steps are
+iterations. What an interrupted run had written past the point that it resumes from is purged.
 
-    train/<loss>, ...      with the text log's lines; learning_rate, momentum, train/skipped_steps where any was
+    train/<loss>, ...      with the text log's lines; also learning_rate, momentum, and
+                           train/skipped_steps where any was
     val/<metric>           at evaluations
-    train/pictures_1, ...  every image_interval iterations, of rank 0's newest batch: image, ground truth, teacher,
-    train/why_1            student, error and entropy; and for the first image why, at marked pixels
+    train/pictures_1, ...  every image_interval iterations, of rank 0's newest batch: image, ground
+    train/why_1            truth, teacher, student, error and entropy; and for the first image why,
+                           at marked pixels
     val/pictures_1, ...    at evaluations, of the same few validation frames each time
     val/why_1, ...
-    val/error_0-20m, ...   histograms of student - ground truth in those frames, by ranges of the ground truth
-    recipe, ds_config      text, what the work dir's files of that name hold
+    val/error_0-20m, ...   histograms of student - ground truth in those frames, by ranges of the
+                           ground truth
+    recipe, ds_config      text, the contents of the work dir's files of that name
 
-All on rank 0 without a collective. Two pictures of training take some 0.2 s of a core beside a
+All on rank 0 without a collective. Two images of training take some 0.2 s of a core beside a
 forward of those images, so one in 500 iterations costs little. With ZeRO-3, where no rank has the
-weights, pictures of training are of the depth that training had and nothing is explained there.
-Left out: histograms of weights, graphs; and a teacher from outside tiekd in pictures of
-evaluations, whose frames it may not be made for.
+weights, images of training are of the depth that training had and nothing is explained there. Left
+out: histograms of weights, graphs; and a teacher from outside tiekd in images of evaluations, whose
+frames it may not be made for.
 """
 
 import shutil
@@ -43,12 +45,14 @@ _ROOM_BYTES = 8 << 20
 class TensorBoard(Hook):
     """Writes `<work_dir>/tf_logs` on rank 0.
 
-    interval: least iterations between scalars; they come with the text log's lines. image_interval:
-    iterations between pictures of training, of which the last iteration has one, too; 0 for no
-    pictures, of evaluations neither. num_images: pictures of training, at most the batch.
-    max_depth: metres at the far end of the colours; errors are shown up to a tenth of it. text_log:
-    where the means come from; None takes the first TextLog of `state.hooks`. frames: what pictures
-    of evaluations show; None for none.
+    Attributes:
+        interval: Least iterations between scalars; they come with the text log's lines.
+        image_interval: Iterations between images of training, of which the last iteration has one,
+            too; 0 for no images, of evaluations neither.
+        num_images: Images of training, at most the batch.
+        max_depth: Metres at the far end of the colours; errors are shown up to a tenth of it.
+        text_log: Where the means come from; None takes the first TextLog of `state.hooks`.
+        frames: What images of evaluations show; None for no such images.
     """
 
     def __init__(
@@ -132,8 +136,9 @@ class TensorBoard(Hook):
         self._writer.flush()
 
     def _has_room(self) -> bool:
-        """Whether the disk takes what is to be written; TensorBoard's own thread dies where it
-        doesn't.
+        """Returns True where the disk takes what is to be written.
+
+        TensorBoard's own thread dies where it doesn't.
         """
         has_room = shutil.disk_usage(self._writer.log_dir).free > _ROOM_BYTES
         if self._had_room and not has_room:
@@ -193,8 +198,9 @@ build = TensorBoard
 
 
 def _whole_network(engine) -> Network | None:
-    """The student, where this rank can run it alone and that says more than the depth of training
-    does.
+    """Returns the student where this rank can run it alone.
+
+    None also where that shows no more than the depth of training does.
     """
     network = getattr(engine, "module", None)
     sharded = not isinstance(network, Network) or any(
@@ -204,7 +210,11 @@ def _whole_network(engine) -> Network | None:
 
 
 def writer_class() -> type:
-    """tensorboard's SummaryWriter, which takes a second and 150 MB to import. Raises LaunchError."""
+    """Returns SummaryWriter of tensorboard, which takes a second and 150 MB to import.
+
+    Raises:
+        LaunchError: It isn't installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

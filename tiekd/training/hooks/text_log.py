@@ -1,13 +1,12 @@
-"""The text log: one line every `interval` iterations, and a `.log.json` twin, as mmcv's
-TextLoggerHook writes them.
+"""Writes the text log, a line every `interval` iterations, and its `.log.json` twin.
 
-The lines, their rounding, windows and estimates are those of mmcv 1.7, so that its tools read our
-logs; the twin has `images_per_s` in addition. A line shows means over the last `interval`
-iterations, of which those that were not finite are left out (and counted in a line of their own);
-in fp16 the loss scale follows them. Between two lines nothing leaves the device; a line costs one
-collective for its means, one for the memory, and a host sync each. Every line is on disk when the
-call returns. With epochs, windows don't cross their ends: what is left of an epoch after its last
-full window is not shown.
+The lines, their rounding, windows and estimates are those of mmcv 1.7's TextLoggerHook, so that its
+tools read our logs; the twin has `images_per_s` in addition. A line shows means over the last
+`interval` iterations, of which those that were not finite are left out (and counted in a line of
+their own); in fp16 the loss scale follows them. Between two lines nothing leaves the device; a line
+costs one collective for its means, one for the memory, and a host sync each. Every line is on disk
+when the call returns. With epochs, windows don't cross their ends: what is left of an epoch after
+its last full window is not shown.
 """
 
 import getpass
@@ -33,14 +32,18 @@ _ITERATIONS_PER_EXP_NAME = 1000
 
 
 class TextLog(Hook):
-    """Writes `<work_dir>/<timestamp>.log` and `.log.json` on rank 0, and the former to the terminal
-    (stderr) too.
+    """Writes `<work_dir>/<timestamp>.log` and `.log.json` on rank 0.
 
-    interval: iterations per line, at most an epoch (or the run, by iteration). by_epoch: `Epoch
-    [3][1200/1514]` or `Iter [1200/38400]`; None takes what the run counts in. exp_name: what the
-    run is called; None takes the work dir's. `last_means` holds the numbers of the newest line,
-    `last_iteration` the iteration that it was written at, and `skipped_steps` the steps that were
-    skipped up to it.
+    The former's lines go to the terminal (stderr), too.
+
+    Attributes:
+        interval: Iterations a line, at most an epoch (or the run, by iteration).
+        by_epoch: True for `Epoch [3][1200/1514]`, False for `Iter [1200/38400]`; None takes the
+            unit of the recipe.
+        exp_name: The run's name; None takes the work dir's.
+        last_means: The numbers of the newest line.
+        last_iteration: The iteration of the newest line.
+        skipped_steps: Steps that were skipped up to it.
     """
 
     def __init__(
@@ -65,8 +68,9 @@ class TextLog(Hook):
         self.skipped_steps = 0
 
     def open(self, work_dir: Path, timestamp: str) -> None:
-        """Starts the files, on rank 0, so that `info` can be used before training; `before_train`
-        does it otherwise.
+        """Starts the files, on rank 0, so that `info` can be used before training.
+
+        Otherwise `before_train` does it.
         """
         if not is_main() or self._handlers:
             return
@@ -85,9 +89,10 @@ class TextLog(Hook):
             self._handlers.append(handler)
 
     def drop_rows(self, work_dir: Path) -> None:
-        """Takes the rows after the checkpoint that a run goes on from out of the older .log.json
-        files, on rank 0, so that no iteration stands in them twice; all of them where it begins
-        anew. The .log files keep every line.
+        """Drops rows after the resumed checkpoint from older .log.json files, on rank 0.
+
+        So no iteration is in them twice; all rows go where the run begins anew. The .log files keep
+        every line.
         """
         paths = list(Path(work_dir).glob("*.log.json")) if is_main() else []
         if self._sizes and not any(path.name in self._sizes for path in paths):
@@ -102,7 +107,7 @@ class TextLog(Hook):
                 replace_bytes(path, kept)
 
     def info(self, text: str) -> None:
-        """A line of its own, on rank 0; a no-op elsewhere."""
+        """Writes a line of its own, on rank 0."""
         if self._handlers:
             self._logger.info(text)
 
@@ -257,8 +262,9 @@ class TextLog(Hook):
             self.info(f"Exp name: {self.exp_name}")
 
     def write_json(self, values: dict) -> None:
-        """A row of the twin, on rank 0; a no-op elsewhere. What has an `epoch` is a row of mmcv's
-        for its tools.
+        """Writes a row of the twin, on rank 0.
+
+        A row that has an `epoch` is one of mmcv's, for its tools.
         """
         if not self._handlers:
             return
@@ -294,8 +300,9 @@ def log_name(loss: str) -> str:
 
 
 class _LogFile(logging.FileHandler):
-    """A file that misses lines while the disk is full, of which the terminal's have all; training
-    goes on.
+    """A log file that misses lines while the disk is full.
+
+    The terminal has them all; training continues.
     """
 
     def handleError(self, _record) -> None:
