@@ -83,6 +83,16 @@ def test_a_recipe_without_data_is_read_as_any():
     assert loading_of({"data": {"workers": 3}}).workers == 3
 
 
+def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
+    recipe = Recipe({"data": {"workers": 3, "augment": {"flip_p": 0.25}}, "train": {"epochs": 0}})
+    assert recipe.loading.workers == 3 and recipe.loading is recipe.loading
+    assert recipe.augment.flip_p == 0.25
+    assert recipe.load.checkpoint is None and recipe.teacher is None
+    assert recipe.evaluation.interval == 1 and not recipe.has_outside_teacher
+    with pytest.raises(RecipeError, match="^train.epochs: got 0; it must be a whole number from 1"):
+        recipe.train  # noqa: B018
+
+
 def folder_recipe(root, depth):
     """A recipe for three images, each with this depth map, saved as NPY."""
     for index in range(3):
