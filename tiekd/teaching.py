@@ -45,8 +45,10 @@ def build_teacher(
     """
     if node is None:
         return GroundTruth()
+    # A module of the user's own has all other keys to itself.
     if is_outside(node):
         return OutsideTeacher(node["name"], build(node, "", "teacher", device=device), device)
+    # Cached maps were made already, so no key may say how.
     if "maps" in node:
         if "recipe" in node or "checkpoint" in node:
             raise TeacherError(
@@ -64,6 +66,7 @@ def build_teacher(
         raise TeacherError(
             "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
         )
+    # A network, in the precision that is asked for.
     precision = node.get("precision", "fp32")
     if precision not in PRECISIONS:
         raise TeacherError(
@@ -73,6 +76,7 @@ def build_teacher(
         raise TeacherError(
             "teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32"
         )
+    # Its weights, which must be those of this very network.
     path = teacher_checkpoint(node)
     network = build_network(node["network"], "teacher.network")
     try:
@@ -84,6 +88,7 @@ def build_teacher(
         state_dicts.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
+    # It sees images at the resolution that it learned from.
     if resize is None:
         resize = resizes.resize_of(state, _recipe_file(node))
     return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
@@ -110,8 +115,7 @@ def teacher_checkpoint(node: dict) -> Path:
     if not path.is_file():
         raise TeacherError(
             f"teacher.checkpoint: no file at {path}; train one with bin/train.py "
-            f"{_recipe_of(node)}, "
-            "or use cached maps (teacher.maps)"
+            f"{_recipe_of(node)}, or use cached maps (teacher.maps)"
         )
     return path
 

@@ -35,6 +35,7 @@ def build(node: dict, package: str, where: str, **context):
         raise RecipeError(
             f"{where}: got {node!r}; it must be a mapping with a name, one of: {names}"
         )
+    # Arguments are checked against the signature: nothing is declared twice.
     factory = find(node["name"], package, where)
     arguments = {key: value for key, value in node.items() if key != "name"}
     signature = inspect.signature(factory).parameters
@@ -44,10 +45,12 @@ def build(node: dict, package: str, where: str, **context):
     for key, value in arguments.items():
         check_value(value, signature[key].annotation, f"{where}.{key}")
         arguments[key] = converted(value, signature[key].annotation)
+    # The program's own values come last, so that no recipe can set them.
     arguments |= {key: value for key, value in context.items() if key in signature}
     missing = [n for n, p in signature.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise RecipeError(f"{where} ({node['name']}): needs {', '.join(missing)}")
+    # The part's own complaint gets the place of its argument.
     try:
         return factory(**arguments)
     except RecipeError as error:

@@ -94,12 +94,14 @@ def merge(base: dict, change: dict) -> dict:
     Deep for dicts; `None` removes, and another `name` replaces. So does another form of `resize`,
     whose keys exclude each other.
     """
+    # Another part: the old one's options don't apply to it.
     if change.get("name", base.get("name")) != base.get("name"):
         base = {}
     merged = dict(base)
     for key, value in change.items():
         if value is None:
             merged.pop(key, None)
+        # Mappings are merged; everything else, lists too, is replaced as a whole.
         elif isinstance(value, dict):
             old = merged.get(key)
             if key == "resize" and isinstance(old, dict):
@@ -274,8 +276,7 @@ def _is_a_module(teacher: dict) -> bool:
     if "name" in teacher and not (isinstance(teacher["name"], str) and "." in teacher["name"]):
         raise RecipeError(
             f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as "
-            "my_package.my_teacher (for a "
-            "network of the project: teacher.recipe)"
+            "my_package.my_teacher (for a network of the project: teacher.recipe)"
         )
     return "name" in teacher
 

@@ -35,12 +35,14 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     values = {key: value for key, value in config.values.items() if key != execution.SECTION}
     execution.prepare(network, config.values)
     if clips_here(config):
+        # engine/step.py clips instead.
         values["gradient_clipping"] = 0.0
     initial = None
     if scales_here(config):
         initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
     patches.time_each_collective()
     try:
+        # A value that DeepSpeed refuses is the user's, and told in a line.
         _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:

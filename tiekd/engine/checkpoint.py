@@ -56,11 +56,13 @@ def save(
         files.make_folder(partial)
     comm.barrier()
     write_files(engine, partial, iteration, hook_states, recipe, **facts)
+    # One rank that couldn't write makes the save fail on all of them.
     shares = comm.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and comm.is_main():
         written = {name: facts for share, _ in shares for name, facts in share.items()}
         problem = _make_current(partial, final, written)
+    # Rank 0 made the checkpoint current, or says why it didn't.
     problem = comm.broadcast_object(problem)
     if problem is not None:
         if comm.is_main():
@@ -105,6 +107,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
     Raises:
         CheckpointError: It is damaged, or of another network or optimizer.
     """
+    # Rank 0 verifies the digests of all ranks' files.
     problem = comm.broadcast_object(check(checkpoint) if comm.is_main() else None)
     if problem:
         raise CheckpointError(
@@ -112,6 +115,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         )
     try:
         state = json.loads((checkpoint / STATE).read_text())
+        # DeepSpeed's files need the same ranks, stage and precision; the plain ones fit any.
         if state["made_by"] == _shape(engine):
             patches.load_plain_data_only()
             path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -130,13 +134,13 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{checkpoint}: a file in it is no plain data and was not opened further, as it could "
-            "run code "
-            f"({_one_line(error)}); resume from another one"
+            f"run code ({_one_line(error)}); resume from another one"
         ) from None
     except OSError as error:
         raise CheckpointError(
             f"{checkpoint}: can't be read ({error}); resume from another one"
         ) from None
+    # Neither running out of memory nor a lost rank is the checkpoint's fault.
     except torch.cuda.OutOfMemoryError:
         raise
     except (
@@ -151,8 +155,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
             raise
         raise CheckpointError(
             f"{checkpoint}: not of this recipe's network and optimizer ({_one_line(error)}); undo "
-            "what was changed in "
-            "them, or start a new run with --load-from"
+            "what was changed in them, or start a new run with --load-from"
         ) from None
 
 

@@ -116,6 +116,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
         RecipeError: A key is unknown, a value contradicts the recipe, or the batch can't be split.
         LaunchError: This device, or DeepSpeed, can't compute in that precision.
     """
+    # Keys and kinds: DeepSpeed itself lets unknown keys pass.
     for key, value in config.items():
         if key in ("optimizer", "scheduler"):
             raise RecipeError(
@@ -130,9 +131,11 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
         if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
             raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
+    # What the recipe says counts; the same value in the JSON is allowed.
     _agree(config, "train_batch_size", batch_size, "train.batch_size")
     _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
     per_gpu, accumulation = _deal(config, batch_size, world_size)
+    # DeepSpeed prints nothing, takes torch's optimizers, and finds no "auto" left.
     values = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, **config}
     values |= {
         "train_batch_size": batch_size,
@@ -157,6 +160,7 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
     deal = [
         config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     ]
+    # The split of the global batch stays where it still makes up that batch.
     fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
     if other_batch or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
@@ -206,6 +210,7 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     step = accumulation * world_size
     if config.get("train_micro_batch_size_per_gpu", "auto") != "auto":
         step *= per_gpu
+    # The error names what would fit, so that nobody has to calculate.
     lower = batch_size // step * step
     fits = ", ".join(str(size) for size in (lower, lower + step) if size)
     ranks = [n for n in range(1, batch_size + 1) if batch_size % (n * step // world_size) == 0]

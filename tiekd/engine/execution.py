@@ -62,6 +62,7 @@ def of_engine_config(config: dict) -> Execution:
     for key, value in node.items():
         check_value(value, fields[key].type, f"engine config: {SECTION}.{key}")
     execution = Execution(**node)
+    # Values that the annotations don't rule out.
     if execution.memory_format not in FORMATS:
         raise RecipeError(
             f"engine config: {SECTION}.memory_format: got {execution.memory_format!r}; allowed: "
@@ -113,8 +114,7 @@ def about(config: dict, device: torch.device) -> list[str]:
         return ["bf16 convolutions are computed in fp32, as the run was started (layouts.json)"]
     return [
         f"bf16 convolutions are computed in fp32: this CPU ({layouts.isa()}) has no bf16 "
-        "arithmetic, so bf16 saves "
-        "memory and no time; ds_configs/fp32.json is faster"
+        "arithmetic, so bf16 saves memory and no time; ds_configs/fp32.json is faster"
     ]
 
 

@@ -52,9 +52,11 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
     values = {}
+    # Stage 0: the torch optimizer has a state a parameter.
     if masters:
         values = {name: dict(state[master]) for name, master in masters.items() if master in state}
     elif state:
+        # ZeRO: it has one a flat group, of which DeepSpeed gives each parameter its part.
         patches.link_all_moments(engine)
         flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
         like_weights = [key for key, value in state[flat].items() if _is_like(value, flat)]
@@ -85,6 +87,7 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
     masters, state = _masters(engine), _torch_optimizer(engine).state
     state.clear()
     if masters:
+        # Stage 0: the state is set as it is.
         for name, master in masters.items():
             master.data.copy_(values[name])
             if name in kept:
@@ -93,6 +96,7 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
                 }
         return
     if kept:
+        # ZeRO: each flat group gets zeros of its size, into which the parameters' parts are put.
         some = next(iter(kept))
         shape = values[some].shape
         for flat in _flat_groups(engine):

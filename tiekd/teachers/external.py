@@ -50,8 +50,7 @@ class OutsideTeacher:
             )
             raise TeacherError(
                 f"teacher ({self.name}): returned {got:.80}; it must be depth in metres, "
-                f"{tuple(wanted.shape)}, "
-                f"floating point, on {wanted.device}"
+                f"{tuple(wanted.shape)}, floating point, on {wanted.device}"
             )
         return torch.where(wanted, depth.float(), 0)
 

@@ -245,9 +245,8 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
         ):
             raise RecipeError(
                 f"losses.{key}.max_depth: got {term.loss.max_depth} with head.beyond ignore, so "
-                "ignored pixels would "
-                f"count as 0; set losses.{key}.max_depth={network.max_depth} or "
-                "network.head.beyond=clamp"
+                f"ignored pixels would count as 0; set losses.{key}.max_depth={network.max_depth} "
+                "or network.head.beyond=clamp"
             )
 
 
@@ -267,6 +266,7 @@ def build_hooks(
     """
     folder = "tiekd.training.hooks"
     log = build({"name": "text_log", **recipe.section("log")}, folder, "log")
+    # Validation frames that TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
         # Rank 0 alone asks, for validation frames: a teacher of the user's own may not be made for
@@ -289,6 +289,7 @@ def build_hooks(
         max_depth=recipe.max_depth_m,
         frames=frames,
     )
+    # Logs, what may stop the run, evaluation, the user's hooks; the checkpoint is the last.
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, recipe.train.max_bad_iterations)]
     hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
@@ -346,8 +347,8 @@ def _repeated_places(groups: list[int], places: int) -> str:
     """Returns the log's line on batches of one size, which repeat images to be full."""
     return (
         f"A batch holds pictures of one size, of which there are {len(set(groups))}; to fill up "
-        "each size's last "
-        f"batch, {places - len(groups)} of an epoch's {places} places repeat a picture"
+        f"each size's last batch, {places - len(groups)} of an epoch's {places} places repeat a "
+        "picture"
     )
 
 
@@ -356,6 +357,6 @@ def _check_loading(recipe: Recipe) -> None:
     if recipe.loading.on_error == "skip" and recipe.augment.sizes == "bucket":
         raise RecipeError(
             "data.on_error: skip can't go with data.augment.sizes=bucket, where all pictures' "
-            "sizes must be known; set "
-            "sizes=keep_aspect, or train on the split that bin/check_data.py cleans"
+            "sizes must be known; set sizes=keep_aspect, or train on the split that "
+            "bin/check_data.py cleans"
         )

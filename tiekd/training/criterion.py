@@ -155,7 +155,6 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
     if isinstance(loss, DPM) and has_teacher and against == "ground_truth":
         raise RecipeError(
             f"{where}.against: ground_truth, but the divergence is from the teacher's depth, which "
-            "the network was "
-            "given; write teacher, or train with `teacher: null`"
+            "the network was given; write teacher, or train with `teacher: null`"
         )
     return Term(loss, float(weight), against)

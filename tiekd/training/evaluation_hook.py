@@ -81,6 +81,7 @@ class Evaluation(Hook):
             self._evaluate(state)
 
     def _evaluate(self, state) -> None:
+        # Rank 0 gathers the weights; each rank's replica is filled with them.
         weights = full_state.weights(state.engine)
         self._fill_replica(weights)
         state.metrics = evaluate(
@@ -119,18 +120,15 @@ class Evaluation(Hook):
         if not math.isnan(value):
             return (
                 f"No best is saved: {name} is {value}, since depth was predicted that is not "
-                "finite or "
-                "not above 0"
+                "finite or not above 0"
             )
         settings, network = self.settings, self.replica
         cap = network.max_depth if settings.cap is None else settings.cap
         return (
             f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} "
-            "validation "
-            f"frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop "
-            f"{settings.crop}); "
-            "look at the ground truth with bin/check_data.py, or set another evaluation.crop or "
-            "evaluation.cap"
+            f"validation frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop "
+            f"{settings.crop}); look at the ground truth with bin/check_data.py, or set another "
+            "evaluation.crop or evaluation.cap"
         )
 
     def _save_best(self, name: str, weights: dict, state) -> str:

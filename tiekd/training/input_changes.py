@@ -89,8 +89,7 @@ def judge(
     if verdict.refused and not accept:
         raise CheckpointError(
             f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put "
-            "that "
-            "back, or go on with it by --accept-changes, which counts the best anew"
+            "that back, or go on with it by --accept-changes, which counts the best anew"
         )
     return verdict
 
@@ -106,12 +105,14 @@ def compare(started: dict | None, now: dict) -> Verdict:
     keys = [key for key in differing if not key.startswith(workdir.NOT_LEARNED_FROM)]
     refused, told = [], []
     of_splits = {}
+    # Frames: their files, names and order.
     for split in ("train", "val"):
         of_splits[split] = _split_changes(
             split, started["splits"].get(split), now["splits"].get(split)
         )
         refused += of_splits[split].refused
         told += of_splits[split].told
+    # Single files: the teacher's weights, split files, the user's code.
     names = sorted(started["files"].keys() | now["files"].keys())
     for name in names:
         is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
@@ -123,11 +124,13 @@ def compare(started: dict | None, now: dict) -> Verdict:
             refused.append(text)
         elif text is not None:
             told.append(text)
+    # Validation that began, or that goes on with the frames of the start.
     if "val" in now["splits"]:
         if "val" not in started["splits"]:
             told.append("There was no validation at the start; it begins now")
         elif of_splits["train"].refused and not of_splits["val"].refused:
             told.append("The validation frames stay those of the start")
+    # Keys of the recipe that say how depth is read and scored.
     for key in filter(_is_refused, keys):
         values = _value(now["recipe"], key), _value(started["recipe"], key)
         if key not in names and values[0] != values[1]:
@@ -276,8 +279,7 @@ def _recipe_files(old: dict, new: dict) -> Iterator[str]:
         yield (
             f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; "
             f"bin/resume keeps to {workdir.RECIPE} in the work dir, bin/train.py --resume-from "
-            "takes "
-            "them as they are now"
+            "takes them as they are now"
         )
 
 

@@ -60,6 +60,7 @@ class Window:
             for k, value in values.items()
             if isinstance(value, Tensor) and value.device == device
         }
+        # On the device: one small kernel a value, and no sync.
         if tensors:
             stacked = torch.stack([value.detach().double() for value in tensors.values()])
             finite = stacked.isfinite()
@@ -69,6 +70,7 @@ class Window:
                 self._names, self._on_device = list(tensors), new
             else:
                 self._on_device += new
+        # On the host: plain numbers, and tensors of another device.
         for name in values.keys() - tensors.keys():
             value = math.nan if values[name] is None else float(values[name])
             finite = math.isfinite(value)

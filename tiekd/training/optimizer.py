@@ -60,11 +60,13 @@ def build_optimizer(
     name, groups = arguments.pop("name", None), arguments.pop("groups", [])
     if name not in list(OPTIMIZERS):
         raise RecipeError(f"optimizer.name: got {name!r}; allowed: {', '.join(OPTIMIZERS)}")
+    # The global batch scales the learning rate before torch sees it.
     factor = lr_factor(batch_size, arguments.pop("lr_batch_size", None), lr_scaling)
     _check_arguments(name, arguments)
     arguments["lr"] *= factor
     if "betas" in arguments:
         arguments["betas"] = tuple(map(float, arguments["betas"]))
+    # Frozen parameters are in no group.
     parameters = {key: p for key, p in network.named_parameters() if p.requires_grad}
     by_group = parameter_groups(groups, parameters, arguments["lr"])
     try:
@@ -93,8 +95,7 @@ def lr_factor(batch_size: int, lr_batch_size: int | None, lr_scaling: str) -> fl
     if lr_batch_size is None and lr_scaling != "none":
         raise RecipeError(
             f"train.lr_scaling: got {lr_scaling}, but not which global batch the lr is meant for; "
-            "give it as "
-            "optimizer.lr_batch_size, for example 16, or write lr_scaling: none"
+            "give it as optimizer.lr_batch_size, for example 16, or write lr_scaling: none"
         )
     if lr_batch_size is None:
         return 1.0
@@ -123,8 +124,7 @@ def parameter_groups(
             if not any(fnmatchcase(name, pattern) for name in parameters):
                 raise RecipeError(
                     f"{where}.match: no parameter fits {pattern!r}; patterns are for whole names "
-                    "such as "
-                    f"{next(iter(parameters))}, for example 'decoder.*'"
+                    f"such as {next(iter(parameters))}, for example 'decoder.*'"
                 )
         taken = [name for name in left if any(fnmatchcase(name, pattern) for pattern in patterns)]
         if not taken:

@@ -107,6 +107,7 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
         CheckpointError: It can't be loaded.
     """
     if path is not None:
+        # The engine first: what follows needs to know the iteration.
         state.iteration, hook_states = checkpoint.load(state.engine, path)
         _check_end(state, path)
         if comm.is_main():
@@ -115,6 +116,7 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)
+    # Newer checkpoints and rows are of the run that is not resumed.
     if comm.is_main():
         checkpoints.set_aside_newer(state.work_dir, state.iteration)
     log.drop_rows(state.work_dir)
@@ -154,6 +156,7 @@ def with_teachers_file(recipe: dict, resuming: bool) -> dict:
     if is_outside(teacher) or "network" not in teacher or "maps" in teacher:
         return recipe
     work_dir, teacher = Path(recipe["work_dir"]), dict(teacher)
+    # The run's own record says which file it was started with.
     if resuming and "checkpoint" not in teacher and (work_dir / workdir.RECIPE).is_file():
         started_with = load_recipe(work_dir / workdir.RECIPE).get("teacher") or {}
         if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
@@ -171,9 +174,9 @@ def _check_end(state: TrainState, path: Path) -> None:
         key, unit = "train.epochs", state.iterations_per_epoch
     raise RecipeError(
         f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in "
-        "all, but "
-        f"{path} is of iteration {state.iteration}; give {key} of {-(-state.iteration // unit)} or "
-        "more, or resume from an earlier checkpoint with bin/train.py --resume-from"
+        f"all, but {path} is of iteration {state.iteration}; give {key} of "
+        f"{-(-state.iteration // unit)} or more, or resume from an earlier checkpoint with "
+        "bin/train.py --resume-from"
     )
 
 
@@ -183,6 +186,6 @@ def _load(hook: Hook, hook_state: dict, path: Path) -> None:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its state of {type(hook).__name__} is of another version "
-            f"({type(error).__name__}: {error}); "
-            "resume from another one, or start a new run with --load-from"
+            f"({type(error).__name__}: {error}); resume from another one, or start a new run with "
+            "--load-from"
         ) from None

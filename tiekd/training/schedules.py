@@ -130,6 +130,7 @@ def build(
     """
     assert total_iterations > 0 and iterations_per_epoch > 0
     shape, keys, common = _read(node)
+    # One cycle also moves the momentum, against the learning rate.
     if shape is one_cycle:
         low, high = common["base_momentum"], common["max_momentum"]
 
@@ -144,6 +145,7 @@ def build(
             lambda i: base_lr * shape(i, total_iterations, **keys), momentum, total_iterations
         )
 
+    # The others count in epochs or iterations, after a warm-up.
     unit = iterations_per_epoch if common["by"] == "epoch" else 1
     span = math.ceil(total_iterations / unit)
     warmup_iterations, warmup_ratio = common["warmup_iterations"], common["warmup_ratio"]
@@ -166,9 +168,8 @@ def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
         return None
     return (
         f"The warm-up takes {warmup_iterations} iterations, but the run has only "
-        f"{total_iterations}: the learning rate "
-        "never gets to its schedule; for a short run --set schedule.warmup_iterations to a part of "
-        "it"
+        f"{total_iterations}: the learning rate never gets to its schedule; for a short run --set "
+        "schedule.warmup_iterations to a part of it"
     )
 
 

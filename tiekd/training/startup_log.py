@@ -36,8 +36,7 @@ def about(parts: Parts) -> list[str]:
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
                 f"WARNING: the teacher learned from pictures at {teacher.resize}, and sees this "
-                "run's here; "
-                "bin/cache_teacher.py makes its maps at its own resolution"
+                "run's here; bin/cache_teacher.py makes its maps at its own resolution"
             )
     elif isinstance(teacher, OutsideTeacher):
         counted = (

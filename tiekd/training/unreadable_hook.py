@@ -37,14 +37,13 @@ class UnreadableSamples(Hook):
             self.told[message] = None
             self.log.info(
                 "Warning: a training sample can't be read, another takes its place "
-                f"({len(self.told)} of at most "
-                f"{self.found.max_errors}): {message}"
+                f"({len(self.told)} of at most {self.found.max_errors}): {message}"
             )
         if len(self.told) > self.found.max_errors:
             raise DataError(
                 f"data.max_errors: {len(self.told)} training samples can't be read, "
-                f"{self.found.max_errors} are "
-                f"allowed; look at all with bin/check_data.py; the last: {list(self.told)[-1]}"
+                f"{self.found.max_errors} are allowed; look at all with bin/check_data.py; the "
+                f"last: {list(self.told)[-1]}"
             )
 
     def state_dict(self) -> dict:

@@ -63,6 +63,7 @@ class Checkpoint(Hook):
         if not state.is_due(self.interval, self.by) and not state.ends:
             return
         folder = state.work_dir / checkpoints.FOLDER
+        # All ranks save: each has its own random states and hooks' states.
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
             what = state.iteration, hook_states, state.recipe
@@ -76,6 +77,7 @@ class Checkpoint(Hook):
             )
             return
         if comm.is_main():
+            # Only now is nothing lost if older files go.
             weights_file.forget_older_best(state.work_dir)
             kept_for_good = self.keep_every and state.period(self.keep_every, self.by)
             checkpoints.prune(folder, self.keep_last, kept_for_good)

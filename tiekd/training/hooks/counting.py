@@ -34,10 +34,12 @@ class PixelsCount(Hook):
     def after_iteration(self, state) -> None:
         if self._done:
             return
+        # A comparison on the device, which nobody waits for.
         losses = torch.stack([loss for losses in state.micro_losses for loss in losses.values()])
         found = (losses != 0).any()  # NaN is not 0 either, and is the guard's business
         self._any = found if self._any is None else self._any | found
         self._seen += 1
+        # A look, with its host sync, is made once there is enough to judge by.
         ends = state.is_last and state.stop_reason is None
         epoch_is_through = self._seen >= state.iterations_per_epoch
         enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends
@@ -71,17 +73,15 @@ def _message(iterations: int, facts: list[tuple[int, int, float, list[str]]]) ->
         largest = max(fact[2] for fact in facts)
         found = (
             f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes "
-            "one of "
-            "them"
+            "one of them"
         )
     else:
         found = f"not one of {pixels} pixels has a depth"
     return (
         f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so "
-        "nothing "
-        f"is learned; in the last batch ({names}) {found}; check data.depths, data.depth_unit and "
-        "the "
-        "losses' max_depth (and look with bin/check_data.py), or train with a teacher"
+        f"nothing is learned; in the last batch ({names}) {found}; check data.depths, "
+        "data.depth_unit and the losses' max_depth (and look with bin/check_data.py), or train "
+        "with a teacher"
     )
 
 

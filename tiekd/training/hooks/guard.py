@@ -87,6 +87,7 @@ class Guard(Hook):
 
         Raises DivergedError on all ranks.
         """
+        # One host sync for all kept iterations, and one collective.
         kept, self._kept = self._kept, []
         skipped = _on_host([iteration.skipped for iteration in kept])
         mine = {
@@ -97,6 +98,7 @@ class Guard(Hook):
         of_ranks = comm.gather_objects(mine)
         told = 0
         for iteration in kept:
+            # The micro-batches of all ranks, where this iteration's step was skipped.
             reports = [
                 report | {"rank": rank}
                 for rank, of in enumerate(of_ranks)
@@ -105,6 +107,7 @@ class Guard(Hook):
             broken = [report for report in reports if not _is_finite(report)]
             if not reports:
                 self._in_a_row = 0
+            # A finite loss whose step was skipped may only mean a too large loss scale.
             elif broken or not iteration.searched_loss_scale:
                 self._first_bad = self._first_bad if self._in_a_row else iteration.number
                 self._in_a_row += 1
@@ -127,10 +130,8 @@ class Guard(Hook):
         )
         message = (
             f"{self._in_a_row} iterations in a row, from {self._first_bad} on, had a loss or "
-            "gradient that was not "
-            f"finite (train.max_bad_iterations: {self.max_in_a_row}); "
-            f"{_way_on(state, self._first_bad)}; "
-            f"{command} shows the first one's samples"
+            f"gradient that was not finite (train.max_bad_iterations: {self.max_in_a_row}); "
+            f"{_way_on(state, self._first_bad)}; {command} shows the first one's samples"
         )
         self.text_log.info(message)
         raise DivergedError(message)
@@ -157,8 +158,7 @@ def _way_on(state, first_bad: int) -> str:
         return "there is no checkpoint yet; start anew, for example with a smaller optimizer.lr"
     return (
         f"the last good checkpoint is {found}: go on from it with bin/train.py's --resume-from, "
-        "for example with a "
-        "smaller optimizer.lr"
+        "for example with a smaller optimizer.lr"
     )
 
 
@@ -200,8 +200,7 @@ def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
     if broken:
         parts = [
             f"on rank {report['rank']}, micro-batch {report['micro_batch']} "
-            f"({_shown(report['losses'])}): "
-            f"{_listed(report['names'])}"
+            f"({_shown(report['losses'])}): {_listed(report['names'])}"
             for report in broken
         ]
         return f"iteration {number}: skipped, the loss was not finite {'; '.join(parts)}{end}"

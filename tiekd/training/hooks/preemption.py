@@ -46,8 +46,10 @@ class Preemption(Hook):
         self._group = None
 
     def before_train(self, state) -> None:
+        # A group of its own: the question must not wait behind the device's collectives.
         if comm.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
+        # Ranks of this machine are watched if the launcher dies.
         ranks = comm.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
@@ -69,6 +71,7 @@ class Preemption(Hook):
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
             return
+        # The question is asked now, and its answer awaited an iteration later.
         asked = torch.tensor([self._asked], dtype=torch.int32)
         work = (
             dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)

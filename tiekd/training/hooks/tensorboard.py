@@ -123,6 +123,7 @@ class TensorBoard(Hook):
             return
         for name, value in metrics.items():
             self._writer.add_scalar(f"val/{name}", value, state.iteration)
+        # Images of a few frames, the same at each evaluation.
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
@@ -168,6 +169,7 @@ class TensorBoard(Hook):
         few, batch = slice(self.num_images), state.batch
         # Without a teacher the student learns from the ground truth, which has its column already.
         teachers = state.teacher_depth[few] if state.recipe.get("teacher") else None
+        # The network itself explains its depth; under ZeRO 3 only that depth is there.
         student = _whole_network(state.engine) or state.prediction.depth[few]
         shown = views(student, batch.image[few], batch.depth[few], teachers, explained=1)
         against = "ground truth" if teachers is None else "teacher"

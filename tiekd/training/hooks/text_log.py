@@ -98,6 +98,7 @@ class TextLog(Hook):
         if self._sizes and not any(path.name in self._sizes for path in paths):
             return  # the checkpoint is another work dir's
         for path in paths:
+            # Rows up to the checkpoint stay byte for byte, and so do the starts' rows.
             rows = path.read_bytes()
             later = rows[self._sizes.get(path.name, 0) :].splitlines(keepends=True)
             kept = rows[: self._sizes.get(path.name, 0)] + b"".join(
@@ -196,18 +197,21 @@ class TextLog(Hook):
 
     def _write_line(self, state) -> None:
         """Reduces the window and writes it. Every rank must come here: collectives inside."""
+        # The means over this window's iterations and all ranks.
         window, self._window = self._window, Window()
         window.wait_for_device()
         values, num_broken = window.means_over_ranks()
         memory_mb = _peak_memory_mb(window.device)
         memory = {} if memory_mb is None else {"memory": int(max_over_ranks(memory_mb))}
         scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale}
+        # The estimate of the time that is left.
         time_s = window.time_s / window.iterations
         self._logged_time_s += time_s * window.iterations
         # As in mmcv, iterations that no line shows count as done but their time doesn't: early by
         # at most their share.
         per_iteration_s = self._logged_time_s / (state.iteration - self._start_iteration)
         eta = timedelta(seconds=int(per_iteration_s * (state.total_iterations - state.iteration)))
+        # What TensorBoard takes, too.
         self.last_means = {
             "lr": state.lr[0],
             **memory,
@@ -218,6 +222,7 @@ class TextLog(Hook):
             "images_per_s": state.batch_size / max(time_s, 1e-9),
         }
         self.last_iteration = state.iteration
+        # The line itself, after what explains it, and its row in the twin.
         self._write_skipped(state, num_broken, window.iterations)
         self._write_exp_name(state)
         self.info(self._train_line(state, eta, {**memory, **values, **scale}))
