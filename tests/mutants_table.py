@@ -460,16 +460,16 @@ MUTANTS = [
     ),
     Mutant(
         "losses_of_micro_batches_not_averaged",
-        "tiekd/training/loop.py",
-        "+ loss / state.accumulation",
+        "tiekd/training/state.py",
+        "+ loss / self.accumulation",
         "+ loss",
         ("loop",),
     ),
     Mutant(
         "gradient_not_clipped",
         "tiekd/engine/step.py",
-        'clip_grad_norm_(parameters, clip_norm or float("inf"))',
-        'clip_grad_norm_(parameters, float("inf"))',
+        'self._clip_norm = clip_norm or float("inf")',
+        'self._clip_norm = float("inf")',
         ("engine",),
     ),
     Mutant(
@@ -883,7 +883,7 @@ MUTANTS = [
     Mutant(
         "a_teacher_from_outside_is_asked_on_one_rank",
         "tiekd/training/build.py",
-        ' and not is_outside(recipe["teacher"])',
+        " and not recipe.has_outside_teacher",
         "",
         ("run",),
     ),
@@ -1107,8 +1107,8 @@ MUTANTS = [
     Mutant(
         "a_best_of_no_pixel",
         "tiekd/training/evaluation_hook.py",
-        "if not math.isfinite(state.metrics[name]):",
-        "if math.isinf(state.metrics[name]):",
+        "if not math.isfinite(value):",
+        "if math.isinf(value):",
         ("evaluation",),
     ),
     Mutant(
