@@ -577,16 +577,16 @@ MUTANTS = [
     ),
     Mutant(
         "losses_of_micro_batches_not_averaged",
-        "tiekd.training.loop",
-        "train",
-        "loss / state.accumulation",
+        "tiekd.training.state",
+        "TrainState.record",
+        "loss / self.accumulation",
         "loss",
         ("tests/test_loop.py",),
     ),
     Mutant(
         "gradient_not_clipped",
         "tiekd.engine.step",
-        "_clip_and_step.clip_and_step",
+        "Step.__init__",
         'clip_norm or float("inf")',
         'float("inf")',
         ("tests/test_engine.py",),
@@ -594,7 +594,7 @@ MUTANTS = [
     Mutant(
         "step_with_bad_gradients_taken",
         "tiekd.engine.step",
-        "_clip_and_step.clip_and_step",
+        "Step._clip_and_step",
         "~torch.isfinite(norm)",
         "torch.isnan(norm)",
         ("tests/test_engine.py",),
@@ -1070,8 +1070,8 @@ MUTANTS = [
         "a_teacher_from_outside_is_asked_on_one_rank",
         "tiekd.training.build",
         "build_hooks",
-        'bool(recipe.get("teacher")) and not is_outside(recipe["teacher"])',
-        'bool(recipe.get("teacher"))',
+        "bool(recipe.teacher) and not recipe.has_outside_teacher",
+        "bool(recipe.teacher)",
         ("tests/test_run.py",),
     ),
     Mutant(
@@ -1349,9 +1349,9 @@ MUTANTS = [
     Mutant(
         "a_best_of_no_pixel",
         "tiekd.training.evaluation_hook",
-        "Evaluation._evaluate",
-        "not math.isfinite(state.metrics[name])",
-        "math.isinf(state.metrics[name])",
+        "Evaluation._keep_if_best",
+        "not math.isfinite(value)",
+        "math.isinf(value)",
         ("tests/test_evaluation.py",),
     ),
     Mutant(

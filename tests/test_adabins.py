@@ -181,7 +181,7 @@ def test_every_parameter_learns_from_the_published_losses():
     terms = criterion.build(load_recipe(TEACHERS / "adabins_kitti.yaml")["losses"], has_teacher=False)
     target = golden.depth("losses", (2, 1, 64, 96), 0.5, 9.0)
     losses = terms(network(golden.image("losses", (2, 3, 64, 96))), type("Batch", (), {"depth": target}), None)
-    torch.testing.assert_close(losses["loss"], losses["decode.loss_depth"] + losses["decode.loss_bins"])
+    torch.testing.assert_close(losses["loss"], losses["loss_depth"] + losses["loss_bins"])
     losses["loss"].backward()
     without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert without == [] and all(p.grad.isfinite().all() for p in network.parameters())

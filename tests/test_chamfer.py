@@ -107,5 +107,5 @@ def test_a_recipe_can_weigh_it():
     target, centres = depths(2, 1, 8, 9), bins(2, 16)
     batch = type("Batch", (), {"depth": target})
     values = terms(Prediction(torch.ones_like(target), bin_centres=centres), batch, None)
-    torch.testing.assert_close(values["decode.loss_chamfer"], 0.1 * all_pairs(centres, target).mean())
-    torch.testing.assert_close(values["loss"], values["decode.loss_chamfer"] + values["decode.loss_silog"])
+    torch.testing.assert_close(values["loss_chamfer"], 0.1 * all_pairs(centres, target).mean())
+    torch.testing.assert_close(values["loss"], values["loss_chamfer"] + values["loss_silog"])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import two_ranks
+from some_state import SomeState
 
 from tiekd.distributed import memory
 from tiekd.tools import dry_run, measure, micro_batch
@@ -17,8 +18,9 @@ MB = 10**6
 
 def parts(work_dir, total: int, validate: bool = True, **checkpoint) -> SimpleNamespace:
     hooks = [Checkpoint([], print, **checkpoint)]
-    state = SimpleNamespace(work_dir=work_dir, total_iterations=total, iterations_per_epoch=10, hooks=hooks)
-    return SimpleNamespace(state=state, options=SimpleNamespace(validate=validate))
+    state = SomeState(work_dir=work_dir, total_iterations=total, iterations_per_epoch=10, hooks=hooks)
+    train = SimpleNamespace(validate=validate)
+    return SimpleNamespace(state=state, recipe=SimpleNamespace(train=train))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path):
 def test_evaluations_are_counted_with_the_last(tmp_path, total, interval, by, count):
     run = parts(tmp_path, total)
     settings = SimpleNamespace(interval=interval, by=by)
-    run.state.hooks = [Evaluation(settings, None, None, CPU, None, [], print)]
+    run.state.hooks = [Evaluation(settings, None, None, CPU, None, print)]
     assert dry_run._evaluations(run) == count
 
 

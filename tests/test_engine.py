@@ -1,12 +1,16 @@
 """What an engine config may not say, because the numbers would be wrong; and what a step does at stage 0."""
 
+import inspect
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from tiekd.engine import patches
 from tiekd.engine.config import read_engine_config, resolve
-from tiekd.engine.step import step_skipped, stepper
+from tiekd.engine.step import Step
 from tiekd.errors import LaunchError, RecipeError
 
 
@@ -77,7 +81,9 @@ def test_fp16_on_a_device_that_can_not_is_refused(monkeypatch):
 
 
 class Stage0:
-    """What a stepper asks of the engine at stage 0 in fp32, where all but the step itself is done here."""
+    """What a step asks of the engine at stage 0 in fp32, where all but the step itself is done here."""
+
+    skipped_steps = 0
 
     def __init__(self):
         self.module = torch.nn.Linear(2, 1, bias=False)
@@ -87,6 +93,9 @@ class Stage0:
     def is_gradient_accumulation_boundary(self) -> bool:
         return True
 
+    def backward(self, loss) -> None:
+        self.module.weight.grad = self.gradient.clone()
+
     def step(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -95,11 +104,22 @@ class Stage0:
 @pytest.mark.parametrize(("clip_norm", "moved"), [(0.5, [-0.3, -0.4]), (35.0, [-3.0, -4.0]), (0, [-3.0, -4.0])])
 def test_a_step_is_clipped_tells_the_norm_from_before_and_is_skipped_where_that_is_not_finite(clip_norm, moved):
     engine = Stage0()
-    step = stepper(engine, resolve({}, 1, clip_norm, 1), clip_norm)
-    engine.module.weight.grad = torch.tensor([[3.0, 4.0]])
-    assert step() == 5 and not step_skipped(engine)
+    step = Step(engine, resolve({}, 1, clip_norm, 1), clip_norm)
+    engine.gradient = torch.tensor([[3.0, 4.0]])
+    assert step.backward(torch.tensor(1.0)) == 5 and not step.skipped
     assert engine.module.weight.tolist() == [pytest.approx(moved, rel=1e-5)]
     for value in (math.nan, math.inf):
-        engine.module.weight.grad = torch.tensor([[value, 4.0]])
-        assert not math.isfinite(step()) and step_skipped(engine)
+        engine.gradient = torch.tensor([[value, 4.0]])
+        assert not math.isfinite(step.backward(torch.tensor(1.0))) and step.skipped
         assert engine.module.weight.tolist() == [pytest.approx(moved, rel=1e-5)]
+    assert step.num_skipped == 2
+
+
+def test_every_change_to_deepspeed_says_what_goes_wrong_and_names_a_test_that_is_there():
+    functions = [f for _, f in inspect.getmembers(patches, inspect.isfunction) if f.__module__ == patches.__name__]
+    assert len(functions) >= 6
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
+    for function in functions:
+        told = re.search(r"Without it: .+Seen in: DeepSpeed 0\.\d+\.\d+\.\n +Test: (\w+)\.", function.__doc__, re.S)
+        assert told, function.__name__
+        assert f"def {told[1]}(" in sources, function.__name__

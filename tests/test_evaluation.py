@@ -86,7 +86,7 @@ def filled_replica(rank):
     torch.manual_seed(0)
     student, replica = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
     student(torch.randn(2, 3, 5, 5))
-    hook = Evaluation(EvaluationSettings(), Frames(), replica, CPU, Loading(), [], print)
+    hook = Evaluation(EvaluationSettings(), Frames(), replica, CPU, Loading(), print)
     hook._fill_replica(student.state_dict() if rank == 0 else {})
     return student.state_dict(), replica.state_dict()
 
@@ -162,10 +162,10 @@ def test_watchers_see_every_batch_with_its_depth_and_metrics():
 def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
     out = Terminal()
     hook = Evaluation(
-        EvaluationSettings(crop="none", flip=False), Frames(), Slanted(), CPU, Loading(workers=0), [], print, out
+        EvaluationSettings(crop="none", flip=False), Frames(), Slanted(), CPU, Loading(workers=0), print, out
     )
     hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
-    state = types.SimpleNamespace(engine=None)
+    state = types.SimpleNamespace(engine=None, hooks=[])
     with (
         mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
         mock.patch.object(hook, "_save_best"),
@@ -174,24 +174,22 @@ def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
     assert "] 7/7, " in out.getvalue() and state.metrics["abs_rel"] > 0
 
 
-def test_the_best_weights_are_saved_between_the_logs_line_and_the_boards_pictures():
+def test_the_best_weights_are_saved_before_hooks_are_told_and_their_line_comes_last():
     done = mock.Mock()
-    hook = Evaluation(
-        EvaluationSettings(crop="none", flip=False),
-        Frames(),
-        Slanted(),
-        CPU,
-        Loading(workers=0),
-        [done.log, done.board],
-        print,
-    )
+    settings = EvaluationSettings(crop="none", flip=False)
+    hook = Evaluation(settings, Frames(), Slanted(), CPU, Loading(workers=0), done.info)
     hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
+    state = types.SimpleNamespace(engine=None, hooks=[done.log, done.board])
     with (
         mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
         mock.patch.object(hook, "_save_best", done.save_best),
     ):
-        hook._evaluate(types.SimpleNamespace(engine=None))
-    assert [call[0] for call in done.mock_calls] == ["log.write_validation", "save_best", "board.write_validation"]
+        hook._evaluate(state)
+    names = ["save_best", "log.after_evaluation", "board.after_evaluation", "info"]
+    assert [call[0] for call in done.mock_calls] == names
+    done.board.after_evaluation.assert_called_once_with(state, state.metrics)
+    done.info.assert_called_once_with(done.save_best.return_value)
+    assert state.num_evaluated == 7
 
 
 def test_gradients_are_not_recorded():
@@ -224,13 +222,13 @@ def evaluated_without_a_pixel(settings: EvaluationSettings, predict_depth=None) 
     replica = Slanted()
     if predict_depth is not None:
         replica.forward = predict_depth
-    hook = Evaluation(settings, Frames(), replica, CPU, Loading(workers=0), [], told.append)
+    hook = Evaluation(settings, Frames(), replica, CPU, Loading(workers=0), told.append)
     replica.min_depth, replica.max_depth = 1e-3, 80.0
     with (
         mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
         mock.patch.object(hook, "_save_best", side_effect=AssertionError("a best was saved")),
     ):
-        hook._evaluate(types.SimpleNamespace(engine=None))
+        hook._evaluate(types.SimpleNamespace(engine=None, hooks=[]))
     return hook, told
 
 
@@ -262,7 +260,7 @@ def test_a_network_whose_depth_is_not_finite_is_never_the_best():
     ],
 )
 def test_a_best_of_another_metric_or_of_no_pixel_is_not_taken_from_a_checkpoint(state, best):
-    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), [], print)
+    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), print)
     hook.load_state_dict(state)
     assert hook.best == best
 
@@ -277,7 +275,7 @@ def test_a_best_of_another_metric_or_of_no_pixel_is_not_taken_from_a_checkpoint(
     ],
 )
 def test_a_best_of_another_working_resolution_is_not_taken_from_a_checkpoint(resize, before, best):
-    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), [], print, resize=resize)
+    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), print, resize=resize)
     hook.load_state_dict({"best": 0.3, "owed": None, "metric": "abs_rel", **before})
     assert hook.best == best
     assert hook.state_dict()["resize"] == resize.node()

@@ -49,7 +49,7 @@ class BadGradient(torch.autograd.Function):
 def make(precision: str, stage: int, offload: bool = False):
     from tiekd.engine.build import build_engine
     from tiekd.engine.config import resolve
-    from tiekd.engine.step import stepper
+    from tiekd.engine.step import Step
 
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     config = PRECISIONS[precision] | {"zero_optimization": zero, "gradient_accumulation_steps": 2}
@@ -59,13 +59,11 @@ def make(precision: str, stage: int, offload: bool = False):
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-4, fused=True)
     resolved = resolve(config, batch_size=8, clip_norm=1.0, world_size=2)
     engine = build_engine(network, optimizer, resolved)
-    return engine, stepper(engine, resolved, 1.0)
+    return engine, Step(engine, resolved, 1.0)
 
 
 def iterate(engine, step, number: int, fault: str | None = None) -> bool:
     """One iteration of two micro-batches on two ranks; the fault is in the first one of rank 1. Whether it skipped."""
-    from tiekd.engine.step import step_skipped
-
     rank = torch.distributed.get_rank()
     for micro in range(2):
         here = fault if rank == 1 and micro == 0 else None
@@ -81,9 +79,8 @@ def iterate(engine, step, number: int, fault: str | None = None) -> bool:
             loss = values[values > math.inf].mean()
         if here == "constant":
             loss = loss + math.inf
-        engine.backward(loss)
-        step()
-    return bool(step_skipped(engine))
+        step.backward(loss)
+    return bool(step.skipped)
 
 
 def learned(engine) -> dict:
@@ -123,15 +120,13 @@ def work(rank: int) -> dict:
 
 
 def halve_to_one() -> list[tuple[float, bool]]:
-    from tiekd.engine.step import loss_scale, searches_loss_scale
-
     rows = []
     PRECISIONS["fp16"]["fp16"]["initial_scale_power"] = 2
     for stage in (0, 1, 3):
         engine, step = make("fp16", stage)
         for _ in range(4):
             iterate(engine, step, 0, "gradient")
-            rows.append((loss_scale(engine), searches_loss_scale(engine)))
+            rows.append((step.loss_scale, step.searches_loss_scale))
     return rows
 
 

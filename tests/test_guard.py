@@ -3,11 +3,11 @@
 import json
 import math
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 import two_ranks
+from some_state import SomeState
 
 from tiekd.errors import DivergedError, RecipeError
 from tiekd.training.hooks import guard
@@ -25,7 +25,7 @@ def make_state(work_dir, **values):
         momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1, work_dir=work_dir, timestamp="now",
         recipe={}, hooks=[], skipped_steps=0, loss_scale=None, stop_reason=None, searches_loss_scale=False,
     )  # fmt: skip
-    return SimpleNamespace(**state | values)
+    return SomeState(**state | values)
 
 
 def start(work_dir, interval=4, max_in_a_row=0, **values):
@@ -37,7 +37,7 @@ def start(work_dir, interval=4, max_in_a_row=0, **values):
 def iterate(hook, state, loss=(0.5, 0.5), skipped=None, searches=False, names=(("a", "b"), ("c", "d")), sums=None):
     """One iteration of two micro-batches of two samples; as the engine does, it is skipped for a loss that is bad."""
     state.iteration += 1
-    state.micro_losses = [{"decode.loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss]
+    state.micro_losses = [{"loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss]
     state.names = [list(each) for each in names]
     state.image_sums = [torch.tensor(each) for each in sums or [[0.0] * len(each) for each in names]]
     bad = not all(map(math.isfinite, loss))

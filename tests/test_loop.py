@@ -58,7 +58,7 @@ def follow(rank: int) -> dict[str, dict]:
     from tiekd.engine import full_state
     from tiekd.engine.build import build_engine
     from tiekd.engine.config import resolve
-    from tiekd.engine.step import stepper
+    from tiekd.engine.step import Step
     from tiekd.training.optimizer import build_optimizer
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
@@ -73,8 +73,9 @@ def follow(rank: int) -> dict[str, dict]:
             SCHEDULE, base_lr=2e-5, base_momentum=0.95, total_iterations=6, iterations_per_epoch=6
         )
         told, recorder = Told(criterion.build(LOSSES, True).terms), Recorder()
-        state = TrainState(engine, {}, None, "", 2, 1, 6, 6, True, hooks=[recorder])
-        train(state, batches(name), CachedMaps(), told, schedule, stepper(engine, config, 35.0))
+        step = Step(engine, config, 35.0)
+        state = TrainState(engine, {}, None, "", 2, 1, 6, 6, True, hooks=[recorder], step=step)
+        train(state, batches(name), CachedMaps(), told, schedule)
         assert told.iterations == [0, 1, 2, 3, 4, 5]
         norms = {key: float(value.double().norm()) for key, value in to_published(full_state.weights(engine)).items()}
         with torch.no_grad():
@@ -84,7 +85,7 @@ def follow(rank: int) -> dict[str, dict]:
 
 
 class Plain(Dpm):
-    """A DPM head of the picture's own three channels, with what the loop asks of an engine."""
+    """A DPM head of the picture's own three channels, with what the loop asks of an engine and of a step."""
 
     optimizer = None
 
@@ -93,14 +94,31 @@ class Plain(Dpm):
 
     def backward(self, loss):
         loss.backward()
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("every", "by", "due"),
+    [(1, "epoch", [4, 8]), (2, "epoch", [8]), (3, "iteration", [3, 6, 9]), (1, "iteration", list(range(1, 11)))],
+)
+def test_a_state_says_what_is_due_and_where_the_run_ends(every, by, due):
+    state = TrainState(None, {}, None, "", 2, 1, iterations_per_epoch=4, total_iterations=10, by_epoch=True)
+    found, last = [], []
+    for state.iteration in range(1, 11):
+        found += [state.iteration] if state.is_due(every, by) else []
+        last += [state.iteration] if state.is_last else []
+        assert state.ends == state.is_last
+    assert found == due and last == [10]
+    state.iteration, state.stop_reason = 3, "asked to"
+    assert state.ends and not state.is_last
 
 
 def test_an_iteration_has_its_own_learning_rate_and_the_mean_of_its_micro_batches_losses():
     head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
     loss = criterion.build({"silog": {}}, True)
-    state = TrainState(head, {}, None, "", 4, 2, 3, 3, True, hooks=[Recorder()])
+    state = TrainState(head, {}, None, "", 4, 2, 3, 3, True, hooks=[Recorder()], step=head)
     schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([0.1 * iteration], [0.9]))
-    train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), loss, schedule, lambda: 1.0)
+    train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), loss, schedule)
     rows = state.hooks[0].rows
     assert [(row["iteration"], row["lr"]) for row in rows] == [(1, [0.0]), (2, [0.1]), (3, [0.2])]
     alone = [loss(head(b.image), b, b.teacher_depth)["loss"].item() for b in batches("mobilev2_DPM_nyu")]
@@ -132,9 +150,9 @@ def test_six_iterations_follow_the_published_trajectory(followed, name):
 @pytest.mark.parametrize("terms", [{"dpm": {}}, {"dpm": {}, "silog": {}}, {"silog": {}}, {"mse": {}, "silog": {}}])
 def test_the_divergence_is_computed_only_where_a_loss_reads_it(terms):
     head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
-    state = TrainState(head, {}, None, "", 2, 1, 1, 1, True)
+    state = TrainState(head, {}, None, "", 2, 1, 1, 1, True, step=head)
     schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([], []))
-    train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), criterion.build(terms, True), schedule, lambda: None)
+    train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), criterion.build(terms, True), schedule)
     assert head.weight.grad.abs().sum() > 0 and state.losses["loss"] > 0
     if "dpm" in terms:
         assert state.prediction.divergence.mean() > 0.1

@@ -134,9 +134,9 @@ def test_the_published_sum_comes_from_a_recipe(case, shape, top_crop):
     teacher = depth_by_rule(f"loss:{case}:kd_gt", (shape[0], 1, *shape[2:]), 1e-3, 80.0)
     depth, divergence = dpm(logits, eye, torch.zeros(shape[1]), golden["bin_edges"], teacher, 0.5, "released")
     values = both(prediction(depth, divergence), None, teacher)
-    assert list(values) == ["decode.loss_dpm", "decode.loss_ssim", "loss"]
+    assert list(values) == ["loss_dpm", "loss_ssim", "loss"]
     torch.testing.assert_close(values["loss"], golden["e2e_loss"][0], rtol=2e-5, atol=0)
-    torch.testing.assert_close(values["loss"], values["decode.loss_dpm"] + values["decode.loss_ssim"])
+    torch.testing.assert_close(values["loss"], values["loss_dpm"] + values["loss_ssim"])
     values["loss"].backward()
     got, wanted = logits.grad.flatten()[golden["e2e_grad_logits_sample_idx"]], golden["e2e_grad_logits_sample"]
     assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
@@ -329,8 +329,8 @@ def test_criterion_compares_each_term_with_what_the_recipe_says():
     }
     values = criterion.build(node, True)(prediction(torch.ones(2, 1, 12, 12)), SimpleNamespace(depth=truth), teacher)
     assert {k: float(v) for k, v in values.items()} == {
-        "decode.loss_mse": 8.0,
-        "decode.loss_against_truth": 1.0,
+        "loss_mse": 8.0,
+        "loss_against_truth": 1.0,
         "loss": 9.0,
     }
     values = criterion.build({"mse": {}}, False)(

@@ -171,7 +171,7 @@ def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
     from tiekd.engine import full_state
     from tiekd.engine.build import build_engine
     from tiekd.engine.config import resolve
-    from tiekd.engine.step import stepper
+    from tiekd.engine.step import Step
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -182,12 +182,11 @@ def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
         config = resolve({"zero_optimization": zero}, batch_size=4, clip_norm=0.1, world_size=2)
         network = Net()
         engine = build_engine(network, optimizer(GROUPS, network), config)
-        step, schedule = stepper(engine, config, 0.1), a_cycle()
+        step, schedule = Step(engine, config, 0.1), a_cycle()
         for i in range(STEPS):
             lrs, _ = schedule.apply(engine.optimizer, i)
             assert lrs == pytest.approx([schedule.lr(i), schedule.lr(i), 10 * schedule.lr(i)])
-            engine.backward(engine(samples(i)[2 * rank : 2 * rank + 2]).square().mean())
-            step()
+            step.backward(engine(samples(i)[2 * rank : 2 * rank + 2]).square().mean())
         weights[f"stage {stage}"] = full_state.weights(engine)
         moments = full_state.moments(engine)
         weights[f"stage {stage}"] |= {f"{name} exp_avg": kept["exp_avg"] for name, kept in moments.items()}

@@ -3,16 +3,18 @@
 import json
 import os
 import random
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 import two_ranks
 
+from tiekd.config.recipe import dump_recipe
 from tiekd.data.loading.loader import Loading
 from tiekd.distributed import process_group
 from tiekd.engine import checkpoint
-from tiekd.errors import CheckpointError, RecipeError
+from tiekd.errors import CheckpointError, RecipeError, TeacherError
 from tiekd.evaluation.evaluate import EvaluationSettings
 from tiekd.training import resume
 from tiekd.training.evaluation_hook import Evaluation
@@ -104,9 +106,32 @@ def test_every_rank_goes_on_with_what_it_had(tmp_path):
     assert [row["iter"] for row in rows] == [3]
 
 
+def test_the_teachers_file_is_named_in_a_new_recipe_and_stays_that_of_the_start(tmp_path):
+    weights, link, newer = tmp_path / "weights.pth", tmp_path / "best.pth", tmp_path / "newer.pth"
+    weights.touch()
+    newer.touch()
+    link.symlink_to(weights)
+    teacher = {"network": {"encoder": {"name": "resnet"}}, "checkpoint": str(link)}
+    recipe = {"work_dir": str(tmp_path / "work"), "teacher": teacher}
+    given = deepcopy(recipe)
+    named = resume.with_teachers_file(recipe, resuming=False)
+    assert named == recipe | {"teacher": teacher | {"checkpoint": str(weights)}}
+    assert recipe == given
+    # The recipe says no file, and its own work dir has none: a resumed run takes that of its start.
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "config.yaml").write_text(dump_recipe(named))
+    del teacher["checkpoint"]
+    assert resume.with_teachers_file(recipe, resuming=True) == named
+    with pytest.raises(TeacherError):
+        resume.with_teachers_file(recipe, resuming=False)
+    for other in (None, {"maps": "m"}, {"name": "mine.teacher", "network": {}}):
+        recipe["teacher"] = other
+        assert resume.with_teachers_file(recipe, resuming=True) is recipe
+
+
 def best_after(iteration: int, started: dict | None, accepted: bool, work_dir) -> tuple[float | None, dict]:
     """What an evaluation's best of 0.1 is after a resume at an iteration, and the record of the inputs by then."""
-    hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), [], print)
+    hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), print)
     hook.best, now = 0.1, {"best_from": -1}
     state = TrainState(None, RECIPE, work_dir, "now", 2, 1, 9, 9, True, [Hook(), hook], iteration=iteration)
     resume.forget_other_best(state, started, now, accepted)

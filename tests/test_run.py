@@ -1,5 +1,6 @@
 """What a run refuses before it starts, because its parts don't go together."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
 from tiekd.training import criterion, startup_log
 from tiekd.training.build import build_hooks, build_parts, check_ignored_depths
-from tiekd.training.settings import TrainSettings
+from tiekd.training.settings import Recipe
 
 
 def network(beyond: str) -> Network:
@@ -47,6 +48,18 @@ def test_the_maximum_that_is_asked_for_keeps_the_loss_of_a_picture_with_far_pixe
     torch.testing.assert_close(values[1], values[0])
 
 
+def hooks_of(recipe: dict, teacher) -> list:
+    hooks, _ = build_hooks(
+        Recipe(recipe | {"train": {"epochs": 1}}),
+        "cpu",
+        val_set=[0, 1],
+        replica=network("clamp"),
+        teacher=teacher,
+        unreadable=None,
+    )
+    return hooks
+
+
 @pytest.mark.parametrize(
     ("node", "shown"),
     [({"recipe": "t.yaml"}, True), ({"maps": "m"}, True), ({"name": "mine.teacher"}, False), (None, False)],
@@ -55,22 +68,29 @@ def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_ra
     def teacher(batch):
         raise AssertionError
 
-    recipe = {"network": {"max_depth": 10.0}, "teacher": node}
-    hooks, _ = build_hooks(recipe, [0, 1], network("clamp"), teacher, "cpu", Loading(), TrainSettings(epochs=1), None)
+    hooks = hooks_of({"network": {"max_depth": 10.0}, "teacher": node}, teacher)
     board = next(hook for hook in hooks if type(hook).__name__ == "TensorBoard")
     assert board.frames.teacher is (teacher if shown else None)
 
 
 def test_kept_memory_goes_back_before_an_evaluation_and_a_checkpoint_need_some():
-    recipe = {"network": {"max_depth": 10.0}}
-    hooks, _ = build_hooks(recipe, [0, 1], network("clamp"), None, "cpu", Loading(), TrainSettings(epochs=1), None)
-    names = [type(hook).__name__ for hook in hooks]
+    names = [type(hook).__name__ for hook in hooks_of({"network": {"max_depth": 10.0}}, None)]
     assert names.index("KeptMemory") < names.index("Evaluation") < names.index("Checkpoint")
 
 
 def test_a_recipe_without_data_is_read_as_any():
     assert loading_of({}) == Loading()
     assert loading_of({"data": {"workers": 3}}).workers == 3
+
+
+def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
+    recipe = Recipe({"data": {"workers": 3, "augment": {"flip_p": 0.25}}, "train": {"epochs": 0}})
+    assert recipe.loading.workers == 3 and recipe.loading is recipe.loading
+    assert recipe.augment.flip_p == 0.25
+    assert recipe.load.checkpoint is None and recipe.teacher is None
+    assert recipe.evaluation.interval == 1 and not recipe.has_outside_teacher
+    with pytest.raises(RecipeError, match="^train.epochs: got 0; it must be a whole number from 1"):
+        recipe.train  # noqa: B018
 
 
 def folder_recipe(root, depth):
@@ -95,8 +115,12 @@ def folder_recipe(root, depth):
 
 
 def parts_of(recipe, batch_size):
-    options = TrainSettings(batch_size=batch_size, epochs=1, validate=False)
-    return build_parts(recipe, {}, options, torch.device("cpu"), resuming_one=False, begins=True)
+    train = {"batch_size": batch_size, "epochs": 1, "validate": False}
+    recipe = Recipe(recipe | {"train": train})
+    given = deepcopy(recipe.node)
+    parts = build_parts(recipe, {}, torch.device("cpu"), resuming=False, begins=True)
+    assert recipe.node == given
+    return parts
 
 
 def test_depths_in_another_unit_end_a_run_before_it_begins(tmp_path):
@@ -112,5 +136,5 @@ def test_the_log_says_what_has_no_partner_and_that_a_batch_repeats_frames(tmp_pa
     np.save(tmp_path / "depths/alone.npy", np.ones((64, 64)))
     parts = parts_of(recipe, 4)
     assert [line for line in parts.report if line.startswith("Warning: train.batch_size 4 is more than there are")]
-    told = startup_log.about(recipe, parts.options, parts.train_set, None, parts.network, None, 3)
+    told = startup_log.about(parts)
     assert f"Warning: 1 of 4 depth maps in {tmp_path}/depths match no image, such as alone.npy" in told

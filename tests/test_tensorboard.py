@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from some_state import SomeState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -20,11 +21,11 @@ from tiekd.visualization.views import View
 
 def make_state(work_dir, hooks, iteration=0):
     batch = SimpleNamespace(image=torch.randn(3, 3, 16, 32), depth=torch.rand(3, 1, 16, 32) * 9)
-    return SimpleNamespace(
+    return SomeState(
         iteration=iteration, iterations_per_epoch=20, total_iterations=40, by_epoch=True, batch_size=3, lr=[1e-3, 1e-2],
         momentum=[0.95, 0.95], losses={}, grad_norm=None, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
         timestamp="20240101_120000", recipe={"teacher": {"maps": "m"}}, batch=batch, hooks=hooks, skipped_steps=0,
-        loss_scale=None, engine=None,
+        loss_scale=None, engine=None, num_evaluated=7,
         teacher_depth=torch.rand(3, 1, 16, 32) * 9,
         prediction=SimpleNamespace(depth=torch.rand(3, 1, 16, 32, dtype=torch.float16, requires_grad=True)),
     )  # fmt: skip
@@ -35,13 +36,13 @@ def train(state, until, validate_every=math.inf):
         hook.before_train(state)
     while state.iteration < until:
         loss = torch.tensor(float(state.iteration))
-        state.losses, state.grad_norm = {"decode.loss_dpm": loss, "loss": 2 * loss}, loss
+        state.losses, state.grad_norm = {"loss_dpm": loss, "loss": 2 * loss}, loss
         state.iteration += 1
         for hook in state.hooks:
             hook.after_iteration(state)
         if state.iteration % validate_every == 0:
             for hook in state.hooks:
-                hook.write_validation(state, {"abs_rel": 1 / state.iteration}, 7)
+                hook.after_evaluation(state, {"abs_rel": 1 / state.iteration})
 
 
 def read(work_dir):

@@ -2,10 +2,10 @@ import json
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from some_state import SomeState
 
 from tiekd.errors import RecipeError
 from tiekd.training import meters, schedules
@@ -24,7 +24,7 @@ def make_state(work_dir, **values):
         timestamp="20240101_120000", recipe={"train": {"seed": 0}},
         hooks=[], skipped_steps=0, loss_scale=None,
     )  # fmt: skip
-    return SimpleNamespace(**state | values)
+    return SomeState(**state | values)
 
 
 def run_iteration(log, state, **values):
@@ -93,14 +93,16 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
         row = means.get((epoch, position // interval * interval + interval))
         # What is left of an epoch after its last window must leave no trace.
         # The recorded numbers have five places; a little less decides the ties of the fourth as their own values did.
-        values = {name: row[name] - 2e-6 if row else 1e6 for name in ("decode.loss_depth", "loss", "grad_norm")}
+        names = {"loss_depth": "decode.loss_depth", "loss": "loss", "grad_norm": "grad_norm"}
+        values = {name: row[shown] - 2e-6 if row else 1e6 for name, shown in names.items()}
         values = {name: spread(value, position % interval, interval) for name, value in values.items()}
         values = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
         grad_norm = values.pop("grad_norm")
         lr = [schedule.lr(i)]
         run_iteration(log, state, losses=values, grad_norm=grad_norm, time_s=time_s, data_time_s=data_time_s, lr=lr)
         if state.iteration % (per_epoch if by_epoch else 100) == 0:
-            log.write_validation(state, metrics, recorded["n_val"])
+            state.num_evaluated = recorded["n_val"]
+            log.after_evaluation(state, metrics)
     log.after_train(state)
 
     theirs = messages(GOLDEN / f"{session}.log", "YYYY-MM-DD HH:MM:SS,mmm - depth - INFO - ")
@@ -122,7 +124,7 @@ def test_eta_of_long_runs(case, tmp_path, monkeypatch):
     state.total_iterations, state.iteration = case["max_iters"], case["start_iter"]
     log = TextLog(case["interval"])
     log.before_train(state)
-    losses = {"decode.loss_depth": torch.tensor(1.23456), "loss": torch.tensor(1.23456)}
+    losses = {"loss_depth": torch.tensor(1.23456), "loss": torch.tensor(1.23456)}
     for _ in range(case["runner_iter"] + 1 - case["start_iter"]):
         run_iteration(log, state, losses=losses, grad_norm=11.66667, time_s=case["time"], data_time_s=0.12345)
     log.after_train(state)
@@ -135,7 +137,7 @@ def test_the_format_of_a_whole_line_and_the_start(tmp_path):
     state.hooks = [log]
     log.before_train(state)
     for _ in range(2):
-        run_iteration(log, state, losses={"decode.loss_dpm": torch.tensor(0.5), "loss": torch.tensor(0.5)})
+        run_iteration(log, state, losses={"loss_dpm": torch.tensor(0.5), "loss": torch.tensor(0.5)})
     # Read before the files are closed: a kill now would lose nothing.
     text = (tmp_path / "20240101_120000.log").read_text()
     line = (
@@ -224,7 +226,7 @@ def test_an_iteration_without_a_line_never_waits_for_the_device(tmp_path):
     for _ in range(49):
         # A tensor on the meta device has no value: reading one raises.
         tensor = torch.zeros((), device="meta")
-        run_iteration(log, state, losses={"decode.loss_dpm": tensor, "loss": tensor}, grad_norm=tensor)
+        run_iteration(log, state, losses={"loss_dpm": tensor, "loss": tensor}, grad_norm=tensor)
     log.after_train(state)
 
 
@@ -254,7 +256,8 @@ def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, 
         log.before_train(state)
         for _ in range(8):
             run_iteration(log, state, losses={"loss": torch.tensor(10.0)})
-        log.write_validation(state, {"abs_rel": 0.1}, 3)
+        state.num_evaluated = 3
+        log.after_evaluation(state, {"abs_rel": 0.1})
         log.info("a line")
         assert log.last_means["loss"] == 20.0 and log.last_iteration == 8
         log.after_train(state)

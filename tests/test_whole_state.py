@@ -49,21 +49,20 @@ def start(rank: int, world_size: int) -> None:
 def make(config: dict, world_size: int):
     from tiekd.engine.build import build_engine
     from tiekd.engine.config import resolve
-    from tiekd.engine.step import stepper
+    from tiekd.engine.step import Step
 
     network = Net()
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-4, fused="fp16" not in config)
     resolved = resolve(config, batch_size=4, clip_norm=1.0, world_size=world_size)
     engine = build_engine(network, optimizer, resolved)
-    return engine, stepper(engine, resolved, 1.0)
+    return engine, Step(engine, resolved, 1.0)
 
 
 def train(engine, step, first: int) -> None:
     for i in range(first, first + STEPS):
         samples = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(i))
         mine = samples.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
-        engine.backward(engine(mine).square().mean())
-        step()
+        step.backward(engine(mine).square().mean())
 
 
 def first_half(rank: int, world_size: int = 2) -> dict:

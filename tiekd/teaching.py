@@ -1,8 +1,9 @@
-"""Where the depth comes from that the student learns: a frozen network, cached maps, the ground truth, or a teacher
-of one's own from outside the project. `tiekd/teachers/` has them; here a recipe's node is made one of them.
+"""Builds the teacher of a recipe: where the depth comes from that the student learns.
 
-Each is a callable (batch) -> (B, 1, H, W) float32 metres, 0 where not valid. A frozen network lives outside the
-engine: in it, ZeRO would shard and broadcast it, `train()` would wake its BatchNorm, every checkpoint would carry it.
+It is a frozen network, cached maps, the ground truth, or a teacher of the user's own from outside
+the project, all in tiekd/teachers/. Each is a callable (batch) -> (B, 1, H, W) float32, metres, 0
+where not valid. A frozen network lives outside the engine: in it, ZeRO would shard and broadcast
+it, `train()` would wake its BatchNorm, and every checkpoint would carry it.
 """
 
 import shlex
@@ -27,33 +28,55 @@ from tiekd.workdir.checkpoints import find_weights
 def build_teacher(
     node: dict | None, device: torch.device, resize: Resize | None = None
 ) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher:
-    """The teacher of `recipe["teacher"]`; None makes the ground truth one.
+    """Builds the teacher of a recipe's `teacher` section.
 
-    name: a module outside the project, see OutsideTeacher; all other keys are its build's then. Otherwise:
-    checkpoint: a file of weights, a checkpoint's folder or a work dir; without it, that recipe's work dir. A work dir
-    means its best, else its latest, weights. flip, precision: see FrozenTeacher. resize: the working resolution, in
-    place of the weights' or recipe's. Raises TeacherError when there are no weights or they belong to another network.
+    The keys of the node: `name` is a module outside the project, and all other keys are then its
+    build's. Otherwise `maps` are cached ones, or `checkpoint` is a file of weights, a checkpoint's
+    folder or a work dir (its best, else its latest weights); without it, the work dir of `recipe`.
+    For `flip` and `precision` see FrozenTeacher.
+
+    Args:
+        node: The section; None makes the ground truth the teacher.
+        device: Of the teacher's network.
+        resize: The working resolution, in place of the weights' or recipe's.
+
+    Raises:
+        TeacherError: There are no weights, or they are of another network.
     """
     if node is None:
         return GroundTruth()
+    # A module of the user's own has all other keys to itself.
     if is_outside(node):
         return OutsideTeacher(node["name"], build(node, "", "teacher", device=device), device)
+    # Cached maps were made already, so no key may say how.
     if "maps" in node:
         if "recipe" in node or "checkpoint" in node:
-            raise TeacherError("teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + `checkpoint`")
+            raise TeacherError(
+                "teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + "
+                "`checkpoint`"
+            )
         for key in ("flip", "precision"):
             if key in node:
                 raise TeacherError(
-                    f"teacher.{key}: cached maps stay as they were made; leave it out, or make others with it"
+                    f"teacher.{key}: cached maps stay as they were made; leave it out, or make "
+                    "others with it"
                 )
         return CachedMaps()
     if not node.get("network"):
-        raise TeacherError("teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps")
+        raise TeacherError(
+            "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
+        )
+    # A network, in the precision that is asked for.
     precision = node.get("precision", "fp32")
     if precision not in PRECISIONS:
-        raise TeacherError(f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}")
+        raise TeacherError(
+            f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}"
+        )
     if precision == "fp16" and device.type == "cpu":
-        raise TeacherError("teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32")
+        raise TeacherError(
+            "teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32"
+        )
+    # Its weights, which must be those of this very network.
     path = teacher_checkpoint(node)
     network = build_network(node["network"], "teacher.network")
     try:
@@ -65,47 +88,68 @@ def build_teacher(
         state_dicts.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
+    # It sees images at the resolution that it learned from.
     if resize is None:
         resize = resizes.resize_of(state, _recipe_file(node))
     return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
 
 
 def _recipe_file(node: dict) -> dict | None:
-    """The teacher's recipe, where its file is there: it says the working resolution of weights that don't."""
+    """Returns the teacher's recipe, where its file is there.
+
+    It has the working resolution of weights that don't record it.
+    """
     path = Path(node["recipe"]) if "recipe" in node else None
     return load_recipe(path) if path is not None and path.is_file() else None
 
 
 def teacher_checkpoint(node: dict) -> Path:
-    """The file of weights that a teacher node means; TeacherError when there is none. See `build_teacher`."""
+    """Returns the file of weights that a teacher's node means; see `build_teacher`.
+
+    Raises:
+        TeacherError: There is none.
+    """
     path = Path(node["checkpoint"]) if "checkpoint" in node else default_checkpoint(node)
     if path.is_dir():
         path = _weights_in(path, node, "teacher.checkpoint: ")
     if not path.is_file():
         raise TeacherError(
-            f"teacher.checkpoint: no file at {path}; train one with bin/train.py {_recipe_of(node)}, "
-            "or use cached maps (teacher.maps)"
+            f"teacher.checkpoint: no file at {path}; train one with bin/train.py "
+            f"{_recipe_of(node)}, or use cached maps (teacher.maps)"
         )
     return path
 
 
 def default_checkpoint(node: dict) -> Path:
-    """The weights that a teacher node without `checkpoint` means: best, else latest, of its recipe's work dir."""
+    """Returns the weights of a node without `checkpoint`: those of its recipe's work dir.
+
+    The best ones, else the latest.
+
+    Raises:
+        TeacherError: There are none.
+    """
     if "recipe" not in node:
-        raise TeacherError("teacher.checkpoint: needed beside teacher.network; give a file of weights")
+        raise TeacherError(
+            "teacher.checkpoint: needed beside teacher.network; give a file of weights"
+        )
     path = Path(node["recipe"])
-    # The recipe's file may be gone when a run is repeated from its saved recipe, which has the network but not this.
+    # The recipe's file may be gone when a run is repeated from its saved recipe, which has the
+    # network but not this.
     work_dir = load_recipe(path).get("work_dir") if path.is_file() else None
-    return _weights_in(Path(work_dir or work_dir_of(path)), node, "teacher.checkpoint: not given, and ")
+    return _weights_in(
+        Path(work_dir or work_dir_of(path)), node, "teacher.checkpoint: not given, and "
+    )
 
 
 def _weights_in(work_dir: Path, node: dict, beginning: str) -> Path:
     try:
         return find_weights(work_dir)
     except CheckpointError as error:
-        raise TeacherError(f"{beginning}{error}; train the teacher with bin/train.py {_recipe_of(node)}") from None
+        raise TeacherError(
+            f"{beginning}{error}; train the teacher with bin/train.py {_recipe_of(node)}"
+        ) from None
 
 
 def _recipe_of(node: dict) -> str:
-    """As a word for the shell."""
+    """Returns the teacher's recipe as a word for the shell."""
     return shlex.quote(node["recipe"]) if "recipe" in node else "RECIPE"

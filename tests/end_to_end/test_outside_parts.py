@@ -152,7 +152,7 @@ def test_a_recipes_own_package_is_found_under_the_launcher_and_when_a_run_goes_o
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     # Frames are from 4 to 11 m at the left, and twice that at the right; the teacher says a metre more.
     assert all(4.9 < row["teacher"][0] < 12.1 and 8.9 < row["teacher"][1] < 23.1 for row in rows)
-    assert all(row["loss"] == pytest.approx(row["decode.loss_relative"] + row["decode.loss_dpm"]) for row in rows)
+    assert all(row["loss"] == pytest.approx(row["loss_relative"] + row["loss_dpm"]) for row in rows)
     text = runs.log_text(trained)
     assert "Teacher: my_depth.oracle, 0.00 M parameters, frozen" in text and "Training frames: 8" in text
     assert "Hooks, in order: TextLog" in text and "Diary" in text
@@ -163,7 +163,7 @@ def test_in_the_current_folder_it_is_found_with_any_recipe_and_one_rank_sees_the
     train = [sys.executable, runs.ROOT / "bin" / "train.py", "elsewhere/mine.yaml", "--work-dir", "alone"]
     run(train, folder)
     alone = diary(folder / "alone")
-    for name in ("loss", "decode.loss_dpm"):
+    for name in ("loss", "loss_dpm"):
         assert [row[name] for row in alone] == pytest.approx([row[name] for row in diary(trained)[:2]], rel=1e-4)
 
 

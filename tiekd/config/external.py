@@ -1,10 +1,11 @@
 """Finds the modules outside the project that a recipe names: `name: my_package.my_module`.
 
-They are looked for where Python looks (installed, or on PYTHONPATH), then in the current folder, then beside the
-recipes that were read, in that order, under every launcher alike; for a recipe that a run saved in its work dir also
-beside the one that the run was started with, and in the folder where it was. Only the folder that has the package is
-added to Python's path, and at its end: it hides nothing that is installed, the package's own imports find each other
-later on, and data workers inherit it. Naming a module in a recipe runs its code, as any import does; nothing else in a
+They are looked for where Python looks (installed, or on PYTHONPATH), then in the current folder,
+then beside the recipes that were read, in that order, under every launcher alike; for a recipe that
+a run saved in its work dir also beside the one that the run was started with, and in the folder
+where it was. Only the folder that has the package is added to Python's path, and at its end: it
+hides nothing that is installed, the package's own imports find each other later on, and data
+workers inherit it. Naming a module in a recipe runs its code, as any import does; nothing else in a
 recipe runs any. Left out: reading a module again when its file changes.
 """
 
@@ -20,20 +21,25 @@ from tiekd.errors import RecipeError
 
 WHERE = "in the current folder, beside the recipe, or in a folder on PYTHONPATH"
 
-LAUNCH_RECORD = "launch.json"  # of a run, in its work dir; tiekd/workdir/launch_record.py has all of it
+LAUNCH_RECORD = (
+    "launch.json"  # of a run, in its work dir; tiekd/workdir/launch_record.py has all of it
+)
 
 _recipe_folders: list[Path] = []
 
 
 def look_beside(recipe_path: Path) -> None:
-    """From now on packages beside this recipe are found, too."""
+    """Makes packages beside this recipe be found from now on."""
     folder = recipe_path.resolve().parent
     if folder not in _recipe_folders:
         _recipe_folders.append(folder)
 
 
 def import_module(name: str) -> ModuleType | None:
-    """The module, None where there is none. What goes wrong inside it, a missing import of its own too, is raised."""
+    """Returns the module; None where there is none.
+
+    What goes wrong inside it, a missing import of its own too, is raised.
+    """
     if not all(part.isidentifier() for part in name.split(".")):
         return None
     module = _imported(name)
@@ -65,7 +71,10 @@ def _folders() -> Iterator[Path]:
 
 
 def _of_run(work_dir: Path) -> tuple[Path, ...]:
-    """The folder of the recipe that a run was started with, and the one where it was; none where no run is."""
+    """Returns the recipe's folder that a run was started with, and the current one then.
+
+    None where there is no run.
+    """
     try:
         record = json.loads((work_dir / LAUNCH_RECORD).read_text())
         return Path(record["recipe"]).parent, Path(record["folder"])
@@ -80,8 +89,13 @@ def _imported(name: str) -> ModuleType | None:
         told = moved.advice(error)
         if told is not None:
             raise RecipeError(told) from None
-        # An import that fails inside the user's own module is that module's fault and must stay visible.
-        if not (isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}.")):
+        # An import that fails inside the user's own module is that module's fault and must stay
+        # visible.
+        if not (
+            isinstance(error, ModuleNotFoundError)
+            and error.name
+            and f"{name}.".startswith(f"{error.name}.")
+        ):
             raise
         return None
 
@@ -92,7 +106,10 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def names_in(node) -> Iterator[str]:
-    """The dotted names anywhere in a recipe's node, each of which building it would import as a module."""
+    """Returns the dotted names in a recipe's node.
+
+    Building the node would import each of them as a module.
+    """
     if isinstance(node, dict):
         if "." in str(node.get("name", "")):
             yield str(node["name"])

@@ -1,11 +1,10 @@
 """The kind of value that each key of a recipe asks for, read from source that isn't imported.
 
 Kinds are the annotations of a part's `build`, or of the fields of a section's dataclass. They say
-where `--set` takes a value as it is typed and where `~` means a home (tiekd/config/recipe.py), before
-torch, or a module of the user's own, has any business in a program. Costs a parse of one file, some
-5 ms, once.
-Left out: constructors that are inherited from another file, and annotations that aren't built in,
-of `typing`, `collections.abc` or `pathlib`. What can't be read is `Any`.
+where `--set` takes a value as it is typed and where `~` means a home (tiekd/config/recipe.py),
+before torch, or a module of the user's own, has any business in a program. Costs a parse of one
+file, some 5 ms, once. Left out: constructors that are inherited from another file, and annotations
+that aren't built in, of `typing`, `collections.abc` or `pathlib`. What can't be read is `Any`.
 """
 
 import ast
@@ -174,8 +173,10 @@ def _of(file: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def _read(file: Path, name: str) -> dict[str, Any]:
-    """The kinds of what a function, or a class of the file, takes; an empty mapping for what can't
-    be told."""
+    """Returns the kinds of the arguments of a function, or a class, of the file.
+
+    Empty where they can't be read.
+    """
     try:
         statements = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError, RecursionError):

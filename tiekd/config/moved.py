@@ -1,7 +1,7 @@
-"""Old import paths of tiekd, and the new ones: for parts of a user's own that were written for the old.
+"""Maps old import paths of tiekd to the new ones, for parts that users wrote for the old.
 
-The names that parts are written with have one lasting place, tiekd itself (`PUBLIC`). Nothing in the project imports by
-this table; it only words one line for who does.
+The names that parts are written with have one lasting place, tiekd itself (`PUBLIC`). Nothing in
+the project imports by this table; it only words one line for those who do.
 """
 
 import ast
@@ -12,20 +12,43 @@ _TIEKD = Path(__file__).parents[1]
 
 # The names that `from tiekd import NAME` gives: those of tiekd.__all__.
 PUBLIC = (
-    *("Batch", "BatchNorm2d", "DataError", "Hook", "IMAGENET_MEAN", "IMAGENET_STD", "Prediction", "RecipeError"),
-    *("Sample", "build_network", "is_main", "load_recipe", "load_student", "mean_over_ranks", "mean_over_valid"),
+    *(
+        "Batch",
+        "BatchNorm2d",
+        "DataError",
+        "Hook",
+        "IMAGENET_MEAN",
+        "IMAGENET_STD",
+        "Prediction",
+        "RecipeError",
+    ),
+    *(
+        "Sample",
+        "build_network",
+        "is_main",
+        "load_recipe",
+        "load_student",
+        "mean_over_ranks",
+        "mean_over_valid",
+    ),
     "valid_pixels",
 )
 
 
 def advice(error: ImportError) -> str | None:
-    """One line that says how to write an import that failed because it goes by an old path; None for other errors.
+    """Returns a line on how to write an import that failed because its path is an old one.
 
-    error: as it was caught; the file and line come from its traceback.
+    Args:
+        error: As it was caught; the file and line come from its traceback.
+
+    Returns:
+        None for other errors.
     """
     if (error.name or "").split(".")[0] != "tiekd":
         return None
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
+    ]
     if not frames or Path(frames[-1].filename).is_relative_to(_TIEKD):
         return None
     place = frames[-1]
@@ -34,21 +57,32 @@ def advice(error: ImportError) -> str | None:
     except (OSError, SyntaxError, ValueError):
         return None
     for node in statements:
-        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno <= place.lineno <= node.end_lineno:
+        if (
+            isinstance(node, ast.Import | ast.ImportFrom)
+            and node.lineno <= place.lineno <= node.end_lineno
+        ):
             new = _as_it_is_now(node)
             if new is not None:
                 old = " ".join(ast.unparse(node).split())
-                return f"{place.filename}:{node.lineno}: `{old}` is of an older tiekd; write `{new}`"
+                return (
+                    f"{place.filename}:{node.lineno}: `{old}` is of an older tiekd; write `{new}`"
+                )
     return None
 
 
 def home_of(module: str, name: str) -> str | None:
-    """The module, below tiekd, that has a name of an old one now; None where there is no old module of that name."""
+    """Returns the module, below tiekd, that has a name of an old one now.
+
+    None where there is no old module of that name.
+    """
     if module in MODULES:
         return MODULES[module]
     places = SPLIT.get(module, {})
     others = [place for place, names in places.items() if names == "*"]
-    return next((place for place, names in places.items() if name in names.split()), (others or [*places, None])[0])
+    return next(
+        (place for place, names in places.items() if name in names.split()),
+        (others or [*places, None])[0],
+    )
 
 
 def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
@@ -77,7 +111,9 @@ def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
         statements.setdefault(place, []).append(name)
     if not found:
         return None
-    return "; ".join(f"from {place} import {', '.join(names)}" for place, names in statements.items())
+    return "; ".join(
+        f"from {place} import {', '.join(names)}" for place, names in statements.items()
+    )
 
 
 # Old module: new one, both below tiekd.
@@ -227,10 +263,10 @@ MODULES = {
 # Of modules that are several now: the symbols of each; `*` has the others.
 SPLIT = {
     "checkpoint": {
-        "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check set_aside_newer "
-        "prune iteration_of newest_first",
-        "workdir.weights_file": "BEST_BEFORE set_aside_best replace_best forget_older_best write_weights "
-        "set_aside made_at",
+        "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check "
+        "set_aside_newer prune iteration_of newest_first",
+        "workdir.weights_file": "BEST_BEFORE set_aside_best replace_best forget_older_best "
+        "write_weights set_aside made_at",
         "engine.checkpoint": "*",
         "config.recipe": "work_dir_of",
     },
@@ -249,7 +285,6 @@ SPLIT = {
     "engine": {
         "engine.build": "build_engine",
         "engine.config": "*",
-        "engine.step": "stepper step_skipped skipped_steps loss_scale searches_loss_scale",
     },
     "evaluation": {
         "evaluation.evaluate": "*",

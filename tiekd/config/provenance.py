@@ -1,7 +1,7 @@
-"""Where each value of a resolved recipe comes from: the file, or the --set, that said it last.
+"""Says where each value of a resolved recipe comes from: the file or --set that gave it last.
 
-The same merge as `load_recipe`'s runs over values that carry their origin, so the two can't disagree. Cost: every file
-is read twice.
+The same merge as `load_recipe`'s runs over values that carry their origin, so the two can't
+disagree. Cost: every file is read twice.
 """
 
 import json
@@ -28,10 +28,13 @@ class _Value:
 
 
 def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """The recipe that `load_recipe` gives, as YAML which reads back as the same, with its origin behind each value.
+    """Returns the recipe as YAML with each value's origin behind it.
 
-    Files are named as they are found from the project's folder, else from the recipe's; a list comes from one place as
-    a whole. Raises RecipeError.
+    It reads back as what `load_recipe` returns. Files are named by their paths from the project's
+    folder, else from the recipe's; a list comes from one place as a whole.
+
+    Raises:
+        RecipeError: As `load_recipe` does.
     """
     recipe = load_recipe(path, overrides)  # refuses what is wrong
     path = Path(paths.expanded(str(path)))
@@ -40,7 +43,9 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     theirs = teachers_recipe(_plain(teacher))
     if theirs is not None:
         teacher["network"] = merge(merged(theirs, (), _mark)["network"], teacher.get("network", {}))
-    return "".join(f"{line}\n" for line in _lines(_with_values(marked, recipe), path.resolve().parent, ""))
+    return "".join(
+        f"{line}\n" for line in _lines(_with_values(marked, recipe), path.resolve().parent, "")
+    )
 
 
 def _mark(node, origin: str):
@@ -74,7 +79,9 @@ def _lines(node: dict, folder: Path, indent: str) -> Iterator[str]:
             yield name
             yield from _lines(value, folder, indent + "  ")
             continue
-        plain, origin = ({}, value[_HERE]) if isinstance(value, dict) else (value.value, value.origin)
+        plain, origin = (
+            ({}, value[_HERE]) if isinstance(value, dict) else (value.value, value.origin)
+        )
         yield f"{name} {_in_one_line(plain)}".ljust(_COLUMN) + f"  # {_named(origin, folder)}"
 
 

@@ -1,10 +1,11 @@
 """Recipes: YAML with `_base_`, and overrides from the command line.
 
-A recipe is plain dicts, lists and scalars after `load_recipe`; tiekd/config/recipe_yaml.py says what its YAML allows.
-Merging is deep: later wins, `null` removes, and a node whose `name` changes is replaced whole (the old options don't
-apply to it). An override's value is taken as it is typed where its key asks for text, and otherwise read as in a
-recipe. `~` is expanded wherever a key asks for a path (tiekd/config/kinds.py says which do).
-Left out on purpose: registries, Python in configs, interpolation between keys.
+A recipe is plain dicts, lists and scalars after `load_recipe`; tiekd/config/recipe_yaml.py says
+what its YAML allows. Merging is deep: later wins, `null` removes, and a node whose `name` changes
+is replaced whole (the old options don't apply to it). An override's value is taken as it is typed
+where its key asks for text, and otherwise read as in a recipe. `~` is expanded wherever a key asks
+for a path (tiekd/config/kinds.py says which do). Left out on purpose: registries, Python in
+configs, interpolation between keys.
 """
 
 import contextlib
@@ -25,10 +26,18 @@ _DEEPEST = 32  # parts of a key
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
-    """Reads a recipe with its bases, applies `key.sub=value` overrides, resolves the teacher's recipe, expands `~`.
+    """Reads a recipe with its bases and overrides, and resolves the teacher's recipe.
 
-    Returns plain dicts with only known top-level sections. Raises RecipeError for a missing file, bad YAML, a loop of
-    bases, an unknown section, a section of the wrong kind or a malformed override.
+    Args:
+        path: The YAML file.
+        overrides: Each `key.sub=value`.
+
+    Returns:
+        Plain dicts with only known top-level sections, `~` expanded.
+
+    Raises:
+        RecipeError: A file is missing or bad YAML, bases make a loop, a section is unknown or of
+            the wrong kind, or an override is malformed.
     """
     path = Path(paths.expanded(str(path), error=RecipeError))
     external.look_beside(path)
@@ -45,9 +54,13 @@ def _unmarked(node: dict, _origin: str) -> dict:
 def merged(
     path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked
 ) -> dict:
-    """A recipe with its bases and overrides, unchecked, the teacher's network not yet in it.
+    """Returns a recipe with its bases and overrides, unchecked, without the teacher's network.
 
-    mark: what is made of the content of each file or override, named by the second argument, before it is merged.
+    Args:
+        path: The YAML file.
+        overrides: Each `key.sub=value`.
+        mark: Maps the content of each file or override, named by the second argument, before it is
+            merged.
     """
     recipe = _load_with_bases(path, (), mark)
     plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
@@ -63,23 +76,32 @@ def teachers_recipe(teacher: dict) -> Path | None:
     """The recipe that lends its network to a teacher node, None for a node that needs no other."""
     if "name" in teacher:
         return None
-    path, given = Path(teacher["recipe"]) if "recipe" in teacher else None, teacher.get("network", {})
-    # A saved recipe has the network whole, and its word counts, file or no file; an override has only parts of it.
-    whole = {"encoder", "decoder", "head"} <= given.keys() or (given and path is not None and not path.is_file())
+    path, given = (
+        Path(teacher["recipe"]) if "recipe" in teacher else None,
+        teacher.get("network", {}),
+    )
+    # A saved recipe has the network whole, and its word counts, file or no file; an override has
+    # only parts of it.
+    whole = {"encoder", "decoder", "head"} <= given.keys() or (
+        given and path is not None and not path.is_file()
+    )
     return None if whole else path
 
 
 def merge(base: dict, change: dict) -> dict:
-    """`change` laid over `base`, neither modified: deep for dicts, `None` removes, another `name` replaces.
+    """Returns `change` laid over `base`; neither is modified.
 
-    So does another form of `resize`, whose keys exclude each other.
+    Deep for dicts; `None` removes, and another `name` replaces. So does another form of `resize`,
+    whose keys exclude each other.
     """
+    # Another part: the old one's options don't apply to it.
     if change.get("name", base.get("name")) != base.get("name"):
         base = {}
     merged = dict(base)
     for key, value in change.items():
         if value is None:
             merged.pop(key, None)
+        # Mappings are merged; everything else, lists too, is replaced as a whole.
         elif isinstance(value, dict):
             old = merged.get(key)
             if key == "resize" and isinstance(old, dict):
@@ -94,7 +116,7 @@ _RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # keys
 
 
 def _of_the_same_form(old: dict, change: dict) -> dict:
-    """What stays of a `resize` node beside the change's keys: those of another form go."""
+    """Returns a `resize` node without the keys of other forms than the change's."""
     said = {key for key, value in change.items() if value is not None}
     known = set().union(*_RESIZE_FORMS)
     return {
@@ -118,7 +140,9 @@ def _check_sections(recipe: dict, path: Path) -> None:
 def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, str], dict]) -> dict:
     resolved = path.resolve()
     if resolved in seen:
-        raise RecipeError(f"{path}: its _base_ leads back to itself; remove one of: {', '.join(map(str, seen))}")
+        raise RecipeError(
+            f"{path}: its _base_ leads back to itself; remove one of: {', '.join(map(str, seen))}"
+        )
     node = _read_yaml(path)
     bases = node.pop("_base_", None) or []
     check_value(bases, str | list[str], f"{path}: _base_")
@@ -130,33 +154,52 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
 
 
 def _anchored(change: dict, folder: Path, where: str) -> dict:
-    """The change with `teacher.recipe` as an absolute path, which takes the old teacher's network and weights away,
-    or what it was if it was none of the project's; whose own `recipe` is its own affair."""
+    """Returns the change with `teacher.recipe` as an absolute path.
+
+    Another recipe takes the old teacher's network and weights away, and a teacher of the user's
+    own; the `recipe` of such a teacher is its own affair.
+    """
     teacher = change.get("teacher")
-    if not isinstance(teacher, dict) or teacher.get("recipe") is None or teacher.get("name") is not None:
+    if (
+        not isinstance(teacher, dict)
+        or teacher.get("recipe") is None
+        or teacher.get("name") is not None
+    ):
         return change
     check_value(teacher["recipe"], str, f"{where}: teacher.recipe")
     recipe = paths.expanded(teacher["recipe"], f"{where}: teacher.recipe: ", RecipeError)
     recipe = str((folder / recipe).resolve())
-    return change | {"teacher": {"name": None, "network": None, "checkpoint": None} | teacher | {"recipe": recipe}}
+    return change | {
+        "teacher": {"name": None, "network": None, "checkpoint": None}
+        | teacher
+        | {"recipe": recipe}
+    }
 
 
 def _read_yaml(path: Path) -> dict:
     try:
         node = recipe_yaml.load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3)
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3
+        )
         raise RecipeError(f"{path}: no such recipe; near it: {', '.join(near) or 'none'}") from None
     except IsADirectoryError:
         files = ", ".join(sorted(map(str, path.glob("*.yaml")))[:3]) or "it has none"
         told = f"{path}: can't be read as a recipe, it is a folder; give a YAML file: {files}"
         raise RecipeError(told) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: can't be read as a recipe ({error}); give a YAML file") from None
+        raise RecipeError(
+            f"{path}: can't be read as a recipe ({error}); give a YAML file"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not YAML that is allowed: {' '.join(str(error).split())}") from None
+        raise RecipeError(
+            f"{path}: not YAML that is allowed: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(node, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections ({', '.join(SECTIONS)}), not {node!r:.60}")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of sections ({', '.join(SECTIONS)}), not {node!r:.60}"
+        )
     return node
 
 
@@ -170,7 +213,9 @@ def _parse_override(override: str, recipe: dict) -> dict:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts) or len(parts) > _DEEPEST:
-        raise RecipeError(f"--set {override}: must be key.sub=value, for example --set data.workers=2")
+        raise RecipeError(
+            f"--set {override}: must be key.sub=value, for example --set data.workers=2"
+        )
     if not text:
         raise RecipeError(f"--set {override}: has no value; give one, or null to take {key} away")
     if parts[:2] == ["teacher", "network"]:
@@ -179,7 +224,9 @@ def _parse_override(override: str, recipe: dict) -> dict:
     try:
         node = text if kinds.is_text(kind) else recipe_yaml.value(text, kinds.are_texts(kind))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"--set {override}: value is not YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(
+            f"--set {override}: value is not YAML: {' '.join(str(error).split())}"
+        ) from None
     if text == "null":
         node = None
     for part in reversed(parts):
@@ -188,8 +235,10 @@ def _parse_override(override: str, recipe: dict) -> dict:
 
 
 def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
-    """True where one of the overrides `key.sub=value` sets this key of the recipe, by its own name, by that of
-    something in it, or in a mapping that holds it."""
+    """Returns True where one of the overrides `key.sub=value` sets this key of the recipe.
+
+    That is by its own name, by that of something in it, or in a mapping that holds it.
+    """
     for override in overrides:
         node = _parse_override(override, recipe)
         for part in key:
@@ -223,17 +272,20 @@ def _with_teachers_network(recipe: dict) -> dict:
 
 
 def _is_a_module(teacher: dict) -> bool:
-    """Whether a teacher is a module outside the project, whose arguments its other keys are."""
+    """Returns True for a teacher that is a module outside the project."""
     if "name" in teacher and not (isinstance(teacher["name"], str) and "." in teacher["name"]):
         raise RecipeError(
-            f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as my_package.my_teacher (for a "
-            "network of the project: teacher.recipe)"
+            f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as "
+            "my_package.my_teacher (for a network of the project: teacher.recipe)"
         )
     return "name" in teacher
 
 
 def _resolve_teacher(recipe: dict) -> None:
-    """Puts the network of `teacher.recipe` into the recipe, so that the saved recipe needs no other file."""
+    """Puts the network of `teacher.recipe` into the recipe.
+
+    So the saved recipe needs no other file.
+    """
     teacher = recipe.get("teacher")
     if teacher is None or _is_a_module(teacher):
         return
@@ -246,15 +298,18 @@ def _resolve_teacher(recipe: dict) -> None:
         theirs = merged(path)
         _check_sections(theirs, path)
         if "network" not in theirs:
-            raise RecipeError(f"teacher.recipe: {path} describes no network; give the recipe that trains the teacher")
+            raise RecipeError(
+                f"teacher.recipe: {path} describes no network; give the recipe that trains the "
+                "teacher"
+            )
         teacher["network"] = merge(theirs["network"], teacher.get("network", {}))
 
 
 def work_dir_of(recipe_path: str | Path) -> Path:
-    """Where a recipe's runs go when neither it nor the command line says: work_dirs/<recipe stem>."""
+    """Returns the default folder of a recipe's runs: work_dirs/<recipe stem>."""
     return Path("work_dirs") / Path(recipe_path).stem
 
 
 def is_outside(node: dict | None) -> bool:
-    """Whether a teacher's node names a module, whose arguments all its other keys are."""
+    """Returns True where a teacher's node names a module, with its arguments."""
     return bool(node) and "name" in node

@@ -43,8 +43,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node, deep=False):
-        """Refuses a key that is there already, and one that is a key and its value without the
-        blank between them."""
+        """Refuses a key that is there already, and `key:value` without its blank."""
         seen = set()
         for key, value in node.value:
             in_one = value.value == "" and value.start_mark.index == key.end_mark.index
@@ -105,9 +104,16 @@ def load(text: str):
 
 
 def value(text: str, of_texts: bool = False):
-    """One value as it is typed on a command line: YAML, if all of it is a number, true, false, a
-    list, a mapping or quoted; otherwise text. of_texts: what is in a list is text, too. Raises as
-    `load` does.
+    """Reads one value as it is typed on a command line.
+
+    YAML, if all of it is a number, true, false, a list, a mapping or quoted; otherwise text.
+
+    Args:
+        text: As typed.
+        of_texts: True where a list's items are text, too.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: As `load` does.
     """
     stripped = text.strip()
     if stripped[:1] and stripped[0] in "[{\"'":
@@ -119,14 +125,19 @@ def value(text: str, of_texts: bool = False):
 
 
 def dump(node, **layout) -> str:
-    """As YAML that `load`, and any other reader, reads back to the same; keys stay in their
-    order."""
+    """Returns YAML that `load`, and any other reader, reads back to the same.
+
+    Keys stay in their order.
+    """
     return yaml.dump(node, Dumper=_Dumper, sort_keys=False, **layout)
 
 
 def _checked(node):
-    """The node, unless an anchor in it holds itself, or anchors of anchors make it more than
-    anybody wrote."""
+    """Returns the node.
+
+    Raises ValueError where an anchor holds itself, or anchors of anchors make it more than anybody
+    wrote.
+    """
     sizes: dict[int, int | None] = {}
 
     def size(part) -> int:

@@ -1,9 +1,10 @@
-"""Whether a value from a recipe is of the kind that an annotation asks for, so that a wrong one is a line, not a crash.
+"""Checks that a recipe's value is of the kind that an annotation asks for.
 
-`int | None`, `tuple[int, int]`, `Sequence[float]` and the like are read from a constructor's own signature: nothing is
-declared twice. YAML's lists count as tuples and sequences, whole numbers as float, and true and false never as numbers.
-`Path` asks for text that is a path: where no other text is asked for, it is handed over as a Path.
-Left out: annotations other than these (they accept anything), and ranges, which the constructors know.
+So a wrong one is a line, not a traceback. `int | None`, `tuple[int, int]`, `Sequence[float]` and
+the like are read from a constructor's own signature: nothing is declared twice. YAML's lists count
+as tuples and sequences, whole numbers as float, and true and false never as numbers. `Path` asks
+for text that is a path: where no other text is asked for, it is handed over as a Path. Left out:
+annotations other than these (they accept anything), and ranges, which the constructors know.
 """
 
 import difflib
@@ -14,12 +15,21 @@ from typing import Any, Union, get_args, get_origin
 
 from tiekd.errors import RecipeError
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "nothing"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "nothing",
+}
 _WORDS[Path] = _WORDS[str]
 
 
 def check_value(value: Any, annotation: Any, where: str) -> None:
-    """Raises RecipeError that names `where`, the value and what is allowed, unless the value fits the annotation."""
+    """Raises RecipeError unless the value fits the annotation.
+
+    It names `where`, the value and what is allowed.
+    """
     if not fits(value, annotation):
         hint = "; write numbers without quotes" if _looks_like_a_number(value) else ""
         if hint and "_" in value:
@@ -32,7 +42,10 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """True where the value is of the annotated kind, or the annotation is one that this module doesn't read."""
+    """Returns True where the value is of the annotated kind.
+
+    So it does for an annotation that this module doesn't read.
+    """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in parts)
@@ -57,7 +70,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """The value, as a Path where the annotation asks for that and no other text; so in a list."""
+    """Returns the value, as a Path where the annotation asks for no other text; so in a list."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if isinstance(value, str):
         alternatives = parts if origin in (Union, types.UnionType) else (annotation,)
@@ -68,7 +81,7 @@ def converted(value: Any, annotation: Any) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """The annotation in a user's words: `a list of 2: a whole number, a whole number`."""
+    """Returns the annotation in words: `a list of 2: a whole number, a whole number`."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         words = [describe(part) for part in parts if part is not types.NoneType]
@@ -98,12 +111,19 @@ def _looks_like_a_number(value: Any) -> bool:
 
 
 def check_keys(node: dict, allowed: Iterable[str], where: str) -> None:
-    """Raises RecipeError that names the first key of `node` not in `allowed`, with the nearest ones that are."""
+    """Raises RecipeError for the first key of `node` that isn't allowed.
+
+    It names the nearest ones that are.
+    """
     allowed = list(allowed)
     if not isinstance(node, dict):
-        raise RecipeError(f"{where}: got {node!r}; it must be a mapping with keys from: {', '.join(allowed)}")
+        raise RecipeError(
+            f"{where}: got {node!r}; it must be a mapping with keys from: {', '.join(allowed)}"
+        )
     for key in node:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(f"{where}: unknown key {key!r}; {hint}allowed: {', '.join(sorted(allowed))}")
+            raise RecipeError(
+                f"{where}: unknown key {key!r}; {hint}allowed: {', '.join(sorted(allowed))}"
+            )

@@ -1,6 +1,7 @@
-"""The one place that calls deepspeed.initialize: network, optimizer and resolved engine config to an engine.
+"""Builds an engine from network, optimizer and resolved engine config.
 
-Left out: DeepSpeed's own optimizers and schedulers (the schedule is a function of the iteration, applied by the loop).
+The one call of deepspeed.initialize. Left out: DeepSpeed's own optimizers and schedulers. The
+schedule is a function of the iteration, which the loop applies.
 """
 
 from copy import deepcopy
@@ -8,17 +9,25 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from tiekd.engine import execution, full_state, nonfinite, profiling
+from tiekd.engine import execution, full_state, patches
 from tiekd.engine.config import EngineConfig, clips_here, scales_here
-from tiekd.engine.step import searches_loss_scale
 from tiekd.errors import RecipeError
-from tiekd.workdir import manifest
+from tiekd.workdir.manifest import Files
 
 
 def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig):
-    """The DeepSpeed engine; `checkpoint_files` is what it saves and loads with.
+    """Builds the DeepSpeed engine, patched (engine/patches.py). Collective.
 
-    Raises RecipeError when DeepSpeed refuses a value of the engine config.
+    Args:
+        network: The student; its convolutions are prepared in place (engine/execution.py).
+        optimizer: A torch optimizer of the network's parameters.
+        config: The resolved engine config.
+
+    Returns:
+        The engine; its `checkpoint_files` write and read its checkpoints.
+
+    Raises:
+        RecipeError: DeepSpeed refuses a value of the engine config.
     """
     import deepspeed
     from pydantic import ValidationError
@@ -26,38 +35,37 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     values = {key: value for key, value in config.values.items() if key != execution.SECTION}
     execution.prepare(network, config.values)
     if clips_here(config):
+        # engine/step.py clips instead.
         values["gradient_clipping"] = 0.0
-    initial = {name: t.detach().clone() for name, t in network.state_dict().items()} if scales_here(config) else None
-    profiling.time_each_collective()
+    initial = None
+    if scales_here(config):
+        initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    patches.time_each_collective()
     try:
+        # A value that DeepSpeed refuses is the user's, and told in a line.
         _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"engine config: {key}: {first['msg']} (in {error.title}); see ds_configs/") from None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']} (in {error.title})"
+        raise RecipeError(f"engine config: {reason}; see ds_configs/") from None
     except (ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
-        raise RecipeError(f"engine config: DeepSpeed can't take it ({reason}); see ds_configs/") from None
-    engine.checkpoint_files = manifest.Files().take_over(engine)
-    if scales_here(config):
-        # There, DeepSpeed takes an optimizer step of its own at the start: the weights decay, and Adam's correction of
-        # its first steps is one too late.
+        raise RecipeError(
+            f"engine config: DeepSpeed can't take it ({reason}); see ds_configs/"
+        ) from None
+    if initial is not None:
+        # Building the engine took an optimizer step there: the weights have decayed, and Adam's
+        # bias correction would be one step late.
         full_state.restore(engine, initial, {})
-        # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale, but never multiplies
-        # the loss with it: without this, training stands still and says nothing.
-        backward = engine.backward
-        engine.backward = lambda loss: backward(loss * engine.optimizer.loss_scale_config.cur_scale)
-    if searches_loss_scale(engine) and hasattr(engine.optimizer, "loss_scaler"):
-        # It would end the run with a traceback; training/hooks/guard.py ends it with what is to be known.
-        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
-    nonfinite.spoil_gradients_of_bad_losses(engine)
-    profiling.time_whole_network(engine)
+    patches.save_through(engine, Files())
+    patches.keep_on_at_lowest_loss_scale(engine)
+    patches.time_whole_network(engine)
     return engine
 
 
 def _read_by_deepspeed(values: dict) -> None:
-    """Lets DeepSpeed read a config; what it would die of there becomes a ValueError, unless it is one."""
+    """Lets DeepSpeed read a config; whatever a wrong value raises becomes a ValueError."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:

@@ -1,8 +1,9 @@
-"""Saves an engine's checkpoint and restores it: written beside, verified by a manifest, made current by one rename.
+"""Saves an engine's checkpoint, whole or not at all, and restores it.
 
-tiekd/workdir/checkpoints.py says which files it has. Everything loads with `weights_only`: a checkpoint never runs
-code. The same number of ranks, ZeRO stage and precision go on from DeepSpeed's files, bit for bit; any others from
-student.pth and moments.pth.
+A checkpoint is written beside its place, verified by a manifest and made current by one rename.
+tiekd/workdir/checkpoints.py says which files it has. Everything loads with `weights_only`: a
+checkpoint never runs code. With the same number of ranks, ZeRO stage and precision a run resumes
+from DeepSpeed's files, bit for bit; with any others from student.pth and moments.pth.
 """
 
 import json
@@ -16,7 +17,7 @@ import torch
 
 from tiekd.data import resize as resizes
 from tiekd.distributed import comm, entrypoint
-from tiekd.engine import full_state, rng_state
+from tiekd.engine import full_state, patches, rng_state
 from tiekd.errors import CheckpointError
 from tiekd.files import replace_text, sync
 from tiekd.workdir import manifest
@@ -24,7 +25,7 @@ from tiekd.workdir.checkpoints import LATEST, MOMENTS, STATE, STUDENT, check
 
 
 class SaveFailed(Exception):
-    """A checkpoint that the disk didn't take, on every rank; what was there before is as it was."""
+    """A checkpoint that the disk didn't take, on every rank; older ones are as they were."""
 
 
 def save(
@@ -32,8 +33,19 @@ def save(
 ) -> Path:
     """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
 
-    `hook_states` are this rank's, of plain values; `facts` go into the student's file. Returns the
-    checkpoint's path; raises SaveFailed on every rank where one of them couldn't write.
+    Args:
+        engine: The DeepSpeed engine.
+        folder: Where the run's checkpoints are.
+        iteration: Finished iterations.
+        hook_states: This rank's, of plain values.
+        recipe: The run's.
+        facts: What else goes into the student's file.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        SaveFailed: One of the ranks couldn't write; raised on all.
     """
     final = folder / f"iter_{iteration}"
     partial = folder / f".{final.name}.partial"
@@ -44,11 +56,13 @@ def save(
         files.make_folder(partial)
     comm.barrier()
     write_files(engine, partial, iteration, hook_states, recipe, **facts)
+    # One rank that couldn't write makes the save fail on all of them.
     shares = comm.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and comm.is_main():
         written = {name: facts for share, _ in shares for name, facts in share.items()}
         problem = _make_current(partial, final, written)
+    # Rank 0 made the checkpoint current, or says why it didn't.
     problem = comm.broadcast_object(problem)
     if problem is not None:
         if comm.is_main():
@@ -60,13 +74,24 @@ def save(
 def write_files(
     engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
 ) -> None:
-    """A checkpoint's files but for its manifest, through `engine.checkpoint_files`: this rank's share. Collective."""
+    """Writes this rank's share of a checkpoint's files, but for the manifest. Collective.
+
+    They go through `engine.checkpoint_files`. Arguments are those of `save`; `folder` is the
+    checkpoint's own.
+    """
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-    files.save({"random": rng_state.taken(), "hooks": hook_states}, folder / f"rank_{comm.rank()}.pt")
+    files.save(
+        {"random": rng_state.taken(), "hooks": hook_states}, folder / f"rank_{comm.rank()}.pt"
+    )
     weights, moments = full_state.weights(engine), full_state.moments(engine)
     if comm.is_main():
-        student = {"state_dict": weights, "network": recipe["network"], "iteration": iteration, **facts}
+        student = {
+            "state_dict": weights,
+            "network": recipe["network"],
+            "iteration": iteration,
+            **facts,
+        }
         student["resize"] = resizes.of_data(recipe.get("data", {})).node()
         files.save(student, folder / STUDENT)
         files.save(moments, folder / MOMENTS)
@@ -74,14 +99,25 @@ def write_files(
 
 
 def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
-    """Restores engine and random states from a whole checkpoint; returns its iteration and hook states. Collective."""
+    """Restores engine and random states from a whole checkpoint. Collective.
+
+    Returns:
+        The checkpoint's iteration, and this rank's hook states.
+
+    Raises:
+        CheckpointError: It is damaged, or of another network or optimizer.
+    """
+    # Rank 0 verifies the digests of all ranks' files.
     problem = comm.broadcast_object(check(checkpoint) if comm.is_main() else None)
     if problem:
-        raise CheckpointError(f"{checkpoint}: {problem}; resume from another one, or --resume-from auto")
+        raise CheckpointError(
+            f"{checkpoint}: {problem}; resume from another one, or --resume-from auto"
+        )
     try:
         state = json.loads((checkpoint / STATE).read_text())
+        # DeepSpeed's files need the same ranks, stage and precision; the plain ones fit any.
         if state["made_by"] == _shape(engine):
-            allow_engine_types()
+            patches.load_plain_data_only()
             path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
             if path is None:
                 raise KeyError("DeepSpeed found no state in it")
@@ -97,49 +133,58 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         return state["iteration"], mine["hooks"]
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{checkpoint}: a file in it is no plain data and was not opened further, as it could run code "
-            f"({_one_line(error)}); resume from another one"
+            f"{checkpoint}: a file in it is no plain data and was not opened further, as it could "
+            f"run code ({_one_line(error)}); resume from another one"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{checkpoint}: can't be read ({error}); resume from another one") from None
+        raise CheckpointError(
+            f"{checkpoint}: can't be read ({error}); resume from another one"
+        ) from None
+    # Neither running out of memory nor a lost rank is the checkpoint's fault.
     except torch.cuda.OutOfMemoryError:
         raise
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+    except (
+        RuntimeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         if entrypoint.lost_a_rank(error):
             raise
         raise CheckpointError(
-            f"{checkpoint}: not of this recipe's network and optimizer ({_one_line(error)}); undo what was changed in "
-            "them, or start a new run with --load-from"
+            f"{checkpoint}: not of this recipe's network and optimizer ({_one_line(error)}); undo "
+            "what was changed in them, or start a new run with --load-from"
         ) from None
 
 
-def allow_engine_types() -> None:
-    """Makes DeepSpeed's loading weights-only, with the three types of its own that its files contain."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    torch.serialization.add_safe_globals([ZeroStageEnum, fragment_address, LossScaler, DynamicLossScaler])
-
-
 def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:
-    """The last steps of a save, on the main rank: its manifest, and its name. Returns what went wrong."""
+    """Writes the manifest and renames the folder, on rank 0; returns what went wrong."""
     try:
         manifest.write(partial, files)
         sync(partial)
-        if final.exists():  # saved by a run that was killed before it had removed it, or by two hooks
+        if (
+            final.exists()
+        ):  # saved by a run that was killed before it had removed it, or by two hooks
             os.rename(final, final.with_name(f".{final.name}.partial.old"))
         os.rename(partial, final)
         sync(final.parent)
         replace_text(final.parent / LATEST, final.name)
     except OSError as error:
-        return f"{error.filename or partial}: {error.strerror}" if not (final / manifest.NAME).is_file() else None
+        return (
+            f"{error.filename or partial}: {error.strerror}"
+            if not (final / manifest.NAME).is_file()
+            else None
+        )
     return None
 
 
 def _facts(engine, iteration: int, recipe: dict) -> dict:
-    """What state.json says; of it a resume reads iteration, made_by and counters, the rest is for people."""
+    """Returns the content of state.json.
+
+    A resume reads iteration, made_by and counters; the rest is for people.
+    """
     return {
         "iteration": iteration,
         "made_by": _shape(engine),
@@ -151,7 +196,7 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 
 
 def _shape(engine) -> dict:
-    """What DeepSpeed's files ask to be the same."""
+    """Returns what has to be the same for DeepSpeed's own files to load."""
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()
     return {"world_size": comm.world_size(), "zero_stage": stage, "precision": precision}

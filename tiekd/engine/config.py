@@ -1,6 +1,6 @@
-"""The engine config: JSON that says how a step runs here, read, checked and filled in from the recipe.
+"""Reads, checks and resolves the engine config: JSON that says how a step runs here.
 
-Values that belong to the recipe stand as "auto" in it and are filled in, and a contradiction is refused.
+Values that belong to the recipe are "auto" in it and are filled in; a contradiction is refused.
 """
 
 import difflib
@@ -17,18 +17,24 @@ from tiekd.errors import LaunchError, RecipeError, UserError
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
 
-# DeepSpeed 0.19 lets unknown top-level keys pass silently, and dies of values of other kinds in its own code.
-_WORDS = "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
+# DeepSpeed 0.19 lets unknown top-level keys pass silently, and dies of values of other kinds in its
+# own code.
+_WORDS = (
+    "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
+)
 _SWITCHES = (
-    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer prescale_gradients disable_allgather disable_python_gc "
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer prescale_gradients "
+    "disable_allgather disable_python_gc "
     "dump_state wall_clock_breakdown memory_breakdown"
 )
 _MAPPINGS = (
-    "zero_optimization fp16 bf16 torch_autocast data_types flops_profiler comms_logger activation_checkpointing aio "
-    "compile timers zenflow weight_quantization "
-    + execution.SECTION
+    "zero_optimization fp16 bf16 torch_autocast data_types flops_profiler comms_logger "
+    "activation_checkpointing aio "
+    "compile timers zenflow weight_quantization " + execution.SECTION
 )
-_COUNTS = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print"
+_COUNTS = (
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print"
+)
 ENGINE_KEYS = {
     **dict.fromkeys(_COUNTS.split(), int),
     **dict.fromkeys(["gradient_clipping", "gradient_predivide_factor"], float),
@@ -41,7 +47,13 @@ _FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # those may be "auto
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """A resolved engine config: `values` (DeepSpeed's and execution.SECTION), and how the global batch is dealt."""
+    """A resolved engine config.
+
+    Attributes:
+        values: DeepSpeed's, and those of execution.SECTION.
+        batch_size_per_gpu: Images of a rank's micro-batch.
+        accumulation: Micro-batches an iteration.
+    """
 
     values: dict
     batch_size_per_gpu: int
@@ -49,11 +61,16 @@ class EngineConfig:
 
     @property
     def zero_stage(self) -> int:
+        """The ZeRO stage, 0 to 3."""
         return self.values.get("zero_optimization", {}).get("stage", 0)
 
 
 def read_engine_config(path: str | Path | None) -> dict:
-    """The JSON with `~` expanded; None reads ds_configs/fp32.json. Raises LaunchError when it can't be read."""
+    """Returns the JSON of a file with `~` expanded; None reads ds_configs/fp32.json.
+
+    Raises:
+        LaunchError: It can't be read.
+    """
     path = Path(path or DEFAULT_CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_json_object)
@@ -61,11 +78,17 @@ def read_engine_config(path: str | Path | None) -> dict:
         raise
     except FileNotFoundError:
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none"
-        raise LaunchError(f"--deepspeed_config {path}: no such file; .json files there: {there}") from None
+        raise LaunchError(
+            f"--deepspeed_config {path}: no such file; .json files there: {there}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise LaunchError(f"--deepspeed_config {path}: not JSON ({error}); see ds_configs/ for working ones") from None
+        raise LaunchError(
+            f"--deepspeed_config {path}: not JSON ({error}); see ds_configs/ for working ones"
+        ) from None
     if not isinstance(config, dict):
-        raise LaunchError(f"--deepspeed_config {path}: must be a JSON object; see ds_configs/ for working ones")
+        raise LaunchError(
+            f"--deepspeed_config {path}: must be a JSON object; see ds_configs/ for working ones"
+        )
     return config
 
 
@@ -81,14 +104,25 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) -> EngineConfig:
-    """Fills in every "auto" from the recipe's global batch and clip norm, and checks the rest.
+    """Fills in every "auto" from the recipe, and checks the rest.
 
-    Raises RecipeError for unknown keys, for values that contradict the recipe and for a batch that can't be dealt;
-    LaunchError for a precision that this device or DeepSpeed can't do.
+    Args:
+        config: As `read_engine_config` returns it.
+        batch_size: Images an iteration, of all ranks.
+        clip_norm: The largest L2 norm of a gradient, 0 for no limit.
+        world_size: The number of ranks.
+
+    Raises:
+        RecipeError: A key is unknown, a value contradicts the recipe, or the batch can't be split.
+        LaunchError: This device, or DeepSpeed, can't compute in that precision.
     """
+    # Keys and kinds: DeepSpeed itself lets unknown keys pass.
     for key, value in config.items():
         if key in ("optimizer", "scheduler"):
-            raise RecipeError(f"engine config: {key!r} belongs to the recipe (optimizer, schedule); remove it here")
+            raise RecipeError(
+                f"engine config: {key!r} belongs to the recipe (optimizer, schedule); remove it "
+                "here"
+            )
         if key not in ENGINE_KEYS:
             near = difflib.get_close_matches(key, ENGINE_KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(ENGINE_KEYS)}"
@@ -97,9 +131,11 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
         if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
             raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
+    # What the recipe says counts; the same value in the JSON is allowed.
     _agree(config, "train_batch_size", batch_size, "train.batch_size")
     _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
     per_gpu, accumulation = _deal(config, batch_size, world_size)
+    # DeepSpeed prints nothing, takes torch's optimizers, and finds no "auto" left.
     values = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, **config}
     values |= {
         "train_batch_size": batch_size,
@@ -113,10 +149,18 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """A resolved engine config to be resolved again: the recipe may have changed, its global batch (`other_batch`) and
-    the number of ranks, too."""
+    """Returns a resolved engine config with "auto" wherever the recipe may say something new.
+
+    Args:
+        config: `EngineConfig.values` of an earlier start.
+        world_size: The number of ranks now.
+        other_batch: True where the recipe's global batch has changed.
+    """
     of_recipe = {"train_batch_size", "gradient_clipping"}
-    deal = [config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")]
+    deal = [
+        config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    ]
+    # The split of the global batch stays where it still makes up that batch.
     fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
     if other_batch or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
@@ -124,11 +168,13 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
 
 
 def clips_here(config: EngineConfig) -> bool:
+    """True where engine/step.py clips the gradient, and DeepSpeed doesn't."""
     in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
     return config.zero_stage == 0 and not in_half
 
 
 def scales_here(config: EngineConfig) -> bool:
+    """True where engine/step.py multiplies the loss with fp16's scale, and DeepSpeed doesn't."""
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 
 
@@ -142,14 +188,21 @@ def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None
 
 
 def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
-    """(images per rank and micro-batch, accumulation) of a global batch."""
+    """Splits a global batch; returns (images of a rank's micro-batch, accumulation)."""
     per_gpu = config.get("train_micro_batch_size_per_gpu", "auto")
     accumulation = config.get("gradient_accumulation_steps", "auto")
-    for key, value in (("train_micro_batch_size_per_gpu", per_gpu), ("gradient_accumulation_steps", accumulation)):
+    for key, value in (
+        ("train_micro_batch_size_per_gpu", per_gpu),
+        ("gradient_accumulation_steps", accumulation),
+    ):
         if value != "auto" and value < 1:
-            raise RecipeError(f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"')
+            raise RecipeError(
+                f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"'
+            )
     if accumulation == "auto":
-        accumulation = 1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))
+        accumulation = (
+            1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))
+        )
     if per_gpu == "auto":
         per_gpu = max(1, round(batch_size / (accumulation * world_size)))
     if per_gpu * accumulation * world_size == batch_size:
@@ -157,13 +210,16 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     step = accumulation * world_size
     if config.get("train_micro_batch_size_per_gpu", "auto") != "auto":
         step *= per_gpu
+    # The error names what would fit, so that nobody has to calculate.
     lower = batch_size // step * step
     fits = ", ".join(str(size) for size in (lower, lower + step) if size)
     ranks = [n for n in range(1, batch_size + 1) if batch_size % (n * step // world_size) == 0]
     ranks = ", ".join(map(str, ranks)) or "none"
     raise RecipeError(
-        f"train.batch_size {batch_size} can't be dealt to {world_size} ranks with accumulation {accumulation}"
-        f"{'' if step == accumulation * world_size else f' and {per_gpu} images a rank'}; nearest global batches that "
+        f"train.batch_size {batch_size} can't be dealt to {world_size} ranks with accumulation "
+        f"{accumulation}"
+        f"{'' if step == accumulation * world_size else f' and {per_gpu} images a rank'}; nearest "
+        "global batches that "
         f"fit: {fits}; numbers of ranks that fit: {ranks}"
     )
 
@@ -174,14 +230,27 @@ def _check_precision(values: dict) -> None:
     fp16, autocast = values.get("fp16", {}), values.get("torch_autocast", {})
     device = get_accelerator().device_name()
     if fp16.get("enabled") and not get_accelerator().is_fp16_supported():
-        raise LaunchError(f"fp16 is not supported on this device ({device}); use ds_configs/fp32.json or bf16_autocast")
+        raise LaunchError(
+            f"fp16 is not supported on this device ({device}); use ds_configs/fp32.json or "
+            "bf16_autocast"
+        )
     if fp16.get("auto_cast"):
-        raise RecipeError("engine config: fp16.auto_cast also halves the teacher's depth; remove it")
-    check_keys(autocast, ["enabled", "dtype", "lower_precision_safe_modules"], "engine config: torch_autocast")
+        raise RecipeError(
+            "engine config: fp16.auto_cast also halves the teacher's depth; remove it"
+        )
+    check_keys(
+        autocast,
+        ["enabled", "dtype", "lower_precision_safe_modules"],
+        "engine config: torch_autocast",
+    )
     if autocast.get("enabled") and "bf" not in str(autocast.get("dtype", "")):
         raise RecipeError(
-            f"engine config: torch_autocast.dtype is {autocast.get('dtype')!r}; only bfloat16 trains rightly with "
-            "DeepSpeed 0.19 (in fp16 it clips gradients that still carry the loss scale); for fp16 use fp16.enabled"
+            f"engine config: torch_autocast.dtype is {autocast.get('dtype')!r}; only bfloat16 "
+            "trains rightly with "
+            "DeepSpeed 0.19 (in fp16 it clips gradients that still carry the loss scale); for fp16 "
+            "use fp16.enabled"
         )
     if values.get("data_types", {}).get("buffer_dtype") not in (None, "fp32"):
-        raise RecipeError("engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it")
+        raise RecipeError(
+            "engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it"
+        )

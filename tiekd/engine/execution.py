@@ -1,21 +1,23 @@
-"""How the student's convolutions run here: in which memory layout, and whether torch.compile makes kernels of them.
+"""Sets how the student's convolutions run: their memory layout, and torch.compile.
 
-Both belong to the engine config, in a section of its own that DeepSpeed doesn't see, because they change neither what
-is learned nor what is stored: weights keep their layout and names, at every ZeRO stage.
+Both belong to the engine config, in a section of its own that DeepSpeed doesn't see, because they
+change neither what is learned nor what is stored: weights keep their layout and names, at every
+ZeRO stage.
 
     "tiekd": {"memory_format": "auto", "compile": false}
 
-`channels_last` is what tensor cores want, and oneDNN on CPUs; it is the picture that is laid out so, and everything
-after it follows. "auto" is that in half precision. fp32 stays contiguous: a CPU's norms take their statistics of
-channels-last features with a hundred times the rounding (7e-5 of a variance), so that one rank and several would no
-longer agree, for some percent of the time; on a GPU it has not been measured in fp32. DenseDepth, which has no norms,
-lays out large features on a CPU by the table of tiekd/kernels/layouts.py, whatever is asked; so are bf16's convolutions
-computed on CPUs without bf16 arithmetic.
+`channels_last` is the layout of tensor cores, and of oneDNN on CPUs; the image is laid out so, and
+everything after it follows. "auto" is that in half precision. fp32 stays contiguous: a CPU's norms
+take their statistics of channels-last features with a hundred times the rounding (7e-5 of a
+variance), so that one rank and several would no longer agree, for some percent of the time; on a
+GPU it has not been measured in fp32. DenseDepth, which has no norms, lays out large features on a
+CPU by the table of tiekd/kernels/layouts.py, whatever is asked; so are bf16's convolutions computed
+on CPUs without bf16 arithmetic.
 
-`compile` takes encoder, neck and decoder, each on its own; the head's kernel stays as it is. It costs a minute at the
-first iteration, and again for pictures of another size, and for the first one that TensorBoard draws, which is
-another batch in eval mode. Left out: compiling under ZeRO 3, which gathers weights by hooks inside the network, and
-DeepSpeed's own `compile`.
+`compile` takes encoder, neck and decoder, each on its own; the head's kernel stays as it is. It
+costs a minute at the first iteration, and again for images of another size, and for the first one
+that TensorBoard draws, which is another batch in eval mode. Left out: compiling under ZeRO 3, which
+gathers weights by hooks inside the network, and DeepSpeed's own `compile`.
 """
 
 import shutil
@@ -36,34 +38,56 @@ _HALF = ("fp16", "bf16", "torch_autocast")
 
 @dataclass(frozen=True)
 class Execution:
-    """The section "tiekd" of the engine config. memory_format: "auto" is channels_last in half precision."""
+    """The section "tiekd" of the engine config.
+
+    Attributes:
+        memory_format: One of FORMATS; "auto" is channels_last in half precision.
+        compile: Compiles encoder, neck and decoder.
+    """
 
     memory_format: str = "auto"
     compile: bool = False
 
 
 def of_engine_config(config: dict) -> Execution:
-    """The section, checked. Raises RecipeError, LaunchError where nothing can be compiled here."""
+    """Returns the section, checked.
+
+    Raises:
+        RecipeError: A key or value is wrong.
+        LaunchError: Nothing can be compiled here.
+    """
     node = config.get(SECTION, {})
     fields = Execution.__dataclass_fields__
     check_keys(node, list(fields), f"engine config: {SECTION}")
     for key, value in node.items():
         check_value(value, fields[key].type, f"engine config: {SECTION}.{key}")
     execution = Execution(**node)
+    # Values that the annotations don't rule out.
     if execution.memory_format not in FORMATS:
         raise RecipeError(
-            f"engine config: {SECTION}.memory_format: got {execution.memory_format!r}; allowed: {', '.join(FORMATS)}"
+            f"engine config: {SECTION}.memory_format: got {execution.memory_format!r}; allowed: "
+            f"{', '.join(FORMATS)}"
         )
     if execution.compile:
         if config.get("zero_optimization", {}).get("stage", 0) == 3:
-            raise RecipeError(f"engine config: {SECTION}.compile can't go with ZeRO stage 3; leave one of them out")
+            raise RecipeError(
+                f"engine config: {SECTION}.compile can't go with ZeRO stage 3; leave one of them "
+                "out"
+            )
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            raise LaunchError(f"engine config: {SECTION}.compile needs a C++ compiler, and there is none on PATH")
+            raise LaunchError(
+                f"engine config: {SECTION}.compile needs a C++ compiler, and there is none on PATH"
+            )
     return execution
 
 
 def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
-    """What "auto" means here. in_half: the convolutions run in bf16 or fp16."""
+    """Returns the memory format that is meant here.
+
+    Args:
+        execution: The section.
+        in_half: True where the convolutions run in bf16 or fp16.
+    """
     chosen = execution.memory_format
     if chosen == "auto":
         chosen = "channels_last" if in_half else "contiguous"
@@ -71,7 +95,7 @@ def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
 
 
 def prepare(network: nn.Module, config: dict) -> None:
-    """Makes a network run as a (checked) engine config says; its state dict stays as it is."""
+    """Makes a network run as a checked engine config says; its state dict stays as it is."""
     execution = of_engine_config(config)
     in_half = any(config.get(kind, {}).get("enabled", False) for kind in _HALF)
     network.memory_format = memory_format(execution, in_half)
@@ -82,15 +106,15 @@ def prepare(network: nn.Module, config: dict) -> None:
 
 
 def about(config: dict, device: torch.device) -> list[str]:
-    """A line for the log where an engine config asks for arithmetic that this CPU doesn't have."""
+    """Returns a line for the log where a CPU lacks the arithmetic that is asked for, else none."""
     chosen = layouts.choice(layouts.ANY, layouts.BF16)
     if device.type != "cpu" or not _in_bf16(config) or chosen == layouts.NATIVE:
         return []
     if layouts.of_isa(layouts.isa())[f"{layouts.ANY}, {layouts.BF16}"] == layouts.NATIVE:
         return ["bf16 convolutions are computed in fp32, as the run was started (layouts.json)"]
     return [
-        f"bf16 convolutions are computed in fp32: this CPU ({layouts.isa()}) has no bf16 arithmetic, so bf16 saves "
-        "memory and no time; ds_configs/fp32.json is faster"
+        f"bf16 convolutions are computed in fp32: this CPU ({layouts.isa()}) has no bf16 "
+        "arithmetic, so bf16 saves memory and no time; ds_configs/fp32.json is faster"
     ]
 
 
@@ -99,7 +123,10 @@ def _in_bf16(config: dict) -> bool:
 
 
 def compile_parts(network: nn.Module) -> None:
-    """Compiles encoder, neck and decoder in place, at their next call. Names and parameters don't change."""
+    """Compiles encoder, neck and decoder in place, at their next call.
+
+    Names and parameters don't change.
+    """
     for part in (network.encoder, network.neck, network.decoder):
         if part is not None:
             part.compile()

@@ -1,8 +1,8 @@
-"""Weights and optimizer moments by parameter name, whole and in fp32: out of an engine of any ZeRO stage, and into one.
+"""Reads and restores an engine's weights and moments by parameter name, whole and in fp32.
 
-With them a run goes on with another number of ranks or at another stage, where DeepSpeed's own files don't load, and
-every checkpoint has plain weights. Cost: one collective per tensor; the main rank holds everything once in host memory.
-Left out: DeepSpeed's offload to NVMe.
+It does so at any ZeRO stage. So a run resumes with another number of ranks or at another stage,
+where DeepSpeed's own files don't load, and every checkpoint has plain weights. Cost: one collective
+a tensor; rank 0 holds everything once in host memory. Left out: DeepSpeed's offload to NVMe.
 """
 
 from collections.abc import Iterator
@@ -12,16 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tiekd.distributed import comm
+from tiekd.engine import patches
 
 # Where DeepSpeed's optimizers keep the flat fp32 tensors that the torch optimizer steps.
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
-_FLAT_GROUPS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition")
+_FLAT_GROUPS = (
+    "single_partition_of_fp32_groups",
+    "fp32_partitioned_groups_flat",
+    "fp32_groups_flat_partition",
+)
 
 
 def weights(engine) -> dict[str, Tensor]:
-    """The student's fp32 weights and its buffers on the CPU, on the main rank; empty elsewhere. Collective.
+    """Returns the student's fp32 weights and its buffers, on rank 0's CPU. Collective.
 
-    Weights are the optimizer's fp32 ones where the engine runs in half precision.
+    They are the optimizer's where the engine runs in half precision. Empty on the other ranks.
     """
     masters = _masters(engine)
     values = {}
@@ -32,22 +37,27 @@ def weights(engine) -> dict[str, Tensor]:
     if comm.is_main():
         for name, buffer in engine.module.state_dict().items():
             if name not in values:
-                values[name] = (buffer.float() if buffer.is_floating_point() else buffer).cpu().clone()
+                values[name] = (
+                    (buffer.float() if buffer.is_floating_point() else buffer).cpu().clone()
+                )
     return values
 
 
 def moments(engine) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state per parameter, on the main rank; empty elsewhere and before the first step. Collective.
+    """Returns the optimizer's state by parameter, on rank 0's CPU. Collective.
 
-    Tensors of the parameter's shape (`exp_avg`, ...) are fp32; the others (`step`) are as the optimizer has them.
+    Tensors of the parameter's shape (`exp_avg`, ...) are fp32; the others (`step`) are as the
+    optimizer has them. Empty on the other ranks, and before the first step.
     """
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
     values = {}
+    # Stage 0: the torch optimizer has a state a parameter.
     if masters:
         values = {name: dict(state[master]) for name, master in masters.items() if master in state}
     elif state:
-        _link_all_groups(engine)
+        # ZeRO: it has one a flat group, of which DeepSpeed gives each parameter its part.
+        patches.link_all_moments(engine)
         flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
         like_weights = [key for key, value in state[flat].items() if _is_like(value, flat)]
         others = {key: value for key, value in state[flat].items() if key not in like_weights}
@@ -58,29 +68,42 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     if not comm.is_main():
         return {}
     shapes = {name: _shape(parameter) for name, parameter in engine.module.named_parameters()}
-    return {name: {key: _copy(value, shapes[name]) for key, value in kept.items()} for name, kept in values.items()}
+    return {
+        name: {key: _copy(value, shapes[name]) for key, value in kept.items()}
+        for name, kept in values.items()
+    }
 
 
 def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
-    """Puts what `weights` and `moments` gave into an engine of any stage; every rank has both whole. Collective.
+    """Puts weights and moments into an engine of any stage. Collective.
 
-    Without moments the optimizer is as before its first step.
+    Args:
+        engine: The DeepSpeed engine.
+        values: As `weights` returned them, whole on every rank.
+        kept: As `moments` returned them, whole on every rank; if empty, the optimizer is as before
+            its first step.
     """
     _set_module(engine, values)
     masters, state = _masters(engine), _torch_optimizer(engine).state
     state.clear()
     if masters:
+        # Stage 0: the state is set as it is.
         for name, master in masters.items():
             master.data.copy_(values[name])
             if name in kept:
-                state[master] = {key: _copy(value, master.shape) for key, value in kept[name].items()}
+                state[master] = {
+                    key: _copy(value, master.shape) for key, value in kept[name].items()
+                }
         return
     if kept:
+        # ZeRO: each flat group gets zeros of its size, into which the parameters' parts are put.
         some = next(iter(kept))
         shape = values[some].shape
         for flat in _flat_groups(engine):
             state[flat] = {
-                key: torch.zeros_like(flat) if value.shape == shape and value.ndim else value.clone()
+                key: torch.zeros_like(flat)
+                if value.shape == shape and value.ndim
+                else value.clone()
                 for key, value in kept[some].items()
             }
         if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
@@ -93,14 +116,17 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
 
 
 def counters(engine) -> dict[str, float]:
-    """What the engine counts, and its loss scale; 1 where it has none."""
+    """Returns the engine's counters, and its loss scale, which is 1 where it has none."""
     values = {name: getattr(engine, name) for name in _COUNTERS}
     scaler = _scaler(engine)
     return values | {"loss_scale": 1.0 if scaler is None else float(scaler.cur_scale)}
 
 
 def set_counters(engine, values: dict[str, float]) -> None:
-    """Puts back what `counters` gave; an engine that scaled no loss before starts with the scale of its config."""
+    """Restores what `counters` returned.
+
+    An engine of a run that scaled no loss before starts with the scale of its config.
+    """
     for name in _COUNTERS:
         setattr(engine, name, values[name])
     scaler = _scaler(engine)
@@ -115,7 +141,7 @@ def _scaler(engine):
 
 
 def _set_module(engine, values: dict[str, Tensor]) -> None:
-    """The weights and buffers that forward runs on."""
+    """Sets the weights and buffers that forward runs on."""
     from deepspeed.runtime.zero import GatheredParameters
 
     parameters = dict(engine.module.named_parameters())
@@ -128,8 +154,13 @@ def _set_module(engine, values: dict[str, Tensor]) -> None:
 
 
 def _masters(engine) -> dict[str, Tensor] | None:
-    """At stage 0 the tensor that the torch optimizer steps for each parameter; None where ZeRO has them flat."""
-    if engine.zero_optimization_stage() > 0 or any(hasattr(engine.optimizer, name) for name in _FLAT_GROUPS):
+    """Returns the tensors that the torch optimizer steps at stage 0, by parameter name.
+
+    None where ZeRO has them flat.
+    """
+    if engine.zero_optimization_stage() > 0 or any(
+        hasattr(engine.optimizer, name) for name in _FLAT_GROUPS
+    ):
         return None
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     if not hasattr(engine.optimizer, "fp32_groups"):
@@ -140,15 +171,11 @@ def _masters(engine) -> dict[str, Tensor] | None:
 
 
 def _torch_optimizer(engine) -> torch.optim.Optimizer:
-    return engine.optimizer if isinstance(engine.optimizer, torch.optim.Optimizer) else engine.optimizer.optimizer
-
-
-def _link_all_groups(engine) -> None:
-    """Lets DeepSpeed find every parameter's moments: at stages 1 and 2 it looks for them once, when the first of the
-    optimizer's groups has made its first step, and then the others have none."""
-    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    return (
+        engine.optimizer
+        if isinstance(engine.optimizer, torch.optim.Optimizer)
+        else engine.optimizer.optimizer
+    )
 
 
 def _flat_groups(engine) -> Iterator[Tensor]:
@@ -157,10 +184,14 @@ def _flat_groups(engine) -> Iterator[Tensor]:
 
 
 def _whole(parameter: Tensor, key: str | None = None) -> Tensor:
-    """The fp32 parameter, or its moment `key`, of a ZeRO engine."""
+    """Returns the whole fp32 parameter, or its moment `key`, of a ZeRO engine."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    return safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
+    return (
+        safe_get_full_optimizer_state(parameter, key)
+        if key
+        else safe_get_full_fp32_param(parameter)
+    )
 
 
 def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None:
@@ -172,7 +203,8 @@ def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None
     )
 
     if hasattr(parameter, "ds_id"):
-        # The last rank's shard is padded, which DeepSpeed's own function for whole values doesn't know.
+        # The last rank's shard is padded, which DeepSpeed's own function for whole values doesn't
+        # know.
         size = parameter.ds_tensor.numel()
         flat = F.pad(value.flatten(), (0, size * comm.world_size() - value.numel()))
         value = flat[comm.rank() * size :][:size]

@@ -1,4 +1,7 @@
-"""The states of this process's random generators: Python's, numpy's, torch's, and CUDA's where there is one."""
+"""Saves and restores this process's random generators.
+
+They are Python's, numpy's, torch's, and CUDA's where there is one.
+"""
 
 import random
 
@@ -7,7 +10,7 @@ import torch
 
 
 def taken() -> dict:
-    """What the generators are at, as plain data that loads with `weights_only`."""
+    """Returns the generators' states as plain data that loads with `weights_only`."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     states = {

@@ -1,6 +1,9 @@
-"""What ends a micro-batch, and what an engine says of its steps: skipped ones, and the loss scale."""
+"""Runs one micro-batch on a DeepSpeed engine: forward, backward, and the optimizer step.
 
-from collections.abc import Callable
+A loss or gradient that isn't finite makes all ranks skip the step, and running statistics keep
+their last finite values (engine/nonfinite.py). Cost: no host sync. Left out: the learning rate,
+which the loop sets, and saving (engine/checkpoint.py).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,66 +12,108 @@ from tiekd.engine import full_state, nonfinite
 from tiekd.engine.config import EngineConfig, clips_here, scales_here
 
 
-def stepper(engine, config: EngineConfig, clip_norm: float) -> Callable[[], Tensor | float | None]:
-    """The function that ends a micro-batch: `engine.step()`, which returns the pre-clip gradient norm at the boundary.
+class Step:
+    """Runs an engine's network, gradients and optimizer, a micro-batch at a time.
 
-    In stage 0 without a loss scale DeepSpeed clips but tells no norm, so clipping happens here, with the same
-    formula; a norm that isn't finite makes the fused optimizer skip the step on the device, without a host sync.
+    To be made when the engine has the weights that training begins with: their running statistics
+    are the first to be kept.
     """
-    statistics = nonfinite.RunningStatistics(engine.module)
-    step = _clip_and_step(engine, clip_norm) if clips_here(config) else _engine_step(engine, config)
 
-    def end_micro_batch():
-        statistics.keep_finite()
-        return step()
+    def __init__(self, engine, config: EngineConfig, clip_norm: float):
+        """Takes an engine of `build_engine`.
 
-    return end_micro_batch
+        Args:
+            engine: The DeepSpeed engine.
+            config: The resolved engine config that it was built with.
+            clip_norm: The largest L2 norm of the gradient, over all parameters; 0 for no limit.
+        """
+        self.engine = engine
+        self._poison = nonfinite.GradientPoison(engine.module)
+        self._statistics = nonfinite.RunningStatistics(engine.module)
+        # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale,
+        # but never multiplies the loss with it: without this, training stands still and says
+        # nothing.
+        self._scales = scales_here(config)
+        # In stage 0 without a loss scale DeepSpeed clips but tells no norm, so this clips itself.
+        self._clipped = _trained(engine.module) if clips_here(config) else None
+        self._clip_norm = clip_norm or float("inf")
+        self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
 
+    def forward(
+        self, image: Tensor, target_depth: Tensor | None = None, counted: Tensor | None = None
+    ):
+        """Runs the network in the engine's precision.
 
-def step_skipped(engine) -> Tensor | bool:
-    """Whether the last optimizer step was skipped, on all ranks, for a loss or gradient that was not finite; a tensor
-    is on the device, so that nobody waits."""
-    return engine.optimizer.found_inf if hasattr(engine, "skipped_on_device") else not engine.was_step_applied()
+        Args:
+            image: (B, 3, H, W) float32, as the network wants it.
+            target_depth: (B, 1, H, W) float32, metres, 0 where not valid: what the divergence is
+                taken to; None where no loss reads that.
+            counted: (B, 1, H, W) bool, pixels that norms count; None for all.
 
+        Returns:
+            The network's Prediction.
+        """
+        return self.engine(image, target_depth, counted)
 
-def skipped_steps(engine) -> int:
-    """How many optimizer steps were skipped so far for gradients that were not finite. One host sync."""
-    return engine.skipped_steps + int(getattr(engine, "skipped_on_device", 0))
+    def backward(self, loss: Tensor) -> Tensor | float | None:
+        """Adds a micro-batch's gradients; at the accumulation boundary also clips them and steps.
 
+        Args:
+            loss: 0-d float32, the mean over this rank's images.
 
-def loss_scale(engine) -> float | None:
-    """What the next loss is multiplied with in fp16; None in the other precisions."""
-    return full_state.counters(engine)["loss_scale"] if engine.fp16_enabled() else None
+        Returns:
+            The gradient's L2 norm before clipping, over all ranks; None before the boundary.
+        """
+        self._poison.add_where_not_finite(loss)
+        self.engine.backward(loss * self._scale_here() if self._scales else loss)
+        self._statistics.keep_finite()
+        return self._step() if self._clipped is None else self._clip_and_step()
 
+    @property
+    def skipped(self) -> Tensor | bool:
+        """True where all ranks skipped the last optimizer step; a tensor stays on the device."""
+        if self._clipped is not None:
+            return self.engine.optimizer.found_inf
+        return not self.engine.was_step_applied()
 
-def searches_loss_scale(engine) -> bool:
-    """Whether a skipped step may only say that the loss scale was too large: it is halved then, down to 1."""
-    return engine.fp16_enabled() and engine.dynamic_loss_scale() and loss_scale(engine) > 1
+    @property
+    def num_skipped(self) -> int:
+        """Optimizer steps of this engine that were skipped. One host sync."""
+        return self.engine.skipped_steps + int(self._num_skipped)
 
+    @property
+    def loss_scale(self) -> float | None:
+        """The factor of the next loss in fp16; None in the other precisions."""
+        return (
+            full_state.counters(self.engine)["loss_scale"] if self.engine.fp16_enabled() else None
+        )
 
-def _engine_step(engine, config: EngineConfig) -> Callable[[], Tensor | float | None]:
-    def engine_step():
-        # At stage 0 the norm is told with the loss scale of the step still in it.
-        scale = engine.optimizer.loss_scale_config.cur_scale if scales_here(config) else 1.0
-        engine.step()
-        norm = engine.get_global_grad_norm()
+    @property
+    def searches_loss_scale(self) -> bool:
+        """True where a skipped step may only mean a too large loss scale, which is then halved."""
+        searches = self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()
+        return searches and self.loss_scale > 1
+
+    def _scale_here(self) -> float:
+        return self.engine.optimizer.loss_scale_config.cur_scale
+
+    def _step(self) -> Tensor | float | None:
+        # At stage 0 the norm still has the loss scale of the step in it.
+        scale = self._scale_here() if self._scales else 1.0
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
         return norm if norm is None else norm / scale
 
-    return engine_step
-
-
-def _clip_and_step(engine, clip_norm: float) -> Callable[[], Tensor | None]:
-    parameters = [p for p in engine.module.parameters() if p.requires_grad]
-    skipped = torch.zeros((), device=parameters[0].device)
-    engine.skipped_on_device = skipped
-
-    def clip_and_step():
+    def _clip_and_step(self) -> Tensor | None:
+        """Clips by DeepSpeed's formula; the fused optimizer skips on the device, without a sync."""
         norm = None
-        if engine.is_gradient_accumulation_boundary():
-            norm = nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
-            engine.optimizer.found_inf = (~torch.isfinite(norm)).float()
-            skipped.add_(engine.optimizer.found_inf)
-        engine.step()
+        if self.engine.is_gradient_accumulation_boundary():
+            norm = nn.utils.clip_grad_norm_(self._clipped, self._clip_norm)
+            self.engine.optimizer.found_inf = (~torch.isfinite(norm)).float()
+            self._num_skipped.add_(self.engine.optimizer.found_inf)
+        self.engine.step()
         return norm
 
-    return clip_and_step
+
+def _trained(network: nn.Module) -> list[Tensor]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -10,31 +10,47 @@ from tiekd.errors import TeacherError
 
 
 class OutsideTeacher:
-    """`teacher: {name: my_package.my_teacher, **arguments}`: what the module's `build(**arguments)` returns.
+    """A teacher of the user's own: what the `build(**arguments)` of their module returns.
 
-    That is a callable (batch: tiekd.data.batch.Batch) -> depth (B, 1, H, W), floating point, metres, as large as the
-    batch's pictures and on their device, 0 where it knows none. It takes what it needs of the batch: `image` is
-    ImageNet-normalised, `names` are the pictures' paths. It is called outside the engine, without gradients, in no
-    checkpoint, and what it says where a rotation turned in what no camera saw doesn't count. An nn.Module is moved to
-    the device, put into eval mode and frozen; anything else may ask for `device` in its build's signature. It loads its
-    own weights. Raises TeacherError for what is no such callable, or returns something else.
+        teacher: {name: my_package.my_teacher, **arguments}
+
+    That is a callable (batch: tiekd.Batch) -> depth (B, 1, H, W), floating point, metres, as large
+    as the batch's images and on their device, 0 where it knows none. It takes what it needs of the
+    batch: `image` is ImageNet-normalised, `names` are the images' paths. It is called outside the
+    engine, without gradients, and is in no checkpoint. Its depth doesn't count where a rotation
+    turned in what no camera saw. An nn.Module is moved to the device, put into eval mode and
+    frozen; anything else may ask for `device` in its build's signature. It loads its own weights.
+    Raises TeacherError for an object that isn't callable, or returns something else.
     """
 
     def __init__(self, name: str, teacher: Callable[[Batch], Tensor], device: torch.device):
         if not callable(teacher):
-            raise TeacherError(f"teacher ({name}): build made {teacher!r:.80}; it must be a callable: batch -> metres")
+            raise TeacherError(
+                f"teacher ({name}): build made {teacher!r:.80}; it must be a callable: batch -> "
+                "metres"
+            )
         self.name, self.network = name, teacher if isinstance(teacher, nn.Module) else None
-        self.teacher = teacher if self.network is None else teacher.to(device).eval().requires_grad_(False)
+        self.teacher = (
+            teacher if self.network is None else teacher.to(device).eval().requires_grad_(False)
+        )
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
         depth, wanted = self.teacher(batch), batch.inside
-        right = isinstance(depth, Tensor) and depth.is_floating_point() and depth.device == wanted.device
+        right = (
+            isinstance(depth, Tensor)
+            and depth.is_floating_point()
+            and depth.device == wanted.device
+        )
         if not right or depth.shape != wanted.shape:
-            got = f"{tuple(depth.shape)} {depth.dtype} on {depth.device}" if isinstance(depth, Tensor) else repr(depth)
+            got = (
+                f"{tuple(depth.shape)} {depth.dtype} on {depth.device}"
+                if isinstance(depth, Tensor)
+                else repr(depth)
+            )
             raise TeacherError(
-                f"teacher ({self.name}): returned {got:.80}; it must be depth in metres, {tuple(wanted.shape)}, "
-                f"floating point, on {wanted.device}"
+                f"teacher ({self.name}): returned {got:.80}; it must be depth in metres, "
+                f"{tuple(wanted.shape)}, floating point, on {wanted.device}"
             )
         return torch.where(wanted, depth.float(), 0)
 

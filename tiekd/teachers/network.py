@@ -13,13 +13,17 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenTeacher:
-    """A network in eval mode without gradients; `no_grad` because inference tensors can't be saved for backward.
+    """A network in eval mode without gradients.
 
-    flip: average with the mirrored picture's depth, at twice the cost, as cached maps usually are.
-    precision: what its convolutions and matrix products run in, whatever the student's does, "fp32", "bf16" or "fp16";
-        weights, depth and what a head does in float32 stay so.
-    resize: the working resolution that its weights go with. Whole pictures are brought to it before
-        (tiekd/tools/cache_teacher.py); in training it sees the student's.
+    `no_grad`, because inference tensors can't be saved for backward.
+
+    Attributes:
+        flip: Averages with the mirrored image's depth, at twice the cost, as cached maps usually
+            do.
+        precision: Of its convolutions and matrix products, whatever the student's: "fp32", "bf16"
+            or "fp16". Weights, depth and what a head does in float32 stay so.
+        resize: The working resolution that its weights go with. tiekd/tools/cache_teacher.py brings
+            whole images to it; in training it sees the student's.
     """
 
     def __init__(

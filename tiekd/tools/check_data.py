@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from tiekd.config.build import settings
 from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress
 from tiekd.data import checks, depth_values
-from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
-from tiekd.data.build import build_dataset, loading_of
+from tiekd.data.build import build_dataset
 from tiekd.data.checks import FAULTS, WARNINGS, Examined, Facts, Finding
 from tiekd.data.decoded_cache import without_cache
 from tiekd.data.frames import Frames
@@ -31,6 +29,7 @@ from tiekd.data.loading import workers
 from tiekd.data.resize import Resize
 from tiekd.data.splits import read_lines, read_split
 from tiekd.errors import LaunchError, RecipeError
+from tiekd.training.settings import Recipe
 
 REPORT = "report.json"
 TEXT = "report.txt"
@@ -125,8 +124,8 @@ def check(
         drop: kinds of warnings for which training frames are dropped like faulty ones.
         out: gets the progress.
     """
-    augment = settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment)
-    resize = resizes.of_data(recipe["data"])
+    sections = Recipe(recipe)
+    augment, resize = sections.augment, sections.resize
     total = sum(len(split.frames) for split in splits)
     with Progress(
         "frames", total, lambda: sum(len(split.facts) for split in splits), out
@@ -344,7 +343,7 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
     splits = splits_of(recipe, args.split)
     claim(out)
-    timeout_s = loading_of(recipe).timeout_s
+    timeout_s = Recipe(recipe).loading.timeout_s
     check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
     print(write(recipe, splits, out))
     if any(split.findings or split.frames.notes for split in splits):

@@ -20,13 +20,12 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from tiekd.config.build import settings
 from tiekd.data import decoded_cache
 from tiekd.data.trained_on import as_plain
 from tiekd.distributed import comm, memory, process_group
-from tiekd.engine import checkpoint
+from tiekd.engine import checkpoint, patches
 from tiekd.engine.build import build_engine
-from tiekd.engine.step import stepper
+from tiekd.engine.step import Step
 from tiekd.errors import LaunchError
 from tiekd.evaluation.evaluate import evaluate
 from tiekd.models.flip import predict
@@ -38,7 +37,7 @@ from tiekd.training.hooks import tensorboard
 from tiekd.training.hooks.checkpoint import Checkpoint
 from tiekd.training.kept_memory_hook import KeptMemory
 from tiekd.training.loop import train
-from tiekd.training.settings import TrainSettings
+from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints, manifest, workdir
 from tiekd.workdir.environment import environment
 
@@ -62,16 +61,17 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
         UserError: what `training.run.run` raises before it trains.
     """
     # Build what the run builds.
-    options = settings(recipe, "train", TrainSettings)
+    sections = Recipe(recipe)
+    options = sections.train
     device = process_group.start_rank(options.timeout_minutes)
-    parts = build_parts(recipe, engine_config, options, device, resuming_one=False, begins=True)
+    parts = build_parts(sections, engine_config, device, resuming=False, begins=True)
     state = parts.state
     refusal = _refusal(state.work_dir, recipe_path)
     if comm.is_main():
         tensorboard.writer_class()  # imported for its memory: the run imports it too
     # Measure iterations, an evaluation, a checkpoint and the peak of memory.
     machine = environment()
-    watch = Stopwatch(device, parts.loading.workers, state.accumulation)
+    watch = Stopwatch(device, sections.loading.workers, state.accumulation)
     begin(parts, watch)
     evaluations = _evaluations(parts)
     evaluation_s = _evaluation_s(parts)
@@ -82,9 +82,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     seconds, data_s = watch.median_s()
     least_s, most_s = watch.range_s()
     total = state.total_iterations
-    told = startup_log.about(
-        recipe, options, parts.train_set, parts.val_set, parts.network, parts.teacher, total
-    )
+    told = startup_log.about(parts)
     told += (
         parts.report
         + decoded_cache.describe(parts.train_set)
@@ -116,13 +114,13 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
 def begin(parts: Parts, watch: Stopwatch) -> None:
     """Builds the engine and trains until the stopwatch has enough. Collective."""
     state = parts.state
-    options = parts.options
+    options = parts.recipe.train
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
-    step = stepper(state.engine, parts.config, options.clip_norm)
+    state.step = Step(state.engine, parts.config, options.clip_norm)
     batches = parts.batches(_MOST_ITERATIONS)
     begun = replace(state, hooks=[KeptMemory(), watch], total_iterations=_MOST_ITERATIONS)
-    train(begun, batches, parts.teacher, parts.criterion, parts.schedule, step)
+    train(begun, batches, parts.teacher, parts.criterion, parts.schedule)
     batches.close()
 
 
@@ -241,7 +239,7 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     Collective.
     """
     engine = parts.state.engine
-    engine.checkpoint_files = _Sizes().take_over(engine)
+    patches.save_through(engine, _Sizes())
     folder = parts.state.work_dir / checkpoints.FOLDER / "iter_0"
     facts = as_plain(parts.state.trained_on)
     checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **facts)
@@ -261,16 +259,14 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     if saver is None:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
     saved = list(_moments(parts, saver.interval, saver.by))
-    unit = parts.state.iterations_per_epoch if saver.by == "epoch" else 1
-    for_good = [
-        i
-        for i in saved[: -saver.keep_last]
-        if saver.keep_every and i % (saver.keep_every * unit) == 0
-    ]
+    for_good = []
+    if saver.keep_every:
+        period = parts.state.period(saver.keep_every, saver.by)
+        for_good = [i for i in saved[: -saver.keep_last] if i % period == 0]
     kept = min(len(saved), saver.keep_last) + len(for_good)
-    at_most = min(len(saved), kept + 1) * checkpoint_bytes + (
-        2 * weights_bytes if parts.options.validate else 0
-    )
+    at_most = min(len(saved), kept + 1) * checkpoint_bytes
+    if parts.recipe.train.validate:
+        at_most += 2 * weights_bytes
     # The work dir may not exist yet: ask the disk of the folder above it that does.
     there = parts.state.work_dir.absolute()
     there = next(folder for folder in (there, *there.parents) if folder.is_dir())
@@ -293,7 +289,7 @@ def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
     The run's last iteration is always one.
     """
     total = parts.state.total_iterations
-    period = interval * (parts.state.iterations_per_epoch if by == "epoch" else 1)
+    period = parts.state.period(interval, by)
     yield from range(period, total + 1, period)
     if total % period:
         yield total

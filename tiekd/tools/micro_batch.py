@@ -22,7 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd.config.build import settings
 from tiekd.data.batch import Batch
 from tiekd.distributed import allocator, comm, entrypoint, memory, process_group
 from tiekd.errors import LaunchError
@@ -32,7 +31,7 @@ from tiekd.models.layers.batch_norm import BatchNorm2d
 from tiekd.tools.dry_run import begin, size
 from tiekd.tools.measure import Stopwatch
 from tiekd.training.build import Parts, build_parts
-from tiekd.training.settings import TrainSettings
+from tiekd.training.settings import Recipe
 
 _LOOKED_AT = 8  # images, of which the largest is tried
 _LEFT_FREE = 0.1  # the share of a machine's memory that is left for what isn't measured
@@ -70,16 +69,15 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
         LaunchError: not even one image fits.
         UserError: what `training.run.run` raises before it trains.
     """
-    options = settings(recipe, "train", TrainSettings)
+    sections = Recipe(recipe)
+    options = sections.train
     device = process_group.start_rank(options.timeout_minutes)
     if memory_gb is not None and device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1])
         )
     one_image = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": "auto"}
-    parts = build_parts(
-        recipe, engine_config | one_image, options, device, resuming_one=False, begins=True
-    )
+    parts = build_parts(sections, engine_config | one_image, device, resuming=False, begins=True)
     begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
     share = options.batch_size // comm.world_size()
     try_images = _on_a_copy(parts)
@@ -175,7 +173,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     # The copy: the engine's network with its precision, but without collectives.
     engine = parts.state.engine
     device = parts.device
-    network = build_network(parts.state.recipe["network"]).to(device).train()
+    network = build_network(parts.recipe.network).to(device).train()
     network.memory_format = engine.module.memory_format
     for module in network.modules():
         if isinstance(module, BatchNorm2d):
@@ -239,9 +237,10 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
             f"({largest * ranks} images with the largest): another micro-batch trains to other "
             "weights"
         )
+    batch_size = parts.recipe.train.batch_size
     return [
         *lines,
-        f"The largest that fits, for a global batch of {parts.options.batch_size} on {ranks} "
+        f"The largest that fits, for a global batch of {batch_size} on {ranks} "
         "ranks, in engine config:",
         f'  "train_micro_batch_size_per_gpu": {largest},',
         f'  "gradient_accumulation_steps": {share // largest}',

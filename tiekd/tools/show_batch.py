@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd.config.build import settings
 from tiekd.config.recipe import load_recipe
-from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment, Decisions
 from tiekd.data.batch import Batch
-from tiekd.data.build import build_dataset, loading_of
+from tiekd.data.build import build_dataset
 from tiekd.data.image_io import write_image
 from tiekd.data.loading.loader import Keyed, Loading, Unreadable, training_batches
 from tiekd.data.loading.sampler import MicroBatches, size_groups
@@ -27,7 +25,7 @@ from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import DataError, LaunchError
 from tiekd.teaching import build_teacher
 from tiekd.training import inputs
-from tiekd.training.settings import TrainSettings
+from tiekd.training.settings import Recipe
 from tiekd.visualization import pictures
 from tiekd.workdir import launch_record
 
@@ -169,7 +167,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)
     engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
     out = (args.out or args.work_dir / "batches").resolve()
-    options = settings(recipe, "train", TrainSettings)
+    sections = Recipe(recipe)
+    options = sections.train
     if args.iteration < 1:
         raise LaunchError(f"--iteration {args.iteration}: iterations count from 1")
     if args.rank is not None and not 0 <= args.rank < record.world_size:
@@ -182,16 +181,16 @@ def run(args: argparse.Namespace) -> None:
     # Ranks and accumulation are those of the last start, since they decide how a batch is split.
     dealt = global_batch(
         build_dataset(recipe, "train", held_out=inputs.held_out(inputs.read(work_dir), recipe)),
-        settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment),
-        loading_of(recipe),
+        sections.augment,
+        sections.loading,
         options.seed,
         options.batch_size,
         engine["gradient_accumulation_steps"],
         record.world_size,
         args.iteration,
-        resizes.of_data(recipe["data"]),
+        sections.resize,
     )
-    max_depth = recipe["network"]["max_depth"]
+    max_depth = sections.max_depth_m
     out.mkdir(parents=True, exist_ok=True)
     for part in dealt:
         if args.rank not in (None, part.rank):

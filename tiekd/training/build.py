@@ -1,34 +1,30 @@
-"""What a run is made of, from its recipe, between that and the loop.
+"""Builds the parts of a run from its recipe, up to the engine.
 
-Everything that can be wrong with a recipe is found here, before the first iteration and before anything is written.
+Everything that can be wrong with a recipe is found here, before the first iteration and before
+anything is written.
 """
 
 import sys
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tiekd.config.build import build, settings
-from tiekd.config.recipe import is_outside
-from tiekd.data import resize as resizes
+from tiekd.config.build import build
 from tiekd.data import trained_on
 from tiekd.data.agreement import check_same
-from tiekd.data.augment.augment import Augment
 from tiekd.data.batch import Batch
-from tiekd.data.build import build_dataset, loading_of
+from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
-from tiekd.data.loading.loader import Loading, Unreadable, training_batches
+from tiekd.data.loading.loader import Unreadable, training_batches
 from tiekd.data.loading.sampler import MicroBatches, iterations_per_epoch, repeats, size_groups
-from tiekd.data.resize import Resize
 from tiekd.distributed import comm, process_group
 from tiekd.engine.config import EngineConfig, resolve
 from tiekd.errors import CheckpointError, RecipeError
-from tiekd.evaluation.evaluate import EvaluationSettings
 from tiekd.losses.dpm import DPM
 from tiekd.models.build import build_network
 from tiekd.models.weights import pretrained, state_dicts
@@ -45,185 +41,281 @@ from tiekd.training.hooks.text_log import TextLog
 from tiekd.training.kept_memory_hook import KeptMemory
 from tiekd.training.optimizer import build_optimizer
 from tiekd.training.schedules import Schedule
-from tiekd.training.settings import LoadSettings, TrainSettings
+from tiekd.training.settings import Recipe
 from tiekd.training.state import TrainState
 from tiekd.training.unreadable_hook import UnreadableSamples
 from tiekd.visualization.validation_frames import ShownFrames
 from tiekd.workdir import checkpoints
 
 
-class Parts(NamedTuple):
-    """What a run is made of, all checked, before anything is written and without the engine; `state` lacks that."""
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run, all checked.
 
-    options: TrainSettings
+    Attributes:
+        recipe: The recipe that it was built from.
+        config: The resolved engine config.
+        device: Of this rank.
+        network: The student, on the CPU; the engine moves it.
+        replica: A second student on the device, for evaluations; None without validation.
+        criterion: The sum of the loss terms.
+        teacher: Gives a batch its target depth.
+        train_set: The training frames.
+        val_set: The validation frames; None without validation.
+        groups: The training frames' size groups, where a batch holds images of one size.
+        unreadable: What the loader met and skipped; None where such a sample is an error.
+        optimizer: Of the network's parameters.
+        schedule: Gives each iteration its learning rate and momentum.
+        state: Where the run stands; it lacks engine and step. Its recipe names the teacher's file
+            of weights.
+        log: The text log, the first of the hooks.
+        report: Lines for the log.
+    """
+
+    recipe: Recipe
     config: EngineConfig
     device: torch.device
     network: nn.Module
-    replica: nn.Module | None  # of the network, for evaluations
+    replica: nn.Module | None
     criterion: Criterion
     teacher: Callable[[Batch], Tensor]
     train_set: Dataset
     val_set: Dataset | None
-    augment: Augment
-    resize: Resize
-    loading: Loading
-    groups: list[int] | None  # of the training frames, by size, where a batch holds one size
+    groups: list[int] | None
     unreadable: Unreadable | None
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     state: TrainState
     log: TextLog
-    report: list[str]  # for the log
+    report: list[str]
 
     def batches(self, end: int) -> Iterator[Batch]:
-        """This rank's micro-batches from where the run stands up to iteration `end`."""
+        """Returns this rank's micro-batches from where the run stands up to iteration `end`."""
+        train, loading = self.recipe.train, self.recipe.loading
         sampler = MicroBatches(
-            len(self.train_set),
-            self.options.batch_size,
-            self.config.accumulation,
-            comm.rank(),
-            comm.world_size(),
-            self.options.seed,
-            self.state.iteration,
-            end,
-            self.groups,
+            num_samples=len(self.train_set),
+            batch_size=train.batch_size,
+            accumulation=self.config.accumulation,
+            rank=comm.rank(),
+            world_size=comm.world_size(),
+            seed=train.seed,
+            start_iteration=self.state.iteration,
+            total_iterations=end,
+            groups=self.groups,
         )
-        workers, timeout_s = self.loading.workers, self.loading.timeout_s
         return training_batches(
             self.train_set,
             sampler,
-            self.augment,
-            self.options.seed,
-            workers,
+            self.recipe.augment,
+            train.seed,
+            loading.workers,
             self.device,
-            timeout_s,
-            self.unreadable,
-            self.resize,
+            timeout_s=loading.timeout_s,
+            unreadable=self.unreadable,
+            resize=self.recipe.resize,
         )
 
 
 def build_parts(
-    recipe: dict,
+    recipe: Recipe,
     engine_config: dict,
-    options: TrainSettings,
     device: torch.device,
-    resuming_one: bool,
+    *,
+    resuming: bool,
     begins: bool,
     held_out: Collection[str] | None = None,
 ) -> Parts:
-    """Everything up to the engine. Collective; raises UserErrors, and writes nothing but the teacher's file of weights
-    into the recipe. begins: with the weights that the recipe says, at iteration 0. held_out: see `build_dataset`."""
-    process_group.seed_everything(options.seed, options.deterministic)
-    config = resolve(engine_config, options.batch_size, options.clip_norm, comm.world_size())
-    work_dir = Path(recipe["work_dir"])
+    """Builds everything up to the engine; changes and writes nothing that it was given. Collective.
 
-    network = build_network(recipe.get("network"))
-    replica = build_network(recipe["network"]).to(device) if options.validate else None
-    criterion = criteria.build(recipe.get("losses", {}), recipe.get("teacher") is not None).to(device)
+    Args:
+        recipe: The run's.
+        engine_config: As read from its file.
+        device: Of this rank.
+        resuming: True where the work dir's run is resumed, so that its teacher stays the same.
+        begins: True at iteration 0, with the weights that the recipe names.
+        held_out: See `build_dataset`.
+
+    Raises:
+        UserError: A value of the recipe or the engine config, or a file that they name, is wrong.
+    """
+    train = recipe.train
+    process_group.seed_everything(train.seed, train.deterministic)
+    config = resolve(engine_config, train.batch_size, train.clip_norm, comm.world_size())
+
+    # Networks and losses.
+    network = build_network(recipe.network)
+    replica = build_network(recipe.network).to(device) if train.validate else None
+    has_teacher = recipe.teacher is not None
+    criterion = criteria.build(recipe.section("losses"), has_teacher).to(device)
     check_ignored_depths(network, criterion)
-    train_set = build_dataset(recipe, "train", held_out=held_out)
-    val_set = build_dataset(recipe, "val", held_out=held_out) if options.validate else None
-    check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
-    augment, loading = _loading(recipe)
-    resize = resizes.of_data(recipe["data"])
-    unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
-    resume.fix_teacher_checkpoint(recipe, work_dir, resuming=resuming_one)
-    teacher = build_teacher(recipe.get("teacher"), device)
 
-    groups = size_groups(train_set, resize) if augment.sizes == "bucket" else None
-    per_epoch = iterations_per_epoch(len(train_set), options.batch_size, groups)
-    total = options.iterations or options.epochs * per_epoch
+    # Frames, and how they are read.
+    train_set = build_dataset(recipe.node, "train", held_out=held_out)
+    val_set = build_dataset(recipe.node, "val", held_out=held_out) if train.validate else None
+    check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
+    _check_loading(recipe)
+    unreadable = None
+    if recipe.loading.on_error == "skip":
+        unreadable = Unreadable(recipe.loading.max_errors)
+
+    # The teacher.
+    node = resume.with_teachers_file(recipe.node, resuming=resuming)
+    teacher = build_teacher(node.get("teacher"), device)
+
+    # How long the run is, and what its weights have seen.
+    groups = None
+    if recipe.augment.sizes == "bucket":
+        groups = size_groups(train_set, recipe.resize)
+    per_epoch = iterations_per_epoch(len(train_set), train.batch_size, groups)
+    total = train.iterations or train.epochs * per_epoch
     report = [*check_range(train_set), *check_range(val_set)]
     report += _load_weights(network, recipe) if begins else []
     seen = None
     if comm.is_main():
-        seen = trained_on.union(trained_on.trained_on(train_set), _seen_before(recipe) if begins else None)
+        before = _seen_before(recipe) if begins else None
+        seen = trained_on.union(trained_on.trained_on(train_set), before)
     if groups is not None:
-        places = per_epoch * options.batch_size
-        report = [
-            f"A batch holds pictures of one size, of which there are {len(set(groups))}; to fill up each size's last "
-            f"batch, {places - len(groups)} of an epoch's {places} places repeat a picture",
-            *report,
-        ]
-    report += repeats(len(train_set), options.batch_size, groups)
-    optimizer = build_optimizer(recipe.get("optimizer", {}), network, options.batch_size, options.lr_scaling)
+        report.insert(0, _repeated_places(groups, per_epoch * train.batch_size))
+    report += repeats(len(train_set), train.batch_size, groups)
+
+    # Optimizer and schedule.
+    optimizer = build_optimizer(
+        recipe.section("optimizer"), network, train.batch_size, train.lr_scaling
+    )
     values = optimizer.defaults
     schedule = schedules.build(
-        recipe.get("schedule", {"name": "constant"}),
+        recipe.section("schedule", {"name": "constant"}),
         base_lr=values["lr"],
         base_momentum=values["betas"][0] if "betas" in values else values["momentum"],
         total_iterations=total,
         iterations_per_epoch=per_epoch,
     )
+
+    # The run's state and its hooks.
     state = TrainState(
         engine=None,
-        recipe=recipe,
-        work_dir=work_dir,
+        recipe=node,
+        work_dir=recipe.work_dir,
         timestamp=comm.broadcast_object(datetime.now().strftime("%Y%m%d_%H%M%S")),
-        batch_size=options.batch_size,
+        batch_size=train.batch_size,
         accumulation=config.accumulation,
         iterations_per_epoch=per_epoch,
         total_iterations=total,
-        by_epoch=options.iterations is None,
+        by_epoch=train.iterations is None,
         trained_on=seen,
     )
-    state.hooks, log = build_hooks(recipe, val_set, replica, teacher, device, loading, options, unreadable)
+    state.hooks, log = build_hooks(
+        recipe,
+        device,
+        val_set=val_set,
+        replica=replica,
+        teacher=teacher,
+        unreadable=unreadable,
+    )
     return Parts(
-        options, config, device, network, replica, criterion, teacher, train_set, val_set, augment, resize, loading,
-        groups, unreadable, optimizer, schedule, state, log, report,
-    )  # fmt: skip
+        recipe=recipe,
+        config=config,
+        device=device,
+        network=network,
+        replica=replica,
+        criterion=criterion,
+        teacher=teacher,
+        train_set=train_set,
+        val_set=val_set,
+        groups=groups,
+        unreadable=unreadable,
+        optimizer=optimizer,
+        schedule=schedule,
+        state=state,
+        log=log,
+        report=report,
+    )
 
 
 def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> None:
-    """RecipeError where a head ignores depths that the divergence's mean counts: they would scale the loss down."""
+    """Raises RecipeError where a head ignores depths that the divergence's mean counts.
+
+    They would count as 0 and scale the loss down.
+    """
     if getattr(network.head, "beyond", None) != "ignore":
         return
     for key, term in criterion.terms.items():
-        if isinstance(term.loss, DPM) and (term.loss.max_depth is None or term.loss.max_depth > network.max_depth):
+        if isinstance(term.loss, DPM) and (
+            term.loss.max_depth is None or term.loss.max_depth > network.max_depth
+        ):
             raise RecipeError(
-                f"losses.{key}.max_depth: got {term.loss.max_depth} with head.beyond ignore, so ignored pixels would "
-                f"count as 0; set losses.{key}.max_depth={network.max_depth} or network.head.beyond=clamp"
+                f"losses.{key}.max_depth: got {term.loss.max_depth} with head.beyond ignore, so "
+                f"ignored pixels would count as 0; set losses.{key}.max_depth={network.max_depth} "
+                "or network.head.beyond=clamp"
             )
 
 
 def build_hooks(
-    recipe, val_set, replica, teacher, device, loading, options, unreadable
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    val_set: Dataset | None,
+    replica: nn.Module | None,
+    teacher: Callable[[Batch], Tensor],
+    unreadable: Unreadable | None,
 ) -> tuple[list[Hook], TextLog]:
-    """The hooks in their order. The log comes first, so that an iteration's own line stands before what follows it;
-    evaluation before the checkpoint, so that a checkpoint holds the outcome of the evaluation at its iteration."""
-    log = build({"name": "text_log", **recipe.get("log", {})}, "tiekd.training.hooks", "log")
-    evaluation, frames = settings(recipe, "evaluation", EvaluationSettings), None
-    resize = resizes.of_data(recipe.get("data", {}))
-    if options.validate:
-        # Rank 0 alone asks, for validation frames: a teacher of the user's own may not be made for either.
-        taught = bool(recipe.get("teacher")) and not is_outside(recipe["teacher"])
-        shown = teacher if taught else None
-        frames = ShownFrames(val_set, replica, shown, device, evaluation.crop, cap=evaluation.cap, resize=resize)
+    """Builds the hooks in their order; the text log is returned by itself, too.
+
+    The log comes first, so that an iteration's own line stands before what follows it. Evaluation
+    comes before the checkpoint, which then holds the outcome of the evaluation at its iteration.
+    """
+    folder = "tiekd.training.hooks"
+    log = build({"name": "text_log", **recipe.section("log")}, folder, "log")
+    # Validation frames that TensorBoard shows.
+    evaluation, frames = recipe.evaluation, None
+    if recipe.train.validate:
+        # Rank 0 alone asks, for validation frames: a teacher of the user's own may not be made for
+        # either.
+        taught = bool(recipe.teacher) and not recipe.has_outside_teacher
+        frames = ShownFrames(
+            val_set,
+            replica,
+            teacher if taught else None,
+            device,
+            evaluation.crop,
+            cap=evaluation.cap,
+            resize=recipe.resize,
+        )
     board = build(
-        {"name": "tensorboard", **recipe.get("tensorboard", {})},
-        "tiekd.training.hooks",
+        {"name": "tensorboard", **recipe.section("tensorboard")},
+        folder,
         "tensorboard",
         text_log=log,
-        max_depth=recipe["network"]["max_depth"],
+        max_depth=recipe.max_depth_m,
         frames=frames,
     )
-    hooks: list[Hook] = [log, board, Preemption(), Guard(log, options.max_bad_iterations)]
+    # Logs, what may stop the run, evaluation, the user's hooks; the checkpoint is the last.
+    hooks: list[Hook] = [log, board, Preemption(), Guard(log, recipe.train.max_bad_iterations)]
     hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
-    if options.validate:
+    if recipe.train.validate:
         hooks.append(
-            Evaluation(evaluation, val_set, replica, device, loading, [log, board], log.info, sys.stderr, resize)
+            Evaluation(
+                evaluation,
+                val_set,
+                replica,
+                device,
+                recipe.loading,
+                log.info,
+                terminal=sys.stderr,
+                resize=recipe.resize,
+            )
         )
-    hooks += [build(node, "tiekd.training.hooks", "hooks") for node in recipe.get("hooks", [])]
-    saving = {"name": "checkpoint", **recipe.get("checkpoint", {})}
-    hooks.append(build(saving, "tiekd.training.hooks", "checkpoint", hooks=list(hooks), info=log.info))
+    hooks += [build(node, folder, "hooks") for node in recipe.node.get("hooks", [])]
+    saving = {"name": "checkpoint", **recipe.section("checkpoint")}
+    hooks.append(build(saving, folder, "checkpoint", hooks=list(hooks), info=log.info))
     return hooks, log
 
 
-def _load_weights(network, recipe: dict) -> list[str]:
-    """Loads `load.checkpoint`, else what the encoder's `pretrained` says, into the network; returns what to log."""
-    load = settings(recipe, "load", LoadSettings)
+def _load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
+    """Loads `load.checkpoint`, else the encoder's `pretrained`; returns lines for the log."""
+    load = recipe.load
     if load.checkpoint is None:
         return [note for note in [pretrained.load(network)] if note]
     path = _weights_file(load.checkpoint)
@@ -231,30 +323,40 @@ def _load_weights(network, recipe: dict) -> list[str]:
     try:
         report = state_dicts.load_into(network, state, ignore=load.ignore)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}, or leave them out, as in --set 'load.ignore=[head.*]'") from None
+        raise CheckpointError(
+            f"{path}: {error}, or leave them out, as in --set 'load.ignore=[head.*]'"
+        ) from None
     left_out = [*report.misfit, *report.missing]
     told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
     return [f"Loaded {len(report.matched)} tensors from {path}{told}"]
 
 
 def _weights_file(given: str) -> Path:
-    """The file of weights that `load.checkpoint` means, which may be a work dir or a checkpoint in one."""
+    """Returns the file that `load.checkpoint` means, also for a work dir or a checkpoint in one."""
     path = Path(given)
     return checkpoints.find_weights(path) if path.is_dir() else path
 
 
-def _seen_before(recipe: dict) -> trained_on.TrainedOn | None:
-    """What the weights that the run begins with were trained on."""
-    given = settings(recipe, "load", LoadSettings).checkpoint
+def _seen_before(recipe: Recipe) -> trained_on.TrainedOn | None:
+    """Returns what the weights that the run begins with were trained on."""
+    given = recipe.load.checkpoint
     return None if given is None else trained_on.read(_weights_file(given))
 
 
-def _loading(recipe: dict) -> tuple[Augment, Loading]:
-    loading = loading_of(recipe)
-    augment = settings({"data.augment": recipe["data"].get("augment", {})}, "data.augment", Augment)
-    if loading.on_error == "skip" and augment.sizes == "bucket":
+def _repeated_places(groups: list[int], places: int) -> str:
+    """Returns the log's line on batches of one size, which repeat images to be full."""
+    return (
+        f"A batch holds pictures of one size, of which there are {len(set(groups))}; to fill up "
+        f"each size's last batch, {places - len(groups)} of an epoch's {places} places repeat a "
+        "picture"
+    )
+
+
+def _check_loading(recipe: Recipe) -> None:
+    """Raises RecipeError where samples are skipped and batches need every image's size."""
+    if recipe.loading.on_error == "skip" and recipe.augment.sizes == "bucket":
         raise RecipeError(
-            "data.on_error: skip can't go with data.augment.sizes=bucket, where all pictures' sizes must be known; set "
-            "sizes=keep_aspect, or train on the split that bin/check_data.py cleans"
+            "data.on_error: skip can't go with data.augment.sizes=bucket, where all pictures' "
+            "sizes must be known; set sizes=keep_aspect, or train on the split that "
+            "bin/check_data.py cleans"
         )
-    return augment, loading

@@ -1,11 +1,11 @@
-"""The weighted sum of a recipe's loss terms, each against the teacher's depth or against ground truth.
+"""Adds the weighted terms of a recipe's loss, each against the teacher or the ground truth.
 
     losses: {dpm: {weight: 1.0}, ssim: {weight: 9.0}, silog: {weight: 1.0, against: ground_truth}}
 
-A key names its loss module, `tiekd/losses/<key>.py`, unless the term says `name:`. Every term is the mean over the
-images of the batch of per-image means; it appears in the log as `decode.loss_<key>`, weight included. A loss whose
-forward asks for `iteration` is told it; one that reads the prediction's divergence says so in `needs_divergence`.
-Left out: weights that change over time.
+A key names its loss module, `tiekd/losses/<key>.py`, unless the term has a `name:`. Every term is
+the mean over the batch's images of per-image means, `loss_<key>`, weight included. A loss whose
+forward has an argument `iteration` is given it; one that reads the prediction's divergence says so
+in `needs_divergence`. Left out: weights that change over time.
 """
 
 import inspect
@@ -27,7 +27,13 @@ AGAINST = ("teacher", "ground_truth")
 
 
 class Term(NamedTuple):
-    """A loss (prediction, target -> (B,)), its weight in the sum, and the depth that it compares with."""
+    """One term of the sum.
+
+    Attributes:
+        loss: (prediction, target) -> (B,), a value an image.
+        weight: Its factor in the sum.
+        against: Which depth is the target, one of AGAINST.
+    """
 
     loss: nn.Module
     weight: float
@@ -35,9 +41,12 @@ class Term(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """The total loss and its terms. terms: by the key that they have in the recipe and the log.
+    """The total loss and its terms.
 
-    needs_divergence: whether a term reads the prediction's divergence, the dearest thing that a DPM head computes.
+    Attributes:
+        terms: By their keys in the recipe.
+        needs_divergence: True where a term reads the prediction's divergence, the dearest thing
+            that a DPM head computes.
     """
 
     def __init__(self, terms: dict[str, Term]):
@@ -45,17 +54,19 @@ class Criterion(nn.Module):
         self.terms = terms
         self.losses = nn.ModuleList(term.loss for term in terms.values())
         self.told_iteration = {
-            key for key, term in terms.items() if "iteration" in inspect.signature(term.loss.forward).parameters
+            key
+            for key, term in terms.items()
+            if "iteration" in inspect.signature(term.loss.forward).parameters
         }
         reading = [loss for loss in self.losses if getattr(loss, "needs_divergence", False)]
         self.needs_divergence = bool(reading)
         self.top_crop = min((getattr(loss, "top_crop", 0) for loss in reading), default=0)
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """The depth that the network's divergence is to be taken to: (B, 1, H, W), metres; None where no term reads it.
+        """Returns the depth that the network takes its divergence to; None where no term reads it.
 
-        Rows whose divergence counts as 0 anyway are 0 in it, so that nobody computes it. (A coarse head's cells that
-        reach over the last of them then learn from their other rows alone.)
+        (B, 1, H, W), metres. Cropped rows are zeroed, so their divergence isn't computed. (A coarse
+        head's cells that reach over the last of them then learn from their other rows alone.)
         """
         if not self.needs_divergence or not self.top_crop:
             return teacher_depth if self.needs_divergence else None
@@ -64,12 +75,19 @@ class Criterion(nn.Module):
         return wanted
 
     def forward(
-        self, prediction: "Prediction", batch: "Batch", teacher_depth: Tensor | None, iteration: int | None = None
+        self,
+        prediction: "Prediction",
+        batch: "Batch",
+        teacher_depth: Tensor | None,
+        iteration: int | None = None,
     ) -> dict[str, Tensor]:
-        """{"decode.loss_<key>": weight * mean over images, ..., "loss": their sum}, all 0-d float32.
+        """Returns the weighted terms `loss_<key>` and `loss`, their sum, all 0-d float32.
 
-        teacher_depth: (B, 1, H, W) float32, metres, 0 where not valid; None without a teacher.
-        batch.depth: ground truth, the same. iteration: finished ones; None: past every warm-up.
+        Args:
+            prediction: The network's.
+            batch: Its `depth` is the ground truth, (B, 1, H, W) float32, metres, 0 where not valid.
+            teacher_depth: The same of the teacher; None without one.
+            iteration: Finished ones; None is past every warm-up.
         """
         values = {}
         for key, term in self.terms.items():
@@ -79,38 +97,64 @@ class Criterion(nn.Module):
                 loss = term.loss(prediction, target, **position)
             except RecipeError as error:
                 raise RecipeError(f"losses.{key}: {error}") from None
-            values[f"decode.loss_{key}"] = term.weight * loss.mean()
+            values[f"loss_{key}"] = term.weight * loss.mean()
         return values | {"loss": sum(values.values())}
 
 
 def build(losses_node: dict, has_teacher: bool) -> Criterion:
-    """The criterion of a recipe's `losses` section; RecipeError where a term can't be."""
+    """Builds the criterion of a recipe's `losses` section.
+
+    Raises:
+        RecipeError: A term is wrong, or needs a teacher that isn't there.
+    """
     if not isinstance(losses_node, dict) or not losses_node:
-        raise RecipeError(f"losses: got {losses_node!r}; give at least one term, for example {{dpm: {{weight: 1.0}}}}")
-    return Criterion({key: _build_term(key, node, has_teacher) for key, node in losses_node.items()})
+        raise RecipeError(
+            f"losses: got {losses_node!r}; give at least one term, for example {{dpm: {{weight: "
+            f"1.0}}}}"
+        )
+    return Criterion(
+        {key: _build_term(key, node, has_teacher) for key, node in losses_node.items()}
+    )
 
 
 def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
     where = f"losses.{key}"
     if not isinstance(node, dict):
-        raise RecipeError(f"{where}: got {node!r}; it must be a mapping, for example {{weight: 1.0}}")
+        raise RecipeError(
+            f"{where}: got {node!r}; it must be a mapping, for example {{weight: 1.0}}"
+        )
     weight = node.get("weight", 1.0)
     # One published recipe ran with a negative weight on its structural term.
     least = -math.inf if node.get("released") is True else 0
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not least < weight < math.inf or not weight:
-        raise RecipeError(f"{where}.weight: {weight!r} is not a number > 0; a term that should not count is left out")
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, int | float)
+        or not least < weight < math.inf
+        or not weight
+    ):
+        raise RecipeError(
+            f"{where}.weight: {weight!r} is not a number > 0; a term that should not count is left "
+            "out"
+        )
     against = node.get("against", "teacher" if has_teacher else "ground_truth")
     if against not in AGAINST:
-        raise RecipeError(f"{where}.against: {against!r} is not known; there are: {', '.join(AGAINST)}")
+        raise RecipeError(
+            f"{where}.against: {against!r} is not known; there are: {', '.join(AGAINST)}"
+        )
     if against == "teacher" and not has_teacher:
-        raise RecipeError(f"{where}.against: teacher, but the recipe has none; add one or write ground_truth")
+        raise RecipeError(
+            f"{where}.against: teacher, but the recipe has none; add one or write ground_truth"
+        )
     arguments = {name: value for name, value in node.items() if name not in ("weight", "against")}
     loss = config.build({"name": key} | arguments, "tiekd.losses", where)
     if isinstance(loss, SSIM) and against == "ground_truth":
-        raise RecipeError(f"{where}: SSIM can't be taken against sparse ground truth; it needs a teacher's dense map")
+        raise RecipeError(
+            f"{where}: SSIM can't be taken against sparse ground truth; it needs a teacher's dense "
+            "map"
+        )
     if isinstance(loss, DPM) and has_teacher and against == "ground_truth":
         raise RecipeError(
-            f"{where}.against: ground_truth, but the divergence is from the teacher's depth, which the network was "
-            "given; write teacher, or train with `teacher: null`"
+            f"{where}.against: ground_truth, but the divergence is from the teacher's depth, which "
+            "the network was given; write teacher, or train with `teacher: null`"
         )
     return Term(loss, float(weight), against)

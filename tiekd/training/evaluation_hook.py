@@ -1,7 +1,7 @@
-"""Evaluates the student when it is due, reports the figures and keeps the weights of the best."""
+"""Evaluates the student when it is due, reports the figures and keeps the best weights."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TextIO
 
@@ -22,13 +22,22 @@ from tiekd.workdir import weights_file
 
 
 class Evaluation(Hook):
-    """Runs at every `settings.interval` epochs or iterations, and at the end of training if that isn't one. Where a run
-    is stopped at such an iteration, time is short: the evaluation is made up for when the run goes on.
+    """Runs at every `settings.interval` epochs or iterations, and at the end of training.
 
-    replica: a plain fp32 network of the student's shape on the device, filled from the engine at each evaluation.
-    reporters: hooks with `write_validation(state, metrics, num_images)`; the first, the log, before the best weights
-    are saved, the others, which may read and draw, after. terminal: where the log's lines are shown; where it is none,
-    nothing shows how far an evaluation is. resize: the working resolution.
+    Where a run is stopped at such an iteration, time is short: the evaluation is made up for when
+    the run resumes.
+
+    Attributes:
+        settings: When and how to evaluate.
+        dataset: The validation frames.
+        replica: A plain fp32 network of the student's shape on the device, filled from the engine
+            at each evaluation.
+        device: Of the replica.
+        loading: How the frames are read.
+        info: Writes a line to the log.
+        terminal: Where the log's lines are shown; where it is no terminal, progress isn't.
+        resize: The working resolution.
+        best: The best figure so far.
     """
 
     def __init__(
@@ -38,17 +47,20 @@ class Evaluation(Hook):
         replica: Network,
         device: torch.device,
         loading: Loading,
-        reporters: Sequence[Hook],
         info: Callable[[str], None],
         terminal: TextIO | None = None,
         resize: Resize = OWN_SIZE,
     ):
         self.settings, self.dataset, self.replica = settings, dataset, replica
-        self.device, self.loading, self.reporters, self.info = device, loading, reporters, info
+        self.device, self.loading, self.info = device, loading, info
         self.terminal, self.resize = terminal, resize
         self.best: float | None = None
-        self.overlap: trained_on.Overlap | None = None  # of these frames with the training's; rank 0
-        self.owed: list[float] | None = None  # the lr of the iteration whose evaluation is to be made up for
+        self.overlap: trained_on.Overlap | None = (
+            None  # of these frames with the training's; rank 0
+        )
+        self.owed: list[float] | None = (
+            None  # the lr of the iteration whose evaluation is to be made up for
+        )
 
     def before_train(self, state) -> None:
         if comm.is_main():
@@ -61,15 +73,15 @@ class Evaluation(Hook):
             self._evaluate(state)
 
     def after_iteration(self, state) -> None:
-        period = self.settings.interval * (state.iterations_per_epoch if self.settings.by == "epoch" else 1)
-        if state.iteration % period and state.iteration != state.total_iterations:
+        if not state.is_due(self.settings.interval, self.settings.by) and not state.is_last:
             return
-        if state.stop_reason is not None and state.iteration != state.total_iterations:
+        if state.stop_reason is not None and not state.is_last:
             self.owed = state.lr
         else:
             self._evaluate(state)
 
     def _evaluate(self, state) -> None:
+        # Rank 0 gathers the weights; each rank's replica is filled with them.
         weights = full_state.weights(state.engine)
         self._fill_replica(weights)
         state.metrics = evaluate(
@@ -84,46 +96,61 @@ class Evaluation(Hook):
             out=self.terminal,
             resize=self.resize,
         )
-        for reporter in self.reporters[:1]:
-            reporter.write_validation(state, state.metrics, len(self.dataset))
+        state.num_evaluated = len(self.dataset)
+        # The best weights are saved before other hooks are called, which may read, draw and fail.
+        # What is said of them stands behind the figures in the log.
+        told = self._keep_if_best(weights, state)
+        for hook in state.hooks:
+            hook.after_evaluation(state, state.metrics)
+        if told is not None:
+            self.info(told)
+
+    def _keep_if_best(self, weights: dict, state) -> str | None:
+        """Saves the weights if their figure is the best so far; returns a line for the log."""
         name = self.settings.save_best
-        if not math.isfinite(state.metrics[name]):
-            self.info(self._why_no_best(name, state.metrics[name]))
-        elif self.best is None or metrics.is_better(name, state.metrics[name], self.best):
-            self._save_best(name, weights, state)
-        for reporter in self.reporters[1:]:
-            reporter.write_validation(state, state.metrics, len(self.dataset))
+        value = state.metrics[name]
+        if not math.isfinite(value):
+            return self._why_no_best(name, value)
+        if self.best is None or metrics.is_better(name, value, self.best):
+            return self._save_best(name, weights, state)
+        return None
 
     def _why_no_best(self, name: str, value: float) -> str:
-        """The line for an evaluation whose figure is not finite: such weights never are the best."""
+        """Returns the line for a figure that isn't finite: such weights are never the best."""
         if not math.isnan(value):
             return (
-                f"No best is saved: {name} is {value}, since depth was predicted that is not finite or "
-                "not above 0"
+                f"No best is saved: {name} is {value}, since depth was predicted that is not "
+                "finite or not above 0"
             )
         settings, network = self.settings, self.replica
         cap = network.max_depth if settings.cap is None else settings.cap
         return (
-            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} validation "
-            f"frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop {settings.crop}); "
-            "look at the ground truth with bin/check_data.py, or set another evaluation.crop or "
-            "evaluation.cap"
+            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} "
+            f"validation frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop "
+            f"{settings.crop}); look at the ground truth with bin/check_data.py, or set another "
+            "evaluation.crop or evaluation.cap"
         )
 
-    def _save_best(self, name: str, weights: dict, state) -> None:
-        """Where the disk doesn't take the new one, the old one stays the best, on the main rank, which says so."""
+    def _save_best(self, name: str, weights: dict, state) -> str:
+        """Saves the new best weights, on rank 0; returns a line for the log.
+
+        Where the disk doesn't take them, the old ones stay the best on rank 0, whose line says so.
+        """
         value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
         if comm.is_main():
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
                 facts |= trained_on.as_plain(state.trained_on)
-                weights_file.replace_best(path, weights, state.recipe["network"], state.iteration, **facts)
+                weights_file.replace_best(
+                    path, weights, state.recipe["network"], state.iteration, **facts
+                )
             except OSError as error:
-                return self.info(f"{path} was not written, {error.strerror}; training goes on, an older one stays")
+                problem = f"{path} was not written, {error.strerror}"
+                return f"{problem}; training goes on, an older one stays"
         self.best = value
         label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
         best = f"Best {name} so far: {value:.4f} at iteration {state.iteration}"
-        self.info(f"{best}, saved as best_{name}.pth{label}")
+        return f"{best}, saved as best_{name}.pth{label}"
 
     def state_dict(self) -> dict:
         compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
@@ -132,9 +159,12 @@ class Evaluation(Hook):
     def load_state_dict(self, state: dict) -> None:
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
-        # Older versions evaluated pictures at their own size, whatever training scaled them by, and may
-        # have taken a best from an evaluation without a pixel.
-        own_size = "resize" not in state and self.resize not in (OWN_SIZE, Resize(at_most=self.resize.at_most))
+        # Older versions evaluated pictures at their own size, whatever training scaled them by, and
+        # may have taken a best from an evaluation without a pixel.
+        own_size = "resize" not in state and self.resize not in (
+            OWN_SIZE,
+            Resize(at_most=self.resize.at_most),
+        )
         if other_metric or own_size or (self.best is not None and not math.isfinite(self.best)):
             self.best = None
 

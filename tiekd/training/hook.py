@@ -1,25 +1,49 @@
-"""The three moments of a run at which a hook is called, and the state that it may keep.
+"""The moments of a run at which a hook is called, and the state that it may keep.
 
-Hooks run in the order of their list, on every rank; there are no priorities and no further moments. A hook that needs
-another one's result stands behind it in the list. Left out: moments inside an iteration (that is the loop's business).
+Hooks run in the order of their list, on every rank; there are no priorities and no further moments.
+A hook that needs another one's result stands behind it in the list. Left out: moments inside an
+iteration, which is the loop's business.
 """
 
 
 class Hook:
-    """Does nothing at every moment; a hook overrides the ones it needs. `state` is the loop's TrainState."""
+    """Does nothing at every moment; a hook overrides the ones that it needs.
+
+    `state` is the loop's TrainState (tiekd/training/state.py), which also says what is due.
+    """
 
     def before_train(self, state) -> None:
-        """Once, before the first iteration; `state.iteration` is above 0 in a resumed run."""
+        """Is called once, before the first iteration of this start.
+
+        `state.iteration` is above 0 in a resumed run.
+        """
 
     def after_iteration(self, state) -> None:
-        """After every iteration; `state.iteration` counts the one just finished, from 1."""
+        """Is called after every iteration; `state.iteration` counts the one just finished."""
+
+    def after_evaluation(self, state, metrics: dict[str, float]) -> None:
+        """Is called after every evaluation of the validation frames, on all ranks.
+
+        That is in the Evaluation hook's `after_iteration`, or in its `before_train` where a run
+        that was stopped makes up for one. The weights are saved already if they are the best.
+
+        Args:
+            state: Where the run stands; `state.num_evaluated` frames were evaluated.
+            metrics: The figures by name, the same on all ranks.
+        """
 
     def after_train(self, state) -> None:
-        """Once, after the last iteration or where a hook stopped the run; not when training ends with an error."""
+        """Is called once, after the last iteration or where a hook stopped the run.
+
+        It is not called when training ends with an error.
+        """
 
     def state_dict(self) -> dict:
-        """What a resumed run needs to go on as if it had not stopped: plain numbers, strings, lists and dicts."""
+        """Returns what a resumed run needs to continue as if it had not stopped.
+
+        Plain numbers, strings, lists and dicts.
+        """
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Takes back what `state_dict` gave, before `before_train`."""
+        """Restores what `state_dict` returned; is called before `before_train`."""

@@ -1,11 +1,10 @@
-"""What of a run's inputs has changed between its start and a resume, and whether the run may go on
-with that.
+"""Compares a run's inputs at its start and at a resume, and says whether it may resume.
 
 A change of what is trained on, or of what its evaluations compare, is refused unless it was
 accepted (`--accept-changes`): frames, their files, the order of them, the teacher's weights and
-maps, code of one's own that makes data or targets, and the recipe's keys that say how depth is
-read and scored. All else is told and goes on, such as a data set that was moved. A time of change
-alone refuses nothing.
+maps, the user's code that makes data or targets, and the recipe's keys that say how depth is read
+and scored. Any other change is logged, such as a data set that was moved. A time of change alone
+refuses nothing.
 """
 
 from collections import Counter
@@ -54,9 +53,14 @@ _LISTS = ("data.train_split", "data.val_split")
 
 
 class Verdict(NamedTuple):
-    """keys: of the recipe that changed, as `workdir.changed_keys` gives them, None where the
-    start's isn't known; refused: changes of what is trained on or compared; told: all other
-    ones."""
+    """The changes since a run's start.
+
+    Attributes:
+        keys: Changed keys of the recipe, as `workdir.changed_keys` returns them; None where the
+            start's recipe isn't known.
+        refused: Changes of what is trained on or compared, in words.
+        told: All other changes, in words.
+    """
 
     keys: list[str] | None
     refused: list[str]
@@ -66,12 +70,17 @@ class Verdict(NamedTuple):
 def judge(
     started: dict | None, now: dict | None, resume_path: Path | None, accept: bool
 ) -> Verdict:
-    """What has changed between the records of the start and of now, which are None but on rank 0.
-    Collective.
+    """Compares the records of the start and of now, which are None but on rank 0. Collective.
 
-    Raises CheckpointError, on all ranks, for changes of what is trained on or compared that aren't
-    accepted. resume_path: the checkpoint; None: the run begins, so nothing has been learned from
-    anything else.
+    Args:
+        started: The record of the start.
+        now: Today's.
+        resume_path: The checkpoint; None where the run begins, so that nothing has been learned
+            yet.
+        accept: True where changes are accepted.
+
+    Raises:
+        CheckpointError: On all ranks, for changes of what is trained on or compared.
     """
     verdict = None
     if comm.is_main():
@@ -79,8 +88,8 @@ def judge(
     verdict = comm.broadcast_object(verdict)
     if verdict.refused and not accept:
         raise CheckpointError(
-            f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put that "
-            "back, or go on with it by --accept-changes, which counts the best anew"
+            f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put "
+            "that back, or go on with it by --accept-changes, which counts the best anew"
         )
     return verdict
 
@@ -96,12 +105,14 @@ def compare(started: dict | None, now: dict) -> Verdict:
     keys = [key for key in differing if not key.startswith(workdir.NOT_LEARNED_FROM)]
     refused, told = [], []
     of_splits = {}
+    # Frames: their files, names and order.
     for split in ("train", "val"):
         of_splits[split] = _split_changes(
             split, started["splits"].get(split), now["splits"].get(split)
         )
         refused += of_splits[split].refused
         told += of_splits[split].told
+    # Single files: the teacher's weights, split files, the user's code.
     names = sorted(started["files"].keys() | now["files"].keys())
     for name in names:
         is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
@@ -113,11 +124,13 @@ def compare(started: dict | None, now: dict) -> Verdict:
             refused.append(text)
         elif text is not None:
             told.append(text)
+    # Validation that began, or that goes on with the frames of the start.
     if "val" in now["splits"]:
         if "val" not in started["splits"]:
             told.append("There was no validation at the start; it begins now")
         elif of_splits["train"].refused and not of_splits["val"].refused:
             told.append("The validation frames stay those of the start")
+    # Keys of the recipe that say how depth is read and scored.
     for key in filter(_is_refused, keys):
         values = _value(now["recipe"], key), _value(started["recipe"], key)
         if key not in names and values[0] != values[1]:
@@ -136,8 +149,10 @@ def compare(started: dict | None, now: dict) -> Verdict:
 
 
 def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
-    """Logs, in words and as a row, that epochs are longer or shorter than they were up to
-    `iteration`. Rank 0 only."""
+    """Logs, in words and as a row, that epochs changed their length. Rank 0 only.
+
+    They are longer or shorter than they were up to `iteration`.
+    """
     if (
         started is None
         or not iteration
@@ -227,7 +242,9 @@ def _is_unsure(was: inputs.Entry, is_now: inputs.Entry) -> bool:
 
 def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, str | None]:
     """A change of a single file: of its content or only of its place, and in words."""
-    if old is None:  # a part of one's own may have made it; another value of the key is refused as such
+    if (
+        old is None
+    ):  # a part of one's own may have made it; another value of the key is refused as such
         return False, f"{name}: {new[0]} was not there at the start"
     if new is None:
         return True, f"{name}: {old[0]}, which was read at the start, isn't any more"
@@ -240,8 +257,11 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
 
 
 def _is_only_told(name: str) -> bool:
-    """Of a file that a resumed run doesn't read again, of lists, and of code that makes neither
-    data nor targets."""
+    """Returns True for a change that is logged and never refused.
+
+    That is a file that a resumed run doesn't read again, a list, or code that makes neither data
+    nor targets.
+    """
     return name == "load.checkpoint" or name in _LISTS or name.startswith("module ")
 
 
@@ -258,8 +278,8 @@ def _recipe_files(old: dict, new: dict) -> Iterator[str]:
     if changed:
         yield (
             f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; "
-            f"bin/resume keeps to {workdir.RECIPE} in the work dir, bin/train.py --resume-from takes "
-            "them as they are now"
+            f"bin/resume keeps to {workdir.RECIPE} in the work dir, bin/train.py --resume-from "
+            "takes them as they are now"
         )
 
 
@@ -272,8 +292,10 @@ def _position(iteration: int, per_epoch: int) -> dict[str, int]:
 
 
 def _value(node: dict, key: str):
-    """What a dotted name says, or what counts where a recipe's evaluation says nothing; None for
-    another that isn't there."""
+    """Returns the value of a dotted name, or the default of an evaluation's key.
+
+    None for another key that isn't there.
+    """
     if key == "evaluation.cap":
         return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")
     if key.startswith("evaluation."):

@@ -1,16 +1,15 @@
-"""What a run reads, written down in its work dir (`inputs.json`), so that a resume notices what
-has changed since.
+"""Records what a run reads in its work dir (`inputs.json`), so that a resume notices changes.
 
     {"recipe": {...}, "engine": {...}, "iterations_per_epoch": 12, "best_from": -1,
-     "files": {"teacher.checkpoint": [path, CRC-32], ...},   and split files, code of one's own, ...
+     "files": {"teacher.checkpoint": [path, CRC-32], ...},   and split files, the user's code, ...
      "recipe_files": {path: CRC-32, ...},                    the recipe, its bases and the teacher's
      "splits": {"train": {"count": 45, "source": ..., "names": [...], "files":
                     {"picture": [[bytes, CRC-32 or null, time of change in ns], ...], ...}}}}
 
 Frames are in their order. Of a split of at most 256 MB the contents are read; of a larger one the
 sizes and times of change are taken. Only rank 0 reads and writes; for 24,000 frames that takes some
-2 s, and the file 3 MB. `tiekd/training/input_changes.py` compares two of them. Left out: contents of large
-data sets, and of data sets without files.
+2 s, and the file 3 MB. `tiekd/training/input_changes.py` compares two of them. Left out: contents
+of large data sets, and of data sets without files.
 """
 
 import contextlib
@@ -108,8 +107,11 @@ def of_checkpoint(path: Path | None) -> dict | None:
 
 
 def held_out(record: dict | None, recipe: dict) -> list[str] | None:
-    """The names of the validation frames at the start; None where there were none, where they
-    aren't known, and where the recipe asks for another share of the frames."""
+    """Returns the names of the validation frames at the start.
+
+    None where there were none, where they aren't known, and where the recipe asks for another share
+    of the frames.
+    """
     if record is None:
         return None
     shares = [node.get("data", {}).get("val_fraction") for node in (record["recipe"], recipe)]
@@ -144,7 +146,7 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
 
 
 def _paths(frames: Frames) -> dict[str, list[str | None]]:
-    """Of each kind a path a frame."""
+    """Returns lists of one path a frame, by kind."""
     maps = [None] * len(frames)
     if frames.maps is not None:
         maps = [os.path.join(frames.maps, frames.map_name(index)) for index in range(len(frames))]
@@ -168,8 +170,10 @@ def _read_at_the_start(old: dict | None) -> set[str]:
 
 
 def _files(recipe: dict, datasets: Mapping[str, Dataset | None]) -> Iterator[tuple[str, str]]:
-    """Names and absolute paths of the single files that decide what is trained on, or where the
-    run began."""
+    """Names and absolute paths of single files: those that decide what is trained on.
+
+    And those that the run began from.
+    """
     for name, path in _single_files(recipe, datasets):
         if path is not None and os.path.isfile(path):
             yield name, os.path.abspath(path)
@@ -216,8 +220,10 @@ def _single_files(
 
 
 def _recipe_files(recipe: dict, recipe_path: Path, started: dict | None) -> Sequence[str]:
-    """Absolute paths of the recipe, its bases and the teacher's; the start's where the recipe
-    can't be read now."""
+    """Returns absolute paths of the recipe, its bases and the teacher's.
+
+    They are the start's where the recipe can't be read now.
+    """
     found: list[str] = []
 
     def noted(node: dict, origin: str) -> dict:

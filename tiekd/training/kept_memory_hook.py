@@ -1,9 +1,9 @@
-"""Bounds what a training process keeps of freed memory (tiekd/distributed/allocator.py): given back where it creeps up.
+"""Bounds the freed memory that a training process keeps (tiekd/distributed/allocator.py).
 
 Tensors whose sizes differ from one iteration to the next leave ever more gaps that nothing fits in.
-After the first iteration the process holds what an iteration needs; where it holds a twentieth more,
-all that is not in use goes back to the kernel, and the next iteration pages its memory in again.
-Costs a look at /proc an iteration, where memory is kept.
+After the first iteration the process holds what an iteration needs; where it holds a twentieth
+more, all that is not in use goes back to the kernel, and the next iteration pages its memory in
+again. Costs a look at /proc an iteration, where memory is kept.
 """
 
 import torch
@@ -15,7 +15,11 @@ _GROWTH = 1.05
 
 
 class KeptMemory(Hook):
-    """Stands before what needs memory of its own between iterations, as evaluations and checkpoints do."""
+    """Gives memory back where it creeps up.
+
+    Stands before the hooks that need memory of their own between iterations, such as evaluations
+    and checkpoints.
+    """
 
     def __init__(self):
         self._needed: int | None = None  # bytes after the iteration that pages in what is needed

@@ -17,36 +17,35 @@ def train(
     teacher: Callable[[Batch], Tensor],
     criterion: Criterion,
     schedule: Schedule,
-    step: Callable[[], Tensor | float | None],
 ) -> None:
     """Trains from `state.iteration` to `state.total_iterations`, or to where a hook stops it.
 
-    `step` ends a micro-batch (see tiekd/engine/step.py).
+    Args:
+        state: Where the run stands; `engine` and `step` are set. Changed in place.
+        batches: This rank's micro-batches, `state.accumulation` an iteration.
+        teacher: Gives a batch its target depth, (B, 1, H, W) float32, metres, 0 where not valid.
+        criterion: Gives the terms of a micro-batch's loss, and `loss`, their sum.
+        schedule: Sets the optimizer's learning rate and momentum for an iteration.
     """
-    engine = state.engine
+    engine, step = state.engine, state.step
     for hook in state.hooks:
         hook.before_train(state)
     engine.train()
     while state.iteration < state.total_iterations and state.stop_reason is None:
         started = time.perf_counter()
+        state.begin_iteration()
         state.lr, state.momentum = schedule.apply(engine.optimizer, state.iteration)
-        state.losses, state.data_time_s = {}, 0.0
-        state.micro_losses, state.names, state.image_sums = [], [], []
         for _ in range(state.accumulation):
             asked = time.perf_counter()
             batch = next(batches)
             state.data_time_s += time.perf_counter() - asked
+
             teacher_depth = teacher(batch)
-            prediction = engine(batch.image, criterion.divergence_target(teacher_depth), batch.counted)
+            target = criterion.divergence_target(teacher_depth)
+            prediction = step.forward(batch.image, target, batch.counted)
             losses = criterion(prediction, batch, teacher_depth, state.iteration)
-            engine.backward(losses["loss"])
-            state.grad_norm = step()
-            state.names.append(batch.names)
-            state.image_sums.append(batch.image.flatten(1).sum(1))
-            state.micro_losses.append({name: loss.detach() for name, loss in losses.items()})
-            for name, loss in state.micro_losses[-1].items():
-                state.losses[name] = state.losses.get(name, 0.0) + loss / state.accumulation
-        state.batch, state.prediction, state.teacher_depth = batch, prediction, teacher_depth
+            grad_norm = step.backward(losses["loss"])
+            state.record(batch, teacher_depth, prediction, losses, grad_norm)
         state.iteration += 1
         state.time_s = time.perf_counter() - started
         for hook in state.hooks:

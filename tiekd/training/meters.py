@@ -1,7 +1,7 @@
 """Means over a window of iterations, summed where the numbers are and reduced over ranks once.
 
-An iteration costs a handful of tiny kernels and no host sync; the reduction costs one collective and one sync.
-Left out: anything but means of scalars.
+An iteration costs a handful of tiny kernels and no host sync; the reduction costs one collective
+and one sync. Left out: anything but means of scalars.
 """
 
 import math
@@ -14,7 +14,10 @@ from tiekd.distributed.comm import mean_over_ranks
 
 
 class Window:
-    """Sums of scalars over iterations, kept where the scalars are; values that are not finite count as missing."""
+    """Sums of scalars over iterations, kept where the scalars are.
+
+    Values that are not finite count as missing.
+    """
 
     def __init__(
         self,
@@ -32,15 +35,32 @@ class Window:
 
     @property
     def device(self) -> torch.device:
+        """The device of the sums."""
         return torch.device("cpu") if self._on_device is None else self._on_device.device
 
-    def add(self, values: dict[str, Tensor | float | None], time_s: float, data_time_s: float) -> None:
-        """values: 0-d tensors on the first one's device stay there; the rest is summed here, None is missing.
+    def add(
+        self, values: dict[str, Tensor | float | None], time_s: float, data_time_s: float
+    ) -> None:
+        """Adds one iteration. No host sync.
 
-        With ZeRO-Offload the losses are on the GPU and the gradient norm on the CPU, where reading it is no wait.
+        With ZeRO-Offload the losses are on the GPU and the gradient norm on the CPU, where reading
+        it is no wait.
+
+        Args:
+            values: 0-d tensors on the first one's device stay there; the rest is summed on the
+                host. None is missing.
+            time_s: Seconds of the iteration.
+            data_time_s: Seconds of it spent waiting for batches.
         """
-        device = next((value.device for value in values.values() if isinstance(value, Tensor)), None)
-        tensors = {k: value for k, value in values.items() if isinstance(value, Tensor) and value.device == device}
+        device = next(
+            (value.device for value in values.values() if isinstance(value, Tensor)), None
+        )
+        tensors = {
+            k: value
+            for k, value in values.items()
+            if isinstance(value, Tensor) and value.device == device
+        }
+        # On the device: one small kernel a value, and no sync.
         if tensors:
             stacked = torch.stack([value.detach().double() for value in tensors.values()])
             finite = stacked.isfinite()
@@ -50,6 +70,7 @@ class Window:
                 self._names, self._on_device = list(tensors), new
             else:
                 self._on_device += new
+        # On the host: plain numbers, and tensors of another device.
         for name in values.keys() - tensors.keys():
             value = math.nan if values[name] is None else float(values[name])
             finite = math.isfinite(value)
@@ -61,22 +82,34 @@ class Window:
         self.data_time_s += data_time_s
 
     def wait_for_device(self) -> None:
-        """Adds the device's backlog to the time: the host runs ahead of a GPU, and the last sync shows by how much."""
+        """Adds the device's backlog to the time.
+
+        The host runs ahead of a GPU, and the last sync shows by how much.
+        """
         if self.device.type == "cuda":
             started = time.perf_counter()
             torch.cuda.synchronize(self.device)
             self.time_s += time.perf_counter() - started
 
     def means_over_ranks(self) -> tuple[dict[str, float], int]:
-        """Means in the order of the last `add`, NaN where no value was finite, and how many iterations had such values.
+        """Returns the means over iterations and ranks. One collective and one host sync.
 
-        One collective and one host sync.
+        Returns:
+            Means in the order of the last `add`, NaN where no value was finite; and the number of
+            iterations with such values.
         """
         sums, counts = dict(self._sums), dict(self._counts)
         if self._on_device is not None:
             for name, total, count in zip(self._names, *self._on_device.unbind(), strict=True):
-                sums[name], counts[name] = sums.get(name, 0.0) + total, counts.get(name, 0.0) + count
-        parts = {(kind, name): part[name] for kind, part in (("sum", sums), ("count", counts)) for name in self._order}
+                sums[name], counts[name] = (
+                    sums.get(name, 0.0) + total,
+                    counts.get(name, 0.0) + count,
+                )
+        parts = {
+            (kind, name): part[name]
+            for kind, part in (("sum", sums), ("count", counts))
+            for name in self._order
+        }
         reduced = mean_over_ranks(parts)
         means, num_broken = {}, 0
         for name in self._order:
@@ -86,7 +119,7 @@ class Window:
         return means, num_broken
 
     def state_dict(self) -> dict:
-        """This rank's sums as plain numbers. One host sync."""
+        """Returns this rank's sums as plain numbers. One host sync."""
         self._fold()
         return {
             "sums": dict(self._sums),
@@ -97,11 +130,17 @@ class Window:
         }
 
     def mean_over_ranks(self) -> dict:
-        """A state that every rank of another number of ranks can go on from. One collective."""
+        """Returns a state for resuming on any number of ranks. One collective."""
         state = self.state_dict()
-        parts = {(kind, name): value for kind in ("sums", "counts") for name, value in state[kind].items()}
+        parts = {
+            (kind, name): value
+            for kind in ("sums", "counts")
+            for name, value in state[kind].items()
+        }
         reduced = mean_over_ranks(parts)
-        return state | {kind: {name: reduced[kind, name] for name in state[kind]} for kind in ("sums", "counts")}
+        return state | {
+            kind: {name: reduced[kind, name] for name in state[kind]} for kind in ("sums", "counts")
+        }
 
     def _fold(self) -> None:
         if self._on_device is None:

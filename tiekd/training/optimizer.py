@@ -1,12 +1,13 @@
-"""The optimizer of a recipe: torch's own, fused, with a learning rate and a weight decay per group of parameters.
+"""Builds torch's fused optimizers, with a learning rate and weight decay a parameter group.
 
     optimizer: {name: adamw, lr: 1e-4, weight_decay: 0.01, groups: [
       {match: ["*norm*", "*bias_table"], weight_decay: 0},
       {match: "decoder.*", lr_mult: 10}]}
 
-`match` holds glob patterns of parameter names; a parameter belongs to the first group that has a pattern for it, and
-what none matches keeps the optimizer's own values. The schedule sets a group's lr to its own times the group's
-`lr_mult`. Left out: other values per group, and DeepSpeed's own optimizers.
+`match` holds glob patterns of parameter names. A parameter belongs to the first group that has a
+pattern for it, and what none matches keeps the optimizer's own values. The schedule sets a group's
+lr to its own times the group's `lr_mult`. Left out: other values a group, and DeepSpeed's own
+optimizers.
 """
 
 import inspect
@@ -20,7 +21,8 @@ from tiekd.config.schema import check_keys, check_value, fits
 from tiekd.errors import RecipeError
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-# Of torch's arguments those that say what is learned; how it is computed (fused, foreach, ...) is decided here.
+# Of torch's arguments those that say what is learned; how it is computed (fused, foreach, ...) is
+# decided here.
 ARGUMENTS = {
     "lr": float,
     "betas": tuple[float, float],
@@ -36,55 +38,81 @@ ARGUMENTS = {
 GROUP_KEYS = {"match": str | list[str], "lr_mult": float, "weight_decay": float}
 
 
-def build_optimizer(node: dict, network: nn.Module, batch_size: int, lr_scaling: str) -> torch.optim.Optimizer:
-    """The torch optimizer of `recipe["optimizer"]`, fused where torch has it.
+def build_optimizer(
+    node: dict, network: nn.Module, batch_size: int, lr_scaling: str
+) -> torch.optim.Optimizer:
+    """Builds the torch optimizer of a recipe's `optimizer` section, fused where torch has it.
 
-    `lr_batch_size` is the global batch that `lr` is meant for; `lr_scaling` none, linear or sqrt says what another
-    batch does to it. The optimizer's `defaults` hold lr and momentum without any group's factor. Raises RecipeError
-    for unknown names and arguments, and for groups that can't be.
+    Args:
+        node: The section. Its `lr_batch_size` is the global batch that `lr` is meant for.
+        network: The student.
+        batch_size: Images an iteration, of all ranks.
+        lr_scaling: How another batch than `lr_batch_size` changes lr: none, linear or sqrt.
+
+    Returns:
+        The optimizer; its `defaults` hold lr and momentum without any group's factor.
+
+    Raises:
+        RecipeError: A name, argument or group is unknown or wrong.
     """
     check_value(node, dict, "optimizer")
     arguments = dict(node)
     name, groups = arguments.pop("name", None), arguments.pop("groups", [])
     if name not in list(OPTIMIZERS):
         raise RecipeError(f"optimizer.name: got {name!r}; allowed: {', '.join(OPTIMIZERS)}")
+    # The global batch scales the learning rate before torch sees it.
     factor = lr_factor(batch_size, arguments.pop("lr_batch_size", None), lr_scaling)
     _check_arguments(name, arguments)
     arguments["lr"] *= factor
     if "betas" in arguments:
         arguments["betas"] = tuple(map(float, arguments["betas"]))
+    # Frozen parameters are in no group.
     parameters = {key: p for key, p in network.named_parameters() if p.requires_grad}
     by_group = parameter_groups(groups, parameters, arguments["lr"])
     try:
         return OPTIMIZERS[name](by_group, fused=True, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:  # what the arguments can't be together
-        raise RecipeError(f"optimizer ({name}): got {arguments}; torch says: {' '.join(str(error).split())}") from None
+        raise RecipeError(
+            f"optimizer ({name}): got {arguments}; torch says: {' '.join(str(error).split())}"
+        ) from None
 
 
 def lr_factor(batch_size: int, lr_batch_size: int | None, lr_scaling: str) -> float:
-    """What the learning rate is multiplied with when the global batch is not the one it was chosen for.
+    """Returns the factor of the learning rate for another global batch than it is meant for.
 
-    lr_batch_size: None where the recipe doesn't say, which allows no scaling. Raises RecipeError.
+    Args:
+        batch_size: Images an iteration.
+        lr_batch_size: What the learning rate is meant for; None, where the recipe doesn't say,
+            allows no scaling.
+        lr_scaling: none, linear or sqrt.
+
+    Raises:
+        RecipeError: `lr_scaling` is unknown, or needs `lr_batch_size`.
     """
     powers = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
     if lr_scaling not in powers:
         raise RecipeError(f"train.lr_scaling: got {lr_scaling!r}; allowed: {', '.join(powers)}")
     if lr_batch_size is None and lr_scaling != "none":
         raise RecipeError(
-            f"train.lr_scaling: got {lr_scaling}, but not which global batch the lr is meant for; give it as "
-            "optimizer.lr_batch_size, for example 16, or write lr_scaling: none"
+            f"train.lr_scaling: got {lr_scaling}, but not which global batch the lr is meant for; "
+            "give it as optimizer.lr_batch_size, for example 16, or write lr_scaling: none"
         )
     if lr_batch_size is None:
         return 1.0
     if not fits(lr_batch_size, int) or lr_batch_size < 1:
-        raise RecipeError(f"optimizer.lr_batch_size: got {lr_batch_size!r}; it must be a whole number from 1")
+        raise RecipeError(
+            f"optimizer.lr_batch_size: got {lr_batch_size!r}; it must be a whole number from 1"
+        )
     return (batch_size / lr_batch_size) ** powers[lr_scaling]
 
 
-def parameter_groups(nodes: list[dict], parameters: dict[str, nn.Parameter], lr: float) -> list[dict]:
-    """torch's parameter groups: first what no pattern matches, then one per node of `optimizer.groups`.
+def parameter_groups(
+    nodes: list[dict], parameters: dict[str, nn.Parameter], lr: float
+) -> list[dict]:
+    """Returns the parameter groups: what no pattern matches, then one a node.
 
-    Raises RecipeError for a pattern without a parameter, and for a group whose parameters earlier groups have.
+    Raises:
+        RecipeError: A pattern has no parameter, or earlier groups have all of a group's.
     """
     check_value(nodes, list[dict], "optimizer.groups")
     left, groups = dict(parameters), []
@@ -95,28 +123,39 @@ def parameter_groups(nodes: list[dict], parameters: dict[str, nn.Parameter], lr:
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in parameters):
                 raise RecipeError(
-                    f"{where}.match: no parameter fits {pattern!r}; patterns are for whole names such as "
-                    f"{next(iter(parameters))}, for example 'decoder.*'"
+                    f"{where}.match: no parameter fits {pattern!r}; patterns are for whole names "
+                    f"such as {next(iter(parameters))}, for example 'decoder.*'"
                 )
         taken = [name for name in left if any(fnmatchcase(name, pattern) for pattern in patterns)]
         if not taken:
-            raise RecipeError(f"{where}.match: earlier groups have all that fits {node['match']!r}; move it up")
+            raise RecipeError(
+                f"{where}.match: earlier groups have all that fits {node['match']!r}; move it up"
+            )
         lr_mult = node.get("lr_mult", 1.0)
-        group = {"params": [left.pop(name) for name in taken], "lr": lr * lr_mult, "lr_mult": lr_mult}
-        groups.append(group | ({"weight_decay": node["weight_decay"]} if "weight_decay" in node else {}))
+        group = {
+            "params": [left.pop(name) for name in taken],
+            "lr": lr * lr_mult,
+            "lr_mult": lr_mult,
+        }
+        groups.append(
+            group | ({"weight_decay": node["weight_decay"]} if "weight_decay" in node else {})
+        )
     rest = [{"params": list(left.values()), "lr_mult": 1.0}] if left else []
     return rest + groups
 
 
 def _check_arguments(name: str, arguments: dict) -> None:
-    """RecipeError unless each argument is one that this optimizer has, of its kind and in its range."""
+    """Raises RecipeError for an unknown argument, or one of a wrong kind or range."""
     known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key in ARGUMENTS]
     check_keys(arguments, known, f"optimizer ({name})")
     for key, value in ({"lr": None} | arguments).items():
         check_value(value, ARGUMENTS[key], f"optimizer.{key}")
     ranges = {
         "lr": (lambda lr: 0 < lr < math.inf, "a number above 0"),
-        "betas": (lambda betas: all(0 <= beta < 1 for beta in betas), "two numbers from 0, under 1"),
+        "betas": (
+            lambda betas: all(0 <= beta < 1 for beta in betas),
+            "two numbers from 0, under 1",
+        ),
         "eps": (lambda eps: 0 <= eps < math.inf, "0 or more"),
         "weight_decay": (lambda decay: 0 <= decay < math.inf, "0 or more"),
         "momentum": (lambda momentum: 0 <= momentum < 1, "a number from 0, under 1"),
@@ -133,7 +172,9 @@ def _check_group(node: dict, where: str) -> None:
     for key, value in node.items():
         check_value(value, GROUP_KEYS[key], f"{where}.{key}")
     if not node.get("match"):
-        raise RecipeError(f"{where}: needs match, a glob pattern of parameter names or a list of them")
+        raise RecipeError(
+            f"{where}: needs match, a glob pattern of parameter names or a list of them"
+        )
     if not 0 < node.get("lr_mult", 1.0) < math.inf:
         raise RecipeError(f"{where}.lr_mult: got {node['lr_mult']}; it must be a factor above 0")
     if not 0 <= node.get("weight_decay", 0.0) < math.inf:

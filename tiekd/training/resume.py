@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint it takes, and what of the work dir is put back, set aside or kept as it was."""
+"""Resume: choose a checkpoint, restore engine and hooks, set newer checkpoints aside."""
 
 from pathlib import Path
 
@@ -20,11 +20,19 @@ from tiekd.workdir import checkpoints, weights_file, workdir
 
 
 def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, None to begin, and what to say of that and of newer ones that weren't taken.
+    """Chooses the checkpoint to resume from. Collective: rank 0 looks, and all take the same.
 
-    resume_from: a checkpoint's folder; "auto" for the newest whole one, or the beginning where there is none at all, so
-    that a job may be started by one command again and again; None to begin. Collective: the main rank looks, so that
-    all take the same. Raises CheckpointError.
+    Args:
+        work_dir: The folder of the run.
+        resume_from: A checkpoint's folder, "auto" for the newest whole one, or None to begin.
+            "auto" begins where there is no checkpoint at all, so that a job may be started by one
+            command again and again.
+
+    Returns:
+        The checkpoint, None to begin; and lines on it and on newer ones that are passed over.
+
+    Raises:
+        CheckpointError: There is none that can be taken.
     """
     if resume_from is None:
         return None, []
@@ -44,23 +52,37 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
         return found
     path = Path(resume_from)
     if not path.is_dir():
-        raise CheckpointError(f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto")
+        raise CheckpointError(
+            f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto"
+        )
     return path, []
 
 
-def take_layouts(work_dir: Path, device: torch.device, checkpoint_path: Path | None) -> tuple[dict | None, list[str]]:
-    """Lets the run's layouts (tiekd/kernels/layouts.py) hold in all ranks, and returns their record and lines for the
-    log.
+def take_layouts(
+    work_dir: Path, device: torch.device, checkpoint_path: Path | None
+) -> tuple[dict | None, list[str]]:
+    """Makes the run's layouts (tiekd/kernels/layouts.py) hold in all ranks. Collective.
 
-    device: of the ranks; a GPU needs no layouts. checkpoint_path: what the run continues from, which may be another
-    work dir's; None where it begins. Collective: rank 0's CPU and file decide for all.
+    Rank 0's CPU and file decide for all.
+
+    Args:
+        work_dir: The folder of the run.
+        device: Of the ranks; a GPU needs no layouts.
+        checkpoint_path: What the run resumes from, also another work dir's; None where it begins.
+
+    Returns:
+        The layouts' record, and lines for the log.
     """
     if device.type != "cpu":
         return None, []
     found = None
     if comm.is_main():
         try:
-            folders = [] if checkpoint_path is None else [*checkpoint_path.resolve().parents[1:2], work_dir]
+            folders = (
+                []
+                if checkpoint_path is None
+                else [*checkpoint_path.resolve().parents[1:2], work_dir]
+            )
             found = layouts.record_of_run(folders)
         except UserError as error:
             found = error
@@ -73,12 +95,19 @@ def take_layouts(work_dir: Path, device: torch.device, checkpoint_path: Path | N
 
 
 def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
-    """Puts a checkpoint into a run's state and hooks, and what lies behind it out of the way; None: it begins anew.
+    """Restores a run's state and hooks from a checkpoint, and sets newer ones aside. Collective.
 
-    Collective. Raises RecipeError, before anything is written, where the recipe ends before the
-    checkpoint.
+    Args:
+        state: Where the run stands; changed in place.
+        path: The checkpoint; None where the run begins anew.
+        log: The text log, whose later rows are dropped.
+
+    Raises:
+        RecipeError: The recipe ends before the checkpoint; nothing was written then.
+        CheckpointError: It can't be loaded.
     """
     if path is not None:
+        # The engine first: what follows needs to know the iteration.
         state.iteration, hook_states = checkpoint.load(state.engine, path)
         _check_end(state, path)
         if comm.is_main():
@@ -87,6 +116,7 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)
+    # Newer checkpoints and rows are of the run that is not resumed.
     if comm.is_main():
         checkpoints.set_aside_newer(state.work_dir, state.iteration)
     log.drop_rows(state.work_dir)
@@ -95,11 +125,14 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
 def forget_other_best(
     state: TrainState, started: dict | None, now: dict | None, accepted: bool
 ) -> None:
-    """Makes evaluations begin anew with their best where what they compare has changed since.
+    """Makes evaluations begin anew with their best where what they compare has changed. Collective.
 
-    started, now: the records of the inputs (tiekd/training/inputs.py), rank 0's; `best_from` of the latter is
-    filled in. accepted: the resume goes on with other inputs; then rank 0 sets the best weights from
-    before aside. Collective.
+    Args:
+        state: Where the run stands.
+        started: The record of the inputs at the start (tiekd/training/inputs.py), on rank 0.
+        now: Today's, on rank 0; its `best_from` is filled in.
+        accepted: True where the run resumes with other inputs; rank 0 sets the best weights from
+            before aside.
     """
     if comm.is_main():
         now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
@@ -113,19 +146,23 @@ def forget_other_best(
                 hook.best = None
 
 
-def fix_teacher_checkpoint(recipe: dict, work_dir: Path, resuming: bool) -> None:
-    """Names the teacher's file of weights in the recipe: the best of a work dir may be another one tomorrow.
+def with_teachers_file(recipe: dict, resuming: bool) -> dict:
+    """Returns the recipe with the teacher's file of weights named.
 
-    A run that goes on takes the file that it was started with.
+    The best weights of a work dir may be others tomorrow. A resumed run takes the file that it was
+    started with.
     """
     teacher = recipe.get("teacher") or {}
     if is_outside(teacher) or "network" not in teacher or "maps" in teacher:
-        return
+        return recipe
+    work_dir, teacher = Path(recipe["work_dir"]), dict(teacher)
+    # The run's own record says which file it was started with.
     if resuming and "checkpoint" not in teacher and (work_dir / workdir.RECIPE).is_file():
         started_with = load_recipe(work_dir / workdir.RECIPE).get("teacher") or {}
         if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
             teacher["checkpoint"] = started_with["checkpoint"]
     teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
+    return recipe | {"teacher": teacher}
 
 
 def _check_end(state: TrainState, path: Path) -> None:
@@ -136,9 +173,10 @@ def _check_end(state: TrainState, path: Path) -> None:
     if state.by_epoch:
         key, unit = "train.epochs", state.iterations_per_epoch
     raise RecipeError(
-        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in all, but "
-        f"{path} is of iteration {state.iteration}; give {key} of {-(-state.iteration // unit)} or "
-        "more, or resume from an earlier checkpoint with bin/train.py --resume-from"
+        f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in "
+        f"all, but {path} is of iteration {state.iteration}; give {key} of "
+        f"{-(-state.iteration // unit)} or more, or resume from an earlier checkpoint with "
+        "bin/train.py --resume-from"
     )
 
 
@@ -147,6 +185,7 @@ def _load(hook: Hook, hook_state: dict, path: Path) -> None:
         hook.load_state_dict(hook_state)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: its state of {type(hook).__name__} is of another version ({type(error).__name__}: {error}); "
-            "resume from another one, or start a new run with --load-from"
+            f"{path}: its state of {type(hook).__name__} is of another version "
+            f"({type(error).__name__}: {error}); resume from another one, or start a new run with "
+            "--load-from"
         ) from None

@@ -1,10 +1,11 @@
 """Learning rate and momentum as pure functions of the iteration that is about to run (0-based).
 
-A schedule is a factor of the optimizer's own learning rate, so nothing has to be saved or restored: a resumed run asks
-for iteration 1200 and gets what a straight run got. Each name below is a function `factor(progress, span, ...)` of the
-position in the run; its further arguments are the keys a recipe may give. `one_cycle` equals torch's OneCycleLR and
-mmcv's OneCycle, the others mmcv's updaters of the same names. Costs nothing. Left out: the three-phase one-cycle,
-cyclic schedules and warm restarts, and any schedule that looks at the loss.
+A schedule is a factor of the optimizer's own learning rate, so nothing has to be saved or restored:
+a resumed run asks for iteration 1200 and gets what a straight run got. Each name below is a
+function `factor(progress, span, ...)` of the position in the run; its further arguments are the
+keys a recipe may give. `one_cycle` equals torch's OneCycleLR and mmcv's OneCycle, the others mmcv's
+updaters of the same names. Costs nothing. Left out: the three-phase one-cycle, cyclic schedules and
+warm restarts, and any schedule that looks at the loss.
 
     schedule: {name: one_cycle, div_factor: 25, final_div_factor: 100, cycle_momentum: true}
     schedule: {name: cosine, min_lr_ratio: 1e-8, warmup_iterations: 12800, warmup_ratio: 1e-3}
@@ -23,11 +24,16 @@ from tiekd.errors import RecipeError
 
 
 def one_cycle(
-    progress: int, span: int, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4
+    progress: int,
+    span: int,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
 ) -> float:
-    """Cosine from 1/div_factor up to 1 over the first `pct_start` of the run, then down to that over final_div_factor.
+    """Cosine from 1/div_factor up to 1 over the first `pct_start` of the run, and down again.
 
-    Smith and Topin 2019 (arXiv 1708.07120) with torch's off-by-one: the top is at `pct_start * span - 1`.
+    The end is 1/div_factor over final_div_factor. Smith and Topin 2019 (arXiv 1708.07120) with
+    torch's off-by-one: the top is at `pct_start * span - 1`.
     """
     first, last = 1 / div_factor, 1 / div_factor / final_div_factor
     return _up_and_down(progress, span, pct_start, first, 1.0, last)
@@ -61,21 +67,37 @@ _OTHER_KEYS = {"by": "iteration", "warmup_iterations": 0, "warmup_ratio": 0.1}
 class Schedule:
     """Learning rate and momentum of every iteration of one run, and the one way to set them."""
 
-    def __init__(self, lr: Callable[[int], float], momentum: Callable[[int], float | None], total_iterations: int):
+    def __init__(
+        self,
+        lr: Callable[[int], float],
+        momentum: Callable[[int], float | None],
+        total_iterations: int,
+    ):
         self._lr, self._momentum, self._last = lr, momentum, total_iterations - 1
 
     def lr(self, iteration: int) -> float:
-        """The learning rate of a parameter group without `lr_mult`; past the end, that of the last iteration."""
+        """Returns the learning rate of a parameter group without `lr_mult`.
+
+        Past the end it is that of the last iteration.
+        """
         return self._lr(min(iteration, self._last))
 
     def momentum(self, iteration: int) -> float | None:
-        """betas[0] or momentum; None where neither the schedule nor the recipe says one."""
+        """Returns betas[0] or momentum; None where neither schedule nor recipe gives one."""
         return self._momentum(min(iteration, self._last))
 
-    def apply(self, optimizer: torch.optim.Optimizer, iteration: int) -> tuple[list[float], list[float]]:
-        """Sets every group's lr (times its `lr_mult`) and momentum for `iteration`; returns what is now in force.
+    def apply(
+        self, optimizer: torch.optim.Optimizer, iteration: int
+    ) -> tuple[list[float], list[float]]:
+        """Sets every group's lr (times its `lr_mult`) and momentum for an iteration.
 
-        optimizer: anything with `param_groups`; a group without betas and momentum has momentum 0.
+        Args:
+            optimizer: Anything with `param_groups`; a group without betas and momentum has momentum
+                0.
+            iteration: Finished iterations.
+
+        Returns:
+            The learning rates and the momenta that are now in force, one a group.
         """
         lr, momentum = self.lr(iteration), self.momentum(iteration)
         for group in optimizer.param_groups:
@@ -85,30 +107,45 @@ class Schedule:
             elif momentum is not None and "momentum" in group:
                 group["momentum"] = momentum
         groups = optimizer.param_groups
-        momenta = [group["betas"][0] if "betas" in group else group.get("momentum", 0.0) for group in groups]
+        momenta = [
+            group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+            for group in groups
+        ]
         return [group["lr"] for group in groups], momenta
 
 
 def build(
-    node: dict, *, base_lr: float, base_momentum: float | None, total_iterations: int, iterations_per_epoch: int
+    node: dict,
+    *,
+    base_lr: float,
+    base_momentum: float | None,
+    total_iterations: int,
+    iterations_per_epoch: int,
 ) -> Schedule:
     """Makes the schedule that a recipe's `schedule` node describes.
 
-    base_lr: the optimizer's learning rate, the top of every schedule. base_momentum: its betas[0] or momentum, set in
-    every iteration of a schedule that doesn't cycle it (None leaves it alone). Raises RecipeError.
+    base_lr: the optimizer's learning rate, the top of every schedule. base_momentum: its betas[0]
+    or momentum, set in every iteration of a schedule that doesn't cycle it (None leaves it alone).
+    Raises RecipeError.
     """
     assert total_iterations > 0 and iterations_per_epoch > 0
     shape, keys, common = _read(node)
+    # One cycle also moves the momentum, against the learning rate.
     if shape is one_cycle:
         low, high = common["base_momentum"], common["max_momentum"]
 
         def momentum(iteration):
             if not common["cycle_momentum"]:
                 return base_momentum
-            return _up_and_down(iteration, total_iterations, keys.get("pct_start", 0.3), high, low, high)
+            return _up_and_down(
+                iteration, total_iterations, keys.get("pct_start", 0.3), high, low, high
+            )
 
-        return Schedule(lambda i: base_lr * shape(i, total_iterations, **keys), momentum, total_iterations)
+        return Schedule(
+            lambda i: base_lr * shape(i, total_iterations, **keys), momentum, total_iterations
+        )
 
+    # The others count in epochs or iterations, after a warm-up.
     unit = iterations_per_epoch if common["by"] == "epoch" else 1
     span = math.ceil(total_iterations / unit)
     warmup_iterations, warmup_ratio = common["warmup_iterations"], common["warmup_ratio"]
@@ -117,37 +154,49 @@ def build(
         regular = base_lr * shape(iteration // unit, span, **keys)
         if iteration >= warmup_iterations:
             return regular
-        # The warm-up scales the value that the schedule would have, so it joins the schedule without a step.
+        # The warm-up scales the value that the schedule would have, so it joins the schedule
+        # without a step.
         return regular * (1 - (1 - iteration / warmup_iterations) * (1 - warmup_ratio))
 
     return Schedule(lr, lambda _: base_momentum, total_iterations)
 
 
 def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
-    """What to log of a run that is over before its warm-up is; None for any other."""
+    """Returns a line for the log where a run ends within its warm-up, else None."""
     warmup_iterations = node.get("warmup_iterations", 0)
     if not 0 < total_iterations <= warmup_iterations:
         return None
     return (
-        f"The warm-up takes {warmup_iterations} iterations, but the run has only {total_iterations}: the learning rate "
-        "never gets to its schedule; for a short run --set schedule.warmup_iterations to a part of it"
+        f"The warm-up takes {warmup_iterations} iterations, but the run has only "
+        f"{total_iterations}: the learning rate never gets to its schedule; for a short run --set "
+        "schedule.warmup_iterations to a part of it"
     )
 
 
 def _read(node: dict) -> tuple[Callable, dict, dict]:
-    """Shape, its arguments and the keys common to its kind, all checked."""
+    """Returns a node's shape, its arguments and the keys common to all kinds, checked."""
     name = node.get("name") if isinstance(node, dict) else None
     if name not in list(SHAPES):
         names = sorted(SHAPES, key=lambda known: -SequenceMatcher(None, known, str(name)).ratio())
-        raise RecipeError(f"schedule.name: no {name!r}; there are (nearest first): {', '.join(names)}")
+        raise RecipeError(
+            f"schedule.name: no {name!r}; there are (nearest first): {', '.join(names)}"
+        )
     shape = SHAPES[name]
-    own = {key: p.default for key, p in inspect.signature(shape).parameters.items() if p.default is not p.empty}
+    own = {
+        key: p.default
+        for key, p in inspect.signature(shape).parameters.items()
+        if p.default is not p.empty
+    }
     common = _ONE_CYCLE_KEYS if shape is one_cycle else _OTHER_KEYS
     given = {key: value for key, value in node.items() if key != "name"}
     check_keys(given, [*own, *common], f"schedule ({name})")
     for key, value in given.items():
         _check(key, value)
-    return shape, {key: given[key] for key in own if key in given}, {key: given.get(key, common[key]) for key in common}
+    return (
+        shape,
+        {key: given[key] for key in own if key in given},
+        {key: given.get(key, common[key]) for key in common},
+    )
 
 
 def _check(key: str, value) -> None:
@@ -160,7 +209,10 @@ def _check(key: str, value) -> None:
         "milestones": (_increasing(value), "must be a list of whole numbers, increasing"),
         "pct_start": (number and 0 < value < 1, "must lie between 0 and 1, both excluded"),
         "warmup_ratio": (number and 0 <= value <= 1, "must lie between 0 and 1"),
-        "min_lr_ratio": (number and 0 <= value <= 1, "is a factor of the optimizer's lr and must lie between 0 and 1"),
+        "min_lr_ratio": (
+            number and 0 <= value <= 1,
+            "is a factor of the optimizer's lr and must lie between 0 and 1",
+        ),
         "base_momentum": (number and 0 <= value < 1, "must lie between 0 and 1, 1 excluded"),
         "max_momentum": (number and 0 <= value < 1, "must lie between 0 and 1, 1 excluded"),
     }
@@ -170,17 +222,25 @@ def _check(key: str, value) -> None:
 
 
 def _increasing(values) -> bool:
-    if not isinstance(values, list | tuple) or not all(type(value) is int and value > 0 for value in values):
+    if not isinstance(values, list | tuple) or not all(
+        type(value) is int and value > 0 for value in values
+    ):
         return False
     return all(a < b for a, b in zip(values, values[1:], strict=False))
 
 
-def _up_and_down(progress: int, span: int, pct_start: float, first: float, top: float, last: float) -> float:
-    """Half a cosine from `first` to `top` at `pct_start * span - 1`, another one to `last` at `span - 1`."""
+def _up_and_down(
+    progress: int, span: int, pct_start: float, first: float, top: float, last: float
+) -> float:
+    """Half a cosine from `first` to `top`, and another one to `last`.
+
+    They meet at `pct_start * span - 1` and end at `span - 1`.
+    """
     turn, end = pct_start * span - 1, span - 1
     if progress <= turn:
         return _anneal(first, top, progress / turn if turn > 0 else 1.0)
-    # In a run of less than 1 / pct_start iterations the turn lies before iteration 0, as in torch and mmcv.
+    # In a run of less than 1 / pct_start iterations the turn lies before iteration 0, as in torch
+    # and mmcv.
     return _anneal(top, last, (progress - turn) / (end - turn))
 
 

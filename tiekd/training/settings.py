@@ -1,17 +1,121 @@
-"""`recipe["train"]` and `recipe["load"]` as dataclasses of checked values."""
+"""A recipe's sections as checked values: `Recipe`, and the dataclasses of `train` and `load`.
+
+The other dataclasses stand where their values are used, in data/ and evaluation/.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
+from tiekd.config.build import settings
+from tiekd.config.recipe import is_outside
+from tiekd.data import resize as resizes
+from tiekd.data.augment.augment import Augment
+from tiekd.data.build import loading_of
+from tiekd.data.loading.loader import Loading
+from tiekd.data.resize import Resize
 from tiekd.errors import RecipeError
+from tiekd.evaluation.evaluate import EvaluationSettings
+
+
+class Recipe:
+    """A recipe whose sections of fixed keys are read once, when they are first asked for.
+
+    So a program that needs a few of the sections also takes a recipe that has no others. A section
+    whose keys are the arguments of a part (network, losses, optimizer, ...) is its node, of which
+    config.build.build makes the part.
+
+    Attributes:
+        node: The whole recipe as `load_recipe` returns it, as records of a run keep it. It is not
+            changed.
+    """
+
+    def __init__(self, node: dict):
+        self.node = node
+
+    @cached_property
+    def train(self) -> "TrainSettings":
+        """The length, batch and seed of training. Raises RecipeError."""
+        return settings(self.node, "train", TrainSettings)
+
+    @cached_property
+    def load(self) -> "LoadSettings":
+        """The weights to start from. Raises RecipeError."""
+        return settings(self.node, "load", LoadSettings)
+
+    @cached_property
+    def evaluation(self) -> EvaluationSettings:
+        """The evaluation of the validation frames. Raises RecipeError."""
+        return settings(self.node, "evaluation", EvaluationSettings)
+
+    @cached_property
+    def augment(self) -> Augment:
+        """The augmentation of training samples. Raises RecipeError."""
+        node = self.data.get("augment", {})
+        return settings({"data.augment": node}, "data.augment", Augment)
+
+    @cached_property
+    def loading(self) -> Loading:
+        """The reading of frames. Raises RecipeError."""
+        return loading_of(self.node)
+
+    @cached_property
+    def resize(self) -> Resize:
+        """The working resolution. Raises RecipeError."""
+        return resizes.of_data(self.data)
+
+    @property
+    def data(self) -> dict:
+        """The node of the data set."""
+        return self.node.get("data", {})
+
+    @property
+    def network(self) -> dict | None:
+        """The student's node; None where the recipe has none."""
+        return self.node.get("network")
+
+    @property
+    def max_depth_m(self) -> float:
+        """The largest depth that the student predicts, in metres."""
+        return self.network["max_depth"]
+
+    @property
+    def teacher(self) -> dict | None:
+        """The teacher's node; None where the ground truth teaches."""
+        return self.node.get("teacher")
+
+    @property
+    def has_outside_teacher(self) -> bool:
+        """True where the teacher is a module of the user's own."""
+        return is_outside(self.teacher)
+
+    @property
+    def work_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.node["work_dir"])
+
+    def section(self, name: str, default: dict | None = None) -> dict:
+        """Returns the node of a section that is made into one part, such as `optimizer`."""
+        return self.node.get(name, {} if default is None else default)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """`recipe["train"]`. batch_size is global; epochs or iterations; clip_norm is L2, 0 for none.
+    """The section `train`.
 
-    max_bad_iterations: so many in a row whose loss or gradient isn't finite end the run, 0: none do. timeout_minutes:
-    how long ranks wait for one that doesn't come.
+    Attributes:
+        batch_size: Images an iteration, of all ranks.
+        epochs: Either these or `iterations` say how long training runs.
+        iterations: Of the optimizer.
+        clip_norm: The largest L2 norm of a gradient, 0 for no limit.
+        seed: Of weights, order and augmentation, from 0.
+        lr_scaling: How the learning rate follows the batch size (training/optimizer.py).
+        deterministic: Allows only algorithms that repeat bit for bit.
+        validate: Evaluates, and keeps the best weights.
+        max_bad_iterations: That many in a row whose loss or gradient isn't finite end the run; 0
+            for no end.
+        timeout_minutes: How long ranks wait for one that doesn't come.
     """
 
     batch_size: int = 16
@@ -31,13 +135,19 @@ class TrainSettings:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
         if self.batch_size > 65536:
-            raise RecipeError(f"train.batch_size: got {self.batch_size}; it must be at most 65536 pictures")
+            raise RecipeError(
+                f"train.batch_size: got {self.batch_size}; it must be at most 65536 pictures"
+            )
         if not isinstance(self.max_bad_iterations, int) or self.max_bad_iterations < 0:
             raise RecipeError(
-                f"train.max_bad_iterations: got {self.max_bad_iterations!r}; it must be a whole number, 0 for no end"
+                f"train.max_bad_iterations: got {self.max_bad_iterations!r}; it must be a whole "
+                "number, 0 for no end"
             )
         if not 0 < self.timeout_minutes <= 1e6:
-            raise RecipeError(f"train.timeout_minutes: got {self.timeout_minutes}; it must be above 0, at most 1e6")
+            raise RecipeError(
+                f"train.timeout_minutes: got {self.timeout_minutes}; it must be above 0, at most "
+                "1e6"
+            )
         if self.seed < 0:
             raise RecipeError(f"train.seed: got {self.seed}; it must be a whole number from 0")
         if (self.epochs is None) == (self.iterations is None):
@@ -46,7 +156,12 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """`recipe["load"]`: weights to start from (a file, checkpoint or work dir), and patterns of what may not fit."""
+    """The section `load`.
+
+    Attributes:
+        checkpoint: The weights to start from: a file, a checkpoint's folder or a work dir.
+        ignore: Patterns of tensors that are left as initialised.
+    """
 
     checkpoint: str | None = None
     ignore: Sequence[str] = ()

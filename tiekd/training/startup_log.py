@@ -1,10 +1,9 @@
-"""What the log says before training."""
+"""Writes the log's lines from before training: what is trained, on what, and from where."""
 
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from tiekd.data import resize as resizes
 from tiekd.data import teacher_maps
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import comm
@@ -12,62 +11,82 @@ from tiekd.errors import CheckpointError
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.training import schedules
+from tiekd.training.build import Parts
 from tiekd.training.input_changes import Verdict
 from tiekd.training.optimizer import lr_factor
 from tiekd.workdir import launch_record
 
 
-def about(recipe, options, train_set, val_set, network, teacher, total) -> list[str]:
-    """Sizes, counts, and everything a user should know about a run of `total` iterations."""
+def about(parts: Parts) -> list[str]:
+    """Returns lines on sizes, counts, and everything a user should know about a run."""
+    recipe, teacher = parts.recipe, parts.teacher
+    train_set, val_set = parts.train_set, parts.val_set
     said = [f"Training frames: {len(train_set)}" + _skipped(train_set)]
     if val_set is None:
         said.append("Validation is off: no evaluation, and no best checkpoint will be saved")
     else:
         said.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
-    resize = resizes.of_data(recipe.get("data", {}))
-    said.append(f"Working resolution: {resize}")
+    said.append(f"Working resolution: {recipe.resize}")
     for note in dict.fromkeys([*getattr(train_set, "notes", ()), *getattr(val_set, "notes", ())]):
         said.append(f"Warning: {note}")
-    said.append(f"Student: {_millions(network)} M parameters, trainable")
+    said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
-        source = recipe["teacher"]["checkpoint"]
-        said.append(f"Teacher: {_millions(teacher.network)} M parameters, frozen, from {source}")
-        if teacher.resize not in (resize, OWN_SIZE):
+        size, source = _millions(teacher.network), parts.state.recipe["teacher"]["checkpoint"]
+        said.append(f"Teacher: {size} M parameters, frozen, from {source}")
+        if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
-                f"WARNING: the teacher learned from pictures at {teacher.resize}, and sees this run's here; "
-                "bin/cache_teacher.py makes its maps at its own resolution"
+                f"WARNING: the teacher learned from pictures at {teacher.resize}, and sees this "
+                "run's here; bin/cache_teacher.py makes its maps at its own resolution"
             )
     elif isinstance(teacher, OutsideTeacher):
-        counted = "" if teacher.network is None else f", {_millions(teacher.network)} M parameters, frozen"
+        counted = (
+            ""
+            if teacher.network is None
+            else f", {_millions(teacher.network)} M parameters, frozen"
+        )
         said.append(f"Teacher: {teacher.name}{counted}")
     elif getattr(train_set, "maps", None) is not None:
         said.append(teacher_maps.describe(train_set.maps))
-    lr_batch_size = recipe["optimizer"].get("lr_batch_size") or options.batch_size
-    if lr_batch_size != options.batch_size:
-        factor = lr_factor(options.batch_size, lr_batch_size, options.lr_scaling)
+    batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
+    lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size
+    if lr_batch_size != batch_size:
+        factor = lr_factor(batch_size, lr_batch_size, lr_scaling)
         said.append(
-            f"The learning rate is meant for a global batch of {lr_batch_size}, this run has {options.batch_size}: "
-            f"train.lr_scaling {options.lr_scaling} multiplies it by {factor:.4g}"
+            f"The learning rate is meant for a global batch of {lr_batch_size}, this run has "
+            f"{batch_size}: train.lr_scaling {lr_scaling} multiplies it by {factor:.4g}"
         )
-    said += filter(None, [schedules.unfinished_warmup(recipe.get("schedule", {}), total)])
-    return said
+    total_iterations = parts.state.total_iterations
+    warmup = schedules.unfinished_warmup(recipe.section("schedule"), total_iterations)
+    return said if warmup is None else [*said, warmup]
 
 
 def of_ranks(work_dir: Path) -> list[str]:
-    """A warning where a run had another number of ranks when it was last started; to be asked before that is written
-    anew. Nothing where the work dir has no such record."""
+    """Returns a warning where a run had another number of ranks when it was last started.
+
+    To be asked before that record is written anew; empty where the work dir has none.
+    """
     try:
         before, now = launch_record.read(work_dir).world_size, comm.world_size()
     except CheckpointError:
         return []
     if before == now:
         return []
-    fewer = "; if that isn't meant, stop it and see to --hostfile, --include or --num_gpus" if now < before else ""
+    fewer = (
+        "; if that isn't meant, stop it and see to --hostfile, --include or --num_gpus"
+        if now < before
+        else ""
+    )
     return [f"The run was started on {before} ranks and goes on on {now}{fewer}"]
 
 
 def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:
-    """Where a run goes on from, the recipe's keys that aren't as it was started, and other changes."""
+    """Returns lines on where a run resumes from and on what has changed since it was started.
+
+    Args:
+        path: The checkpoint; None where the run begins.
+        changed: Keys of the recipe.
+        verdict: Of the changes of what is trained on.
+    """
     if path is None:
         return []
     said = [f"Resumed from {path}", *verdict.told]
@@ -75,7 +94,10 @@ def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list
         said.append(f"Accepted changes: {'; '.join(verdict.refused)}")
         said.append("The best is counted anew; best weights from before are abandoned_best_*.pth")
     if changed:
-        said.append(f"Not as it was started, so it won't go on as it would have; changed: {', '.join(changed)}")
+        said.append(
+            "Not as it was started, so it won't go on as it would have; changed: "
+            f"{', '.join(changed)}"
+        )
     return said
 
 

@@ -1,8 +1,9 @@
-"""Tells of training samples that can't be read and were replaced, and ends the run when there are too many of them.
+"""Logs training samples that can't be read and were replaced, and ends a run with too many.
 
-The ranks tell each other when a log line is due, one collective; nothing in between. A sample is counted when a batch
-with its replacement is trained on, so the log and the end come at the same iteration with any number of workers, and
-with any number of ranks whose logs have the same interval.
+The ranks tell each other when a log line is due, one collective; nothing in between. A sample is
+counted when a batch with its replacement is trained on, so the log and the end come at the same
+iteration with any number of workers, and with any number of ranks whose logs have the same
+interval.
 """
 
 from tiekd.data.loading.loader import Unreadable
@@ -13,15 +14,20 @@ from tiekd.training.hooks.text_log import TextLog
 
 
 class UnreadableSamples(Hook):
-    """found: what this rank's loader met. `told`: of all ranks, the messages that the log has."""
+    """Logs each sample once, and raises DataError on all ranks where there are too many.
+
+    Attributes:
+        found: What this rank's loader met.
+        log: The text log.
+        told: The messages, of all ranks, that are in the log.
+    """
 
     def __init__(self, found: Unreadable, log: TextLog):
         self.found, self.log = found, log
         self.told: dict[str, None] = {}
 
     def after_iteration(self, state) -> None:
-        is_last = state.iteration == state.total_iterations or state.stop_reason is not None
-        if state.iteration % self.log.interval == 0 or is_last:
+        if state.is_due(self.log.interval) or state.ends:
             self._tell()
 
     def _tell(self) -> None:
@@ -30,13 +36,14 @@ class UnreadableSamples(Hook):
         for message in sorted({message for part in comm.gather_objects(mine) for message in part}):
             self.told[message] = None
             self.log.info(
-                f"Warning: a training sample can't be read, another takes its place ({len(self.told)} of at most "
-                f"{self.found.max_errors}): {message}"
+                "Warning: a training sample can't be read, another takes its place "
+                f"({len(self.told)} of at most {self.found.max_errors}): {message}"
             )
         if len(self.told) > self.found.max_errors:
             raise DataError(
-                f"data.max_errors: {len(self.told)} training samples can't be read, {self.found.max_errors} are "
-                f"allowed; look at all with bin/check_data.py; the last: {list(self.told)[-1]}"
+                f"data.max_errors: {len(self.told)} training samples can't be read, "
+                f"{self.found.max_errors} are allowed; look at all with bin/check_data.py; the "
+                f"last: {list(self.told)[-1]}"
             )
 
     def state_dict(self) -> dict:

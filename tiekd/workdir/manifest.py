@@ -26,7 +26,7 @@ _TORCH_COULD_NOT_WRITE = re.compile(
 
 
 class Files:
-    """Writes and reads a checkpoint's files, DeepSpeed's too after `take_over`.
+    """Writes and reads a checkpoint's files.
 
     Loading uses `weights_only` and so runs no code.
 
@@ -38,16 +38,6 @@ class Files:
 
     def __init__(self):
         self.start()
-
-    def take_over(self, engine) -> "Files":
-        """Lets a DeepSpeed engine write and read its files through this object; returns it."""
-        torch_files = engine.checkpoint_engine
-        torch_files.save = self.save
-        torch_files.load = self.load
-        torch_files.makedirs = self.make_folder
-        # DeepSpeed would copy a script that extracts plain weights; student.pth has them already.
-        engine._copy_recovery_script = lambda _folder: None
-        return self
 
     def start(self) -> None:
         """Forgets files and errors of the previous save."""

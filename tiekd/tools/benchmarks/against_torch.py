@@ -25,7 +25,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.distributed import comm, entrypoint, memory, process_group
 from tiekd.engine.build import build_engine
 from tiekd.engine.config import resolve
-from tiekd.engine.step import stepper
+from tiekd.engine.step import Step
 from tiekd.errors import LaunchError
 from tiekd.models.build import build_network
 from tiekd.tools.benchmarks import measure, ranks
@@ -196,17 +196,16 @@ def engine_step(
         recipe["optimizer"] | {"lr": _LEARNING_RATE}, network, batch_size, "none"
     )
     engine = build_engine(network, optimizer, config)
-    end_micro_batch = stepper(engine, config, clip_norm)
+    step = Step(engine, config, clip_norm)
     engine.train()
 
-    def step() -> torch.Tensor:
-        prediction = engine(batch.image, criterion.divergence_target(batch.teacher_depth))
+    def iterate() -> torch.Tensor:
+        prediction = step.forward(batch.image, criterion.divergence_target(batch.teacher_depth))
         loss = criterion(prediction, batch, batch.teacher_depth)["loss"]
-        engine.backward(loss)
-        end_micro_batch()
+        step.backward(loss)
         return loss.detach()
 
-    return step
+    return iterate
 
 
 if __name__ == "__main__":

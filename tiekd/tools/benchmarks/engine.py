@@ -26,8 +26,8 @@ from tiekd.config.recipe import load_recipe
 from tiekd.data.batch import Batch
 from tiekd.distributed import process_group
 from tiekd.engine.build import build_engine
-from tiekd.engine.config import read_engine_config, resolve
-from tiekd.engine.step import stepper
+from tiekd.engine.config import clips_here, read_engine_config, resolve
+from tiekd.engine.step import Step
 from tiekd.models.build import build_network
 from tiekd.teachers.maps import CachedMaps
 from tiekd.tools.benchmarks import against_torch
@@ -122,8 +122,8 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         total_iterations=total,
         iterations_per_epoch=total,
     )
-    step = stepper(engine, config, clip_norm)
-    parts = Parts(engine, micro_batches, criterion, clip_norm)
+    step = Step(engine, config, clip_norm)
+    parts = Parts(step, micro_batches, criterion, clip_norm if clips_here(config) else None)
     # The log writes a line after each block, and images are drawn after the last block.
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
@@ -132,7 +132,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())
     ]
     state = TrainState(
-        parts,
+        engine,
         recipe | {"teacher": {"maps": ""}},
         folder,
         "benchmark",
@@ -142,17 +142,11 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         total,
         False,
         hooks=[*timed, watch],
+        step=parts,
     )
     parts.watch = watch
     # Cached maps are the teacher that costs least: the batch's own map.
-    train(
-        state,
-        parts.batches(),
-        parts.timed(CachedMaps()),
-        parts.timed_criterion,
-        schedule,
-        parts.timed(step),
-    )
+    train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule)
     intervals = (
         recipe["log"]["interval"],
         recipe.get("tensorboard", {}).get("image_interval", IMAGE_INTERVAL),

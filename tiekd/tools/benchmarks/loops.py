@@ -14,35 +14,43 @@ from torch import Tensor, nn
 
 from tiekd.data.batch import Batch
 from tiekd.distributed import memory
+from tiekd.engine.step import Step
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """The engine as the loop sees it, with clocks around the parts of an iteration.
+    """The step as the loop sees it, with clocks around the parts of an iteration.
 
     Attributes:
         spent_s: seconds that the current iteration has spent in the parts.
     """
 
-    def __init__(self, engine, micro_batches: list[Batch], criterion: nn.Module, clip_norm: float):
-        self._engine = engine
+    def __init__(
+        self,
+        step: Step,
+        micro_batches: list[Batch],
+        criterion: nn.Module,
+        clip_norm: float | None,
+    ):
+        """Wraps the step.
+
+        Args:
+            step: the run's step.
+            micro_batches: of every iteration.
+            criterion: the run's losses.
+            clip_norm: of the bare loop, 0 for no limit; None where the engine clips by itself.
+        """
+        self._step = step
         self.micro_batches = micro_batches
         self.criterion = criterion
         self.clip_norm = clip_norm
         self.spent_s = 0.0
+        self.forward, self.backward = self.timed(step.forward), self.timed(step.backward)
         self.timed_criterion = TimedCriterion(criterion, self.timed(criterion))
 
     def __getattr__(self, name: str):
-        return getattr(self._engine, name)
-
-    def __call__(self, *arguments):
-        """Times the engine's forward."""
-        return self.timed(self._engine)(*arguments)
-
-    def backward(self, loss) -> None:
-        """Times the engine's backward."""
-        self.timed(self._engine.backward)(loss)
+        return getattr(self._step, name)
 
     def timed(self, call: Callable) -> Callable:
         """Returns a function that adds the time of `call` to `spent_s`."""
@@ -62,16 +70,14 @@ class Parts:
 
     def bare_iteration(self) -> None:
         """Makes one iteration with DeepSpeed's own methods and nothing of ours around them."""
-        engine = self._engine
+        engine = self._step.engine
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
-            type(engine).backward(
-                engine, self.criterion(prediction, batch, batch.teacher_depth)["loss"]
-            )
+            engine.backward(self.criterion(prediction, batch, batch.teacher_depth)["loss"])
             # Where the engine doesn't clip by itself, the run clips too (tiekd/engine/step.py).
-            if hasattr(engine, "skipped_on_device") and engine.is_gradient_accumulation_boundary():
+            if self.clip_norm is not None and engine.is_gradient_accumulation_boundary():
                 nn.utils.clip_grad_norm_(engine.module.parameters(), self.clip_norm or float("inf"))
-            type(engine).step(engine)
+            engine.step()
 
 
 @dataclass
@@ -156,12 +162,12 @@ class Watch(Hook):
         # The first iterations warm up.
         for _ in range(2):
             self.bare_iteration()
-        state.engine.spent_s = 0.0
+        state.step.spent_s = 0.0
         self._start()
 
     def after_iteration(self, state) -> None:
         """Records the iteration, and after each block runs two of the bare loop."""
-        self.note("_loop", state, state.time_s - state.data_time_s - state.engine.spent_s)
+        self.note("_loop", state, state.time_s - state.data_time_s - state.step.spent_s)
         self.note("_step", state, state.time_s - state.data_time_s)
         if state.iteration % self.block == 0:
             self.ours_s.append(self._stop(self.ours_peaks))
@@ -174,7 +180,7 @@ class Watch(Hook):
             if state.iteration == self.block * self.rounds:
                 self.board.image_interval = 1
             self._start()
-        state.engine.spent_s = 0.0
+        state.step.spent_s = 0.0
 
     def _start(self) -> None:
         memory.wait(self.device)

@@ -1,1 +1,1 @@
-"""What happens around the training loop: logs, pictures, checkpoints, evaluation. A hook is one file with a `build`."""
+"""The hooks of a recipe: logs, images, checkpoints. Each is one file with a `build`."""

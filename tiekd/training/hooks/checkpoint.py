@@ -1,4 +1,7 @@
-"""Saves a checkpoint every `interval` epochs or iterations and where training ends, and keeps the last few."""
+"""Saves checkpoints and keeps the last few.
+
+One is saved every `interval` epochs or iterations and where training ends.
+"""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -12,12 +15,20 @@ from tiekd.workdir import checkpoints, weights_file
 
 
 class Checkpoint(Hook):
-    """interval counts epochs or iterations as `by` says; keep_last: how many stay; keep_every: of every so many epochs
-    or iterations one stays for good. on_error: what a save that the disk didn't take does to the run, continue or stop;
-    a last one that fails always ends it with an error. `hooks`: whose states go along. info: writes to the log.
+    """Saves when it is due; stands after the evaluation in the list.
 
-    Stands after the evaluation in the list: a checkpoint then holds the outcome of the evaluation at its iteration, so
-    a run that goes on from it has lost nothing.
+    A checkpoint then holds the outcome of the evaluation at its iteration, so a run that resumes
+    from it has lost nothing.
+
+    Attributes:
+        hooks: Those whose states are saved.
+        info: Writes a line to the log.
+        interval: Epochs or iterations from one checkpoint to the next.
+        by: "epoch" or "iteration".
+        keep_last: The number of checkpoints that stay.
+        keep_every: Of every so many epochs or iterations one stays for good; None for none.
+        on_error: What a save that the disk didn't take does to the run, "continue" or "stop". A
+            last one that fails always ends it with an error.
     """
 
     def __init__(
@@ -30,11 +41,17 @@ class Checkpoint(Hook):
         keep_every: int | None = None,
         on_error: str = "continue",
     ):
-        for name, value in (("interval", interval), ("keep_last", keep_last), ("keep_every", keep_every)):
+        for name, value in (
+            ("interval", interval),
+            ("keep_last", keep_last),
+            ("keep_every", keep_every),
+        ):
             if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
                 raise RecipeError(f"{name}: got {value!r}; it must be a whole number from 1")
         if keep_every is not None and keep_every % interval:
-            raise RecipeError(f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}")
+            raise RecipeError(
+                f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}"
+            )
         if by not in ("epoch", "iteration"):
             raise RecipeError(f"by: got {by!r}; allowed: epoch, iteration")
         if on_error not in ("continue", "stop"):
@@ -43,31 +60,40 @@ class Checkpoint(Hook):
         self.keep_last, self.keep_every, self.on_error = keep_last, keep_every, on_error
 
     def after_iteration(self, state) -> None:
-        unit = state.iterations_per_epoch if self.by == "epoch" else 1
-        ends = state.iteration == state.total_iterations or state.stop_reason is not None
-        if state.iteration % (self.interval * unit) and not ends:
+        if not state.is_due(self.interval, self.by) and not state.ends:
             return
         folder = state.work_dir / checkpoints.FOLDER
+        # All ranks save: each has its own random states and hooks' states.
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
             what = state.iteration, hook_states, state.recipe
             checkpoint.save(state.engine, folder, *what, **as_plain(state.trained_on))
         except checkpoint.SaveFailed as failure:
-            if ends or self.on_error == "stop":
+            if state.ends or self.on_error == "stop":
                 command = f"bin/resume {shlex.quote(str(state.work_dir))}"
                 raise CheckpointError(f"{failure}; make room, then {command}") from None
-            self.info(f"{failure}; training goes on, and the checkpoints from before are as they were")
+            self.info(
+                f"{failure}; training goes on, and the checkpoints from before are as they were"
+            )
             return
         if comm.is_main():
+            # Only now is nothing lost if older files go.
             weights_file.forget_older_best(state.work_dir)
-            checkpoints.prune(folder, self.keep_last, self.keep_every and self.keep_every * unit)
+            kept_for_good = self.keep_every and state.period(self.keep_every, self.by)
+            checkpoints.prune(folder, self.keep_last, kept_for_good)
 
 
 def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """Hooks by the names that a checkpoint has for them: the class, with a number from the second of a class on."""
+    """Returns hooks by their names in a checkpoint.
+
+    That is the class, with a number from the second of a class on.
+    """
     names: dict[str, Hook] = {}
     for hook in hooks:
-        name, count = type(hook).__name__, sum(type(hook).__name__ == type(other).__name__ for other in names.values())
+        name, count = (
+            type(hook).__name__,
+            sum(type(hook).__name__ == type(other).__name__ for other in names.values()),
+        )
         names[name if count == 0 else f"{name}_{count + 1}"] = hook
     return names
 

@@ -1,11 +1,10 @@
-"""Ends a run in which no training pixel counts: every term of the loss is exactly 0, so nothing is
-learned.
+"""Ends a run in which no training pixel counts, so that every loss is 0 and nothing is learned.
 
 That is so where all ground truth is 0, in another unit than said (beyond a loss's max_depth), or
-cropped away. The first look is at the first line of the log, or at the end of the first epoch
-where that comes before; from the first loss above 0 on nothing is done any more. Cost until then:
-a comparison per loss on the device, and with a look one host sync and one collective. Left out:
-runs that have some pixels, however few.
+cropped away. The first look is at the first line of the log, or at the end of the first epoch where
+that comes before; from the first loss above 0 on nothing is done any more. Cost until then: a
+comparison a loss on the device, and with a look one host sync and one collective. Left out: runs
+that have some pixels, however few.
 """
 
 import torch
@@ -22,8 +21,10 @@ _NAMED = 3
 
 
 class PixelsCount(Hook):
-    """Stands behind the text log, whose lines are the looks, and before the checkpoint: such a run
-    saves nothing."""
+    """Looks for a loss above 0 at lines of the text log, behind which it stands.
+
+    It stands before the checkpoint: a run without one saves nothing.
+    """
 
     def __init__(self, text_log: TextLog):
         self.text_log = text_log
@@ -33,11 +34,13 @@ class PixelsCount(Hook):
     def after_iteration(self, state) -> None:
         if self._done:
             return
+        # A comparison on the device, which nobody waits for.
         losses = torch.stack([loss for losses in state.micro_losses for loss in losses.values()])
         found = (losses != 0).any()  # NaN is not 0 either, and is the guard's business
         self._any = found if self._any is None else self._any | found
         self._seen += 1
-        ends = state.iteration == state.total_iterations and state.stop_reason is None
+        # A look, with its host sync, is made once there is enough to judge by.
+        ends = state.is_last and state.stop_reason is None
         epoch_is_through = self._seen >= state.iterations_per_epoch
         enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends
         if enough and (self.text_log.last_iteration == state.iteration or epoch_is_through or ends):
@@ -55,8 +58,10 @@ class PixelsCount(Hook):
 
 
 def _target_facts(state) -> tuple[int, int, float, list[str]]:
-    """Of this rank's last micro-batch: pixels with a target depth, all pixels, the largest depth
-    in metres, names."""
+    """Returns facts of this rank's last micro-batch.
+
+    They are the pixels with a target depth, all pixels, the largest depth in metres, and the names.
+    """
     target = state.batch.depth if state.teacher_depth is None else state.teacher_depth
     return int((target > 0).sum()), target.numel(), float(target.max()), state.batch.names
 
@@ -67,15 +72,16 @@ def _message(iterations: int, facts: list[tuple[int, int, float, list[str]]]) ->
     if measured:
         largest = max(fact[2] for fact in facts)
         found = (
-            f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes one of "
-            "them"
+            f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes "
+            "one of them"
         )
     else:
         found = f"not one of {pixels} pixels has a depth"
     return (
-        f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so nothing "
-        f"is learned; in the last batch ({names}) {found}; check data.depths, data.depth_unit and the "
-        "losses' max_depth (and look with bin/check_data.py), or train with a teacher"
+        f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so "
+        f"nothing is learned; in the last batch ({names}) {found}; check data.depths, "
+        "data.depth_unit and the losses' max_depth (and look with bin/check_data.py), or train "
+        "with a teacher"
     )
 
 

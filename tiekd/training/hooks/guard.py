@@ -1,10 +1,11 @@
-"""Tells which samples gave a loss or gradient that was not finite, and ends a run whose numbers stay bad.
+"""Logs which samples gave a loss or gradient that isn't finite; ends a run that stays bad.
 
-The step has been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py). Between two lines of
-the text log this keeps what is there anyway: names on the host, losses on the device. With a line comes one host sync
-and one collective. So bad iterations are told, and counted, up to two intervals of the log after they were (a window
-ends with its epoch). In fp16 a skipped step whose losses are finite counts only where the loss scale can't be the
-reason. Left out: what has been kept when a run dies between two lines; that of a stopped one is told before it ends.
+The step has been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py).
+Between two lines of the text log this keeps what is there anyway: names on the host, losses on the
+device. A line costs one host sync and one collective. So bad iterations are logged, and counted, up
+to two intervals of the log after they were (a window ends with its epoch). In fp16 a skipped step
+whose losses are finite counts only where the loss scale can't be the reason. Left out: what has
+been kept when a run dies between two lines; that of a stopped one is logged before it ends.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 from tiekd.distributed import comm
 from tiekd.errors import DivergedError
 from tiekd.training.hook import Hook
-from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.hooks.text_log import TextLog, log_name
 from tiekd.workdir import checkpoints
 
 MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16  # of a line of the log; the .log.json has all
@@ -25,7 +26,16 @@ MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16  # of a line of the log; the .log.js
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one rank keeps of an iteration: for each micro-batch its losses, its samples' names and images' sums."""
+    """The facts that one rank keeps of an iteration.
+
+    Attributes:
+        number: The iteration's, from 1.
+        skipped: True where its step was skipped, maybe on the device.
+        searched_loss_scale: True where that may only mean a too large loss scale.
+        losses: Of each micro-batch.
+        names: Of each micro-batch's samples.
+        image_sums: Of each micro-batch, (B,).
+    """
 
     number: int
     skipped: Tensor | bool
@@ -36,19 +46,34 @@ class Iteration:
 
 
 class Guard(Hook):
-    """max_in_a_row: bad iterations after which the run ends, 0 for none. Stands behind what stops a run and before the
-    checkpoint: where the run ends for its numbers, nothing is saved over the good ones."""
+    """Counts bad iterations; raises DivergedError on all ranks after too many in a row.
+
+    Stands behind the hooks that stop a run and before the checkpoint: where the run ends for its
+    numbers, nothing is saved over the good ones.
+
+    Attributes:
+        text_log: Where bad iterations are logged.
+        max_in_a_row: Bad iterations after which the run ends; 0 for no end.
+    """
 
     def __init__(self, text_log: TextLog, max_in_a_row: int):
         self.text_log, self.max_in_a_row = text_log, max_in_a_row
         self._kept: list[Iteration] = []
-        self._in_a_row, self._first_bad = 0, 0  # of the newest iterations, those that were bad without a break
+        self._in_a_row, self._first_bad = (
+            0,
+            0,
+        )  # of the newest iterations, those that were bad without a break
 
     def after_iteration(self, state) -> None:
-        facts = state.step_skipped, state.searches_loss_scale, state.micro_losses, state.names, state.image_sums
+        facts = (
+            state.step_skipped,
+            state.searches_loss_scale,
+            state.micro_losses,
+            state.names,
+            state.image_sums,
+        )
         self._kept.append(Iteration(state.iteration, *facts))
-        ends = state.iteration == state.total_iterations or state.stop_reason is not None
-        if ends or self.text_log.last_iteration == state.iteration:
+        if state.ends or self.text_log.last_iteration == state.iteration:
             self._look(state)
 
     def state_dict(self) -> dict:
@@ -58,45 +83,66 @@ class Guard(Hook):
         self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
 
     def _look(self, state) -> None:
-        """Tells and counts the bad ones among the kept iterations. Collective; DivergedError on all ranks."""
+        """Logs and counts the bad ones among the kept iterations. Collective.
+
+        Raises DivergedError on all ranks.
+        """
+        # One host sync for all kept iterations, and one collective.
         kept, self._kept = self._kept, []
         skipped = _on_host([iteration.skipped for iteration in kept])
-        mine = {i.number: _reported(i) for i, was_skipped in zip(kept, skipped, strict=True) if was_skipped}
+        mine = {
+            i.number: _reported(i)
+            for i, was_skipped in zip(kept, skipped, strict=True)
+            if was_skipped
+        }
         of_ranks = comm.gather_objects(mine)
         told = 0
         for iteration in kept:
+            # The micro-batches of all ranks, where this iteration's step was skipped.
             reports = [
-                report | {"rank": rank} for rank, of in enumerate(of_ranks) for report in of.get(iteration.number, [])
+                report | {"rank": rank}
+                for rank, of in enumerate(of_ranks)
+                for report in of.get(iteration.number, [])
             ]
             broken = [report for report in reports if not _is_finite(report)]
             if not reports:
                 self._in_a_row = 0
+            # A finite loss whose step was skipped may only mean a too large loss scale.
             elif broken or not iteration.searched_loss_scale:
                 self._first_bad = self._first_bad if self._in_a_row else iteration.number
                 self._in_a_row += 1
                 told += 1
                 if told <= MAX_TOLD_ITERATIONS:
                     self.text_log.info(_line(iteration.number, reports, broken))
-                self.text_log.write_json(_row(iteration.number, broken or reports, "loss" if broken else "gradient"))
+                self.text_log.write_json(
+                    _row(iteration.number, broken or reports, "loss" if broken else "gradient")
+                )
         if told > MAX_TOLD_ITERATIONS:
-            self.text_log.info(f"and {told - MAX_TOLD_ITERATIONS} more iterations; the .log.json has them all")
+            self.text_log.info(
+                f"and {told - MAX_TOLD_ITERATIONS} more iterations; the .log.json has them all"
+            )
         if 0 < self.max_in_a_row <= self._in_a_row:
             self._end(state)
 
     def _end(self, state) -> None:
-        command = f"bin/show_batch.py {shlex.quote(str(state.work_dir))} --iteration {self._first_bad}"
+        command = (
+            f"bin/show_batch.py {shlex.quote(str(state.work_dir))} --iteration {self._first_bad}"
+        )
         message = (
-            f"{self._in_a_row} iterations in a row, from {self._first_bad} on, had a loss or gradient that was not "
-            f"finite (train.max_bad_iterations: {self.max_in_a_row}); {_way_on(state, self._first_bad)}; "
-            f"{command} shows the first one's samples"
+            f"{self._in_a_row} iterations in a row, from {self._first_bad} on, had a loss or "
+            f"gradient that was not finite (train.max_bad_iterations: {self.max_in_a_row}); "
+            f"{_way_on(state, self._first_bad)}; {command} shows the first one's samples"
         )
         self.text_log.info(message)
         raise DivergedError(message)
 
 
 def last_good(state, first_bad: int):
-    """The newest whole checkpoint from before the first bad iteration; where none is left, the first whole one after
-    it, for skipped steps have left the weights as they were. None: there is none. Collective."""
+    """Returns the newest whole checkpoint from before the first bad iteration. Collective.
+
+    Where none is left it is the first whole one after it, for skipped steps have left the weights
+    as they were. None where there is no checkpoint.
+    """
     found = None
     if comm.is_main():
         there = checkpoints.newest_first(state.work_dir / checkpoints.FOLDER)
@@ -111,8 +157,8 @@ def _way_on(state, first_bad: int) -> str:
     if found is None:
         return "there is no checkpoint yet; start anew, for example with a smaller optimizer.lr"
     return (
-        f"the last good checkpoint is {found}: go on from it with bin/train.py's --resume-from, for example with a "
-        "smaller optimizer.lr"
+        f"the last good checkpoint is {found}: go on from it with bin/train.py's --resume-from, "
+        "for example with a smaller optimizer.lr"
     )
 
 
@@ -125,14 +171,20 @@ def _on_host(flags: list[Tensor | bool]) -> list[bool]:
 
 def _reported(iteration: Iteration) -> list[dict]:
     """One row a micro-batch, of plain values. Two host syncs."""
-    losses = torch.stack([torch.stack(list(losses.values())).double() for losses in iteration.losses]).tolist()
+    losses = torch.stack(
+        [torch.stack(list(losses.values())).double() for losses in iteration.losses]
+    ).tolist()
     are_finite = torch.stack(iteration.image_sums).isfinite().tolist()
     return [
         {
             "micro_batch": number,
-            "losses": dict(zip(iteration.losses[number], losses[number], strict=True)),
+            "losses": dict(
+                zip(map(log_name, iteration.losses[number]), losses[number], strict=True)
+            ),
             "names": names,
-            "bad_pictures": [name for name, finite in zip(names, are_finite[number], strict=True) if not finite],
+            "bad_pictures": [
+                name for name, finite in zip(names, are_finite[number], strict=True) if not finite
+            ],
         }
         for number, names in enumerate(iteration.names)
     ]
@@ -147,19 +199,29 @@ def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
     end = f"; not finite itself: {_listed(bad_pictures)}" if bad_pictures else ""
     if broken:
         parts = [
-            f"on rank {report['rank']}, micro-batch {report['micro_batch']} ({_shown(report['losses'])}): "
-            f"{_listed(report['names'])}"
+            f"on rank {report['rank']}, micro-batch {report['micro_batch']} "
+            f"({_shown(report['losses'])}): {_listed(report['names'])}"
             for report in broken
         ]
         return f"iteration {number}: skipped, the loss was not finite {'; '.join(parts)}{end}"
-    means = {name: sum(report["losses"][name] for report in reports) / len(reports) for name in reports[0]["losses"]}
+    means = {
+        name: sum(report["losses"][name] for report in reports) / len(reports)
+        for name in reports[0]["losses"]
+    }
     names = [name for report in reports for name in report["names"]]
-    return f"iteration {number}: skipped, the gradient was not finite ({_shown(means)}): {_listed(names)}{end}"
+    told = f"iteration {number}: skipped, the gradient was not finite ({_shown(means)})"
+    return f"{told}: {_listed(names)}{end}"
 
 
 def _row(number: int, reports: list[dict], what: str) -> dict:
-    """For the .log.json: without an epoch, so that readers of training and validation rows pass over it."""
-    samples = [report | {"losses": {name: f"{x:.6g}" for name, x in report["losses"].items()}} for report in reports]
+    """Returns the row for the .log.json.
+
+    It has no epoch, so that readers of training and validation rows pass over it.
+    """
+    samples = [
+        report | {"losses": {name: f"{x:.6g}" for name, x in report["losses"].items()}}
+        for report in reports
+    ]
     return {"mode": "skipped", "iteration": number, "not_finite": what, "micro_batches": samples}
 
 

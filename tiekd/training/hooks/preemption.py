@@ -1,11 +1,13 @@
-"""Stops a run that is asked to end: the iteration is finished, a checkpoint saved, and the run can go on from there.
+"""Stops a run that is asked to end: after the iteration, with a checkpoint to resume from.
 
-SIGTERM and SIGUSR1 to any rank ask for it, and so does the end of the launcher. All ranks stop after the same
-iteration: each tells the others at every iteration, in a reduction on the host that is waited for one iteration later,
-so neither the device nor the host ever waits for it. A second signal, later than the copies of the first one that
-launchers hand on, ends the process at once.
-Until the first iteration is done there is nothing to save: a signal before it begins ends the process as always, and
-one that comes while it is waited for (batches that don't come, a compilation) ends it 20 seconds later.
+SIGTERM and SIGUSR1 to any rank ask for it, and so does the end of the launcher. All ranks stop
+after the same iteration: each tells the others at every iteration, in a reduction on the host that
+is waited for one iteration later, so neither the device nor the host ever waits for it. A second
+signal, later than the copies of the first one that launchers pass on, ends the process at once.
+
+Until the first iteration is done there is nothing to save: a signal before it begins ends the
+process as always, and one that comes while it is waited for (batches that don't come, a
+compilation) ends it 20 seconds later.
 """
 
 import os
@@ -32,8 +34,8 @@ _SIGNAL, _ORPHANED = 1, 2
 class Preemption(Hook):
     """Sets `state.stop_reason` on every rank after the same iteration.
 
-    Stands before the checkpoint hook in the list. A rank that has lost its launcher and then another rank of its
-    machine can't finish an iteration, and ends 20 seconds later.
+    Stands before the checkpoint hook in the list. A rank that has lost its launcher and then
+    another rank of its machine can't finish an iteration, and ends 20 seconds later.
     """
 
     def __init__(self):
@@ -44,18 +46,23 @@ class Preemption(Hook):
         self._group = None
 
     def before_train(self, state) -> None:
+        # A group of its own: the question must not wait behind the device's collectives.
         if comm.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
+        # Ranks of this machine are watched if the launcher dies.
         ranks = comm.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        # A handler has to wait for a collective that the main thread is in; the thread at the pipe's end hasn't.
+        # A handler has to wait for a collective that the main thread is in; the thread at the
+        # pipe's end hasn't.
         ours, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
         arguments = ours, lambda: self._iterations == 0
-        threading.Thread(target=_end_at_second, args=arguments, name="preemption", daemon=True).start()
+        threading.Thread(
+            target=_end_at_second, args=arguments, name="preemption", daemon=True
+        ).start()
         launcher_watch.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
@@ -64,8 +71,13 @@ class Preemption(Hook):
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
             return
+        # The question is asked now, and its answer awaited an iteration later.
         asked = torch.tensor([self._asked], dtype=torch.int32)
-        work = dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True) if self._group else None
+        work = (
+            dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)
+            if self._group
+            else None
+        )
         self._question = work, asked
 
     def after_train(self, state) -> None:
@@ -77,7 +89,7 @@ class Preemption(Hook):
             os.close(self._signals)
 
     def _answer(self) -> int:
-        """What the ranks said an iteration ago: 0, _SIGNAL or _ORPHANED."""
+        """Returns what the ranks said an iteration ago: 0, _SIGNAL or _ORPHANED."""
         if self._question is None:
             return 0
         work, asked = self._question
@@ -104,8 +116,11 @@ class Preemption(Hook):
 
 
 def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
-    """Reads the numbers of signals as they come, until the pipe is closed; ends the process at a second request, and
-    where it still waits for its first iteration some time after the first request."""
+    """Reads the numbers of signals as they come, until the pipe is closed.
+
+    Ends the process at a second request, and where it still waits for its first iteration some time
+    after the first request.
+    """
     first_at, first = None, 0
     poller = select.poll()
     poller.register(signals, select.POLLIN)

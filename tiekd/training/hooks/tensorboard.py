@@ -1,21 +1,26 @@
-"""TensorBoard: the text log's scalars, named as mmcv's TensorboardLoggerHook does, pictures, and the recipe.
+"""Writes to TensorBoard: the text log's scalars, images, histograms of errors, and the recipe.
 
-Stands behind `text_log` in the list of hooks and takes its means, so scalars cost no further collective or host sync.
-Steps are iterations. What an interrupted run had written past the point that it resumes from is purged.
+Scalars are named as mmcv's TensorboardLoggerHook names them. It stands behind `text_log` in the
+list of hooks and takes its means, so scalars cost no further collective or host sync. Steps are
+iterations. What an interrupted run had written past the point that it resumes from is purged.
 
-    train/<loss>, ...      with the text log's lines; learning_rate, momentum, train/skipped_steps where any was
+    train/<loss>, ...      with the text log's lines; also learning_rate, momentum, and
+                           train/skipped_steps where any was
     val/<metric>           at evaluations
-    train/pictures_1, ...  every image_interval iterations, of rank 0's newest batch: image, ground truth, teacher,
-    train/why_1            student, error and entropy; and for the first image why, at marked pixels
+    train/pictures_1, ...  every image_interval iterations, of rank 0's newest batch: image, ground
+    train/why_1            truth, teacher, student, error and entropy; and for the first image why,
+                           at marked pixels
     val/pictures_1, ...    at evaluations, of the same few validation frames each time
     val/why_1, ...
-    val/error_0-20m, ...   histograms of student - ground truth in those frames, by ranges of the ground truth
-    recipe, ds_config      text, what the work dir's files of that name hold
+    val/error_0-20m, ...   histograms of student - ground truth in those frames, by ranges of the
+                           ground truth
+    recipe, ds_config      text, the contents of the work dir's files of that name
 
-All on rank 0 without a collective. Two pictures of training take some 0.2 s of a core beside a forward of those images,
-so one in 500 iterations costs little. With ZeRO-3, where no rank has the weights, pictures of training are of the depth
-that training had and nothing is explained there. Left out: histograms of weights, graphs; and a teacher from outside
-tiekd in pictures of evaluations, whose frames it may not be made for.
+All on rank 0 without a collective. Two images of training take some 0.2 s of a core beside a
+forward of those images, so one in 500 iterations costs little. With ZeRO-3, where no rank has the
+weights, images of training are of the depth that training had and nothing is explained there. Left
+out: histograms of weights, graphs; and a teacher from outside tiekd in images of evaluations, whose
+frames it may not be made for.
 """
 
 import shutil
@@ -40,11 +45,14 @@ _ROOM_BYTES = 8 << 20
 class TensorBoard(Hook):
     """Writes `<work_dir>/tf_logs` on rank 0.
 
-    interval: least iterations between scalars; they come with the text log's lines. image_interval: iterations
-    between pictures of training, of which the last iteration has one, too; 0 for no pictures, of evaluations neither.
-    num_images: pictures of training, at most the batch.
-    max_depth: metres at the far end of the colours; errors are shown up to a tenth of it. text_log: where the means
-    come from; None takes the first TextLog of `state.hooks`. frames: what pictures of evaluations show; None for none.
+    Attributes:
+        interval: Least iterations between scalars; they come with the text log's lines.
+        image_interval: Iterations between images of training, of which the last iteration has one,
+            too; 0 for no images, of evaluations neither.
+        num_images: Images of training, at most the batch.
+        max_depth: Metres at the far end of the colours; errors are shown up to a tenth of it.
+        text_log: Where the means come from; None takes the first TextLog of `state.hooks`.
+        frames: What images of evaluations show; None for no such images.
     """
 
     def __init__(
@@ -74,12 +82,17 @@ class TensorBoard(Hook):
         if self.text_log is None:
             self.text_log = next((hook for hook in state.hooks if isinstance(hook, TextLog)), None)
         if self.text_log is None:
-            raise RecipeError("tensorboard: takes its means from text_log; put text_log before it in hooks")
+            raise RecipeError(
+                "tensorboard: takes its means from text_log; put text_log before it in hooks"
+            )
         if not is_main():
             return
         SummaryWriter = writer_class()
-        # What stands at the resumed iteration itself was written before its checkpoint and is right.
-        self._writer = SummaryWriter(str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1)
+        # What stands at the resumed iteration itself was written before its checkpoint and is
+        # right.
+        self._writer = SummaryWriter(
+            str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1
+        )
         if self._has_room():
             for name, file in (("recipe", workdir.RECIPE), ("ds_config", workdir.ENGINE_CONFIG)):
                 self._write_text(name, Path(state.work_dir) / file, state.iteration)
@@ -90,8 +103,7 @@ class TensorBoard(Hook):
         if self.text_log.last_iteration == state.iteration >= self._last_iteration + self.interval:
             self._last_iteration = state.iteration
             self._write_means(state)
-        last = state.iteration == state.total_iterations
-        if self.image_interval and (state.iteration % self.image_interval == 0 or last):
+        if self.image_interval and (state.is_due(self.image_interval) or state.is_last):
             self._write_pictures(state)
 
     def after_train(self, state) -> None:
@@ -105,12 +117,13 @@ class TensorBoard(Hook):
     def load_state_dict(self, state_dict: dict) -> None:
         self._last_iteration = state_dict["last_iteration"]
 
-    def write_validation(self, state, metrics: dict[str, float], num_images: int) -> None:
-        """Writes an evaluation's figures as `val/<metric>`, on rank 0; a no-op elsewhere."""
+    def after_evaluation(self, state, metrics: dict[str, float]) -> None:
+        """Writes the figures as `val/<metric>`, and pictures of validation frames, on rank 0."""
         if self._writer is None or not self._has_room():
             return
         for name, value in metrics.items():
             self._writer.add_scalar(f"val/{name}", value, state.iteration)
+        # Images of a few frames, the same at each evaluation.
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
@@ -124,11 +137,15 @@ class TensorBoard(Hook):
         self._writer.flush()
 
     def _has_room(self) -> bool:
-        """Whether the disk takes what is to be written; TensorBoard's own thread dies where it doesn't."""
+        """Returns True where the disk takes what is to be written.
+
+        TensorBoard's own thread dies where it doesn't.
+        """
         has_room = shutil.disk_usage(self._writer.log_dir).free > _ROOM_BYTES
         if self._had_room and not has_room:
             self.text_log.info(
-                f"{self._writer.log_dir}: less than {_ROOM_BYTES >> 20} MB are free, so nothing is written"
+                f"{self._writer.log_dir}: less than {_ROOM_BYTES >> 20} MB are free, so nothing is "
+                "written"
             )
         self._had_room = has_room
         return has_room
@@ -152,6 +169,7 @@ class TensorBoard(Hook):
         few, batch = slice(self.num_images), state.batch
         # Without a teacher the student learns from the ground truth, which has its column already.
         teachers = state.teacher_depth[few] if state.recipe.get("teacher") else None
+        # The network itself explains its depth; under ZeRO 3 only that depth is there.
         student = _whole_network(state.engine) or state.prediction.depth[few]
         shown = views(student, batch.image[few], batch.depth[few], teachers, explained=1)
         against = "ground truth" if teachers is None else "teacher"
@@ -170,22 +188,35 @@ class TensorBoard(Hook):
         file = BytesIO()
         Image.fromarray(picture).save(file, format="PNG", compress_level=1)
         height, width = picture.shape[:2]
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
+        )
+        self._writer.file_writer.add_summary(
+            Summary(value=[Summary.Value(tag=tag, image=image)]), step
+        )
 
 
 build = TensorBoard
 
 
 def _whole_network(engine) -> Network | None:
-    """The student, where this rank can run it alone and that says more than the depth of training does."""
+    """Returns the student where this rank can run it alone.
+
+    None also where that shows no more than the depth of training does.
+    """
     network = getattr(engine, "module", None)
-    sharded = not isinstance(network, Network) or any(hasattr(p, "ds_id") for p in network.parameters())
+    sharded = not isinstance(network, Network) or any(
+        hasattr(p, "ds_id") for p in network.parameters()
+    )
     return None if sharded or not hasattr(network.head, "probabilities") else network
 
 
 def writer_class() -> type:
-    """tensorboard's SummaryWriter, which takes a second and 150 MB to import. Raises LaunchError."""
+    """Returns SummaryWriter of tensorboard, which takes a second and 150 MB to import.
+
+    Raises:
+        LaunchError: It isn't installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

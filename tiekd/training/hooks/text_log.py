@@ -1,11 +1,12 @@
-"""The text log: one line every `interval` iterations, and a `.log.json` twin, as mmcv's TextLoggerHook writes them.
+"""Writes the text log, a line every `interval` iterations, and its `.log.json` twin.
 
-The lines, their rounding, windows and estimates are those of mmcv 1.7, so that its tools read our logs; the twin has
-`images_per_s` in addition. A line shows means over the last `interval` iterations, of which those that were not finite
-are left out (and counted in a line of their own); in fp16 the loss scale follows them. Between two lines nothing leaves
-the device; a line costs one collective for its means, one for the memory, and a host sync each. Every line is on disk
-when the call returns.
-With epochs, windows don't cross their ends: what is left of an epoch after its last full window is not shown.
+The lines, their rounding, windows and estimates are those of mmcv 1.7's TextLoggerHook, so that its
+tools read our logs; the twin has `images_per_s` in addition. A line shows means over the last
+`interval` iterations, of which those that were not finite are left out (and counted in a line of
+their own); in fp16 the loss scale follows them. Between two lines nothing leaves the device; a line
+costs one collective for its means, one for the memory, and a host sync each. Every line is on disk
+when the call returns. With epochs, windows don't cross their ends: what is left of an epoch after
+its last full window is not shown.
 """
 
 import getpass
@@ -31,57 +32,83 @@ _ITERATIONS_PER_EXP_NAME = 1000
 
 
 class TextLog(Hook):
-    """Writes `<work_dir>/<timestamp>.log` and `.log.json` on rank 0, and the former to the terminal (stderr) too.
+    """Writes `<work_dir>/<timestamp>.log` and `.log.json` on rank 0.
 
-    interval: iterations per line, at most an epoch (or the run, by iteration). by_epoch: `Epoch [3][1200/1514]` or
-    `Iter [1200/38400]`; None takes what the run counts in. exp_name: what the run is called; None takes the work dir's.
-    `last_means` holds the numbers of the newest line, `last_iteration` the iteration that it was written at, and
-    `skipped_steps` the steps that were skipped up to it.
+    The former's lines go to the terminal (stderr), too.
+
+    Attributes:
+        interval: Iterations a line, at most an epoch (or the run, by iteration).
+        by_epoch: True for `Epoch [3][1200/1514]`, False for `Iter [1200/38400]`; None takes the
+            unit of the recipe.
+        exp_name: The run's name; None takes the work dir's.
+        last_means: The numbers of the newest line.
+        last_iteration: The iteration of the newest line.
+        skipped_steps: Steps that were skipped up to it.
     """
 
-    def __init__(self, interval: int = 50, by_epoch: bool | None = None, exp_name: str | None = None):
+    def __init__(
+        self, interval: int = 50, by_epoch: bool | None = None, exp_name: str | None = None
+    ):
         if type(interval) is not int or interval < 1:
-            raise RecipeError(f"interval: got {interval!r}; it must be a whole number of iterations from 1")
+            raise RecipeError(
+                f"interval: got {interval!r}; it must be a whole number of iterations from 1"
+            )
         self.interval, self.by_epoch, self.exp_name = interval, by_epoch, exp_name
         self.last_means: dict[str, float] = {}
         self.last_iteration = 0
         self._logger = logging.getLogger("depth")
         self._handlers: list[logging.Handler] = []
         self._json_path: Path | None = None
-        self._sizes: dict[str, int] = {}  # bytes of the .log.json files at the checkpoint that was resumed from
+        self._sizes: dict[
+            str, int
+        ] = {}  # bytes of the .log.json files at the checkpoint that was resumed from
         self._window = Window()
         self._logged_time_s = 0.0
         self._start_iteration: int | None = None
         self.skipped_steps = 0
 
     def open(self, work_dir: Path, timestamp: str) -> None:
-        """Starts the files, on rank 0, so that `info` can be used before training; `before_train` does it otherwise."""
+        """Starts the files, on rank 0, so that `info` can be used before training.
+
+        Otherwise `before_train` does it.
+        """
         if not is_main() or self._handlers:
             return
         path = Path(work_dir) / f"{timestamp}.log"
         self._json_path = path.with_name(f"{timestamp}.log.json")
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
-        for handler in (logging.StreamHandler(), _LogFile(path, encoding="utf-8", errors="backslashreplace")):
-            handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+        for handler in (
+            logging.StreamHandler(),
+            _LogFile(path, encoding="utf-8", errors="backslashreplace"),
+        ):
+            handler.setFormatter(
+                logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
+            )
             self._logger.addHandler(handler)
             self._handlers.append(handler)
 
     def drop_rows(self, work_dir: Path) -> None:
-        """Takes the rows after the checkpoint that a run goes on from out of the older .log.json files, on rank 0, so
-        that no iteration stands in them twice; all of them where it begins anew. The .log files keep every line."""
+        """Drops rows after the resumed checkpoint from older .log.json files, on rank 0.
+
+        So no iteration is in them twice; all rows go where the run begins anew. The .log files keep
+        every line.
+        """
         paths = list(Path(work_dir).glob("*.log.json")) if is_main() else []
         if self._sizes and not any(path.name in self._sizes for path in paths):
             return  # the checkpoint is another work dir's
         for path in paths:
+            # Rows up to the checkpoint stay byte for byte, and so do the starts' rows.
             rows = path.read_bytes()
             later = rows[self._sizes.get(path.name, 0) :].splitlines(keepends=True)
-            kept = rows[: self._sizes.get(path.name, 0)] + b"".join(row for row in later if b'"env_info": "' in row)
+            kept = rows[: self._sizes.get(path.name, 0)] + b"".join(
+                row for row in later if b'"env_info": "' in row
+            )
             if kept != rows:
                 replace_bytes(path, kept)
 
     def info(self, text: str) -> None:
-        """A line of its own, on rank 0; a no-op elsewhere."""
+        """Writes a line of its own, on rank 0."""
         if self._handlers:
             self._logger.info(text)
 
@@ -89,8 +116,11 @@ class TextLog(Hook):
         self.open(state.work_dir, state.timestamp)
         if self.by_epoch is None:
             self.by_epoch = state.by_epoch
-        # A window longer than an epoch would never be full, and a short run would never write a line.
-        self.interval = min(self.interval, state.iterations_per_epoch if self.by_epoch else state.total_iterations)
+        # A window longer than an epoch would never be full, and a short run would never write a
+        # line.
+        self.interval = min(
+            self.interval, state.iterations_per_epoch if self.by_epoch else state.total_iterations
+        )
         if self.exp_name is None:
             self.exp_name = Path(state.work_dir).name
         if self._start_iteration is None:
@@ -100,7 +130,9 @@ class TextLog(Hook):
             self._write_start(state)
 
     def after_iteration(self, state) -> None:
-        self._window.add({**state.losses, "grad_norm": state.grad_norm}, state.time_s, state.data_time_s)
+        values = {log_name(name): loss for name, loss in state.losses.items()}
+        values["grad_norm"] = state.grad_norm
+        self._window.add(values, state.time_s, state.data_time_s)
         position = self._position(state)
         if position % self.interval == 0:
             self._write_line(state)
@@ -113,18 +145,18 @@ class TextLog(Hook):
             handler.close()
         self._handlers = []
 
-    def write_validation(self, state, metrics: dict[str, float], num_images: int) -> None:
-        """Writes an evaluation's table and its line, on rank 0; a no-op elsewhere."""
+    def after_evaluation(self, state, metrics: dict[str, float]) -> None:
+        """Writes an evaluation's table and its line, on rank 0."""
         if not self._handlers:
             return
         self.info("Summary:")
         self.info("\n" + metrics_table(metrics))
         self._write_exp_name(state)
-        epoch = f"[{_epoch(state)}]" if self.by_epoch else ""
-        head = f"{'Epoch' if self.by_epoch else 'Iter'}(val) {epoch}[{num_images}]\t"
+        epoch = f"[{state.epoch}]" if self.by_epoch else ""
+        head = f"{'Epoch' if self.by_epoch else 'Iter'}(val) {epoch}[{state.num_evaluated}]\t"
         self.info(head + ", ".join(f"{name}: {_shown(value)}" for name, value in metrics.items()))
-        head = {"mode": "val", "epoch": _epoch(state), "iter": num_images, "lr": state.lr[0]}
-        self.write_json({**head, **metrics})
+        row = {"mode": "val", "epoch": state.epoch, "iter": state.num_evaluated, "lr": state.lr[0]}
+        self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:
         return {
@@ -133,21 +165,29 @@ class TextLog(Hook):
             "window": self._window.state_dict(),
             "mean_window": self._window.mean_over_ranks(),
             "ranks": world_size(),
-            "sizes": {p.name: p.stat().st_size for p in self._json_path.parent.glob("*.log.json")} if is_main() else {},
+            "sizes": {p.name: p.stat().st_size for p in self._json_path.parent.glob("*.log.json")}
+            if is_main()
+            else {},
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
-        # A rank's own sums go on bit for bit; with another number of ranks each takes the mean of all.
-        self._window = Window(**state_dict["window" if state_dict["ranks"] == world_size() else "mean_window"])
+        # A rank's own sums go on bit for bit; with another number of ranks each takes the mean of
+        # all.
+        self._window = Window(
+            **state_dict["window" if state_dict["ranks"] == world_size() else "mean_window"]
+        )
         self._sizes = state_dict["sizes"]
 
     def _write_start(self, state) -> None:
         rule = "-" * 60
         lines = "\n".join(f"{name}: {value}" for name, value in environment().items())
         self.info(f"Environment info:\n{rule}\n{lines}\n{rule}\n")
-        self.info(f"Start running, host: {_user()}@{socket.gethostname()}, work_dir: {Path(state.work_dir).absolute()}")
+        self.info(
+            f"Start running, host: {_user()}@{socket.gethostname()}, work_dir: "
+            f"{Path(state.work_dir).absolute()}"
+        )
         self.info(f"Hooks, in order: {', '.join(type(hook).__name__ for hook in state.hooks)}")
         epochs = math.ceil(state.total_iterations / state.iterations_per_epoch)
         extent = f"{epochs} epochs" if self.by_epoch else f"{state.total_iterations} iters"
@@ -157,17 +197,21 @@ class TextLog(Hook):
 
     def _write_line(self, state) -> None:
         """Reduces the window and writes it. Every rank must come here: collectives inside."""
+        # The means over this window's iterations and all ranks.
         window, self._window = self._window, Window()
         window.wait_for_device()
         values, num_broken = window.means_over_ranks()
         memory_mb = _peak_memory_mb(window.device)
         memory = {} if memory_mb is None else {"memory": int(max_over_ranks(memory_mb))}
         scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale}
+        # The estimate of the time that is left.
         time_s = window.time_s / window.iterations
         self._logged_time_s += time_s * window.iterations
-        # As in mmcv, iterations that no line shows count as done but their time doesn't: early by at most their share.
+        # As in mmcv, iterations that no line shows count as done but their time doesn't: early by
+        # at most their share.
         per_iteration_s = self._logged_time_s / (state.iteration - self._start_iteration)
         eta = timedelta(seconds=int(per_iteration_s * (state.total_iterations - state.iteration)))
+        # What TensorBoard takes, too.
         self.last_means = {
             "lr": state.lr[0],
             **memory,
@@ -178,19 +222,28 @@ class TextLog(Hook):
             "images_per_s": state.batch_size / max(time_s, 1e-9),
         }
         self.last_iteration = state.iteration
+        # The line itself, after what explains it, and its row in the twin.
         self._write_skipped(state, num_broken, window.iterations)
         self._write_exp_name(state)
         self.info(self._train_line(state, eta, {**memory, **values, **scale}))
-        self.write_json({"mode": "train", "epoch": _epoch(state), "iter": self._position(state), **self.last_means})
+        self.write_json(
+            {
+                "mode": "train",
+                "epoch": state.epoch,
+                "iter": self._position(state),
+                **self.last_means,
+            }
+        )
 
     def _train_line(self, state, eta: timedelta, shown: dict[str, float]) -> str:
         if self.by_epoch:
-            head = f"Epoch [{_epoch(state)}][{self._position(state)}/{state.iterations_per_epoch}]\t"
+            head = f"Epoch [{state.epoch}][{self._position(state)}/{state.iterations_per_epoch}]\t"
         else:
             head = f"Iter [{state.iteration}/{state.total_iterations}]\t"
         means = self.last_means
         items = [
-            f"lr: {means['lr']:.3e}, eta: {eta}, time: {means['time']:.3f}, data_time: {means['data_time']:.3f}",
+            f"lr: {means['lr']:.3e}, eta: {eta}, time: {means['time']:.3f}, data_time: "
+            f"{means['data_time']:.3f}",
             *(f"{name}: {_shown(value)}" for name, value in shown.items()),
         ]
         return head + ", ".join(items)
@@ -199,36 +252,63 @@ class TextLog(Hook):
         count = state.skipped_steps - self.skipped_steps
         if count:
             self.skipped_steps += count
-            self.info(f"skipped {count} steps: loss or gradient was not finite; the weights stayed as they were")
+            self.info(
+                f"skipped {count} steps: loss or gradient was not finite; the weights stayed as "
+                "they were"
+            )
         elif num_broken:
-            self.info(f"{num_broken} of the last {iterations} iterations had a loss or gradient that was not finite")
+            self.info(
+                f"{num_broken} of the last {iterations} iterations had a loss or gradient that was "
+                "not finite"
+            )
 
     def _write_exp_name(self, state) -> None:
-        if self._ends_epoch(state) or state.iteration % _ITERATIONS_PER_EXP_NAME == 0:
+        if self._ends_epoch(state) or state.is_due(_ITERATIONS_PER_EXP_NAME):
             self.info(f"Exp name: {self.exp_name}")
 
     def write_json(self, values: dict) -> None:
-        """A row of the twin, on rank 0; a no-op elsewhere. What has an `epoch` is a row of mmcv's for its tools."""
+        """Writes a row of the twin, on rank 0.
+
+        A row that has an `epoch` is one of mmcv's, for its tools.
+        """
         if not self._handlers:
             return
-        rounded = {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
+        rounded = {
+            name: round(value, 5) if isinstance(value, float) else value
+            for name, value in values.items()
+        }
         try:
             append_line(self._json_path, json.dumps(rounded))
         except OSError as error:
-            self.info(f"{self._json_path}: a row could not be written ({error.strerror}); training goes on")
+            self.info(
+                f"{self._json_path}: a row could not be written ({error.strerror}); training goes "
+                "on"
+            )
 
     def _position(self, state) -> int:
-        return (state.iteration - 1) % state.iterations_per_epoch + 1 if self.by_epoch else state.iteration
+        return (
+            (state.iteration - 1) % state.iterations_per_epoch + 1
+            if self.by_epoch
+            else state.iteration
+        )
 
     def _ends_epoch(self, state) -> bool:
-        return self.by_epoch and state.iteration % state.iterations_per_epoch == 0
+        return self.by_epoch and state.is_due(1, "epoch")
 
 
 build = TextLog
 
 
+def log_name(loss: str) -> str:
+    """Returns a loss's name as the log has it: mmcv's, with the decoder's prefix on each term."""
+    return loss if loss == "loss" else f"decode.{loss}"
+
+
 class _LogFile(logging.FileHandler):
-    """A file that misses lines while the disk is full, of which the terminal's have all; training goes on."""
+    """A log file that misses lines while the disk is full.
+
+    The terminal has them all; training continues.
+    """
 
     def handleError(self, _record) -> None:
         pass
@@ -239,10 +319,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _epoch(state) -> int:
-    return (state.iteration - 1) // state.iterations_per_epoch + 1
 
 
 def _peak_memory_mb(device: torch.device) -> int | None:
