@@ -20,7 +20,7 @@ left_out: list[str] = []
 
 
 def pytest_collection_modifyitems(items) -> None:
-    items.sort(key=lambda item: "end_to_end" in item.path.parts)  # the fast ones first
+    items.sort(key=lambda item: "system" in item.path.parts)  # the fast ones first
 
 
 def pytest_deselected(items) -> None:

@@ -101,7 +101,7 @@ def find_killer(mutant: Mutant, copy: Path) -> str | None:
     path.write_text(planted(path, mutant.function, mutant.old, mutant.new), encoding="utf-8")
     first = list(mutant.tests)
     # Whether the table's code is there is no test of the code.
-    rest = ["tests", *(f"--deselect={test}" for test in [*first, "tests/test_mutants_table.py"])]
+    rest = ["tests", *(f"--deselect={test}" for test in [*first, "tests/unit/test_mutants_table.py"])]
     for tests, timeout_s in ((first, NAMED_TIMEOUT_S), (rest, REST_TIMEOUT_S)):
         code, output = run_tests(copy, tests, timeout_s)
         if code == 0:

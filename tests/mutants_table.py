@@ -46,7 +46,7 @@ MUTANTS = [
         "",
         "from tiekd.distributed import allocator, hostfile, limits, slurm",
         "from tiekd.distributed import allocator, comm, hostfile, limits, slurm",
-        ("tests/test_starting.py",),
+        ("tests/system/test_starting.py",),
     ),
     Mutant(
         "importing_tiekd_imports_its_recipes",
@@ -58,7 +58,7 @@ MUTANTS = [
 
             import tiekd.config.recipe
             """,
-        ("tests/test_starting.py",),
+        ("tests/system/test_starting.py",),
     ),
     Mutant(
         "set_reads_texts_as_yaml",
@@ -66,7 +66,7 @@ MUTANTS = [
         "_parse_override",
         "kinds.is_text(kind)",
         "False",
-        ("tests/test_config.py",),
+        ("tests/unit/config/test_recipe.py",),
     ),
     Mutant(
         "no_home_in_a_recipe",
@@ -74,7 +74,7 @@ MUTANTS = [
         "load_recipe",
         "_with_homes(recipe, (), recipe)",
         "recipe",
-        ("tests/test_paths.py",),
+        ("tests/unit/test_paths.py",),
     ),
     Mutant(
         "no_home_in_a_base",
@@ -82,7 +82,7 @@ MUTANTS = [
         "_load_with_bases",
         'base = paths.expanded(base, f"{path}: _base_: ", RecipeError)',
         "",
-        ("tests/test_paths.py",),
+        ("tests/unit/test_paths.py",),
     ),
     Mutant(
         "yes_is_true",
@@ -90,7 +90,7 @@ MUTANTS = [
         "",
         '(r"true|True|TRUE|false|False|FALSE", list("tTfF"))',
         '(r"true|yes|True|TRUE|false|False|FALSE", list("ytTfF"))',
-        ("tests/test_recipe_yaml.py",),
+        ("tests/unit/config/test_recipe_yaml.py",),
     ),
     Mutant(
         "of_two_equal_keys_the_last_counts",
@@ -98,7 +98,7 @@ MUTANTS = [
         "_Loader.construct_mapping",
         "name in seen",
         "False",
-        ("tests/test_recipe_yaml.py",),
+        ("tests/unit/config/test_recipe_yaml.py",),
     ),
     Mutant(
         "a_key_takes_its_value_in",
@@ -106,7 +106,7 @@ MUTANTS = [
         "_Loader.construct_mapping",
         'value.value == ""',
         "False",
-        ("tests/test_recipe_yaml.py",),
+        ("tests/unit/config/test_recipe_yaml.py",),
     ),
     Mutant(
         "texts_are_saved_as_numbers",
@@ -114,7 +114,7 @@ MUTANTS = [
         "",
         "(_Loader, _Dumper)",
         "(_Loader,)",
-        ("tests/test_recipe_yaml.py",),
+        ("tests/unit/config/test_recipe_yaml.py",),
     ),
     Mutant(
         "a_users_part_is_imported_for_its_kinds",
@@ -122,7 +122,7 @@ MUTANTS = [
         "_of_part",
         "external.source_of(name)",
         "Path(external.import_module(name).__file__)",
-        ("tests/test_kinds.py",),
+        ("tests/unit/config/test_kinds.py",),
     ),
     Mutant(
         "no_home_in_an_engine_config",
@@ -130,7 +130,7 @@ MUTANTS = [
         "_json_object",
         'paths.expanded(value, f"engine config: {key}: ") if is_text else value',
         "value",
-        ("tests/test_engine.py",),
+        ("tests/unit/engine/test_config.py",),
     ),
     Mutant(
         "no_home_in_an_option",
@@ -138,7 +138,7 @@ MUTANTS = [
         "option",
         "expanded(text)",
         "text",
-        ("tests/test_paths.py",),
+        ("tests/unit/test_paths.py",),
     ),
     Mutant(
         "an_option_is_a_path_of_its_own_kind",
@@ -154,7 +154,7 @@ MUTANTS = [
                 "--out", metavar="JSON", type=Path, help="write all figures to a file"
             )
             """,
-        ("tests/test_paths.py",),
+        ("tests/unit/test_paths.py",),
     ),
     Mutant(
         "nobody_is_told_that_variables_stay",
@@ -162,7 +162,7 @@ MUTANTS = [
         "with_hint",
         'f"{message}; {VARIABLES}" if hinted else message',
         "message",
-        ("tests/test_paths.py",),
+        ("tests/unit/test_paths.py",),
     ),
     Mutant(
         "a_printed_recipe_is_not_quoted",
@@ -170,7 +170,7 @@ MUTANTS = [
         "load_network",
         'f"bin/train.py {shlex.quote(str(recipe_path))}"',
         'f"bin/train.py {recipe_path}"',
-        ("tests/test_paths.py",),
+        ("tests/unit/test_paths.py",),
     ),
     Mutant(
         "ground_truth_is_taken_down_by_the_nearest_surface",
@@ -178,7 +178,7 @@ MUTANTS = [
         "_nearest_valid",
         "(values > 0) & (distance < nearest)",
         "(values > 0) & (np.isfinite(distance)) & ((found == 0) | (values < found))",
-        ("tests/test_resize.py",),
+        ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
         "a_teacher_s_map_is_averaged_across_edges",
@@ -186,7 +186,7 @@ MUTANTS = [
         "resized_teacher_map",
         "(least > 0) & (most <= ONE_SURFACE * least)",
         "least > 0",
-        ("tests/test_resize.py",),
+        ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
         "padding_comes_back_with_the_depth",
@@ -194,7 +194,7 @@ MUTANTS = [
         "restored",
         "values[..., top : top + height, left : left + width]",
         "values",
-        ("tests/test_resize.py",),
+        ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
         "weights_of_a_grey_level_are_not_whole_numbers",
@@ -202,7 +202,7 @@ MUTANTS = [
         "_taps",
         "shares / _WEIGHTS",
         "weights / total",
-        ("tests/test_resize.py",),
+        ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
         "norms_count_the_padding",
@@ -210,7 +210,7 @@ MUTANTS = [
         "BatchNorm2d.forward",
         "self.training and _counted is not None",
         "False",
-        ("tests/test_resize.py",),
+        ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
         "depth_of_another_size_is_cut_to_its_corner",
@@ -218,7 +218,7 @@ MUTANTS = [
         "restored",
         "tuple(values.shape[-2:]) != placement.canvas",
         "False",
-        ("tests/test_resize.py",),
+        ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
         "a_pipe_among_the_inputs_is_waited_for",
@@ -229,7 +229,7 @@ MUTANTS = [
                 return None
             """,
         "",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "a_change_of_one_key_drops_a_resize",
@@ -237,7 +237,7 @@ MUTANTS = [
         "merge",
         "_of_the_same_form(old, value)",
         "{}",
-        ("tests/test_config.py",),
+        ("tests/unit/config/test_recipe.py",),
     ),
     Mutant(
         "a_working_resolution_changes_at_a_resume",
@@ -245,7 +245,7 @@ MUTANTS = [
         "compare",
         "before != after",
         "False",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "keep_aspect_is_forgotten_outside_training",
@@ -253,7 +253,7 @@ MUTANTS = [
         "of_data",
         'of_augment(augment.get("sizes", "crop"), augment.get("crop"))',
         "OWN_SIZE",
-        ("tests/test_resize.py",),
+        ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
         "evaluation_scores_depth_at_the_wrong_place",
@@ -262,7 +262,7 @@ MUTANTS = [
         "resizes.restored(predictor(batch.image), resize, "
         "tuple(batch.depth.shape[-2:]), smooth=True)",
         "resizes.resized_map(predictor(batch.image), tuple(batch.depth.shape[-2:]), True)",
-        ("tests/test_evaluation.py",),
+        ("tests/unit/evaluation/test_evaluate.py",),
     ),
     Mutant(
         "every_program_keeps_freed_memory",
@@ -270,7 +270,7 @@ MUTANTS = [
         "set_by_environment",
         'os.environ.get(VARIABLE) or "system"',
         'os.environ.get(VARIABLE) or "keep"',
-        ("tests/test_allocator.py",),
+        ("tests/unit/distributed/test_allocator.py",),
     ),
     Mutant(
         "large_blocks_are_mapped_by_themselves",
@@ -279,7 +279,7 @@ MUTANTS = [
         '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), '
         '"mxfast": (1, 0)}',
         '{"trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}',
-        ("tests/test_allocator.py",),
+        ("tests/unit/distributed/test_allocator.py",),
     ),
     Mutant(
         "threads_allocate_from_heaps_of_their_own",
@@ -288,7 +288,7 @@ MUTANTS = [
         '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), '
         '"mxfast": (1, 0)}',
         '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "mxfast": (1, 0)}',
-        ("tests/test_allocator.py",),
+        ("tests/unit/distributed/test_allocator.py",),
     ),
     Mutant(
         "the_users_own_settings_of_the_allocator_are_replaced",
@@ -296,7 +296,7 @@ MUTANTS = [
         "set_by_environment",
         'chosen == "system" or _glibc() is None or _preloaded() or _of_the_user()',
         'chosen == "system" or _glibc() is None or _preloaded()',
-        ("tests/test_allocator.py",),
+        ("tests/unit/distributed/test_allocator.py",),
     ),
     Mutant(
         "kept_memory_hides_what_a_micro_batch_takes",
@@ -304,7 +304,7 @@ MUTANTS = [
         "find_largest",
         "allocator.give_back()",
         "pass",
-        ("tests/test_allocator.py",),
+        ("tests/unit/distributed/test_allocator.py",),
     ),
     Mutant(
         "kept_memory_creeps_up",
@@ -312,7 +312,7 @@ MUTANTS = [
         "KeptMemory.after_iteration",
         "_GROWTH * self._needed",
         "2 * _GROWTH * self._needed",
-        ("tests/test_allocator.py",),
+        ("tests/unit/distributed/test_allocator.py",),
     ),
     Mutant(
         "plain_loop_learns_from_its_own_rank_alone",
@@ -320,7 +320,7 @@ MUTANTS = [
         "torch_step.step",
         "ddp(batch.image, criterion.divergence_target(batch.teacher_depth))",
         "network(batch.image, criterion.divergence_target(batch.teacher_depth))",
-        ("tests/test_benchmarks.py",),
+        ("tests/unit/tools/benchmarks/test_benchmarks.py",),
     ),
     Mutant(
         "nobody_looks_at_kept_memory",
@@ -328,7 +328,7 @@ MUTANTS = [
         "build_hooks",
         "[PixelsCount(log), KeptMemory()]",
         "[PixelsCount(log)]",
-        ("tests/test_run.py",),
+        ("tests/unit/training/test_build.py",),
     ),
     Mutant(
         "relu6_keeps_a_copy_of_its_input",
@@ -336,7 +336,7 @@ MUTANTS = [
         "_relu6",
         "_ReLU6.apply(x)",
         "relu6(x, inplace=True)",
-        ("tests/test_encoders.py",),
+        ("tests/unit/models/encoders/test_encoders.py",),
     ),
     Mutant(
         "decoders_keep_what_they_convolve",
@@ -345,7 +345,7 @@ MUTANTS = [
         "self._convolve(*arguments) if self.plain or _keeps_all() else "
         "_checkpoint(self._convolve, *arguments)",
         "self._convolve(*arguments) if True else None",
-        ("tests/test_upsampled.py",),
+        ("tests/unit/models/layers/test_upsampled.py",),
     ),
     Mutant(
         "bias_of_a_convolution_that_was_taken_in_reaches_over_the_edge",
@@ -353,7 +353,7 @@ MUTANTS = [
         "UpsampledConv.forward",
         "conv2d(y.new_ones(1, 1, *size), bias_weight, padding=1)",
         "bias_weight.sum((2, 3), keepdim=True).permute(1, 0, 2, 3)",
-        ("tests/test_upsampled.py",),
+        ("tests/unit/models/layers/test_upsampled.py",),
     ),
     Mutant(
         "merged_weights_in_a_layout_of_their_own",
@@ -361,7 +361,10 @@ MUTANTS = [
         "PointwiseConv._merged",
         "torch.cat([by_channel, others], dim=1).contiguous()",
         "torch.cat([by_channel, others], dim=1).contiguous(memory_format=torch.channels_last)",
-        ("tests/test_upsampled.py", "tests/test_decoders.py"),
+        (
+            "tests/unit/models/layers/test_upsampled.py",
+            "tests/unit/models/decoders/test_decoders.py",
+        ),
     ),
     Mutant(
         "no_features_in_channels_last_on_a_cpu",
@@ -370,7 +373,7 @@ MUTANTS = [
         'self.plain or torch.compiler.is_compiling() or x.device.type != "cpu" or '
         "x.dtype != torch.float32",
         'True or x.device.type != "cpu" or x.dtype != torch.float32',
-        ("tests/test_decoders.py", "tests/test_layouts.py"),
+        ("tests/unit/models/decoders/test_decoders.py", "tests/unit/kernels/test_layouts.py"),
     ),
     Mutant(
         "without_avx512_the_weight_gradient_is_onednns",
@@ -378,7 +381,7 @@ MUTANTS = [
         "",
         "IN_FP32, PRODUCTS, CHANNELS_LAST",
         "IN_FP32, CHANNELS_LAST, CHANNELS_LAST",
-        ("tests/test_layouts.py",),
+        ("tests/unit/kernels/test_layouts.py",),
     ),
     Mutant(
         "onednns_variable_does_not_count",
@@ -386,7 +389,7 @@ MUTANTS = [
         "isa",
         "max(level, _limit_of_onednn(limit.upper()))",
         "level",
-        ("tests/test_layouts.py",),
+        ("tests/unit/kernels/test_layouts.py",),
     ),
     Mutant(
         "a_resumed_run_takes_this_cpus_layouts",
@@ -394,7 +397,7 @@ MUTANTS = [
         "record_of_run",
         "not resumed_from",
         "True",
-        ("tests/test_layouts.py",),
+        ("tests/unit/kernels/test_layouts.py",),
     ),
     Mutant(
         "recorded_layouts_are_not_taken",
@@ -402,7 +405,7 @@ MUTANTS = [
         "take_layouts",
         'record["choices"]',
         "None",
-        ("tests/test_layouts.py",),
+        ("tests/unit/kernels/test_layouts.py",),
     ),
     Mutant(
         "a_weight_gradient_goes_around_the_edge",
@@ -411,7 +414,7 @@ MUTANTS = [
         "_take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, "
         "width, -1))",
         "",
-        ("tests/test_convolution.py",),
+        ("tests/unit/kernels/test_convolution.py",),
     ),
     Mutant(
         "by_products_the_skips_gradient_is_the_upsampled_channels",
@@ -419,7 +422,7 @@ MUTANTS = [
         "_ByProducts.backward",
         "of_merged[:, channels:]",
         "of_merged[:, : skip.shape[1]]",
-        ("tests/test_upsampled.py",),
+        ("tests/unit/models/layers/test_upsampled.py",),
     ),
     Mutant(
         "a_tap_before_upsampling_is_its_mirror_image",
@@ -427,7 +430,7 @@ MUTANTS = [
         "_before_upsampling",
         "column - 1",
         "1 - column",
-        ("tests/test_upsampled.py",),
+        ("tests/unit/models/layers/test_upsampled.py",),
     ),
     Mutant(
         "large_and_small_convolutions_are_the_other_way_round",
@@ -435,7 +438,11 @@ MUTANTS = [
         "is_large",
         "pixels * (in_channels + out_channels) > 9 * in_channels * out_channels",
         "pixels * (in_channels + out_channels) < 9 * in_channels * out_channels",
-        ("tests/test_convolution.py", "tests/test_layouts.py", "tests/test_decoders.py"),
+        (
+            "tests/unit/kernels/test_convolution.py",
+            "tests/unit/kernels/test_layouts.py",
+            "tests/unit/models/decoders/test_decoders.py",
+        ),
     ),
     Mutant(
         "bf16_without_bf16_arithmetic_stays_slow",
@@ -446,7 +453,7 @@ MUTANTS = [
                 compute_in_fp32(network)
             """,
         "pass",
-        ("tests/test_convolution.py",),
+        ("tests/unit/kernels/test_convolution.py",),
     ),
     Mutant(
         "bf16_computed_in_fp32_keeps_fp32",
@@ -454,7 +461,7 @@ MUTANTS = [
         "_in_fp32",
         "_InFp32.apply(x.to(dtype), weight.to(dtype), bias, module)",
         "_InFp32.apply(x.float(), weight.float(), bias, module).to(dtype)",
-        ("tests/test_convolution.py",),
+        ("tests/unit/kernels/test_convolution.py",),
     ),
     Mutant(
         "nothing_is_folded_in_an_exported_student",
@@ -462,7 +469,7 @@ MUTANTS = [
         "_program",
         "network.decoder.fold()",
         "pass",
-        ("tests/test_exporting.py",),
+        ("tests/unit/inference/export/test_export.py",),
     ),
     Mutant(
         "the_plain_relu6_is_ours",
@@ -470,7 +477,7 @@ MUTANTS = [
         "ConvNorm.forward",
         "relu6(x, inplace=True) if self.plain else _relu6(x)",
         "_relu6(x)",
-        ("tests/test_step_memory.py",),
+        ("tests/unit/training/test_step_memory.py",),
     ),
     Mutant(
         "channels_that_a_convolution_adds_are_made",
@@ -478,7 +485,7 @@ MUTANTS = [
         "PointwiseConv.adds_channels",
         "self.in_channels < self.out_channels",
         "False",
-        ("tests/test_upsampled.py",),
+        ("tests/unit/models/layers/test_upsampled.py",),
     ),
     Mutant(
         "holes_count_in_the_mean_of_a_loss",
@@ -486,7 +493,7 @@ MUTANTS = [
         "mean_over_valid",
         "torch.where(valid, values, 0)",
         "values",
-        ("tests/test_losses.py",),
+        ("tests/unit/losses/test_losses.py",),
     ),
     Mutant(
         "ssim_constant_not_squared",
@@ -494,7 +501,7 @@ MUTANTS = [
         "",
         "0.03**2",
         "0.03",
-        ("tests/test_losses.py",),
+        ("tests/unit/losses/test_losses.py",),
     ),
     Mutant(
         "sigma_of_the_recipe_ignored",
@@ -502,7 +509,7 @@ MUTANTS = [
         "Dpm._dpm",
         "target_depth, self.sigma",
         "target_depth,",
-        ("tests/test_heads.py",),
+        ("tests/unit/models/heads/test_heads.py",),
     ),
     Mutant(
         "sign_of_the_depth_gradient",
@@ -510,7 +517,7 @@ MUTANTS = [
         "_Dpm.backward.tile_by_tile",
         "torch.sub(centres, depth[image, tile], out=spare)",
         "torch.sub(depth[image, tile], centres, out=spare)",
-        ("tests/test_chunked.py",),
+        ("tests/unit/kernels/test_chunked.py",),
     ),
     Mutant(
         "log_means_of_the_main_rank_only",
@@ -521,7 +528,7 @@ MUTANTS = [
             stacked /= world_size()
             """,
         "pass",
-        ("tests/test_distributed.py",),
+        ("tests/unit/distributed/test_comm.py",),
     ),
     Mutant(
         "batchnorm_statistics_of_one_rank",
@@ -529,7 +536,7 @@ MUTANTS = [
         "BatchNorm2d.forward",
         "world_size() > 1",
         "world_size() > 2",
-        ("tests/test_distributed.py",),
+        ("tests/unit/distributed/test_comm.py",),
     ),
     Mutant(
         "batchnorm_buffers_on_the_main_rank_only",
@@ -537,7 +544,7 @@ MUTANTS = [
         "Evaluation._fill_replica",
         "comm.world_size() > 1",
         "comm.world_size() > 1 and name in dict(self.replica.named_parameters())",
-        ("tests/test_evaluation.py",),
+        ("tests/unit/evaluation/test_evaluate.py",),
     ),
     Mutant(
         "a_rank_without_pictures_leaves_the_gather",
@@ -549,7 +556,7 @@ MUTANTS = [
                 return {}
             mine = torch.cat(rows).cpu().tolist()
             """,
-        ("tests/test_evaluation.py",),
+        ("tests/unit/evaluation/test_evaluate.py",),
     ),
     Mutant(
         "mirrored_prediction_not_turned_back",
@@ -557,7 +564,7 @@ MUTANTS = [
         "predict",
         "mirrored.flip(-1)",
         "mirrored",
-        ("tests/test_evaluation.py",),
+        ("tests/unit/evaluation/test_evaluate.py",),
     ),
     Mutant(
         "metrics_without_the_depth_cap",
@@ -565,7 +572,7 @@ MUTANTS = [
         "_sums_without_sync",
         "(truth > min_depth) & (truth < max_depth)",
         "truth > min_depth",
-        ("tests/test_metrics.py",),
+        ("tests/unit/evaluation/test_metrics.py",),
     ),
     Mutant(
         "learning_rate_of_the_next_iteration",
@@ -573,7 +580,7 @@ MUTANTS = [
         "train",
         "schedule.apply(engine.optimizer, state.iteration)",
         "schedule.apply(engine.optimizer, state.iteration + 1)",
-        ("tests/test_loop.py",),
+        ("tests/unit/training/test_loop.py",),
     ),
     Mutant(
         "losses_of_micro_batches_not_averaged",
@@ -581,7 +588,7 @@ MUTANTS = [
         "TrainState.record",
         "loss / self.accumulation",
         "loss",
-        ("tests/test_loop.py",),
+        ("tests/unit/training/test_loop.py",),
     ),
     Mutant(
         "gradient_not_clipped",
@@ -589,7 +596,7 @@ MUTANTS = [
         "Step.__init__",
         'clip_norm or float("inf")',
         'float("inf")',
-        ("tests/test_engine.py",),
+        ("tests/unit/engine/test_config.py",),
     ),
     Mutant(
         "step_with_bad_gradients_taken",
@@ -597,7 +604,7 @@ MUTANTS = [
         "Step._clip_and_step",
         "~torch.isfinite(norm)",
         "torch.isnan(norm)",
-        ("tests/test_engine.py",),
+        ("tests/unit/engine/test_config.py",),
     ),
     Mutant(
         "flip_without_the_teachers_map",
@@ -607,7 +614,7 @@ MUTANTS = [
         "for plane in (image, *maps))",
         "image, maps[0] = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane "
         "for plane in (image, maps[0]))",
-        ("tests/test_geometry.py",),
+        ("tests/unit/data/augment/test_geometry.py",),
     ),
     Mutant(
         "flip_without_the_intrinsics",
@@ -615,7 +622,7 @@ MUTANTS = [
         "_moved_intrinsics",
         "width - 1 - x if d.flip else x",
         "x",
-        ("tests/test_geometry.py",),
+        ("tests/unit/data/augment/test_geometry.py",),
     ),
     Mutant(
         "corners_that_turned_in_are_valid",
@@ -624,7 +631,7 @@ MUTANTS = [
         "Resampled(levels, nearest(depth), nearest(teacher_depth), inside[:, None])",
         "Resampled(levels, nearest(depth), nearest(teacher_depth), "
         "torch.ones_like(inside)[:, None])",
-        ("tests/test_geometry.py",),
+        ("tests/unit/data/augment/test_geometry.py",),
     ),
     Mutant(
         "what_fills_up_a_smaller_part_is_inside",
@@ -632,7 +639,7 @@ MUTANTS = [
         "_turned",
         "(columns >= 0) & (columns < widths) & (rows >= 0) & (rows < heights)",
         "(columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)",
-        ("tests/test_turning.py",),
+        ("tests/unit/data/augment/test_resample.py",),
     ),
     Mutant(
         "parts_too_small_for_the_corners",
@@ -640,7 +647,7 @@ MUTANTS = [
         "_span",
         "floor(min(places))",
         "floor(min(places)) + 1",
-        ("tests/test_turning.py", "tests/test_geometry.py"),
+        ("tests/unit/data/augment/test_resample.py", "tests/unit/data/augment/test_geometry.py"),
     ),
     Mutant(
         "decoded_frames_of_an_older_source_are_served",
@@ -648,7 +655,7 @@ MUTANTS = [
         "Decoded._mapped",
         "_state(source) != note[1:3]",
         "_state(source)[0] != note[1]",
-        ("tests/test_decoded.py",),
+        ("tests/unit/data/test_decoded_cache.py",),
     ),
     Mutant(
         "verify_looks_at_no_checksum",
@@ -656,7 +663,7 @@ MUTANTS = [
         "Decoded.holds",
         "not thoroughly or zlib.crc32(memoryview(mapped)[: -_NOTE.size]) == note[3]",
         "True",
-        ("tests/test_decoded.py",),
+        ("tests/unit/data/test_decoded_cache.py",),
     ),
     Mutant(
         "a_full_disk_is_told_as_damaged_files",
@@ -664,7 +671,7 @@ MUTANTS = [
         "fill",
         'problem is not None and problem.kind == "disk"',
         "False",
-        ("tests/test_frame_cache.py",),
+        ("tests/unit/tools/test_cache_frames.py",),
     ),
     Mutant(
         "every_epoch_in_the_same_order",
@@ -672,7 +679,7 @@ MUTANTS = [
         "epoch_batches",
         "[seed, epoch]",
         "[seed]",
-        ("tests/test_sampler.py",),
+        ("tests/unit/data/loading/test_sampler.py",),
     ),
     Mutant(
         "images_as_they_are_stored",
@@ -680,7 +687,7 @@ MUTANTS = [
         "upright",
         "image if mark == UPRIGHT else image.transpose(_TURNS[mark])",
         "image",
-        ("tests/test_depth_io.py",),
+        ("tests/unit/data/test_image_io.py",),
     ),
     Mutant(
         "turned_the_other_way",
@@ -688,7 +695,7 @@ MUTANTS = [
         "",
         "Image.Transpose.ROTATE_270",
         "Image.Transpose.ROTATE_90",
-        ("tests/test_depth_io.py",),
+        ("tests/unit/data/test_image_io.py",),
     ),
     Mutant(
         "sizes_as_they_are_stored",
@@ -696,7 +703,7 @@ MUTANTS = [
         "upright_size",
         "mark_of(image) in _SWAP_SIDES",
         "False",
-        ("tests/test_depth_io.py",),
+        ("tests/unit/data/test_image_io.py",),
     ),
     Mutant(
         "old_decoded_frames_of_turned_images",
@@ -704,7 +711,7 @@ MUTANTS = [
         "Decoded._mapped",
         "note[0] == _AS_STORED",
         "False",
-        ("tests/test_decoded.py",),
+        ("tests/unit/data/test_decoded_cache.py",),
     ),
     Mutant(
         "metres_divided_by_the_unit_of_levels",
@@ -712,7 +719,7 @@ MUTANTS = [
         "read_depth_npy",
         "(float_units_per_m or 1.0) if is_float else units_per_m",
         "units_per_m or 1.0",
-        ("tests/test_depth_io.py",),
+        ("tests/unit/data/test_image_io.py",),
     ),
     Mutant(
         "the_largest_level_counts_as_depth",
@@ -720,7 +727,7 @@ MUTANTS = [
         "read_measured_levels",
         "without_levels(read_levels(path), (NO_RETURN,))",
         "read_levels(path)",
-        ("tests/test_depth_io.py",),
+        ("tests/unit/data/test_image_io.py",),
     ),
     Mutant(
         "invalid_levels_count_as_depth",
@@ -728,7 +735,7 @@ MUTANTS = [
         "Frames._whole",
         "self.invalid and depth.dtype == torch.uint16",
         "False",
-        ("tests/test_folder.py",),
+        ("tests/unit/data/datasets/test_folder.py",),
     ),
     Mutant(
         "far_units_are_not_told",
@@ -736,7 +743,7 @@ MUTANTS = [
         "_range_lines",
         "min(medians.values()) > FARTHEST * frames.max_depth",
         "False",
-        ("tests/test_depth_values.py",),
+        ("tests/unit/data/test_depth_values.py",),
     ),
     Mutant(
         "folders_are_entered_again",
@@ -744,7 +751,7 @@ MUTANTS = [
         "list_files",
         "not identity or identity <= entered",
         "not identity",
-        ("tests/test_listing.py",),
+        ("tests/unit/data/test_listing.py",),
     ),
     Mutant(
         "links_before_real_folders",
@@ -752,7 +759,7 @@ MUTANTS = [
         "list_files",
         "real.popleft() if real else links.popleft()",
         "links.popleft() if links else real.popleft()",
-        ("tests/test_listing.py",),
+        ("tests/unit/data/test_listing.py",),
     ),
     Mutant(
         "unlistable_folders_are_passed_over",
@@ -760,7 +767,7 @@ MUTANTS = [
         "_files.refuse",
         "not skip",
         "False",
-        ("tests/test_folder.py",),
+        ("tests/unit/data/datasets/test_folder.py",),
     ),
     Mutant(
         "unmatched_files_are_accepted",
@@ -768,7 +775,7 @@ MUTANTS = [
         "check_pairs",
         'nothing or (too_many and unmatched == "refuse")',
         "nothing",
-        ("tests/test_pairing.py",),
+        ("tests/unit/data/test_pairing.py",),
     ),
     Mutant(
         "ranks_with_other_frames_go_on",
@@ -776,7 +783,7 @@ MUTANTS = [
         "check_same",
         "theirs[kind] != digests[0][kind]",
         "False",
-        ("tests/test_agreement.py",),
+        ("tests/unit/data/test_agreement.py",),
     ),
     Mutant(
         "repetitions_under_one_key",
@@ -784,7 +791,7 @@ MUTANTS = [
         "MicroBatches._told_apart",
         "batch + self.num_samples * (np.arange(len(batch)) // period)",
         "batch",
-        ("tests/test_sampler.py",),
+        ("tests/unit/data/loading/test_sampler.py",),
     ),
     Mutant(
         "repetitions_read_beyond_the_data_set",
@@ -792,7 +799,7 @@ MUTANTS = [
         "Keyed._readable_sample",
         "index % len(self.dataset)",
         "index",
-        ("tests/test_loader.py",),
+        ("tests/unit/data/loading/test_loader.py",),
     ),
     Mutant(
         "commas_in_a_name_of_a_split",
@@ -800,7 +807,7 @@ MUTANTS = [
         "_refuse_other_separators",
         "sum(bool(_FILE.search(part)) for part in parts) > 1",
         "sum(bool(_FILE.search(part)) for part in parts) > 9",
-        ("tests/test_splits.py",),
+        ("tests/unit/data/test_splits.py",),
     ),
     Mutant(
         "lists_in_utf8_only",
@@ -808,7 +815,7 @@ MUTANTS = [
         "write",
         'text.encode(errors="surrogateescape")',
         "text.encode()",
-        ("tests/test_checking.py",),
+        ("tests/unit/tools/test_check_data.py",),
     ),
     Mutant(
         "log_lines_in_utf8_only",
@@ -816,7 +823,7 @@ MUTANTS = [
         "TextLog.open",
         '_LogFile(path, encoding="utf-8", errors="backslashreplace")',
         '_LogFile(path, encoding="utf-8")',
-        ("tests/test_text_log.py",),
+        ("tests/unit/training/hooks/test_text_log.py",),
     ),
     Mutant(
         "patterns_follow_links_for_ever",
@@ -824,7 +831,7 @@ MUTANTS = [
         "_fitting",
         "state in tried",
         "False",
-        ("tests/test_inputs.py",),
+        ("tests/unit/inference/predict/test_inputs.py",),
     ),
     Mutant(
         "nyu_depth_in_kittis_unit",
@@ -832,7 +839,7 @@ MUTANTS = [
         "",
         "UNITS_PER_M = 1000.0",
         "UNITS_PER_M = 256.0",
-        ("tests/test_nyu.py",),
+        ("tests/unit/data/datasets/test_nyu.py",),
     ),
     Mutant(
         "teacher_in_training_mode",
@@ -840,7 +847,7 @@ MUTANTS = [
         "FrozenTeacher.__init__",
         "network.to(device).eval()",
         "network.to(device)",
-        ("tests/test_teacher.py",),
+        ("tests/unit/teachers/test_teachers.py",),
     ),
     Mutant(
         "published_norms_swapped",
@@ -854,7 +861,7 @@ MUTANTS = [
             ("decode_head.conv_list.{i}.convA.bn.{p}", "decoder.levels.{i}.second_norm.{p}"),
             ("decode_head.conv_list.{i}.convB.bn.{p}", "decoder.levels.{i}.first_norm.{p}"),
             """,
-        ("tests/test_adabins.py",),
+        ("tests/unit/models/heads/test_adabins.py",),
     ),
     Mutant(
         "digests_not_checked",
@@ -862,7 +869,7 @@ MUTANTS = [
         "check",
         "digest(path) != written",
         "not written",
-        ("tests/test_checkpoint.py",),
+        ("tests/unit/workdir/test_checkpoints.py",),
     ),
     Mutant(
         "oldest_checkpoint_taken",
@@ -870,7 +877,7 @@ MUTANTS = [
         "find",
         "newest_first(folder)",
         "reversed(newest_first(folder))",
-        ("tests/test_checkpoint.py",),
+        ("tests/unit/workdir/test_checkpoints.py",),
     ),
     Mutant(
         "pruning_keeps_the_oldest",
@@ -878,7 +885,7 @@ MUTANTS = [
         "prune",
         "newest_first(folder)[keep_last:]",
         "newest_first(folder)[:-keep_last]",
-        ("tests/test_checkpoint.py",),
+        ("tests/unit/workdir/test_checkpoints.py",),
     ),
     Mutant(
         "random_states_not_restored",
@@ -886,7 +893,7 @@ MUTANTS = [
         "load",
         'rng_state.put_back(mine["random"])',
         "",
-        ("tests/test_resuming.py",),
+        ("tests/unit/training/test_resume.py",),
     ),
     Mutant(
         "hook_states_not_restored",
@@ -894,7 +901,7 @@ MUTANTS = [
         "restore",
         "key in hook_states",
         "hook in hook_states",
-        ("tests/test_resuming.py",),
+        ("tests/unit/training/test_resume.py",),
     ),
     Mutant(
         "rows_after_the_checkpoint_stay",
@@ -902,7 +909,7 @@ MUTANTS = [
         "restore",
         "log.drop_rows(state.work_dir)",
         "",
-        ("tests/test_resuming.py",),
+        ("tests/unit/training/test_resume.py",),
     ),
     Mutant(
         "lock_of_a_work_dir_not_taken",
@@ -910,7 +917,7 @@ MUTANTS = [
         "_lock",
         "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
-        ("tests/test_work_dirs.py",),
+        ("tests/system/test_workdir.py",),
     ),
     Mutant(
         "pictures_keep_their_layout",
@@ -918,7 +925,7 @@ MUTANTS = [
         "Network.features",
         "image.to(next(self.parameters()).dtype, memory_format=self.memory_format)",
         "image.to(next(self.parameters()).dtype)",
-        ("tests/test_execution.py",),
+        ("tests/unit/engine/test_execution.py",),
     ),
     Mutant(
         "deepspeed_sees_our_section",
@@ -926,7 +933,7 @@ MUTANTS = [
         "build_engine",
         "{key: value for key, value in config.values.items() if key != execution.SECTION}",
         "{key: value for key, value in config.values.items()}",
-        ("tests/test_execution.py",),
+        ("tests/unit/engine/test_execution.py",),
     ),
     Mutant(
         "teacher_always_in_fp32",
@@ -934,7 +941,7 @@ MUTANTS = [
         "FrozenTeacher.__call__",
         "dtype is not None",
         "False",
-        ("tests/test_teacher.py",),
+        ("tests/unit/teachers/test_teachers.py",),
     ),
     Mutant(
         "a_line_of_the_log_counts_at_every_iteration",
@@ -942,7 +949,7 @@ MUTANTS = [
         "_amortised",
         "max(0.0, line - off) / log_interval",
         "max(0.0, line - off) / 1",
-        ("tests/test_benchmarks.py",),
+        ("tests/unit/tools/benchmarks/test_benchmarks.py",),
     ),
     Mutant(
         "bias_by_range_has_the_other_sign",
@@ -952,7 +959,7 @@ MUTANTS = [
         "difference.square())",
         "(torch.ones_like(truth), -difference, difference.abs() / truth, "
         "difference.square())",
-        ("tests/test_ranges.py",),
+        ("tests/unit/evaluation/test_range_errors.py",),
     ),
     Mutant(
         "a_range_takes_in_its_upper_bound",
@@ -960,7 +967,7 @@ MUTANTS = [
         "range_sums",
         "counts & (truth >= low) & (truth < high)",
         "counts & (truth > low) & (truth <= high)",
-        ("tests/test_ranges.py",),
+        ("tests/unit/evaluation/test_range_errors.py",),
     ),
     Mutant(
         "less_accuracy_wins_a_frame",
@@ -968,7 +975,7 @@ MUTANTS = [
         "wins",
         "(less, more) if name in metrics.LESS_IS_BETTER else (more, less)",
         "(less, more)",
-        ("tests/test_frame_rows.py",),
+        ("tests/unit/evaluation/test_per_frame.py",),
     ),
     Mutant(
         "rows_of_frames_in_the_order_of_ranks",
@@ -976,7 +983,7 @@ MUTANTS = [
         "FrameRows.gather",
         "sorted(frame for part in comm.gather_objects(mine) for frame in part)",
         "[frame for part in comm.gather_objects(mine) for frame in part]",
-        ("tests/test_frame_rows.py",),
+        ("tests/unit/evaluation/test_per_frame.py",),
     ),
     Mutant(
         "teacher_from_outside_counts_where_no_camera_saw",
@@ -984,7 +991,7 @@ MUTANTS = [
         "OutsideTeacher.__call__",
         "torch.where(wanted, depth.float(), 0)",
         "depth.float()",
-        ("tests/test_teacher.py",),
+        ("tests/unit/teachers/test_teachers.py",),
     ),
     Mutant(
         "packages_beside_a_recipe_hide_installed_ones",
@@ -992,7 +999,7 @@ MUTANTS = [
         "import_module",
         "sys.path.append(str(folder))",
         "sys.path.insert(0, str(folder))",
-        ("tests/test_outside.py",),
+        ("tests/unit/config/test_external.py",),
     ),
     Mutant(
         "every_rank_shows_how_far_it_is",
@@ -1000,7 +1007,7 @@ MUTANTS = [
         "_shown",
         "out is None or not comm.is_main()",
         "out is None",
-        ("tests/test_evaluation.py",),
+        ("tests/unit/evaluation/test_evaluate.py",),
     ),
     Mutant(
         "events_after_the_checkpoint_stay",
@@ -1008,7 +1015,7 @@ MUTANTS = [
         "TensorBoard.before_train",
         "state.iteration + 1",
         "None",
-        ("tests/test_tensorboard.py",),
+        ("tests/unit/training/hooks/test_tensorboard.py",),
     ),
     Mutant(
         "pictures_update_the_statistics",
@@ -1016,7 +1023,7 @@ MUTANTS = [
         "_eval_mode",
         "network.eval()",
         "",
-        ("tests/test_tensorboard.py",),
+        ("tests/unit/training/hooks/test_tensorboard.py",),
     ),
     Mutant(
         "errors_turned_round",
@@ -1024,7 +1031,7 @@ MUTANTS = [
         "ShownFrames.errors_by_range",
         "student[inside] - truth[inside]",
         "truth[inside] - student[inside]",
-        ("tests/test_shown_frames.py",),
+        ("tests/unit/visualization/test_validation_frames.py",),
     ),
     Mutant(
         "target_of_another_cell",
@@ -1032,7 +1039,7 @@ MUTANTS = [
         "explain",
         "place // head.stride * head.stride",
         "place // head.stride",
-        ("tests/test_explaining.py",),
+        ("tests/unit/visualization/test_explaining.py",),
     ),
     Mutant(
         "iterations_that_were_done_twice_are_plotted_twice",
@@ -1040,7 +1047,7 @@ MUTANTS = [
         "_read_run",
         "rows = [row for row in rows if row.iteration < first]",
         "",
-        ("tests/test_plotting.py",),
+        ("tests/unit/tools/test_plot_log.py",),
     ),
     Mutant(
         "local_readout_reaches_one_bin_less",
@@ -1048,7 +1055,7 @@ MUTANTS = [
         "_near_mode",
         "(bins - probabilities.argmax(1, keepdim=True)).abs() <= REACH",
         "(bins - probabilities.argmax(1, keepdim=True)).abs() < REACH",
-        ("tests/test_readout.py",),
+        ("tests/unit/models/test_readout.py",),
     ),
     Mutant(
         "sharp_depth_is_interpolated_across_edges",
@@ -1056,7 +1063,10 @@ MUTANTS = [
         "Student.at_own_size",
         "self.smooth",
         "True",
-        ("tests/test_prediction.py", "tests/test_student.py"),
+        (
+            "tests/unit/inference/predict/test_prediction.py",
+            "tests/unit/inference/test_student.py",
+        ),
     ),
     Mutant(
         "a_checkpoint_chooses_modules_to_import",
@@ -1064,7 +1074,7 @@ MUTANTS = [
         "load_student",
         "next(external.names_in(node), None) if recipe is None else None",
         "None",
-        ("tests/test_student.py",),
+        ("tests/unit/inference/test_student.py",),
     ),
     Mutant(
         "a_teacher_from_outside_is_asked_on_one_rank",
@@ -1072,7 +1082,7 @@ MUTANTS = [
         "build_hooks",
         "bool(recipe.teacher) and not recipe.has_outside_teacher",
         "bool(recipe.teacher)",
-        ("tests/test_run.py",),
+        ("tests/unit/training/test_build.py",),
     ),
     Mutant(
         "an_input_is_written_over",
@@ -1080,7 +1090,7 @@ MUTANTS = [
         "Outputs.check",
         "os.path.realpath(path) in sources",
         "os.path.realpath(path) in ()",
-        ("tests/test_outputs.py",),
+        ("tests/unit/inference/predict/test_outputs.py",),
     ),
     Mutant(
         "points_before_the_near_side_hang_in_mid_air",
@@ -1088,7 +1098,7 @@ MUTANTS = [
         "mid_air",
         "(prediction > near * (1 + tolerance)) & (prediction < far * (1 - tolerance))",
         "prediction < far * (1 - tolerance)",
-        ("tests/test_edges.py",),
+        ("tests/unit/evaluation/test_edge_metric.py",),
     ),
     Mutant(
         "one_broken_picture_ends_a_prediction",
@@ -1106,7 +1116,7 @@ MUTANTS = [
             except UserError:
                 raise
             """,
-        ("tests/test_prediction.py",),
+        ("tests/unit/inference/predict/test_prediction.py",),
     ),
     Mutant(
         "exported_student_not_normalised_by_deviation",
@@ -1114,7 +1124,7 @@ MUTANTS = [
         "Deployed.forward",
         "self.std",
         "58",
-        ("tests/test_exporting.py",),
+        ("tests/unit/inference/export/test_export.py",),
     ),
     Mutant(
         "disagreeing_export_is_left_behind",
@@ -1122,7 +1132,7 @@ MUTANTS = [
         "write",
         "agreement.refuse_disagreement(agreements, path)",
         "",
-        ("tests/test_exporting.py",),
+        ("tests/unit/inference/export/test_export.py",),
     ),
     Mutant(
         "norm_folded_into_a_convolution_that_others_read",
@@ -1130,7 +1140,7 @@ MUTANTS = [
         "_only_source",
         "source if len(_users(source)) == 1 else None",
         "source",
-        ("tests/test_exporting.py",),
+        ("tests/unit/inference/export/test_export.py",),
     ),
     Mutant(
         "batches_travel_through_files_where_there_is_memory",
@@ -1138,7 +1148,7 @@ MUTANTS = [
         "_open_nameless",
         '(0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ()',
         "()",
-        ("tests/test_transport.py",),
+        ("tests/unit/data/loading/test_transport.py",),
     ),
     Mutant(
         "a_full_disk_ends_a_worker_by_a_signal",
@@ -1146,7 +1156,7 @@ MUTANTS = [
         "_Piece.take",
         "self._is_file",
         "False",
-        ("tests/test_transport.py",),
+        ("tests/unit/data/loading/test_transport.py",),
     ),
     Mutant(
         "what_was_stacked_before_an_error_is_sent_with_it",
@@ -1154,7 +1164,7 @@ MUTANTS = [
         "_serve",
         "transport.discard()",
         "",
-        ("tests/test_transport.py",),
+        ("tests/unit/data/loading/test_transport.py",),
     ),
     Mutant(
         "a_workers_death_waits_for_its_batch",
@@ -1162,7 +1172,7 @@ MUTANTS = [
         "_answer_deaths",
         "signal.signal(signal.SIGCHLD, _on_child)",
         "",
-        ("tests/test_workers.py",),
+        ("tests/unit/data/loading/test_workers.py",),
     ),
     Mutant(
         "workers_stay_where_one_more_can_not_be_started",
@@ -1173,7 +1183,7 @@ MUTANTS = [
             raise LaunchError(_not_started(count, number, error)) from None
             """,
         "raise LaunchError(_not_started(count, number, error)) from None",
-        ("tests/test_transport.py",),
+        ("tests/unit/data/loading/test_transport.py",),
     ),
     Mutant(
         "what_led_to_an_error_is_not_looked_at",
@@ -1181,7 +1191,7 @@ MUTANTS = [
         "_chain",
         "error.__cause__ or error.__context__",
         "None",
-        ("tests/test_limits.py",),
+        ("tests/unit/distributed/test_limits.py",),
     ),
     Mutant(
         "pictures_are_skipped_where_no_file_may_be_opened",
@@ -1192,7 +1202,7 @@ MUTANTS = [
                 raise
             """,
         "",
-        ("tests/test_loader.py",),
+        ("tests/unit/data/loading/test_loader.py",),
     ),
     Mutant(
         "a_signal_waits_for_a_first_iteration_that_never_comes",
@@ -1200,7 +1210,7 @@ MUTANTS = [
         "_end_at_second",
         "first_at is None or not waits()",
         "True",
-        ("tests/test_preemption.py",),
+        ("tests/unit/training/hooks/test_preemption.py",),
     ),
     Mutant(
         "what_a_process_started_stays_when_it_ends_itself",
@@ -1208,7 +1218,7 @@ MUTANTS = [
         "end_process",
         "child.kill()",
         "pass",
-        ("tests/test_preemption.py",),
+        ("tests/unit/training/hooks/test_preemption.py",),
     ),
     Mutant(
         "a_norm_of_one_value_is_a_traceback",
@@ -1219,7 +1229,7 @@ MUTANTS = [
                 raise
             """,
         "raise",
-        ("tests/test_network.py",),
+        ("tests/unit/models/test_network.py",),
     ),
     Mutant(
         "gpus_are_numbered_by_speed_where_they_are_named",
@@ -1227,7 +1237,7 @@ MUTANTS = [
         "_devices",
         '{"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}',
         "{}",
-        ("tests/test_visible_devices.py",),
+        ("tests/unit/distributed/test_visible_devices.py",),
     ),
     Mutant(
         "more_gpus_than_there_are",
@@ -1235,7 +1245,7 @@ MUTANTS = [
         "_devices",
         "there and max(numbers) >= slots",
         "False",
-        ("tests/test_visible_devices.py",),
+        ("tests/unit/distributed/test_visible_devices.py",),
     ),
     Mutant(
         "contents_of_equal_size_are_not_compared",
@@ -1243,7 +1253,7 @@ MUTANTS = [
         "_is_another",
         "was[1] != is_now[1]",
         "False",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "a_time_of_change_refuses_a_resume",
@@ -1251,7 +1261,7 @@ MUTANTS = [
         "_is_another",
         "was[0] != is_now[0]",
         "was[2] != is_now[2]",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "frames_in_another_order_are_the_same_frames",
@@ -1261,7 +1271,7 @@ MUTANTS = [
         "not removed",
         'not common and [name for name in new["names"] if name in before] and not '
         "added and not removed",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "a_replaced_teacher_is_only_told",
@@ -1269,7 +1279,7 @@ MUTANTS = [
         "compare",
         "reason or not _is_only_told(name)",
         "reason",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "changes_are_accepted_unasked",
@@ -1277,7 +1287,7 @@ MUTANTS = [
         "judge",
         "not accept",
         "False",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "contents_known_from_the_start_are_not_read_again",
@@ -1285,7 +1295,7 @@ MUTANTS = [
         "_split",
         "_read_at_the_start(old)",
         "set()",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "teacher_maps_are_not_among_the_inputs",
@@ -1293,7 +1303,7 @@ MUTANTS = [
         "_paths",
         "frames.maps is not None",
         "False",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "validation_frames_are_picked_anew_at_a_resume",
@@ -1301,7 +1311,7 @@ MUTANTS = [
         "held_out",
         'record["splits"].get("val", {}).get("names") if shares[0] == shares[1] else None',
         "None",
-        ("tests/test_run_inputs.py",),
+        ("tests/unit/training/test_inputs.py",),
     ),
     Mutant(
         "names_held_out_are_ignored",
@@ -1309,7 +1319,7 @@ MUTANTS = [
         "build",
         "held_out is None",
         "not held_out",
-        ("tests/test_folder.py",),
+        ("tests/unit/data/datasets/test_folder.py",),
     ),
     Mutant(
         "a_tenth_is_held_out_without_validation",
@@ -1317,7 +1327,7 @@ MUTANTS = [
         "build_dataset",
         "held_out = ()",
         "held_out = None",
-        ("tests/test_folder.py",),
+        ("tests/unit/data/datasets/test_folder.py",),
     ),
     Mutant(
         "a_best_from_before_an_accepted_change_stays",
@@ -1325,7 +1335,7 @@ MUTANTS = [
         "forget_other_best",
         "state.iteration <= best_from",
         "state.iteration < best_from",
-        ("tests/test_resuming.py",),
+        ("tests/unit/training/test_resume.py",),
     ),
     Mutant(
         "best_weights_from_before_an_accepted_change_stay",
@@ -1336,7 +1346,7 @@ MUTANTS = [
                 set_aside(path)
             """,
         "pass",
-        ("tests/test_resuming.py",),
+        ("tests/unit/training/test_resume.py",),
     ),
     Mutant(
         "a_run_may_end_before_its_checkpoint",
@@ -1344,7 +1354,7 @@ MUTANTS = [
         "_check_end",
         "state.iteration <= state.total_iterations",
         "True",
-        ("tests/test_resuming.py",),
+        ("tests/unit/training/test_resume.py",),
     ),
     Mutant(
         "a_best_of_no_pixel",
@@ -1352,7 +1362,7 @@ MUTANTS = [
         "Evaluation._keep_if_best",
         "not math.isfinite(value)",
         "math.isinf(value)",
-        ("tests/test_evaluation.py",),
+        ("tests/unit/evaluation/test_evaluate.py",),
     ),
     Mutant(
         "a_best_of_another_metric_is_compared",
@@ -1361,7 +1371,7 @@ MUTANTS = [
         "other_metric or own_size or (self.best is not None and not "
         "math.isfinite(self.best))",
         "own_size or (self.best is not None and not math.isfinite(self.best))",
-        ("tests/test_evaluation.py",),
+        ("tests/unit/evaluation/test_evaluate.py",),
     ),
     Mutant(
         "a_run_without_a_pixel_goes_on",
@@ -1369,7 +1379,7 @@ MUTANTS = [
         "PixelsCount._look",
         "(found for found, _ in facts)",
         "(found or True for found, _ in facts)",
-        ("tests/test_counting.py",),
+        ("tests/unit/training/hooks/test_counting.py",),
     ),
     Mutant(
         "only_rank_0_says_whether_a_pixel_counts",
@@ -1377,7 +1387,7 @@ MUTANTS = [
         "PixelsCount._look",
         "any(found for found, _ in facts)",
         "facts[0][0]",
-        ("tests/test_counting.py",),
+        ("tests/unit/training/hooks/test_counting.py",),
     ),
     Mutant(
         "one_sparse_window_ends_a_run",
@@ -1385,7 +1395,7 @@ MUTANTS = [
         "PixelsCount.after_iteration",
         "self._seen * state.batch_size >= MIN_SAMPLES",
         "True",
-        ("tests/test_counting.py",),
+        ("tests/unit/training/hooks/test_counting.py",),
     ),
     Mutant(
         "a_frame_is_known_by_its_name_alone",
@@ -1393,7 +1403,7 @@ MUTANTS = [
         "_hash",
         'f"{name}\\0{size}"',
         'f"{name}"',
-        ("tests/test_trained_on.py",),
+        ("tests/unit/data/test_trained_on.py",),
     ),
     Mutant(
         "an_evaluation_on_training_frames_alone",
@@ -1401,7 +1411,7 @@ MUTANTS = [
         "Overlap.is_whole",
         "self.seen >= self.frames > 0",
         "self.seen > self.frames > 0",
-        ("tests/test_trained_on.py",),
+        ("tests/unit/data/test_trained_on.py",),
     ),
     Mutant(
         "what_was_trained_on_before_is_forgotten",
@@ -1409,7 +1419,7 @@ MUTANTS = [
         "union",
         "[*first.hashes.tolist(), *second.hashes.tolist()]",
         "[*first.hashes.tolist()]",
-        ("tests/test_trained_on.py",),
+        ("tests/unit/data/test_trained_on.py",),
     ),
     Mutant(
         "a_hostfile_that_is_not_there_is_this_machine",
@@ -1417,7 +1427,7 @@ MUTANTS = [
         "_check_hostfile",
         "hostfile.check_is_file(told)",
         "pass",
-        ("tests/test_hostfile.py",),
+        ("tests/unit/distributed/test_hostfile.py",),
     ),
     Mutant(
         "resume_does_not_look_at_the_machines",
@@ -1425,7 +1435,7 @@ MUTANTS = [
         "run",
         "hostfile.check_options(options)",
         "pass",
-        ("tests/test_hostfile.py",),
+        ("tests/unit/distributed/test_hostfile.py",),
     ),
     Mutant(
         "bins_are_blended_in_exported_graphs",
@@ -1433,7 +1443,7 @@ MUTANTS = [
         "Deployed.forward",
         'self.readout == "mean"',
         "True",
-        ("tests/test_exporting.py",),
+        ("tests/unit/inference/export/test_export.py",),
     ),
     Mutant(
         "an_export_is_compared_where_two_bins_are_equally_likely",
@@ -1441,7 +1451,7 @@ MUTANTS = [
         "Reference.counts",
         "self.student.margins(pixels) >= tie",
         "self.student.margins(pixels) < tie",
-        ("tests/test_exporting.py",),
+        ("tests/unit/inference/export/test_export.py",),
     ),
     Mutant(
         "exported_weights_forget_their_working_resolution",
@@ -1449,7 +1459,7 @@ MUTANTS = [
         "_write_weights",
         "settings.resize.node()",
         "{}",
-        ("tests/test_exporting.py",),
+        ("tests/unit/inference/export/test_export.py",),
     ),
     Mutant(
         "a_pixel_takes_the_cell_before_and_not_the_nearest",
@@ -1457,7 +1467,7 @@ MUTANTS = [
         "_aligned_index",
         "2 * torch.arange(fine, device=device) * (coarse - 1) + last",
         "2 * torch.arange(fine, device=device) * (coarse - 1)",
-        ("tests/test_readout.py",),
+        ("tests/unit/models/test_readout.py",),
     ),
     Mutant(
         "the_recipe_wins_over_the_weights_working_resolution",
@@ -1465,7 +1475,7 @@ MUTANTS = [
         "resize_of",
         'state.get("resize") is not None',
         'state.get("resize") is not None and data.get("resize") is None',
-        ("tests/test_resize.py", "tests/test_open_resize.py"),
+        ("tests/unit/data/test_resize.py", "tests/unit/data/test_open_resize.py"),
     ),
     Mutant(
         "an_override_does_not_win_over_the_weights_working_resolution",
@@ -1473,7 +1483,7 @@ MUTANTS = [
         "resize_of",
         'is_overridden(("data", "resize"), recipe or {}, overrides)',
         "False",
-        ("tests/test_resize.py", "tests/test_open_resize.py"),
+        ("tests/unit/data/test_resize.py", "tests/unit/data/test_open_resize.py"),
     ),
     Mutant(
         "an_override_counts_by_its_whole_key_alone",
@@ -1481,7 +1491,7 @@ MUTANTS = [
         "is_overridden",
         "return True",
         "return not isinstance(node, dict)",
-        ("tests/test_open_resize.py",),
+        ("tests/unit/data/test_open_resize.py",),
     ),
     Mutant(
         "a_best_of_images_at_their_own_size_is_compared",
@@ -1490,7 +1500,7 @@ MUTANTS = [
         "other_metric or own_size or (self.best is not None and not "
         "math.isfinite(self.best))",
         "other_metric or (self.best is not None and not math.isfinite(self.best))",
-        ("tests/test_evaluation.py",),
+        ("tests/unit/evaluation/test_evaluate.py",),
     ),
     Mutant(
         "maps_are_made_at_the_weights_own_resolution_whatever_is_asked_for",
@@ -1498,7 +1508,7 @@ MUTANTS = [
         "cache_maps",
         "build_teacher(node, device, source.resize)",
         "build_teacher(node, device)",
-        ("tests/test_caching.py",),
+        ("tests/unit/tools/test_cache_teacher.py",),
     ),
     Mutant(
         "files_without_a_partner_are_not_told_when_frames_are_cached",
@@ -1506,7 +1516,7 @@ MUTANTS = [
         "sources_of",
         "notes |= dict.fromkeys(frames.notes)",
         "",
-        ("tests/test_frame_cache.py",),
+        ("tests/unit/tools/test_cache_frames.py",),
     ),
     Mutant(
         "weights_of_an_open_side_reach_no_further_when_growing",
@@ -1514,7 +1524,7 @@ MUTANTS = [
         "open_weights",
         "length.clamp(min=new)",
         "length",
-        ("tests/test_resize.py", "tests/test_open_resize.py"),
+        ("tests/unit/data/test_resize.py", "tests/unit/data/test_open_resize.py"),
     ),
     Mutant(
         "load_student_asks_the_recipe_alone",
@@ -1522,7 +1532,7 @@ MUTANTS = [
         "load_student",
         "resize_of(state, loaded)",
         "resize_of({}, loaded)",
-        ("tests/test_student.py",),
+        ("tests/unit/inference/test_student.py",),
     ),
     Mutant(
         "a_predicted_batch_stays_in_memory_while_the_next_is_read",
@@ -1530,7 +1540,7 @@ MUTANTS = [
         "predict_pictures",
         "del batch, found",
         "",
-        ("tests/test_prediction.py",),
+        ("tests/unit/inference/predict/test_prediction.py",),
     ),
     Mutant(
         "a_video_that_breaks_off_is_a_whole_one",
@@ -1538,7 +1548,7 @@ MUTANTS = [
         "Video.frames",
         "count and self._is_short(count, shown_s)",
         "False",
-        ("tests/test_video.py",),
+        ("tests/unit/inference/predict/test_video.py",),
     ),
     Mutant(
         "a_video_is_short_where_its_last_frame_stands",
@@ -1546,7 +1556,7 @@ MUTANTS = [
         "Video._is_short",
         "few and shown_s < self._duration_s * (1 - _STANDS_STILL) - _STANDS_STILL_S",
         "shown_s < self._duration_s * (1 - _STANDS_STILL) - _STANDS_STILL_S",
-        ("tests/test_video.py",),
+        ("tests/unit/inference/predict/test_video.py",),
     ),
     Mutant(
         "a_run_goes_on_whose_launcher_ended_while_it_started",
@@ -1554,7 +1564,7 @@ MUTANTS = [
         "_is_adopted",
         "parent.pid == 1 or parent.name() in _REAPERS",
         "False",
-        ("tests/test_ancestry.py",),
+        ("tests/unit/distributed/test_launcher_watch.py",),
     ),
     Mutant(
         "an_old_import_of_a_users_part_is_a_traceback",
@@ -1562,7 +1572,7 @@ MUTANTS = [
         "_imported",
         "told is not None",
         "False",
-        ("tests/test_parts_of_before.py",),
+        ("tests/unit/config/test_moved.py",),
     ),
     Mutant(
         "a_saved_recipe_leads_nowhere_else",
@@ -1570,6 +1580,6 @@ MUTANTS = [
         "_folders",
         "yield from _of_run(folder)",
         "",
-        ("tests/test_outside.py",),
+        ("tests/unit/config/test_external.py",),
     ),
 ]

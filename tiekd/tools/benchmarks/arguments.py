@@ -1,7 +1,7 @@
 """The options of each benchmark, without the modules that measure, which take seconds to import.
 
-Choices are written out here; tests/test_benchmarks.py compares them with the names that the modules
-accept.
+Choices are written out here; tests/unit/tools/benchmarks/test_benchmarks.py compares them with the
+names that the modules accept.
 """
 
 import argparse

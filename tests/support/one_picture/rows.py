@@ -1,0 +1,74 @@
+"""The cases of test_one_picture.py: a pairwise set, and the whole product."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
+from typing import NamedTuple
+
+from support.one_picture.doors import NODES, RESIZES, SIZES
+
+READOUTS = ("mean", "local", "mode")
+# Of twelve megapixels are two rows, since each takes ten seconds: it is paired with nothing on purpose.
+NOT_PAIRED = ("turned_12mp",)
+
+
+class Row(NamedTuple):
+    """readouts: of which the row's picture is taken, one or two."""
+
+    head: str
+    readouts: tuple[str, ...]
+    resize: str
+    size: str
+
+
+PAIRWISE = (
+    Row("sigmoid", ("mean",), "none", "odd"),
+    Row("dpm_1", ("local",), "none", "tiny"),
+    Row("bts", ("mean",), "none", "portrait"),
+    Row("dpm_2", ("mode",), "none", "turned"),
+    Row("dpm_1", ("local",), "stretch", "odd"),
+    Row("bts", ("mean",), "stretch", "tiny"),
+    Row("dpm_2", ("mean", "mode"), "stretch", "portrait"),
+    Row("sigmoid", ("mean",), "stretch", "turned_12mp"),
+    Row("dpm_2", ("mode",), "cover", "odd"),
+    Row("bts", ("mean",), "cover", "tiny"),
+    Row("sigmoid", ("mean",), "cover", "portrait"),
+    Row("dpm_1", ("local",), "cover", "turned"),
+    Row("sigmoid", ("mean",), "contain", "odd"),
+    Row("dpm_2", ("local",), "contain", "tiny"),
+    Row("bts", ("mean",), "contain", "portrait"),
+    Row("dpm_1", ("mode",), "contain", "turned_12mp"),
+    Row("bts", ("mean",), "short_side", "odd"),
+    Row("dpm_1", ("mean", "mode"), "short_side", "tiny"),
+    Row("dpm_2", ("local",), "short_side", "portrait"),
+    Row("sigmoid", ("mean",), "short_side", "turned"),
+    Row("dpm_2", ("mode",), "scale", "odd"),
+    Row("sigmoid", ("mean",), "scale", "tiny"),
+    Row("dpm_1", ("local",), "scale", "portrait"),
+    Row("bts", ("mean",), "scale", "turned"),
+)
+
+
+def whole_product() -> Iterator[Row]:
+    """Every case that there is."""
+    for head, resize, size in product(NODES, RESIZES, SIZES):
+        # At its own size a network of twelve megapixels takes gigabytes.
+        if size != "turned_12mp" or resize in ("stretch", "cover", "contain", "short_side"):
+            yield Row(head, readouts_of(head), resize, size)
+
+
+def readouts_of(head: str) -> tuple[str, ...]:
+    return READOUTS if head.startswith("dpm") else ("mean",)
+
+
+def missing_pairs(rows: Sequence[Row]) -> set[tuple]:
+    """The pairs of levels of two factors that are possible and in no row."""
+    there = {pair for row in rows for pair in _pairs(row)}
+    wanted = {pair for row in whole_product() if row.size not in NOT_PAIRED for pair in _pairs(row)}
+    return wanted - there
+
+
+def _pairs(row: Row) -> Iterator[tuple]:
+    sizes = (row.size, "turned") if row.size == "turned_12mp" else (row.size,)
+    factors = ([row.head], row.readouts, [row.resize], sizes)
+    for (i, first), (j, second) in combinations(enumerate(factors), 2):
+        yield from (((i, a), (j, b)) for a, b in product(first, second))

@@ -1,0 +1,191 @@
+"""Programs in process groups of their own, and readers of the work dirs that they leave.
+
+Every process that is started here ends here, with all its children, whatever the test does.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+DS_CONFIGS = ROOT / "ds_configs"
+BIN = Path(sys.executable).parent
+TIMEOUT_S = 1200  # others may be using the cores; and above the 300 s after which a data worker is reported
+
+REPORTS: list[str] = []  # lines to be printed after all tests
+LOG_LINE = re.compile(
+    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - depth - INFO - Epoch \[\d+\]\[\d+/\d+\]\tlr: [\d.e+-]+, "
+    r"eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, data_time: \d+\.\d{3}, (memory: \d+, )?decode\.loss_\w+: "
+)
+LOG_LINE_END = re.compile(r", loss: \d+\.\d{4}, grad_norm: \d+\.\d{4}(, loss_scale: \d+\.\d{4})?$")
+
+
+class Result(NamedTuple):
+    """How a program ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def our_lines(self) -> list[str]:
+        """The lines on stderr that name a user's error."""
+        return [line for line in self.stderr.splitlines() if re.match(r"(?:\S+: )?\w*Error: ", line)]
+
+
+class Program:
+    """A program in a process group of its own; `with` ends the group for certain."""
+
+    def __init__(
+        self,
+        command: list,
+        cwd: Path = ROOT,
+        recorder: bool = True,
+        stdin: int = subprocess.DEVNULL,
+        **environment: str,
+    ):
+        environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **environment}
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "PORT")}
+        if recorder:
+            environment["PYTHONPATH"] = str(HERE.parent)
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=kept | environment,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to all of the group that is left."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.communicate()
+
+    def processes(self) -> list[psutil.Process]:
+        """The program and all below it that run."""
+        try:
+            program = psutil.Process(self.process.pid)
+            return [program, *program.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def ranks(self) -> list[psutil.Process]:
+        """Those that DeepSpeed's launcher started, by rank."""
+        found = {}
+        for process in self.processes():  # parents first, and a rank's data workers are called as it is
+            with contextlib.suppress(psutil.Error):
+                found.setdefault(
+                    next((word for word in process.cmdline() if word.startswith("--local_rank=")), ""), process
+                )
+        found.pop("", None)
+        return [found[option] for option in sorted(found)]
+
+    def result(self, timeout_s: float = TIMEOUT_S) -> Result:
+        """Waits for the end. Raises subprocess.TimeoutExpired."""
+        stdout, stderr = self.process.communicate(timeout=timeout_s)
+        return Result(self.process.returncode, stdout, stderr)
+
+    def wait_until(self, condition, timeout_s: float = TIMEOUT_S) -> None:
+        """Polls until `condition()` holds; fails when the program ends first."""
+        end = time.monotonic() + timeout_s
+        while True:
+            ended = self.process.poll() is not None  # asked first: the condition may come with the end
+            if condition():
+                return
+            assert not ended, self.process.communicate()[1]
+            assert time.monotonic() < end, "the program did not come so far"
+            time.sleep(0.05)
+
+
+def finish(command: list, timeout_s: float = TIMEOUT_S, **options) -> Result:
+    """Runs a program to its end."""
+    with Program(command, **options) as program:
+        return program.result(timeout_s)
+
+
+def many(jobs: list[dict], folder: Path, ranks: int) -> None:
+    """Runs jobs (see many.py) one after another in one set of ranks. Work dirs lie in `folder` by the job's name."""
+    for job in jobs:
+        job["recipe"]["work_dir"] = str(folder / job["name"])
+    listing = folder / f"jobs_{ranks}.json"
+    listing.write_text(json.dumps(jobs))
+    command = [sys.executable] if ranks == 1 else [*deepspeed(ranks)]
+    result = finish([*command, HERE / "many.py", listing])
+    assert result.code == 0, result.stderr[-6000:]
+
+
+def deepspeed(ranks: int, port: int | None = None) -> list[str]:
+    """The launcher on a port that nobody else uses."""
+    return [str(BIN / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port or free_port())]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def recorded(work_dir: Path) -> list[dict]:
+    """What the recorder wrote: one dict an iteration, losses as they were in fp32; the last word on each iteration."""
+    lines = (work_dir / "recorded.jsonl").read_text().splitlines()
+    by_iteration = {row["iteration"]: row for row in map(json.loads, lines)}
+    return [by_iteration[i] for i in sorted(by_iteration)]
+
+
+def losses(work_dir: Path) -> list[float]:
+    return [row["loss"] for row in recorded(work_dir)]
+
+
+def log_text(work_dir: Path) -> str:
+    return "".join(path.read_text() for path in sorted(work_dir.glob("*.log")))
+
+
+def json_log(work_dir: Path) -> list[dict]:
+    """The training rows of all .log.json files, oldest file first."""
+    rows = [json.loads(line) for path in sorted(work_dir.glob("*.log.json")) for line in path.read_text().splitlines()]
+    return [row for row in rows if row.get("mode") == "train"]
+
+
+def student(work_dir: Path, iteration: int = 20) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint."""
+    path = work_dir / "checkpoints" / f"iter_{iteration}" / "student.pth"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def digest(state: dict[str, torch.Tensor]) -> str:
+    """One number for all weights, bit by bit."""
+    parts = hashlib.sha256()
+    for name in sorted(state):
+        parts.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return parts.hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

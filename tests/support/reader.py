@@ -1,0 +1,114 @@
+"""Somebody who follows the READMEs: types their commands, as they are written, in a small checkout (small_checkout.py).
+
+What is done with a command before it runs:
+- what RECIPE and the like stand for is put in (STANDS_FOR);
+- a second training of a recipe gets a work dir of its own, since one that holds a run is refused;
+- `deepspeed --num_gpus 2 PROGRAM` becomes two processes of PROGRAM (forked.py), unless it is to be launched;
+- what would take long on a CPU is told to do less, and a run that is finished to go on (TOLD).
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from support import commands, programs, small_checkout
+
+STUDENT = "tiekd_mobilenet_v2_bts_kitti"
+STANDS_FOR = {
+    "RECIPE": f"model_configs/students/{STUDENT}.yaml",
+    "TEACHER_RECIPE": "model_configs/teachers/bts_r50_kitti.yaml",
+    "OTHER_RECIPE": "model_configs/teachers/bts_r50_kitti.yaml",
+    "NAME": STUDENT,
+    "iter_N": "iter_4",
+    "CHECKPOINT": f"work_dirs/{STUDENT}/best_abs_rel.pth",
+}
+# What a reader has besides the files that small_checkout makes: a second run, and files with published names.
+PREPARING = [
+    "cp -r work_dirs/NAME work_dirs/OTHER",
+    "cp work_dirs/NAME/*.log.json LOG.json",
+    "cp work_dirs/NAME/best_abs_rel.pth ENCODER.pth",
+    "bin/import_weights.py work_dirs/NAME/best_abs_rel.pth RECIPE --out PUBLISHED.pth --to-published",
+    "bin/import_weights.py work_dirs/bts_r50_kitti/best_abs_rel.pth TEACHER_RECIPE --out PUBLISHED_TEACHER.pth"
+    " --to-published",
+]
+TOLD = {
+    "bin/benchmark.py head": "--height 16 --width 32 --channels 8 --bins 33 --rounds 1",
+    "bin/benchmark.py loader": "--kb-crop 48 96 --crop 32 64 --rounds 1",
+    "bin/benchmark.py eval": "--kb-crop 48 96 --rounds 1",
+    "bin/benchmark.py layouts": "--shrink 16 --rounds 1",
+    "bin/benchmark.py growth": "--height 32 --width 64 --batches 1 --crops 1 --bins 33 --rounds 1",
+    **{
+        f"bin/benchmark.py {word}": "--height 32 --width 64 --rounds 1"
+        for word in ("step", "engine", "student", "teacher")
+    },
+    "bin/train.py RECIPE --dry-run --find-micro-batch": "--memory 1",
+    "deepspeed --num_gpus 4 bin/resume": "--set train.epochs=3",
+}
+IN_SHELL = ("printf ", "cp ", "python tests/")  # all that does nothing outside the checkout and isn't a program of ours
+LIMIT_S = 600
+
+
+class Reader:
+    """A small checkout with the files that the READMEs tell one to write, and a process that runs its programs; the
+    process is `program`, for a `with`."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.typed = small_checkout.make(folder), 0
+        for block in commands.blocks(programs.ROOT):
+            if block.file is not None:
+                (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / block.file).write_text(block.text)
+        forked = [sys.executable, folder / "tests" / "support" / "forked.py", str(LIMIT_S)]
+        self.program = programs.Program(forked, cwd=folder, recorder=False, stdin=subprocess.PIPE)
+
+    def types(self, command: str, launches: bool = False) -> tuple[int, str]:
+        """Runs a command; the exit code, of many ranks the first that isn't 0, and what it said.
+
+        launches: in a shell, by the launcher where the command has one.
+        """
+        self.typed += 1
+        command = self._completed(command)
+        ranks, words = twin(command)
+        if launches or not words:
+            assert launches or command.startswith(IN_SHELL), f"nothing here says how to run {command}"
+            # Eight slots, as a CPU counts them, so that 4 and 5 are among them.
+            result = programs.finish(["bash", "-c", command], cwd=self.folder, recorder=False, LOCAL_SIZE="8")
+            return result.code, result.stdout + result.stderr
+        out = self.folder / f"output_{self.typed}.txt"
+        request = {"words": words, "environment": {}, "ranks": ranks, "out": str(out)}
+        self.program.process.stdin.write(json.dumps(request) + "\n")
+        self.program.process.stdin.flush()
+        codes = json.loads(self.program.process.stdout.readline())
+        return next((code for code in codes if code), 0), out.read_text()
+
+    def _completed(self, command: str) -> str:
+        told = next((options for start, options in TOLD.items() if command.startswith(start)), "")
+        command = f"{filled_in(command)} {told}".strip()
+        trained = re.search(r"bin/(?:train\.py|dist_train\.sh) \S*?(\w+)\.yaml", command)
+        if not trained or not (self.folder / "work_dirs" / trained[1]).exists():
+            return command
+        if re.search(r"--(work-dir|resume-from|dry-run)\b", command):
+            return command
+        return f"{command} --work-dir work_dirs/again_{self.typed}"
+
+
+def filled_in(text: str) -> str:
+    return re.sub(r"\b([A-Z_]+|iter_N)\b", lambda word: STANDS_FOR.get(word[0], word[0]), text)
+
+
+def twin(command: str) -> tuple[int, list[str]]:
+    """How many processes of which program with which arguments a command means; no words for what isn't ours."""
+    words, ranks = shlex.split(re.sub(r"^(\w+=\S+ )+", "", command)), 1
+    if words[0] == "deepspeed":
+        start = next(i for i, word in enumerate(words) if word.startswith("bin/"))
+        chosen = dict(zip(words[1:start:2], words[2:start:2], strict=True))
+        devices = chosen.get("--include", "").split(",")
+        ranks, words = int(chosen.get("--num_gpus", len(devices))), words[start:]
+    elif words[:2] == ["sh", "bin/dist_train.sh"]:
+        ranks, words = int(words[3]), ["bin/train.py", words[2], *words[4:]]
+    elif words[0] == "python":
+        words = words[1:]
+    return (ranks, words) if words[0].startswith("bin/") else (1, [])

@@ -1,0 +1,63 @@
+"""One run on two ranks, one, and two again, at ZeRO stages 1, 0, 3 and 2: the run that never changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import programs, recipes
+
+LEGS = [(5, 2, "fp32_zero1"), (10, 1, "fp32"), (15, 2, "zero3_sharded"), (20, 2, "fp32_zero2")]
+
+
+def recipe(ground: Path) -> dict:
+    """Without kinks (see smooth_encoder), so that rounding stays rounding; evaluates where a leg ends."""
+    node = recipes.recipe(ground, validate=True)
+    node["network"] = {**node["network"], "encoder": {"name": "support.parts.smooth_encoder"}}
+    node["schedule"] = {"name": "constant"}
+    node["evaluation"] |= {"interval": 5, "by": "iteration"}
+    node["checkpoint"] = {"interval": 5, "by": "iteration", "keep_last": 9}
+    node["hooks"] = [recipes.RECORDER, {"name": "support.parts.entry"}]
+    return node
+
+
+@pytest.fixture(scope="module")
+def work_dirs(ground, tmp_path_factory) -> tuple[Path, Path]:
+    """Of the run that never changed, and of the one in four legs."""
+    folder = tmp_path_factory.mktemp("changing")
+    path = recipes.write_recipe(folder / "recipe.yaml", recipe(ground))
+    train, resume = programs.ROOT / "bin" / "train.py", programs.ROOT / "bin" / "resume"
+    commands = [[*programs.deepspeed(2), train, path, "--work-dir", folder / "straight"]]
+    for i, (end, ranks, engine) in enumerate(LEGS):
+        program = [resume, folder / "legs"] if i else [train, path, "--work-dir", folder / "legs"]
+        options = ["--deepspeed_config", programs.DS_CONFIGS / f"{engine}.json", "--set", f"train.iterations={end}"]
+        commands.append([*programs.deepspeed(ranks), *program, *options])
+    for command in commands:
+        result = programs.finish(command)
+        assert result.code == 0, result.stderr[-3000:]
+    return folder / "straight", folder / "legs"
+
+
+def test_losses_and_weights_are_those_of_the_run_that_never_changed(work_dirs):
+    straight, legs = work_dirs
+    assert [row["iteration"] for row in programs.recorded(legs)] == list(range(1, 21))
+    assert programs.losses(legs) == pytest.approx(programs.losses(straight), rel=2e-6)
+    for name, tensor in programs.student(straight).items():
+        assert (tensor - programs.student(legs)[name]).abs().max() <= 1e-5, name
+
+
+def test_each_leg_ran_as_it_was_told(work_dirs):
+    states = [(work_dirs[1] / "checkpoints" / f"iter_{end}" / "state.json").read_text() for end, *_ in LEGS]
+    made_by = [json.loads(state)["made_by"] for state in states]
+    assert [(m["world_size"], m["zero_stage"]) for m in made_by] == [(2, 1), (1, 0), (2, 3), (2, 2)]
+
+
+def test_evaluation_right_after_each_resume_is_the_one_right_before(work_dirs):
+    rows = [json.loads(line) for line in (work_dirs[1] / "entered.jsonl").read_text().splitlines()]
+    before = {row["ends_after"]: row["metrics"] for row in rows if "ends_after" in row}
+    after = {row["begins_after"]: row for row in rows if "begins_after" in row}
+    assert list(before) == [5, 10, 15, 20] and list(after) == [0, 5, 10, 15]
+    for iteration in (5, 10, 15):
+        assert after[iteration]["metrics"] == pytest.approx(before[iteration], abs=1e-6)
+        saved = programs.student(work_dirs[1], iteration)
+        statistics = after[iteration]["statistics"]
+        assert len(statistics) == 6 and {name: saved[name].tolist() for name in statistics} == statistics

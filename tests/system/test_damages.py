@@ -1,0 +1,153 @@
+"""Checkpoints that a disk, a copy or somebody damaged: found out, passed over, and never trained on."""
+
+import json
+import random
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import programs, recipes
+
+from tiekd.errors import CheckpointError
+from tiekd.workdir import checkpoints, manifest
+
+NEWEST, OLDER = "iter_4", "iter_2"
+KINDS = ("truncate", "flip", "delete", "empty manifest", "wrong tag")
+
+
+@pytest.fixture(scope="module")
+def trained(ground, tmp_path_factory) -> Path:
+    """A work dir with the checkpoints of iterations 2 and 4, made by one process."""
+    folder = tmp_path_factory.mktemp("damages")
+    recipe = recipes.recipe(ground, batch_size=2, iterations=4)
+    recipe["checkpoint"] = {"interval": 2, "by": "iteration"}
+    path = recipes.write_recipe(folder / "recipe.yaml", recipe)
+    result = programs.finish([sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", folder / "whole"])
+    assert result.code == 0, result.stderr[-3000:]
+    return folder / "whole"
+
+
+def damage(folder: Path, kind: str, seed: int) -> str:
+    """Damages a checkpoint in one of the ways, at a seeded file and byte; says what was done."""
+    pick = random.Random(seed)
+    if kind == "wrong tag":
+        folder.rename(folder.with_name(f"iter_{5 + seed}"))
+        return f"renamed to iter_{5 + seed}"
+    name = manifest.NAME if kind == "empty manifest" else pick.choice(sorted(p.name for p in folder.iterdir()))
+    path, data = folder / name, bytearray((folder / name).read_bytes())
+    place = pick.randrange(len(data))
+    if kind == "delete":
+        path.unlink()
+    elif kind == "flip":
+        data[place] ^= 1 << pick.randrange(8)
+        path.write_bytes(data)
+    else:
+        path.write_bytes(b"" if kind == "empty manifest" else data[:place])
+    return f"{kind} {name} at {place}"
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_every_damage_is_found_and_the_older_one_is_taken(trained, tmp_path, seed):
+    folder = tmp_path / "run" / checkpoints.FOLDER
+    shutil.copytree(trained / checkpoints.FOLDER, folder)
+    done = damage(folder / NEWEST, KINDS[seed % len(KINDS)], seed)
+    taken, passed_over = checkpoints.find(tmp_path / "run")
+    assert taken.name == OLDER, done
+    (line,) = passed_over
+    assert re.fullmatch(r"Passed over iter_\d+: \S.*", line), done
+
+
+def call(folder: Path, commands: list[list]) -> list[programs.Result]:
+    (folder / "commands.json").write_text(json.dumps([[str(word) for word in command] for command in commands]))
+    result = programs.finish([sys.executable, programs.HERE / "mains.py", folder / "commands.json"])
+    assert result.code == 0, result.stderr[-3000:]
+    return [programs.Result(**row) for row in json.loads((folder / "commands.out").read_text())]
+
+
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 50), marks=pytest.mark.long)], ids=["few", "all"])
+def test_a_run_goes_on_from_the_older_one_and_refuses_the_damaged_one_in_a_line(trained, tmp_path, seeds):
+    commands = []
+    for seed in seeds:
+        work_dir = tmp_path / str(seed)
+        shutil.copytree(trained, work_dir)
+        damage(work_dir / checkpoints.FOLDER / NEWEST, KINDS[seed % len(KINDS)], seed)
+        (damaged,) = {p.name for p in (work_dir / checkpoints.FOLDER).glob("iter_*")} - {OLDER}
+        common = [trained.parent / "recipe.yaml", "--work-dir", work_dir, "--resume-from"]
+        commands += [[*common, work_dir / checkpoints.FOLDER / damaged], [*common, "auto"]]
+    outcomes = call(tmp_path, commands)
+    expected = programs.losses(trained)
+    for seed, refused, resumed in zip(seeds, outcomes[::2], outcomes[1::2], strict=True):
+        assert refused.code == 2 and len(refused.our_lines()) == 1, refused.stderr
+        assert "Traceback" not in refused.stderr + resumed.stderr
+        assert resumed.code == 0, resumed.stderr[-3000:]
+        assert "Passed over iter_" in resumed.stderr and f"Resumed from {tmp_path / str(seed)}" in resumed.stderr
+        rows = [json.loads(line) for line in (tmp_path / str(seed) / "recorded.jsonl").read_text().splitlines()]
+        assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 3, 4]
+        assert [row["loss"] for row in rows[4:]] == expected[2:]
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def test_no_file_runs_code(trained, tmp_path, ground):
+    mark, bomb = tmp_path / "exploded", tmp_path / "bomb.pth"
+    torch.save({"state_dict": Bomb(mark)}, bomb)
+    torch.load(bomb, weights_only=False)
+    assert mark.exists(), "the bomb is a dud"
+    mark.unlink()
+
+    commands = []
+    names = sorted(p.name for p in (trained / checkpoints.FOLDER / NEWEST).iterdir() if p.suffix in (".pt", ".pth"))
+    engine_files = [name for name in names if name.startswith("mp_rank")]
+    assert engine_files and "rank_0.pt" in names
+    for name in [*engine_files, "rank_0.pt"]:
+        work_dir = tmp_path / name
+        shutil.copytree(trained, work_dir)
+        hostile = work_dir / checkpoints.FOLDER / NEWEST
+        shutil.copy(bomb, hostile / name)
+        (hostile / manifest.NAME).unlink()
+        files = {p.name: [p.stat().st_size, manifest.digest(p)] for p in hostile.iterdir()}
+        manifest.write(hostile, files)
+        assert checkpoints.check(hostile) is None
+        commands.append(["--work-dir", work_dir, "--resume-from", hostile])
+    commands.append(["--work-dir", tmp_path / "new", "--load-from", bomb])
+    commands.append(["--work-dir", tmp_path / "new", "--set", f"teacher.checkpoint={bomb}"])
+    for result in call(tmp_path, [[trained.parent / "recipe.yaml", *command] for command in commands]):
+        assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+        assert len(result.our_lines()) == 1, result.stderr
+        assert not mark.exists()
+    imported = programs.finish(
+        [
+            *[sys.executable, programs.ROOT / "bin" / "import_weights.py", bomb],
+            *[programs.ROOT / "model_configs" / "students" / "light_kitti.yaml", "--out", tmp_path / "ours.pth"],
+        ]
+    )
+    assert imported.code == 2 and len(imported.our_lines()) == 1 and "Traceback" not in imported.stderr, imported.stderr
+    assert not mark.exists() and not (tmp_path / "ours.pth").exists()
+
+
+def test_a_changed_optimizer_is_refused_in_a_line(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    groups = 'optimizer.groups=[{"match":"encoder.*","lr_mult":0.5}]'
+    recipe = trained.parent / "recipe.yaml"
+    (result,) = call(tmp_path, [[recipe, "--work-dir", tmp_path / "run", "--resume-from", "auto", "--set", groups]])
+    assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    (line,) = result.our_lines()
+    assert "not of this recipe's network and optimizer" in line
+
+
+def test_none_left_says_what_each_lacks(tmp_path):
+    for iteration in (1, 2):
+        (tmp_path / checkpoints.FOLDER / f"iter_{iteration}").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="passed over iter_2: it has no manifest.*passed over iter_1: .*start"):
+        checkpoints.find(tmp_path)

@@ -1,0 +1,91 @@
+"""What a user gets wrong ends in one line that says what to do, code 2, and everything as it was.
+
+Each mistake (mistakes.py) is tried in one process, through the programs' own mains (mains.py); six again under the
+launcher.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from support import mistakes, programs, recipes, spoiling
+from support.mistakes import Mistake
+
+ALL = {
+    "undivisible batch": mistakes.UNDIVISIBLE,
+    **mistakes.RECIPES,
+    **mistakes.ENGINES,
+    **mistakes.SPLITS,
+    **mistakes.IMAGES,
+    **mistakes.DEPTHS,
+    **mistakes.CHECKPOINTS,
+    **mistakes.COMMANDS,
+}
+WITH_TWO_RANKS = [
+    "misspelt key",
+    "misspelt json key",
+    "missing image",
+    "unfitting teacher",
+    "undivisible batch",
+    "missing split",
+]
+
+
+def arguments(place: Path, mistake: Mistake) -> list[str]:
+    recipe = spoiling.good(place)
+    command = mistake.make(place, recipe) or ["{}/recipe.yaml", "--work-dir", "{}/work"]
+    recipes.write_recipe(place / "recipe.yaml", recipe)
+    if (place / "engine.json").exists():
+        command += ["--deepspeed_config", "{}/engine.json"]
+    return [word.replace("{}", str(place)) for word in command]
+
+
+@pytest.fixture(scope="module")
+def outcomes(ground, tmp_path_factory) -> dict[str, tuple[programs.Result, list[str]]]:
+    """Per mistake: how the program ended, and what became of the files of before."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    places = {name: spoiling.place_for(ground, folder / name.replace(" ", "_")) for name in ALL}
+    commands = [arguments(place, ALL[name]) for name, place in places.items()]
+    before = [programs.files_of(place) for place in places.values()]
+    (folder / "arguments.json").write_text(json.dumps(commands))
+    result = programs.finish([sys.executable, programs.HERE / "mains.py", folder / "arguments.json"])
+    assert result.code == 0, result.stderr[-3000:]
+    results = [programs.Result(**row) for row in json.loads((folder / "arguments.out").read_text())]
+    lost = [list_lost(place, files) for place, files in zip(places.values(), before, strict=True)]
+    return dict(zip(places, zip(results, lost, strict=True), strict=True))
+
+
+def test_there_are_more_than_sixty():
+    assert len(ALL) >= 60
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_in_one_process(outcomes, name):
+    result, lost = outcomes[name]
+    check(result, ALL[name])
+    assert lost == []
+
+
+@pytest.mark.parametrize("name", WITH_TWO_RANKS)
+def test_under_the_launcher(ground, tmp_path, name):
+    place = spoiling.place_for(ground, tmp_path / "place")
+    command = arguments(place, ALL[name])
+    before = programs.files_of(place)
+    result = programs.finish([*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", *command])
+    check(result, ALL[name])
+    assert list_lost(place, before) == []
+
+
+def check(result: programs.Result, mistake: Mistake) -> None:
+    assert result.code == 2, (result.code, result.stderr[-3000:])
+    assert "Traceback" not in result.stderr + result.stdout, result.stderr[-3000:]
+    (line,) = result.our_lines()
+    assert line.startswith(f"{mistake.kind}: ") and mistake.text in line and len(line) < 2100, line
+
+
+def list_lost(place: Path, before: dict[str, str]) -> list[str]:
+    """Files that changed or went, and files that came outside the work dir (a frame's mistake is met in training)."""
+    after = programs.files_of(place)
+    changed = [name for name in before if after.get(name) != before[name]]
+    return changed + [name for name in after.keys() - before.keys() if not name.startswith("work/")]

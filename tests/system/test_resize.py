@@ -1,0 +1,81 @@
+"""A run at a working resolution: its evaluation, bin/evaluate.py on any ranks, load_student and cached maps agree."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import programs, recipes
+
+import tiekd
+from tiekd.data.datasets import scenes
+from tiekd.data.image_io import read_levels
+from tiekd.evaluation import metrics
+from tiekd.models.build import build_network
+from tiekd.workdir.weights_file import write_weights
+
+CONTAIN = {"height": 40, "width": 64, "mode": "contain"}
+STRETCH = {"height": 48, "width": 72, "mode": "stretch"}
+SIZE = {"height": 64, "width": 128, "num_train": 16, "num_val": 4}
+
+
+@pytest.fixture(scope="module", params=[CONTAIN, STRETCH], ids=["contain", "stretch"])
+def trained(ground, tmp_path_factory, request) -> Path:
+    """The folder of a recipe that was trained for four iterations on two ranks at a working resolution."""
+    folder = tmp_path_factory.mktemp("resize")
+    node = recipes.recipe(ground, iterations=4, validate=True)
+    node["data"] |= {"resize": request.param}
+    node["data"]["augment"] = {"rotate_deg": 20.0}
+    node |= {"evaluation": {"crop": "none", "flip": False, "by": "iteration", "interval": 4}, "hooks": []}
+    node["work_dir"] = str(folder / "work")
+    recipe = recipes.write_recipe(folder / "student.yaml", node)
+    result = programs.finish([*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", recipe])
+    assert result.code == 0, result.stderr[-3000:]
+    return folder
+
+
+def evaluated(folder: Path, ranks: int) -> dict:
+    launcher = [sys.executable] if ranks == 1 else programs.deepspeed(ranks)
+    out = folder / f"figures_{ranks}.json"
+    result = programs.finish([*launcher, programs.ROOT / "bin" / "evaluate.py", folder / "student.yaml", "--out", out])
+    assert result.code == 0, result.stderr[-3000:]
+    assert "scored there" in result.stdout
+    return json.loads(out.read_text())["networks"]["student"]
+
+
+def test_every_door_scores_and_predicts_what_the_run_did(ground, trained):
+    log = next((trained / "work").glob("*.log.json")).read_text().splitlines()
+    logged = next(row for row in map(json.loads, log) if row.get("mode") == "val")
+    one, two = evaluated(trained, 1), evaluated(trained, 2)
+    assert one["metrics"] == two["metrics"] and one["resize"] == two["resize"] != {}
+    assert logged["abs_rel"] == pytest.approx(one["metrics"]["abs_rel"], abs=6e-5)
+
+    student = tiekd.load_student(trained / "work" / "best_abs_rel.pth")
+    frames = scenes.build(str(ground / "scenes"), "val", 80.0, **SIZE)
+    rows = []
+    for index in range(len(frames)):
+        depth, truth = student(frames[index].image.contiguous()), frames[index].depth[0]
+        assert depth.shape == truth.shape == (64, 128)
+        rows.append(metrics.depth_metrics(depth, truth, 0.001, 80.0, "none"))
+    assert metrics.aggregate(torch.cat(rows))["abs_rel"] == pytest.approx(one["metrics"]["abs_rel"], rel=1e-6)
+
+
+def test_cached_maps_are_what_the_teacher_s_weights_say_of_whole_pictures(ground, tmp_path):
+    torch.manual_seed(5)
+    teacher, maps = tmp_path / "teacher.pth", tmp_path / "maps"
+    write_weights(teacher, build_network(recipes.TEACHER).state_dict(), recipes.TEACHER, 1, resize=CONTAIN)
+    node = recipes.recipe(ground)
+    node["data"]["resize"] = STRETCH
+    node["teacher"] = {"network": recipes.TEACHER, "checkpoint": str(teacher), "flip": False}
+    recipe = recipes.write_recipe(tmp_path / "student.yaml", node)
+    result = programs.finish([sys.executable, programs.ROOT / "bin" / "cache_teacher.py", recipe, "--out", maps])
+    assert result.code == 0, result.stderr[-3000:]
+    student = tiekd.load_student(teacher)
+    frames = scenes.build(str(ground / "scenes"), "train", 80.0, **SIZE)
+    for index in range(4):
+        cached = read_levels(maps / frames.map_name(index))[0].numpy().astype(np.float64) * 80 / 65535
+        said = student(frames[index].image.contiguous()).numpy()
+        assert cached.shape == said.shape == (64, 128)
+        assert abs(cached - said).max() <= 0.5 * 80 / 65535 + 1e-5

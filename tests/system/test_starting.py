@@ -1,0 +1,110 @@
+"""What only tells or reads something starts at once: without torch, in a fraction of a second and
+little memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiekd.tools.benchmarks import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+# bin/ has shell scripts, too.
+PROGRAMS = sorted(
+    path
+    for path in (ROOT / "bin").iterdir()
+    if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env py")
+)
+RECIPES = sorted(
+    path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts
+)
+HEAVY = {"torch", "numpy", "deepspeed", "torchvision", "PIL", "tensorboard", "pydantic"}
+MEMORY_KB, TIME_S = 60_000, 2.0  # of the processor; 0.1 s on an idle machine
+
+# Runs the program that argv names, then says what it imported and took.
+RUNNER = f"""
+import json, re, resource, runpy, sys
+sys.argv = sys.argv[1:]
+code = 0
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    code = end.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = sorted({HEAVY!r} & set(sys.modules))
+peak_kb = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss may be the parent's
+print(json.dumps([code, heavy, peak_kb, used.ru_utime + used.ru_stime]), file=sys.stderr)
+"""
+
+
+def started(*words) -> tuple[int, str]:
+    """The exit code and output of a program that must be light."""
+    command = [sys.executable, "-c", RUNNER, *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    code, heavy, memory_kb, time_s = json.loads(result.stderr.splitlines()[-1])
+    assert heavy == []
+    assert memory_kb < MEMORY_KB and time_s < TIME_S
+    return code, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
+def test_help_is_quick(program):
+    code, told = started(program, "--help")
+    assert code == 0 and told.startswith(f"usage: {program.name}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_benchmark_is_quick(name):
+    code, told = started(ROOT / "bin/benchmark.py", name, "--help")
+    assert code == 0 and told.startswith(f"usage: benchmark.py {name}") and "--rounds" in told
+    assert len(told.partition("options:")[0]) > 500  # with what the module says of itself
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
+def test_a_mistake_in_the_call_is_told_as_quickly(program):
+    code, told = started(program, "recipe.yaml", "--nonsense")
+    assert code == 2 and "error: " in told
+
+
+def test_all_programs_were_seen():
+    assert len(PROGRAMS) == 13 and {"resume", "train.py", "print_config.py"} <= {
+        path.name for path in PROGRAMS
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES[::12], ids=lambda path: path.stem)
+def test_a_recipe_is_printed_without_torch(path):
+    code, told = started(
+        ROOT / "bin/print_config.py", path, "--set", "train.epochs=3", "data.root=/x"
+    )
+    assert code == 0 and "epochs: 3" in told
+
+
+def test_a_mistake_in_a_recipe_is_told_before_torch_is_there(tmp_path):
+    (tmp_path / "x.yaml").write_text("trian: {epochs: 1}\n")
+    for program in ("train.py", "print_config.py"):
+        code, told = started(ROOT / "bin" / program, tmp_path / "x.yaml")
+        assert code == 2 and "unknown key 'trian'" in told
+
+
+def test_importing_tiekd_imports_nothing_else_and_has_all_its_names():
+    code = """
+import sys
+import tiekd
+assert not {"torch", "numpy", "yaml", "tiekd.config.recipe"} & set(sys.modules)
+assert {"load_recipe", "load_student", "build_network"} <= set(dir(tiekd)) and "__version__" in dir(tiekd)
+from tiekd import load_recipe
+assert "torch" not in sys.modules and load_recipe is tiekd.load_recipe is sys.modules["tiekd.config.recipe"].load_recipe
+from tiekd import *
+assert build_network is sys.modules["tiekd.models.build"].build_network
+assert load_student is tiekd.load_student is sys.modules["tiekd.inference.student"].load_student
+try:
+    tiekd.load_teacher
+except AttributeError as error:
+    assert str(error) == "module 'tiekd' has no attribute 'load_teacher'"
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

@@ -1,0 +1,111 @@
+"""bin/resume --restarts N: through three kills to the end by itself; and two runs never share a work dir."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from support import programs, recipes
+
+from tiekd.workdir import checkpoints, workdir
+
+ITERATIONS = 60
+
+
+@pytest.fixture(scope="module")
+def path(ground, tmp_path_factory) -> Path:
+    recipe = recipes.recipe(ground, batch_size=2, iterations=ITERATIONS)
+    recipe["checkpoint"] = {"interval": 4, "by": "iteration"}
+    return recipes.write_recipe(tmp_path_factory.mktemp("supervision") / "recipe.yaml", recipe)
+
+
+def newest(work_dir: Path) -> int:
+    return max((int(p.name[5:]) for p in checkpoints.newest_first(work_dir / checkpoints.FOLDER)), default=0)
+
+
+def train(path: Path, name: str) -> list:
+    return [*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", path, "--work-dir", path.parent / name]
+
+
+def resume(work_dir: Path, *options: str) -> list:
+    return [programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}", *options]
+
+
+@pytest.fixture(scope="module")
+def killed(path) -> Path:
+    """The work dir of a run that was killed with all its processes after its first checkpoint."""
+    work_dir = path.parent / "run"
+    with programs.Program(train(path, "run")) as program:
+        program.wait_until(lambda: newest(work_dir) >= 4)
+    return work_dir
+
+
+def test_it_ends_by_itself_through_three_kills(killed, path):
+    with programs.Program(resume(killed, "--restarts=3")) as program:
+        for _ in range(3):
+            reached = newest(killed)
+            program.wait_until(lambda: newest(killed) > reached and len(program.ranks()) == 2)  # noqa: B023
+            ranks = program.ranks()
+            ranks[0].kill()
+            psutil.wait_procs(ranks, timeout=60)
+        result = program.result()
+    assert result.code == 0, result.stderr[-3000:]
+    for restart in (1, 2, 3):
+        assert f"restart {restart} of 3 in {2 ** (restart - 1)} s" in result.stderr
+    assert workdir.read_outcome(killed).outcome == "finished"
+    with programs.Program(train(path, "straight")) as program:
+        assert program.result().code == 0
+    straight = path.parent / "straight"
+    assert programs.losses(killed) == programs.losses(straight)
+    assert programs.digest(programs.student(killed, ITERATIONS)) == programs.digest(
+        programs.student(straight, ITERATIONS)
+    )
+
+    again = programs.finish(resume(killed))
+    assert again.code == 0 and f"is finished ({ITERATIONS} of {ITERATIONS} iterations" in again.stdout
+
+
+def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leaves_nobody(path, ground):
+    """The teacher's file is gone, which no start mends; then it is back, and the supervisor is killed."""
+    work_dir = path.parent / "crashing"
+    with programs.Program(train(path, "crashing")) as program:
+        program.wait_until(lambda: newest(work_dir) >= 4)
+    teacher = ground / "teacher.pth"
+    teacher.rename(ground / "elsewhere.pth")
+    try:
+        result = programs.finish(resume(work_dir, "--restarts=5"))
+    finally:
+        (ground / "elsewhere.pth").rename(teacher)
+    assert result.code == 2 and "not started again" in result.stderr, result.stderr[-3000:]
+    assert "restart 1 of 5" in result.stderr and "restart 2 of 5" not in result.stderr
+
+    with programs.Program(resume(work_dir, "--restarts=5")) as program:
+        program.wait_until(lambda: newest(work_dir) > 4)
+        everything = [p for p in psutil.Process(program.process.pid).children(recursive=True)]
+        program.process.kill()
+        _, alive = psutil.wait_procs(everything, timeout=150)
+        assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_second_run_on_a_work_dir_is_refused(path):
+    work_dir = path.parent / "shared"
+    with programs.Program(
+        train(path, "shared"),
+    ) as first:
+        first.wait_until(lambda: newest(work_dir) >= 4)
+        for process in first.ranks():
+            process.suspend()
+        before = programs.files_of(work_dir)
+        anew = [sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", work_dir]
+        second = programs.finish([*anew, "--resume-from", "auto"])
+        (line,) = second.our_lines()
+        assert second.code == 2 and line.startswith("LaunchError: "), second.stderr[-2000:]
+        assert f"is in use by process {first.ranks()[0].pid} on " in line and "give another --work-dir" in line
+        assert programs.files_of(work_dir) == before
+        for process in first.ranks():
+            process.resume()
+        os.kill(first.ranks()[0].pid, signal.SIGTERM)
+        assert first.result().code == 75
+    assert workdir.read_outcome(work_dir).outcome == "stopped"

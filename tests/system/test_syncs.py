@@ -1,0 +1,46 @@
+"""Off the log step the host never waits for the device on our account: teacher, student, losses, loop and hooks.
+
+On a CPU by looking for what would wait on a GPU; where there is a GPU, by what torch warns of there.
+"""
+
+import json
+
+import pytest
+import torch
+from support import programs, recipes
+
+ON_GPU = torch.cuda.is_available()
+FIRST, LAST, ITERATIONS = 12, 18, 20
+CONFIGS = ["fp32", "fp32_zero2", "bf16_autocast", *(["fp16", "fp16_zero1"] if ON_GPU else [])]
+
+
+def watched(folder, ground, name: str, **changes) -> dict:
+    """What SyncWatch found between two lines of the log, at iterations 10 and 20, with pictures at the latter."""
+    recipe = recipes.recipe(ground, iterations=ITERATIONS)
+    recipe["log"] = {"interval": 10, "by_epoch": False}
+    recipe["tensorboard"] = {"image_interval": 20}
+    recipe["data"]["workers"] = 1
+    recipe["losses"]["structure"] = {"name": "ssim", "weight": 0.1}
+    recipe["hooks"] = [{"name": "support.parts.sync_watch", "first": FIRST, "last": LAST}]
+    path = recipes.write_recipe(folder / "recipe.yaml", recipe | changes)
+    command = [programs.sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", folder / "work"]
+    result = programs.finish([*command, "--deepspeed_config", programs.DS_CONFIGS / f"{name}.json"])
+    assert result.code == 0, result.stderr[-3000:]
+    return json.loads((folder / "work" / "syncs.json").read_text())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_of_ours_waits_for_the_device_off_the_log_step(name, ground, tmp_path):
+    told = watched(tmp_path, ground, name)
+    assert told["found"] == []
+    if ON_GPU:
+        assert told["num_all"] <= told["num_bare"], told["others"]
+
+
+def test_a_hook_that_waits_is_found(ground, tmp_path):
+    hooks = [{"name": "support.parts.recorder"}, {"name": "support.parts.sync_watch", "first": FIRST, "last": LAST}]
+    told = watched(tmp_path, ground, "fp32", hooks=hooks)
+    # The recorder's means over ranks, and its count of skipped steps, once an iteration.
+    files = [line.split(" at ")[1].split(":")[0] for line in told["found"]]
+    assert set(files) == {"tiekd/distributed/comm.py", "tiekd/engine/step.py"}
+    assert all(files.count(file) >= LAST - FIRST for file in set(files))

@@ -1,0 +1,97 @@
+"""A TensorBoard server on a work dir, asked by HTTP for what its page asks, and opened in headless Chromium."""
+
+import json
+import shutil
+import subprocess
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+from support import programs, recipes
+
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+
+
+@pytest.fixture(scope="module")
+def server(ground, tmp_path_factory):
+    """The address of a server on the work dir of a short run."""
+    folder = tmp_path_factory.mktemp("tensorboard")
+    recipe = recipes.recipe(ground, iterations=8)
+    recipe["tensorboard"] = {"interval": 1, "image_interval": 4}
+    programs.many(
+        [{"name": "work", "recipe": recipe, "engine": str(programs.DS_CONFIGS / "fp32.json")}], folder, ranks=1
+    )
+    port = programs.free_port()
+    command = ["python", "-m", "tensorboard.main", "--logdir", folder / "work", "--host", "127.0.0.1", "--port", port]
+    with programs.Program([*command, "--load_fast=false", "--reload_interval=1"]) as program:
+        address = f"http://127.0.0.1:{port}"
+        program.wait_until(lambda: "tf_logs" in str(ask(address, "/data/runs")))
+        program.wait_until(lambda: len(shown(address, "scalars", "loss")) == 8)
+        program.wait_until(lambda: len(shown(address, "images", "pictures_1")) == 2)
+        yield address
+
+
+def ask(address: str, route: str):
+    try:
+        with urllib.request.urlopen(address + route, timeout=120) as answer:
+            return json.loads(answer.read())
+    except OSError:
+        return None
+
+
+def shown(address: str, plugin: str, name: str) -> list:
+    """The points or pictures of the one tag that ends in a name; none where there is no such tag yet."""
+    tags = ask(address, f"/data/plugin/{plugin}/tags") or {}
+    found = [{"run": run, "tag": tag} for run in tags for tag in tags[run] if tag.split("/")[-1] == name]
+    if not found:
+        return []
+    (which,) = found
+    query = urllib.parse.urlencode({**which, "sample": 0})
+    return ask(address, f"/data/plugin/{plugin}/{plugin}?{query}") or []
+
+
+def test_it_serves_the_loss_and_the_pictures(server):
+    points = shown(server, "scalars", "loss")
+    assert [step for _, step, _ in points] == list(range(1, 9))
+    assert all(0 < value < 10 for _, _, value in points)
+    pictures = shown(server, "images", "pictures_1")
+    assert [picture["step"] for picture in pictures] == [4, 8]
+    with urllib.request.urlopen(f"{server}/data/plugin/images/individualImage?{pictures[0]['query']}") as answer:
+        assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_a_browser_shows_it(server, tmp_path):
+    # Two groups of cards are open at first, and the loss is in the third: the filter opens the cards that are meant.
+    address = f"{server}/?tagFilter=%5Etrain%2F(loss%7Cpictures_1)%24&smoothing=0#timeseries"
+    wanted, page = ("tf_logs", ">/loss<", ">/pictures_1<", "<img"), ""
+    for _ in range(5):  # the browser's virtual clock may run out before the server has answered
+        page = open_page(address, tmp_path / "profile", "--dump-dom")
+        if all(word in page for word in wanted):
+            break
+    assert [word for word in wanted if word not in page] == []
+    picture = tmp_path / "page.png"
+    for _ in range(5):
+        open_page(address, tmp_path / "profile", f"--screenshot={picture}")
+        if picture.is_file():
+            break
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def open_page(address: str, profile: Path, *options) -> str:
+    """What the browser prints; nothing where it does not end."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--no-proxy-server", "--no-first-run", "--disable-background-networking"]
+    command += [
+        f"--user-data-dir={profile}",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=60000",
+        *options,
+        address,
+    ]
+    with programs.Program(command) as program:
+        try:
+            return program.result(timeout_s=400).stdout
+        except subprocess.TimeoutExpired:
+            return ""

@@ -1,0 +1,220 @@
+"""Kinds are read from the source as Python reads them, and nothing is imported or run for it."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiekd.config import external, kinds
+from tiekd.config.build import _names, build, settings
+from tiekd.config.recipe import load_recipe
+from tiekd.data.augment.augment import Augment
+from tiekd.data.loading.loader import Loading
+from tiekd.data.resize import Resize
+from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.training.settings import LoadSettings, TrainSettings
+
+RECIPES = Path(__file__).parents[3] / "model_configs"
+PACKAGES = "losses data.datasets training.hooks models.encoders models.decoders models.heads models.necks".split()
+PARTS = [(package, name) for package in PACKAGES for name in _names(f"tiekd.{package}")]
+OF_THE_PROGRAM = {"hooks", "info", "text_log", "frames", "split", "needs_ground_truth"}
+# Text parameters of data sets that are no paths; `maps` is teacher.maps.
+NO_PATHS = {"split", "maps", "on_error", "unmatched"}
+
+
+@pytest.mark.parametrize(("package", "name"), PARTS)
+def test_every_part_is_read_as_python_reads_it(package, name):
+    real = inspect.signature(importlib.import_module(f"tiekd.{package}.{name}").build).parameters
+    read = kinds._of_part(package.replace(".", "/"), name)
+    assert list(read) == list(real)
+    assert {key: read[key] for key in read.keys() - OF_THE_PROGRAM} == {
+        key: real[key].annotation for key in real.keys() - OF_THE_PROGRAM
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "cls"),
+    [
+        (("train",), TrainSettings),
+        (("load",), LoadSettings),
+        (("evaluation",), EvaluationSettings),
+        (("data", "augment"), Augment),
+        (("data", "resize"), Resize),
+        (("data",), Loading),
+    ],
+)
+def test_every_section_of_fixed_keys_is_read_as_python_reads_it(section, cls):
+    real = {key: field.type for key, field in cls.__dataclass_fields__.items()}
+    assert kinds._of(*kinds._FIELDS[section]) == real
+
+
+def test_every_text_of_a_data_set_is_known_to_be_a_path_or_not():
+    for name in _names("tiekd.data.datasets"):
+        for key, kind in kinds._of_part("data/datasets", name).items():
+            if kinds.is_text(kind) and key not in NO_PATHS:
+                assert kinds.is_path(kinds.kind_of(("data", key), {"data": {"name": name}})), (
+                    name,
+                    key,
+                )
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("work_dir", Path),
+        ("data", dict),
+        ("data.name", str),
+        ("data.root", Path),
+        ("data.kb_crop", tuple[int, int] | None),
+        ("data.workers", int),
+        ("data.augment.sizes", str),
+        ("data.nonsense", Any),
+        ("data.root.nonsense", Any),
+        ("network.encoder.pretrained", Path),
+        ("network.encoder.widths", Any),
+        ("network.max_depth", float),
+        ("network.head.target", str),
+        ("teacher.maps", Path),
+        ("teacher.network.encoder.pretrained", Path),
+        ("losses.dpm.weight", float),
+        ("losses.depth.name", str),
+        ("losses.depth.reduce", str),
+        ("losses.depth.against", str),
+        ("log.exp_name", str | None),
+        ("hooks", list[dict]),
+        ("load.ignore", Sequence[str]),
+        ("optimizer.lr", Any),
+        ("nonsense.x", Any),
+    ],
+)
+def test_the_kind_of_a_key(key, kind):
+    recipe = load_recipe(RECIPES / "demo.yaml")
+    recipe["data"]["name"] = "kitti"
+    assert kinds.kind_of(key.split("."), recipe) == kind
+
+
+MINE = """
+raise SystemExit("this file was run")
+
+import pathlib
+import torch_that_is_not_there
+from typing import List, Literal, Optional, Union
+
+
+class Base:
+    def __init__(self, root: "pathlib.Path", label: str, sizes: List[int], unsaid, mode: Literal["a", "b"] = "a"):
+        pass
+
+
+class Mine(Base):
+    size: Optional[int] = None
+
+
+def build(*, files: list[pathlib.Path], count: int | None = 3, either: Union[str, float] = "x", odd: int[str] = 1):
+    pass
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A folder with a package that ends the process when it is run."""
+    monkeypatch.setattr(external, "_recipe_folders", [])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_parts_unrun").mkdir()
+    (tmp_path / "my_parts_unrun/__init__.py").write_text(
+        "raise SystemExit('this package was run')\n"
+    )
+    (tmp_path / "my_parts_unrun/part.py").write_text(MINE)
+    (tmp_path / "my_parts_unrun/other.py").write_text(
+        MINE.replace("def build", "def unused") + "\nbuild = Mine\n"
+    )
+    (tmp_path / "my_parts_unrun/broken.py").write_text("def build(:\n")
+    yield tmp_path
+    assert not [name for name in sys.modules if name.startswith("my_parts_unrun")]
+
+
+def test_a_part_of_the_users_own_is_read_and_not_run(mine):
+    recipe = {
+        "losses": {
+            "mine": {"name": "my_parts_unrun.part"},
+            "other": {"name": "my_parts_unrun.other"},
+        }
+    }
+    of = lambda *key: kinds.kind_of(("losses", *key), recipe)  # noqa: E731
+    assert (of("mine", "files"), of("mine", "files", 0), of("mine", "count")) == (
+        list[Path],
+        Path,
+        int | None,
+    )
+    assert (of("mine", "either"), of("mine", "odd"), of("mine", "weight")) == (
+        str | float,
+        Any,
+        float,
+    )
+    assert (of("other", "root"), of("other", "label"), of("other", "sizes")) == (
+        Path,
+        str,
+        list[int],
+    )
+    assert (of("other", "unsaid"), of("other", "mode"), of("other", "size")) == (
+        Any,
+        str,
+        int | None,
+    )
+    for name in (
+        "my_parts_unrun.broken",
+        "my_parts_unrun.nothing",
+        "no.such",
+        "..x",
+        "/etc/passwd",
+        3,
+        None,
+        ["a.b"],
+    ):
+        assert kinds.kind_of(("losses", "x", "y"), {"losses": {"x": {"name": name}}}) is Any
+
+
+def test_set_and_homes_go_by_the_kinds_of_a_users_own_part(mine, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    (mine / "r.yaml").write_text("losses: {mine: {name: my_parts_unrun.other, root: ~/a}}\n")
+    given = [
+        "losses.mine.label=1e3",
+        "losses.mine.unsaid=1e3",
+        "losses.mine.size=3",
+        "losses.mine.mode=no # x",
+    ]
+    assert load_recipe("r.yaml", given)["losses"]["mine"] == {
+        "name": "my_parts_unrun.other",
+        **{
+            "root": "/home/of/mine/a",
+            "label": "1e3",
+            "unsaid": 1000.0,
+            "size": 3,
+            "mode": "no # x",
+        },
+    }
+    node = "losses={mine: {name: my_parts_unrun.part, files: [~/a, b~], either: ~/c}}"
+    assert load_recipe("r.yaml", [node])["losses"]["mine"]["files"] == ["/home/of/mine/a", "b~"]
+    assert load_recipe("r.yaml", [node])["losses"]["mine"]["either"] == "~/c"
+
+
+def test_where_a_path_is_asked_for_it_is_given(tmp_path, monkeypatch):
+    (tmp_path / "given_paths.py").write_text("")
+    (tmp_path / "given_paths_of").mkdir()
+    (tmp_path / "given_paths_of/part.py").write_text(
+        "from pathlib import Path\n"
+        "def build(root: Path, other: str | Path, files: list[Path] = (), depths: Path | None = None):\n"
+        "    return root, other, files, depths\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"name": "given_paths_of.part", "root": "a", "other": "b", "files": ["c"]}
+    assert build(node, "tiekd.losses", "here") == (Path("a"), "b", [Path("c")], None)
+    assert build(node | {"depths": "d"}, "tiekd.losses", "here")[3] == Path("d")
+    for wrong in ({"root": 3}, {"other": 3}, {"files": [3]}, {"depths": True}):
+        with pytest.raises(ValueError, match="it must be (a list, each )?text"):
+            build(node | wrong, "tiekd.losses", "here")
+    assert settings({"load": {"checkpoint": "a"}}, "load", LoadSettings).checkpoint == "a"

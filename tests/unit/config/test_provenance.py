@@ -1,0 +1,100 @@
+"""A printed recipe is the recipe, and says where each value comes from."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiekd.config.provenance import annotated
+from tiekd.config.recipe import load_recipe
+from tiekd.errors import RecipeError
+
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted(path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts)
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def origins(text: str) -> dict[str, str]:
+    """By dotted name."""
+    found, parents = {}, []
+    for line in text.splitlines():
+        indent, key, origin = re.fullmatch(r"( *)([^:]+):(?:.*?  # (.*))?", line).groups()
+        parents = [*parents[: len(indent) // 2], key]
+        if origin:
+            found[".".join(parents)] = origin
+    return found
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_reads_back_as_itself_and_each_value_has_a_file(path, tmp_path):
+    text = annotated(path, ["data.workers=3"])
+    assert load_recipe(write(tmp_path / "printed.yaml", text)) == load_recipe(path, ["data.workers=3"])
+    for line in text.splitlines():
+        assert re.search(r"(:|  # (--set data.workers=3|model_configs/\S+\.yaml))$", line)
+        named = line.rpartition("  # ")[2]
+        assert not named.startswith("model_configs") or (ROOT / named).is_file()
+
+
+def test_the_file_that_said_it_last_is_named(tmp_path):
+    write(tmp_path / "bases/a.yaml", "train: {epochs: 1, seed: 1}\ndata: {name: kitti, root: x, kb_crop: null}\n")
+    write(tmp_path / "bases/b.yaml", "_base_: a.yaml\ntrain: {epochs: 2}\nlosses: {dpm: {}}\n")
+    path = write(tmp_path / "x.yaml", "_base_: bases/b.yaml\ntrain: {seed: 1}\nhooks: [{name: h, note: 'a # b'}]\n")
+    text = annotated(path, ["losses.depth.weight=1e-3", "data={name: nyu}"])
+    assert origins(text) == {
+        "train.epochs": "bases/b.yaml",
+        "train.seed": "x.yaml",
+        "data.name": "--set data={name: nyu}",
+        "losses.dpm": "bases/b.yaml",
+        "losses.depth.weight": "--set losses.depth.weight=1e-3",
+        "hooks": "x.yaml",
+    }
+    assert load_recipe(write(tmp_path / "printed.yaml", text))["hooks"] == [{"name": "h", "note": "a # b"}]
+
+
+def test_a_teachers_network_comes_from_the_files_of_its_recipe(tmp_path):
+    network = "{encoder: {name: resnet, depth: 18}, decoder: {name: bts}, head: {name: sigmoid}}"
+    write(tmp_path / "net.yaml", f"network: {network}\n")
+    write(tmp_path / "teacher.yaml", "_base_: net.yaml\nnetwork: {encoder: {depth: 50}}\n")
+    write(tmp_path / "old.yaml", f"teacher: {{network: {network}, checkpoint: old.pth}}\n")
+    path = write(tmp_path / "student.yaml", "_base_: old.yaml\nteacher: {recipe: teacher.yaml}\n")
+    found = origins(annotated(path, ["teacher.network.decoder.width=8"]))
+    assert found == {
+        "teacher.recipe": "student.yaml",
+        "teacher.network.encoder.name": "net.yaml",
+        "teacher.network.encoder.depth": "teacher.yaml",
+        "teacher.network.decoder.name": "net.yaml",
+        "teacher.network.decoder.width": "--set teacher.network.decoder.width=8",
+        "teacher.network.head.name": "net.yaml",
+    }
+
+
+def test_what_load_recipe_refuses_is_refused(tmp_path):
+    path = write(tmp_path / "x.yaml", "trian: {epochs: 1}\n")
+    with pytest.raises(RecipeError, match="unknown key 'trian'; did you mean 'train'"):
+        annotated(path)
+
+
+@pytest.mark.parametrize("value", ["'two\nlines'", "0.1", "1e-7", "'yes'", "null", "[]", "2026-01-01", "'0\n'", ".inf"])
+def test_values_of_all_kinds_read_back(tmp_path, value):
+    path = write(tmp_path / "x.yaml", "train: {epochs: 1}\n")
+    given = [f"train.extra={value}"]
+    printed = write(tmp_path / "printed.yaml", annotated(path, given))
+    assert load_recipe(printed) == load_recipe(path, given)
+
+
+@pytest.mark.processes
+def test_the_program_prints_it_and_tells_a_mistake_in_one_line(tmp_path):
+    program, recipe = ROOT / "bin" / "print_config.py", ROOT / "model_configs" / "demo.yaml"
+    command = [sys.executable, program, recipe, "--set", "train.seed=7"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout == annotated(recipe, ["train.seed=7"])
+    result = subprocess.run([sys.executable, program, "no.yaml"], capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].startswith("RecipeError: no.yaml: no such recipe")

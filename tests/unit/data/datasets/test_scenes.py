@@ -1,0 +1,252 @@
+"""The built-in scenes: same bytes everywhere, depth that geometry agrees with, a layout that is whole or not there."""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiekd.data.datasets import scenes
+from tiekd.data.datasets.scenes import FIRST_HELD_OUT_INDEX, render, write_kitti_layout
+from tiekd.data.image_io import read_image, read_levels
+from tiekd.data.rendering.casting import GROUND, SKY, cast, ellipsoid, look, prism, rays
+from tiekd.data.rendering.layout import random_street
+from tiekd.data.rendering.objects import PLAIN, Draw, frame
+from tiekd.data.rendering.texture import strip, stripes
+from tiekd.errors import DataError, RecipeError
+
+SIZE = 64, 208
+ROOT = Path(__file__).parents[4]
+DIGEST = """
+import hashlib
+from tiekd.data.datasets.scenes import render
+scene = render(3, 5, 64, 208)
+print(hashlib.sha256(b"".join(part.tobytes() for part in scene)).hexdigest())
+"""
+
+
+@pytest.mark.processes
+def test_same_bytes_in_every_process():
+    here = hashlib.sha256(b"".join(part.tobytes() for part in render(3, 5, *SIZE))).hexdigest()
+    command, env = [sys.executable, "-c", DIGEST], {**os.environ, "PYTHONHASHSEED": "7"}
+    there = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
+    assert there.stdout.strip() == here
+
+
+def test_other_seed_or_index_is_another_scene():
+    pictures = [render(seed, index, *SIZE).image for seed, index in ((0, 0), (0, 1), (1, 0))]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(pictures[one].astype(int) - pictures[other]).mean() > 10
+
+
+def test_same_street_at_every_size():
+    small, large = render(0, 4, 64, 208), render(0, 4, 128, 416)
+    both = (small.depth > 0) & (large.depth[::2, ::2] > 0)
+    close = np.abs(small.depth - large.depth[::2, ::2])[both] < 0.03 * small.depth[both]
+    assert close.mean() > 0.85
+
+
+def test_types_intrinsics_and_ranges():
+    scene = render(0, 0, 375, 1242)
+    assert scene.image.shape == (375, 1242, 3) and scene.image.dtype == np.uint8
+    assert scene.depth.dtype == scene.sparse_depth.dtype == np.float32 and scene.intrinsics.dtype == np.float64
+    expected = [[721.5377, 0, 609.5593], [0, 721.5377, 172.854], [0, 0, 1]]
+    np.testing.assert_allclose(scene.intrinsics, expected, rtol=1e-12)
+    assert scene.depth.max() <= 80.0 and scene.depth[scene.depth > 0].min() > 1.0
+
+
+def test_ground_depth_is_that_of_a_plane():
+    camera = look(1.65, 0.0, 0.0, 0.0, 128, 416)
+    hits = cast(camera, [])
+    rows = np.arange(128)[:, None]
+    expected = np.broadcast_to(1.65 * camera.focal / np.maximum(rows - camera.cy, 1e-9), (128, 416))
+    ground = hits.face == GROUND
+    np.testing.assert_allclose(1 / hits.inverse_depth[ground], expected[ground], rtol=1e-4)
+    assert (hits.face[:59] == SKY).all() and ground[60:].all()  # the horizon is at cy = 59.0
+
+
+def world_points(camera, hits):
+    x, y = rays(camera)
+    ray = x[..., None] * camera.axes[0] + y[..., None] * camera.axes[1] + camera.axes[2]
+    return camera.position + ray / np.where(hits.inverse_depth > 0, hits.inverse_depth, np.inf)[..., None]
+
+
+def test_points_of_a_street_lie_on_their_surfaces():
+    camera, street = look(1.6, 0.03, 0.01, -0.005, *SIZE), random_street(Draw(np.random.SeedSequence(2)))
+    hits = cast(camera, street.solids)
+    points, first = world_points(camera, hits), 1
+    assert np.abs(points[hits.face == GROUND][:, 1] / camera.position[1]).max() < 1e-2
+    seen = 0
+    for solid in street.solids:
+        for number in range(len(solid.offsets)):
+            at = points[hits.face == first + number]
+            if len(at) and solid.radii is None:
+                distance = at @ solid.normals.T - solid.offsets
+                assert np.abs(distance[:, number]).max() < 2e-3 and distance.max() < 2e-3
+                seen += len(at)
+            elif len(at):
+                assert np.abs((((at - solid.centre) / solid.radii) ** 2).sum(-1) - 1).max() < 2e-2
+                seen += len(at)
+        first += len(solid.offsets)
+    assert seen > 1000
+
+
+def test_a_turned_box_covers_what_slabs_say():
+    camera = look(1.65, 0.02, -0.01, 0.01, 96, 312)
+    ahead, up, right = frame(0.5)
+    profile = [(-2, 0.4), (2, 0.4), (2, 1.9), (-2, 1.9)]
+    box = prism(profile, (1.0, 0.0, 9.0), (ahead, up, right), 0.9, PLAIN, (1, 1, 1))
+    hits = cast(camera, [box])
+    x, y = rays(camera)
+    ray = x[..., None] * camera.axes[0] + y[..., None] * camera.axes[1] + camera.axes[2]
+    axes = np.array([ahead, up, right])
+    start, way = axes @ (camera.position - [1.0, 0.0, 9.0]), ray @ axes.T
+    low, high = (np.array([-2, 0.4, -0.9]) - start) / way, (np.array([2, 1.9, 0.9]) - start) / way
+    enter, leave = np.minimum(low, high).max(-1), np.maximum(low, high).min(-1)
+    expected = (enter < leave) & (enter > 0)
+    assert expected.sum() > 500 and ((hits.face > GROUND) == expected).mean() > 0.999
+    both = expected & (hits.face > GROUND)
+    np.testing.assert_allclose(1 / hits.inverse_depth[both], enter[both], rtol=1e-4)
+
+
+def test_nearer_solid_hides_the_farther_whatever_the_order():
+    camera = look(1.65, 0.0, 0.0, 0.0, *SIZE)
+    near, far = (ellipsoid((0, 1.65, z), (1, 1, 1), PLAIN, (1, 1, 1)) for z in (8, 20))
+    for solids in ([near, far], [far, near]):
+        hits = cast(camera, solids)
+        assert 1 / hits.inverse_depth.max() == pytest.approx(6.0, rel=0.2)
+        assert 1 / hits.inverse_depth[round(camera.cy), round(camera.cx)] == pytest.approx(7.0, rel=1e-3)
+
+
+def test_solid_that_crosses_the_cameras_plane_is_seen():
+    wall = prism([(-5, 0), (20, 0), (20, 6), (-5, 6)], (4, 0, 0), frame(0.0), 1.0, PLAIN, (1, 1, 1))
+    camera = look(1.65, 0.0, 0.0, 0.0, *SIZE)
+    depth = 1 / cast(camera, [wall]).inverse_depth[round(camera.cy), -1]
+    assert depth == pytest.approx(3.0 * camera.focal / (SIZE[1] - 1 - camera.cx), rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [(64, 208), (128, 416), (352, 704)])
+def test_sparse_depth_is_a_share_of_the_dense_like_kittis(size):
+    for index in range(4):
+        scene = render(0, index, *size)
+        measured = scene.sparse_depth > 0
+        assert 0.03 < measured.mean() < 0.05
+        assert np.array_equal(scene.sparse_depth[measured], scene.depth[measured])
+
+
+def test_lidar_has_rows_and_leaves_the_upper_part_out():
+    measured = render(0, 2, 375, 1242).sparse_depth > 0
+    slope_of_top_beam = math.tan(math.radians(2.0))
+    assert not measured[: int(172.854 - 1.3 * 721.5377 * slope_of_top_beam)].any()
+    middle = measured[:, 590:630].mean(1)[200:370]  # beams are flat here: sampled rows alternate with empty ones
+    assert (middle == 0).mean() > 0.4 and middle.max() > 0.2
+
+
+def test_sky_has_no_depth_and_surfaces_have():
+    for index in range(4):
+        camera_seed, street_seed = np.random.SeedSequence([0, index]).spawn(4)[:2]
+        hits = cast(scenes.random_camera(camera_seed, *SIZE), random_street(Draw(street_seed)).solids)
+        depth = render(0, index, *SIZE).depth
+        assert (depth[hits.face == SKY] == 0).all()
+        assert (depth[hits.inverse_depth > 1 / 79.9] > 0).all() and (depth[hits.inverse_depth < 1 / 80.1] == 0).all()
+
+
+def test_patterns_finer_than_a_pixel_give_their_mean():
+    at = np.linspace(0, 3, 7, dtype=np.float32)
+    np.testing.assert_allclose(stripes(at, 0.01, 0.3, np.full(7, 5.0, np.float32)), 0.3, atol=2e-3)
+    np.testing.assert_allclose(strip(at, 1.0, 0.25, np.full(7, 0.01, np.float32)), [0, 0, 1, 0, 0, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(strip(at, 1.0, 0.25, np.full(7, 1.0, np.float32))[:4], [0, 0.25, 0.5, 0.25], atol=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [(-1, 0, 64, 208), (0, -1, 64, 208), (0, 0, 16, 208), (0, 0, 64, 31)])
+def test_wrong_arguments_are_named(arguments):
+    with pytest.raises(RecipeError, match="must be"):
+        render(*arguments)
+
+
+def test_layout_is_kittis(tmp_path):
+    root, calls = tmp_path / "deep" / "set", []
+    write_kitti_layout(root, 1, *SIZE, 3, 2, dense_val=True, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    train, test = ((root / f"kitti_eigen_{split}.txt").read_text().splitlines() for split in ("train", "test"))
+    assert len(train) == 3 and len(test) == 2
+    drive = "2000_01_01_drive_0001_sync"
+    depth_path = f"{drive}/proj_depth/groundtruth/image_02/0000000001.png"
+    assert train[1] == f"2000_01_01/{drive}/image_02/data/0000000001.png {depth_path} 120.8372"
+    scene = render(1, FIRST_HELD_OUT_INDEX + 1, *SIZE)
+    picture, depth, _ = test[1].split()
+    assert np.array_equal(read_image(root / "input" / picture).permute(1, 2, 0).numpy(), scene.image)
+    for folder, exact in (("gt_depth", scene.sparse_depth), ("gt_dense", scene.depth)):
+        stored = read_levels(root / folder / depth)[0].numpy() / np.float32(256)
+        assert np.abs(stored - exact).max() <= 0.5 / 256 and ((stored > 0) == (exact > 0)).all()
+    assert len(list((root / "gt_dense").rglob("*.png"))) == 2
+    assert [path.name for path in root.parent.iterdir()] == ["set"]
+
+
+def test_existing_set_is_used_or_refused_but_never_changed(tmp_path):
+    root = tmp_path / "set"
+    write_kitti_layout(root, 1, *SIZE, 1, 1)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    write_kitti_layout(root, 1, *SIZE, 1, 1, progress=lambda done, total: pytest.fail("rendered again"))
+    with pytest.raises(
+        DataError, match=r"set: holds scenes made with .*'num_train': 1.*, but .*'num_train': 2.*delete it"
+    ):
+        write_kitti_layout(root, 1, *SIZE, 2, 1)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
+    with pytest.raises(DataError, match="choose another root"):
+        write_kitti_layout(tmp_path / "mine", 1, *SIZE, 1, 1)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def start_writing(root: Path, num_train: int) -> multiprocessing.Process:
+    writer = multiprocessing.get_context("fork").Process(target=write_kitti_layout, args=(root, 1, *SIZE, num_train, 1))
+    writer.start()
+    return writer
+
+
+@pytest.mark.processes
+def test_killed_run_leaves_no_set(tmp_path):
+    root = tmp_path / "set"
+    writer = start_writing(root, 100_000)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob(f"set.partial-{writer.pid}-*/input/**/0000000001.png")):
+        assert time.monotonic() < deadline and writer.is_alive()
+        time.sleep(0.02)
+    writer.kill()
+    writer.join()
+    assert not root.exists()
+    write_kitti_layout(root, 1, *SIZE, 1, 1)
+    assert json.loads((root / "scenes.json").read_text())["num_train"] == 1
+
+
+@pytest.mark.processes
+def test_processes_that_start_at_once_end_with_one_set(tmp_path):
+    writers = [start_writing(tmp_path / "set", 3) for _ in range(3)]
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert len(list((tmp_path / "set" / "input").rglob("*.png"))) == 4
+
+
+def test_loser_of_the_race_takes_the_winners_set(tmp_path, monkeypatch):
+    root = tmp_path / "set"
+    rename = os.rename
+
+    def lose(partial, target):
+        monkeypatch.setattr(os, "rename", rename)
+        write_kitti_layout(root, 1, *SIZE, 1, 1)
+        rename(partial, target)
+
+    monkeypatch.setattr(os, "rename", lose)
+    write_kitti_layout(root, 1, *SIZE, 1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -1,0 +1,233 @@
+"""Decoded frames: the same numbers as the files, read as they are now or refused, and the same batches bit by bit."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import fake_data
+from support.fake_data import depth_name, image_name, write_png
+
+from tiekd.data import image_io
+from tiekd.data.augment.augment import Augment
+from tiekd.data.datasets import kitti
+from tiekd.data.decoded_cache import Decoded, attach, describe, folder_of, without_cache
+from tiekd.data.loading.loader import training_batches, validation_batches
+from tiekd.data.loading.sampler import MicroBatches
+from tiekd.errors import DataError, RecipeError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Five frames of noise, with teacher maps as large as the window."""
+    root, rng = fake_data.make(tmp_path / "kitti"), np.random.default_rng(0)
+    for index in range(5):
+        write_png(root / "input" / image_name(index), rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        write_png(root / "gt_depth" / depth_name(index), rng.integers(0, 65536, (20, 30), dtype=np.uint16))
+        map_name = image_name(index).replace("/", "_")
+        write_png(root / "maps" / map_name, rng.integers(0, 65536, (16, 24), dtype=np.uint16))
+    return root
+
+
+def frames_of(root, split="train"):
+    return kitti.build(str(root), split, 80.0, kb_crop=(16, 24), maps="maps")
+
+
+def filled(root, frames, folder="decoded"):
+    cache = Decoded(root / folder, root)
+    for index in range(len(frames)):
+        for path, decode in frames.files(index).values():
+            cache.write(path, decode)
+    return cache
+
+
+def refused(act, *arguments):
+    with pytest.raises(DataError) as error:
+        act(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_and_evaluation_see_the_same_bits_as_from_the_files(root, workers):
+    def batches(decoded):
+        train, val = frames_of(root), frames_of(root, "val")
+        if decoded:
+            train.decoded, val.decoded = filled(root, train), filled(root, val)
+        augment = Augment(crop=(12, 16), rotate_p=0.5, rotate_deg=20.0)
+        sampler = MicroBatches(len(train), 2, 1, 0, 1, 3, 0, 20)
+        yield from training_batches(train, sampler, augment, 3, workers, CPU)
+        yield from (batch for _, batch in validation_batches(val, 2, 0, 1, workers, CPU))
+
+    for one, other in zip(batches(decoded=False), batches(decoded=True), strict=True):
+        assert one.names == other.names and (one.teacher_depth is None) == (other.teacher_depth is None)
+        tensors = [pair for pair in zip(one, other, strict=True) if isinstance(pair[0], torch.Tensor)]
+        assert len(tensors) >= 4
+        assert all(a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes() for a, b in tensors)
+
+
+def test_the_files_are_not_read_again(root, monkeypatch):
+    frames = frames_of(root)
+    frames.decoded = filled(root, frames)
+    monkeypatch.setattr(image_io, "_decode", None)
+    assert frames[0].image.shape == (3, 16, 24)
+
+
+def test_numpy_reads_them_where_their_sources_would_be(root):
+    cache = filled(root, frames_of(root))
+    source = root / "input" / image_name(2)
+    assert cache.path(source) == root / "decoded" / "input" / f"{image_name(2)}.npy"
+    array = np.load(cache.path(source))
+    assert array.dtype == np.uint8 and np.array_equal(array, image_io.read_image(source).numpy())
+    depth = np.load(cache.path(root / "gt_depth" / depth_name(2)))
+    assert depth.dtype == np.uint16 and depth.shape == (1, 20, 30)
+
+
+def test_a_source_elsewhere_has_a_place_too(root, tmp_path):
+    source, cache = tmp_path / "elsewhere.png", Decoded(root / "decoded", root)
+    write_png(source, np.full((4, 5), 300, np.uint16))
+    cache.write(source, image_io.read_levels)
+    assert cache.path(source).is_relative_to(root / "decoded") and cache.read(source).unique().tolist() == [300]
+
+
+def test_what_is_read_is_a_copy_that_nobody_else_sees(root):
+    frames, source = frames_of(root), root / "input" / image_name(0)
+    cache = filled(root, frames)
+    before = cache.path(source).read_bytes()
+    cache.read(source).zero_()
+    assert cache.path(source).read_bytes() == before and cache.holds(source, thoroughly=True)
+
+
+def test_a_frame_that_is_not_there_is_named_with_what_to_do(root):
+    source, cache = root / "input" / image_name(1), Decoded(root / "decoded", root)
+    told = refused(cache.read, source)
+    assert told == f"{source}: not in {root / 'decoded'} (data.decoded); run bin/cache_frames.py"
+    assert not cache.holds(source)
+
+
+@pytest.mark.parametrize("change", ["bytes", "time", "gone"])
+def test_a_source_that_has_changed_is_not_served(root, change):
+    source, cache = root / "input" / image_name(1), filled(root, frames_of(root))
+    if change == "gone":
+        source.unlink()
+        assert "no such file" in refused(cache.read, source)
+    elif change == "bytes":  # within the same tick of the clock
+        old = source.stat()
+        write_png(source, np.zeros((20, 30, 3), np.uint8))
+        os.utime(source, ns=(old.st_atime_ns, old.st_mtime_ns))
+        assert "has changed since" in refused(cache.read, source)
+    else:
+        os.utime(source, ns=(0, time.time_ns() + 1))
+        assert "bin/cache_frames.py" in refused(cache.read, source)
+    assert not cache.holds(source)
+
+
+@pytest.mark.parametrize("size", [0, 10, 127, 200, -1])
+def test_a_torn_file_is_refused_by_name(root, size):
+    source, cache = root / "input" / image_name(1), filled(root, frames_of(root))
+    path = cache.path(source)
+    path.write_bytes(path.read_bytes()[:size])
+    told = refused(cache.read, source)
+    assert told.startswith(f"{path}: ") and told.endswith("make it anew with bin/cache_frames.py")
+    assert not cache.holds(source)
+
+
+@pytest.mark.parametrize("place", [5, 200, 1000])
+def test_a_flipped_byte_is_seen_by_those_who_look(root, place):
+    source, cache = root / "input" / image_name(1), filled(root, frames_of(root))
+    content = bytearray(cache.path(source).read_bytes())
+    content[place] ^= 1
+    cache.path(source).write_bytes(content)
+    assert cache.holds(source) and not cache.holds(source, thoroughly=True)
+
+
+def test_no_byte_of_the_note_can_be_wrong(root):
+    source, cache = root / "input" / image_name(1), filled(root, frames_of(root))
+    content = bytearray(cache.path(source).read_bytes())
+    for place in range(1, 45):
+        content[-place] ^= 1
+        cache.path(source).write_bytes(content)
+        assert not cache.holds(source, thoroughly=True), place
+        content[-place] ^= 1
+    cache.path(source).write_bytes(content)
+    assert cache.holds(source, thoroughly=True)
+
+
+def test_a_source_that_cannot_be_decoded_leaves_nothing(root):
+    source, cache = root / "input" / image_name(1), Decoded(root / "decoded", root)
+    source.write_bytes(source.read_bytes()[:60])
+    assert "torn or damaged PNG" in refused(cache.write, source, image_io.read_image)
+    assert not cache.path(source).exists()
+
+
+def test_a_recipe_says_where_it_is(root, tmp_path):
+    assert folder_of({"root": str(root), "decoded": "there"}) == root / "there"
+    assert folder_of({"root": str(root), "decoded": "/absolute"}).as_posix() == "/absolute"
+    assert folder_of({"root": str(root)}) is None and folder_of({"root": str(root)}, "decoded") == root / "decoded"
+    assert without_cache({"data": {"root": "r", "decoded": "d"}, "a": 1}) == {"data": {"root": "r"}, "a": 1}
+    frames = frames_of(root)
+    attach(frames, {"root": str(root)})
+    assert frames.decoded is None
+    told = refused(attach, frames, {"root": str(root), "decoded": "nowhere"})
+    assert str(root / "nowhere") in told and "bin/cache_frames.py" in told
+
+
+def test_it_is_told_beforehand_how_many_are_not_there(root):
+    frames = frames_of(root)
+    assert describe(frames) == describe(object()) == []
+    frames.decoded = filled(root, frames)
+    assert describe(frames) == [f"Decoded frames: all 15 files are in {root / 'decoded'}"]
+    frames.decoded.path(root / "gt_depth" / depth_name(0)).unlink()
+    (root / "input" / image_name(1)).write_bytes(b"something else")
+    (line,) = describe(frames)
+    assert line.startswith(f"WARNING: 2 of 15 files aren't in {root / 'decoded'}") and "bin/cache_frames.py" in line
+
+
+def turn(path):
+    """Marks a picture as one to be turned by half, its pixels as they are; both sides stay as long as they were."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+
+
+def of_before(path):
+    """The decoded file as it was written before pictures came upright."""
+    path.write_bytes(path.read_bytes().replace(b"tiekd 2\n", b"tiekd 1\n"))
+    return path
+
+
+def test_old_files_are_read_but_for_pictures_that_a_mark_turns(root):
+    frames = frames_of(root)
+    turn(root / "input" / image_name(1))
+    plain = [frames[0], frames[1]]
+    frames.decoded = filled(root, frames)
+    assert all(torch.equal(frames[index].image, plain[index].image) for index in (0, 1))
+    for index in (0, 1):
+        path = of_before(frames.decoded.path(root / "input" / image_name(index)))
+    assert torch.equal(frames[0].image, plain[0].image)
+    told = refused(frames.__getitem__, 1)
+    assert told.startswith(f"{root / 'input' / image_name(1)}: {path} was made before orientation marks counted; make")
+    assert not frames.decoded.holds(root / "input" / image_name(1))
+
+
+def test_old_files_hold_the_largest_level_that_is_none_in_ground_truth_only(root):
+    depth, taught = root / "gt_depth" / depth_name(0), root / "maps" / image_name(0).replace("/", "_")
+    write_png(depth, np.full((20, 30), 65535, np.uint16))
+    write_png(taught, np.full((16, 24), 65535, np.uint16))
+    frames = frames_of(root)
+    frames.decoded = filled(root, frames)
+    cache = frames.decoded
+    assert (frames[0].depth == 0).all() and (frames[0].teacher_depth == 80).all()
+    cache.write(depth, image_io.read_levels)  # as it was written before
+    for source in (depth, taught):
+        of_before(cache.path(source))
+    assert (frames[0].depth == 0).all() and (frames[0].teacher_depth == 80).all()
+
+
+def test_a_data_set_without_files_has_nothing_to_decode(root):
+    with pytest.raises(RecipeError, match="data.decoded: noise has no files to decode; kitti, nyu and folder have"):
+        attach(object(), {"name": "noise", "decoded": str(root)})

@@ -1,0 +1,165 @@
+"""The working resolution: which size networks see, who says it, and pictures and maps there and back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiekd.config.recipe import load_recipe
+from tiekd.data.resize import (
+    OWN_SIZE,
+    Resize,
+    dense_weights,
+    frame_size,
+    network_input,
+    of_data,
+    of_node,
+    open_weights,
+    parse_size,
+    resize_of,
+    resized_by_products,
+    resized_map,
+    resized_picture,
+    restored,
+)
+from tiekd.errors import RecipeError
+
+ROOT = Path(__file__).parents[3]
+KITTI = Resize(at_most=(352, 1216))
+FIT = Resize(height=480, width=640, mode="fit")
+
+
+@pytest.mark.parametrize(
+    ("own", "resize", "expected"),
+    [
+        ((375, 1242), KITTI, (375, 1242)),  # a little larger than the recipe's window: as evaluated
+        ((3000, 4000), KITTI, (567, 755)),
+        ((20, 30), KITTI, (20, 30)),
+        ((3000, 4000), OWN_SIZE, (3000, 4000)),
+        ((3000, 4000), FIT, (480, 640)),
+        ((3000, 1000), FIT, (480, 160)),
+        ((24, 32), FIT, (480, 640)),  # HxW scales up, too
+        ((1, 10_000), FIT, (1, 640)),
+        ((375, 1242), Resize(192, 640, "stretch"), (192, 640)),
+        ((375, 1242), Resize(192, 640, "cover"), (193, 640)),
+        ((600, 300), Resize(192, 640, "cover"), (1280, 640)),
+        ((375, 1242), Resize(192, 640, "contain"), (192, 640)),
+        ((4000, 3000), Resize(short_side=192), (256, 192)),
+        ((37, 50), Resize(scale=0.5), (18, 25)),
+        ((3, 5), Resize(scale=0.01), (1, 1)),
+    ],
+)
+def test_the_network_sees_the_size_that_the_resize_says(own, resize, expected):
+    assert resize.place(*own).canvas == expected
+    pixels = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(1, 3, *own)
+    assert network_input(pixels, resize).shape == (1, 3, *expected)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size"),
+    [
+        ("students/tiekd_light_bts_kitti", (352, 1216)),
+        ("students/tiekd_mobilenet_v2_adabins_nyu", (480, 640)),
+        ("demo", (96, 320)),
+    ],
+)
+def test_recipes_whose_frames_have_one_size_shrink_larger_pictures_to_it(recipe, size):
+    data = load_recipe(f"{ROOT}/model_configs/{recipe}.yaml")["data"]
+    assert frame_size(data) == size and of_data(data) == Resize(at_most=size)
+
+
+def test_other_recipes_leave_pictures_their_own_size():
+    assert of_data({}) == OWN_SIZE and of_data({"name": "folder", "augment": {"crop": [352, 704]}}) == OWN_SIZE
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"kb_crop": 5}, "data.kb_crop"),
+        ({"kb_crop": [352, 0]}, "data.kb_crop"),
+        ({"name": "scenes", "height": "a", "width": 5}, "data.height, data.width"),
+        ({"augment": {"crop": [352, 704, 3], "sizes": "keep_aspect"}}, "data.augment.crop"),
+        ({"augment": 3}, "data.augment"),
+        ({"resize": 5}, "data.resize"),
+        ({"resize": {"height": 5, "width": 7}}, "data.resize"),
+        ({"resize": {"short_side": 0}}, "data.resize.short_side"),
+        ({"resize": {"scale": float("nan")}}, "data.resize.scale"),
+    ],
+)
+def test_a_recipe_that_says_no_size_where_it_should_is_told(data, key):
+    with pytest.raises(RecipeError, match=f"^{key}: got .*must "):
+        of_data(data)
+
+
+def test_weights_know_their_size_better_than_the_recipe_and_an_override_better_than_both():
+    ours, recipe = {"short_side": 64}, {"data": {"name": "nyu", "resize": {"scale": 0.5}}}
+    as_recipe = {"data": {"name": "nyu"}}
+    for state, given, overrides, expected in (
+        ({"resize": ours}, recipe, [], Resize(short_side=64)),
+        ({"resize": ours}, None, [], Resize(short_side=64)),
+        ({"resize": {}}, recipe, [], OWN_SIZE),
+        ({"resize": {"at_most": (480, 640)}}, None, [], Resize(at_most=(480, 640))),
+        ({}, recipe, [], Resize(scale=0.5)),
+        ({}, as_recipe, [], Resize(at_most=(480, 640))),
+        ({}, {}, [], OWN_SIZE),
+        ({}, None, [], OWN_SIZE),
+        ({"resize": ours}, recipe, ["data.resize={scale: 0.5}"], Resize(scale=0.5)),
+        ({"resize": ours}, recipe, ["data.resize.scale=0.5", "data.root=x"], Resize(scale=0.5)),
+        ({"resize": ours}, recipe, ["data={resize: {scale: 0.5}}"], Resize(scale=0.5)),
+        ({"resize": ours}, recipe, ["data.root=resize", "data.resized=1"], Resize(short_side=64)),
+        ({"resize": ours}, recipe, ["data={root: /x/resize}"], Resize(short_side=64)),
+        ({"resize": ours}, as_recipe, ["data.resize=null"], OWN_SIZE),
+    ):
+        assert resize_of(state, given, overrides) == expected, (state, given, overrides)
+
+
+def test_a_resize_is_what_its_node_says():
+    for resize in (OWN_SIZE, KITTI, FIT, Resize(short_side=7), Resize(scale=0.3), Resize(4, 6, "contain")):
+        assert of_node(resize.node()) == resize
+
+
+def test_the_option_is_read_and_a_wrong_one_refused():
+    assert parse_size(None) is None and parse_size("full") == OWN_SIZE
+    assert parse_size("352x1216") == Resize(height=352, width=1216, mode="fit")
+    for text in ("352", "0x10", "352x", "half", "-1x5", "20000x10", "1e3x5"):
+        with pytest.raises(RecipeError, match="--size: got .*allowed: HEIGHTxWIDTH"):
+            parse_size(text)
+
+
+def test_shrinking_a_picture_averages_over_what_a_pixel_covers():
+    stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    stripes[..., ::2] = 200
+    small = resized_picture(stripes, (8, 8))
+    assert small.dtype == torch.uint8 and (small.int() - 100).abs().max() <= 5
+
+
+@pytest.mark.parametrize("size", [(20, 31), (61, 50), (150, 220), (1, 1), (61, 97), (3, 400)])
+def test_matrix_products_give_the_same_grey_levels(size):
+    pixels = torch.randint(0, 256, (2, 3, 61, 97), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = resized_by_products(pixels.float(), dense_weights(61, size[0]), dense_weights(97, size[1]))
+    assert torch.equal(found, resized_picture(pixels, size).float())
+
+
+def test_weights_of_an_open_side_are_the_same_numbers():
+    for old in (2, 3, 7, 60, 97, 375, 1242, 4032):
+        for new in (1, 2, 5, 37, 192, 640):
+            assert torch.equal(open_weights(old, new), dense_weights(old, new)), (old, new)
+
+
+def test_only_smooth_maps_get_depths_between_the_two_sides_of_an_edge():
+    edge = torch.tensor([5.0, 5.0, 40.0, 40.0]).expand(1, 1, 3, 4)
+    smooth, sharp = resized_map(edge, (7, 11), True), resized_map(edge, (7, 11), False)
+    assert smooth.shape == sharp.shape == (1, 1, 7, 11)
+    assert ((smooth > 6) & (smooth < 39)).any()
+    assert sharp[0, 0, 0].tolist() == [5.0] * 5 + [40.0] * 6  # the middle one's centre lies on the border
+
+
+def test_black_around_a_picture_is_cut_off_again():
+    pixels = torch.full((1, 3, 30, 60), 200, dtype=torch.uint8)
+    contain = Resize(32, 32, "contain")
+    seen = network_input(pixels, contain)
+    assert seen.shape == (1, 3, 32, 32) and (seen[:, :, 8:24] == 200).all()
+    assert (seen[:, :, :8] == 0).all() and (seen[:, :, 24:] == 0).all()
+    for smooth in (True, False):
+        back = restored(seen[:, :1].float(), contain, (30, 60), smooth)
+        assert back.shape == (1, 1, 30, 60) and (back - 200).abs().max() < 1e-4

@@ -1,0 +1,211 @@
+"""Learning from cached maps: the same targets as from the teacher itself, and maps of another kind refused."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import fake_data
+from support.fake_data import image_name, write_png
+
+from tiekd.data import teacher_maps
+from tiekd.data.augment.augment import Augment
+from tiekd.data.build import build_dataset
+from tiekd.data.datasets.kitti import build as kitti
+from tiekd.data.datasets.scenes import write_kitti_layout
+from tiekd.data.image_io import encode_teacher_map
+from tiekd.data.loading.loader import training_batches
+from tiekd.data.loading.sampler import MicroBatches
+from tiekd.errors import DataError, TeacherError
+from tiekd.kernels.target import bin_edges, gaussian_target
+from tiekd.models.build import build_network
+from tiekd.teaching import build_teacher
+from tiekd.tools import cache_teacher
+from tiekd.workdir.weights_file import write_weights
+
+CPU = torch.device("cpu")
+NOTHING = Augment(rotate_p=0.0, flip_p=0.0, colour_p=0.0)
+NETWORK = {
+    "encoder": {"name": "mobilenet_v2", "width": 0.25, "taps": [1, 3]},
+    "decoder": {"name": "densedepth", "widths": [8, 8], "extra_ups": 2, "extra_width": 8},
+    "head": {"name": "sigmoid"},
+    "min_depth": 0.001,
+    "max_depth": 80.0,
+}
+FAR = NETWORK | {"max_depth": 100.0}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory) -> Path:
+    """Two frames, and a teacher to 100 m that often sees farther than the students' 80 m."""
+    folder = tmp_path_factory.mktemp("ground")
+    write_kitti_layout(folder / "kitti", 0, 64, 128, 2, 1)
+    torch.manual_seed(1)
+    network = build_network(FAR)
+    network.head.conv.weight.data *= 100
+    network.head.conv.bias.data += 2.5
+    write_weights(folder / "teacher.pth", network.state_dict(), FAR, 0)
+    recipe = recipe_of(folder)
+    source = cache_teacher.teacher_of(recipe, "student.yaml", None)
+    frames = cache_teacher.frames_of(recipe, "train")
+    cache_teacher.cache_maps(recipe, source, frames, folder / "kitti" / "gt_kd", CPU, io.StringIO())
+    return folder
+
+
+def recipe_of(ground: Path, kb_crop=(48, 96), max_depth: float = 80.0, maps: str | None = None) -> dict:
+    online = {"network": FAR, "checkpoint": str(ground / "teacher.pth"), "flip": True}
+    data = {"name": "kitti", "root": str(ground / "kitti"), "workers": 0}
+    return {
+        "network": NETWORK | {"max_depth": max_depth},
+        "teacher": online if maps is None else {"maps": maps},
+        "data": data if kb_crop is None else data | {"kb_crop": list(kb_crop)},
+    }
+
+
+def targets(recipe: dict) -> torch.Tensor:
+    """The teacher's depth of the first batch, as training gets it without augmentation."""
+    teacher = build_teacher(recipe["teacher"], CPU)
+    sampler = MicroBatches(2, 1, 1, 0, 1, 0, 0, 2)
+    frames = build_dataset(recipe, "train")
+    return torch.cat([teacher(batch) for batch in training_batches(frames, sampler, NOTHING, 0, 0, CPU)])
+
+
+def refused(kind, recipe: dict) -> str:
+    with pytest.raises(kind) as error:
+        build_dataset(recipe, "train")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_targets_from_maps_are_those_of_the_teacher_online_also_beyond_the_range(ground):
+    online, cached = targets(recipe_of(ground)), targets(recipe_of(ground, maps="gt_kd"))
+    assert online.shape == cached.shape == (2, 1, 48, 96)
+    step = 100.0 / 65535  # the farther of the two ranges is what 65535 stands for
+    assert (cached - online).abs().max() <= 0.5 * step * 1.001
+    beyond = online > 80 + step
+    assert 0.05 < beyond.float().mean() < 0.95 and (cached[beyond] > 80).all()
+    edges = bin_edges(100, 0.001, 80.0)
+    difference = gaussian_target(cached, 1.0, None, edges) - gaussian_target(online, 1.0, None, edges)
+    assert difference.abs().max() < 2 * 0.5 * step  # a bin's mass changes by less than 2 a metre, even at the end
+    torch.testing.assert_close(
+        gaussian_target(cached, 1.0, None, edges).movedim(1, -1)[beyond[:, 0]],
+        gaussian_target(online, 1.0, None, edges).movedim(1, -1)[beyond[:, 0]],
+    )
+
+
+def test_valid_pixels_encode_to_one_or_more_and_the_rest_to_zero(tmp_path):
+    depth = np.array([[1e-6, 0.001, 0.5, 79.9999, 80.0, 81.0, 0.0, -1.0, np.nan, np.inf]], np.float32)
+    (tmp_path / "map.png").write_bytes(encode_teacher_map(depth, 80.0))
+    assert np.array(Image.open(tmp_path / "map.png")).tolist() == [[1, 1, 410, 65535, 65535, 65535, 0, 0, 0, 0]]
+
+
+def test_maps_for_another_range_or_crop_are_refused_in_one_line(ground):
+    folder = ground / "kitti" / "gt_kd"
+    assert refused(TeacherError, recipe_of(ground, maps="gt_kd", max_depth=10.0)) == (
+        f"teacher.maps: {folder} was made for network.max_depth 80.0, this recipe has 10.0; set the same, or make maps "
+        "for this recipe with bin/cache_teacher.py"
+    )
+    message = refused(TeacherError, recipe_of(ground, maps="gt_kd", kb_crop=None))
+    assert "was made for data.kb_crop [48, 96], this recipe has null" in message
+    assert "this recipe has [32, 96]" in refused(TeacherError, recipe_of(ground, maps="gt_kd", kb_crop=(32, 96)))
+    build_dataset(recipe_of(ground, maps="gt_kd", max_depth=10.0), "val")  # maps are for training
+
+
+def test_maps_without_a_manifest_are_read_at_the_recipes_range_with_a_warning(ground, tmp_path):
+    for path in (ground / "kitti" / "gt_kd").glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    frames = build_dataset(recipe_of(ground, maps=str(tmp_path)), "train")
+    levels = np.array(Image.open(tmp_path / frames.map_name(0)))
+    np.testing.assert_allclose(frames[0].teacher_depth[0].numpy(), levels * (80 / 65535), rtol=1e-6)
+    warning = teacher_maps.describe(tmp_path)
+    assert warning.startswith(f"Warning: the teacher's maps in {tmp_path} have no manifest.json; ")
+    assert "\n" not in warning and "Warning" not in teacher_maps.describe(ground / "kitti" / "gt_kd")
+
+
+def test_the_log_names_the_weights_that_made_the_maps(ground):
+    folder = ground / "kitti" / "gt_kd"
+    digest = json.loads((folder / "manifest.json").read_text())["teacher_digest"]
+    assert teacher_maps.describe(folder) == (
+        f"Teacher: cached maps in {folder}, of the weights with digest {digest[:12]}, flip averaging on"
+    )
+
+
+def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(ground, tmp_path):
+    node = {"name": "mine.oracle"}
+    manifest = teacher_maps.make_manifest(recipe_of(ground), node, None, False, {"short_side": 192})
+    teacher_maps.write_manifest(tmp_path, manifest)
+    assert teacher_maps.describe(tmp_path).endswith(", of mine.oracle; it saw images at {short_side: 192}")
+
+
+@pytest.mark.parametrize(("digest", "of"), [("0123456789abcdef", ", the weights with digest 0123456789ab"), (None, "")])
+def test_the_log_names_a_teacher_from_outside_the_project(ground, tmp_path, digest, of):
+    node = {"name": "mine.oracle", "encoder": 3, "max_depth": "far"}  # all but the name is its own affair
+    manifest = teacher_maps.make_manifest(recipe_of(ground), node, digest, False)
+    assert manifest["full_scale_m"] == 80.0 and manifest["teacher_network"] == node
+    teacher_maps.write_manifest(tmp_path, manifest)
+    assert teacher_maps.describe(tmp_path) == f"Teacher: cached maps in {tmp_path}, of mine.oracle{of}"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"full_scale_m": "x"}', "\udcff"])
+def test_a_manifest_that_can_not_be_read_is_a_line(ground, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text, errors="surrogateescape")
+    message = refused(DataError, recipe_of(ground, maps=str(tmp_path)))
+    assert message == (
+        f"{tmp_path / 'manifest.json'}: not a manifest of teacher maps; make the maps anew in another folder"
+    )
+
+
+def test_flip_is_the_online_teachers_option(ground):
+    node = recipe_of(ground)["teacher"]
+    flipped = targets(recipe_of(ground))
+    plain = recipe_of(ground)
+    del plain["teacher"]["flip"]
+    assert build_teacher(node, CPU).flip and not build_teacher(plain["teacher"], CPU).flip
+    assert (targets(plain) - flipped).abs().max() > 0.1
+    with pytest.raises(TeacherError, match="teacher.flip: cached maps stay as they were made"):
+        build_teacher({"maps": "gt_kd", "flip": True}, CPU)
+
+
+def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
+    root, maps = fake_data.make(tmp_path), tmp_path / "maps"
+    for index in range(5):
+        write_png(maps / image_name(index).replace("/", "_"), np.full((20, 30), 65535, np.uint16))
+    recipe = {"network": NETWORK, "data": {"name": "kitti"}}
+    manifest = teacher_maps.make_manifest(recipe, NETWORK, None, False)
+    turned = root / "input" / image_name(1)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(turned).save(turned, exif=exif)
+    for old in (False, True):
+        teacher_maps.write_manifest(maps, {key: manifest[key] for key in manifest if not old or key != "orientation"})
+        frames = kitti(str(root), "train", 80.0, maps="maps")
+        assert (frames[0].teacher_depth == 80).all()
+        if not old:
+            assert (frames[1].teacher_depth == 80).all()
+            continue
+        with pytest.raises(DataError, match="made before images were turned upright, as the EXIF orientation of 2011"):
+            frames[1]
+
+
+def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground, tmp_path):
+    recipe = recipe_of(ground)
+    made = (recipe, cache_teacher.teacher_of(recipe, "student.yaml", None), cache_teacher.frames_of(recipe, "train"))
+    cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
+    manifest = teacher_maps.read_manifest(tmp_path)
+    assert manifest.pop("orientation") == "upright"
+    teacher_maps.write_manifest(tmp_path, manifest)
+    cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
+    assert teacher_maps.read_manifest(tmp_path) == manifest
+    frames = cache_teacher.frames_of(recipe, "train")
+    frames.is_turned = lambda index: index == 1
+    with pytest.raises(TeacherError, match="holds maps of another kind .they differ in orientation."):
+        cache_teacher.cache_maps(recipe, made[1], frames, tmp_path, CPU, io.StringIO())
+
+
+def test_a_manifest_is_as_it_will_be_read_back(ground, tmp_path):
+    manifest = teacher_maps.make_manifest(recipe_of(ground), NETWORK, None, False, {"at_most": (352, 1216)})
+    teacher_maps.write_manifest(tmp_path, manifest)
+    assert teacher_maps.read_manifest(tmp_path) == manifest and manifest["resize"] == {"at_most": [352, 1216]}

@@ -1,0 +1,152 @@
+"""What a network was trained on stands in its file, and figures on those frames are told or
+refused."""
+
+import types
+
+import pytest
+import torch
+from PIL import Image
+from support import fake_data
+from unit.evaluation.test_evaluate import CPU, Slanted
+from unit.models.test_load import NETWORK, write_recipe
+
+from tiekd.data import trained_on
+from tiekd.data.datasets import kitti
+from tiekd.data.loading.loader import Loading
+from tiekd.data.trained_on import Overlap, TrainedOn, as_plain, from_plain, overlap, union
+from tiekd.errors import DataError
+from tiekd.evaluation import compare, report
+from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.models.build import build_network
+from tiekd.training.evaluation_hook import Evaluation
+from tiekd.workdir import weights_file
+
+
+def frames(root, count=5, split="val", first=0):
+    """Frames of a KITTI folder, from `first` on."""
+    if not root.exists():
+        fake_data.make(root, 5)
+    lines = (root / "kitti_eigen_test.txt").read_text().splitlines()
+    (root / "some.txt").write_text("\n".join(lines[first:count]))
+    return kitti.build(str(root), split, 80.0, val_split="some.txt", train_split="some.txt")
+
+
+def seen_of(record, dataset) -> Overlap:
+    return overlap(record, trained_on.hashes_of(dataset))
+
+
+def test_a_frame_is_known_by_name_and_size_wherever_the_folder_is(tmp_path):
+    record = trained_on.trained_on(frames(tmp_path / "a", 3))
+    assert record.hashes.dtype == torch.int64 and len(record.hashes) == 3 and record.zero_bits == 0
+    assert seen_of(record, frames(tmp_path / "a", 5)) == Overlap(3, 5)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = frames(tmp_path / "b", 5)
+    assert (
+        seen_of(record, moved) == Overlap(3, 5)
+        and seen_of(record, frames(tmp_path / "b", 5, first=3)).seen == 0
+    )
+    Image.new("RGB", (30, 20)).save(moved.frames[0].image)  # another picture of the same name
+    assert seen_of(record, moved) == Overlap(2, 5)
+    assert overlap(None, [1]) is None and overlap(record, None) is None
+    assert trained_on.trained_on([1, 2]) is None  # a data set that says no files
+
+
+def test_the_record_is_plain_data_in_a_file_of_weights(tmp_path):
+    record = trained_on.trained_on(frames(tmp_path / "a"))
+    path = tmp_path / "w.pth"
+    weights_file.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(record))
+    again = from_plain(torch.load(path, weights_only=True))
+    assert torch.equal(again.hashes, record.hashes) and again.zero_bits == 0
+    assert torch.equal(trained_on.read(path).hashes, record.hashes)
+    weights_file.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(None))
+    assert set(torch.load(path, weights_only=True)) == {"state_dict", "network", "iteration"}
+    (tmp_path / "torn.pth").write_bytes(path.read_bytes()[:100])
+    for other in (path, tmp_path / "torn.pth", tmp_path / "none.pth", None):
+        assert trained_on.read(other) is None
+    for node in (
+        3,
+        {},
+        {"hashes": [1], "zero_bits": 0},
+        {"hashes": torch.ones(1), "zero_bits": "x"},
+    ):
+        assert from_plain({"trained_on": node}) is None
+
+
+def test_a_union_has_the_frames_of_both(tmp_path):
+    first, second = (
+        trained_on.trained_on(frames(tmp_path / "a", n, first=k)) for k, n in ((0, 3), (2, 5))
+    )
+    both = union(first, second)
+    assert len(both.hashes) == 5 and seen_of(both, frames(tmp_path / "a")).is_whole
+    assert union(None, first) is first and union(first, None) is first and union(None, None) is None
+
+
+def test_of_many_frames_some_hashes_are_kept_and_counts_are_estimates(monkeypatch):
+    monkeypatch.setattr(trained_on, "MAX_HASHES", 500)
+    hashes = [trained_on._hash(f"{number}.png", 7) for number in range(8000)]
+    record = trained_on._thinned(hashes, 0)
+    assert 200 < len(record.hashes) <= 500 and record.zero_bits >= 4
+    found = overlap(record, hashes[:4000] + [trained_on._hash(f"x{n}", 7) for n in range(4000)])
+    assert found.estimated and found.seen == pytest.approx(4000, rel=0.2) and not found.is_whole
+    assert str(found).startswith("about ") and overlap(record, hashes).is_whole
+    merged = union(record, TrainedOn(torch.tensor(sorted(hashes[:300]))))
+    assert merged.zero_bits == record.zero_bits and torch.equal(merged.hashes, record.hashes)
+
+
+def entrant(record):
+    return compare.Entrant(lambda image: image[:, :1] + 9, None, record)
+
+
+def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_all_were(tmp_path):
+    record, val = trained_on.trained_on(frames(tmp_path / "a", 2)), frames(tmp_path / "a", 5)
+    networks = {
+        "part": entrant(record),
+        "unknown": entrant(None),
+        "other": entrant(TrainedOn(torch.tensor([1]))),
+    }
+    seen = compare.overlaps(networks, val)
+    assert seen == {"part": Overlap(2, 5), "unknown": None, "other": Overlap(0, 5)}
+    compare.refuse_trained_on(seen, networks)
+    protocol = compare.Protocol("val", EvaluationSettings(crop="none"), 1e-3, 80.0)
+    results = {
+        name: compare.evaluate(each, val, protocol, CPU, Loading(workers=0), None)._replace(
+            overlap=seen[name]
+        )
+        for name, each in networks.items()
+    }
+    said = report.everything(results, protocol)[0].splitlines()
+    assert said[2:] == ["Warning: part: 2 of 5 frames were trained on"]
+    plain = compare.as_json(results, protocol)["networks"]
+    assert [plain[name]["frames_trained_on"] for name in networks] == [2, None, 0]
+    seen = compare.overlaps(networks, frames(tmp_path / "a", 2))
+    with pytest.raises(
+        DataError, match="^part: None was trained on all 2 frames .*, or say --on-trained$"
+    ):
+        compare.refuse_trained_on(seen, networks)
+
+
+def test_networks_bring_the_record_of_their_file(tmp_path):
+    record = trained_on.trained_on(frames(tmp_path / "a", 2))
+    state = build_network(NETWORK).state_dict()
+    weights_file.write_weights(tmp_path / "w.pth", state, NETWORK, 0, **as_plain(record))
+    (found,) = compare.entrants(
+        [(write_recipe(tmp_path), str(tmp_path / "w.pth"))], [], True, CPU
+    ).values()
+    assert torch.equal(found.trained_on.hashes, record.hashes)
+
+
+def test_a_runs_own_best_says_how_many_of_its_frames_were_trained_on(tmp_path):
+    record, told = trained_on.trained_on(frames(tmp_path / "a", 2)), []
+    val = frames(tmp_path / "a", 5)
+    hook = Evaluation(
+        EvaluationSettings(crop="none", flip=False), val, Slanted(), CPU, Loading(), told.append
+    )
+    state = types.SimpleNamespace(
+        engine=None, trained_on=record, metrics={"abs_rel": 0.5}, iteration=3
+    )
+    state.work_dir, state.recipe = tmp_path, {"network": NETWORK}
+    hook.before_train(state)
+    best = hook._save_best("abs_rel", {"w": torch.ones(2)}, state)
+    assert told[0].startswith("Warning: validation: 2 of 5 frames were trained on, so")
+    assert best.endswith("saved as best_abs_rel.pth (2 of 5 frames were trained on)")
+    assert len(trained_on.read(tmp_path / "best_abs_rel.pth").hashes) == 2

@@ -1,0 +1,266 @@
+"""Ranks: BatchNorm over two of them equals one with all images; reductions are one collective."""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from support import two_ranks
+from torch import nn
+
+from tiekd.distributed.comm import (
+    broadcast_object,
+    gather_objects,
+    is_main,
+    max_over_ranks,
+    mean_over_ranks,
+    missing_ranks,
+    rank,
+    set_default_timeout,
+    world_size,
+)
+from tiekd.models.layers.batch_norm import BatchNorm2d
+
+SHAPES = {"equal": ((2, 3, 5, 7), (2, 3, 5, 7)), "unequal": ((1, 3, 5, 7), (3, 3, 4, 2))}
+DTYPES = {
+    "float32": (torch.float32, torch.float32),
+    "half": (torch.float16, torch.float16),
+    "mixed": (torch.bfloat16, torch.float32),
+    "autocast": (torch.float32, torch.bfloat16),
+    "double": (torch.float64, torch.float64),
+}
+
+
+def images(case):
+    """Each rank's images: with means and deviations of its own, so that a mean of them would be wrong."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) * (2 + r) + 3 + 2 * r for r, shape in enumerate(SHAPES[case])]
+
+
+def norm(cls, dtype=torch.float32, **options):
+    module = cls(3, **options)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        module.bias.copy_(torch.tensor([0.25, 0.0, -0.5]))
+    return module.to(dtype)
+
+
+def step(module, xs):
+    """Two training steps on images of any shapes, as one batch: outputs, gradients of a weighted sum, statistics."""
+    for _ in range(2):
+        module.zero_grad()
+        xs = [x.detach().requires_grad_() for x in xs]
+        ys = module(xs)
+        sum((y.float() * torch.linspace(-1, 2, y.numel()).view_as(y)).sum() for y in ys).backward()
+    return {
+        "outputs": [y.detach() for y in ys],
+        "input_grads": [x.grad for x in xs],
+        "weight_grad": module.norm.weight.grad,
+        "bias_grad": module.norm.bias.grad,
+        "running_mean": module.norm.running_mean,
+        "running_var": module.norm.running_var,
+        "batches": module.norm.num_batches_tracked,
+    }
+
+
+class OnOne(nn.Module):
+    """One norm over the pixels of all images, whatever their shapes."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, xs):
+        rows = [x.permute(1, 0, 2, 3).reshape(3, -1) for x in xs]
+        parts = self.norm(torch.cat(rows, 1)[None, :, None]).reshape(3, -1).split([r.shape[1] for r in rows], 1)
+        return [p.view(3, x.shape[0], *x.shape[2:]).transpose(0, 1) for p, x in zip(parts, xs, strict=True)]
+
+
+class OnRank(OnOne):
+    """This rank's images only."""
+
+    def forward(self, xs):
+        return [self.norm(x) for x in xs]
+
+
+def normalise_on_ranks(rank):
+    results = {}
+    for case in SHAPES:
+        for name, (dtype, image_dtype) in DTYPES.items():
+            x = images(case)[rank].to(image_dtype)
+            if name == "autocast":  # the layout that half precision has
+                x = x.contiguous(memory_format=torch.channels_last)
+            results[case, name] = step(OnRank(norm(BatchNorm2d, dtype)), [x])
+    results["kept"] = bytes_kept(norm(BatchNorm2d), images("equal")[rank].bfloat16())
+    results["own"] = step(OnRank(norm(BatchNorm2d, sync=False)), [images("equal")[rank]])
+    evaluating = norm(BatchNorm2d).eval()
+    calls = collectives(lambda: evaluating(images("equal")[rank]))
+    results["calls in eval"] = calls
+    return results
+
+
+def bytes_kept(module, x):
+    """Of the largest tensors that backward needs, each once."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t):
+        module(x.requires_grad_())
+    return sorted(size for size in kept.values() if size >= x.nbytes)
+
+
+def collectives(function):
+    """The names of the collectives that a function makes."""
+    calls, originals = [], {}
+    for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast", "reduce", "gather", "barrier"):
+        originals[name] = getattr(dist, name)
+        setattr(dist, name, lambda *a, _name=name, **k: (calls.append(_name), originals[_name](*a, **k))[1])
+    try:
+        function()
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    return calls
+
+
+def reduce_on_ranks(this):
+    values = {"a": torch.tensor(float(this)), "b": 10.0 * this, "c": torch.tensor(3 + this, dtype=torch.float16)}
+    means = {}
+    calls = collectives(lambda: means.update(mean_over_ranks(values)))
+    return {
+        "means": means,
+        "floats": mean_over_ranks({"x": float(this)}),
+        "none": mean_over_ranks({}),
+        "calls": calls,
+        "max": max_over_ranks(-5.0 + this),
+        "gathered": gather_objects({"rank": this}),
+        "broadcast": broadcast_object(f"from {this}"),
+        "who": (rank(), world_size(), is_main()),
+    }
+
+
+@pytest.fixture(scope="module")
+def norms(tmp_path_factory):
+    return two_ranks.run(normalise_on_ranks, tmp_path_factory.mktemp("norms"))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("case", SHAPES)
+def test_batchnorm_on_two_ranks_equals_one_rank_with_all_images(norms, case, dtypes):
+    dtype, image_dtype = DTYPES[dtypes]
+    # The reference is stock BatchNorm in float64, with the parameters' and images' values of the lower precision.
+    reference = norm(nn.BatchNorm2d, dtype).double()
+    whole = step(OnOne(reference), [x.to(image_dtype).double() for x in images(case)])
+    tight = {"float32": 1e-6, "half": 2e-3, "mixed": 1e-6, "autocast": 1e-3, "double": 1e-6}[dtypes]
+    for r, result in enumerate(norms):
+        mine = result[case, dtypes]
+        assert mine["outputs"][0].dtype == image_dtype and mine["weight_grad"].dtype == dtype
+        close(mine["outputs"][0], whole["outputs"][r], 10 * tight)
+        close(mine["input_grads"][0], whole["input_grads"][r], 10 * tight)
+        for name in ("running_mean", "running_var"):
+            assert mine[name].dtype == torch.float32
+            close(mine[name], whole[name], 1e-6)
+        assert mine["batches"] == 2
+    for name in ("weight_grad", "bias_grad"):
+        # Sums of over a hundred terms of either sign, each of size 1, which mostly cancel.
+        low = {"float32": 1e-5, "half": 2e-3, "mixed": 1e-2, "autocast": 1e-2, "double": 1e-5}[dtypes]
+        close(sum(result[case, dtypes][name].double() for result in norms), whole[name], low)
+
+
+def close(ours, reference, share):
+    assert (ours.double() - reference.double()).abs().max() <= share * max(1, reference.abs().max()), share
+
+
+@pytest.mark.processes
+def test_on_two_ranks_images_are_kept_once_in_their_own_dtype(norms):
+    assert [result["kept"] for result in norms] == [[images("equal")[0].numel() * 2]] * 2
+
+
+@pytest.mark.processes
+def test_without_sync_a_rank_keeps_to_its_own_images(norms):
+    for r, result in enumerate(norms):
+        alone = step(OnRank(norm(nn.BatchNorm2d)), [images("equal")[r]])
+        assert torch.equal(result["own"]["running_mean"], alone["running_mean"])
+        assert torch.equal(result["own"]["outputs"][0], alone["outputs"][0])
+
+
+@pytest.mark.processes
+def test_evaluation_needs_no_collective(norms):
+    assert norms[0]["calls in eval"] == norms[1]["calls in eval"] == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_rank_equals_torchs_batchnorm(training):
+    ours, theirs = (norm(cls).train(training) for cls in (BatchNorm2d, nn.BatchNorm2d))
+    a, b = (step(OnRank(module), [images("equal")[0]]) for module in (ours, theirs))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        pairs = zip(value, b[name], strict=True) if isinstance(value, list) else [(value, b[name])]
+        assert all(torch.equal(x, y) for x, y in pairs), name
+    theirs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_its_statistics(dtype):
+    module = BatchNorm2d(3).eval()
+    module.running_var.fill_(1e6)
+    module.to(dtype)
+    assert module.running_var.tolist() == [1e6] * 3 and module.weight.dtype == dtype
+    assert module(torch.full((1, 3, 2, 2), 1000.0, dtype=dtype))[0, 0, 0, 0].item() == pytest.approx(1, rel=1e-2)
+    with torch.device("meta"):
+        assert BatchNorm2d(3).to(dtype).to_empty(device="cpu").running_var.shape == (3,)
+
+
+@pytest.mark.processes
+def test_reductions(tmp_path):
+    for r, result in enumerate(two_ranks.run(reduce_on_ranks, tmp_path)):
+        assert result["means"] == {"a": 0.5, "b": 5.0, "c": 3.5}
+        assert result["calls"] == ["all_reduce"]
+        assert result["floats"] == {"x": 0.5} and result["none"] == {}
+        assert result["max"] == -4.0 and result["broadcast"] == "from 0"
+        assert result["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert result["who"] == (r, 2, r == 0)
+
+
+def lose_a_rank(this, lost, folder):
+    """What the rank that is left says, and after how many seconds; the other one waits for its file."""
+    set_default_timeout(timedelta(seconds=2))
+    dist.barrier()  # the ranks have two seconds for a group, too
+    group = dist.new_group()
+    if this == lost:
+        end = time.monotonic() + 60
+        while not Path(folder, f"rank_{1 - lost}.pt").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        return None
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="Timed out waiting 2000ms"):
+        dist.all_reduce(torch.ones(()), group=group)
+    return missing_ranks(wait_s=2.0), time.monotonic() - began
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_does_not_come_is_named_in_a_bounded_time(tmp_path, lost):
+    missing, taken_s = two_ranks.run(lose_a_rank, tmp_path, lost, tmp_path)[1 - lost]
+    assert missing == [lost] and 4 <= taken_s < 40
+
+
+def meet(this):
+    missing = missing_ranks(wait_s=60.0)
+    dist.barrier()  # the store ends with rank 0
+    return missing
+
+
+@pytest.mark.processes
+def test_ranks_that_are_all_there_miss_none(tmp_path):
+    assert two_ranks.run(meet, tmp_path) == [[], []]
+
+
+def test_without_a_process_group_everything_is_this_process(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert (rank(), world_size(), is_main()) == (0, 1, True)
+    assert mean_over_ranks({"a": torch.tensor(2.0), "b": 3}) == {"a": 2.0, "b": 3.0}
+    assert max_over_ranks(4.0) == 4.0 and gather_objects(5) == [5] and broadcast_object(6) == 6
+    monkeypatch.setenv("RANK", "3")
+    assert rank() == 3 and not is_main()

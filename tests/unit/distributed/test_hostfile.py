@@ -1,0 +1,155 @@
+"""A launcher that is told machines which it doesn't know goes on with this one: so they are checked by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiekd.distributed import comm, entrypoint, hostfile
+from tiekd.errors import LaunchError
+from tiekd.training import startup_log
+from tiekd.workdir import launch_record
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def no_default(monkeypatch, tmp_path):
+    monkeypatch.setattr(hostfile, "DEFAULT", tmp_path / "none")
+
+
+def test_machines_and_their_devices_are_read(tmp_path):
+    (tmp_path / "hosts").write_text("# ours\n\nnode1 slots=4\n node-2.lan   slots=2 # half of it\n")
+    assert hostfile.read(tmp_path / "hosts") == {"node1": 4, "node-2.lan": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "no such file"),
+        ("", "no machine is in it"),
+        ("# node1 slots=4\n", "no machine is in it"),
+        ("node1\n", "line 1 is 'node1'"),
+        ("node1 slots=two\n", "line 1 is 'node1 slots=two'"),
+        ("node1 slots=4\nnode1 slots=4\n", "line 2 names node1 again"),
+        ("node1 slots=4\nnode2 slots=0\n", "line 2 gives node2 no slots"),
+        (b"\xff\xfe", "can't be read"),
+        ("folder", "a folder"),
+        ("pipe", "no file of its own"),
+    ],
+)
+def test_a_hostfile_that_can_not_be_meant_is_refused_by_name(text, told, tmp_path):
+    path = tmp_path / "hosts"
+    if text in ("folder", "pipe"):
+        path.mkdir() if text == "folder" else os.mkfifo(path)
+    elif text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(LaunchError) as error:
+        hostfile.read(path)
+    assert str(error.value).startswith(f"--hostfile {path}: ") and told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], None),
+        (["--num_gpus=2", "--master_port=29500"], None),
+        (["--include=localhost:4,5"], None),
+        (["--hostfile=HOSTS", "--include=node1:0@node2"], None),
+        (["--hostfile=HOSTS", "--exclude=node2:1"], None),
+        (["--hostfile=HOSTS", "--num_nodes=2"], None),
+        (["--hostfile=typo"], "--hostfile typo: no such file"),
+        (["--hostfile=HOSTS", "--include=nod1"], "--include nod1: no machine is called 'nod1'; there are node1, node2"),
+        (["--hostfile=HOSTS", "--exclude=node2:2"], "--exclude node2:2: node2 has 2 devices, 0 to 1"),
+        (["--hostfile=HOSTS", "--include=node1:0,x"], "'x' is no device"),
+        (["--hostfile=HOSTS", "--num_nodes=3"], "--num_nodes 3: HOSTS has 2"),
+        (["--include=node1:0"], "no machine is called 'node1'; there are localhost"),
+        (["--num_nodes=2"], "--num_nodes 2: without --hostfile there is one"),
+        (["--include=localhost:0", "--num_gpus=1"], "--include can't go with --num_gpus"),
+        (["--include=localhost:0", "--exclude=localhost:1"], "--include and --exclude can't go together"),
+        (["--num_gpus=0"], "--num_gpus: got '0'"),
+        (["--num_gpus=-1"], "--num_gpus: got '-1'"),
+        (["--num_nodes=two"], "--num_nodes: got 'two'"),
+        (["--master_port=abc"], "--master_port: got 'abc'"),
+    ],
+)
+def test_options_are_held_against_the_machines(options, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "HOSTS").write_text("node1 slots=1\nnode2 slots=2\n")
+    if told is None:
+        return hostfile.check_options(options)
+    with pytest.raises(LaunchError) as error:
+        hostfile.check_options(options)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+RECORD = {
+    "recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2, "visible_devices": "0,1",
+    "master_port": 29500, "folder": ".",
+}  # fmt: skip
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("options", "variables", "told"),
+    [
+        (["--hostfile", "typo"], {}, "--hostfile typo: no such file"),
+        (["--hostfile", "typo", "--restarts", "3"], {}, "--hostfile typo: no such file"),
+        (["--num_gpus", "4"], {"RANK": "0"}, "--num_gpus=4: a launcher has started this already"),
+    ],
+)
+def test_resume_starts_nothing_then(options, variables, told, tmp_path):
+    (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
+    command = [sys.executable, ROOT / "bin" / "resume", ".", *options]
+    result = subprocess.run(command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith(f"LaunchError: {told}"), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--hostfile", "typo"], "--hostfile {}/typo: no such file"),
+        (["-H", "typo", "--num_gpus", "1"], "--hostfile {}/typo: no such file"),
+        (["--hostfile=."], "--hostfile {}: a folder"),
+        (["--num_nodes", "1", "--hostf=typo", "--no_ssh"], "--hostfile {}/typo: no such file"),
+        (["--hostfile", "hosts"], None),
+        (["--num_gpus", "1"], None),
+    ],
+)
+def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
+    """A process that stands for DeepSpeed's launcher starts one that stands for a rank."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    (tmp_path / "rank.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tiekd.distributed import entrypoint\n"
+        "entrypoint.program(lambda: 0)\n"
+    )
+    launcher = tmp_path / "bin" / "deepspeed"
+    launcher.write_text(
+        "import os, subprocess, sys\nos.chdir('/')\nos.chdir(sys.path[0] + '/..')\n"
+        "sys.exit(subprocess.run([sys.executable, 'rank.py'], cwd=sys.path[0] + '/..').returncode)\n"
+    )
+    said = os.environ | {"CROSS_RANK": "0"}
+    command = [sys.executable, launcher, *options, "rank.py", "--hostfile", "of the program"]
+    result = subprocess.run(command, cwd=tmp_path, env=said, capture_output=True, text=True)
+    if told is None:
+        assert result.returncode == 0, result.stderr
+    else:
+        line = result.stderr.splitlines()[-1]
+        assert result.returncode == 2 and line.startswith(f"LaunchError: {told.format(tmp_path)}"), result.stderr
+
+
+@pytest.mark.parametrize(("now", "said"), [(2, None), (1, "if that isn't meant, stop it"), (3, "goes on on 3")])
+def test_another_number_of_ranks_is_told_at_resume(now, said, tmp_path, monkeypatch):
+    assert startup_log.of_ranks(tmp_path) == []
+    (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
+    monkeypatch.setattr(comm, "world_size", lambda: now)
+    told = startup_log.of_ranks(tmp_path)
+    assert (told == []) if said is None else (told[0].startswith("The run was started on 2 ranks") and said in told[0])
+    assert entrypoint._check_hostfile() is None, "no launcher is above the tests"

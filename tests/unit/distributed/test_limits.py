@@ -1,0 +1,121 @@
+"""What a system lacks is told in a line, whatever the error that it came as; nothing else is taken for it."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tiekd.distributed import entrypoint, limits
+from tiekd.errors import DataError, LaunchError
+
+
+def hidden_behind_a_data_error():
+    try:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "000.png")
+    except OSError:
+        raise DataError("000.png: torn") from None
+
+
+def of(number: int):
+    def fail():
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def gloo():
+    raise RuntimeError("[enforce fail at gloo/transport/tcp/device.cc:189] rv != -1. -1 vs -1. Too many open files")
+
+
+def thread():
+    raise RuntimeError("can't start new thread")
+
+
+FILES = f"Too many open files (ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} here); raise that"
+
+
+@pytest.mark.parametrize(
+    ("fail", "told"),
+    [
+        (hidden_behind_a_data_error, FILES),
+        (gloo, FILES),
+        (thread, "Resource temporarily unavailable (ulimit -u "),
+        (of(errno.EAGAIN), "Resource temporarily unavailable (ulimit -u "),
+        (of(errno.ENOMEM), "Cannot allocate memory; free some memory"),
+        (of(errno.ENFILE), "Too many open files in system, on the whole machine; end what isn't needed"),
+        (of(errno.EIO), None),
+        (lambda: {}["key"], None),
+    ],
+)
+def test_what_is_lacking_is_found_in_an_error_and_in_what_led_to_it(fail, told):
+    with pytest.raises(Exception) as error:  # noqa: B017, PT011 - of any kind
+        fail()
+    found = limits.lacking(error.value)
+    assert found is None if told is None else found.startswith(told)
+
+
+def test_a_program_that_lacks_something_ends_with_a_line_and_code_2(capsys, monkeypatch):
+    monkeypatch.delenv("TIEKD_DEBUG", raising=False)
+    assert entrypoint.run(gloo) == 2
+    assert capsys.readouterr().err == f"LaunchError: {FILES}\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EFBIG, "LaunchError: a file: File too large; raise the limit of a file's size (ulimit -f)"),
+        (errno.EIO, "LaunchError: a file: Input/output error; the disk, or the way to it, fails"),
+        (errno.ESTALE, "LaunchError: a file: Stale file handle; the network's disk has lost it"),
+    ],
+)
+def test_what_a_disk_refuses_is_a_line(number, told, capsys, monkeypatch):
+    monkeypatch.delenv("TIEKD_DEBUG", raising=False)
+    assert entrypoint.run(of(number)) == 2
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_threads_are_counted_before_a_library_aborts_for_want_of_one(monkeypatch):
+    before = threading.active_count()
+    limits.check_threads(5)
+    start, left = threading.Thread.start, 3
+
+    def start_three(self):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    with pytest.raises(LaunchError, match=r"^this process may not start 5 more threads: Resource temporarily"):
+        limits.check_threads(5)
+    for ended in [t for t in threading.enumerate() if t.name.startswith("Thread-")]:
+        ended.join(10)
+    assert threading.active_count() <= before
+
+
+@pytest.mark.processes
+def test_a_thread_that_lacks_something_is_no_traceback():
+    code = f"""
+import errno, os, sys, threading
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from tiekd.distributed import entrypoint
+def fail(number):
+    raise OSError(number, os.strerror(number), "wd/tf_logs")
+def main():
+    for number in (errno.EMFILE, errno.ENOSPC):
+        thread = threading.Thread(target=fail, args=(number,), name="writer")
+        thread.start()
+        thread.join()
+entrypoint.program(main)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    files, disk = result.stderr.splitlines()[-2:]
+    assert files == f"tiekd: thread writer has ended: {FILES}"
+    assert disk.startswith("tiekd: thread writer has ended: [Errno 28] No space left on device: 'wd/tf_logs'; make ")
+    assert "Traceback" not in result.stderr and result.returncode == 0

@@ -1,0 +1,125 @@
+"""What an engine config may not say, because the numbers would be wrong; and what a step does at stage 0."""
+
+import inspect
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiekd.engine import patches
+from tiekd.engine.config import read_engine_config, resolve
+from tiekd.engine.step import Step
+from tiekd.errors import LaunchError, RecipeError
+
+
+def test_a_config_is_read_with_homes_expanded_and_no_key_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of mine")
+    file = tmp_path / "engine.json"
+    file.write_text('{"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "~/swap"}}}')
+    found = read_engine_config(file)["zero_optimization"]["offload_param"]
+    assert found == {"device": "nvme", "nvme_path": "/home/of mine/swap"}
+    for text, line in {
+        '{"a": {"b": 1, "b": 1}}': "not JSON (the key 'b' is there twice)",
+        '{"a": "~nosuchuser/x"}': "engine config: a: ~nosuchuser/x: no home folder is known for ~nosuchuser",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(LaunchError) as caught:
+            read_engine_config(file)
+        assert line in str(caught.value)
+
+
+def refused(config: dict) -> str:
+    with pytest.raises(RecipeError) as caught:
+        resolve(config, batch_size=4, clip_norm=35.0, world_size=1)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def fp16_device(monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float16", "fp16", "torch.float16", None])
+def test_autocast_to_fp16_is_refused(stage, dtype):
+    """DeepSpeed clips gradients there that still carry the loss scale, and training stands still."""
+    autocast = {"enabled": True} | ({} if dtype is None else {"dtype": dtype})
+    told = refused({"torch_autocast": autocast, "zero_optimization": {"stage": stage}})
+    assert f"torch_autocast.dtype is {dtype!r}; only bfloat16 trains rightly" in told and "use fp16.enabled" in told
+
+
+def test_autocast_to_bf16_and_a_switched_off_one_are_not():
+    for autocast in ({"enabled": True, "dtype": "bfloat16"}, {"enabled": False, "dtype": "float16"}):
+        assert resolve({"torch_autocast": autocast}, 4, 35.0, 1).values["torch_autocast"] == autocast
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_fp16_that_also_halves_the_inputs_is_refused(enabled, fp16_device):
+    told = refused({"fp16": {"enabled": enabled, "auto_cast": True}})
+    assert told == "engine config: fp16.auto_cast also halves the teacher's depth; remove it"
+
+
+@pytest.mark.parametrize("precision", [{"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}, {}])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_statistics_are_refused(precision, dtype, fp16_device):
+    told = refused(precision | {"data_types": {"buffer_dtype": dtype}})
+    assert told == "engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it"
+    resolve(precision | {"data_types": {"grad_accum_dtype": "fp32"}}, 4, 35.0, 1)
+
+
+def test_fp16_on_a_device_that_can_not_is_refused(monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    with pytest.raises(LaunchError, match="^fp16 is not supported on this device"):
+        resolve({"fp16": {"enabled": True}}, 4, 35.0, 1)
+
+
+class Stage0:
+    """What a step asks of the engine at stage 0 in fp32, where all but the step itself is done here."""
+
+    skipped_steps = 0
+
+    def __init__(self):
+        self.module = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.zeros_(self.module.weight)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1.0, fused=True)
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return True
+
+    def backward(self, loss) -> None:
+        self.module.weight.grad = self.gradient.clone()
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("clip_norm", "moved"), [(0.5, [-0.3, -0.4]), (35.0, [-3.0, -4.0]), (0, [-3.0, -4.0])])
+def test_a_step_is_clipped_tells_the_norm_from_before_and_is_skipped_where_that_is_not_finite(clip_norm, moved):
+    engine = Stage0()
+    step = Step(engine, resolve({}, 1, clip_norm, 1), clip_norm)
+    engine.gradient = torch.tensor([[3.0, 4.0]])
+    assert step.backward(torch.tensor(1.0)) == 5 and not step.skipped
+    assert engine.module.weight.tolist() == [pytest.approx(moved, rel=1e-5)]
+    for value in (math.nan, math.inf):
+        engine.gradient = torch.tensor([[value, 4.0]])
+        assert not math.isfinite(step.backward(torch.tensor(1.0))) and step.skipped
+        assert engine.module.weight.tolist() == [pytest.approx(moved, rel=1e-5)]
+    assert step.num_skipped == 2
+
+
+def test_every_change_to_deepspeed_says_what_goes_wrong_and_names_a_test_that_is_there():
+    functions = [f for _, f in inspect.getmembers(patches, inspect.isfunction) if f.__module__ == patches.__name__]
+    assert len(functions) >= 6
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[2].rglob("test_*.py"))
+    for function in functions:
+        told = re.search(r"Without it: .+Seen in: DeepSpeed 0\.\d+\.\d+\.\n +Test: (\w+)\.", function.__doc__, re.S)
+        assert told, function.__name__
+        assert f"def {told[1]}(" in sources, function.__name__

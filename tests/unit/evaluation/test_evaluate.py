@@ -1,0 +1,285 @@
+"""Evaluation: means over images, flip averaging, the cap, and the same figures on any number of ranks."""
+
+import io
+import types
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch
+from support import two_ranks
+from torch import nn
+
+from tiekd.data.augment.augment import Sample, colour_table, look_up
+from tiekd.data.loading.loader import Loading
+from tiekd.data.resize import OWN_SIZE, Resize, resized_picture
+from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.evaluation.metrics import METRIC_NAMES, aggregate, depth_metrics
+from tiekd.models.flip import predict
+from tiekd.models.network import Prediction
+from tiekd.training.evaluation_hook import Evaluation
+
+CPU = torch.device("cpu")
+
+
+class Frames(torch.utils.data.Dataset):
+    """Seven frames of noise with ground truth of 1 to 90 m, of which frame 3 has none."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (3, 12, 20), generator=generator, dtype=torch.uint8)
+        depth = torch.rand(1, 12, 20, generator=generator) * 89 + 1
+        depth[torch.rand(1, 12, 20, generator=generator) < index / 10] = 0
+        return Sample(
+            image, depth * (index != 3), torch.ones(1, 12, 20, dtype=torch.bool), None, torch.eye(3), str(index)
+        )
+
+
+class Slanted(nn.Module):
+    """Not mirror-symmetric: grey plus a ramp from left to right."""
+
+    def forward(self, image):
+        return Prediction(20 + 5 * image.mean(1, keepdim=True) + torch.arange(float(image.shape[-1])))
+
+
+def figures(flip=True, **options):
+    settings = EvaluationSettings(**{"crop": "none", "flip": flip} | options)
+    return evaluate(partial(predict, Slanted(), flip=flip), Frames(), settings, 1e-3, 80.0, CPU)
+
+
+def figures_on_a_rank(_rank):
+    return [figures(batch_size=size) for size in (1, 2, 3, 7)]
+
+
+def test_figures_are_means_over_the_images_that_have_ground_truth():
+    from tiekd.data.augment.augment import normalise
+
+    rows = []
+    for index in (0, 1, 2, 4, 5, 6):
+        sample = normalise(Frames()[index])
+        depth = predict(Slanted(), sample.image[None], flip=True)
+        rows.append(depth_metrics(depth, sample.depth[None], 1e-3, 80.0, "none"))
+    expected = {name: torch.cat(rows)[:, i].mean().item() for i, name in enumerate(METRIC_NAMES)}
+    assert figures() == pytest.approx(expected, rel=1e-12) and expected == pytest.approx(aggregate(torch.cat(rows)))
+
+
+@pytest.mark.processes
+def test_two_ranks_give_the_figures_of_one_to_the_last_digit(tmp_path):
+    alone = figures_on_a_rank(0)
+    assert two_ranks.run(figures_on_a_rank, tmp_path) == [alone, alone]
+    assert alone[1] == pytest.approx(alone[0], rel=1e-9)
+
+
+@pytest.mark.processes
+def test_a_rank_without_any_batch_takes_part(tmp_path):
+    first, second, third = two_ranks.run(figures_of_one_batch, tmp_path, world_size=3)
+    assert first == second == third == figures(batch_size=7)
+
+
+def figures_of_one_batch(_rank):
+    return figures(batch_size=7)
+
+
+def filled_replica(rank):
+    """What a rank evaluates with; the weights of training come on the main rank only."""
+    torch.manual_seed(0)
+    student, replica = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+    student(torch.randn(2, 3, 5, 5))
+    hook = Evaluation(EvaluationSettings(), Frames(), replica, CPU, Loading(), print)
+    hook._fill_replica(student.state_dict() if rank == 0 else {})
+    return student.state_dict(), replica.state_dict()
+
+
+@pytest.mark.processes
+def test_every_rank_evaluates_with_the_weights_and_the_statistics_of_the_main_one(tmp_path):
+    for student, replica in two_ranks.run(filled_replica, tmp_path):
+        assert student["1.running_mean"].any()
+        assert all(torch.equal(replica[name], tensor) for name, tensor in student.items())
+
+
+def test_flip_averaging_is_the_mean_with_the_mirrored_prediction_turned_back():
+    image = torch.rand(2, 3, 4, 6)
+    depth = predict(Slanted(), image, flip=True)
+    # The ramp and its mirror image average to the middle; the grey part is mirror-symmetric and stays.
+    torch.testing.assert_close(depth, 20 + 5 * image.mean(1, keepdim=True) + 2.5)
+    torch.testing.assert_close(predict(Slanted(), image, flip=False), Slanted()(image).depth)
+    assert figures(flip=True) != figures(flip=False)
+
+
+def test_the_cap_is_the_largest_ground_truth_that_counts():
+    assert figures() == figures(cap=80.0)
+    assert figures(cap=50.0) != figures() != figures(cap=100.0)
+    settings = EvaluationSettings(crop="none", cap=50.0)
+    exact = {name: frame.depth[None] for name, frame in ((str(i), Frames()[i]) for i in range(7))}
+    depths = iter([exact[str(i)].where(exact[str(i)] < 50, 1e3).clamp(min=1) for i in range(7)])
+    found = evaluate(lambda image: next(depths), Frames(), settings, 1e-3, 80.0, CPU)
+    assert found["abs_rel"] == 0 and found["a1"] == 1
+
+
+def test_the_crop_is_the_settings():
+    assert figures(crop="garg") != figures(crop="none")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(out, **options):
+    settings = EvaluationSettings(crop="none", batch_size=2)
+    evaluate(lambda image: image[:, :1], Frames(), settings, 1e-3, 80.0, CPU, out=out, **options)
+    return out.getvalue()
+
+
+def shown_on_a_rank(_rank):
+    return shown(Terminal())
+
+
+def test_a_terminal_is_shown_how_far_it_is_and_a_file_nothing():
+    text = shown(Terminal())
+    assert text.startswith("\rframes [") and "] 0/7, " in text and text.endswith("\n")
+    assert "] 7/7, " in text.split("\r")[-1] and text.count("\n") == 1
+    assert shown(io.StringIO()) == ""
+
+
+@pytest.mark.processes
+def test_only_the_main_rank_shows_anything_and_counts_all_ranks(tmp_path):
+    first, second = two_ranks.run(shown_on_a_rank, tmp_path)
+    assert "] 7/7, " in first.split("\r")[-1] and second == ""
+
+
+def test_watchers_see_every_batch_with_its_depth_and_metrics():
+    seen = []
+    settings = EvaluationSettings(crop="none", batch_size=2)
+    watchers = [lambda *batch: seen.append(batch)]
+    evaluate(lambda image: image[:, :1] + 9, Frames(), settings, 1e-3, 80.0, CPU, watchers=watchers)
+    assert [indices for indices, *_ in seen] == [[0, 1], [2, 3], [4, 5], [6]]
+    for indices, batch, depth, rows in seen:
+        assert batch.names == list(map(str, indices)) and torch.equal(depth, batch.image[:, :1] + 9)
+        expected = depth_metrics(depth, batch.depth, 1e-3, 80.0, "none")
+        torch.testing.assert_close(rows, expected, equal_nan=True)
+
+
+def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
+    out = Terminal()
+    hook = Evaluation(
+        EvaluationSettings(crop="none", flip=False), Frames(), Slanted(), CPU, Loading(workers=0), print, out
+    )
+    hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
+    state = types.SimpleNamespace(engine=None, hooks=[])
+    with (
+        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
+        mock.patch.object(hook, "_save_best"),
+    ):
+        hook._evaluate(state)
+    assert "] 7/7, " in out.getvalue() and state.metrics["abs_rel"] > 0
+
+
+def test_the_best_weights_are_saved_before_hooks_are_told_and_their_line_comes_last():
+    done = mock.Mock()
+    settings = EvaluationSettings(crop="none", flip=False)
+    hook = Evaluation(settings, Frames(), Slanted(), CPU, Loading(workers=0), done.info)
+    hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
+    state = types.SimpleNamespace(engine=None, hooks=[done.log, done.board])
+    with (
+        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
+        mock.patch.object(hook, "_save_best", done.save_best),
+    ):
+        hook._evaluate(state)
+    names = ["save_best", "log.after_evaluation", "board.after_evaluation", "info"]
+    assert [call[0] for call in done.mock_calls] == names
+    done.board.after_evaluation.assert_called_once_with(state, state.metrics)
+    done.info.assert_called_once_with(done.save_best.return_value)
+    assert state.num_evaluated == 7
+
+
+def test_gradients_are_not_recorded():
+    image = torch.rand(1, 3, 4, 6, requires_grad=True)
+    assert not predict(Slanted(), image, flip=True).requires_grad
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("mode", ["stretch", "cover", "contain", "fit"])
+def test_resized_pictures_are_scored_at_the_ground_truth_s_own_size(mode, batch_size):
+    resize = Resize(height=9, width=11, mode=mode)
+    settings = EvaluationSettings(crop="none", flip=True, batch_size=batch_size)
+    predictor = partial(predict, Slanted(), flip=True)
+    found = evaluate(predictor, Frames(), settings, 1e-3, 80.0, CPU, resize=resize)
+    place, rows = resize.place(12, 20), []
+    for index in (0, 1, 2, 4, 5, 6):
+        sample = Frames()[index]
+        canvas = torch.zeros(3, *place.canvas, dtype=torch.uint8)
+        rows_of, columns_of = (slice(first, first + side) for first, side in zip(place[2:], place.scaled, strict=True))
+        canvas[:, rows_of, columns_of] = resized_picture(sample.image, place.scaled)
+        depth = predictor(look_up(canvas[None], colour_table()[None]))[:, :, rows_of, columns_of]
+        depth = nn.functional.interpolate(depth, size=(12, 20), mode="bilinear", align_corners=False)
+        rows.append(depth_metrics(depth, sample.depth[None], 1e-3, 80.0, "none"))
+    assert found == pytest.approx(aggregate(torch.cat(rows)), rel=1e-9)
+
+
+def evaluated_without_a_pixel(settings: EvaluationSettings, predict_depth=None) -> tuple[Evaluation, list[str]]:
+    """A hook that has evaluated once, and what it told."""
+    told = []
+    replica = Slanted()
+    if predict_depth is not None:
+        replica.forward = predict_depth
+    hook = Evaluation(settings, Frames(), replica, CPU, Loading(workers=0), told.append)
+    replica.min_depth, replica.max_depth = 1e-3, 80.0
+    with (
+        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
+        mock.patch.object(hook, "_save_best", side_effect=AssertionError("a best was saved")),
+    ):
+        hook._evaluate(types.SimpleNamespace(engine=None, hooks=[]))
+    return hook, told
+
+
+def test_an_evaluation_without_a_pixel_saves_no_best_and_says_why():
+    hook, told = evaluated_without_a_pixel(EvaluationSettings(crop="none", flip=False, cap=0.5))
+    assert hook.best is None
+    assert told == [
+        "No best is saved: abs_rel is nan, since no pixel of the 7 validation frames counts (ground truth 0.001 < d < "
+        "0.5 m, crop none); look at the ground truth with bin/check_data.py, or set another evaluation.crop or "
+        "evaluation.cap"
+    ]
+
+
+def test_a_network_whose_depth_is_not_finite_is_never_the_best():
+    def broken(image):
+        return Prediction(image[:, :1] * float("nan"))
+
+    hook, (told,) = evaluated_without_a_pixel(EvaluationSettings(crop="none", flip=False), broken)
+    assert hook.best is None and told.startswith("No best is saved: abs_rel is inf, since depth was predicted that is")
+
+
+@pytest.mark.parametrize(
+    ("state", "best"),
+    [
+        ({"best": 0.3, "owed": None, "metric": "abs_rel"}, 0.3),
+        ({"best": 0.3, "owed": None}, 0.3),  # of an older version
+        ({"best": 0.9, "owed": None, "metric": "a1"}, None),
+        ({"best": float("nan"), "owed": None}, None),
+    ],
+)
+def test_a_best_of_another_metric_or_of_no_pixel_is_not_taken_from_a_checkpoint(state, best):
+    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), print)
+    hook.load_state_dict(state)
+    assert hook.best == best
+
+
+@pytest.mark.parametrize(
+    ("resize", "before", "best"),
+    [
+        (Resize(scale=0.5), {}, None),  # of a version that evaluated images at their own size
+        (Resize(scale=0.5), {"resize": {"scale": 0.5}}, 0.3),
+        (OWN_SIZE, {}, 0.3),
+        (Resize(at_most=(352, 1216)), {}, 0.3),
+    ],
+)
+def test_a_best_of_another_working_resolution_is_not_taken_from_a_checkpoint(resize, before, best):
+    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), print, resize=resize)
+    hook.load_state_dict({"best": 0.3, "owed": None, "metric": "abs_rel", **before})
+    assert hook.best == best
+    assert hook.state_dict()["resize"] == resize.node()

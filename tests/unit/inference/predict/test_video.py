@@ -1,0 +1,169 @@
+"""Videos: frames with their times in and out, and what is said of files that are none."""
+
+import re
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiekd.errors import DataError
+from tiekd.inference.predict import inputs, video
+
+pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
+
+
+def write(path, times, size=(48, 65), rate=Fraction(25, 2), time_base=Fraction(1, 1000)):
+    """Frame i is of level 20 * i."""
+    with video.writing(path, rate, time_base) as add:
+        for index, pts in enumerate(times):
+            add(np.full((*size, 3), 20 * index, np.uint8), pts)
+
+
+def test_times_uneven_ones_too_come_back_with_their_frames(tmp_path):
+    times = [0, 80, 160, 300, 320, 400]
+    write(tmp_path / "deep/v.mp4", times)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["v.mp4"]
+    read = video.Video(tmp_path / "deep/v.mp4")
+    frames = list(read.frames())
+    assert read.count == 6 and float(read.rate) == pytest.approx(12.5, rel=0.2)
+    assert [frame.time_s for frame in frames] == pytest.approx([pts / 1000 for pts in times])
+    assert frames[0].rgb.shape == (48, 66, 3) and frames[0].rgb.dtype == np.uint8  # sides become even
+    assert [int(frame.rgb.mean()) for frame in frames] == pytest.approx([20 * i for i in range(6)], abs=4)
+
+
+@pytest.mark.parametrize("codecs", [("libx264", "mpeg4"), ("mpeg4",)])
+def test_times_are_written_from_0_and_grow_in_any_unit(tmp_path, monkeypatch, codecs):
+    monkeypatch.setattr(video, "_CODECS", codecs)
+    times = [1_000_000, 1_007_200, 1_007_200, 1_007_000, 1_018_000]
+    write(tmp_path / "v.mp4", times, time_base=Fraction(1, 90_000))
+    found = [frame.time_s for frame in video.Video(tmp_path / "v.mp4").frames()]
+    assert found == pytest.approx([0, 0.08, 0.08, 0.08, 0.2], abs=1e-3) and sorted(set(found)) == found
+
+
+def test_what_can_not_be_encoded_is_told_and_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "_CODECS", ("mpeg4",))
+    with pytest.raises(DataError, match=r"v\.mp4: can't be encoded \(.*\); ") as error:
+        write(tmp_path / "v.mp4", [0], size=(16, 9000))
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_writing_leaves_no_file(tmp_path):
+    with pytest.raises(ZeroDivisionError), video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add:
+        add(np.zeros((32, 32, 3), np.uint8), 0)
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_video_is_told(tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"nothing of the kind" * 50)
+    with pytest.raises(DataError, match=r"v\.mp4: can't be read as a video") as error:
+        video.Video(tmp_path / "v.mp4")
+    assert "\n" not in str(error.value)
+
+
+def test_without_pyav_one_line_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(DataError, match=r"pip install 'tiekd\[video\]'"):
+        video.Video(tmp_path / "v.mp4")
+
+
+def test_no_frames_make_no_file(tmp_path):
+    with video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def frames_and_error(path) -> tuple[int, str]:
+    count, error = 0, ""
+    try:
+        for _ in video.Video(path).frames():
+            count += 1
+    except DataError as raised:
+        error = str(raised)
+    assert "\n" not in error
+    return count, error
+
+
+def encode(path, count=20, rate=10, last_s=0.1, **options):
+    """last_s: how long the last frame stands."""
+    import av
+
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        packets = []
+        for index in range(count):
+            level = np.full((64, 96, 3), index * 10, np.uint8)
+            packets += stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24"))
+        packets += stream.encode()
+        packets[-1].duration = round(last_s / packets[-1].time_base)
+        container.mux(packets)
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
+def test_a_video_that_breaks_off_gives_its_frames_and_says_so(tmp_path, name):
+    encode(tmp_path / name, **({"movflags": "faststart"} if name == "v.mp4" else {}))
+    whole = (tmp_path / name).read_bytes()
+    assert frames_and_error(tmp_path / name) == (20, "")
+    (tmp_path / name).write_bytes(whole[: len(whole) * 6 // 10])
+    count, error = frames_and_error(tmp_path / name)
+    assert 5 < count < 15
+    assert error.startswith(f"{tmp_path / name}: breaks off after {count} frames, {count / 10:.1f} of 2.0 s; ")
+
+
+@pytest.mark.processes
+def test_a_damaged_video_gives_its_frames_and_ends(tmp_path):
+    """It would hang where each thread of the decoder had a frame."""
+    encode(tmp_path / "v.mp4")
+    content = bytearray((tmp_path / "v.mp4").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 300] = bytes(300)
+    (tmp_path / "v.mp4").write_bytes(content)
+    code = "import sys\nfrom pathlib import Path\nfrom tiekd.inference.predict.video import Video\n"
+    code += "video = Video(Path(sys.argv[1]))\ntry:\n    print(len(list(video.frames())))\n"
+    code += "except ValueError as error:\n    print(error)\n"
+    command = [sys.executable, "-c", code, tmp_path / "v.mp4"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert re.search(r"v\.mp4: damaged after \d+ frames \(.*\); depth of those is there", result.stdout), result.stderr
+
+
+def test_a_last_frame_that_stands_still_is_no_break(tmp_path):
+    encode(tmp_path / "v.mp4", count=5, last_s=8.0)
+    assert frames_and_error(tmp_path / "v.mp4") == (5, "")
+
+
+def test_an_animated_gif_is_a_video_and_one_of_a_single_frame_a_picture(tmp_path):
+    pictures = [Image.fromarray(np.full((48, 64, 3), 40 * level, np.uint8)) for level in range(6)]
+    pictures[0].save(tmp_path / "moves.gif", save_all=True, append_images=pictures[1:], duration=100)
+    pictures[0].save(tmp_path / "stands.gif")
+    moves, stands = inputs.find([str(tmp_path / "moves.gif"), str(tmp_path / "stands.gif")], tmp_path / "out")
+    assert moves.is_video and not stands.is_video
+    frames = list(video.Video(moves.path).frames())
+    assert [int(frame.rgb.mean()) for frame in frames] == pytest.approx([40 * level for level in range(6)], abs=2)
+    assert [frame.time_s for frame in frames] == pytest.approx([0.1 * index for index in range(6)])
+    whole = moves.path.read_bytes()
+    moves.path.write_bytes(whole[: len(whole) // 2])
+    count, error = frames_and_error(moves.path)
+    assert 0 < count < 6 and f"moves.gif: breaks off after {count} frames; " in error
+
+
+def test_a_video_without_frames_or_pictures_is_told(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "none.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.start_encoding()
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 44100
+        container.mux(stream.encode(sound) + stream.encode())
+    for name in ("none.mp4", "sound.mp4"):
+        with pytest.raises(DataError, match=rf"{name}: there is no video in it"):
+            video.Video(tmp_path / name)

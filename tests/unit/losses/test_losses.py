@@ -1,0 +1,410 @@
+"""Each loss against the published numbers, its validity and its finite gradients, and the criterion that adds them."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.golden import depth as depth_by_rule
+from support.golden import load_arrays, randn
+
+from tiekd.errors import RecipeError
+from tiekd.kernels import chunked
+from tiekd.kernels.reference import dpm
+from tiekd.losses.dpm import DPM
+from tiekd.losses.mse import MSE
+from tiekd.losses.silog import SILog
+from tiekd.losses.ssim import SSIM
+from tiekd.training import criterion
+
+MODULES = [MSE(), SILog(), SILog(reduce="batch"), SSIM(), SSIM("log"), SSIM("normalised"), DPM()]
+
+
+def prediction(depth: torch.Tensor, divergence: torch.Tensor | None = None) -> SimpleNamespace:
+    return SimpleNamespace(depth=depth, divergence=divergence)
+
+
+def load(case: str) -> dict[str, torch.Tensor]:
+    return {key: torch.from_numpy(value) for key, value in load_arrays(f"losses/{case}.npz").items()}
+
+
+def assert_published(value: torch.Tensor, depth: torch.Tensor, golden: dict, scale: float = 1.0) -> None:
+    wanted = golden["loss"] if "loss" in golden else golden["loss_mean"]
+    torch.testing.assert_close(scale * value, wanted[0], rtol=2e-5, atol=2e-7)
+    (gradient,) = torch.autograd.grad(scale * value, depth)
+    wanted = golden["grad_depth_pred"]
+    assert (gradient - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("case", "terms"),
+    [
+        ("MSE_kitti", [(1.0, MSE())]),
+        ("MSE_nyu", [(1.0, MSE())]),
+        ("SI_kitti", [(1.0, SILog(reduce="batch"))]),
+        ("SI_nyu", [(1.0, SILog(reduce="batch"))]),
+        ("SI_kitti_mask", [(1.0, SILog(reduce="batch"))]),
+        ("SI_kitti_maxdepth", [(10.0, SILog(80.0, "batch"))]),
+        ("SI_nyu_maxdepth", [(10.0, SILog(10.0, "batch"))]),
+        ("SSIM_kitti", [(1.0, SSIM(released=True))]),
+        ("SSIM_nyu", [(1.0, SSIM(released=True))]),
+        ("SSIM_kitti_w1.5", [(1.5, SSIM(released=True))]),
+        ("SSIM_nyu_w1.5", [(1.5, SSIM(released=True))]),
+        ("SSIM_w704_nocrop", [(1.0, SSIM(released=True))]),
+        ("L_DEPTH_kitti", [(1.0, SSIM(released=True))]),
+        ("L_DEPTH_nyu", [(1.0, SSIM(released=True))]),
+        ("SSIM_SI_kitti", [(1.5, SSIM(released=True)), (1.0, SILog(reduce="batch"))]),
+        ("SSIM_MSE_kitti", [(1.5, SSIM(released=True)), (1.0, MSE())]),
+        ("SSIM_MSE_nyu", [(1.5, SSIM(released=True)), (1.0, MSE())]),
+    ],
+)
+def test_values_and_gradients_are_the_published_ones(case, terms):
+    golden = load(case)
+    depth = golden["depth_pred"].requires_grad_()
+    value = sum(weight * loss(prediction(depth), golden["kd_gt"]).mean() for weight, loss in terms)
+    assert_published(value, depth, golden)
+
+
+def test_silog_warm_up_is_the_published_one_and_follows_the_iteration():
+    golden = load("SI_warmup")
+    both = criterion.build({"silog": {"reduce": "batch", "warm_up": 2}, "mse": {"weight": 1e-12}}, True)
+    for iteration in (1, 0, 2):  # a resumed run starts anywhere
+        depth = golden["depth_pred"].clone().requires_grad_()
+        value = both(prediction(depth), None, golden["kd_gt"], iteration)["loss"]
+        now = {
+            "loss": golden["loss"][iteration : iteration + 1],
+            "grad_depth_pred": golden["grad_depth_pred"][iteration],
+        }
+        assert_published(value, depth, now)
+    assert both(prediction(depth), None, golden["kd_gt"])["loss"] == value
+
+
+def test_silog_of_every_pixel_is_the_published_one():
+    golden = load("SI_nomask")
+    assert (golden["kd_gt"] == 0).any()
+    depth = golden["depth_pred"].requires_grad_()
+    # Published without a mask, a 0 is a depth; so is a depth that vanishes beside the 1e-3 of the logarithm.
+    value = SILog(reduce="batch")(prediction(depth), golden["kd_gt"].clamp_min(1e-30)).mean()
+    assert_published(value, depth, golden)
+
+
+@pytest.mark.parametrize(
+    ("case", "finite_value", "finite_gradient"),
+    [("SI_pred_equals_target", True, False), ("SI_one_valid", False, False), ("SI_none_valid", False, True)],
+)
+def test_silog_is_finite_where_the_published_one_is_not_and_equal_where_it_is(case, finite_value, finite_gradient):
+    golden = load(case)
+    assert bool(golden["loss"].isfinite().all()) == finite_value
+    assert bool(golden["grad_depth_pred"].isfinite().all()) == finite_gradient
+    depth = golden["depth_pred"].requires_grad_()
+    value = SILog(reduce="batch")(prediction(depth), golden["kd_gt"]).mean()
+    value.backward()
+    value = value.detach()
+    assert value.isfinite() and depth.grad.isfinite().all()
+    if finite_value:
+        torch.testing.assert_close(value, golden["loss"][0], rtol=0, atol=0)
+    known = golden["grad_depth_pred"].isfinite()
+    torch.testing.assert_close(depth.grad[known], golden["grad_depth_pred"][known], rtol=0, atol=0)
+    only = golden["kd_gt"] > 0
+    if only.sum() == 1:
+        g = torch.log(depth.detach()[only].double() + 1e-3) - torch.log(golden["kd_gt"][only].double() + 1e-3)
+        assert float(value) == pytest.approx(0.15**0.5 * abs(float(g)), rel=1e-5)
+
+
+def test_ssim_of_equal_maps_is_zero_with_zero_gradient():
+    golden = load("SSIM_pred_equals_target")
+    for loss in (SSIM(released=True), SSIM(), SSIM("log"), SSIM("normalised", max_depth=80.0)):
+        depth = golden["depth_pred"].clone().requires_grad_()
+        value = loss(prediction(depth), golden["kd_gt"])
+        value.sum().backward()
+        torch.testing.assert_close(value, torch.zeros(1), rtol=0, atol=1e-6)
+        torch.testing.assert_close(depth.grad, torch.zeros_like(depth), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "top_crop"),
+    [("TIE_KD_kitti257", (2, 257, 24, 40), 0), ("TIE_KD_w704_small", (1, 8, 128, 704), 110)],
+)
+def test_the_published_sum_comes_from_a_recipe(case, shape, top_crop):
+    golden = load(case)
+    crop = {"top_crop": top_crop}
+    both = criterion.build({"dpm": {"weight": 1.0} | crop, "ssim": {"weight": 9.0, "released": True} | crop}, True)
+    logits = randn(f"loss:{case}:logits", shape, 2.0).requires_grad_()
+    eye = torch.eye(shape[1]).view(shape[1], shape[1], 1, 1)
+    teacher = depth_by_rule(f"loss:{case}:kd_gt", (shape[0], 1, *shape[2:]), 1e-3, 80.0)
+    depth, divergence = dpm(logits, eye, torch.zeros(shape[1]), golden["bin_edges"], teacher, 0.5, "released")
+    values = both(prediction(depth, divergence), None, teacher)
+    assert list(values) == ["loss_dpm", "loss_ssim", "loss"]
+    torch.testing.assert_close(values["loss"], golden["e2e_loss"][0], rtol=2e-5, atol=0)
+    torch.testing.assert_close(values["loss"], values["loss_dpm"] + values["loss_ssim"])
+    values["loss"].backward()
+    got, wanted = logits.grad.flatten()[golden["e2e_grad_logits_sample_idx"]], golden["e2e_grad_logits_sample"]
+    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def depths_by_rule(case: str, shape: tuple, golden: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted and teacher depth of a case too large to be stored."""
+    depth, teacher = (depth_by_rule(f"loss:{case}:{name}", shape, 1e-3, 80.0) for name in ("depth_pred", "kd_gt"))
+    at = golden["in_sample_idx"]
+    torch.testing.assert_close(depth.flatten()[at], golden["depth_pred_sample"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(teacher.flatten()[at], golden["kd_gt_sample"], rtol=1e-6, atol=0)
+    return depth.requires_grad_(), teacher
+
+
+@pytest.mark.parametrize(("case", "height"), [("L_DEPTH_w704_small", 128), ("L_DEPTH_w704_full", 352)])
+def test_ssim_with_a_top_crop_is_the_published_one(case, height):
+    golden = load(case)
+    depth, teacher = depths_by_rule(case, (1, 1, height, 704), golden)
+    value = SSIM(released=True, top_crop=110)(prediction(depth), teacher).mean()
+    torch.testing.assert_close(value.detach(), golden["loss_mean"][0], rtol=2e-5, atol=0)
+    value.backward()
+    if "grad_depth_pred" in golden:
+        got, wanted = depth.grad.flatten(), golden["grad_depth_pred"].flatten()
+    else:
+        got, wanted = depth.grad.flatten()[golden["grad_depth_pred_sample_idx"]], golden["grad_depth_pred_sample"]
+    # At the kinks of abs() single values are rounding noise.
+    assert (got - wanted).abs().quantile(0.999) <= 1e-4 * wanted.abs().max()
+    assert (depth.grad[:, :, :110] == 0).all() and (depth.grad[:, :, 110:] != 0).any()
+
+
+def test_dpm_top_crop_is_the_published_mean():
+    golden = load("L_DPM_w704_small")
+    kept = golden["loss_map"][:, :, :18]
+    uncropped = torch.cat((torch.full((1, 1, 110, 704), 5.0), kept), 2)
+    value = DPM(top_crop=110)(prediction(None, uncropped), torch.ones_like(uncropped))
+    torch.testing.assert_close(value, golden["loss_mean"], rtol=2e-5, atol=0)
+
+
+def test_rows_that_count_as_0_are_not_asked_of_the_network():
+    depth = torch.full((2, 1, 5, 3), 7.0)
+    cropped = criterion.build({"dpm": {"top_crop": 2}}, True).divergence_target(depth)
+    assert (cropped[:, :, :2] == 0).all() and torch.equal(cropped[:, :, 2:], depth[:, :, 2:]) and (depth == 7).all()
+    both = criterion.build({"dpm": {"top_crop": 2}, "all": {"name": "dpm"}}, True)
+    assert both.divergence_target(depth) is depth
+    assert criterion.build({"mse": {}}, True).divergence_target(depth) is None
+
+
+@pytest.mark.long
+def test_dpm_with_a_top_crop_is_the_published_one_at_the_true_size():
+    """64 million probabilities: one training crop with all 257 bins. 4 GB of memory."""
+    case, shape = "L_DPM_w704_full257", (1, 257, 352, 704)
+    golden = load(case)
+    _, teacher = depths_by_rule(case, (1, 1, 352, 704), golden)
+    logits = randn(f"loss:{case}:logits", shape, 2.0)
+    eye = torch.eye(257).view(257, 257, 1, 1)
+    with torch.no_grad():
+        _, divergence = chunked.dpm(logits, eye, torch.zeros(257), golden["bin_edges"], teacher, 0.8, "released")
+    value = DPM(top_crop=110)(prediction(None, divergence), teacher)
+    torch.testing.assert_close(value, golden["loss_mean"], rtol=2e-5, atol=0)
+    # Published, the rows below the crop move up and what follows them is 0.
+    moved = torch.cat((divergence[:, :, 110:], torch.zeros(1, 1, 110, 704)), 2)
+    torch.testing.assert_close(
+        moved.flatten()[golden["loss_map_sample_idx"]], golden["loss_map_sample"], rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(moved.mean((0, 1, 3)), golden["loss_map_rowmean"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", MODULES, ids=lambda m: type(m).__name__)
+def test_a_prediction_that_is_nan_at_one_pixel_does_not_look_like_a_good_one(loss):
+    target = 2 + 3 * torch.rand(2, 1, 24, 30, generator=torch.Generator().manual_seed(0))
+    spoilt = target + 0.1
+    spoilt[1, 0, 12, 13] = math.nan
+    assert not loss(prediction(spoilt, spoilt), target)[1].isfinite()
+
+
+@pytest.mark.parametrize("loss", MODULES, ids=lambda m: type(m).__name__)
+def test_not_valid_pixels_and_empty_images_change_nothing(loss):
+    g = torch.Generator().manual_seed(0)
+    target = 2 + 3 * torch.rand(3, 1, 24, 30, generator=g)
+    depth = (target + 0.3 * torch.rand(target.shape, generator=g)).detach()
+    divergence = torch.rand(target.shape, generator=g)
+    holes = torch.zeros_like(target, dtype=torch.bool)
+    holes[:, :, :6, :7] = True
+    target[holes] = 0
+    target[1] = 0
+    whole = loss(prediction(depth, divergence), target)
+    for junk in (0.0, math.nan, math.inf, -1.0):
+        dirty = target.masked_fill(holes, junk)
+        inputs = [depth.clone().requires_grad_(), divergence.clone().requires_grad_()]
+        spoilt = [x + 7 * holes for x in inputs]
+        value = loss(prediction(*spoilt), dirty)
+        torch.testing.assert_close(value, whole, rtol=1e-6, atol=1e-7)
+        value.sum().backward()
+        gradient = inputs[1 if isinstance(loss, DPM) else 0].grad
+        assert torch.isfinite(gradient).all() and (gradient[holes] == 0).all() and (gradient[1] == 0).all()
+        assert (gradient[0] != 0).any()
+    assert value.shape == (3,) and value.dtype == torch.float32 and (value[[0, 2]] > 0).all()
+    if getattr(loss, "reduce", "image") == "image":
+        assert value[1] == 0
+        images = zip(depth.split(1), divergence.split(1), target.split(1), strict=True)
+        alone = torch.cat([loss(prediction(d, kl), t) for d, kl, t in images])
+        torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("reduce", ["image", "batch"])
+@pytest.mark.parametrize("valid_pixels", [0, 1, 5])
+def test_silog_is_finite_with_few_pixels_and_for_a_perfect_prediction(reduce, valid_pixels):
+    target = torch.zeros(1, 1, 4, 5)
+    target.view(-1)[:valid_pixels] = torch.arange(valid_pixels) + 3.0
+    for offset in (0.0, 1.0):
+        depth = (target + offset).requires_grad_()
+        value = SILog(reduce=reduce)(prediction(depth), target)
+        value.backward()
+        value = value.detach()
+        assert torch.isfinite(value).all() and torch.isfinite(depth.grad).all()
+        assert bool(value > 0) == (offset > 0 and valid_pixels > 0) == bool((depth.grad != 0).any())
+    if valid_pixels == 1:
+        expected = math.sqrt(0.15) * math.log(4.001 / 3.001)
+        assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+def test_ssim_counts_only_windows_that_are_wholly_valid():
+    g = torch.Generator().manual_seed(1)
+    target = 5 + torch.rand(1, 1, 30, 40, generator=g)
+    depth = target.clone()
+    depth[..., 25:, 35:] += 5 * torch.rand(5, 5, generator=g)
+    loss = SSIM()
+    assert loss(prediction(depth), target) > 0.005
+    # No window of 11 x 11 reaches over this frame into the corner.
+    holed = target.clone()
+    holed[..., 24:, 34] = 0
+    holed[..., 24, 34:] = 0
+    assert loss(prediction(depth), holed) == 0
+    assert loss(prediction(depth[..., :10, :]), target[..., :10, :]) == 0
+
+
+def test_ssim_sees_an_inverted_relief_in_any_space_unless_it_is_unsigned():
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    relief = (5 * torch.sin(x / 5) * torch.sin(y / 5)).expand(1, 1, 64, 64)
+    for space in ("metres", "normalised", "log"):
+        signed, unsigned = (SSIM(space, signed=s)(prediction(20 - relief), 20 + relief) for s in (True, False))
+        assert signed > 2.5 * unsigned
+    assert SSIM(released=True)(prediction(20 - relief), 20 + relief) < 0.3
+    assert SSIM()(prediction(20 - relief), 20 + relief) > 0.5
+
+
+def ssim_window_by_window(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """1 - SSIM in float64 from the deviations of every window's pixels from its means: no difference of squares."""
+    taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    window = (taps[:, None] * taps).flatten() / taps.sum() ** 2
+    x, y = (torch.nn.functional.unfold(d.double(), 11)[0] for d in (x, y))
+    mean_x, mean_y = window @ x, window @ y
+    var_x, var_y = window @ (x - mean_x).square(), window @ (y - mean_y).square()
+    cov = window @ ((x - mean_x) * (y - mean_y))
+    luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x.square() + mean_y.square() + 1e-4)
+    return (1 - luminance * (2 * cov + 9e-4) / (var_x + var_y + 9e-4)).mean()
+
+
+def test_ssim_of_noise_on_a_flat_wall_holds():
+    wall = torch.full((1, 1, 60, 80), 20.0)
+    noisy = wall + 0.02 * torch.randn(wall.shape, generator=torch.Generator().manual_seed(0))
+    wanted = float(ssim_window_by_window(wall, noisy))
+    assert wanted == pytest.approx(0.29, abs=0.02)
+    assert float(SSIM()(prediction(wall), noisy)) == pytest.approx(wanted, rel=1e-6)
+    for space in ("normalised", "log"):
+        assert SSIM(space)(prediction(wall), noisy) < 0.002
+
+
+def test_ssim_of_a_near_and_a_far_plane_is_not_rounding_noise():
+    planes = torch.full((1, 1, 60, 80), 4.0)
+    planes[..., 40:] = 78.3
+    first, second = (2e-3 * torch.rand(2, 1, 1, 60, 80, generator=torch.Generator().manual_seed(0)) - 1e-3) + planes
+    assert float(SSIM()(prediction(first), first)) == pytest.approx(0, abs=1e-9)
+    assert float(SSIM(signed=False)(prediction(first), first)) == pytest.approx(0, abs=1e-9)
+    depth = first.clone().requires_grad_()
+    wanted = ssim_window_by_window(depth, second)
+    (wanted_gradient,) = torch.autograd.grad(wanted, depth)
+    value = SSIM()(prediction(depth), second)
+    value.backward()
+    assert 1e-4 < wanted < 1e-3
+    torch.testing.assert_close(value[0].double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(depth.grad, wanted_gradient, rtol=1e-4, atol=float(1e-4 * wanted_gradient.abs().max()))
+
+
+def test_criterion_compares_each_term_with_what_the_recipe_says():
+    truth, teacher = torch.full((2, 1, 12, 12), 2.0), torch.full((2, 1, 12, 12), 3.0)
+    node = {
+        "mse": {"weight": 2},
+        "against_truth": {"name": "mse", "weight": 1.0, "against": "ground_truth"},
+    }
+    values = criterion.build(node, True)(prediction(torch.ones(2, 1, 12, 12)), SimpleNamespace(depth=truth), teacher)
+    assert {k: float(v) for k, v in values.items()} == {
+        "loss_mse": 8.0,
+        "loss_against_truth": 1.0,
+        "loss": 9.0,
+    }
+    values = criterion.build({"mse": {}}, False)(
+        prediction(torch.ones(2, 1, 12, 12)), SimpleNamespace(depth=truth), None
+    )
+    assert float(values["loss"]) == 1.0
+
+
+def test_only_the_released_term_takes_the_one_negative_weight_that_was_published():
+    node = {"dpm": {"weight": 15.0}, "ssim": {"weight": -5.0, "released": True}}
+    g = torch.Generator().manual_seed(0)
+    depth, teacher, divergence = 1 + torch.rand(3, 2, 1, 12, 12, generator=g)
+    values = criterion.build(node, True)(prediction(depth, divergence), None, teacher)
+    dissimilarity = SSIM(released=True)(prediction(depth), teacher).mean()
+    torch.testing.assert_close(values["loss"], 15 * divergence.mean() - 5 * dissimilarity)
+    with pytest.raises(RecipeError, match="^losses.ssim.weight: -5.0 is not a number > 0"):
+        criterion.build({"ssim": {"weight": -5.0}}, True)
+
+
+@pytest.mark.parametrize(
+    ("node", "has_teacher", "message"),
+    [
+        ({}, True, "^losses: got {}; give at least one term"),
+        ({"mse": 3}, True, "^losses.mse: got 3; it must be a mapping"),
+        ({"mse": {"weight": -0.5}}, True, "^losses.mse.weight: -0.5 is not a number > 0"),
+        ({"mse": {"weight": "much"}}, True, "^losses.mse.weight: 'much' is not a number > 0"),
+        ({"mse": {"weight": True}}, True, "^losses.mse.weight: True is not a number > 0"),
+        ({"ssim": {"weight": 0, "released": True}}, True, "^losses.ssim.weight: 0 is not a number > 0"),
+        ({"mse": {"weight": math.nan}}, True, "^losses.mse.weight: nan is not a number > 0"),
+        ({"mse": {"against": "student"}}, True, "^losses.mse.against: 'student' is not known; there are: teacher, gr"),
+        ({"mse": {"against": "teacher"}}, False, "^losses.mse.against: teacher, but the recipe has none"),
+        ({"ssim": {"against": "ground_truth"}}, True, "^losses.ssim: SSIM can't be taken against sparse ground truth"),
+        ({"shape": {"name": "ssim"}}, False, "^losses.shape: SSIM can't be taken against sparse ground truth"),
+        ({"dpm": {"against": "ground_truth"}}, True, "^losses.dpm.against: ground_truth, but the divergence is from"),
+        ({"sim": {}}, True, "^losses.sim.name: no 'sim'; there are .nearest first.: ssim"),
+        ({"ssim": {"spaces": "log"}}, True, "^losses.ssim .ssim.: unknown key 'spaces'; did you mean 'space'"),
+        ({"ssim": {"space": "feet"}}, True, "^losses.ssim.space: 'feet' is not known; there are: metres, normalised"),
+        ({"ssim": {"released": True, "space": "log"}}, True, "^losses.ssim.released: true means space metres"),
+        ({"ssim": {"max_depth": 80}}, True, "^losses.ssim.max_depth: 80 is only used"),
+        ({"ssim": {"top_crop": 110}}, True, "^losses.ssim.top_crop: 110 is only allowed"),
+        ({"silog": {"reduce": "pixel"}}, True, "^losses.silog.reduce: 'pixel' is not known; there are: image, batch"),
+        ({"silog": {"max_depth": 0}}, True, "^losses.silog.max_depth: 0 is not a depth"),
+        ({"dpm": {"max_depth": -1}}, True, "^losses.dpm.max_depth: -1 is not a depth"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(node, has_teacher, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        criterion.build(node, has_teacher)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", [DPM(top_crop=12), SSIM(released=True, top_crop=12)])
+def test_a_top_crop_of_all_rows_is_refused(loss):
+    message = "^top_crop: 12 rows of a picture of 12 leave none; make data.augment.crop taller"
+    target = torch.ones(1, 1, 12, 12)
+    with pytest.raises(RecipeError, match=message):
+        loss(prediction(target, target), target)
+    taller = torch.ones(1, 1, 13, 12)
+    assert loss(prediction(taller, taller), taller).isfinite().all()
+
+
+def test_a_loss_that_cannot_be_taken_is_named_as_in_the_recipe():
+    terms, target = criterion.build({"shape": {"name": "dpm"}}, has_teacher=True), torch.ones(1, 1, 2, 2)
+    with pytest.raises(RecipeError, match="^losses.shape: the network gives no divergence"):
+        terms(prediction(target), None, target)
+
+
+def test_dpm_asks_for_a_head_that_gives_a_divergence():
+    target = torch.ones(1, 1, 2, 2)
+    with pytest.raises(RecipeError, match="it needs `head: {name: dpm, ...}`"):
+        DPM()(prediction(target), target)
+
+
+def test_dpm_leaves_out_targets_beyond_its_max_depth():
+    target, divergence = torch.tensor([5.0, 90.0]).view(1, 1, 1, 2), torch.tensor([0.4, 0.0]).view(1, 1, 1, 2)
+    assert float(DPM(80.0)(prediction(None, divergence), target)) == pytest.approx(0.4)
+    assert float(DPM()(prediction(None, divergence), target)) == pytest.approx(0.2)

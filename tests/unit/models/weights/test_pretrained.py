@@ -1,0 +1,208 @@
+"""ImageNet weights: the encoder computes what torchvision's network does, and only a new run reads them."""
+
+import urllib.error
+
+import pytest
+import torch
+from support import two_ranks
+from torchvision import models
+
+from tiekd.config.recipe import load_recipe
+from tiekd.errors import RecipeError
+from tiekd.models.build import build_network
+from tiekd.models.encoders.mobilenet_v2 import MobileNetV2
+from tiekd.models.encoders.resnet import ResNet
+from tiekd.models.weights import pretrained
+from tiekd.models.weights.state_dicts import to_published
+from tiekd.teaching import build_teacher
+from tiekd.training.build import _load_weights
+
+CLASSIFIER = {"strides": [1, 2, 2, 2, 1, 2, 1], "dilations": [1] * 7}
+RANGE = {"min_depth": 0.001, "max_depth": 80.0}
+LIGHT = RANGE | {
+    "encoder": {"name": "mobilenet_v2", **CLASSIFIER},
+    "decoder": {"name": "densedepth", "widths": [8, 8, 8, 8], "extra_ups": 1, "extra_width": 8},
+    "head": {"name": "sigmoid"},
+}
+FILE = "mobilenet_v2-b0353104.pth"  # what torchvision calls it in the hub cache
+
+
+def node(**encoder) -> dict:
+    return LIGHT | {"encoder": LIGHT["encoder"] | encoder}
+
+
+def randomised(network):
+    """torchvision's network in eval mode with every parameter and statistic at random."""
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) * 0.5 + 0.5 if tensor.ndim == 1 else torch.randn_like(tensor) * 0.1)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    torch.manual_seed(0)
+    return randomised(models.mobilenet_v2(weights=None))
+
+
+@pytest.fixture(scope="module")
+def mobilenet_file(mobilenet, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "mine.pth"
+    torch.save(mobilenet.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def no_connection(monkeypatch, tmp_path):
+    """An empty hub cache, and a network that can't be reached; returns the list of what was asked for."""
+    asked = []
+
+    def refuse(url, *_, **__):
+        asked.append(url)
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    return asked
+
+
+def refused(*arguments, **encoder) -> str:
+    with pytest.raises(RecipeError) as error:
+        pretrained.load(build_network(node(*arguments, **encoder)))
+    message = str(error.value)
+    assert message.startswith("network.encoder.pretrained: ") and "\n" not in message
+    return message
+
+
+@torch.no_grad()
+def features_of_torchvision(network, image, stages):
+    """The outputs of torchvision's MobileNetV2 after its blocks 1.. that end our stages."""
+    ends = {0: 1, 1: 3, 2: 6, 3: 10, 4: 13, 5: 16, 6: 17}
+    outputs = [image := layer(image) for layer in network.features]
+    return [outputs[ends[stage]] for stage in stages]
+
+
+def test_mobilenet_v2_computes_torchvisions_features(mobilenet, mobilenet_file):
+    network = build_network(node(taps=[0, 1, 2, 3, 4, 5, 6], pretrained=str(mobilenet_file)) | FIVE_MORE)
+    note = pretrained.load(network)
+    assert note == f"Encoder: {len(network.encoder.state_dict())} tensors from {mobilenet_file}"
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        features = network.encoder.eval()(image)
+    for found, expected in zip(features, features_of_torchvision(mobilenet, image, range(7)), strict=True):
+        assert expected.abs().max() > 0.1
+        torch.testing.assert_close(found, expected)
+
+
+FIVE_MORE = {"decoder": {"name": "densedepth", "widths": [8] * 7, "extra_ups": 1, "extra_width": 8}}
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnet_computes_torchvisions_features(depth, tmp_path):
+    torch.manual_seed(depth)
+    theirs = randomised(getattr(models, f"resnet{depth}")(weights=None))
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    encoder = ResNet(depth, pretrained=str(tmp_path / "resnet.pth")).eval()
+    pretrained.load(torch.nn.ModuleDict({"encoder": encoder}))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = [x := theirs.relu(theirs.bn1(theirs.conv1(image)))]
+        x = theirs.maxpool(x)
+        for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+            expected.append(x := layer(x))
+        for found, wanted in zip(encoder(image), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_stages_behind_the_last_tap_are_left_out(mobilenet_file, mobilenet):
+    encoder = MobileNetV2(**CLASSIFIER, taps=(1, 3), pretrained=str(mobilenet_file)).eval()
+    pretrained.load(torch.nn.ModuleDict({"encoder": encoder}))
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(encoder(image)[1], features_of_torchvision(mobilenet, image, [3])[0])
+
+
+def test_a_file_may_have_published_names_or_ours(mobilenet, mobilenet_file, tmp_path):
+    source = build_network(node(pretrained=str(mobilenet_file)))
+    pretrained.load(source)
+    ours = source.state_dict()
+    backbone = {k.removeprefix("backbone."): v for k, v in to_published(ours).items() if k.startswith("backbone.")}
+    for state in (ours, {"state_dict": to_published(ours)}, backbone):
+        torch.save(state, tmp_path / "other.pth")
+        network = build_network(node(pretrained=str(tmp_path / "other.pth")))
+        pretrained.load(network)
+        for name, tensor in network.encoder.state_dict().items():
+            assert torch.equal(tensor, ours[f"encoder.{name}"]), name
+
+
+def test_without_a_connection_one_line_names_the_cache_and_the_option_of_a_file(no_connection, tmp_path):
+    message = refused(pretrained="imagenet")
+    assert no_connection == [f"https://download.pytorch.org/models/{FILE}"]
+    assert "imagenet weights of mobilenet_v2 can't be downloaded" in message and "Name or service not known" in message
+    assert message.endswith(
+        f"put {no_connection[0]} at {tmp_path}/torch/hub/checkpoints/{FILE}, or anywhere and say "
+        "network.encoder.pretrained=FILE"
+    )
+
+
+def test_imagenet_is_taken_from_the_hub_cache(no_connection, mobilenet, tmp_path):
+    cache = tmp_path / "torch" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(mobilenet.state_dict(), cache / FILE)
+    network = build_network(node(pretrained="imagenet"))
+    assert "from ImageNet weights of torchvision's mobilenet_v2" in pretrained.load(network)
+    assert torch.equal(network.encoder.conv1.conv.weight, mobilenet.features[0][0].weight)
+    (cache / FILE).write_bytes(b"torn")
+    assert f"{cache / FILE}: torn" in refused(pretrained="imagenet")
+    assert no_connection == []
+
+
+def test_what_does_not_fit_is_refused_in_one_line(mobilenet_file, tmp_path, no_connection):
+    message = refused(pretrained=str(mobilenet_file), width=0.5)
+    assert "are not in" in message and "or of another size, such as conv1.conv.weight" in message
+    assert "torchvision has no weights for this encoder as it is" in refused(pretrained="imagenet", width=0.5)
+    torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
+    assert f"tensors are not in {tmp_path / 'resnet.pth'}" in refused(pretrained=str(tmp_path / "resnet.pth"))
+    assert "no such file" in refused(pretrained=str(tmp_path / "none.pth"))
+    assert no_connection == []
+
+
+def test_only_a_run_that_starts_from_nothing_reads_them(no_connection, mobilenet_file, tmp_path):
+    recipe = {"network": node(pretrained="imagenet")}
+    network = build_network(recipe["network"])
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    assert _load_weights(network, recipe | {"load": {"checkpoint": str(tmp_path / "weights.pth")}})
+    teacher = {"network": recipe["network"], "checkpoint": str(tmp_path / "weights.pth")}
+    build_teacher(teacher, torch.device("cpu"))
+    assert no_connection == []
+    with pytest.raises(RecipeError, match="can't be downloaded"):
+        _load_weights(network, recipe)
+    (note,) = _load_weights(build_network(node(pretrained=str(mobilenet_file))), recipe)
+    assert note.endswith(f"tensors from {mobilenet_file}")
+    plain = build_network(node())
+    before = plain.encoder.conv1.conv.weight.clone()
+    assert _load_weights(plain, {"network": node()}) == [] and torch.equal(plain.encoder.conv1.conv.weight, before)
+
+
+def test_a_recipe_says_it_in_one_override(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("network: {encoder: {name: mobilenet_v2}}\n")
+    loaded = load_recipe(recipe, ["network.encoder.pretrained=imagenet"])
+    assert loaded["network"]["encoder"] == {"name": "mobilenet_v2", "pretrained": "imagenet"}
+
+
+def loaded_on_a_rank(rank: int, path: str) -> tuple[int, torch.Tensor, str]:
+    """How often this rank read a file, a tensor that it has afterwards, and the refusal of a file that isn't there."""
+    reads, read = [], pretrained.state_dicts.read_checkpoint
+    pretrained.state_dicts.read_checkpoint = lambda p: reads.append(p) or read(p)
+    torch.manual_seed(rank)
+    network = build_network(node(pretrained=path))
+    pretrained.load(network)
+    return len(reads), network.encoder.layer3[0].conv[0].bn.running_var, refused(pretrained="nowhere.pth")
+
+
+@pytest.mark.processes
+def test_only_the_main_rank_reads_and_all_have_the_tensors(mobilenet, mobilenet_file, tmp_path):
+    main, other = two_ranks.run(loaded_on_a_rank, tmp_path, str(mobilenet_file))
+    assert (main[0], other[0]) == (1, 0) and torch.equal(main[1], other[1])
+    assert torch.equal(main[1], mobilenet.features[4].conv[0][1].running_var)
+    assert main[2] == other[2] and "nowhere.pth: no such file" in main[2]

@@ -1,0 +1,259 @@
+"""Every module has a file of tests of its own name, or stands in ELSEWHERE."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+TIEKD = TESTS.parent / "tiekd"
+# Modules that are tested with what uses them, below the file of tests that does: a part of a kind beside the others of
+# its kind, the body of a program by the program, and what only makes sense as a whole.
+ELSEWHERE = {
+    "system/test_bad_numbers.py": (
+        "tools/show_batch",
+    ),
+    "system/test_benchmark_program.py": (
+        "tools/benchmarks/ranks",
+    ),
+    "system/test_evaluate.py": (
+        "tools/evaluate",
+    ),
+    "system/test_export.py": (
+        "tools/export",
+    ),
+    "system/test_full_state.py": (
+        "engine/full_state",
+    ),
+    "system/test_options.py": (
+        "tools/train",
+    ),
+    "system/test_outside_parts.py": (
+        "teachers/external",
+    ),
+    "system/test_predict.py": (
+        "inference/predict/video_prediction",
+        "tools/predict",
+    ),
+    "system/test_profiling.py": (
+        "engine/profiling",
+    ),
+    "system/test_resume.py": (
+        "tools/resume",
+        "training/run",
+    ),
+    "system/test_starting.py": (
+        "tools/print_config",
+    ),
+    "system/test_supervision.py": (
+        "tools/supervise",
+    ),
+    "system/test_workdir.py": (
+        "workdir/workdir",
+    ),
+    "unit/config/test_recipe.py": (
+        "config/build",
+    ),
+    "unit/config/test_recipes.py": (
+        "config/schema",
+    ),
+    "unit/data/datasets/test_folder.py": (
+        "data/build",
+    ),
+    "unit/data/datasets/test_kitti.py": (
+        "data/frames",
+    ),
+    "unit/data/datasets/test_scenes.py": (
+        "data/rendering/casting",
+        "data/rendering/ground",
+        "data/rendering/layout",
+        "data/rendering/light",
+        "data/rendering/materials",
+        "data/rendering/objects",
+        "data/rendering/shading",
+        "data/rendering/texture",
+        "data/rendering/vehicles",
+    ),
+    "unit/data/loading/test_unreadable.py": (
+        "training/unreadable_hook",
+    ),
+    "unit/data/test_image_io.py": (
+        "data/orientation",
+    ),
+    "unit/data/test_resize.py": (
+        "data/loading/collate",
+    ),
+    "unit/distributed/test_allocator.py": (
+        "training/kept_memory_hook",
+        "workdir/environment",
+    ),
+    "unit/distributed/test_comm.py": (
+        "models/layers/batch_norm",
+    ),
+    "unit/distributed/test_entrypoint.py": (
+        "distributed/process_group",
+        "errors",
+    ),
+    "unit/engine/test_config.py": (
+        "engine/patches",
+        "engine/step",
+    ),
+    "unit/engine/test_execution.py": (
+        "engine/build",
+    ),
+    "unit/evaluation/test_evaluate.py": (
+        "models/flip",
+        "training/evaluation_hook",
+    ),
+    "unit/evaluation/test_report.py": (
+        "files",
+        "visualization/panel",
+    ),
+    "unit/inference/export/test_export.py": (
+        "inference/export/agreement",
+        "inference/export/deployed",
+        "inference/export/norms",
+        "inference/export/onnx_format",
+        "inference/export/program_format",
+        "inference/export/trial_pictures",
+    ),
+    "unit/inference/predict/test_prediction.py": (
+        "inference/predict/predictor",
+    ),
+    "unit/kernels/test_chunked.py": (
+        "kernels/cells",
+    ),
+    "unit/kernels/test_triton_dpm.py": (
+        "kernels/triton_backward",
+        "kernels/triton_forward",
+        "kernels/triton_layer",
+        "kernels/triton_target",
+    ),
+    "unit/losses/test_losses.py": (
+        "losses/dpm",
+        "losses/mse",
+        "losses/silog",
+        "losses/ssim",
+        "training/criterion",
+    ),
+    "unit/models/decoders/test_decoders.py": (
+        "models/decoders/bts",
+        "models/decoders/densedepth",
+    ),
+    "unit/models/encoders/test_depthformer.py": (
+        "models/encoders/swin",
+        "models/layers/deformable_attention",
+        "models/layers/window_attention",
+        "models/necks/hahi",
+    ),
+    "unit/models/encoders/test_encoders.py": (
+        "models/encoders/mobilenet_v2",
+        "models/encoders/resnet",
+    ),
+    "unit/models/heads/test_adabins.py": (
+        "models/decoders/adabins",
+        "models/encoders/efficientnet",
+        "models/layers/mini_vit",
+    ),
+    "unit/models/heads/test_heads.py": (
+        "models/heads/dpm",
+        "models/heads/relu",
+        "models/heads/sigmoid",
+        "models/layers/depth_conv",
+    ),
+    "unit/models/test_load.py": (
+        "workdir/weights_file",
+    ),
+    "unit/models/weights/test_state_dicts.py": (
+        "models/weights/published_names",
+    ),
+    "unit/teachers/test_teachers.py": (
+        "data/batch",
+        "teachers/ground_truth",
+        "teachers/maps",
+        "teachers/network",
+        "teaching",
+    ),
+    "unit/test_paths.py": (
+        "tools/arguments",
+    ),
+    "unit/tools/benchmarks/test_benchmarks.py": (
+        "tools/benchmarks/against_torch",
+        "tools/benchmarks/arguments",
+        "tools/benchmarks/engine",
+        "tools/benchmarks/growth",
+        "tools/benchmarks/head",
+        "tools/benchmarks/layouts",
+        "tools/benchmarks/line_plot",
+        "tools/benchmarks/loops",
+        "tools/benchmarks/measure",
+        "tools/benchmarks/step",
+        "tools/benchmarks/student",
+        "tools/benchmarks/teacher",
+        "tools/benchmarks/training",
+    ),
+    "unit/tools/benchmarks/test_benchmarks_data.py": (
+        "tools/benchmarks/eval",
+        "tools/benchmarks/kitti_folder",
+        "tools/benchmarks/loader",
+        "tools/benchmarks/plain_evaluation",
+        "tools/benchmarks/plain_sample",
+    ),
+    "unit/tools/test_check_data.py": (
+        "data/checks",
+    ),
+    "unit/tools/test_dry_run.py": (
+        "distributed/memory",
+        "tools/measure",
+        "tools/micro_batch",
+        "training/hooks/checkpoint",
+    ),
+    "unit/tools/test_import_weights.py": (
+        "models/weights/conversion",
+    ),
+    "unit/training/hooks/test_text_log.py": (
+        "training/meters",
+    ),
+    "unit/training/test_build.py": (
+        "training/settings",
+        "training/startup_log",
+    ),
+    "unit/training/test_inputs.py": (
+        "data/file_facts",
+        "training/input_changes",
+    ),
+    "unit/training/test_loop.py": (
+        "training/hook",
+        "training/state",
+    ),
+    "unit/training/test_resume.py": (
+        "engine/checkpoint",
+        "engine/rng_state",
+    ),
+    "unit/workdir/test_checkpoints.py": (
+        "workdir/manifest",
+    ),
+}
+MODULES = {path.relative_to(TIEKD).with_suffix("") for path in TIEKD.rglob("*.py") if path.name != "__init__.py"}
+
+
+def has_own_tests(module: Path) -> bool:
+    return (TESTS / "unit" / module.parent / f"test_{module.name}.py").is_file()
+
+
+def test_every_module_is_tested_somewhere():
+    listed = {Path(module) for modules in ELSEWHERE.values() for module in modules}
+    assert sorted(module for module in MODULES - listed if not has_own_tests(module)) == []
+
+
+def test_the_list_has_no_module_that_is_gone_or_has_tests_of_its_own():
+    listed = [Path(module) for modules in ELSEWHERE.values() for module in modules]
+    assert sorted(set(listed) - MODULES) == []
+    assert [module for module in listed if has_own_tests(module)] == []
+    assert len(listed) == len(set(listed))
+
+
+def test_every_file_of_tests_in_the_list_is_there():
+    assert [file for file in ELSEWHERE if not (TESTS / file).is_file()] == []
+
+
+def test_a_folder_of_unit_tests_is_a_package_of_tiekd():
+    folders = {path.parent.relative_to(TESTS / "unit") for path in (TESTS / "unit").rglob("test_*.py")}
+    assert sorted(folder for folder in folders if not (TIEKD / folder).is_dir()) == []

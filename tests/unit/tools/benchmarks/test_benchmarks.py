@@ -1,0 +1,254 @@
+"""The benchmarks at toy sizes: what they count is right, what they report is there, and a plain twin learns alike."""
+
+import copy
+import io
+import json
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tiekd.config.recipe import load_recipe
+from tiekd.engine import execution
+from tiekd.errors import LaunchError, RecipeError
+from tiekd.kernels import layouts, reference
+from tiekd.models.build import build_network
+from tiekd.tools.benchmarks import (
+    COMMANDS,
+    against_torch,
+    engine,
+    growth,
+    head,
+    measure,
+    step,
+    student,
+    teacher,
+    training,
+)
+from tiekd.tools.benchmarks import arguments as choices
+from tiekd.tools.benchmarks import layouts as layouts_benchmark
+from tiekd.tools.benchmarks.arguments import LIGHT, OF, PUBLISHED
+from tiekd.tools.benchmarks.line_plot import draw
+from tiekd.tools.benchmarks.training import TrainingStep, make_plain
+
+ROOT = Path(__file__).parents[4]
+TOY = ["--height", "32", "--width", "64", "--rounds", "2"]
+ALWAYS = {"compared", "time_ratio", "memory_ratio"}
+
+
+def arguments(module, *words: str):
+    parser = ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=2)
+    OF[module.__name__.rpartition(".")[2]](parser)
+    return parser.parse_args([*TOY, *words])
+
+
+def test_choices_are_what_the_modules_know():
+    assert choices.DTYPES == tuple(head.DTYPES) and choices.AUTOCAST == tuple(training.DTYPES)
+    assert choices.TARGETS == reference.TARGETS and choices.FORMATS == execution.FORMATS
+    assert list(choices.OF) == list(COMMANDS)
+
+
+def test_the_published_student_has_its_parameters_and_multiplications():
+    recipe = load_recipe(PUBLISHED)
+    network = build_network(recipe["network"]).eval()
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(17.65, abs=0.01)
+    # Convolutions count by pixel, so a part of the picture tells all of it: 171 GMAC at 352x704.
+    image, kernel = torch.zeros(1, 3, 176, 352), network.head.kernel
+    ours = student.multiply_adds(network, image)
+    plain = student.multiply_adds(make_plain(copy.deepcopy(network)), image)
+    assert 4 * plain / 1e9 == pytest.approx(171, rel=0.01)
+    # The 1x1 convolution of 320 to 2048 channels and what they cost the next one, against the product of both weights.
+    assert plain - ours == 22 * 44 * (320 * 2048 + 9 * 512 * (2048 - 320) - 9 * 512) - 9 * 512 * (320 + 1) * 2048
+    assert network.head.kernel is kernel is not reference.dpm
+
+
+def test_student_reports_any_recipes_network_and_its_teachers():
+    result = student.run(arguments(student, "--recipe", str(LIGHT)))
+    assert result.keys() >= ALWAYS | {"parameters_m", "gmac", "weights_mb", "ours_s", "ours_peak_mb"}
+    assert result["parameters_m"] == pytest.approx(2.33, abs=0.01)
+    teachers = student.run(arguments(student, "--recipe", str(LIGHT), "--teacher"))
+    assert teachers["parameters_m"] > 5 * result["parameters_m"]
+    with pytest.raises(RecipeError, match="names no teacher network"):
+        student.run(arguments(student, "--recipe", str(ROOT / "model_configs" / "demo_teacher.yaml"), "--teacher"))
+
+
+def test_head_compares_two_ways_of_the_same_numbers_and_says_how_near_they_are():
+    result = head.run(arguments(head, "--bins", "49", "--channels", "8", "--also", "products", "chunks"))
+    assert result.keys() >= ALWAYS | {"ours_peak_mb", "products", "chunks"}
+    assert "chunked / reference, fp32, contiguous, batch 1, 8 channels, 49 bins, 32x64" in result["compared"]
+    assert 0 < result["worst_relative_error"] < 1e-4
+    assert result["products"]["time_ratio"] > 0 and "memory_ratio" in result["chunks"]
+
+
+def test_chunks_of_rows_are_the_head():
+    *tensors, sigma = head.example(2, 4, 8, 40, 6, torch.float64, torch.device("cpu"))
+    inputs = *(t.double() for t in tensors), sigma
+    torch.testing.assert_close(
+        head.train(head.in_chunks, *inputs, "gaussian"), head.train(reference.dpm, *inputs, "gaussian")
+    )
+
+
+def test_the_roofline_is_the_longer_of_bytes_and_products():
+    times = head.roofline_seconds(1, 100, 50, 10, 10, 2, bytes_per_s=1e6, flops_per_s=1e12)
+    assert times["forward_s"] == pytest.approx((100 * 100 * 2 + 16 * 100) / 1e6)
+    assert head.roofline_seconds(1, 100, 50, 10, 10, 2, 1e12, 1e6)["backward_s"] == pytest.approx(
+        3 * 2 * 100 * 100 * 50 / 1e6
+    )
+
+
+def test_step_compares_two_ways_of_learning_the_same():
+    result = step.run(arguments(step, "--recipe", str(LIGHT), "--batch", "2"))
+    assert result.keys() >= ALWAYS | {"ours_images_per_s", "reference_images_per_s", "ours_peak_mb"}
+    assert result["first_loss_difference"] < 1e-5
+    assert "fp32, contiguous" in result["compared"]
+    in_bf16 = step.run(arguments(step, "--recipe", str(LIGHT), "--dtype", "bf16"))
+    assert 0 < in_bf16["first_loss_difference"] < 1e-2
+    assert "bf16, channels_last" in in_bf16["compared"]
+
+
+def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
+    result = step.run(arguments(step, "--batch", "2", "--rounds", "1"))
+    assert result["first_loss_difference"] < 1e-5
+    ours, plain = (TrainingStep(load_recipe(PUBLISHED), torch.device("cpu"), 1, 32, 64, plain=p) for p in (False, True))
+    assert ours.network.head.kernel is not plain.network.head.kernel is reference.dpm
+    plain_parts = {type(module).__name__ for module in plain.network.modules() if getattr(module, "plain", False)}
+    assert plain_parts == {"ConvNorm", "TwoConvs", "UpsampledConv"}
+    gradients = []
+    for each in (ours, plain):
+        each.optimizer.zero_grad = lambda: None
+        each()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in each.network.parameters()]))
+    difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert 0 < difference < 1e-3
+
+
+@pytest.mark.parametrize("isa", layouts.ISAS)
+def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
+    monkeypatch.setattr(layouts, "isa", lambda: isa)
+    layouts.take(None)
+    parser = ArgumentParser()
+    OF["layouts"](parser)
+    args = parser.parse_args(["--shrink", "16"])
+    args.device, args.rounds = "cpu", 1
+    result = layouts_benchmark.run(args)
+    measured = {row["row"]: row for row in result["rows"]}
+    assert result["isa"] == isa and measured.keys() == layouts.of_isa(isa).keys()
+    for name, chosen in layouts.of_isa(isa).items():
+        assert measured[name]["table"] == chosen and measured[name][chosen] == 1.0
+    training = measured[f"{layouts.LARGE_TRAINING}, fp32"]
+    assert training.keys() >= {layouts.AS_IT_COMES, layouts.CHANNELS_LAST, layouts.PRODUCTS}
+    assert isa in measure.hardware("cpu")["device"]
+    args.device = "cuda"
+    with pytest.raises(LaunchError, match="allowed: cpu"):
+        layouts_benchmark.run(args)
+
+
+def test_a_step_trains_and_knows_what_it_holds():
+    one = TrainingStep(load_recipe(LIGHT), torch.device("cpu"), 2, 32, 64)
+    one()
+    first = one.loss.item()
+    for _ in range(5):
+        one()
+    assert one.loss.item() < first
+    count = sum(p.numel() for p in one.network.parameters())
+    assert one.state_bytes() == pytest.approx(3 * 4 * count, rel=0.05), "weights and two moments"
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    with pytest.raises(LaunchError, match="allowed: cpu, cuda"):
+        step.run(arguments(step, "--device", "tpu"))
+
+
+def test_teacher_compares_cached_maps_with_one_that_runs():
+    result = teacher.run(arguments(teacher, "--recipe", str(LIGHT), "--rounds", "5"))
+    assert result.keys() >= ALWAYS | {"teacher_parameters_m"}
+    assert result["time_ratio_range"][0] < 1 and result["teacher_parameters_m"] > 10
+
+
+def test_hooks_are_spread_over_their_intervals():
+    times = {"off": [1.0, 1.0], "line": [3.0], "picture": [11.0, 11.0, 500.0]}
+    assert engine._amortised(times, 50, 500) == pytest.approx(1 + 2 / 50 + 10 / 500)
+    assert engine._amortised(times, 50, 0) == pytest.approx(1 + 2 / 50)
+
+
+def test_the_engine_and_a_plain_torch_loop_learn_the_same_on_two_ranks():
+    """Each rank has another batch, so that losses agree only where both share their gradients."""
+    words = ["--recipe", str(LIGHT), "--against", "torch", "--ranks", "2", "--zero", "1", "--block", "3"]
+    result = engine.run(arguments(engine, *words))
+    (row,) = result["table"]
+    assert result.keys() >= ALWAYS and result["time_ratio"] == row["time_ratio"]
+    assert (row["ranks"], row["zero"]) == (2, 1) and row["loss_difference"] < 1e-5
+    assert row["time_ratio_range"][0] <= row["time_ratio"] <= row["time_ratio_range"][1]
+    assert measure.as_text(result)
+
+
+def test_a_round_takes_as_long_as_its_slowest_rank_and_memory_is_that_of_all():
+    ranks = [
+        {"engine_s": [1.0, 4.0, 3.0], "torch_s": [2.0, 1.0, 1.0], "engine_peak": 1e6, "torch_peak": 2e6},
+        {"engine_s": [3.0, 2.0, 3.0], "torch_s": [1.0, 1.0, 2.0], "engine_peak": 2e6, "torch_peak": 4e6},
+    ]
+    row = against_torch.combined([rank | {"loss_difference": 1e-7 * i} for i, rank in enumerate(ranks)])
+    assert row["time_ratio"] == 1.5 and row["time_ratio_range"] == [1.5, 4.0]
+    assert row["memory_ratio"] == 0.5 and row["engine_peak_mb"] == 3.0 and row["loss_difference"] == 1e-7
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--deepspeed_config", "ds_configs/fp32.json"], "leave --deepspeed_config out"),
+        (["--ranks", "0"], "--ranks: got 0; each must be a whole number from 1"),
+    ],
+)
+def test_half_a_comparison_with_torch_is_refused(words, told):
+    with pytest.raises(LaunchError, match=told):
+        engine.run(arguments(engine, "--against", "torch", *words))
+
+
+def test_growth_says_what_is_linear_and_what_is_not():
+    curve = growth.judged([1, 2, 4, 8], [0.11, 0.21, 0.41, 0.81], [100, 200, 400, 1600])
+    assert curve["time_by_line"] == pytest.approx([1] * 4)
+    told = curve["says"].split("; ")
+    assert told[0] == "time: near linear" and told[1].startswith("memory: not linear, ") and " at 8" in told[1]
+    assert growth.table({"batch": curve}).count("batch ") == 4
+
+
+def test_growth_measures_and_draws(tmp_path):
+    words = ["--batches", "1", "2", "--crops", "1", "2", "--bins", "32", "64", "--ranks", "--plot"]
+    result = growth.run(arguments(growth, *words, str(tmp_path / "growth.png")))
+    assert result.keys() >= ALWAYS | {"table", "batch", "crop", "bins"} and "ranks" not in result
+    assert result["crop"]["sizes"] == [2048, 4096]
+    picture = Image.open(tmp_path / "growth.png")
+    assert picture.width > 2 * picture.height
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_the_plot_has_a_point_where_it_was_measured():
+    curve = growth.judged([1, 2, 3], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
+    picture = Image.open(io.BytesIO(draw({"batch": curve}, growth.UNITS))).convert("RGB")
+    colours = {colour for _, colour in picture.getcolors(1 << 20)}
+    assert {(31, 119, 180), (214, 104, 20)} <= colours
+
+
+@pytest.mark.processes
+def test_every_word_has_its_help_and_only_the_chosen_one_is_imported():
+    def told(*words: str) -> str:
+        command = [sys.executable, ROOT / "bin" / "benchmark.py", *words, "--help"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    overview = told()
+    assert all(f"    {name} " in overview for name in COMMANDS)
+    assert "--find" not in told("step") and "--memory-format" in told("step")
+
+
+@pytest.mark.processes
+def test_json_is_one_object():
+    command = [sys.executable, ROOT / "bin" / "benchmark.py", "student", "--recipe", LIGHT, *TOY, "--json"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(out).keys() >= ALWAYS | {"benchmark", "hardware"}
+    assert measure.as_text(json.loads(out))

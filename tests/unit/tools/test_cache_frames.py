@@ -1,0 +1,203 @@
+"""Filling the folder of decoded frames: what is made, what is kept, what is told and what is refused."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import fake_data
+from support.fake_data import depth_name, image_name, write_png
+
+from tiekd.data import decoded_cache
+from tiekd.errors import DataError, RecipeError
+from tiekd.tools import cache_frames
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = fake_data.make(tmp_path / "kitti")
+    for index in range(5):
+        write_png(root / "maps" / image_name(index).replace("/", "_"), np.full((20, 30), index + 1, np.uint16))
+    return root
+
+
+def recipe_of(root: Path, **data) -> dict:
+    data = {"name": "kitti", "root": str(root), "decoded": "decoded", "augment": {}} | data
+    return {"network": {"max_depth": 80.0}, "teacher": {"maps": "maps"}, "data": data}
+
+
+def fill(root: Path, workers: int = 0, verify: bool = False, splits=("train", "val"), **data) -> list[str]:
+    recipe, out = recipe_of(root, **data), io.StringIO()
+    sources = cache_frames.sources_of(recipe, splits)
+    cache_frames.fill(recipe, sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out)
+    return out.getvalue().splitlines()
+
+
+def refused(root: Path, kind=DataError, **options) -> str:
+    with pytest.raises(kind) as error:
+        fill(root, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def arrays(root: Path) -> dict[str, tuple]:
+    """Inode, time and bytes of every decoded file."""
+    stats = {path: path.stat() for path in (root / "decoded").rglob("*.npy")}
+    return {str(path): (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) for path, stat in stats.items()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
+    told = fill(root, workers)
+    assert told[0] == f"Decoded: 15 files, 0 there already, 15 to make in {root / 'decoded'}"
+    assert told[1].startswith("Disk: 0.000 GB needed, ") and told[1].endswith(" GB free")
+    assert told[2].startswith("files: 15/15, ") and len(told) == 3
+    assert len(arrays(root)) == 15
+    cache = decoded_cache.cache_at(root / "decoded", {"root": str(root)})
+    assert all(cache.holds(source, thoroughly=True) for source in cache_frames.sources_of(recipe_of(root), ("train",)))
+
+
+def test_files_without_a_partner_are_told_once(tmp_path):
+    for folder, count in (("images", 8), ("depths", 7)):
+        (tmp_path / folder).mkdir()
+        for index in range(count):
+            write_png(tmp_path / folder / f"{index}.png", np.full((20, 30), index + 1, np.uint16))
+    data = {"name": "folder", "root": str(tmp_path), "images": "images", "depths": "depths", "augment": {}}
+    data |= {"depth_unit": 256, "val_fraction": 0.5}
+    out = io.StringIO()
+    cache_frames.sources_of({"network": {"max_depth": 80.0}, "data": data}, ("train", "val"), out)
+    (told,) = out.getvalue().splitlines()
+    assert told.startswith("Warning: ") and "1 of 8" in told and "7.png" in told
+
+
+def test_one_split_can_do(root):
+    lines = (root / "kitti_eigen_test.txt").read_text().splitlines(keepends=True)
+    (root / "kitti_eigen_test.txt").write_text("".join(lines[:2]))
+    assert fill(root, splits=("val",))[0].startswith("Decoded: 4 files, ")
+
+
+def test_what_is_there_stays_and_what_has_changed_is_made_anew(root):
+    fill(root)
+    before = arrays(root)
+    assert fill(root)[0] == f"Decoded: 15 files, 15 there already, 0 to make in {root / 'decoded'}"
+    assert arrays(root) == before
+    write_png(root / "input" / image_name(3), np.full((20, 30, 3), 77, np.uint8))
+    assert "14 there already, 1 to make" in fill(root)[0]
+    after = arrays(root)
+    assert sum(after[name] != before[name] for name in after) == 1
+    assert np.unique(np.load(root / "decoded" / "input" / f"{image_name(3)}.npy")).tolist() == [77]
+
+
+def test_torn_files_are_made_anew_and_leavings_go(root):
+    fill(root)
+    before = {name: row[2] for name, row in arrays(root).items()}
+    path = root / "decoded" / "gt_depth" / f"{depth_name(0)}.npy"
+    path.write_bytes(path.read_bytes()[:-7])
+    leaving = path.with_name(f".{path.name}.99999.partial")
+    leaving.write_bytes(b"half")
+    assert "14 there already, 1 to make" in fill(root)[0]
+    assert {name: row[2] for name, row in arrays(root).items()} == before and not leaving.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_flipped_byte_is_found_by_verify_alone(root, workers):
+    fill(root)
+    before = {name: row[2] for name, row in arrays(root).items()}
+    path = root / "decoded" / "input" / f"{image_name(2)}.npy"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 4
+    path.write_bytes(content)
+    assert "15 there already" in fill(root, workers)[0]
+    told = fill(root, workers, verify=True)
+    assert told[0].startswith("verified: 15/15, ") and "14 there already, 1 to make" in told[1]
+    assert {name: row[2] for name, row in arrays(root).items()} == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_that_cannot_be_decoded_are_named_and_all_others_made(root, workers):
+    torn, lost = root / "input" / image_name(1), root / "gt_depth" / depth_name(4)
+    torn.write_bytes(torn.read_bytes()[:60])
+    lost.unlink()
+    out = io.StringIO()
+    recipe = recipe_of(root)
+    with pytest.raises(DataError) as error:
+        sources = cache_frames.sources_of(recipe, ("train", "val"))
+        cache_frames.fill(recipe, sources, root / "decoded", workers, False, out)
+    assert str(error.value).startswith("2 of 15 files can't be decoded; all others are. bin/check_data.py")
+    told = out.getvalue().splitlines()
+    assert f"{torn}: a torn or damaged PNG (60 bytes); copy it from the original again" in told
+    assert any(line.startswith(f"{lost}: no such file") for line in told)
+    assert len(arrays(root)) == 13
+
+
+def test_too_little_room_is_refused_before_anything_is_written(root, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 100_000))
+    told = refused(root)
+    assert "15 decoded files need 0.000 GB, 0.000 GB is free; free some space, or give a folder on another" in told
+    assert arrays(root) == {}
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disk_that_others_fill_meanwhile_ends_it_with_one_line(root, monkeypatch, workers):
+    small = root / "decoded"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting isn't allowed here")
+    try:
+        monkeypatch.setattr(cache_frames, "_check_disk", lambda *_: None)
+        told = refused(root, workers=workers)
+        assert told.startswith(str(small)) and "No space left on device" in told and told.count("check the disk") == 1
+        whole = arrays(root)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+    assert whole and len(whole) < 15
+
+
+@pytest.mark.processes
+def test_two_jobs_at_once_are_refused(root):
+    fill(root)
+    code = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(root / "decoded" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert refused(root) == f"{root / 'decoded'}: another job is writing there; wait until it ends"
+        other.communicate(b"\n")
+    assert "15 there already" in fill(root)[0]
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(root):
+    (root / "decoded").write_text("a file")
+    assert refused(root).startswith(f"{root / 'decoded'}: can't be written to (")
+    assert (root / "decoded").read_text() == "a file"
+
+
+def test_data_without_files_is_refused(root, monkeypatch):
+    monkeypatch.setattr(cache_frames, "build_dataset", lambda *_: object())
+    assert refused(root, RecipeError) == "data.name: kitti has no files to decode; kitti, nyu and folder have"
+
+
+def test_numpy_files_are_left_out(root):
+    for index in range(5):
+        place = root / "metres" / f"{Path(image_name(index)).stem}.npy"
+        place.parent.mkdir(exist_ok=True)
+        np.save(place, np.full((20, 30), 2.5, np.float32))
+        write_png(root / "pictures" / f"{Path(image_name(index)).stem}.png", np.zeros((20, 30, 3), np.uint8))
+    recipe = {
+        "network": {"max_depth": 80.0},
+        "data": {"name": "folder", "root": str(root), "images": "pictures", "depths": "metres", "decoded": "decoded"},
+    }
+    sources = cache_frames.sources_of(recipe, ("train", "val"))
+    assert len(sources) == 5 and all(path.suffix == ".png" for path in sources)
+    cache_frames.fill(recipe, sources, root / "decoded", 0, False, io.StringIO())
+    sample = cache_frames.build_dataset(recipe, "train")[0]
+    assert sample.depth.unique().tolist() == [2.5] and sample.image.shape == (3, 20, 30)

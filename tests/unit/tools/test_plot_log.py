@@ -1,0 +1,141 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiekd.errors import DataError, LaunchError
+from tiekd.tools import plot_log
+
+GOLDEN = Path(__file__).parents[2] / "golden/logs"
+
+
+def write(folder, name, rows, text=""):
+    folder.mkdir(exist_ok=True)
+    lines = [{"env_info": "E", "seed": 0, "exp_name": "x"}, *rows]
+    (folder / f"{name}.log.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if text:
+        (folder / f"{name}.log").write_text(text)
+    return folder
+
+
+def train(epoch, iteration, loss, time=36.0):
+    return {"mode": "train", "epoch": epoch, "iter": iteration, "lr": 0.1, "loss": loss, "time": time}
+
+
+def val(epoch, abs_rel):
+    return {"mode": "val", "epoch": epoch, "iter": 7, "lr": 0.1, "abs_rel": abs_rel}
+
+
+def read(path):
+    (run,) = plot_log.read_runs([path])
+    return run
+
+
+def test_rows_of_epochs_stand_at_their_iteration():
+    run = read(GOLDEN / "by_epoch_cuda.log.json")  # of 120 iterations an epoch, as the .log beside it says
+    assert run.curve("loss", "iteration") == ([50, 100, 170, 220], [12.39041, 8.47929, 5.70303, 4.66194])
+    assert run.curve("abs_rel", "iteration") == ([120, 240], [0.0656, 0.0656])
+    assert run.curve("abs_rel", "epoch")[0] == [1, 2]
+    assert run.curve("lr", "iteration")[1] == [0.00079, 0.00093, 0.00037, 3e-05]  # training's, not the evaluations'
+
+
+def test_rows_of_iterations_stand_where_they_say():
+    run = read(GOLDEN / "by_iter_cuda.log.json")
+    assert run.curve("loss", "iteration")[0] == [50, 100, 150, 200]
+    assert run.curve("abs_rel", "iteration")[0] == [100, 200]
+
+
+def test_without_the_text_log_an_epoch_ends_with_its_last_row(tmp_path):
+    rows = [train(1, 50, 9), train(1, 100, 8), val(1, 0.3), train(2, 50, 7), val(2, 0.25), train(2, 100, 6)]
+    run = read(write(tmp_path / "run", "1", rows))
+    assert run.name == "run" and run.curve("loss", "iteration") == ([50, 100, 150, 200], [9, 8, 7, 6])
+    assert run.curve("abs_rel", "iteration")[0] == [100, 150]  # the second one within its epoch
+    assert run.curve("loss", "epoch")[0] == [0.5, 1, 1.5, 2]
+
+
+def test_hours_are_of_all_iterations_also_those_that_no_row_shows(tmp_path):
+    text = "t - depth - INFO - Epoch [1][50/110]\tlr: 1\n"
+    rows = [train(1, 50, 9), train(1, 100, 8), val(1, 0.3), train(2, 50, 7, time=72.0)]
+    run = read(write(tmp_path / "run", "1", rows, text))
+    assert run.curve("loss", "time")[0] == pytest.approx([0.5, 1.0, 2.2])
+    assert run.curve("abs_rel", "time")[0] == pytest.approx([1.0])
+
+
+def test_the_files_of_a_resumed_run_are_joined_and_the_last_word_counts(tmp_path):
+    write(tmp_path / "run", "20260101", [train(1, 50, 9), train(1, 100, 8), train(2, 50, 7)])
+    write(tmp_path / "run", "20260102", [train(1, 100, 5), train(2, 50, 4), train(2, 100, 3)])
+    write(tmp_path / "run", "20260103", [])
+    run = read(tmp_path / "run")
+    assert run.curve("loss", "iteration") == ([50, 100, 150, 200], [9, 5, 4, 3])
+    assert run.curve("loss", "time")[0] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+
+
+def test_epochs_that_became_longer_at_a_resume_are_counted_as_their_row_says(tmp_path):
+    text = "t - depth - INFO - Epoch [1][1/3]\tlr: 1\n"
+    write(tmp_path / "run", "1", [*(train(epoch, i, 9) for epoch in (1, 2) for i in (1, 2, 3))], text)
+    of = {"mode": "epochs_renumbered", "iteration": 6, "was": {"epoch": 2, "iter": 3, "of": 3}}
+    rows = [of | {"now": {"epoch": 2, "iter": 1, "of": 5}}, *(train(2, i, 5) for i in (2, 3, 4, 5)), val(2, 0.1)]
+    write(tmp_path / "run", "2", rows)
+    write(tmp_path / "run", "3", [train(3, 1, 4)])
+    run = read(tmp_path / "run")
+    assert run.curve("loss", "iteration") == (list(range(1, 12)), [9] * 6 + [5] * 4 + [4])
+    assert run.curve("abs_rel", "iteration")[0] == [10]
+
+
+def test_rows_on_skipped_iterations_are_passed_over(tmp_path):
+    skipped = {"mode": "skipped", "iteration": 60, "not_finite": "loss", "micro_batches": []}
+    run = read(write(tmp_path / "run", "1", [train(1, 50, 9), skipped, train(1, 100, 8)]))
+    assert run.curve("loss", "iteration") == ([50, 100], [9, 8])
+
+
+def test_a_log_that_is_being_written_is_read_and_other_files_are_refused(tmp_path):
+    folder = write(tmp_path / "run", "1", [train(1, 50, 9), {"bad_iteration": 3}])
+    path = folder / "1.log.json"
+    path.write_text(path.read_text() + '{"mode": "train", "ep')
+    assert read(path).curve("loss", "iteration")[1] == [9]
+    path.write_text("2026-01-01 - depth - INFO - Epoch\n")
+    with pytest.raises(DataError, match=r"1\.log\.json: line 1 is no row"):
+        read(path)
+    with pytest.raises(DataError, match="can't be read"):
+        read(tmp_path / "none.log.json")
+    with pytest.raises(DataError, match="has no .log.json"):
+        read(tmp_path)
+    with pytest.raises(DataError, match="no row of training yet"):
+        read(write(tmp_path / "new", "1", []))
+
+
+def test_runs_are_called_by_what_tells_them_apart(tmp_path):
+    a, b = (write(tmp_path / name, "1", [train(1, 50, 9)]) for name in "ab")
+    two = write(tmp_path / "a", "2", [train(1, 50, 9)])
+    assert [run.name for run in plot_log.read_runs([a, b / "1.log.json"])] == ["a", "b"]
+    assert [run.name for run in plot_log.read_runs([a / "1.log.json", two / "2.log.json"])] == ["1", "2"]
+
+
+def test_a_key_that_a_run_lacks_is_told_with_those_it_has(tmp_path):
+    run = read(write(tmp_path / "run", "1", [train(1, 50, 9), val(1, 0.1)]))
+    with pytest.raises(LaunchError, match="^--keys: run has no 'absrel'; it has: lr, loss, time, abs_rel$"):
+        plot_log.plot([run], ["loss", "absrel"])
+
+
+def test_a_picture_has_a_chart_a_key_and_a_curve_a_run(tmp_path):
+    rows = [[train(1, i, 9 - i / 20 + offset) for i in range(1, 101)] for offset in (0, 3)]
+    runs = [read(write(tmp_path / name, "1", part)) for name, part in zip("ab", rows, strict=True)]
+    one, three = plot_log.plot(runs, ["loss"]), plot_log.plot(runs, ["loss", "lr", "time"], by="time", smooth=5)
+    assert one.shape == (400, 640, 3) and three.shape == (800, 1280, 3) and one.dtype == np.uint8
+    for colour in plot_log.COLOURS[:2]:
+        assert (np.abs(one.astype(int) - colour).sum(-1) < 40).any(0).sum() > 400
+
+
+def test_a_picture_that_can_not_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="file/x.png: can't be written"):
+        plot_log.write(tmp_path / "file" / "x.png", np.zeros((4, 4, 3), np.uint8))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_smoothing_is_a_mean_over_the_last_rows_and_leaves_nothing_but_numbers_out():
+    ys = [1.0, 3.0, math.nan, 5.0, 9.0]
+    assert plot_log._running_mean(ys, 2) == [1.0, 2.0, 3.0, 5.0, 7.0]
+    assert math.isnan(plot_log._running_mean([math.nan, 1.0], 1)[0])

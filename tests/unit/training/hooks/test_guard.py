@@ -1,0 +1,238 @@
+"""What is told of iterations whose loss or gradient was not finite, and when a run is ended for them."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from some_state import SomeState
+from support import two_ranks
+
+from tiekd.errors import DivergedError, RecipeError
+from tiekd.training.hooks import guard
+from tiekd.training.hooks.guard import Guard
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.settings import TrainSettings
+from tiekd.workdir import checkpoints
+
+MESSAGE = r"^\d{4}-.* - depth - INFO - (iteration .*|and .*|\d+ iterations in a row.*)$"
+
+
+def make_state(work_dir, **values):
+    state = dict(
+        iteration=0, iterations_per_epoch=100, total_iterations=200, by_epoch=True, batch_size=4, lr=[4e-5],
+        momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1, work_dir=work_dir, timestamp="now",
+        recipe={}, hooks=[], skipped_steps=0, loss_scale=None, stop_reason=None, searches_loss_scale=False,
+    )  # fmt: skip
+    return SomeState(**state | values)
+
+
+def start(work_dir, interval=4, max_in_a_row=0, **values):
+    log, state = TextLog(interval), make_state(work_dir, **values)
+    log.before_train(state)
+    return Guard(log, max_in_a_row), state
+
+
+def iterate(hook, state, loss=(0.5, 0.5), skipped=None, searches=False, names=(("a", "b"), ("c", "d")), sums=None):
+    """One iteration of two micro-batches of two samples; as the engine does, it is skipped for a loss that is bad."""
+    state.iteration += 1
+    state.micro_losses = [{"loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss]
+    state.names = [list(each) for each in names]
+    state.image_sums = [torch.tensor(each) for each in sums or [[0.0] * len(each) for each in names]]
+    bad = not all(map(math.isfinite, loss))
+    state.step_skipped = torch.tensor(float(bad if skipped is None else skipped))
+    state.searches_loss_scale = searches
+    hook.text_log.after_iteration(state)
+    hook.after_iteration(state)
+
+
+def told(work_dir) -> list[str]:
+    return re.findall(MESSAGE, (work_dir / "now.log").read_text(), flags=re.M)
+
+
+def rows(work_dir) -> list[dict]:
+    return [row for row in map(json.loads, (work_dir / "now.log.json").open()) if row.get("mode") == "skipped"]
+
+
+def test_a_bad_loss_is_told_with_its_micro_batch_at_the_next_line(tmp_path):
+    hook, state = start(tmp_path)
+    iterate(hook, state)
+    iterate(hook, state, (0.5, math.nan))
+    iterate(hook, state, (-math.inf, 0.5))
+    assert told(tmp_path) == []
+    iterate(hook, state)
+    assert told(tmp_path) == [
+        "iteration 2: skipped, the loss was not finite on rank 0, micro-batch 1 (decode.loss_dpm: nan, loss: nan): "
+        "c, d",
+        "iteration 3: skipped, the loss was not finite on rank 0, micro-batch 0 (decode.loss_dpm: -inf, loss: -inf): "
+        "a, b",
+    ]
+    first = {"rank": 0, "micro_batch": 1, "losses": {"decode.loss_dpm": "nan", "loss": "nan"}, "names": ["c", "d"]}
+    first |= {"bad_pictures": []}
+    assert rows(tmp_path)[0] == {"mode": "skipped", "iteration": 2, "not_finite": "loss", "micro_batches": [first]}
+    assert len(rows(tmp_path)) == 2 and not any("epoch" in row for row in rows(tmp_path))
+    for _ in range(4):
+        iterate(hook, state)
+    assert len(told(tmp_path)) == 2
+
+
+def test_a_bad_gradient_is_told_with_all_samples_and_a_long_list_is_cut(tmp_path):
+    hook, state = start(tmp_path)
+    iterate(hook, state, (0.5, 1.5), skipped=True)
+    many = [[f"{i}.png" for i in range(start, start + 10)] for start in (0, 10)]
+    iterate(hook, state, skipped=True, names=many)
+    for _ in range(2):
+        iterate(hook, state)
+    first, second = told(tmp_path)
+    assert (
+        first == "iteration 1: skipped, the gradient was not finite (decode.loss_dpm: 0.5000, loss: 1.0000): a, b, c, d"
+    )
+    assert second.endswith("14.png, 15.png and 4 more")
+    assert [len(report["names"]) for report in rows(tmp_path)[1]["micro_batches"]] == [10, 10]
+
+
+def test_pictures_that_are_not_finite_are_named_at_the_end(tmp_path):
+    hook, state = start(tmp_path)
+    iterate(hook, state, (math.nan, 1.0), sums=[[0.0, math.nan], [2.0, 3.0]])
+    iterate(hook, state, skipped=True, sums=[[0.0, 1.0], [-math.inf, 3.0]])
+    for _ in range(2):
+        iterate(hook, state)
+    assert [text.rsplit(": ", 2)[1:] for text in told(tmp_path)] == [
+        ["a, b; not finite itself", "b"],
+        ["a, b, c, d; not finite itself", "c"],
+    ]
+    assert [report["bad_pictures"] for report in rows(tmp_path)[1]["micro_batches"]] == [[], ["c"]]
+
+
+def test_a_few_lines_stand_for_many_iterations_and_the_rows_have_all(tmp_path):
+    hook, state = start(tmp_path, interval=20)
+    for _ in range(20):
+        iterate(hook, state, (math.nan, 1.0))
+    assert len(told(tmp_path)) == guard.MAX_TOLD_ITERATIONS + 1
+    assert told(tmp_path)[-1] == "and 15 more iterations; the .log.json has them all"
+    assert [row["iteration"] for row in rows(tmp_path)] == list(range(1, 21))
+
+
+def test_what_lies_between_the_last_line_and_the_end_is_told(tmp_path):
+    for name, values in (("ends", {"total_iterations": 6}), ("stops", {})):
+        (tmp_path / name).mkdir()
+        hook, state = start(tmp_path / name, **values)
+        for _ in range(5):
+            iterate(hook, state)
+        state.stop_reason = "SIGTERM came" if name == "stops" else None
+        iterate(hook, state, (math.nan, 1.0))
+        assert len(told(tmp_path / name)) == 1
+
+
+def test_a_search_for_the_loss_scale_is_not_told_and_does_not_count(tmp_path):
+    hook, state = start(tmp_path, max_in_a_row=3)
+    for _ in range(8):
+        iterate(hook, state, skipped=True, searches=True)
+    assert told(tmp_path) == []
+    for _ in range(2):  # a bad loss is bad all the same, and the search in between is no good iteration
+        iterate(hook, state, (math.nan, 1.0), searches=True)
+        iterate(hook, state, skipped=True, searches=True)
+    assert [text[:12] for text in told(tmp_path)] == ["iteration 9:", "iteration 11"]
+    with pytest.raises(DivergedError, match="^3 iterations in a row, from 9 on, "):
+        for searches in (False, True, True, True):  # a gradient at the smallest scale counts
+            iterate(hook, state, skipped=True, searches=searches)
+
+
+@pytest.fixture
+def with_checkpoints(tmp_path):
+    """Checkpoints of iterations 2, 4 and 6, of which the second is torn."""
+    for number in (2, 4, 6):
+        (tmp_path / checkpoints.FOLDER / f"iter_{number}").mkdir(parents=True)
+    return tmp_path
+
+
+def whole(monkeypatch, *numbers):
+    monkeypatch.setattr(checkpoints, "check", lambda path: None if int(path.name[5:]) in numbers else "torn")
+
+
+def run_into_it(work_dir) -> str:
+    """Good iterations 1 to 4, then bad ones; the message that ends it."""
+    hook, state = start(work_dir, interval=2, max_in_a_row=3)
+    for _ in range(4):
+        iterate(hook, state)
+    with pytest.raises(DivergedError) as caught:
+        for _ in range(10):
+            iterate(hook, state, (math.nan, 1.0))
+    assert state.iteration == 8  # the line after the third
+    assert "\n" not in str(caught.value) and told(work_dir)[-1] == str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("numbers", "named"), [((2, 4, 6), 4), ((2, 6), 2), ((6,), 6)])
+def test_the_end_names_the_last_good_checkpoint(with_checkpoints, monkeypatch, numbers, named):
+    """From before the first bad one; where none is left, one from within, for the weights have stayed."""
+    whole(monkeypatch, *numbers)
+    message = run_into_it(with_checkpoints)
+    assert message.startswith("4 iterations in a row, from 5 on, had a loss or gradient that was not finite")
+    path = with_checkpoints / checkpoints.FOLDER / f"iter_{named}"
+    assert f"the last good checkpoint is {path}: go on from it with" in message and path.is_dir()
+    assert f"bin/show_batch.py {with_checkpoints} --iteration 5 shows" in message
+
+
+def test_the_end_without_a_checkpoint_says_so(tmp_path):
+    assert "there is no checkpoint yet; start anew" in run_into_it(tmp_path)
+
+
+def test_a_good_iteration_breaks_the_row_and_a_resumed_run_goes_on_counting(tmp_path):
+    whole_state = None
+    hook, state = start(tmp_path, interval=1, max_in_a_row=3)
+    for _ in range(3):
+        for _ in range(2):
+            iterate(hook, state, (math.nan, 1.0))
+            whole_state = json.loads(json.dumps(hook.state_dict()))
+        iterate(hook, state)
+    resumed, state = start(tmp_path, interval=1, max_in_a_row=3, iteration=8)
+    resumed.load_state_dict(whole_state)
+    with pytest.raises(DivergedError, match="^3 iterations in a row, from 7 on, "):
+        iterate(resumed, state, (math.nan, 1.0))
+
+
+def test_an_iteration_between_two_lines_never_waits_for_the_device(tmp_path):
+    hook, state = start(tmp_path, interval=50)
+    for _ in range(49):
+        state.iteration += 1
+        nothing = torch.zeros((), device="meta")  # reading its value raises
+        state.micro_losses, state.names, state.step_skipped = [{"loss": nothing}], [["a"]], nothing
+        state.image_sums = [nothing[None]]
+        hook.after_iteration(state)
+
+
+def two(rank: int, folder) -> str:
+    """Rank 1 has the bad loss; both end."""
+    folder = folder / str(rank)
+    folder.mkdir()
+    hook, state = start(folder, interval=2, max_in_a_row=2)
+    names = [[f"{rank}_{micro}.png"] for micro in range(2)]
+    iterate(hook, state, (0.5, math.nan) if rank else (0.5, 0.5), skipped=True, names=names)
+    try:
+        iterate(hook, state, skipped=True, names=names)
+    except DivergedError as error:
+        return str(error)
+
+
+@pytest.mark.processes
+def test_ranks_tell_each_others_samples_and_end_together(tmp_path):
+    messages = two_ranks.run(two, tmp_path, tmp_path)
+    assert all("2 iterations in a row, from 1 on" in message for message in messages)
+    lines = told(tmp_path / "0")
+    assert lines[0].endswith("on rank 1, micro-batch 1 (decode.loss_dpm: nan, loss: nan): 1_1.png")
+    assert lines[1].endswith(": 0_0.png, 0_1.png, 1_0.png, 1_1.png")
+    assert not (tmp_path / "1" / "now.log").exists()
+
+
+@pytest.mark.parametrize("value", [-1, 2.5])
+def test_the_number_of_bad_iterations_is_a_whole_one(value):
+    with pytest.raises(RecipeError, match="train.max_bad_iterations: got .*; it must be a whole number, 0 for no end"):
+        TrainSettings(epochs=1, max_bad_iterations=value)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
+def test_a_timeout_is_above_zero_and_finite(value):
+    with pytest.raises(RecipeError, match="train.timeout_minutes: got .*; it must be above 0"):
+        TrainSettings(epochs=1, timeout_minutes=value)

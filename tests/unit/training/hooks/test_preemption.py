@@ -1,0 +1,156 @@
+"""Who counts as a launcher, and what a stop does to the hooks around it, without any ranks."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from tiekd.distributed import launcher_watch
+from tiekd.training.hooks import preemption
+
+
+@pytest.fixture
+def hook():
+    hook = preemption.Preemption()
+    hook.before_train(SimpleNamespace())
+    yield hook
+    hook.after_train(SimpleNamespace())
+
+
+def test_a_signal_stops_after_the_iteration_that_follows(hook):
+    state = SimpleNamespace(stop_reason=None)
+    hook.after_iteration(state)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    stops = []
+    for _ in range(2):
+        hook.after_iteration(state)
+        stops.append(state.stop_reason)
+    assert stops == [None, "SIGUSR1 came"]
+
+
+def test_copies_of_a_signal_that_launchers_hand_on_are_one_request(monkeypatch, hook):
+    monkeypatch.setattr(preemption, "_COPIES_COME_S", 600.0)  # a slow machine would end the tests
+    state = SimpleNamespace(stop_reason=None)
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(2):
+        hook.after_iteration(state)
+    assert state.stop_reason == "SIGTERM came" and not state.orphaned
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("iterations", "code"), [(0, 143), (1, 0)])
+def test_a_signal_while_the_first_iteration_is_waited_for_ends_all(iterations, code):
+    script = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[4])!r})
+from types import SimpleNamespace
+from tiekd.training.hooks import preemption
+preemption._GRACE_S = 0.5
+stuck = os.fork()
+if stuck == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+print(stuck, flush=True)
+hook = preemption.Preemption()
+hook.before_train(None)
+for _ in range({iterations}):
+    hook.after_iteration(SimpleNamespace(stop_reason=None))
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(3 if {iterations} else 60)
+os.kill(stuck, signal.SIGKILL)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=55)
+    assert result.returncode == code, result.stderr
+    # A killed process goes a moment after its parent where the machine is busy.
+    deadline = time.monotonic() + 10
+    while _lives(int(result.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_after_training_a_signal_means_what_it_meant(hook):
+    hook.after_train(SimpleNamespace())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.processes
+def test_only_deepspeeds_launcher_is_watched(tmp_path):
+    assert launcher_watch.launchers() == [], "pytest was started by a launcher?"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from tiekd.distributed.launcher_watch import launchers; "
+    script += "print(len(launchers()))"
+    parent = tmp_path / "bin" / "deepspeed"
+    parent.parent.mkdir()
+    parent.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}, sys.argv[1]])\n")
+    root = str(Path(__file__).parents[4])
+    assert subprocess.run([sys.executable, parent, root], capture_output=True, text=True).stdout.strip() == "1"
+
+
+NODES = {"a": [0, 1], "b": [0]}
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "nodes"),
+    [
+        (["sshd: me@notty", "LAUNCH"], ["LAUNCH", "sshd: me@notty"], NODES),
+        (["sshd: me@notty", "bash -c python LAUNCH"], ["bash -c python LAUNCH", "sshd: me@notty"], NODES),
+        (["sshd: me@pts/0", "-bash", "bin/deepspeed", "LAUNCH"], ["LAUNCH", "bin/deepspeed"], NODES),
+        (["sshd: me@pts/0", "bin/deepspeed", "LAUNCH"], ["LAUNCH", "bin/deepspeed"], NODES),
+        (["sshd: me@pts/0", "bin/deepspeed --no_ssh", "LAUNCH"], ["LAUNCH", "bin/deepspeed --no_ssh"], None),
+        (["sshd: me@pts/0", "-bash", "nohup LAUNCH"], ["nohup LAUNCH"], NODES),
+        (["sshd: me@pts/0", "-bash"], [], None),
+    ],
+)
+def test_an_ssh_session_is_watched_where_the_launcher_is_elsewhere(monkeypatch, names, found, nodes):
+    """A process below others of these names, each the child of the one before it."""
+    ours = _processes(names)
+    monkeypatch.setattr(launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
+    monkeypatch.setattr(launcher_watch.psutil, "process_iter", lambda: ours)
+    assert [process.cmdline() for process in launcher_watch.launchers()] == [p.cmdline() for p in _processes(found)]
+    assert launcher_watch.nodes() == nodes
+
+
+def test_pdsh_and_what_is_above_it_are_watched_on_the_launchers_machine(monkeypatch):
+    ours = _processes(["sshd: me@notty", "LAUNCH --node_rank=0"])
+    above = _processes(["bash", "python bin/resume work --restarts 3", "python -m deepspeed.launcher.runner x.py"])
+    old, pdsh, other = _processes(["pdsh LAUNCH", "pdsh LAUNCH", "pdsh deepspeed.launcher.launch --master_port=2"])
+    for time_s, process in enumerate((old, pdsh, other)):
+        process.create_time, process.parents = lambda time_s=time_s: time_s, lambda: above[::-1]
+    monkeypatch.setattr(launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
+    monkeypatch.setattr(launcher_watch.psutil, "process_iter", lambda: [*ours, old, pdsh, other, *above])
+    assert launcher_watch.launchers() == [ours[1], ours[0], pdsh, above[2], above[1]]
+
+
+def _processes(names: list[str]) -> list[SimpleNamespace]:
+    told = base64.urlsafe_b64encode(json.dumps(NODES).encode()).decode()
+    launch = f"deepspeed.launcher.launch --world_info={told} --master_port=1"
+    return [SimpleNamespace(cmdline=lambda name=name: name.replace("LAUNCH", launch).split(" ")) for name in names]
+
+
+@pytest.mark.processes
+def test_the_end_of_a_watched_process_is_told_once():
+    child = subprocess.Popen(["sleep", "60"])
+    told, seen = [], threading.Event()
+    watched = [psutil.Process(child.pid)]
+    launcher_watch.watch(watched, lambda process: (told.append(process.pid), seen.set()), every_s=0.02)
+    assert not seen.wait(0.2)
+    child.kill()
+    assert seen.wait(10), "a zombie counts as ended"
+    child.wait()
+    assert told == [child.pid]

@@ -1,0 +1,140 @@
+"""What a run refuses before it starts, because its parts don't go together."""
+
+from copy import deepcopy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from support.fake_data import write_png
+
+from tiekd.data.build import loading_of
+from tiekd.data.loading.loader import Loading
+from tiekd.errors import DataError, RecipeError
+from tiekd.models.heads.dpm import Dpm
+from tiekd.models.network import Network
+from tiekd.training import criterion, startup_log
+from tiekd.training.build import build_hooks, build_parts, check_ignored_depths
+from tiekd.training.settings import Recipe
+
+
+def network(beyond: str) -> Network:
+    head = Dpm(4, 1e-3, 10.0, num_bins=20, beyond=beyond)
+    return Network(torch.nn.Identity(), torch.nn.Identity(), head, 1e-3, 10.0)
+
+
+@pytest.mark.parametrize("node", [{"dpm": {}}, {"mse": {}, "dpm": {"max_depth": 12}}, {"far": {"name": "dpm"}}])
+def test_a_divergence_that_counts_ignored_pixels_is_refused(node):
+    losses, key = criterion.build(node, True), list(node)[-1]
+    told = f"^losses.{key}.max_depth: got .*; set losses.{key}.max_depth=10.0"
+    with pytest.raises(RecipeError, match=told) as caught:
+        check_ignored_depths(network("ignore"), losses)
+    assert "\n" not in str(caught.value)
+    check_ignored_depths(network("clamp"), losses)
+    check_ignored_depths(network("ignore"), criterion.build({"dpm": {"max_depth": 10}, "mse": {}}, True))
+
+
+def test_the_maximum_that_is_asked_for_keeps_the_loss_of_a_picture_with_far_pixels():
+    """Without it half of a picture beyond the range would halve the loss."""
+    torch.manual_seed(0)
+    target = torch.full((1, 1, 4, 4), 5.0)
+    features = torch.randn(1, 4, 1, 1).expand(1, 4, 4, 4)
+    head = network("ignore").head
+    near = head(features, (4, 4), target).divergence
+    target[:, :, :, 2:] = 20.0
+    half = head(features, (4, 4), target).divergence
+    loss = criterion.build({"dpm": {"max_depth": 10.0}}, True)
+    values = [loss(SimpleNamespace(divergence=d), None, t)["loss"] for d, t in ((near, target * 0 + 5), (half, target))]
+    torch.testing.assert_close(values[1], values[0])
+
+
+def hooks_of(recipe: dict, teacher) -> list:
+    hooks, _ = build_hooks(
+        Recipe(recipe | {"train": {"epochs": 1}}),
+        "cpu",
+        val_set=[0, 1],
+        replica=network("clamp"),
+        teacher=teacher,
+        unreadable=None,
+    )
+    return hooks
+
+
+@pytest.mark.parametrize(
+    ("node", "shown"),
+    [({"recipe": "t.yaml"}, True), ({"maps": "m"}, True), ({"name": "mine.teacher"}, False), (None, False)],
+)
+def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_rank(node, shown):
+    def teacher(batch):
+        raise AssertionError
+
+    hooks = hooks_of({"network": {"max_depth": 10.0}, "teacher": node}, teacher)
+    board = next(hook for hook in hooks if type(hook).__name__ == "TensorBoard")
+    assert board.frames.teacher is (teacher if shown else None)
+
+
+def test_kept_memory_goes_back_before_an_evaluation_and_a_checkpoint_need_some():
+    names = [type(hook).__name__ for hook in hooks_of({"network": {"max_depth": 10.0}}, None)]
+    assert names.index("KeptMemory") < names.index("Evaluation") < names.index("Checkpoint")
+
+
+def test_a_recipe_without_data_is_read_as_any():
+    assert loading_of({}) == Loading()
+    assert loading_of({"data": {"workers": 3}}).workers == 3
+
+
+def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
+    recipe = Recipe({"data": {"workers": 3, "augment": {"flip_p": 0.25}}, "train": {"epochs": 0}})
+    assert recipe.loading.workers == 3 and recipe.loading is recipe.loading
+    assert recipe.augment.flip_p == 0.25
+    assert recipe.load.checkpoint is None and recipe.teacher is None
+    assert recipe.evaluation.interval == 1 and not recipe.has_outside_teacher
+    with pytest.raises(RecipeError, match="^train.epochs: got 0; it must be a whole number from 1"):
+        recipe.train  # noqa: B018
+
+
+def folder_recipe(root, depth):
+    """A recipe for three images, each with this depth map, saved as NPY."""
+    for index in range(3):
+        write_png(root / f"images/{index}.png", np.full((64, 64, 3), index, np.uint8))
+        (root / "depths").mkdir(exist_ok=True)
+        np.save(root / f"depths/{index}.npy", depth)
+    return {
+        "network": {
+            "encoder": {"name": "mobilenet_v2", "width": 0.25, "taps": [1, 3]},
+            "decoder": {"name": "densedepth", "widths": [8, 8], "extra_ups": 2, "extra_width": 8},
+            "head": {"name": "sigmoid"},
+            "min_depth": 0.001,
+            "max_depth": 10.0,
+        },
+        "data": {"name": "folder", "root": str(root), "images": "images", "depths": "depths", "val_fraction": 0.0},
+        "losses": {"silog": {"weight": 1.0, "against": "ground_truth"}},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "work_dir": str(root / "wd"),
+    }
+
+
+def parts_of(recipe, batch_size):
+    train = {"batch_size": batch_size, "epochs": 1, "validate": False}
+    recipe = Recipe(recipe | {"train": train})
+    given = deepcopy(recipe.node)
+    parts = build_parts(recipe, {}, torch.device("cpu"), resuming=False, begins=True)
+    assert recipe.node == given
+    return parts
+
+
+def test_depths_in_another_unit_end_a_run_before_it_begins(tmp_path):
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 2500, np.float32))
+    with pytest.raises(DataError, match=r"float32 NPY is taken as metres \(data.float_depth_unit\): give the unit"):
+        parts_of(recipe, 2)
+    recipe["data"]["float_depth_unit"] = 1000.0
+    assert not any("metres" in line for line in parts_of(recipe, 2).report)
+
+
+def test_the_log_says_what_has_no_partner_and_that_a_batch_repeats_frames(tmp_path):
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 2.5, np.float32))
+    np.save(tmp_path / "depths/alone.npy", np.ones((64, 64)))
+    parts = parts_of(recipe, 4)
+    assert [line for line in parts.report if line.startswith("Warning: train.batch_size 4 is more than there are")]
+    told = startup_log.about(parts)
+    assert f"Warning: 1 of 4 depth maps in {tmp_path}/depths match no image, such as alone.npy" in told

@@ -1,0 +1,552 @@
+"""What a run reads is written down, and a resume says what has changed since and refuses what it
+may not take."""
+
+import importlib
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from support import two_ranks
+from support.fake_data import write_png
+
+from tiekd.config.recipe import load_recipe
+from tiekd.data import file_facts
+from tiekd.data.build import build_dataset
+from tiekd.engine.config import EngineConfig
+from tiekd.errors import CheckpointError
+from tiekd.training import input_changes, inputs
+from tiekd.training.hooks.text_log import TextLog
+from tiekd.workdir.weights_file import write_weights
+
+NETWORK = {"min_depth": 0.001, "max_depth": 80.0}
+
+
+def write_frame(root: Path, name: str, level: int = 100) -> None:
+    (root / "pictures").mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(level).integers(0, 256, (8, 12, 3), np.uint8)
+    Image.fromarray(pixels).save(root / "pictures" / f"{name}.png")
+    write_png(root / "depth" / f"{name}.png", np.full((8, 12), 500 + level, np.uint16))
+    write_png(root / "maps" / f"{name}.png", np.full((8, 12), 600 + level, np.uint16))
+
+
+class Run:
+    """A folder of ten pictures with a recipe and a base, and what a run of it would write down."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for index in range(10):
+            write_frame(folder / "data", f"{index:02d}", index)
+        (folder / "base.yaml").write_text("train: {epochs: 2, batch_size: 2}\n")
+        self.node = {"_base_": "base.yaml", "network": dict(NETWORK)}
+        self.node["data"] = {
+            "name": "folder",
+            "root": str(folder / "data"),
+            "images": "pictures",
+            "depths": "depth",
+        }
+        self.node["data"] |= {"depth_unit": 1000, "val_fraction": 0.2}
+        self.node["evaluation"] = {"crop": "none"}
+        self.engine = {"bf16": {"enabled": False}, "train_micro_batch_size_per_gpu": 2}
+
+    def recipe(self) -> dict:
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.node))
+        return load_recipe(self.folder / "recipe.yaml")
+
+    def record(self, started: dict | None = None, held_out=None, validate=True) -> dict:
+        recipe = self.recipe()
+        if held_out is None:
+            held_out = inputs.held_out(started, recipe)
+        data = {
+            split: build_dataset(recipe, split, held_out=held_out) for split in ("train", "val")
+        }
+        if not validate:
+            data["val"] = None
+        config = EngineConfig(self.engine, 2, 1)
+        return inputs.collect(
+            recipe, self.folder / "recipe.yaml", config, data, -(-len(data["train"]) // 2), started
+        )
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def changes(run, started) -> input_changes.Verdict:
+    return input_changes.compare(started, run.record(started))
+
+
+def refusals(run, started) -> list[str]:
+    return changes(run, started).refused
+
+
+def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
+    record = run.record()
+    inputs.write(run.folder, record)
+    assert inputs.read(run.folder) == record
+    assert changes(run, record) == ([], [], [])
+    assert inputs.of_checkpoint(run.folder / "checkpoints" / "iter_3") == record
+    assert inputs.of_checkpoint(None) is None
+    train = record["splits"]["train"]
+    assert train["count"] == len(train["names"]) == 8 and record["iterations_per_epoch"] == 4
+    picture = run.folder / "data" / "pictures" / train["names"][0]
+    assert train["files"]["picture"][0] == [
+        picture.stat().st_size,
+        file_facts.crc(picture),
+        picture.stat().st_mtime_ns,
+    ]
+    assert sorted(map(os.path.basename, record["recipe_files"])) == ["base.yaml", "recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[]", '{"version": 99}', '{"version": 1', '{"version": 1}']
+)
+def test_a_record_that_is_not_there_or_torn_is_none_and_a_line_says_so(run, content):
+    if content is not None:
+        (run.folder / inputs.NAME).write_text(content)
+    assert inputs.read(run.folder) is None and inputs.held_out(None, {}) is None
+    verdict = changes(run, None)
+    assert verdict.keys is None and verdict.refused == []
+    assert verdict.told[0].startswith(
+        "There is no inputs.json of this run's start, so nothing says what has changed"
+    )
+
+
+def test_added_pictures_are_refused_and_the_validation_frames_stay(run):
+    started = run.record()
+    for index in range(10, 40):
+        write_frame(run.folder / "data", f"{index:02d}", index)
+    verdict = changes(run, started)
+    assert verdict.refused == ["30 train frames were added (10.png, 11.png, 12.png and 27 more)"]
+    assert "The validation frames stay those of the start" in verdict.told
+    assert run.record(started)["splits"]["val"] == started["splits"]["val"]
+    assert (
+        run.record()["splits"]["val"]["names"] != started["splits"]["val"]["names"]
+    )  # what would be picked anew
+
+
+def test_removed_and_renamed_pictures_are_refused(run):
+    started = run.record()
+    train, val = (started["splits"][split]["names"] for split in ("train", "val"))
+    (run.folder / "data" / "pictures" / train[2]).unlink()
+    (run.folder / "data" / "pictures" / val[0]).rename(run.folder / "data" / "pictures" / "new.png")
+    write_png(run.folder / "data" / "depth" / "new.png", np.full((8, 12), 500, np.uint16))
+    assert refusals(run, started) == [
+        "1 train frames were added (new.png)",
+        f"1 of 8 train frames were removed ({train[2]})",
+        f"1 of 2 val frames were removed ({val[0]})",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["pictures", "depth"])
+def test_a_file_with_another_content_is_refused_whatever_its_size_and_time(run, kind):
+    started = run.record()
+    name = started["splits"]["train"]["names"][1]
+    path = run.folder / "data" / kind / name
+    before, bits = path.stat(), bytearray(path.read_bytes())
+    bits[-1] ^= 1
+    path.write_bytes(bits)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    word = {"pictures": "picture", "depth": "depth map"}[kind]
+    assert refusals(run, started) == [f"the {word} of 1 train frames is another or gone ({name})"]
+
+
+def test_depth_that_is_gone_or_new_is_refused(run):
+    run.node["teacher"] = {"maps": "maps"}
+    (run.folder / "data" / "depth" / "03.png").unlink()
+    run.node["data"]["val_split"] = "val.txt"
+    (run.folder / "data" / "val.txt").write_text("00.png\n")
+    started = run.record()
+    write_png(run.folder / "data" / "depth" / "03.png", np.full((8, 12), 500, np.uint16))
+    (run.folder / "data" / "depth" / "05.png").unlink()
+    assert refusals(run, started) == [
+        "the depth map of 2 train frames is another or gone (03.png, 05.png)"
+    ]
+
+
+def test_a_time_of_change_alone_refuses_nothing(run, monkeypatch):
+    started = run.record()
+    for path in (run.folder / "data").rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert changes(run, started) == ([], [], [])
+    monkeypatch.setattr(inputs, "READ_UP_TO", 0)
+    started = run.record()
+    assert started["splits"]["train"]["files"]["picture"][0][1] is None
+    for path in (run.folder / "data").rglob("*.png"):
+        os.utime(path, (2, 2))
+    verdict = changes(run, started)
+    assert verdict.refused == [] and verdict.told == [
+        f"{count} files of the {split} frames have another time of change and the same size; they "
+        "are taken to be as they were"
+        for split, count in (("train", 16), ("val", 4))
+    ]
+    write_frame(run.folder / "data", "03", 77)  # another size
+    (run.folder / "data" / "pictures" / "03.png").write_bytes(b"short")
+    assert any(text.startswith("the picture of 1 ") for text in refusals(run, started))
+
+
+def test_contents_that_were_read_are_read_again_though_the_set_has_grown_large(run, monkeypatch):
+    started = run.record()
+    monkeypatch.setattr(inputs, "READ_UP_TO", 0)
+    write_frame(run.folder / "data", "50", 50)
+    now = run.record(started)
+    crcs = dict(
+        zip(
+            now["splits"]["train"]["names"], now["splits"]["train"]["files"]["picture"], strict=True
+        )
+    )
+    assert crcs["50.png"][1] is None and all(
+        crcs[name][1] for name in started["splits"]["train"]["names"]
+    )
+
+
+def test_a_folder_that_was_moved_is_told_and_not_refused(run):
+    started = run.record()
+    (run.folder / "data").rename(run.folder / "elsewhere")
+    run.node["data"]["root"] = str(run.folder / "elsewhere")
+    verdict = changes(run, started)
+    assert verdict.keys == ["data.root"] and verdict.refused == []
+    where = run.folder / "elsewhere" / "pictures", run.folder / "data" / "pictures"
+    assert (
+        f"The train frames are now those of {where[0]}; at the start, of {where[1]}" in verdict.told
+    )
+
+
+def test_a_split_file_that_changes_the_frames_is_named_and_one_that_does_not_is_told(run):
+    path = run.folder / "data" / "val.txt"
+    path.write_text("00.png\n01.png\n")
+    run.node["data"]["val_split"] = "val.txt"
+    started = run.record()
+    path.write_text("\n00.png\n\n01.png\n")
+    verdict = changes(run, started)
+    assert verdict.refused == [] and verdict.told == [f"data.val_split: {path} has another content"]
+    path.write_text("00.png\n")
+    assert refusals(run, started) == [
+        "1 train frames were added (01.png)",
+        "1 of 2 val frames were removed (01.png)",
+        f"data.val_split: {path} has another content",
+    ]
+
+
+def test_lists_in_another_order_are_refused(run):
+    run.node["data"] = {
+        "name": "kitti",
+        "root": str(run.folder / "k"),
+        "train_split": "t.txt",
+        "val_split": "v.txt",
+    }
+    lines = [f"{index:02d}.png {index:02d}.png 721.5\n" for index in range(4)]
+    for index in range(4):
+        write_png(run.folder / "k" / "input" / f"{index:02d}.png", np.zeros((8, 12, 3), np.uint8))
+        write_png(
+            run.folder / "k" / "gt_depth" / f"{index:02d}.png", np.full((8, 12), 500, np.uint16)
+        )
+    (run.folder / "k" / "t.txt").write_text("".join(lines[:3]))
+    (run.folder / "k" / "v.txt").write_text(lines[3])
+    started = run.record()
+    (run.folder / "k" / "t.txt").write_text("".join([lines[1], lines[0], lines[2]]))
+    path = run.folder / "k" / "t.txt"
+    assert refusals(run, started) == [
+        "the train frames have another order",
+        f"data.train_split: {path} has another content",
+    ]
+    (run.folder / "k" / "t.txt").write_text("".join([*lines[:3], lines[0]]))  # a frame twice
+    assert refusals(run, started)[0] == "1 train frames were added (00.png)"
+
+
+def test_a_teacher_that_was_replaced_is_refused_and_one_that_was_moved_is_not(run):
+    paths = [run.folder / f"{name}.pth" for name in "ab"]
+    for number, path in enumerate(paths):
+        write_weights(path, {}, {"number": number}, 0)
+    run.node["teacher"] = {
+        "network": {"encoder": {}, "decoder": {}, "head": {}},
+        "checkpoint": str(paths[0]),
+    }
+    started = run.record()
+    paths[0].rename(run.folder / "c.pth")
+    run.node["teacher"]["checkpoint"] = str(run.folder / "c.pth")
+    verdict = changes(run, started)
+    assert verdict.refused == []
+    assert (
+        f"teacher.checkpoint: {run.folder / 'c.pth'} has the content that {paths[0]} had"
+        in verdict.told
+    )
+    paths[1].rename(run.folder / "c.pth")
+    assert refusals(run, started)[0].startswith(
+        f"teacher.checkpoint: {run.folder / 'c.pth'}, where {paths[0]} was"
+    )
+    run.node["teacher"]["flip"] = True
+    assert "teacher.flip is True, was None" in refusals(run, started)
+    run.node["teacher"] = None
+    assert any(text.startswith("teacher is None") for text in refusals(run, started))
+
+
+def test_maps_that_were_made_anew_are_refused(run):
+    manifest = run.folder / "data" / "maps" / "manifest.json"
+    facts = {
+        "full_scale_m": 80.0,
+        "max_depth_m": 80.0,
+        "kb_crop": None,
+        "flip": True,
+        "teacher_digest": "a" * 64,
+    }
+    manifest.write_text(json.dumps(facts))
+    run.node["teacher"] = {"maps": "maps"}
+    started = run.record()
+    manifest.write_text(json.dumps(facts | {"teacher_digest": "b" * 64}))
+    assert refusals(run, started) == [f"teacher.maps: {manifest} has another content"]
+    name = started["splits"]["train"]["names"][0]
+    write_png(run.folder / "data" / "maps" / name, np.full((8, 12), 1234, np.uint16))
+    assert (
+        refusals(run, started)[0]
+        == f"the teacher map of 1 train frames is another or gone ({name})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("data", "depth_unit", 500, "data.depth_unit is 500, was 1000"),
+        ("data", "invalid", [777], "data.invalid is [777], was None"),
+        (
+            "data",
+            "intrinsics",
+            [9.0, 9.0, 5.5, 3.5],
+            "data.intrinsics is [9.0, 9.0, 5.5, 3.5], was None",
+        ),
+        ("evaluation", "crop", "garg", "evaluation.crop is garg, was none"),
+        ("evaluation", "cap", 50.0, "evaluation.cap is 50.0, was 80.0"),
+        ("evaluation", "flip", False, "evaluation.flip is False, was True"),
+        ("network", "max_depth", 40.0, "network.max_depth is 40.0, was 80.0"),
+    ],
+)
+def test_keys_that_say_how_depth_is_read_and_scored_are_refused(run, section, key, value, told):
+    started = run.record()
+    run.node[section][key] = value
+    assert refusals(run, started) == [told]
+
+
+@pytest.mark.parametrize(
+    ("section", "node"),
+    [
+        ("data", {"workers": 3, "augment": {"crop": [4, 8]}, "on_error": "skip"}),
+        ("data", {"unmatched": "allow"}),
+        ("evaluation", {"interval": 3, "batch_size": 2, "save_best": "rmse"}),
+        ("evaluation", {"flip": True, "cap": 80.0}),  # as it is where nothing is said
+        ("optimizer", {"lr": 0.1}),
+        ("losses", {"silog": {}}),
+    ],
+)
+def test_keys_that_change_neither_are_named_and_not_refused(run, section, node):
+    started = run.record()
+    run.node.setdefault(section, {}).update(node)
+    verdict = changes(run, started)
+    assert verdict.refused == [] and all(key.startswith(section) for key in verdict.keys)
+    assert ("data.workers" in verdict.keys) is False
+
+
+def test_another_share_of_validation_frames_is_picked_anew_and_refused(run):
+    started = run.record()
+    run.node["data"]["val_fraction"] = 0.5
+    assert refusals(run, started)[0].startswith("3 of 8 train frames were removed (")
+
+
+def test_recipes_engine_configs_and_weights_to_begin_with_are_told(run):
+    (run.folder / "start.pth").write_bytes(b"1")
+    run.node["load"] = {"checkpoint": str(run.folder / "start.pth")}
+    started = run.record()
+    (run.folder / "start.pth").write_bytes(b"2")
+    (run.folder / "base.yaml").write_text("# a word\ntrain: {epochs: 2, batch_size: 2}\n")
+    run.engine = {
+        "bf16": {"enabled": True},
+        "train_micro_batch_size_per_gpu": 1,
+    }  # the latter follows the ranks
+    verdict = changes(run, started)
+    assert verdict.keys == verdict.refused == []
+    assert verdict.told == [
+        f"load.checkpoint: {run.folder / 'start.pth'} has another content",
+        "Engine config: bf16.enabled is True, was False",
+        f"Recipe files that have changed since the start, or are gone: {run.folder / 'base.yaml'}; "
+        "bin/resume keeps to "
+        "config.yaml in the work dir, bin/train.py --resume-from takes them as they are now",
+    ]
+    (run.folder / "start.pth").unlink()
+    (run.folder / "base.yaml").write_text("_base_: gone.yaml\n")
+    datasets, engine = {"train": [1, 2], "val": None}, EngineConfig({}, 1, 1)
+    now = inputs.collect(
+        started["recipe"], run.folder / "recipe.yaml", engine, datasets, 1, started
+    )
+    told = input_changes.compare(started, now).told
+    assert any(
+        text.endswith("start.pth, which was read at the start, isn't any more") for text in told
+    )
+    assert any(f"or are gone: {run.folder / 'base.yaml'}" in text for text in told)
+
+
+def test_code_of_ones_own_that_makes_targets_is_refused_and_other_code_is_told(run, monkeypatch):
+    package = run.folder / "own_inputs"
+    package.mkdir()
+    for name in ("teacher", "loss"):
+        (package / f"{name}.py").write_text("build = dict\n")
+    (package / "weights.bin").write_bytes(b"1")
+    monkeypatch.syspath_prepend(run.folder)
+    import importlib
+
+    for name in ("teacher", "loss"):
+        importlib.import_module(f"own_inputs.{name}")
+    run.node["teacher"] = {"name": "own_inputs.teacher", "weights": str(package / "weights.bin")}
+    run.node["losses"] = {"own": {"name": "own_inputs.loss"}}
+    started = run.record()
+    (package / "loss.py").write_text("build = list\n")
+    verdict = changes(run, started)
+    assert verdict.refused == []
+    assert verdict.told == [f"module own_inputs.loss: {package / 'loss.py'} has another content"]
+    (package / "weights.bin").write_bytes(b"2")
+    assert refusals(run, started) == [
+        f"teacher.weights: {package / 'weights.bin'} has another content"
+    ]
+    (package / "teacher.py").write_text("build = list\n")
+    assert f"teacher.name: {package / 'teacher.py'} has another content" in refusals(run, started)
+
+
+def test_a_run_that_goes_on_without_validation_keeps_the_frames_for_later(run):
+    started = run.record()
+    without = run.record(started, validate=False)
+    assert without["splits"]["val"] == started["splits"]["val"]
+    verdict = input_changes.compare(started, without)
+    assert verdict.refused == [] and verdict.told == []
+    begins = run.record(validate=False)
+    assert "val" not in begins["splits"]
+    assert input_changes.compare(begins, run.record(begins)).told == [
+        "There was no validation at the start; it begins now"
+    ]
+
+
+def test_a_data_set_without_files_is_counted(run):
+    config = EngineConfig({}, 1, 1)
+    records = [
+        inputs.collect(run.recipe(), Path("x"), config, {"train": range(n), "val": None}, 1)
+        for n in (3, 4)
+    ]
+    assert input_changes.compare(*records).refused == ["there are 4 train frames, were 3"]
+    assert input_changes.compare(records[0], records[0]).refused == []
+
+
+def judge(run, started, path=Path("w/checkpoints/iter_3"), accept=False):
+    return input_changes.judge(started, run.record(started), path, accept)
+
+
+def test_the_refusal_is_one_line_that_may_be_accepted_and_a_run_that_begins_is_not_asked(run):
+    started = run.record()
+    write_frame(run.folder / "data", "zz")
+    with pytest.raises(CheckpointError) as caught:
+        judge(run, started)
+    assert str(caught.value) == (
+        "w/checkpoints/iter_3: not as at the start of the run: 1 train frames were added (zz.png); "
+        "put that back, or go on with it by --accept-changes, which counts the best anew"
+    )
+    assert judge(run, started, accept=True).refused == ["1 train frames were added (zz.png)"]
+    assert judge(run, started, path=None) == (None, [], [])
+
+
+def judge_on_a_rank(rank: int, folder) -> str:
+    """Only rank 0 has the records."""
+    run = started = now = None
+    if rank == 0:
+        run = Run(folder)
+        started = run.record()
+        write_frame(folder / "data", "zz")
+        now = run.record(started)
+    try:
+        input_changes.judge(started, now, Path("w/iter_3"), accept=False)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.processes
+def test_every_rank_refuses_what_rank_0_saw(tmp_path):
+    first, second = two_ranks.run(judge_on_a_rank, tmp_path, tmp_path)
+    assert first == second and "1 train frames were added (zz.png)" in first
+
+
+def test_longer_epochs_are_logged_with_where_the_run_stands_in_them(tmp_path):
+    log = TextLog()
+    log.open(tmp_path, "now")
+    was, now = {"iterations_per_epoch": 12}, {"iterations_per_epoch": 23}
+    input_changes.note_epochs(log, was, now, 24)
+    for started, of_now, iteration in ((None, now, 24), (was, now, 0), (now, now, 24)):
+        input_changes.note_epochs(log, started, of_now, iteration)
+    log.after_train(None)
+    (row,) = map(json.loads, (tmp_path / "now.log.json").read_text().splitlines())
+    assert row == {
+        **{"mode": "epochs_renumbered", "iteration": 24, "was": {"epoch": 2, "iter": 12, "of": 12}},
+        "now": {"epoch": 2, "iter": 1, "of": 23},
+    }
+    (line,) = (tmp_path / "now.log").read_text().splitlines()
+    assert (
+        "Epochs have 23 iterations now, 12 before: iteration 24 was iteration 12 of epoch 2 and "
+        "counts as iteration 1 of epoch 2" in line
+    )
+
+
+def test_facts_of_many_files_stand_in_their_order(tmp_path, monkeypatch):
+    paths = [str(tmp_path / str(number)) for number in range(40)]
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(b"x" * number)
+    paths[7], paths[9] = None, str(tmp_path / "gone")
+    few = file_facts.of_each(file_facts.size_and_time, paths)
+    monkeypatch.setattr(file_facts, "_FEW", 0)
+    assert file_facts.of_each(file_facts.size_and_time, paths) == few
+    assert few[7] is few[9] is None and [fact[0] for fact in few[10:]] == list(range(10, 40))
+    assert file_facts.crc(paths[9]) is None and file_facts.crc(paths[3]) == zlib.crc32(b"xxx")
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now", "told"),
+    [
+        ("keep [8, 12]", "keep [4, 6]", "the working resolution is 4x6, cover, was 8x12, cover"),
+        (
+            "nothing",
+            "half",
+            "the working resolution is scaled by 0.5, was the picture's own size",
+        ),
+        ("keep [8, 12]", "cover", None),
+    ],
+)
+def test_another_working_resolution_is_refused(run, was, is_now, told):
+    data = dict(run.node["data"])
+    nodes = {
+        "nothing": {},
+        "half": {"resize": {"scale": 0.5}},
+        "cover": {"resize": {"height": 8, "width": 12, "mode": "cover"}},
+        "keep [8, 12]": {"augment": {"sizes": "keep_aspect", "crop": [8, 12]}},
+        "keep [4, 6]": {"augment": {"sizes": "keep_aspect", "crop": [4, 6]}},
+    }
+    run.node["data"] = data | nodes[was]
+    started = run.record()
+    run.node["data"] = data | nodes[is_now]
+    assert refusals(run, started) == ([] if told is None else [told])
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert file_facts.crc(tmp_path / "pipe.png") is None and file_facts.crc(tmp_path) is None
+
+
+def test_a_file_that_a_part_of_ones_own_has_made_since_is_told_and_not_refused(run, monkeypatch):
+    (run.folder / "made_since").mkdir()
+    (run.folder / "made_since" / "teacher.py").write_text("build = dict\n")
+    monkeypatch.syspath_prepend(run.folder)
+    run.node["teacher"] = {"name": "made_since.teacher", "cache": str(run.folder / "cache.bin")}
+    importlib.import_module("made_since.teacher")
+    started = run.record()
+    (run.folder / "cache.bin").write_bytes(b"1")
+    verdict = changes(run, started)
+    assert verdict.refused == []
+    assert f"teacher.cache: {run.folder / 'cache.bin'} was not there at the start" in verdict.told
