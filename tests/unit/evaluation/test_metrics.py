@@ -194,3 +194,11 @@ def test_nothing_waits_for_a_device_before_the_end(monkeypatch):
         rows = metrics._from_sums(*metrics._sums_without_sync(prediction, truth, 1e-3, 80.0))
     expected = depth_metrics(prediction.view(3, 1, 1, 50), truth.view(3, 1, 1, 50), 1e-3, 80.0, "none")
     torch.testing.assert_close(rows, expected)
+
+
+def test_depths_outside_the_range_do_not_count_on_other_devices_than_cpus():
+    truth = torch.tensor([[0.0, 1e-4, 2.0, 40.0, 80.0, 90.0]], dtype=torch.float64)
+    prediction = torch.full_like(truth, 3.0)
+    rows = metrics._from_sums(*metrics._sums_without_sync(prediction, truth, 1e-3, 80.0))
+    expected = depth_metrics(prediction.view(1, 1, 1, 6), truth.view(1, 1, 1, 6), 1e-3, 80.0, "none")
+    torch.testing.assert_close(rows, expected)
