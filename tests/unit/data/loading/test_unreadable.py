@@ -13,8 +13,9 @@ from tiekd.data.loading.loader import Loading, Unreadable, training_batches, val
 from tiekd.data.loading.sampler import MicroBatches
 from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
-from tiekd.training.build import _loading
+from tiekd.training.build import _check_loading
 from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.settings import Recipe
 from tiekd.training.unreadable_hook import UnreadableSamples
 
 CPU = torch.device("cpu")
@@ -184,5 +185,7 @@ def test_wrong_options_are_refused(options, line):
 def test_batches_of_one_size_and_skipping_do_not_go_together():
     augment = {"sizes": "bucket"}
     with pytest.raises(RecipeError, match="^data.on_error: skip can't go with data.augment.sizes=bucket"):
-        _loading({"data": {"name": "kitti", "root": "x", "on_error": "skip", "augment": augment}})
-    assert _loading({"data": {"name": "kitti", "augment": augment}})[1] == Loading()
+        _check_loading(Recipe({"data": {"name": "kitti", "root": "x", "on_error": "skip", "augment": augment}}))
+    recipe = Recipe({"data": {"name": "kitti", "augment": augment}})
+    _check_loading(recipe)
+    assert recipe.loading == Loading()
