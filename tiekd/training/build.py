@@ -169,7 +169,7 @@ def build_parts(
     per_epoch = iterations_per_epoch(len(train_set), train.batch_size, groups)
     total = train.iterations or train.epochs * per_epoch
     report = [*check_range(train_set), *check_range(val_set)]
-    report += _load_weights(network, recipe) if begins else []
+    report += load_weights(network, recipe) if begins else []
     seen = None
     if comm.is_main():
         before = _seen_before(recipe) if begins else None
@@ -313,7 +313,7 @@ def build_hooks(
     return hooks, log
 
 
-def _load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
+def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
     """Loads `load.checkpoint`, else the encoder's `pretrained`; returns lines for the log."""
     load = recipe.load
     if load.checkpoint is None:

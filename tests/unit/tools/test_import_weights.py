@@ -14,7 +14,8 @@ from tiekd.config.recipe import load_recipe
 from tiekd.models.build import build_network
 from tiekd.models.weights.state_dicts import load_into, read_weights, to_published
 from tiekd.teaching import build_teacher
-from tiekd.training.build import _load_weights
+from tiekd.training.build import load_weights
+from tiekd.training.settings import Recipe
 
 ROOT = Path(__file__).parents[3]
 NETWORKS = ROOT / "model_configs" / "_base_" / "networks"
@@ -236,7 +237,7 @@ def test_load_from_and_the_teacher_take_a_published_file_as_it_is(layout, small,
     state = {f"module.{key}": t for key, t in small.items()} if layout == "module" else small
     torch.save(state if layout == "bare" else {"meta": {}, "state_dict": state}, tmp_path / "theirs.pth")
     network = build_network(SMALL)
-    notes = _load_weights(network, {"load": {"checkpoint": str(tmp_path / "theirs.pth")}})
+    notes = load_weights(network, Recipe({"load": {"checkpoint": str(tmp_path / "theirs.pth")}}))
     assert notes == [f"Loaded {len(small)} tensors from {tmp_path}/theirs.pth"]
     teacher = build_teacher({"network": SMALL, "checkpoint": str(tmp_path / "theirs.pth")}, torch.device("cpu"))
     for loaded in (network, teacher.network):

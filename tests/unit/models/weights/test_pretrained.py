@@ -15,7 +15,8 @@ from tiekd.models.encoders.resnet import ResNet
 from tiekd.models.weights import pretrained
 from tiekd.models.weights.state_dicts import to_published
 from tiekd.teaching import build_teacher
-from tiekd.training.build import _load_weights
+from tiekd.training.build import load_weights
+from tiekd.training.settings import Recipe
 
 CLASSIFIER = {"strides": [1, 2, 2, 2, 1, 2, 1], "dilations": [1] * 7}
 RANGE = {"min_depth": 0.001, "max_depth": 80.0}
@@ -170,17 +171,18 @@ def test_only_a_run_that_starts_from_nothing_reads_them(no_connection, mobilenet
     recipe = {"network": node(pretrained="imagenet")}
     network = build_network(recipe["network"])
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    assert _load_weights(network, recipe | {"load": {"checkpoint": str(tmp_path / "weights.pth")}})
+    assert load_weights(network, Recipe(recipe | {"load": {"checkpoint": str(tmp_path / "weights.pth")}}))
     teacher = {"network": recipe["network"], "checkpoint": str(tmp_path / "weights.pth")}
     build_teacher(teacher, torch.device("cpu"))
     assert no_connection == []
     with pytest.raises(RecipeError, match="can't be downloaded"):
-        _load_weights(network, recipe)
-    (note,) = _load_weights(build_network(node(pretrained=str(mobilenet_file))), recipe)
+        load_weights(network, Recipe(recipe))
+    (note,) = load_weights(build_network(node(pretrained=str(mobilenet_file))), Recipe(recipe))
     assert note.endswith(f"tensors from {mobilenet_file}")
     plain = build_network(node())
     before = plain.encoder.conv1.conv.weight.clone()
-    assert _load_weights(plain, {"network": node()}) == [] and torch.equal(plain.encoder.conv1.conv.weight, before)
+    assert load_weights(plain, Recipe({"network": node()})) == []
+    assert torch.equal(plain.encoder.conv1.conv.weight, before)
 
 
 def test_a_recipe_says_it_in_one_override(tmp_path):
