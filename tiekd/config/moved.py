@@ -12,25 +12,21 @@ _TIEKD = Path(__file__).parents[1]
 
 # The names that `from tiekd import NAME` gives: those of tiekd.__all__.
 PUBLIC = (
-    *(
-        "Batch",
-        "BatchNorm2d",
-        "DataError",
-        "Hook",
-        "IMAGENET_MEAN",
-        "IMAGENET_STD",
-        "Prediction",
-        "RecipeError",
-    ),
-    *(
-        "Sample",
-        "build_network",
-        "is_main",
-        "load_recipe",
-        "load_student",
-        "mean_over_ranks",
-        "mean_over_valid",
-    ),
+    "Batch",
+    "BatchNorm2d",
+    "DataError",
+    "Hook",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Prediction",
+    "RecipeError",
+    "Sample",
+    "build_network",
+    "is_main",
+    "load_recipe",
+    "load_student",
+    "mean_over_ranks",
+    "mean_over_valid",
     "valid_pixels",
 )
 
