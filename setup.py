@@ -8,12 +8,20 @@ EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 setup(
     name="tiekd",
     version="0.1.0",
-    description="Distils small monocular metric-depth networks from large frozen teachers on the DeepSpeed engine",
+    description="Distils small monocular metric-depth networks from large frozen teachers "
+    "on the DeepSpeed engine",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["tiekd", "tiekd.*"]),
-    install_requires=["torch>=2.11", "torchvision", "deepspeed>=0.19", "pyyaml", "tensorboard", "numpy"],
+    install_requires=[
+        "torch>=2.11",
+        "torchvision",
+        "deepspeed>=0.19",
+        "pyyaml",
+        "tensorboard",
+        "numpy",
+    ],
     extras_require={"test": ["pytest", "ruff", *EXPORT, *VIDEO], "export": EXPORT, "video": VIDEO},
 )

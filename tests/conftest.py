@@ -11,7 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, whose own functions are made there
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # before anything imports triton, whose own functions are made there
+    )
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests send to this machine alone
 
@@ -33,14 +35,20 @@ def pytest_terminal_summary(terminalreporter) -> None:
         for report in terminalreporter.stats.get(outcome, []):
             outcomes.setdefault(Path(report.nodeid.split("::")[0]).name, set()).add(outcome)
     parts, held, known = [], 0, 0
-    for name, count, tests in re.findall(r"^\| `(\w+)/` \| (\d+) [^|]*\|[^|]*\| (.*) \|$", GOLDEN.read_text(), re.M):
+    for name, count, tests in re.findall(
+        r"^\| `(\w+)/` \| (\d+) [^|]*\|[^|]*\| (.*) \|$", GOLDEN.read_text(), re.M
+    ):
         files = re.findall(r"`(test_\w+\.py)`", tests)
-        passed = all("passed" in outcomes.get(file, ()) and not outcomes[file] & {"failed", "error"} for file in files)
+        passed = all(
+            "passed" in outcomes.get(file, ()) and not outcomes[file] & {"failed", "error"}
+            for file in files
+        )
         known += int(count)
         held += int(count) if passed else 0
         without = sum(file in files for file in left_out)
         parts.append(
-            f"{name} {count if passed else 0} of {count}" + (f" ({without} tests left out)" if without else "")
+            f"{name} {count if passed else 0} of {count}"
+            + (f" ({without} tests left out)" if without else "")
         )
     if outcomes.keys() & set(re.findall(r"test_\w+\.py", GOLDEN.read_text())):
         terminalreporter.write_line(f"golden cases held: {held} of {known}: {', '.join(parts)}")

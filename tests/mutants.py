@@ -22,7 +22,16 @@ from mutants_table import MUTANTS, Mutant
 from planting import Planting, planted
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("tiekd", "bin", "tests", "ds_configs", "model_configs", "pyproject.toml", "setup.py", ".ci")
+COPIED = (
+    "tiekd",
+    "bin",
+    "tests",
+    "ds_configs",
+    "model_configs",
+    "pyproject.toml",
+    "setup.py",
+    ".ci",
+)
 COPIED += ("README.md", "CONTRIBUTING.md")
 NAMED_TIMEOUT_S, REST_TIMEOUT_S = 600.0, 3600.0
 NOT_THE_COPY = 99
@@ -39,8 +48,12 @@ sys.exit(pytest.main(sys.argv[2:]))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to plant; all without any")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="mutants to plant; all without any"
+    )
     parser.add_argument("--list", action="store_true", help="name them and end")
     args = parser.parse_args()
     unknown = set(args.names) - {mutant.name for mutant in MUTANTS}
@@ -49,7 +62,9 @@ def main() -> int:
     mutants = [mutant for mutant in MUTANTS if mutant.name in args.names or not args.names]
     if args.list:
         for mutant in mutants:
-            print(f"{mutant.name:45} {mutant.module:35} {mutant.function:25} {' '.join(mutant.tests)}")
+            print(
+                f"{mutant.name:45} {mutant.module:35} {mutant.function:25} {' '.join(mutant.tests)}"
+            )
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
@@ -57,7 +72,9 @@ def main() -> int:
 
 
 def try_all(mutants: list[Mutant], folder: Path) -> int:
-    original = copy_tree(ROOT, folder / "original")  # so that edits in the checkout meanwhile kill nothing
+    original = copy_tree(
+        ROOT, folder / "original"
+    )  # so that edits in the checkout meanwhile kill nothing
     problems = []
     for mutant in mutants:
         try:
@@ -69,7 +86,9 @@ def try_all(mutants: list[Mutant], folder: Path) -> int:
     copy = copy_tree(original, folder / "copy")
     print(f"tiekd is {copy}/tiekd", flush=True)
     started = time.monotonic()
-    code, output = run_tests(copy, list(dict.fromkeys(test for m in mutants for test in m.tests)), NAMED_TIMEOUT_S)
+    code, output = run_tests(
+        copy, list(dict.fromkeys(test for m in mutants for test in m.tests)), NAMED_TIMEOUT_S
+    )
     if code:
         sys.exit(f"the unchanged copy does not pass (exit code {code}):\n{output[-3000:]}")
     print(f"the unchanged copy passes, {time.monotonic() - started:.0f} s", flush=True)
@@ -89,7 +108,9 @@ def copy_tree(source: Path, copy: Path) -> Path:
     copy.mkdir()
     for name in COPIED:
         if (source / name).is_dir():
-            shutil.copytree(source / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+            shutil.copytree(
+                source / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*")
+            )
         else:
             shutil.copy2(source / name, copy / name)
     return copy
@@ -101,7 +122,10 @@ def find_killer(mutant: Mutant, copy: Path) -> str | None:
     path.write_text(planted(path, mutant.function, mutant.old, mutant.new), encoding="utf-8")
     first = list(mutant.tests)
     # Whether the table's code is there is no test of the code.
-    rest = ["tests", *(f"--deselect={test}" for test in [*first, "tests/unit/test_mutants_table.py"])]
+    rest = [
+        "tests",
+        *(f"--deselect={test}" for test in [*first, "tests/unit/test_mutants_table.py"]),
+    ]
     for tests, timeout_s in ((first, NAMED_TIMEOUT_S), (rest, REST_TIMEOUT_S)):
         code, output = run_tests(copy, tests, timeout_s)
         if code == 0:
@@ -121,12 +145,19 @@ def run_tests(copy: Path, tests: list[str], timeout_s: float) -> tuple[int | Non
     scratch = copy.parent / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": str(copy), "TMPDIR": str(scratch)}
+    environment = (
+        {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": str(copy), "TMPDIR": str(scratch)}
+    )
     options = ["-x", "-q", "-rfE", "--tb=short", "-m", "not long", "-p", "no:cacheprovider"]
     command = [sys.executable, "-c", RUNNER, str(copy), *options, *tests]
     with (copy.parent / "output").open("w+", errors="replace") as output:
         process = subprocess.Popen(
-            command, cwd=copy, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=copy,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         code = None
         try:

@@ -276,8 +276,7 @@ MUTANTS = [
         "large_blocks_are_mapped_by_themselves",
         "tiekd.distributed.allocator",
         "",
-        '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), '
-        '"mxfast": (1, 0)}',
+        '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}',
         '{"trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}',
         ("tests/unit/distributed/test_allocator.py",),
     ),
@@ -285,8 +284,7 @@ MUTANTS = [
         "threads_allocate_from_heaps_of_their_own",
         "tiekd.distributed.allocator",
         "",
-        '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), '
-        '"mxfast": (1, 0)}',
+        '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}',
         '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "mxfast": (1, 0)}',
         ("tests/unit/distributed/test_allocator.py",),
     ),
@@ -411,8 +409,7 @@ MUTANTS = [
         "a_weight_gradient_goes_around_the_edge",
         "tiekd.kernels.convolution",
         "weight_gradient",
-        "_take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, "
-        "width, -1))",
+        "_take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, width, -1))",
         "",
         ("tests/unit/kernels/test_convolution.py",),
     ),
@@ -955,10 +952,8 @@ MUTANTS = [
         "bias_by_range_has_the_other_sign",
         "tiekd.evaluation.range_errors",
         "range_sums",
-        "(torch.ones_like(truth), difference, difference.abs() / truth, "
-        "difference.square())",
-        "(torch.ones_like(truth), -difference, difference.abs() / truth, "
-        "difference.square())",
+        "(torch.ones_like(truth), difference, difference.abs() / truth, difference.square())",
+        "(torch.ones_like(truth), -difference, difference.abs() / truth, difference.square())",
         ("tests/unit/evaluation/test_range_errors.py",),
     ),
     Mutant(
@@ -1267,8 +1262,7 @@ MUTANTS = [
         "frames_in_another_order_are_the_same_frames",
         "tiekd.training.input_changes",
         "_split_changes",
-        'common != [name for name in new["names"] if name in before] and not added and '
-        "not removed",
+        'common != [name for name in new["names"] if name in before] and not added and not removed',
         'not common and [name for name in new["names"] if name in before] and not '
         "added and not removed",
         ("tests/unit/training/test_inputs.py",),
@@ -1368,8 +1362,7 @@ MUTANTS = [
         "a_best_of_another_metric_is_compared",
         "tiekd.training.evaluation_hook",
         "Evaluation.load_state_dict",
-        "other_metric or own_size or (self.best is not None and not "
-        "math.isfinite(self.best))",
+        "other_metric or own_size or (self.best is not None and not math.isfinite(self.best))",
         "own_size or (self.best is not None and not math.isfinite(self.best))",
         ("tests/unit/evaluation/test_evaluate.py",),
     ),
@@ -1497,8 +1490,7 @@ MUTANTS = [
         "a_best_of_images_at_their_own_size_is_compared",
         "tiekd.training.evaluation_hook",
         "Evaluation.load_state_dict",
-        "other_metric or own_size or (self.best is not None and not "
-        "math.isfinite(self.best))",
+        "other_metric or own_size or (self.best is not None and not math.isfinite(self.best))",
         "other_metric or (self.best is not None and not math.isfinite(self.best))",
         ("tests/unit/evaluation/test_evaluate.py",),
     ),

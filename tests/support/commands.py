@@ -40,7 +40,11 @@ class Block(NamedTuple):
 
 def commands(root: Path, documents: tuple[str, ...] = DOCUMENTS) -> list[str]:
     """All of them, each once, in the order of the documents."""
-    found = [command for document in documents for command in of_text((root / document).read_text(encoding="utf-8"))]
+    found = [
+        command
+        for document in documents
+        for command in of_text((root / document).read_text(encoding="utf-8"))
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -51,7 +55,11 @@ def of_text(text: str) -> list[str]:
         prose_from = block.end()
         if block[1] == "bash":
             lines = block[2].replace("\\\n", " ").splitlines()
-            found += [" ".join(without_comment(line).split()) for line in lines if without_comment(line).strip()]
+            found += [
+                " ".join(without_comment(line).split())
+                for line in lines
+                if without_comment(line).strip()
+            ]
     return found + of_prose(text[prose_from:])
 
 

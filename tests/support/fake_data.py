@@ -22,7 +22,13 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def make(root: Path, num_frames: int = 5, height: int = 20, width: int = 30, without: tuple[int, ...] = ()) -> Path:
+def make(
+    root: Path,
+    num_frames: int = 5,
+    height: int = 20,
+    width: int = 30,
+    without: tuple[int, ...] = (),
+) -> Path:
     """Frames 0.. with picture level 10 * index and a depth of index + 1 metres but for row 0, in both split files.
 
     without: frames whose line says None.

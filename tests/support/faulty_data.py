@@ -38,7 +38,10 @@ DROPPED_VAL = {22, 23}
 
 def make(root: Path) -> Path:
     fake_data.make(root, num_frames=25)
-    image, depth = (lambda i: root / "input" / image_name(i)), (lambda i: root / "gt_depth" / depth_name(i))
+    image, depth = (
+        (lambda i: root / "input" / image_name(i)),
+        (lambda i: root / "gt_depth" / depth_name(i)),
+    )
     image(1).unlink()
     image(2).write_bytes(image(2).read_bytes()[:60])
     write_png(depth(3), np.ones((20, 30), np.uint8))
@@ -59,7 +62,9 @@ def make(root: Path) -> Path:
     depth(23).write_text("no depth")
     lines = {name: split_lines(root, name) for name in ("train", "test")}
     for name, frames in (("train", TRAIN), ("test", VAL)):
-        (root / f"kitti_eigen_{name}.txt").write_text("\n\n".join(lines[name][frame] for frame in frames) + "\n")
+        (root / f"kitti_eigen_{name}.txt").write_text(
+            "\n\n".join(lines[name][frame] for frame in frames) + "\n"
+        )
     return root
 
 
@@ -68,11 +73,19 @@ def split_lines(root: Path, name: str) -> list[str]:
 
 
 def recipe(root: Path, **sections) -> dict:
-    data = {"name": "kitti", "root": str(root), "kb_crop": None, "augment": {"crop": [12, 16]}, "workers": 0}
+    data = {
+        "name": "kitti",
+        "root": str(root),
+        "kb_crop": None,
+        "augment": {"crop": [12, 16]},
+        "workers": 0,
+    }
     return {"network": {"max_depth": 80.0}, "data": data, **sections}
 
 
 def found(report: Path) -> set[tuple[str, str, int]]:
     rows = json.loads(report.read_text())["findings"]
-    assert len({(row["split"], row["kind"], row["frame"], row["where"]) for row in rows}) == len(rows)
+    assert len({(row["split"], row["kind"], row["frame"], row["where"]) for row in rows}) == len(
+        rows
+    )
     return {(row["split"], row["kind"], int(row["frame"][-8:-4])) for row in rows}

@@ -32,7 +32,11 @@ def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
     """image: (B, 3, H, W) uint8 of the size that it is fitted on."""
     normalised = look_up(image, colour_table()[None].expand(len(image), -1, -1))
     far, near = 0.9 * network.max_depth, network.max_depth / 60
-    target = torch.linspace(far, near, image.shape[2]).view(1, 1, -1, 1).expand(len(image), 1, -1, image.shape[3])
+    target = (
+        torch.linspace(far, near, image.shape[2])
+        .view(1, 1, -1, 1)
+        .expand(len(image), 1, -1, image.shape[3])
+    )
     # A sigmoid that is driven to its end learns nothing more.
     lr = 3e-3 if isinstance(network.head, Dpm) else 3e-4
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
@@ -74,5 +78,7 @@ def checkpoint(path: Path, node: dict, iterations: int = 150, seed: int = 0) -> 
 def _cut(picture: Tensor) -> Tensor:
     """Every second pixel of the middle."""
     height, width = (2 * side for side in SIZE)
-    top, left = ((side - cut) // 2 for side, cut in zip(picture.shape[1:], (height, width), strict=True))
+    top, left = (
+        (side - cut) // 2 for side, cut in zip(picture.shape[1:], (height, width), strict=True)
+    )
     return picture[:, max(0, top) :, max(0, left) :][:, :height:2, :width:2]

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-WIDE_TABLES = ("relative_position_bias_table", "positional_encodings", "level_embed", "absolute_pos_embed")
+WIDE_TABLES = (
+    "relative_position_bias_table",
+    "positional_encodings",
+    "level_embed",
+    "absolute_pos_embed",
+)
 
 
 def load_json(name: str) -> dict:
@@ -51,12 +56,16 @@ def image(tag: str, shape) -> Tensor:
 def depth(tag: str, shape, low: float, high: float) -> Tensor:
     """A smooth, slightly noisy depth map (N, 1, H, W) between low and high, in metres."""
     n, _, y, x = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
-    waves = np.sin(2 * np.pi * (1.5 * x / shape[3] + 0.5 * y / shape[2]) + 0.9 * n) * np.cos(1.5 * np.pi * y / shape[2])
+    waves = np.sin(2 * np.pi * (1.5 * x / shape[3] + 0.5 * y / shape[2]) + 0.9 * n) * np.cos(
+        1.5 * np.pi * y / shape[2]
+    )
     t = np.clip(0.5 + 0.45 * waves + 0.03 * normal(tag, shape), 0.01, 0.99)
     return _float32(low + (high - low) * t**2)
 
 
-def fill(name: str, shape, gain: float = 1.0, overrides: Mapping[str, float] | None = None) -> Tensor:
+def fill(
+    name: str, shape, gain: float = 1.0, overrides: Mapping[str, float] | None = None
+) -> Tensor:
     """The value of one state-dict entry, from its published name and its shape."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)

@@ -49,7 +49,9 @@ def call(arguments: list[str]) -> dict:
 
 def main() -> None:
     listing = Path(sys.argv[1])
-    listing.with_suffix(".out").write_text(json.dumps([call(a) for a in json.loads(listing.read_text())]))
+    listing.with_suffix(".out").write_text(
+        json.dumps([call(a) for a in json.loads(listing.read_text())])
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def main() -> None:
 
     build.build_teacher = seen
     for job in json.loads(Path(sys.argv[-1]).read_text()):
-        get_accelerator().is_fp16_supported = (lambda: True) if job.get("fp16_on_cpu") else supported
+        get_accelerator().is_fp16_supported = (
+            (lambda: True) if job.get("fp16_on_cpu") else supported
+        )
         teachers.clear()
         digests = []
         train = runner.train
@@ -42,7 +44,9 @@ def main() -> None:
             digests.append(digest(teachers[0]))
 
         runner.train = watched
-        runner.run(job["recipe"], Path(job["name"]).resolve(), read_engine_config(job["engine"]), None)
+        runner.run(
+            job["recipe"], Path(job["name"]).resolve(), read_engine_config(job["engine"]), None
+        )
         runner.train = train
         if is_main():
             (Path(job["recipe"]["work_dir"]) / "finished.json").write_text(json.dumps(digests))

@@ -67,18 +67,32 @@ RECIPES = {
         "RecipeError",
         "recipes.yaml: no such recipe; near it: recipe.yaml",
     ),
-    "torn yaml": Mistake(recipe_text("train: {epochs: 1"), "RecipeError", "own.yaml: not YAML that is allowed: "),
-    "a date": Mistake(
-        recipe_text("train: {seed: 2024-01-01, epochs: 1}"), "RecipeError", "train.seed: got '2024-01-01'; it must be a"
+    "torn yaml": Mistake(
+        recipe_text("train: {epochs: 1"), "RecipeError", "own.yaml: not YAML that is allowed: "
     ),
-    "no blank": Mistake(recipe_text("train: {seed:3}"), "RecipeError", "own.yaml: not YAML that is allowed: 'seed:3'"),
+    "a date": Mistake(
+        recipe_text("train: {seed: 2024-01-01, epochs: 1}"),
+        "RecipeError",
+        "train.seed: got '2024-01-01'; it must be a",
+    ),
+    "no blank": Mistake(
+        recipe_text("train: {seed:3}"),
+        "RecipeError",
+        "own.yaml: not YAML that is allowed: 'seed:3'",
+    ),
     "code in yaml": Mistake(
         recipe_text("work_dir: !!python/object/apply:os.system [ls]"),
         "RecipeError",
         "could not determine a constructor",
     ),
-    "anchor in itself": Mistake(recipe_text("network: &a {neck: *a}"), "RecipeError", "own.yaml: not YAML that is"),
-    "a list": Mistake(recipe_text("- train"), "RecipeError", "a recipe is a mapping of sections (network, teacher,"),
+    "anchor in itself": Mistake(
+        recipe_text("network: &a {neck: *a}"), "RecipeError", "own.yaml: not YAML that is"
+    ),
+    "a list": Mistake(
+        recipe_text("- train"),
+        "RecipeError",
+        "a recipe is a mapping of sections (network, teacher,",
+    ),
     "base of itself": Mistake(
         recipe_text("_base_: own.yaml"), "RecipeError", "its _base_ leads back to itself; remove"
     ),
@@ -87,35 +101,63 @@ RECIPES = {
         "RecipeError",
         "train.batch_size: got '4'; it must be a whole number; write numbers without quotes",
     ),
-    "enormous seed": Mistake(in_recipe("train.seed", 10**30), "RecipeError", "whole number of at most 64 bits"),
-    "negative seed": Mistake(in_recipe("train.seed", -1), "RecipeError", "train.seed: got -1; it must be a whole numb"),
-    "enormous batch": Mistake(in_recipe("train.batch_size", 10**9), "RecipeError", "train.batch_size: got 1000000000"),
-    "workers": Mistake(in_recipe("data.workers", 10**9), "RecipeError", "must be a whole number from 0 to 1024"),
-    "enormous depth": Mistake(in_recipe("network.max_depth", 1e300), "RecipeError", "min < max, 1e-6 to 1e6"),
+    "enormous seed": Mistake(
+        in_recipe("train.seed", 10**30), "RecipeError", "whole number of at most 64 bits"
+    ),
+    "negative seed": Mistake(
+        in_recipe("train.seed", -1), "RecipeError", "train.seed: got -1; it must be a whole numb"
+    ),
+    "enormous batch": Mistake(
+        in_recipe("train.batch_size", 10**9), "RecipeError", "train.batch_size: got 1000000000"
+    ),
+    "workers": Mistake(
+        in_recipe("data.workers", 10**9), "RecipeError", "must be a whole number from 0 to 1024"
+    ),
+    "enormous depth": Mistake(
+        in_recipe("network.max_depth", 1e300), "RecipeError", "min < max, 1e-6 to 1e6"
+    ),
     "enormous network": Mistake(
-        in_recipe("network.decoder.widths", [2**40, 16]), "LaunchError", "not enough memory; smaller batches, pictures"
+        in_recipe("network.decoder.widths", [2**40, 16]),
+        "LaunchError",
+        "not enough memory; smaller batches, pictures",
     ),
     "no section": Mistake(
-        in_recipe("losses", {}), "RecipeError", "losses: got {}; give at least one term, for example"
+        in_recipe("losses", {}),
+        "RecipeError",
+        "losses: got {}; give at least one term, for example",
     ),
-    "epochs and iterations": Mistake(in_recipe("train.epochs", 1), "RecipeError", "give either epochs or iterations"),
+    "epochs and iterations": Mistake(
+        in_recipe("train.epochs", 1), "RecipeError", "give either epochs or iterations"
+    ),
     "mapping for a name": Mistake(
-        in_recipe("schedule.name", {"a": 1}), "RecipeError", "schedule.name: no {'a': 1}; there are (nearest first): "
+        in_recipe("schedule.name", {"a": 1}),
+        "RecipeError",
+        "schedule.name: no {'a': 1}; there are (nearest first): ",
     ),
-    "no learning rate": Mistake(without("optimizer.lr"), "RecipeError", "optimizer.lr: got None; it must be a number"),
+    "no learning rate": Mistake(
+        without("optimizer.lr"), "RecipeError", "optimizer.lr: got None; it must be a number"
+    ),
     "key of a section unused": Mistake(
-        in_recipe("evaluation.crp", "garg"), "RecipeError", "evaluation: unknown key 'crp'; did you mean 'crop'?"
+        in_recipe("evaluation.crp", "garg"),
+        "RecipeError",
+        "evaluation: unknown key 'crp'; did you mean 'crop'?",
     ),
     "teacher's network": Mistake(
         in_recipe("teacher.network.encoder.width", -1),
         "RecipeError",
         "teacher.network.encoder.width: got -1; a factor above 0",
     ),
-    "long checkpoint": Mistake(in_recipe("teacher.checkpoint", LONG), "LaunchError", "too long; give a shorter path"),
-    "crop too large": Mistake(
-        in_recipe("data.augment.crop", [96, 128]), "DataError", "make the crop smaller, set data.augment.sizes="
+    "long checkpoint": Mistake(
+        in_recipe("teacher.checkpoint", LONG), "LaunchError", "too long; give a shorter path"
     ),
-    "module without build": Mistake(in_recipe("hooks", [{"name": "os.path"}]), "RecipeError", "os.path has no build;"),
+    "crop too large": Mistake(
+        in_recipe("data.augment.crop", [96, 128]),
+        "DataError",
+        "make the crop smaller, set data.augment.sizes=",
+    ),
+    "module without build": Mistake(
+        in_recipe("hooks", [{"name": "os.path"}]), "RecipeError", "os.path has no build;"
+    ),
 }
 ENGINES = {
     "misspelt json key": Mistake(
@@ -128,19 +170,33 @@ ENGINES = {
         "RecipeError",
         "gradient_clipping is 1.0, but the recipe's train.clip_norm is 35.0; write \"",
     ),
-    "no json": Mistake(json_text("{'a': 1}"), "LaunchError", "engine.json: not JSON (Expecting property name"),
-    "nested json": Mistake(json_text("[" * 100_000), "LaunchError", "engine.json: not JSON (maximum recursion depth"),
+    "no json": Mistake(
+        json_text("{'a': 1}"), "LaunchError", "engine.json: not JSON (Expecting property name"
+    ),
+    "nested json": Mistake(
+        json_text("[" * 100_000), "LaunchError", "engine.json: not JSON (maximum recursion depth"
+    ),
     "kind of a section": Mistake(
         in_json(fp16="on"), "RecipeError", "engine config: fp16: got 'on'; it must be a mapping"
     ),
     "kind of a switch": Mistake(
-        in_json(wall_clock_breakdown="x"), "RecipeError", "wall_clock_breakdown: got 'x'; it must be true or false"
+        in_json(wall_clock_breakdown="x"),
+        "RecipeError",
+        "wall_clock_breakdown: got 'x'; it must be true or false",
     ),
     "zero": Mistake(
-        in_json(steps_per_print=0), "RecipeError", "engine config: steps_per_print is 0; it must be above 0"
+        in_json(steps_per_print=0),
+        "RecipeError",
+        "engine config: steps_per_print is 0; it must be above 0",
     ),
-    "stage": Mistake(in_json(zero_optimization={"stage": 9}), "RecipeError", "engine config: stage: Input should be"),
-    "key of a section": Mistake(in_json(bf16={"on": True}), "RecipeError", "engine config: on: Extra inputs are not"),
+    "stage": Mistake(
+        in_json(zero_optimization={"stage": 9}),
+        "RecipeError",
+        "engine config: stage: Input should be",
+    ),
+    "key of a section": Mistake(
+        in_json(bf16={"on": True}), "RecipeError", "engine config: on: Extra inputs are not"
+    ),
     "unknown type": Mistake(
         in_json(data_types={"grad_accum_dtype": "fp99"}),
         "RecipeError",
@@ -157,33 +213,49 @@ SPLITS = {
         "kitti_eigen_train.txt: no such split file; .txt files beside it: kitti_eigen_test",
     ),
     "empty split": Mistake(
-        in_split(lambda _: b"\n \n"), "DataError", "kitti_eigen_train.txt: no frames in it; a line is"
+        in_split(lambda _: b"\n \n"),
+        "DataError",
+        "kitti_eigen_train.txt: no frames in it; a line is",
     ),
     "folder for a split": Mistake(
         file(SPLIT, folder_instead),
         "DataError",
         "kitti_eigen_train.txt: a folder or device, no split file; give a text",
     ),
-    "pipe for a split": Mistake(file(SPLIT, pipe), "DataError", "kitti_eigen_train.txt: a folder or device, no split"),
+    "pipe for a split": Mistake(
+        file(SPLIT, pipe), "DataError", "kitti_eigen_train.txt: a folder or device, no split"
+    ),
     "two columns": Mistake(
-        in_split(lambda text: b"".join(line.rsplit(b" ", 1)[0] + b"\n" for line in text.splitlines())),
+        in_split(
+            lambda text: b"".join(line.rsplit(b" ", 1)[0] + b"\n" for line in text.splitlines())
+        ),
         "DataError",
         "kitti_eigen_train.txt:1: got '2000_01_01/",
     ),
     "UTF-16": Mistake(
-        in_split(lambda text: text.decode().encode("utf-16")), "DataError", "no text; a split file is UTF-8, a line is"
+        in_split(lambda text: text.decode().encode("utf-16")),
+        "DataError",
+        "no text; a split file is UTF-8, a line is",
     ),
     "out of the root": Mistake(
         in_split(lambda text: text.replace(b"2000_01_01/", b"../2000_01_01/", 1)),
         "DataError",
         "leads out of the data root",
     ),
-    "NUL": Mistake(in_split(lambda text: text.replace(b"3.png", b"\0.png")), "DataError", "train.txt:4: '2000_01_01/"),
+    "NUL": Mistake(
+        in_split(lambda text: text.replace(b"3.png", b"\0.png")),
+        "DataError",
+        "train.txt:4: '2000_01_01/",
+    ),
     "names with blanks": Mistake(
-        in_split(lambda text: text.replace(b"data/", b"my data/")), "DataError", "names with blanks can't be told apart"
+        in_split(lambda text: text.replace(b"data/", b"my data/")),
+        "DataError",
+        "names with blanks can't be told apart",
     ),
     "commas": Mistake(
-        in_split(lambda text: text.replace(b" ", b",")), "DataError", "with blanks and no commas between them"
+        in_split(lambda text: text.replace(b" ", b",")),
+        "DataError",
+        "with blanks and no commas between them",
     ),
     "weights": Mistake(
         file(SPLIT, lambda path: path.write_bytes((path.parents[1] / "teacher.pth").read_bytes())),
@@ -193,14 +265,18 @@ SPLITS = {
 }
 IMAGES = {
     "missing image": Mistake(
-        image(Path.unlink), "DataError", "0000000003.png: no such picture; check data.root and the split file"
+        image(Path.unlink),
+        "DataError",
+        "0000000003.png: no such picture; check data.root and the split file",
     ),
     "truncated png": Mistake(
         image(cut(500)),
         "DataError",
         "0000000003.png: a torn or damaged PNG (500 bytes); copy it from the original again",
     ),
-    "flipped bits": Mistake(image(flip_bits), "DataError", "0000000003.png: a torn or damaged PNG ("),
+    "flipped bits": Mistake(
+        image(flip_bits), "DataError", "0000000003.png: a torn or damaged PNG ("
+    ),
     "no bytes": Mistake(
         image(cut(0)), "DataError", "0000000003.png: an empty file, no picture; copy it from"
     ),
@@ -208,7 +284,9 @@ IMAGES = {
         image(jpeg_cut), "DataError", "0000000003.png: can't be decoded as a picture (image file is"
     ),
     "one pixel": Mistake(
-        image(array(np.zeros((1, 1, 3), np.uint8))), "DataError", "64x128 does not fit its picture 2000_01_01/"
+        image(array(np.zeros((1, 1, 3), np.uint8))),
+        "DataError",
+        "64x128 does not fit its picture 2000_01_01/",
     ),
     "16 bits": Mistake(
         image(array(np.zeros((64, 128), np.uint16))),
@@ -225,13 +303,19 @@ IMAGES = {
         image(enormous_png), "DataError", "million pixels, more than the 179 million that are read"
     ),
     "link to nothing": Mistake(
-        image(lambda path: (path.unlink(), path.symlink_to("nowhere"))), "DataError", "03.png: a link to nowhere, which"
+        image(lambda path: (path.unlink(), path.symlink_to("nowhere"))),
+        "DataError",
+        "03.png: a link to nowhere, which",
     ),
     "link to itself": Mistake(
-        image(lambda path: (path.unlink(), path.symlink_to(path.name))), "DataError", "which leads back to itself; mend"
+        image(lambda path: (path.unlink(), path.symlink_to(path.name))),
+        "DataError",
+        "which leads back to itself; mend",
     ),
     "animation": Mistake(
-        image(moving), "DataError", "0000000003.png: an animation of 2 frames (PNG), no picture; save the frames"
+        image(moving),
+        "DataError",
+        "0000000003.png: an animation of 2 frames (PNG), no picture; save the frames",
     ),
     "file in Git LFS": Mistake(
         image(lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")),
@@ -239,7 +323,9 @@ IMAGES = {
         "0000000003.png: the place of a file in Git LFS, no picture; fetch the file",
     ),
     "turned against its depth": Mistake(
-        image(quarter_turn_mark), "DataError", "fits the pixels as stored, which the picture's EXIF orientation (6)"
+        image(quarter_turn_mark),
+        "DataError",
+        "fits the pixels as stored, which the picture's EXIF orientation (6)",
     ),
 }
 PLANE = np.ones((64, 128), np.float32)
@@ -250,9 +336,13 @@ DEPTHS = {
         "0000000003.png: a depth map must be a one-channel 16-bit PNG, this has 1 channel",
     ),
     "coloured depth": Mistake(
-        depth(array(np.zeros((64, 128, 3), np.uint8))), "DataError", "this has 3 channel(s) of 8 bits"
+        depth(array(np.zeros((64, 128, 3), np.uint8))),
+        "DataError",
+        "this has 3 channel(s) of 8 bits",
     ),
-    "tiff depth": Mistake(depth(array(PLANE, format="TIFF")), "DataError", "a one-channel 16-bit PNG, this is a TIFF"),
+    "tiff depth": Mistake(
+        depth(array(PLANE, format="TIFF")), "DataError", "a one-channel 16-bit PNG, this is a TIFF"
+    ),
     "truncated depth": Mistake(
         depth(cut(300)), "DataError", "0000000003.png: a torn or damaged PNG (300 bytes); copy it"
     ),
@@ -264,15 +354,23 @@ DEPTHS = {
     "pickled depth": Mistake(
         npy(pickled), "DataError", "0000000003.npy: can't be read (no numbers, but Python objects"
     ),
-    "complex depth": Mistake(npy(numbers(PLANE.astype(complex))), "DataError", "this is complex128 of shape (64, 128)"),
+    "complex depth": Mistake(
+        npy(numbers(PLANE.astype(complex))), "DataError", "this is complex128 of shape (64, 128)"
+    ),
     "flat depth": Mistake(
-        npy(numbers(PLANE.ravel())), "DataError", "of shape (height, width), this is float32 of shape (8192"
+        npy(numbers(PLANE.ravel())),
+        "DataError",
+        "of shape (height, width), this is float32 of shape (8192",
     ),
     "size of npy": Mistake(
-        npy(numbers(PLANE[:30])), "DataError", "0000000003.npy: 30x128 does not fit its picture 2000_"
+        npy(numbers(PLANE[:30])),
+        "DataError",
+        "0000000003.npy: 30x128 does not fit its picture 2000_",
     ),
     "empty npy": Mistake(
-        npy(lambda target: None), "DataError", "0000000003.npy: can't be read (No data left in file); save"
+        npy(lambda target: None),
+        "DataError",
+        "0000000003.npy: can't be read (No data left in file); save",
     ),
 }
 CHECKPOINTS = {
@@ -285,7 +383,9 @@ CHECKPOINTS = {
         "tensors don't fit: decoder.extras.0.first.weight (got 8x16x3x3, wanted 8x8x3x3)",
     ),
     "no folder": Mistake(
-        train_with("--resume-from", "{}/iter_5"), "CheckpointError", "no such checkpoint folder; give .../"
+        train_with("--resume-from", "{}/iter_5"),
+        "CheckpointError",
+        "no such checkpoint folder; give .../",
     ),
     "text for weights": Mistake(
         file("teacher.pth", lambda path: path.write_text("weights")),
@@ -293,16 +393,22 @@ CHECKPOINTS = {
         "teacher.pth: torn, or not torch's (",
     ),
     "another zip": Mistake(
-        file("teacher.pth", other_zip), "TeacherError", "teacher.pth: torn, or not torch's (RuntimeError)"
+        file("teacher.pth", other_zip),
+        "TeacherError",
+        "teacher.pth: torn, or not torch's (RuntimeError)",
     ),
     "truncated weights": Mistake(
         file("teacher.pth", cut(3000)), "TeacherError", "torn, or not torch's (RuntimeError); copy"
     ),
     "weights of NaN": Mistake(
-        weights(spoil), "TeacherError", "encoder.conv1.conv.weight (holds NaN or infinite numbers); use"
+        weights(spoil),
+        "TeacherError",
+        "encoder.conv1.conv.weight (holds NaN or infinite numbers); use",
     ),
     "weights too many": Mistake(
-        weights(add_tensor), "TeacherError", "1 of 192 tensors don't fit: more.weight (not in the net"
+        weights(add_tensor),
+        "TeacherError",
+        "1 of 192 tensors don't fit: more.weight (not in the net",
     ),
     "weights of 8 bits": Mistake(weights(to_bytes), "TeacherError", "(got int8, wanted float32)"),
     "weights by number": Mistake(
@@ -321,12 +427,16 @@ CHECKPOINTS = {
         "start.pth: holds more than tensors and plain values (getattr); save its state dict alone",
     ),
     "another network": Mistake(
-        start_from(other_network), "CheckpointError", "or leave them out, as in --set 'load.ignore=[head.*]'"
+        start_from(other_network),
+        "CheckpointError",
+        "or leave them out, as in --set 'load.ignore=[head.*]'",
     ),
 }
 COMMANDS = {
     "no override": Mistake(
-        train_with("--set", "train"), "RecipeError", "--set train: must be key.sub=value, for example"
+        train_with("--set", "train"),
+        "RecipeError",
+        "--set train: must be key.sub=value, for example",
     ),
     "work dir is a file": Mistake(
         words("{}/recipe.yaml", "--work-dir", "{}/teacher.pth"),
@@ -347,10 +457,14 @@ COMMANDS = {
         "teacher.pth: 7 of 192 tensors don't",
     ),
     "no teacher to cache": Mistake(
-        words("bin/cache_teacher.py", "{}/recipe.yaml", "--checkpoint", "{}/none.pth"), "TeacherError", "no file at /"
+        words("bin/cache_teacher.py", "{}/recipe.yaml", "--checkpoint", "{}/none.pth"),
+        "TeacherError",
+        "no file at /",
     ),
     "maps over a file": Mistake(
-        words("bin/cache_teacher.py", "{}/recipe.yaml", "--out", "{}/teacher.pth"), "TeacherError", "give another --out"
+        words("bin/cache_teacher.py", "{}/recipe.yaml", "--out", "{}/teacher.pth"),
+        "TeacherError",
+        "give another --out",
     ),
     "recipe for weights": Mistake(
         words("bin/import_weights.py", "{}/recipe.yaml", "{}/recipe.yaml", "--out", "{}/new.pth"),
@@ -358,12 +472,21 @@ COMMANDS = {
         "recipe.yaml: torn, or not torch's (",
     ),
     "weights over weights": Mistake(
-        words("bin/import_weights.py", "{}/teacher.pth", "{}/recipe.yaml", "--out", "{}/teacher.pth"),
+        words(
+            "bin/import_weights.py", "{}/teacher.pth", "{}/recipe.yaml", "--out", "{}/teacher.pth"
+        ),
         "CheckpointError",
         "teacher.pth: exists; give another --out, or --overwrite",
     ),
     "nowhere to check": Mistake(
-        words("bin/check_data.py", "{}/recipe.yaml", "--set", "data.root={}/none", "--out", "{}/report"),
+        words(
+            "bin/check_data.py",
+            "{}/recipe.yaml",
+            "--set",
+            "data.root={}/none",
+            "--out",
+            "{}/report",
+        ),
         "DataError",
         "none; put KITTI there or say --set data.root=FOLDER",
     ),

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 DS_CONFIGS = ROOT / "ds_configs"
 BIN = Path(sys.executable).parent
-TIMEOUT_S = 1200  # others may be using the cores; and above the 300 s after which a data worker is reported
+TIMEOUT_S = (
+    1200  # others may be using the cores; and above the 300 s after which a data worker is reported
+)
 
 REPORTS: list[str] = []  # lines to be printed after all tests
 LOG_LINE = re.compile(
@@ -41,7 +43,9 @@ class Result(NamedTuple):
 
     def our_lines(self) -> list[str]:
         """The lines on stderr that name a user's error."""
-        return [line for line in self.stderr.splitlines() if re.match(r"(?:\S+: )?\w*Error: ", line)]
+        return [
+            line for line in self.stderr.splitlines() if re.match(r"(?:\S+: )?\w*Error: ", line)
+        ]
 
 
 class Program:
@@ -56,7 +60,11 @@ class Program:
         **environment: str,
     ):
         environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **environment}
-        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "PORT")}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "PORT")
+        }
         if recorder:
             environment["PYTHONPATH"] = str(HERE.parent)
         self.process = subprocess.Popen(
@@ -95,10 +103,15 @@ class Program:
     def ranks(self) -> list[psutil.Process]:
         """Those that DeepSpeed's launcher started, by rank."""
         found = {}
-        for process in self.processes():  # parents first, and a rank's data workers are called as it is
+        for (
+            process
+        ) in self.processes():  # parents first, and a rank's data workers are called as it is
             with contextlib.suppress(psutil.Error):
                 found.setdefault(
-                    next((word for word in process.cmdline() if word.startswith("--local_rank=")), ""), process
+                    next(
+                        (word for word in process.cmdline() if word.startswith("--local_rank=")), ""
+                    ),
+                    process,
                 )
         found.pop("", None)
         return [found[option] for option in sorted(found)]
@@ -112,7 +125,9 @@ class Program:
         """Polls until `condition()` holds; fails when the program ends first."""
         end = time.monotonic() + timeout_s
         while True:
-            ended = self.process.poll() is not None  # asked first: the condition may come with the end
+            ended = (
+                self.process.poll() is not None
+            )  # asked first: the condition may come with the end
             if condition():
                 return
             assert not ended, self.process.communicate()[1]
@@ -139,7 +154,13 @@ def many(jobs: list[dict], folder: Path, ranks: int) -> None:
 
 def deepspeed(ranks: int, port: int | None = None) -> list[str]:
     """The launcher on a port that nobody else uses."""
-    return [str(BIN / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(port or free_port())]
+    return [
+        str(BIN / "deepspeed"),
+        "--num_gpus",
+        str(ranks),
+        "--master_port",
+        str(port or free_port()),
+    ]
 
 
 def free_port() -> int:
@@ -167,7 +188,11 @@ def log_text(work_dir: Path) -> str:
 
 def json_log(work_dir: Path) -> list[dict]:
     """The training rows of all .log.json files, oldest file first."""
-    rows = [json.loads(line) for path in sorted(work_dir.glob("*.log.json")) for line in path.read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for path in sorted(work_dir.glob("*.log.json"))
+        for line in path.read_text().splitlines()
+    ]
     return [row for row in rows if row.get("mode") == "train"]
 
 
@@ -188,4 +213,7 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 def files_of(folder: Path) -> dict[str, str]:
     """Digest of every file below a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }

@@ -53,7 +53,10 @@ def arrays() -> dict:
 def state(published: str) -> dict[str, torch.Tensor]:
     """Every entry of a published checkpoint."""
     case = cases()["cases"][published]
-    return {k: golden.fill(k, shape, case["gain"], case["overrides"]) for k, shape in cases()["keys"][published]}
+    return {
+        k: golden.fill(k, shape, case["gain"], case["overrides"])
+        for k, shape in cases()["keys"][published]
+    }
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:

@@ -47,7 +47,11 @@ TOLD = {
     "bin/train.py RECIPE --dry-run --find-micro-batch": "--memory 1",
     "deepspeed --num_gpus 4 bin/resume": "--set train.epochs=3",
 }
-IN_SHELL = ("printf ", "cp ", "python tests/")  # all that does nothing outside the checkout and isn't a program of ours
+IN_SHELL = (
+    "printf ",
+    "cp ",
+    "python tests/",
+)  # all that does nothing outside the checkout and isn't a program of ours
 LIMIT_S = 600
 
 
@@ -73,9 +77,13 @@ class Reader:
         command = self._completed(command)
         ranks, words = twin(command)
         if launches or not words:
-            assert launches or command.startswith(IN_SHELL), f"nothing here says how to run {command}"
+            assert launches or command.startswith(IN_SHELL), (
+                f"nothing here says how to run {command}"
+            )
             # Eight slots, as a CPU counts them, so that 4 and 5 are among them.
-            result = programs.finish(["bash", "-c", command], cwd=self.folder, recorder=False, LOCAL_SIZE="8")
+            result = programs.finish(
+                ["bash", "-c", command], cwd=self.folder, recorder=False, LOCAL_SIZE="8"
+            )
             return result.code, result.stdout + result.stderr
         out = self.folder / f"output_{self.typed}.txt"
         request = {"words": words, "environment": {}, "ranks": ranks, "out": str(out)}

@@ -31,7 +31,14 @@ def recipe(ground: Path, **train) -> dict:
 
     With Adam's usual eps the rounding noise of all but zero gradients becomes whole steps; 1e-4 keeps runs comparable.
     """
-    options = {"batch_size": 4, "iterations": 20, "clip_norm": 35.0, "seed": 0, "validate": False, **train}
+    options = {
+        "batch_size": 4,
+        "iterations": 20,
+        "clip_norm": 35.0,
+        "seed": 0,
+        "validate": False,
+        **train,
+    }
     return {
         "network": STUDENT,
         "teacher": {"network": TEACHER, "checkpoint": str(ground / "teacher.pth")},
@@ -42,7 +49,12 @@ def recipe(ground: Path, **train) -> dict:
             "augment": {"rotate_p": 1.0, "rotate_deg": 20.0, "crop": [32, 64]},
         },
         "optimizer": {"name": "adamw", "lr": 0.001, "betas": [0.95, 0.99], "eps": 1e-4},
-        "schedule": {"name": "one_cycle", "pct_start": 0.3, "div_factor": 25, "final_div_factor": 100},
+        "schedule": {
+            "name": "one_cycle",
+            "pct_start": 0.3,
+            "div_factor": 25,
+            "final_div_factor": 100,
+        },
         "train": options,
         "evaluation": {"crop": "none"},
         "checkpoint": {"interval": 10, "by": "iteration", "keep_last": 2},

@@ -22,8 +22,19 @@ _COPIED = "README.md setup.py pyproject.toml bin ds_configs model_configs tests 
 _AUGMENT = {"rotate_p": 0.5, "rotate_deg": 2.5, "flip_p": 0.5, "crop": [32, 64]}
 _EVALUATION = {"interval": 1, "by": "epoch", "flip": True, "save_best": "abs_rel"}
 _SIGMOID = recipes.STUDENT | {"head": {"name": "sigmoid"}}
-_KITTI = {"name": "kitti", "root": "data/kitti", "kb_crop": [48, 96], "augment": _AUGMENT, "workers": 0}
-_FOLDER = {"name": "folder", "root": "data/mine", "images": "images", "augment": _AUGMENT | {"sizes": "keep_aspect"}}
+_KITTI = {
+    "name": "kitti",
+    "root": "data/kitti",
+    "kb_crop": [48, 96],
+    "augment": _AUGMENT,
+    "workers": 0,
+}
+_FOLDER = {
+    "name": "folder",
+    "root": "data/mine",
+    "images": "images",
+    "augment": _AUGMENT | {"sizes": "keep_aspect"},
+}
 BASES = {
     "datasets/kitti": {"data": _KITTI, "evaluation": _EVALUATION | {"crop": "garg"}},
     "datasets/folder": {"data": _FOLDER, "evaluation": _EVALUATION | {"crop": "none"}},
@@ -34,7 +45,12 @@ BASES = {
     "networks/mobilenet_v2_sigmoid_kitti": {"network": _SIGMOID},
     "schedules/one_cycle_24e": {
         "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.95, 0.99], "lr_batch_size": 4},
-        "schedule": {"name": "one_cycle", "pct_start": 0.3, "div_factor": 25, "final_div_factor": 100},
+        "schedule": {
+            "name": "one_cycle",
+            "pct_start": 0.3,
+            "div_factor": 25,
+            "final_div_factor": 100,
+        },
         "train": {"batch_size": 4, "epochs": 2, "clip_norm": 35.0, "seed": 0},
         "log": {"interval": 1},
         "checkpoint": {"interval": 1, "by": "epoch", "keep_last": 3},
@@ -47,7 +63,11 @@ def make(folder: Path) -> Path:
     folder.mkdir()
     for name in _COPIED:
         if (programs.ROOT / name).is_dir():
-            shutil.copytree(programs.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "golden"))
+            shutil.copytree(
+                programs.ROOT / name,
+                folder / name,
+                ignore=shutil.ignore_patterns("__pycache__", "golden"),
+            )
         else:
             shutil.copy2(programs.ROOT / name, folder / name)
     for name, node in BASES.items():
@@ -62,7 +82,12 @@ def make(folder: Path) -> Path:
         _picture(folder / place, HEIGHT, WIDTH)
     recipe = load_recipe(folder / "model_configs" / "teachers" / "adabins_nyu.yaml")
     torch.manual_seed(0)
-    write_weights(folder / "adabins_nyu.pth", build_network(recipe["network"]).state_dict(), recipe["network"], 0)
+    write_weights(
+        folder / "adabins_nyu.pth",
+        build_network(recipe["network"]).state_dict(),
+        recipe["network"],
+        0,
+    )
     return folder
 
 

@@ -39,7 +39,13 @@ def place_for(ground: Path, folder: Path) -> Path:
 def good(place: Path) -> dict:
     recipe = recipes.recipe(place, iterations=8)
     augment = recipe["data"]["augment"]
-    recipe["data"] = {"name": "kitti", "root": str(place / "data"), "kb_crop": None, "workers": 0, "augment": augment}
+    recipe["data"] = {
+        "name": "kitti",
+        "root": str(place / "data"),
+        "kb_crop": None,
+        "workers": 0,
+        "augment": augment,
+    }
     recipe["hooks"] = []
     return json.loads(json.dumps(recipe))  # its parts are shared by all recipes
 
@@ -72,7 +78,9 @@ def recipe_text(text: str):
 
 
 def in_json(**values):
-    return json_text(json.dumps(json.loads((programs.DS_CONFIGS / "fp32.json").read_text()) | values))
+    return json_text(
+        json.dumps(json.loads((programs.DS_CONFIGS / "fp32.json").read_text()) | values)
+    )
 
 
 def json_text(text: str):
@@ -114,7 +122,12 @@ def npy(save: Callable[[Path], None]):
             moved = place / "data/depths" / drive[:10] / drive / "image_02/data" / path.name
             moved.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, moved)
-        recipe["data"] |= {"name": "folder", "images": "input", "depths": "depths", "depth_unit": 256.0}
+        recipe["data"] |= {
+            "name": "folder",
+            "images": "input",
+            "depths": "depths",
+            "depth_unit": 256.0,
+        }
         recipe["data"].pop("kb_crop")
         path = place / "data/depths" / FRAME
         path.unlink()
@@ -191,10 +204,14 @@ def enormous_png(path: Path) -> None:
     """60,000 x 60,000 pixels in a hundred bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head, pixels = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0), zlib.compress(bytes(1000))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 def other_zip(path: Path) -> None:
@@ -215,7 +232,9 @@ def add_tensor(state: dict) -> None:
 
 
 def to_bytes(state: dict) -> None:
-    state["state_dict"] = {name: tensor.to(torch.int8) for name, tensor in state["state_dict"].items()}
+    state["state_dict"] = {
+        name: tensor.to(torch.int8) for name, tensor in state["state_dict"].items()
+    }
 
 
 class Bomb:

@@ -34,7 +34,12 @@ def engine_config(stage: int) -> dict:
     zero = {"stage": stage}
     if stage == 3:
         zero |= dict.fromkeys(
-            ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"), 0
+            (
+                "stage3_param_persistence_threshold",
+                "stage3_max_live_parameters",
+                "stage3_max_reuse_distance",
+            ),
+            0,
         )
     return {"zero_optimization": zero}
 
@@ -43,7 +48,12 @@ class Torture:
     """One run in `folder/<name>`, from a recipe and an engine config in `folder`, started by the two commands."""
 
     def __init__(self, work_dir: Path, recipe_path: Path, engine_path: Path, mark: Path, seed: int):
-        self.work_dir, self.recipe_path, self.engine_path, self.mark = work_dir, recipe_path, engine_path, mark
+        self.work_dir, self.recipe_path, self.engine_path, self.mark = (
+            work_dir,
+            recipe_path,
+            engine_path,
+            mark,
+        )
         self.random = random.Random(seed)
         self.count = Counter()
 
@@ -53,7 +63,12 @@ class Torture:
             self.count["resumes"] += 1
             return [programs.ROOT / "bin" / "resume", self.work_dir, f"--master_port={port}"]
         options = ["--work-dir", self.work_dir, "--deepspeed_config", self.engine_path]
-        return [*programs.deepspeed(2, port), programs.ROOT / "bin" / "train.py", self.recipe_path, *options]
+        return [
+            *programs.deepspeed(2, port),
+            programs.ROOT / "bin" / "train.py",
+            self.recipe_path,
+            *options,
+        ]
 
     def strike(self, moment: str, victim: str) -> None:
         """Starts or resumes the run and kills; does nothing where the run ends before the moment came."""
@@ -61,12 +76,18 @@ class Torture:
             if not self._came(moment, program):
                 return
             everything = program.processes()
-            victims = {"rank": [self.random.choice(program.ranks())], "launcher": everything[:1], "all": everything}
+            victims = {
+                "rank": [self.random.choice(program.ranks())],
+                "launcher": everything[:1],
+                "all": everything,
+            }
             for process in victims[victim]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             inside = bool(self._unfinished())
-            program.result(_ALL_GONE_S)  # until nobody has its output open any more, so all ranks and workers ended
+            program.result(
+                _ALL_GONE_S
+            )  # until nobody has its output open any more, so all ranks and workers ended
         self.count.update(["kills", moment, victim])
         self.count["inside a save"] += inside
         self.count["torn checkpoints"] += bool(self._unfinished())
@@ -133,7 +154,9 @@ def mismatches(work_dir: Path, unbroken: Path) -> list[str]:
     if logged(work_dir) != logged(unbroken):
         found.append(".log.json differs")
     for name in ("student.pth", "moments.pth"):
-        ours, theirs = (folder / "checkpoints" / f"iter_{ITERATIONS}" / name for folder in (work_dir, unbroken))
+        ours, theirs = (
+            folder / "checkpoints" / f"iter_{ITERATIONS}" / name for folder in (work_dir, unbroken)
+        )
         if ours.read_bytes() != theirs.read_bytes():
             found.append(f"{name} differs")
     return found

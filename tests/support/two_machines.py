@@ -51,7 +51,9 @@ class Machine:
         return [*enter, "env", "-C", str(folder), *map(str, command)]
 
     def run(self, *command) -> str:
-        return subprocess.run(self.command(*command), check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            self.command(*command), check=True, capture_output=True, text=True
+        ).stdout
 
     def hide(self, folder: Path) -> None:
         """From now on this machine sees an empty folder there."""
@@ -66,8 +68,12 @@ class Machine:
 
     def processes(self) -> dict[psutil.Process, str]:
         """Whatever runs there, with its command, but its first process and the sshd that listens."""
-        found = {p: c for p, c in _of_namespace(self.process_id).items() if p.pid != self.process_id}
-        return {process: command for process, command in found.items() if "[listener]" not in command}
+        found = {
+            p: c for p, c in _of_namespace(self.process_id).items() if p.pid != self.process_id
+        }
+        return {
+            process: command for process, command in found.items() if "[listener]" not in command
+        }
 
     def kill(self) -> None:
         """Switches it off: SIGKILL to its first process, and so to all."""
@@ -85,7 +91,9 @@ def pair(folder: Path, ssh: bool) -> tuple[Machine, Machine]:
     """
     _skip_without(*(["ssh", "ssh-keygen", "sshd", "pdsh"] if ssh else []))
     folder.mkdir()
-    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(map("{} {}\n".format, ADDRESSES, NAMES)))
+    (folder / "hosts").write_text(
+        "127.0.0.1 localhost\n" + "".join(map("{} {}\n".format, ADDRESSES, NAMES))
+    )
     start = f"mount --bind {folder}/hosts /etc/hosts; mount -t tmpfs tmpfs /run"
     if ssh:
         _write_ssh(folder)
@@ -93,7 +101,19 @@ def pair(folder: Path, ssh: bool) -> tuple[Machine, Machine]:
     machines = []
     try:
         machines += [Machine(name, start) for name in NAMES]
-        cable = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", machines[1].process_id]
+        cable = [
+            "ip",
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            machines[1].process_id,
+        ]
         net_of_first = ["nsenter", f"--target={machines[0].process_id}", "--net"]
         subprocess.run([str(word) for word in [*net_of_first, *cable]], check=True)
         for machine, address in zip(machines, ADDRESSES, strict=True):
@@ -110,10 +130,16 @@ def pair(folder: Path, ssh: bool) -> tuple[Machine, Machine]:
 
 def _skip_without(*programs: str) -> None:
     """Skips the test where two machines can't be made."""
-    missing = [name for name in ("ip", "unshare", "nsenter", *programs) if shutil.which(name, path=_path()) is None]
+    missing = [
+        name
+        for name in ("ip", "unshare", "nsenter", *programs)
+        if shutil.which(name, path=_path()) is None
+    ]
     if missing:
         pytest.skip(f"two machines: {', '.join(missing)} not installed")
-    probe = subprocess.run(["unshare", *_NAMESPACES, "--fork", "--mount-proc", "true"], capture_output=True, text=True)
+    probe = subprocess.run(
+        ["unshare", *_NAMESPACES, "--fork", "--mount-proc", "true"], capture_output=True, text=True
+    )
     if probe.returncode != 0:
         pytest.skip(f"two machines: no namespaces here ({probe.stderr.strip()})")
 
@@ -126,8 +152,12 @@ def write_hostfile(path: Path, *names: str) -> Path:
 def _write_ssh(folder: Path) -> None:
     """Keys, and how a user would have set up ssh: each node may enter the others, and a silent one counts as gone."""
     for name in ("host_key", "user_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    (folder / "known_hosts").write_text(f"{','.join(NAMES)} {(folder / 'host_key.pub').read_text()}")
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
+        )
+    (folder / "known_hosts").write_text(
+        f"{','.join(NAMES)} {(folder / 'host_key.pub').read_text()}"
+    )
     (folder / "ssh_config").write_text(
         f"IdentityFile {folder}/user_key\nUserKnownHostsFile {folder}/known_hosts\nIdentitiesOnly yes\n"
         "ServerAliveInterval 5\nServerAliveCountMax 3\n"
@@ -143,7 +173,10 @@ def _of_namespace(first: int) -> dict[psutil.Process, str]:
     namespace, found = os.readlink(f"/proc/{first}/ns/pid"), {}
     for process in psutil.process_iter():
         try:
-            if os.readlink(f"/proc/{process.pid}/ns/pid") == namespace and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                os.readlink(f"/proc/{process.pid}/ns/pid") == namespace
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found[process] = " ".join(process.cmdline())
         except (OSError, psutil.Error):  # has just ended
             continue

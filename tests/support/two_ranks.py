@@ -20,10 +20,14 @@ def run(work: Callable, folder: Path, *arguments, world_size: int = 2) -> list:
     multiprocessing.set_forkserver_preload(["tiekd.evaluation.evaluate", "pytest"])
     arguments = (world_size, port, str(folder), work, arguments)
     mp.start_processes(_rank, arguments, nprocs=world_size, start_method="forkserver")
-    return [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(world_size)]
+    return [
+        torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(world_size)
+    ]
 
 
-def _rank(rank: int, world_size: int, port: int, folder: str, work: Callable, arguments: tuple) -> None:
+def _rank(
+    rank: int, world_size: int, port: int, folder: str, work: Callable, arguments: tuple
+) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)

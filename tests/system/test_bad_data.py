@@ -28,12 +28,22 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path):
     out = tmp_path / "work_dirs" / "check_faulty"
     assert faulty_data.found(out / "report.json") == faulty_data.PLANTED
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("frames: 23/23, ") and "missing           3      1  " in result.stdout
+    assert lines[0].startswith("frames: 23/23, ")
+    assert "missing           3      1  " in result.stdout
     assert f"--set data.train_split={out}/train.txt data.val_split={out}/val.txt" in lines[-1]
     assert programs.files_of(root) == before
-    clean = ["--set", f"data.train_split={out}/train.txt", f"data.val_split={out}/val.txt", "--split", "val"]
-    result = programs.finish([sys.executable, *check, "--out", tmp_path / "again", *clean], cwd=tmp_path)
-    assert (result.code, result.stderr) == (0, "") and result.stdout.endswith("Nothing was found.\n")
+    clean = [
+        "--set",
+        f"data.train_split={out}/train.txt",
+        f"data.val_split={out}/val.txt",
+        "--split",
+        "val",
+    ]
+    result = programs.finish(
+        [sys.executable, *check, "--out", tmp_path / "again", *clean], cwd=tmp_path
+    )
+    assert (result.code, result.stderr) == (0, "")
+    assert result.stdout.endswith("Nothing was found.\n")
     result = programs.finish([sys.executable, *check], cwd=tmp_path)
     assert result.code == 2
     assert result.our_lines() == [
@@ -47,11 +57,19 @@ def recipe_over_bad_files(ground: Path, folder: Path) -> dict:
     shutil.copytree(ground / "scenes", folder)
     (torn,) = (folder / "input").glob(f"*/*_0001_sync/image_02/data/{TORN}.png")
     torn.write_bytes(torn.read_bytes()[:500])
-    (eight_bit,) = (folder / "gt_depth").glob(f"*_0001_sync/proj_depth/groundtruth/image_02/{WITHOUT_DEPTH}.png")
+    (eight_bit,) = (folder / "gt_depth").glob(
+        f"*_0001_sync/proj_depth/groundtruth/image_02/{WITHOUT_DEPTH}.png"
+    )
     Image.fromarray(np.zeros((64, 128), np.uint8)).save(eight_bit)
     recipe = recipes.recipe(ground, iterations=ITERATIONS)
     augment = recipe["data"]["augment"]
-    recipe["data"] = {"name": "kitti", "root": str(folder), "kb_crop": None, "workers": 1, "augment": augment}
+    recipe["data"] = {
+        "name": "kitti",
+        "root": str(folder),
+        "kb_crop": None,
+        "workers": 1,
+        "augment": augment,
+    }
     recipe["data"] |= {"on_error": "skip", "max_errors": 2}
     recipe["checkpoint"] = {"interval": 4, "by": "iteration"}
     recipe["log"] = {"interval": 4}
@@ -81,33 +99,47 @@ def skipping(ground, tmp_path_factory) -> Path:
 
 
 def warnings(work_dir: Path) -> list[str]:
-    return [line for line in programs.log_text(work_dir).splitlines() if "a training sample can't be read" in line]
+    return [
+        line
+        for line in programs.log_text(work_dir).splitlines()
+        if "a training sample can't be read" in line
+    ]
 
 
 def test_training_goes_on_over_bad_files_and_names_them_once(skipping):
     results = json.loads((skipping / "results.out").read_text())
-    assert [row["code"] for row in results[:2]] == [0, 0], results[0]["stderr"][-3000:] + results[1]["stderr"][-3000:]
+    assert [row["code"] for row in results[:2]] == [0, 0], (
+        results[0]["stderr"][-3000:] + results[1]["stderr"][-3000:]
+    )
     for name in ("one", "two"):
-        lines = sorted(line.split("another takes its place ")[1] for line in warnings(skipping / name))
+        lines = sorted(
+            line.split("another takes its place ")[1] for line in warnings(skipping / name)
+        )
         assert len(lines) == 2, "a resumed run does not repeat them"
-        assert lines[0].startswith("(1 of at most 2): ") and lines[1].startswith("(2 of at most 2): ")
+        assert lines[0].startswith("(1 of at most 2): ")
+        assert lines[1].startswith("(2 of at most 2): ")
         together = "\n".join(lines)
         assert f"{TORN}.png: a torn or damaged PNG (500 bytes)" in together
         assert f"{WITHOUT_DEPTH}.png: a depth map must be a one-channel 16-bit PNG" in together
 
 
 def test_what_takes_their_place_depends_on_neither_a_stop_nor_the_ranks(skipping):
-    rows = [json.loads(line) for line in (skipping / "one" / "recorded.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (skipping / "one" / "recorded.jsonl").read_text().splitlines()
+    ]
     assert [row["iteration"] for row in rows] == [*range(1, 9), *range(5, 9)]
     assert [row["loss"] for row in rows[4:8]] == [row["loss"] for row in rows[8:]], "bit for bit"
     # Rounding decides here and there what a ReLU lets through; another sample would be seen in the second digit.
-    assert programs.losses(skipping / "one") == pytest.approx(programs.losses(skipping / "two"), rel=1e-4)
+    assert programs.losses(skipping / "one") == pytest.approx(
+        programs.losses(skipping / "two"), rel=1e-4
+    )
 
 
 def test_more_than_are_allowed_end_the_run_with_a_line(skipping):
     few = programs.Result(**json.loads((skipping / "results.out").read_text())[2])
     (line,) = few.our_lines()
-    assert few.code == 2 and "Traceback" not in few.stderr
+    assert few.code == 2
+    assert "Traceback" not in few.stderr
     assert line.startswith(
         "DataError: data.max_errors: 2 training samples can't be read, 1 are allowed; look at all with"
     )
@@ -117,7 +149,13 @@ def copied(ground: Path, folder: Path, **data) -> dict:
     """A recipe on its own copy of the scenes, as plain KITTI with data workers."""
     shutil.copytree(ground / "scenes", folder / "data")
     recipe = recipes.recipe(ground, iterations=40)
-    recipe["data"] = {"name": "kitti", "root": str(folder / "data"), "kb_crop": None, "workers": 2, **data}
+    recipe["data"] = {
+        "name": "kitti",
+        "root": str(folder / "data"),
+        "kb_crop": None,
+        "workers": 2,
+        **data,
+    }
     recipe["data"]["augment"] = {"crop": [32, 64]}
     return recipe
 
@@ -137,10 +175,16 @@ def test_a_file_that_does_not_answer_ends_all_ranks(ground, tmp_path):
     ]
     with programs.Program(train) as program:
         result = program.result()
-        left = [p.pid for p in psutil.process_iter() if p.pid > 1 and session_of(p.pid) == program.process.pid]
+        left = [
+            p.pid
+            for p in psutil.process_iter()
+            if p.pid > 1 and session_of(p.pid) == program.process.pid
+        ]
     assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
-    assert line.startswith("DataError: ") and str(path) in line and ": not read by a data worker within 3 s; " in line
+    assert line.startswith("DataError: ")
+    assert str(path) in line
+    assert ": not read by a data worker within 3 s; " in line
     assert left == []
 
 
@@ -165,7 +209,9 @@ def test_a_data_worker_that_is_killed_ends_the_run_while_it_computes(ground, tmp
         result = program.result(300)
     assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
-    assert line.startswith(f"DataError: a data worker died (process {workers[1].pid}, by SIGKILL); ")
+    assert line.startswith(
+        f"DataError: a data worker died (process {workers[1].pid}, by SIGKILL); "
+    )
 
 
 def test_an_interrupted_check_leaves_no_result_and_no_process(tmp_path):
@@ -187,6 +233,10 @@ def test_an_interrupted_check_leaves_no_result_and_no_process(tmp_path):
         time.sleep(0.3)
         program.process.send_signal(signal.SIGINT)
         result = program.result(300)
-        left = [p.pid for p in psutil.process_iter() if p.pid > 1 and session_of(p.pid) == program.process.pid]
+        left = [
+            p.pid
+            for p in psutil.process_iter()
+            if p.pid > 1 and session_of(p.pid) == program.process.pid
+        ]
     assert (result.code, left) == (130, []), result.stderr[-2000:]
     assert list((tmp_path / "out").iterdir()) == []

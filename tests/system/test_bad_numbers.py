@@ -24,14 +24,22 @@ def with_a_bad_picture(ground: Path, plain: bool) -> dict:
     recipe["log"] = {"interval": 3, "by_epoch": False}
     recipe["hooks"] = [recipes.RECORDER, {"name": "support.parts.seen", "iterations": [SHOWN]}]
     if plain:  # norms over all ranks make all ranks' losses NaN
-        recipe["network"] = {**recipe["network"], "encoder": {"name": "support.parts.plain_encoder"}}
+        recipe["network"] = {
+            **recipe["network"],
+            "encoder": {"name": "support.parts.plain_encoder"},
+        }
     return recipe
 
 
 @pytest.fixture(scope="module")
 def folder(ground, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bad_numbers")
-    kinds = {"plain": "fp32", "norms": "fp32", "norms_zero3": "zero3_sharded", "norms_bf16": "bf16_autocast_zero2"}
+    kinds = {
+        "plain": "fp32",
+        "norms": "fp32",
+        "norms_zero3": "zero3_sharded",
+        "norms_bf16": "bf16_autocast_zero2",
+    }
     jobs = [
         {
             "name": name,
@@ -48,15 +56,21 @@ def expected() -> dict[int, int]:
     """The iterations that meet the bad picture, and the rank that has it."""
     epochs = [epoch_batches(epoch, 16, 4, seed=0) for epoch in range(ITERATIONS // 4)]
     batches = np.concatenate(epochs).tolist()
-    return {number: batch.index(BAD) // 2 for number, batch in enumerate(batches, 1) if BAD in batch}
+    return {
+        number: batch.index(BAD) // 2 for number, batch in enumerate(batches, 1) if BAD in batch
+    }
 
 
 @pytest.mark.parametrize("name", ["plain", "norms", "norms_zero3", "norms_bf16"])
 def test_its_steps_are_skipped_and_the_network_stays_finite(folder, name):
     rows = programs.recorded(folder / name)
-    steps = [b["skipped"] - a["skipped"] for a, b in zip([{"skipped": 0}, *rows], rows, strict=False)]
+    steps = [
+        b["skipped"] - a["skipped"] for a, b in zip([{"skipped": 0}, *rows], rows, strict=False)
+    ]
     assert {number for number, skipped in enumerate(steps, 1) if skipped} == set(expected())
-    assert all(tensor.isfinite().all() for tensor in programs.student(folder / name, ITERATIONS).values())
+    assert all(
+        tensor.isfinite().all() for tensor in programs.student(folder / name, ITERATIONS).values()
+    )
     assert [row["iter"] for row in programs.json_log(folder / name)] == [3, 6, 9, 12, 15, 18]
 
 
@@ -68,8 +82,10 @@ def test_the_log_names_the_samples_of_the_rank_that_had_it(folder):
         start, names, bad = told[str(number)].rsplit(": ", 2)
         names, ending = names.split("; ")
         assert (ending, bad) == ("not finite itself", frames[BAD])
-        assert start.startswith(f"on rank {rank}, micro-batch 0 (decode.loss_dpm: ") and ";" not in start
-        assert len(names.split(", ")) == 2 and frames[BAD] in names
+        assert start.startswith(f"on rank {rank}, micro-batch 0 (decode.loss_dpm: ")
+        assert ";" not in start
+        assert len(names.split(", ")) == 2
+        assert frames[BAD] in names
     rows = [row for row in all_rows(folder / "plain") if row.get("mode") == "skipped"]
     assert {row["iteration"]: row["micro_batches"][0]["rank"] for row in rows} == expected()
 
@@ -89,7 +105,11 @@ def scenes_of(folder: Path) -> list[str]:
 
 
 def all_rows(work_dir: Path) -> list[dict]:
-    return [json.loads(line) for path in work_dir.glob("*.log.json") for line in path.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for path in work_dir.glob("*.log.json")
+        for line in path.read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +117,14 @@ def shown(folder) -> tuple[str, Path]:
     """What bin/show_batch.py says and draws of the iteration that was kept, and of a bad one."""
     out, said = folder / "pictures", ""
     for iteration in (SHOWN, min(expected())):
-        command = [programs.ROOT / "bin" / "show_batch.py", folder / "plain", "--iteration", iteration, "--out", out]
+        command = [
+            programs.ROOT / "bin" / "show_batch.py",
+            folder / "plain",
+            "--iteration",
+            iteration,
+            "--out",
+            out,
+        ]
         result = programs.finish([sys.executable, *command])
         assert result.code == 0, result.stderr[-3000:]
         said += result.stdout
@@ -114,7 +141,9 @@ def test_a_batch_is_made_again_bit_for_bit(folder):
 
     recipe = load_recipe(folder / "plain" / "config.yaml")
     augment = settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment)
-    dealt = list(global_batch(build_dataset(recipe, "train"), augment, Loading(), 0, 4, 1, 2, SHOWN))
+    dealt = list(
+        global_batch(build_dataset(recipe, "train"), augment, Loading(), 0, 4, 1, 2, SHOWN)
+    )
     assert [part.rank for part in dealt] == [0, 1]
     for part in dealt:
         seen = torch.load(folder / "plain" / f"seen_{SHOWN}_{part.rank}.pt", weights_only=True)
@@ -128,20 +157,29 @@ def test_a_batch_is_made_again_bit_for_bit(folder):
 
 def test_every_sample_is_described_and_drawn(folder, shown):
     said, out = shown
-    seen = [torch.load(folder / "plain" / f"seen_{SHOWN}_{rank}.pt", weights_only=True) for rank in range(2)]
+    seen = [
+        torch.load(folder / "plain" / f"seen_{SHOWN}_{rank}.pt", weights_only=True)
+        for rank in range(2)
+    ]
     parts = re.split(r"^(?=rank )", said, flags=re.M)[1:]
     assert len(parts) == 8
     for number, part in enumerate(parts[:4]):
         of, sample = seen[number // 2], number % 2
         image, depth, teacher = of["image"][sample], of["depth"][sample], of["teacher"][sample]
         assert part.startswith(f"rank {number // 2}, micro-batch 0: {of['names'][sample]} (sample ")
-        assert ", epoch 2)" in part and "window 32x64 from row " in part and "turned " in part
+        assert ", epoch 2)" in part
+        assert "window 32x64 from row " in part
+        assert "turned " in part
         assert f"image: {image.min():.4f} to {image.max():.4f}, 100 % finite" in part
         low, high = depth[depth > 0].min(), depth.max()
         assert f"depth: {low:.4f} to {high:.4f}, 100 % finite, on " in part
-        assert float(re.search(r"teacher: \S+ to (\S+), ", part)[1]) == pytest.approx(teacher.max().item(), rel=1e-4)
+        assert float(re.search(r"teacher: \S+ to (\S+), ", part)[1]) == pytest.approx(
+            teacher.max().item(), rel=1e-4
+        )
     # The bad picture is finite only where the rotation turned in nothing.
-    assert sum(re.search(r"image: \S+ to \S+, 100 % finite", part) is None for part in parts[4:]) == 1
+    assert (
+        sum(re.search(r"image: \S+ to \S+, 100 % finite", part) is None for part in parts[4:]) == 1
+    )
     names = {
         f"iteration_{n}_rank_{r}_micro_0_sample_{s}.png"
         for n in (SHOWN, min(expected()))
@@ -170,7 +208,8 @@ def test_a_run_that_stays_bad_ends_and_goes_on_from_the_checkpoint_it_names(grou
     )
     named = Path(re.search(r"checkpoint is (\S+): ", line)[1])
     # Those of 12 and 14, of weights that had not changed since 9, have pushed out the ones before.
-    assert named == work_dir / "checkpoints" / "iter_12" and named.is_dir()
+    assert named == work_dir / "checkpoints" / "iter_12"
+    assert named.is_dir()
     assert len(programs.recorded(work_dir)) == 14  # the recorder stands behind the guard
     mended = ["--resume-from", named, "--set", "losses.failing.after=100"]
     result = programs.finish([sys.executable, *train, *mended])

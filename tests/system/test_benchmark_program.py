@@ -9,29 +9,54 @@ from support import programs
 
 LIGHT = programs.ROOT / "model_configs" / "students" / "tiekd_light_bts_kitti.yaml"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOY = ["--recipe", LIGHT, "--height", "32", "--width", "64", "--rounds", "2", "--device", DEVICE, "--json"]
+TOY = [
+    "--recipe",
+    LIGHT,
+    "--height",
+    "32",
+    "--width",
+    "64",
+    "--rounds",
+    "2",
+    "--device",
+    DEVICE,
+    "--json",
+]
 
 
 def benchmark(*words) -> dict:
-    result = programs.finish([programs.sys.executable, programs.ROOT / "bin" / "benchmark.py", *words, *TOY])
+    result = programs.finish(
+        [programs.sys.executable, programs.ROOT / "bin" / "benchmark.py", *words, *TOY]
+    )
     assert result.code == 0, result.stderr[-3000:]
     return json.loads(result.stdout)
 
 
 def test_engine_measures_each_hook_and_the_loop():
     told = benchmark("engine")
-    assert told["hooks_ms"].keys() == {"TextLog", "TensorBoard", "Preemption", "Guard", "KeptMemory"}
-    assert all(ms > 0 for ms in told["hooks_ms"].values()) and 0 < told["loop_ms"] < told["step_ms"]
+    assert told["hooks_ms"].keys() == {
+        "TextLog",
+        "TensorBoard",
+        "Preemption",
+        "Guard",
+        "KeptMemory",
+    }
+    assert all(ms > 0 for ms in told["hooks_ms"].values())
+    assert 0 < told["loop_ms"] < told["step_ms"]
     assert 0 < told["host_share"] < 0.5
     low, high = told["bare_against_itself_range"]
     assert low <= told["bare_against_itself"] <= high
-    assert told["time_ratio"] > 0 and told["memory_ratio"] == pytest.approx(1, abs=0.2)
+    assert told["time_ratio"] > 0
+    assert told["memory_ratio"] == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.skipif(DEVICE == "cpu" and os.cpu_count() < 2, reason="needs two cores")
 @pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_growth_starts_as_many_ranks_as_it_is_asked_to():
-    told = benchmark("growth", "--batches", "1", "--crops", "1", "--bins", "32", "--ranks", "1", "2")
-    assert told["ranks"]["sizes"] == [1, 2] and len(told["ranks"]["time_s"]) == 2
+    told = benchmark(
+        "growth", "--batches", "1", "--crops", "1", "--bins", "32", "--ranks", "1", "2"
+    )
+    assert told["ranks"]["sizes"] == [1, 2]
+    assert len(told["ranks"]["time_s"]) == 2
     one, two = told["ranks"]["peak_mb"]
     assert 1.5 < two / one < 2.5

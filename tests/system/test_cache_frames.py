@@ -20,20 +20,37 @@ def recipe(ground, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
     write_kitti_layout(folder / "scenes", 0, 128, 416, NUM_FRAMES, 2)
     node = recipes.recipe(ground, validate=True)
-    size = {"root": str(folder / "scenes"), "height": 128, "width": 416, "num_train": NUM_FRAMES, "num_val": 2}
+    size = {
+        "root": str(folder / "scenes"),
+        "height": 128,
+        "width": 416,
+        "num_train": NUM_FRAMES,
+        "num_val": 2,
+    }
     node["data"] |= size | {"workers": 1}
     return recipes.write_recipe(folder / "student.yaml", node)
 
 
 def command(recipe: Path, folder: Path, *options: str) -> list:
     decoded = ["--set", f"data.decoded={folder}"]
-    return [sys.executable, programs.ROOT / "bin" / "cache_frames.py", recipe, "--workers", 1, *options, *decoded]
+    return [
+        sys.executable,
+        programs.ROOT / "bin" / "cache_frames.py",
+        recipe,
+        "--workers",
+        1,
+        *options,
+        *decoded,
+    ]
 
 
 def arrays(folder: Path) -> dict[str, tuple]:
     """Inode, time and bytes of every decoded file."""
     files = {path: path.stat() for path in sorted(folder.rglob("*.npy"))}
-    return {str(path.relative_to(folder)): (s.st_ino, s.st_mtime_ns, path.read_bytes()) for path, s in files.items()}
+    return {
+        str(path.relative_to(folder)): (s.st_ino, s.st_mtime_ns, path.read_bytes())
+        for path, s in files.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +60,9 @@ def unbroken(recipe) -> Path:
     assert result.code == 0, result.stderr[-3000:]
     counts, disk, progress, after = result.stdout.splitlines()
     assert counts == f"Decoded: {TOTAL} files, 0 there already, {TOTAL} to make in {folder}"
-    assert disk.startswith("Disk: 0.0") and " GB needed, " in disk and disk.endswith(" GB free")
+    assert disk.startswith("Disk: 0.0")
+    assert " GB needed, " in disk
+    assert disk.endswith(" GB free")
     assert progress.startswith(f"files: {TOTAL}/{TOTAL}, ")
     assert after == f"Read from them with --set data.decoded={folder}"
     assert len(arrays(folder)) == TOTAL
@@ -62,10 +81,15 @@ def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(
     assert 8 <= len(made) < TOTAL
     result = programs.finish(command(recipe, folder))
     assert result.code == 0, result.stderr[-3000:]
-    assert f"Decoded: {TOTAL} files, {len(made)} there already, {TOTAL - len(made)} to make" in result.stdout
+    assert (
+        f"Decoded: {TOTAL} files, {len(made)} there already, {TOTAL - len(made)} to make"
+        in result.stdout
+    )
     after = arrays(folder)
     assert {name: after[name] for name in made} == made, "what was made is not made again"
-    assert {n: row[2] for n, row in after.items()} == {n: row[2] for n, row in arrays(unbroken).items()}
+    assert {n: row[2] for n, row in after.items()} == {
+        n: row[2] for n, row in arrays(unbroken).items()
+    }
     assert not list(folder.rglob("*.partial"))
 
 
@@ -77,9 +101,12 @@ def test_verify_finds_a_flipped_byte_and_makes_the_file_anew(recipe, unbroken):
     path.write_bytes(content)
     assert f"{TOTAL} there already, 0 to make" in programs.finish(command(recipe, unbroken)).stdout
     result = programs.finish(command(recipe, unbroken, "--verify"))
-    assert result.code == 0 and result.stdout.startswith(f"verified: {TOTAL}/{TOTAL}, ")
+    assert result.code == 0
+    assert result.stdout.startswith(f"verified: {TOTAL}/{TOTAL}, ")
     assert f"{TOTAL - 1} there already, 1 to make" in result.stdout
-    assert {n: row[2] for n, row in arrays(unbroken).items()} == {n: row[2] for n, row in before.items()}
+    assert {n: row[2] for n, row in arrays(unbroken).items()} == {
+        n: row[2] for n, row in before.items()
+    }
 
 
 def test_a_run_on_decoded_frames_is_the_run_on_the_files_bit_by_bit(recipe, unbroken):
@@ -88,22 +115,39 @@ def test_a_run_on_decoded_frames_is_the_run_on_the_files_bit_by_bit(recipe, unbr
         work_dir = recipe.parent / f"run_{name}"
         sets = ["--set", "train.iterations=3", *options]
         result = programs.finish(
-            [sys.executable, programs.ROOT / "bin" / "train.py", recipe, "--work-dir", work_dir, *sets]
+            [
+                sys.executable,
+                programs.ROOT / "bin" / "train.py",
+                recipe,
+                "--work-dir",
+                work_dir,
+                *sets,
+            ]
         )
         assert result.code == 0, result.stderr[-3000:]
         losses.append((programs.losses(work_dir), programs.digest(programs.student(work_dir, 3))))
-    assert losses[0] == losses[1] and len(losses[0][0]) == 3
+    assert losses[0] == losses[1]
+    assert len(losses[0][0]) == 3
 
 
 def test_a_source_that_has_changed_stops_a_run_with_what_to_do(recipe, unbroken):
     source = next((recipe.parent / "scenes" / "input").rglob("*.png"))
     os.utime(source, ns=(0, source.stat().st_mtime_ns + 1))
-    train = [sys.executable, programs.ROOT / "bin" / "train.py", recipe, "--work-dir", recipe.parent / "stale"]
+    train = [
+        sys.executable,
+        programs.ROOT / "bin" / "train.py",
+        recipe,
+        "--work-dir",
+        recipe.parent / "stale",
+    ]
     result = programs.finish([*train, "--set", f"data.decoded={unbroken}", "train.iterations=20"])
     (line,) = result.our_lines()
-    assert result.code == 2 and line.startswith(f"DataError: {source}: has changed since ")
+    assert result.code == 2
+    assert line.startswith(f"DataError: {source}: has changed since ")
     assert line.endswith("make that anew with bin/cache_frames.py")
-    assert f"{TOTAL - 1} there already, 1 to make" in programs.finish(command(recipe, unbroken)).stdout
+    assert (
+        f"{TOTAL - 1} there already, 1 to make" in programs.finish(command(recipe, unbroken)).stdout
+    )
 
 
 @pytest.mark.parametrize("wrong", ["folder", "missing"])
@@ -112,22 +156,33 @@ def test_a_folder_that_cannot_be_filled_or_read_is_one_line(recipe, tmp_path, wr
     if wrong == "folder":
         result = programs.finish(command(recipe, tmp_path / "file"))
     else:
-        train = [sys.executable, programs.ROOT / "bin" / "train.py", recipe, "--work-dir", tmp_path / "run"]
+        train = [
+            sys.executable,
+            programs.ROOT / "bin" / "train.py",
+            recipe,
+            "--work-dir",
+            tmp_path / "run",
+        ]
         result = programs.finish([*train, "--set", f"data.decoded={tmp_path / 'nowhere'}"])
         assert not (tmp_path / "run").exists()
     (line,) = result.our_lines()
-    assert result.code == 2 and line.startswith("DataError: ") and str(tmp_path) in line
+    assert result.code == 2
+    assert line.startswith("DataError: ")
+    assert str(tmp_path) in line
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif("TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames")
+@pytest.mark.skipif(
+    "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames"
+)
 def test_real_frames_are_decoded_and_read_as_the_files(ground, tmp_path):
     node = recipes.recipe(ground, validate=True)
     root = Path(os.environ["TIEKD_REAL_DATA"]) / "kitti"
     node["data"] = {"name": "kitti", "root": str(root), "kb_crop": [352, 1216], "workers": 1}
     recipe = recipes.write_recipe(tmp_path / "student.yaml", node)
     result = programs.finish(command(recipe, tmp_path / "decoded"))
-    assert result.code == 0 and "files: 42/42, " in result.stdout
+    assert result.code == 0
+    assert "files: 42/42, " in result.stdout
     from tiekd.data.datasets import kitti
     from tiekd.data.decoded_cache import Decoded
 
@@ -135,4 +190,5 @@ def test_real_frames_are_decoded_and_read_as_the_files(ground, tmp_path):
     cached.decoded = Decoded(tmp_path / "decoded", root)
     for index in range(len(frames)):
         one, other = frames.stored(index), cached.stored(index)
-        assert np.array_equal(one.image, other.image) and np.array_equal(one.depth, other.depth)
+        assert np.array_equal(one.image, other.image)
+        assert np.array_equal(one.depth, other.depth)

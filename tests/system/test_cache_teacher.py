@@ -19,7 +19,13 @@ def recipe(ground, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     write_kitti_layout(folder / "scenes", 0, 128, 416, NUM_FRAMES, 2)
     node = recipes.recipe(ground)
-    size = {"root": str(folder / "scenes"), "height": 128, "width": 416, "num_train": NUM_FRAMES, "num_val": 2}
+    size = {
+        "root": str(folder / "scenes"),
+        "height": 128,
+        "width": 416,
+        "num_train": NUM_FRAMES,
+        "num_val": 2,
+    }
     node["data"] |= size | {"workers": 1}
     return recipes.write_recipe(folder / "student.yaml", node)
 
@@ -32,7 +38,10 @@ def command(recipe: Path, folder: Path, ranks: int = 2) -> list:
 def maps(folder: Path) -> dict[str, tuple]:
     """Inode, time and bytes of every map."""
     files = {path: path.stat() for path in sorted(folder.glob("*.png"))}
-    return {path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) for path, stat in files.items()}
+    return {
+        path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes())
+        for path, stat in files.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +74,40 @@ def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(
     assert lines.count(expected) == 1, lines
     after = maps(folder)
     assert {name: after[name] for name in made} == made, "what was made is not made again"
-    assert {name: row[2] for name, row in after.items()} == {name: row[2] for name, row in unbroken.items()}
+    assert {name: row[2] for name, row in after.items()} == {
+        name: row[2] for name, row in unbroken.items()
+    }
     assert sorted(os.listdir(folder)) == sorted([*after, "manifest.json"])
 
 
 def test_a_student_learns_from_the_maps_without_the_teacher(recipe, unbroken):
-    train = [sys.executable, programs.ROOT / "bin" / "train.py", recipe, "--set", "teacher=null", "train.iterations=2"]
+    train = [
+        sys.executable,
+        programs.ROOT / "bin" / "train.py",
+        recipe,
+        "--set",
+        "teacher=null",
+        "train.iterations=2",
+    ]
     maps_from = [f"teacher.maps={recipe.parent / 'unbroken'}"]
     result = programs.finish([*train, *maps_from, "--work-dir", recipe.parent / "run"])
     assert result.code == 0, result.stderr[-3000:]
     log = programs.log_text(recipe.parent / "run")
-    assert f"Teacher: cached maps in {recipe.parent / 'unbroken'}, of the weights with digest " in log
+    assert (
+        f"Teacher: cached maps in {recipe.parent / 'unbroken'}, of the weights with digest " in log
+    )
     assert "decode.loss_dpm" in log
-    result = programs.finish([*train, *maps_from, "network.max_depth=60.0", "--work-dir", recipe.parent / "other"])
+    result = programs.finish(
+        [*train, *maps_from, "network.max_depth=60.0", "--work-dir", recipe.parent / "other"]
+    )
     (line,) = result.our_lines()
-    assert result.code == 2 and "was made for network.max_depth 80.0, this recipe has 60.0" in line
+    assert result.code == 2
+    assert "was made for network.max_depth 80.0, this recipe has 60.0" in line
 
 
-@pytest.mark.skipif("TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames")
+@pytest.mark.skipif(
+    "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames"
+)
 def test_real_frames_are_cached(ground, tmp_path):
     """KITTI's own sizes, 1242x375 and 1224x370, cut to the benchmark window."""
     node = recipes.recipe(ground)

@@ -95,14 +95,17 @@ def test_an_accepted_change_counts_the_best_anew_keeps_the_split_and_numbers_epo
     folder, results = accepted
     assert results["accepted"].code == 0, results["accepted"].stderr[-3000:]
     text = sorted((folder / "run").glob("*.log"))[-1].read_text()
-    assert "Training frames: 19" in text and "Validation frames: 1\n" in text
+    assert "Training frames: 19" in text
+    assert "Validation frames: 1\n" in text
     assert "Accepted changes: 10 train frames were added" in text
     assert "The validation frames stay those of the start" in text
     old, new = (
         json.loads((folder / name / "inputs.json").read_text()) for name in ("before", "run")
     )
-    assert old["splits"]["val"] == new["splits"]["val"] and new["splits"]["train"]["count"] == 19
-    assert old["best_from"] == -1 and new["best_from"] == 6
+    assert old["splits"]["val"] == new["splits"]["val"]
+    assert new["splits"]["train"]["count"] == 19
+    assert old["best_from"] == -1
+    assert new["best_from"] == 6
     # Three iterations an epoch before, five now: iteration 6 was the end of epoch 2 and is in
     # epoch 2 again.
     assert "Epochs have 5 iterations now, 3 before: iteration 6 was iteration 3 of epoch 2" in text
@@ -141,7 +144,8 @@ def test_a_checkpoint_from_before_an_accepted_change_brings_no_best(accepted):
     (result,) = call(folder, ["bin/resume", folder / "run", "--set", "train.epochs=2"])
     assert result.code == 0, result.stderr[-3000:]
     text = sorted((folder / "run").glob("*.log"))[-1].read_text()
-    assert "Accepted" not in text and "Best abs_rel so far" in text
+    assert "Accepted" not in text
+    assert "Best abs_rel so far" in text
 
 
 def test_without_validation_all_pictures_are_trained_on_and_an_evaluation_on_them_is_refused(

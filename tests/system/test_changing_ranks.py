@@ -29,7 +29,12 @@ def work_dirs(ground, tmp_path_factory) -> tuple[Path, Path]:
     commands = [[*programs.deepspeed(2), train, path, "--work-dir", folder / "straight"]]
     for i, (end, ranks, engine) in enumerate(LEGS):
         program = [resume, folder / "legs"] if i else [train, path, "--work-dir", folder / "legs"]
-        options = ["--deepspeed_config", programs.DS_CONFIGS / f"{engine}.json", "--set", f"train.iterations={end}"]
+        options = [
+            "--deepspeed_config",
+            programs.DS_CONFIGS / f"{engine}.json",
+            "--set",
+            f"train.iterations={end}",
+        ]
         commands.append([*programs.deepspeed(ranks), *program, *options])
     for command in commands:
         result = programs.finish(command)
@@ -46,7 +51,10 @@ def test_losses_and_weights_are_those_of_the_run_that_never_changed(work_dirs):
 
 
 def test_each_leg_ran_as_it_was_told(work_dirs):
-    states = [(work_dirs[1] / "checkpoints" / f"iter_{end}" / "state.json").read_text() for end, *_ in LEGS]
+    states = [
+        (work_dirs[1] / "checkpoints" / f"iter_{end}" / "state.json").read_text()
+        for end, *_ in LEGS
+    ]
     made_by = [json.loads(state)["made_by"] for state in states]
     assert [(m["world_size"], m["zero_stage"]) for m in made_by] == [(2, 1), (1, 0), (2, 3), (2, 2)]
 
@@ -55,9 +63,11 @@ def test_evaluation_right_after_each_resume_is_the_one_right_before(work_dirs):
     rows = [json.loads(line) for line in (work_dirs[1] / "entered.jsonl").read_text().splitlines()]
     before = {row["ends_after"]: row["metrics"] for row in rows if "ends_after" in row}
     after = {row["begins_after"]: row for row in rows if "begins_after" in row}
-    assert list(before) == [5, 10, 15, 20] and list(after) == [0, 5, 10, 15]
+    assert list(before) == [5, 10, 15, 20]
+    assert list(after) == [0, 5, 10, 15]
     for iteration in (5, 10, 15):
         assert after[iteration]["metrics"] == pytest.approx(before[iteration], abs=1e-6)
         saved = programs.student(work_dirs[1], iteration)
         statistics = after[iteration]["statistics"]
-        assert len(statistics) == 6 and {name: saved[name].tolist() for name in statistics} == statistics
+        assert len(statistics) == 6
+        assert {name: saved[name].tolist() for name in statistics} == statistics

@@ -19,8 +19,16 @@ def test_a_compiled_run_is_like_any_other(ground, tmp_path):
     config = json.loads((programs.DS_CONFIGS / "fp32.json").read_text())
     (tmp_path / "compiled.json").write_text(json.dumps(config | {"tiekd": {"compile": True}}))
     path = recipes.write_recipe(tmp_path / "recipe.yaml", recipe)
-    command = [programs.sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", tmp_path / "work"]
-    result = programs.finish([*command, "--deepspeed_config", tmp_path / "compiled.json"], COMPILING_S)
+    command = [
+        programs.sys.executable,
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        tmp_path / "work",
+    ]
+    result = programs.finish(
+        [*command, "--deepspeed_config", tmp_path / "compiled.json"], COMPILING_S
+    )
     assert result.code == 75, result.stderr[-3000:]
     assert (tmp_path / "work" / "best_abs_rel.pth").is_file()
     command = [programs.sys.executable, programs.ROOT / "bin" / "resume", tmp_path / "work"]

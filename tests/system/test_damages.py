@@ -25,7 +25,9 @@ def trained(ground, tmp_path_factory) -> Path:
     recipe = recipes.recipe(ground, batch_size=2, iterations=4)
     recipe["checkpoint"] = {"interval": 2, "by": "iteration"}
     path = recipes.write_recipe(folder / "recipe.yaml", recipe)
-    result = programs.finish([sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", folder / "whole"])
+    result = programs.finish(
+        [sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", folder / "whole"]
+    )
     assert result.code == 0, result.stderr[-3000:]
     return folder / "whole"
 
@@ -36,7 +38,11 @@ def damage(folder: Path, kind: str, seed: int) -> str:
     if kind == "wrong tag":
         folder.rename(folder.with_name(f"iter_{5 + seed}"))
         return f"renamed to iter_{5 + seed}"
-    name = manifest.NAME if kind == "empty manifest" else pick.choice(sorted(p.name for p in folder.iterdir()))
+    name = (
+        manifest.NAME
+        if kind == "empty manifest"
+        else pick.choice(sorted(p.name for p in folder.iterdir()))
+    )
     path, data = folder / name, bytearray((folder / name).read_bytes())
     place = pick.randrange(len(data))
     if kind == "delete":
@@ -61,14 +67,20 @@ def test_every_damage_is_found_and_the_older_one_is_taken(trained, tmp_path, see
 
 
 def call(folder: Path, commands: list[list]) -> list[programs.Result]:
-    (folder / "commands.json").write_text(json.dumps([[str(word) for word in command] for command in commands]))
+    (folder / "commands.json").write_text(
+        json.dumps([[str(word) for word in command] for command in commands])
+    )
     result = programs.finish([sys.executable, programs.HERE / "mains.py", folder / "commands.json"])
     assert result.code == 0, result.stderr[-3000:]
     return [programs.Result(**row) for row in json.loads((folder / "commands.out").read_text())]
 
 
-@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 50), marks=pytest.mark.long)], ids=["few", "all"])
-def test_a_run_goes_on_from_the_older_one_and_refuses_the_damaged_one_in_a_line(trained, tmp_path, seeds):
+@pytest.mark.parametrize(
+    "seeds", [range(5), pytest.param(range(5, 50), marks=pytest.mark.long)], ids=["few", "all"]
+)
+def test_a_run_goes_on_from_the_older_one_and_refuses_the_damaged_one_in_a_line(
+    trained, tmp_path, seeds
+):
     commands = []
     for seed in seeds:
         work_dir = tmp_path / str(seed)
@@ -83,8 +95,12 @@ def test_a_run_goes_on_from_the_older_one_and_refuses_the_damaged_one_in_a_line(
         assert refused.code == 2 and len(refused.our_lines()) == 1, refused.stderr
         assert "Traceback" not in refused.stderr + resumed.stderr
         assert resumed.code == 0, resumed.stderr[-3000:]
-        assert "Passed over iter_" in resumed.stderr and f"Resumed from {tmp_path / str(seed)}" in resumed.stderr
-        rows = [json.loads(line) for line in (tmp_path / str(seed) / "recorded.jsonl").read_text().splitlines()]
+        assert "Passed over iter_" in resumed.stderr
+        assert f"Resumed from {tmp_path / str(seed)}" in resumed.stderr
+        rows = [
+            json.loads(line)
+            for line in (tmp_path / str(seed) / "recorded.jsonl").read_text().splitlines()
+        ]
         assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 3, 4]
         assert [row["loss"] for row in rows[4:]] == expected[2:]
 
@@ -107,9 +123,14 @@ def test_no_file_runs_code(trained, tmp_path, ground):
     mark.unlink()
 
     commands = []
-    names = sorted(p.name for p in (trained / checkpoints.FOLDER / NEWEST).iterdir() if p.suffix in (".pt", ".pth"))
+    names = sorted(
+        p.name
+        for p in (trained / checkpoints.FOLDER / NEWEST).iterdir()
+        if p.suffix in (".pt", ".pth")
+    )
     engine_files = [name for name in names if name.startswith("mp_rank")]
-    assert engine_files and "rank_0.pt" in names
+    assert engine_files
+    assert "rank_0.pt" in names
     for name in [*engine_files, "rank_0.pt"]:
         work_dir = tmp_path / name
         shutil.copytree(trained, work_dir)
@@ -122,25 +143,37 @@ def test_no_file_runs_code(trained, tmp_path, ground):
         commands.append(["--work-dir", work_dir, "--resume-from", hostile])
     commands.append(["--work-dir", tmp_path / "new", "--load-from", bomb])
     commands.append(["--work-dir", tmp_path / "new", "--set", f"teacher.checkpoint={bomb}"])
-    for result in call(tmp_path, [[trained.parent / "recipe.yaml", *command] for command in commands]):
+    for result in call(
+        tmp_path, [[trained.parent / "recipe.yaml", *command] for command in commands]
+    ):
         assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
         assert len(result.our_lines()) == 1, result.stderr
         assert not mark.exists()
     imported = programs.finish(
         [
             *[sys.executable, programs.ROOT / "bin" / "import_weights.py", bomb],
-            *[programs.ROOT / "model_configs" / "students" / "light_kitti.yaml", "--out", tmp_path / "ours.pth"],
+            *[
+                programs.ROOT / "model_configs" / "students" / "light_kitti.yaml",
+                "--out",
+                tmp_path / "ours.pth",
+            ],
         ]
     )
-    assert imported.code == 2 and len(imported.our_lines()) == 1 and "Traceback" not in imported.stderr, imported.stderr
-    assert not mark.exists() and not (tmp_path / "ours.pth").exists()
+    assert (
+        imported.code == 2 and len(imported.our_lines()) == 1 and "Traceback" not in imported.stderr
+    ), imported.stderr
+    assert not mark.exists()
+    assert not (tmp_path / "ours.pth").exists()
 
 
 def test_a_changed_optimizer_is_refused_in_a_line(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     groups = 'optimizer.groups=[{"match":"encoder.*","lr_mult":0.5}]'
     recipe = trained.parent / "recipe.yaml"
-    (result,) = call(tmp_path, [[recipe, "--work-dir", tmp_path / "run", "--resume-from", "auto", "--set", groups]])
+    (result,) = call(
+        tmp_path,
+        [[recipe, "--work-dir", tmp_path / "run", "--resume-from", "auto", "--set", groups]],
+    )
     assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
     (line,) = result.our_lines()
     assert "not of this recipe's network and optimizer" in line
@@ -149,5 +182,7 @@ def test_a_changed_optimizer_is_refused_in_a_line(trained, tmp_path):
 def test_none_left_says_what_each_lacks(tmp_path):
     for iteration in (1, 2):
         (tmp_path / checkpoints.FOLDER / f"iter_{iteration}").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="passed over iter_2: it has no manifest.*passed over iter_1: .*start"):
+    with pytest.raises(
+        CheckpointError, match="passed over iter_2: it has no manifest.*passed over iter_1: .*start"
+    ):
         checkpoints.find(tmp_path)

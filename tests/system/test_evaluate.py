@@ -33,14 +33,22 @@ def folder(ground, tmp_path_factory) -> Path:
     student = {**recipes.recipe(ground), "work_dir": str(folder / "work"), "hooks": []}
     recipes.write_recipe(folder / "student.yaml", student)
     recipes.write_recipe(
-        folder / "big.yaml", {**student, "network": recipes.TEACHER, "teacher": None, "work_dir": "none"}
+        folder / "big.yaml",
+        {**student, "network": recipes.TEACHER, "teacher": None, "work_dir": "none"},
     )
     return folder
 
 
 def arguments(folder: Path, to: Path) -> list:
     against = ["--against", f"{folder / 'big.yaml'}:{folder / 'published.pth'}"]
-    files = ["--out", to / "figures.json", "--per-image", to / "frames.csv", "--show-dir", to / "pictures"]
+    files = [
+        "--out",
+        to / "figures.json",
+        "--per-image",
+        to / "frames.csv",
+        "--show-dir",
+        to / "pictures",
+    ]
     return [EVALUATE, folder / "student.yaml", *against, *files, "--panel", to / "panel.png"]
 
 
@@ -64,7 +72,8 @@ def test_it_says_whose_weights_it_takes_how_it_measures_and_what_it_finds(folder
     assert row.split()[1:10] == [f"{metrics[name]:.4f}" for name in METRIC_NAMES]
     assert sum(row["pixels"] for row in figures["networks"]["big"]["ranges"]) == pixels
     assert any(line.startswith("student - big ") for line in lines)
-    assert "frames [" not in alone.stderr and "frames:" not in alone.stderr  # it is no terminal
+    assert "frames [" not in alone.stderr
+    assert "frames:" not in alone.stderr  # it is no terminal
 
 
 def test_the_files_hold_a_row_and_a_picture_of_each_frame(folder, alone):
@@ -72,7 +81,9 @@ def test_the_files_hold_a_row_and_a_picture_of_each_frame(folder, alone):
     figures = json.loads((to / "figures.json").read_text())
     rows = list(csv.DictReader((to / "frames.csv").open()))
     names = [row["name"] for row in rows if row["network"] == "student"]
-    assert len(rows) == 8 and names == sorted(names) and len(set(names)) == 4
+    assert len(rows) == 8
+    assert names == sorted(names)
+    assert len(set(names)) == 4
     for network in ("student", "big"):
         mean = np.mean([float(row["abs_rel"]) for row in rows if row["network"] == network])
         assert mean == pytest.approx(figures["networks"][network]["metrics"]["abs_rel"], rel=1e-12)
@@ -90,8 +101,12 @@ def test_two_ranks_find_the_same_to_the_last_digit(folder, alone):
     for name in ("figures.json", "frames.csv"):
         assert (folder / "two" / name).read_text() == (folder / "alone" / name).read_text()
     assert result.stdout.count("Worst frames of student") == 1
-    one, two = programs.files_of(folder / "alone" / "pictures"), programs.files_of(folder / "two" / "pictures")
-    assert one == two and len(one) == 4
+    one, two = (
+        programs.files_of(folder / "alone" / "pictures"),
+        programs.files_of(folder / "two" / "pictures"),
+    )
+    assert one == two
+    assert len(one) == 4
 
 
 def test_options_change_the_protocol_and_the_figures(folder, alone):
@@ -100,8 +115,14 @@ def test_options_change_the_protocol_and_the_figures(folder, alone):
     big = [folder / "big.yaml", folder / "published.pth"]
     result = programs.finish([sys.executable, EVALUATE, *big, *options])
     assert result.code == 0, result.stderr[-3000:]
-    assert "ground truth 0.001 < d < 40 m, crop garg, flip averaging off, mean over images" in result.stdout
-    figures, before = json.loads(out.read_text()), json.loads((folder / "alone" / "figures.json").read_text())
+    assert (
+        "ground truth 0.001 < d < 40 m, crop garg, flip averaging off, mean over images"
+        in result.stdout
+    )
+    figures, before = (
+        json.loads(out.read_text()),
+        json.loads((folder / "alone" / "figures.json").read_text()),
+    )
     assert list(figures["networks"]) == ["mean map", "big"]
     assert figures["networks"]["big"]["metrics"] != before["networks"]["big"]["metrics"]
     assert figures["protocol"]["pixels"] < before["protocol"]["pixels"]
@@ -109,21 +130,42 @@ def test_options_change_the_protocol_and_the_figures(folder, alone):
 
 
 def test_refusals_are_one_line_and_leave_everything_as_it_was(folder):
-    student, big, before = str(folder / "student.yaml"), str(folder / "big.yaml"), programs.files_of(folder)
+    student, big, before = (
+        str(folder / "student.yaml"),
+        str(folder / "big.yaml"),
+        programs.files_of(folder),
+    )
     cases = {
-        ("--out", student): f"LaunchError: --out {student}: a file that ends in .json is written; give one",
-        ("--show-dir", student): f"LaunchError: --show-dir {student}: {student} can't be made (File exists)",
-        ("--cap", "0"): "RecipeError: evaluation.cap: got 0; it must be metres > 0, or left out for max_depth",
+        (
+            "--out",
+            student,
+        ): f"LaunchError: --out {student}: a file that ends in .json is written; give one",
+        (
+            "--show-dir",
+            student,
+        ): f"LaunchError: --show-dir {student}: {student} can't be made (File exists)",
+        (
+            "--cap",
+            "0",
+        ): "RecipeError: evaluation.cap: got 0; it must be metres > 0, or left out for max_depth",
         ("--cap", "far"): "RecipeError: evaluation.cap: got 'far'; it must be a number",
-        ("--against", big): "CheckpointError: there are no weights in none; train it with bin/train",
+        (
+            "--against",
+            big,
+        ): "CheckpointError: there are no weights in none; train it with bin/train",
         ("--against", f"{student}:{folder / 'no.pth'}"): f"CheckpointError: {folder / 'no.pth'}",
         (str(folder / "published.pth"),): f"CheckpointError: {folder / 'published.pth'}: ",
     }
     listing = folder.parent / "refusals.json"
     listing.write_text(json.dumps([["bin/evaluate.py", student, *case] for case in cases]))
     assert programs.finish([sys.executable, programs.HERE / "mains.py", listing]).code == 0
-    for row, words in zip(json.loads(listing.with_suffix(".out").read_text()), cases.values(), strict=True):
+    for row, words in zip(
+        json.loads(listing.with_suffix(".out").read_text()), cases.values(), strict=True
+    ):
         result = programs.Result(**row)
         (line,) = result.our_lines()
-        assert result.code == 2 and words in line and "Traceback" not in result.stderr, (line, words)
+        assert result.code == 2 and words in line and "Traceback" not in result.stderr, (
+            line,
+            words,
+        )
     assert programs.files_of(folder) == before

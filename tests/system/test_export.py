@@ -45,11 +45,17 @@ def differences(path: Path, network, sizes) -> None:
     for size in sizes:
         for image in batches(fitted.pictures(), size):
             wanted = reference(image)[0]
-            error = (torch.from_numpy(session.run(["depth"], {"image": image.numpy()})[0]) - wanted).abs().flatten()
+            error = (
+                (torch.from_numpy(session.run(["depth"], {"image": image.numpy()})[0]) - wanted)
+                .abs()
+                .flatten()
+            )
             assert wanted.max() > 10 * wanted.min(), "depth spans ten times"
             worst = error.max().item()
             p999 = error.kthvalue(round(0.999 * len(error))).values.item()
-            assert p999 < P999_M and worst < MAX_M, f"{path.stem} at {size}: p99.9 {p999} m, max {worst} m"
+            assert p999 < P999_M and worst < MAX_M, (
+                f"{path.stem} at {size}: p99.9 {p999} m, max {worst} m"
+            )
             programs.REPORTS.append(
                 f"{path.stem} {size}: depth to {wanted.max():.0f} m, p99.9 {p999:.1e}, max {worst:.1e}"
             )
@@ -66,8 +72,10 @@ def test_a_recipe_alone_exports_the_best_weights_of_its_work_dir(tmp_path, groun
     assert result.code == 0, result.stderr
     assert "tiny: work_dirs/tiny/best_abs_rel.pth" in result.stdout
     assert f"Tried on: 2 of {ground / 'scenes'} (val)" in result.stdout
-    assert "1 x 64x128, depth " in result.stdout and "2 x 49x97, depth " in result.stdout
-    assert "(allowed 0.001 and 0.01)" in result.stdout and " ms from the file, " in result.stdout
+    assert "1 x 64x128, depth " in result.stdout
+    assert "2 x 49x97, depth " in result.stdout
+    assert "(allowed 0.001 and 0.01)" in result.stdout
+    assert " ms from the file, " in result.stdout
     assert result.stdout.splitlines()[-1].startswith(f"written: {out} (")
     assert [path.name for path in out.parent.iterdir()] == ["tiny.onnx"]
     differences(out, network, [(64, 128), (75, 131)])
@@ -80,7 +88,9 @@ def test_a_recipe_alone_exports_the_best_weights_of_its_work_dir(tmp_path, groun
         (["--overwrite", "--set", "network.head.num_bins=34"], "don't fit"),
     ):
         refused = programs.finish([*command[:5], *options], cwd=tmp_path)
-        assert refused.code == 2 and line in refused.stderr and len(refused.our_lines()) == 1, refused.stderr
+        assert refused.code == 2 and line in refused.stderr and len(refused.our_lines()) == 1, (
+            refused.stderr
+        )
         assert programs.files_of(out.parent) == before
 
 
@@ -88,11 +98,15 @@ def test_a_recipe_alone_exports_the_best_weights_of_its_work_dir(tmp_path, groun
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_student_family_says_in_onnx_what_it_says_in_torch(tmp_path, family):
     recipe, checkpoint = STUDENTS / f"{family}.yaml", tmp_path / "student.pth"
-    network = fitted.checkpoint(checkpoint, load_recipe(recipe)["network"], iterations=150 if "light" in family else 40)
+    network = fitted.checkpoint(
+        checkpoint, load_recipe(recipe)["network"], iterations=150 if "light" in family else 40
+    )
     for kind, size in SIZES.items():
         out = tmp_path / f"{family}_{kind}.onnx"
         options = ["--dynamic"] if kind == "open" else []
         result = export(recipe, checkpoint, out, "--size", "x".join(map(str, size)), *options)
         assert result.code == 0, result.stderr
-        differences(out, network, [size, *([SIZES["fixed"], SIZES["odd"]] if kind == "open" else [])])
+        differences(
+            out, network, [size, *([SIZES["fixed"], SIZES["odd"]] if kind == "open" else [])]
+        )
         out.unlink()

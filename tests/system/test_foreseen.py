@@ -36,12 +36,16 @@ def folder(ground, tmp_path_factory) -> Path:
     lists = []
     for name, command in commands.items():
         work_dir = folder / ("elsewhere" if name == "dry_no_validate" else "run")
-        lists.append([str(folder / f"{command[0]}.yaml"), "--work-dir", str(work_dir), *command[1:]])
+        lists.append(
+            [str(folder / f"{command[0]}.yaml"), "--work-dir", str(work_dir), *command[1:]]
+        )
     (folder / "commands.json").write_text(json.dumps(lists[:1]))
     (folder / "later.json").write_text(json.dumps(lists[1:]))
     results = []
     for listing in ("commands", "later"):
-        result = programs.finish([sys.executable, programs.HERE / "mains.py", folder / f"{listing}.json"])
+        result = programs.finish(
+            [sys.executable, programs.HERE / "mains.py", folder / f"{listing}.json"]
+        )
         assert result.code == 0, result.stderr[-3000:]
         results += json.loads((folder / f"{listing}.out").read_text())
         if listing == "commands":
@@ -69,21 +73,32 @@ def test_it_tells_what_a_run_needs_and_ends_with_0(folder):
         "Iterations: 4 an epoch, 8 in all",
     ):
         assert f"{line}\n" in dry.stdout
-    assert re.search(r"^Teacher: 0\.0\d M parameters, frozen, from .*teacher\.pth$", dry.stdout, re.M)
+    assert re.search(
+        r"^Teacher: 0\.0\d M parameters, frozen, from .*teacher\.pth$", dry.stdout, re.M
+    )
     each = number(
-        dry.stdout, r"Time per iteration: ([\d.]+) s \([\d.]+ to [\d.]+\), of which [\d.]+ s waiting for data\n"
+        dry.stdout,
+        r"Time per iteration: ([\d.]+) s \([\d.]+ to [\d.]+\), of which [\d.]+ s waiting for data\n",
     )
     evaluation = number(dry.stdout, r"\nEvaluations: 2 of ([\d.]+) s each\n")
-    assert number(dry.stdout, r"\nETA: ([\d.]+) s for ") == pytest.approx(8 * each + 2 * evaluation, abs=0.25)
+    assert number(dry.stdout, r"\nETA: ([\d.]+) s for ") == pytest.approx(
+        8 * each + 2 * evaluation, abs=0.25
+    )
     assert 0.3 < number(dry.stdout, r"\nPeak memory: ([\d.]+) GB of a rank's process\n") < 10
     without = result(folder, "dry_no_validate")
-    assert without.code == 0 and "Evaluations" not in without.stdout and "Validation is off" in without.stdout
+    assert without.code == 0
+    assert "Evaluations" not in without.stdout
+    assert "Validation is off" in without.stdout
 
 
 def test_the_size_of_a_checkpoint_is_that_of_the_runs(folder):
-    told = number(result(folder, "dry").stdout, r"\nDisk: ([\d.]+) MB a checkpoint, 1 are saved, 1 stay; ")
+    told = number(
+        result(folder, "dry").stdout, r"\nDisk: ([\d.]+) MB a checkpoint, 1 are saved, 1 stay; "
+    )
     files = (folder / "run" / "checkpoints" / "iter_8").iterdir()
-    assert told == pytest.approx(sum(file.stat().st_size for file in files) / 1e6, rel=0.1, abs=0.06)
+    assert told == pytest.approx(
+        sum(file.stat().st_size for file in files) / 1e6, rel=0.1, abs=0.06
+    )
 
 
 def test_nothing_is_written_and_a_work_dir_that_has_a_run_is_told_of(folder):
@@ -96,28 +111,38 @@ def test_nothing_is_written_and_a_work_dir_that_has_a_run_is_told_of(folder):
 
 def test_what_a_run_refuses_is_refused_with_the_same_line(folder):
     wrong, run = result(folder, "wrong"), result(folder, "wrong_run")
-    assert (wrong.code, wrong.stdout) == (2, "") and wrong.our_lines() == run.our_lines() != []
+    assert (wrong.code, wrong.stdout) == (2, "")
+    assert wrong.our_lines() == run.our_lines() != []
     undealt = result(folder, "undealt")
-    assert undealt.code == 2 and "can't be dealt" in undealt.our_lines()[0]
+    assert undealt.code == 2
+    assert "can't be dealt" in undealt.our_lines()[0]
 
 
 def test_options_that_do_not_go_together_are_refused(folder):
     for name, told in (("resumed", "leave --resume-from out"), ("alone", "that needs --dry-run")):
-        assert result(folder, name).code == 2 and told in result(folder, name).stderr
+        assert result(folder, name).code == 2
+        assert told in result(folder, name).stderr
 
 
 def test_the_largest_micro_batch_is_found_and_told_as_json(folder):
     found = result(folder, "find")
     assert found.code == 0, found.stderr
-    rows = re.findall(r"^ +(\d+) +(\d+) +([\d.]+ [GM]B) +([\d.]+ s|does not fit)$", found.stdout, re.M)
-    assert [(int(images), int(accumulation)) for images, accumulation, *_ in rows] == [(1, 4), (2, 2), (4, 1)]
+    rows = re.findall(
+        r"^ +(\d+) +(\d+) +([\d.]+ [GM]B) +([\d.]+ s|does not fit)$", found.stdout, re.M
+    )
+    assert [(int(images), int(accumulation)) for images, accumulation, *_ in rows] == [
+        (1, 4),
+        (2, 2),
+        (4, 1),
+    ]
     assert "The student has BatchNorm" in found.stdout
     assert json.loads("{" + "".join(found.stdout.splitlines()[-2:]) + "}") == {
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 1,
     }
     no_room = result(folder, "no_room")
-    assert no_room.code == 2 and "LaunchError: not even one image fits" in no_room.our_lines()[0]
+    assert no_room.code == 2
+    assert "LaunchError: not even one image fits" in no_room.our_lines()[0]
 
 
 def test_two_ranks_that_share_and_accumulate_tell_the_same_once(ground, tmp_path):
@@ -155,7 +180,10 @@ def test_a_micro_batch_takes_the_memory_that_was_foreseen_for_it(ground, tmp_pat
         "num_val": 1,
     }
     path = programs.ROOT / "model_configs" / "demo_teacher.yaml"
-    given = [f"data={json.dumps(data | {'augment': {'crop': [192, 640]}, 'workers': 0})}", "train.batch_size=8"]
+    given = [
+        f"data={json.dumps(data | {'augment': {'crop': [192, 640]}, 'workers': 0})}",
+        "train.batch_size=8",
+    ]
     command = [
         sys.executable,
         programs.ROOT / "bin" / "train.py",

@@ -18,7 +18,9 @@ def small_disk(tmp_path):
     """A folder on a disk of 24 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("mounting isn't allowed here")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -36,7 +38,13 @@ def train(ground, small_disk: Path, tmp_path: Path, **saving) -> tuple[programs.
     ]
     path = recipes.write_recipe(tmp_path / "recipe.yaml", recipe)
     work_dir = small_disk / "run"
-    train = [*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", path, "--work-dir", work_dir]
+    train = [
+        *programs.deepspeed(2),
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        work_dir,
+    ]
     return programs.finish(train), work_dir
 
 
@@ -48,7 +56,9 @@ def test_training_goes_on_and_the_last_save_says_what_to_do(ground, small_disk, 
     assert "No space left" in failed[0] or "could not be written whole" in failed[0]
     assert "training goes on, and the checkpoints from before are as they were" in failed[0]
     (line,) = result.our_lines()
-    assert line.startswith("CheckpointError: ") and "iter_12 was not saved" in line and "bin/resume" in line
+    assert line.startswith("CheckpointError: ")
+    assert "iter_12 was not saved" in line
+    assert "bin/resume" in line
     assert result.code == 2
     there = sorted(p.name for p in (work_dir / checkpoints.FOLDER).iterdir())
     assert there == ["iter_3", "iter_6", "latest"]
@@ -56,7 +66,12 @@ def test_training_goes_on_and_the_last_save_says_what_to_do(ground, small_disk, 
 
     (small_disk / "filling").unlink()
     result = programs.finish(
-        [sys.executable, programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}"]
+        [
+            sys.executable,
+            programs.ROOT / "bin" / "resume",
+            work_dir,
+            f"--master_port={programs.free_port()}",
+        ]
     )
     assert result.code == 0, result.stderr[-3000:]
     rows = programs.recorded(work_dir)
@@ -68,5 +83,7 @@ def test_training_goes_on_and_the_last_save_says_what_to_do(ground, small_disk, 
 def test_it_ends_by_option(ground, small_disk, tmp_path):
     result, work_dir = train(ground, small_disk, tmp_path, on_error="stop")
     (line,) = result.our_lines()
-    assert result.code == 2 and "iter_9 was not saved" in line and "Traceback" not in result.stderr
+    assert result.code == 2
+    assert "iter_9 was not saved" in line
+    assert "Traceback" not in result.stderr
     assert checkpoints.find(work_dir)[0].name == "iter_6"

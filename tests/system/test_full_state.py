@@ -52,7 +52,9 @@ def make(config: dict, world_size: int):
     from tiekd.engine.step import Step
 
     network = Net()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-4, fused="fp16" not in config)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=0.01, eps=1e-4, fused="fp16" not in config
+    )
     resolved = resolve(config, batch_size=4, clip_norm=1.0, world_size=world_size)
     engine = build_engine(network, optimizer, resolved)
     return engine, Step(engine, resolved, 1.0)
@@ -100,7 +102,9 @@ def halves(tmp_path_factory) -> tuple[dict, dict]:
     # Each stage goes on from the stage before it in the list, so every pair of neighbours is passed.
     others = {name: given[order[i - 1]][1:] for i, name in enumerate(order)}
     made = {
-        ranks: two_ranks.run(second_half, tmp_path_factory.mktemp("second"), ranks, others, world_size=ranks)[0]
+        ranks: two_ranks.run(
+            second_half, tmp_path_factory.mktemp("second"), ranks, others, world_size=ranks
+        )[0]
         for ranks in (1, 2)
     }
     return given, made
@@ -113,13 +117,16 @@ def test_moments_are_whole_and_every_parameters(halves, stage):
     assert moments.keys() == {name for name, _ in Net().named_parameters()}
     for name, kept in moments.items():
         assert kept["exp_avg"].shape == kept["exp_avg_sq"].shape == weights[name].shape, name
-        assert kept["exp_avg"].dtype == weights[name].dtype == torch.float32 and float(kept["step"]) == STEPS
+        assert kept["exp_avg"].dtype == weights[name].dtype == torch.float32
+        assert float(kept["step"]) == STEPS
         assert kept["exp_avg"].abs().max() > 0
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_all_stages_have_the_same(halves, stage):
-    tolerance = {"rtol": 1e-5, "atol": 1e-7} if "fp16" not in stage else {"rtol": 0.05, "atol": 2e-3}
+    tolerance = (
+        {"rtol": 1e-5, "atol": 1e-7} if "fp16" not in stage else {"rtol": 0.05, "atol": 2e-3}
+    )
     for name, weights in halves[0]["0"][1].items():
         torch.testing.assert_close(halves[0][stage][1][name], weights, **tolerance, msg=name)
 
@@ -142,7 +149,9 @@ def test_training_goes_on_as_it_would_have(halves, stage):
     for ranks in (1, 2):
         for name, weights in halves[1][2]["1"][2].items():
             got = halves[1][ranks][stage][2][name]
-            torch.testing.assert_close(got, weights, rtol=1e-5, atol=1e-6, msg=f"{name} on {ranks} ranks")
+            torch.testing.assert_close(
+                got, weights, rtol=1e-5, atol=1e-6, msg=f"{name} on {ranks} ranks"
+            )
 
 
 def test_it_is_what_torch_alone_does(halves):
@@ -155,4 +164,6 @@ def test_it_is_what_torch_alone_does(halves):
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     for name, value in network.state_dict().items():
-        torch.testing.assert_close(halves[1][1]["3"][2][name], value, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            halves[1][1]["3"][2][name], value, rtol=1e-5, atol=1e-6, msg=name
+        )

@@ -18,11 +18,31 @@ from support import programs, spoiling
 from support import recipes as tiny_recipes
 
 NONSENSE = [
-    *[None, True, False, "", "abc", "x" * 5000, "1", "../..", "a\0b", -1, 0, 1, -0.5, 2.5, 1e300, 1e-300],
+    *[
+        None,
+        True,
+        False,
+        "",
+        "abc",
+        "x" * 5000,
+        "1",
+        "../..",
+        "a\0b",
+        -1,
+        0,
+        1,
+        -0.5,
+        2.5,
+        1e300,
+        1e-300,
+    ],
     *[float("nan"), float("inf"), 2**40, 10**30, [], {}, [[]], [None], ["x"], [1, 2], [-1, -1]],
     *[{"a": {"b": 1}}, {"name": 5}, {"name": "mse"}],
 ]
-LASTING = {("train", "iterations"), ("train", "epochs")}  # a large number is allowed, and then takes its time
+LASTING = {
+    ("train", "iterations"),
+    ("train", "epochs"),
+}  # a large number is allowed, and then takes its time
 
 
 def recipes(place: Path) -> list[dict]:
@@ -35,23 +55,49 @@ def recipes(place: Path) -> list[dict]:
     del plain["teacher"]
     plain["losses"] = {"silog": {"weight": 1.0}}
     plain["network"]["head"] = {"name": "sigmoid"}
-    plain["train"] |= {"validate": True, "max_bad_iterations": 5, "timeout_minutes": 30.0, "lr_scaling": "linear"}
+    plain["train"] |= {
+        "validate": True,
+        "max_bad_iterations": 5,
+        "timeout_minutes": 30.0,
+        "lr_scaling": "linear",
+    }
     group = {"match": "encoder.*", "lr_mult": 0.1, "weight_decay": 0.0}
-    plain["optimizer"] = {"name": "sgd", "lr": 0.001, "momentum": 0.9, "lr_batch_size": 4, "groups": [group]}
+    plain["optimizer"] = {
+        "name": "sgd",
+        "lr": 0.001,
+        "momentum": 0.9,
+        "lr_batch_size": 4,
+        "groups": [group],
+    }
     plain["schedule"] = {"name": "poly", "power": 0.9, "warmup_iterations": 1, "by": "iteration"}
-    plain["evaluation"] = {"interval": 2, "by": "iteration", "crop": "garg", "flip": True, "cap": 80.0, "batch_size": 2}
+    plain["evaluation"] = {
+        "interval": 2,
+        "by": "iteration",
+        "crop": "garg",
+        "flip": True,
+        "cap": 80.0,
+        "batch_size": 2,
+    }
     plain["checkpoint"] |= {"interval": 1, "keep_every": 2, "on_error": "continue"}
     return [kitti, plain]
 
 
 def engine_config(_: Path) -> list[dict]:
     section = {"stage": 1, "reduce_bucket_size": 1000, "overlap_comm": False}
-    return [json.loads((programs.DS_CONFIGS / "fp32.json").read_text()) | {"zero_optimization": section}]
+    return [
+        json.loads((programs.DS_CONFIGS / "fp32.json").read_text()) | {"zero_optimization": section}
+    ]
 
 
 def leaves(node, above=()) -> list[tuple]:
     """The keys that lead to everything in a node."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     return [path for key, value in items for path in [(*above, key), *leaves(value, (*above, key))]]
 
 
@@ -70,7 +116,9 @@ def spoil(node: dict, pick: random.Random) -> list[str]:
     if way == "delete":
         del node[last]
     else:
-        allowed = [v for v in NONSENSE if path not in LASTING or not isinstance(v, int | float) or v < 5]
+        allowed = [
+            v for v in NONSENSE if path not in LASTING or not isinstance(v, int | float) or v < 5
+        ]
         node[last] = copy.deepcopy(pick.choice(allowed))
     return words
 
@@ -95,7 +143,12 @@ def spoiled_file(place: Path, pick: random.Random) -> list[str]:
     recipe = recipes(place)[0]
     recipe["train"] |= {"batch_size": 16}
     tiny_recipes.write_recipe(place / "recipe.yaml", recipe)
-    names = [spoiling.SPLIT, f"data/input/{spoiling.FRAME}", f"data/gt_depth/{spoiling.TRUTH}", "teacher.pth"]
+    names = [
+        spoiling.SPLIT,
+        f"data/input/{spoiling.FRAME}",
+        f"data/gt_depth/{spoiling.TRUTH}",
+        "teacher.pth",
+    ]
     name, other = pick.sample(names, 2)
     path = place / name
     data = bytearray(path.read_bytes())
@@ -117,8 +170,14 @@ def run_all(ground: Path, folder: Path, make, seeds: range) -> None:
         place = spoiling.place_for(ground, folder / str(seed))
         words.append(make(place, random.Random(seed)))
         places.append(place)
-        engine = ["--deepspeed_config", place / "engine.json"] if (place / "engine.json").exists() else []
-        commands.append([str(word) for word in [place / "recipe.yaml", "--work-dir", place / "work", *engine]])
+        engine = (
+            ["--deepspeed_config", place / "engine.json"]
+            if (place / "engine.json").exists()
+            else []
+        )
+        commands.append(
+            [str(word) for word in [place / "recipe.yaml", "--work-dir", place / "work", *engine]]
+        )
     (folder / "arguments.json").write_text(json.dumps(commands))
     command = [sys.executable, programs.HERE / "mains.py", folder / "arguments.json"]
     ended = programs.finish(command, cwd=folder, timeout_s=60 * len(seeds) + 600)
@@ -137,7 +196,9 @@ def check(result: programs.Result, place: Path, named: list[str], what: str) -> 
         return
     assert len(lines) == 1 and len(lines[0]) < 2100, said
     kind = lines[0].partition(":")[0]
-    assert kind == "DivergedError" or any(word in lines[0] for word in named) or "memory" in lines[0], said
+    assert (
+        kind == "DivergedError" or any(word in lines[0] for word in named) or "memory" in lines[0]
+    ), said
     if "Training frames" not in result.stderr:
         assert not (place / "work").exists() or not any((place / "work").iterdir()), said
 
@@ -146,7 +207,10 @@ FEW_AND_ALL = {spoiled_recipe: (24, 130), spoiled_engine_config: (10, 60), spoil
 CASES = [
     pytest.param(make, seeds, marks=marks, id=f"{make.__name__}-{name}")
     for make, (few, all_) in FEW_AND_ALL.items()
-    for name, seeds, marks in (("few", range(few), ()), ("rest", range(few, all_), pytest.mark.long))
+    for name, seeds, marks in (
+        ("few", range(few), ()),
+        ("rest", range(few, all_), pytest.mark.long),
+    )
 ]
 
 

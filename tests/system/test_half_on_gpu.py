@@ -25,16 +25,28 @@ def folder(ground, tmp_path_factory):
         recipe = recipes.recipe(ground, batch_size=8, iterations=ITERATIONS)
         recipe["network"] = recipes.STUDENT | {
             "encoder": recipes.ENCODER | {"width": 0.5, "taps": [1, 2, 4, 6]},
-            "decoder": {"name": "densedepth", "widths": [32, 48, 64, 96], "extra_ups": 2, "extra_width": 32},
+            "decoder": {
+                "name": "densedepth",
+                "widths": [32, 48, 64, 96],
+                "extra_ups": 2,
+                "extra_width": 32,
+            },
             "head": {"name": "dpm", "num_bins": 257, "sigma": 0.8},
         }
         recipe["losses"] |= {"structure": {"name": "ssim", "weight": 1.0}}
-        recipe["data"] |= {"root": str(folder / "scenes"), "height": 144, "width": 192, "num_val": 1}
+        recipe["data"] |= {
+            "root": str(folder / "scenes"),
+            "height": 144,
+            "width": 192,
+            "num_val": 1,
+        }
         recipe["data"]["augment"] = {"crop": [128, 160]}
         recipe["optimizer"] |= {"lr": 5e-4}
         recipe["checkpoint"] = {"interval": ITERATIONS, "by": "iteration"}
         recipe["tensorboard"] = {"image_interval": 0}
-        jobs.append({"name": name, "recipe": recipe, "engine": str(programs.DS_CONFIGS / f"{name}.json")})
+        jobs.append(
+            {"name": name, "recipe": recipe, "engine": str(programs.DS_CONFIGS / f"{name}.json")}
+        )
     programs.many(jobs, folder, 1)
     return folder
 
@@ -54,5 +66,7 @@ def test_half_precision_follows_fp32(folder, name, capsys):
     full, half = (smoothed(programs.losses(folder / which)) for which in ("fp32", name))
     ratios = [a / b - 1 for a, b in zip(half, full, strict=True)]
     with capsys.disabled():
-        print(f"\n{name} against fp32, loss per {WINDOW} iterations: {', '.join(f'{100 * r:+.2f} %' for r in ratios)}")
+        print(
+            f"\n{name} against fp32, loss per {WINDOW} iterations: {', '.join(f'{100 * r:+.2f} %' for r in ratios)}"
+        )
     assert max(map(abs, ratios)) <= HALF[name]

@@ -22,13 +22,17 @@ def processes(program: programs.Program) -> dict[int, psutil.Process]:
     ("engine", "encoder", "ranks", "hung"),
     [
         ("fp32", "mobilenet_v2", 2, 1),
-        pytest.param("fp32", "mobilenet_v2", 2, 0, marks=pytest.mark.long),  # the others' store lives in this one
+        pytest.param(
+            "fp32", "mobilenet_v2", 2, 0, marks=pytest.mark.long
+        ),  # the others' store lives in this one
         # Without norms the ranks meet first in DeepSpeed's own process group.
         pytest.param("zero3_sharded", "support.parts.plain_encoder", 2, 1, marks=pytest.mark.long),
         pytest.param("fp32_zero2", "support.parts.plain_encoder", 4, 2, marks=pytest.mark.long),
     ],
 )
-def test_a_stopped_rank_is_named_and_everything_ends(ground, tmp_path, engine, encoder, ranks, hung):
+def test_a_stopped_rank_is_named_and_everything_ends(
+    ground, tmp_path, engine, encoder, ranks, hung
+):
     recipe = recipes.recipe(ground, iterations=100_000)
     if encoder != "mobilenet_v2":
         recipe["network"] = {**recipe["network"], "encoder": {"name": encoder}}
@@ -60,5 +64,7 @@ def test_a_stopped_rank_is_named_and_everything_ends(ground, tmp_path, engine, e
     first = 0 if hung else 1
     # With more ranks another one may have given up first, and closed its connections.
     how = f"waited {TIMEOUT_S} s for" if ranks == 2 else rf"(waited {TIMEOUT_S} s for|lost)"
-    assert re.match(f"LaunchError: rank {first} {how} rank {hung}, which does not answer; ", line), line
+    assert re.match(
+        f"LaunchError: rank {first} {how} rank {hung}, which does not answer; ", line
+    ), line
     assert "go on with bin/resume" in line

@@ -36,18 +36,24 @@ def test_two_jobs_at_once_and_a_third_on_a_taken_port(ground, tmp_path, curve):
     port = runs.free_port()
     train, wait = runs.ROOT / "bin" / "train.py", {"wait_for": str(tmp_path / "third_has_ended")}
     with (
-        runs.Program([*runs.deepspeed(2, port), train, *in_recipe(tmp_path, ground, "first", **wait)]) as first,
+        runs.Program(
+            [*runs.deepspeed(2, port), train, *in_recipe(tmp_path, ground, "first", **wait)]
+        ) as first,
         runs.Program(["python", train, *in_recipe(tmp_path, ground, "second")]) as second,
     ):
         first.wait_until(lambda: (tmp_path / "first" / "recorded.jsonl").is_file())
-        result = runs.finish([*runs.deepspeed(2, port), train, *in_recipe(tmp_path, ground, "third")])
+        result = runs.finish(
+            [*runs.deepspeed(2, port), train, *in_recipe(tmp_path, ground, "third")]
+        )
         assert result.code == 2, result.stderr[-3000:]
         (line,) = result.our_lines()
-        assert line.startswith(f"LaunchError: port {port} is taken") and "--master_port" in line
+        assert line.startswith(f"LaunchError: port {port} is taken")
+        assert "--master_port" in line
         assert "Traceback" not in result.stderr
         assert not (tmp_path / "third").exists()
         (tmp_path / "third_has_ended").touch()
-        assert first.result().code == 0 and second.result().code == 0
+        assert first.result().code == 0
+        assert second.result().code == 0
     assert runs.losses(tmp_path / "first") == pytest.approx(curve, rel=1e-3)
     assert runs.losses(tmp_path / "second") == pytest.approx(curve, rel=1e-3)
 
@@ -70,7 +76,9 @@ def test_dist_train_reaches_the_devices_that_were_asked_for(tmp_path):
     for visible, port in devices.items():
         (tmp_path / port).mkdir()
         command = ["sh", folder / "dist_train.sh", tmp_path / port, 4]
-        programs.append(runs.Program(command, CUDA_VISIBLE_DEVICES=visible, PORT=port, LOCAL_SIZE="8"))
+        programs.append(
+            runs.Program(command, CUDA_VISIBLE_DEVICES=visible, PORT=port, LOCAL_SIZE="8")
+        )
     for program in programs:
         with program:
             result = program.result()
@@ -97,8 +105,12 @@ def test_fp16_where_the_device_can_not_is_refused_in_one_line(ground, tmp_path):
         "get_accelerator().is_fp16_supported = lambda: False\n"
         "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    result = runs.finish([sys.executable, program, runs.ROOT / "bin" / "train.py", recipe, *options])
+    result = runs.finish(
+        [sys.executable, program, runs.ROOT / "bin" / "train.py", recipe, *options]
+    )
     assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
-    assert line.startswith("LaunchError: fp16 is not supported on this device (cpu); use ds_configs/fp32.json")
+    assert line.startswith(
+        "LaunchError: fp16 is not supported on this device (cpu); use ds_configs/fp32.json"
+    )
     assert not (tmp_path / "fp16").exists()

@@ -46,7 +46,11 @@ def events(work_dir) -> EventAccumulator:
 
 def rows(work_dir: Path, mode: str) -> list[dict]:
     """As the toolbox's tools read a log: rows with an `epoch`, of one mode, file by file."""
-    lines = [line for path in sorted(work_dir.glob("*.log.json")) for line in path.read_text().splitlines()]
+    lines = [
+        line
+        for path in sorted(work_dir.glob("*.log.json"))
+        for line in path.read_text().splitlines()
+    ]
     return [row for row in map(json.loads, lines) if "epoch" in row and row["mode"] == mode]
 
 
@@ -55,17 +59,27 @@ def test_the_rows_have_every_iteration_of_every_epoch_once(work_dir):
     places = [(row["epoch"], row["iter"]) for row in train]
     assert places == [(epoch, i) for epoch in (1, 2, 3) for i in range(1, PER_EPOCH + 1)]
     assert [row["loss"] for row in train] == pytest.approx(programs.losses(work_dir), abs=1e-5)
-    assert [(row["epoch"], row["iter"]) for row in rows(work_dir, "val")] == [(1, 4), (2, 4), (3, 4)]
+    assert [(row["epoch"], row["iter"]) for row in rows(work_dir, "val")] == [
+        (1, 4),
+        (2, 4),
+        (3, 4),
+    ]
 
 
 def test_every_scalar_stands_under_its_step(work_dir, events):
-    scalars = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    scalars = {
+        tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]
+    }
     counts = Counter(len(events.Scalars(tag)) - len(values) for tag, values in scalars.items())
     assert set(counts) == {0}  # no step twice
     for tag, values in scalars.items():
-        assert list(values) == (EVALUATED if tag.startswith("val/") else list(range(1, ITERATIONS + 1))), tag
+        assert list(values) == (
+            EVALUATED if tag.startswith("val/") else list(range(1, ITERATIONS + 1))
+        ), tag
     recorded = programs.recorded(work_dir)
-    assert list(scalars["train/loss"].values()) == pytest.approx([row["loss"] for row in recorded], rel=1e-6)
+    assert list(scalars["train/loss"].values()) == pytest.approx(
+        [row["loss"] for row in recorded], rel=1e-6
+    )
     for step, row in enumerate(rows(work_dir, "train"), start=1):
         for key in row.keys() - {"mode", "epoch", "iter", "lr"}:
             assert scalars[f"train/{key}"][step] == pytest.approx(row[key], abs=1e-5, rel=1e-5), key
@@ -81,11 +95,15 @@ def test_pictures_histograms_and_texts_stand_under_theirs(events):
     evaluated = {f"val/{kind}_{i}": EVALUATED for kind in ("pictures", "why") for i in (1, 2, 3, 4)}
     trained = dict.fromkeys(("train/pictures_1", "train/pictures_2", "train/why_1"), [10, 20, 24])
     assert steps == trained | evaluated
-    histograms = {tag: [event.step for event in events.Histograms(tag)] for tag in tags["histograms"]}
-    assert histograms and set(map(tuple, histograms.values())) == {tuple(EVALUATED)}
+    histograms = {
+        tag: [event.step for event in events.Histograms(tag)] for tag in tags["histograms"]
+    }
+    assert histograms
+    assert set(map(tuple, histograms.values())) == {tuple(EVALUATED)}
     assert set(histograms) <= {"val/error_0-20m", "val/error_20-40m", "val/error_40-80m"}
     texts = [event.step for event in events.Tensors("recipe/text_summary")]
-    assert texts[0] == 0 and texts[1] in range(10, ITERATIONS)  # of both starts
+    assert texts[0] == 0
+    assert texts[1] in range(10, ITERATIONS)  # of both starts
 
 
 def test_two_ranks_show_what_their_engine_lets_one_of_them_see(ground, tmp_path):
@@ -95,7 +113,9 @@ def test_two_ranks_show_what_their_engine_lets_one_of_them_see(ground, tmp_path)
         recipe = recipes.recipe(ground, iterations=4, validate=True)
         recipe["evaluation"] |= {"interval": 2, "by": "iteration"}
         recipe["tensorboard"] = {"image_interval": 2, "num_images": 1}
-        jobs.append({"name": name, "recipe": recipe, "engine": str(programs.DS_CONFIGS / f"{name}.json")})
+        jobs.append(
+            {"name": name, "recipe": recipe, "engine": str(programs.DS_CONFIGS / f"{name}.json")}
+        )
     programs.many(jobs, tmp_path, ranks=2)
     evaluated = {f"val/{kind}_{i}" for kind in ("pictures", "why") for i in (1, 2, 3, 4)}
     for name, reasons in (("zero3_offload", set()), ("bf16_zero2", {"train/why_1"})):
@@ -112,7 +132,10 @@ def test_a_plot_of_the_run(work_dir, tmp_path):
     result = programs.finish([program, work_dir, first, *keys, "--out", out, "--by", "epoch"])
     assert result.code == 0, result.stderr
     with Image.open(out) as picture:
-        assert picture.format == "PNG" and picture.size == (1280, 400)
+        assert picture.format == "PNG"
+        assert picture.size == (1280, 400)
     result = programs.finish([program, second, "--keys", "absrel", "--out", tmp_path / "none.png"])
-    assert result.code == 2 and len(result.our_lines()) == 1 and "'absrel'; it has: lr, " in result.our_lines()[0]
+    assert result.code == 2
+    assert len(result.our_lines()) == 1
+    assert "'absrel'; it has: lr, " in result.our_lines()[0]
     assert not (tmp_path / "none.png").exists()

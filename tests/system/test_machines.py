@@ -32,7 +32,9 @@ def path(ground, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def straight(path) -> Path:
     """The work dir of the same run on two ranks of this machine."""
-    result = programs.finish([*programs.deepspeed(2), TRAIN, path, "--work-dir", path.parent / "straight"])
+    result = programs.finish(
+        [*programs.deepspeed(2), TRAIN, path, "--work-dir", path.parent / "straight"]
+    )
     assert result.code == 0, result.stderr[-3000:]
     return path.parent / "straight"
 
@@ -74,7 +76,12 @@ def iterations_done(work_dir: Path) -> int:
 def wait_until_gone(machines, within_s: float, but: str = "\0") -> None:
     """Fails when anything, `but` commands that begin so, still runs on a machine after a while."""
     end = time.monotonic() + within_s
-    while left := [command for m in machines for command in m.processes().values() if not command.startswith(but)]:
+    while left := [
+        command
+        for m in machines
+        for command in m.processes().values()
+        if not command.startswith(but)
+    ]:
         assert time.monotonic() < end, left
         time.sleep(0.1)
 
@@ -87,8 +94,16 @@ def stopped_after(work_dir: Path) -> int:
     ("machine", "command", "number", "told"),
     [
         (0, "bin/deepspeed", signal.SIGKILL, "the launcher, process [0-9]+, is gone"),
-        pytest.param(1, "sshd: ", signal.SIGKILL, "another rank was asked to stop", marks=pytest.mark.long),
-        pytest.param(1, "--local_rank=0", signal.SIGTERM, "another rank was asked to stop", marks=pytest.mark.long),
+        pytest.param(
+            1, "sshd: ", signal.SIGKILL, "another rank was asked to stop", marks=pytest.mark.long
+        ),
+        pytest.param(
+            1,
+            "--local_rank=0",
+            signal.SIGTERM,
+            "another rank was asked to stop",
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["KILL-deepspeed", "KILL-sshd", "TERM-rank"],
 )
@@ -101,18 +116,27 @@ def test_a_run_that_loses_its_launcher_or_is_stopped_goes_on_on_both(
         (process,) = [p for p, words in machines[machine].processes().items() if command in words]
         process.send_signal(number)
         wait_until_gone(machines, LAUNCHER_KILLED_S)
-        assert re.search(f"tiekd: stopped after iteration [0-9]+, {told}; go on", program.result().stderr)
+        assert re.search(
+            f"tiekd: stopped after iteration [0-9]+, {told}; go on", program.result().stderr
+        )
     assert 10 <= iterations_done(work_dir) == stopped_after(work_dir) < ITERATIONS
-    assert json.loads((work_dir / "launch.json").read_text())["nodes"] == {"node1": [0], "node2": [0]}
+    assert json.loads((work_dir / "launch.json").read_text())["nodes"] == {
+        "node1": [0],
+        "node2": [0],
+    }
     with launch(machines[0], tmp_path, RESUME, "work") as program:
         result = program.result()
     assert result.code == 0, result.stderr[-3000:]
     for name in ("node1", "node2"):  # each has said something
         assert f"{name}: " in result.stdout + result.stderr
     assert programs.losses(work_dir) == programs.losses(straight)
-    digests = {programs.digest(programs.student(folder, ITERATIONS)) for folder in (work_dir, straight)}
+    digests = {
+        programs.digest(programs.student(folder, ITERATIONS)) for folder in (work_dir, straight)
+    }
     assert len(digests) == 1
-    assert (work_dir / "best_abs_rel.pth").read_bytes() == (straight / "best_abs_rel.pth").read_bytes()
+    assert (work_dir / "best_abs_rel.pth").read_bytes() == (
+        straight / "best_abs_rel.pth"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -120,11 +144,15 @@ def test_a_run_that_loses_its_launcher_or_is_stopped_goes_on_on_both(
     [("switched off", NODE_KILLED_S), pytest.param("cut off", LINK_CUT_S, marks=pytest.mark.long)],
     ids=["switched-off", "cut-off"],
 )
-def test_a_machine_is_lost_and_the_run_goes_on_on_the_other(machines, path, straight, tmp_path, loss, within_s):
+def test_a_machine_is_lost_and_the_run_goes_on_on_the_other(
+    machines, path, straight, tmp_path, loss, within_s
+):
     work_dir, lost = tmp_path / "work", tmp_path / "lost"
     recipe = json.loads(path.read_text())
     recipe["hooks"] = [{**recipes.RECORDER, "wait_for": str(lost), "after": 12}]
-    with train(machines[0], recipes.write_recipe(tmp_path / "recipe.yaml", recipe), tmp_path) as program:
+    with train(
+        machines[0], recipes.write_recipe(tmp_path / "recipe.yaml", recipe), tmp_path
+    ) as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 12)
         machines[1].kill() if loss == "switched off" else machines[1].cut()
         lost.touch()  # so that the other rank goes on into what fails
@@ -134,8 +162,14 @@ def test_a_machine_is_lost_and_the_run_goes_on_on_the_other(machines, path, stra
     if loss == "cut off":
         wait_until_gone(machines[1:], within_s - (time.monotonic() - began), but="sshd: ")
     assert result.code != 0
-    told = "rank 0 lost rank 1, " if loss == "switched off" else "machine node2 fell silent; go on with bin/resume"
-    assert sum(f"LaunchError: {told}" in line for line in result.stderr.splitlines()) == 1, result.stderr[-3000:]
+    told = (
+        "rank 0 lost rank 1, "
+        if loss == "switched off"
+        else "machine node2 fell silent; go on with bin/resume"
+    )
+    assert sum(f"LaunchError: {told}" in line for line in result.stderr.splitlines()) == 1, (
+        result.stderr[-3000:]
+    )
     assert "Traceback" not in result.stderr
     assert stopped_after(work_dir) == 10
     with launch(machines[0], tmp_path, RESUME, "work", "--exclude=node2") as program:
@@ -151,7 +185,10 @@ def test_a_machine_is_lost_and_the_run_goes_on_on_the_other(machines, path, stra
 def by_hand(machines, folder: Path, *arguments) -> list[programs.Program]:
     """The launcher without ssh, started on each machine by itself."""
     command = ["deepspeed", "--hostfile", "hosts", "--no_ssh", "--master_addr", "node1"]
-    return [launch(machine, folder, *command, "--node_rank", rank, *arguments) for rank, machine in enumerate(machines)]
+    return [
+        launch(machine, folder, *command, "--node_rank", rank, *arguments)
+        for rank, machine in enumerate(machines)
+    ]
 
 
 @pytest.mark.long
@@ -161,7 +198,9 @@ def test_started_by_hand_on_each_machine_without_ssh(closed_machines, path, stra
         for result in (first.result(), second.result()):
             assert result.code == 0, result.stderr[-3000:]
     assert programs.losses(tmp_path / "work") == programs.losses(straight)
-    assert not (tmp_path / "work" / "hostfile").exists()  # bin/resume couldn't start it from one machine
+    assert not (
+        tmp_path / "work" / "hostfile"
+    ).exists()  # bin/resume couldn't start it from one machine
 
 
 @pytest.mark.long
@@ -174,16 +213,26 @@ def test_a_work_dir_that_another_machine_does_not_see_is_refused(closed_machines
         for result in (first.result(), second.result()):
             assert result.code != 0
             (line,) = result.our_lines()
-            assert line.startswith(f"LaunchError: {shared}/work isn't shared: node2 doesn't see it; give a --work-dir")
+            assert line.startswith(
+                f"LaunchError: {shared}/work isn't shared: node2 doesn't see it; give a --work-dir"
+            )
             assert "Traceback" not in result.stderr
     assert not list((shared / "work").glob("checkpoints/*"))
 
 
 def step_of_two_tasks(*command) -> list[programs.Program]:
     """What srun would start and set, on this machine; its name is what the list of nodes begins with."""
-    step = {"SLURM_JOB_ID": str(programs.free_port()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
+    step = {
+        "SLURM_JOB_ID": str(programs.free_port()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": "2",
+        "SLURM_NNODES": "1",
+    }
     step |= {"SLURM_NODELIST": "localhost", "SLURM_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
-    return [programs.Program(command, **step, SLURM_PROCID=str(task), SLURM_LOCALID=str(task)) for task in range(2)]
+    return [
+        programs.Program(command, **step, SLURM_PROCID=str(task), SLURM_LOCALID=str(task))
+        for task in range(2)
+    ]
 
 
 def test_the_tasks_of_a_slurm_job_step_are_its_ranks(path, straight, tmp_path):

@@ -49,7 +49,9 @@ def outcomes(ground, tmp_path_factory) -> dict[str, tuple[programs.Result, list[
     commands = [arguments(place, ALL[name]) for name, place in places.items()]
     before = [programs.files_of(place) for place in places.values()]
     (folder / "arguments.json").write_text(json.dumps(commands))
-    result = programs.finish([sys.executable, programs.HERE / "mains.py", folder / "arguments.json"])
+    result = programs.finish(
+        [sys.executable, programs.HERE / "mains.py", folder / "arguments.json"]
+    )
     assert result.code == 0, result.stderr[-3000:]
     results = [programs.Result(**row) for row in json.loads((folder / "arguments.out").read_text())]
     lost = [list_lost(place, files) for place, files in zip(places.values(), before, strict=True)]

@@ -25,13 +25,21 @@ def folder(ground, tmp_path_factory) -> Path:
     recipe["data"]["workers"] = 1
     recipes.write_recipe(folder / "plain.yaml", recipe)
     no_split = {**recipe["data"], "name": "kitti", "kb_crop": None, "val_split": "not_there.txt"}
-    no_split = {k: v for k, v in no_split.items() if k not in ("height", "width", "num_train", "num_val")}
+    no_split = {
+        k: v for k, v in no_split.items() if k not in ("height", "width", "num_train", "num_val")
+    }
     with_evaluation = short(ground, validate=True)
     recipes.write_recipe(folder / "no_split.yaml", {**with_evaluation, "data": no_split})
     with_evaluation["train"] |= {"epochs": 5, "iterations": None, "batch_size": 8}
-    recipes.write_recipe(folder / "evaluated.yaml", {**with_evaluation, "evaluation": {"interval": 2, "crop": "none"}})
+    recipes.write_recipe(
+        folder / "evaluated.yaml",
+        {**with_evaluation, "evaluation": {"interval": 2, "crop": "none"}},
+    )
     write_student(folder / "same.pth", recipes.STUDENT)
-    write_student(folder / "other.pth", {**recipes.STUDENT, "head": {**recipes.STUDENT["head"], "num_bins": 49}})
+    write_student(
+        folder / "other.pth",
+        {**recipes.STUDENT, "head": {**recipes.STUDENT["head"], "num_bins": 49}},
+    )
     (folder / "elsewhere").mkdir()
     (folder / "linked").symlink_to(folder / "elsewhere")
     commands = {
@@ -42,12 +50,27 @@ def folder(ground, tmp_path_factory) -> Path:
         "evaluated": ["evaluated"],
         "loaded": ["plain", "--load-from", str(folder / "same.pth")],
         "refused": ["plain", "--load-from", str(folder / "other.pth")],
-        "ignored": ["plain", "--load-from", str(folder / "other.pth"), "--set", "load.ignore=[head.*]"],
+        "ignored": [
+            "plain",
+            "--load-from",
+            str(folder / "other.pth"),
+            "--set",
+            "load.ignore=[head.*]",
+        ],
         "linked/run": ["plain"],
         "set": ["plain", "--set", "train.iterations=2", "optimizer.lr=0.002"],
-        "scaled": ["plain", "--set", "optimizer.lr_batch_size=16", "train.lr_scaling=linear", "train.iterations=2"],
+        "scaled": [
+            "plain",
+            "--set",
+            "optimizer.lr_batch_size=16",
+            "train.lr_scaling=linear",
+            "train.iterations=2",
+        ],
     }
-    lists = [[str(folder / f"{c[0]}.yaml"), "--work-dir", str(folder / name), *c[1:]] for name, c in commands.items()]
+    lists = [
+        [str(folder / f"{c[0]}.yaml"), "--work-dir", str(folder / name), *c[1:]]
+        for name, c in commands.items()
+    ]
     (folder / "commands.json").write_text(json.dumps(lists))
     result = programs.finish([sys.executable, programs.HERE / "mains.py", folder / "commands.json"])
     assert result.code == 0, result.stderr[-3000:]
@@ -68,7 +91,12 @@ def result(folder: Path, name: str) -> programs.Result:
 def test_deterministic_twice_gives_the_same_bits(folder):
     digests = [programs.digest(programs.student(folder / f"deterministic_{i}", 6)) for i in (1, 2)]
     assert digests[0] == digests[1] != programs.digest(programs.student(folder / "seed_1", 6))
-    assert yaml.safe_load((folder / "deterministic_1" / "config.yaml").read_text())["train"]["deterministic"] is True
+    assert (
+        yaml.safe_load((folder / "deterministic_1" / "config.yaml").read_text())["train"][
+            "deterministic"
+        ]
+        is True
+    )
 
 
 def test_no_validate_needs_no_split_and_saves_no_best(folder):
@@ -99,7 +127,9 @@ def test_load_from_another_number_of_bins_is_refused_with_the_list_and_goes_on_w
     refused = result(folder, "refused")
     assert refused.code == 2
     (line,) = refused.our_lines()
-    assert line.startswith(f"CheckpointError: {folder / 'other.pth'}: 2 of 192 tensors don't fit: head.bias (got 49, ")
+    assert line.startswith(
+        f"CheckpointError: {folder / 'other.pth'}: 2 of 192 tensors don't fit: head.bias (got 49, "
+    )
     assert line.endswith("--set 'load.ignore=[head.*]'")
     assert not (folder / "refused").exists()
     assert result(folder, "ignored").code == 0, result(folder, "ignored").stderr
@@ -127,17 +157,26 @@ def test_another_batch_than_the_learning_rate_is_meant_for_is_told(folder):
     assert max(row["lr"][0] for row in programs.recorded(folder / "scaled")) <= 0.00025
 
 
-def test_the_saved_files_alone_repeat_the_run_from_another_folder_without_pythonpath(folder, ground, tmp_path):
+def test_the_saved_files_alone_repeat_the_run_from_another_folder_without_pythonpath(
+    folder, ground, tmp_path
+):
     work_dir = folder / "deterministic_1"
     config = yaml.safe_load((work_dir / "config.yaml").read_text())
     config["hooks"] = []  # the recorder is found through PYTHONPATH only
-    saved = recipes.write_recipe(tmp_path / "again.yaml", {k: v for k, v in config.items() if k != "work_dir"})
+    saved = recipes.write_recipe(
+        tmp_path / "again.yaml", {k: v for k, v in config.items() if k != "work_dir"}
+    )
     options = ["--deepspeed_config", work_dir / "ds_config.json"]
     result = programs.finish(
-        ["python", programs.ROOT / "bin" / "train.py", saved.name, *options], cwd=tmp_path, recorder=False
+        ["python", programs.ROOT / "bin" / "train.py", saved.name, *options],
+        cwd=tmp_path,
+        recorder=False,
     )
     assert result.code == 0, result.stderr[-3000:]
     again = tmp_path / "work_dirs" / "again"
     losses = [[row["loss"] for row in programs.json_log(folder)] for folder in (again, work_dir)]
-    assert losses[0] == losses[1] and len(losses[0]) == 6
-    assert programs.digest(programs.student(again, 6)) == programs.digest(programs.student(work_dir, 6))
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+    assert programs.digest(programs.student(again, 6)) == programs.digest(
+        programs.student(work_dir, 6)
+    )

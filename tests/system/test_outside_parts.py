@@ -144,7 +144,15 @@ def trained(folder) -> Path:
     train = [programs.ROOT / "bin" / "train.py", folder / "mine.yaml", "--work-dir", work_dir]
     run([*programs.deepspeed(2), *train], programs.ROOT)
     run(
-        [sys.executable, programs.ROOT / "bin" / "resume", work_dir, "--num_gpus", "2", "--set", "train.iterations=3"],
+        [
+            sys.executable,
+            programs.ROOT / "bin" / "resume",
+            work_dir,
+            "--num_gpus",
+            "2",
+            "--set",
+            "train.iterations=3",
+        ],
         "/",
     )
     return work_dir
@@ -157,38 +165,69 @@ def test_a_recipes_own_package_is_found_under_the_launcher_and_when_a_run_goes_o
     assert all(4.9 < row["teacher"][0] < 12.1 and 8.9 < row["teacher"][1] < 23.1 for row in rows)
     assert all(row["loss"] == pytest.approx(row["loss_relative"] + row["loss_dpm"]) for row in rows)
     text = programs.log_text(trained)
-    assert "Teacher: my_depth.oracle, 0.00 M parameters, frozen" in text and "Training frames: 8" in text
-    assert "Hooks, in order: TextLog" in text and "Diary" in text
+    assert "Teacher: my_depth.oracle, 0.00 M parameters, frozen" in text
+    assert "Training frames: 8" in text
+    assert "Hooks, in order: TextLog" in text
+    assert "Diary" in text
 
 
-def test_in_the_current_folder_it_is_found_with_any_recipe_and_one_rank_sees_the_same(folder, trained):
+def test_in_the_current_folder_it_is_found_with_any_recipe_and_one_rank_sees_the_same(
+    folder, trained
+):
     recipes.write_recipe(folder / "elsewhere" / "mine.yaml", recipe())
-    train = [sys.executable, programs.ROOT / "bin" / "train.py", "elsewhere/mine.yaml", "--work-dir", "alone"]
+    train = [
+        sys.executable,
+        programs.ROOT / "bin" / "train.py",
+        "elsewhere/mine.yaml",
+        "--work-dir",
+        "alone",
+    ]
     run(train, folder)
     alone = diary(folder / "alone")
     for name in ("loss", "loss_dpm"):
-        assert [row[name] for row in alone] == pytest.approx([row[name] for row in diary(trained)[:2]], rel=1e-4)
+        assert [row[name] for row in alone] == pytest.approx(
+            [row[name] for row in diary(trained)[:2]], rel=1e-4
+        )
 
 
 def test_its_student_is_evaluated(folder, trained):
-    result = run([sys.executable, programs.ROOT / "bin" / "evaluate.py", trained / "config.yaml"], programs.ROOT)
-    assert f"{trained}/best_abs_rel.pth" in result.stdout and "4 val frames" in result.stdout
+    result = run(
+        [sys.executable, programs.ROOT / "bin" / "evaluate.py", trained / "config.yaml"],
+        programs.ROOT,
+    )
+    assert f"{trained}/best_abs_rel.pth" in result.stdout
+    assert "4 val frames" in result.stdout
 
 
 def test_its_teacher_makes_maps(ground, folder):
     node = recipes.recipe(ground) | {"teacher": recipe()["teacher"], "hooks": []}
     recipes.write_recipe(folder / "maps.yaml", node)
-    cache = [sys.executable, programs.ROOT / "bin" / "cache_teacher.py", folder / "maps.yaml", "--out", folder / "maps"]
+    cache = [
+        sys.executable,
+        programs.ROOT / "bin" / "cache_teacher.py",
+        folder / "maps.yaml",
+        "--out",
+        folder / "maps",
+    ]
     result = run(cache, programs.ROOT)
     assert "Teacher: my_depth.oracle, on 1 rank(s)" in result.stdout
     maps = list((folder / "maps").glob("*.png"))
-    assert len(maps) == 16 and all(map(is_whole_depth_png, maps))
+    assert len(maps) == 16
+    assert all(map(is_whole_depth_png, maps))
     assert teacher_maps.read_manifest(folder / "maps")["teacher_network"] == node["teacher"]
     assert "of my_depth.oracle, the weights with" in teacher_maps.describe(folder / "maps")
 
 
 def test_a_data_set_that_names_no_maps_is_refused_in_one_line(folder):
-    cache = [sys.executable, programs.ROOT / "bin" / "cache_teacher.py", folder / "mine.yaml", "--out", folder / "none"]
+    cache = [
+        sys.executable,
+        programs.ROOT / "bin" / "cache_teacher.py",
+        folder / "mine.yaml",
+        "--out",
+        folder / "none",
+    ]
     result = programs.finish(cache, recorder=False)
     (line,) = result.our_lines()
-    assert result.code == 2 and "data.name: my_depth.ramps has no map_name" in line and not (folder / "none").exists()
+    assert result.code == 2
+    assert "data.name: my_depth.ramps has no map_name" in line
+    assert not (folder / "none").exists()

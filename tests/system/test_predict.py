@@ -17,7 +17,9 @@ from support import programs, recipes
 from tiekd.models.build import build_network
 from tiekd.workdir.weights_file import write_weights
 
-REAL = pytest.mark.skipif("TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames")
+REAL = pytest.mark.skipif(
+    "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames"
+)
 KITTI = {"name": "kitti", "root": "nowhere", "kb_crop": [352, 1216]}
 NYU = {"name": "nyu", "root": "nowhere"}
 
@@ -32,13 +34,22 @@ def desk(tmp_path_factory) -> Path:
     (folder / "work").mkdir()
     write_weights(folder / "work/best_abs_rel.pth", network.state_dict(), recipes.STUDENT, 3)
     for name, data, max_depth in (("kitti", KITTI, 80.0), ("nyu", NYU, 10.0)):
-        recipe = {"network": recipes.STUDENT | {"max_depth": max_depth}, "data": data, "work_dir": str(folder / "work")}
+        recipe = {
+            "network": recipes.STUDENT | {"max_depth": max_depth},
+            "data": data,
+            "work_dir": str(folder / "work"),
+        }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
 
 def predict(desk, *arguments, recipe="kitti"):
-    command = [sys.executable, programs.ROOT / "bin/predict.py", desk / f"{recipe}.yaml", *arguments]
+    command = [
+        sys.executable,
+        programs.ROOT / "bin/predict.py",
+        desk / f"{recipe}.yaml",
+        *arguments,
+    ]
     return programs.finish(command, recorder=False)
 
 
@@ -51,7 +62,9 @@ def levels(path: Path) -> np.ndarray:
 
 def photo(height, width) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
-    return np.stack([columns * 255 // width, rows * 255 // height, (rows + columns) % 256], axis=2).astype(np.uint8)
+    return np.stack(
+        [columns * 255 // width, rows * 255 // height, (rows + columns) % 256], axis=2
+    ).astype(np.uint8)
 
 
 def test_a_folder_with_every_kind_of_picture_and_a_broken_one(desk, tmp_path):
@@ -67,16 +80,23 @@ def test_a_folder_with_every_kind_of_picture_and_a_broken_one(desk, tmp_path):
     (pictures / "deep/torn.png").write_bytes(whole[: len(whole) // 2])
     before = programs.files_of(pictures)
     out = tmp_path / "out"
-    result = predict(desk, desk / "work", pictures, "--out", out, "--raw", "--confidence", "--readout", "local")
+    result = predict(
+        desk, desk / "work", pictures, "--out", out, "--raw", "--confidence", "--readout", "local"
+    )
     assert result.code == 2
     lines = result.our_lines()
-    assert len(lines) == 2 and f"{pictures}/deep/torn.png: a torn or damaged PNG" in lines[0]
-    assert "1 of 6 could not be predicted" in lines[1] and "Traceback" not in result.stderr
+    assert len(lines) == 2
+    assert f"{pictures}/deep/torn.png: a torn or damaged PNG" in lines[0]
+    assert "1 of 6 could not be predicted" in lines[1]
+    assert "Traceback" not in result.stderr
     assert f"Weights: {desk}/work/best_abs_rel.pth; readout local" in result.stdout
     assert "16-bit PNG, 256 levels a metre" in result.stdout
-    assert "pictures: 6/6" in result.stdout and "images/s" in result.stdout
+    assert "pictures: 6/6" in result.stdout
+    assert "images/s" in result.stdout
     assert programs.files_of(pictures) == before
-    good = {"large": (3000, 4000)} | dict.fromkeys(("grey", "sixteen", "deep/rgba", "deep/er/palette"), (60, 100))
+    good = {"large": (3000, 4000)} | dict.fromkeys(
+        ("grey", "sixteen", "deep/rgba", "deep/er/palette"), (60, 100)
+    )
     for kind, suffix in (
         ("depth", "png"),
         ("colour", "png"),
@@ -84,14 +104,19 @@ def test_a_folder_with_every_kind_of_picture_and_a_broken_one(desk, tmp_path):
         ("confidence", "png"),
         ("confidence", "npy"),
     ):
-        found = sorted(str(path.relative_to(out / kind)) for path in (out / kind).rglob(f"*.{suffix}"))
+        found = sorted(
+            str(path.relative_to(out / kind)) for path in (out / kind).rglob(f"*.{suffix}")
+        )
         assert found == sorted(f"{name}.{suffix}" for name in good)
     for name, size in good.items():
         depth = np.load(out / f"raw/{name}.npy")
-        assert depth.shape == size and np.isfinite(depth).all() and 0.001 <= depth.min() <= depth.max() <= 80
+        assert depth.shape == size
+        assert np.isfinite(depth).all()
+        assert 0.001 <= depth.min() <= depth.max() <= 80
         assert np.abs(levels(out / f"depth/{name}.png") / 256.0 - depth).max() <= 0.51 / 256
         colour = Image.open(out / f"colour/{name}.png")
-        assert colour.height == size[0] and colour.width > size[1] + 20
+        assert colour.height == size[0]
+        assert colour.width > size[1] + 20
     assert np.array_equal(np.load(out / "raw/grey.npy"), np.load(out / "raw/sixteen.npy"))
     assert np.load(out / "raw/large.npy").std() > 0
 
@@ -99,11 +124,13 @@ def test_a_folder_with_every_kind_of_picture_and_a_broken_one(desk, tmp_path):
 def test_without_a_checkpoint_the_recipes_best_is_taken_and_old_files_are_kept(desk, tmp_path):
     Image.fromarray(photo(48, 64)).save(tmp_path / "p.png")
     first = predict(desk, tmp_path / "p.png", "--out", tmp_path / "out")
-    assert first.code == 0 and first.our_lines() == []
+    assert first.code == 0
+    assert first.our_lines() == []
     assert f"Weights: {desk}/work/best_abs_rel.pth; readout mean, on" in first.stdout
     before = programs.files_of(tmp_path / "out")
     again = predict(desk, tmp_path / "*.png", "--out", tmp_path / "out")
-    assert again.code == 2 and "exist already; give another --out, or --overwrite" in again.our_lines()[0]
+    assert again.code == 2
+    assert "exist already; give another --out, or --overwrite" in again.our_lines()[0]
     assert programs.files_of(tmp_path / "out") == before
     assert predict(desk, tmp_path / "*.png", "--out", tmp_path / "out", "--overwrite").code == 0
     assert programs.files_of(tmp_path / "out") == before  # the same depth, bit for bit
@@ -112,14 +139,26 @@ def test_without_a_checkpoint_the_recipes_best_is_taken_and_old_files_are_kept(d
 MISTAKES = {
     "no such file": (["none.png"], "none.png: no such file or folder; give a picture"),
     "no input": (["work/best_abs_rel.pth"], "weights by their name, no picture"),
-    "no such weights": (["nothing.pth", "p.png"], "nothing.pth: no such file; give a checkpoint file"),
-    "no such readout": (["p.png", "--readout", "median"], "readout: got 'median'; allowed: mean, mode, local"),
+    "no such weights": (
+        ["nothing.pth", "p.png"],
+        "nothing.pth: no such file; give a checkpoint file",
+    ),
+    "no such readout": (
+        ["p.png", "--readout", "median"],
+        "readout: got 'median'; allowed: mean, mode, local",
+    ),
     "no such size": (["p.png", "--size", "big"], "--size: got 'big'; allowed: HEIGHTxWIDTH"),
     "unknown camera": (["p.png", "--points"], "1 of 1 could not be predicted"),
-    "half a camera": (["p.png", "--points", "--intrinsics", "1,2"], "--intrinsics: got '1,2'; it must be four numbers"),
+    "half a camera": (
+        ["p.png", "--points", "--intrinsics", "1,2"],
+        "--intrinsics: got '1,2'; it must be four numbers",
+    ),
     "no such device": (["p.png", "--device", "warp"], "--device warp: there is no such device"),
     "two of a name": (["p.png", "p.jpg"], "p.jpg would have the same outputs"),
-    "a head without bins": (["w.pth", "p.png", "--confidence"], "confidence: asked for, but this network's head"),
+    "a head without bins": (
+        ["w.pth", "p.png", "--confidence"],
+        "confidence: asked for, but this network's head",
+    ),
 }
 
 
@@ -133,11 +172,15 @@ def mistakes(desk, tmp_path_factory) -> dict[str, programs.Result]:
     (desk / "sigmoid.yaml").write_text(yaml.safe_dump({"network": recipes.TEACHER}))
     calls = []
     for words, _ in MISTAKES.values():
-        paths = [str(desk / word) if word.endswith((".png", ".jpg", ".pth")) else word for word in words]
+        paths = [
+            str(desk / word) if word.endswith((".png", ".jpg", ".pth")) else word for word in words
+        ]
         recipe = desk / ("sigmoid.yaml" if "w.pth" in words else "kitti.yaml")
         calls.append(["bin/predict.py", str(recipe), *paths, "--out", str(folder / "out")])
     (folder / "arguments.json").write_text(json.dumps(calls))
-    result = programs.finish([sys.executable, programs.HERE / "mains.py", folder / "arguments.json"], recorder=False)
+    result = programs.finish(
+        [sys.executable, programs.HERE / "mains.py", folder / "arguments.json"], recorder=False
+    )
     assert result.code == 0, result.stderr[-3000:]
     results = [programs.Result(**row) for row in json.loads((folder / "arguments.out").read_text())]
     assert sorted(programs.files_of(folder)) == ["arguments.json", "arguments.out"]
@@ -147,9 +190,14 @@ def mistakes(desk, tmp_path_factory) -> dict[str, programs.Result]:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_writes_nothing(mistakes, name):
     result, words = mistakes[name], MISTAKES[name][1]
-    assert result.code == 2 and words in result.our_lines()[-1] and "Traceback" not in result.stderr + result.stdout
+    assert result.code == 2
+    assert words in result.our_lines()[-1]
+    assert "Traceback" not in result.stderr + result.stdout
     if name == "unknown camera":  # a picture's own trouble, after which the others would go on
-        assert "the camera of a picture of 48x64 there isn't known; give --intrinsics" in result.our_lines()[0]
+        assert (
+            "the camera of a picture of 48x64 there isn't known; give --intrinsics"
+            in result.our_lines()[0]
+        )
     else:
         assert len(result.our_lines()) == 1
 
@@ -164,40 +212,56 @@ def test_a_video_keeps_its_times_and_tells_its_flicker(desk, tmp_path):
             frame = photo(64, 96)
             frame[10:30, 8 * index : 8 * index + 16] = 255
             add(frame, pts)
-    result = predict(desk, tmp_path / "ride.mp4", "--out", tmp_path / "out", "--batch-size", "4", "--raw")
+    result = predict(
+        desk, tmp_path / "ride.mp4", "--out", tmp_path / "out", "--batch-size", "4", "--raw"
+    )
     assert result.code == 0, result.stderr
-    assert "Predicted 6 frames of" in result.stdout and "Flicker: " in result.stdout
+    assert "Predicted 6 frames of" in result.stdout
+    assert "Flicker: " in result.stdout
     rows = list(csv.DictReader((tmp_path / "out/times/ride.csv").open()))
     seconds = [pts / 1000 for pts in times]
     assert [float(row["time_s"]) for row in rows] == pytest.approx(seconds)
     assert all(0 < float(row["static_share"]) < 1 for row in rows[1:])
     colours = Video(tmp_path / "out/colour/ride.mp4")
     source = Video(tmp_path / "ride.mp4")
-    assert colours.rate == source.rate and [f.time_s for f in colours.frames()] == pytest.approx(seconds)
-    assert [levels(tmp_path / f"out/depth/ride/{i:06}.png").shape for i in range(6)] == [(64, 96)] * 6
+    assert colours.rate == source.rate
+    assert [f.time_s for f in colours.frames()] == pytest.approx(seconds)
+    assert [levels(tmp_path / f"out/depth/ride/{i:06}.png").shape for i in range(6)] == [
+        (64, 96)
+    ] * 6
     assert len(list((tmp_path / "out/raw/ride").iterdir())) == 6
 
 
 @REAL
 def test_real_kitti_frames_with_their_cameras(desk, tmp_path):
     root = Path(os.environ["TIEKD_REAL_DATA"]) / "kitti/input"
-    result = predict(desk, f"{root}/**/*[02468].png", "--out", tmp_path / "out", "--points", "--batch-size", "2")
+    result = predict(
+        desk, f"{root}/**/*[02468].png", "--out", tmp_path / "out", "--points", "--batch-size", "2"
+    )
     assert result.code == 0, result.stderr
     for path in sorted(root.rglob("*[02468].png")):
         name = path.relative_to(root).with_suffix("")
-        assert levels(tmp_path / f"out/depth/{name}.png").shape == np.asarray(Image.open(path)).shape[:2]
+        assert (
+            levels(tmp_path / f"out/depth/{name}.png").shape
+            == np.asarray(Image.open(path)).shape[:2]
+        )
         assert (tmp_path / f"out/points/{name}.ply").stat().st_size > 15 * 370 * 1224
 
 
 @REAL
 def test_real_nyu_frames_in_millimetres(desk, tmp_path):
     root = Path(os.environ["TIEKD_REAL_DATA"]) / "nyu"
-    result = predict(desk, f"{root}/**/rgb_*.jpg", "--out", tmp_path / "out", "--raw", "--points", recipe="nyu")
+    result = predict(
+        desk, f"{root}/**/rgb_*.jpg", "--out", tmp_path / "out", "--raw", "--points", recipe="nyu"
+    )
     assert result.code == 0, result.stderr
     assert "1000 levels a metre" in result.stdout
     names = sorted(path.relative_to(root).with_suffix("") for path in root.rglob("rgb_*.jpg"))
     assert len(names) >= 7
     for name in names:
         depth = np.load(tmp_path / f"out/raw/{name}.npy")
-        assert depth.shape == (480, 640) and depth.max() <= 10
-        assert np.abs(levels(tmp_path / f"out/depth/{name}.png") / 1000.0 - depth).max() <= 0.51 / 1000
+        assert depth.shape == (480, 640)
+        assert depth.max() <= 10
+        assert (
+            np.abs(levels(tmp_path / f"out/depth/{name}.png") / 1000.0 - depth).max() <= 0.51 / 1000
+        )

@@ -19,13 +19,23 @@ def run(ground, tmp_path_factory) -> tuple[programs.Result, Path, float]:
     config = {
         "gradient_accumulation_steps": 2,
         "zero_optimization": {"stage": 1},
-        "flops_profiler": {"enabled": True, "profile_step": 2, "output_file": str(folder / "flops.txt")},
+        "flops_profiler": {
+            "enabled": True,
+            "profile_step": 2,
+            "output_file": str(folder / "flops.txt"),
+        },
         "comms_logger": {"enabled": True, "prof_all": True, "verbose": False, "debug": False},
         "wall_clock_breakdown": True,
     }
     (folder / "profiled.json").write_text(json.dumps(config))
     path = recipes.write_recipe(folder / "recipe.yaml", recipe)
-    command = [*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", path, "--work-dir", folder / "work"]
+    command = [
+        *programs.deepspeed(2),
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        folder / "work",
+    ]
     started = time.monotonic()
     result = programs.finish([*command, "--deepspeed_config", folder / "profiled.json"])
     assert result.code == 0, result.stderr[-3000:]
@@ -34,7 +44,10 @@ def run(ground, tmp_path_factory) -> tuple[programs.Result, Path, float]:
 
 def test_the_wall_clock_breakdown_has_a_line_for_each_micro_batch_and_iteration(run):
     result, _, seconds = run
-    micro = re.findall(r"fwd_microstep: ([\d.]+) \| bwd_microstep: ([\d.]+) .*step_microstep: ([\d.]+)", result.stdout)
+    micro = re.findall(
+        r"fwd_microstep: ([\d.]+) \| bwd_microstep: ([\d.]+) .*step_microstep: ([\d.]+)",
+        result.stdout,
+    )
     whole = re.findall(r"\| fwd: ([\d.]+) \| bwd: ([\d.]+) .*\| step: ([\d.]+)", result.stdout)
     assert (len(micro), len(whole)) == (MICRO_BATCHES, ITERATIONS)
     assert 0 < sum(float(ms) for row in whole for ms in row) < 1000 * seconds
@@ -45,13 +58,16 @@ def test_the_wall_clock_breakdown_has_a_line_for_each_micro_batch_and_iteration(
 def test_the_flops_profiler_writes_its_table_with_every_part_of_the_network(run):
     result, folder, seconds = run
     table = (folder / "flops.txt").read_text()
-    assert "Profile Summary at step 3:" in table and re.search(r"^world size: +2 *$", table, re.M)
+    assert "Profile Summary at step 3:" in table
+    assert re.search(r"^world size: +2 *$", table, re.M)
     assert re.search(r"params per GPU: +26\.\d+ K", table)
     for part in ("MobileNetV2(", "DenseDepth(", "(head): Dpm("):
         (line,) = [line for line in table.splitlines() if part in line]
         assert not re.search(r" 0 MACs|, 0 s =", line), line
     # Timed from 1970 on, the network takes gigaseconds, and its parts no share of them.
-    whole = re.search(r"^Network\(\s+26\.\d+ K = 100% Params, .*, ([\d.]+) (ms|s) = 100% latency", table, re.M)
+    whole = re.search(
+        r"^Network\(\s+26\.\d+ K = 100% Params, .*, ([\d.]+) (ms|s) = 100% latency", table, re.M
+    )
     assert float(whole[1]) * {"ms": 1, "s": 1000}[whole[2]] < 1000 * seconds
     assert "Flops Profiler" not in result.stdout
 

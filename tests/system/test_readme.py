@@ -17,34 +17,60 @@ from support import programs as runs
 ELSEWHERE = {
     r"bin/demo": ("system/test_demo.py", "bin/demo"),
     r"bin/test( .*)?": ("../.ci/run", "bin/test"),
-    r"pip install -e .*": ("../bin/environment.sh", "pip install --disable-pip-version-check -q -e"),
+    r"pip install -e .*": (
+        "../bin/environment.sh",
+        "pip install --disable-pip-version-check -q -e",
+    ),
     r"tensorboard --logdir .*": ("system/test_tensorboard_server.py", "--logdir"),
-    r"deepspeed --hostfile hosts bin/train\.py .*": ("system/test_machines.py", '"--hostfile", "hosts", TRAIN'),
+    r"deepspeed --hostfile hosts bin/train\.py .*": (
+        "system/test_machines.py",
+        '"--hostfile", "hosts", TRAIN',
+    ),
     r"deepspeed --hostfile hosts --no_ssh .*": (
         "system/test_machines.py",
         '"--hostfile", "hosts", "--no_ssh", "--master_addr", "node1"',
     ),
     r"bin/resume /shared/run": ("system/test_machines.py", 'RESUME, "work")'),
     r"bin/resume /shared/run --exclude node2": ("system/test_machines.py", '"--exclude=node2"'),
-    r"srun .*python bin/train\.py .*": ("system/test_machines.py", 'step_of_two_tasks("python", TRAIN'),
-    r"srun .*python bin/resume .*": ("system/test_machines.py", 'step_of_two_tasks("python", RESUME'),
+    r"srun .*python bin/train\.py .*": (
+        "system/test_machines.py",
+        'step_of_two_tasks("python", TRAIN',
+    ),
+    r"srun .*python bin/resume .*": (
+        "system/test_machines.py",
+        'step_of_two_tasks("python", RESUME',
+    ),
 }
 NO_COMMANDS = {"CUDA_VISIBLE_DEVICES=4,5 deepspeed --num_gpus 2"}  # bin/README.md is about it
 COMMANDS = [command for command in commands.commands(runs.ROOT) if command not in NO_COMMANDS]
 
 
 def elsewhere(command: str) -> tuple[str, str] | None:
-    return next((test for pattern, test in ELSEWHERE.items() if re.fullmatch(pattern, command)), None)
+    return next(
+        (test for pattern, test in ELSEWHERE.items() if re.fullmatch(pattern, command)), None
+    )
 
 
 RUN_HERE = [command for command in COMMANDS if not elsewhere(command)]
-TRAININGS = [c for c in RUN_HERE if c.startswith("deepspeed --num_gpus 2 bin/train.py model_configs/")]
+TRAININGS = [
+    c for c in RUN_HERE if c.startswith("deepspeed --num_gpus 2 bin/train.py model_configs/")
+]
 LAUNCHED = [command for command in RUN_HERE if re.search(r"deepspeed |dist_train\.sh", command)]
 # Of what bin/test runs: the other commands take longer than it may.
-FIRST = commands.commands(runs.ROOT, ("README.md", "bin/MANY_MACHINES.md", "bin/TROUBLESHOOTING.md"))
+FIRST = commands.commands(
+    runs.ROOT, ("README.md", "bin/MANY_MACHINES.md", "bin/TROUBLESHOOTING.md")
+)
 FIRST += commands.outside_blocks((runs.ROOT / "bin" / "README.md").read_text(encoding="utf-8"))
-MARKED = [c if c in FIRST else pytest.param(c, marks=pytest.mark.long) for c in RUN_HERE if c not in TRAININGS]
-SCRIPTS = [block.text for block in commands.blocks(runs.ROOT) if block.language == "python" and block.file is None]
+MARKED = [
+    c if c in FIRST else pytest.param(c, marks=pytest.mark.long)
+    for c in RUN_HERE
+    if c not in TRAININGS
+]
+SCRIPTS = [
+    block.text
+    for block in commands.blocks(runs.ROOT)
+    if block.language == "python" and block.file is None
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +89,9 @@ def test_the_first_trainings_leave_what_the_readme_says(user):
     said = {"config.yaml", "ds_config.json", "environment.txt", "launch.json", "inputs.json"}
     said |= {"best_abs_rel.pth", "outcome.json"}
     there = {path.name for path in work_dir.iterdir()}
-    assert said <= there and (work_dir / "checkpoints" / "latest").exists() and (work_dir / "tf_logs").is_dir()
+    assert said <= there
+    assert (work_dir / "checkpoints" / "latest").exists()
+    assert (work_dir / "tf_logs").is_dir()
 
 
 @pytest.mark.parametrize("command", MARKED)
@@ -97,12 +125,15 @@ def test_what_is_launched_is_launched_as_it_is_written(tmp_path):
 
 def test_the_first_command_stands_on_the_first_screen():
     lines = (runs.ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert "bin/demo" in lines[:25] and len(lines) <= 200
+    assert "bin/demo" in lines[:25]
+    assert len(lines) <= 200
 
 
 def every_document() -> list[Path]:
     """All of the project, wherever git has any."""
-    folders = [runs.ROOT / name for name in ("bin", "tests", "model_configs", "ds_configs", "tiekd")]
+    folders = [
+        runs.ROOT / name for name in ("bin", "tests", "model_configs", "ds_configs", "tiekd")
+    ]
     return [*runs.ROOT.glob("*.md"), *(path for folder in folders for path in folder.rglob("*.md"))]
 
 
@@ -120,10 +151,13 @@ def test_every_link_and_picture_of_the_readmes_is_there():
             target = document.parent / link if link else document
             assert target.exists(), f"{document}: {link}"
             assert not anchor or anchor in anchors(target), f"{document}: {link}#{anchor}"
-        for name in re.findall(r"`((?:bin|tests|tiekd|ds_configs|model_configs)/[\w./]+\.\w+)`", text):
+        for name in re.findall(
+            r"`((?:bin|tests|tiekd|ds_configs|model_configs)/[\w./]+\.\w+)`", text
+        ):
             assert (runs.ROOT / name).exists(), f"{document}: {name}"
     picture = runs.ROOT / "bin" / "demo.jpg"
-    assert picture.stat().st_size <= 150_000 and Image.open(picture).width > 500
+    assert picture.stat().st_size <= 150_000
+    assert Image.open(picture).width > 500
 
 
 def anchors(document: Path) -> set[str]:
@@ -133,14 +167,22 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_every_extra_that_is_to_be_installed_is_one():
-    lists = [re.findall(r"\[(.*)\]", command) for command in COMMANDS if command.startswith("pip install")]
+    lists = [
+        re.findall(r"\[(.*)\]", command)
+        for command in COMMANDS
+        if command.startswith("pip install")
+    ]
     extras = set(",".join(names for names in sum(lists, [])).split(","))
     setup = (runs.ROOT / "setup.py").read_text(encoding="utf-8")
-    assert extras >= {"test"} and all(f'"{extra}":' in setup for extra in extras)
+    assert extras >= {"test"}
+    assert all(f'"{extra}":' in setup for extra in extras)
 
 
 def test_every_program_is_told_of():
     told = (runs.ROOT / "bin" / "README.md").read_text(encoding="utf-8")
-    programs = [path.name for path in (runs.ROOT / "bin").iterdir() if path.suffix not in (".md", ".jpg")]
+    programs = [
+        path.name for path in (runs.ROOT / "bin").iterdir() if path.suffix not in (".md", ".jpg")
+    ]
     programs = [name for name in programs if name != "__pycache__"]
-    assert len(programs) >= 16 and [name for name in programs if f"`{name}`" not in told] == []
+    assert len(programs) >= 16
+    assert [name for name in programs if f"`{name}`" not in told] == []

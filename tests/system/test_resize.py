@@ -28,7 +28,10 @@ def trained(ground, tmp_path_factory, request) -> Path:
     node = recipes.recipe(ground, iterations=4, validate=True)
     node["data"] |= {"resize": request.param}
     node["data"]["augment"] = {"rotate_deg": 20.0}
-    node |= {"evaluation": {"crop": "none", "flip": False, "by": "iteration", "interval": 4}, "hooks": []}
+    node |= {
+        "evaluation": {"crop": "none", "flip": False, "by": "iteration", "interval": 4},
+        "hooks": [],
+    }
     node["work_dir"] = str(folder / "work")
     recipe = recipes.write_recipe(folder / "student.yaml", node)
     result = programs.finish([*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", recipe])
@@ -39,7 +42,9 @@ def trained(ground, tmp_path_factory, request) -> Path:
 def evaluated(folder: Path, ranks: int) -> dict:
     launcher = [sys.executable] if ranks == 1 else programs.deepspeed(ranks)
     out = folder / f"figures_{ranks}.json"
-    result = programs.finish([*launcher, programs.ROOT / "bin" / "evaluate.py", folder / "student.yaml", "--out", out])
+    result = programs.finish(
+        [*launcher, programs.ROOT / "bin" / "evaluate.py", folder / "student.yaml", "--out", out]
+    )
     assert result.code == 0, result.stderr[-3000:]
     assert "scored there" in result.stdout
     return json.loads(out.read_text())["networks"]["student"]
@@ -49,7 +54,8 @@ def test_every_door_scores_and_predicts_what_the_run_did(ground, trained):
     log = next((trained / "work").glob("*.log.json")).read_text().splitlines()
     logged = next(row for row in map(json.loads, log) if row.get("mode") == "val")
     one, two = evaluated(trained, 1), evaluated(trained, 2)
-    assert one["metrics"] == two["metrics"] and one["resize"] == two["resize"] != {}
+    assert one["metrics"] == two["metrics"]
+    assert one["resize"] == two["resize"] != {}
     assert logged["abs_rel"] == pytest.approx(one["metrics"]["abs_rel"], abs=6e-5)
 
     student = tiekd.load_student(trained / "work" / "best_abs_rel.pth")
@@ -59,23 +65,31 @@ def test_every_door_scores_and_predicts_what_the_run_did(ground, trained):
         depth, truth = student(frames[index].image.contiguous()), frames[index].depth[0]
         assert depth.shape == truth.shape == (64, 128)
         rows.append(metrics.depth_metrics(depth, truth, 0.001, 80.0, "none"))
-    assert metrics.aggregate(torch.cat(rows))["abs_rel"] == pytest.approx(one["metrics"]["abs_rel"], rel=1e-6)
+    assert metrics.aggregate(torch.cat(rows))["abs_rel"] == pytest.approx(
+        one["metrics"]["abs_rel"], rel=1e-6
+    )
 
 
 def test_cached_maps_are_what_the_teacher_s_weights_say_of_whole_pictures(ground, tmp_path):
     torch.manual_seed(5)
     teacher, maps = tmp_path / "teacher.pth", tmp_path / "maps"
-    write_weights(teacher, build_network(recipes.TEACHER).state_dict(), recipes.TEACHER, 1, resize=CONTAIN)
+    write_weights(
+        teacher, build_network(recipes.TEACHER).state_dict(), recipes.TEACHER, 1, resize=CONTAIN
+    )
     node = recipes.recipe(ground)
     node["data"]["resize"] = STRETCH
     node["teacher"] = {"network": recipes.TEACHER, "checkpoint": str(teacher), "flip": False}
     recipe = recipes.write_recipe(tmp_path / "student.yaml", node)
-    result = programs.finish([sys.executable, programs.ROOT / "bin" / "cache_teacher.py", recipe, "--out", maps])
+    result = programs.finish(
+        [sys.executable, programs.ROOT / "bin" / "cache_teacher.py", recipe, "--out", maps]
+    )
     assert result.code == 0, result.stderr[-3000:]
     student = tiekd.load_student(teacher)
     frames = scenes.build(str(ground / "scenes"), "train", 80.0, **SIZE)
     for index in range(4):
-        cached = read_levels(maps / frames.map_name(index))[0].numpy().astype(np.float64) * 80 / 65535
+        cached = (
+            read_levels(maps / frames.map_name(index))[0].numpy().astype(np.float64) * 80 / 65535
+        )
         said = student(frames[index].image.contiguous()).numpy()
         assert cached.shape == said.shape == (64, 128)
         assert abs(cached - said).max() <= 0.5 * 80 / 65535 + 1e-5

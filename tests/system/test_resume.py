@@ -21,7 +21,13 @@ def resumable(ground: Path) -> dict:
 
 
 def train(path: Path, work_dir: Path, ranks: int = 2) -> list:
-    return [*programs.deepspeed(ranks), programs.ROOT / "bin" / "train.py", path, "--work-dir", work_dir]
+    return [
+        *programs.deepspeed(ranks),
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        work_dir,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,9 @@ def resumed(unbroken) -> tuple[Path, int]:
     # What is there to go on from: at a fifth iteration the kill may have come before or after the save.
     resumed_after = int(checkpoints.find(work_dir)[0].name.removeprefix("iter_"))
     assert 10 <= resumed_after <= killed_at
-    result = programs.finish([programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}"])
+    result = programs.finish(
+        [programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}"]
+    )
     assert result.code == 0, result.stderr[-3000:]
     return work_dir, resumed_after
 
@@ -70,7 +78,10 @@ def second_log(work_dir: Path) -> tuple[str, list[dict]]:
 
 
 def without_times(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in ("time", "data_time", "images_per_s")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("time", "data_time", "images_per_s")}
+        for row in rows
+    ]
 
 
 def test_it_goes_on_at_the_right_iteration(resumed):
@@ -86,16 +97,24 @@ def test_losses_and_weights_are_those_of_an_unbroken_run(unbroken, resumed):
     straight = without_times(programs.json_log(unbroken / "unbroken"))
     assert without_times(second_log(work_dir)[1]) == straight[after:]
     assert programs.losses(work_dir) == programs.losses(unbroken / "unbroken")
-    digests = {programs.digest(programs.student(folder, ITERATIONS)) for folder in (work_dir, unbroken / "unbroken")}
+    digests = {
+        programs.digest(programs.student(folder, ITERATIONS))
+        for folder in (work_dir, unbroken / "unbroken")
+    }
     assert len(digests) == 1
-    assert (work_dir / "best_abs_rel.pth").read_bytes() == (unbroken / "unbroken" / "best_abs_rel.pth").read_bytes()
+    assert (work_dir / "best_abs_rel.pth").read_bytes() == (
+        unbroken / "unbroken" / "best_abs_rel.pth"
+    ).read_bytes()
 
 
-def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_left(unbroken, resumed):
+def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_left(
+    unbroken, resumed
+):
     work_dir, _ = resumed
     before = programs.student(work_dir, ITERATIONS)
     result = programs.finish([programs.ROOT / "bin" / "resume", work_dir])
-    assert result.code == 0 and f"is finished ({ITERATIONS} of {ITERATIONS} iterations" in result.stdout
+    assert result.code == 0
+    assert f"is finished ({ITERATIONS} of {ITERATIONS} iterations" in result.stdout
     (work_dir / "outcome.json").unlink()  # as if it had been killed after its last save
     result = programs.finish([*programs.deepspeed(2), programs.ROOT / "bin" / "resume", work_dir])
     assert result.code == 0, result.stderr[-3000:]
@@ -104,8 +123,16 @@ def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_le
 
 
 def test_layouts_of_another_cpu_are_kept_and_told(ground, tmp_path):
-    path = recipes.write_recipe(tmp_path / "recipe.yaml", recipes.recipe(ground, batch_size=2, iterations=2))
-    train = [sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", tmp_path / "run"]
+    path = recipes.write_recipe(
+        tmp_path / "recipe.yaml", recipes.recipe(ground, batch_size=2, iterations=2)
+    )
+    train = [
+        sys.executable,
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        tmp_path / "run",
+    ]
     result = programs.finish(train, ATEN_CPU_CAPABILITY="default")
     assert result.code == 0 and "CPU instructions: other" in result.stderr, result.stderr[-3000:]
     record = (tmp_path / "run" / "layouts.json").read_bytes()
@@ -129,7 +156,13 @@ def one_process(ground, unbroken) -> dict[str, programs.Result]:
         "checkpoint": [path, "--work-dir", str(folder / "from_5"), *to_14]
         + ["--resume-from", str(folder / "auto" / "checkpoints" / "iter_5")],
         "auto": [path, "--work-dir", str(folder / "auto"), "--resume-from", "auto", *to_14],
-        "nowhere": [path, "--work-dir", str(folder / "auto"), "--resume-from", str(folder / "no_such")],
+        "nowhere": [
+            path,
+            "--work-dir",
+            str(folder / "auto"),
+            "--resume-from",
+            str(folder / "no_such"),
+        ],
         "again": [path, "--work-dir", str(folder / "auto")],
         "lowered": ["bin/resume", str(folder / "auto"), "--set", "train.iterations=13"],
         "finished": ["bin/resume", str(folder / "auto")],
@@ -150,7 +183,8 @@ def test_train_resumes_from_auto_or_a_checkpoint(one_process, unbroken):
     assert [row["iteration"] for row in rows] == list(range(6, 15))
     # The schedule is that of 14 iterations now, so the first loss is that of the straight run and later ones are not.
     straight = programs.losses(unbroken / "auto")[5:]
-    assert rows[0]["loss"] == straight[0] and rows[3]["loss"] != straight[3]
+    assert rows[0]["loss"] == straight[0]
+    assert rows[3]["loss"] != straight[3]
 
 
 def test_an_end_before_the_checkpoint_is_refused_and_the_run_stays_as_it_was(one_process, unbroken):
@@ -177,5 +211,8 @@ def test_what_can_not_be_resumed_is_refused_in_one_line(one_process, name, text)
     result = one_process[name]
     assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
-    assert line.startswith("LaunchError: " if name == "again" else "CheckpointError: ") and text in line, line
+    assert (
+        line.startswith("LaunchError: " if name == "again" else "CheckpointError: ")
+        and text in line
+    ), line
     assert "Traceback" not in result.stderr

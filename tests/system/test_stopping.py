@@ -25,7 +25,13 @@ def path(ground, tmp_path_factory) -> Path:
 
 
 def start(path: Path, name: str) -> programs.Program:
-    command = [*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", path, "--work-dir", path.parent / name]
+    command = [
+        *programs.deepspeed(2),
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        path.parent / name,
+    ]
     return programs.Program(command)
 
 
@@ -57,7 +63,9 @@ def wait_until_gone(everything: list[psutil.Process]) -> float:
 
 
 def resume(work_dir: Path) -> None:
-    result = programs.finish([programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}"])
+    result = programs.finish(
+        [programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}"]
+    )
     assert result.code == 0, result.stderr[-3000:]
 
 
@@ -71,7 +79,14 @@ def resume(work_dir: Path) -> None:
         pytest.param("launch", signal.SIGTERM, 1, marks=pytest.mark.long),
         ("launch", signal.SIGKILL, 0),  # deepspeed takes a killed launch.py for a success
     ],
-    ids=["TERM-rank", "USR1-rank", "TERM-deepspeed", "KILL-deepspeed", "TERM-launch", "KILL-launch"],
+    ids=[
+        "TERM-rank",
+        "USR1-rank",
+        "TERM-deepspeed",
+        "KILL-deepspeed",
+        "TERM-launch",
+        "KILL-launch",
+    ],
 )
 def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code, request):
     name = request.node.callspec.id
@@ -79,13 +94,16 @@ def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code
     with start(path, name) as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 10)
         of = processes(program)
-        everything = [p for each in of.values() for p in each] + [c for p in of["ranks"] for c in p.children()]
+        everything = [p for each in of.values() for p in each] + [
+            c for p in of["ranks"] for c in p.children()
+        ]
         os.kill(of[whom][-1].pid, number)
         result = program.result(timeout_s=300)
         wait_until_gone(everything)
     assert result.code == code, result.stderr[-3000:]
     stopped_after = int(checkpoints.find(work_dir)[0].name.removeprefix("iter_"))
-    assert 10 <= stopped_after < ITERATIONS and stopped_after == iterations_done(work_dir)
+    assert 10 <= stopped_after < ITERATIONS
+    assert stopped_after == iterations_done(work_dir)
     assert f"stopped after iteration {stopped_after}, " in result.stderr
     assert "Traceback" not in result.stderr
     if name in ("TERM-rank", "KILL-launch"):

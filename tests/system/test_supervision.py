@@ -22,15 +22,29 @@ def path(ground, tmp_path_factory) -> Path:
 
 
 def newest(work_dir: Path) -> int:
-    return max((int(p.name[5:]) for p in checkpoints.newest_first(work_dir / checkpoints.FOLDER)), default=0)
+    return max(
+        (int(p.name[5:]) for p in checkpoints.newest_first(work_dir / checkpoints.FOLDER)),
+        default=0,
+    )
 
 
 def train(path: Path, name: str) -> list:
-    return [*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", path, "--work-dir", path.parent / name]
+    return [
+        *programs.deepspeed(2),
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        path.parent / name,
+    ]
 
 
 def resume(work_dir: Path, *options: str) -> list:
-    return [programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}", *options]
+    return [
+        programs.ROOT / "bin" / "resume",
+        work_dir,
+        f"--master_port={programs.free_port()}",
+        *options,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +78,13 @@ def test_it_ends_by_itself_through_three_kills(killed, path):
     )
 
     again = programs.finish(resume(killed))
-    assert again.code == 0 and f"is finished ({ITERATIONS} of {ITERATIONS} iterations" in again.stdout
+    assert again.code == 0
+    assert f"is finished ({ITERATIONS} of {ITERATIONS} iterations" in again.stdout
 
 
-def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leaves_nobody(path, ground):
+def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leaves_nobody(
+    path, ground
+):
     """The teacher's file is gone, which no start mends; then it is back, and the supervisor is killed."""
     work_dir = path.parent / "crashing"
     with programs.Program(train(path, "crashing")) as program:
@@ -79,7 +96,8 @@ def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leav
     finally:
         (ground / "elsewhere.pth").rename(teacher)
     assert result.code == 2 and "not started again" in result.stderr, result.stderr[-3000:]
-    assert "restart 1 of 5" in result.stderr and "restart 2 of 5" not in result.stderr
+    assert "restart 1 of 5" in result.stderr
+    assert "restart 2 of 5" not in result.stderr
 
     with programs.Program(resume(work_dir, "--restarts=5")) as program:
         program.wait_until(lambda: newest(work_dir) > 4)
@@ -102,7 +120,8 @@ def test_a_second_run_on_a_work_dir_is_refused(path):
         second = programs.finish([*anew, "--resume-from", "auto"])
         (line,) = second.our_lines()
         assert second.code == 2 and line.startswith("LaunchError: "), second.stderr[-2000:]
-        assert f"is in use by process {first.ranks()[0].pid} on " in line and "give another --work-dir" in line
+        assert f"is in use by process {first.ranks()[0].pid} on " in line
+        assert "give another --work-dir" in line
         assert programs.files_of(work_dir) == before
         for process in first.ranks():
             process.resume()

@@ -23,7 +23,13 @@ def watched(folder, ground, name: str, **changes) -> dict:
     recipe["losses"]["structure"] = {"name": "ssim", "weight": 0.1}
     recipe["hooks"] = [{"name": "support.parts.sync_watch", "first": FIRST, "last": LAST}]
     path = recipes.write_recipe(folder / "recipe.yaml", recipe | changes)
-    command = [programs.sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", folder / "work"]
+    command = [
+        programs.sys.executable,
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        folder / "work",
+    ]
     result = programs.finish([*command, "--deepspeed_config", programs.DS_CONFIGS / f"{name}.json"])
     assert result.code == 0, result.stderr[-3000:]
     return json.loads((folder / "work" / "syncs.json").read_text())
@@ -38,7 +44,10 @@ def test_nothing_of_ours_waits_for_the_device_off_the_log_step(name, ground, tmp
 
 
 def test_a_hook_that_waits_is_found(ground, tmp_path):
-    hooks = [{"name": "support.parts.recorder"}, {"name": "support.parts.sync_watch", "first": FIRST, "last": LAST}]
+    hooks = [
+        {"name": "support.parts.recorder"},
+        {"name": "support.parts.sync_watch", "first": FIRST, "last": LAST},
+    ]
     told = watched(tmp_path, ground, "fp32", hooks=hooks)
     # The recorder's means over ranks, and its count of skipped steps, once an iteration.
     files = [line.split(" at ")[1].split(":")[0] for line in told["found"]]

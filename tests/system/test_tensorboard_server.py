@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from support import programs, recipes
 
-CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+CHROMIUM = next(
+    (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path),
+    None,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +23,22 @@ def server(ground, tmp_path_factory):
     recipe = recipes.recipe(ground, iterations=8)
     recipe["tensorboard"] = {"interval": 1, "image_interval": 4}
     programs.many(
-        [{"name": "work", "recipe": recipe, "engine": str(programs.DS_CONFIGS / "fp32.json")}], folder, ranks=1
+        [{"name": "work", "recipe": recipe, "engine": str(programs.DS_CONFIGS / "fp32.json")}],
+        folder,
+        ranks=1,
     )
     port = programs.free_port()
-    command = ["python", "-m", "tensorboard.main", "--logdir", folder / "work", "--host", "127.0.0.1", "--port", port]
+    command = [
+        "python",
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        folder / "work",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+    ]
     with programs.Program([*command, "--load_fast=false", "--reload_interval=1"]) as program:
         address = f"http://127.0.0.1:{port}"
         program.wait_until(lambda: "tf_logs" in str(ask(address, "/data/runs")))
@@ -43,7 +58,9 @@ def ask(address: str, route: str):
 def shown(address: str, plugin: str, name: str) -> list:
     """The points or pictures of the one tag that ends in a name; none where there is no such tag yet."""
     tags = ask(address, f"/data/plugin/{plugin}/tags") or {}
-    found = [{"run": run, "tag": tag} for run in tags for tag in tags[run] if tag.split("/")[-1] == name]
+    found = [
+        {"run": run, "tag": tag} for run in tags for tag in tags[run] if tag.split("/")[-1] == name
+    ]
     if not found:
         return []
     (which,) = found
@@ -57,7 +74,9 @@ def test_it_serves_the_loss_and_the_pictures(server):
     assert all(0 < value < 10 for _, _, value in points)
     pictures = shown(server, "images", "pictures_1")
     assert [picture["step"] for picture in pictures] == [4, 8]
-    with urllib.request.urlopen(f"{server}/data/plugin/images/individualImage?{pictures[0]['query']}") as answer:
+    with urllib.request.urlopen(
+        f"{server}/data/plugin/images/individualImage?{pictures[0]['query']}"
+    ) as answer:
         assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
 
 

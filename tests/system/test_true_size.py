@@ -12,15 +12,29 @@ LIMIT_GB = 20.0
 
 @pytest.mark.long
 def test_a_step_of_the_published_student_fits_into_twenty_gigabytes(ground, tmp_path, capsys):
-    network = programs.ROOT / "model_configs" / "_base_" / "networks" / "mobilenet_v2_dpm_kitti.yaml"
+    network = (
+        programs.ROOT / "model_configs" / "_base_" / "networks" / "mobilenet_v2_dpm_kitti.yaml"
+    )
     recipe = recipes.recipe(ground, batch_size=2, iterations=1)
     recipe["network"] = yaml.safe_load(network.read_text())["network"]
     recipe["losses"] = {"dpm": {"weight": 1.0}, "depth": {"name": "ssim", "weight": 9.0}}
-    recipe["data"] |= {"root": str(tmp_path / "scenes"), "height": 376, "width": 1240, "num_train": 2, "num_val": 1}
+    recipe["data"] |= {
+        "root": str(tmp_path / "scenes"),
+        "height": 376,
+        "width": 1240,
+        "num_train": 2,
+        "num_val": 1,
+    }
     recipe["data"]["augment"] = {"crop": [352, 704]}
     recipe["tensorboard"] = {"image_interval": 0}
     path = recipes.write_recipe(tmp_path / "recipe.yaml", recipe)
-    command = [*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", path, "--work-dir", tmp_path / "work"]
+    command = [
+        *programs.deepspeed(2),
+        programs.ROOT / "bin" / "train.py",
+        path,
+        "--work-dir",
+        tmp_path / "work",
+    ]
     peak_gb = 0.0
     with programs.Program(command) as program:
         while program.process.poll() is None:

@@ -21,7 +21,9 @@ sys.stdin.read()
 
 def test_a_work_dir_that_another_run_has_is_refused_until_that_has_ended(tmp_path):
     command = [sys.executable, "-c", OTHER_RUN, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "locked\n"
         assert workdir.is_in_use(tmp_path)
         told = f"{tmp_path} is in use by process {other.pid} on .*; wait until it has ended, end it, or give another"

@@ -15,7 +15,10 @@ FP32, ACCUMULATE2 = programs.DS_CONFIGS / "fp32.json", programs.DS_CONFIGS / "fp
 def job(name: str, ground: Path, engine: Path = FP32, encoder: str | None = None, **train) -> dict:
     recipe = recipes.recipe(ground, **train)
     if encoder:
-        recipe["network"] = {**recipe["network"], "encoder": {"name": f"support.parts.{encoder}_encoder"}}
+        recipe["network"] = {
+            **recipe["network"],
+            "encoder": {"name": f"support.parts.{encoder}_encoder"},
+        }
     return {"name": name, "recipe": recipe, "engine": str(engine)}
 
 
@@ -45,7 +48,11 @@ def assert_same(first: Path, second: Path, atol: float = 1e-5) -> None:
     assert programs.losses(first) == pytest.approx(programs.losses(second), rel=2e-6)
     for name, tensor in programs.student(first).items():
         torch.testing.assert_close(
-            tensor, programs.student(second)[name], rtol=1e-4, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
+            tensor,
+            programs.student(second)[name],
+            rtol=1e-4,
+            atol=atol,
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
@@ -76,7 +83,11 @@ def test_norms_over_a_micro_batch_are_not_those_over_the_batch(results):
 def test_eight_ranks_are_two(ground, tmp_path):
     kinds = ("plain", "smooth", None)
     for ranks in (8, 2):
-        programs.many([job(f"{kind}_of_{ranks}", ground, FP32, kind, batch_size=16) for kind in kinds], tmp_path, ranks)
+        programs.many(
+            [job(f"{kind}_of_{ranks}", ground, FP32, kind, batch_size=16) for kind in kinds],
+            tmp_path,
+            ranks,
+        )
     assert_same(tmp_path / "plain_of_8", tmp_path / "plain_of_2")
     # Sums over 8 parts are rounded otherwise than over 2; some weights whose gradients nearly cancel feel it.
     assert_same(tmp_path / "smooth_of_8", tmp_path / "smooth_of_2", atol=5e-5)

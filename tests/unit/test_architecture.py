@@ -11,7 +11,9 @@ NO_PACKAGES = {"bin"}  # stands in the list of imports, beside tiekd/
 
 def read_tree(document: str, under: str | None = None) -> list[tuple[int, str]]:
     """The paths in the last tree of a document, each with its indent; below the entry `under` if one is given."""
-    blocks = re.findall(r"^```text\n(.*?)^```$", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
+    blocks = re.findall(
+        r"^```text\n(.*?)^```$", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S
+    )
     entries = []
     for line in blocks[-1].splitlines():
         indent = len(line) - len(line.lstrip())
@@ -45,5 +47,7 @@ def test_every_path_in_the_trees_is_there():
         assert path.exists(), path
         folders[indent + 2] = path
     assert top_level(read_tree("tiekd/README.md")) == {
-        path.stem for path in (ROOT / "tiekd").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+        path.stem
+        for path in (ROOT / "tiekd").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
     }

@@ -45,7 +45,9 @@ def test_a_file_gets_a_plain_line_every_half_minute_and_one_at_the_end(clock):
 def test_a_terminal_gets_one_line_that_is_rewritten(clock):
     text = follow(clock, Terminal(), step_s=0.25, steps=4)
     lines = text.split("\r")
-    assert lines[0] == "" and text.endswith("\n") and text.count("\n") == 1
+    assert lines[0] == ""
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
     assert [line.strip() for line in lines[1:]] == [
         "maps [======>                       ] 200/1000, 0.0/s, eta ?",
         "maps [======>                       ] 208/1000, 16.0/s, eta 0:00:50",

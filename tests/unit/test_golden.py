@@ -23,25 +23,35 @@ SOURCE = "".join(path.read_text() for path in sorted(TESTS.rglob("*.py")))
         (golden.fill("backbone.conv1.bn.running_var", (32,)), [1.17359734, 1.13463998, 1.10276890]),
         (golden.fill("backbone.conv1.bn.bias", (32,)), [-0.06866177, 0.06282111, -0.24545754]),
         (golden.image("model:mobilev2_DPM_kitti:img", (2, 3, 64, 96)), [-0.33086383, 0.19928752]),
-        (golden.depth("loss:TIE_KD_nyu49:kd_gt", (2, 1, 24, 40), 1e-3, 10.0), [2.83274102, 4.11098146]),
+        (
+            golden.depth("loss:TIE_KD_nyu49:kd_gt", (2, 1, 24, 40), 1e-3, 10.0),
+            [2.83274102, 4.11098146],
+        ),
         (golden.randn("head:DPM_mobile_nyu49:feat0", (2, 24, 16, 24)), [-1.60018075, 0.05554437]),
         (golden.rand("extra:msda:ref", (2, 7, 2, 2)), [0.13135134, 0.20108365]),
     ],
     ids=["weight", "scale", "variance", "bias", "image", "depth", "normal", "uniform"],
 )
 def test_the_rules_give_the_published_inputs(values, expected):
-    torch.testing.assert_close(values.flatten()[: len(expected)], torch.tensor(expected), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        values.flatten()[: len(expected)], torch.tensor(expected), rtol=1e-6, atol=1e-8
+    )
 
 
 def test_every_stored_loss_is_held_by_a_test():
     cases = [path.stem for path in (golden.GOLDEN / "losses").glob("*.npz")]
     assert len(cases) == 33
-    assert [case for case in cases if f'"{case}"' not in SOURCE and f"losses/{case}.npz" not in SOURCE] == []
+    assert [
+        case for case in cases if f'"{case}"' not in SOURCE and f"losses/{case}.npz" not in SOURCE
+    ] == []
 
 
 def test_the_readme_counts_what_is_stored():
     text = (golden.GOLDEN / "README.md").read_text()
-    folders = {name: int(count) for name, count in re.findall(r"^\| `(\w+)/` \| (\d+) ", text, flags=re.MULTILINE)}
+    folders = {
+        name: int(count)
+        for name, count in re.findall(r"^\| `(\w+)/` \| (\d+) ", text, flags=re.MULTILINE)
+    }
     networks, logs = golden.load_json("networks/cases.json"), golden.load_json("logs/manifest.json")
     curves = {key.split("__")[0] for key in golden.load_arrays("schedules/curves.npz")}
     assert folders["losses"] == 33

@@ -63,7 +63,10 @@ def imported(node: ast.AST, path: Path) -> list[str]:
             is_module |= base == "tiekd" and alias.name in LEVEL
             found.append(f"{base}.{alias.name}" if is_module else base)
         return found
-    if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
+    if (
+        isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module"
+    ):
         given = node.args[0] if node.args else None
         if isinstance(given, ast.JoinedStr) and given.values:
             given = given.values[0]
@@ -86,7 +89,9 @@ def broken(root: Path) -> list[tuple[str, str, str]]:
     found = []
     for name, line, target in arrows(root):
         here, there = room_of_file(name), room_of(target)
-        if here == "__init__" or here == there:  # tiekd/__init__.py is the door, and imports when it is asked
+        if (
+            here == "__init__" or here == there
+        ):  # tiekd/__init__.py is the door, and imports when it is asked
             continue
         why = None
         if target.startswith("deepspeed"):
@@ -122,8 +127,11 @@ def test_all_rooms_are_in_the_order_and_there_are_few():
     packages = {path.parent.name for path in (ROOT / "tiekd").glob("*/__init__.py")}
     modules = {path.stem for path in (ROOT / "tiekd").glob("*.py")}
     assert packages | modules == {*LEVEL, "__init__"} - {"bin"}
-    assert len(packages) <= 14 and len(modules) <= 6
-    assert draw_architecture.read_groups() == [rooms.split() for rooms in ORDER]  # of tiekd/README.md
+    assert len(packages) <= 14
+    assert len(modules) <= 6
+    assert draw_architecture.read_groups() == [
+        rooms.split() for rooms in ORDER
+    ]  # of tiekd/README.md
 
 
 def test_the_folders_of_parts_hold_parts_and_nothing_else():
@@ -145,11 +153,23 @@ def test_the_folders_of_parts_hold_parts_and_nothing_else():
 
 PLANTED = {
     "an arrow up": ("tiekd/data/frames.py", "from tiekd.models.network import Prediction\n", 1),
-    "an arrow up by the package": ("tiekd/config/recipe.py", "import os\nfrom tiekd import training\n", 2),
+    "an arrow up by the package": (
+        "tiekd/config/recipe.py",
+        "import os\nfrom tiekd import training\n",
+        2,
+    ),
     "a sibling": ("tiekd/losses/mse.py", "import tiekd.evaluation.metrics\n", 1),
     "a sibling module": ("tiekd/files.py", "from tiekd import console\n", 1),
-    "inside a function": ("tiekd/workdir/a.py", "def f():\n    from tiekd.engine import build\n    return build\n", 2),
-    "by name": ("tiekd/kernels/a.py", "import importlib\nimportlib.import_module('tiekd.data.batch')\n", 2),
+    "inside a function": (
+        "tiekd/workdir/a.py",
+        "def f():\n    from tiekd.engine import build\n    return build\n",
+        2,
+    ),
+    "by name": (
+        "tiekd/kernels/a.py",
+        "import importlib\nimportlib.import_module('tiekd.data.batch')\n",
+        2,
+    ),
     "by the beginning of a name": ("tiekd/kernels/a.py", "import_module(f'tiekd.models.{1}')\n", 1),
     "a relative one": ("tiekd/models/heads/a.py", "from ...training import hook\n", 1),
     "the engine": ("tiekd/teachers/a.py", "from tiekd.engine.build import build_engine\n", 1),
@@ -157,7 +177,11 @@ PLANTED = {
     "more than comm": ("tiekd/inference/a.py", "from tiekd.distributed import entrypoint\n", 1),
     "a body in bin": ("bin/a.py", "from tiekd.models.build import build_network\n", 1),
     "tiekd's own names": ("tiekd/training/a.py", "from tiekd import Hook\n", 1),
-    "for types alone": ("tiekd/data/a.py", "if TYPE_CHECKING:\n    from tiekd.losses import dpm\n", 2),
+    "for types alone": (
+        "tiekd/data/a.py",
+        "if TYPE_CHECKING:\n    from tiekd.losses import dpm\n",
+        2,
+    ),
     "a room that nobody knows": ("tiekd/data/a.py", "from tiekd.utils import anything\n", 1),
 }
 
@@ -165,11 +189,15 @@ PLANTED = {
 @pytest.mark.parametrize("planted", PLANTED)
 def test_an_arrow_that_breaks_the_rule_is_named_by_its_line(planted, tmp_path):
     file, text, line = PLANTED[planted]
-    for name, content in {"tiekd/models/fine.py": "from tiekd.data.frames import Frames\n", file: text}.items():
+    for name, content in {
+        "tiekd/models/fine.py": "from tiekd.data.frames import Frames\n",
+        file: text,
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     found = [told for *_, told in broken(tmp_path)]
-    assert len(found) == 1 and found[0].startswith(f"{file}:{line}: imports ")
+    assert len(found) == 1
+    assert found[0].startswith(f"{file}:{line}: imports ")
 
 
 def test_an_arrow_to_the_left_is_fine(tmp_path):

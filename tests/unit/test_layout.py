@@ -7,59 +7,29 @@ TIEKD = TESTS.parent / "tiekd"
 # Modules that are tested with what uses them, below the file of tests that does: a part of a kind beside the others of
 # its kind, the body of a program by the program, and what only makes sense as a whole.
 ELSEWHERE = {
-    "system/test_bad_numbers.py": (
-        "tools/show_batch",
-    ),
-    "system/test_benchmark_program.py": (
-        "tools/benchmarks/ranks",
-    ),
-    "system/test_evaluate.py": (
-        "tools/evaluate",
-    ),
-    "system/test_export.py": (
-        "tools/export",
-    ),
-    "system/test_full_state.py": (
-        "engine/full_state",
-    ),
-    "system/test_options.py": (
-        "tools/train",
-    ),
-    "system/test_outside_parts.py": (
-        "teachers/external",
-    ),
+    "system/test_bad_numbers.py": ("tools/show_batch",),
+    "system/test_benchmark_program.py": ("tools/benchmarks/ranks",),
+    "system/test_evaluate.py": ("tools/evaluate",),
+    "system/test_export.py": ("tools/export",),
+    "system/test_full_state.py": ("engine/full_state",),
+    "system/test_options.py": ("tools/train",),
+    "system/test_outside_parts.py": ("teachers/external",),
     "system/test_predict.py": (
         "inference/predict/video_prediction",
         "tools/predict",
     ),
-    "system/test_profiling.py": (
-        "engine/profiling",
-    ),
+    "system/test_profiling.py": ("engine/profiling",),
     "system/test_resume.py": (
         "tools/resume",
         "training/run",
     ),
-    "system/test_starting.py": (
-        "tools/print_config",
-    ),
-    "system/test_supervision.py": (
-        "tools/supervise",
-    ),
-    "system/test_workdir.py": (
-        "workdir/workdir",
-    ),
-    "unit/config/test_recipe.py": (
-        "config/build",
-    ),
-    "unit/config/test_recipes.py": (
-        "config/schema",
-    ),
-    "unit/data/datasets/test_folder.py": (
-        "data/build",
-    ),
-    "unit/data/datasets/test_kitti.py": (
-        "data/frames",
-    ),
+    "system/test_starting.py": ("tools/print_config",),
+    "system/test_supervision.py": ("tools/supervise",),
+    "system/test_workdir.py": ("workdir/workdir",),
+    "unit/config/test_recipe.py": ("config/build",),
+    "unit/config/test_recipes.py": ("config/schema",),
+    "unit/data/datasets/test_folder.py": ("data/build",),
+    "unit/data/datasets/test_kitti.py": ("data/frames",),
     "unit/data/datasets/test_scenes.py": (
         "data/rendering/casting",
         "data/rendering/ground",
@@ -71,22 +41,14 @@ ELSEWHERE = {
         "data/rendering/texture",
         "data/rendering/vehicles",
     ),
-    "unit/data/loading/test_unreadable.py": (
-        "training/unreadable_hook",
-    ),
-    "unit/data/test_image_io.py": (
-        "data/orientation",
-    ),
-    "unit/data/test_resize.py": (
-        "data/loading/collate",
-    ),
+    "unit/data/loading/test_unreadable.py": ("training/unreadable_hook",),
+    "unit/data/test_image_io.py": ("data/orientation",),
+    "unit/data/test_resize.py": ("data/loading/collate",),
     "unit/distributed/test_allocator.py": (
         "training/kept_memory_hook",
         "workdir/environment",
     ),
-    "unit/distributed/test_comm.py": (
-        "models/layers/batch_norm",
-    ),
+    "unit/distributed/test_comm.py": ("models/layers/batch_norm",),
     "unit/distributed/test_entrypoint.py": (
         "distributed/process_group",
         "errors",
@@ -95,9 +57,7 @@ ELSEWHERE = {
         "engine/patches",
         "engine/step",
     ),
-    "unit/engine/test_execution.py": (
-        "engine/build",
-    ),
+    "unit/engine/test_execution.py": ("engine/build",),
     "unit/evaluation/test_evaluate.py": (
         "models/flip",
         "training/evaluation_hook",
@@ -114,12 +74,8 @@ ELSEWHERE = {
         "inference/export/program_format",
         "inference/export/trial_pictures",
     ),
-    "unit/inference/predict/test_prediction.py": (
-        "inference/predict/predictor",
-    ),
-    "unit/kernels/test_chunked.py": (
-        "kernels/cells",
-    ),
+    "unit/inference/predict/test_prediction.py": ("inference/predict/predictor",),
+    "unit/kernels/test_chunked.py": ("kernels/cells",),
     "unit/kernels/test_triton_dpm.py": (
         "kernels/triton_backward",
         "kernels/triton_forward",
@@ -158,12 +114,8 @@ ELSEWHERE = {
         "models/heads/sigmoid",
         "models/layers/depth_conv",
     ),
-    "unit/models/test_load.py": (
-        "workdir/weights_file",
-    ),
-    "unit/models/weights/test_state_dicts.py": (
-        "models/weights/published_names",
-    ),
+    "unit/models/test_load.py": ("workdir/weights_file",),
+    "unit/models/weights/test_state_dicts.py": ("models/weights/published_names",),
     "unit/teachers/test_teachers.py": (
         "data/batch",
         "teachers/ground_truth",
@@ -171,9 +123,7 @@ ELSEWHERE = {
         "teachers/network",
         "teaching",
     ),
-    "unit/test_paths.py": (
-        "tools/arguments",
-    ),
+    "unit/test_paths.py": ("tools/arguments",),
     "unit/tools/benchmarks/test_benchmarks.py": (
         "tools/benchmarks/against_torch",
         "tools/benchmarks/arguments",
@@ -196,21 +146,15 @@ ELSEWHERE = {
         "tools/benchmarks/plain_evaluation",
         "tools/benchmarks/plain_sample",
     ),
-    "unit/tools/test_check_data.py": (
-        "data/checks",
-    ),
+    "unit/tools/test_check_data.py": ("data/checks",),
     "unit/tools/test_dry_run.py": (
         "distributed/memory",
         "tools/measure",
         "tools/micro_batch",
         "training/hooks/checkpoint",
     ),
-    "unit/tools/test_import_weights.py": (
-        "models/weights/conversion",
-    ),
-    "unit/training/hooks/test_text_log.py": (
-        "training/meters",
-    ),
+    "unit/tools/test_import_weights.py": ("models/weights/conversion",),
+    "unit/training/hooks/test_text_log.py": ("training/meters",),
     "unit/training/test_build.py": (
         "training/settings",
         "training/startup_log",
@@ -227,11 +171,13 @@ ELSEWHERE = {
         "engine/checkpoint",
         "engine/rng_state",
     ),
-    "unit/workdir/test_checkpoints.py": (
-        "workdir/manifest",
-    ),
+    "unit/workdir/test_checkpoints.py": ("workdir/manifest",),
 }
-MODULES = {path.relative_to(TIEKD).with_suffix("") for path in TIEKD.rglob("*.py") if path.name != "__init__.py"}
+MODULES = {
+    path.relative_to(TIEKD).with_suffix("")
+    for path in TIEKD.rglob("*.py")
+    if path.name != "__init__.py"
+}
 
 
 def has_own_tests(module: Path) -> bool:
@@ -255,5 +201,7 @@ def test_every_file_of_tests_in_the_list_is_there():
 
 
 def test_a_folder_of_unit_tests_is_a_package_of_tiekd():
-    folders = {path.parent.relative_to(TESTS / "unit") for path in (TESTS / "unit").rglob("test_*.py")}
+    folders = {
+        path.parent.relative_to(TESTS / "unit") for path in (TESTS / "unit").rglob("test_*.py")
+    }
     assert sorted(folder for folder in folders if not (TIEKD / folder).is_dir()) == []

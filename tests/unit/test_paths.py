@@ -51,7 +51,8 @@ def home(tmp_path, monkeypatch):
 
 
 def test_a_home_is_expanded_and_nothing_else(home):
-    assert paths.expanded("~/a b/c") == f"{home}/a b/c" and paths.expanded("~") == str(home)
+    assert paths.expanded("~/a b/c") == f"{home}/a b/c"
+    assert paths.expanded("~") == str(home)
     for text in ("a/~/b", "./~/b", "a~", "$HOME/x", "/~", "", "*~", "~a\0b"):
         assert paths.expanded(text) == text
     with pytest.raises(LaunchError) as error:
@@ -83,9 +84,8 @@ def test_a_variable_is_no_path_unless_something_is_called_so(home):
         assert paths.option(text) == Path(text).expanduser()
     with pytest.raises(argparse.ArgumentTypeError, match="is empty; give a path"):
         paths.option("")
-    assert (
-        paths.checkpoint_option("auto") == "auto" and paths.checkpoint_option("~/c") == home / "c"
-    )
+    assert paths.checkpoint_option("auto") == "auto"
+    assert paths.checkpoint_option("~/c") == home / "c"
     assert paths.text_option("~/c") == f"{home}/c"
 
 
@@ -221,12 +221,11 @@ def test_every_path_of_a_recipe_is_expanded_and_no_other_text(home):
         **{"root": f"{at}/d", "images": f"{at}/i", "depths": f"{at}/m", "decoded": f"{at}/a"},
         **{"train_split": f"{at}/t.txt", "val_split": f"{at}/v.txt"},
     }
-    assert (
-        recipe["network"]["encoder"]["pretrained"] == f"{at}/e.pth"
-        and recipe["work_dir"] == f"{at}/runs/x"
-    )
+    assert recipe["network"]["encoder"]["pretrained"] == f"{at}/e.pth"
+    assert recipe["work_dir"] == f"{at}/runs/x"
     assert recipe["load"] == {"checkpoint": f"{at}/l.pth", "ignore": ["~*"]}
-    assert recipe["teacher"] == {"maps": f"{at}/maps"} and recipe["log"]["exp_name"] == "~/no path"
+    assert recipe["teacher"] == {"maps": f"{at}/maps"}
+    assert recipe["log"]["exp_name"] == "~/no path"
 
 
 def test_a_teacher_and_set_are_such_doors_too(home):
@@ -335,7 +334,9 @@ def unquoted(file: Path) -> list[str]:
 def test_every_value_in_a_printed_command_is_quoted():
     files = [*(ROOT / "tiekd").rglob("*.py"), *PROGRAMS]
     assert [each for file in files for each in unquoted(file)] == []
-    assert "options = shlex.join(" in (ROOT / "tiekd/tools/check_data.py").read_text(encoding="utf-8")
+    assert "options = shlex.join(" in (ROOT / "tiekd/tools/check_data.py").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.processes

@@ -38,7 +38,13 @@ MIN_M, MAX_M, BINS, UNITS_PER_M = 0.5, 80.0, 33, 256.0
 
 def _node(taps: tuple[int, ...], decoder: dict, head: dict) -> dict:
     encoder = {"name": "support.one_picture.encoder", "taps": list(taps)}
-    return {"encoder": encoder, "decoder": decoder, "head": head, "min_depth": MIN_M, "max_depth": MAX_M}
+    return {
+        "encoder": encoder,
+        "decoder": decoder,
+        "head": head,
+        "min_depth": MIN_M,
+        "max_depth": MAX_M,
+    }
 
 
 _FINE = {"name": "densedepth", "widths": [8, 12], "extra_ups": 1, "extra_width": 8}
@@ -58,7 +64,13 @@ RESIZES = {
     "short_side": Resize(short_side=48),
     "scale": Resize(scale=0.8),
 }
-SIZES = {"odd": (61, 97), "tiny": (41, 46), "portrait": (96, 66), "turned": (71, 94), "turned_12mp": (4000, 3000)}
+SIZES = {
+    "odd": (61, 97),
+    "tiny": (41, 46),
+    "portrait": (96, 66),
+    "turned": (71, 94),
+    "turned_12mp": (4000, 3000),
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,9 @@ def case(network: Network, head: str, readout: str, resize: str, size: str, fold
     path = _write_picture(folder / "pictures", size)
     pixels = read_photo(path)
     assert tuple(pixels.shape[1:]) == SIZES[size], "upright"
-    return Case(network, NODES[head], RESIZES[resize], readout, folder, checkpoint, recipe, path, pixels)
+    return Case(
+        network, NODES[head], RESIZES[resize], readout, folder, checkpoint, recipe, path, pixels
+    )
 
 
 def _write_picture(folder: Path, size: str) -> Path:
@@ -142,7 +156,9 @@ def predict(case: Case) -> Tensor:
     outputs = Outputs(case.folder / "predicted", UNITS_PER_M, MAX_M, raw=True)
     predictor = Predictor(Student(network, "cpu", case.readout, resize), outputs, batch_size=1)
     told = io.StringIO()
-    assert predict_all(predictor, find([str(case.path)], outputs.folder), told, told) == 0, told.getvalue()
+    assert predict_all(predictor, find([str(case.path)], outputs.folder), told, told) == 0, (
+        told.getvalue()
+    )
     depth = np.load(outputs.of("picture")["raw"])
     levels = np.asarray(Image.open(outputs.of("picture")["depth"])).astype(np.float64)
     assert np.abs(levels - depth * UNITS_PER_M).max() <= 0.5, "half a level"
@@ -159,7 +175,9 @@ def exported_pt2(case: Case) -> Tensor:
 
 def _exported(case: Case, name: str, load: Callable) -> Tensor:
     path, image = case.folder / name, case.pixels[None].contiguous()
-    settings = export.Settings(tuple(image.shape[2:]), export.format_of(path), readout=case.readout, resize=case.resize)
+    settings = export.Settings(
+        tuple(image.shape[2:]), export.format_of(path), readout=case.readout, resize=case.resize
+    )
     # On another picture than the one that is compared.
     export.write(path, case.network, case.node, settings, [image.flip(-1)], {}, io.StringIO())
     depth = load(path)(image)[0][0, 0]
@@ -177,7 +195,9 @@ def evaluated(case: Case) -> Tensor | None:
     settings = evaluate.EvaluationSettings(crop="none", flip=False)
     predictor, cpu = partial(flip.predict, case.network, flip=False), torch.device("cpu")
     watchers = [lambda indices, batch, depth, rows: scored.append(depth)]
-    evaluate.evaluate(predictor, frames, settings, 1e-3, MAX_M, cpu, watchers=watchers, resize=case.resize)
+    evaluate.evaluate(
+        predictor, frames, settings, 1e-3, MAX_M, cpu, watchers=watchers, resize=case.resize
+    )
     return scored[0][0, 0]
 
 

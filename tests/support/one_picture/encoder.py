@@ -18,7 +18,9 @@ class SmallEncoder(nn.Module):
             for c, d in zip(before[: taps[-1] + 1], CHANNELS, strict=False)
         )
         self.taps = tuple(taps)
-        self.channels, self.strides = (tuple(each[tap] for tap in taps) for each in (CHANNELS, STRIDES))
+        self.channels, self.strides = (
+            tuple(each[tap] for tap in taps) for each in (CHANNELS, STRIDES)
+        )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """image: (B, 3, H, W)."""

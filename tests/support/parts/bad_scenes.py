@@ -21,6 +21,17 @@ class Bad(torch.utils.data.Dataset):
         return sample._replace(image=torch.full_like(sample.image, math.nan, dtype=torch.float32))
 
 
-def build(bad: int, root: str, split: str, height: int, width: int, num_train: int, num_val: int, max_depth: float):
-    frames = scenes.build(root, split, max_depth, height=height, width=width, num_train=num_train, num_val=num_val)
+def build(
+    bad: int,
+    root: str,
+    split: str,
+    height: int,
+    width: int,
+    num_train: int,
+    num_val: int,
+    max_depth: float,
+):
+    frames = scenes.build(
+        root, split, max_depth, height=height, width=width, num_train=num_train, num_val=num_val
+    )
     return Bad(frames, bad) if split == "train" else frames

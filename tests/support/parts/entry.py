@@ -21,7 +21,9 @@ class Entry(Hook):
         predictor = partial(predict, hook.replica, flip=hook.settings.flip)
         metrics = evaluate(predictor, hook.dataset, hook.settings, 1e-3, 80.0, hook.device)
         statistics = {name: t.tolist() for name, t in weights.items() if "running" in name}
-        self._write(state, {"begins_after": state.iteration, "metrics": metrics, "statistics": statistics})
+        self._write(
+            state, {"begins_after": state.iteration, "metrics": metrics, "statistics": statistics}
+        )
 
     def after_train(self, state) -> None:
         self._write(state, {"ends_after": state.iteration, "metrics": state.metrics})

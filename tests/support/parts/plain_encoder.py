@@ -8,7 +8,9 @@ class PlainEncoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.fine, self.coarse = (nn.Conv2d(c, d, 3, 2, 1) for c, d in ((3, 8), (8, 8), (8, 16)))
+        self.stem, self.fine, self.coarse = (
+            nn.Conv2d(c, d, 3, 2, 1) for c, d in ((3, 8), (8, 8), (8, 16))
+        )
         self.channels, self.strides = (8, 16), (4, 8)
 
     def forward(self, image: Tensor) -> list[Tensor]:

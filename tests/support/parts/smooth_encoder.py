@@ -14,13 +14,17 @@ class SmoothEncoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.fine, self.coarse = (self._block(c, d) for c, d in ((3, 8), (8, 8), (8, 16)))
+        self.stem, self.fine, self.coarse = (
+            self._block(c, d) for c, d in ((3, 8), (8, 8), (8, 16))
+        )
         self.channels, self.strides = (8, 16), (4, 8)
 
     @staticmethod
     def _block(channels_in: int, channels_out: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False), BatchNorm2d(channels_out), nn.SiLU()
+            nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False),
+            BatchNorm2d(channels_out),
+            nn.SiLU(),
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:

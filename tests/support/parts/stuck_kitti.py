@@ -8,7 +8,9 @@ from tiekd.data.datasets import kitti
 from tiekd.data.frames import Frames
 
 
-def build(root: str, split: str, max_depth: float, stuck: str, kb_crop: tuple[int, int] | None = None) -> Frames:
+def build(
+    root: str, split: str, max_depth: float, stuck: str, kb_crop: tuple[int, int] | None = None
+) -> Frames:
     """stuck: the picture."""
     read = image_io._decode
 

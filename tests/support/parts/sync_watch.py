@@ -18,7 +18,13 @@ ROOT = Path(__file__).parents[3] / "tiekd"
 # What reads numbers that are on the host anyway: the ranks' answers, and where the code asks for a CPU first.
 ON_HOST = {("training/hooks/preemption.py", "_answer"), ("kernels/cells.py", "of")}
 ON_HOST |= {("data/augment/resample.py", "resample")}
-NEED_VALUES = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique_dim"}
+NEED_VALUES = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::unique_dim",
+}
 METHODS = ("cpu", "numpy", "tolist", "item")
 
 
@@ -40,14 +46,22 @@ class SyncWatch(Hook):
             self._watch_gpu() if on_gpu else self._watch_cpu()
         if state.iteration == self.last:
             self._unwatch_gpu() if on_gpu else self._unwatch_cpu()
-            told = {"found": self.found, "others": self.others, "num_all": len(self.found) + self.num_others}
+            told = {
+                "found": self.found,
+                "others": self.others,
+                "num_all": len(self.found) + self.num_others,
+            }
             if on_gpu:
                 told["num_bare"] = self._count_in_bare_loop(state)
             (state.work_dir / "syncs.json").write_text(json.dumps(told, indent=1))
 
     def note(self, what: str) -> None:
         """Whoever is nearest to the wait, but for torch, is its cause."""
-        frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and f.filename != __file__]
+        frames = [
+            f
+            for f in traceback.extract_stack()
+            if "/torch/" not in f.filename and f.filename != __file__
+        ]
         frames = [f for f in frames if not f.filename.endswith(("warnings.py", "contextlib.py"))]
         nearest = frames[-1]
         if Path(nearest.filename).is_relative_to(ROOT):
@@ -79,7 +93,9 @@ class SyncWatch(Hook):
     def _watch_gpu(self) -> None:
         self._show = warnings.showwarning
         warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *_, **__: self.note(str(message)) if "synchron" in str(message) else None
+        warnings.showwarning = lambda message, *_, **__: (
+            self.note(str(message)) if "synchron" in str(message) else None
+        )
         torch.cuda.set_sync_debug_mode("warn")
 
     def _unwatch_gpu(self) -> None:

@@ -19,6 +19,17 @@ class Watched:
         return self.frames[index]
 
 
-def build(mark: str, root: str, split: str, height: int, width: int, num_train: int, num_val: int, max_depth: float):
-    frames = scenes.build(root, split, max_depth, height=height, width=width, num_train=num_train, num_val=num_val)
+def build(
+    mark: str,
+    root: str,
+    split: str,
+    height: int,
+    width: int,
+    num_train: int,
+    num_val: int,
+    max_depth: float,
+):
+    frames = scenes.build(
+        root, split, max_depth, height=height, width=width, num_train=num_train, num_val=num_val
+    )
     return Watched(frames, Path(mark)) if split == "val" else frames

@@ -37,7 +37,11 @@ def test_a_package_beside_the_recipe_or_in_the_current_folder_is_found(tmp_path,
 
 
 def test_beside_the_recipe_is_looked_last_and_only_once_one_was_read(tmp_path):
-    write(tmp_path / "recipes", "only_there/part.py", "from only_there import other\nplace = other.place")
+    write(
+        tmp_path / "recipes",
+        "only_there/part.py",
+        "from only_there import other\nplace = other.place",
+    )
     write(tmp_path / "recipes", "only_there/other.py", "place = 'recipes'")
     recipe = write(tmp_path / "recipes", "r.yaml", "log: {interval: 1}")
     assert external.import_module("only_there.part") is None
@@ -63,7 +67,8 @@ def test_the_folder_comes_last_on_pythons_path_and_only_if_it_has_the_module(tmp
     before = list(sys.path)
     write(tmp_path / "here", "json/mine.py", "place = 'here'")
     write(tmp_path / "here", "torch.py", "raise AssertionError('hides an installed package')")
-    assert external.import_module("nothing_here.at_all") is None and external.import_module("json.mine") is None
+    assert external.import_module("nothing_here.at_all") is None
+    assert external.import_module("json.mine") is None
     assert sys.path in (before, [*before, str(tmp_path / "here")])
     write(tmp_path / "here", "such_a_package/__init__.py")
     assert external.import_module("such_a_package").__file__.startswith(str(tmp_path / "here"))

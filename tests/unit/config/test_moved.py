@@ -13,7 +13,7 @@ from tiekd.errors import RecipeError
 
 TIEKD = Path(tiekd.__file__).parent
 # As the documents of the older tiekd had them, up to their imports.
-LOSS = '''
+LOSS = """
 from torch import nn
 
 from tiekd.losses import mean_over_valid, valid_pixels
@@ -31,8 +31,8 @@ class BerHu(nn.Module):
 
 
 build = BerHu
-'''
-DATA_SET = '''
+"""
+DATA_SET = """
 import torch
 
 from tiekd.data.transforms import Sample
@@ -40,7 +40,7 @@ from tiekd.data.transforms import Sample
 
 def build(split: str, counts: dict):
     return [Sample]
-'''
+"""
 HOOK = '''
 """Ends a run whose best figure is old."""
 
@@ -115,7 +115,12 @@ def test_a_part_by_paths_that_are_still_there_works(text):
             "from tiekd import metrics",
             "from tiekd.evaluation import metrics",
         ),
-        ("import tiekd.frame_rows\n", 1, "import tiekd.frame_rows", "from tiekd.evaluation import per_frame"),
+        (
+            "import tiekd.frame_rows\n",
+            1,
+            "import tiekd.frame_rows",
+            "from tiekd.evaluation import per_frame",
+        ),
     ],
 )
 def test_an_old_path_is_one_line_with_the_new_one(text, line, old, new, folder):
@@ -129,10 +134,15 @@ def test_a_program_ends_with_it_in_one_line(capsys):
     Path("old_hook.py").write_text(HOOK)
     code = entrypoint.run(lambda: external.import_module("old_hook"))
     told = capsys.readouterr().err
-    assert code == 2 and told.count("\n") == 1 and told.startswith("RecipeError: ") and "from tiekd import Hook" in told
+    assert code == 2
+    assert told.count("\n") == 1
+    assert told.startswith("RecipeError: ")
+    assert "from tiekd import Hook" in told
 
 
-@pytest.mark.parametrize("text", ["import tiekd.nothing_at_all\n", "from tiekd.errors import NoError\n"])
+@pytest.mark.parametrize(
+    "text", ["import tiekd.nothing_at_all\n", "from tiekd.errors import NoError\n"]
+)
 def test_what_never_was_stays_pythons_own_error(text):
     Path("wrong.py").write_text(text)
     with pytest.raises(ImportError):

@@ -12,7 +12,9 @@ from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
 
 ROOT = Path(__file__).parents[3]
-RECIPES = sorted(path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts)
+RECIPES = sorted(
+    path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts
+)
 
 
 def write(path: Path, text: str) -> Path:
@@ -35,7 +37,9 @@ def origins(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_back_as_itself_and_each_value_has_a_file(path, tmp_path):
     text = annotated(path, ["data.workers=3"])
-    assert load_recipe(write(tmp_path / "printed.yaml", text)) == load_recipe(path, ["data.workers=3"])
+    assert load_recipe(write(tmp_path / "printed.yaml", text)) == load_recipe(
+        path, ["data.workers=3"]
+    )
     for line in text.splitlines():
         assert re.search(r"(:|  # (--set data.workers=3|model_configs/\S+\.yaml))$", line)
         named = line.rpartition("  # ")[2]
@@ -43,9 +47,15 @@ def test_every_recipe_reads_back_as_itself_and_each_value_has_a_file(path, tmp_p
 
 
 def test_the_file_that_said_it_last_is_named(tmp_path):
-    write(tmp_path / "bases/a.yaml", "train: {epochs: 1, seed: 1}\ndata: {name: kitti, root: x, kb_crop: null}\n")
+    write(
+        tmp_path / "bases/a.yaml",
+        "train: {epochs: 1, seed: 1}\ndata: {name: kitti, root: x, kb_crop: null}\n",
+    )
     write(tmp_path / "bases/b.yaml", "_base_: a.yaml\ntrain: {epochs: 2}\nlosses: {dpm: {}}\n")
-    path = write(tmp_path / "x.yaml", "_base_: bases/b.yaml\ntrain: {seed: 1}\nhooks: [{name: h, note: 'a # b'}]\n")
+    path = write(
+        tmp_path / "x.yaml",
+        "_base_: bases/b.yaml\ntrain: {seed: 1}\nhooks: [{name: h, note: 'a # b'}]\n",
+    )
     text = annotated(path, ["losses.depth.weight=1e-3", "data={name: nyu}"])
     assert origins(text) == {
         "train.epochs": "bases/b.yaml",
@@ -55,7 +65,9 @@ def test_the_file_that_said_it_last_is_named(tmp_path):
         "losses.depth.weight": "--set losses.depth.weight=1e-3",
         "hooks": "x.yaml",
     }
-    assert load_recipe(write(tmp_path / "printed.yaml", text))["hooks"] == [{"name": "h", "note": "a # b"}]
+    assert load_recipe(write(tmp_path / "printed.yaml", text))["hooks"] == [
+        {"name": "h", "note": "a # b"}
+    ]
 
 
 def test_a_teachers_network_comes_from_the_files_of_its_recipe(tmp_path):
@@ -81,7 +93,9 @@ def test_what_load_recipe_refuses_is_refused(tmp_path):
         annotated(path)
 
 
-@pytest.mark.parametrize("value", ["'two\nlines'", "0.1", "1e-7", "'yes'", "null", "[]", "2026-01-01", "'0\n'", ".inf"])
+@pytest.mark.parametrize(
+    "value", ["'two\nlines'", "0.1", "1e-7", "'yes'", "null", "[]", "2026-01-01", "'0\n'", ".inf"]
+)
 def test_values_of_all_kinds_read_back(tmp_path, value):
     path = write(tmp_path / "x.yaml", "train: {epochs: 1}\n")
     given = [f"train.extra={value}"]
@@ -94,7 +108,10 @@ def test_the_program_prints_it_and_tells_a_mistake_in_one_line(tmp_path):
     program, recipe = ROOT / "bin" / "print_config.py", ROOT / "model_configs" / "demo.yaml"
     command = [sys.executable, program, recipe, "--set", "train.seed=7"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0 and result.stdout == annotated(recipe, ["train.seed=7"])
-    result = subprocess.run([sys.executable, program, "no.yaml"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout == annotated(recipe, ["train.seed=7"])
+    result = subprocess.run(
+        [sys.executable, program, "no.yaml"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].startswith("RecipeError: no.yaml: no such recipe")

@@ -47,8 +47,13 @@ def test_merge_is_deep_removes_null_and_leaves_its_arguments_alone():
 
 
 def test_a_changed_name_replaces_the_node_and_the_same_name_does_not():
-    base = {"encoder": {"name": "mobilenet_v2", "width": 0.5}, "decoder": {"name": "bts", "width": 128}}
-    merged = merge(base, {"encoder": {"name": "resnet", "depth": 18}, "decoder": {"name": "bts", "norm": 1}})
+    base = {
+        "encoder": {"name": "mobilenet_v2", "width": 0.5},
+        "decoder": {"name": "bts", "width": 128},
+    }
+    merged = merge(
+        base, {"encoder": {"name": "resnet", "depth": 18}, "decoder": {"name": "bts", "norm": 1}}
+    )
     assert merged == {
         "encoder": {"name": "resnet", "depth": 18},
         "decoder": {"name": "bts", "width": 128, "norm": 1},
@@ -62,10 +67,19 @@ def test_null_in_a_file_removes_what_a_base_has(tmp_path):
 
 
 def test_overrides_are_yaml_and_come_last(tmp_path):
-    path = write(tmp_path / "x.yaml", "optimizer: {name: adamw, lr: 1}\ndata: {name: kitti, root: a}\n")
-    given = ["optimizer.lr=1e-3", "data.augment.crop=[96, 320]", "data.root=/b=c", "train.validate=false", "log={}"]
+    path = write(
+        tmp_path / "x.yaml", "optimizer: {name: adamw, lr: 1}\ndata: {name: kitti, root: a}\n"
+    )
+    given = [
+        "optimizer.lr=1e-3",
+        "data.augment.crop=[96, 320]",
+        "data.root=/b=c",
+        "train.validate=false",
+        "log={}",
+    ]
     recipe = load_recipe(path, given)
-    assert recipe["optimizer"] == {"name": "adamw", "lr": 0.001} and isinstance(recipe["optimizer"]["lr"], float)
+    assert recipe["optimizer"] == {"name": "adamw", "lr": 0.001}
+    assert isinstance(recipe["optimizer"]["lr"], float)
     assert recipe["data"] == {"name": "kitti", "root": "/b=c", "augment": {"crop": [96, 320]}}
     assert recipe["train"] == {"validate": False}
     assert "data" not in load_recipe(path, ["data=null"])
@@ -106,9 +120,16 @@ AS_TYPED = [
 @pytest.mark.parametrize("text", AS_TYPED)
 def test_a_text_is_taken_as_it_is_typed_and_saved_so(tmp_path, text):
     path = write(tmp_path / "x.yaml", "data: {name: kitti, root: a}\nteacher: {maps: m}\n")
-    given = [f"data.root={text}", f"data.train_split={text}", f"teacher.maps={text}", f"data.name={text}"]
+    given = [
+        f"data.root={text}",
+        f"data.train_split={text}",
+        f"teacher.maps={text}",
+        f"data.name={text}",
+    ]
     recipe = load_recipe(path, given[:3])
-    assert (recipe["data"]["root"], recipe["data"]["train_split"], recipe["teacher"]["maps"]) == (text,) * 3
+    assert (recipe["data"]["root"], recipe["data"]["train_split"], recipe["teacher"]["maps"]) == (
+        text,
+    ) * 3
     assert load_recipe(path, given)["data"] == {"name": text}
     assert load_recipe(write(tmp_path / "saved.yaml", dump_recipe(recipe))) == recipe
 
@@ -136,32 +157,48 @@ def test_what_is_no_text_is_read_as_in_a_recipe(tmp_path, override, value):
     recipe = load_recipe(write(tmp_path / "x.yaml", "data: {name: kitti}\n"), [override])
     for part in override.partition("=")[0].split("."):
         recipe = recipe[part]
-    assert recipe == value and type(recipe) is type(value)
+    assert recipe == value
+    assert type(recipe) is type(value)
 
 
 def test_null_takes_a_key_away_whatever_its_kind(tmp_path):
     text = "data: {name: kitti, root: a, kb_crop: [1, 2]}\ntrain: {epochs: 1}\nwork_dir: w\n"
     path = write(tmp_path / "x.yaml", text)
-    given = ["data.root=null", "data.kb_crop=null", "train=null", "work_dir=null", "log.exp_name=null"]
+    given = [
+        "data.root=null",
+        "data.kb_crop=null",
+        "train=null",
+        "work_dir=null",
+        "log.exp_name=null",
+    ]
     assert load_recipe(path, given) == {"data": {"name": "kitti"}, "log": {}}
 
 
 def test_the_last_of_two_overrides_counts_and_a_name_says_which_kinds_there_are(tmp_path):
     path = write(tmp_path / "x.yaml", "data: {name: kitti, root: a}\n")
     assert load_recipe(path, ["data.root=1", "data.root=2"])["data"]["root"] == "2"
-    assert load_recipe(path, ["data.name=folder", "data.images=123"])["data"] == {"name": "folder", "images": "123"}
+    assert load_recipe(path, ["data.name=folder", "data.images=123"])["data"] == {
+        "name": "folder",
+        "images": "123",
+    }
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1.e-3", "1.0e-3"])
 def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
-    value = load_recipe(write(tmp_path / "x.yaml", f"train: {{clip_norm: {text}}}\n"))["train"]["clip_norm"]
-    assert value == 0.001 and isinstance(value, float)
+    value = load_recipe(write(tmp_path / "x.yaml", f"train: {{clip_norm: {text}}}\n"))["train"][
+        "clip_norm"
+    ]
+    assert value == 0.001
+    assert isinstance(value, float)
 
 
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("data.workers", "--set data.workers: must be key.sub=value, for example --set data.workers=2"),
+        (
+            "data.workers",
+            "--set data.workers: must be key.sub=value, for example --set data.workers=2",
+        ),
         ("data..workers=2", "--set data..workers=2: must be key.sub=value"),
         ("data.kb_crop=[1, 2", "--set data.kb_crop=[1, 2: value is not YAML"),
         ("data=3", "data: got 3; it must be a mapping"),
@@ -175,17 +212,32 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
         ("data.=x", "--set data.=x: must be key.sub=value"),
         ("a." * 2000 + "b=1", "must be key.sub=value"),
         ("data[0].root=x", "unknown key 'data[0]'; did you mean 'data'?"),
-        ("hooks.0.interval=1", "hooks: got {'0': {'interval': 1}}; it must be a list, each a mapping"),
+        (
+            "hooks.0.interval=1",
+            "hooks: got {'0': {'interval': 1}}; it must be a list, each a mapping",
+        ),
         ("work_dir.x=3", "work_dir: got {'x': 3}; it must be text"),
-        ("hooks=[!!python/name:os.system ]", "value is not YAML: could not determine a constructor"),
+        (
+            "hooks=[!!python/name:os.system ]",
+            "value is not YAML: could not determine a constructor",
+        ),
         ("hooks=[&a [*a]]", "value is not YAML: an anchor holds itself"),
         ("load.ignore=[*head]", "value is not YAML"),
         ("train={epochs: 1, epochs: 2}", "value is not YAML: the key 'epochs' is there twice"),
         ("train={epochs:2}", "value is not YAML: 'epochs:2' has no value"),
         ("train.seed=" + "9" * 5000, "value is not YAML: Exceeds the limit"),
-        ("dat.root=x", "unknown key 'dat'; did you mean 'data'? allowed: checkpoint, data, evaluation"),
-        ("teacher={recipe: 3}", "--set teacher={recipe: 3}: teacher.recipe: got 3; it must be text"),
-        ("teacher={checkpoint: 3}", "teacher.checkpoint: got 3; it must be text; write it in quotes"),
+        (
+            "dat.root=x",
+            "unknown key 'dat'; did you mean 'data'? allowed: checkpoint, data, evaluation",
+        ),
+        (
+            "teacher={recipe: 3}",
+            "--set teacher={recipe: 3}: teacher.recipe: got 3; it must be text",
+        ),
+        (
+            "teacher={checkpoint: 3}",
+            "teacher.checkpoint: got 3; it must be text; write it in quotes",
+        ),
         ("teacher.weights=x", "teacher: unknown key 'weights'"),
     ],
 )
@@ -198,31 +250,49 @@ def test_a_bad_override_is_one_line(tmp_path, override, line):
     [
         ("a: [1", "not YAML that is allowed: while parsing"),
         ("train:\n\tepochs: 1\n", "not YAML that is allowed: while scanning"),
-        ("train: {epochs: 1}\ntrain: {seed: 1}\n", "not YAML that is allowed: the key 'train' is there twice"),
+        (
+            "train: {epochs: 1}\ntrain: {seed: 1}\n",
+            "not YAML that is allowed: the key 'train' is there twice",
+        ),
         ("train: {epochs:1}\n", "not YAML that is allowed: 'epochs:1' has no value"),
-        ("train: {epochs: 1}\n---\nlog: {}\n", "not YAML that is allowed: expected a single document"),
+        (
+            "train: {epochs: 1}\n---\nlog: {}\n",
+            "not YAML that is allowed: expected a single document",
+        ),
         ("log: &a [*a]\n", "not YAML that is allowed: an anchor holds itself"),
-        ("work_dir: !!timestamp 2024-01-01\n", "not YAML that is allowed: could not determine a construct"),
+        (
+            "work_dir: !!timestamp 2024-01-01\n",
+            "not YAML that is allowed: could not determine a construct",
+        ),
         ("a\0: 1\n", "not YAML that is allowed: unacceptable character"),
         ("- data\n", "a recipe is a mapping of sections"),
         ("", "a recipe is a mapping of sections"),
         ("_base_: 3\n", "_base_: got 3; it must be text or a list, each text"),
         ("_base_: [other.yaml]\n", "other.yaml: no such recipe; near it: x.yaml"),
         ("_base_: .\n", "can't be read as a recipe, it is a folder; give a YAML file: "),
-        ("work_dir: !!python/object/apply:os.getcwd []\n", "not YAML that is allowed: could not determine a construct"),
+        (
+            "work_dir: !!python/object/apply:os.getcwd []\n",
+            "not YAML that is allowed: could not determine a construct",
+        ),
         ("work_dir: !!python/name:os.system\n", "not YAML that is allowed"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, line):
     message = refused(write(tmp_path / "x.yaml", text))
-    assert line in message and str(tmp_path) in message
+    assert line in message
+    assert str(tmp_path) in message
 
 
 def test_a_file_is_read_whatever_wrote_it_and_refused_if_it_is_no_utf_8(tmp_path):
     wanted = {"train": {"epochs": 3}, "data": {"root": "/x y/ü"}}
     text = "train: {epochs: 3}\ndata:\n  root: /x y/ü\n"
     with_returns = text.replace("\n", "\r\n")
-    for content in (text.encode(), text.encode("utf-8-sig"), with_returns.encode(), text.encode() + b"...\n"):
+    for content in (
+        text.encode(),
+        text.encode("utf-8-sig"),
+        with_returns.encode(),
+        text.encode() + b"...\n",
+    ):
         (tmp_path / "x.yaml").write_bytes(content)
         assert load_recipe(tmp_path / "x.yaml") == wanted
     for encoding in ("latin-1", "utf-16"):
@@ -254,7 +324,9 @@ def test_texts_of_a_recipe_are_texts(tmp_path, text):
 
 def test_a_missing_recipe_names_those_like_it(tmp_path):
     write(tmp_path / "tiekd_light.yaml", "{}")
-    assert "tiekd_ligth.yaml: no such recipe; near it: tiekd_light.yaml" in refused(tmp_path / "tiekd_ligth.yaml")
+    assert "tiekd_ligth.yaml: no such recipe; near it: tiekd_light.yaml" in refused(
+        tmp_path / "tiekd_ligth.yaml"
+    )
 
 
 def test_a_loop_of_bases_is_refused_and_a_base_used_twice_is_not(tmp_path):
@@ -263,17 +335,28 @@ def test_a_loop_of_bases_is_refused_and_a_base_used_twice_is_not(tmp_path):
     assert "leads back to itself" in refused(tmp_path / "a.yaml")
     write(tmp_path / "c.yaml", "work_dir: c\n")
     write(tmp_path / "d.yaml", "_base_: c.yaml\n")
-    assert load_recipe(write(tmp_path / "e.yaml", "_base_: [c.yaml, d.yaml]\n")) == {"work_dir": "c"}
+    assert load_recipe(write(tmp_path / "e.yaml", "_base_: [c.yaml, d.yaml]\n")) == {
+        "work_dir": "c"
+    }
 
 
 def test_the_teachers_network_comes_from_its_recipe_wherever_it_is_named(tmp_path, monkeypatch):
-    write(tmp_path / "teachers/big.yaml", "network: {max_depth: 10.0}\nteacher: {recipe: big.yaml}\n")
+    write(
+        tmp_path / "teachers/big.yaml", "network: {max_depth: 10.0}\nteacher: {recipe: big.yaml}\n"
+    )
     write(tmp_path / "teachers/other.yaml", "network: {max_depth: 20.0}\n")
-    write(tmp_path / "base/student.yaml", "teacher: {recipe: ../teachers/big.yaml, checkpoint: big.pth}\n")
+    write(
+        tmp_path / "base/student.yaml",
+        "teacher: {recipe: ../teachers/big.yaml, checkpoint: big.pth}\n",
+    )
     path = write(tmp_path / "deep/er/x.yaml", "_base_: ../../base/student.yaml\n")
     recipe = load_recipe(path)
     big = str((tmp_path / "teachers/big.yaml").resolve())
-    assert recipe["teacher"] == {"recipe": big, "checkpoint": "big.pth", "network": {"max_depth": 10.0}}
+    assert recipe["teacher"] == {
+        "recipe": big,
+        "checkpoint": "big.pth",
+        "network": {"max_depth": 10.0},
+    }
 
     monkeypatch.chdir(tmp_path)
     other = load_recipe(path, ["teacher.recipe=teachers/other.yaml"])["teacher"]
@@ -283,7 +366,9 @@ def test_the_teachers_network_comes_from_its_recipe_wherever_it_is_named(tmp_pat
     saved = write(tmp_path / "work/config.yaml", dump_recipe(recipe))
     (tmp_path / "teachers/big.yaml").unlink()
     assert load_recipe(saved) == recipe
-    assert load_recipe(saved, ["teacher.recipe=teachers/other.yaml"])["teacher"]["network"] == {"max_depth": 20.0}
+    assert load_recipe(saved, ["teacher.recipe=teachers/other.yaml"])["teacher"]["network"] == {
+        "max_depth": 20.0
+    }
     assert "big.yaml: no such recipe" in refused(path)
 
 
@@ -292,7 +377,8 @@ def test_an_override_changes_a_part_of_the_teachers_network(tmp_path):
     write(tmp_path / "big.yaml", f"network: {{{parts}, max_depth: 80.0}}\n")
     path = write(tmp_path / "x.yaml", "teacher: {recipe: big.yaml}\n")
     teacher = load_recipe(path, ["teacher.network.decoder.width=128"])["teacher"]
-    assert teacher["network"]["decoder"] == {"name": "d", "width": 128} and teacher["network"]["max_depth"] == 80.0
+    assert teacher["network"]["decoder"] == {"name": "d", "width": 128}
+    assert teacher["network"]["max_depth"] == 80.0
     # What was saved stays as it was trained with, whatever becomes of the teacher's recipe.
     write(tmp_path / "big.yaml", f"network: {{{parts}, max_depth: 10.0, min_depth: 0.1}}\n")
     saved = write(tmp_path / "saved.yaml", dump_recipe({"teacher": teacher}))
@@ -312,7 +398,9 @@ def test_a_teacher_from_outside_keeps_all_its_keys_and_replaces_and_is_replaced_
     outside = write(tmp_path / "outside.yaml", f"teacher: {own}\n")
     assert load_recipe(outside)["teacher"] == own
     write(tmp_path / "base.yaml", "teacher: {recipe: big.yaml, checkpoint: big.pth}\n")
-    over = write(tmp_path / "over.yaml", "_base_: base.yaml\nteacher: {name: mine.teacher, scale: 2}\n")
+    over = write(
+        tmp_path / "over.yaml", "_base_: base.yaml\nteacher: {name: mine.teacher, scale: 2}\n"
+    )
     assert load_recipe(over)["teacher"] == {"name": "mine.teacher", "scale": 2}
     back = write(tmp_path / "back.yaml", "_base_: over.yaml\nteacher: {recipe: big.yaml}\n")
     assert load_recipe(back)["teacher"].keys() == {"recipe", "network"}
@@ -343,11 +431,21 @@ def test_an_unknown_name_lists_the_modules_with_a_build_and_no_others(package, n
     head, _, listed = str(error.value).partition("there are (nearest first): ")
     assert head == "here.name: no 'loader'; "
     assert set(listed.split(", ")) >= names
-    assert not set(listed.split(", ")) & {"loader", "transforms", "sampler", "batch", "splits", "criterion", "street"}
+    assert not set(listed.split(", ")) & {
+        "loader",
+        "transforms",
+        "sampler",
+        "batch",
+        "splits",
+        "criterion",
+        "street",
+    }
     assert all(callable(find(name, package, "here")) for name in listed.split(", "))
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("mobilenetv2", "mobilenet_v2"), ("resnet50", "resnet"), ("", "resnet")])
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("mobilenetv2", "mobilenet_v2"), ("resnet50", "resnet"), ("", "resnet")]
+)
 def test_a_wrong_name_lists_the_nearest_first(name, nearest):
     with pytest.raises(RecipeError) as error:
         build({"name": name}, "tiekd.models.encoders", "network.encoder")
@@ -389,16 +487,31 @@ def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):
         (3, "here: got 3; it must be a mapping with a name, one of: adabins, bts, densedepth"),
         ({"width": 8}, "it must be a mapping with a name"),
         ({"name": ["bts"]}, "it must be a mapping with a name"),
-        ({"name": "bts", "widht": 8}, "here (bts): unknown key 'widht'; did you mean 'width'? allowed: "),
+        (
+            {"name": "bts", "widht": 8},
+            "here (bts): unknown key 'widht'; did you mean 'width'? allowed: ",
+        ),
         ({"name": "bts", "encoder_channels": 8}, "here (bts): unknown key 'encoder_channels'"),
         ({"name": "bts", "width": "wide"}, "here.width: got 'wide'; it must be a whole number"),
-        ({"name": "bts", "width": "128"}, "got '128'; it must be a whole number; write numbers without quotes"),
-        ({"name": "bts", "width": "1_28"}, "got '1_28'; it must be a whole number; write numbers without _"),
+        (
+            {"name": "bts", "width": "128"},
+            "got '128'; it must be a whole number; write numbers without quotes",
+        ),
+        (
+            {"name": "bts", "width": "1_28"},
+            "got '1_28'; it must be a whole number; write numbers without _",
+        ),
         ({"name": "bts", "width": True}, "here.width: got True; it must be a whole number"),
         ({"name": "bts", "width": 128.0}, "here.width: got 128.0; it must be a whole number"),
         ({"name": "bts", "width": [128]}, "here.width: got [128]; it must be a whole number"),
-        ({"name": "densedepth", "widths": 3}, "here.widths: got 3; it must be a list, each a whole number"),
-        ({"name": "densedepth", "widths": [3, "a"]}, "here.widths: got [3, 'a']; it must be a list"),
+        (
+            {"name": "densedepth", "widths": 3},
+            "here.widths: got 3; it must be a list, each a whole number",
+        ),
+        (
+            {"name": "densedepth", "widths": [3, "a"]},
+            "here.widths: got [3, 'a']; it must be a list",
+        ),
         ({"name": "densedepth"}, "here (densedepth): needs widths"),
     ],
 )
@@ -406,41 +519,87 @@ def test_a_bad_node_is_one_line(node, line):
     context = {"encoder_channels": (1, 2), "encoder_strides": (2, 4), "max_depth": 80.0}
     with pytest.raises(RecipeError) as error:
         build(node, "tiekd.models.decoders", "here", **context)
-    assert line in str(error.value) and "\n" not in str(error.value)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("section", "node", "line"),
     [
-        ("data.augment", [1], "data.augment: got [1]; it must be a mapping with keys from: rotate_p, "),
+        (
+            "data.augment",
+            [1],
+            "data.augment: got [1]; it must be a mapping with keys from: rotate_p, ",
+        ),
         (
             "data.augment",
             {"crop": 5},
             "data.augment.crop: got 5; it must be a list of 2: a whole number, a whole number",
         ),
         ("data.augment", {"crop": [5]}, "data.augment.crop: got [5]; it must be a list of 2"),
-        ("data.augment", {"crop": [0, 5]}, "data.augment.crop: got [0, 5]; it must be [height, width] in pixels"),
-        ("data.augment", {"gamma": ["a", 1]}, "data.augment.gamma: got ['a', 1]; it must be a list of 2: a number, a"),
-        ("data.augment", {"gamma": [1.1, 0.9]}, "data.augment.gamma: got [1.1, 0.9]; must be [low, high], 0 < low"),
-        ("data.augment", {"flip_p": "often"}, "data.augment.flip_p: got 'often'; it must be a number"),
+        (
+            "data.augment",
+            {"crop": [0, 5]},
+            "data.augment.crop: got [0, 5]; it must be [height, width] in pixels",
+        ),
+        (
+            "data.augment",
+            {"gamma": ["a", 1]},
+            "data.augment.gamma: got ['a', 1]; it must be a list of 2: a number, a",
+        ),
+        (
+            "data.augment",
+            {"gamma": [1.1, 0.9]},
+            "data.augment.gamma: got [1.1, 0.9]; must be [low, high], 0 < low",
+        ),
+        (
+            "data.augment",
+            {"flip_p": "often"},
+            "data.augment.flip_p: got 'often'; it must be a number",
+        ),
         ("data.augment", {"flip_p": 2}, "data.augment.flip_p: got 2; a probability is in 0..1"),
-        ("data.augment", {"rotate_deg": -1}, "data.augment.rotate_deg: got -1; the largest angle is in 0..180"),
+        (
+            "data.augment",
+            {"rotate_deg": -1},
+            "data.augment.rotate_deg: got -1; the largest angle is in 0..180",
+        ),
         ("data.augment", {"flip": 0.5}, "data.augment: unknown key 'flip'; did you mean 'flip_p'?"),
         ("evaluation", 7, "evaluation: got 7; it must be a mapping"),
-        ("evaluation", {"interval": 0}, "evaluation.interval: got 0; it must be a whole number from 1"),
-        ("evaluation", {"interval": "2"}, "evaluation.interval: got '2'; it must be a whole number; write numbers"),
+        (
+            "evaluation",
+            {"interval": 0},
+            "evaluation.interval: got 0; it must be a whole number from 1",
+        ),
+        (
+            "evaluation",
+            {"interval": "2"},
+            "evaluation.interval: got '2'; it must be a whole number; write numbers",
+        ),
         ("evaluation", {"flip": 1}, "evaluation.flip: got 1; it must be true or false"),
         ("evaluation", {"cap": 0}, "evaluation.cap: got 0; it must be metres > 0"),
-        ("evaluation", {"batch_size": 0}, "evaluation.batch_size: got 0; it must be a whole number from 1"),
-        ("evaluation", {"crop": "grag"}, "evaluation.crop: got 'grag'; allowed: none, garg, eigen, nyu_eigen"),
-        ("evaluation", {"save_best": "loss"}, "evaluation.save_best: got 'loss'; allowed: a1, a2, a3, abs_rel"),
+        (
+            "evaluation",
+            {"batch_size": 0},
+            "evaluation.batch_size: got 0; it must be a whole number from 1",
+        ),
+        (
+            "evaluation",
+            {"crop": "grag"},
+            "evaluation.crop: got 'grag'; allowed: none, garg, eigen, nyu_eigen",
+        ),
+        (
+            "evaluation",
+            {"save_best": "loss"},
+            "evaluation.save_best: got 'loss'; allowed: a1, a2, a3, abs_rel",
+        ),
     ],
 )
 def test_a_bad_setting_is_one_line(section, node, line):
     cls = {"data.augment": Augment, "evaluation": EvaluationSettings}[section]
     with pytest.raises(RecipeError) as error:
         settings({section: node}, section, cls)
-    assert line in str(error.value) and "\n" not in str(error.value)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_settings_fill_in_what_is_missing():
@@ -452,14 +611,28 @@ def test_settings_fill_in_what_is_missing():
 @pytest.mark.parametrize(
     ("base", "changes", "resize"),
     [
-        ({}, ["height=192", "width=640", "mode=stretch"], {"height": 192, "width": 640, "mode": "stretch"}),
-        ({"height": 1, "width": 2, "mode": "cover"}, ["width=640"], {"height": 1, "width": 640, "mode": "cover"}),
+        (
+            {},
+            ["height=192", "width=640", "mode=stretch"],
+            {"height": 192, "width": 640, "mode": "stretch"},
+        ),
+        (
+            {"height": 1, "width": 2, "mode": "cover"},
+            ["width=640"],
+            {"height": 1, "width": 640, "mode": "cover"},
+        ),
         ({"height": 1, "width": 2, "mode": "cover"}, ["short_side=64"], {"short_side": 64}),
-        ({"scale": 0.5}, ["height=3", "width=4", "mode=fit"], {"height": 3, "width": 4, "mode": "fit"}),
+        (
+            {"scale": 0.5},
+            ["height=3", "width=4", "mode=fit"],
+            {"height": 3, "width": 4, "mode": "fit"},
+        ),
         ({"short_side": 64}, ["scale=0.5"], {"scale": 0.5}),
     ],
 )
-def test_another_form_of_resize_replaces_and_a_key_of_the_same_changes_it(tmp_path, base, changes, resize):
+def test_another_form_of_resize_replaces_and_a_key_of_the_same_changes_it(
+    tmp_path, base, changes, resize
+):
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({"data": {"resize": base}} if base else {"data": {}}))
     recipe = load_recipe(path, [f"data.resize.{change}" for change in changes])

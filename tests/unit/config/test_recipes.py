@@ -30,7 +30,9 @@ WHOLE = [path for path in RECIPES if "_base_" not in path.parts]
 # What a program adds to a data set's, a log's and a board's own arguments.
 CONTEXT = {"split", "max_depth", "maps", "needs_ground_truth", "text_log", "hooks"}
 TABLE_ROW = re.compile(r"\| \[(\w+)\]\(([\w/]+\.yaml)\) \| (\S+) / (\S+) \|", re.MULTILINE)
-COMMAND = re.compile(r"^#.*\bdeepspeed --num_gpus \d+ bin/train\.py (\S+)(?: --set (\S+))?$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^#.*\bdeepspeed --num_gpus \d+ bin/train\.py (\S+)(?: --set (\S+))?$", re.MULTILINE
+)
 FIGURES = re.compile(r"^# Published[^:]*: abs_rel (\d*\.\d+), rmse (\d*\.\d+)[,.]", re.MULTILINE)
 
 
@@ -78,7 +80,11 @@ def test_every_recipe_of_the_repository_loads_and_builds(path, tmp_path):
         criterion.build(recipe["losses"], "teacher" in recipe)
     if "schedule" in recipe:
         schedules.build(
-            recipe["schedule"], base_lr=1e-3, base_momentum=0.9, total_iterations=10, iterations_per_epoch=5
+            recipe["schedule"],
+            base_lr=1e-3,
+            base_momentum=0.9,
+            total_iterations=10,
+            iterations_per_epoch=5,
         )
     settings(recipe, "evaluation", EvaluationSettings)
     settings(recipe, "load", LoadSettings)
@@ -93,9 +99,16 @@ def test_every_whole_recipe_names_known_keys_only(path):
     assert {"network", "losses", "schedule", "data", "train", "optimizer"} <= recipe.keys()
     assert not recipe["data"].get("root", "data/").startswith("/")
     of_every_data_set = ("augment", "resize", "workers")
-    check_arguments({k: v for k, v in recipe["data"].items() if k not in of_every_data_set}, "tiekd.data.datasets")
+    check_arguments(
+        {k: v for k, v in recipe["data"].items() if k not in of_every_data_set},
+        "tiekd.data.datasets",
+    )
     of_data(recipe["data"])
-    for section, hook in (("log", "text_log"), ("tensorboard", "tensorboard"), ("checkpoint", "checkpoint")):
+    for section, hook in (
+        ("log", "text_log"),
+        ("tensorboard", "tensorboard"),
+        ("checkpoint", "checkpoint"),
+    ):
         check_arguments({"name": hook, **recipe.get(section, {})}, "tiekd.training.hooks")
     own = {key: value for key, value in recipe["optimizer"].items() if key != "groups"}
     build_optimizer(own, torch.nn.Linear(1, 1), recipe["train"]["batch_size"], "none")
@@ -105,22 +118,31 @@ def test_every_whole_recipe_names_known_keys_only(path):
 
 @pytest.mark.parametrize("path", WHOLE, ids=id_of)
 def test_every_whole_recipe_opens_with_its_own_command_and_the_published_figures(path):
-    assert [command for command, _ in COMMAND.findall(header(path))] == [str(path.relative_to(ROOT))]
+    assert [command for command, _ in COMMAND.findall(header(path))] == [
+        str(path.relative_to(ROOT))
+    ]
     plain = path.with_name(path.name.removeprefix("released_"))
     wanted = [table()[plain]] if plain in table() else []
     assert FIGURES.findall(header(path)) == wanted
     assert len(path.read_text().splitlines()) <= 25
 
 
-@pytest.mark.parametrize("path", [path for path in WHOLE if "# Published" in header(path)], ids=id_of)
+@pytest.mark.parametrize(
+    "path", [path for path in WHOLE if "# Published" in header(path)], ids=id_of
+)
 def test_a_published_figure_stands_with_the_imagenet_weights_that_it_started_from(path):
     """In the command where torchvision has them; where a file must be fetched first, beside the figure."""
     option = "network.encoder.pretrained"
-    encoder = find(load_recipe(path)["network"]["encoder"]["name"], "tiekd.models.encoders", "recipe")
+    encoder = find(
+        load_recipe(path)["network"]["encoder"]["name"], "tiekd.models.encoders", "recipe"
+    )
     overrides = COMMAND.findall(header(path))[0][1:]
     wanted = f"{option}=imagenet" if encoder in (MobileNetV2, ResNet) else ""
     assert list(overrides) == [wanted]
-    override = wanted or re.search(rf"--set ({re.escape(option)}=\S+\.pth)$", header(path), re.MULTILINE)[1]
+    override = (
+        wanted
+        or re.search(rf"--set ({re.escape(option)}=\S+\.pth)$", header(path), re.MULTILINE)[1]
+    )
     node = load_recipe(path, [override])["network"]
     encoder = network_on_meta(json.dumps(node)).encoder
     (asking,) = [module for module in encoder.modules() if getattr(module, "pretrained", None)]
@@ -131,7 +153,10 @@ def test_a_published_figure_stands_with_the_imagenet_weights_that_it_started_fro
 def test_every_recipe_was_seen():
     files = [path for path in MODEL_CONFIGS.rglob("*") if path.is_file() and path.suffix != ".md"]
     assert sorted(files) == RECIPES
-    counts = {folder.name: len([p for p in WHOLE if p.parent == folder]) for folder in {p.parent for p in WHOLE}}
+    counts = {
+        folder.name: len([p for p in WHOLE if p.parent == folder])
+        for folder in {p.parent for p in WHOLE}
+    }
     assert counts == {"students": 86, "teachers": 9, "model_configs": 3}
     stems = [path.stem for path in WHOLE]
     assert len(set(stems)) == len(stems), "a recipe's stem is its work dir"
@@ -139,7 +164,9 @@ def test_every_recipe_was_seen():
 
 def test_the_keys_for_who_comes_from_mmcv_are_a_recipe(tmp_path):
     """All pieces in the right column, together; keys that stand there alone are ones that exist."""
-    rows = re.findall(r"^\| (.*) \| (.*) \|$", (MODEL_CONFIGS / "COMING_FROM_MMCV.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (.*) \| (.*) \|$", (MODEL_CONFIGS / "COMING_FROM_MMCV.md").read_text(), re.MULTILINE
+    )
     spans = [span for _, now in rows for span in re.findall(r"`([^`]+)`", now)]
     recipe: dict = {}
     for span in spans:
@@ -149,17 +176,28 @@ def test_the_keys_for_who_comes_from_mmcv_are_a_recipe(tmp_path):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     test_every_recipe_of_the_repository_loads_and_builds(tmp_path / "recipe.yaml", tmp_path)
     test_every_whole_recipe_names_known_keys_only(tmp_path / "recipe.yaml")
-    known = {f"train.{key}" for key in TrainSettings.__dataclass_fields__} | {"teacher.maps", "teacher.recipe"}
-    known |= {f"load.{key}" for key in LoadSettings.__dataclass_fields__} | {"network.encoder.pretrained"}
+    known = {f"train.{key}" for key in TrainSettings.__dataclass_fields__} | {
+        "teacher.maps",
+        "teacher.recipe",
+    }
+    known |= {f"load.{key}" for key in LoadSettings.__dataclass_fields__} | {
+        "network.encoder.pretrained"
+    }
     for name in ("kitti", "nyu", "folder"):
-        known |= {f"data.{key}" for key in inspect.signature(find(name, "tiekd.data.datasets", "data")).parameters}
+        known |= {
+            f"data.{key}"
+            for key in inspect.signature(find(name, "tiekd.data.datasets", "data")).parameters
+        }
     alone = {span for span in spans if re.fullmatch("(" + "|".join(SECTIONS) + r")(\.\w+)+", span)}
-    assert len(recipe) >= 11 and len(alone) >= 8 and alone <= known
+    assert len(recipe) >= 11
+    assert len(alone) >= 8
+    assert alone <= known
 
 
 def test_the_readme_has_every_published_row():
     students = [path for path in table() if path.parent.name == "students"]
-    assert len(students) == 42 and len(table()) == 48
+    assert len(students) == 42
+    assert len(table()) == 48
     for data, rows in (("kitti", 33), ("nyu", 9)):
         assert len([path for path in students if path.stem.endswith(data)]) == rows
     twins = {path.with_name(f"released_{path.name}") for path in students}
@@ -168,7 +206,11 @@ def test_the_readme_has_every_published_row():
 
 
 def students(prefix: str) -> dict[str, dict]:
-    return {p.stem: load_recipe(p) for p in WHOLE if p.parent.name == "students" and p.stem.startswith(prefix)}
+    return {
+        p.stem: load_recipe(p)
+        for p in WHOLE
+        if p.parent.name == "students" and p.stem.startswith(prefix)
+    }
 
 
 def test_baselines_learn_from_ground_truth_and_all_others_from_a_teacher():
@@ -186,15 +228,22 @@ def test_sigma_is_the_one_that_the_published_config_states_and_the_released_one_
     for name, recipe in students("tiekd_").items():
         if "light" not in name:
             stated = 0.15 if name.endswith("nyu") else 0.5 if "resnet50" in name else 0.8
-            assert (recipe["network"]["head"]["target"], recipe["network"]["head"]["sigma"]) == ("gaussian", stated)
+            assert (recipe["network"]["head"]["target"], recipe["network"]["head"]["sigma"]) == (
+                "gaussian",
+                stated,
+            )
             assert "released" not in str(recipe)
     for name, recipe in students("released_tiekd_").items():
         head, losses, kitti = recipe["network"]["head"], recipe["losses"], name.endswith("kitti")
         if "dpm" in losses:
-            assert (head["target"], head["sigma"]) == ("released", 0.5 if "depth" in losses else 0.8), name
+            assert (head["target"], head["sigma"]) == (
+                "released",
+                0.5 if "depth" in losses else 0.8,
+            ), name
             assert losses["dpm"].get("top_crop", 0) == 110 * kitti
         if "depth" in losses:
-            assert losses["depth"]["released"] is True and losses["depth"].get("top_crop", 0) == 110 * kitti
+            assert losses["depth"]["released"] is True
+            assert losses["depth"].get("top_crop", 0) == 110 * kitti
         assert set(recipe["teacher"]) == {"maps"}
     assert len(students("released_tiekd_")) == 9 + 3 + 3 + 3 + 1 + 1
 

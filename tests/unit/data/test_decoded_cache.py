@@ -26,8 +26,12 @@ def root(tmp_path):
     """Five frames of noise, with teacher maps as large as the window."""
     root, rng = fake_data.make(tmp_path / "kitti"), np.random.default_rng(0)
     for index in range(5):
-        write_png(root / "input" / image_name(index), rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
-        write_png(root / "gt_depth" / depth_name(index), rng.integers(0, 65536, (20, 30), dtype=np.uint16))
+        write_png(
+            root / "input" / image_name(index), rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        )
+        write_png(
+            root / "gt_depth" / depth_name(index), rng.integers(0, 65536, (20, 30), dtype=np.uint16)
+        )
         map_name = image_name(index).replace("/", "_")
         write_png(root / "maps" / map_name, rng.integers(0, 65536, (16, 24), dtype=np.uint16))
     return root
@@ -64,10 +68,15 @@ def test_training_and_evaluation_see_the_same_bits_as_from_the_files(root, worke
         yield from (batch for _, batch in validation_batches(val, 2, 0, 1, workers, CPU))
 
     for one, other in zip(batches(decoded=False), batches(decoded=True), strict=True):
-        assert one.names == other.names and (one.teacher_depth is None) == (other.teacher_depth is None)
-        tensors = [pair for pair in zip(one, other, strict=True) if isinstance(pair[0], torch.Tensor)]
+        assert one.names == other.names
+        assert (one.teacher_depth is None) == (other.teacher_depth is None)
+        tensors = [
+            pair for pair in zip(one, other, strict=True) if isinstance(pair[0], torch.Tensor)
+        ]
         assert len(tensors) >= 4
-        assert all(a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes() for a, b in tensors)
+        assert all(
+            a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes() for a, b in tensors
+        )
 
 
 def test_the_files_are_not_read_again(root, monkeypatch):
@@ -82,16 +91,19 @@ def test_numpy_reads_them_where_their_sources_would_be(root):
     source = root / "input" / image_name(2)
     assert cache.path(source) == root / "decoded" / "input" / f"{image_name(2)}.npy"
     array = np.load(cache.path(source))
-    assert array.dtype == np.uint8 and np.array_equal(array, image_io.read_image(source).numpy())
+    assert array.dtype == np.uint8
+    assert np.array_equal(array, image_io.read_image(source).numpy())
     depth = np.load(cache.path(root / "gt_depth" / depth_name(2)))
-    assert depth.dtype == np.uint16 and depth.shape == (1, 20, 30)
+    assert depth.dtype == np.uint16
+    assert depth.shape == (1, 20, 30)
 
 
 def test_a_source_elsewhere_has_a_place_too(root, tmp_path):
     source, cache = tmp_path / "elsewhere.png", Decoded(root / "decoded", root)
     write_png(source, np.full((4, 5), 300, np.uint16))
     cache.write(source, image_io.read_levels)
-    assert cache.path(source).is_relative_to(root / "decoded") and cache.read(source).unique().tolist() == [300]
+    assert cache.path(source).is_relative_to(root / "decoded")
+    assert cache.read(source).unique().tolist() == [300]
 
 
 def test_what_is_read_is_a_copy_that_nobody_else_sees(root):
@@ -99,7 +111,8 @@ def test_what_is_read_is_a_copy_that_nobody_else_sees(root):
     cache = filled(root, frames)
     before = cache.path(source).read_bytes()
     cache.read(source).zero_()
-    assert cache.path(source).read_bytes() == before and cache.holds(source, thoroughly=True)
+    assert cache.path(source).read_bytes() == before
+    assert cache.holds(source, thoroughly=True)
 
 
 def test_a_frame_that_is_not_there_is_named_with_what_to_do(root):
@@ -132,7 +145,8 @@ def test_a_torn_file_is_refused_by_name(root, size):
     path = cache.path(source)
     path.write_bytes(path.read_bytes()[:size])
     told = refused(cache.read, source)
-    assert told.startswith(f"{path}: ") and told.endswith("make it anew with bin/cache_frames.py")
+    assert told.startswith(f"{path}: ")
+    assert told.endswith("make it anew with bin/cache_frames.py")
     assert not cache.holds(source)
 
 
@@ -142,7 +156,8 @@ def test_a_flipped_byte_is_seen_by_those_who_look(root, place):
     content = bytearray(cache.path(source).read_bytes())
     content[place] ^= 1
     cache.path(source).write_bytes(content)
-    assert cache.holds(source) and not cache.holds(source, thoroughly=True)
+    assert cache.holds(source)
+    assert not cache.holds(source, thoroughly=True)
 
 
 def test_no_byte_of_the_note_can_be_wrong(root):
@@ -167,13 +182,18 @@ def test_a_source_that_cannot_be_decoded_leaves_nothing(root):
 def test_a_recipe_says_where_it_is(root, tmp_path):
     assert folder_of({"root": str(root), "decoded": "there"}) == root / "there"
     assert folder_of({"root": str(root), "decoded": "/absolute"}).as_posix() == "/absolute"
-    assert folder_of({"root": str(root)}) is None and folder_of({"root": str(root)}, "decoded") == root / "decoded"
-    assert without_cache({"data": {"root": "r", "decoded": "d"}, "a": 1}) == {"data": {"root": "r"}, "a": 1}
+    assert folder_of({"root": str(root)}) is None
+    assert folder_of({"root": str(root)}, "decoded") == root / "decoded"
+    assert without_cache({"data": {"root": "r", "decoded": "d"}, "a": 1}) == {
+        "data": {"root": "r"},
+        "a": 1,
+    }
     frames = frames_of(root)
     attach(frames, {"root": str(root)})
     assert frames.decoded is None
     told = refused(attach, frames, {"root": str(root), "decoded": "nowhere"})
-    assert str(root / "nowhere") in told and "bin/cache_frames.py" in told
+    assert str(root / "nowhere") in told
+    assert "bin/cache_frames.py" in told
 
 
 def test_it_is_told_beforehand_how_many_are_not_there(root):
@@ -184,7 +204,8 @@ def test_it_is_told_beforehand_how_many_are_not_there(root):
     frames.decoded.path(root / "gt_depth" / depth_name(0)).unlink()
     (root / "input" / image_name(1)).write_bytes(b"something else")
     (line,) = describe(frames)
-    assert line.startswith(f"WARNING: 2 of 15 files aren't in {root / 'decoded'}") and "bin/cache_frames.py" in line
+    assert line.startswith(f"WARNING: 2 of 15 files aren't in {root / 'decoded'}")
+    assert "bin/cache_frames.py" in line
 
 
 def turn(path):
@@ -210,24 +231,33 @@ def test_old_files_are_read_but_for_pictures_that_a_mark_turns(root):
         path = of_before(frames.decoded.path(root / "input" / image_name(index)))
     assert torch.equal(frames[0].image, plain[0].image)
     told = refused(frames.__getitem__, 1)
-    assert told.startswith(f"{root / 'input' / image_name(1)}: {path} was made before orientation marks counted; make")
+    assert told.startswith(
+        f"{root / 'input' / image_name(1)}: {path} was made before orientation marks counted; make"
+    )
     assert not frames.decoded.holds(root / "input" / image_name(1))
 
 
 def test_old_files_hold_the_largest_level_that_is_none_in_ground_truth_only(root):
-    depth, taught = root / "gt_depth" / depth_name(0), root / "maps" / image_name(0).replace("/", "_")
+    depth, taught = (
+        root / "gt_depth" / depth_name(0),
+        root / "maps" / image_name(0).replace("/", "_"),
+    )
     write_png(depth, np.full((20, 30), 65535, np.uint16))
     write_png(taught, np.full((16, 24), 65535, np.uint16))
     frames = frames_of(root)
     frames.decoded = filled(root, frames)
     cache = frames.decoded
-    assert (frames[0].depth == 0).all() and (frames[0].teacher_depth == 80).all()
+    assert (frames[0].depth == 0).all()
+    assert (frames[0].teacher_depth == 80).all()
     cache.write(depth, image_io.read_levels)  # as it was written before
     for source in (depth, taught):
         of_before(cache.path(source))
-    assert (frames[0].depth == 0).all() and (frames[0].teacher_depth == 80).all()
+    assert (frames[0].depth == 0).all()
+    assert (frames[0].teacher_depth == 80).all()
 
 
 def test_a_data_set_without_files_has_nothing_to_decode(root):
-    with pytest.raises(RecipeError, match="data.decoded: noise has no files to decode; kitti, nyu and folder have"):
+    with pytest.raises(
+        RecipeError, match="data.decoded: noise has no files to decode; kitti, nyu and folder have"
+    ):
         attach(object(), {"name": "noise", "decoded": str(root)})

@@ -46,7 +46,8 @@ def test_millimetres_that_are_taken_as_metres_end_training_before_it_begins(tmp_
         "millimetres"
     )
     told = make(tmp_path, [], float_depth_unit=1000.0)
-    assert check_range(told) == [] and (told[0].depth == 2.5).all()
+    assert check_range(told) == []
+    assert (told[0].depth == 2.5).all()
 
 
 def test_so_do_levels_with_another_unit(tmp_path):
@@ -59,10 +60,8 @@ def test_so_do_levels_with_another_unit(tmp_path):
 
 def test_depths_that_may_be_meant_are_a_warning_or_nothing(tmp_path):
     (line,) = check_range(make(tmp_path / "far", [full(20), full(25)]))
-    assert (
-        line.startswith("Warning: ")
-        and "farther than 20 m, as in all 2 depth maps looked at, and max_depth is 10 m" in line
-    )
+    assert line.startswith("Warning: ")
+    assert "farther than 20 m, as in all 2 depth maps looked at, and max_depth is 10 m" in line
     (line,) = check_range(make(tmp_path / "near", [full(0.05)]))
     assert (
         "nearer than 0.05 m, as in the only depth map looked at; float32 NPY is taken as metres"
@@ -78,7 +77,9 @@ def test_images_that_exif_turns_are_told_before_training(tmp_path):
     exif[0x0112] = 3
     Image.open(data.frames[1].image).save(data.frames[1].image, exif=exif)
     (line,) = check_range(data)
-    assert line.startswith("1 image(s) are turned by their EXIF orientation, such as 1.png: depth maps and intrinsics")
+    assert line.startswith(
+        "1 image(s) are turned by their EXIF orientation, such as 1.png: depth maps and intrinsics"
+    )
 
 
 def test_a_file_that_cannot_be_read_is_left_to_who_trains_on_it(tmp_path):
@@ -96,7 +97,10 @@ def sloped(kind, sentinel, unit=1):
 @pytest.mark.parametrize("kind", [">f4", np.float16, np.float64, np.longdouble])
 def test_floating_point_of_any_kind_is_metres(tmp_path, kind):
     (line,) = lines(make(tmp_path, [full(5, kind)], depth_unit=1000.0))
-    assert line == f"1 depth maps: {np.dtype(kind).name} NPY is taken as metres (data.float_depth_unit)"
+    assert (
+        line
+        == f"1 depth maps: {np.dtype(kind).name} NPY is taken as metres (data.float_depth_unit)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,8 @@ def test_a_level_that_many_pixels_have_is_shown(tmp_path, kind, sentinel, line):
 def test_a_level_that_is_said_to_be_invalid_counts_as_none(tmp_path):
     data = make(tmp_path, [sloped(np.uint16, 5000, 1000)] * 2, depth_unit=1000.0, invalid=[5000])
     assert "level 5000 is 25% of what isn't 0, in 2 of 2 depth maps: counts as none" in lines(data)
-    assert (data[0].depth[0, :3] == 0).all() and (data[0].depth[0, 3:] > 0).all()
+    assert (data[0].depth[0, :3] == 0).all()
+    assert (data[0].depth[0, 3:] > 0).all()
 
 
 def test_a_flat_wall_and_an_even_slope_are_no_pile(tmp_path):

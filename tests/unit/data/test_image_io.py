@@ -28,7 +28,8 @@ LEVELS = np.array([[0, 1, 255, 256], [257, 20000, 65534, 65535]], np.uint16)
 def refused(read, path, *arguments):
     with pytest.raises(DataError) as error:
         read(path, *arguments)
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
     return str(error.value)
 
 
@@ -36,7 +37,8 @@ def refused(read, path, *arguments):
 def test_sixteen_bit_depth_comes_back_as_it_was(tmp_path, units_per_m):
     write_depth_png(tmp_path / "d.png", LEVELS / units_per_m, units_per_m)
     levels = read_levels(tmp_path / "d.png")
-    assert levels.dtype == torch.uint16 and torch.equal(levels, torch.from_numpy(LEVELS)[None])
+    assert levels.dtype == torch.uint16
+    assert torch.equal(levels, torch.from_numpy(LEVELS)[None])
     assert [path.name for path in tmp_path.iterdir()] == ["d.png"]
 
 
@@ -49,9 +51,12 @@ def test_a_picture_comes_back_in_rgb_and_grey_ones_too(tmp_path):
     rgb = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     write_image(tmp_path / "p.png", rgb)
     image = read_image(tmp_path / "p.png")
-    assert image.dtype == torch.uint8 and torch.equal(image, torch.from_numpy(rgb).permute(2, 0, 1))
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.from_numpy(rgb).permute(2, 0, 1))
     Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
-    assert torch.equal(read_image(tmp_path / "grey.png"), torch.from_numpy(rgb[..., 0]).expand(3, 2, 4))
+    assert torch.equal(
+        read_image(tmp_path / "grey.png"), torch.from_numpy(rgb[..., 0]).expand(3, 2, 4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,8 @@ def test_a_picture_comes_back_in_rgb_and_grey_ones_too(tmp_path):
 def test_eight_bits_are_no_depth(tmp_path, shape, words):
     Image.fromarray(np.ones(shape, np.uint8)).save(tmp_path / "d.png")
     message = refused(read_levels, tmp_path / "d.png")
-    assert "must be a one-channel 16-bit PNG" in message and words in message
+    assert "must be a one-channel 16-bit PNG" in message
+    assert words in message
 
 
 def test_a_depth_map_is_no_picture(tmp_path):
@@ -77,24 +83,37 @@ def test_a_png_that_ends_early_is_refused_wherever_it_ends(tmp_path):
 
 
 def test_one_damaged_byte_in_a_png_is_an_error_and_not_the_end_of_the_process(tmp_path):
-    write_image(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8))
+    write_image(
+        tmp_path / "whole.png",
+        np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8),
+    )
     whole = (tmp_path / "whole.png").read_bytes()
     for place in range(8, len(whole), 97):
-        (tmp_path / "torn.png").write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        (tmp_path / "torn.png").write_bytes(
+            whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :]
+        )
         assert "damaged" in refused(read_image, tmp_path / "torn.png")
 
 
 def test_a_jpeg_that_ends_early_is_refused(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)).save(tmp_path / "a.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)).save(
+        tmp_path / "a.jpg"
+    )
     whole = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
     assert "can't be decoded as a picture" in refused(read_image, tmp_path / "torn.jpg")
 
 
 def test_files_that_are_missing_folders_or_texts(tmp_path):
-    assert "no such picture; check data.root and the split file" in refused(read_image, tmp_path / "a.png")
+    assert "no such picture; check data.root and the split file" in refused(
+        read_image, tmp_path / "a.png"
+    )
     assert "no such depth map" in refused(read_levels, tmp_path / "a.png")
-    for read, kind in ((read_image, "picture"), (read_depth_npy, "depth map"), (read_image_size, "picture")):
+    for read, kind in (
+        (read_image, "picture"),
+        (read_depth_npy, "depth map"),
+        (read_image_size, "picture"),
+    ):
         arguments = (None,) if read is read_depth_npy else ()
         assert f"a folder or device, no {kind}" in refused(read, tmp_path, *arguments)
     (tmp_path / "b.png").write_text("no picture")
@@ -104,7 +123,9 @@ def test_files_that_are_missing_folders_or_texts(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_a_pictures_size_is_read_from_its_head(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3)).astype(np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3)).astype(np.uint8)).save(
+        path
+    )
     assert read_image_size(path) == (200, 300)
     whole = path.read_bytes()
     path.write_bytes(whole[:2000])
@@ -145,7 +166,8 @@ def test_values_that_mean_not_measured_are_none(tmp_path):
 
 def test_the_largest_level_of_ground_truth_is_none_and_of_a_teacher_map_the_farthest(tmp_path):
     Image.fromarray(LEVELS).save(tmp_path / "d.png")
-    assert (LEVELS == 65535).any() and np.array_equal(read_levels(tmp_path / "d.png")[0].numpy(), LEVELS)
+    assert (LEVELS == 65535).any()
+    assert np.array_equal(read_levels(tmp_path / "d.png")[0].numpy(), LEVELS)
     measured = read_measured_levels(tmp_path / "d.png")
     assert measured.dtype == torch.uint16
     assert np.array_equal(measured[0].numpy(), np.where(LEVELS == 65535, 0, LEVELS))
@@ -158,10 +180,13 @@ def test_links_that_lead_nowhere_say_where(tmp_path):
     path = tmp_path / "x.png"
     path.symlink_to(tmp_path / "gone.png")
     for read in (read_image, read_image_size, read_levels):
-        assert refused(read, path).startswith(f"{path}: a link to {tmp_path / 'gone.png'}, which is not there; mend")
+        assert refused(read, path).startswith(
+            f"{path}: a link to {tmp_path / 'gone.png'}, which is not there; mend"
+        )
     path.unlink()
     path.symlink_to(path)
-    assert "a link to" in refused(read_image, path) and "leads back to itself" in refused(read_image, path)
+    assert "a link to" in refused(read_image, path)
+    assert "leads back to itself" in refused(read_image, path)
 
 
 def test_an_image_of_too_many_pixels_is_not_called_torn(tmp_path, monkeypatch):
@@ -191,9 +216,18 @@ def test_odd_files_are_named_for_what_they_are(tmp_path):
     assert "an empty file, no depth map" in refused(read_levels, path)
     write_bytes(path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     assert "no picture; fetch the file with git lfs pull" in refused(read_image, path)
-    sixteen = zlib.compress(b"\0" + bytes(range(12)))  # one row of two pixels of three channels of 16 bits
-    head = b"\x89PNG\r\n\x1a\n" + (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
-    empty = head[:8] + b"\0\0\0\x0dIHDR" + head[8:] + zlib.crc32(b"IHDR" + head[8:]).to_bytes(4, "big")
+    sixteen = zlib.compress(
+        b"\0" + bytes(range(12))
+    )  # one row of two pixels of three channels of 16 bits
+    head = (
+        b"\x89PNG\r\n\x1a\n"
+        + (2).to_bytes(4, "big")
+        + (1).to_bytes(4, "big")
+        + bytes([16, 2, 0, 0, 0])
+    )
+    empty = (
+        head[:8] + b"\0\0\0\x0dIHDR" + head[8:] + zlib.crc32(b"IHDR" + head[8:]).to_bytes(4, "big")
+    )
     end = b"\0\0\0\0IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
     path.write_bytes(with_late_chunk(empty + end, b"IDAT", sixteen))
     assert "this has 3 channel(s) of 16 bits" in refused(read_levels, path)
@@ -215,7 +249,10 @@ def test_numpy_files_that_are_no_depth_map(tmp_path):
         (np.ones((2, 3, 4)), "float64 of shape (2, 3, 4)"),
         (np.ones(3), "float64 of shape (3,)"),
         (np.ones((2, 3), bool), "bool of shape (2, 3)"),
-        (np.array([[object()]]), "can't be read (no numbers, but Python objects or another kind of file)"),
+        (
+            np.array([[object()]]),
+            "can't be read (no numbers, but Python objects or another kind of file)",
+        ),
         (np.ones((2, 3), np.uint16), "uint16 without a unit"),
     ):
         np.save(path, array, allow_pickle=True)
@@ -272,7 +309,9 @@ def test_a_photo_stands_upright_as_its_camera_marked_it(tmp_path):
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     Image.fromarray(rgb).save(tmp_path / "p.jpg", exif=exif, quality=95)
     photo = read_photo(tmp_path / "p.jpg")
-    assert photo.shape == (3, 32, 16) and photo[:, :12].float().mean() > 190 and photo[:, 20:].float().mean() < 10
+    assert photo.shape == (3, 32, 16)
+    assert photo[:, :12].float().mean() > 190
+    assert photo[:, 20:].float().mean() < 10
     assert torch.equal(read_image(tmp_path / "p.jpg"), photo)
 
 
@@ -292,13 +331,16 @@ UPRIGHT = {
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 @pytest.mark.parametrize("mark", UPRIGHT)
 def test_all_doors_see_an_image_upright_and_its_size_before_it_is_decoded(tmp_path, mark, suffix):
-    stored = np.kron(np.random.default_rng(0).integers(0, 256, (2, 3, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    stored = np.kron(
+        np.random.default_rng(0).integers(0, 256, (2, 3, 3)), np.ones((16, 16, 1))
+    ).astype(np.uint8)
     exif, path = Image.Exif(), tmp_path / f"p{suffix}"
     exif[0x0112] = mark
     Image.fromarray(stored).save(path, exif=exif, quality=100, lossless=True, subsampling=0)
     expected = torch.from_numpy(UPRIGHT[mark](stored).copy()).permute(2, 0, 1)
     for read in (read_image, read_photo):
-        assert read(path).shape == expected.shape and (read(path).short() - expected).abs().max() <= 4
+        assert read(path).shape == expected.shape
+        assert (read(path).short() - expected).abs().max() <= 4
     assert read_image_size(path) == expected.shape[1:]
     assert orientation.mark_in(path) == mark
 
@@ -323,7 +365,9 @@ def test_a_png_may_have_its_mark_behind_its_pixels(tmp_path):
     exif[0x0112] = 8
     path = tmp_path / "p.png"
     Image.new("RGB", (40, 30)).save(path)
-    path.write_bytes(with_late_chunk(path.read_bytes(), b"eXIf", exif.tobytes()[len(b"Exif\0\0") :]))
+    path.write_bytes(
+        with_late_chunk(path.read_bytes(), b"eXIf", exif.tobytes()[len(b"Exif\0\0") :])
+    )
     assert read_image(path).shape[1:] == read_image_size(path) == (40, 30)
     path.write_bytes(with_late_chunk(path.read_bytes(), b"eXIf", b"no mark"))
     assert read_image(path).shape[1:] == read_image_size(path)
@@ -334,7 +378,9 @@ def test_a_mark_that_says_nothing_turns_nothing(tmp_path, mark):
     exif = Image.Exif()
     exif[0x0112] = mark
     Image.new("RGB", (40, 30)).save(tmp_path / "p.jpg", exif=exif)
-    assert read_image(tmp_path / "p.jpg").shape[1:] == read_image_size(tmp_path / "p.jpg") == (30, 40)
+    assert (
+        read_image(tmp_path / "p.jpg").shape[1:] == read_image_size(tmp_path / "p.jpg") == (30, 40)
+    )
 
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
@@ -355,7 +401,8 @@ GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 def test_a_photo_of_any_kind_becomes_8_bit_rgb(tmp_path, picture):
     picture.save(tmp_path / "p.png")
     photo = read_photo(tmp_path / "p.png")
-    assert photo.dtype == torch.uint8 and torch.equal(photo, torch.from_numpy(GREY).expand(3, 3, 4))
+    assert photo.dtype == torch.uint8
+    assert torch.equal(photo, torch.from_numpy(GREY).expand(3, 3, 4))
 
 
 def test_sixteen_bits_are_scaled_and_what_is_no_grey_level_is_refused(tmp_path):

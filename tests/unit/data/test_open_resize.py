@@ -65,11 +65,13 @@ def test_the_network_sees_the_size_that_the_resize_says(own, resize, expected):
 )
 def test_recipes_whose_frames_have_one_size_shrink_larger_pictures_to_it(recipe, size):
     data = load_recipe(f"{ROOT}/model_configs/{recipe}.yaml")["data"]
-    assert frame_size(data) == size and of_data(data) == Resize(at_most=size)
+    assert frame_size(data) == size
+    assert of_data(data) == Resize(at_most=size)
 
 
 def test_other_recipes_leave_pictures_their_own_size():
-    assert of_data({}) == OWN_SIZE and of_data({"name": "folder", "augment": {"crop": [352, 704]}}) == OWN_SIZE
+    assert of_data({}) == OWN_SIZE
+    assert of_data({"name": "folder", "augment": {"crop": [352, 704]}}) == OWN_SIZE
 
 
 @pytest.mark.parametrize(
@@ -114,12 +116,20 @@ def test_weights_know_their_size_better_than_the_recipe_and_an_override_better_t
 
 
 def test_a_resize_is_what_its_node_says():
-    for resize in (OWN_SIZE, KITTI, FIT, Resize(short_side=7), Resize(scale=0.3), Resize(4, 6, "contain")):
+    for resize in (
+        OWN_SIZE,
+        KITTI,
+        FIT,
+        Resize(short_side=7),
+        Resize(scale=0.3),
+        Resize(4, 6, "contain"),
+    ):
         assert of_node(resize.node()) == resize
 
 
 def test_the_option_is_read_and_a_wrong_one_refused():
-    assert parse_size(None) is None and parse_size("full") == OWN_SIZE
+    assert parse_size(None) is None
+    assert parse_size("full") == OWN_SIZE
     assert parse_size("352x1216") == Resize(height=352, width=1216, mode="fit")
     for text in ("352", "0x10", "352x", "half", "-1x5", "20000x10", "1e3x5"):
         with pytest.raises(RecipeError, match="--size: got .*allowed: HEIGHTxWIDTH"):
@@ -130,13 +140,18 @@ def test_shrinking_a_picture_averages_over_what_a_pixel_covers():
     stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     stripes[..., ::2] = 200
     small = resized_picture(stripes, (8, 8))
-    assert small.dtype == torch.uint8 and (small.int() - 100).abs().max() <= 5
+    assert small.dtype == torch.uint8
+    assert (small.int() - 100).abs().max() <= 5
 
 
 @pytest.mark.parametrize("size", [(20, 31), (61, 50), (150, 220), (1, 1), (61, 97), (3, 400)])
 def test_matrix_products_give_the_same_grey_levels(size):
-    pixels = torch.randint(0, 256, (2, 3, 61, 97), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = resized_by_products(pixels.float(), dense_weights(61, size[0]), dense_weights(97, size[1]))
+    pixels = torch.randint(
+        0, 256, (2, 3, 61, 97), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    found = resized_by_products(
+        pixels.float(), dense_weights(61, size[0]), dense_weights(97, size[1])
+    )
     assert torch.equal(found, resized_picture(pixels, size).float())
 
 
@@ -151,15 +166,20 @@ def test_only_smooth_maps_get_depths_between_the_two_sides_of_an_edge():
     smooth, sharp = resized_map(edge, (7, 11), True), resized_map(edge, (7, 11), False)
     assert smooth.shape == sharp.shape == (1, 1, 7, 11)
     assert ((smooth > 6) & (smooth < 39)).any()
-    assert sharp[0, 0, 0].tolist() == [5.0] * 5 + [40.0] * 6  # the middle one's centre lies on the border
+    assert (
+        sharp[0, 0, 0].tolist() == [5.0] * 5 + [40.0] * 6
+    )  # the middle one's centre lies on the border
 
 
 def test_black_around_a_picture_is_cut_off_again():
     pixels = torch.full((1, 3, 30, 60), 200, dtype=torch.uint8)
     contain = Resize(32, 32, "contain")
     seen = network_input(pixels, contain)
-    assert seen.shape == (1, 3, 32, 32) and (seen[:, :, 8:24] == 200).all()
-    assert (seen[:, :, :8] == 0).all() and (seen[:, :, 24:] == 0).all()
+    assert seen.shape == (1, 3, 32, 32)
+    assert (seen[:, :, 8:24] == 200).all()
+    assert (seen[:, :, :8] == 0).all()
+    assert (seen[:, :, 24:] == 0).all()
     for smooth in (True, False):
         back = restored(seen[:, :1].float(), contain, (30, 60), smooth)
-        assert back.shape == (1, 1, 30, 60) and (back - 200).abs().max() < 1e-4
+        assert back.shape == (1, 1, 30, 60)
+        assert (back - 200).abs().max() < 1e-4

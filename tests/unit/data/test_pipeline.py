@@ -14,7 +14,14 @@ import torch
 from PIL import Image
 from support import golden
 
-from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, Decisions, colour_table, look_up, normalise
+from tiekd.data.augment.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Decisions,
+    colour_table,
+    look_up,
+    normalise,
+)
 from tiekd.data.augment.geometry import move
 from tiekd.data.datasets import kitti, nyu
 
@@ -26,8 +33,16 @@ TAGS = {
     "kitchen_0028b/rgb_00045.jpg": "pipe:nyu0",
     "bathroom_0001a/rgb_00012.jpg": "pipe:nyu1",
 }
-SIZES = {"pipe:kitti0": (375, 1242), "pipe:kitti1": (370, 1224), "pipe:nyu0": (480, 640), "pipe:nyu1": (480, 640)}
-FIRST = {"kitti": next(iter(TAGS)), "nyu": "bathroom_0001a/rgb_00012.jpg"}  # the published sets sort by name
+SIZES = {
+    "pipe:kitti0": (375, 1242),
+    "pipe:kitti1": (370, 1224),
+    "pipe:nyu0": (480, 640),
+    "pipe:nyu1": (480, 640),
+}
+FIRST = {
+    "kitti": next(iter(TAGS)),
+    "nyu": "bathroom_0001a/rgb_00012.jpg",
+}  # the published sets sort by name
 STEPS = ("KBCrop", "NYUCrop", "RandomRotate", "RandomFlip", "RandomCrop", "ColorAug", "Normalize")
 FORCED_CROP = {"kitti": (0, 123, 352, 704), "nyu": (7, 13, 416, 544)}
 
@@ -77,7 +92,9 @@ def root(tmp_path_factory):
             stored = array[..., ::-1] if array.ndim == 3 else array
             assert sha256(stored) == CASES["inputs"][path]
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(array)).save(root / path, format="PNG", compress_level=0)
+            Image.fromarray(np.ascontiguousarray(array)).save(
+                root / path, format="PNG", compress_level=0
+            )
     (root / "data/kitti/kitti_eigen_train.txt").write_text("\n".join(CASES["split"]["kitti"]))
     (root / "data/nyu/nyu_train.txt").write_text("\n".join(CASES["split"]["nyu"]))
     (root / "data/nyu/nyu_test.txt").write_text("\n".join(CASES["split"]["nyu"]))
@@ -93,7 +110,9 @@ def frame(root):
         folder = str(root / "data" / group.split("_")[0])
         if group.startswith("kitti"):
             maps = "gt_kd_adabins" if group == "kitti_kd" and cut else None
-            return kitti.build(folder, "train", 80.0, kb_crop=(352, 1216) if cut else None, maps=maps)
+            return kitti.build(
+                folder, "train", 80.0, kb_crop=(352, 1216) if cut else None, maps=maps
+            )
         maps = "gt_kd_adabins_real" if group == "nyu_kd" else None
         crop = (45, 472, 43, 608) if cut else None
         return nyu.build(folder, "val" if evaluated else "train", 10.0, nyu_crop=crop, maps=maps)
@@ -149,7 +168,9 @@ def check_depths(whole, decisions, expected):
         check(unturned.teacher_depth, expected["kd_gt"], rtol=1e-6)
     if decisions.angle == 0:
         return check(unturned.depth, expected["depth_gt"], exact=True)
-    turned = whole._replace(depth=torch.from_numpy(turned_as_published(whole.depth[0].numpy(), decisions.angle))[None])
+    turned = whole._replace(
+        depth=torch.from_numpy(turned_as_published(whole.depth[0].numpy(), decisions.angle))[None]
+    )
     reference = move(turned, decisions._replace(angle=0.0)).depth
     check(reference, expected["depth_gt"], exact=True)
     assert (move(whole, decisions).depth == reference).float().mean() >= 0.995
@@ -227,13 +248,17 @@ def test_each_step_with_forced_decisions(frame, group, step):
     if "RandomFlip" in reached:
         decisions = decisions._replace(flip=True)
     if "RandomCrop" in reached:
-        decisions = decisions._replace(**dict(zip(("top", "left", "height", "width"), FORCED_CROP[data], strict=True)))
+        decisions = decisions._replace(
+            **dict(zip(("top", "left", "height", "width"), FORCED_CROP[data], strict=True))
+        )
     if "ColorAug" in reached:
         decisions = decisions._replace(gamma=1.07, brightness=0.93, channels=(1.09, 1.02, 0.91))
     turned, normalised = decisions.angle != 0, step.startswith("Normalize")
     image = finished(whole, decisions) if turned or normalised else move(whole, decisions).image
     if turned and not normalised:
-        image = image * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+        image = image * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(
+            3, 1, 1
+        )
     check_image(image, expected["img"], turned, normalised=normalised)
     check_depths(whole, decisions, expected)
 
@@ -266,5 +291,14 @@ def test_the_same_files_are_opened(root, group):
 
 
 def test_every_case_is_here():
-    assert len(CASES["seeded"]) == 28 and len(CASES["test"]) == 8 and len(CASES["opened"]) == 2
-    assert sum(len([s for s in steps if s != "camera"]) for g, steps in CASES["forced"].items() if "rot" not in g) == 36
+    assert len(CASES["seeded"]) == 28
+    assert len(CASES["test"]) == 8
+    assert len(CASES["opened"]) == 2
+    assert (
+        sum(
+            len([s for s in steps if s != "camera"])
+            for g, steps in CASES["forced"].items()
+            if "rot" not in g
+        )
+        == 36
+    )

@@ -20,7 +20,9 @@ PLAIN = Augment(rotate_p=0.0, flip_p=0.0, colour_p=0.0)
 
 
 def sample_of(height=40, width=60, depth=None, teacher=None, seed=0):
-    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.randint(
+        0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     depth = torch.full((1, height, width), 5.0) if depth is None else depth
     inside = torch.ones(1, height, width, dtype=torch.bool)
     camera = torch.tensor([[50.0, 0, 30], [0, 60.0, 10], [0, 0, 1]])
@@ -81,7 +83,8 @@ def test_a_picture_has_this_size_and_place(node, picture, scaled, canvas, corner
 def test_a_form_that_is_none_is_refused_in_a_line(node, told):
     with pytest.raises(RecipeError, match=told) as error:
         resizes.of_node(node)
-    assert "data.resize" in str(error.value) and "\n" not in str(error.value)
+    assert "data.resize" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_recipe_s_data_says_the_working_resolution():
@@ -92,7 +95,9 @@ def test_the_recipe_s_data_says_the_working_resolution():
     assert resizes.of_data({"name": "kitti", "kb_crop": [352, 1216]}) == Resize(at_most=(352, 1216))
     assert resizes.of_data({"name": "nyu"}) == Resize(at_most=(480, 640))
     assert resizes.of_data({"name": "folder", "augment": {"crop": [20, 30]}}) == OWN_SIZE
-    with pytest.raises(RecipeError, match="keep_aspect scales pictures to cover data.augment.crop; give a crop"):
+    with pytest.raises(
+        RecipeError, match="keep_aspect scales pictures to cover data.augment.crop; give a crop"
+    ):
         resizes.of_data({"augment": {"sizes": "keep_aspect"}})
     with pytest.raises(RecipeError, match="at_most"):
         resizes.of_data({"resize": {"at_most": [20, 30]}})
@@ -106,10 +111,19 @@ def test_a_file_of_weights_keeps_it_unless_it_is_asked_for():
     assert resizes.resize_of({"resize": {}}, recipe) == OWN_SIZE
     assert resizes.resize_of({}, recipe) == Resize(scale=0.5)
     assert resizes.resize_of({}, None) == OWN_SIZE
-    assert all(resizes.of_node(each.node()) == each for each in (Resize(scale=0.5), Resize(at_most=(4, 6)), OWN_SIZE))
+    assert all(
+        resizes.of_node(each.node()) == each
+        for each in (Resize(scale=0.5), Resize(at_most=(4, 6)), OWN_SIZE)
+    )
 
 
-SIZES = [((40, 61), (20, 30)), ((7, 5), (13, 9)), ((1, 1), (4, 3)), ((37, 90), (12, 31)), ((375, 124), (192, 64))]
+SIZES = [
+    ((40, 61), (20, 30)),
+    ((7, 5), (13, 9)),
+    ((1, 1), (4, 3)),
+    ((37, 90), (12, 31)),
+    ((375, 124), (192, 64)),
+]
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
@@ -117,8 +131,12 @@ def test_grey_levels_are_the_same_as_a_sum_or_as_products(old, new):
     pixels = sample_of(*old).image
     resized = resizes.resized_picture(pixels, new)
     rows, columns = (resizes.dense_weights(a, b) for a, b in zip(old, new, strict=True))
-    assert torch.equal(resized.float(), resizes.resized_by_products(pixels[None].float(), rows, columns)[0])
-    reordered = torch.matmul(rows.flip(1), pixels.flip(1).float()) - torch.matmul(rows, pixels.float())
+    assert torch.equal(
+        resized.float(), resizes.resized_by_products(pixels[None].float(), rows, columns)[0]
+    )
+    reordered = torch.matmul(rows.flip(1), pixels.flip(1).float()) - torch.matmul(
+        rows, pixels.float()
+    )
     assert not reordered.any()  # so exact that no order of the sum changes anything
     assert torch.equal(resizes.resized_picture(pixels[None], new)[0], resized)
 
@@ -132,14 +150,18 @@ def test_pictures_are_smoothed_as_by_the_field_s_antialiased_bilinear_filter(old
 
 def test_weights_add_up_to_one_and_a_flat_picture_stays():
     for old, new in ((9, 4), (4, 9), (4000, 3), (1216, 640)):
-        assert torch.equal(resizes.dense_weights(old, new).double().sum(1), torch.ones(new).double())
+        assert torch.equal(
+            resizes.dense_weights(old, new).double().sum(1), torch.ones(new).double()
+        )
     flat = torch.full((3, 37, 41), 201, dtype=torch.uint8)
     assert (resizes.resized_picture(flat, (11, 90)) == 201).all()
 
 
 def slant(height, width, near=2.0, far=40.0):
     """A plane that recedes towards the top: its inverse depth is linear in rows and columns."""
-    rows, columns = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(height) / height, torch.arange(width) / width, indexing="ij"
+    )
     return 1 / (1 / far + (1 / near - 1 / far) * (0.8 * rows + 0.2 * columns))[None]
 
 
@@ -151,7 +173,8 @@ def test_a_slanted_plane_keeps_its_depth(take_down, new):
     columns = (torch.arange(new[1]) + 0.5) * 1242 / new[1] - 0.5
     there = 1 / (1 / 40 + (1 / 2 - 1 / 40) * (0.8 * rows[:, None] / 375 + 0.2 * columns / 1242))
     error = found[0] / there - 1
-    assert error.mean().abs() < 1e-3 and error.abs().max() < 0.07
+    assert error.mean().abs() < 1e-3
+    assert error.abs().max() < 0.07
 
 
 @pytest.mark.parametrize("take_down", [resizes.resized_depth, resizes.resized_teacher_map])
@@ -162,14 +185,17 @@ def test_across_a_step_there_is_no_third_depth(take_down, dtype, new):
     step[:, :, 27:] = 900
     step[:, 13:19, :] = 0
     found = take_down(step.to(dtype), new)
-    assert found.shape == (1, *new) and found.dtype == dtype
+    assert found.shape == (1, *new)
+    assert found.dtype == dtype
     assert set(found.float().unique().tolist()) <= {0.0, 500.0, 900.0}
 
 
 @pytest.mark.parametrize("new", [(20, 30), (17, 23), (13, 60), (40, 21)])
 def test_no_sparse_point_is_lost_where_a_cell_has_any(new):
     rng = np.random.default_rng(0)
-    depth = np.where(rng.random((40, 60)) < 0.05, rng.uniform(1, 80, (40, 60)), 0).astype(np.float32)
+    depth = np.where(rng.random((40, 60)) < 0.05, rng.uniform(1, 80, (40, 60)), 0).astype(
+        np.float32
+    )
     found = resizes.resized_depth(torch.from_numpy(depth)[None], new)[0].numpy()
     cells: dict[tuple[int, int], list] = {}
     for row, column in np.argwhere(depth > 0):
@@ -186,14 +212,19 @@ def test_no_sparse_point_is_lost_where_a_cell_has_any(new):
 
 def test_a_finer_grid_repeats_pixels_and_invents_none():
     depth = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
-    assert resizes.resized_depth(depth, (4, 4))[0].tolist() == [[1, 1, 0, 0]] * 2 + [[3, 3, 4, 4]] * 2
+    assert (
+        resizes.resized_depth(depth, (4, 4))[0].tolist() == [[1, 1, 0, 0]] * 2 + [[3, 3, 4, 4]] * 2
+    )
 
 
 def test_a_teacher_s_cell_on_one_surface_has_its_mean_by_area_and_one_with_a_hole_has_not():
     depth = torch.tensor([[[10.0, 10.2, 10.4, 0.0, 10.0, 20.0]]])
     found = resizes.resized_teacher_map(depth, (1, 2))[0, 0].tolist()
-    assert found[0] == pytest.approx(10.2) and found[1] == 10.0
-    thirds = resizes.resized_teacher_map(torch.tensor([[[10.0, 10.3, 10.6]]]), (1, 2))[0, 0].tolist()
+    assert found[0] == pytest.approx(10.2)
+    assert found[1] == 10.0
+    thirds = resizes.resized_teacher_map(torch.tensor([[[10.0, 10.3, 10.6]]]), (1, 2))[
+        0, 0
+    ].tolist()
     assert thirds == pytest.approx([(10.0 + 10.3 / 2) / 1.5, (10.3 / 2 + 10.6) / 1.5])
 
 
@@ -207,9 +238,12 @@ def test_intrinsics_and_depths_follow_the_picture():
     sample = sample_of(teacher=torch.full((1, 40, 60), 7.0))
     resized, placement = resizes.resized_sample(sample, Resize(height=10, width=30, mode="stretch"))
     assert placement.scaled == (10, 30)
-    assert resized.image.shape == (3, 10, 30) and resized.image.dtype == torch.uint8
+    assert resized.image.shape == (3, 10, 30)
+    assert resized.image.dtype == torch.uint8
     assert resized.depth.shape == resized.inside.shape == resized.teacher_depth.shape == (1, 10, 30)
-    assert resized.inside.all() and (resized.depth == 5).all() and (resized.teacher_depth == 7).all()
+    assert resized.inside.all()
+    assert (resized.depth == 5).all()
+    assert (resized.teacher_depth == 7).all()
     assert resized.intrinsics.tolist() == [[25, 0, 14.75], [0, 15, (10 + 0.5) / 4 - 0.5], [0, 0, 1]]
     assert resizes.resized_sample(sample, OWN_SIZE)[0] is sample
 
@@ -226,12 +260,18 @@ CONTAIN = Resize(height=24, width=30, mode="contain")  # 40x60 -> 20x30 from row
 
 
 def test_training_and_evaluation_see_the_same_picture():
-    for resize in (CONTAIN, Resize(height=24, width=30, mode="stretch"), Resize(scale=0.5), OWN_SIZE):
+    for resize in (
+        CONTAIN,
+        Resize(height=24, width=30, mode="stretch"),
+        Resize(scale=0.5),
+        OWN_SIZE,
+    ):
         trained, evaluated = batch_of(resize, PLAIN), batch_of(resize)
         assert torch.equal(trained.image, evaluated.image)
         assert evaluated.depth.shape == (1, 1, 40, 60)  # its own size, for scoring
         shown = batch_of(resize, None, resized_depth=True)
-        assert torch.equal(shown.image, trained.image) and torch.equal(shown.depth, trained.depth)
+        assert torch.equal(shown.image, trained.image)
+        assert torch.equal(shown.depth, trained.depth)
 
 
 def test_black_around_a_contained_picture_has_no_depth_and_is_not_inside():
@@ -248,7 +288,9 @@ def test_black_around_a_contained_picture_has_no_depth_and_is_not_inside():
 
 
 def test_a_flipped_contained_picture_is_the_mirror_image_of_its_canvas():
-    resize = Resize(height=20, width=37, mode="contain")  # 40x60 -> 20x30, 3 columns left of it and 4 right
+    resize = Resize(
+        height=20, width=37, mode="contain"
+    )  # 40x60 -> 20x30, 3 columns left of it and 4 right
     flipped = batch_of(resize, replace(PLAIN, flip_p=1.0))
     straight = batch_of(resize, PLAIN)
     assert torch.equal(flipped.image, straight.image.flip(-1))
@@ -266,16 +308,26 @@ def test_cover_trains_on_windows_and_evaluates_the_whole_picture():
 
 
 def test_pictures_of_different_sizes_are_one_batch_at_a_working_size():
-    for resize in (CONTAIN, Resize(height=8, width=9, mode="stretch"), Resize(height=8, width=9, mode="cover")):
-        batch = batch_of(resize, replace(PLAIN, rotate_p=1.0), [sample_of(40, 60), sample_of(90, 31), sample_of(7, 5)])
-        assert batch.image.shape[0] == 3 and batch.image.shape[2:] in ((24, 30), (8, 9))
+    for resize in (
+        CONTAIN,
+        Resize(height=8, width=9, mode="stretch"),
+        Resize(height=8, width=9, mode="cover"),
+    ):
+        batch = batch_of(
+            resize,
+            replace(PLAIN, rotate_p=1.0),
+            [sample_of(40, 60), sample_of(90, 31), sample_of(7, 5)],
+        )
+        assert batch.image.shape[0] == 3
+        assert batch.image.shape[2:] in ((24, 30), (8, 9))
 
 
 def test_depth_comes_back_to_the_picture_s_own_size_without_the_padding():
     depth = torch.full((1, 1, 24, 30), 99.0)
     depth[:, :, 2:22] = torch.arange(30.0)
     smooth, nearest = (resizes.restored(depth, CONTAIN, (40, 60), each) for each in (True, False))
-    assert smooth.shape == nearest.shape == (1, 1, 40, 60) and smooth.max() == 29
+    assert smooth.shape == nearest.shape == (1, 1, 40, 60)
+    assert smooth.max() == 29
     assert nearest[0, 0, 5].tolist() == [float(column // 2) for column in range(60)]
     wanted = interpolate(depth[:, :, 2:22], size=(40, 60), mode="bilinear", align_corners=False)
     assert torch.equal(smooth, wanted)
@@ -284,7 +336,10 @@ def test_depth_comes_back_to_the_picture_s_own_size_without_the_padding():
 def test_the_nearest_is_torch_s_nearest_exact():
     values = torch.rand(1, 1, 24, 31)
     for size in ((40, 60), (7, 90), (24, 31), (1, 1)):
-        assert torch.equal(resizes.resized_map(values, size, False), interpolate(values, size, mode="nearest-exact"))
+        assert torch.equal(
+            resizes.resized_map(values, size, False),
+            interpolate(values, size, mode="nearest-exact"),
+        )
 
 
 def test_norms_count_no_padding():
@@ -319,7 +374,9 @@ def test_a_feature_s_pixel_counts_by_its_centre():
 
 
 def test_depth_of_another_size_than_the_network_saw_is_refused():
-    with pytest.raises(ValueError, match="of a picture of \\(24, 32\\) a network sees \\(24, 32\\)"):
+    with pytest.raises(
+        ValueError, match="of a picture of \\(24, 32\\) a network sees \\(24, 32\\)"
+    ):
         resizes.restored(torch.ones(1, 1, 48, 64), OWN_SIZE, (24, 32), smooth=True)
     mixed = sample_of(48, 64, depth=torch.ones(1, 24, 32))
     for augment in (None, PLAIN):
@@ -343,7 +400,10 @@ def test_a_norm_whose_pixels_all_are_padding_counts_them_all_and_one_value_is_an
         with counting_only(counted):
             assert torch.allclose(ours(x), plain(x), atol=1e-5)
         assert torch.allclose(ours.running_var, plain.running_var, atol=1e-6)
-    with counting_only(torch.ones(1, 1, 8, 8, dtype=torch.bool)), pytest.raises(ValueError, match="more than 1 value"):
+    with (
+        counting_only(torch.ones(1, 1, 8, 8, dtype=torch.bool)),
+        pytest.raises(ValueError, match="more than 1 value"),
+    ):
         BatchNorm2d(3)(torch.randn(1, 3, 1, 1))
 
 
@@ -355,16 +415,23 @@ def test_what_is_not_finite_in_the_padding_reaches_no_statistics():
     norm = BatchNorm2d(3)
     with counting_only(counted):
         assert norm(x)[:, :, 1:].isfinite().all()
-    assert norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()
+    assert norm.running_mean.isfinite().all()
+    assert norm.running_var.isfinite().all()
 
 
 def test_only_frames_of_one_size_stand_for_a_working_resolution():
     assert resizes.of_data({"name": "mine.frames", "height": 192, "width": 640}) == OWN_SIZE
-    assert resizes.of_data({"name": "scenes", "height": 96, "width": 320}) == Resize(at_most=(96, 320))
+    assert resizes.of_data({"name": "scenes", "height": 96, "width": 320}) == Resize(
+        at_most=(96, 320)
+    )
 
 
-@pytest.mark.parametrize("resize", [Resize(short_side=256), Resize(height=120, width=160, mode="cover")])
+@pytest.mark.parametrize(
+    "resize", [Resize(short_side=256), Resize(height=120, width=160, mode="cover")]
+)
 def test_a_picture_that_would_be_enormous_is_refused(resize):
-    with pytest.raises(DataError, match="a picture of 1x5000 would be .* at the working resolution"):
+    with pytest.raises(
+        DataError, match="a picture of 1x5000 would be .* at the working resolution"
+    ):
         resize.place(1, 5000)
     assert OWN_SIZE.place(1, 50000).canvas == (1, 50000)

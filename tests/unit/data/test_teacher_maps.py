@@ -55,7 +55,9 @@ def ground(tmp_path_factory) -> Path:
     return folder
 
 
-def recipe_of(ground: Path, kb_crop=(48, 96), max_depth: float = 80.0, maps: str | None = None) -> dict:
+def recipe_of(
+    ground: Path, kb_crop=(48, 96), max_depth: float = 80.0, maps: str | None = None
+) -> dict:
     online = {"network": FAR, "checkpoint": str(ground / "teacher.pth"), "flip": True}
     data = {"name": "kitti", "root": str(ground / "kitti"), "workers": 0}
     return {
@@ -70,7 +72,9 @@ def targets(recipe: dict) -> torch.Tensor:
     teacher = build_teacher(recipe["teacher"], CPU)
     sampler = MicroBatches(2, 1, 1, 0, 1, 0, 0, 2)
     frames = build_dataset(recipe, "train")
-    return torch.cat([teacher(batch) for batch in training_batches(frames, sampler, NOTHING, 0, 0, CPU)])
+    return torch.cat(
+        [teacher(batch) for batch in training_batches(frames, sampler, NOTHING, 0, 0, CPU)]
+    )
 
 
 def refused(kind, recipe: dict) -> str:
@@ -86,10 +90,15 @@ def test_targets_from_maps_are_those_of_the_teacher_online_also_beyond_the_range
     step = 100.0 / 65535  # the farther of the two ranges is what 65535 stands for
     assert (cached - online).abs().max() <= 0.5 * step * 1.001
     beyond = online > 80 + step
-    assert 0.05 < beyond.float().mean() < 0.95 and (cached[beyond] > 80).all()
+    assert 0.05 < beyond.float().mean() < 0.95
+    assert (cached[beyond] > 80).all()
     edges = bin_edges(100, 0.001, 80.0)
-    difference = gaussian_target(cached, 1.0, None, edges) - gaussian_target(online, 1.0, None, edges)
-    assert difference.abs().max() < 2 * 0.5 * step  # a bin's mass changes by less than 2 a metre, even at the end
+    difference = gaussian_target(cached, 1.0, None, edges) - gaussian_target(
+        online, 1.0, None, edges
+    )
+    assert (
+        difference.abs().max() < 2 * 0.5 * step
+    )  # a bin's mass changes by less than 2 a metre, even at the end
     torch.testing.assert_close(
         gaussian_target(cached, 1.0, None, edges).movedim(1, -1)[beyond[:, 0]],
         gaussian_target(online, 1.0, None, edges).movedim(1, -1)[beyond[:, 0]],
@@ -97,9 +106,13 @@ def test_targets_from_maps_are_those_of_the_teacher_online_also_beyond_the_range
 
 
 def test_valid_pixels_encode_to_one_or_more_and_the_rest_to_zero(tmp_path):
-    depth = np.array([[1e-6, 0.001, 0.5, 79.9999, 80.0, 81.0, 0.0, -1.0, np.nan, np.inf]], np.float32)
+    depth = np.array(
+        [[1e-6, 0.001, 0.5, 79.9999, 80.0, 81.0, 0.0, -1.0, np.nan, np.inf]], np.float32
+    )
     (tmp_path / "map.png").write_bytes(encode_teacher_map(depth, 80.0))
-    assert np.array(Image.open(tmp_path / "map.png")).tolist() == [[1, 1, 410, 65535, 65535, 65535, 0, 0, 0, 0]]
+    assert np.array(Image.open(tmp_path / "map.png")).tolist() == [
+        [1, 1, 410, 65535, 65535, 65535, 0, 0, 0, 0]
+    ]
 
 
 def test_maps_for_another_range_or_crop_are_refused_in_one_line(ground):
@@ -110,7 +123,9 @@ def test_maps_for_another_range_or_crop_are_refused_in_one_line(ground):
     )
     message = refused(TeacherError, recipe_of(ground, maps="gt_kd", kb_crop=None))
     assert "was made for data.kb_crop [48, 96], this recipe has null" in message
-    assert "this recipe has [32, 96]" in refused(TeacherError, recipe_of(ground, maps="gt_kd", kb_crop=(32, 96)))
+    assert "this recipe has [32, 96]" in refused(
+        TeacherError, recipe_of(ground, maps="gt_kd", kb_crop=(32, 96))
+    )
     build_dataset(recipe_of(ground, maps="gt_kd", max_depth=10.0), "val")  # maps are for training
 
 
@@ -122,7 +137,8 @@ def test_maps_without_a_manifest_are_read_at_the_recipes_range_with_a_warning(gr
     np.testing.assert_allclose(frames[0].teacher_depth[0].numpy(), levels * (80 / 65535), rtol=1e-6)
     warning = teacher_maps.describe(tmp_path)
     assert warning.startswith(f"Warning: the teacher's maps in {tmp_path} have no manifest.json; ")
-    assert "\n" not in warning and "Warning" not in teacher_maps.describe(ground / "kitti" / "gt_kd")
+    assert "\n" not in warning
+    assert "Warning" not in teacher_maps.describe(ground / "kitti" / "gt_kd")
 
 
 def test_the_log_names_the_weights_that_made_the_maps(ground):
@@ -137,16 +153,27 @@ def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(ground, tmp_
     node = {"name": "mine.oracle"}
     manifest = teacher_maps.make_manifest(recipe_of(ground), node, None, False, {"short_side": 192})
     teacher_maps.write_manifest(tmp_path, manifest)
-    assert teacher_maps.describe(tmp_path).endswith(", of mine.oracle; it saw images at {short_side: 192}")
+    assert teacher_maps.describe(tmp_path).endswith(
+        ", of mine.oracle; it saw images at {short_side: 192}"
+    )
 
 
-@pytest.mark.parametrize(("digest", "of"), [("0123456789abcdef", ", the weights with digest 0123456789ab"), (None, "")])
+@pytest.mark.parametrize(
+    ("digest", "of"), [("0123456789abcdef", ", the weights with digest 0123456789ab"), (None, "")]
+)
 def test_the_log_names_a_teacher_from_outside_the_project(ground, tmp_path, digest, of):
-    node = {"name": "mine.oracle", "encoder": 3, "max_depth": "far"}  # all but the name is its own affair
+    node = {
+        "name": "mine.oracle",
+        "encoder": 3,
+        "max_depth": "far",
+    }  # all but the name is its own affair
     manifest = teacher_maps.make_manifest(recipe_of(ground), node, digest, False)
-    assert manifest["full_scale_m"] == 80.0 and manifest["teacher_network"] == node
+    assert manifest["full_scale_m"] == 80.0
+    assert manifest["teacher_network"] == node
     teacher_maps.write_manifest(tmp_path, manifest)
-    assert teacher_maps.describe(tmp_path) == f"Teacher: cached maps in {tmp_path}, of mine.oracle{of}"
+    assert (
+        teacher_maps.describe(tmp_path) == f"Teacher: cached maps in {tmp_path}, of mine.oracle{of}"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"full_scale_m": "x"}', "\udcff"])
@@ -163,7 +190,8 @@ def test_flip_is_the_online_teachers_option(ground):
     flipped = targets(recipe_of(ground))
     plain = recipe_of(ground)
     del plain["teacher"]["flip"]
-    assert build_teacher(node, CPU).flip and not build_teacher(plain["teacher"], CPU).flip
+    assert build_teacher(node, CPU).flip
+    assert not build_teacher(plain["teacher"], CPU).flip
     assert (targets(plain) - flipped).abs().max() > 0.1
     with pytest.raises(TeacherError, match="teacher.flip: cached maps stay as they were made"):
         build_teacher({"maps": "gt_kd", "flip": True}, CPU)
@@ -180,19 +208,28 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
     exif[0x0112] = 3
     Image.open(turned).save(turned, exif=exif)
     for old in (False, True):
-        teacher_maps.write_manifest(maps, {key: manifest[key] for key in manifest if not old or key != "orientation"})
+        teacher_maps.write_manifest(
+            maps, {key: manifest[key] for key in manifest if not old or key != "orientation"}
+        )
         frames = kitti(str(root), "train", 80.0, maps="maps")
         assert (frames[0].teacher_depth == 80).all()
         if not old:
             assert (frames[1].teacher_depth == 80).all()
             continue
-        with pytest.raises(DataError, match="made before images were turned upright, as the EXIF orientation of 2011"):
+        with pytest.raises(
+            DataError,
+            match="made before images were turned upright, as the EXIF orientation of 2011",
+        ):
             frames[1]
 
 
 def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground, tmp_path):
     recipe = recipe_of(ground)
-    made = (recipe, cache_teacher.teacher_of(recipe, "student.yaml", None), cache_teacher.frames_of(recipe, "train"))
+    made = (
+        recipe,
+        cache_teacher.teacher_of(recipe, "student.yaml", None),
+        cache_teacher.frames_of(recipe, "train"),
+    )
     cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
     manifest = teacher_maps.read_manifest(tmp_path)
     assert manifest.pop("orientation") == "upright"
@@ -201,11 +238,16 @@ def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground,
     assert teacher_maps.read_manifest(tmp_path) == manifest
     frames = cache_teacher.frames_of(recipe, "train")
     frames.is_turned = lambda index: index == 1
-    with pytest.raises(TeacherError, match="holds maps of another kind .they differ in orientation."):
+    with pytest.raises(
+        TeacherError, match="holds maps of another kind .they differ in orientation."
+    ):
         cache_teacher.cache_maps(recipe, made[1], frames, tmp_path, CPU, io.StringIO())
 
 
 def test_a_manifest_is_as_it_will_be_read_back(ground, tmp_path):
-    manifest = teacher_maps.make_manifest(recipe_of(ground), NETWORK, None, False, {"at_most": (352, 1216)})
+    manifest = teacher_maps.make_manifest(
+        recipe_of(ground), NETWORK, None, False, {"at_most": (352, 1216)}
+    )
     teacher_maps.write_manifest(tmp_path, manifest)
-    assert teacher_maps.read_manifest(tmp_path) == manifest and manifest["resize"] == {"at_most": [352, 1216]}
+    assert teacher_maps.read_manifest(tmp_path) == manifest
+    assert manifest["resize"] == {"at_most": [352, 1216]}

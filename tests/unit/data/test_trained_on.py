@@ -37,17 +37,18 @@ def seen_of(record, dataset) -> Overlap:
 
 def test_a_frame_is_known_by_name_and_size_wherever_the_folder_is(tmp_path):
     record = trained_on.trained_on(frames(tmp_path / "a", 3))
-    assert record.hashes.dtype == torch.int64 and len(record.hashes) == 3 and record.zero_bits == 0
+    assert record.hashes.dtype == torch.int64
+    assert len(record.hashes) == 3
+    assert record.zero_bits == 0
     assert seen_of(record, frames(tmp_path / "a", 5)) == Overlap(3, 5)
     (tmp_path / "a").rename(tmp_path / "b")
     moved = frames(tmp_path / "b", 5)
-    assert (
-        seen_of(record, moved) == Overlap(3, 5)
-        and seen_of(record, frames(tmp_path / "b", 5, first=3)).seen == 0
-    )
+    assert seen_of(record, moved) == Overlap(3, 5)
+    assert seen_of(record, frames(tmp_path / "b", 5, first=3)).seen == 0
     Image.new("RGB", (30, 20)).save(moved.frames[0].image)  # another picture of the same name
     assert seen_of(record, moved) == Overlap(2, 5)
-    assert overlap(None, [1]) is None and overlap(record, None) is None
+    assert overlap(None, [1]) is None
+    assert overlap(record, None) is None
     assert trained_on.trained_on([1, 2]) is None  # a data set that says no files
 
 
@@ -56,7 +57,8 @@ def test_the_record_is_plain_data_in_a_file_of_weights(tmp_path):
     path = tmp_path / "w.pth"
     weights_file.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(record))
     again = from_plain(torch.load(path, weights_only=True))
-    assert torch.equal(again.hashes, record.hashes) and again.zero_bits == 0
+    assert torch.equal(again.hashes, record.hashes)
+    assert again.zero_bits == 0
     assert torch.equal(trained_on.read(path).hashes, record.hashes)
     weights_file.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(None))
     assert set(torch.load(path, weights_only=True)) == {"state_dict", "network", "iteration"}
@@ -77,20 +79,28 @@ def test_a_union_has_the_frames_of_both(tmp_path):
         trained_on.trained_on(frames(tmp_path / "a", n, first=k)) for k, n in ((0, 3), (2, 5))
     )
     both = union(first, second)
-    assert len(both.hashes) == 5 and seen_of(both, frames(tmp_path / "a")).is_whole
-    assert union(None, first) is first and union(first, None) is first and union(None, None) is None
+    assert len(both.hashes) == 5
+    assert seen_of(both, frames(tmp_path / "a")).is_whole
+    assert union(None, first) is first
+    assert union(first, None) is first
+    assert union(None, None) is None
 
 
 def test_of_many_frames_some_hashes_are_kept_and_counts_are_estimates(monkeypatch):
     monkeypatch.setattr(trained_on, "MAX_HASHES", 500)
     hashes = [trained_on._hash(f"{number}.png", 7) for number in range(8000)]
     record = trained_on._thinned(hashes, 0)
-    assert 200 < len(record.hashes) <= 500 and record.zero_bits >= 4
+    assert 200 < len(record.hashes) <= 500
+    assert record.zero_bits >= 4
     found = overlap(record, hashes[:4000] + [trained_on._hash(f"x{n}", 7) for n in range(4000)])
-    assert found.estimated and found.seen == pytest.approx(4000, rel=0.2) and not found.is_whole
-    assert str(found).startswith("about ") and overlap(record, hashes).is_whole
+    assert found.estimated
+    assert found.seen == pytest.approx(4000, rel=0.2)
+    assert not found.is_whole
+    assert str(found).startswith("about ")
+    assert overlap(record, hashes).is_whole
     merged = union(record, TrainedOn(torch.tensor(sorted(hashes[:300]))))
-    assert merged.zero_bits == record.zero_bits and torch.equal(merged.hashes, record.hashes)
+    assert merged.zero_bits == record.zero_bits
+    assert torch.equal(merged.hashes, record.hashes)
 
 
 def entrant(record):

@@ -66,8 +66,10 @@ def additions(end: str, **variables: str) -> tuple[float, float, str]:
 @glibc_only
 def test_a_program_keeps_what_tensors_free_in_every_thread_where_it_is_told_to():
     main, thread, description = additions(PROGRAM, **KEEP)
-    assert main < 100 and thread < 100
-    assert description.startswith("glibc 2.") and description.endswith(", keeps freed memory")
+    assert main < 100
+    assert thread < 100
+    assert description.startswith("glibc 2.")
+    assert description.endswith(", keeps freed memory")
 
 
 @pytest.mark.processes
@@ -90,7 +92,8 @@ def test_imports_the_default_the_switch_and_the_users_settings_change_nothing(
     end, variables, description
 ):
     main, thread, said = additions(end, **variables)
-    assert main > 1000 and thread > 1000
+    assert main > 1000
+    assert thread > 1000
     assert said == f"glibc {allocator._glibc()}{description}"
 
 
@@ -98,7 +101,8 @@ def test_imports_the_default_the_switch_and_the_users_settings_change_nothing(
 def test_another_value_of_the_switch_is_one_line():
     code = "from tiekd.distributed import entrypoint\nentrypoint.program(lambda: print('began'))"
     done = told(code, TIEKD_ALLOCATOR="jemalloc")
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2
+    assert done.stdout == ""
     assert done.stderr == (
         "LaunchError: TIEKD_ALLOCATOR: got 'jemalloc'; allowed: keep, system; unset, it is system\n"
     )
@@ -138,7 +142,8 @@ def test_the_switch_is_checked_even_where_nothing_is_set(monkeypatch, nothing_ma
 @glibc_only
 def test_memory_that_is_kept_counts_in_no_measurement():
     """What a call or a micro-batch needs is measured as if nothing had been freed before."""
-    done = told("""
+    done = told(
+        """
         import torch
         from tiekd.distributed import allocator, memory
         from tiekd.tools import micro_batch
@@ -157,17 +162,22 @@ def test_memory_that_is_kept_counts_in_no_measurement():
             print(found.peak_bytes)
         allocator.give_back()
         print(memory.held_bytes(cpu))
-    """, **KEEP)
+    """,
+        **KEEP,
+    )
     assert done.returncode == 0, done.stderr
     call, one, _, four, held = map(float, done.stdout.splitlines())
     assert call == pytest.approx(40e6, abs=4e6)
     # glibc may need room for two tensors before it finds the first one's again.
-    assert one - held < 150e6 and four - one > 80e6
+    assert one - held < 150e6
+    assert four - one > 80e6
 
 
 def test_what_creeps_up_is_given_back_and_the_level_measured_anew(monkeypatch):
     held, seen, given_back = [1000, 1049, 1051, 1200, 1250, 1261, 900, 940, 946], [], []
-    monkeypatch.setattr(kept_memory_hook.memory, "held_bytes", lambda device: seen.append(held.pop(0)) or seen[-1])
+    monkeypatch.setattr(
+        kept_memory_hook.memory, "held_bytes", lambda device: seen.append(held.pop(0)) or seen[-1]
+    )
     monkeypatch.setattr(allocator, "give_back", lambda: given_back.append(seen[-1]))
     monkeypatch.setattr(allocator, "_kept", True)
     hook = kept_memory_hook.KeptMemory()
@@ -181,7 +191,8 @@ def test_what_creeps_up_is_given_back_and_the_level_measured_anew(monkeypatch):
 @pytest.mark.processes
 @glibc_only
 def test_a_thread_keeps_tensors_that_no_heap_of_its_own_could_hold():
-    done = told("""
+    done = told(
+        """
         import resource, threading
         import torch
         from tiekd.distributed import allocator
@@ -196,6 +207,8 @@ def test_a_thread_keeps_tensors_that_no_heap_of_its_own_could_hold():
         thread = threading.Thread(target=lambda: print(fill(16), fill(4)))
         thread.start()
         thread.join()
-    """, **KEEP)
+    """,
+        **KEEP,
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[1]) < 100

@@ -36,7 +36,10 @@ DTYPES = {
 def images(case):
     """Each rank's images: with means and deviations of its own, so that a mean of them would be wrong."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator) * (2 + r) + 3 + 2 * r for r, shape in enumerate(SHAPES[case])]
+    return [
+        torch.randn(shape, generator=generator) * (2 + r) + 3 + 2 * r
+        for r, shape in enumerate(SHAPES[case])
+    ]
 
 
 def norm(cls, dtype=torch.float32, **options):
@@ -74,8 +77,15 @@ class OnOne(nn.Module):
 
     def forward(self, xs):
         rows = [x.permute(1, 0, 2, 3).reshape(3, -1) for x in xs]
-        parts = self.norm(torch.cat(rows, 1)[None, :, None]).reshape(3, -1).split([r.shape[1] for r in rows], 1)
-        return [p.view(3, x.shape[0], *x.shape[2:]).transpose(0, 1) for p, x in zip(parts, xs, strict=True)]
+        parts = (
+            self.norm(torch.cat(rows, 1)[None, :, None])
+            .reshape(3, -1)
+            .split([r.shape[1] for r in rows], 1)
+        )
+        return [
+            p.view(3, x.shape[0], *x.shape[2:]).transpose(0, 1)
+            for p, x in zip(parts, xs, strict=True)
+        ]
 
 
 class OnRank(OnOne):
@@ -104,7 +114,9 @@ def normalise_on_ranks(rank):
 def bytes_kept(module, x):
     """Of the largest tensors that backward needs, each once."""
     kept = {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t
+    ):
         module(x.requires_grad_())
     return sorted(size for size in kept.values() if size >= x.nbytes)
 
@@ -112,9 +124,21 @@ def bytes_kept(module, x):
 def collectives(function):
     """The names of the collectives that a function makes."""
     calls, originals = [], {}
-    for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast", "reduce", "gather", "barrier"):
+    for name in (
+        "all_reduce",
+        "all_gather",
+        "all_gather_object",
+        "broadcast",
+        "reduce",
+        "gather",
+        "barrier",
+    ):
         originals[name] = getattr(dist, name)
-        setattr(dist, name, lambda *a, _name=name, **k: (calls.append(_name), originals[_name](*a, **k))[1])
+        setattr(
+            dist,
+            name,
+            lambda *a, _name=name, **k: (calls.append(_name), originals[_name](*a, **k))[1],
+        )
     try:
         function()
     finally:
@@ -124,7 +148,11 @@ def collectives(function):
 
 
 def reduce_on_ranks(this):
-    values = {"a": torch.tensor(float(this)), "b": 10.0 * this, "c": torch.tensor(3 + this, dtype=torch.float16)}
+    values = {
+        "a": torch.tensor(float(this)),
+        "b": 10.0 * this,
+        "c": torch.tensor(3 + this, dtype=torch.float16),
+    }
     means = {}
     calls = collectives(lambda: means.update(mean_over_ranks(values)))
     return {
@@ -155,7 +183,8 @@ def test_batchnorm_on_two_ranks_equals_one_rank_with_all_images(norms, case, dty
     tight = {"float32": 1e-6, "half": 2e-3, "mixed": 1e-6, "autocast": 1e-3, "double": 1e-6}[dtypes]
     for r, result in enumerate(norms):
         mine = result[case, dtypes]
-        assert mine["outputs"][0].dtype == image_dtype and mine["weight_grad"].dtype == dtype
+        assert mine["outputs"][0].dtype == image_dtype
+        assert mine["weight_grad"].dtype == dtype
         close(mine["outputs"][0], whole["outputs"][r], 10 * tight)
         close(mine["input_grads"][0], whole["input_grads"][r], 10 * tight)
         for name in ("running_mean", "running_var"):
@@ -164,12 +193,16 @@ def test_batchnorm_on_two_ranks_equals_one_rank_with_all_images(norms, case, dty
         assert mine["batches"] == 2
     for name in ("weight_grad", "bias_grad"):
         # Sums of over a hundred terms of either sign, each of size 1, which mostly cancel.
-        low = {"float32": 1e-5, "half": 2e-3, "mixed": 1e-2, "autocast": 1e-2, "double": 1e-5}[dtypes]
+        low = {"float32": 1e-5, "half": 2e-3, "mixed": 1e-2, "autocast": 1e-2, "double": 1e-5}[
+            dtypes
+        ]
         close(sum(result[case, dtypes][name].double() for result in norms), whole[name], low)
 
 
 def close(ours, reference, share):
-    assert (ours.double() - reference.double()).abs().max() <= share * max(1, reference.abs().max()), share
+    assert (ours.double() - reference.double()).abs().max() <= share * max(
+        1, reference.abs().max()
+    ), share
 
 
 @pytest.mark.processes
@@ -206,8 +239,11 @@ def test_half_precision_keeps_its_statistics(dtype):
     module = BatchNorm2d(3).eval()
     module.running_var.fill_(1e6)
     module.to(dtype)
-    assert module.running_var.tolist() == [1e6] * 3 and module.weight.dtype == dtype
-    assert module(torch.full((1, 3, 2, 2), 1000.0, dtype=dtype))[0, 0, 0, 0].item() == pytest.approx(1, rel=1e-2)
+    assert module.running_var.tolist() == [1e6] * 3
+    assert module.weight.dtype == dtype
+    assert module(torch.full((1, 3, 2, 2), 1000.0, dtype=dtype))[
+        0, 0, 0, 0
+    ].item() == pytest.approx(1, rel=1e-2)
     with torch.device("meta"):
         assert BatchNorm2d(3).to(dtype).to_empty(device="cpu").running_var.shape == (3,)
 
@@ -217,8 +253,10 @@ def test_reductions(tmp_path):
     for r, result in enumerate(two_ranks.run(reduce_on_ranks, tmp_path)):
         assert result["means"] == {"a": 0.5, "b": 5.0, "c": 3.5}
         assert result["calls"] == ["all_reduce"]
-        assert result["floats"] == {"x": 0.5} and result["none"] == {}
-        assert result["max"] == -4.0 and result["broadcast"] == "from 0"
+        assert result["floats"] == {"x": 0.5}
+        assert result["none"] == {}
+        assert result["max"] == -4.0
+        assert result["broadcast"] == "from 0"
         assert result["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert result["who"] == (r, 2, r == 0)
 
@@ -243,7 +281,8 @@ def lose_a_rank(this, lost, folder):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_rank_that_does_not_come_is_named_in_a_bounded_time(tmp_path, lost):
     missing, taken_s = two_ranks.run(lose_a_rank, tmp_path, lost, tmp_path)[1 - lost]
-    assert missing == [lost] and 4 <= taken_s < 40
+    assert missing == [lost]
+    assert 4 <= taken_s < 40
 
 
 def meet(this):
@@ -261,6 +300,9 @@ def test_without_a_process_group_everything_is_this_process(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert (rank(), world_size(), is_main()) == (0, 1, True)
     assert mean_over_ranks({"a": torch.tensor(2.0), "b": 3}) == {"a": 2.0, "b": 3.0}
-    assert max_over_ranks(4.0) == 4.0 and gather_objects(5) == [5] and broadcast_object(6) == 6
+    assert max_over_ranks(4.0) == 4.0
+    assert gather_objects(5) == [5]
+    assert broadcast_object(6) == 6
     monkeypatch.setenv("RANK", "3")
-    assert rank() == 3 and not is_main()
+    assert rank() == 3
+    assert not is_main()

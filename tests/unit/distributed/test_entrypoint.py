@@ -45,9 +45,14 @@ def main():
 
 entrypoint.program(main)
 """)
-    ended = subprocess.run([sys.executable, program], capture_output=True, env=os.environ | {"LC_ALL": "C.UTF-8"})
-    assert ended.returncode == 2 and ended.stdout == b"K\\udce4fer.png\n"
-    assert ended.stderr.startswith(b"LaunchError: M\\udcfcnchen: a name that can't be written as utf-8; rename it")
+    ended = subprocess.run(
+        [sys.executable, program], capture_output=True, env=os.environ | {"LC_ALL": "C.UTF-8"}
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == b"K\\udce4fer.png\n"
+    assert ended.stderr.startswith(
+        b"LaunchError: M\\udcfcnchen: a name that can't be written as utf-8; rename it"
+    )
     assert ended.stderr.count(b"\n") == 1
 
 
@@ -72,11 +77,17 @@ def main():
 
 entrypoint.program(main)
 """)
-    shared = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_PORT": str(process_group._free_port())}
+    shared = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_SIZE": str(ranks),
+        "MASTER_PORT": str(process_group._free_port()),
+    }
     places = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     command = [sys.executable, program]
     processes = [
-        subprocess.Popen(command, env=os.environ | {"MASTER_ADDR": "127.0.0.1", **place}, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            command, env=os.environ | {"MASTER_ADDR": "127.0.0.1", **place}, stdout=subprocess.PIPE
+        )
         for place in places
     ]
     told = [process.communicate(timeout=600)[0].decode() for process in processes]
@@ -94,7 +105,9 @@ entrypoint.program(main)
         ("", "", None),
     ],
 )
-def test_a_gpu_that_is_not_here_is_no_reason_to_train_on_the_cpu(visible, accelerator, told, monkeypatch):
+def test_a_gpu_that_is_not_here_is_no_reason_to_train_on_the_cpu(
+    visible, accelerator, told, monkeypatch
+):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("DS_ACCELERATOR", accelerator)
     if told is None:

@@ -49,7 +49,8 @@ def test_a_hostfile_that_can_not_be_meant_is_refused_by_name(text, told, tmp_pat
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(LaunchError) as error:
         hostfile.read(path)
-    assert str(error.value).startswith(f"--hostfile {path}: ") and told in str(error.value)
+    assert str(error.value).startswith(f"--hostfile {path}: ")
+    assert told in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -63,14 +64,23 @@ def test_a_hostfile_that_can_not_be_meant_is_refused_by_name(text, told, tmp_pat
         (["--hostfile=HOSTS", "--exclude=node2:1"], None),
         (["--hostfile=HOSTS", "--num_nodes=2"], None),
         (["--hostfile=typo"], "--hostfile typo: no such file"),
-        (["--hostfile=HOSTS", "--include=nod1"], "--include nod1: no machine is called 'nod1'; there are node1, node2"),
-        (["--hostfile=HOSTS", "--exclude=node2:2"], "--exclude node2:2: node2 has 2 devices, 0 to 1"),
+        (
+            ["--hostfile=HOSTS", "--include=nod1"],
+            "--include nod1: no machine is called 'nod1'; there are node1, node2",
+        ),
+        (
+            ["--hostfile=HOSTS", "--exclude=node2:2"],
+            "--exclude node2:2: node2 has 2 devices, 0 to 1",
+        ),
         (["--hostfile=HOSTS", "--include=node1:0,x"], "'x' is no device"),
         (["--hostfile=HOSTS", "--num_nodes=3"], "--num_nodes 3: HOSTS has 2"),
         (["--include=node1:0"], "no machine is called 'node1'; there are localhost"),
         (["--num_nodes=2"], "--num_nodes 2: without --hostfile there is one"),
         (["--include=localhost:0", "--num_gpus=1"], "--include can't go with --num_gpus"),
-        (["--include=localhost:0", "--exclude=localhost:1"], "--include and --exclude can't go together"),
+        (
+            ["--include=localhost:0", "--exclude=localhost:1"],
+            "--include and --exclude can't go together",
+        ),
         (["--num_gpus=0"], "--num_gpus: got '0'"),
         (["--num_gpus=-1"], "--num_gpus: got '-1'"),
         (["--num_nodes=two"], "--num_nodes: got 'two'"),
@@ -84,7 +94,8 @@ def test_options_are_held_against_the_machines(options, told, tmp_path, monkeypa
         return hostfile.check_options(options)
     with pytest.raises(LaunchError) as error:
         hostfile.check_options(options)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 RECORD = {
@@ -105,8 +116,12 @@ RECORD = {
 def test_resume_starts_nothing_then(options, variables, told, tmp_path):
     (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
     command = [sys.executable, ROOT / "bin" / "resume", ".", *options]
-    result = subprocess.run(command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
-    assert result.returncode == 2 and result.stderr.startswith(f"LaunchError: {told}"), result.stderr
+    result = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and result.stderr.startswith(f"LaunchError: {told}"), (
+        result.stderr
+    )
     assert result.stderr.count("\n") == 1
 
 
@@ -142,14 +157,22 @@ def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
         assert result.returncode == 0, result.stderr
     else:
         line = result.stderr.splitlines()[-1]
-        assert result.returncode == 2 and line.startswith(f"LaunchError: {told.format(tmp_path)}"), result.stderr
+        assert result.returncode == 2 and line.startswith(
+            f"LaunchError: {told.format(tmp_path)}"
+        ), result.stderr
 
 
-@pytest.mark.parametrize(("now", "said"), [(2, None), (1, "if that isn't meant, stop it"), (3, "goes on on 3")])
+@pytest.mark.parametrize(
+    ("now", "said"), [(2, None), (1, "if that isn't meant, stop it"), (3, "goes on on 3")]
+)
 def test_another_number_of_ranks_is_told_at_resume(now, said, tmp_path, monkeypatch):
     assert startup_log.of_ranks(tmp_path) == []
     (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
     monkeypatch.setattr(comm, "world_size", lambda: now)
     told = startup_log.of_ranks(tmp_path)
-    assert (told == []) if said is None else (told[0].startswith("The run was started on 2 ranks") and said in told[0])
+    assert (
+        (told == [])
+        if said is None
+        else (told[0].startswith("The run was started on 2 ranks") and said in told[0])
+    )
     assert entrypoint._check_hostfile() is None, "no launcher is above the tests"

@@ -29,7 +29,9 @@ def of(number: int):
 
 
 def gloo():
-    raise RuntimeError("[enforce fail at gloo/transport/tcp/device.cc:189] rv != -1. -1 vs -1. Too many open files")
+    raise RuntimeError(
+        "[enforce fail at gloo/transport/tcp/device.cc:189] rv != -1. -1 vs -1. Too many open files"
+    )
 
 
 def thread():
@@ -47,7 +49,10 @@ FILES = f"Too many open files (ulimit -n is {resource.getrlimit(resource.RLIMIT_
         (thread, "Resource temporarily unavailable (ulimit -u "),
         (of(errno.EAGAIN), "Resource temporarily unavailable (ulimit -u "),
         (of(errno.ENOMEM), "Cannot allocate memory; free some memory"),
-        (of(errno.ENFILE), "Too many open files in system, on the whole machine; end what isn't needed"),
+        (
+            of(errno.ENFILE),
+            "Too many open files in system, on the whole machine; end what isn't needed",
+        ),
         (of(errno.EIO), None),
         (lambda: {}["key"], None),
     ],
@@ -68,7 +73,10 @@ def test_a_program_that_lacks_something_ends_with_a_line_and_code_2(capsys, monk
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (errno.EFBIG, "LaunchError: a file: File too large; raise the limit of a file's size (ulimit -f)"),
+        (
+            errno.EFBIG,
+            "LaunchError: a file: File too large; raise the limit of a file's size (ulimit -f)",
+        ),
         (errno.EIO, "LaunchError: a file: Input/output error; the disk, or the way to it, fails"),
         (errno.ESTALE, "LaunchError: a file: Stale file handle; the network's disk has lost it"),
     ],
@@ -92,7 +100,9 @@ def test_threads_are_counted_before_a_library_aborts_for_want_of_one(monkeypatch
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", start_three)
-    with pytest.raises(LaunchError, match=r"^this process may not start 5 more threads: Resource temporarily"):
+    with pytest.raises(
+        LaunchError, match=r"^this process may not start 5 more threads: Resource temporarily"
+    ):
         limits.check_threads(5)
     for ended in [t for t in threading.enumerate() if t.name.startswith("Thread-")]:
         ended.join(10)
@@ -114,8 +124,13 @@ def main():
         thread.join()
 entrypoint.program(main)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
     files, disk = result.stderr.splitlines()[-2:]
     assert files == f"tiekd: thread writer has ended: {FILES}"
-    assert disk.startswith("tiekd: thread writer has ended: [Errno 28] No space left on device: 'wd/tf_logs'; make ")
-    assert "Traceback" not in result.stderr and result.returncode == 0
+    assert disk.startswith(
+        "tiekd: thread writer has ended: [Errno 28] No space left on device: 'wd/tf_logs'; make "
+    )
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 0

@@ -31,14 +31,16 @@ def test_a_connection_that_closes_is_a_machine_lost(watched):
     there, told, seen, _ = watched
     assert not seen.wait(0.2)
     there[1].close()
-    assert seen.wait(10) and told == [("b", False)]
+    assert seen.wait(10)
+    assert told == [("b", False)]
 
 
 def test_so_is_one_that_is_reset(watched):
     there, told, seen, _ = watched
     there[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     there[0].close()
-    assert seen.wait(10) and told == [("a", False)]
+    assert seen.wait(10)
+    assert told == [("a", False)]
 
 
 def test_who_says_farewell_is_not_lost_and_the_others_still_can_be(watched):
@@ -47,7 +49,8 @@ def test_who_says_farewell_is_not_lost_and_the_others_still_can_be(watched):
     there[0].close()
     assert not seen.wait(0.5)
     there[1].close()
-    assert seen.wait(10) and told == [("b", False)]
+    assert seen.wait(10)
+    assert told == [("b", False)]
 
 
 def test_after_all_farewells_nothing_is_watched(watched):
@@ -55,7 +58,8 @@ def test_after_all_farewells_nothing_is_watched(watched):
     for connection in there:
         connection.sendall(machine_watch._FAREWELL)
     thread.join(10)
-    assert not thread.is_alive() and told == []
+    assert not thread.is_alive()
+    assert told == []
 
 
 def test_only_who_knows_the_secret_is_taken_for_a_machine(monkeypatch):

@@ -11,7 +11,15 @@ TASK = {  # the last of five on three nodes
     "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_NODELIST": "gpu[07-08,11]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
     "SLURM_NTASKS": "8", "SLURM_NODELIST": "gpu[05-11]", "SLURM_TASKS_PER_NODE": "2(x4)", "ENVIRONMENT": "BATCH",
 }  # fmt: skip
-SET = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+SET = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+)
 
 
 @pytest.fixture
@@ -26,7 +34,13 @@ def adopted(monkeypatch):
 
 def test_a_task_is_a_rank_of_its_step(adopted):
     assert adopted(**TASK) == {
-        **{"RANK": "4", "WORLD_SIZE": "5", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "gpu07"},
+        **{
+            "RANK": "4",
+            "WORLD_SIZE": "5",
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "gpu07",
+        },
         "MASTER_PORT": str(slurm.port("123456", "2")),
     }
 
@@ -34,7 +48,11 @@ def test_a_task_is_a_rank_of_its_step(adopted):
 def test_without_a_step_those_of_the_job_count(adopted):
     job = {key: value for key, value in TASK.items() if "STEP" not in key and key != "ENVIRONMENT"}
     rank = adopted(**job)
-    assert (rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_ADDR"]) == ("8", "2", "gpu05")
+    assert (rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_ADDR"]) == (
+        "8",
+        "2",
+        "gpu05",
+    )
 
 
 def test_what_is_given_stays(adopted):
@@ -80,5 +98,10 @@ def test_the_first_node_of_a_list(nodes, first):
 
 
 def test_steps_that_run_at_the_same_time_have_ports_of_their_own():
-    ports = [slurm.port(str(job), str(step)) for job in (1, 123456, 123457, 99999999) for step in range(5)]
-    assert len(set(ports)) == len(ports) and all(10000 <= port < 30000 for port in ports)
+    ports = [
+        slurm.port(str(job), str(step))
+        for job in (1, 123456, 123457, 99999999)
+        for step in range(5)
+    ]
+    assert len(set(ports)) == len(ports)
+    assert all(10000 <= port < 30000 for port in ports)

@@ -12,11 +12,15 @@ DIST_TRAIN = Path(__file__).parents[3] / "bin" / "dist_train.sh"
 TWO = ["GPU-1232f937-d72c", "GPU-8932f937-d72c"]
 
 
-def started(visible: str | None, gpus: str, there: list[str], monkeypatch, **variables) -> tuple[list, dict]:
+def started(
+    visible: str | None, gpus: str, there: list[str], monkeypatch, **variables
+) -> tuple[list, dict]:
     monkeypatch.setattr(visible_devices, "_uuids", lambda: there)
     monkeypatch.setattr(visible_devices, "_OF_GPUS", ())
     environment = variables if visible is None else {"CUDA_VISIBLE_DEVICES": visible, **variables}
-    return visible_devices.command(["deepspeed"], environment, ["train.py", "r.yaml", gpus, "--seed", "1"])
+    return visible_devices.command(
+        ["deepspeed"], environment, ["train.py", "r.yaml", gpus, "--seed", "1"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,28 +30,48 @@ def started(visible: str | None, gpus: str, there: list[str], monkeypatch, **var
         (None, "2", TWO, ["--num_gpus", "2"], {}),
         ("0,1", "2", TWO, ["--include", "localhost:0,1"], {}),
         (" 1 ,", "1", TWO, ["--include", "localhost:1"], {}),
-        ("GPU-8932,GPU-1232f937-d72c", "2", TWO, ["--include", "localhost:1,0"], {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
+        (
+            "GPU-8932,GPU-1232f937-d72c",
+            "2",
+            TWO,
+            ["--include", "localhost:1,0"],
+            {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        ),
         ("4,5", "2", [], ["--num_gpus", "2"], {}),
         ("", "2", TWO, ["--num_gpus", "2"], {"DS_ACCELERATOR": "cpu"}),
         ("-1", "2", TWO, ["--num_gpus", "2"], {"DS_ACCELERATOR": "cpu"}),
     ],
 )
-def test_the_launcher_gets_the_devices_that_are_meant(visible, gpus, there, devices, changes, monkeypatch):
+def test_the_launcher_gets_the_devices_that_are_meant(
+    visible, gpus, there, devices, changes, monkeypatch
+):
     words, environment = started(visible, gpus, there, monkeypatch, PORT="29501")
-    assert words == ["deepspeed", *devices, "--master_port", "29501", "train.py", "r.yaml", "--seed", "1"]
+    assert words == [
+        "deepspeed",
+        *devices,
+        "--master_port",
+        "29501",
+        "train.py",
+        "r.yaml",
+        "--seed",
+        "1",
+    ]
     assert environment == {"PORT": "29501", **changes}
 
 
 def test_numbers_are_kept_where_another_makers_gpus_may_be(monkeypatch, tmp_path):
     monkeypatch.setattr(visible_devices, "_uuids", lambda: [])
     monkeypatch.setattr(visible_devices, "_OF_GPUS", (str(tmp_path),))
-    words, _ = visible_devices.command(["deepspeed"], {"CUDA_VISIBLE_DEVICES": "4,5"}, ["train.py", "r.yaml", "2"])
+    words, _ = visible_devices.command(
+        ["deepspeed"], {"CUDA_VISIBLE_DEVICES": "4,5"}, ["train.py", "r.yaml", "2"]
+    )
     assert words[1:3] == ["--include", "localhost:4,5"]
 
 
 def test_one_mig_device_is_one_process_and_stays_visible(monkeypatch):
     words, environment = started("MIG-abc", "1", TWO, monkeypatch)
-    assert words[1:] == ["train.py", "r.yaml", "--seed", "1"] and environment == {"CUDA_VISIBLE_DEVICES": "MIG-abc"}
+    assert words[1:] == ["train.py", "r.yaml", "--seed", "1"]
+    assert environment == {"CUDA_VISIBLE_DEVICES": "MIG-abc"}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +97,8 @@ def test_one_mig_device_is_one_process_and_stays_visible(monkeypatch):
 def test_what_can_not_be_meant_is_a_line(visible, gpus, there, told, monkeypatch):
     with pytest.raises(visible_devices.Refused) as error:
         started(visible, gpus, there, monkeypatch)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.processes
@@ -81,15 +106,32 @@ def test_what_can_not_be_meant_is_a_line(visible, gpus, there, told, monkeypatch
     ("words", "port", "told"),
     [
         ([], "29500", "LaunchError: bin/dist_train.sh needs RECIPE and GPUS, for example"),
-        (["r.yaml", "1"], "70000", "LaunchError: PORT: got '70000'; it must be a whole number from 1 to 65535"),
-        (["r.yaml", "1"], "29500", "LaunchError: CUDA_VISIBLE_DEVICES=GPU-9: GPU-9 is none of this machine's GPUs"),
+        (
+            ["r.yaml", "1"],
+            "70000",
+            "LaunchError: PORT: got '70000'; it must be a whole number from 1 to 65535",
+        ),
+        (
+            ["r.yaml", "1"],
+            "29500",
+            "LaunchError: CUDA_VISIBLE_DEVICES=GPU-9: GPU-9 is none of this machine's GPUs",
+        ),
     ],
 )
 def test_the_script_asks_nvidia_smi_and_ends_with_code_2(words, port, told, tmp_path):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1232f937-d72c)'\n")
+    (tmp_path / "nvidia-smi").write_text(
+        "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1232f937-d72c)'\n"
+    )
     (tmp_path / "nvidia-smi").chmod(0o755)
-    said = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "GPU-9", "PORT": port}
+    said = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "GPU-9",
+        "PORT": port,
+    }
     command = ["sh", DIST_TRAIN, *words]
-    result = subprocess.run(command, env=os.environ | said, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    result = subprocess.run(
+        command, env=os.environ | said, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
     assert result.stderr.startswith(told), result.stderr

@@ -17,7 +17,9 @@ from tiekd.errors import LaunchError, RecipeError
 def test_a_config_is_read_with_homes_expanded_and_no_key_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/of mine")
     file = tmp_path / "engine.json"
-    file.write_text('{"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "~/swap"}}}')
+    file.write_text(
+        '{"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "~/swap"}}}'
+    )
     found = read_engine_config(file)["zero_optimization"]["offload_param"]
     assert found == {"device": "nvme", "nvme_path": "/home/of mine/swap"}
     for text, line in {
@@ -50,12 +52,18 @@ def test_autocast_to_fp16_is_refused(stage, dtype):
     """DeepSpeed clips gradients there that still carry the loss scale, and training stands still."""
     autocast = {"enabled": True} | ({} if dtype is None else {"dtype": dtype})
     told = refused({"torch_autocast": autocast, "zero_optimization": {"stage": stage}})
-    assert f"torch_autocast.dtype is {dtype!r}; only bfloat16 trains rightly" in told and "use fp16.enabled" in told
+    assert f"torch_autocast.dtype is {dtype!r}; only bfloat16 trains rightly" in told
+    assert "use fp16.enabled" in told
 
 
 def test_autocast_to_bf16_and_a_switched_off_one_are_not():
-    for autocast in ({"enabled": True, "dtype": "bfloat16"}, {"enabled": False, "dtype": "float16"}):
-        assert resolve({"torch_autocast": autocast}, 4, 35.0, 1).values["torch_autocast"] == autocast
+    for autocast in (
+        {"enabled": True, "dtype": "bfloat16"},
+        {"enabled": False, "dtype": "float16"},
+    ):
+        assert (
+            resolve({"torch_autocast": autocast}, 4, 35.0, 1).values["torch_autocast"] == autocast
+        )
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -64,11 +72,15 @@ def test_fp16_that_also_halves_the_inputs_is_refused(enabled, fp16_device):
     assert told == "engine config: fp16.auto_cast also halves the teacher's depth; remove it"
 
 
-@pytest.mark.parametrize("precision", [{"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}, {}])
+@pytest.mark.parametrize(
+    "precision", [{"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}, {}]
+)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_statistics_are_refused(precision, dtype, fp16_device):
     told = refused(precision | {"data_types": {"buffer_dtype": dtype}})
-    assert told == "engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it"
+    assert (
+        told == "engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it"
+    )
     resolve(precision | {"data_types": {"grad_accum_dtype": "fp32"}}, 4, 35.0, 1)
 
 
@@ -101,25 +113,41 @@ class Stage0:
         self.optimizer.zero_grad()
 
 
-@pytest.mark.parametrize(("clip_norm", "moved"), [(0.5, [-0.3, -0.4]), (35.0, [-3.0, -4.0]), (0, [-3.0, -4.0])])
-def test_a_step_is_clipped_tells_the_norm_from_before_and_is_skipped_where_that_is_not_finite(clip_norm, moved):
+@pytest.mark.parametrize(
+    ("clip_norm", "moved"), [(0.5, [-0.3, -0.4]), (35.0, [-3.0, -4.0]), (0, [-3.0, -4.0])]
+)
+def test_a_step_is_clipped_tells_the_norm_from_before_and_is_skipped_where_that_is_not_finite(
+    clip_norm, moved
+):
     engine = Stage0()
     step = Step(engine, resolve({}, 1, clip_norm, 1), clip_norm)
     engine.gradient = torch.tensor([[3.0, 4.0]])
-    assert step.backward(torch.tensor(1.0)) == 5 and not step.skipped
+    assert step.backward(torch.tensor(1.0)) == 5
+    assert not step.skipped
     assert engine.module.weight.tolist() == [pytest.approx(moved, rel=1e-5)]
     for value in (math.nan, math.inf):
         engine.gradient = torch.tensor([[value, 4.0]])
-        assert not math.isfinite(step.backward(torch.tensor(1.0))) and step.skipped
+        assert not math.isfinite(step.backward(torch.tensor(1.0)))
+        assert step.skipped
         assert engine.module.weight.tolist() == [pytest.approx(moved, rel=1e-5)]
     assert step.num_skipped == 2
 
 
 def test_every_change_to_deepspeed_says_what_goes_wrong_and_names_a_test_that_is_there():
-    functions = [f for _, f in inspect.getmembers(patches, inspect.isfunction) if f.__module__ == patches.__name__]
+    functions = [
+        f
+        for _, f in inspect.getmembers(patches, inspect.isfunction)
+        if f.__module__ == patches.__name__
+    ]
     assert len(functions) >= 6
-    sources = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[2].rglob("test_*.py"))
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in Path(__file__).parents[2].rglob("test_*.py")
+    )
     for function in functions:
-        told = re.search(r"Without it: .+Seen in: DeepSpeed 0\.\d+\.\d+\.\n +Test: (\w+)\.", function.__doc__, re.S)
+        told = re.search(
+            r"Without it: .+Seen in: DeepSpeed 0\.\d+\.\d+\.\n +Test: (\w+)\.",
+            function.__doc__,
+            re.S,
+        )
         assert told, function.__name__
         assert f"def {told[1]}(" in sources, function.__name__

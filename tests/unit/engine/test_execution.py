@@ -43,7 +43,9 @@ def plain() -> list[torch.Tensor]:
 
 def follows(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
     for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5 * float(other.detach().abs().max()) + 1e-7)
+        torch.testing.assert_close(
+            one, other, rtol=1e-3, atol=2e-5 * float(other.detach().abs().max()) + 1e-7
+        )
 
 
 def test_channels_last_reaches_the_head_and_changes_rounding_only(plain):
@@ -51,7 +53,8 @@ def test_channels_last_reaches_the_head_and_changes_rounding_only(plain):
     seen = []
     student.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     follows(outcome(student), plain)
-    assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert not seen[0].is_contiguous()
     assert all(parameter.is_contiguous() for parameter in student.parameters())
 
 
@@ -64,7 +67,9 @@ def test_a_compiled_student_has_the_same_numbers_and_names(plain, monkeypatch):
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_as_it_is)
     student = network({"tiekd": {"memory_format": "contiguous", "compile": True}})
-    assert compiled == ["MobileNetV2", "DenseDepth"], "and not the head, whose kernel is one already"
+    assert compiled == ["MobileNetV2", "DenseDepth"], (
+        "and not the head, whose kernel is one already"
+    )
     follows(outcome(student), plain)
     assert student.state_dict().keys() == build_network(NETWORK).state_dict().keys()
 
@@ -74,7 +79,11 @@ def test_auto_is_channels_last_in_half_precision_only():
     assert execution.memory_format(auto, in_half=True) == torch.channels_last
     assert execution.memory_format(auto, in_half=False) == torch.contiguous_format
     assert execution.memory_format(asked, in_half=True) == torch.contiguous_format
-    for config in ({"torch_autocast": {"enabled": True}}, {"fp16": {"enabled": True}}, {"bf16": {"enabled": True}}):
+    for config in (
+        {"torch_autocast": {"enabled": True}},
+        {"fp16": {"enabled": True}},
+        {"bf16": {"enabled": True}},
+    ):
         assert network(config).memory_format == torch.channels_last
     assert network({"torch_autocast": {"enabled": False}}).memory_format == torch.contiguous_format
 
@@ -92,7 +101,8 @@ def test_auto_is_channels_last_in_half_precision_only():
 def test_what_cannot_be_is_refused_in_one_line(section, others, told):
     with pytest.raises(RecipeError) as error:
         resolve({"tiekd": section} | others, 2, 35.0, 1)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_without_a_compiler_nothing_can_be_compiled(monkeypatch):
@@ -116,4 +126,5 @@ def test_the_section_is_kept_for_the_work_dir_and_hidden_from_deepspeed(monkeypa
     assert json.loads(json.dumps(config.values))["tiekd"] == {"memory_format": "contiguous"}
     with pytest.raises(RecipeError, match="seen"):
         build_engine(build_network(NETWORK), None, config)
-    assert "train_batch_size" in given and "tiekd" not in given
+    assert "train_batch_size" in given
+    assert "tiekd" not in given

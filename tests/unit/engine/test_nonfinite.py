@@ -17,8 +17,16 @@ PRECISIONS = {
     "bf16": {"bf16": {"enabled": True}},
     "fp16": {"fp16": {"enabled": True, "initial_scale_power": 12, "hysteresis": 1}},
 }
-CONFIGS = {f"{name}_zero{stage}": (name, stage) for name in ("fp32", "autocast", "fp16") for stage in range(4)}
-CONFIGS |= {"bf16_zero2": ("bf16", 2), "fp32_zero2_offload": ("fp32", 2), "fp32_zero3_offload": ("fp32", 3)}
+CONFIGS = {
+    f"{name}_zero{stage}": (name, stage)
+    for name in ("fp32", "autocast", "fp16")
+    for stage in range(4)
+}
+CONFIGS |= {
+    "bf16_zero2": ("bf16", 2),
+    "fp32_zero2_offload": ("fp32", 2),
+    "fp32_zero3_offload": ("fp32", 3),
+}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 FAULTS = ("image", "gradient", "mean of nothing", "constant")
 
@@ -67,7 +75,9 @@ def iterate(engine, step, number: int, fault: str | None = None) -> bool:
     rank = torch.distributed.get_rank()
     for micro in range(2):
         here = fault if rank == 1 and micro == 0 else None
-        samples = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(10 * number + micro))
+        samples = torch.randn(
+            4, 3, 2, 2, generator=torch.Generator().manual_seed(10 * number + micro)
+        )
         mine = samples.chunk(2)[rank].clone()
         if here == "image":
             mine[0, 0, 0, 0] = math.nan
@@ -88,7 +98,11 @@ def learned(engine) -> dict:
 
     module = {f"own {name}": value.clone() for name, value in engine.module.state_dict().items()}
     moments = full_state.moments(engine)
-    moments = {f"{key} of {name}": torch.as_tensor(kept[key]) for name, kept in moments.items() for key in kept}
+    moments = {
+        f"{key} of {name}": torch.as_tensor(kept[key])
+        for name, kept in moments.items()
+        for key in kept
+    }
     return module | full_state.weights(engine) | moments
 
 
@@ -143,7 +157,9 @@ def test_the_step_is_skipped_on_all_ranks_and_nothing_has_changed(ranks, name, f
         before, skipped, after = rank[name][0][fault]
         assert skipped
         for key, value in before.items():
-            if "running" in key:  # of the pictures that were well; of none where one is bad on any rank
+            if (
+                "running" in key
+            ):  # of the pictures that were well; of none where one is bad on any rank
                 assert after[key].isfinite().all(), key
             elif "num_batches" not in key:
                 assert torch.equal(value, after[key]), key
@@ -174,7 +190,12 @@ def test_each_statistic_keeps_its_last_finite_value():
     norm.running_mean.copy_(torch.tensor([4.0, math.nan, math.inf]))
     norm.running_var.fill_(-math.inf)
     statistics.keep_finite()
-    assert norm.running_mean.tolist() == [4.0, 2.0, 3.0] and norm.running_var.tolist() == [1.0, 1.0, 1.0]
+    assert norm.running_mean.tolist() == [4.0, 2.0, 3.0]
+    assert norm.running_var.tolist() == [
+        1.0,
+        1.0,
+        1.0,
+    ]
 
 
 def test_a_network_without_norms_has_nothing_to_keep():

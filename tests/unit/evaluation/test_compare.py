@@ -20,7 +20,9 @@ PROTOCOL = Protocol("val", EvaluationSettings(crop="none", batch_size=2), 1e-3, 
 
 
 def constant(depth):
-    return Entrant(lambda image: image.new_full((len(image), 1, *image.shape[-2:]), depth), Path("x.pth"))
+    return Entrant(
+        lambda image: image.new_full((len(image), 1, *image.shape[-2:]), depth), Path("x.pth")
+    )
 
 
 def evaluated(entrant):
@@ -49,15 +51,25 @@ def test_networks_have_names_that_tell_them_apart_and_overrides_are_the_last_one
     recipe = write_recipe(tmp_path)
     wider = NETWORK | {"encoder": {"name": "mobilenet_v2", "width": 0.5}}
     for name, node in (("a", NETWORK), ("b", NETWORK), ("wide", wider)):
-        weights_file.write_weights(tmp_path / f"{name}.pth", build_network(node).state_dict(), node, 0)
+        weights_file.write_weights(
+            tmp_path / f"{name}.pth", build_network(node).state_dict(), node, 0
+        )
     a, b, wide = (str(tmp_path / f"{name}.pth") for name in ("a", "b", "wide"))
     named = [(recipe, a), (recipe, b), (recipe, b), (recipe, wide)]
     found = compare.entrants(named, ["network.encoder.width=0.5"], True, CPU)
-    assert list(found)[:2] == ["mine", "mine:b.pth"] and len(found) == 4
-    assert [entrant.weights.name for entrant in found.values()] == ["a.pth", "b.pth", "b.pth", "wide.pth"]
+    assert list(found)[:2] == ["mine", "mine:b.pth"]
+    assert len(found) == 4
+    assert [entrant.weights.name for entrant in found.values()] == [
+        "a.pth",
+        "b.pth",
+        "b.pth",
+        "wide.pth",
+    ]
     image = torch.randn(1, 3, 32, 64)
     first, second, again, last = (entrant.predict(image) for entrant in found.values())
-    assert torch.equal(second, again) and not torch.equal(first, second) and last.shape == (1, 1, 32, 64)
+    assert torch.equal(second, again)
+    assert not torch.equal(first, second)
+    assert last.shape == (1, 1, 32, 64)
 
 
 def test_a_recipe_that_a_run_saved_is_called_by_its_work_dir(tmp_path, monkeypatch):
@@ -74,16 +86,24 @@ def test_all_figures_are_plain_values_and_those_that_are_not_finite_null():
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["protocol"] == {
         **{"split": "val", "frames": 7, "frames_with_ground_truth": 6},
-        **{"pixels": sum(results["far"].frames.pixels), "min_depth_m": 1e-3, "cap_m": 80.0, "crop": "none"},
+        **{
+            "pixels": sum(results["far"].frames.pixels),
+            "min_depth_m": 1e-3,
+            "cap_m": 80.0,
+            "crop": "none",
+        },
         **{"flip": True, "means": "metrics: over images; ranges: over pixels"},
         "scored_at": "the ground truth's own size; depth of another size is brought up bilinearly",
     }
     far, broken = plain["networks"]["far"], plain["networks"]["broken"]
-    assert far["metrics"] == results["far"].metrics and far["weights"] == "x.pth"
+    assert far["metrics"] == results["far"].metrics
+    assert far["weights"] == "x.pth"
     assert [(row["from_m"], row["to_m"]) for row in far["ranges"]] == [(0, 20), (20, 40), (40, 80)]
     assert sum(row["pixels"] for row in far["ranges"]) == plain["protocol"]["pixels"]
-    assert far["ranges"][0]["bias_m"] > 30 and len(far["worst"]) == 3
-    assert broken["metrics"]["abs_rel"] is None and broken["ranges"][0]["rmse_m"] is None
+    assert far["ranges"][0]["bias_m"] > 30
+    assert len(far["worst"]) == 3
+    assert broken["metrics"]["abs_rel"] is None
+    assert broken["ranges"][0]["rmse_m"] is None
     duel = plain["against"]["far"]
     assert duel["difference"]["abs_rel"] is None
     assert (duel["frames_better"]["abs_rel"], duel["frames_worse"]["abs_rel"]) == (0, 6)

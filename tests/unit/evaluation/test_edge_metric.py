@@ -27,7 +27,14 @@ def test_truth_itself_has_no_point_in_mid_air_and_a_curtain_has_all():
 
 def test_what_is_near_one_of_the_sides_or_beyond_them_does_not_hang():
     truth = wall()
-    for depth, share in ((NEAR * 1.04, 0), (NEAR * 1.06, 1), (FAR * 0.96, 0), (FAR * 0.94, 1), (5.0, 0), (60.0, 0)):
+    for depth, share in (
+        (NEAR * 1.04, 0),
+        (NEAR * 1.06, 1),
+        (FAR * 0.96, 0),
+        (FAR * 0.94, 1),
+        (5.0, 0),
+        (60.0, 0),
+    ):
         assert mid_air(torch.full_like(truth, depth), truth).share == share
 
 
@@ -40,9 +47,16 @@ def test_only_pixels_near_edges_count():
 
 
 def test_a_slope_is_no_edge_and_edges_lie_in_both_directions():
-    slope = torch.linspace(10, 30, 12).expand(1, 1, 12, 12)  # a factor of at most 1.18 between neighbours
-    assert mid_air(slope, slope).pixels == 0 and math.isnan(mid_air(slope, slope).share)
-    assert mid_air(wall(12, 12).mT, wall(12, 12).mT).pixels == mid_air(wall(12, 12), wall(12, 12)).pixels == 12 * 4
+    slope = torch.linspace(10, 30, 12).expand(
+        1, 1, 12, 12
+    )  # a factor of at most 1.18 between neighbours
+    assert mid_air(slope, slope).pixels == 0
+    assert math.isnan(mid_air(slope, slope).share)
+    assert (
+        mid_air(wall(12, 12).mT, wall(12, 12).mT).pixels
+        == mid_air(wall(12, 12), wall(12, 12)).pixels
+        == 12 * 4
+    )
 
 
 def test_what_has_no_depth_makes_no_edge():
@@ -69,5 +83,9 @@ def test_local_leaves_nothing_in_mid_air_where_the_mean_hangs_a_curtain():
     share = torch.linspace(-0.6, 1.55, 12).clamp(0, 1).view(1, 1, 1, 12)
     hills = near.view(1, -1, 1, 1) * (1 - share) + far.view(1, -1, 1, 1) * share
     probabilities = (hills / hills.sum(1, keepdim=True)).expand(1, 40, 6, 12)
-    by_name = {name: mid_air(read_out(probabilities, centres, name), truth).share for name in ("mean", "mode", "local")}
-    assert by_name["mean"] > 0.5 and by_name["mode"] == by_name["local"] == 0
+    by_name = {
+        name: mid_air(read_out(probabilities, centres, name), truth).share
+        for name in ("mean", "mode", "local")
+    }
+    assert by_name["mean"] > 0.5
+    assert by_name["mode"] == by_name["local"] == 0

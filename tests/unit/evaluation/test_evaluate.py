@@ -34,7 +34,12 @@ class Frames(torch.utils.data.Dataset):
         depth = torch.rand(1, 12, 20, generator=generator) * 89 + 1
         depth[torch.rand(1, 12, 20, generator=generator) < index / 10] = 0
         return Sample(
-            image, depth * (index != 3), torch.ones(1, 12, 20, dtype=torch.bool), None, torch.eye(3), str(index)
+            image,
+            depth * (index != 3),
+            torch.ones(1, 12, 20, dtype=torch.bool),
+            None,
+            torch.eye(3),
+            str(index),
         )
 
 
@@ -42,7 +47,9 @@ class Slanted(nn.Module):
     """Not mirror-symmetric: grey plus a ramp from left to right."""
 
     def forward(self, image):
-        return Prediction(20 + 5 * image.mean(1, keepdim=True) + torch.arange(float(image.shape[-1])))
+        return Prediction(
+            20 + 5 * image.mean(1, keepdim=True) + torch.arange(float(image.shape[-1]))
+        )
 
 
 def figures(flip=True, **options):
@@ -63,7 +70,8 @@ def test_figures_are_means_over_the_images_that_have_ground_truth():
         depth = predict(Slanted(), sample.image[None], flip=True)
         rows.append(depth_metrics(depth, sample.depth[None], 1e-3, 80.0, "none"))
     expected = {name: torch.cat(rows)[:, i].mean().item() for i, name in enumerate(METRIC_NAMES)}
-    assert figures() == pytest.approx(expected, rel=1e-12) and expected == pytest.approx(aggregate(torch.cat(rows)))
+    assert figures() == pytest.approx(expected, rel=1e-12)
+    assert expected == pytest.approx(aggregate(torch.cat(rows)))
 
 
 @pytest.mark.processes
@@ -116,7 +124,8 @@ def test_the_cap_is_the_largest_ground_truth_that_counts():
     exact = {name: frame.depth[None] for name, frame in ((str(i), Frames()[i]) for i in range(7))}
     depths = iter([exact[str(i)].where(exact[str(i)] < 50, 1e3).clamp(min=1) for i in range(7)])
     found = evaluate(lambda image: next(depths), Frames(), settings, 1e-3, 80.0, CPU)
-    assert found["abs_rel"] == 0 and found["a1"] == 1
+    assert found["abs_rel"] == 0
+    assert found["a1"] == 1
 
 
 def test_the_crop_is_the_settings():
@@ -140,15 +149,19 @@ def shown_on_a_rank(_rank):
 
 def test_a_terminal_is_shown_how_far_it_is_and_a_file_nothing():
     text = shown(Terminal())
-    assert text.startswith("\rframes [") and "] 0/7, " in text and text.endswith("\n")
-    assert "] 7/7, " in text.split("\r")[-1] and text.count("\n") == 1
+    assert text.startswith("\rframes [")
+    assert "] 0/7, " in text
+    assert text.endswith("\n")
+    assert "] 7/7, " in text.split("\r")[-1]
+    assert text.count("\n") == 1
     assert shown(io.StringIO()) == ""
 
 
 @pytest.mark.processes
 def test_only_the_main_rank_shows_anything_and_counts_all_ranks(tmp_path):
     first, second = two_ranks.run(shown_on_a_rank, tmp_path)
-    assert "] 7/7, " in first.split("\r")[-1] and second == ""
+    assert "] 7/7, " in first.split("\r")[-1]
+    assert second == ""
 
 
 def test_watchers_see_every_batch_with_its_depth_and_metrics():
@@ -158,7 +171,8 @@ def test_watchers_see_every_batch_with_its_depth_and_metrics():
     evaluate(lambda image: image[:, :1] + 9, Frames(), settings, 1e-3, 80.0, CPU, watchers=watchers)
     assert [indices for indices, *_ in seen] == [[0, 1], [2, 3], [4, 5], [6]]
     for indices, batch, depth, rows in seen:
-        assert batch.names == list(map(str, indices)) and torch.equal(depth, batch.image[:, :1] + 9)
+        assert batch.names == list(map(str, indices))
+        assert torch.equal(depth, batch.image[:, :1] + 9)
         expected = depth_metrics(depth, batch.depth, 1e-3, 80.0, "none")
         torch.testing.assert_close(rows, expected, equal_nan=True)
 
@@ -166,7 +180,13 @@ def test_watchers_see_every_batch_with_its_depth_and_metrics():
 def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
     out = Terminal()
     hook = Evaluation(
-        EvaluationSettings(crop="none", flip=False), Frames(), Slanted(), CPU, Loading(workers=0), print, out
+        EvaluationSettings(crop="none", flip=False),
+        Frames(),
+        Slanted(),
+        CPU,
+        Loading(workers=0),
+        print,
+        out,
     )
     hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
     state = types.SimpleNamespace(engine=None, hooks=[])
@@ -175,7 +195,8 @@ def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
         mock.patch.object(hook, "_save_best"),
     ):
         hook._evaluate(state)
-    assert "] 7/7, " in out.getvalue() and state.metrics["abs_rel"] > 0
+    assert "] 7/7, " in out.getvalue()
+    assert state.metrics["abs_rel"] > 0
 
 
 def test_the_best_weights_are_saved_before_hooks_are_told_and_their_line_comes_last():
@@ -212,15 +233,21 @@ def test_resized_pictures_are_scored_at_the_ground_truth_s_own_size(mode, batch_
     for index in (0, 1, 2, 4, 5, 6):
         sample = Frames()[index]
         canvas = torch.zeros(3, *place.canvas, dtype=torch.uint8)
-        rows_of, columns_of = (slice(first, first + side) for first, side in zip(place[2:], place.scaled, strict=True))
+        rows_of, columns_of = (
+            slice(first, first + side) for first, side in zip(place[2:], place.scaled, strict=True)
+        )
         canvas[:, rows_of, columns_of] = resized_picture(sample.image, place.scaled)
         depth = predictor(look_up(canvas[None], colour_table()[None]))[:, :, rows_of, columns_of]
-        depth = nn.functional.interpolate(depth, size=(12, 20), mode="bilinear", align_corners=False)
+        depth = nn.functional.interpolate(
+            depth, size=(12, 20), mode="bilinear", align_corners=False
+        )
         rows.append(depth_metrics(depth, sample.depth[None], 1e-3, 80.0, "none"))
     assert found == pytest.approx(aggregate(torch.cat(rows)), rel=1e-9)
 
 
-def evaluated_without_a_pixel(settings: EvaluationSettings, predict_depth=None) -> tuple[Evaluation, list[str]]:
+def evaluated_without_a_pixel(
+    settings: EvaluationSettings, predict_depth=None
+) -> tuple[Evaluation, list[str]]:
     """A hook that has evaluated once, and what it told."""
     told = []
     replica = Slanted()
@@ -251,7 +278,8 @@ def test_a_network_whose_depth_is_not_finite_is_never_the_best():
         return Prediction(image[:, :1] * float("nan"))
 
     hook, (told,) = evaluated_without_a_pixel(EvaluationSettings(crop="none", flip=False), broken)
-    assert hook.best is None and told.startswith("No best is saved: abs_rel is inf, since depth was predicted that is")
+    assert hook.best is None
+    assert told.startswith("No best is saved: abs_rel is inf, since depth was predicted that is")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +307,9 @@ def test_a_best_of_another_metric_or_of_no_pixel_is_not_taken_from_a_checkpoint(
     ],
 )
 def test_a_best_of_another_working_resolution_is_not_taken_from_a_checkpoint(resize, before, best):
-    hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), print, resize=resize)
+    hook = Evaluation(
+        EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), print, resize=resize
+    )
     hook.load_state_dict({"best": 0.3, "owed": None, "metric": "abs_rel", **before})
     assert hook.best == best
     assert hook.state_dict()["resize"] == resize.node()

@@ -11,10 +11,20 @@ from support import golden
 
 from tiekd.errors import RecipeError
 from tiekd.evaluation import metrics
-from tiekd.evaluation.metrics import METRIC_NAMES, aggregate, crop_box, depth_metrics, is_better, metrics_table
+from tiekd.evaluation.metrics import (
+    METRIC_NAMES,
+    aggregate,
+    crop_box,
+    depth_metrics,
+    is_better,
+    metrics_table,
+)
 
 GOLDEN = golden.load_json("metrics/manifest.json")
-TEACHER_ROWS = {"kitti": slice(110, None), "nyu": slice(None)}  # the published code leaves KITTI's upper rows out
+TEACHER_ROWS = {
+    "kitti": slice(110, None),
+    "nyu": slice(None),
+}  # the published code leaves KITTI's upper rows out
 
 
 @cache
@@ -23,7 +33,9 @@ def golden_case(name):
     case, tag = (GOLDEN["cases"] | GOLDEN["aggregate_only"])[name], f"metric:{name}"
     high, scale = (80.0, 256) if case["which"] == "kitti" else (10.0, 1000)
     height, width = case["png_shape"]
-    base = golden.depth(f"{tag}:gt", (1, 1, height, width), 1e-3, high * (1.2 if case["over"] else 0.9))
+    base = golden.depth(
+        f"{tag}:gt", (1, 1, height, width), 1e-3, high * (1.2 if case["over"] else 0.9)
+    )
     base = base[0, 0].double().numpy()
     png = np.clip(np.round(base * scale), 0, 65535).astype(np.uint16)
     png[golden.rs(f"{tag}:sparse").random_sample((height, width)) >= case["keep"]] = 0
@@ -35,7 +47,9 @@ def golden_case(name):
     if case["few"]:
         kept = np.flatnonzero(mask(truth, high, crop))[: case["few"]]
         truth.flat[np.setdiff1d(np.arange(truth.size), kept)] = 0
-    prediction = (base * np.exp(0.15 * golden.normal(f"{tag}:prednoise", base.shape))).astype(np.float32)
+    prediction = (base * np.exp(0.15 * golden.normal(f"{tag}:prednoise", base.shape))).astype(
+        np.float32
+    )
     mode = case["pred_mode"]
     if mode == "clipped":
         prediction = np.clip(prediction, 1e-3, high)
@@ -43,7 +57,9 @@ def golden_case(name):
         draw = golden.rs(f"{tag}:outside").random_sample(base.shape)
         prediction = np.where(draw < 0.05, 1e-5, np.where(draw > 0.95, 1.5 * high, prediction))
     else:
-        prediction = np.where(truth > 0, truth.astype(float) * (1.3 if mode == "scaled" else 1.0), 1.0)
+        prediction = np.where(
+            truth > 0, truth.astype(float) * (1.3 if mode == "scaled" else 1.0), 1.0
+        )
     teacher = np.clip(base * np.exp(0.1 * golden.normal(f"{tag}:kdnoise", base.shape)), 1e-3, high)
     maps = (torch.from_numpy(array.astype(np.float32)) for array in (prediction, truth, teacher))
     return *maps, high, crop
@@ -63,15 +79,29 @@ def sha256(array):
 def test_metrics_equal_the_published_code(name):
     prediction, truth, _, high, crop = golden_case(name)
     case = GOLDEN["cases"][name]
-    assert sha256(prediction.numpy()) == case["pred_sha"] and sha256(truth.numpy()) == case["gt_sha"]
+    assert sha256(prediction.numpy()) == case["pred_sha"]
+    assert sha256(truth.numpy()) == case["gt_sha"]
     counted = mask(truth.numpy(), high, crop)
-    assert sha256(counted) == case["mask_sha"] and counted.sum() == case["n_valid"]
-    ours = dict(zip(METRIC_NAMES, depth_metrics(prediction, truth, 1e-3, high, crop)[0].tolist(), strict=True))
+    assert sha256(counted) == case["mask_sha"]
+    assert counted.sum() == case["n_valid"]
+    ours = dict(
+        zip(
+            METRIC_NAMES,
+            depth_metrics(prediction, truth, 1e-3, high, crop)[0].tolist(),
+            strict=True,
+        )
+    )
     for metric, value in case["result_core"].items():
         share = metric in ("a1", "a2", "a3")
         # The published float32 variance of a constant log ratio, or of one pixel, is rounding noise.
         noisy = metric == "silog" and (case["pred_mode"] in ("scaled", "equal") or case["few"])
-        tolerance = {"abs": 1.01 / case["n_valid"]} if share else {"abs": 2e-2} if noisy else {"rel": 1e-5, "abs": 1e-9}
+        tolerance = (
+            {"abs": 1.01 / case["n_valid"]}
+            if share
+            else {"abs": 2e-2}
+            if noisy
+            else {"rel": 1e-5, "abs": 1e-9}
+        )
         assert ours[metric] == pytest.approx(value, **tolerance), metric
 
 
@@ -85,7 +115,10 @@ def test_metrics_against_a_teachers_map_are_the_same_function(name):
         found = depth_metrics(prediction[rows], maps[kind][rows], 0.0, math.inf, "none")[0].tolist()
         ours = dict(zip(METRIC_NAMES, found, strict=True))
         for metric, value in case[kind].items():
-            assert ours[metric] == pytest.approx(value, rel=1e-5, abs=1.01 / prediction.numel()), (kind, metric)
+            assert ours[metric] == pytest.approx(value, rel=1e-5, abs=1.01 / prediction.numel()), (
+                kind,
+                metric,
+            )
 
 
 @pytest.mark.parametrize("data", ["kitti", "nyu"])
@@ -95,13 +128,17 @@ def test_means_over_images_equal_the_published_code(data):
         prediction, truth, _, high, crop = golden_case(name)
         rows.append(depth_metrics(prediction, truth, 1e-3, high, crop))
     means = aggregate(torch.cat(rows))
-    assert means == pytest.approx({name: GOLDEN["aggregate"][data][name] for name in METRIC_NAMES}, rel=3e-5)
+    assert means == pytest.approx(
+        {name: GOLDEN["aggregate"][data][name] for name in METRIC_NAMES}, rel=3e-5
+    )
 
 
 @pytest.mark.parametrize("name", GOLDEN["tiny"])
 def test_tiny_cases_and_the_strict_threshold(name):
     case = GOLDEN["tiny"][name]
-    rows = depth_metrics(torch.tensor([case["pred"]]), torch.tensor([case["gt"]]), 1e-3, 80.0, "none")
+    rows = depth_metrics(
+        torch.tensor([case["pred"]]), torch.tensor([case["gt"]]), 1e-3, 80.0, "none"
+    )
     for metric, value in zip(METRIC_NAMES, rows[0].tolist(), strict=True):
         assert value == pytest.approx(case["result"][metric], rel=1e-5)
 
@@ -111,7 +148,9 @@ def test_crops(name):
     data, crop, size = name.split("_")
     crop = "nyu_eigen" if (data, crop) == ("nyu", "eigen") else crop
     rows, columns = crop_box(crop, *map(int, size.split("x")))
-    assert [rows.start, rows.stop, columns.start, columns.stop] == GOLDEN["eval_masks"][name]["bbox_y0y1x0x1"]
+    assert [rows.start, rows.stop, columns.start, columns.stop] == GOLDEN["eval_masks"][name][
+        "bbox_y0y1x0x1"
+    ]
 
 
 def test_the_ends_of_the_range_are_excluded():
@@ -124,8 +163,10 @@ def test_an_image_without_valid_pixels_is_a_row_of_nan_that_the_mean_leaves_out(
     truth = torch.full((2, 1, 4, 5), 2.0)
     truth[1] = 0
     rows = depth_metrics(torch.full((2, 1, 4, 5), 3.0), truth, 1e-3, 80.0, "none")
-    assert rows.shape == (2, 9) and rows.dtype == torch.float64
-    assert rows[1].isnan().all() and not rows[0].isnan().any()
+    assert rows.shape == (2, 9)
+    assert rows.dtype == torch.float64
+    assert rows[1].isnan().all()
+    assert not rows[0].isnan().any()
     assert aggregate(rows)["abs_rel"] == 0.5
     assert all(math.isnan(value) for value in aggregate(rows[1:]).values())
     assert all(math.isnan(value) for value in aggregate(rows[:0]).values())
@@ -159,16 +200,24 @@ def test_each_image_counts_alike_whatever_its_number_of_pixels():
 
 
 def test_is_better():
-    assert is_better("abs_rel", 0.1, 0.2) and not is_better("abs_rel", 0.2, 0.2)
-    assert is_better("a1", 0.9, 0.8) and not is_better("a1", 0.8, 0.9)
-    assert is_better("rmse", 9.0, None) and is_better("rmse", 9.0, math.nan)
-    assert not is_better("rmse", math.nan, None) and not is_better("a1", math.nan, 0.1)
-    with pytest.raises(RecipeError, match=r"no metric 'abs_re'; did you mean 'abs_rel'\? allowed: a1, "):
+    assert is_better("abs_rel", 0.1, 0.2)
+    assert not is_better("abs_rel", 0.2, 0.2)
+    assert is_better("a1", 0.9, 0.8)
+    assert not is_better("a1", 0.8, 0.9)
+    assert is_better("rmse", 9.0, None)
+    assert is_better("rmse", 9.0, math.nan)
+    assert not is_better("rmse", math.nan, None)
+    assert not is_better("a1", math.nan, 0.1)
+    with pytest.raises(
+        RecipeError, match=r"no metric 'abs_re'; did you mean 'abs_rel'\? allowed: a1, "
+    ):
         is_better("abs_re", 1.0, None)
 
 
 def test_errors_say_what_is_allowed():
-    with pytest.raises(RecipeError, match="got 'kb'; it must be one of: none, garg, eigen, nyu_eigen"):
+    with pytest.raises(
+        RecipeError, match="got 'kb'; it must be one of: none, garg, eigen, nyu_eigen"
+    ):
         depth_metrics(torch.ones(2, 2), torch.ones(2, 2), 1e-3, 80.0, "kb")
     with pytest.raises(ValueError, match=r"got \(2, 2\) and \(2, 3\)"):
         depth_metrics(torch.ones(2, 2), torch.ones(2, 3), 1e-3, 80.0, "none")
@@ -189,10 +238,22 @@ def test_nothing_waits_for_a_device_before_the_end(monkeypatch):
         raise AssertionError("a number was asked for")
 
     with monkeypatch.context() as forbidden:
-        for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        for name in (
+            "item",
+            "tolist",
+            "cpu",
+            "numpy",
+            "nonzero",
+            "__bool__",
+            "__int__",
+            "__float__",
+            "__index__",
+        ):
             forbidden.setattr(torch.Tensor, name, wait)
         rows = metrics._from_sums(*metrics._sums_without_sync(prediction, truth, 1e-3, 80.0))
-    expected = depth_metrics(prediction.view(3, 1, 1, 50), truth.view(3, 1, 1, 50), 1e-3, 80.0, "none")
+    expected = depth_metrics(
+        prediction.view(3, 1, 1, 50), truth.view(3, 1, 1, 50), 1e-3, 80.0, "none"
+    )
     torch.testing.assert_close(rows, expected)
 
 
@@ -200,5 +261,7 @@ def test_depths_outside_the_range_do_not_count_on_other_devices_than_cpus():
     truth = torch.tensor([[0.0, 1e-4, 2.0, 40.0, 80.0, 90.0]], dtype=torch.float64)
     prediction = torch.full_like(truth, 3.0)
     rows = metrics._from_sums(*metrics._sums_without_sync(prediction, truth, 1e-3, 80.0))
-    expected = depth_metrics(prediction.view(1, 1, 1, 6), truth.view(1, 1, 1, 6), 1e-3, 80.0, "none")
+    expected = depth_metrics(
+        prediction.view(1, 1, 1, 6), truth.view(1, 1, 1, 6), 1e-3, 80.0, "none"
+    )
     torch.testing.assert_close(rows, expected)

@@ -19,7 +19,9 @@ def evaluated(batch_size=3):
     rows = FrameRows(1e-3, 80.0, "none")
     settings = EvaluationSettings(crop="none", flip=False, batch_size=batch_size)
     network = Slanted()
-    figures = evaluate(lambda i: network(i).depth, Frames(), settings, 1e-3, 80.0, CPU, watchers=[rows])
+    figures = evaluate(
+        lambda i: network(i).depth, Frames(), settings, 1e-3, 80.0, CPU, watchers=[rows]
+    )
     return figures, rows.gather()
 
 
@@ -27,7 +29,9 @@ def table(abs_rel, a1=None):
     metrics = torch.full((len(abs_rel), len(METRIC_NAMES)), math.nan, dtype=torch.float64)
     metrics[:, METRIC_NAMES.index("abs_rel")] = torch.tensor(abs_rel, dtype=torch.float64)
     metrics[:, 0] = torch.tensor(a1 or abs_rel, dtype=torch.float64)
-    return FrameTable([f"{i}.png" for i in range(len(abs_rel))], metrics, torch.ones(len(abs_rel), NUM_RANGES, 4))
+    return FrameTable(
+        [f"{i}.png" for i in range(len(abs_rel))], metrics, torch.ones(len(abs_rel), NUM_RANGES, 4)
+    )
 
 
 def test_the_rows_are_those_behind_the_means_in_order():
@@ -35,7 +39,8 @@ def test_the_rows_are_those_behind_the_means_in_order():
     assert found.names == [str(index) for index in range(7)]
     assert aggregate(found.metrics) == figures
     counted = [int(((Frames()[i].depth > 1e-3) & (Frames()[i].depth < 80)).sum()) for i in range(7)]
-    assert found.pixels == counted and counted[3] == 0
+    assert found.pixels == counted
+    assert counted[3] == 0
     assert torch.equal(evaluated(batch_size=1)[1].sums[..., 0], found.sums[..., 0])
 
 
@@ -47,7 +52,8 @@ def found_on_a_rank(_rank):
 def test_two_ranks_find_the_same_rows_in_the_same_order(tmp_path):
     alone = evaluated(batch_size=2)[1]
     for found in two_ranks.run(found_on_a_rank, tmp_path):
-        assert found.names == alone.names and torch.equal(found.sums, alone.sums)
+        assert found.names == alone.names
+        assert torch.equal(found.sums, alone.sums)
         torch.testing.assert_close(found.metrics, alone.metrics, rtol=0, atol=0, equal_nan=True)
 
 
@@ -58,7 +64,8 @@ def test_the_file_has_every_digit_and_nothing_for_a_frame_without_ground_truth(t
     assert list(rows[0]) == ["name", "pixels", *METRIC_NAMES, "network"]
     assert [row["name"] for row in rows] == 2 * found.names
     assert [row["network"] for row in rows] == 7 * ["one"] + 7 * ["two"]
-    assert rows[3]["pixels"] == "0" and {rows[3][name] for name in METRIC_NAMES} == {""}
+    assert rows[3]["pixels"] == "0"
+    assert {rows[3][name] for name in METRIC_NAMES} == {""}
     for name in METRIC_NAMES:
         values = [float(row[name]) for row in rows[:7] if row[name]]
         assert sum(values) / len(values) == pytest.approx(figures[name], rel=1e-15)
@@ -77,4 +84,6 @@ def test_the_worst_frames_are_the_largest_errors_and_have_ground_truth():
 def test_less_is_better_but_for_accuracies_and_equal_frames_are_nobodys():
     ours, theirs = table([0.1, 0.2, 0.3, math.nan, 0.5]), table([0.2, 0.1, 0.3, 0.1, 0.6])
     won = per_frame.wins(ours, theirs)
-    assert won["abs_rel"] == (2, 1) and won["a1"] == (1, 2) and won["rmse"] == (0, 0)
+    assert won["abs_rel"] == (2, 1)
+    assert won["a1"] == (1, 2)
+    assert won["rmse"] == (0, 0)

@@ -26,7 +26,8 @@ def test_figures_by_hand():
     prediction = [[[11.0, 19.999, 16.0], [5.0, 50.0, 1.0]], [[7.0, 3.0, 3.0], [3.0, 3.0, 3.0]]]
     near, middle, far = figures(prediction, truth)
     assert (near.from_m, near.to_m, near.pixels) == (0, 20, 3)
-    assert near.bias_m == pytest.approx((1 + 0 - 3) / 3) and near.abs_rel == pytest.approx((0.1 + 0 + 0.3) / 3)
+    assert near.bias_m == pytest.approx((1 + 0 - 3) / 3)
+    assert near.abs_rel == pytest.approx((0.1 + 0 + 0.3) / 3)
     assert near.rmse_m == pytest.approx(math.sqrt((1 + 0 + 9) / 3))
     # 20 m is middle, 40 m far; 80 m and beyond are over the cap, as in the nine metrics.
     assert middle == (20, 40, 1, pytest.approx(-4), pytest.approx(0.2), pytest.approx(4))
@@ -35,9 +36,13 @@ def test_figures_by_hand():
 
 def test_a_range_without_a_pixel_has_no_figures_and_a_broken_prediction_infinite_ones():
     near, middle, far = figures([[[math.nan, 25.0]]], [[[10.0, 25.0]]])
-    assert near.pixels == 1 and math.isinf(near.bias_m) and math.isinf(near.abs_rel) and math.isinf(near.rmse_m)
+    assert near.pixels == 1
+    assert math.isinf(near.bias_m)
+    assert math.isinf(near.abs_rel)
+    assert math.isinf(near.rmse_m)
     assert middle == (20, 40, 1, 0, 0, 0)
-    assert far.pixels == 0 and all(map(math.isnan, far[3:]))
+    assert far.pixels == 0
+    assert all(map(math.isnan, far[3:]))
 
 
 def test_what_counts_is_what_counts_for_the_metrics():
@@ -52,7 +57,9 @@ def test_what_counts_is_what_counts_for_the_metrics():
     inside = truth[:, 0, rows, columns]
     assert sums[..., 0].sum(1).tolist() == ((inside > 1e-3) & (inside < 50)).sum((1, 2)).tolist()
     # Put together over the ranges, the sums of an image are its metrics.
-    by_metric = dict(zip(METRIC_NAMES, depth_metrics(prediction, truth, 1e-3, 50.0, "garg").T, strict=True))
+    by_metric = dict(
+        zip(METRIC_NAMES, depth_metrics(prediction, truth, 1e-3, 50.0, "garg").T, strict=True)
+    )
     count, _, relative, square = sums.sum(1).T
     torch.testing.assert_close(relative / count, by_metric["abs_rel"])
     torch.testing.assert_close((square / count).sqrt(), by_metric["rmse"])

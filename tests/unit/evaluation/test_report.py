@@ -33,7 +33,14 @@ class Frames(torch.utils.data.Dataset):
     def __getitem__(self, index):
         depth = self.depths[index]
         image = torch.full((3, *depth.shape[1:]), 128, dtype=torch.uint8)
-        return Sample(image, depth, torch.ones_like(depth, dtype=torch.bool), None, torch.eye(3), f"{index}.png")
+        return Sample(
+            image,
+            depth,
+            torch.ones_like(depth, dtype=torch.bool),
+            None,
+            torch.eye(3),
+            f"{index}.png",
+        )
 
 
 def test_mean_map_is_the_mean_of_what_was_measured_and_falls_back_to_row_then_all():
@@ -44,15 +51,19 @@ def test_mean_map_is_the_mean_of_what_was_measured_and_falls_back_to_row_then_al
 
 def test_table_names_every_metric_and_compares_with_the_first_row():
     row = dict.fromkeys(METRIC_NAMES, 0.5)
-    lines = report.comparison_table({"mean map": {**row, "abs_rel": 0.4}, "student": {**row, "abs_rel": 0.3}})
+    lines = report.comparison_table(
+        {"mean map": {**row, "abs_rel": 0.4}, "student": {**row, "abs_rel": 0.3}}
+    )
     head, first, second = lines.split("\n")
     assert [name for name in head.split()[:9]] == list(METRIC_NAMES)
-    assert first.split()[-1] == "1.000" and second.split()[-1] == "0.750"
+    assert first.split()[-1] == "1.000"
+    assert second.split()[-1] == "0.750"
 
 
 def test_a_network_alone_is_compared_with_nothing():
     head, row = report.comparison_table({"student": dict.fromkeys(METRIC_NAMES, 0.5)}).split("\n")
-    assert head.split() == list(METRIC_NAMES) and len(row.split()) == 10
+    assert head.split() == list(METRIC_NAMES)
+    assert len(row.split()) == 10
 
 
 def result_of(abs_rel, pixels=(5, 0, 2), bias_m=-1.0):
@@ -90,25 +101,35 @@ def test_the_table_of_ranges_has_a_row_a_range_and_says_where_there_is_no_pixel(
         ["10", "-1.000", "0.0000", "0.000"],
         ["4", "-1.000", "0.0000", "0.000"],
     ]
-    assert lines[1].split()[:4] == ["student", "0", "-", "20"] and lines[2].endswith("0  no pixel")
+    assert lines[1].split()[:4] == ["student", "0", "-", "20"]
+    assert lines[2].endswith("0  no pixel")
 
 
 def test_a_duel_has_the_differences_and_on_how_many_frames_who_is_better():
     results = {"teacher": result_of([0.3, 0.1, 0.2]), "student": result_of([0.1, 0.2, 0.1])}
     head, difference, ours, theirs = report.duels_table(results).split("\n")
     place = head.split().index("abs_rel") - len(METRIC_NAMES)
-    assert difference.startswith("student - teacher ") and difference.split()[place] == "-0.0667"
-    assert ours.startswith("frames where student is better") and ours.split()[place] == "2"
-    assert theirs.startswith("frames where teacher is better") and theirs.split()[place] == "1"
+    assert difference.startswith("student - teacher ")
+    assert difference.split()[place] == "-0.0667"
+    assert ours.startswith("frames where student is better")
+    assert ours.split()[place] == "2"
+    assert theirs.startswith("frames where teacher is better")
+    assert theirs.split()[place] == "1"
     # Accuracies are better where they are larger.
-    assert difference.split()[-9] == "+0.0667" and ours.split()[-9] == "2" and theirs.split()[-9] == "1"
+    assert difference.split()[-9] == "+0.0667"
+    assert ours.split()[-9] == "2"
+    assert theirs.split()[-9] == "1"
 
 
 def test_all_that_is_said_names_the_worst_frames_unless_nothing_counts():
     said = "\n".join(report.everything({"student": result_of([0.1, 0.4, 0.3, 0.2])}, protocol()))
-    assert said.endswith("by abs_rel:\n  0.4000  1.png\n  0.3000  2.png\n  0.2000  3.png") and "better" not in said
-    nothing = "\n".join(report.everything({"student": result_of([math.nan], pixels=(0, 0, 0))}, protocol()))
-    assert "0 of them with ground truth that counts, 0 pixels" in nothing and "Worst" not in nothing
+    assert said.endswith("by abs_rel:\n  0.4000  1.png\n  0.3000  2.png\n  0.2000  3.png")
+    assert "better" not in said
+    nothing = "\n".join(
+        report.everything({"student": result_of([math.nan], pixels=(0, 0, 0))}, protocol())
+    )
+    assert "0 of them with ground truth that counts, 0 pixels" in nothing
+    assert "Worst" not in nothing
 
 
 @pytest.mark.parametrize(
@@ -116,17 +137,24 @@ def test_all_that_is_said_names_the_worst_frames_unless_nothing_counts():
     [
         ("mine.yaml", ".json", "mine.yaml: a file that ends in .json is written; give one"),
         ("folder.json", ".json", "folder.json: a file that ends in .json is written; give one"),
-        ("20261128_1.log.json", ".json", "runs' logs end in .log.json; give another name, such as figures.json"),
+        (
+            "20261128_1.log.json",
+            ".json",
+            "runs' logs end in .log.json; give another name, such as figures.json",
+        ),
         ("mine.yaml/x.csv", ".csv", "mine.yaml can't be made (File exists); give another place"),
         ("mine.yaml", None, "mine.yaml can't be made (File exists); give another place"),
     ],
 )
-def test_a_result_is_never_written_over_a_file_that_ends_otherwise_or_a_runs_log(tmp_path, path, suffix, words):
+def test_a_result_is_never_written_over_a_file_that_ends_otherwise_or_a_runs_log(
+    tmp_path, path, suffix, words
+):
     (tmp_path / "mine.yaml").write_text("mine")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(LaunchError) as error:
         files.check_output("--out", tmp_path / path, suffix)
-    assert str(error.value).startswith("--out ") and str(error.value).endswith(words)
+    assert str(error.value).startswith("--out ")
+    assert str(error.value).endswith(words)
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 
@@ -134,20 +162,25 @@ def test_the_folder_of_a_result_is_made(tmp_path):
     files.check_output("--out", tmp_path / "a" / "x.json", ".json")
     files.check_output("--show-dir", tmp_path / "b" / "c", None)
     files.check_output("--panel", None, ".png")
-    assert (tmp_path / "a").is_dir() and (tmp_path / "b" / "c").is_dir()
+    assert (tmp_path / "a").is_dir()
+    assert (tmp_path / "b" / "c").is_dir()
 
 
 def test_panel_has_a_column_for_each_network_and_errors_are_the_last_ones(tmp_path):
     depth = np.full((32, 64), 10.0).tolist()
     exact, wrong = (
-        lambda image, device, metres=metres: torch.full((1, 1, 32, 64), metres) for metres in (10.0, 60.0)
+        lambda image, device, metres=metres: torch.full((1, 1, 32, 64), metres)
+        for metres in (10.0, 60.0)
     )
     pictures = []
     for predictors in ({"a": exact, "b": wrong}, {"b": wrong, "a": exact}):
         path = tmp_path / "deep" / "panel.png"
-        panel.write_panel(path, Frames(depth, depth), predictors, 80.0, torch.device("cpu"), num_rows=2)
+        panel.write_panel(
+            path, Frames(depth, depth), predictors, 80.0, torch.device("cpu"), num_rows=2
+        )
         pictures.append(np.asarray(Image.open(path)).astype(int))
-    assert pictures[0].shape == pictures[1].shape and pictures[0].shape[1] > 5 * 400
+    assert pictures[0].shape == pictures[1].shape
+    assert pictures[0].shape[1] > 5 * 400
     last_column = pictures[0].shape[1] * 4 // 5
     brightness = [picture[40:200, last_column : last_column + 200].mean() for picture in pictures]
     assert brightness[0] > brightness[1] + 50  # an error of 50 m shines, none is black

@@ -42,11 +42,15 @@ def check(of: Case) -> None:
     """Raises AssertionError where a door gives other metres than `load_student`."""
     found = doors(of)
     wanted = found.pop("load_student")
-    assert wanted.shape == of.pixels.shape[1:] and wanted.max() > 3 * wanted.min(), "a case that says something"
+    assert wanted.shape == of.pixels.shape[1:] and wanted.max() > 3 * wanted.min(), (
+        "a case that says something"
+    )
     counts = wanted > 0
     if of.readout != "mean":
         counts = of.student.margins(of.pixels[None])[0, 0] >= TIE
-        assert counts.float().mean() > 0.9 and len(wanted.unique()) >= 4, "a case that says something"
+        assert counts.float().mean() > 0.9 and len(wanted.unique()) >= 4, (
+            "a case that says something"
+        )
     assert found.keys() >= {"predict", "onnx", "pt2"}
     for name, depth in found.items():
         assert depth.shape == wanted.shape and depth.dtype == wanted.dtype, name
@@ -75,7 +79,8 @@ def test_every_door_gives_the_same_metres(row, networks, tmp_path):
 
 
 def test_the_rows_hold_every_pair():
-    assert len(PAIRWISE) <= 24 and missing_pairs(PAIRWISE) == set()
+    assert len(PAIRWISE) <= 24
+    assert missing_pairs(PAIRWISE) == set()
     assert missing_pairs(PAIRWISE[1:]), "no row is there for nothing"
 
 

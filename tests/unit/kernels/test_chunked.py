@@ -25,9 +25,16 @@ def case(stride: int = 1, dtype: torch.dtype = torch.float64) -> tuple:
     edges = torch.cat((torch.tensor([0.5]), 0.5 + torch.linspace(0.6, 1.4, 12).cumsum(0))).double()
     height, width = 7, 10
     features = torch.randn(
-        3, 5, math.ceil(height / stride), math.ceil(width / stride), generator=g, dtype=torch.float64
+        3,
+        5,
+        math.ceil(height / stride),
+        math.ceil(width / stride),
+        generator=g,
+        dtype=torch.float64,
     )
-    weight, bias = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((12, 5, 1, 1), (12,)))
+    weight, bias = (
+        torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((12, 5, 1, 1), (12,))
+    )
     target = torch.rand(3, 1, height, width, generator=g) * 16 + 0.01
     target[torch.rand(target.shape, generator=g) < 0.4] = 0
     target[1] = 0
@@ -42,7 +49,13 @@ def values_and_gradients(dpm, parameters, *arguments, **options) -> tuple[torch.
     loss = 0.0
     for output in (depth, divergence):
         if output is not None:
-            loss = loss + (output * torch.randn(output.shape, generator=g, dtype=torch.float64).to(output.dtype)).sum()
+            loss = (
+                loss
+                + (
+                    output
+                    * torch.randn(output.shape, generator=g, dtype=torch.float64).to(output.dtype)
+                ).sum()
+            )
     values = [output.detach() for output in (depth, divergence) if output is not None]
     return (*values, *torch.autograd.grad(loss, parameters))
 
@@ -58,7 +71,8 @@ def test_equals_the_reference(target, beyond, stride):
         for dpm in (chunked.dpm, reference.dpm)
     ]
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
-    assert len(results[0]) == 5 and (results[0][1] > 0).any()
+    assert len(results[0]) == 5
+    assert (results[0][1] > 0).any()
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -85,13 +99,17 @@ def test_equals_the_reference_for_whatever_is_drawn(seed):
     options = depth, sigma, "gaussian", ("clamp", "ignore")[seed % 2], stride, weight
 
     def compute(dpm, dtype):
-        return values_and_gradients(dpm, [p.to(dtype).requires_grad_() for p in parameters], edges.to(dtype), *options)
+        return values_and_gradients(
+            dpm, [p.to(dtype).requires_grad_() for p in parameters], edges.to(dtype), *options
+        )
 
     wanted, rounded = (compute(reference.dpm, dtype) for dtype in (torch.float64, torch.float32))
     torch.testing.assert_close(compute(chunked.dpm, torch.float64), wanted, rtol=1e-10, atol=1e-10)
     for got, exact, plain in zip(compute(chunked.dpm, torch.float32), wanted, rounded, strict=True):
         # Sums of few terms of both signs lose digits in any order: then it is as near as the definition in float32.
-        tolerance = max(1e-5 * max(1.0, float(exact.abs().max())), 2 * float((plain - exact).abs().max()))
+        tolerance = max(
+            1e-5 * max(1.0, float(exact.abs().max())), 2 * float((plain - exact).abs().max())
+        )
         assert float((got - exact).abs().max()) <= tolerance
 
 
@@ -109,19 +127,29 @@ def test_features_of_any_layout():
 def test_any_number_of_threads_shares_the_tiles(monkeypatch, threads):
     monkeypatch.setattr(in_threads, "count", lambda: threads)
     parameters, edges, depth = case()
-    got, wanted = (values_and_gradients(dpm, parameters, edges, depth, 0.8) for dpm in (chunked.dpm, reference.dpm))
+    got, wanted = (
+        values_and_gradients(dpm, parameters, edges, depth, 0.8)
+        for dpm in (chunked.dpm, reference.dpm)
+    )
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
     with torch.inference_mode():
-        torch.testing.assert_close(chunked.dpm(*parameters, edges, depth, 0.8)[0].clone(), wanted[0])
+        torch.testing.assert_close(
+            chunked.dpm(*parameters, edges, depth, 0.8)[0].clone(), wanted[0]
+        )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_equals_the_reference_for_mixtures_with_their_own_sigma_and_weight(stride):
     parameters, edges, depth = case(stride)
     depth = torch.cat((depth, (depth + 1) * (depth > 3)), 1)
-    sigma, weight = 0.7 + depth.nan_to_num() / 10, torch.rand(depth.shape, generator=torch.Generator().manual_seed(3))
+    sigma, weight = (
+        0.7 + depth.nan_to_num() / 10,
+        torch.rand(depth.shape, generator=torch.Generator().manual_seed(3)),
+    )
     results = [
-        values_and_gradients(dpm, parameters, edges, depth, sigma, stride=stride, target_weight=weight)
+        values_and_gradients(
+            dpm, parameters, edges, depth, sigma, stride=stride, target_weight=weight
+        )
         for dpm in (chunked.dpm, reference.dpm)
     ]
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
@@ -129,7 +157,10 @@ def test_equals_the_reference_for_mixtures_with_their_own_sigma_and_weight(strid
 
 def test_equals_the_reference_at_the_published_size_of_bins_in_float32():
     g = torch.Generator().manual_seed(0)
-    parameters = [torch.randn(s, generator=g).requires_grad_() for s in ((1, 8, 6, 20), (257, 8, 1, 1), (257,))]
+    parameters = [
+        torch.randn(s, generator=g).requires_grad_()
+        for s in ((1, 8, 6, 20), (257, 8, 1, 1), (257,))
+    ]
     depth = torch.linspace(0.01, 90, 120).view(1, 1, 6, 20)
     results = [
         values_and_gradients(dpm, parameters, bin_edges(257, 1e-3, 80.0), depth, 0.5)
@@ -141,7 +172,10 @@ def test_equals_the_reference_at_the_published_size_of_bins_in_float32():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gradients_are_near_those_of_the_reference(dtype):
     parameters, edges, depth = case(dtype=dtype)
-    results = [values_and_gradients(dpm, parameters, edges, depth, 0.8) for dpm in (chunked.dpm, reference.dpm)]
+    results = [
+        values_and_gradients(dpm, parameters, edges, depth, 0.8)
+        for dpm in (chunked.dpm, reference.dpm)
+    ]
     assert [t.dtype for t in results[0]] == [torch.float32] * 2 + [dtype] * 3
     torch.testing.assert_close(*results, rtol=0.05, atol=0.1)
 
@@ -149,7 +183,10 @@ def test_half_precision_gradients_are_near_those_of_the_reference(dtype):
 def test_equals_the_reference_under_autocast():
     parameters, edges, depth = case(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        results = [values_and_gradients(dpm, parameters, edges, depth, 0.8) for dpm in (chunked.dpm, reference.dpm)]
+        results = [
+            values_and_gradients(dpm, parameters, edges, depth, 0.8)
+            for dpm in (chunked.dpm, reference.dpm)
+        ]
     assert all(t.dtype == torch.float32 for t in results[0])
     torch.testing.assert_close(*results, rtol=0.05, atol=0.1)
 
@@ -164,7 +201,9 @@ def test_one_output_alone_and_frozen_parts_get_the_right_gradients():
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
     features, weight, bias = (p.detach() for p in parameters)
     weight.requires_grad_()
-    (alone,) = torch.autograd.grad(chunked.dpm(features, weight, bias, edges, depth, 0.8)[1].sum(), weight)
+    (alone,) = torch.autograd.grad(
+        chunked.dpm(features, weight, bias, edges, depth, 0.8)[1].sum(), weight
+    )
     torch.testing.assert_close(alone, wanted[1], rtol=1e-10, atol=1e-10)
 
 
@@ -217,7 +256,9 @@ def test_no_tensor_of_an_image_and_all_bins_is_ever_made(monkeypatch):
                 largest = max(largest, result.numel())
             return result
 
-    reference.cell_target(depth[:, :, :1], 0.8, None, edges)  # The table of the target is made once, before.
+    reference.cell_target(
+        depth[:, :, :1], 0.8, None, edges
+    )  # The table of the target is made once, before.
     with Watch():
         values_and_gradients(chunked.dpm, parameters, edges, depth, 0.8)
     assert 0 < largest <= parameters[0].numel() < depth[0].numel() * 12

@@ -23,7 +23,14 @@ def given_back():
 
 @pytest.mark.parametrize(
     "shape",
-    [(2, 3, 4, 5, 6), (1, 2, 3, 1, 5), (1, 2, 2, 6, 1), (1, 2, 3, 1, 1), (2, 2, 2, 2, 2), (1, 3, 5, 7, 3)],
+    [
+        (2, 3, 4, 5, 6),
+        (1, 2, 3, 1, 5),
+        (1, 2, 2, 6, 1),
+        (1, 2, 3, 1, 1),
+        (2, 2, 2, 2, 2),
+        (1, 3, 5, 7, 3),
+    ],
 )
 def test_the_weight_gradient_by_products_is_the_convolutions(shape):
     torch.manual_seed(0)
@@ -32,7 +39,9 @@ def test_the_weight_gradient_by_products_is_the_convolutions(shape):
     grad = torch.randn(batch, outputs, height, width, dtype=torch.float64)
     weight = torch.zeros(outputs, channels, 3, 3, dtype=torch.float64, requires_grad=True)
     (wanted,) = torch.autograd.grad(conv2d(x, weight, padding=1), weight, grad)
-    for layout, strip in itertools.product((torch.contiguous_format, LAST), (1, width, 2 * width, 1000)):
+    for layout, strip in itertools.product(
+        (torch.contiguous_format, LAST), (1, width, 2 * width, 1000)
+    ):
         given = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
         found = weight_gradient(*given, strip_pixels=strip)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
@@ -54,7 +63,8 @@ def test_products_change_the_rounding_of_the_weights_gradient_alone(bias):
     usual = outcome(conv, x)
     layouts.take(layouts.of_isa("avx2"))
     ours = outcome(conv, x)
-    assert torch.equal(ours[0], usual[0]) and torch.equal(ours[1], usual[1])
+    assert torch.equal(ours[0], usual[0])
+    assert torch.equal(ours[1], usual[1])
     for got, wanted in zip(ours[2:], usual[2:], strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
     assert not torch.equal(ours[2], usual[2]), "else the products weren't taken"
@@ -62,7 +72,9 @@ def test_products_change_the_rounding_of_the_weights_gradient_alone(bias):
 
 def test_products_are_taken_where_the_table_means_them_alone(monkeypatch):
     taken = []
-    monkeypatch.setattr(convolution, "weight_gradient", lambda x, grad: taken.append(1) or x.new_zeros(6, 8, 3, 3))
+    monkeypatch.setattr(
+        convolution, "weight_gradient", lambda x, grad: taken.append(1) or x.new_zeros(6, 8, 3, 3)
+    )
     layouts.take(layouts.of_isa("avx2"))
     large = torch.randn(2, 8, 15, 17).contiguous(memory_format=LAST)
     plain = {"kernel_size": 3, "padding": 1}
@@ -123,7 +135,8 @@ def test_bf16_computed_in_fp32_has_bf16s_rounding(isa, kind, layout):
     got, wanted = step(ours, x), step(net, x)
     assert got[0].dtype == torch.bfloat16
     for one, other in zip(got, wanted, strict=True):
-        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
         error = (one.float() - other.float()).abs().max() / other.float().abs().max()
         assert error < 4 * torch.finfo(torch.bfloat16).eps
     assert (got[0].float() - exact).abs().max() < 0.03 * exact.abs().max()
@@ -132,12 +145,17 @@ def test_bf16_computed_in_fp32_has_bf16s_rounding(isa, kind, layout):
 def test_bf16_computed_in_fp32_keeps_bf16_and_computes_in_fp32(monkeypatch):
     net, computed, kept = network(), [], []
     compute_in_fp32(net)
-    monkeypatch.setattr(convolution, "conv2d", lambda x, *others: computed.append(x.dtype) or conv2d(x, *others))
+    monkeypatch.setattr(
+        convolution, "conv2d", lambda x, *others: computed.append(x.dtype) or conv2d(x, *others)
+    )
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
         with torch.autocast("cpu", torch.bfloat16):
             net(torch.randn(1, 8, 16, 16))
-    assert computed == [torch.float32] * 4 and set(kept) == {torch.bfloat16}
-    assert net(torch.randn(1, 8, 16, 16)).dtype == torch.float32 and len(computed) == 4, "fp32 is left as it is"
+    assert computed == [torch.float32] * 4
+    assert set(kept) == {torch.bfloat16}
+    assert net(torch.randn(1, 8, 16, 16)).dtype == torch.float32 and len(computed) == 4, (
+        "fp32 is left as it is"
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,5 +176,6 @@ def test_an_engine_config_in_bf16_is_told_and_computed_as_the_table_says(isa, co
     execution.prepare(net, config)
     assert all(("_conv_forward" in vars(module)) is patched for module in net)
     lines = execution.about(config, torch.device("cpu"))
-    assert len(lines) == patched and all("bf16 convolutions are computed in fp32" in line for line in lines)
+    assert len(lines) == patched
+    assert all("bf16 convolutions are computed in fp32" in line for line in lines)
     assert execution.about(config, torch.device("cuda")) == []

@@ -25,13 +25,17 @@ def test_results_come_in_order_from_threads_that_compute_alone_without_gradients
     threads_of_torch(3)
     before = torch.get_num_threads()
     shares, threads, counts, gradients = zip(*in_threads.each(look, [5, 6, 7]), strict=True)
-    assert shares == (5, 6, 7) and len({*threads, threading.get_ident()}) == 4
-    assert counts == (1, 1, 1) and not any(gradients)
+    assert shares == (5, 6, 7)
+    assert len({*threads, threading.get_ident()}) == 4
+    assert counts == (1, 1, 1)
+    assert not any(gradients)
     assert torch.get_num_threads() == before == in_threads.count()
 
 
 def test_one_share_is_the_callers_own():
-    assert in_threads.each(lambda share: (share, threading.get_ident()), [5]) == [(5, threading.get_ident())]
+    assert in_threads.each(lambda share: (share, threading.get_ident()), [5]) == [
+        (5, threading.get_ident())
+    ]
 
 
 def test_an_error_in_a_share_is_the_callers():

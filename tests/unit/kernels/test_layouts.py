@@ -10,7 +10,12 @@ from tiekd.models.layers import upsampled
 from tiekd.training import resume
 
 CPU = torch.device("cpu")
-TRAINING, FORWARD, SMALL, ANY = layouts.LARGE_TRAINING, layouts.LARGE_FORWARD, layouts.SMALL, layouts.ANY
+TRAINING, FORWARD, SMALL, ANY = (
+    layouts.LARGE_TRAINING,
+    layouts.LARGE_FORWARD,
+    layouts.SMALL,
+    layouts.ANY,
+)
 LAST, PRODUCTS, AS_IT_COMES = layouts.CHANNELS_LAST, layouts.PRODUCTS, layouts.AS_IT_COMES
 
 ROWS = [
@@ -39,7 +44,13 @@ def given_back():
     layouts.take(None)
 
 
-def on(monkeypatch, aten: str, flags: str = "fma avx2 avx512f avx512_bf16", onednn: str = "", older: str = "") -> str:
+def on(
+    monkeypatch,
+    aten: str,
+    flags: str = "fma avx2 avx512f avx512_bf16",
+    onednn: str = "",
+    older: str = "",
+) -> str:
     """The instruction set of a CPU with these flags, ATen's capability and values of oneDNN's variables."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: aten)
     monkeypatch.setattr(layouts, "_cpu_flags", lambda: frozenset(flags.split()))
@@ -51,24 +62,33 @@ def on(monkeypatch, aten: str, flags: str = "fma avx2 avx512f avx512_bf16", oned
 
 @pytest.mark.parametrize(("isa", "shape_class", "dtype", "choice"), ROWS)
 def test_a_row_of_the_table(isa, shape_class, dtype, choice, monkeypatch):
-    capability = {"avx512_bf16": "AVX512", "avx512": "AVX512", "avx2": "AVX2", "other": "DEFAULT"}[isa]
+    capability = {"avx512_bf16": "AVX512", "avx512": "AVX512", "avx2": "AVX2", "other": "DEFAULT"}[
+        isa
+    ]
     flags = "avx2 avx512f" + (" avx512_bf16" if isa == "avx512_bf16" else "")
     assert on(monkeypatch, capability, flags) == isa
     assert layouts.choice(shape_class, dtype) == choice
 
 
 def test_these_are_all_rows():
-    assert {row[:3] for row in ROWS} == set(layouts.TABLE) and {row[0] for row in ROWS} == set(layouts.ISAS)
+    assert {row[:3] for row in ROWS} == set(layouts.TABLE)
+    assert {row[0] for row in ROWS} == set(layouts.ISAS)
 
 
-@pytest.mark.parametrize(("isa", "shape_class", "dtype", "choice"), [row for row in ROWS if row[2] == "fp32"])
+@pytest.mark.parametrize(
+    ("isa", "shape_class", "dtype", "choice"), [row for row in ROWS if row[2] == "fp32"]
+)
 def test_a_decoder_follows_its_row(isa, shape_class, dtype, choice, monkeypatch):
     layouts.take(layouts.of_isa(isa))
     seen, products = [], []
     usual = convolution.weight_gradient
-    monkeypatch.setattr(convolution, "weight_gradient", lambda x, grad: products.append(x.shape) or usual(x, grad))
+    monkeypatch.setattr(
+        convolution, "weight_gradient", lambda x, grad: products.append(x.shape) or usual(x, grad)
+    )
     before = upsampled._before_upsampling
-    monkeypatch.setattr(upsampled, "_before_upsampling", lambda *given: products.append(1) or before(*given))
+    monkeypatch.setattr(
+        upsampled, "_before_upsampling", lambda *given: products.append(1) or before(*given)
+    )
     block = TwoConvs(8, 16, "relu")
     for conv in (block.first, block.second):
         conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
@@ -109,24 +129,32 @@ def test_a_decoder_follows_its_row(isa, shape_class, dtype, choice, monkeypatch)
         ("AVX1024", "avx512f avx512_bf16", "", "", "other"),
     ],
 )
-def test_the_instruction_set_is_what_aten_and_onednn_both_use(aten, flags, onednn, older, isa, monkeypatch):
+def test_the_instruction_set_is_what_aten_and_onednn_both_use(
+    aten, flags, onednn, older, isa, monkeypatch
+):
     assert on(monkeypatch, aten, flags, onednn, older) == isa
 
 
 def test_a_run_takes_this_cpus_layouts_and_a_resumed_one_those_of_its_start(tmp_path, monkeypatch):
     assert on(monkeypatch, "AVX2") == "avx2"
     record, lines = resume.take_layouts(tmp_path, CPU, None)
-    assert record == {"isa": "avx2", "choices": layouts.of_isa("avx2")} and lines == []
+    assert record == {"isa": "avx2", "choices": layouts.of_isa("avx2")}
+    assert lines == []
     layouts.write(tmp_path, record)
     assert resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3") == (record, [])
 
-    assert on(monkeypatch, "AVX512") == "avx512_bf16" and layouts.choice(TRAINING, "fp32") == LAST
+    assert on(monkeypatch, "AVX512") == "avx512_bf16"
+    assert layouts.choice(TRAINING, "fp32") == LAST
     again, lines = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
-    assert again == record and layouts.choice(TRAINING, "fp32") == PRODUCTS
-    assert len(lines) == 1 and "started on a CPU with avx2, this one has avx512_bf16" in lines[0]
+    assert again == record
+    assert layouts.choice(TRAINING, "fp32") == PRODUCTS
+    assert len(lines) == 1
+    assert "started on a CPU with avx2, this one has avx512_bf16" in lines[0]
     assert "a new run would take others here" in lines[0]
     layouts.write(tmp_path, again)
-    assert layouts.read(tmp_path) == record, "what is written at every start is what the run began with"
+    assert layouts.read(tmp_path) == record, (
+        "what is written at every start is what the run began with"
+    )
     # A run that begins in the same folder takes this CPU's.
     assert resume.take_layouts(tmp_path, CPU, None)[0]["isa"] == "avx512_bf16"
     assert layouts.choice(TRAINING, "fp32") == LAST
@@ -143,13 +171,16 @@ def test_cpus_whose_layouts_are_alike_are_told_apart_without_alarm(tmp_path, mon
     on(monkeypatch, "AVX512")
     layouts.write(tmp_path, {"isa": "an older name", "choices": layouts.of_isa("avx512_bf16")})
     _, (line,) = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
-    assert "numbers will differ by rounding" in line and "a new run" not in line
+    assert "numbers will differ by rounding" in line
+    assert "a new run" not in line
 
 
 def test_a_run_without_a_record_goes_on_with_one_line(tmp_path, monkeypatch):
     on(monkeypatch, "AVX2")
     record, lines = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
-    assert record["isa"] == "avx2" and len(lines) == 1 and "layouts.json: the run has none" in lines[0]
+    assert record["isa"] == "avx2"
+    assert len(lines) == 1
+    assert "layouts.json: the run has none" in lines[0]
 
 
 def test_a_run_from_another_ones_checkpoint_takes_that_ones_layouts(tmp_path, monkeypatch):
@@ -164,7 +195,9 @@ def test_a_run_from_another_ones_checkpoint_takes_that_ones_layouts(tmp_path, mo
 
 
 def test_on_a_gpu_no_layouts_are_taken(tmp_path):
-    assert resume.take_layouts(tmp_path, torch.device("cuda"), tmp_path / "checkpoints" / "iter_3") == (None, [])
+    assert resume.take_layouts(
+        tmp_path, torch.device("cuda"), tmp_path / "checkpoints" / "iter_3"
+    ) == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -182,4 +215,5 @@ def test_a_record_that_is_none_is_one_line(text, tmp_path):
     (tmp_path / layouts.RECORD).write_text(text)
     with pytest.raises(LaunchError, match="not the layouts of a run") as error:
         resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
-    assert "\n" not in str(error.value) and "delete it" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "delete it" in str(error.value)

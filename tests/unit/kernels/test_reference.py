@@ -34,7 +34,10 @@ def small_case(stride: int = 1, dtype: torch.dtype = torch.float64):
     height, width = 7, 9
     cells = math.ceil(height / stride), math.ceil(width / stride)
     features = torch.randn(2, 5, *cells, generator=g, dtype=dtype)
-    weight, bias = torch.randn(12, 5, 1, 1, generator=g, dtype=dtype), torch.randn(12, generator=g, dtype=dtype)
+    weight, bias = (
+        torch.randn(12, 5, 1, 1, generator=g, dtype=dtype),
+        torch.randn(12, generator=g, dtype=dtype),
+    )
     target = torch.rand(2, 1, height, width, generator=g) * 15 + 0.01
     target[torch.rand(target.shape, generator=g) < 0.3] = 0
     target[0, 0, :3, :3] = 0
@@ -51,9 +54,13 @@ def test_released_target_gives_the_published_divergence_and_gradient(case, shape
     weight, bias = torch.eye(shape[1]).view(shape[1], shape[1], 1, 1), torch.zeros(shape[1])
     teacher = torch.from_numpy(golden["kd_gt"])
     depth, divergence = dpm(logits, weight, bias, edges, teacher, sigma, "released")
-    torch.testing.assert_close(divergence, torch.from_numpy(golden["loss_map"]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        divergence, torch.from_numpy(golden["loss_map"]), rtol=1e-4, atol=1e-6
+    )
     torch.testing.assert_close(depth, torch.from_numpy(golden["e2e_depth_pred"]), rtol=2e-5, atol=0)
-    torch.testing.assert_close(divergence.mean(), torch.from_numpy(golden["e2e_loss"])[0], rtol=2e-5, atol=0)
+    torch.testing.assert_close(
+        divergence.mean(), torch.from_numpy(golden["e2e_loss"])[0], rtol=2e-5, atol=0
+    )
     divergence.mean().backward()
     assert_sampled_gradient(logits.grad, golden, "e2e_grad_logits")
 
@@ -65,7 +72,9 @@ def test_released_divergence_leaves_out_zero_probabilities():
     assert (p == 0).any()
     q = released_target(torch.from_numpy(golden["kd_gt"]), 0.5, edges, bin_centres(edges))
     divergence = released_divergence(p, q)
-    torch.testing.assert_close(divergence, torch.from_numpy(golden["loss_map"]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        divergence, torch.from_numpy(golden["loss_map"]), rtol=1e-4, atol=1e-6
+    )
     divergence.mean().backward()
     wanted = torch.from_numpy(golden["grad_out"])
     assert (p.grad - wanted).abs().max() <= 1e-4 * wanted.abs().max()
@@ -78,7 +87,9 @@ def test_gradients_are_those_of_finite_differences(stride, target):
     for p in parameters:
         p.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda f, w, b: dpm(f, w, b, edges, depth, 0.8, target, "ignore", stride), parameters, fast_mode=True
+        lambda f, w, b: dpm(f, w, b, edges, depth, 0.8, target, "ignore", stride),
+        parameters,
+        fast_mode=True,
     )
 
 
@@ -87,10 +98,12 @@ def test_divergence_is_zero_and_without_gradient_where_not_valid():
     features.requires_grad_()
     for beyond, valid in (("clamp", target > 0), ("ignore", (target > 0) & (target <= edges[-1]))):
         _, divergence = dpm(features, weight, bias, edges, target, 0.8, "gaussian", beyond)
-        assert torch.equal(divergence > 0, valid) and torch.equal(divergence == 0, ~valid)
+        assert torch.equal(divergence > 0, valid)
+        assert torch.equal(divergence == 0, ~valid)
         (gradient,) = torch.autograd.grad(divergence.sum(), features)
         assert torch.equal((gradient != 0).any(1, keepdim=True), valid)
-    assert (target > edges[-1]).any() and target.isnan().any()
+    assert (target > edges[-1]).any()
+    assert target.isnan().any()
 
 
 def test_divergence_is_zero_for_the_target_itself_and_grows_with_the_error():
@@ -99,12 +112,17 @@ def test_divergence_is_zero_for_the_target_itself_and_grows_with_the_error():
     weight, bias = torch.eye(49).view(49, 49, 1, 1), torch.zeros(49)
     divergences = []
     for shift in (0.0, 0.5, 1.0):
-        logits = gaussian_target((target - shift).clamp_min(0.11), 0.15, None, edges).clamp_min(1e-30).log()
+        logits = (
+            gaussian_target((target - shift).clamp_min(0.11), 0.15, None, edges)
+            .clamp_min(1e-30)
+            .log()
+        )
         depth, divergence = dpm(logits, weight, bias, edges, target, 0.15)
         divergences.append(divergence)
         torch.testing.assert_close(depth, (target - shift).clamp_min(0.11), rtol=1e-3, atol=0)
     assert divergences[0].abs().max() < 1e-4
-    assert (divergences[1] > 0.1).all() and (divergences[2] > divergences[1]).flatten()[1:].all()
+    assert (divergences[1] > 0.1).all()
+    assert (divergences[2] > divergences[1]).flatten()[1:].all()
 
 
 @pytest.mark.parametrize("target", ["gaussian", "released"])
@@ -116,7 +134,11 @@ def test_a_cell_learns_the_mean_of_the_valid_pixels_it_covers(target):
     depth[0, 0, 4, 6] = 7.0
     q, valid = cell_target(depth, 0.15, None, edges, target, "ignore", stride=2)
     assert q.shape == (1, 49, 3, 4)
-    assert valid[0, 0].tolist() == [[True, True, True, True], [True, False, True, True], [True, True, True, True]]
+    assert valid[0, 0].tolist() == [
+        [True, True, True, True],
+        [True, False, True, True],
+        [True, True, True, True],
+    ]
 
     def one(metres: float) -> torch.Tensor:
         q, _ = cell_target(torch.full((1, 1, 1, 1), metres), 0.15, None, edges, target)
@@ -158,21 +180,32 @@ def test_half_precision_weights_give_float32_results(dtype):
 def test_without_a_target_there_is_no_divergence():
     features, weight, bias, edges, target = small_case()
     depth, divergence = dpm(features, weight, bias, edges)
-    assert divergence is None and depth.shape == (2, 1, 7, 9)
+    assert divergence is None
+    assert depth.shape == (2, 1, 7, 9)
     assert torch.equal(depth, dpm(features, weight, bias, edges, target, 0.8)[0])
 
 
 def test_unknown_choices_are_refused():
     arguments = small_case()
-    with pytest.raises(RecipeError, match="^target: 'laplace' is not known; there are: gaussian, released$"):
+    with pytest.raises(
+        RecipeError, match="^target: 'laplace' is not known; there are: gaussian, released$"
+    ):
         dpm(*arguments, 0.8, "laplace")
-    with pytest.raises(RecipeError, match="^beyond: 'drop' is not known; there are: clamp, ignore$"):
+    with pytest.raises(
+        RecipeError, match="^beyond: 'drop' is not known; there are: clamp, ignore$"
+    ):
         dpm(*arguments, 0.8, beyond="drop")
 
 
 def test_the_golden_inputs_are_the_published_ones():
     golden = load_arrays("losses/L_DPM_kitti257_s0.5.npz")
-    p = published_logits("L_DPM_kitti257_s0.5", (2, 257, 24, 40)).double().softmax(1).float().flatten()
+    p = (
+        published_logits("L_DPM_kitti257_s0.5", (2, 257, 24, 40))
+        .double()
+        .softmax(1)
+        .float()
+        .flatten()
+    )
     torch.testing.assert_close(
         p[torch.from_numpy(golden["grad_out_sample_idx"])], torch.from_numpy(golden["out_sample"])
     )

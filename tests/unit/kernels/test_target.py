@@ -7,7 +7,14 @@ import torch
 
 from tiekd.errors import RecipeError
 from tiekd.kernels.reference import gaussian_divergence
-from tiekd.kernels.target import bin_centres, bin_edges, check_sigma, gaussian_target, released_target, shifted_centre
+from tiekd.kernels.target import (
+    bin_centres,
+    bin_edges,
+    check_sigma,
+    gaussian_target,
+    released_target,
+    shifted_centre,
+)
 
 # (bins, min_depth, max_depth, spacing, sigma): both data sets' sizes, the least sigma, wide ones, few bins, log bins.
 GRIDS = [
@@ -44,16 +51,21 @@ def test_gaussian_sums_to_one_with_the_depth_as_its_mean(
 ):
     edges = bin_edges(num_bins, min_depth, max_depth, spacing)
     depth = depths_m()
-    q = gaussian_target(depth, torch.full_like(depth, sigma) if per_pixel_sigma else sigma, None, edges)
-    assert q.shape == (1, num_bins, *depth.shape[2:]) and q.dtype == torch.float32
-    assert torch.isfinite(q).all() and (q >= 0).all()
+    q = gaussian_target(
+        depth, torch.full_like(depth, sigma) if per_pixel_sigma else sigma, None, edges
+    )
+    assert q.shape == (1, num_bins, *depth.shape[2:])
+    assert q.dtype == torch.float32
+    assert torch.isfinite(q).all()
+    assert (q >= 0).all()
     torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]), rtol=0, atol=1e-6)
     assert largest_relative_error(q, depth, edges) < 1e-3
 
     logits = torch.randn(q.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
     divergence = (torch.xlogy(q, q) - q * logits.log_softmax(1)).sum()
     divergence.backward()
-    assert torch.isfinite(divergence) and torch.isfinite(logits.grad).all()
+    assert torch.isfinite(divergence)
+    assert torch.isfinite(logits.grad).all()
 
 
 def drawn(seed: int) -> tuple[torch.Tensor, float]:
@@ -83,7 +95,8 @@ def test_gaussian_of_any_bins_and_sigma_is_a_distribution_with_the_depth_as_its_
     growing = torch.linspace(sigma, 2 * sigma, depth.numel()).view_as(depth)
     for given in (sigma, growing):
         q = gaussian_target(depth, given, None, edges)
-        assert torch.isfinite(q).all() and (q >= 0).all()
+        assert torch.isfinite(q).all()
+        assert (q >= 0).all()
         torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]), rtol=0, atol=1e-6)
         assert largest_relative_error(q, depth, edges) < 1e-3
         # From a student that knows nothing to one that is certain of a single, mostly wrong, bin.
@@ -92,15 +105,18 @@ def test_gaussian_of_any_bins_and_sigma_is_a_distribution_with_the_depth_as_its_
             logits.requires_grad_()
             divergence = gaussian_divergence(logits.log_softmax(1), q)
             divergence.sum().backward()
-            assert torch.isfinite(divergence).all() and (divergence > -1e-5).all()
-            assert torch.isfinite(logits.grad).all() and logits.grad.abs().max() <= 1 + 1e-5
+            assert torch.isfinite(divergence).all()
+            assert (divergence > -1e-5).all()
+            assert torch.isfinite(logits.grad).all()
+            assert logits.grad.abs().max() <= 1 + 1e-5
 
 
 def test_released_target_is_a_distribution_from_a_centimetre_to_200_m():
     for num_bins, max_depth, sigma in ((257, 80.0, 0.5), (257, 80.0, 0.8), (49, 10.0, 0.15)):
         edges = bin_edges(num_bins, 1e-3, max_depth)
         q = released_target(depths_m(), sigma, edges, bin_centres(edges))
-        assert torch.isfinite(q).all() and (q >= 0).all()
+        assert torch.isfinite(q).all()
+        assert (q >= 0).all()
         torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]), rtol=0, atol=1e-6)
 
 
@@ -118,7 +134,9 @@ def test_gaussian_is_the_mass_per_bin_away_from_the_ends():
     for depth in (5.0, 33.3, 75.0):
         normal = torch.distributions.Normal(torch.tensor(depth, dtype=torch.float64), 0.5)
         q = gaussian_target(torch.full((1, 1, 1, 1), depth), 0.5, None, edges).flatten()
-        torch.testing.assert_close(q.double(), normal.cdf(edges.double()).diff(), rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(
+            q.double(), normal.cdf(edges.double()).diff(), rtol=1e-4, atol=2e-6
+        )
 
 
 def test_float64_edges_give_float64_and_the_same_target():
@@ -126,13 +144,18 @@ def test_float64_edges_give_float64_and_the_same_target():
     depth = depths_m()
     q = gaussian_target(depth, 0.15, None, edges.double())
     assert q.dtype == torch.float64
-    torch.testing.assert_close(q.float(), gaussian_target(depth, 0.15, None, edges), rtol=1e-3, atol=2e-5)
+    torch.testing.assert_close(
+        q.float(), gaussian_target(depth, 0.15, None, edges), rtol=1e-3, atol=2e-5
+    )
 
 
 def test_the_two_ways_to_the_centre_agree():
     edges = bin_edges(49, 1e-3, 10.0)
     depth = torch.linspace(0.2, 9.8, 500).view(1, 1, 50, 10)
-    by_table, by_newton = shifted_centre(depth, 0.15, edges), shifted_centre(depth, torch.full_like(depth, 0.15), edges)
+    by_table, by_newton = (
+        shifted_centre(depth, 0.15, edges),
+        shifted_centre(depth, torch.full_like(depth, 0.15), edges),
+    )
     torch.testing.assert_close(by_table, by_newton, rtol=0, atol=2e-4)
 
 
@@ -155,9 +178,13 @@ def test_mixture_weighs_its_valid_components():
     weight = torch.tensor([[1.0, 3.0, 1.0], [1.0, 1.0, 5.0]]).view(1, 2, 1, 3)
     sigma = torch.tensor([0.3, 0.6]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
     mean = means(gaussian_target(depth, sigma, weight, edges), edges).flatten()
-    torch.testing.assert_close(mean, torch.tensor([5.0, 3.5, 2.0], dtype=torch.float64), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        mean, torch.tensor([5.0, 3.5, 2.0], dtype=torch.float64), rtol=1e-3, atol=0
+    )
     equal = means(gaussian_target(depth, sigma, None, edges), edges).flatten()
-    torch.testing.assert_close(equal, torch.tensor([5.0, 5.0, 2.0], dtype=torch.float64), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        equal, torch.tensor([5.0, 5.0, 2.0], dtype=torch.float64), rtol=1e-3, atol=0
+    )
     narrow, wide = (gaussian_target(depth[:, :1], s, None, edges)[0, :, 0, 0] for s in (0.3, 0.6))
     assert wide.max() < 0.6 * narrow.max()
 
@@ -175,11 +202,15 @@ def test_released_target_is_the_published_plateau():
 def test_too_small_a_sigma_is_refused_with_the_least_one_named():
     edges = bin_edges(33, 1e-3, 80.0)
     check_sigma(1.2121, edges)
-    with pytest.raises(RecipeError, match=r"^sigma: 0.5 m is under half of the widest bin \(>= 1.212 m is needed\)"):
+    with pytest.raises(
+        RecipeError, match=r"^sigma: 0.5 m is under half of the widest bin \(>= 1.212 m is needed\)"
+    ):
         check_sigma(0.5, edges)
     depth = torch.full((1, 1, 2, 2), 40.0)
     for sigma in (0.5, torch.full_like(depth, 0.5)):
-        with pytest.raises(RecipeError, match=r"0.5 m at a depth of 40 m .* \(>= 1.212 m is needed\)"):
+        with pytest.raises(
+            RecipeError, match=r"0.5 m at a depth of 40 m .* \(>= 1.212 m is needed\)"
+        ):
             gaussian_target(depth, sigma, None, edges)
     log_edges = bin_edges(257, 1e-3, 80.0, "log")
     told = "to 3.438 m for the last, and need sigma >= 1.719 m; as many with spacing: uniform need only >= 0.1556 m$"
@@ -191,7 +222,8 @@ def test_too_small_a_sigma_is_refused_with_the_least_one_named():
 
 def test_edges():
     uniform = bin_edges(257, 1e-3, 80.0)
-    assert uniform.shape == (258,) and uniform.dtype == torch.float32
+    assert uniform.shape == (258,)
+    assert uniform.dtype == torch.float32
     assert float(bin_centres(uniform)[0]) == pytest.approx(0.001 + 79.999 / 257 / 2)
     ratios = bin_edges(10, 0.1, 80.0, "log")[1:] / bin_edges(10, 0.1, 80.0, "log")[:-1]
     torch.testing.assert_close(ratios, torch.full((10,), 800**0.1))
@@ -211,5 +243,9 @@ def test_edges_out_of_reach_hold_nothing(spacing, sigma):
         edges = edges[: int((edges.diff() / 2 < sigma).sum()) + 1]
     centre = shifted_centre(depth, sigma, edges)
     z = (edges[1:-1].double().view(1, -1, 1, 1) - centre.double()) / sigma
-    cdf = torch.cat((torch.zeros_like(z[:, :1]), torch.special.ndtr(z), torch.ones_like(z[:, :1])), 1)
-    torch.testing.assert_close(gaussian_target(depth, sigma, None, edges).double(), cdf.diff(dim=1), rtol=0, atol=3e-5)
+    cdf = torch.cat(
+        (torch.zeros_like(z[:, :1]), torch.special.ndtr(z), torch.ones_like(z[:, :1])), 1
+    )
+    torch.testing.assert_close(
+        gaussian_target(depth, sigma, None, edges).double(), cdf.diff(dim=1), rtol=0, atol=3e-5
+    )

@@ -21,14 +21,20 @@ def depths(*shape, seed=0) -> torch.Tensor:
 
 
 def bins(batch: int, count: int, seed=1) -> torch.Tensor:
-    return (torch.rand(batch, count, generator=torch.Generator().manual_seed(seed)) * 70 + 5).sort(1).values
+    return (
+        (torch.rand(batch, count, generator=torch.Generator().manual_seed(seed)) * 70 + 5)
+        .sort(1)
+        .values
+    )
 
 
 def predicted(centres: torch.Tensor) -> Prediction:
     return Prediction(torch.zeros(len(centres), 1, 1, 1), bin_centres=centres)
 
 
-def all_pairs(centres: torch.Tensor, target: torch.Tensor, max_depth: float = math.inf) -> torch.Tensor:
+def all_pairs(
+    centres: torch.Tensor, target: torch.Tensor, max_depth: float = math.inf
+) -> torch.Tensor:
     """The definition, image by image."""
     values = []
     for c, t in zip(centres, target, strict=True):
@@ -39,12 +45,15 @@ def all_pairs(centres: torch.Tensor, target: torch.Tensor, max_depth: float = ma
 
 
 @pytest.mark.parametrize("max_depth", [None, 40.0])
-@pytest.mark.parametrize(("shape", "count"), [((3, 1, 9, 11), 20), ((2, 1, 2, 5), 64), ((1, 1, 40, 50), 2)])
+@pytest.mark.parametrize(
+    ("shape", "count"), [((3, 1, 9, 11), 20), ((2, 1, 2, 5), 64), ((1, 1, 40, 50), 2)]
+)
 def test_value_and_gradient_are_those_of_all_pairs(shape, count, max_depth):
     target, centres = depths(*shape), bins(shape[0], count).requires_grad_()
     value = Chamfer(max_depth)(predicted(centres), target)
     wanted = all_pairs(centres, target, max_depth or math.inf)
-    assert value.shape == shape[:1] and value.dtype == torch.float32
+    assert value.shape == shape[:1]
+    assert value.dtype == torch.float32
     torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
     got, wanted = (torch.autograd.grad(v.sum(), centres)[0] for v in (value, wanted))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
@@ -69,8 +78,11 @@ def test_an_image_without_a_valid_depth_gives_zero_and_no_gradient():
     target[2] = math.nan
     value = Chamfer()(predicted(centres), target)
     (gradient,) = torch.autograd.grad(value.sum(), centres)
-    assert value[0] > 0 and value[1:].tolist() == [0, 0]
-    assert gradient.isfinite().all() and gradient[0].abs().max() > 0 and not gradient[1:].any()
+    assert value[0] > 0
+    assert value[1:].tolist() == [0, 0]
+    assert gradient.isfinite().all()
+    assert gradient[0].abs().max() > 0
+    assert not gradient[1:].any()
 
 
 def test_one_valid_depth_draws_every_centre():
@@ -96,14 +108,18 @@ def test_bins_that_descend_reach_the_depths():
 
 
 def test_a_network_without_bins_and_a_wrong_range_are_one_line():
-    with pytest.raises(RecipeError, match="^the network gives no bins; it needs `head: {name: adabins"):
+    with pytest.raises(
+        RecipeError, match="^the network gives no bins; it needs `head: {name: adabins"
+    ):
         Chamfer()(Prediction(torch.zeros(1, 1, 2, 2)), torch.ones(1, 1, 2, 2))
     with pytest.raises(RecipeError, match="^max_depth: 0 is not a depth"):
         Chamfer(0)
 
 
 def test_a_recipe_can_weigh_it():
-    terms = criterion.build({"silog": {"weight": 10.0}, "chamfer": {"weight": 0.1}}, has_teacher=False)
+    terms = criterion.build(
+        {"silog": {"weight": 10.0}, "chamfer": {"weight": 0.1}}, has_teacher=False
+    )
     target, centres = depths(2, 1, 8, 9), bins(2, 16)
     batch = type("Batch", (), {"depth": target})
     values = terms(Prediction(torch.ones_like(target), bin_centres=centres), batch, None)

@@ -25,10 +25,14 @@ def prediction(depth: torch.Tensor, divergence: torch.Tensor | None = None) -> S
 
 
 def load(case: str) -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(value) for key, value in load_arrays(f"losses/{case}.npz").items()}
+    return {
+        key: torch.from_numpy(value) for key, value in load_arrays(f"losses/{case}.npz").items()
+    }
 
 
-def assert_published(value: torch.Tensor, depth: torch.Tensor, golden: dict, scale: float = 1.0) -> None:
+def assert_published(
+    value: torch.Tensor, depth: torch.Tensor, golden: dict, scale: float = 1.0
+) -> None:
     wanted = golden["loss"] if "loss" in golden else golden["loss_mean"]
     torch.testing.assert_close(scale * value, wanted[0], rtol=2e-5, atol=2e-7)
     (gradient,) = torch.autograd.grad(scale * value, depth)
@@ -67,7 +71,9 @@ def test_values_and_gradients_are_the_published_ones(case, terms):
 
 def test_silog_warm_up_is_the_published_one_and_follows_the_iteration():
     golden = load("SI_warmup")
-    both = criterion.build({"silog": {"reduce": "batch", "warm_up": 2}, "mse": {"weight": 1e-12}}, True)
+    both = criterion.build(
+        {"silog": {"reduce": "batch", "warm_up": 2}, "mse": {"weight": 1e-12}}, True
+    )
     for iteration in (1, 0, 2):  # a resumed run starts anywhere
         depth = golden["depth_pred"].clone().requires_grad_()
         value = both(prediction(depth), None, golden["kd_gt"], iteration)["loss"]
@@ -90,9 +96,15 @@ def test_silog_of_every_pixel_is_the_published_one():
 
 @pytest.mark.parametrize(
     ("case", "finite_value", "finite_gradient"),
-    [("SI_pred_equals_target", True, False), ("SI_one_valid", False, False), ("SI_none_valid", False, True)],
+    [
+        ("SI_pred_equals_target", True, False),
+        ("SI_one_valid", False, False),
+        ("SI_none_valid", False, True),
+    ],
 )
-def test_silog_is_finite_where_the_published_one_is_not_and_equal_where_it_is(case, finite_value, finite_gradient):
+def test_silog_is_finite_where_the_published_one_is_not_and_equal_where_it_is(
+    case, finite_value, finite_gradient
+):
     golden = load(case)
     assert bool(golden["loss"].isfinite().all()) == finite_value
     assert bool(golden["grad_depth_pred"].isfinite().all()) == finite_gradient
@@ -100,14 +112,17 @@ def test_silog_is_finite_where_the_published_one_is_not_and_equal_where_it_is(ca
     value = SILog(reduce="batch")(prediction(depth), golden["kd_gt"]).mean()
     value.backward()
     value = value.detach()
-    assert value.isfinite() and depth.grad.isfinite().all()
+    assert value.isfinite()
+    assert depth.grad.isfinite().all()
     if finite_value:
         torch.testing.assert_close(value, golden["loss"][0], rtol=0, atol=0)
     known = golden["grad_depth_pred"].isfinite()
     torch.testing.assert_close(depth.grad[known], golden["grad_depth_pred"][known], rtol=0, atol=0)
     only = golden["kd_gt"] > 0
     if only.sum() == 1:
-        g = torch.log(depth.detach()[only].double() + 1e-3) - torch.log(golden["kd_gt"][only].double() + 1e-3)
+        g = torch.log(depth.detach()[only].double() + 1e-3) - torch.log(
+            golden["kd_gt"][only].double() + 1e-3
+        )
         assert float(value) == pytest.approx(0.15**0.5 * abs(float(g)), rel=1e-5)
 
 
@@ -128,30 +143,41 @@ def test_ssim_of_equal_maps_is_zero_with_zero_gradient():
 def test_the_published_sum_comes_from_a_recipe(case, shape, top_crop):
     golden = load(case)
     crop = {"top_crop": top_crop}
-    both = criterion.build({"dpm": {"weight": 1.0} | crop, "ssim": {"weight": 9.0, "released": True} | crop}, True)
+    both = criterion.build(
+        {"dpm": {"weight": 1.0} | crop, "ssim": {"weight": 9.0, "released": True} | crop}, True
+    )
     logits = randn(f"loss:{case}:logits", shape, 2.0).requires_grad_()
     eye = torch.eye(shape[1]).view(shape[1], shape[1], 1, 1)
     teacher = depth_by_rule(f"loss:{case}:kd_gt", (shape[0], 1, *shape[2:]), 1e-3, 80.0)
-    depth, divergence = dpm(logits, eye, torch.zeros(shape[1]), golden["bin_edges"], teacher, 0.5, "released")
+    depth, divergence = dpm(
+        logits, eye, torch.zeros(shape[1]), golden["bin_edges"], teacher, 0.5, "released"
+    )
     values = both(prediction(depth, divergence), None, teacher)
     assert list(values) == ["loss_dpm", "loss_ssim", "loss"]
     torch.testing.assert_close(values["loss"], golden["e2e_loss"][0], rtol=2e-5, atol=0)
     torch.testing.assert_close(values["loss"], values["loss_dpm"] + values["loss_ssim"])
     values["loss"].backward()
-    got, wanted = logits.grad.flatten()[golden["e2e_grad_logits_sample_idx"]], golden["e2e_grad_logits_sample"]
+    got, wanted = (
+        logits.grad.flatten()[golden["e2e_grad_logits_sample_idx"]],
+        golden["e2e_grad_logits_sample"],
+    )
     assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
 def depths_by_rule(case: str, shape: tuple, golden: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """Predicted and teacher depth of a case too large to be stored."""
-    depth, teacher = (depth_by_rule(f"loss:{case}:{name}", shape, 1e-3, 80.0) for name in ("depth_pred", "kd_gt"))
+    depth, teacher = (
+        depth_by_rule(f"loss:{case}:{name}", shape, 1e-3, 80.0) for name in ("depth_pred", "kd_gt")
+    )
     at = golden["in_sample_idx"]
     torch.testing.assert_close(depth.flatten()[at], golden["depth_pred_sample"], rtol=1e-6, atol=0)
     torch.testing.assert_close(teacher.flatten()[at], golden["kd_gt_sample"], rtol=1e-6, atol=0)
     return depth.requires_grad_(), teacher
 
 
-@pytest.mark.parametrize(("case", "height"), [("L_DEPTH_w704_small", 128), ("L_DEPTH_w704_full", 352)])
+@pytest.mark.parametrize(
+    ("case", "height"), [("L_DEPTH_w704_small", 128), ("L_DEPTH_w704_full", 352)]
+)
 def test_ssim_with_a_top_crop_is_the_published_one(case, height):
     golden = load(case)
     depth, teacher = depths_by_rule(case, (1, 1, height, 704), golden)
@@ -161,10 +187,14 @@ def test_ssim_with_a_top_crop_is_the_published_one(case, height):
     if "grad_depth_pred" in golden:
         got, wanted = depth.grad.flatten(), golden["grad_depth_pred"].flatten()
     else:
-        got, wanted = depth.grad.flatten()[golden["grad_depth_pred_sample_idx"]], golden["grad_depth_pred_sample"]
+        got, wanted = (
+            depth.grad.flatten()[golden["grad_depth_pred_sample_idx"]],
+            golden["grad_depth_pred_sample"],
+        )
     # At the kinks of abs() single values are rounding noise.
     assert (got - wanted).abs().quantile(0.999) <= 1e-4 * wanted.abs().max()
-    assert (depth.grad[:, :, :110] == 0).all() and (depth.grad[:, :, 110:] != 0).any()
+    assert (depth.grad[:, :, :110] == 0).all()
+    assert (depth.grad[:, :, 110:] != 0).any()
 
 
 def test_dpm_top_crop_is_the_published_mean():
@@ -178,7 +208,9 @@ def test_dpm_top_crop_is_the_published_mean():
 def test_rows_that_count_as_0_are_not_asked_of_the_network():
     depth = torch.full((2, 1, 5, 3), 7.0)
     cropped = criterion.build({"dpm": {"top_crop": 2}}, True).divergence_target(depth)
-    assert (cropped[:, :, :2] == 0).all() and torch.equal(cropped[:, :, 2:], depth[:, :, 2:]) and (depth == 7).all()
+    assert (cropped[:, :, :2] == 0).all()
+    assert torch.equal(cropped[:, :, 2:], depth[:, :, 2:])
+    assert (depth == 7).all()
     both = criterion.build({"dpm": {"top_crop": 2}, "all": {"name": "dpm"}}, True)
     assert both.divergence_target(depth) is depth
     assert criterion.build({"mse": {}}, True).divergence_target(depth) is None
@@ -193,15 +225,22 @@ def test_dpm_with_a_top_crop_is_the_published_one_at_the_true_size():
     logits = randn(f"loss:{case}:logits", shape, 2.0)
     eye = torch.eye(257).view(257, 257, 1, 1)
     with torch.no_grad():
-        _, divergence = chunked.dpm(logits, eye, torch.zeros(257), golden["bin_edges"], teacher, 0.8, "released")
+        _, divergence = chunked.dpm(
+            logits, eye, torch.zeros(257), golden["bin_edges"], teacher, 0.8, "released"
+        )
     value = DPM(top_crop=110)(prediction(None, divergence), teacher)
     torch.testing.assert_close(value, golden["loss_mean"], rtol=2e-5, atol=0)
     # Published, the rows below the crop move up and what follows them is 0.
     moved = torch.cat((divergence[:, :, 110:], torch.zeros(1, 1, 110, 704)), 2)
     torch.testing.assert_close(
-        moved.flatten()[golden["loss_map_sample_idx"]], golden["loss_map_sample"], rtol=1e-4, atol=1e-6
+        moved.flatten()[golden["loss_map_sample_idx"]],
+        golden["loss_map_sample"],
+        rtol=1e-4,
+        atol=1e-6,
     )
-    torch.testing.assert_close(moved.mean((0, 1, 3)), golden["loss_map_rowmean"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        moved.mean((0, 1, 3)), golden["loss_map_rowmean"], rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("loss", MODULES, ids=lambda m: type(m).__name__)
@@ -231,9 +270,13 @@ def test_not_valid_pixels_and_empty_images_change_nothing(loss):
         torch.testing.assert_close(value, whole, rtol=1e-6, atol=1e-7)
         value.sum().backward()
         gradient = inputs[1 if isinstance(loss, DPM) else 0].grad
-        assert torch.isfinite(gradient).all() and (gradient[holes] == 0).all() and (gradient[1] == 0).all()
+        assert torch.isfinite(gradient).all()
+        assert (gradient[holes] == 0).all()
+        assert (gradient[1] == 0).all()
         assert (gradient[0] != 0).any()
-    assert value.shape == (3,) and value.dtype == torch.float32 and (value[[0, 2]] > 0).all()
+    assert value.shape == (3,)
+    assert value.dtype == torch.float32
+    assert (value[[0, 2]] > 0).all()
     if getattr(loss, "reduce", "image") == "image":
         assert value[1] == 0
         images = zip(depth.split(1), divergence.split(1), target.split(1), strict=True)
@@ -251,7 +294,8 @@ def test_silog_is_finite_with_few_pixels_and_for_a_perfect_prediction(reduce, va
         value = SILog(reduce=reduce)(prediction(depth), target)
         value.backward()
         value = value.detach()
-        assert torch.isfinite(value).all() and torch.isfinite(depth.grad).all()
+        assert torch.isfinite(value).all()
+        assert torch.isfinite(depth.grad).all()
         assert bool(value > 0) == (offset > 0 and valid_pixels > 0) == bool((depth.grad != 0).any())
     if valid_pixels == 1:
         expected = math.sqrt(0.15) * math.log(4.001 / 3.001)
@@ -277,7 +321,9 @@ def test_ssim_sees_an_inverted_relief_in_any_space_unless_it_is_unsigned():
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     relief = (5 * torch.sin(x / 5) * torch.sin(y / 5)).expand(1, 1, 64, 64)
     for space in ("metres", "normalised", "log"):
-        signed, unsigned = (SSIM(space, signed=s)(prediction(20 - relief), 20 + relief) for s in (True, False))
+        signed, unsigned = (
+            SSIM(space, signed=s)(prediction(20 - relief), 20 + relief) for s in (True, False)
+        )
         assert signed > 2.5 * unsigned
     assert SSIM(released=True)(prediction(20 - relief), 20 + relief) < 0.3
     assert SSIM()(prediction(20 - relief), 20 + relief) > 0.5
@@ -308,7 +354,9 @@ def test_ssim_of_noise_on_a_flat_wall_holds():
 def test_ssim_of_a_near_and_a_far_plane_is_not_rounding_noise():
     planes = torch.full((1, 1, 60, 80), 4.0)
     planes[..., 40:] = 78.3
-    first, second = (2e-3 * torch.rand(2, 1, 1, 60, 80, generator=torch.Generator().manual_seed(0)) - 1e-3) + planes
+    first, second = (
+        2e-3 * torch.rand(2, 1, 1, 60, 80, generator=torch.Generator().manual_seed(0)) - 1e-3
+    ) + planes
     assert float(SSIM()(prediction(first), first)) == pytest.approx(0, abs=1e-9)
     assert float(SSIM(signed=False)(prediction(first), first)) == pytest.approx(0, abs=1e-9)
     depth = first.clone().requires_grad_()
@@ -318,7 +366,9 @@ def test_ssim_of_a_near_and_a_far_plane_is_not_rounding_noise():
     value.backward()
     assert 1e-4 < wanted < 1e-3
     torch.testing.assert_close(value[0].double(), wanted, rtol=1e-5, atol=0)
-    torch.testing.assert_close(depth.grad, wanted_gradient, rtol=1e-4, atol=float(1e-4 * wanted_gradient.abs().max()))
+    torch.testing.assert_close(
+        depth.grad, wanted_gradient, rtol=1e-4, atol=float(1e-4 * wanted_gradient.abs().max())
+    )
 
 
 def test_criterion_compares_each_term_with_what_the_recipe_says():
@@ -327,7 +377,9 @@ def test_criterion_compares_each_term_with_what_the_recipe_says():
         "mse": {"weight": 2},
         "against_truth": {"name": "mse", "weight": 1.0, "against": "ground_truth"},
     }
-    values = criterion.build(node, True)(prediction(torch.ones(2, 1, 12, 12)), SimpleNamespace(depth=truth), teacher)
+    values = criterion.build(node, True)(
+        prediction(torch.ones(2, 1, 12, 12)), SimpleNamespace(depth=truth), teacher
+    )
     assert {k: float(v) for k, v in values.items()} == {
         "loss_mse": 8.0,
         "loss_against_truth": 1.0,
@@ -358,20 +410,60 @@ def test_only_the_released_term_takes_the_one_negative_weight_that_was_published
         ({"mse": {"weight": -0.5}}, True, "^losses.mse.weight: -0.5 is not a number > 0"),
         ({"mse": {"weight": "much"}}, True, "^losses.mse.weight: 'much' is not a number > 0"),
         ({"mse": {"weight": True}}, True, "^losses.mse.weight: True is not a number > 0"),
-        ({"ssim": {"weight": 0, "released": True}}, True, "^losses.ssim.weight: 0 is not a number > 0"),
+        (
+            {"ssim": {"weight": 0, "released": True}},
+            True,
+            "^losses.ssim.weight: 0 is not a number > 0",
+        ),
         ({"mse": {"weight": math.nan}}, True, "^losses.mse.weight: nan is not a number > 0"),
-        ({"mse": {"against": "student"}}, True, "^losses.mse.against: 'student' is not known; there are: teacher, gr"),
-        ({"mse": {"against": "teacher"}}, False, "^losses.mse.against: teacher, but the recipe has none"),
-        ({"ssim": {"against": "ground_truth"}}, True, "^losses.ssim: SSIM can't be taken against sparse ground truth"),
-        ({"shape": {"name": "ssim"}}, False, "^losses.shape: SSIM can't be taken against sparse ground truth"),
-        ({"dpm": {"against": "ground_truth"}}, True, "^losses.dpm.against: ground_truth, but the divergence is from"),
+        (
+            {"mse": {"against": "student"}},
+            True,
+            "^losses.mse.against: 'student' is not known; there are: teacher, gr",
+        ),
+        (
+            {"mse": {"against": "teacher"}},
+            False,
+            "^losses.mse.against: teacher, but the recipe has none",
+        ),
+        (
+            {"ssim": {"against": "ground_truth"}},
+            True,
+            "^losses.ssim: SSIM can't be taken against sparse ground truth",
+        ),
+        (
+            {"shape": {"name": "ssim"}},
+            False,
+            "^losses.shape: SSIM can't be taken against sparse ground truth",
+        ),
+        (
+            {"dpm": {"against": "ground_truth"}},
+            True,
+            "^losses.dpm.against: ground_truth, but the divergence is from",
+        ),
         ({"sim": {}}, True, "^losses.sim.name: no 'sim'; there are .nearest first.: ssim"),
-        ({"ssim": {"spaces": "log"}}, True, "^losses.ssim .ssim.: unknown key 'spaces'; did you mean 'space'"),
-        ({"ssim": {"space": "feet"}}, True, "^losses.ssim.space: 'feet' is not known; there are: metres, normalised"),
-        ({"ssim": {"released": True, "space": "log"}}, True, "^losses.ssim.released: true means space metres"),
+        (
+            {"ssim": {"spaces": "log"}},
+            True,
+            "^losses.ssim .ssim.: unknown key 'spaces'; did you mean 'space'",
+        ),
+        (
+            {"ssim": {"space": "feet"}},
+            True,
+            "^losses.ssim.space: 'feet' is not known; there are: metres, normalised",
+        ),
+        (
+            {"ssim": {"released": True, "space": "log"}},
+            True,
+            "^losses.ssim.released: true means space metres",
+        ),
         ({"ssim": {"max_depth": 80}}, True, "^losses.ssim.max_depth: 80 is only used"),
         ({"ssim": {"top_crop": 110}}, True, "^losses.ssim.top_crop: 110 is only allowed"),
-        ({"silog": {"reduce": "pixel"}}, True, "^losses.silog.reduce: 'pixel' is not known; there are: image, batch"),
+        (
+            {"silog": {"reduce": "pixel"}},
+            True,
+            "^losses.silog.reduce: 'pixel' is not known; there are: image, batch",
+        ),
         ({"silog": {"max_depth": 0}}, True, "^losses.silog.max_depth: 0 is not a depth"),
         ({"dpm": {"max_depth": -1}}, True, "^losses.dpm.max_depth: -1 is not a depth"),
     ],
@@ -393,7 +485,10 @@ def test_a_top_crop_of_all_rows_is_refused(loss):
 
 
 def test_a_loss_that_cannot_be_taken_is_named_as_in_the_recipe():
-    terms, target = criterion.build({"shape": {"name": "dpm"}}, has_teacher=True), torch.ones(1, 1, 2, 2)
+    terms, target = (
+        criterion.build({"shape": {"name": "dpm"}}, has_teacher=True),
+        torch.ones(1, 1, 2, 2),
+    )
     with pytest.raises(RecipeError, match="^losses.shape: the network gives no divergence"):
         terms(prediction(target), None, target)
 
@@ -405,6 +500,9 @@ def test_dpm_asks_for_a_head_that_gives_a_divergence():
 
 
 def test_dpm_leaves_out_targets_beyond_its_max_depth():
-    target, divergence = torch.tensor([5.0, 90.0]).view(1, 1, 1, 2), torch.tensor([0.4, 0.0]).view(1, 1, 1, 2)
+    target, divergence = (
+        torch.tensor([5.0, 90.0]).view(1, 1, 1, 2),
+        torch.tensor([0.4, 0.0]).view(1, 1, 1, 2),
+    )
     assert float(DPM(80.0)(prediction(None, divergence), target)) == pytest.approx(0.4)
     assert float(DPM()(prediction(None, divergence), target)) == pytest.approx(0.2)

@@ -36,8 +36,10 @@ def test_a_network_gives_metres_in_its_range_at_the_images_size(head):
     network = build_network(node).eval()
     with torch.no_grad():
         prediction = network(torch.randn(2, 3, 40, 56) * 50)
-    assert prediction.depth.shape == (2, 1, 40, 56) and prediction.divergence is None
-    assert prediction.depth.min() >= 0.5 and prediction.depth.max() <= 40
+    assert prediction.depth.shape == (2, 1, 40, 56)
+    assert prediction.divergence is None
+    assert prediction.depth.min() >= 0.5
+    assert prediction.depth.max() <= 40
     assert (network.min_depth, network.max_depth) == (0.5, 40.0)
 
 
@@ -58,13 +60,21 @@ def test_the_heads_range_is_the_networks():
         ("encoder", None, "network: needs encoder"),
         ("max_depth", None, "network: needs max_depth"),
         ("encodr", {}, "network: unknown key 'encodr'; did you mean 'encoder'?"),
-        ("encoder", "resnet", "network.encoder: got 'resnet'; it must be a mapping with a name, one of: "),
+        (
+            "encoder",
+            "resnet",
+            "network.encoder: got 'resnet'; it must be a mapping with a name, one of: ",
+        ),
         (
             "encoder.name",
             "mobilenetv2",
             "network.encoder.name: no 'mobilenetv2'; there are (nearest first): mobilenet_v2",
         ),
-        ("decoder.name", "densdepth", "network.decoder.name: no 'densdepth'; there are (nearest first): densedepth"),
+        (
+            "decoder.name",
+            "densdepth",
+            "network.decoder.name: no 'densdepth'; there are (nearest first): densedepth",
+        ),
         ("neck", {"name": "haha"}, "network.neck.name: no 'haha'; there are"),
         ("encoder.pretrain", "x.pth", "network.encoder (mobilenet_v2): unknown key 'pretrain'"),
         ("encoder.width", "half", "network.encoder.width: got 'half'; it must be a number"),
@@ -74,7 +84,11 @@ def test_the_heads_range_is_the_networks():
         ("head.sigma", 0.1, "network.head.sigma: 0.1"),
         ("min_depth", "near", "network.min_depth: got 'near'; it must be a number"),
         ("max_depth", [80], "network.max_depth: got [80]; it must be a number"),
-        ("max_depth", 0.5, "network: min_depth 0.5 and max_depth 0.5 must be metres with 0 < min < max"),
+        (
+            "max_depth",
+            0.5,
+            "network: min_depth 0.5 and max_depth 0.5 must be metres with 0 < min < max",
+        ),
         ("min_depth", 0.0, "network: min_depth 0.0 and max_depth 40.0 must be"),
         ("max_depth", float("inf"), "max_depth inf must be"),
         ("max_depth", float("nan"), "max_depth nan must be"),
@@ -83,10 +97,14 @@ def test_the_heads_range_is_the_networks():
 def test_a_mistake_is_one_line(path, value, line):
     with pytest.raises(RecipeError) as error:
         build_network(changed(path, value))
-    assert line in str(error.value) and "\n" not in str(error.value)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("node", [None, {}])
 def test_no_network_says_where_to_take_one(node):
-    with pytest.raises(RecipeError, match="^network: the recipe has none; take one from model_configs/_base_/networks"):
+    with pytest.raises(
+        RecipeError,
+        match="^network: the recipe has none; take one from model_configs/_base_/networks",
+    ):
         build_network(node)

@@ -29,11 +29,15 @@ def write_recipe(folder, network=NETWORK):
 
 def test_a_work_dir_and_a_checkpoint_in_one_are_checkpoints(tmp_path):
     recipe, network = write_recipe(tmp_path), build_network(NETWORK)
-    for path in (tmp_path / "run" / "best_abs_rel.pth", tmp_path / "run" / "checkpoints" / "iter_3" / "student.pth"):
+    for path in (
+        tmp_path / "run" / "best_abs_rel.pth",
+        tmp_path / "run" / "checkpoints" / "iter_3" / "student.pth",
+    ):
         path.parent.mkdir(parents=True)
         weights_file.write_weights(path, network.state_dict(), NETWORK, 3)
         loaded, found, _ = load.load_network(recipe, str(path.parent))
-        assert found == path and torch.equal(next(loaded.parameters()), next(network.parameters()))
+        assert found == path
+        assert torch.equal(next(loaded.parameters()), next(network.parameters()))
 
 
 def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):
@@ -41,14 +45,23 @@ def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):
     (tmp_path / "work").mkdir()
     with pytest.raises(CheckpointError, match="train it with bin/train.py"):
         load.load_network(recipe, None)
-    weights_file.write_weights(tmp_path / "work" / "best_abs_rel.pth", network.state_dict(), NETWORK, 7)
+    weights_file.write_weights(
+        tmp_path / "work" / "best_abs_rel.pth", network.state_dict(), NETWORK, 7
+    )
     loaded, path, _ = load.load_network(recipe, None)
     assert path == tmp_path / "work" / "best_abs_rel.pth"
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True)
+    )
 
 
 def test_an_override_of_the_whole_network_counts_as_one_of_its_parts(tmp_path):
     recipe, node = write_recipe(tmp_path), {**NETWORK, "max_depth": 10.0}
     weights_file.write_weights(tmp_path / "w.pth", build_network(node).state_dict(), node, 3)
     for override in ("network.max_depth=10.0", f"network={json.dumps(node)}"):
-        assert load.load_network(recipe, str(tmp_path / "w.pth"), [override, "data.root=x"])[0].max_depth == 10.0
+        assert (
+            load.load_network(recipe, str(tmp_path / "w.pth"), [override, "data.root=x"])[
+                0
+            ].max_depth
+            == 10.0
+        )

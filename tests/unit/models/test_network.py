@@ -20,7 +20,12 @@ from tiekd.models.weights.state_dicts import to_published
 RECIPES = sorted((Path(__file__).parents[3] / "model_configs/_base_/networks").glob("*.yaml"))
 MAX_DEPTH = 80.0
 LIGHT = {
-    "encoder": {"name": "mobilenet_v2", "strides": [1, 2, 2, 2, 1, 2, 1], "dilations": [1] * 7, "width": 0.5},
+    "encoder": {
+        "name": "mobilenet_v2",
+        "strides": [1, 2, 2, 2, 1, 2, 1],
+        "dilations": [1] * 7,
+        "width": 0.5,
+    },
     "decoder": {"name": "densedepth", "widths": [8, 8, 16, 16], "extra_ups": 1},
 }
 SMALL_BTS = {"encoder": {"name": "resnet", "depth": 18}, "decoder": {"name": "bts", "width": 128}}
@@ -45,7 +50,11 @@ def teacher_depth(tag: str, shape=(2, 1, 64, 96), max_depth_m: float = MAX_DEPTH
 
 @pytest.mark.parametrize("name", [marked(name) for name in published.NODES])
 def test_eval_depth_and_features_are_the_published_ones(name):
-    network, image, expected = published.network(name).eval(), published.image(name), published.arrays()
+    network, image, expected = (
+        published.network(name).eval(),
+        published.image(name),
+        published.arrays(),
+    )
     with torch.no_grad():
         features = network.encoder(image)
         depth = network(image).depth
@@ -73,7 +82,10 @@ def test_one_training_step_has_the_published_loss_gradients_and_statistics(name)
     if prediction.divergence is None:
         loss = silog(reduce="batch")(prediction, target).mean()
     else:
-        loss = 10 * (0.1 * prediction.divergence.mean() + 0.9 * SSIM(released=True)(prediction, target).mean())
+        loss = 10 * (
+            0.1 * prediction.divergence.mean()
+            + 0.9 * SSIM(released=True)(prediction, target).mean()
+        )
     loss.backward()
     torch.testing.assert_close(loss.item(), expected["loss"], rtol=1e-5, atol=0)
     norms = {key: grad.norm().item() for key, grad in to_published(gradients(network)).items()}
@@ -89,7 +101,9 @@ def test_one_training_step_has_the_published_loss_gradients_and_statistics(name)
 
 
 # The recipes for NYU have other depths and bins only, see test_recipes_cover_the_networks.
-@pytest.mark.parametrize("stem", [marked(path.stem) for path in RECIPES if not path.stem.endswith("_nyu")])
+@pytest.mark.parametrize(
+    "stem", [marked(path.stem) for path in RECIPES if not path.stem.endswith("_nyu")]
+)
 def test_every_parameter_of_every_network_recipe_gets_a_gradient(stem):
     # AdaBins' 128 queries would need 129 patches of 32 x 32 pixels.
     smaller = ["network.head.num_queries=3"] if stem.startswith("adabins") else []
@@ -105,7 +119,9 @@ def test_every_parameter_of_every_network_recipe_gets_a_gradient(stem):
         loss = loss + prediction.divergence.mean()
     loss.backward()
     assert prediction.depth.shape == target.shape
-    without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    without = [
+        key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    ]
     assert without == []
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
@@ -137,13 +153,19 @@ def test_recipes_cover_the_networks():
     ]
     for path in RECIPES:
         if path.stem.endswith("_nyu"):
-            nyu, kitti = (load_recipe(p)["network"] for p in (path, path.with_stem(f"{path.stem[:-4]}_kitti")))
-            assert nyu["max_depth"] == 10 and kitti["max_depth"] == 80 and nyu.keys() == kitti.keys(), path
+            nyu, kitti = (
+                load_recipe(p)["network"] for p in (path, path.with_stem(f"{path.stem[:-4]}_kitti"))
+            )
+            assert (
+                nyu["max_depth"] == 10 and kitti["max_depth"] == 80 and nyu.keys() == kitti.keys()
+            ), path
             head_options = {"num_bins", "sigma"}
             assert {k: v for k, v in nyu["head"].items() if k not in head_options} == {
                 k: v for k, v in kitti["head"].items() if k not in head_options
             }
-            assert all(nyu[part] == kitti[part] for part in nyu.keys() - {"head", "max_depth"}), path
+            assert all(nyu[part] == kitti[part] for part in nyu.keys() - {"head", "max_depth"}), (
+                path
+            )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +174,9 @@ def test_recipes_cover_the_networks():
         (LIGHT, torch.float16),
         (LIGHT, torch.bfloat16),
         (SMALL_BTS, torch.bfloat16),
-        pytest.param(SMALL_BTS, torch.float16, marks=pytest.mark.long),  # a CPU convolves slowly in fp16
+        pytest.param(
+            SMALL_BTS, torch.float16, marks=pytest.mark.long
+        ),  # a CPU convolves slowly in fp16
     ],
     ids=["light-fp16", "light-bf16", "bts-bf16", "bts-fp16"],
 )
@@ -196,12 +220,16 @@ def test_eval_clamps_before_the_resize_and_training_never():
     network = Network(nn.Identity(), FixedDecoder(), FixedHead(coarse), 0.5, 10.0)
     image = torch.zeros(1, 3, 5, 7)
     resized = {"mode": "bilinear", "align_corners": True, "size": (5, 7)}
-    torch.testing.assert_close(network.eval()(image).depth, interpolate(coarse.clamp(0.5, 10.0), **resized))
+    torch.testing.assert_close(
+        network.eval()(image).depth, interpolate(coarse.clamp(0.5, 10.0), **resized)
+    )
     torch.testing.assert_close(network.train()(image).depth, interpolate(coarse, **resized))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (75, 101)])
-@pytest.mark.parametrize("node", [LIGHT, SMALL_BTS, published.RESNET18], ids=["light", "bts", "densedepth"])
+@pytest.mark.parametrize(
+    "node", [LIGHT, SMALL_BTS, published.RESNET18], ids=["light", "bts", "densedepth"]
+)
 def test_depth_does_not_depend_on_the_target_at_any_size(node, size):
     network = small(node).eval()
     image, target = golden.image("sizes", (1, 3, *size)), teacher_depth("sizes", (1, 1, *size))
@@ -210,7 +238,8 @@ def test_depth_does_not_depend_on_the_target_at_any_size(node, size):
     assert alone.divergence is None
     assert torch.equal(alone.depth, taught.depth)
     assert alone.depth.shape == taught.divergence.shape == (1, 1, *size)
-    assert taught.divergence.isfinite().all() and (taught.divergence > 0).all()
+    assert taught.divergence.isfinite().all()
+    assert (taught.divergence > 0).all()
 
 
 def gradients(network: Network) -> dict[str, torch.Tensor]:
@@ -227,7 +256,12 @@ ONE_VALUE = r"train.batch_size: 1 image\(s\) of {} a rank and micro-batch leave 
 @pytest.mark.parametrize(
     ("images", "height", "width", "line"),
     [
-        (1, 32, 32, ONE_VALUE.format("32x32") + ".*or data.augment.crop with a side of 64 or more$"),
+        (
+            1,
+            32,
+            32,
+            ONE_VALUE.format("32x32") + ".*or data.augment.crop with a side of 64 or more$",
+        ),
         (1, 8, 20, ONE_VALUE.format("8x20") + ".*a side of 64 or more$"),
         (1, 32, 33, None),
         (2, 32, 32, None),
@@ -254,7 +288,9 @@ class _Pooled(nn.Module):
         return features[0] + self.norm(features[0].mean((2, 3), keepdim=True))
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, lambda channels: nn.GroupNorm(channels, channels)])
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d, nn.InstanceNorm2d, lambda channels: nn.GroupNorm(channels, channels)]
+)
 def test_norms_of_ones_own_parts_are_told_alike(norm):
     network = small(LIGHT)
     network.decoder = _Pooled(norm(network.encoder.channels[0]))

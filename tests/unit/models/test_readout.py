@@ -28,7 +28,8 @@ def pixel(distribution):
 )
 def test_depth_of_an_edge_is_what_a_hand_calculates(name, metres):
     depth = readout.read_out(pixel(EDGE), CENTRES, name)
-    assert depth.shape == (1, 1, 1, 1) and depth.item() == pytest.approx(metres, rel=1e-6)
+    assert depth.shape == (1, 1, 1, 1)
+    assert depth.item() == pytest.approx(metres, rel=1e-6)
 
 
 def test_local_reaches_two_bins_and_not_beyond_the_ends():
@@ -38,8 +39,12 @@ def test_local_reaches_two_bins_and_not_beyond_the_ends():
         distribution[mode] = 0.3
         weights = distribution[expected]
         depth = readout.read_out(pixel(distribution), CENTRES, "local").item()
-        assert depth == pytest.approx(float((weights * CENTRES[expected]).sum() / weights.sum()), rel=1e-6)
-        assert readout.confidence(pixel(distribution)).item() == pytest.approx(float(weights.sum()), rel=1e-6)
+        assert depth == pytest.approx(
+            float((weights * CENTRES[expected]).sum() / weights.sum()), rel=1e-6
+        )
+        assert readout.confidence(pixel(distribution)).item() == pytest.approx(
+            float(weights.sum()), rel=1e-6
+        )
 
 
 def test_a_single_hill_reads_the_same_by_mean_and_local():
@@ -53,7 +58,9 @@ def test_entropy_is_zero_when_certain_and_log_k_when_not():
     certain = torch.zeros(8)
     certain[3] = 1
     assert readout.entropy(pixel(certain)).item() == 0
-    assert readout.entropy(pixel(torch.full((8,), 1 / 8))).item() == pytest.approx(math.log(8), rel=1e-6)
+    assert readout.entropy(pixel(torch.full((8,), 1 / 8))).item() == pytest.approx(
+        math.log(8), rel=1e-6
+    )
     assert readout.confidence(pixel(certain)).item() == 1
 
 
@@ -77,7 +84,10 @@ def test_strips_give_what_the_whole_distribution_gives_and_hold_only_a_strip(mon
     centres = (head.edges[1:] + head.edges[:-1]) / 2
 
     def read(distribution):
-        return torch.cat([readout.read_out(distribution, centres, "local"), readout.confidence(distribution)], dim=1)
+        return torch.cat(
+            [readout.read_out(distribution, centres, "local"), readout.confidence(distribution)],
+            dim=1,
+        )
 
     in_parts = readout.in_strips(read, features, probabilities)
     assert torch.allclose(in_parts, read(head.probabilities(features)), rtol=1e-5, atol=1e-6)

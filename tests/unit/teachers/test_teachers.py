@@ -54,7 +54,14 @@ def batch():
     inside = torch.ones(2, 1, 32, 64, dtype=torch.bool)
     inside[0, :, :5], inside[1, :, :, 60:] = False, False
     depth = torch.rand(2, 1, 32, 64) * 70 + 1
-    return Batch(torch.randn(2, 3, 32, 64), depth, inside, depth / 2, torch.eye(3).expand(2, 3, 3), ["a", "b"])
+    return Batch(
+        torch.randn(2, 3, 32, 64),
+        depth,
+        inside,
+        depth / 2,
+        torch.eye(3).expand(2, 3, 3),
+        ["a", "b"],
+    )
 
 
 def digest(network):
@@ -73,16 +80,21 @@ def refused(node):
 
 def test_the_teacher_is_the_trained_network_in_eval_mode_without_gradients(trained, weights_file):
     teacher = build_teacher({"network": NODE, "checkpoint": str(weights_file)}, CPU)
-    assert isinstance(teacher, FrozenTeacher) and digest(teacher.network) == digest(trained)
+    assert isinstance(teacher, FrozenTeacher)
+    assert digest(teacher.network) == digest(trained)
     assert not any(module.training for module in teacher.network.modules())
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     data = batch()
     depth = teacher(data)
-    assert depth.shape == (2, 1, 32, 64) and depth.dtype == torch.float32 and not depth.requires_grad
+    assert depth.shape == (2, 1, 32, 64)
+    assert depth.dtype == torch.float32
+    assert not depth.requires_grad
     with torch.no_grad():
         expected = copy.deepcopy(trained).eval()(data.image).depth
-    assert torch.equal(depth[data.inside], expected[data.inside]) and (depth[data.inside] > 0).all()
-    assert (depth[~data.inside] == 0).all() and (~data.inside).any()
+    assert torch.equal(depth[data.inside], expected[data.inside])
+    assert (depth[data.inside] > 0).all()
+    assert (depth[~data.inside] == 0).all()
+    assert (~data.inside).any()
 
 
 def test_a_students_training_step_leaves_every_bit_of_the_teacher_alone(weights_file):
@@ -98,7 +110,8 @@ def test_a_students_training_step_leaves_every_bit_of_the_teacher_alone(weights_
         optimizer.zero_grad()
         loss(student(data.image, depth), data, depth)["loss"].backward()
         optimizer.step()
-    assert digest(teacher.network) == before and digest(student) != own
+    assert digest(teacher.network) == before
+    assert digest(student) != own
     assert all(parameter.grad is None for parameter in teacher.network.parameters())
     assert not any(module.training for module in teacher.network.modules())
 
@@ -106,8 +119,13 @@ def test_a_students_training_step_leaves_every_bit_of_the_teacher_alone(weights_
 def test_its_precision_is_its_own_and_its_depth_fp32(weights_file):
     node = {"network": NODE, "checkpoint": str(weights_file)}
     data = batch()
-    full, half = build_teacher(node, CPU)(data), build_teacher(node | {"precision": "bf16"}, CPU)(data)
-    assert half.dtype == torch.float32 and (half - full).abs().max() > 1e-4 * full.max(), "eight bits are seen"
+    full, half = (
+        build_teacher(node, CPU)(data),
+        build_teacher(node | {"precision": "bf16"}, CPU)(data),
+    )
+    assert half.dtype == torch.float32 and (half - full).abs().max() > 1e-4 * full.max(), (
+        "eight bits are seen"
+    )
     assert ((half - full).abs() <= 0.05 * full + 0.05).all()
     teacher = build_teacher(node | {"precision": "bf16"}, CPU)
     assert all(p.dtype == torch.float32 for p in teacher.network.parameters())
@@ -135,7 +153,9 @@ def test_a_work_dir_is_a_checkpoint_too(trained, weights_file):
 @pytest.mark.parametrize("stated", [None, "elsewhere/run"])
 def test_without_a_checkpoint_the_recipes_work_dir_has_it(trained, tmp_path, monkeypatch, stated):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "big.yaml").write_text(f"work_dir: {stated}\n" if stated else "log: {interval: 1}\n")
+    (tmp_path / "big.yaml").write_text(
+        f"work_dir: {stated}\n" if stated else "log: {interval: 1}\n"
+    )
     node = {"network": NODE, "recipe": str(tmp_path / "big.yaml")}
     work_dir = tmp_path / (stated or "work_dirs/big")
     message = refused(node)
@@ -151,8 +171,10 @@ def test_without_a_checkpoint_the_recipes_work_dir_has_it(trained, tmp_path, mon
 def test_maps_and_ground_truth_are_the_batchs():
     data = batch()
     maps, truth = build_teacher({"maps": "gt_kd"}, CPU), build_teacher(None, CPU)
-    assert isinstance(maps, CachedMaps) and maps(data) is data.teacher_depth
-    assert isinstance(truth, GroundTruth) and truth(data) is data.depth
+    assert isinstance(maps, CachedMaps)
+    assert maps(data) is data.teacher_depth
+    assert isinstance(truth, GroundTruth)
+    assert truth(data) is data.depth
 
 
 class Nearer(torch.nn.Module):
@@ -176,12 +198,15 @@ def outside(monkeypatch, build):
 
 def test_a_teacher_from_outside_is_frozen_and_counts_where_the_camera_saw_something(monkeypatch):
     teacher, data = outside(monkeypatch, Nearer), batch()
-    assert not teacher.network.training and not teacher.network.scale.requires_grad
+    assert not teacher.network.training
+    assert not teacher.network.scale.requires_grad
     depth = teacher(data)
-    assert depth.dtype == torch.float32 and not depth.requires_grad
+    assert depth.dtype == torch.float32
+    assert not depth.requires_grad
     expected = data.image.mean(1, keepdim=True).abs() * 3 + 1
     torch.testing.assert_close(depth, expected * data.inside)
-    assert teacher.name == "somebodys.teacher" and (depth[~data.inside] == 0).all()
+    assert teacher.name == "somebodys.teacher"
+    assert (depth[~data.inside] == 0).all()
 
 
 def test_a_teacher_from_outside_may_be_any_callable_and_ask_for_the_device(monkeypatch):
@@ -190,15 +215,21 @@ def test_a_teacher_from_outside_may_be_any_callable_and_ask_for_the_device(monke
 
     data = batch()
     teacher = outside(monkeypatch, build)
-    assert teacher.network is None and torch.equal(teacher(data), 3.0 * data.inside)
-    nan_outside = outside(monkeypatch, lambda scale: lambda batch: torch.where(batch.inside, scale, torch.nan))
+    assert teacher.network is None
+    assert torch.equal(teacher(data), 3.0 * data.inside)
+    nan_outside = outside(
+        monkeypatch, lambda scale: lambda batch: torch.where(batch.inside, scale, torch.nan)
+    )
     assert torch.equal(nan_outside(data), 3.0 * data.inside)
 
 
 @pytest.mark.parametrize(
     ("returned", "words"),
     [
-        (torch.ones(2, 32, 64), "returned (2, 32, 64) torch.float32 on cpu; it must be depth in metres, (2, 1, 32"),
+        (
+            torch.ones(2, 32, 64),
+            "returned (2, 32, 64) torch.float32 on cpu; it must be depth in metres, (2, 1, 32",
+        ),
         (torch.ones(2, 1, 32, 64, dtype=torch.int64), "returned (2, 1, 32, 64) torch.int64 on cpu"),
         (torch.ones(2, 1, 32, 64, device="meta"), "on meta; it must be depth in metres"),
         (None, "teacher (somebodys.teacher): returned None; it must be depth in metres"),
@@ -208,7 +239,8 @@ def test_what_a_teacher_from_outside_gets_wrong_is_one_line(monkeypatch, returne
     teacher = outside(monkeypatch, lambda scale: lambda batch: returned)
     with pytest.raises(TeacherError) as error:
         teacher(batch())
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_module_that_makes_no_teacher_is_one_line(monkeypatch):
@@ -227,11 +259,16 @@ def test_mistakes_are_one_line(weights_file, tmp_path):
     )
     assert "there are no weights in" in refused(node | {"checkpoint": str(tmp_path)})
     assert "needed beside teacher.network" in refused({"network": NODE})
-    assert "has both maps and a recipe" in refused({"maps": "x", "recipe": "big.yaml", "network": NODE})
-    assert "give `recipe` (and `checkpoint`) for a network, or `maps`" in refused({"checkpoint": there})
+    assert "has both maps and a recipe" in refused(
+        {"maps": "x", "recipe": "big.yaml", "network": NODE}
+    )
+    assert "give `recipe` (and `checkpoint`) for a network, or `maps`" in refused(
+        {"checkpoint": there}
+    )
     torn = tmp_path / "torn.pth"
     torn.write_bytes(weights_file.read_bytes()[:1000])
     assert str(torn) in refused(node | {"checkpoint": str(torn)})
     other = NODE | {"decoder": {"name": "bts", "width": 256}}
     message = refused({"network": other, "checkpoint": str(weights_file)})
-    assert "don't fit" in message and message.endswith("made with, or another checkpoint")
+    assert "don't fit" in message
+    assert message.endswith("made with, or another checkpoint")

@@ -22,7 +22,10 @@ from tiekd.tools import cache_frames
 def root(tmp_path):
     root = fake_data.make(tmp_path / "kitti")
     for index in range(5):
-        write_png(root / "maps" / image_name(index).replace("/", "_"), np.full((20, 30), index + 1, np.uint16))
+        write_png(
+            root / "maps" / image_name(index).replace("/", "_"),
+            np.full((20, 30), index + 1, np.uint16),
+        )
     return root
 
 
@@ -31,10 +34,14 @@ def recipe_of(root: Path, **data) -> dict:
     return {"network": {"max_depth": 80.0}, "teacher": {"maps": "maps"}, "data": data}
 
 
-def fill(root: Path, workers: int = 0, verify: bool = False, splits=("train", "val"), **data) -> list[str]:
+def fill(
+    root: Path, workers: int = 0, verify: bool = False, splits=("train", "val"), **data
+) -> list[str]:
     recipe, out = recipe_of(root, **data), io.StringIO()
     sources = cache_frames.sources_of(recipe, splits)
-    cache_frames.fill(recipe, sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out)
+    cache_frames.fill(
+        recipe, sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out
+    )
     return out.getvalue().splitlines()
 
 
@@ -48,18 +55,26 @@ def refused(root: Path, kind=DataError, **options) -> str:
 def arrays(root: Path) -> dict[str, tuple]:
     """Inode, time and bytes of every decoded file."""
     stats = {path: path.stat() for path in (root / "decoded").rglob("*.npy")}
-    return {str(path): (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) for path, stat in stats.items()}
+    return {
+        str(path): (stat.st_ino, stat.st_mtime_ns, path.read_bytes())
+        for path, stat in stats.items()
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
     told = fill(root, workers)
     assert told[0] == f"Decoded: 15 files, 0 there already, 15 to make in {root / 'decoded'}"
-    assert told[1].startswith("Disk: 0.000 GB needed, ") and told[1].endswith(" GB free")
-    assert told[2].startswith("files: 15/15, ") and len(told) == 3
+    assert told[1].startswith("Disk: 0.000 GB needed, ")
+    assert told[1].endswith(" GB free")
+    assert told[2].startswith("files: 15/15, ")
+    assert len(told) == 3
     assert len(arrays(root)) == 15
     cache = decoded_cache.cache_at(root / "decoded", {"root": str(root)})
-    assert all(cache.holds(source, thoroughly=True) for source in cache_frames.sources_of(recipe_of(root), ("train",)))
+    assert all(
+        cache.holds(source, thoroughly=True)
+        for source in cache_frames.sources_of(recipe_of(root), ("train",))
+    )
 
 
 def test_files_without_a_partner_are_told_once(tmp_path):
@@ -67,12 +82,20 @@ def test_files_without_a_partner_are_told_once(tmp_path):
         (tmp_path / folder).mkdir()
         for index in range(count):
             write_png(tmp_path / folder / f"{index}.png", np.full((20, 30), index + 1, np.uint16))
-    data = {"name": "folder", "root": str(tmp_path), "images": "images", "depths": "depths", "augment": {}}
+    data = {
+        "name": "folder",
+        "root": str(tmp_path),
+        "images": "images",
+        "depths": "depths",
+        "augment": {},
+    }
     data |= {"depth_unit": 256, "val_fraction": 0.5}
     out = io.StringIO()
     cache_frames.sources_of({"network": {"max_depth": 80.0}, "data": data}, ("train", "val"), out)
     (told,) = out.getvalue().splitlines()
-    assert told.startswith("Warning: ") and "1 of 8" in told and "7.png" in told
+    assert told.startswith("Warning: ")
+    assert "1 of 8" in told
+    assert "7.png" in told
 
 
 def test_one_split_can_do(root):
@@ -101,7 +124,8 @@ def test_torn_files_are_made_anew_and_leavings_go(root):
     leaving = path.with_name(f".{path.name}.99999.partial")
     leaving.write_bytes(b"half")
     assert "14 there already, 1 to make" in fill(root)[0]
-    assert {name: row[2] for name, row in arrays(root).items()} == before and not leaving.exists()
+    assert {name: row[2] for name, row in arrays(root).items()} == before
+    assert not leaving.exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -114,7 +138,8 @@ def test_a_flipped_byte_is_found_by_verify_alone(root, workers):
     path.write_bytes(content)
     assert "15 there already" in fill(root, workers)[0]
     told = fill(root, workers, verify=True)
-    assert told[0].startswith("verified: 15/15, ") and "14 there already, 1 to make" in told[1]
+    assert told[0].startswith("verified: 15/15, ")
+    assert "14 there already, 1 to make" in told[1]
     assert {name: row[2] for name, row in arrays(root).items()} == before
 
 
@@ -128,7 +153,9 @@ def test_files_that_cannot_be_decoded_are_named_and_all_others_made(root, worker
     with pytest.raises(DataError) as error:
         sources = cache_frames.sources_of(recipe, ("train", "val"))
         cache_frames.fill(recipe, sources, root / "decoded", workers, False, out)
-    assert str(error.value).startswith("2 of 15 files can't be decoded; all others are. bin/check_data.py")
+    assert str(error.value).startswith(
+        "2 of 15 files can't be decoded; all others are. bin/check_data.py"
+    )
     told = out.getvalue().splitlines()
     assert f"{torn}: a torn or damaged PNG (60 bytes); copy it from the original again" in told
     assert any(line.startswith(f"{lost}: no such file") for line in told)
@@ -139,7 +166,10 @@ def test_too_little_room_is_refused_before_anything_is_written(root, monkeypatch
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 100_000))
     told = refused(root)
-    assert "15 decoded files need 0.000 GB, 0.000 GB is free; free some space, or give a folder on another" in told
+    assert (
+        "15 decoded files need 0.000 GB, 0.000 GB is free; free some space, or give a folder on another"
+        in told
+    )
     assert arrays(root) == {}
 
 
@@ -149,28 +179,33 @@ def test_too_little_room_is_refused_before_anything_is_written(root, monkeypatch
 def test_a_disk_that_others_fill_meanwhile_ends_it_with_one_line(root, monkeypatch, workers):
     small = root / "decoded"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", small], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", small], capture_output=True
+    ).returncode:
         pytest.skip("mounting isn't allowed here")
     try:
         monkeypatch.setattr(cache_frames, "_check_disk", lambda *_: None)
         told = refused(root, workers=workers)
-        assert told.startswith(str(small)) and "No space left on device" in told and told.count("check the disk") == 1
+        assert told.startswith(str(small))
+        assert "No space left on device" in told
+        assert told.count("check the disk") == 1
         whole = arrays(root)
     finally:
         subprocess.run(["umount", "-l", small], check=True)
-    assert whole and len(whole) < 15
+    assert whole
+    assert len(whole) < 15
 
 
 @pytest.mark.processes
 def test_two_jobs_at_once_are_refused(root):
     fill(root)
-    code = (
-        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True); input()"
-    )
+    code = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True); input()"
     command = [sys.executable, "-c", code, str(root / "decoded" / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        assert refused(root) == f"{root / 'decoded'}: another job is writing there; wait until it ends"
+        assert (
+            refused(root) == f"{root / 'decoded'}: another job is writing there; wait until it ends"
+        )
         other.communicate(b"\n")
     assert "15 there already" in fill(root)[0]
 
@@ -183,7 +218,10 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(root):
 
 def test_data_without_files_is_refused(root, monkeypatch):
     monkeypatch.setattr(cache_frames, "build_dataset", lambda *_: object())
-    assert refused(root, RecipeError) == "data.name: kitti has no files to decode; kitti, nyu and folder have"
+    assert (
+        refused(root, RecipeError)
+        == "data.name: kitti has no files to decode; kitti, nyu and folder have"
+    )
 
 
 def test_numpy_files_are_left_out(root):
@@ -191,13 +229,24 @@ def test_numpy_files_are_left_out(root):
         place = root / "metres" / f"{Path(image_name(index)).stem}.npy"
         place.parent.mkdir(exist_ok=True)
         np.save(place, np.full((20, 30), 2.5, np.float32))
-        write_png(root / "pictures" / f"{Path(image_name(index)).stem}.png", np.zeros((20, 30, 3), np.uint8))
+        write_png(
+            root / "pictures" / f"{Path(image_name(index)).stem}.png",
+            np.zeros((20, 30, 3), np.uint8),
+        )
     recipe = {
         "network": {"max_depth": 80.0},
-        "data": {"name": "folder", "root": str(root), "images": "pictures", "depths": "metres", "decoded": "decoded"},
+        "data": {
+            "name": "folder",
+            "root": str(root),
+            "images": "pictures",
+            "depths": "metres",
+            "decoded": "decoded",
+        },
     }
     sources = cache_frames.sources_of(recipe, ("train", "val"))
-    assert len(sources) == 5 and all(path.suffix == ".png" for path in sources)
+    assert len(sources) == 5
+    assert all(path.suffix == ".png" for path in sources)
     cache_frames.fill(recipe, sources, root / "decoded", 0, False, io.StringIO())
     sample = cache_frames.build_dataset(recipe, "train")[0]
-    assert sample.depth.unique().tolist() == [2.5] and sample.image.shape == (3, 20, 30)
+    assert sample.depth.unique().tolist() == [2.5]
+    assert sample.image.shape == (3, 20, 30)

@@ -59,7 +59,13 @@ def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
     return {
         "network": TEACHER | {"max_depth": max_depth},
         "teacher": {"network": TEACHER, "checkpoint": str(ground / "teacher.pth"), **teacher},
-        "data": {"name": "kitti", "root": str(ground / "kitti"), "kb_crop": CROP, "workers": 0, "augment": {}},
+        "data": {
+            "name": "kitti",
+            "root": str(ground / "kitti"),
+            "kb_crop": CROP,
+            "workers": 0,
+            "augment": {},
+        },
     }
 
 
@@ -67,7 +73,9 @@ def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | No
     """Makes the maps; returns what was told."""
     out = io.StringIO()
     source = cache_teacher.teacher_of(recipe, "recipes/student.yaml", checkpoint)
-    cache_teacher.cache_maps(recipe, source, cache_teacher.frames_of(recipe, split), folder, CPU, out)
+    cache_teacher.cache_maps(
+        recipe, source, cache_teacher.frames_of(recipe, split), folder, CPU, out
+    )
     return out.getvalue()
 
 
@@ -81,7 +89,10 @@ def refused(kind, *arguments, **options) -> str:
 def files_of(folder: Path) -> dict[str, tuple]:
     """Inode, time and bytes of every file."""
     stats = {path: path.stat() for path in folder.iterdir()}
-    return {path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) for path, stat in stats.items()}
+    return {
+        path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes())
+        for path, stat in stats.items()
+    }
 
 
 def levels_of(path: Path) -> np.ndarray:
@@ -94,19 +105,29 @@ def levels_of(path: Path) -> np.ndarray:
 def test_a_map_is_the_teachers_depth_in_the_published_encoding(ground, tmp_path, flip):
     recipe = recipe_of(ground, **({} if flip is None else {"flip": flip}))
     told = cache(recipe, tmp_path / "maps")
-    assert f"Maps: {NUM_TRAIN} frames, 0 there already, {NUM_TRAIN} to make in {tmp_path / 'maps'}\n" in told
+    assert (
+        f"Maps: {NUM_TRAIN} frames, 0 there already, {NUM_TRAIN} to make in {tmp_path / 'maps'}\n"
+        in told
+    )
     assert f"maps: {NUM_TRAIN}/{NUM_TRAIN}, " in told
     frames = cache_teacher.frames_of(recipe, "train")
     names = [frame.name.replace("/", "_") for frame in frames.frames]
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == sorted([*names, "manifest.json"])
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == sorted(
+        [*names, "manifest.json"]
+    )
     assert names[0] == "2000_01_01_2000_01_01_drive_0001_sync_image_02_data_0000000000.png"
     network = build_network(TEACHER).eval()
     network.load_state_dict(torch.load(ground / "teacher.pth", weights_only=True)["state_dict"])
     spread = []
     for sample, name in zip(frames, names, strict=True):
         levels = levels_of(tmp_path / "maps" / name)
-        assert levels.shape == (48, 96) and levels.min() >= 1
-        depth = predict(network, normalise(sample).image[None], flip=flip is None)[0, 0].double().numpy()
+        assert levels.shape == (48, 96)
+        assert levels.min() >= 1
+        depth = (
+            predict(network, normalise(sample).image[None], flip=flip is None)[0, 0]
+            .double()
+            .numpy()
+        )
         assert np.abs(levels * 80.0 / 65535 - depth).max() <= 0.5 * 80.0 / 65535
         spread.append(depth)
     assert np.ptp(spread) > 10
@@ -132,35 +153,44 @@ def test_what_is_there_is_kept_and_what_is_torn_or_missing_is_made(ground, tmp_p
     (folder / f".{names[3]}.4711").write_bytes(b"left behind by a killed job")
     assert f"{NUM_TRAIN - 3} there already, 3 to make" in cache(recipe, folder)
     after = files_of(folder)
-    assert after.keys() == before.keys() and all(after[name][2] == before[name][2] for name in before)
+    assert after.keys() == before.keys()
+    assert all(after[name][2] == before[name][2] for name in before)
     assert all(after[name] == before[name] for name in before if name not in names[:3])
-    assert f"{NUM_TRAIN} there already, 0 to make" in cache(recipe, folder) and files_of(folder) == after
+    assert f"{NUM_TRAIN} there already, 0 to make" in cache(recipe, folder)
+    assert files_of(folder) == after
 
 
 @pytest.mark.processes
 def test_two_ranks_make_the_files_of_one(ground, tmp_path):
     cache(recipe_of(ground), tmp_path / "alone")
     told, silent = two_ranks.run(cache_on_a_rank, tmp_path, ground, tmp_path / "together")
-    assert f"maps: {NUM_TRAIN}/{NUM_TRAIN}" in told and silent == ""
+    assert f"maps: {NUM_TRAIN}/{NUM_TRAIN}" in told
+    assert silent == ""
     alone, together = files_of(tmp_path / "alone"), files_of(tmp_path / "together")
-    assert {name: row[2] for name, row in alone.items()} == {name: row[2] for name, row in together.items()}
+    assert {name: row[2] for name, row in alone.items()} == {
+        name: row[2] for name, row in together.items()
+    }
 
 
 def cache_on_a_rank(_rank: int, ground: Path, folder: Path) -> str:
     return cache(recipe_of(ground), folder)
 
 
-def test_maps_that_do_not_fit_on_the_disk_are_refused_before_any_is_made(ground, tmp_path, monkeypatch):
+def test_maps_that_do_not_fit_on_the_disk_are_refused_before_any_is_made(
+    ground, tmp_path, monkeypatch
+):
     free = cache_teacher.shutil.disk_usage(tmp_path)._replace(free=20_000)
     monkeypatch.setattr(cache_teacher.shutil, "disk_usage", lambda _: free)
     message = refused(DataError, recipe_of(ground), tmp_path / "maps")
-    assert message.startswith(f"{tmp_path / 'maps'}: {NUM_TRAIN} maps need ") and "20.0 kB is free" in message
+    assert message.startswith(f"{tmp_path / 'maps'}: {NUM_TRAIN} maps need ")
+    assert "20.0 kB is free" in message
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["manifest.json"]
 
 
 def test_the_disk_needed_is_told_first_and_about_right(ground, tmp_path):
     told = cache(recipe_of(ground), tmp_path / "maps").splitlines()
-    assert told[1].startswith("Disk: ") and " GB free" in told[1]
+    assert told[1].startswith("Disk: ")
+    assert " GB free" in told[1]
     needed_kb = float(told[1].split()[1])
     used_kb = sum(path.stat().st_size for path in (tmp_path / "maps").glob("*.png")) / 1000
     assert used_kb < needed_kb < 1.3 * used_kb
@@ -176,12 +206,17 @@ def test_maps_of_another_kind_stay_as_they_are(ground, tmp_path):
         "max_depth_m": recipe_of(ground, max_depth=60.0),
     }
     for key, recipe in told.items():
-        assert f"holds maps of another kind (they differ in {key})" in refused(TeacherError, recipe, folder)
+        assert f"holds maps of another kind (they differ in {key})" in refused(
+            TeacherError, recipe, folder
+        )
     torch.manual_seed(2)
     other = build_network(TEACHER)
     write_weights(tmp_path / "other.pth", other.state_dict(), TEACHER, 0)
-    message = refused(TeacherError, recipe_of(ground), folder, checkpoint=str(tmp_path / "other.pth"))
-    assert "(they differ in teacher_digest)" in message and message.endswith("give another --out")
+    message = refused(
+        TeacherError, recipe_of(ground), folder, checkpoint=str(tmp_path / "other.pth")
+    )
+    assert "(they differ in teacher_digest)" in message
+    assert message.endswith("give another --out")
     assert files_of(folder) == before
 
 
@@ -195,7 +230,9 @@ def test_the_same_weights_in_another_file_are_the_same_teacher(ground, tmp_path)
 
 def test_a_folder_of_maps_without_a_manifest_is_not_added_to(ground, tmp_path):
     Image.fromarray(np.ones((48, 96), np.uint16)).save(tmp_path / "published.png")
-    assert "nobody knows which teacher (no manifest)" in refused(TeacherError, recipe_of(ground), tmp_path)
+    assert "nobody knows which teacher (no manifest)" in refused(
+        TeacherError, recipe_of(ground), tmp_path
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["published.png"]
 
 
@@ -219,57 +256,95 @@ def test_of_two_jobs_that_begin_at_once_one_writes(ground, tmp_path, monkeypatch
     lock = cache_teacher.fcntl.lockf
 
     def lock_late(file, how):
-        teacher_maps.write_manifest(tmp_path / "maps", teacher_maps.read_manifest(tmp_path / "maps"))
+        teacher_maps.write_manifest(
+            tmp_path / "maps", teacher_maps.read_manifest(tmp_path / "maps")
+        )
         lock(file, how)
 
     monkeypatch.setattr(cache_teacher.fcntl, "lockf", lock_late)
-    assert "another job is writing maps there" in refused(TeacherError, recipe_of(ground), tmp_path / "maps")
+    assert "another job is writing maps there" in refused(
+        TeacherError, recipe_of(ground), tmp_path / "maps"
+    )
 
 
 def test_a_recipe_means_its_teacher_or_without_one_its_own_network(ground, tmp_path):
     student = recipe_of(ground)
-    assert cache_teacher.teacher_of(student, "student.yaml", None).checkpoint == ground / "teacher.pth"
+    assert (
+        cache_teacher.teacher_of(student, "student.yaml", None).checkpoint == ground / "teacher.pth"
+    )
     other = cache_teacher.teacher_of(student, "student.yaml", str(ground / "teacher.pth"))
-    assert other.flip and other.node["network"] == TEACHER
-    own = {key: value for key, value in student.items() if key != "teacher"} | {"work_dir": str(tmp_path / "run")}
-    with pytest.raises(TeacherError, match="no file at .*run; train one with bin/train.py big.yaml"):
+    assert other.flip
+    assert other.node["network"] == TEACHER
+    own = {key: value for key, value in student.items() if key != "teacher"} | {
+        "work_dir": str(tmp_path / "run")
+    }
+    with pytest.raises(
+        TeacherError, match="no file at .*run; train one with bin/train.py big.yaml"
+    ):
         cache_teacher.teacher_of(own, "big.yaml", None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best_abs_rel.pth").write_bytes((ground / "teacher.pth").read_bytes())
     source = cache_teacher.teacher_of(own | {"teacher": {"flip": False}}, "big.yaml", None)
-    assert source.checkpoint == tmp_path / "run" / "best_abs_rel.pth" and source.flip is False
-    assert source.node["network"] == own["network"] and source.resize is None
+    assert source.checkpoint == tmp_path / "run" / "best_abs_rel.pth"
+    assert source.flip is False
+    assert source.node["network"] == own["network"]
+    assert source.resize is None
     with pytest.raises(TeacherError, match="teacher.maps: student.yaml learns from cached maps"):
         cache_teacher.teacher_of(student | {"teacher": {"maps": "gt_kd"}}, "student.yaml", None)
 
 
-def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_made(ground, tmp_path):
+def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_made(
+    ground, tmp_path
+):
     override, resize = ["data.resize={short_side: 32}"], {"resize": {"short_side": 32}}
     student = recipe_of(ground)
     student["data"] |= resize
     own = {key: value for key, value in student.items() if key != "teacher"}
     source = cache_teacher.teacher_of(own, "big.yaml", str(ground / "teacher.pth"), override)
     assert source.resize == Resize(short_side=32)
-    cache_teacher.cache_maps(own, source, cache_teacher.frames_of(own, "val"), tmp_path / "maps", CPU, io.StringIO())
+    cache_teacher.cache_maps(
+        own, source, cache_teacher.frames_of(own, "val"), tmp_path / "maps", CPU, io.StringIO()
+    )
     assert teacher_maps.read_manifest(tmp_path / "maps")["resize"] == {"short_side": 32}
-    assert cache_teacher.teacher_of(student, "student.yaml", None, override).resize is None  # the student's own affair
+    assert (
+        cache_teacher.teacher_of(student, "student.yaml", None, override).resize is None
+    )  # the student's own affair
 
 
 def test_the_folder_is_named_after_the_teachers_recipe(ground):
     recipe = recipe_of(ground, recipe="/recipes/teachers/big.yaml")
-    assert cache_teacher.default_folder(recipe, "student.yaml", "train") == ground / "kitti" / "gt_kd_big"
-    assert cache_teacher.default_folder(recipe, "student.yaml", "val") == ground / "kitti" / "gt_kd_big_val"
+    assert (
+        cache_teacher.default_folder(recipe, "student.yaml", "train")
+        == ground / "kitti" / "gt_kd_big"
+    )
+    assert (
+        cache_teacher.default_folder(recipe, "student.yaml", "val")
+        == ground / "kitti" / "gt_kd_big_val"
+    )
     del recipe["teacher"]
-    assert cache_teacher.default_folder(recipe, "recipes/big2.yaml", "train") == ground / "kitti" / "gt_kd_big2"
+    assert (
+        cache_teacher.default_folder(recipe, "recipes/big2.yaml", "train")
+        == ground / "kitti" / "gt_kd_big2"
+    )
 
 
 def test_nyu_maps_are_of_the_whole_frame(ground, tmp_path):
     """Training cuts NYU's frames; the maps are cut with them, as they are read."""
     from tiekd.data.build import build_dataset
 
-    source = ground / "kitti" / "input" / "2000_01_01" / "2000_01_01_drive_0001_sync" / "image_02" / "data"
+    source = (
+        ground
+        / "kitti"
+        / "input"
+        / "2000_01_01"
+        / "2000_01_01_drive_0001_sync"
+        / "image_02"
+        / "data"
+    )
     (tmp_path / "nyu" / "kitchen").mkdir(parents=True)
-    (tmp_path / "nyu" / "kitchen" / "rgb_00001.png").write_bytes((source / "0000000000.png").read_bytes())
+    (tmp_path / "nyu" / "kitchen" / "rgb_00001.png").write_bytes(
+        (source / "0000000000.png").read_bytes()
+    )
     (tmp_path / "nyu" / "nyu_train.txt").write_text("/kitchen/rgb_00001.png None 518.8579\n")
     crop = [5, 45, 7, 107]
     data = {"name": "nyu", "root": str(tmp_path / "nyu"), "nyu_crop": crop, "workers": 0}
@@ -279,13 +354,18 @@ def test_nyu_maps_are_of_the_whole_frame(ground, tmp_path):
     assert levels.shape == (64, 128)
     sample = build_dataset(recipe | {"teacher": {"maps": "gt_kd"}}, "train")[0]
     assert sample.teacher_depth.shape == sample.depth.shape == (1, 40, 100)
-    np.testing.assert_allclose(sample.teacher_depth[0].numpy(), levels[5:45, 7:107] * (80 / 65535), rtol=1e-6)
+    np.testing.assert_allclose(
+        sample.teacher_depth[0].numpy(), levels[5:45, 7:107] * (80 / 65535), rtol=1e-6
+    )
 
 
 def test_the_manifest_says_what_made_the_maps(ground, tmp_path):
     cache(recipe_of(ground), tmp_path / "maps")
     manifest = json.loads((tmp_path / "maps" / "manifest.json").read_text())
-    assert manifest["flip"] is True and manifest["kb_crop"] == CROP and manifest["max_depth_m"] == 80.0
-    assert len(manifest["teacher_digest"]) == 64 and manifest["mean"] == [123.675, 116.28, 103.53]
+    assert manifest["flip"] is True
+    assert manifest["kb_crop"] == CROP
+    assert manifest["max_depth_m"] == 80.0
+    assert len(manifest["teacher_digest"]) == 64
+    assert manifest["mean"] == [123.675, 116.28, 103.53]
     assert manifest["teacher_network"]["decoder"] == TEACHER["decoder"]
     assert "pretrained" not in manifest["teacher_network"]["encoder"]

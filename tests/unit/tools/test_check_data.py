@@ -40,22 +40,26 @@ def numbers(path: Path) -> list[int]:
 def test_every_planted_fault_is_found_and_nothing_else(root, tmp_path, workers):
     _, short, progress = check(faulty_data.recipe(root), tmp_path / "out", workers=workers)
     assert found(tmp_path / "out/report.json") == PLANTED
-    assert progress.splitlines()[-1].startswith("frames: 23/23, ") and progress.endswith("eta: 0:00:00\n")
+    assert progress.splitlines()[-1].startswith("frames: 23/23, ")
+    assert progress.endswith("eta: 0:00:00\n")
     rows = {line.split("  ")[0]: line.split() for line in short.splitlines()}
-    assert rows["missing"][1:3] == ["3", "1"] and rows["missing"][3] == f"{image_name(1)},"
-    assert rows["bit depth"][2:4] == ["2", "0"] and rows["neighbour"][1:] == [
+    assert rows["missing"][1:3] == ["3", "1"]
+    assert rows["missing"][3] == f"{image_name(1)},"
+    assert rows["bit depth"][2:4] == ["2", "0"]
+    assert rows["neighbour"][1:] == [
         "2",
         "0",
         f"{image_name(18)},",
         image_name(24),
     ]
     text = (tmp_path / "out/report.txt").read_text()
-    torn = (
-        f"train unreadable: {root}/input/{image_name(2)}: a torn or damaged PNG (60 bytes); copy it from the original"
-    )
+    torn = f"train unreadable: {root}/input/{image_name(2)}: a torn or damaged PNG (60 bytes); copy it from the original"
     assert f"{torn} again ({root}/kitti_eigen_train.txt:5)\n" in text
     assert f"train duplicate: {image_name(7)}: the same picture as {image_name(0)} (" in text
-    assert f"train shared: {image_name(8)}: the same picture as validation frame {image_name(21)} (" in text
+    assert (
+        f"train shared: {image_name(8)}: the same picture as validation frame {image_name(21)} ("
+        in text
+    )
     assert f"train neighbour: {image_name(18)}: 2 from validation frame {image_name(20)} (" in text
     assert "half of it is nearer than 0.01953 m, with max_depth 80; is the unit right?" in text
     assert "half of it is farther than 256 m, with max_depth 80" in text
@@ -65,25 +69,39 @@ def test_every_planted_fault_is_found_and_nothing_else(root, tmp_path, workers):
 def test_cleaned_splits_have_the_same_lines_but_for_the_faulty(root, tmp_path):
     before = {path: path.read_bytes() for path in root.glob("*.txt")}
     _, short, _ = check(faulty_data.recipe(root), tmp_path / "out")
-    assert numbers(tmp_path / "out/train.txt") == [frame for frame in TRAIN if frame not in DROPPED_TRAIN]
+    assert numbers(tmp_path / "out/train.txt") == [
+        frame for frame in TRAIN if frame not in DROPPED_TRAIN
+    ]
     assert numbers(tmp_path / "out/val.txt") == [20, 21]
     kept = faulty_data.split_lines(root, "train")
     assert all(line in kept for line in (tmp_path / "out/train.txt").read_text().splitlines())
     assert {path: path.read_bytes() for path in root.glob("*.txt")} == before
-    option = f"--set data.train_split={tmp_path}/out/train.txt data.val_split={tmp_path}/out/val.txt"
-    assert short.endswith(f"Without the {len(DROPPED_TRAIN | DROPPED_VAL)} that can't be used: {option}")
+    option = (
+        f"--set data.train_split={tmp_path}/out/train.txt data.val_split={tmp_path}/out/val.txt"
+    )
+    assert short.endswith(
+        f"Without the {len(DROPPED_TRAIN | DROPPED_VAL)} that can't be used: {option}"
+    )
     recipe = faulty_data.recipe(root)
-    recipe["data"] |= {f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")}
+    recipe["data"] |= {
+        f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")
+    }
     for split in ("train", "val"):
         data = build_dataset(recipe, split)
         assert all((data[index].depth > 0).any() for index in range(len(data)))
     splits, short, _ = check(recipe, tmp_path / "again", neighbours=0)
-    assert {finding.kind for split in splits for finding in split.findings} == {"duplicate", "shared"}
-    assert "--set" not in short and not list((tmp_path / "again").glob("*/train.txt"))
+    assert {finding.kind for split in splits for finding in split.findings} == {
+        "duplicate",
+        "shared",
+    }
+    assert "--set" not in short
+    assert not list((tmp_path / "again").glob("*/train.txt"))
 
 
 def test_warnings_are_dropped_when_asked_for_and_from_training_only(root, tmp_path):
-    write_png(root / "input" / image_name(23), np.array(Image.open(root / "input" / image_name(20))))
+    write_png(
+        root / "input" / image_name(23), np.array(Image.open(root / "input" / image_name(20)))
+    )
     write_png(root / "gt_depth" / depth_name(23), np.full((20, 30), 1000, np.uint16))
     check(faulty_data.recipe(root), tmp_path / "out", drop=("duplicate", "shared", "neighbour"))
     assert ("val", "duplicate", 23) in found(tmp_path / "out/report.json")
@@ -95,7 +113,8 @@ def test_a_training_frame_without_a_valid_pixel_stays_where_there_is_a_teacher(r
     write_png(root / "gt_depth" / depth_name(21), np.zeros((20, 30), np.uint16))
     check(faulty_data.recipe(root, teacher={"checkpoint": "x"}), tmp_path / "out")
     assert found(tmp_path / "out/report.json") == PLANTED | {("val", "empty", 21)}
-    assert 6 in numbers(tmp_path / "out/train.txt") and numbers(tmp_path / "out/val.txt") == [20]
+    assert 6 in numbers(tmp_path / "out/train.txt")
+    assert numbers(tmp_path / "out/val.txt") == [20]
 
 
 def test_depth_outside_the_part_that_is_used_does_not_count(tmp_path):
@@ -128,7 +147,9 @@ def test_a_file_that_does_not_answer_ends_the_check(root, monkeypatch):
     stuck_disk.hold(monkeypatch, root / "input" / image_name(14))
     recipe = faulty_data.recipe(root)
     splits = splits_of(recipe, "train")
-    with pytest.raises(DataError, match=rf"{image_name(14)}.*: not read by a data worker within 1 s"):
+    with pytest.raises(
+        DataError, match=rf"{image_name(14)}.*: not read by a data worker within 1 s"
+    ):
         check_data.check(recipe, splits, 1, 1, 2, (), io.StringIO())
 
 
@@ -138,7 +159,8 @@ def test_results_are_never_written_over_anything(root, tmp_path):
         out.mkdir()
         (out / name).write_text("mine")
         with pytest.raises(
-            LaunchError, match=f"^--out {out}: holds {name} already, which is not overwritten; give anot"
+            LaunchError,
+            match=f"^--out {out}: holds {name} already, which is not overwritten; give anot",
         ):
             check_data.claim(out)
     with pytest.raises(LaunchError, match="can't be made"):
@@ -146,9 +168,10 @@ def test_results_are_never_written_over_anything(root, tmp_path):
 
 
 def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):
-    assert [split.name for split in splits_of(faulty_data.recipe(root, train={"validate": False}), "both")] == [
-        "train"
-    ]
+    assert [
+        split.name
+        for split in splits_of(faulty_data.recipe(root, train={"validate": False}), "both")
+    ] == ["train"]
     assert [split.name for split in splits_of(faulty_data.recipe(root), "val")] == ["val"]
     check(faulty_data.recipe(root), tmp_path / "out", "val")
     assert found(tmp_path / "out/report.json") == {row for row in PLANTED if row[0] == "val"}
@@ -175,9 +198,17 @@ def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
     root = tmp_path / "mine"
     rng = np.random.default_rng(0)
     for index in range(8):
-        write_png(root / f"pictures/{index}.png", rng.integers(0, 255, (20, 30, 3)).astype(np.uint8))
+        write_png(
+            root / f"pictures/{index}.png", rng.integers(0, 255, (20, 30, 3)).astype(np.uint8)
+        )
         write_png(root / f"depth/{index}.png", np.full((20, 30), 3000, np.uint16))
-    data = {"name": "folder", "root": str(root), "images": "pictures", "depths": "depth", "depth_unit": 1000.0}
+    data = {
+        "name": "folder",
+        "root": str(root),
+        "images": "pictures",
+        "depths": "depth",
+        "depth_unit": 1000.0,
+    }
     recipe = {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.25}}
     val = [frame.name for frame in build_dataset(recipe, "val").frames]
     train = [frame.name for frame in build_dataset(recipe, "train").frames]
@@ -185,21 +216,35 @@ def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
     check(recipe, tmp_path / "out", "train", neighbours=0)
     assert (tmp_path / "out/train.txt").read_text().split() == [*train[:2], *train[3:]]
     assert (tmp_path / "out/val.txt").read_text().split() == val
-    recipe["data"] |= {f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")}
-    assert len(build_dataset(recipe, "train")) == 5 and len(build_dataset(recipe, "val")) == 2
+    recipe["data"] |= {
+        f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")
+    }
+    assert len(build_dataset(recipe, "train")) == 5
+    assert len(build_dataset(recipe, "val")) == 2
 
 
 def mine(root, names):
     """A folder data set with an even slope of 3 to 6 m, and its recipe."""
     for index, name in enumerate(names):
         write_png(root / f"pictures/{name}.png", np.full((20, 30, 3), 5 * index, np.uint8))
-        write_png(root / f"depth/{name}.png", np.linspace(3000, 6000, 600).reshape(20, 30).astype(np.uint16))
-    data = {"name": "folder", "root": str(root), "images": "pictures", "depths": "depth", "depth_unit": 1000.0}
+        write_png(
+            root / f"depth/{name}.png",
+            np.linspace(3000, 6000, 600).reshape(20, 30).astype(np.uint16),
+        )
+    data = {
+        "name": "folder",
+        "root": str(root),
+        "images": "pictures",
+        "depths": "depth",
+        "depth_unit": 1000.0,
+    }
     return {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.25}}
 
 
 def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
-    names = [os.fsdecode(name) for name in (b"K\xe4fer", b"M\xfcnchen/1", b"\xff", b"4", b"5", b"6")]
+    names = [
+        os.fsdecode(name) for name in (b"K\xe4fer", b"M\xfcnchen/1", b"\xff", b"4", b"5", b"6")
+    ]
     recipe = mine(tmp_path / "mine", names)
     for which, name in (("train", 0), ("val", 0)):
         frame = build_dataset(recipe, which).frames[name]
@@ -207,24 +252,30 @@ def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
     check(recipe, tmp_path / "out", neighbours=0)
     lists = [tmp_path / f"out/{name}.txt" for name in ("train", "val")]
     kept = [line for path in lists for line in path.read_bytes().splitlines()]
-    assert len(kept) == 4 and set(kept) <= {os.fsencode(f"{name}.png") for name in names}
+    assert len(kept) == 4
+    assert set(kept) <= {os.fsencode(f"{name}.png") for name in names}
     recipe["data"] |= {"train_split": str(lists[0]), "val_split": str(lists[1])}
-    kept_again = [frame.name for which in ("train", "val") for frame in build_dataset(recipe, which).frames]
+    kept_again = [
+        frame.name for which in ("train", "val") for frame in build_dataset(recipe, which).frames
+    ]
     assert sorted(map(os.fsencode, kept_again)) == sorted(kept)
     (tmp_path / "out/report.txt").read_text(encoding="utf-8")
-    assert {row["frame"] for row in json.loads((tmp_path / "out/report.json").read_text())["findings"]} <= {
-        f"{name}.png" for name in names
-    }
+    assert {
+        row["frame"] for row in json.loads((tmp_path / "out/report.json").read_text())["findings"]
+    } <= {f"{name}.png" for name in names}
 
 
 def test_what_has_no_partner_is_something_found(tmp_path):
     recipe = mine(tmp_path / "mine", "12345678")
     splits, short, _ = check(recipe, tmp_path / "out", neighbours=0)
-    assert short.endswith("Nothing was found.") and not any(split.frames.notes for split in splits)
+    assert short.endswith("Nothing was found.")
+    assert not any(split.frames.notes for split in splits)
     (tmp_path / "mine/depth/3.png").rename(tmp_path / "mine/depth/depth_3.png")
     splits, short, _ = check(recipe, tmp_path / "again", neighbours=0)
-    assert short.count("WARNING: 1 of 8 depth maps in ") == 1 and "match no image, such as depth_3.png; depth" in short
-    assert short.count("WARNING: 1 of 8 images in ") == 1 and "Nothing was found" not in short
+    assert short.count("WARNING: 1 of 8 depth maps in ") == 1
+    assert "match no image, such as depth_3.png; depth" in short
+    assert short.count("WARNING: 1 of 8 images in ") == 1
+    assert "Nothing was found" not in short
     report = json.loads((tmp_path / "again/report.json").read_text())
     assert "match no depth map, such as 3.png" in report["splits"]["train"]["remarks"][1]
 
@@ -237,9 +288,13 @@ def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
     picture = Image.open(tmp_path / "mine/pictures" / name)
     picture.save(tmp_path / "mine/pictures" / name, exif=exif)
     _, short, _ = check(recipe, tmp_path / "out", neighbours=0)
-    assert "train: 6 depth maps: 16-bit PNG is taken as 1000 levels a metre (data.depth_unit)\n" in short
+    assert (
+        "train: 6 depth maps: 16-bit PNG is taken as 1000 levels a metre (data.depth_unit)\n"
+        in short
+    )
     told = f"train: 1 image(s) are turned by their EXIF orientation, such as {name}: depth maps and intrinsics must be"
-    assert told in short and short.endswith("Nothing was found.")
+    assert told in short
+    assert short.endswith("Nothing was found.")
 
 
 def test_depth_of_an_image_as_it_is_stored_is_named_by_its_orientation(tmp_path):
@@ -250,7 +305,9 @@ def test_depth_of_an_image_as_it_is_stored_is_named_by_its_orientation(tmp_path)
     Image.open(frame.image).save(frame.image, exif=exif)
     check(recipe, tmp_path / "out", neighbours=0)
     (row,) = json.loads((tmp_path / "out/report.json").read_text())["findings"]
-    assert row["kind"] == "size" and row["frame"] == frame.name and row["message"] == (
+    assert row["kind"] == "size"
+    assert row["frame"] == frame.name
+    assert row["message"] == (
         f"{frame.depth}: 20x30 does not fit its picture {frame.name}, 30x20 once upright: it fits the pixels "
         "as stored, which the picture's EXIF orientation (6) turns; turn it likewise, or remove the mark from the "
         "picture"
@@ -262,11 +319,16 @@ def test_a_split_of_which_nothing_would_be_left_is_not_written(tmp_path):
     (root / "input").rename(root / "elsewhere")
     _, short, _ = check(faulty_data.recipe(root), tmp_path / "out")
     assert "No cleaned split is written, for no frame would be left in train.txt, val.txt" in short
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "report.json",
+        "report.txt",
+    ]
 
 
 def test_medians_are_told_for_a_unit_that_no_frame_gives_away(tmp_path):
     root = fake_data.make(tmp_path / "data", num_frames=5)
     _, short, _ = check(faulty_data.recipe(root), tmp_path / "out", "val")
-    assert short.startswith("val: 5 frames, the frames' median depths are 3 m (90 % of them 1.2 to 4.8 m)\n")
+    assert short.startswith(
+        "val: 5 frames, the frames' median depths are 3 m (90 % of them 1.2 to 4.8 m)\n"
+    )
     assert short.endswith("\nNothing was found.")

@@ -18,7 +18,9 @@ MB = 10**6
 
 def parts(work_dir, total: int, validate: bool = True, **checkpoint) -> SimpleNamespace:
     hooks = [Checkpoint([], print, **checkpoint)]
-    state = SomeState(work_dir=work_dir, total_iterations=total, iterations_per_epoch=10, hooks=hooks)
+    state = SomeState(
+        work_dir=work_dir, total_iterations=total, iterations_per_epoch=10, hooks=hooks
+    )
     train = SimpleNamespace(validate=validate)
     return SimpleNamespace(state=state, recipe=SimpleNamespace(train=train))
 
@@ -38,7 +40,9 @@ def test_disk_is_of_the_checkpoints_that_stay_and_one_that_is_written(
 ):
     work_dir = tmp_path / "not" / "there"
     (line,) = dry_run._disk(parts(work_dir, total, **checkpoint), 10 * MB, 50 * MB)
-    told = f"Disk: 50.0 MB a checkpoint, {saved} are saved, {kept} stay; with the best weights up to "
+    told = (
+        f"Disk: 50.0 MB a checkpoint, {saved} are saved, {kept} stay; with the best weights up to "
+    )
     assert line.startswith(told + dry_run.size((50 * at_most + 20) * MB))
     assert line.endswith(f"free at {tmp_path}")
     (line,) = dry_run._disk(parts(work_dir, total, validate=False, **checkpoint), 10 * MB, 50 * MB)
@@ -51,7 +55,8 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("total", "interval", "by", "count"), [(100, 2, "epoch", 5), (95, 2, "epoch", 5), (5, 2, "iteration", 3)]
+    ("total", "interval", "by", "count"),
+    [(100, 2, "epoch", 5), (95, 2, "epoch", 5), (5, 2, "iteration", 3)],
 )
 def test_evaluations_are_counted_with_the_last(tmp_path, total, interval, by, count):
     run = parts(tmp_path, total)
@@ -61,13 +66,19 @@ def test_evaluations_are_counted_with_the_last(tmp_path, total, interval, by, co
 
 
 def test_sizes_are_those_of_the_files_and_nothing_is_written(tmp_path):
-    state = {"weights": torch.randn(1000, 33), "names": ["a"] * 50, "half": torch.zeros(7, dtype=torch.bfloat16)}
+    state = {
+        "weights": torch.randn(1000, 33),
+        "names": ["a"] * 50,
+        "half": torch.zeros(7, dtype=torch.bfloat16),
+    }
     torch.save(state, tmp_path / "real.pt")
     sizes = dry_run._Sizes()
     sizes.make_folder(tmp_path / "folder")
     sizes.save(state, tmp_path / "folder" / "a.pt")
     sizes.save(b"12345", tmp_path / "folder" / "b.json")
-    assert sizes.written["a.pt"][0] == pytest.approx((tmp_path / "real.pt").stat().st_size, rel=0.01)
+    assert sizes.written["a.pt"][0] == pytest.approx(
+        (tmp_path / "real.pt").stat().st_size, rel=0.01
+    )
     assert sizes.written["b.json"][0] == 5
     assert [path.name for path in tmp_path.iterdir()] == ["real.pt"]
 
@@ -94,7 +105,9 @@ class Clock:
 
 def test_the_first_iteration_and_those_of_data_read_ahead_are_not_timed(monkeypatch):
     watch = measure.Stopwatch(CPU, workers=2, accumulation=2)
-    assert Clock(monkeypatch).run(watch, [9.0, 5.0, 5.0, *[1.0, 1.0, 1.2, 0.8, 1.0], *[7.0] * 99]) == 8
+    assert (
+        Clock(monkeypatch).run(watch, [9.0, 5.0, 5.0, *[1.0, 1.0, 1.2, 0.8, 1.0], *[7.0] * 99]) == 8
+    )
     assert watch.median_s() == (pytest.approx(1.0), 0.01)
     assert watch.range_s() == (pytest.approx(0.8), pytest.approx(1.2))
 
@@ -119,7 +132,8 @@ def test_the_peak_of_a_process_begins_anew():
     peak = memory.peak_bytes(CPU)
     block = torch.ones(100 * MB // 4)
     grown = memory.peak_bytes(CPU)
-    assert grown > peak - 1 and memory.held_bytes(CPU) >= 100 * MB
+    assert grown > peak - 1
+    assert memory.held_bytes(CPU) >= 100 * MB
     del block
     memory.restart_peak(CPU)
     assert memory.peak_bytes(CPU) < grown - 50 * MB
@@ -130,7 +144,13 @@ class Device:
     """Stands for what tries take: `per_image` bytes over `held`."""
 
     def __init__(self, monkeypatch, held: float, per_image: float, room: float | None = None):
-        self.tried, self.peak, self.per_image, self.room, self.held = [], held, per_image, room, held
+        self.tried, self.peak, self.per_image, self.room, self.held = (
+            [],
+            held,
+            per_image,
+            room,
+            held,
+        )
         monkeypatch.setattr(memory, "held_bytes", lambda _device: held)
         monkeypatch.setattr(memory, "peak_bytes", lambda _device: self.peak)
         monkeypatch.setattr(memory, "restart_peak", lambda _device: None)
@@ -147,14 +167,18 @@ def test_an_accelerator_that_runs_out_of_memory_ends_the_tries(monkeypatch):
     tries = micro_batch.find_largest([1, 2, 4, 8], device, CPU, None)
     assert device.tried == [1, 1, 2, 2, 4, 4, 8]
     assert [(t.images, t.fits) for t in tries] == [(1, True), (2, True), (4, True), (8, False)]
-    assert tries[-1].time_s is None and tries[2].peak_bytes == 30
+    assert tries[-1].time_s is None
+    assert tries[2].peak_bytes == 30
 
 
 def test_on_a_cpu_what_would_not_fit_is_not_tried(monkeypatch):
     device = Device(monkeypatch, held=10.0, per_image=5.0)
     tries = micro_batch.find_largest([1, 2, 4, 8, 16], device, CPU, 50.0)
     assert max(device.tried) == 8, "8 take exactly 50"
-    assert [(t.images, t.peak_bytes, t.fits) for t in tries[-2:]] == [(8, 50.0, True), (16, 90.0, False)]
+    assert [(t.images, t.peak_bytes, t.fits) for t in tries[-2:]] == [
+        (8, 50.0, True),
+        (16, 90.0, False),
+    ]
 
 
 def test_all_is_tried_where_all_fits_and_nothing_where_nothing_does(monkeypatch):
@@ -180,4 +204,5 @@ def agreeing(rank: int) -> list:
 def test_the_rank_with_the_least_room_decides_for_all(tmp_path):
     results = two_ranks.run(agreeing, tmp_path)
     assert results[0][1] == results[1][1] == [(1, True), (2, True), (4, False)]
-    assert results[0][0] == [1, 1, 2, 2, 4, 4] and results[1][0] == [1, 1, 2, 2, 4]
+    assert results[0][0] == [1, 1, 2, 2, 4, 4]
+    assert results[1][0] == [1, 1, 2, 2, 4]

@@ -31,9 +31,14 @@ RANGE = {"min_depth": 0.001, "max_depth": 80.0}
 NYU_HEAD = {"name": "dpm", "num_bins": 49, "sigma": 1.0}
 RECIPES = {  # the networks of the published code, as recipes or, where there is none yet, as what one would say
     "mobilev2_DPM_kitti": "mobilenet_v2_dpm_kitti.yaml",
-    "mobilev2_DPM_nyu": {"_base_": str(NETWORKS / "mobilenet_v2_dpm_kitti.yaml"), "network": {"head": NYU_HEAD}},
+    "mobilev2_DPM_nyu": {
+        "_base_": str(NETWORKS / "mobilenet_v2_dpm_kitti.yaml"),
+        "network": {"head": NYU_HEAD},
+    },
     "mobilev2_baseKD_kitti": "mobilenet_v2_sigmoid_kitti.yaml",
-    "resnet18_DPM_kitti": {"network": RANGE | RESNET18 | {"head": {"name": "dpm", "num_bins": 257}}},
+    "resnet18_DPM_kitti": {
+        "network": RANGE | RESNET18 | {"head": {"name": "dpm", "num_bins": 257}}
+    },
     "resnet18_DPM_nyu": {"network": RANGE | RESNET18 | {"head": NYU_HEAD}},
     "resnet50_DPM_nyu": {"network": RANGE | RESNET50 | {"head": NYU_HEAD}},
     "resnet50_baseKD_nyu": {"network": RANGE | RESNET50 | {"head": {"name": "sigmoid"}}},
@@ -66,7 +71,10 @@ def state_of(name: str) -> dict[str, torch.Tensor]:
     """Every entry of a published checkpoint by the rule; of big ones the first number only, over the whole shape."""
     if name in WHOLE:
         return {key: golden.fill(key, shape) for key, shape in shapes(name).items()}
-    return {key: golden.fill(key, (1,) * len(shape)).expand(shape) for key, shape in shapes(name).items()}
+    return {
+        key: golden.fill(key, (1,) * len(shape)).expand(shape)
+        for key, shape in shapes(name).items()
+    }
 
 
 def run(capsys, *arguments) -> tuple[int, str, list[str]]:
@@ -95,28 +103,43 @@ def recipe_of(tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_published_network_comes_in_whole_and_goes_back_as_it_was(name, recipe_of, tmp_path, capsys):
+def test_every_published_network_comes_in_whole_and_goes_back_as_it_was(
+    name, recipe_of, tmp_path, capsys
+):
     recipe, state = recipe_of(name), state_of(name)
-    torch.save({"meta": {"epoch": 24}, "state_dict": state, "optimizer": {}}, tmp_path / "theirs.pth")
+    torch.save(
+        {"meta": {"epoch": 24}, "state_dict": state, "optimizer": {}}, tmp_path / "theirs.pth"
+    )
     code, out, errors = run(capsys, tmp_path / "theirs.pth", recipe, "--out", tmp_path / "ours.pth")
     assert code == 0 and errors == [], (out, errors)
     lines = out.splitlines()
-    assert "missing: 0" in lines and "unexpected: 0" in lines and "of another shape: 0" in lines
+    assert "missing: 0" in lines
+    assert "unexpected: 0" in lines
+    assert "of another shape: 0" in lines
     dead = [line.strip() for line in lines if line.startswith("  ")]
-    assert len(dead) == DEAD.get(name, len(dead)) and all(key in state for key in dead)
+    assert len(dead) == DEAD.get(name, len(dead))
+    assert all(key in state for key in dead)
 
     ours = torch.load(tmp_path / "ours.pth", weights_only=True)
     node = load_recipe(recipe)["network"]
     assert ours["network"] == node
     with torch.device("meta"):
         own = build_network(node).state_dict()
-    assert {key: t.shape for key, t in ours["state_dict"].items()} == {key: t.shape for key, t in own.items()}
-    assert f"matched: {len(own)}" in lines and len(own) == len(state) - len(dead)
+    assert {key: t.shape for key, t in ours["state_dict"].items()} == {
+        key: t.shape for key, t in own.items()
+    }
+    assert f"matched: {len(own)}" in lines
+    assert len(own) == len(state) - len(dead)
 
-    code, out, errors = run(capsys, tmp_path / "ours.pth", recipe, "--out", tmp_path / "back.pth", "--to-published")
-    assert code == 0 and errors == [] and "missing: 0" in out
+    code, out, errors = run(
+        capsys, tmp_path / "ours.pth", recipe, "--out", tmp_path / "back.pth", "--to-published"
+    )
+    assert code == 0
+    assert errors == []
+    assert "missing: 0" in out
     back = torch.load(tmp_path / "back.pth", weights_only=True)
-    assert back["meta"] == {} and back["state_dict"].keys() == state.keys() - set(dead)
+    assert back["meta"] == {}
+    assert back["state_dict"].keys() == state.keys() - set(dead)
     for key, tensor in back["state_dict"].items():
         assert tensor.dtype == state[key].dtype and torch.equal(tensor, state[key]), key
 
@@ -142,14 +165,23 @@ def small(tmp_path):
 def refused(capsys, folder, state, *options) -> str:
     """The one line of a refused import, which leaves no file; `out` keeps what was printed before."""
     torch.save(state, folder / "theirs.pth")
-    arguments = [folder / "theirs.pth", folder / "recipe.yaml", "--out", folder / "out" / "ours.pth", *options]
+    arguments = [
+        folder / "theirs.pth",
+        folder / "recipe.yaml",
+        "--out",
+        folder / "out" / "ours.pth",
+        *options,
+    ]
     code, refused.out, errors = run(capsys, *arguments)
     assert code == 2 and len(errors) == 1 and not (folder / "out").exists(), errors
     return errors[0]
 
 
 def test_what_does_not_fit_is_listed_and_nothing_is_written(small, tmp_path, capsys):
-    state = dict(small, **{"decode_head.other.weight": torch.zeros(1), "backbone.layer9.0.weight": torch.zeros(1)})
+    state = dict(
+        small,
+        **{"decode_head.other.weight": torch.zeros(1), "backbone.layer9.0.weight": torch.zeros(1)},
+    )
     del state["decode_head.conv_depth.bias"]
     state["backbone.conv1.bn.weight"] = torch.zeros(3)
     line = refused(capsys, tmp_path, state)
@@ -165,10 +197,16 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(small, tmp_path, cap
 
 
 def test_a_dead_parameter_is_named_as_such_and_is_not_unexpected(small, tmp_path, capsys):
-    state = small | {"decode_head.conv_out.0.weight": torch.zeros(256, 8, 1, 1), "backbone.fc.weight": torch.zeros(2)}
+    state = small | {
+        "decode_head.conv_out.0.weight": torch.zeros(256, 8, 1, 1),
+        "backbone.fc.weight": torch.zeros(2),
+    }
     torch.save({f"module.{key}": tensor for key, tensor in state.items()}, tmp_path / "theirs.pth")
-    code, out, _ = run(capsys, tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth")
-    assert code == 0 and "unexpected: 0" in out
+    code, out, _ = run(
+        capsys, tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth"
+    )
+    assert code == 0
+    assert "unexpected: 0" in out
     listed = "  backbone.fc.weight\n  decode_head.conv_out.0.weight\n"
     assert f"dead in the published network, left out: 2\n{listed}" in out
 
@@ -179,15 +217,24 @@ def test_the_recipes_head_says_which_of_two_outputs_lives(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     state = to_published(build_network(recipe["network"]).state_dict())
     torch.save(state | {"decode_head.conv_depth.bias": torch.zeros(1)}, tmp_path / "theirs.pth")
-    code, out, _ = run(capsys, tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth")
-    assert code == 0 and "left out: 1\n  decode_head.conv_depth.bias" in out
+    code, out, _ = run(
+        capsys, tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth"
+    )
+    assert code == 0
+    assert "left out: 1\n  decode_head.conv_depth.bias" in out
 
 
 def test_old_files_without_batch_counters_miss_nothing(small, tmp_path, capsys):
-    state = {key: tensor for key, tensor in small.items() if not key.endswith("num_batches_tracked")}
+    state = {
+        key: tensor for key, tensor in small.items() if not key.endswith("num_batches_tracked")
+    }
     torch.save(state, tmp_path / "theirs.pth")
-    code, out, _ = run(capsys, tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth")
-    assert code == 0 and "missing: 0" in out and f"matched: {len(state)}" in out
+    code, out, _ = run(
+        capsys, tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth"
+    )
+    assert code == 0
+    assert "missing: 0" in out
+    assert f"matched: {len(state)}" in out
 
 
 def test_an_existing_file_is_kept_unless_told(small, tmp_path, capsys):
@@ -195,11 +242,18 @@ def test_an_existing_file_is_kept_unless_told(small, tmp_path, capsys):
     (tmp_path / "ours.pth").write_text("mine")
     arguments = [tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth"]
     code, _, errors = run(capsys, *arguments)
-    assert code == 2 and (tmp_path / "ours.pth").read_text() == "mine"
-    assert errors == [f"CheckpointError: {tmp_path}/ours.pth: exists; give another --out, or --overwrite to replace it"]
+    assert code == 2
+    assert (tmp_path / "ours.pth").read_text() == "mine"
+    assert errors == [
+        f"CheckpointError: {tmp_path}/ours.pth: exists; give another --out, or --overwrite to replace it"
+    ]
     assert run(capsys, *arguments, "--overwrite")[0] == 0
     load_into(build_network(SMALL), read_weights(tmp_path / "ours.pth"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.pth", "recipe.yaml", "theirs.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "ours.pth",
+        "recipe.yaml",
+        "theirs.pth",
+    ]
 
 
 class RunsCode:
@@ -208,10 +262,14 @@ class RunsCode:
 
 
 def test_files_that_are_not_published_weights_are_refused(small, tmp_path, capsys):
-    assert "holds more than tensors" in refused(capsys, tmp_path, {"state_dict": small, "meta": RunsCode()})
+    assert "holds more than tensors" in refused(
+        capsys, tmp_path, {"state_dict": small, "meta": RunsCode()}
+    )
     assert "this ran" not in refused.out
     ours = {key: torch.zeros(1) for key in ("encoder.conv1.weight", "head.weight")}
-    assert "not a published checkpoint" in refused(capsys, tmp_path, {"decode_head.a": torch.zeros(1)})
+    assert "not a published checkpoint" in refused(
+        capsys, tmp_path, {"decode_head.a": torch.zeros(1)}
+    )
     assert "missing" in refused(capsys, tmp_path, ours, "--to-published")
     (tmp_path / "recipe.yaml").write_text("log: {interval: 1}")
     assert "describes no network" in refused(capsys, tmp_path, small)
@@ -228,18 +286,25 @@ def test_a_figure_of_numpy_among_the_meta_data_is_no_obstacle(core, small, tmp_p
     for name in names:
         data = data.replace(name, f"cnumpy.{core}.multiarray\nscalar\n".encode())
     (tmp_path / "theirs.pth").write_bytes(data)
-    code, _, errors = run(capsys, tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth")
+    code, _, errors = run(
+        capsys, tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth"
+    )
     assert code == 0, errors
 
 
 @pytest.mark.parametrize("layout", ["bare", "state_dict", "module"])
 def test_load_from_and_the_teacher_take_a_published_file_as_it_is(layout, small, tmp_path):
     state = {f"module.{key}": t for key, t in small.items()} if layout == "module" else small
-    torch.save(state if layout == "bare" else {"meta": {}, "state_dict": state}, tmp_path / "theirs.pth")
+    torch.save(
+        state if layout == "bare" else {"meta": {}, "state_dict": state}, tmp_path / "theirs.pth"
+    )
     network = build_network(SMALL)
     notes = load_weights(network, Recipe({"load": {"checkpoint": str(tmp_path / "theirs.pth")}}))
     assert notes == [f"Loaded {len(small)} tensors from {tmp_path}/theirs.pth"]
-    teacher = build_teacher({"network": SMALL, "checkpoint": str(tmp_path / "theirs.pth")}, torch.device("cpu"))
+    teacher = build_teacher(
+        {"network": SMALL, "checkpoint": str(tmp_path / "theirs.pth")}, torch.device("cpu")
+    )
     for loaded in (network, teacher.network):
         back = to_published(loaded.state_dict())
-        assert back.keys() == small.keys() and all(torch.equal(back[key], small[key]) for key in small)
+        assert back.keys() == small.keys()
+        assert all(torch.equal(back[key], small[key]) for key in small)

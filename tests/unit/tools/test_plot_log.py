@@ -21,7 +21,14 @@ def write(folder, name, rows, text=""):
 
 
 def train(epoch, iteration, loss, time=36.0):
-    return {"mode": "train", "epoch": epoch, "iter": iteration, "lr": 0.1, "loss": loss, "time": time}
+    return {
+        "mode": "train",
+        "epoch": epoch,
+        "iter": iteration,
+        "lr": 0.1,
+        "loss": loss,
+        "time": time,
+    }
 
 
 def val(epoch, abs_rel):
@@ -34,11 +41,21 @@ def read(path):
 
 
 def test_rows_of_epochs_stand_at_their_iteration():
-    run = read(GOLDEN / "by_epoch_cuda.log.json")  # of 120 iterations an epoch, as the .log beside it says
-    assert run.curve("loss", "iteration") == ([50, 100, 170, 220], [12.39041, 8.47929, 5.70303, 4.66194])
+    run = read(
+        GOLDEN / "by_epoch_cuda.log.json"
+    )  # of 120 iterations an epoch, as the .log beside it says
+    assert run.curve("loss", "iteration") == (
+        [50, 100, 170, 220],
+        [12.39041, 8.47929, 5.70303, 4.66194],
+    )
     assert run.curve("abs_rel", "iteration") == ([120, 240], [0.0656, 0.0656])
     assert run.curve("abs_rel", "epoch")[0] == [1, 2]
-    assert run.curve("lr", "iteration")[1] == [0.00079, 0.00093, 0.00037, 3e-05]  # training's, not the evaluations'
+    assert run.curve("lr", "iteration")[1] == [
+        0.00079,
+        0.00093,
+        0.00037,
+        3e-05,
+    ]  # training's, not the evaluations'
 
 
 def test_rows_of_iterations_stand_where_they_say():
@@ -48,9 +65,20 @@ def test_rows_of_iterations_stand_where_they_say():
 
 
 def test_without_the_text_log_an_epoch_ends_with_its_last_row(tmp_path):
-    rows = [train(1, 50, 9), train(1, 100, 8), val(1, 0.3), train(2, 50, 7), val(2, 0.25), train(2, 100, 6)]
+    rows = [
+        train(1, 50, 9),
+        train(1, 100, 8),
+        val(1, 0.3),
+        train(2, 50, 7),
+        val(2, 0.25),
+        train(2, 100, 6),
+    ]
     run = read(write(tmp_path / "run", "1", rows))
-    assert run.name == "run" and run.curve("loss", "iteration") == ([50, 100, 150, 200], [9, 8, 7, 6])
+    assert run.name == "run"
+    assert run.curve("loss", "iteration") == (
+        [50, 100, 150, 200],
+        [9, 8, 7, 6],
+    )
     assert run.curve("abs_rel", "iteration")[0] == [100, 150]  # the second one within its epoch
     assert run.curve("loss", "epoch")[0] == [0.5, 1, 1.5, 2]
 
@@ -74,9 +102,15 @@ def test_the_files_of_a_resumed_run_are_joined_and_the_last_word_counts(tmp_path
 
 def test_epochs_that_became_longer_at_a_resume_are_counted_as_their_row_says(tmp_path):
     text = "t - depth - INFO - Epoch [1][1/3]\tlr: 1\n"
-    write(tmp_path / "run", "1", [*(train(epoch, i, 9) for epoch in (1, 2) for i in (1, 2, 3))], text)
+    write(
+        tmp_path / "run", "1", [*(train(epoch, i, 9) for epoch in (1, 2) for i in (1, 2, 3))], text
+    )
     of = {"mode": "epochs_renumbered", "iteration": 6, "was": {"epoch": 2, "iter": 3, "of": 3}}
-    rows = [of | {"now": {"epoch": 2, "iter": 1, "of": 5}}, *(train(2, i, 5) for i in (2, 3, 4, 5)), val(2, 0.1)]
+    rows = [
+        of | {"now": {"epoch": 2, "iter": 1, "of": 5}},
+        *(train(2, i, 5) for i in (2, 3, 4, 5)),
+        val(2, 0.1),
+    ]
     write(tmp_path / "run", "2", rows)
     write(tmp_path / "run", "3", [train(3, 1, 4)])
     run = read(tmp_path / "run")
@@ -110,20 +144,30 @@ def test_runs_are_called_by_what_tells_them_apart(tmp_path):
     a, b = (write(tmp_path / name, "1", [train(1, 50, 9)]) for name in "ab")
     two = write(tmp_path / "a", "2", [train(1, 50, 9)])
     assert [run.name for run in plot_log.read_runs([a, b / "1.log.json"])] == ["a", "b"]
-    assert [run.name for run in plot_log.read_runs([a / "1.log.json", two / "2.log.json"])] == ["1", "2"]
+    assert [run.name for run in plot_log.read_runs([a / "1.log.json", two / "2.log.json"])] == [
+        "1",
+        "2",
+    ]
 
 
 def test_a_key_that_a_run_lacks_is_told_with_those_it_has(tmp_path):
     run = read(write(tmp_path / "run", "1", [train(1, 50, 9), val(1, 0.1)]))
-    with pytest.raises(LaunchError, match="^--keys: run has no 'absrel'; it has: lr, loss, time, abs_rel$"):
+    with pytest.raises(
+        LaunchError, match="^--keys: run has no 'absrel'; it has: lr, loss, time, abs_rel$"
+    ):
         plot_log.plot([run], ["loss", "absrel"])
 
 
 def test_a_picture_has_a_chart_a_key_and_a_curve_a_run(tmp_path):
     rows = [[train(1, i, 9 - i / 20 + offset) for i in range(1, 101)] for offset in (0, 3)]
     runs = [read(write(tmp_path / name, "1", part)) for name, part in zip("ab", rows, strict=True)]
-    one, three = plot_log.plot(runs, ["loss"]), plot_log.plot(runs, ["loss", "lr", "time"], by="time", smooth=5)
-    assert one.shape == (400, 640, 3) and three.shape == (800, 1280, 3) and one.dtype == np.uint8
+    one, three = (
+        plot_log.plot(runs, ["loss"]),
+        plot_log.plot(runs, ["loss", "lr", "time"], by="time", smooth=5),
+    )
+    assert one.shape == (400, 640, 3)
+    assert three.shape == (800, 1280, 3)
+    assert one.dtype == np.uint8
     for colour in plot_log.COLOURS[:2]:
         assert (np.abs(one.astype(int) - colour).sum(-1) < 40).any(0).sum() > 400
 

@@ -23,7 +23,9 @@ def network(beyond: str) -> Network:
     return Network(torch.nn.Identity(), torch.nn.Identity(), head, 1e-3, 10.0)
 
 
-@pytest.mark.parametrize("node", [{"dpm": {}}, {"mse": {}, "dpm": {"max_depth": 12}}, {"far": {"name": "dpm"}}])
+@pytest.mark.parametrize(
+    "node", [{"dpm": {}}, {"mse": {}, "dpm": {"max_depth": 12}}, {"far": {"name": "dpm"}}]
+)
 def test_a_divergence_that_counts_ignored_pixels_is_refused(node):
     losses, key = criterion.build(node, True), list(node)[-1]
     told = f"^losses.{key}.max_depth: got .*; set losses.{key}.max_depth=10.0"
@@ -31,7 +33,9 @@ def test_a_divergence_that_counts_ignored_pixels_is_refused(node):
         check_ignored_depths(network("ignore"), losses)
     assert "\n" not in str(caught.value)
     check_ignored_depths(network("clamp"), losses)
-    check_ignored_depths(network("ignore"), criterion.build({"dpm": {"max_depth": 10}, "mse": {}}, True))
+    check_ignored_depths(
+        network("ignore"), criterion.build({"dpm": {"max_depth": 10}, "mse": {}}, True)
+    )
 
 
 def test_the_maximum_that_is_asked_for_keeps_the_loss_of_a_picture_with_far_pixels():
@@ -44,7 +48,10 @@ def test_the_maximum_that_is_asked_for_keeps_the_loss_of_a_picture_with_far_pixe
     target[:, :, :, 2:] = 20.0
     half = head(features, (4, 4), target).divergence
     loss = criterion.build({"dpm": {"max_depth": 10.0}}, True)
-    values = [loss(SimpleNamespace(divergence=d), None, t)["loss"] for d, t in ((near, target * 0 + 5), (half, target))]
+    values = [
+        loss(SimpleNamespace(divergence=d), None, t)["loss"]
+        for d, t in ((near, target * 0 + 5), (half, target))
+    ]
     torch.testing.assert_close(values[1], values[0])
 
 
@@ -62,7 +69,12 @@ def hooks_of(recipe: dict, teacher) -> list:
 
 @pytest.mark.parametrize(
     ("node", "shown"),
-    [({"recipe": "t.yaml"}, True), ({"maps": "m"}, True), ({"name": "mine.teacher"}, False), (None, False)],
+    [
+        ({"recipe": "t.yaml"}, True),
+        ({"maps": "m"}, True),
+        ({"name": "mine.teacher"}, False),
+        (None, False),
+    ],
 )
 def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_rank(node, shown):
     def teacher(batch):
@@ -85,10 +97,13 @@ def test_a_recipe_without_data_is_read_as_any():
 
 def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
     recipe = Recipe({"data": {"workers": 3, "augment": {"flip_p": 0.25}}, "train": {"epochs": 0}})
-    assert recipe.loading.workers == 3 and recipe.loading is recipe.loading
+    assert recipe.loading.workers == 3
+    assert recipe.loading is recipe.loading
     assert recipe.augment.flip_p == 0.25
-    assert recipe.load.checkpoint is None and recipe.teacher is None
-    assert recipe.evaluation.interval == 1 and not recipe.has_outside_teacher
+    assert recipe.load.checkpoint is None
+    assert recipe.teacher is None
+    assert recipe.evaluation.interval == 1
+    assert not recipe.has_outside_teacher
     with pytest.raises(RecipeError, match="^train.epochs: got 0; it must be a whole number from 1"):
         recipe.train  # noqa: B018
 
@@ -107,7 +122,13 @@ def folder_recipe(root, depth):
             "min_depth": 0.001,
             "max_depth": 10.0,
         },
-        "data": {"name": "folder", "root": str(root), "images": "images", "depths": "depths", "val_fraction": 0.0},
+        "data": {
+            "name": "folder",
+            "root": str(root),
+            "images": "images",
+            "depths": "depths",
+            "val_fraction": 0.0,
+        },
         "losses": {"silog": {"weight": 1.0, "against": "ground_truth"}},
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "work_dir": str(root / "wd"),
@@ -125,7 +146,9 @@ def parts_of(recipe, batch_size):
 
 def test_depths_in_another_unit_end_a_run_before_it_begins(tmp_path):
     recipe = folder_recipe(tmp_path, np.full((64, 64), 2500, np.float32))
-    with pytest.raises(DataError, match=r"float32 NPY is taken as metres \(data.float_depth_unit\): give the unit"):
+    with pytest.raises(
+        DataError, match=r"float32 NPY is taken as metres \(data.float_depth_unit\): give the unit"
+    ):
         parts_of(recipe, 2)
     recipe["data"]["float_depth_unit"] = 1000.0
     assert not any("metres" in line for line in parts_of(recipe, 2).report)
@@ -135,6 +158,12 @@ def test_the_log_says_what_has_no_partner_and_that_a_batch_repeats_frames(tmp_pa
     recipe = folder_recipe(tmp_path, np.full((64, 64), 2.5, np.float32))
     np.save(tmp_path / "depths/alone.npy", np.ones((64, 64)))
     parts = parts_of(recipe, 4)
-    assert [line for line in parts.report if line.startswith("Warning: train.batch_size 4 is more than there are")]
+    assert [
+        line
+        for line in parts.report
+        if line.startswith("Warning: train.batch_size 4 is more than there are")
+    ]
     told = startup_log.about(parts)
-    assert f"Warning: 1 of 4 depth maps in {tmp_path}/depths match no image, such as alone.npy" in told
+    assert (
+        f"Warning: 1 of 4 depth maps in {tmp_path}/depths match no image, such as alone.npy" in told
+    )

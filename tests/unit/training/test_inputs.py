@@ -93,7 +93,8 @@ def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
     assert inputs.of_checkpoint(run.folder / "checkpoints" / "iter_3") == record
     assert inputs.of_checkpoint(None) is None
     train = record["splits"]["train"]
-    assert train["count"] == len(train["names"]) == 8 and record["iterations_per_epoch"] == 4
+    assert train["count"] == len(train["names"]) == 8
+    assert record["iterations_per_epoch"] == 4
     picture = run.folder / "data" / "pictures" / train["names"][0]
     assert train["files"]["picture"][0] == [
         picture.stat().st_size,
@@ -109,9 +110,11 @@ def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
 def test_a_record_that_is_not_there_or_torn_is_none_and_a_line_says_so(run, content):
     if content is not None:
         (run.folder / inputs.NAME).write_text(content)
-    assert inputs.read(run.folder) is None and inputs.held_out(None, {}) is None
+    assert inputs.read(run.folder) is None
+    assert inputs.held_out(None, {}) is None
     verdict = changes(run, None)
-    assert verdict.keys is None and verdict.refused == []
+    assert verdict.keys is None
+    assert verdict.refused == []
     assert verdict.told[0].startswith(
         "There is no inputs.json of this run's start, so nothing says what has changed"
     )
@@ -180,7 +183,8 @@ def test_a_time_of_change_alone_refuses_nothing(run, monkeypatch):
     for path in (run.folder / "data").rglob("*.png"):
         os.utime(path, (2, 2))
     verdict = changes(run, started)
-    assert verdict.refused == [] and verdict.told == [
+    assert verdict.refused == []
+    assert verdict.told == [
         f"{count} files of the {split} frames have another time of change and the same size; they "
         "are taken to be as they were"
         for split, count in (("train", 16), ("val", 4))
@@ -200,9 +204,8 @@ def test_contents_that_were_read_are_read_again_though_the_set_has_grown_large(r
             now["splits"]["train"]["names"], now["splits"]["train"]["files"]["picture"], strict=True
         )
     )
-    assert crcs["50.png"][1] is None and all(
-        crcs[name][1] for name in started["splits"]["train"]["names"]
-    )
+    assert crcs["50.png"][1] is None
+    assert all(crcs[name][1] for name in started["splits"]["train"]["names"])
 
 
 def test_a_folder_that_was_moved_is_told_and_not_refused(run):
@@ -210,7 +213,8 @@ def test_a_folder_that_was_moved_is_told_and_not_refused(run):
     (run.folder / "data").rename(run.folder / "elsewhere")
     run.node["data"]["root"] = str(run.folder / "elsewhere")
     verdict = changes(run, started)
-    assert verdict.keys == ["data.root"] and verdict.refused == []
+    assert verdict.keys == ["data.root"]
+    assert verdict.refused == []
     where = run.folder / "elsewhere" / "pictures", run.folder / "data" / "pictures"
     assert (
         f"The train frames are now those of {where[0]}; at the start, of {where[1]}" in verdict.told
@@ -224,7 +228,8 @@ def test_a_split_file_that_changes_the_frames_is_named_and_one_that_does_not_is_
     started = run.record()
     path.write_text("\n00.png\n\n01.png\n")
     verdict = changes(run, started)
-    assert verdict.refused == [] and verdict.told == [f"data.val_split: {path} has another content"]
+    assert verdict.refused == []
+    assert verdict.told == [f"data.val_split: {path} has another content"]
     path.write_text("00.png\n")
     assert refusals(run, started) == [
         "1 train frames were added (01.png)",
@@ -346,7 +351,8 @@ def test_keys_that_change_neither_are_named_and_not_refused(run, section, node):
     started = run.record()
     run.node.setdefault(section, {}).update(node)
     verdict = changes(run, started)
-    assert verdict.refused == [] and all(key.startswith(section) for key in verdict.keys)
+    assert verdict.refused == []
+    assert all(key.startswith(section) for key in verdict.keys)
     assert ("data.workers" in verdict.keys) is False
 
 
@@ -419,7 +425,8 @@ def test_a_run_that_goes_on_without_validation_keeps_the_frames_for_later(run):
     without = run.record(started, validate=False)
     assert without["splits"]["val"] == started["splits"]["val"]
     verdict = input_changes.compare(started, without)
-    assert verdict.refused == [] and verdict.told == []
+    assert verdict.refused == []
+    assert verdict.told == []
     begins = run.record(validate=False)
     assert "val" not in begins["splits"]
     assert input_changes.compare(begins, run.record(begins)).told == [
@@ -472,7 +479,8 @@ def judge_on_a_rank(rank: int, folder) -> str:
 @pytest.mark.processes
 def test_every_rank_refuses_what_rank_0_saw(tmp_path):
     first, second = two_ranks.run(judge_on_a_rank, tmp_path, tmp_path)
-    assert first == second and "1 train frames were added (zz.png)" in first
+    assert first == second
+    assert "1 train frames were added (zz.png)" in first
 
 
 def test_longer_epochs_are_logged_with_where_the_run_stands_in_them(tmp_path):
@@ -503,8 +511,10 @@ def test_facts_of_many_files_stand_in_their_order(tmp_path, monkeypatch):
     few = file_facts.of_each(file_facts.size_and_time, paths)
     monkeypatch.setattr(file_facts, "_FEW", 0)
     assert file_facts.of_each(file_facts.size_and_time, paths) == few
-    assert few[7] is few[9] is None and [fact[0] for fact in few[10:]] == list(range(10, 40))
-    assert file_facts.crc(paths[9]) is None and file_facts.crc(paths[3]) == zlib.crc32(b"xxx")
+    assert few[7] is few[9] is None
+    assert [fact[0] for fact in few[10:]] == list(range(10, 40))
+    assert file_facts.crc(paths[9]) is None
+    assert file_facts.crc(paths[3]) == zlib.crc32(b"xxx")
 
 
 @pytest.mark.parametrize(
@@ -536,7 +546,8 @@ def test_another_working_resolution_is_refused(run, was, is_now, told):
 
 def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    assert file_facts.crc(tmp_path / "pipe.png") is None and file_facts.crc(tmp_path) is None
+    assert file_facts.crc(tmp_path / "pipe.png") is None
+    assert file_facts.crc(tmp_path) is None
 
 
 def test_a_file_that_a_part_of_ones_own_has_made_since_is_told_and_not_refused(run, monkeypatch):

@@ -30,7 +30,11 @@ class Recorder(Hook):
         self.rows = []
 
     def after_iteration(self, state):
-        row = {"iteration": state.iteration, "loss": float(state.losses["loss"]), "grad_norm": float(state.grad_norm)}
+        row = {
+            "iteration": state.iteration,
+            "loss": float(state.losses["loss"]),
+            "grad_norm": float(state.grad_norm),
+        }
         self.rows.append(row | {"lr": state.lr})
 
 
@@ -45,9 +49,13 @@ class Told(criterion.Criterion):
 def batches(name: str):
     for i in range(6):
         image = golden.image(f"traj:{name}:{i}:img", SHAPE)
-        teacher_depth = golden.depth(f"traj:{name}:{i}:kd_gt", (2, 1, 64, 96), 1e-3, published.max_depth_m(name))
+        teacher_depth = golden.depth(
+            f"traj:{name}:{i}:kd_gt", (2, 1, 64, 96), 1e-3, published.max_depth_m(name)
+        )
         nothing = torch.zeros_like(teacher_depth)
-        yield Batch(image, nothing, nothing == 0, teacher_depth, torch.eye(3).expand(2, 3, 3), ["", ""])
+        yield Batch(
+            image, nothing, nothing == 0, teacher_depth, torch.eye(3).expand(2, 3, 3), ["", ""]
+        )
 
 
 def follow(rank: int) -> dict[str, dict]:
@@ -76,7 +84,10 @@ def follow(rank: int) -> dict[str, dict]:
         state = TrainState(engine, {}, None, "", 2, 1, 6, 6, True, hooks=[recorder], step=step)
         train(state, batches(name), CachedMaps(), told, schedule)
         assert told.iterations == [0, 1, 2, 3, 4, 5]
-        norms = {key: float(value.double().norm()) for key, value in to_published(full_state.weights(engine)).items()}
+        norms = {
+            key: float(value.double().norm())
+            for key, value in to_published(full_state.weights(engine)).items()
+        }
         with torch.no_grad():
             depth = engine.module.eval()(next(batches(name)).image).depth
         results[name] = {"rows": recorder.rows, "norms": norms, "depth": depth}
@@ -98,18 +109,27 @@ class Plain(Dpm):
 
 @pytest.mark.parametrize(
     ("every", "by", "due"),
-    [(1, "epoch", [4, 8]), (2, "epoch", [8]), (3, "iteration", [3, 6, 9]), (1, "iteration", list(range(1, 11)))],
+    [
+        (1, "epoch", [4, 8]),
+        (2, "epoch", [8]),
+        (3, "iteration", [3, 6, 9]),
+        (1, "iteration", list(range(1, 11))),
+    ],
 )
 def test_a_state_says_what_is_due_and_where_the_run_ends(every, by, due):
-    state = TrainState(None, {}, None, "", 2, 1, iterations_per_epoch=4, total_iterations=10, by_epoch=True)
+    state = TrainState(
+        None, {}, None, "", 2, 1, iterations_per_epoch=4, total_iterations=10, by_epoch=True
+    )
     found, last = [], []
     for state.iteration in range(1, 11):
         found += [state.iteration] if state.is_due(every, by) else []
         last += [state.iteration] if state.is_last else []
         assert state.ends == state.is_last
-    assert found == due and last == [10]
+    assert found == due
+    assert last == [10]
     state.iteration, state.stop_reason = 3, "asked to"
-    assert state.ends and not state.is_last
+    assert state.ends
+    assert not state.is_last
 
 
 def test_an_iteration_has_its_own_learning_rate_and_the_mean_of_its_micro_batches_losses():
@@ -120,7 +140,9 @@ def test_an_iteration_has_its_own_learning_rate_and_the_mean_of_its_micro_batche
     train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), loss, schedule)
     rows = state.hooks[0].rows
     assert [(row["iteration"], row["lr"]) for row in rows] == [(1, [0.0]), (2, [0.1]), (3, [0.2])]
-    alone = [loss(head(b.image), b, b.teacher_depth)["loss"].item() for b in batches("mobilev2_DPM_nyu")]
+    alone = [
+        loss(head(b.image), b, b.teacher_depth)["loss"].item() for b in batches("mobilev2_DPM_nyu")
+    ]
     means = [(first + second) / 2 for first, second in zip(alone[::2], alone[1::2], strict=True)]
     assert [row["loss"] for row in rows] == pytest.approx(means, rel=1e-5)
 
@@ -139,7 +161,11 @@ def test_six_iterations_follow_the_published_trajectory(followed, name):
         assert row["lr"] == pytest.approx([want["lr"]], rel=1e-9)
         assert row["loss"] == pytest.approx(want["loss"], rel=2e-4)
         assert row["grad_norm"] == pytest.approx(want["grad_norm"], rel=3e-2)
-    living = {key: norm for key, norm in expected["l2_after"].items() if key not in published.dropped_from(name)}
+    living = {
+        key: norm
+        for key, norm in expected["l2_after"].items()
+        if key not in published.dropped_from(name)
+    }
     assert len(living) > 100
     for key, norm in living.items():
         assert got["norms"][key] == pytest.approx(norm, rel=1e-3), key
@@ -147,13 +173,16 @@ def test_six_iterations_follow_the_published_trajectory(followed, name):
     assert (got["depth"] - want).abs().max() <= 2e-3 * want.max()
 
 
-@pytest.mark.parametrize("terms", [{"dpm": {}}, {"dpm": {}, "silog": {}}, {"silog": {}}, {"mse": {}, "silog": {}}])
+@pytest.mark.parametrize(
+    "terms", [{"dpm": {}}, {"dpm": {}, "silog": {}}, {"silog": {}}, {"mse": {}, "silog": {}}]
+)
 def test_the_divergence_is_computed_only_where_a_loss_reads_it(terms):
     head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
     state = TrainState(head, {}, None, "", 2, 1, 1, 1, True, step=head)
     schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([], []))
     train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), criterion.build(terms, True), schedule)
-    assert head.weight.grad.abs().sum() > 0 and state.losses["loss"] > 0
+    assert head.weight.grad.abs().sum() > 0
+    assert state.losses["loss"] > 0
     if "dpm" in terms:
         assert state.prediction.divergence.mean() > 0.1
     else:

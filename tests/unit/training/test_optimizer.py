@@ -25,20 +25,26 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.Sequential(OrderedDict(conv=nn.Linear(3, 4), norm=nn.LayerNorm(4)))
-        self.decoder = nn.Sequential(OrderedDict(norm1=nn.LayerNorm(4), conv=nn.Linear(4, 5, bias=False)))
+        self.decoder = nn.Sequential(
+            OrderedDict(norm1=nn.LayerNorm(4), conv=nn.Linear(4, 5, bias=False))
+        )
 
     def forward(self, x):
         return self.decoder(self.encoder(x))
 
 
 def optimizer(groups, network=None, batch_size: int = 4, lr_scaling: str = "none", **node):
-    return build_optimizer(ADAMW | {"groups": groups} | node, network or Net(), batch_size, lr_scaling)
+    return build_optimizer(
+        ADAMW | {"groups": groups} | node, network or Net(), batch_size, lr_scaling
+    )
 
 
 def by_name(network, built) -> dict[str, tuple[float, float]]:
     """(lr, weight decay) of every parameter."""
     names = {id(p): name for name, p in network.named_parameters()}
-    values = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in built.param_groups for p in g["params"]}
+    values = {
+        names[id(p)]: (g["lr"], g["weight_decay"]) for g in built.param_groups for p in g["params"]
+    }
     assert values.keys() == set(names.values())
     return values
 
@@ -70,30 +76,52 @@ def test_the_schedule_gives_every_group_its_multiple_and_all_the_momentum():
     built = optimizer(GROUPS, batch_size=8, lr_scaling="linear", lr_batch_size=4)
     assert built.defaults["lr"] == 0.02
     schedule = schedules.build(
-        CYCLE, base_lr=built.defaults["lr"], base_momentum=0.9, total_iterations=10, iterations_per_epoch=5
+        CYCLE,
+        base_lr=built.defaults["lr"],
+        base_momentum=0.9,
+        total_iterations=10,
+        iterations_per_epoch=5,
     )
     for iteration, (lr, momentum) in {0: (0.005, 0.95), 2: (0.02, 0.85), 9: (0.0005, 0.95)}.items():
         lrs, momenta = schedule.apply(built, iteration)
-        assert lrs == pytest.approx([lr, lr, 10 * lr]) and momenta == pytest.approx([momentum] * 3)
+        assert lrs == pytest.approx([lr, lr, 10 * lr])
+        assert momenta == pytest.approx([momentum] * 3)
         assert [group["lr"] for group in built.param_groups] == lrs
 
 
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([{"match": "head.*"}], r"groups\[0\].match: no parameter fits 'head.\*'; .* such as encoder.conv.weight"),
+        (
+            [{"match": "head.*"}],
+            r"groups\[0\].match: no parameter fits 'head.\*'; .* such as encoder.conv.weight",
+        ),
         ([{"match": ["decoder.*", "tail"]}], r"groups\[0\].match: no parameter fits 'tail'"),
-        ([{"match": "*"}, {"match": "*norm*"}], r"groups\[1\].match: earlier groups have all that fits '\*norm\*'"),
+        (
+            [{"match": "*"}, {"match": "*norm*"}],
+            r"groups\[1\].match: earlier groups have all that fits '\*norm\*'",
+        ),
         ([{"lr_mult": 2}], r"groups\[0\]: needs match"),
         ([{"match": "*", "lr": 2}], r"groups\[0\]: unknown key 'lr'; .*lr_mult"),
-        ([{"match": "*", "lr_mult": 0}], r"groups\[0\].lr_mult: got 0; it must be a factor above 0"),
-        ([{"match": "*", "lr_mult": "ten"}], r"groups\[0\].lr_mult: got 'ten'; it must be a number"),
-        ([{"match": "*", "weight_decay": -1}], r"groups\[0\].weight_decay: got -1; it must be 0 or more"),
+        (
+            [{"match": "*", "lr_mult": 0}],
+            r"groups\[0\].lr_mult: got 0; it must be a factor above 0",
+        ),
+        (
+            [{"match": "*", "lr_mult": "ten"}],
+            r"groups\[0\].lr_mult: got 'ten'; it must be a number",
+        ),
+        (
+            [{"match": "*", "weight_decay": -1}],
+            r"groups\[0\].weight_decay: got -1; it must be 0 or more",
+        ),
         ({"match": "*"}, r"optimizer.groups: got .* must be a list, each a mapping"),
     ],
 )
 def test_a_group_that_can_not_be_is_one_line(groups, message):
-    with pytest.raises(RecipeError, match=f"^optimizer.{message}" if isinstance(groups, list) else message):
+    with pytest.raises(
+        RecipeError, match=f"^optimizer.{message}" if isinstance(groups, list) else message
+    ):
         optimizer(groups)
 
 
@@ -103,13 +131,19 @@ def test_a_group_that_can_not_be_is_one_line(groups, message):
         ({"name": ["adam"]}, "optimizer.name: got ['adam']; allowed: adamw, adam, sgd"),
         ({"lr": None}, "optimizer.lr: got None; it must be a number"),
         ({"lr": True}, "optimizer.lr: got True; it must be a number"),
-        ({"lr": "0.1"}, "optimizer.lr: got '0.1'; it must be a number; write numbers without quotes"),
+        (
+            {"lr": "0.1"},
+            "optimizer.lr: got '0.1'; it must be a number; write numbers without quotes",
+        ),
         ({"lr": -1}, "optimizer.lr: got -1; it must be a number above 0"),
         ({"lr": 0}, "optimizer.lr: got 0; it must be a number above 0"),
         ({"lr": float("nan")}, "optimizer.lr: got nan; it must be a number above 0"),
         ({"betas": 0.9}, "optimizer.betas: got 0.9; it must be a list of 2: a number, a number"),
         ({"betas": [0.9]}, "optimizer.betas: got [0.9]; it must be a list of 2"),
-        ({"betas": [0.9, 1.5]}, "optimizer.betas: got [0.9, 1.5]; it must be two numbers from 0, under 1"),
+        (
+            {"betas": [0.9, 1.5]},
+            "optimizer.betas: got [0.9, 1.5]; it must be two numbers from 0, under 1",
+        ),
         ({"eps": -1e-8}, "optimizer.eps: got -1e-08; it must be 0 or more"),
         ({"weight_decay": "x"}, "optimizer.weight_decay: got 'x'; it must be a number"),
         ({"weight_decay": -0.1}, "optimizer.weight_decay: got -0.1; it must be 0 or more"),
@@ -117,14 +151,21 @@ def test_a_group_that_can_not_be_is_one_line(groups, message):
         ({"differentiable": True}, "optimizer (adamw): unknown key 'differentiable'; "),
         ({"momentum": 0.9}, "optimizer (adamw): unknown key 'momentum'; "),
         ({"lr_batch_size": 0}, "optimizer.lr_batch_size: got 0; it must be a whole number from 1"),
-        ({"lr_batch_size": 1.5}, "optimizer.lr_batch_size: got 1.5; it must be a whole number from 1"),
-        ({"lr_batch_size": True}, "optimizer.lr_batch_size: got True; it must be a whole number from 1"),
+        (
+            {"lr_batch_size": 1.5},
+            "optimizer.lr_batch_size: got 1.5; it must be a whole number from 1",
+        ),
+        (
+            {"lr_batch_size": True},
+            "optimizer.lr_batch_size: got True; it must be a whole number from 1",
+        ),
     ],
 )
 def test_a_value_that_can_not_be_is_one_line(node, message):
     with pytest.raises(RecipeError) as caught:
         optimizer([], **node)
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -132,17 +173,28 @@ def test_a_value_that_can_not_be_is_one_line(node, message):
     [
         ({"momentum": 1}, "optimizer.momentum: got 1; it must be a number from 0, under 1"),
         ({"dampening": float("inf")}, "optimizer.dampening: got inf; it must be finite"),
-        ({"nesterov": True}, "optimizer (sgd): got {'lr': 0.1, 'nesterov': True}; torch says: Nesterov momentum "),
+        (
+            {"nesterov": True},
+            "optimizer (sgd): got {'lr': 0.1, 'nesterov': True}; torch says: Nesterov momentum ",
+        ),
     ],
 )
 def test_what_sgd_can_not_be_is_one_line(given, message):
     with pytest.raises(RecipeError) as caught:
         build_optimizer({"name": "sgd", "lr": 0.1} | given, Net(), 4, "none")
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_optimizer_takes_its_own_arguments():
-    adam = {"lr": 1, "betas": [0, 0.5], "eps": 0, "weight_decay": 0, "amsgrad": True, "maximize": True}
+    adam = {
+        "lr": 1,
+        "betas": [0, 0.5],
+        "eps": 0,
+        "weight_decay": 0,
+        "amsgrad": True,
+        "maximize": True,
+    }
     sgd = {"lr": 1, "momentum": 0.9, "nesterov": True, "dampening": 0, "weight_decay": 0.1}
     for node in ({"name": "adamw"} | adam, {"name": "adam"} | adam, {"name": "sgd"} | sgd):
         defaults = build_optimizer(node, Net(), 4, "none").defaults
@@ -153,7 +205,10 @@ def test_every_optimizer_takes_its_own_arguments():
 
 def test_scaling_the_lr_needs_the_batch_that_it_is_meant_for():
     for lr_scaling in ("linear", "sqrt"):
-        with pytest.raises(RecipeError, match=f"^train.lr_scaling: got {lr_scaling}, .* give it as optimizer.lr_batch"):
+        with pytest.raises(
+            RecipeError,
+            match=f"^train.lr_scaling: got {lr_scaling}, .* give it as optimizer.lr_batch",
+        ):
             optimizer([], lr_scaling=lr_scaling)
     assert optimizer([], lr_scaling="none").defaults["lr"] == 0.01
     assert optimizer([], lr_scaling="sqrt", lr_batch_size=1).defaults["lr"] == 0.02
@@ -189,12 +244,16 @@ def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
             step.backward(engine(samples(i)[2 * rank : 2 * rank + 2]).square().mean())
         weights[f"stage {stage}"] = full_state.weights(engine)
         moments = full_state.moments(engine)
-        weights[f"stage {stage}"] |= {f"{name} exp_avg": kept["exp_avg"] for name, kept in moments.items()}
+        weights[f"stage {stage}"] |= {
+            f"{name} exp_avg": kept["exp_avg"] for name, kept in moments.items()
+        }
     return weights
 
 
 def a_cycle() -> schedules.Schedule:
-    return schedules.build(CYCLE, base_lr=0.01, base_momentum=0.9, total_iterations=STEPS, iterations_per_epoch=2)
+    return schedules.build(
+        CYCLE, base_lr=0.01, base_momentum=0.9, total_iterations=STEPS, iterations_per_epoch=2
+    )
 
 
 def samples(i: int) -> torch.Tensor:

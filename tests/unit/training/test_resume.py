@@ -48,7 +48,9 @@ def make_engine():
 
 def make_state(work_dir, timestamp: str, values: list[int]) -> tuple[TrainState, TextLog]:
     log = TextLog(1)
-    state = TrainState(make_engine(), RECIPE, work_dir, timestamp, 2, 1, 9, 9, True, [log, *map(Counter, values)])
+    state = TrainState(
+        make_engine(), RECIPE, work_dir, timestamp, 2, 1, 9, 9, True, [log, *map(Counter, values)]
+    )
     log.open(work_dir, timestamp)
     return state, log
 
@@ -56,7 +58,8 @@ def make_state(work_dir, timestamp: str, values: list[int]) -> tuple[TrainState,
 def test_where_nothing_was_saved_auto_means_the_beginning(tmp_path):
     for work_dir in (tmp_path / "none", tmp_path):
         path, notes = resume.checkpoint_path(work_dir, "auto")
-        assert path is None and notes == ["There was no checkpoint to go on from; the run begins"]
+        assert path is None
+        assert notes == ["There was no checkpoint to go on from; the run begins"]
     (tmp_path / "checkpoints" / "iter_5").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint to resume from; passed over iter_5"):
         resume.checkpoint_path(tmp_path, "auto")
@@ -103,7 +106,10 @@ def test_every_rank_goes_on_with_what_it_had(tmp_path):
     assert ranks[0]["drawn"] != ranks[1]["drawn"]
     for rank in ranks:
         assert rank["drawn again"] == rank["drawn"]
-    rows = [json.loads(line) for line in (tmp_path / "20240101_120000.log.json").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "20240101_120000.log.json").read_text().splitlines()
+    ]
     assert [row["iter"] for row in rows] == [3]
 
 
@@ -130,11 +136,15 @@ def test_the_teachers_file_is_named_in_a_new_recipe_and_stays_that_of_the_start(
         assert resume.with_teachers_file(recipe, resuming=True) is recipe
 
 
-def best_after(iteration: int, started: dict | None, accepted: bool, work_dir) -> tuple[float | None, dict]:
+def best_after(
+    iteration: int, started: dict | None, accepted: bool, work_dir
+) -> tuple[float | None, dict]:
     """What an evaluation's best of 0.1 is after a resume at an iteration, and the record of the inputs by then."""
     hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), print)
     hook.best, now = 0.1, {"best_from": -1}
-    state = TrainState(None, RECIPE, work_dir, "now", 2, 1, 9, 9, True, [Hook(), hook], iteration=iteration)
+    state = TrainState(
+        None, RECIPE, work_dir, "now", 2, 1, 9, 9, True, [Hook(), hook], iteration=iteration
+    )
     resume.forget_other_best(state, started, now, accepted)
     return hook.best, now
 
@@ -145,13 +155,21 @@ def best_after(iteration: int, started: dict | None, accepted: bool, work_dir) -
         (6, {"best_from": -1}, False, 0.1, -1),
         (6, None, False, 0.1, -1),
         (6, {"best_from": -1}, True, None, 6),
-        (6, {"best_from": 6}, False, None, 6),  # killed after an accepted resume, before its first checkpoint
+        (
+            6,
+            {"best_from": 6},
+            False,
+            None,
+            6,
+        ),  # killed after an accepted resume, before its first checkpoint
         (4, {"best_from": 6}, False, None, 6),  # from an older checkpoint than the accepted one
         (8, {"best_from": 6}, False, 0.1, 6),
         (8, {"best_from": 6}, True, None, 8),
     ],
 )
-def test_a_best_from_before_an_accepted_change_is_forgotten(tmp_path, iteration, started, accepted, best, best_from):
+def test_a_best_from_before_an_accepted_change_is_forgotten(
+    tmp_path, iteration, started, accepted, best, best_from
+):
     weights_file.write_weights(tmp_path / "best_abs_rel.pth", {}, {}, 3)
     (tmp_path / ".best_abs_rel.pth.before").write_bytes(b"")
     assert best_after(iteration, started, accepted, tmp_path) == (best, {"best_from": best_from})
@@ -163,7 +181,9 @@ def test_a_best_from_before_an_accepted_change_is_forgotten(tmp_path, iteration,
 def test_an_end_before_the_checkpoint_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint, "load", lambda _engine, _path: (10, {}))
     by_epoch = "train.epochs: 2 means 8 iterations in all.*; give train.epochs of 3 or more"
-    by_iteration = "train.iterations: 8 means 8 iterations in all.*; give train.iterations of 10 or more"
+    by_iteration = (
+        "train.iterations: 8 means 8 iterations in all.*; give train.iterations of 10 or more"
+    )
     for key in (by_epoch, by_iteration):
         state = TrainState(None, RECIPE, tmp_path, "now", 2, 1, 4, 8, key == by_epoch)
         with pytest.raises(RecipeError, match=key):

@@ -39,8 +39,12 @@ def test_curves_equal_those_of_the_published_configs(curve):
     total, node, base_lr, beta = PUBLISHED[curve]
     schedule = build(node, base_lr, beta, total)
     iterations = CURVES[f"{curve}__iters"] if f"{curve}__iters" in CURVES else np.arange(total)
-    np.testing.assert_allclose([schedule.lr(i) for i in iterations], CURVES[f"{curve}__lr"], rtol=1e-9)
-    np.testing.assert_allclose([schedule.momentum(i) for i in iterations], CURVES[f"{curve}__beta0"], rtol=1e-9)
+    np.testing.assert_allclose(
+        [schedule.lr(i) for i in iterations], CURVES[f"{curve}__lr"], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        [schedule.momentum(i) for i in iterations], CURVES[f"{curve}__beta0"], rtol=1e-9
+    )
 
 
 def test_one_cycle_sets_every_group_without_lr_mult_alike():
@@ -50,22 +54,31 @@ def test_one_cycle_sets_every_group_without_lr_mult_alike():
     schedule = build(STUDENT | {"cycle_momentum": True}, 3.57e-4, 0.9, 69480)
     for row, iteration in enumerate(CURVES[f"{name}__iters"]):
         lrs, momenta = schedule.apply(optimizer, int(iteration))
-        np.testing.assert_allclose(lrs, [CURVES[f"{name}__lr_group{i}"][row] for i in range(2)], rtol=1e-9)
+        np.testing.assert_allclose(
+            lrs, [CURVES[f"{name}__lr_group{i}"][row] for i in range(2)], rtol=1e-9
+        )
         np.testing.assert_allclose(momenta, [CURVES[f"{name}__beta0"][row]] * 2, rtol=1e-9)
 
 
 def test_every_published_curve_is_held():
     names = {key.split("__")[0] for key in CURVES.files}
-    assert len(names) == 9 and names == set(PUBLISHED) | {"onecycle_adabins_lrmult10_two_groups_69480"}
+    assert len(names) == 9
+    assert names == set(PUBLISHED) | {"onecycle_adabins_lrmult10_two_groups_69480"}
 
 
 @pytest.mark.parametrize("by", ["epoch", "iteration"])
 @pytest.mark.parametrize(
     ("node", "theirs"),
     [
-        ({"name": "cosine", "min_lr_ratio": 0.1}, lambda o, n: lr_scheduler.CosineAnnealingLR(o, n, eta_min=1e-4)),
+        (
+            {"name": "cosine", "min_lr_ratio": 0.1},
+            lambda o, n: lr_scheduler.CosineAnnealingLR(o, n, eta_min=1e-4),
+        ),
         ({"name": "poly", "power": 0.9}, lambda o, n: lr_scheduler.PolynomialLR(o, n, power=0.9)),
-        ({"name": "step", "milestones": [2, 7]}, lambda o, n: lr_scheduler.MultiStepLR(o, [2, 7], gamma=0.1)),
+        (
+            {"name": "step", "milestones": [2, 7]},
+            lambda o, n: lr_scheduler.MultiStepLR(o, [2, 7], gamma=0.1),
+        ),
     ],
     ids=["cosine", "poly", "step"],
 )
@@ -76,7 +89,9 @@ def test_shapes_equal_those_of_torch_in_either_unit(node, theirs, by):
     schedule = build({**node, "by": by, "warmup_iterations": 15, "warmup_ratio": 0.2}, 1e-3, None)
     for iteration in range(100):
         warm_up = 0.2 + 0.8 * min(iteration / 15, 1)
-        assert schedule.lr(iteration) == pytest.approx(expected.get_last_lr()[0] * warm_up, rel=1e-9)
+        assert schedule.lr(iteration) == pytest.approx(
+            expected.get_last_lr()[0] * warm_up, rel=1e-9
+        )
         if (iteration + 1) % unit == 0:
             optimizer.step()
             expected.step()
@@ -86,9 +101,15 @@ def test_shapes_equal_those_of_torch_in_either_unit(node, theirs, by):
 def test_one_cycle_equals_torch(total):
     parameter = torch.nn.Parameter(torch.zeros(1))
     theirs = torch.optim.AdamW([parameter], lr=1.0, betas=(0.95, 0.99))
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=2e-3, total_steps=total, pct_start=0.4)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, max_lr=2e-3, total_steps=total, pct_start=0.4
+    )
     ours = torch.optim.AdamW([parameter], lr=2e-3, betas=(0.95, 0.99))
-    schedule = build({"name": "one_cycle", "pct_start": 0.4, "cycle_momentum": True}, 2e-3, total_iterations=total)
+    schedule = build(
+        {"name": "one_cycle", "pct_start": 0.4, "cycle_momentum": True},
+        2e-3,
+        total_iterations=total,
+    )
     for iteration in range(total):
         lrs, momenta = schedule.apply(ours, iteration)
         assert lrs == pytest.approx([theirs.param_groups[0]["lr"]], rel=1e-9)
@@ -117,15 +138,20 @@ def test_past_the_end_the_last_iteration_holds():
 @pytest.mark.parametrize("total", [1, 2])
 def test_one_cycle_of_a_tiny_run_is_defined(total):
     schedule = build(STUDENT | {"cycle_momentum": True}, total_iterations=total)
-    assert 0 < schedule.lr(total - 1) <= 1e-3 and 0.85 <= schedule.momentum(0) <= 0.95
+    assert 0 < schedule.lr(total - 1) <= 1e-3
+    assert 0.85 <= schedule.momentum(0) <= 0.95
 
 
 def test_apply_scales_each_group_by_its_lr_mult_and_keeps_the_second_beta():
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]}, {"params": [torch.nn.Parameter(torch.zeros(1))]}]
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))]},
+        {"params": [torch.nn.Parameter(torch.zeros(1))]},
+    ]
     groups[1]["lr_mult"] = 10.0
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
     lrs, momenta = build(STUDENT | {"cycle_momentum": True}).apply(optimizer, 29)
-    assert lrs == pytest.approx([1e-3, 1e-2]) and momenta == pytest.approx([0.85, 0.85])
+    assert lrs == pytest.approx([1e-3, 1e-2])
+    assert momenta == pytest.approx([0.85, 0.85])
     assert [group["lr"] for group in optimizer.param_groups] == lrs
     assert optimizer.param_groups[1]["betas"] == (pytest.approx(0.85), 0.99)
 
@@ -140,26 +166,47 @@ def test_apply_sets_the_momentum_of_sgd_and_leaves_it_alone_when_there_is_none_t
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"name": "one_cycl"}, "schedule.name: no 'one_cycl'; there are (nearest first): one_cycle, "),
+        (
+            {"name": "one_cycl"},
+            "schedule.name: no 'one_cycl'; there are (nearest first): one_cycle, ",
+        ),
         ({}, "schedule.name: no None"),
-        ({"name": "one_cycle", "div_facto": 25}, "unknown key 'div_facto'; did you mean 'div_factor'? "),
+        (
+            {"name": "one_cycle", "div_facto": 25},
+            "unknown key 'div_facto'; did you mean 'div_factor'? ",
+        ),
         ({"name": "one_cycle", "by": "epoch"}, "schedule (one_cycle): unknown key 'by'"),
-        ({"name": "cosine", "by": "epochs"}, "schedule.by: got 'epochs'; it must be epoch or iteration"),
-        ({"name": "step", "milestones": [20, 10]}, "schedule.milestones: got [20, 10]; it must be a list"),
-        ({"name": "one_cycle", "pct_start": 1}, "schedule.pct_start: got 1; it must lie between 0 and 1"),
+        (
+            {"name": "cosine", "by": "epochs"},
+            "schedule.by: got 'epochs'; it must be epoch or iteration",
+        ),
+        (
+            {"name": "step", "milestones": [20, 10]},
+            "schedule.milestones: got [20, 10]; it must be a list",
+        ),
+        (
+            {"name": "one_cycle", "pct_start": 1},
+            "schedule.pct_start: got 1; it must lie between 0 and 1",
+        ),
         ({"name": "cosine", "min_lr_ratio": "1e-8"}, "schedule.min_lr_ratio: got '1e-8'"),
-        ({"name": "one_cycle", "div_factor": 0}, "schedule.div_factor: got 0; it must be a number above 0"),
+        (
+            {"name": "one_cycle", "div_factor": 0},
+            "schedule.div_factor: got 0; it must be a number above 0",
+        ),
     ],
 )
 def test_a_wrong_node_is_one_line_that_says_what_is_allowed(node, message):
     with pytest.raises(RecipeError) as error:
         build(node)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_that_ends_in_its_warm_up_is_told_so():
     node = COSINE | {"warmup_iterations": 100}
-    assert schedules.unfinished_warmup(node, 101) is None and schedules.unfinished_warmup(STUDENT, 1) is None
+    assert schedules.unfinished_warmup(node, 101) is None
+    assert schedules.unfinished_warmup(STUDENT, 1) is None
     for total in (100, 40):
         note = schedules.unfinished_warmup(node, total)
-        assert f"takes 100 iterations, but the run has only {total}: " in note and "schedule.warmup_iterations" in note
+        assert f"takes 100 iterations, but the run has only {total}: " in note
+        assert "schedule.warmup_iterations" in note

@@ -29,18 +29,26 @@ def test_logarithmic_ticks_and_labels():
     assert log_ticks(0.04, 3) == [0.05, 0.1, 0.2, 0.5, 1, 2]
     assert log_ticks(0.001, 10) == [0.001, 0.01, 0.1, 1, 10]
     assert log_ticks(1.5, 4.5) == ticks(1.5, 4.5, 6)  # of which 2 alone would say nothing
-    assert [label(n) for n in (0.0, 0.05, 38400.0, 1e-5, 2e7)] == ["0", "0.05", "38400", "1e-05", "2e+07"]
+    assert [label(n) for n in (0.0, 0.05, 38400.0, 1e-5, 2e7)] == [
+        "0",
+        "0.05",
+        "38400",
+        "1e-05",
+        "2e+07",
+    ]
 
 
 def test_a_curve_runs_where_its_numbers_say():
     picture = chart([Curve([0, 10], [0, 10], RED)], (400, 300), x_range=(0, 10), y_range=(0, 10))
-    assert picture.shape == (300, 400, 3) and picture.dtype == np.uint8
+    assert picture.shape == (300, 400, 3)
+    assert picture.dtype == np.uint8
     red = places(picture, RED)
     columns = np.unique(red[:, 1])
     assert len(columns) > 300
     heights = [red[red[:, 1] == column, 0].mean() for column in columns]
     slope, offset = np.polyfit(columns, heights, 1)
-    assert slope < -0.5 and np.abs(np.polyval((slope, offset), columns) - heights).max() < 2  # up, and straight
+    assert slope < -0.5  # up, and straight
+    assert np.abs(np.polyval((slope, offset), columns) - heights).max() < 2
 
 
 def test_numbers_that_are_not_finite_break_the_curve_and_nothing_else():
@@ -53,23 +61,38 @@ def test_numbers_that_are_not_finite_break_the_curve_and_nothing_else():
 
 def test_a_mark_stands_upright_at_its_number():
     picture = chart([], (400, 300), marks=[Mark(5.0, RED)], x_range=(0, 10), y_range=(0, 1))
-    ends = chart([], (400, 300), marks=[Mark(2.5, RED), Mark(7.5, GREEN)], x_range=(0, 10), y_range=(0, 1))
+    ends = chart(
+        [], (400, 300), marks=[Mark(2.5, RED), Mark(7.5, GREEN)], x_range=(0, 10), y_range=(0, 1)
+    )
     column = places(picture, RED)[:, 1]
     middle = (places(ends, RED)[:, 1].mean() + places(ends, GREEN)[:, 1].mean()) / 2
-    assert column.max() - column.min() <= 2 and abs(column.mean() - middle) <= 2
+    assert column.max() - column.min() <= 2
+    assert abs(column.mean() - middle) <= 2
     assert 80 < len(np.unique(places(picture, RED)[:, 0])) < 220  # dashed
 
 
 def test_a_logarithmic_axis_makes_a_straight_line_of_powers():
-    picture = chart([Curve(range(61), [10 ** (-i / 20) for i in range(61)], RED)], (400, 300), log_y=True)
+    picture = chart(
+        [Curve(range(61), [10 ** (-i / 20) for i in range(61)], RED)], (400, 300), log_y=True
+    )
     red = places(picture, RED)
     fit = np.polyfit(red[:, 1], red[:, 0], 1)
     assert np.abs(np.polyval(fit, red[:, 1]) - red[:, 0]).max() < 3
 
 
 def test_a_long_legend_takes_more_lines_and_the_plot_stays_below_it():
-    names = ["tiekd_mobilenet_v2_adabins_kitti", "tiekd_resnet50_depthformer_kitti", "baseline_light_kitti"]
-    curves = [Curve([0, 1], [0.5, 0.5], colour, name) for colour, name in zip(COLOURS, names, strict=False)]
+    names = [
+        "tiekd_mobilenet_v2_adabins_kitti",
+        "tiekd_resnet50_depthformer_kitti",
+        "baseline_light_kitti",
+    ]
+    curves = [
+        Curve([0, 1], [0.5, 0.5], colour, name)
+        for colour, name in zip(COLOURS, names, strict=False)
+    ]
     one, three = chart(curves[:1], (400, 300), "loss"), chart(curves, (400, 300), "loss")
-    tops = [np.flatnonzero((picture == (110, 110, 118)).all(-1).sum(1) > 200)[0] for picture in (one, three)]
+    tops = [
+        np.flatnonzero((picture == (110, 110, 118)).all(-1).sum(1) > 200)[0]
+        for picture in (one, three)
+    ]
     assert tops[1] >= tops[0] + 18

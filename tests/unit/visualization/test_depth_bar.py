@@ -10,7 +10,9 @@ from tiekd.visualization.pictures import UNKNOWN, colourise
 def test_the_picture_stays_and_the_scale_is_beside_it():
     colour = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
     whole = with_bar(colour, 80.0)
-    assert whole.dtype == np.uint8 and whole.shape[0] == 120 and whole.shape[1] > 230
+    assert whole.dtype == np.uint8
+    assert whole.shape[0] == 120
+    assert whole.shape[1] > 230
     assert np.array_equal(whole[:, :200], colour)
 
 
@@ -19,10 +21,15 @@ def test_a_colour_of_the_map_is_on_the_scale_where_that_depth_is(height):
     scale = bar(height, 80.0).astype(int)
     middle = scale[:, scale.shape[1] // 5]  # a column of the bar itself
     rows = [
-        np.abs(middle - colourise(np.array([[d]]), 80.0)[0, 0]).sum(1).argmin() for d in (79.0, 40.0, 20.0, 5.0, 0.2)
+        np.abs(middle - colourise(np.array([[d]]), 80.0)[0, 0]).sum(1).argmin()
+        for d in (79.0, 40.0, 20.0, 5.0, 0.2)
     ]
-    assert rows == sorted(rows) and rows[0] < height * 0.06 and rows[-1] > height * 0.9
-    assert abs(rows[2] / height - 0.5) < 0.02  # a quarter of the range is half way, as colours go with the square root
+    assert rows == sorted(rows)
+    assert rows[0] < height * 0.06
+    assert rows[-1] > height * 0.9
+    assert (
+        abs(rows[2] / height - 0.5) < 0.02
+    )  # a quarter of the range is half way, as colours go with the square root
     assert not (middle == UNKNOWN).all(1).any()
 
 
@@ -31,6 +38,7 @@ def test_labels_grow_with_the_picture_and_small_pictures_have_a_scale_too():
         return (bar(height, 10.0) > 200).all(2).sum()
 
     assert inked(3000) > 20 * inked(300) > 0
-    assert bar(8, 10.0).shape[0] == 8 and bar(1, 10.0).shape[0] == 1
+    assert bar(8, 10.0).shape[0] == 8
+    assert bar(1, 10.0).shape[0] == 1
     for largest in (0.5, 655.0, 1e-3, 1e6):
         assert bar(200, largest).shape[0] == 200

@@ -32,7 +32,11 @@ def test_pixels_are_near_middle_far_and_at_an_edge():
 def test_pixels_are_where_the_truth_was_measured():
     truth, target = np.zeros((40, 120), np.float32), street()
     truth[30, 20], truth[10, 50], truth[20, 70] = 5.0, 20.0, 9.0
-    assert {(row, column) for _, row, column in choose_pixels(truth, target)} == {(30, 20), (10, 50), (20, 70)}
+    assert {(row, column) for _, row, column in choose_pixels(truth, target)} == {
+        (30, 20),
+        (10, 50),
+        (20, 70),
+    }
     assert len(choose_pixels(0 * truth, target)) == 4  # of a frame without ground truth: anywhere
     assert choose_pixels(truth, 0 * target) == []
 
@@ -49,8 +53,13 @@ def test_distributions_are_those_of_the_pixel(stride):
     assert len(pixels) == 4
     for pixel in pixels:
         at = pixel.row // stride, pixel.column // stride
-        assert (pixel.target.sum(), pixel.student.sum()) == (pytest.approx(1, abs=1e-4), pytest.approx(1, abs=1e-4))
-        assert float(pixel.student @ pixel.centres) == pytest.approx(float(mean[0, 0][at]), rel=1e-4)
+        assert (pixel.target.sum(), pixel.student.sum()) == (
+            pytest.approx(1, abs=1e-4),
+            pytest.approx(1, abs=1e-4),
+        )
+        assert float(pixel.student @ pixel.centres) == pytest.approx(
+            float(mean[0, 0][at]), rel=1e-4
+        )
         cell = depth[at[0] * stride :, at[1] * stride :][:stride, :stride]
         assert float(pixel.target @ pixel.centres) == pytest.approx(float(cell.mean()), rel=2e-3)
         assert pixel.truth == depth[pixel.row, pixel.column]
@@ -68,15 +77,24 @@ def test_a_panel_has_a_chart_a_pixel_and_marks_them_in_every_picture():
     grey = np.full((40, 120, 3), 90, np.uint8)
     panel = explanation({"image": grey, "student": grey}, pixels, "teacher")
     without = explanation({"image": grey, "student": grey}, [], "teacher")
-    assert panel.shape == without.shape and panel.dtype == np.uint8
+    assert panel.shape == without.shape
+    assert panel.dtype == np.uint8
     left = (panel == 90).all(-1).any(0).nonzero()[0].max()  # where the pictures end
     changed = (panel != without).any(-1)
     marked = changed[:, :left].any(1).nonzero()[0]
-    assert marked.min() < 150 and marked.max() > 200  # in both pictures
+    assert marked.min() < 150
+    assert marked.max() > 200  # in both pictures
     charts = changed[:, left + 10 :]
-    for part in (charts[40:240, :380], charts[40:240, 420:], charts[310:500, :380], charts[310:500, 420:]):
+    for part in (
+        charts[40:240, :380],
+        charts[40:240, 420:],
+        charts[310:500, :380],
+        charts[310:500, 420:],
+    ):
         assert part.any()
     target, student = (
-        (np.abs(panel.astype(int) - colour).sum(-1) < 40).sum() for colour in ((230, 159, 0), (86, 180, 233))
+        (np.abs(panel.astype(int) - colour).sum(-1) < 40).sum()
+        for colour in ((230, 159, 0), (86, 180, 233))
     )
-    assert target > 800 and student > 800
+    assert target > 800
+    assert student > 800

@@ -13,16 +13,26 @@ from tiekd.visualization.frame_pictures import FramePictures, frame_picture, gro
 def test_each_frame_has_a_file_named_by_its_place_and_name(tmp_path):
     settings = EvaluationSettings(crop="none", flip=False, batch_size=2)
     watcher = FramePictures(tmp_path, 12, 80.0)
-    evaluate(lambda i: i.new_full((len(i), 1, 12, 20), 20.0), Frames(), settings, 1e-3, 80.0, CPU, watchers=[watcher])
+    evaluate(
+        lambda i: i.new_full((len(i), 1, 12, 20), 20.0),
+        Frames(),
+        settings,
+        1e-3,
+        80.0,
+        CPU,
+        watchers=[watcher],
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"0{i}_{i}.png" for i in range(7)]
     shapes = {np.asarray(Image.open(path)).shape for path in tmp_path.iterdir()}
-    assert len(shapes) == 1 and shapes.pop()[1] > 2 * 320  # small frames are grown
+    assert len(shapes) == 1
+    assert shapes.pop()[1] > 2 * 320  # small frames are grown
 
 
 def test_points_are_grown_where_there_are_gaps_between_them_only():
     dense, sparse = np.full((20, 30), 10.0), np.zeros((20, 30))
     sparse[::5, ::5] = 10
-    assert growth(dense) == 0 and growth(sparse) == 1
+    assert growth(dense) == 0
+    assert growth(sparse) == 1
 
 
 def test_the_parts_are_image_ground_truth_prediction_and_error():
@@ -31,11 +41,14 @@ def test_the_parts_are_image_ground_truth_prediction_and_error():
     depth = np.full((100, 400), 45.0, dtype=np.float32)
     image = torch.zeros(3, 100, 400).numpy()
     picture = frame_picture(image, truth, depth, 80.0, "name.png  abs_rel 0.1")
-    assert picture.dtype == np.uint8 and picture.shape[1] > 800 and picture.shape[0] > 300
+    assert picture.dtype == np.uint8
+    assert picture.shape[1] > 800
+    assert picture.shape[0] > 300
     left, right = picture[100], picture[100 + (picture.shape[0] - 34) // 2]
     (expected,) = pictures.colourise(np.full((1, 1), 40.0), 80.0)[0]
     assert left[50].tolist() == pictures.denormalise(image)[0, 0].tolist()
-    assert left[450].tolist() == expected.tolist() and left[650].tolist() == list(pictures.UNKNOWN)
+    assert left[450].tolist() == expected.tolist()
+    assert left[650].tolist() == list(pictures.UNKNOWN)
     assert right[50].tolist() == pictures.colourise(depth, 80.0)[0, 0].tolist()
     assert right[450].tolist() == pictures.error_map(depth, truth, 10.0)[0, 0].tolist()
     assert right[650].tolist() == list(pictures.UNKNOWN)

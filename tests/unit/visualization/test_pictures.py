@@ -2,21 +2,40 @@ import numpy as np
 import pytest
 
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
-from tiekd.visualization.pictures import UNKNOWN, colourise, denormalise, dilate, entropy_map, error_map, panel, sheet
+from tiekd.visualization.pictures import (
+    UNKNOWN,
+    colourise,
+    denormalise,
+    dilate,
+    entropy_map,
+    error_map,
+    panel,
+    sheet,
+)
 
 
 def test_colours_are_a_fixed_function_of_metres_near_warm_far_cold():
     few = colourise(np.array([[5.0, 80.0]], np.float32), 80.0)
     many = colourise(np.array([[1.0, 5.0, 20.0, 80.0, 200.0]], np.float32), 80.0)
-    assert few.dtype == np.uint8 and few.shape == (1, 2, 3)
-    assert (many[0, 1] == few[0, 0]).all() and (many[0, 3] == few[0, 1]).all() and (many[0, 4] == many[0, 3]).all()
+    assert few.dtype == np.uint8
+    assert few.shape == (1, 2, 3)
+    assert (many[0, 1] == few[0, 0]).all()
+    assert (many[0, 3] == few[0, 1]).all()
+    assert (many[0, 4] == many[0, 3]).all()
     red, _, blue = many[0].astype(int).T
-    assert red[0] > blue[0] + 100 and blue[3] > red[3] + 50
+    assert red[0] > blue[0] + 100
+    assert blue[3] > red[3] + 50
 
 
 def test_every_unknown_depth_is_grey():
     depth = np.array([[0.0, -1.0, np.nan, np.inf, 3.0]], np.float32)
-    assert (colourise(depth, 10.0)[0] == UNKNOWN).all(axis=-1).tolist() == [True, True, True, True, False]
+    assert (colourise(depth, 10.0)[0] == UNKNOWN).all(axis=-1).tolist() == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_depths_that_differ_by_a_tenth_differ_in_colour():
@@ -29,7 +48,8 @@ def test_error_map_is_dark_without_error_and_grey_without_target():
     prediction = np.array([[5.0, 5.0, 5.0, np.nan, 99.0]], np.float32)
     target = np.array([[5.0, 9.0, 0.0, 5.0, 5.0]], np.float32)
     colours = error_map(prediction, target, 8.0)[0].astype(int)
-    assert colours[0].sum() < 10 and (colours[2] == UNKNOWN).all()
+    assert colours[0].sum() < 10
+    assert (colours[2] == UNKNOWN).all()
     assert colours[0].sum() < colours[1].sum() < colours[4].sum()
     assert (colours[3] == colours[4]).all()
 
@@ -41,8 +61,10 @@ def test_a_sparse_error_grows_and_the_larger_one_wins():
     prediction[2, 4] = 18.0
     colours = error_map(prediction, target, 8.0, radius=1)
     known = (colours != UNKNOWN).any(-1)
-    assert known[1:4, 1:6].all() and known.sum() == 15
-    assert (colours[2, 3] == colours[2, 5]).all() and (colours[2, 3] != colours[2, 1]).any()
+    assert known[1:4, 1:6].all()
+    assert known.sum() == 15
+    assert (colours[2, 3] == colours[2, 5]).all()
+    assert (colours[2, 3] != colours[2, 1]).any()
 
 
 def test_dilate_keeps_the_nearer_point_and_invents_none():
@@ -51,24 +73,36 @@ def test_dilate_keeps_the_nearer_point_and_invents_none():
     sparse[8, 0] = np.nan
     grown = dilate(sparse, 2)
     assert grown.dtype == np.float32
-    assert (grown[2:7, 1:4] == 20).all() and (grown[2:7, 4:9] == 10).all() and (grown[:3, 9:] == 5).all()
+    assert (grown[2:7, 1:4] == 20).all()
+    assert (grown[2:7, 4:9] == 10).all()
+    assert (grown[:3, 9:] == 5).all()
     assert (grown > 0).sum() == 15 + 25 + 9
     assert (dilate(np.zeros((4, 4), np.float32)) == 0).all()
 
 
 def test_denormalise_undoes_the_networks_input():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(np.uint8)
-    normalised = ((pixels - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)).transpose(2, 0, 1).astype(np.float32)
+    normalised = (
+        ((pixels - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD))
+        .transpose(2, 0, 1)
+        .astype(np.float32)
+    )
     assert (denormalise(normalised) == pixels).all()
     assert denormalise(np.full((3, 1, 1), 99.0, np.float32)).tolist() == [[[255, 255, 255]]]
 
 
 def test_panel_shows_each_picture_at_its_place_and_the_scales_beside():
-    colours = [[(250, 0, 0), (0, 250, 0)], [(0, 0, 250), (250, 250, 0)], [(0, 250, 250), (250, 0, 250)]]
+    colours = [
+        [(250, 0, 0), (0, 250, 0)],
+        [(0, 0, 250), (250, 250, 0)],
+        [(0, 250, 250), (250, 0, 250)],
+    ]
     rows = [[np.full((30, 60, 3), colour, np.uint8) for colour in row] for row in colours]
     picture = panel(rows, ["image", "depth"], 80.0, cell_width=120)
     both = panel(rows, ["image", "depth"], 80.0, 8.0, cell_width=120)
-    assert picture.dtype == np.uint8 and both.shape[0] == picture.shape[0] and both.shape[1] > picture.shape[1]
+    assert picture.dtype == np.uint8
+    assert both.shape[0] == picture.shape[0]
+    assert both.shape[1] > picture.shape[1]
     for row in range(3):
         for column in range(2):
             place = np.argwhere((picture == colours[row][column]).all(-1))
@@ -78,7 +112,8 @@ def test_panel_shows_each_picture_at_its_place_and_the_scales_beside():
     bar = picture[38:, 14 + 246 + 20]
     assert (bar[0] == colourise(np.array([[80.0]]), 80.0)[0, 0]).all()
     assert (bar[3 * 66 - 7] == colourise(np.array([[1e-9]]), 80.0)[0, 0]).all()
-    assert (picture[14:36, 14:260].max() > 200) and (picture[14:36, 14:260] > 200).any(axis=(0, 2)).sum() > 20
+    assert picture[14:36, 14:260].max() > 200
+    assert (picture[14:36, 14:260] > 200).any(axis=(0, 2)).sum() > 20
 
 
 def test_panel_wants_a_title_for_each_column():
@@ -89,7 +124,10 @@ def test_panel_wants_a_title_for_each_column():
 def test_rows_of_other_sizes_keep_their_shapes():
     rows = [[np.full((height, 60, 3), 200, np.uint8)] for height in (30, 45)]
     picture = panel(rows, ["image"], 80.0, cell_width=120)
-    assert (picture[:, 70] == 200).all(-1).nonzero()[0].tolist() == [*range(38, 98), *range(104, 194)]
+    assert (picture[:, 70] == 200).all(-1).nonzero()[0].tolist() == [
+        *range(38, 98),
+        *range(104, 194),
+    ]
 
 
 def test_a_sheet_has_a_title_over_each_picture_and_samples_of_pictures_as_large_as_they():
@@ -100,15 +138,22 @@ def test_a_sheet_has_a_title_over_each_picture_and_samples_of_pictures_as_large_
     for i, colour in enumerate(colours):
         line, column = divmod(i, 2)
         place = np.argwhere((picture == colour).all(-1))
-        assert len(place) == 60 * 120 and place.min(0).tolist() == [38 + line * 90, 14 + column * 126]
+        assert len(place) == 60 * 120
+        assert place.min(0).tolist() == [
+            38 + line * 90,
+            14 + column * 126,
+        ]
         title = picture[14 + line * 90 : 36 + line * 90, 14 + column * 126 :][:, :120]
         assert (title.max(-1) > 200).any()
     assert picture.shape[1] == 2 * 14 + 246 + 3 * 74
-    upright = sheet({name: cell.transpose(1, 0, 2) for name, cell in cells.items()}, 80.0, cell_width=120)
+    upright = sheet(
+        {name: cell.transpose(1, 0, 2) for name, cell in cells.items()}, 80.0, cell_width=120
+    )
     assert upright.shape[1] == 2 * 14 + 3 * 126 - 6 + 74
 
 
 def test_entropies_grow_lighter_and_what_is_not_finite_is_grey():
     colours = entropy_map(np.array([[0.0, 1.0, 3.0, 5.5, 9.0, np.nan]]), 5.5)[0].astype(int)
-    assert (np.diff(colours[:4].sum(1)) > 100).all() and (colours[3] == colours[4]).all()
+    assert (np.diff(colours[:4].sum(1)) > 100).all()
+    assert (colours[3] == colours[4]).all()
     assert (colours[5] == UNKNOWN).all()

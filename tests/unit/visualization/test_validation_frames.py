@@ -53,7 +53,8 @@ def test_frames_are_spread_over_the_set_and_read_and_taught_once():
 
     shown = ShownFrames(frames, make_network(), teacher, CPU, num_frames=4)
     first, again = shown.views(), shown.views()
-    assert frames.read == [5, 15, 25, 35] and taught == ["5", "15", "25", "35"]
+    assert frames.read == [5, 15, 25, 35]
+    assert taught == ["5", "15", "25", "35"]
     assert [float(view.truth[0, 0]) for view in first] == [5, 15, 25, 35]
     assert [float(view.teacher[0, 0]) for view in again] == [10, 30, 50, 70]
     assert (first[0].image == 5).all()
@@ -62,7 +63,9 @@ def test_frames_are_spread_over_the_set_and_read_and_taught_once():
 
 def test_without_a_teacher_there_is_none_nor_where_it_has_no_map():
     for teacher in (None, lambda batch: batch.teacher_depth):
-        assert all(v.teacher is None for v in ShownFrames(Frames(3), make_network(), teacher, CPU).views())
+        assert all(
+            v.teacher is None for v in ShownFrames(Frames(3), make_network(), teacher, CPU).views()
+        )
 
 
 def test_errors_are_signed_by_range_and_inside_the_crop():

@@ -37,8 +37,10 @@ def test_a_view_has_the_depth_and_the_entropy_of_its_image():
         expected = network.eval()(images).depth
         p = network.head.probabilities(images).double()
     for i, view in enumerate(shown):
-        assert np.allclose(view.student, expected[i, 0]) and np.allclose(view.teacher, depths[i, 0])
-        assert np.allclose(view.truth, truths[i, 0]) and view.image.shape == (24, 48, 3)
+        assert np.allclose(view.student, expected[i, 0])
+        assert np.allclose(view.teacher, depths[i, 0])
+        assert np.allclose(view.truth, truths[i, 0])
+        assert view.image.shape == (24, 48, 3)
         assert np.allclose(view.entropy, -(p[i] * p[i].log()).sum(0), atol=1e-5)
         assert view.max_entropy == math.log(20)
     assert [len(view.pixels) for view in shown] == [4, 0]
@@ -48,14 +50,17 @@ def test_entropies_of_large_pictures_are_of_every_nth_pixel():
     network, images = make_network(), torch.randn(1, 3, 200, 300)
     (view,) = views(network, images, torch.ones(1, 1, 200, 300), None, explained=0)
     p = network.head.probabilities(images[:, :, ::2, ::2]).double()
-    assert view.entropy.shape == (100, 150) and view.teacher is None
+    assert view.entropy.shape == (100, 150)
+    assert view.teacher is None
     assert np.allclose(view.entropy, -(p * p.log()).sum(1)[0].detach(), atol=1e-5)
 
 
 def test_depths_that_are_given_need_no_network():
     images, depths = frames()
     (view, _) = views(depths.half(), images, depths, depths.clone().fill_(torch.nan), explained=2)
-    assert view.entropy is None and view.pixels == () and (view.teacher == 0).all()
+    assert view.entropy is None
+    assert view.pixels == ()
+    assert (view.teacher == 0).all()
     assert why(view, 10.0) is None
 
 
@@ -67,10 +72,21 @@ def test_an_overview_shows_points_large_enough_and_the_error_against_what_is_ask
 
     def known(against, line, column):  # of a cell of 400x200 pixels, the share that has a colour
         top, left = 38 + line * 230, 14 + column * 406
-        return (overview(view, 10.0, against)[top : top + 200, left : left + 400] != UNKNOWN).any(-1).mean()
+        return (
+            (overview(view, 10.0, against)[top : top + 200, left : left + 400] != UNKNOWN)
+            .any(-1)
+            .mean()
+        )
 
-    assert 0.002 < known("ground truth", 0, 1) < 0.05 and 0.002 < known("ground truth", 2, 0) < 0.05
-    assert known("teacher", 1, 0) == known("teacher", 1, 1) == known("teacher", 2, 0) == known("teacher", 2, 1) == 1
+    assert 0.002 < known("ground truth", 0, 1) < 0.05
+    assert 0.002 < known("ground truth", 2, 0) < 0.05
+    assert (
+        known("teacher", 1, 0)
+        == known("teacher", 1, 1)
+        == known("teacher", 2, 0)
+        == known("teacher", 2, 1)
+        == 1
+    )
 
 
 def test_why_of_a_student_without_a_teacher_is_of_the_ground_truth():

@@ -37,11 +37,17 @@ def test_the_newest_whole_one_is_found_by_number_not_by_name(tmp_path):
     ("damage", "reason"),
     [
         (lambda path: (path / "student.pth").write_bytes(b"weight"), "has 6 bytes, not 7"),
-        (lambda path: (path / "student.pth").write_bytes(b"wEights"), "has changed since it was written"),
+        (
+            lambda path: (path / "student.pth").write_bytes(b"wEights"),
+            "has changed since it was written",
+        ),
         (lambda path: (path / "student.pth").unlink(), "is missing"),
         (lambda path: (path / "manifest.json").unlink(), "a save that never ended"),
         (lambda path: (path / "manifest.json").write_text("{}"), "manifest can't be read"),
-        (lambda path: (path / "manifest.json").write_text('{"files": {}}'), "manifest can't be read"),
+        (
+            lambda path: (path / "manifest.json").write_text('{"files": {}}'),
+            "manifest can't be read",
+        ),
     ],
 )
 def test_a_damaged_one_is_passed_over_and_said_so(tmp_path, damage, reason):
@@ -50,7 +56,9 @@ def test_a_damaged_one_is_passed_over_and_said_so(tmp_path, damage, reason):
     assert reason in checkpoints.check(tmp_path / "checkpoints" / "iter_2")
     assert checkpoints.find(tmp_path)[0].name == "iter_1"
     damage(tmp_path / "checkpoints" / "iter_1")
-    with pytest.raises(CheckpointError, match=f"passed over iter_2: .*{reason}.*iter_1: .*start the run"):
+    with pytest.raises(
+        CheckpointError, match=f"passed over iter_2: .*{reason}.*iter_1: .*start the run"
+    ):
         checkpoints.find(tmp_path)
 
 
@@ -62,7 +70,9 @@ def test_pruning_keeps_the_last_and_clears_what_a_killed_save_left(tmp_path):
     assert names(tmp_path) == ["iter_10", "iter_15"]
 
 
-def test_going_on_from_an_older_one_sets_newer_ones_aside_and_pruning_spares_the_new_future(tmp_path):
+def test_going_on_from_an_older_one_sets_newer_ones_aside_and_pruning_spares_the_new_future(
+    tmp_path,
+):
     folder = tmp_path / "checkpoints"
     for iteration in (5, 10, 15):
         make(folder, iteration)
@@ -78,9 +88,14 @@ def test_going_on_from_an_older_one_sets_newer_ones_aside_and_pruning_spares_the
 
 def test_going_on_from_before_the_best_sets_its_weights_aside(tmp_path):
     for name, iteration in (("best_rmse.pth", 7), ("best_a1.pth", 8)):
-        weights_file.write_weights(tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, iteration)
+        weights_file.write_weights(
+            tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, iteration
+        )
     checkpoints.set_aside_newer(tmp_path, 7)
-    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["abandoned_best_a1.pth", "best_rmse.pth"]
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == [
+        "abandoned_best_a1.pth",
+        "best_rmse.pth",
+    ]
 
 
 def test_weights_are_the_newest_best_ones_else_the_newest_checkpoints(tmp_path):
@@ -88,13 +103,16 @@ def test_weights_are_the_newest_best_ones_else_the_newest_checkpoints(tmp_path):
         checkpoints.find_weights(tmp_path)
     make(tmp_path / "checkpoints", 3)
     of_three = tmp_path / "checkpoints" / "iter_3" / "student.pth"
-    assert checkpoints.find_weights(tmp_path) == checkpoints.find_weights(of_three.parent) == of_three
+    assert (
+        checkpoints.find_weights(tmp_path) == checkpoints.find_weights(of_three.parent) == of_three
+    )
     for age, name in enumerate(("best_rmse.pth", "best_a1.pth")):
         weights_file.write_weights(tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, 7)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     assert checkpoints.find_weights(tmp_path).name == "best_rmse.pth"
     content = torch.load(tmp_path / "best_rmse.pth", weights_only=True)
-    assert content["iteration"] == 7 and content["network"] == {"min_depth": 1.0}
+    assert content["iteration"] == 7
+    assert content["network"] == {"min_depth": 1.0}
 
 
 def test_hooks_of_one_class_have_states_of_their_own():
@@ -110,7 +128,11 @@ def test_a_manifest_lists_every_file_with_its_size(tmp_path):
 
 def test_the_best_of_the_checkpoint_comes_back_when_a_later_one_is_abandoned(tmp_path):
     path, node = tmp_path / "best_rmse.pth", {"min_depth": 1.0}
-    for iteration in (4, 6, 8):  # the checkpoint is of iteration 5, and no other was saved before the kill
+    for iteration in (
+        4,
+        6,
+        8,
+    ):  # the checkpoint is of iteration 5, and no other was saved before the kill
         weights_file.replace_best(path, {"w": torch.ones(2) * iteration}, node, iteration)
         if iteration == 4:
             weights_file.forget_older_best(tmp_path)

@@ -24,16 +24,26 @@ RECORD = {
     ],
 )
 def test_the_launcher_starts_the_same_ranks_unless_told_otherwise(change, given, expected):
-    assert launch_record.LaunchRecord(**(RECORD | change)).launcher_options(given, Path("work")) == expected
+    assert (
+        launch_record.LaunchRecord(**(RECORD | change)).launcher_options(given, Path("work"))
+        == expected
+    )
 
 
 @pytest.mark.parametrize("given", [[], ["--master_port=29501"]])
 def test_a_run_of_unknown_machines_asks_on_which_to_go_on(given):
     with pytest.raises(LaunchError, match="4 ranks on several machines.*--hostfile"):
-        launch_record.LaunchRecord(**(RECORD | {"world_size": 4})).launcher_options(given, Path("work"))
+        launch_record.LaunchRecord(**(RECORD | {"world_size": 4})).launcher_options(
+            given, Path("work")
+        )
 
 
-MACHINES = {"world_size": 3, "ranks_per_node": 1, "nodes": {"a": [0], "b": [0, 2]}, "master_addr": "10.0.0.1"}
+MACHINES = {
+    "world_size": 3,
+    "ranks_per_node": 1,
+    "nodes": {"a": [0], "b": [0, 2]},
+    "master_addr": "10.0.0.1",
+}
 SAME_MACHINES = ["--include=a:0@b:0,2", "--master_addr=10.0.0.1", "--master_port=29500"]
 
 
@@ -55,9 +65,13 @@ def test_a_run_of_many_machines_goes_on_on_those_of_them_that_are_chosen(given, 
     assert options == [option.format(tmp_path / "hostfile") for option in expected]
 
 
-def test_the_launcher_is_not_started_without_its_hostfile_for_it_would_take_this_machine_alone(tmp_path):
+def test_the_launcher_is_not_started_without_its_hostfile_for_it_would_take_this_machine_alone(
+    tmp_path,
+):
     with pytest.raises(LaunchError, match="hostfile, with the run's machines, is gone"):
-        launch_record.LaunchRecord(**(RECORD | MACHINES)).launcher_options(["--exclude=b"], tmp_path)
+        launch_record.LaunchRecord(**(RECORD | MACHINES)).launcher_options(
+            ["--exclude=b"], tmp_path
+        )
 
 
 def test_a_folder_without_a_run_is_no_work_dir(tmp_path):

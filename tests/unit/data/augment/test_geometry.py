@@ -18,7 +18,9 @@ def marked(height=40, width=60, row=11, column=37):
     depth, teacher = torch.full((1, height, width), 5.0), torch.full((1, height, width), 3.0)
     image[:, row, column], depth[0, row, column], teacher[0, row, column] = 255, 9, 7
     inside = torch.ones(1, height, width, dtype=torch.bool)
-    intrinsics = torch.tensor([[50.0, 0, column], [0, 50.0, row], [0, 0, 1]])  # the principal point is on the mark
+    intrinsics = torch.tensor(
+        [[50.0, 0, column], [0, 50.0, row], [0, 0, 1]]
+    )  # the principal point is on the mark
     return Sample(image, depth, inside, teacher, intrinsics, "marked")
 
 
@@ -38,12 +40,15 @@ def turned(row, column, angle, height=40, width=60):
 @pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45)])
 def test_everything_moves_together(angle, flip, window):
     top, left, height, width = window
-    decisions = NOTHING._replace(angle=angle, flip=flip, top=top, left=left, height=height, width=width)
+    decisions = NOTHING._replace(
+        angle=angle, flip=flip, top=top, left=left, height=height, width=width
+    )
     sample = move(marked(), decisions)
     row, column = turned(11, 37, angle)
     column = 59 - column if flip else column
     expected = (row - top, column - left)
-    assert sample.image.shape == (3, height, width) and sample.image.dtype == torch.uint8
+    assert sample.image.shape == (3, height, width)
+    assert sample.image.dtype == torch.uint8
     assert sample.intrinsics[1, 2].item() == pytest.approx(expected[0], abs=1e-3)
     assert sample.intrinsics[0, 2].item() == pytest.approx(expected[1], abs=1e-3)
     for plane, inside_value, mark in ((sample.depth[0], 5, 9), (sample.teacher_depth[0], 3, 7)):
@@ -54,9 +59,13 @@ def test_everything_moves_together(angle, flip, window):
         # A turn resamples: the pixel may be doubled, or fall between four others, but never leaves its place.
         assert (near - torch.tensor(expected)).abs().max() <= 0.75 if len(near) else angle
     bright = sample.image[0] / sample.image[0].sum()
-    centre = [(bright.sum(1 - axis) * torch.arange(n)).sum().item() for axis, n in enumerate((height, width))]
+    centre = [
+        (bright.sum(1 - axis) * torch.arange(n)).sum().item()
+        for axis, n in enumerate((height, width))
+    ]
     assert centre == pytest.approx(expected, abs=0.5)
-    assert sample.inside.dtype == torch.bool and (sample.inside.all() == (angle == 0) or top)
+    assert sample.inside.dtype == torch.bool
+    assert sample.inside.all() == (angle == 0) or top
 
 
 def test_a_quarter_turn_is_exact():
@@ -75,13 +84,16 @@ def test_corners_that_turn_in_are_black_and_not_valid():
         assert not there.inside[0, row, column]
         assert there.depth[0, row, column] == there.teacher_depth[0, row, column] == 0
         assert (there.image[:, row, column] == 0).all()
-    assert (there.image[:, 20, 30] - 200).abs().max() < 1e-2 and 0.6 < there.inside.float().mean() < 0.95
+    assert (there.image[:, 20, 30] - 200).abs().max() < 1e-2
+    assert 0.6 < there.inside.float().mean() < 0.95
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_moved_intrinsics_project_a_point_to_where_its_pixel_went(flip):
     decisions = NOTHING._replace(flip=flip, top=3, left=7, height=30, width=40)
-    sample = marked()._replace(intrinsics=torch.tensor([[50.0, 0, 28.0], [0, 50.0, 19.0], [0, 0, 1]]))
+    sample = marked()._replace(
+        intrinsics=torch.tensor([[50.0, 0, 28.0], [0, 50.0, 19.0], [0, 0, 1]])
+    )
     point = torch.linalg.inv(sample.intrinsics) @ torch.tensor([37.0, 11.0, 1.0]) * 9
     there = move(sample, decisions)
     if flip:
@@ -93,15 +105,20 @@ def test_moved_intrinsics_project_a_point_to_where_its_pixel_went(flip):
 
 def test_a_frame_without_a_teachers_map_stays_without():
     for angle in (0.0, 2.0):
-        there = move(marked()._replace(teacher_depth=None), NOTHING._replace(angle=angle, flip=True))
-        assert there.teacher_depth is None and there.depth.shape == (1, 40, 60)
+        there = move(
+            marked()._replace(teacher_depth=None), NOTHING._replace(angle=angle, flip=True)
+        )
+        assert there.teacher_depth is None
+        assert there.depth.shape == (1, 40, 60)
 
 
 def turned_in_doubles(image, d):
     """Bilinear, black outside, every pixel of the window traced back on its own."""
     height, width = image.shape[-2:]
     padded = np.pad(image.numpy().astype(np.float64), ((0, 0), (1, 2), (1, 2)))
-    rows, columns = np.meshgrid(np.arange(d.height) + d.top, np.arange(d.width) + d.left, indexing="ij")
+    rows, columns = np.meshgrid(
+        np.arange(d.height) + d.top, np.arange(d.width) + d.left, indexing="ij"
+    )
     columns = width - 1 - columns if d.flip else columns
     dx, dy = columns - (width - 1) / 2, rows - (height - 1) / 2
     c, s = cos(radians(d.angle)), sin(radians(d.angle))
@@ -118,23 +135,29 @@ def turned_in_doubles(image, d):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45), (0, 0, 3, 3), (37, 55, 3, 5)])
 def test_a_turned_picture_is_within_rounding_of_exact_interpolation(angle, flip, window):
-    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    image = torch.randint(
+        0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     d = Decisions(angle, flip, *window, None, 1.0, (1.0, 1.0, 1.0))
     expected = turned_in_doubles(image, d)
     for stored in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1), image.float()):
         there = move(marked()._replace(image=stored), d).image
-        assert there.dtype == torch.uint8 and np.abs(there.numpy() - expected).max() < 0.51
+        assert there.dtype == torch.uint8
+        assert np.abs(there.numpy() - expected).max() < 0.51
 
 
 @pytest.mark.parametrize("angle", [0.0, 2.0, -40.0])
 @pytest.mark.parametrize("flip", [False, True])
 def test_depths_keep_the_numbers_of_their_files(angle, flip):
     levels = torch.arange(1, 2401).view(1, 40, 60).to(torch.uint16)
-    stored = marked()._replace(depth=levels, teacher_depth=levels.flip(1), depth_units=256.0, teacher_units=1000.0)
+    stored = marked()._replace(
+        depth=levels, teacher_depth=levels.flip(1), depth_units=256.0, teacher_units=1000.0
+    )
     d = NOTHING._replace(angle=angle, flip=flip, top=3, left=7, height=30, width=40)
     there, metres = move(stored, d), move(in_metres(stored), d)
     assert there.depth.dtype == there.teacher_depth.dtype == torch.uint16
     assert torch.equal(in_metres(there).depth, metres.depth)
     assert torch.equal(in_metres(there).teacher_depth, metres.teacher_depth)
-    assert torch.equal(there.depth.int() > 0, there.inside) and there.inside.any()
+    assert torch.equal(there.depth.int() > 0, there.inside)
+    assert there.inside.any()
     assert torch.equal(stored.depth, levels)  # what came in is as it was

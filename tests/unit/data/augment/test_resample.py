@@ -22,7 +22,9 @@ DRAWN = [
 def frame(height=40, width=60, seed=0, teacher=True):
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-    depth, teacher_depth = torch.randint(1, 65536, (2, 1, height, width), generator=generator).to(torch.uint16)
+    depth, teacher_depth = torch.randint(1, 65536, (2, 1, height, width), generator=generator).to(
+        torch.uint16
+    )
     inside = torch.ones(1, height, width, dtype=torch.bool)
     return Sample(image, depth, inside, teacher_depth if teacher else None, torch.eye(3), "frame")
 
@@ -40,18 +42,28 @@ def test_a_batch_at_once_is_its_windows_one_by_one(device, teacher):
     sample = frame(teacher=teacher)
     parts, places = parts_of(sample)
     assert len({part.image.shape for part in parts}) == 1, "a batch can be formed of them"
-    image, depth = torch.stack([part.image for part in parts]), torch.stack([part.depth for part in parts])
+    image, depth = (
+        torch.stack([part.image for part in parts]),
+        torch.stack([part.depth for part in parts]),
+    )
     maps = torch.stack([part.teacher_depth for part in parts]) if teacher else None
-    there = [None if tensor is None else tensor.to(device) for tensor in (image, depth, maps, torch.stack(places))]
+    there = [
+        None if tensor is None else tensor.to(device)
+        for tensor in (image, depth, maps, torch.stack(places))
+    ]
     at_once = turning._turned(*there, (24, 40))
     for index, decisions in enumerate(DRAWN):
         single = move(sample, decisions)
         got = [None if tensor is None else tensor[index].cpu() for tensor in at_once]
         differences = (got[0].int() - single.image.int()).abs()
-        assert differences.max() <= (1 if decisions.angle else 0) and (differences > 0).float().mean() < 0.01
-        assert got[1].dtype == torch.uint16 and torch.equal(got[1].int(), single.depth.int())
+        assert differences.max() <= (1 if decisions.angle else 0)
+        assert (differences > 0).float().mean() < 0.01
+        assert got[1].dtype == torch.uint16
+        assert torch.equal(got[1].int(), single.depth.int())
         assert torch.equal(got[3], single.inside)
-        assert got[2] is None if not teacher else torch.equal(got[2].int(), single.teacher_depth.int())
+        assert (
+            got[2] is None if not teacher else torch.equal(got[2].int(), single.teacher_depth.int())
+        )
 
 
 @pytest.mark.parametrize("rotate_deg", [2.5, 40.0, 180.0])
@@ -61,15 +73,19 @@ def test_a_window_is_the_same_from_a_larger_part(rotate_deg):
         one = resample(part.image[None], part.depth[None], None, place[None], (24, 40))
         expected = move(sample, decisions)
         assert (one.image[0].int() - expected.image.int()).abs().max() <= 1
-        assert torch.equal(one.depth[0].int(), expected.depth.int()) and torch.equal(one.inside[0], expected.inside)
+        assert torch.equal(one.depth[0].int(), expected.depth.int())
+        assert torch.equal(one.inside[0], expected.inside)
 
 
 def test_a_part_is_as_small_as_the_recipes_rotation_allows():
     sample = frame(200, 300)
     straight, _ = cut(sample, DRAWN[0], 0.0)
-    assert straight.image.shape == (3, 24, 40) and straight.image.data_ptr() == sample.image.data_ptr()
+    assert straight.image.shape == (3, 24, 40)
+    assert straight.image.data_ptr() == sample.image.data_ptr()
     parts, _ = parts_of(sample)
-    assert {part.image.shape for part in parts} == {(3, 24 + 2 + 3, 40 + 2 + 3)}  # 40 * sin(2.5 deg) = 1.7, and ends
+    assert {part.image.shape for part in parts} == {
+        (3, 24 + 2 + 3, 40 + 2 + 3)
+    }  # 40 * sin(2.5 deg) = 1.7, and ends
     assert all(part.depth.shape == part.teacher_depth.shape == (1, 29, 45) for part in parts)
 
 
@@ -87,34 +103,55 @@ def test_parts_of_different_sizes_are_filled_up_and_what_was_filled_is_outside()
     keyed = Keyed(Mixed(), Augment(crop=(24, 40), rotate_p=1.0, rotate_deg=20.0, colour_p=0.0), 0)
     keys = [(epoch, index) for epoch in range(4) for index in range(3)]
     host = collate(keyed.__getitems__(keys)).batch
-    assert host.image.shape[-2:] == (40, 52) and host.size == (24, 40)
+    assert host.image.shape[-2:] == (40, 52)
+    assert host.size == (24, 40)
     batch = host.to(torch.device("cpu"))
     assert batch.image.shape == (12, 3, 24, 40)
     for place, (epoch, index) in enumerate(keys):
         sample = Mixed()[index]
         expected = move(sample, keyed.augment.draw(0, epoch, index, *sample.image.shape[-2:]))
-        assert torch.equal(batch.inside[place], expected.inside) and not expected.inside.all()
+        assert torch.equal(batch.inside[place], expected.inside)
+        assert not expected.inside.all()
         assert torch.equal(batch.depth[place].int(), expected.depth.int())
         alone = collate(keyed.__getitems__([(epoch, index)])).batch.to(torch.device("cpu"))
-        assert (batch.image[place] - alone.image[0]).abs().max() < 0.02  # of a grey level's 0.017, in rounding
+        assert (
+            batch.image[place] - alone.image[0]
+        ).abs().max() < 0.02  # of a grey level's 0.017, in rounding
 
 
 def test_float_depths_stay_what_they_are():
     metres = frame()._replace(depth=torch.rand(1, 40, 60) + 1, teacher_depth=None)
     for decisions in DRAWN:
         moved = move(metres, decisions).depth
-        assert moved.dtype == torch.float32 and set(moved.unique().tolist()) <= {0.0, *metres.depth.unique().tolist()}
+        assert moved.dtype == torch.float32
+        assert set(moved.unique().tolist()) <= {
+            0.0,
+            *metres.depth.unique().tolist(),
+        }
 
 
 def test_nothing_on_the_way_waits_for_the_device(monkeypatch):
     parts, places = parts_of(frame())
-    image, depth = torch.stack([part.image for part in parts]), torch.stack([part.depth for part in parts])
+    image, depth = (
+        torch.stack([part.image for part in parts]),
+        torch.stack([part.depth for part in parts]),
+    )
     places, tables = torch.stack(places), torch.zeros(len(parts), 3, 256)
 
     def wait(*_):
         raise AssertionError("a number was asked for")
 
-    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+    for name in (
+        "item",
+        "tolist",
+        "cpu",
+        "numpy",
+        "nonzero",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+    ):
         monkeypatch.setattr(torch.Tensor, name, wait)
     windows = turning._turned(image, depth, depth, places, (24, 40))
     assert look_up(windows.image, tables).shape == (len(parts), 3, 24, 40)

@@ -46,7 +46,14 @@ def root(tmp_path):
 
 def make(root, split="train", **options):
     return folder.build(
-        **{"images": "images", "split": split, "max_depth": 10.0, "root": str(root), "val_fraction": 0.0} | options
+        **{
+            "images": "images",
+            "split": split,
+            "max_depth": 10.0,
+            "root": str(root),
+            "val_fraction": 0.0,
+        }
+        | options
     )
 
 
@@ -65,12 +72,15 @@ def test_pictures_and_depths_are_paired_by_path_without_suffix(root):
     write_png(root / "images" / ".hidden.png", np.zeros((3, 3, 3), np.uint8))
     (root / "images" / "notes.txt").write_text("")
     data = make(root, depths="depths", depth_unit=1000.0)
-    assert names(data) == list(NAMES) and data.num_skipped == 0
+    assert names(data) == list(NAMES)
+    assert data.num_skipped == 0
     for index, name in ((0, "png"), (2, "png"), (3, "png")):
         assert (data[index].depth == 1.5).all(), name
     np.save(root / "depths/a/2.npy", np.full((12, 16), 1500, np.uint16))
-    assert (data[1].depth == 1.5).all() and data[1].image.float().mean() == pytest.approx(40, abs=2)
-    assert data.map_name(2) == "b_c_1.png" and data.map_name(0) == "a_1.png"
+    assert (data[1].depth == 1.5).all()
+    assert data[1].image.float().mean() == pytest.approx(40, abs=2)
+    assert data.map_name(2) == "b_c_1.png"
+    assert data.map_name(0) == "a_1.png"
 
 
 def test_npy_is_in_metres_unless_a_unit_is_said(root):
@@ -81,10 +91,13 @@ def test_npy_is_in_metres_unless_a_unit_is_said(root):
     measured[0, :4] = np.nan, np.inf, -1, 0
     np.save(root / "depths/a/2.npy", measured)
     data = make(root, depths="depths", unmatched="allow")
-    assert names(data) == ["a/2.JPEG"] and data.num_skipped == 3
+    assert names(data) == ["a/2.JPEG"]
+    assert data.num_skipped == 3
     depth = data[0].depth
-    assert depth.dtype == torch.float32 and depth.shape == (1, 12, 16)
-    assert (depth[0, 0, :4] == 0).all() and (depth[0, 1:] == 2.25).all()
+    assert depth.dtype == torch.float32
+    assert depth.shape == (1, 12, 16)
+    assert (depth[0, 0, :4] == 0).all()
+    assert (depth[0, 1:] == 2.25).all()
     some = {"depths": "depths", "unmatched": "allow"}
     assert (make(root, **some, depth_unit=100.0)[0].depth[0, 1:] == 2.25).all()
     assert (make(root, **some, float_depth_unit=100.0)[0].depth[0, 1:] == 2.25 / 100).all()
@@ -95,13 +108,18 @@ def test_npy_is_in_metres_unless_a_unit_is_said(root):
 
 def test_with_a_teacher_it_trains_without_any_depth_and_without_one_it_needs_some(root):
     data = make(root, needs_ground_truth=False)
-    assert names(data) == list(NAMES) and (data[0].depth == 0).all() and data[0].depth.shape == (1, 12, 16)
+    assert names(data) == list(NAMES)
+    assert (data[0].depth == 0).all()
+    assert data[0].depth.shape == (1, 12, 16)
     message = refused(lambda: make(root), RecipeError)
     assert "training without a teacher needs ground truth; give data.depths or a teacher" in message
-    assert "give data.depths or --set train.validate=false" in refused(lambda: make(root, "val"), RecipeError)
+    assert "give data.depths or --set train.validate=false" in refused(
+        lambda: make(root, "val"), RecipeError
+    )
     (root / "depths/d.png").unlink()
     some = {"depths": "depths", "depth_unit": 1000.0}
-    assert len(make(root, **some)) == 3 and make(root, **some).num_skipped == 1
+    assert len(make(root, **some)) == 3
+    assert make(root, **some).num_skipped == 1
     assert len(make(root, needs_ground_truth=False, **some)) == 4
 
 
@@ -129,12 +147,16 @@ def test_splits_are_lists_of_names_and_the_other_split_is_the_rest(root):
     assert names(make(root, "val", **val)) == ["a/2.JPEG", "d.jpg"]
     assert names(make(root, "train", **val)) == ["a/1.jpg", "b/c/1.png"]
     train = {"train_split": str(root / "train.txt")} | any_frames
-    assert names(make(root, "train", **train)) == ["a/1.jpg"] and len(make(root, "val", **train)) == 3
+    assert names(make(root, "train", **train)) == ["a/1.jpg"]
+    assert len(make(root, "val", **train)) == 3
     assert names(make(root, "train", **train, val_split="val.txt")) == ["a/1.jpg"]
     assert names(make(root, "val", **train, val_split="val.txt")) == ["a/2.JPEG", "d.jpg"]
     (root / "val.txt").write_text("a/1.jpg\nelsewhere/x.jpg\n")
     message = refused(lambda: make(root, **val))
-    assert f"{root / 'val.txt'}:2: no picture elsewhere/x.jpg in {root / 'images'}; a line is a path such as" in message
+    assert (
+        f"{root / 'val.txt'}:2: no picture elsewhere/x.jpg in {root / 'images'}; a line is a path such as"
+        in message
+    )
     (root / "val.txt").write_text("../x.jpg\n")
     assert "val.txt:1: ../x.jpg leads out of the data root" in refused(lambda: make(root, **val))
     (root / "val.txt").write_text("\n".join(NAMES))
@@ -146,9 +168,17 @@ def test_a_fraction_is_held_back_by_name_and_only_where_there_is_ground_truth(tm
         write_picture(tmp_path / "images" / f"{index:03d}.jpg")
         if index < 30:
             write_png(tmp_path / "depths" / f"{index:03d}.png", np.ones((12, 16), np.uint16))
-    options = {"depths": "depths", "depth_unit": 1000.0, "val_fraction": 0.2, "needs_ground_truth": False}
+    options = {
+        "depths": "depths",
+        "depth_unit": 1000.0,
+        "val_fraction": 0.2,
+        "needs_ground_truth": False,
+    }
     train, val = (set(names(make(tmp_path, split, **options))) for split in ("train", "val"))
-    assert len(val) == 6 and len(train) == 34 and not train & val and max(val) < "030.jpg"
+    assert len(val) == 6
+    assert len(train) == 34
+    assert not train & val
+    assert max(val) < "030.jpg"
     assert set(names(make(tmp_path, "val", **options))) == val
     assert len({int(name[:3]) // 10 for name in val}) == 3  # from all over the set
     write_picture(tmp_path / "images" / "new.jpg")
@@ -160,8 +190,18 @@ def test_a_fraction_is_held_back_by_name_and_only_where_there_is_ground_truth(tm
 
 
 def test_names_that_are_held_out_take_the_place_of_the_pick_and_of_nothing_else(root):
-    data = {"name": "folder", "root": str(root), "images": "images", "depths": "depths", "depth_unit": 1000}
-    recipe = {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.5}, "train": {"validate": False}}
+    data = {
+        "name": "folder",
+        "root": str(root),
+        "images": "images",
+        "depths": "depths",
+        "depth_unit": 1000,
+    }
+    recipe = {
+        "network": {"max_depth": 10.0},
+        "data": data | {"val_fraction": 0.5},
+        "train": {"validate": False},
+    }
     assert names(build_dataset(recipe, "train")) == list(NAMES)
     picked = names(build_dataset(recipe, "val"))  # what an evaluation of such a run sees
     assert len(picked) == 2
@@ -172,16 +212,26 @@ def test_names_that_are_held_out_take_the_place_of_the_pick_and_of_nothing_else(
     assert names(build_dataset(recipe, "train", held_out=held_out)) == list(NAMES[:3])
     (root / "val.txt").write_text("a/1.jpg\n")
     recipe["data"]["val_split"], recipe["train"] = "val.txt", {"validate": False}
-    assert names(build_dataset(recipe, "train")) == list(NAMES[1:])  # a list of the user's stays out
+    assert names(build_dataset(recipe, "train")) == list(
+        NAMES[1:]
+    )  # a list of the user's stays out
 
 
 def test_one_picture_trains_without_validation_and_the_refusal_says_so(root):
     for name in NAMES[:3]:
         (root / "images" / name).unlink()
-    data = {"name": "folder", "root": str(root), "images": "images", "depths": "depths", "depth_unit": 1000}
+    data = {
+        "name": "folder",
+        "root": str(root),
+        "images": "images",
+        "depths": "depths",
+        "depth_unit": 1000,
+    }
     recipe = {"network": {"max_depth": 10.0}, "data": data}
     refusal = refused(lambda: build_dataset(recipe, "train"))
-    assert refusal.endswith("is left for train; change the splits, or train on all of them with --no-validate")
+    assert refusal.endswith(
+        "is left for train; change the splits, or train on all of them with --no-validate"
+    )
     assert names(build_dataset(recipe | {"train": {"validate": False}}, "train")) == ["d.jpg"]
 
 
@@ -210,10 +260,16 @@ def spoil_all_pictures(root):
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (spoil_nothing_in_common, "; depth maps seem to be named depth_<image>. A depth map is named like its image"),
+        (
+            spoil_nothing_in_common,
+            "; depth maps seem to be named depth_<image>. A depth map is named like its image",
+        ),
         (spoil_pictures_of_one_name, "data.images: a/1."),
         (spoil_depths_of_one_name, "data.depths: d."),
-        (spoil_joined_names, "b/c/1.png and b_c/1.jpg would share the teacher map b_c_1.png; rename one"),
+        (
+            spoil_joined_names,
+            "b/c/1.png and b_c/1.jpg would share the teacher map b_c_1.png; rename one",
+        ),
         (spoil_all_pictures, "data.images: no .jpg, .jpeg, .png files in or below"),
     ],
 )
@@ -226,12 +282,24 @@ def test_files_that_cannot_be_paired_are_named(root, spoil, line):
     ("arguments", "line"),
     [
         ({"depths": "depths"}, "data.depth_unit: needed, for a PNG such as"),
-        ({"depths": "depths", "depth_unit": 0.001}, "data.depth_unit: got 0.001; it is how many levels make a metre"),
-        ({"float_depth_unit": 0.5}, "data.float_depth_unit: got 0.5; it is how many levels make a metre"),
+        (
+            {"depths": "depths", "depth_unit": 0.001},
+            "data.depth_unit: got 0.001; it is how many levels make a metre",
+        ),
+        (
+            {"float_depth_unit": 0.5},
+            "data.float_depth_unit: got 0.5; it is how many levels make a metre",
+        ),
         ({"invalid": 65535}, "data.invalid: got 65535; it must be a list, each a number"),
-        ({"depths": "depths", "unmatched": "no"}, "data.unmatched: got 'no'; allowed: refuse, allow"),
+        (
+            {"depths": "depths", "unmatched": "no"},
+            "data.unmatched: got 'no'; allowed: refuse, allow",
+        ),
         ({"val_fraction": 1.0}, "data.val_fraction: got 1.0; it must be from 0 to below 1"),
-        ({"intrinsics": [50.0, 50.0]}, "data.intrinsics: got [50.0, 50.0]; it must be a list of 4: a number,"),
+        (
+            {"intrinsics": [50.0, 50.0]},
+            "data.intrinsics: got [50.0, 50.0]; it must be a list of 4: a number,",
+        ),
         ({"depth": "depths"}, "data (folder): unknown key 'depth'; did you mean 'depths'?"),
         ({"images": 3}, "data.images: got 3; it must be text"),
         ({"images": None}, "data (folder): needs images"),
@@ -241,7 +309,9 @@ def test_wrong_options_are_one_line(root, arguments, line):
     node = {"name": "folder", "root": str(root), "images": "images"} | arguments
     node = {key: value for key, value in node.items() if value is not None}
     context = {"split": "train", "max_depth": 10.0, "maps": None, "needs_ground_truth": False}
-    assert line in refused(lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError)
+    assert line in refused(
+        lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError
+    )
 
 
 def test_missing_folders_and_torn_files_are_named(root):
@@ -258,7 +328,9 @@ def test_missing_folders_and_torn_files_are_named(root):
     assert "d.png: 12x15 does not fit its picture d.jpg, 12x16" in refused(lambda: data[3])
 
 
-def test_folders_are_entered_once_and_those_that_cannot_be_listed_are_errors_or_counted(root, monkeypatch):
+def test_folders_are_entered_once_and_those_that_cannot_be_listed_are_errors_or_counted(
+    root, monkeypatch
+):
     some = {"depths": "depths", "depth_unit": 1000.0}
     (root / "images/again").symlink_to("b")
     (root / "images/a/up").symlink_to("..")
@@ -278,22 +350,33 @@ def test_folders_are_entered_once_and_those_that_cannot_be_listed_are_errors_or_
     assert refused(lambda: make(root, **some)).startswith(told)
     data = make(root, **some, on_error="skip")
     assert names(data) == [name for name in NAMES if not name.startswith("b/")]
-    assert data.notes[0].startswith("data.images: 1 folder(s) can't be listed and are left out, such as ")
+    assert data.notes[0].startswith(
+        "data.images: 1 folder(s) can't be listed and are left out, such as "
+    )
     barred = str(root / "images")
-    assert "or give another folder (data.images)" in refused(lambda: make(root, **some, on_error="skip"))
+    assert "or give another folder (data.images)" in refused(
+        lambda: make(root, **some, on_error="skip")
+    )
 
 
 def test_names_with_blanks_commas_and_line_breaks(root):
     for name in (" a .jpg", "x,y.jpg"):
         write_picture(root / "images" / name)
     (root / "val.txt").write_text(" a .jpg\nx,y.jpg \n")
-    assert names(make(root, "val", val_split="val.txt", needs_ground_truth=False)) == [" a .jpg", "x,y.jpg"]
+    assert names(make(root, "val", val_split="val.txt", needs_ground_truth=False)) == [
+        " a .jpg",
+        "x,y.jpg",
+    ]
     (root / "val.txt").write_text("d.jpg,depths/d.png\n")
     told = refused(lambda: make(root, "val", val_split="val.txt", needs_ground_truth=False))
-    assert "no picture d.jpg,depths/d.png in" in told and "a line is one path and nothing else, such as" in told
+    assert "no picture d.jpg,depths/d.png in" in told
+    assert "a line is one path and nothing else, such as" in told
     write_picture(root / "images/two\nlines.jpg")
     told = refused(lambda: make(root, needs_ground_truth=False))
-    assert told == f"data.images: 'two\\nlines.jpg' in {root}/images has a line break in its name; rename it"
+    assert (
+        told
+        == f"data.images: 'two\\nlines.jpg' in {root}/images has a line break in its name; rename it"
+    )
 
 
 def test_levels_that_mean_none_are_none(root):
@@ -301,7 +384,8 @@ def test_levels_that_mean_none_are_none(root):
     levels[0], levels[1], levels[2] = 1500, 7, 0
     write_png(root / "depths/d.png", levels)
     depth = make(root, depths="depths", depth_unit=1000.0, invalid=[7])[3].depth
-    assert (depth[0, 0] == 1.5).all() and (depth[0, 1:] == 0).all()
+    assert (depth[0, 0] == 1.5).all()
+    assert (depth[0, 1:] == 0).all()
     assert (make(root, depths="depths", depth_unit=1000.0)[3].depth[0, 1] == 0.007).all()
 
 
@@ -311,7 +395,10 @@ def mixed(tmp_path):
     for index in range(10):
         height, width = (12, 16) if index < 6 else (30, 20) if index < 9 else (24, 48)
         write_picture(tmp_path / "images" / f"{index}.png", height, width, level=index)
-        np.save(_made(tmp_path / "depths") / f"{index}.npy", np.tile(np.linspace(1, 2, width), (height, 1)))
+        np.save(
+            _made(tmp_path / "depths") / f"{index}.npy",
+            np.tile(np.linspace(1, 2, width), (height, 1)),
+        )
     return tmp_path
 
 
@@ -323,7 +410,9 @@ def _made(path):
 def test_pictures_of_all_sizes_train_in_one_batch_when_they_are_scaled(mixed):
     data = make(mixed, depths="depths")
     augment = Augment(rotate_p=0, crop=(20, 24), sizes="keep_aspect", colour_p=0)
-    batches = list(training_batches(data, MicroBatches(10, 5, 1, 0, 1, 0, 0, 2), augment, 0, 0, CPU))
+    batches = list(
+        training_batches(data, MicroBatches(10, 5, 1, 0, 1, 0, 0, 2), augment, 0, 0, CPU)
+    )
     assert [batch.image.shape for batch in batches] == [(5, 3, 20, 24)] * 2
     assert sorted(name for batch in batches for name in batch.names) == sorted(names(data))
     assert all(1 <= batch.depth.min() and batch.depth.max() <= 2 for batch in batches)
@@ -333,34 +422,62 @@ def test_pictures_of_one_size_share_a_batch_in_buckets(mixed):
     data, augment = make(mixed, depths="depths"), Augment(sizes="bucket")
     groups = size_groups(data)
     assert iterations_per_epoch(len(data), 2, groups) == 3 + 2 + 1
-    batches = list(training_batches(data, MicroBatches(10, 2, 1, 0, 1, 0, 0, 6, groups), augment, 0, 0, CPU))
-    assert sorted(tuple(batch.image.shape[2:]) for batch in batches) == [(12, 16)] * 3 + [(24, 48)] + [(30, 20)] * 2
+    batches = list(
+        training_batches(data, MicroBatches(10, 2, 1, 0, 1, 0, 0, 6, groups), augment, 0, 0, CPU)
+    )
+    assert (
+        sorted(tuple(batch.image.shape[2:]) for batch in batches)
+        == [(12, 16)] * 3 + [(24, 48)] + [(30, 20)] * 2
+    )
     assert {name for batch in batches for name in batch.names} == set(names(data))
 
 
 def test_a_picture_smaller_than_the_crop_is_refused_by_name(mixed):
     data = make(mixed, depths="depths")
-    with pytest.raises(DataError, match=r"\d.png: data.augment.crop: 20x20 is larger than the picture, 12x16"):
-        list(training_batches(data, MicroBatches(10, 5, 1, 0, 1, 0, 0, 2), Augment(crop=(20, 20)), 0, 0, CPU))
+    with pytest.raises(
+        DataError, match=r"\d.png: data.augment.crop: 20x20 is larger than the picture, 12x16"
+    ):
+        list(
+            training_batches(
+                data, MicroBatches(10, 5, 1, 0, 1, 0, 0, 2), Augment(crop=(20, 20)), 0, 0, CPU
+            )
+        )
 
 
 def test_evaluation_sees_pictures_as_they_are(mixed):
     data = make(mixed, depths="depths")
-    shapes = [tuple(batch.image.shape[2:]) for _, batch in validation_batches(data, 1, 0, 1, 0, CPU)]
+    shapes = [
+        tuple(batch.image.shape[2:]) for _, batch in validation_batches(data, 1, 0, 1, 0, CPU)
+    ]
     assert shapes == data.image_sizes() == [(12, 16)] * 6 + [(30, 20)] * 3 + [(24, 48)]
 
 
 def test_the_base_recipe_needs_its_folders_only(root):
-    recipe = load_recipe(Path(__file__).parents[4] / "model_configs/_base_/datasets/folder.yaml", [f"data.root={root}"])
-    assert settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment).sizes == "keep_aspect"
+    recipe = load_recipe(
+        Path(__file__).parents[4] / "model_configs/_base_/datasets/folder.yaml",
+        [f"data.root={root}"],
+    )
+    assert (
+        settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment).sizes
+        == "keep_aspect"
+    )
     assert settings(recipe, "evaluation", EvaluationSettings).crop == "none"
-    node = {key: value for key, value in recipe["data"].items() if key not in ("augment", "workers")}
+    node = {
+        key: value for key, value in recipe["data"].items() if key not in ("augment", "workers")
+    }
     context = {"max_depth": 10.0, "maps": None, "needs_ground_truth": True}
-    train, val = (build(node, "tiekd.data.datasets", "data", split=split, **context) for split in ("train", "val"))
-    assert len(train) == 3 and len(val) == 1
+    train, val = (
+        build(node, "tiekd.data.datasets", "data", split=split, **context)
+        for split in ("train", "val")
+    )
+    assert len(train) == 3
+    assert len(val) == 1
 
 
-@pytest.mark.skipif("TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames")
+@pytest.mark.skipif(
+    "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames"
+)
 def test_real_pictures_of_two_sizes():
     data = folder.build("kitti/input", "train", 80.0, False, root=os.environ["TIEKD_REAL_DATA"])
-    assert len(data) == 21 and set(data.image_sizes()) == {(375, 1242), (370, 1224)}
+    assert len(data) == 21
+    assert set(data.image_sizes()) == {(375, 1242), (370, 1224)}

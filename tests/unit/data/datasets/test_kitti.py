@@ -23,12 +23,20 @@ def refused(make_or_read, kind=DataError):
 
 def test_a_frame_is_picture_depth_and_camera(tmp_path):
     data = kitti(str(fake_data.make(tmp_path)), "train", 80.0)
-    assert len(data) == 5 and data.num_skipped == 0
+    assert len(data) == 5
+    assert data.num_skipped == 0
     sample = data[2]
-    assert sample.image.dtype == torch.uint8 and sample.image.shape == (3, 20, 30) and sample.name == image_name(2)
-    assert sample.image[1:].unique().tolist() == [20] and sample.image[0, 3].tolist() == list(range(30))
-    assert sample.depth.shape == (1, 20, 30) and (sample.depth[0, 1:] == 3).all() and (sample.depth[0, 0] == 0).all()
-    assert sample.inside.all() and sample.inside.shape == (1, 20, 30) and sample.teacher_depth is None
+    assert sample.image.dtype == torch.uint8
+    assert sample.image.shape == (3, 20, 30)
+    assert sample.name == image_name(2)
+    assert sample.image[1:].unique().tolist() == [20]
+    assert sample.image[0, 3].tolist() == list(range(30))
+    assert sample.depth.shape == (1, 20, 30)
+    assert (sample.depth[0, 1:] == 3).all()
+    assert (sample.depth[0, 0] == 0).all()
+    assert sample.inside.all()
+    assert sample.inside.shape == (1, 20, 30)
+    assert sample.teacher_depth is None
 
 
 def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_path):
@@ -37,16 +45,29 @@ def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_p
     assert [frame.name for frame in skipping.frames] == [image_name(i) for i in (0, 2, 4)]
     assert skipping.num_skipped == 2
     whole = kitti(root, "train", 80.0, needs_ground_truth=False)
-    assert len(whole) == 5 and whole.num_skipped == 0
-    assert (whole[1].depth == 0).all() and whole[1].depth.shape == (1, 20, 30) and (whole[0].depth > 0).any()
+    assert len(whole) == 5
+    assert whole.num_skipped == 0
+    assert (whole[1].depth == 0).all()
+    assert whole[1].depth.shape == (1, 20, 30)
+    assert (whole[0].depth > 0).any()
     fake_data.make(tmp_path, num_frames=2, without=(0, 1))
     assert "none of its 2 frames has ground truth" in refused(lambda: kitti(root, "train", 80.0))
 
 
 def test_the_window_is_at_the_bottom_and_centred(tmp_path):
     sample = kitti(str(fake_data.make(tmp_path)), "train", 80.0, kb_crop=(19, 21))[0]
-    assert sample.image.shape == (3, 19, 21) and sample.depth.shape == sample.inside.shape == (1, 19, 21)
-    assert sample.image[0, 0, 0] == 4 and (sample.depth == 1).all()  # (30 - 21) // 2, and row 0 is cut off
+    assert sample.image.shape == (3, 19, 21)
+    assert (
+        sample.depth.shape
+        == sample.inside.shape
+        == (
+            1,
+            19,
+            21,
+        )
+    )
+    assert sample.image[0, 0, 0] == 4  # (30 - 21) // 2, and row 0 is cut off
+    assert (sample.depth == 1).all()
     assert sample.intrinsics[0, 2].item() == pytest.approx(609.5593 - 4)
     assert sample.intrinsics[1, 2].item() == pytest.approx(172.854 - 1)
 
@@ -69,13 +90,17 @@ def test_the_camera_is_the_days(tmp_path, day, focal, expected):
     assert torch.allclose(camera, torch.tensor([[f, 0, x], [0, f, y], [0, 0, 1]]))
 
 
-def test_teacher_maps_are_named_by_the_joined_path_and_already_cut_or_cut_with_their_picture(tmp_path):
+def test_teacher_maps_are_named_by_the_joined_path_and_already_cut_or_cut_with_their_picture(
+    tmp_path,
+):
     root = fake_data.make(tmp_path, num_frames=2)
     name = "2011_09_26_2011_09_26_drive_0001_sync_image_02_data_0000000000.png"
     write_png(root / "gt_kd" / name, np.full((19, 21), 65535, np.uint16))
     data = kitti(str(root), "train", 10.0, kb_crop=(19, 21), maps="gt_kd")
-    assert data[0].teacher_depth.shape == (1, 19, 21) and (data[0].teacher_depth == 10).all()
-    assert str(root / "gt_kd") in refused(lambda: data[1]) and "no such depth map" in refused(lambda: data[1])
+    assert data[0].teacher_depth.shape == (1, 19, 21)
+    assert (data[0].teacher_depth == 10).all()
+    assert str(root / "gt_kd") in refused(lambda: data[1])
+    assert "no such depth map" in refused(lambda: data[1])
     assert kitti(str(root), "val", 10.0, kb_crop=(19, 21), maps="nowhere")[0].teacher_depth is None
     assert data.map_name(0) == name
     columns = np.tile(np.arange(30, dtype=np.uint16), (20, 1))
@@ -86,21 +111,27 @@ def test_teacher_maps_are_named_by_the_joined_path_and_already_cut_or_cut_with_t
         f"{root / 'gt_kd' / name}: teacher map of 19x30 for a picture of 20x30, 19x21 after data.kb_crop; "
         "make the maps from the same pictures"
     )
-    assert "teacher.maps: no folder at" in refused(lambda: kitti(str(root), "train", 10.0, maps="nowhere"))
+    assert "teacher.maps: no folder at" in refused(
+        lambda: kitti(str(root), "train", 10.0, maps="nowhere")
+    )
 
 
 def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
     root = fake_data.make(tmp_path, num_frames=2)
     data = kitti(str(root), "train", 80.0)
     write_png(root / "gt_depth" / depth_name(0), np.ones((19, 30), np.uint16))
-    assert f"{root / 'gt_depth' / depth_name(0)}: 19x30 does not fit its picture" in refused(lambda: data[0])
+    assert f"{root / 'gt_depth' / depth_name(0)}: 19x30 does not fit its picture" in refused(
+        lambda: data[0]
+    )
     (root / "gt_depth" / depth_name(1)).unlink()
     assert str(root / "gt_depth" / depth_name(1)) in refused(lambda: data[1])
     (root / "input" / image_name(1)).unlink()
     assert str(root / "input" / image_name(1)) in refused(lambda: data[1])
     big = kitti(str(root), "train", 80.0, kb_crop=(21, 30))
     write_png(root / "gt_depth" / depth_name(0), np.ones((20, 30), np.uint16))
-    assert f"{image_name(0)}: 20x30 is smaller than data.kb_crop asks for (21x30 from" in refused(lambda: big[0])
+    assert f"{image_name(0)}: 20x30 is smaller than data.kb_crop asks for (21x30 from" in refused(
+        lambda: big[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +147,10 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
         ("../a.png b.png 7\n", "1: ../a.png leads out of the data root"),
         ("a.png /../b.png 7\n", "1: /../b.png leads out of the data root"),
         ("a.png x/../../b.png 7\n", "1: x/../../b.png leads out of the data root"),
-        ("a.png b.png 7\n/etc/../../passwd b.png 7\n", "2: /etc/../../passwd leads out of the data root"),
+        (
+            "a.png b.png 7\n/etc/../../passwd b.png 7\n",
+            "2: /etc/../../passwd leads out of the data root",
+        ),
         ("/ b.png 7\n", "1: '/' names no file; give a path below the data root"),
         ("a.png b\0.png 7\n", "1: 'b\\x00.png' names no file"),
     ],
@@ -124,7 +158,8 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
 def test_a_bad_split_file_is_named_with_its_line(tmp_path, text, line):
     (tmp_path / "kitti_eigen_train.txt").write_text(text)
     message = refused(lambda: kitti(str(tmp_path), "train", 80.0))
-    assert line in message and message.startswith(str(tmp_path / "kitti_eigen_train.txt"))
+    assert line in message
+    assert message.startswith(str(tmp_path / "kitti_eigen_train.txt"))
 
 
 def test_a_path_of_the_machine_is_looked_for_below_the_root_and_links_there_are_followed(tmp_path):
@@ -145,21 +180,42 @@ def test_a_path_of_the_machine_is_looked_for_below_the_root_and_links_there_are_
 def test_the_benchmarks_test_set_is_a_list_of_names_in_a_folder_of_its_own(tmp_path):
     root = fake_data.make(tmp_path)
     for index in range(3):
-        write_png(root / "benchmark_test" / f"{index:010d}.png", np.full((12, 16, 3), index, np.uint8))
-    (root / "kitti_benchmark_test.txt").write_text("".join(f"{index:010d}.png\n" for index in range(3)))
-    options = {"val_split": "kitti_benchmark_test.txt", "image_folder": "benchmark_test", "kb_crop": (12, 16)}
+        write_png(
+            root / "benchmark_test" / f"{index:010d}.png", np.full((12, 16, 3), index, np.uint8)
+        )
+    (root / "kitti_benchmark_test.txt").write_text(
+        "".join(f"{index:010d}.png\n" for index in range(3))
+    )
+    options = {
+        "val_split": "kitti_benchmark_test.txt",
+        "image_folder": "benchmark_test",
+        "kb_crop": (12, 16),
+    }
     data = kitti(str(root), "val", 80.0, needs_ground_truth=False, **options)
-    assert len(data) == 3 and data.num_skipped == 0 and data.map_name(2) == "0000000002.png"
-    assert data[2].image.shape == (3, 12, 16) and (data[2].image == 2).all() and (data[2].depth == 0).all()
+    assert len(data) == 3
+    assert data.num_skipped == 0
+    assert data.map_name(2) == "0000000002.png"
+    assert data[2].image.shape == (3, 12, 16)
+    assert (data[2].image == 2).all()
+    assert (data[2].depth == 0).all()
     assert data[2].intrinsics[0, 0].isnan()  # no focal length, no camera
     message = refused(lambda: kitti(str(root), "val", 80.0, **options))
-    assert "kitti_benchmark_test.txt: none of its 3 frames has ground truth, which evaluation" in message
+    assert (
+        "kitti_benchmark_test.txt: none of its 3 frames has ground truth, which evaluation"
+        in message
+    )
 
 
 # Where the published evaluation cuts: height x width of the picture, top and left of 352 x 1216.
 @pytest.mark.parametrize(
     ("height", "width", "top", "left"),
-    [(375, 1242, 23, 13), (370, 1226, 18, 5), (376, 1241, 24, 12), (374, 1238, 22, 11), (370, 1224, 18, 4)],
+    [
+        (375, 1242, 23, 13),
+        (370, 1226, 18, 5),
+        (376, 1241, 24, 12),
+        (374, 1238, 22, 11),
+        (370, 1224, 18, 4),
+    ],
 )
 def test_the_window_is_where_the_published_code_has_it(tmp_path, height, width, top, left):
     root = fake_data.make(tmp_path, num_frames=1, height=height, width=width, without=(0,))
@@ -169,7 +225,8 @@ def test_the_window_is_where_the_published_code_has_it(tmp_path, height, width, 
     (root / "kitti_eigen_train.txt").write_text(line)
     camera = kitti(str(root), "train", 80.0)[0].intrinsics
     sample = kitti(str(root), "train", 80.0, kb_crop=(352, 1216))[0]
-    assert sample.image.shape == (3, 352, 1216) and sample.depth[0, 0, 0] * 256 == top
+    assert sample.image.shape == (3, 352, 1216)
+    assert sample.depth[0, 0, 0] * 256 == top
     assert (camera - sample.intrinsics)[:2, 2].tolist() == pytest.approx([left, top], abs=1e-4)
 
 
@@ -189,13 +246,18 @@ def test_the_largest_level_and_those_that_are_named_are_none(tmp_path):
     levels[5] = 7
     write_png(root / "gt_depth" / depth_name(1), levels)
     depth = kitti(str(root), "train", 80.0, invalid=(7,))[1].depth[0]
-    assert (depth[10:] == 0).all() and (depth[5] == 0).all() and (depth[:5] == 2).all()
+    assert (depth[10:] == 0).all()
+    assert (depth[5] == 0).all()
+    assert (depth[:5] == 2).all()
 
 
 def test_missing_folders_and_splits(tmp_path, monkeypatch):
     root = fake_data.make(tmp_path / "kitti")
     message = refused(lambda: kitti(str(root), "train", 80.0, train_split="mine.txt"))
-    assert "mine.txt: no such split file; .txt files beside it: kitti_eigen_test.txt, kitti_eigen_train.txt" in message
+    assert (
+        "mine.txt: no such split file; .txt files beside it: kitti_eigen_test.txt, kitti_eigen_train.txt"
+        in message
+    )
     assert "data.root: no folder at" in refused(lambda: kitti(str(tmp_path / "nyu"), "train", 80.0))
     assert "data.root: a file, not a folder at" in refused(
         lambda: kitti(str(root / "kitti_eigen_train.txt"), "train", 80.0)
@@ -210,7 +272,10 @@ def test_missing_folders_and_splits(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"kb_crop": 5}, "data.kb_crop: got 5; it must be a list of 2: a whole number, a whole number"),
+        (
+            {"kb_crop": 5},
+            "data.kb_crop: got 5; it must be a list of 2: a whole number, a whole number",
+        ),
         ({"kb_crop": [0, 5]}, "data.kb_crop: got [0, 5]; it must be [height, width] in pixels"),
         ({"root": 3}, "data.root: got 3; it must be text"),
         ({"train_split": 3}, "data.train_split: got 3; it must be text"),
@@ -221,18 +286,27 @@ def test_missing_folders_and_splits(tmp_path, monkeypatch):
 def test_wrong_options_are_one_line(tmp_path, arguments, line):
     node = {"name": "kitti", "root": str(fake_data.make(tmp_path))} | arguments
     context = {"split": "train", "max_depth": 80.0, "maps": None, "needs_ground_truth": True}
-    assert line in refused(lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError)
+    assert line in refused(
+        lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError
+    )
 
 
-@pytest.mark.skipif("TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames")
+@pytest.mark.skipif(
+    "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames"
+)
 @pytest.mark.parametrize(("split", "count"), [("train", 17), ("val", 4)])
 def test_real_frames(split, count):
-    data = kitti(str(Path(os.environ["TIEKD_REAL_DATA"]) / "kitti"), split, 80.0, kb_crop=(352, 1216))
+    data = kitti(
+        str(Path(os.environ["TIEKD_REAL_DATA"]) / "kitti"), split, 80.0, kb_crop=(352, 1216)
+    )
     assert len(data) + data.num_skipped == count
     for index in {0, len(data) - 1}:
         sample = data[index]
-        assert sample.image.shape == (3, 352, 1216) and 40 < sample.image.float().mean() < 200
+        assert sample.image.shape == (3, 352, 1216)
+        assert 40 < sample.image.float().mean() < 200
         measured = sample.depth[sample.depth > 0]
-        assert 0.005 < len(measured) / sample.depth.numel() < 0.6 and 1 < measured.min() < measured.max() < 130
+        assert 0.005 < len(measured) / sample.depth.numel() < 0.6
+        assert 1 < measured.min() < measured.max() < 130
         assert sample.depth[0, :80].count_nonzero() < sample.depth[0, 200:280].count_nonzero()
-        assert 500 < sample.intrinsics[0, 2] < 700 and 130 < sample.intrinsics[1, 2] < 200
+        assert 500 < sample.intrinsics[0, 2] < 700
+        assert 130 < sample.intrinsics[1, 2] < 200

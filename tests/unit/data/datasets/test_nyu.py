@@ -33,7 +33,9 @@ def make(root, without=()):
         truth = "None" if index in without else f"/{scene}/sync_depth_{index:05d}.png"
         lines.append(f"/{scene}/rgb_{index:05d}.jpg {truth} 518.8579\n")
     (root / "nyu_train.txt").write_text("".join(lines))
-    (root / "nyu_test.txt").write_text("".join(lines).replace(" /", " ").replace("\n/", "\n").lstrip("/"))
+    (root / "nyu_test.txt").write_text(
+        "".join(lines).replace(" /", " ").replace("\n/", "\n").lstrip("/")
+    )
     return str(root)
 
 
@@ -47,14 +49,20 @@ def refused(act, kind=DataError):
 def test_training_frames_are_cut_and_those_of_evaluation_are_whole(tmp_path):
     root = make(tmp_path)
     sample = nyu.build(root, "train", 10.0, nyu_crop=CROP)[1]
-    assert sample.image.shape == (3, 12, 24) and sample.name == "bedroom_0001/rgb_00001.jpg"
-    assert sample.image[0, 0].tolist() == list(range(3, 27)) and sample.image[2, :, 0].tolist() == list(range(4, 16))
+    assert sample.image.shape == (3, 12, 24)
+    assert sample.name == "bedroom_0001/rgb_00001.jpg"
+    assert sample.image[0, 0].tolist() == list(range(3, 27))
+    assert sample.image[2, :, 0].tolist() == list(range(4, 16))
     assert torch.allclose(sample.depth[0, 0], torch.arange(4, 28) / 100)
     whole = nyu.build(root, "val", 10.0, nyu_crop=CROP)[1]
-    assert whole.image.shape == (3, 20, 30) and whole.name == sample.name
-    assert (whole.depth[0, 0] == 0).all() and torch.allclose(whole.depth[0, 1], torch.arange(1, 31) / 100)
+    assert whole.image.shape == (3, 20, 30)
+    assert whole.name == sample.name
+    assert (whole.depth[0, 0] == 0).all()
+    assert torch.allclose(whole.depth[0, 1], torch.arange(1, 31) / 100)
     assert (whole.intrinsics - sample.intrinsics)[:2, 2].tolist() == pytest.approx([3, 4], abs=1e-4)
-    assert whole.intrinsics[:2].flatten().tolist() == pytest.approx([518.8579, 0, 325.58245, 0, 519.46961, 253.73616])
+    assert whole.intrinsics[:2].flatten().tolist() == pytest.approx(
+        [518.8579, 0, 325.58245, 0, 519.46961, 253.73616]
+    )
 
 
 def test_a_leading_slash_is_the_data_roots_and_dots_lead_out_of_it(tmp_path):
@@ -63,15 +71,22 @@ def test_a_leading_slash_is_the_data_roots_and_dots_lead_out_of_it(tmp_path):
     assert [frame.image for frame in slashed.frames] == [frame.image for frame in plain.frames]
     for name in ("/../a.jpg", "/office/../../a.jpg", "../a.jpg"):
         (tmp_path / "nyu_train.txt").write_text(f"{name} None 518.8579\n")
-        assert f"nyu_train.txt:1: {name} leads out of the data root" in refused(lambda: nyu.build(root, "train", 10.0))
+        assert f"nyu_train.txt:1: {name} leads out of the data root" in refused(
+            lambda: nyu.build(root, "train", 10.0)
+        )
 
 
 def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_path):
     root = make(tmp_path, without=(0, 2))
     data = nyu.build(root, "train", 10.0, needs_ground_truth=True)
-    assert len(data) == 1 and data.num_skipped == 2 and data[0].name.endswith("1.jpg")
+    assert len(data) == 1
+    assert data.num_skipped == 2
+    assert data[0].name.endswith("1.jpg")
     data = nyu.build(root, "train", 10.0, needs_ground_truth=False)
-    assert len(data) == 3 and data.num_skipped == 0 and (data[0].depth == 0).all() and (data[1].depth > 0).any()
+    assert len(data) == 3
+    assert data.num_skipped == 0
+    assert (data[0].depth == 0).all()
+    assert (data[1].depth > 0).any()
 
 
 def test_teacher_maps_are_whole_and_cut_with_their_picture_or_cut_already(tmp_path):
@@ -86,7 +101,9 @@ def test_teacher_maps_are_whole_and_cut_with_their_picture_or_cut_already(tmp_pa
         assert torch.allclose(data[1].teacher_depth[0, 0] * 6553.5, torch.arange(3.0, 27.0))
     write_png(tmp_path / "gt_kd" / name, columns[:7])
     message = refused(lambda: data[1])
-    assert f"{name}: teacher map of 7x30 for a picture of 20x30, 12x24 after data.nyu_crop" in message
+    assert (
+        f"{name}: teacher map of 7x30 for a picture of 20x30, 12x24 after data.nyu_crop" in message
+    )
     assert nyu.build(root, "val", 10.0, maps="gt_kd")[1].teacher_depth is None
     assert "teacher.maps: no folder" in refused(lambda: nyu.build(root, "train", 10.0, maps="none"))
 
@@ -109,7 +126,10 @@ def test_a_window_that_does_not_fit_names_the_picture(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"nyu_crop": [45, 472]}, "data.nyu_crop: got [45, 472]; it must be a list of 4: a whole number,"),
+        (
+            {"nyu_crop": [45, 472]},
+            "data.nyu_crop: got [45, 472]; it must be a list of 4: a whole number,",
+        ),
         (
             {"nyu_crop": [9, 9, 0, 5]},
             "data.nyu_crop: got [9, 9, 0, 5]; it must be [top, bottom, left, right] in pixels",
@@ -120,27 +140,38 @@ def test_a_window_that_does_not_fit_names_the_picture(tmp_path):
 def test_wrong_options_are_one_line(tmp_path, arguments, line):
     node = {"name": "nyu", "root": make(tmp_path)} | arguments
     context = {"split": "train", "max_depth": 10.0, "maps": None, "needs_ground_truth": True}
-    assert line in refused(lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError)
+    assert line in refused(
+        lambda: build(node, "tiekd.data.datasets", "data", **context), RecipeError
+    )
 
 
 def test_the_base_recipe_is_the_published_pipeline():
     recipe = load_recipe(Path(__file__).parents[4] / "model_configs/_base_/datasets/nyu.yaml")
     augment = settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment)
-    assert augment == Augment(crop=[416, 544], brightness=[0.75, 1.25], gamma=[0.9, 1.1], channels=[0.9, 1.1])
+    assert augment == Augment(
+        crop=[416, 544], brightness=[0.75, 1.25], gamma=[0.9, 1.1], channels=[0.9, 1.1]
+    )
     assert recipe["data"]["nyu_crop"] == [45, 472, 43, 608]
     assert settings(recipe, "evaluation", EvaluationSettings).crop == "nyu_eigen"
 
 
-@pytest.mark.skipif("TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames")
-@pytest.mark.parametrize(("split", "count", "size"), [("train", 5, (427, 565)), ("val", 2, (480, 640))])
+@pytest.mark.skipif(
+    "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames"
+)
+@pytest.mark.parametrize(
+    ("split", "count", "size"), [("train", 5, (427, 565)), ("val", 2, (480, 640))]
+)
 def test_real_frames(split, count, size):
     root = str(Path(os.environ["TIEKD_REAL_DATA"]) / "nyu")
     data = nyu.build(root, split, 10.0, nyu_crop=(45, 472, 43, 608))
-    assert len(data) == count and data.image_sizes() == [size] * count
+    assert len(data) == count
+    assert data.image_sizes() == [size] * count
     for sample in data:
-        assert sample.image.shape == (3, *size) and 20 < sample.image.float().mean() < 230
+        assert sample.image.shape == (3, *size)
+        assert 20 < sample.image.float().mean() < 230
         measured = sample.depth[sample.depth > 0]
-        assert 0.5 < len(measured) / sample.depth.numel() and 0.4 < measured.min() < measured.max() <= 10.01
+        assert 0.5 < len(measured) / sample.depth.numel()
+        assert 0.4 < measured.min() < measured.max() <= 10.01
         assert sample.intrinsics[0, 0].item() == pytest.approx(518.8579)
 
 
@@ -148,7 +179,8 @@ def test_training_frames_are_whole_where_they_are_evaluated(tmp_path):
     data = {"name": "nyu", "root": make(tmp_path), "nyu_crop": list(CROP)}
     recipe = {"network": {"max_depth": 10.0}, "data": data}
     cut, whole = build_dataset(recipe, "train"), build_dataset(recipe, "train", as_evaluated=True)
-    assert cut[0].image.shape == (3, 12, 24) and whole[0].image.shape == (3, 20, 30)
+    assert cut[0].image.shape == (3, 12, 24)
+    assert whole[0].image.shape == (3, 20, 30)
     assert mean_depth_map(whole).shape == (1, 1, 20, 30)
     with pytest.raises(DataError, match="needs frames of one size, there are 12x24 and 20x30"):
         mean_depth_map(torch.utils.data.ConcatDataset([cut, whole]))

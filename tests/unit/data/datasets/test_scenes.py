@@ -55,11 +55,14 @@ def test_same_street_at_every_size():
 
 def test_types_intrinsics_and_ranges():
     scene = render(0, 0, 375, 1242)
-    assert scene.image.shape == (375, 1242, 3) and scene.image.dtype == np.uint8
-    assert scene.depth.dtype == scene.sparse_depth.dtype == np.float32 and scene.intrinsics.dtype == np.float64
+    assert scene.image.shape == (375, 1242, 3)
+    assert scene.image.dtype == np.uint8
+    assert scene.depth.dtype == scene.sparse_depth.dtype == np.float32
+    assert scene.intrinsics.dtype == np.float64
     expected = [[721.5377, 0, 609.5593], [0, 721.5377, 172.854], [0, 0, 1]]
     np.testing.assert_allclose(scene.intrinsics, expected, rtol=1e-12)
-    assert scene.depth.max() <= 80.0 and scene.depth[scene.depth > 0].min() > 1.0
+    assert scene.depth.max() <= 80.0
+    assert scene.depth[scene.depth > 0].min() > 1.0
 
 
 def test_ground_depth_is_that_of_a_plane():
@@ -69,17 +72,24 @@ def test_ground_depth_is_that_of_a_plane():
     expected = np.broadcast_to(1.65 * camera.focal / np.maximum(rows - camera.cy, 1e-9), (128, 416))
     ground = hits.face == GROUND
     np.testing.assert_allclose(1 / hits.inverse_depth[ground], expected[ground], rtol=1e-4)
-    assert (hits.face[:59] == SKY).all() and ground[60:].all()  # the horizon is at cy = 59.0
+    assert (hits.face[:59] == SKY).all()  # the horizon is at cy = 59.0
+    assert ground[60:].all()
 
 
 def world_points(camera, hits):
     x, y = rays(camera)
     ray = x[..., None] * camera.axes[0] + y[..., None] * camera.axes[1] + camera.axes[2]
-    return camera.position + ray / np.where(hits.inverse_depth > 0, hits.inverse_depth, np.inf)[..., None]
+    return (
+        camera.position
+        + ray / np.where(hits.inverse_depth > 0, hits.inverse_depth, np.inf)[..., None]
+    )
 
 
 def test_points_of_a_street_lie_on_their_surfaces():
-    camera, street = look(1.6, 0.03, 0.01, -0.005, *SIZE), random_street(Draw(np.random.SeedSequence(2)))
+    camera, street = (
+        look(1.6, 0.03, 0.01, -0.005, *SIZE),
+        random_street(Draw(np.random.SeedSequence(2))),
+    )
     hits = cast(camera, street.solids)
     points, first = world_points(camera, hits), 1
     assert np.abs(points[hits.face == GROUND][:, 1] / camera.position[1]).max() < 1e-2
@@ -89,7 +99,8 @@ def test_points_of_a_street_lie_on_their_surfaces():
             at = points[hits.face == first + number]
             if len(at) and solid.radii is None:
                 distance = at @ solid.normals.T - solid.offsets
-                assert np.abs(distance[:, number]).max() < 2e-3 and distance.max() < 2e-3
+                assert np.abs(distance[:, number]).max() < 2e-3
+                assert distance.max() < 2e-3
                 seen += len(at)
             elif len(at):
                 assert np.abs((((at - solid.centre) / solid.radii) ** 2).sum(-1) - 1).max() < 2e-2
@@ -111,7 +122,8 @@ def test_a_turned_box_covers_what_slabs_say():
     low, high = (np.array([-2, 0.4, -0.9]) - start) / way, (np.array([2, 1.9, 0.9]) - start) / way
     enter, leave = np.minimum(low, high).max(-1), np.maximum(low, high).min(-1)
     expected = (enter < leave) & (enter > 0)
-    assert expected.sum() > 500 and ((hits.face > GROUND) == expected).mean() > 0.999
+    assert expected.sum() > 500
+    assert ((hits.face > GROUND) == expected).mean() > 0.999
     both = expected & (hits.face > GROUND)
     np.testing.assert_allclose(1 / hits.inverse_depth[both], enter[both], rtol=1e-4)
 
@@ -122,7 +134,9 @@ def test_nearer_solid_hides_the_farther_whatever_the_order():
     for solids in ([near, far], [far, near]):
         hits = cast(camera, solids)
         assert 1 / hits.inverse_depth.max() == pytest.approx(6.0, rel=0.2)
-        assert 1 / hits.inverse_depth[round(camera.cy), round(camera.cx)] == pytest.approx(7.0, rel=1e-3)
+        assert 1 / hits.inverse_depth[round(camera.cy), round(camera.cx)] == pytest.approx(
+            7.0, rel=1e-3
+        )
 
 
 def test_solid_that_crosses_the_cameras_plane_is_seen():
@@ -145,27 +159,39 @@ def test_lidar_has_rows_and_leaves_the_upper_part_out():
     measured = render(0, 2, 375, 1242).sparse_depth > 0
     slope_of_top_beam = math.tan(math.radians(2.0))
     assert not measured[: int(172.854 - 1.3 * 721.5377 * slope_of_top_beam)].any()
-    middle = measured[:, 590:630].mean(1)[200:370]  # beams are flat here: sampled rows alternate with empty ones
-    assert (middle == 0).mean() > 0.4 and middle.max() > 0.2
+    middle = measured[:, 590:630].mean(1)[
+        200:370
+    ]  # beams are flat here: sampled rows alternate with empty ones
+    assert (middle == 0).mean() > 0.4
+    assert middle.max() > 0.2
 
 
 def test_sky_has_no_depth_and_surfaces_have():
     for index in range(4):
         camera_seed, street_seed = np.random.SeedSequence([0, index]).spawn(4)[:2]
-        hits = cast(scenes.random_camera(camera_seed, *SIZE), random_street(Draw(street_seed)).solids)
+        hits = cast(
+            scenes.random_camera(camera_seed, *SIZE), random_street(Draw(street_seed)).solids
+        )
         depth = render(0, index, *SIZE).depth
         assert (depth[hits.face == SKY] == 0).all()
-        assert (depth[hits.inverse_depth > 1 / 79.9] > 0).all() and (depth[hits.inverse_depth < 1 / 80.1] == 0).all()
+        assert (depth[hits.inverse_depth > 1 / 79.9] > 0).all()
+        assert (depth[hits.inverse_depth < 1 / 80.1] == 0).all()
 
 
 def test_patterns_finer_than_a_pixel_give_their_mean():
     at = np.linspace(0, 3, 7, dtype=np.float32)
     np.testing.assert_allclose(stripes(at, 0.01, 0.3, np.full(7, 5.0, np.float32)), 0.3, atol=2e-3)
-    np.testing.assert_allclose(strip(at, 1.0, 0.25, np.full(7, 0.01, np.float32)), [0, 0, 1, 0, 0, 0, 0], atol=1e-5)
-    np.testing.assert_allclose(strip(at, 1.0, 0.25, np.full(7, 1.0, np.float32))[:4], [0, 0.25, 0.5, 0.25], atol=1e-6)
+    np.testing.assert_allclose(
+        strip(at, 1.0, 0.25, np.full(7, 0.01, np.float32)), [0, 0, 1, 0, 0, 0, 0], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        strip(at, 1.0, 0.25, np.full(7, 1.0, np.float32))[:4], [0, 0.25, 0.5, 0.25], atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("arguments", [(-1, 0, 64, 208), (0, -1, 64, 208), (0, 0, 16, 208), (0, 0, 64, 31)])
+@pytest.mark.parametrize(
+    "arguments", [(-1, 0, 64, 208), (0, -1, 64, 208), (0, 0, 16, 208), (0, 0, 64, 31)]
+)
 def test_wrong_arguments_are_named(arguments):
     with pytest.raises(RecipeError, match="must be"):
         render(*arguments)
@@ -173,19 +199,33 @@ def test_wrong_arguments_are_named(arguments):
 
 def test_layout_is_kittis(tmp_path):
     root, calls = tmp_path / "deep" / "set", []
-    write_kitti_layout(root, 1, *SIZE, 3, 2, dense_val=True, progress=lambda done, total: calls.append((done, total)))
+    write_kitti_layout(
+        root,
+        1,
+        *SIZE,
+        3,
+        2,
+        dense_val=True,
+        progress=lambda done, total: calls.append((done, total)),
+    )
     assert calls == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
-    train, test = ((root / f"kitti_eigen_{split}.txt").read_text().splitlines() for split in ("train", "test"))
-    assert len(train) == 3 and len(test) == 2
+    train, test = (
+        (root / f"kitti_eigen_{split}.txt").read_text().splitlines() for split in ("train", "test")
+    )
+    assert len(train) == 3
+    assert len(test) == 2
     drive = "2000_01_01_drive_0001_sync"
     depth_path = f"{drive}/proj_depth/groundtruth/image_02/0000000001.png"
     assert train[1] == f"2000_01_01/{drive}/image_02/data/0000000001.png {depth_path} 120.8372"
     scene = render(1, FIRST_HELD_OUT_INDEX + 1, *SIZE)
     picture, depth, _ = test[1].split()
-    assert np.array_equal(read_image(root / "input" / picture).permute(1, 2, 0).numpy(), scene.image)
+    assert np.array_equal(
+        read_image(root / "input" / picture).permute(1, 2, 0).numpy(), scene.image
+    )
     for folder, exact in (("gt_depth", scene.sparse_depth), ("gt_dense", scene.depth)):
         stored = read_levels(root / folder / depth)[0].numpy() / np.float32(256)
-        assert np.abs(stored - exact).max() <= 0.5 / 256 and ((stored > 0) == (exact > 0)).all()
+        assert np.abs(stored - exact).max() <= 0.5 / 256
+        assert ((stored > 0) == (exact > 0)).all()
     assert len(list((root / "gt_dense").rglob("*.png"))) == 2
     assert [path.name for path in root.parent.iterdir()] == ["set"]
 
@@ -194,9 +234,12 @@ def test_existing_set_is_used_or_refused_but_never_changed(tmp_path):
     root = tmp_path / "set"
     write_kitti_layout(root, 1, *SIZE, 1, 1)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    write_kitti_layout(root, 1, *SIZE, 1, 1, progress=lambda done, total: pytest.fail("rendered again"))
+    write_kitti_layout(
+        root, 1, *SIZE, 1, 1, progress=lambda done, total: pytest.fail("rendered again")
+    )
     with pytest.raises(
-        DataError, match=r"set: holds scenes made with .*'num_train': 1.*, but .*'num_train': 2.*delete it"
+        DataError,
+        match=r"set: holds scenes made with .*'num_train': 1.*, but .*'num_train': 2.*delete it",
     ):
         write_kitti_layout(root, 1, *SIZE, 2, 1)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
@@ -208,7 +251,9 @@ def test_existing_set_is_used_or_refused_but_never_changed(tmp_path):
 
 
 def start_writing(root: Path, num_train: int) -> multiprocessing.Process:
-    writer = multiprocessing.get_context("fork").Process(target=write_kitti_layout, args=(root, 1, *SIZE, num_train, 1))
+    writer = multiprocessing.get_context("fork").Process(
+        target=write_kitti_layout, args=(root, 1, *SIZE, num_train, 1)
+    )
     writer.start()
     return writer
 
@@ -219,7 +264,8 @@ def test_killed_run_leaves_no_set(tmp_path):
     writer = start_writing(root, 100_000)
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob(f"set.partial-{writer.pid}-*/input/**/0000000001.png")):
-        assert time.monotonic() < deadline and writer.is_alive()
+        assert time.monotonic() < deadline
+        assert writer.is_alive()
         time.sleep(0.02)
     writer.kill()
     writer.join()

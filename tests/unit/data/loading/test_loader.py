@@ -42,25 +42,34 @@ def test_batches_are_the_same_with_any_number_of_workers(data):
     without, one, two = (list(training(data, workers)) for workers in (0, 1, 2))
     assert len(without) == len(one) == len(two) == 6
     assert all(equal(a, b) and equal(a, c) for a, b, c in zip(without, one, two, strict=True))
-    assert without[0].image.shape == (2, 3, 12, 16) and without[0].image.dtype == torch.float32
+    assert without[0].image.shape == (2, 3, 12, 16)
+    assert without[0].image.dtype == torch.float32
     assert without[0].depth.shape == without[0].inside.shape == (2, 1, 12, 16)
-    assert without[0].intrinsics.shape == (2, 3, 3) and without[0].teacher_depth is None
+    assert without[0].intrinsics.shape == (2, 3, 3)
+    assert without[0].teacher_depth is None
     assert not torch.equal(without[0].image, without[3].image)
 
 
 def test_a_frame_that_a_batch_repeats_is_augmented_anew(data):
     sampler = MicroBatches(len(data), 4 * len(data), 1, 0, 1, 3, 0, 1)
     for workers in (0, 1):
-        (batch,) = training_batches(data, sampler, Augment(crop=(12, 16), rotate_deg=10.0), 3, workers, CPU)
+        (batch,) = training_batches(
+            data, sampler, Augment(crop=(12, 16), rotate_deg=10.0), 3, workers, CPU
+        )
         assert sorted(batch.names) == sorted(4 * [frame.name for frame in data.frames])
         for name in set(batch.names):
-            images = [image for image, other in zip(batch.image, batch.names, strict=True) if other == name]
+            images = [
+                image
+                for image, other in zip(batch.image, batch.names, strict=True)
+                if other == name
+            ]
             assert not any(torch.equal(images[0], image) for image in images[1:])
 
 
 def test_a_run_from_the_middle_sees_what_the_whole_run_saw(data):
     whole, tail = list(training(data)), list(training(data, start=4))
-    assert len(tail) == 2 and all(equal(a, b) for a, b in zip(whole[4:], tail, strict=True))
+    assert len(tail) == 2
+    assert all(equal(a, b) for a, b in zip(whole[4:], tail, strict=True))
 
 
 def test_a_sample_is_augmented_alike_on_whichever_rank(data):
@@ -72,7 +81,10 @@ def test_a_sample_is_augmented_alike_on_whichever_rank(data):
 
 def test_teacher_maps_travel_with_their_frames(data, tmp_path):
     for index in range(5):
-        write_png(tmp_path / "maps" / image_name(index).replace("/", "_"), np.full((20, 30), index + 1, np.uint16))
+        write_png(
+            tmp_path / "maps" / image_name(index).replace("/", "_"),
+            np.full((20, 30), index + 1, np.uint16),
+        )
     data = kitti(str(tmp_path), "train", 65535.0, maps="maps")
     for batch in training(data):
         levels = [int(name[-5]) + 1 for name in batch.names]
@@ -97,7 +109,11 @@ def test_a_picture_with_a_number_that_is_not_finite_stays_so_and_never_turns_bla
     (_, evaluated), *_ = validation_batches(Floats(), 2, 0, 1, 0, CPU)
     for batch in (trained, evaluated):
         for image, name in zip(batch.image, batch.names, strict=True):
-            assert image.isnan().all() if name == "1" else torch.allclose(image[1], torch.tensor(-16.28 / 57.12))
+            assert (
+                image.isnan().all()
+                if name == "1"
+                else torch.allclose(image[1], torch.tensor(-16.28 / 57.12))
+            )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -106,7 +122,10 @@ def test_an_error_in_a_worker_arrives_as_its_own_line(data, tmp_path, workers):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError) as error:
         list(training(data, workers))
-    assert str(error.value) == f"{path}: a torn or damaged PNG (60 bytes); copy it from the original again"
+    assert (
+        str(error.value)
+        == f"{path}: a torn or damaged PNG (60 bytes); copy it from the original again"
+    )
     with pytest.raises(DataError, match="torn"):
         list(validation_batches(data, 2, 0, 1, workers, CPU))
 
@@ -148,14 +167,21 @@ def without_descriptors():
 def test_a_file_is_not_skipped_as_torn_where_no_more_may_be_opened():
     skipped = Unreadable(100)
     sampler = MicroBatches(5, 2, 1, 0, 1, 3, 0, 6)
-    with pytest.raises(LaunchError, match=r"^000.png: torn: Too many open files .*set a smaller data.workers$"):
-        list(training_batches(Faulty(without_descriptors), sampler, AUGMENT, 3, 0, CPU, unreadable=skipped))
+    with pytest.raises(
+        LaunchError, match=r"^000.png: torn: Too many open files .*set a smaller data.workers$"
+    ):
+        list(
+            training_batches(
+                Faulty(without_descriptors), sampler, AUGMENT, 3, 0, CPU, unreadable=skipped
+            )
+        )
     assert not skipped.messages
 
 
 def test_a_worker_that_dies_is_a_line_that_says_what_to_do():
     with pytest.raises(
-        DataError, match=r"^a data worker died \(process \d+, by SIGKILL\); .* set a smaller data.workers$"
+        DataError,
+        match=r"^a data worker died \(process \d+, by SIGKILL\); .* set a smaller data.workers$",
     ) as error:
         list(training(Faulty(killed), 1))
     assert "\n" not in str(error.value)
@@ -163,7 +189,9 @@ def test_a_worker_that_dies_is_a_line_that_says_what_to_do():
 
 def test_pictures_of_mixed_sizes_need_a_crop(data, tmp_path):
     make_smaller(tmp_path, 1)
-    with pytest.raises(DataError, match=r"different sizes in one batch: 18x28, 20x30 .*data.augment.sizes=bucket"):
+    with pytest.raises(
+        DataError, match=r"different sizes in one batch: 18x28, 20x30 .*data.augment.sizes=bucket"
+    ):
         list(training(data, augment=Augment()))
     assert all(batch.image.shape[2:] == (12, 16) for batch in training(data))
 
@@ -176,25 +204,37 @@ def make_smaller(root, index):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_validation_batch_ends_where_the_size_changes(data, tmp_path, world_size):
     make_smaller(tmp_path, 3)
-    for batch_size, whole in ((1, [[0], [1], [2], [3], [4]]), (2, [[0, 1], [2], [3], [4]]), (9, [[0, 1, 2], [3], [4]])):
+    for batch_size, whole in (
+        (1, [[0], [1], [2], [3], [4]]),
+        (2, [[0, 1], [2], [3], [4]]),
+        (9, [[0, 1, 2], [3], [4]]),
+    ):
         for rank in range(world_size):
             pairs = list(validation_batches(data, batch_size, rank, world_size, 0, CPU))
             assert [indices for indices, _ in pairs] == whole[rank::world_size]
-            assert all(batch.image.shape[2:] == ((18, 28) if 3 in i else (20, 30)) for i, batch in pairs)
+            assert all(
+                batch.image.shape[2:] == ((18, 28) if 3 in i else (20, 30)) for i, batch in pairs
+            )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_crop_that_does_not_fit_names_the_picture(data, workers):
     with pytest.raises(
-        DataError, match=rf"{image_name(0)[:30]}.*: data.augment.crop: 21x16 is larger than the picture"
+        DataError,
+        match=rf"{image_name(0)[:30]}.*: data.augment.crop: 21x16 is larger than the picture",
     ):
         list(training(data, workers, Augment(crop=(21, 16))))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_validation_covers_every_frame_once_in_batches_of_the_whole_set(data, batch_size, world_size):
-    ranks = [list(validation_batches(data, batch_size, rank, world_size, 0, CPU)) for rank in range(world_size)]
+def test_validation_covers_every_frame_once_in_batches_of_the_whole_set(
+    data, batch_size, world_size
+):
+    ranks = [
+        list(validation_batches(data, batch_size, rank, world_size, 0, CPU))
+        for rank in range(world_size)
+    ]
     pairs = [pair for rank in ranks for pair in rank]
     assert sorted(index for indices, _ in pairs for index in indices) == list(range(5))
     whole = [list(range(start, min(start + batch_size, 5))) for start in range(0, 5, batch_size)]

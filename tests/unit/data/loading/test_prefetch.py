@@ -48,7 +48,8 @@ class Item:
 def test_on_a_cpu_nothing_is_read_ahead():
     told, cpu = [], torch.device("cpu")
     there = on_device((told.append(number) or Item() for number in range(3)), cpu)
-    assert next(there) == cpu and told == [0]
+    assert next(there) == cpu
+    assert told == [0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -67,5 +68,7 @@ def test_on_a_gpu_batches_are_those_of_the_cpu(tmp_path):
         return loader.training_batches(frames, dealt, augment, 3, 1, torch.device(device))
 
     for there, here in zip(batches("cuda"), batches("cpu"), strict=True):
-        assert there.image.is_cuda and torch.equal(there.image.cpu(), here.image)
-        assert torch.equal(there.depth.cpu(), here.depth) and there.names == here.names
+        assert there.image.is_cuda
+        assert torch.equal(there.image.cpu(), here.image)
+        assert torch.equal(there.depth.cpu(), here.depth)
+        assert there.names == here.names

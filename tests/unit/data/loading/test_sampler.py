@@ -3,24 +3,45 @@
 import numpy as np
 import pytest
 
-from tiekd.data.loading.sampler import MicroBatches, epoch_batches, iterations_per_epoch, repeats, size_groups
+from tiekd.data.loading.sampler import (
+    MicroBatches,
+    epoch_batches,
+    iterations_per_epoch,
+    repeats,
+    size_groups,
+)
 from tiekd.errors import RecipeError
 
 
-def dealt(world_size, accumulation, batch_size=4, num_samples=11, start=0, total=7, seed=5, groups=None):
+def dealt(
+    world_size, accumulation, batch_size=4, num_samples=11, start=0, total=7, seed=5, groups=None
+):
     """The keys of each iteration, put together as the ranks consume them: step by step, rank by rank."""
     ranks = [
-        list(MicroBatches(num_samples, batch_size, accumulation, rank, world_size, seed, start, total, groups))
+        list(
+            MicroBatches(
+                num_samples, batch_size, accumulation, rank, world_size, seed, start, total, groups
+            )
+        )
         for rank in range(world_size)
     ]
     assert all(len(batches) == (total - start) * accumulation for batches in ranks)
-    assert all(len(batch) == batch_size // world_size // accumulation for batches in ranks for batch in batches)
-    steps = [[key for rank in ranks for key in rank[step]] for step in range((total - start) * accumulation)]
+    assert all(
+        len(batch) == batch_size // world_size // accumulation
+        for batches in ranks
+        for batch in batches
+    )
+    steps = [
+        [key for rank in ranks for key in rank[step]]
+        for step in range((total - start) * accumulation)
+    ]
     return [sum(steps[i : i + accumulation], []) for i in range(0, len(steps), accumulation)]
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
-def test_every_way_of_dealing_gives_the_same_global_batches_in_the_same_order(world_size, accumulation):
+def test_every_way_of_dealing_gives_the_same_global_batches_in_the_same_order(
+    world_size, accumulation
+):
     assert dealt(world_size, accumulation) == dealt(1, 1)
 
 
@@ -48,41 +69,57 @@ def test_an_iteration_depends_on_nothing_but_its_number_and_the_seed():
 
 
 def test_an_epoch_covers_every_sample_and_fills_up_from_its_own_start():
-    assert iterations_per_epoch(11, 4) == 3 and iterations_per_epoch(12, 4) == 3 and iterations_per_epoch(1, 4) == 1
+    assert iterations_per_epoch(11, 4) == 3
+    assert iterations_per_epoch(12, 4) == 3
+    assert iterations_per_epoch(1, 4) == 1
     for epoch in range(3):
         keys = sum(dealt(1, 1, start=3 * epoch, total=3 * epoch + 3), [])
         assert {e for e, _ in keys} == {epoch}
         indices = [index for _, index in keys]
-        assert sorted(indices[:11]) == list(range(11)) and indices[11:] == indices[:1]
+        assert sorted(indices[:11]) == list(range(11))
+        assert indices[11:] == indices[:1]
 
 
 def test_epochs_are_shuffled_differently():
     orders = [tuple(epoch_batches(epoch, 8, 8, seed=0)[0].tolist()) for epoch in range(4)]
-    assert len(set(orders)) == 4 and all(sorted(order) == list(range(8)) for order in orders)
+    assert len(set(orders)) == 4
+    assert all(sorted(order) == list(range(8)) for order in orders)
 
 
 def test_a_batch_larger_than_the_data_goes_round():
     assert epoch_batches(0, 1, 3, seed=0).tolist() == [[0, 0, 0]]
     first = epoch_batches(0, 2, 5, seed=0)[0].tolist()
-    assert first[:2] == first[2:4] and first[4] == first[0]
+    assert first[:2] == first[2:4]
+    assert first[4] == first[0]
 
 
 def test_a_repetition_in_a_batch_has_a_key_of_its_own():
     (batch,) = MicroBatches(3, 8, 1, 0, 1, 5, 2, 3)
     order = epoch_batches(2, 3, 8, seed=5)[0].tolist()
     assert batch == [(2, index + 3 * (place // 3)) for place, index in enumerate(order)]
-    assert len(set(batch)) == 8 and [index % 3 for _, index in batch] == order
-    halves = [key for rank in (0, 1) for (keys,) in [MicroBatches(3, 8, 1, rank, 2, 5, 2, 3)] for key in keys]
+    assert len(set(batch)) == 8
+    assert [index % 3 for _, index in batch] == order
+    halves = [
+        key
+        for rank in (0, 1)
+        for (keys,) in [MicroBatches(3, 8, 1, rank, 2, 5, 2, 3)]
+        for key in keys
+    ]
     assert halves == batch
     (small, *_) = MicroBatches(5, 4, 1, 0, 1, 0, 0, 9, [0, 0, 0, 0, 1])
-    assert all(max(index for _, index in keys) < 5 for keys in MicroBatches(5, 4, 1, 0, 1, 0, 0, 9)), "as ever"
+    assert all(
+        max(index for _, index in keys) < 5 for keys in MicroBatches(5, 4, 1, 0, 1, 0, 0, 9)
+    ), "as ever"
     grouped = list(MicroBatches(5, 4, 1, 0, 1, 0, 0, 2, [0, 0, 0, 0, 1]))
     assert [(0, 4 + 5 * n) for n in range(4)] in grouped
 
 
 def test_repetitions_in_a_batch_are_told():
-    assert repeats(8, 8) == [] and repeats(5, 2, [0, 0, 0, 1, 1]) == []
-    assert repeats(8, 9)[0].startswith("Warning: train.batch_size 9 is more than there are training frames, 8: a batch")
+    assert repeats(8, 8) == []
+    assert repeats(5, 2, [0, 0, 0, 1, 1]) == []
+    assert repeats(8, 9)[0].startswith(
+        "Warning: train.batch_size 9 is more than there are training frames, 8: a batch"
+    )
     assert "more than there are training frames of one size, 2" in repeats(5, 3, [0, 0, 0, 1, 1])[0]
 
 
@@ -101,14 +138,19 @@ def test_a_batch_holds_samples_of_one_group_and_an_epoch_all_of_them():
     assert iterations_per_epoch(11, 4, GROUPS) == 2 + 1 + 1
     for epoch in range(6):
         batches = epoch_batches(epoch, 11, 4, 5, GROUPS).tolist()
-        assert len(batches) == 4 and all(len({GROUPS[index] for index in batch}) == 1 for batch in batches)
+        assert len(batches) == 4
+        assert all(len({GROUPS[index] for index in batch}) == 1 for batch in batches)
         counts = np.bincount(np.ravel(batches), minlength=11)
-        assert counts.min() == 1 and counts[[1, 5, 7, 9]].max() == 1  # a full group repeats none
-        assert sorted(counts[[0, 2, 3, 6, 8, 10]]) == [1, 1, 1, 1, 2, 2] and counts[4] == 4
+        assert counts.min() == 1
+        assert counts[[1, 5, 7, 9]].max() == 1  # a full group repeats none
+        assert sorted(counts[[0, 2, 3, 6, 8, 10]]) == [1, 1, 1, 1, 2, 2]
+        assert counts[4] == 4
 
 
 def test_a_groups_last_batch_is_filled_up_from_the_groups_start():
-    batches = [batch for batch in epoch_batches(0, 11, 4, 5, GROUPS).tolist() if GROUPS[batch[0]] == 0]
+    batches = [
+        batch for batch in epoch_batches(0, 11, 4, 5, GROUPS).tolist() if GROUPS[batch[0]] == 0
+    ]
     order = [index for index in epoch_batches(0, 11, 11, 5)[0].tolist() if GROUPS[index] == 0]
     assert sum(batches, []) == order + order[:2]
 
@@ -119,7 +161,10 @@ def test_groups_take_turns_and_are_dealt_alike_whatever_the_ranks():
     for start in range(12):
         assert dealt(2, 1, start=start, total=12, groups=GROUPS) == whole[start:]
     assert [keys[0][0] for keys in whole] == [0] * 4 + [1] * 4 + [2] * 4
-    orders = {tuple(GROUPS[batch[0]] for batch in epoch_batches(e, 11, 4, 5, GROUPS).tolist()) for e in range(8)}
+    orders = {
+        tuple(GROUPS[batch[0]] for batch in epoch_batches(e, 11, 4, 5, GROUPS).tolist())
+        for e in range(8)
+    }
     assert len(orders) > 3
 
 
@@ -133,5 +178,7 @@ def test_groups_are_the_sizes_of_the_pictures():
             return [(4, 6), (6, 4), (4, 6), (2, 2)]
 
     assert size_groups(Sized()) == [1, 2, 1, 0]
-    with pytest.raises(RecipeError, match=r"bucket needs a data set with image_sizes\(\), list has none; use crop"):
+    with pytest.raises(
+        RecipeError, match=r"bucket needs a data set with image_sizes\(\), list has none; use crop"
+    ):
         size_groups([])

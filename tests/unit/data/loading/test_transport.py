@@ -53,10 +53,15 @@ def batches_of(num_workers: int) -> list[dict]:
 def test_what_is_sent_arrives_as_it_was_in_memory_without_a_name():
     free = os.statvfs("/dev/shm").f_bfree
     without, sent = batches_of(0), batches_of(2)
-    assert len(sent) == 5 and all(map(equal, without, sent))
-    assert all("memfd:tiekd-batch" in lies_in(batch[key]) for batch in sent for key in ("stack", "own"))
+    assert len(sent) == 5
+    assert all(map(equal, without, sent))
+    assert all(
+        "memfd:tiekd-batch" in lies_in(batch[key]) for batch in sent for key in ("stack", "own")
+    )
     assert not any("memfd" in lies_in(batch[key]) for batch in sent for key in ("small", "flags"))
-    assert abs(os.statvfs("/dev/shm").f_bfree - free) < 5 * LARGE / 4096, "others use it, too, but not so much"
+    assert abs(os.statvfs("/dev/shm").f_bfree - free) < 5 * LARGE / 4096, (
+        "others use it, too, but not so much"
+    )
 
 
 def test_a_batch_holds_one_descriptor_while_it_lives():
@@ -67,7 +72,9 @@ def test_a_batch_holds_one_descriptor_while_it_lives():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_files_stand_in_where_there_is_no_such_memory_and_a_full_disk_is_a_line(monkeypatch, tmp_path):
+def test_files_stand_in_where_there_is_no_such_memory_and_a_full_disk_is_a_line(
+    monkeypatch, tmp_path
+):
     def refused(*_):
         raise PermissionError(errno.EPERM, "not here")
 
@@ -75,13 +82,16 @@ def test_files_stand_in_where_there_is_no_such_memory_and_a_full_disk_is_a_line(
     monkeypatch.setattr(transport.tempfile, "tempdir", str(tmp_path))
     sent = batches_of(2)
     assert all(map(equal, batches_of(0), sent))
-    assert all(f"{tmp_path}/"[1:] in lies_in(batch["stack"]) for batch in sent) and os.listdir(tmp_path) == []
+    assert all(f"{tmp_path}/"[1:] in lies_in(batch["stack"]) for batch in sent)
+    assert os.listdir(tmp_path) == []
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DataError, match=rf"^{tmp_path}: no room for a batch of 0 MB .*TMPDIR.*data.workers=0$"):
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path}: no room for a batch of 0 MB .*TMPDIR.*data.workers=0$"
+    ):
         batches_of(2)
 
 
@@ -94,7 +104,9 @@ def test_files_stand_in_where_there_is_no_such_memory_and_a_full_disk_is_a_line(
         (errno.EMFILE, r"Too many open files \(ulimit -n is .*\); raise that"),
     ],
 )
-def test_workers_that_can_not_be_started_are_a_line_and_those_that_were_end(number, told, monkeypatch):
+def test_workers_that_can_not_be_started_are_a_line_and_those_that_were_end(
+    number, told, monkeypatch
+):
     fork, left = os.fork, 2
 
     def fork_twice():
@@ -109,7 +121,8 @@ def test_workers_that_can_not_be_started_are_a_line_and_those_that_were_end(numb
     with pytest.raises(LaunchError) as error:
         list(read(Made(), [[1]], 3, collate, str, 60))
     assert re.fullmatch(line, str(error.value))
-    assert multiprocessing.active_children() == [] and workers._live == []
+    assert multiprocessing.active_children() == []
+    assert workers._live == []
 
 
 def test_too_few_descriptors_for_a_batch_are_a_line(monkeypatch):
@@ -117,5 +130,8 @@ def test_too_few_descriptors_for_a_batch_are_a_line(monkeypatch):
         raise RuntimeError("received 0 items of ancdata")
 
     monkeypatch.setattr(transport, "recv_handle", dropped)
-    with pytest.raises(LaunchError, match=r"^a batch can't be received: Too many open files \(ulimit -n is \d+ here\)"):
+    with pytest.raises(
+        LaunchError,
+        match=r"^a batch can't be received: Too many open files \(ulimit -n is \d+ here\)",
+    ):
         batches_of(1)

@@ -56,8 +56,12 @@ def test_the_next_readable_sample_takes_the_place_of_a_broken_one(data, tmp_path
     assert indices(names) == [REPLACED.get(index, index) for index in order]
     found = sorted(unreadable.messages)
     assert len(found) == 3, "each file once, however often it was met"
-    assert found[0].startswith(f"{tmp_path / 'gt_depth' / depth_name(3)}: a depth map must be a one-channel 16-bit PNG")
-    assert found[1].startswith(f"{tmp_path / 'input' / image_name(2)}: a torn or damaged PNG (60 bytes)")
+    assert found[0].startswith(
+        f"{tmp_path / 'gt_depth' / depth_name(3)}: a depth map must be a one-channel 16-bit PNG"
+    )
+    assert found[1].startswith(
+        f"{tmp_path / 'input' / image_name(2)}: a torn or damaged PNG (60 bytes)"
+    )
     assert found[2].startswith(f"{tmp_path / 'input' / image_name(6)}: no such picture")
 
 
@@ -77,7 +81,8 @@ def test_it_depends_on_neither_workers_nor_ranks_nor_where_the_run_began(data):
     later = training(data, Unreadable(10), start=5)
     ranks = [training(data, Unreadable(10), rank=rank, world_size=2) for rank in (0, 1)]
     for one, other in [*zip(whole[5:], later, strict=True)]:
-        assert torch.equal(one.image, other.image) and torch.equal(one.depth, other.depth)
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.depth, other.depth)
     for one, first, second in zip(whole, *ranks, strict=True):
         assert torch.equal(one.image, torch.cat([first.image, second.image]))
 
@@ -87,14 +92,18 @@ def test_a_crop_that_does_not_fit_one_picture_is_an_error_of_this_picture(data, 
     write_png(tmp_path / "gt_depth" / depth_name(0), np.ones((10, 30), np.uint16))
     unreadable = Unreadable(10)
     training(data, unreadable)
-    assert any("data.augment.crop: 12x16 is larger than the picture" in message for message in unreadable.messages)
+    assert any(
+        "data.augment.crop: 12x16 is larger than the picture" in message
+        for message in unreadable.messages
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_it_ends_where_none_of_many_in_a_row_can_be_read(data, tmp_path, workers):
     (tmp_path / "input").rename(tmp_path / "elsewhere")
     with pytest.raises(
-        DataError, match="^data.on_error: 7 training samples in a row can't be read; the last: .*no such"
+        DataError,
+        match="^data.on_error: 7 training samples in a row can't be read; the last: .*no such",
     ):
         training(data, Unreadable(10), workers)
     with pytest.raises(DataError, match="^data.on_error: 4 training samples in a row"):
@@ -110,7 +119,9 @@ def test_without_skip_and_in_evaluation_it_is_an_error(data):
 
 def run(hook, log, folder, found: dict, iterations=8, **options):
     """`found`: what the loader meets by iteration."""
-    state = make_state(folder, iterations_per_epoch=8, total_iterations=iterations, stop_reason=None, **options)
+    state = make_state(
+        folder, iterations_per_epoch=8, total_iterations=iterations, stop_reason=None, **options
+    )
     log.before_train(state)
     try:
         for iteration in range(1, iterations + 1):
@@ -136,7 +147,12 @@ def test_each_is_told_once_with_its_count_when_a_log_line_is_due(tmp_path, monke
     monkeypatch.setattr(comm, "gather_objects", gather)
     log = TextLog(4)
     hook = UnreadableSamples(Unreadable(5), log)
-    run(hook, log, tmp_path, {1: ["b.png: torn"], 2: ["a.png: gone", "b.png: torn"], 6: ["b.png: torn", "d.png: x"]})
+    run(
+        hook,
+        log,
+        tmp_path,
+        {1: ["b.png: torn"], 2: ["a.png: gone", "b.png: torn"], 6: ["b.png: torn", "d.png: x"]},
+    )
     head = "Warning: a training sample can't be read, another takes its place "
     assert told(tmp_path) == [
         f"{head}(1 of at most 5): a.png: gone",
@@ -144,14 +160,19 @@ def test_each_is_told_once_with_its_count_when_a_log_line_is_due(tmp_path, monke
         f"{head}(3 of at most 5): c.png: from rank 1",
         f"{head}(4 of at most 5): d.png: x",
     ]
-    assert calls == [["b.png: torn", "a.png: gone"], ["d.png: x"]], "one collective a log line, with the news only"
+    assert calls == [["b.png: torn", "a.png: gone"], ["d.png: x"]], (
+        "one collective a log line, with the news only"
+    )
 
 
 def test_the_run_ends_on_every_rank_when_there_are_more_than_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(comm, "gather_objects", lambda mine: [["a: x"], ["b: y"], ["c: z"]])
     log = TextLog(4)
     hook = UnreadableSamples(Unreadable(2), log)
-    with pytest.raises(DataError, match="^data.max_errors: 3 training samples can't be read, 2 are allowed; .*: c: z$"):
+    with pytest.raises(
+        DataError,
+        match="^data.max_errors: 3 training samples can't be read, 2 are allowed; .*: c: z$",
+    ):
         run(hook, log, tmp_path, {})
     assert len(told(tmp_path)) == 3
 
@@ -172,7 +193,10 @@ def test_a_run_that_goes_on_neither_forgets_nor_repeats_them(tmp_path):
     [
         ({"workers": -1}, "data.workers: got -1; it must be a whole number from 0 to 1024"),
         ({"on_error": "ignore"}, "data.on_error: got 'ignore'; allowed: raise, skip"),
-        ({"max_errors": 0}, "data.max_errors: got 0; it must be a whole number from 1 (for none: data.on_error=raise)"),
+        (
+            {"max_errors": 0},
+            "data.max_errors: got 0; it must be a whole number from 1 (for none: data.on_error=raise)",
+        ),
         ({"timeout_s": 0}, "data.timeout_s: got 0; it must be seconds > 0, at most 1e6"),
     ],
 )
@@ -184,8 +208,12 @@ def test_wrong_options_are_refused(options, line):
 
 def test_batches_of_one_size_and_skipping_do_not_go_together():
     augment = {"sizes": "bucket"}
-    with pytest.raises(RecipeError, match="^data.on_error: skip can't go with data.augment.sizes=bucket"):
-        _check_loading(Recipe({"data": {"name": "kitti", "root": "x", "on_error": "skip", "augment": augment}}))
+    with pytest.raises(
+        RecipeError, match="^data.on_error: skip can't go with data.augment.sizes=bucket"
+    ):
+        _check_loading(
+            Recipe({"data": {"name": "kitti", "root": "x", "on_error": "skip", "augment": augment}})
+        )
     recipe = Recipe({"data": {"name": "kitti", "augment": augment}})
     _check_loading(recipe)
     assert recipe.loading == Loading()

@@ -70,7 +70,8 @@ def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_pa
         started = time.monotonic()
         with pytest.raises(DataError) as error:
             list(batches)
-        assert str(path) in str(error.value) and "\n" not in str(error.value)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
         told = ": not read by a data worker within 6 s; see whether the disk still answers, or set a greater data.tim"
         assert told in str(error.value)
         assert time.monotonic() - started < 60, "workers that hang are not waited for"
@@ -99,7 +100,9 @@ def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
 
     os.register_at_fork(after_in_child=hang, after_in_parent=count)
     began = time.monotonic()
-    assert list(read(Doubled(), [[number] for number in range(9)], 2, list, str, 60)) == [[2 * n] for n in range(9)]
+    assert list(read(Doubled(), [[number] for number in range(9)], 2, list, str, 60)) == [
+        [2 * n] for n in range(9)
+    ]
     assert 1.0 < time.monotonic() - began < 50.0
 
 
@@ -133,7 +136,9 @@ def test_results_for_a_gpu_are_received_one_ahead_in_order(unpinned):
     results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
     assert next(results) == [0]
     results.close()
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")] == []
+    assert [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("batches")
+    ] == []
 
 
 class Slow(torch.utils.data.Dataset):
@@ -174,8 +179,12 @@ next(results)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 os.kill(os.getpid(), 9)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
     pids = [int(pid) for pid in result.stdout.split()]
     assert len(pids) == 2, result.stderr
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
+    _, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30
+    )
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []

@@ -32,7 +32,12 @@ ENCODER = {
 }
 RANGE = {"min_depth": 0.5, "max_depth": 80.0}
 DECODER = {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8}
-DPM = {"encoder": ENCODER, "decoder": DECODER, "head": {"name": "dpm", "num_bins": 33, "sigma": 2.0}, **RANGE}
+DPM = {
+    "encoder": ENCODER,
+    "decoder": DECODER,
+    "head": {"name": "dpm", "num_bins": 33, "sigma": 2.0},
+    **RANGE,
+}
 DEEPER = {**DECODER, "widths": [8, 24], "extra_ups": 2}
 SIGMOID = {"encoder": ENCODER, "decoder": DEEPER, "head": {"name": "sigmoid"}, **RANGE}
 SMALL, ODD = (64, 96), (53, 77)
@@ -58,7 +63,9 @@ def picture(height: int, width: int, seed: int = 0, batch: int = 1) -> torch.Ten
 
 
 def fitted_network(node: dict) -> nn.Module:
-    torch.manual_seed(4)  # of six the one that float16 moves least, by one thread and by two: 0.3 m of 0.8
+    torch.manual_seed(
+        4
+    )  # of six the one that float16 moves least, by one thread and by two: 0.3 m of 0.8
     network = build_network(node)
     fitted.fit(network, picture(64, 128, batch=2))
     return network
@@ -88,7 +95,9 @@ def evaluated(network, image: torch.Tensor) -> torch.Tensor:
 
 def as_stranger(path: Path, image: torch.Tensor) -> torch.Tensor:
     """What the file says in a process that can't import this project."""
-    script, given, found = (path.with_name(name) for name in ("stranger.py", "image.pt", "depth.pt"))
+    script, given, found = (
+        path.with_name(name) for name in ("stranger.py", "image.pt", "depth.pt")
+    )
     script.write_text(STRANGER)
     torch.save(image, given)
     subprocess.run([sys.executable, "-I", script, path, given, found], check=True, cwd=path.parent)
@@ -108,7 +117,9 @@ def test_networks_with_attention_become_files(suffix, tmp_path):
     torch.manual_seed(0)
     path = tmp_path / f"student{suffix}"
     (agreed,) = write(path, build_network(node).eval(), node).agreements
-    assert path.is_file() and agreed.high > agreed.low and agreed.depth_max < 1e-3
+    assert path.is_file()
+    assert agreed.high > agreed.low
+    assert agreed.depth_max < 1e-3
 
 
 @pytest.mark.parametrize("size", [SMALL, ODD])
@@ -119,7 +130,8 @@ def test_a_file_gives_the_networks_metres_of_pixels(tmp_path, request, kind, siz
     image = picture(*size, seed=3)
     wanted, found = evaluated(network, image), onnx_format.load(path)(image)[0]
     assert wanted.max() > 2 * wanted.min()  # not fitted at this size
-    assert found.shape == (1, 1, *size) and (found - wanted).abs().max() < 1e-3
+    assert found.shape == (1, 1, *size)
+    assert (found - wanted).abs().max() < 1e-3
 
 
 def test_an_open_file_takes_any_batch_and_size(tmp_path, dpm):
@@ -144,9 +156,15 @@ def test_a_file_needs_nothing_of_this_project(tmp_path, dpm, name):
 @pytest.mark.processes
 def test_exporting_tells_nobody(tmp_path):
     """ONNX Runtime would leave a number for this machine in its user's folder, and send it."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("ORT_DISABLE_TELEMETRY", "CI")
+    }
     code = "from tiekd.inference.export import onnx_format; import onnxruntime"
-    subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True
+    )
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
@@ -157,11 +175,16 @@ def test_an_onnx_file_is_of_standard_operators_and_says_what_it_is(tmp_path, dpm
     write(path, dpm, dynamic=True, confidence=True)
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    assert {opset.domain for opset in model.opset_import} == {""} and not model.functions
+    assert {opset.domain for opset in model.opset_import} == {""}
+    assert not model.functions
     assert {node.domain for node in model.graph.node} == {""}
     facts = {entry.key: entry.value for entry in model.metadata_props}
-    assert facts["recipe"] == "tiny" and "metres from 0.5 to 80" in facts["output"] and "RGB, uint8" in facts["input"]
-    dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert facts["recipe"] == "tiny"
+    assert "metres from 0.5 to 80" in facts["output"]
+    assert "RGB, uint8" in facts["input"]
+    dims = [
+        dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim
+    ]
     assert dims == ["batch", 3, "height", "width"]
     assert [output.name for output in model.graph.output] == ["depth", "confidence"]
 
@@ -180,7 +203,8 @@ def test_confidence_is_the_probability_near_the_likeliest_bin(tmp_path, dpm):
     depth, confidence = onnx_format.load(path)(image)
     with torch.no_grad():
         p = dpm.head.probabilities(dpm.features((image.float() - 117) / 57))[0]
-    assert confidence.shape == depth.shape and 0 < confidence.min() < confidence.max() <= 1 + 1e-6
+    assert confidence.shape == depth.shape
+    assert 0 < confidence.min() < confidence.max() <= 1 + 1e-6
     middle = p[:, 20, 30]
     mode = int(middle.argmax())
     near = middle[max(0, mode - 2) : mode + 3].sum()
@@ -211,11 +235,15 @@ def test_half_precision_is_inside_only_and_without_norms(tmp_path, sigmoid):
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     assert model.graph.output[0].type.tensor_type.elem_type == 1, "float32"
     assert done.agreements[0].depth_p999 > 1e-3, "float16 shows"
-    assert {parameter.dtype for parameter in sigmoid.parameters()} == {torch.float32}, "the network stays as it was"
+    assert {parameter.dtype for parameter in sigmoid.parameters()} == {torch.float32}, (
+        "the network stays as it was"
+    )
 
 
 @pytest.mark.parametrize(("suffix", "dynamic"), [(".onnx", False), (".onnx", True), (".pt2", True)])
-def test_a_pointwise_convolution_that_adds_channels_is_not_in_the_file(tmp_path, sigmoid, suffix, dynamic):
+def test_a_pointwise_convolution_that_adds_channels_is_not_in_the_file(
+    tmp_path, sigmoid, suffix, dynamic
+):
     import onnx
 
     path = tmp_path / f"student{suffix}"
@@ -225,8 +253,12 @@ def test_a_pointwise_convolution_that_adds_channels_is_not_in_the_file(tmp_path,
     else:
         shapes = [list(tensor.shape) for tensor in torch.export.load(path).state_dict.values()]
     # 16 -> 24, and then 24 with 8 of the encoder -> 8.
-    assert [8, 16 + 8, 3, 3] in shapes and [24, 16, 1, 1] not in shapes and [8, 24 + 8, 3, 3] not in shapes
-    assert list(sigmoid.decoder.levels[1].first.weight.shape) == [8, 24 + 8, 3, 3], "the network stays as it was"
+    assert [8, 16 + 8, 3, 3] in shapes
+    assert [24, 16, 1, 1] not in shapes
+    assert [8, 24 + 8, 3, 3] not in shapes
+    assert list(sigmoid.decoder.levels[1].first.weight.shape) == [8, 24 + 8, 3, 3], (
+        "the network stays as it was"
+    )
 
 
 def test_norms_fold_into_the_convolutions_before_them_alone(sigmoid):
@@ -249,7 +281,8 @@ def test_norms_fold_into_the_convolutions_before_them_alone(sigmoid):
     module(x)
     folded = copy.deepcopy(module.eval())
     assert fold_norms(folded, torch.export.export(folded, (x,))) == 1
-    assert isinstance(folded.norm, nn.Identity) and isinstance(folded.shared, nn.BatchNorm2d)
+    assert isinstance(folded.norm, nn.Identity)
+    assert isinstance(folded.shared, nn.BatchNorm2d)
     assert torch.allclose(folded(x), module(x), atol=1e-5)
 
 
@@ -272,7 +305,9 @@ def test_exported_weights_know_their_working_resolution(tmp_path, dpm):
 
 @pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
 @pytest.mark.parametrize("readout", ["mean", "local"])
-def test_a_file_of_any_size_has_a_working_size_that_is_constant_inside(tmp_path, dpm, name, readout):
+def test_a_file_of_any_size_has_a_working_size_that_is_constant_inside(
+    tmp_path, dpm, name, readout
+):
     """Also of the working size itself, and where only one side is another."""
     path, resize = tmp_path / name, Resize(48, 80, "stretch")
     write(path, dpm, size=ODD, dynamic=True, readout=readout, resize=resize)
@@ -299,10 +334,17 @@ def test_a_network_whose_arithmetic_depends_on_the_size_takes_any_once_it_is_str
 
 @pytest.mark.parametrize(
     "resize",
-    [Resize(short_side=40), Resize(scale=0.5), *(Resize(48, 80, mode) for mode in ("cover", "contain", "fit"))],
+    [
+        Resize(short_side=40),
+        Resize(scale=0.5),
+        *(Resize(48, 80, mode) for mode in ("cover", "contain", "fit")),
+    ],
 )
 def test_a_working_size_that_depends_on_the_picture_is_of_files_of_one_size(tmp_path, dpm, resize):
-    with pytest.raises(ExportError, match=r"--dynamic: .* depends on the picture's; .*one file a size \(--size HxW\)"):
+    with pytest.raises(
+        ExportError,
+        match=r"--dynamic: .* depends on the picture's; .*one file a size \(--size HxW\)",
+    ):
         export.check(dpm, export.Settings(ODD, dynamic=True, resize=resize), tmp_path / "a.onnx")
     export.check(dpm, export.Settings(ODD, resize=resize), tmp_path / "a.onnx")
 
@@ -312,9 +354,14 @@ def test_recipes_without_a_resize_give_files_of_any_size_that_shrink_nothing(tmp
 
     path, resize = tmp_path / "student.onnx", Resize(at_most=SMALL)
     write(path, dpm, dynamic=True, resize=resize)
-    told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}["working_resolution"]
+    told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}[
+        "working_resolution"
+    ]
     assert "load_student shrinks those of more than 1.5 times 64x96, this file none" in told
-    with pytest.raises(ExportError, match=r"--size 128x192: .* the network would see 64x96 of it; leave out --dynamic"):
+    with pytest.raises(
+        ExportError,
+        match=r"--size 128x192: .* the network would see 64x96 of it; leave out --dynamic",
+    ):
         export.check(dpm, export.Settings((128, 192), dynamic=True, resize=resize), path)
 
 
@@ -324,18 +371,24 @@ def test_a_file_says_at_which_size_its_network_sees_pictures_and_what_it_reads_o
     path = tmp_path / "student.onnx"
     write(path, dpm, size=ODD, readout="mode", resize=Resize(48, 80, "stretch"))
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert facts["working_resolution"] == "48x80, stretch" and facts["readout"] == "mode"
+    assert facts["working_resolution"] == "48x80, stretch"
+    assert facts["readout"] == "mode"
     assert "at its own size" in facts["input"]
 
 
 def test_half_precision_leaves_the_resizing_exact(tmp_path, sigmoid):
     path, resize = tmp_path / "student.pt2", Resize(48, 80, "stretch")
     write(path, sigmoid, SIGMOID, size=ODD, half=True, resize=resize)
-    matrices = [each for each in torch.export.load(path).constants.values() if each.shape[-1:] == (ODD[0],)]
-    assert [each.dtype for each in matrices] == [torch.float32] and torch.equal(matrices[0], dense_weights(ODD[0], 48))
+    matrices = [
+        each for each in torch.export.load(path).constants.values() if each.shape[-1:] == (ODD[0],)
+    ]
+    assert [each.dtype for each in matrices] == [torch.float32]
+    assert torch.equal(matrices[0], dense_weights(ODD[0], 48))
 
 
-def test_the_check_is_against_load_student_and_not_against_the_files_own_graph(tmp_path, dpm, monkeypatch):
+def test_the_check_is_against_load_student_and_not_against_the_files_own_graph(
+    tmp_path, dpm, monkeypatch
+):
     """The fault that it once certified: a map of bins, resized like any other."""
     from tiekd.inference.export import deployed
 
@@ -350,24 +403,33 @@ def test_the_check_is_against_load_student_and_not_against_the_files_own_graph(t
     # The working resolution, too.
     monkeypatch.setattr(export.Settings, "open_resize", property(lambda self: Resize()))
     with pytest.raises(ExportError, match="doesn't say what the network says"):
-        write(tmp_path / "student.pt2", dpm, size=ODD, dynamic=True, resize=Resize(48, 80, "stretch"))
+        write(
+            tmp_path / "student.pt2", dpm, size=ODD, dynamic=True, resize=Resize(48, 80, "stretch")
+        )
 
 
 def test_where_every_pixel_is_a_tie_nothing_is_certified(tmp_path):
     torch.manual_seed(0)
     network = build_network(DPM).eval()
     torch.nn.init.zeros_(network.head.weight)
-    with pytest.raises(ExportError, match="nothing can be compared: at every pixel two bins are equally likely"):
+    with pytest.raises(
+        ExportError, match="nothing can be compared: at every pixel two bins are equally likely"
+    ):
         write(tmp_path / "student.pt2", network, readout="mode")
 
 
 def test_a_file_that_disagrees_is_not_left_behind(tmp_path, sigmoid, monkeypatch):
     path = tmp_path / "student.onnx"
     path.write_bytes(b"what was there before")
-    monkeypatch.setattr(Deployed, "forward", lambda self, image: (self.network(image.float() / 255).depth * 1.001,))
-    with pytest.raises(ExportError, match=r"doesn't say what the network says: 1 x 64x96, .*allowed 0.001 and 0.01"):
+    monkeypatch.setattr(
+        Deployed, "forward", lambda self, image: (self.network(image.float() / 255).depth * 1.001,)
+    )
+    with pytest.raises(
+        ExportError, match=r"doesn't say what the network says: 1 x 64x96, .*allowed 0.001 and 0.01"
+    ):
         write(path, sigmoid)
-    assert path.read_bytes() == b"what was there before" and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"what was there before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -391,10 +453,26 @@ def test_limits_are_those_that_are_stated(change, holds):
     ("name", "options", "line"),
     [
         ("a.pt2", {"format": "onnx"}, "a file of format onnx ends with .onnx"),
-        ("a.onnx", {"size": (8, 64)}, "--size 8x64: too small for this network; give at least 16x16"),
-        ("a.onnx", {"size": (8, 64), "resize": Resize(at_most=SMALL)}, "--size 8x64: too small for this network"),
-        ("a.onnx", {"resize": Resize(scale=0.2)}, r"64x96: .* would see 13x19 of it \(scaled by 0.2\); it needs"),
-        ("a.onnx", {"resize": Resize(12, 64, "stretch"), "dynamic": True}, "would see 12x64 .*, give a larger"),
+        (
+            "a.onnx",
+            {"size": (8, 64)},
+            "--size 8x64: too small for this network; give at least 16x16",
+        ),
+        (
+            "a.onnx",
+            {"size": (8, 64), "resize": Resize(at_most=SMALL)},
+            "--size 8x64: too small for this network",
+        ),
+        (
+            "a.onnx",
+            {"resize": Resize(scale=0.2)},
+            r"64x96: .* would see 13x19 of it \(scaled by 0.2\); it needs",
+        ),
+        (
+            "a.onnx",
+            {"resize": Resize(12, 64, "stretch"), "dynamic": True},
+            "would see 12x64 .*, give a larger",
+        ),
         ("a.pth", {"format": "weights", "half": True}, "--format weights: holds no arithmetic"),
     ],
 )
@@ -423,19 +501,26 @@ def test_the_second_size_that_is_tried_is_one_that_the_file_takes(dpm):
     least = export.least_side(dpm, export.Settings(SMALL, dynamic=True))
     side = least + 1
     *_, both = trial_pictures.batches([picture(64, 64)[0]] * 2, (side, side), least)
-    assert min(both.shape[2:]) >= least and both.shape[2] % 2 == 1
+    assert min(both.shape[2:]) >= least
+    assert both.shape[2] % 2 == 1
 
 
 def test_pictures_of_a_data_set_in_the_current_folder_are_its_own(monkeypatch):
     frames = [SimpleNamespace(image=picture(48, 64, seed)[0]) for seed in range(3)]
     monkeypatch.setattr(trial_pictures, "build_dataset", lambda *_, **__: frames)
-    found, origin = trial_pictures.frames({"network": DPM, "data": {"name": "folder", "images": "rides"}})
-    assert origin == "folder (val)" and found[0] is frames[0].image and found[1] is frames[1].image
+    found, origin = trial_pictures.frames(
+        {"network": DPM, "data": {"name": "folder", "images": "rides"}}
+    )
+    assert origin == "folder (val)"
+    assert found[0] is frames[0].image
+    assert found[1] is frames[1].image
 
 
 def test_missing_packages_are_named(tmp_path, dpm, monkeypatch):
     monkeypatch.setattr(onnx_format, "PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(ExportError, match=r"needs no_such_package, not installed here; pip install no_such_package"):
+    with pytest.raises(
+        ExportError, match=r"needs no_such_package, not installed here; pip install no_such_package"
+    ):
         export.check(dpm, export.Settings(SMALL), tmp_path / "a.onnx")
 
 
@@ -451,7 +536,11 @@ def test_sizes_that_cannot_be_left_open_are_one_line(dpm):
 def test_pictures_are_the_recipes_or_rendered_ones(tmp_path):
     recipe = {"network": DPM, "data": {"name": "kitti", "root": str(tmp_path)}}
     found, origin = trial_pictures.frames(recipe)
-    assert len(found) == 2 and origin.startswith("built-in scenes") and str(tmp_path) in origin
+    assert len(found) == 2
+    assert origin.startswith("built-in scenes")
+    assert str(tmp_path) in origin
     one, other, both = trial_pictures.batches(found, (96, 128), least=17)
-    assert one.shape == other.shape == (1, 3, 96, 128) and both.shape == (2, 3, 73, 97) and both.dtype == torch.uint8
+    assert one.shape == other.shape == (1, 3, 96, 128)
+    assert both.shape == (2, 3, 73, 97)
+    assert both.dtype == torch.uint8
     assert (one.float().mean() - found[0].float().mean()).abs() < 2

@@ -18,7 +18,9 @@ def test_intrinsics_of_the_command_line_count_for_all_pictures():
     assert Cameras(given, {"name": "nyu"}).of(Path("a.png"), 10, 20) == given
 
 
-@pytest.mark.parametrize("text", ["700", "700,700,600", "a,b,c,d", "0,700,600,170", "nan,1,1,1", "700,700,600,inf", ""])
+@pytest.mark.parametrize(
+    "text", ["700", "700,700,600", "a,b,c,d", "0,700,600,170", "nan,1,1,1", "700,700,600,inf", ""]
+)
 def test_a_wrong_option_says_what_is_right(text):
     with pytest.raises(RecipeError, match="--intrinsics: got .*FX,FY,CX,CY in pixels"):
         parse_intrinsics(text)
@@ -33,7 +35,10 @@ def test_data_sets_know_their_cameras_for_their_own_pictures_only():
         (kitti, Path("a.png"), (375, 1242)),
         (nyu, KITTI, (48, 64)),
     ):
-        with pytest.raises(DataError, match=rf"{path}: the camera of a picture of {size[0]}x{size[1]}.*--intrinsics"):
+        with pytest.raises(
+            DataError,
+            match=rf"{path}: the camera of a picture of {size[0]}x{size[1]}.*--intrinsics",
+        ):
             cameras.of(path, *size)
 
 
@@ -54,12 +59,19 @@ def test_a_users_camera_is_of_upright_images_and_a_data_sets_of_its_own_recordin
     cameras = Cameras(None, {"name": "folder", "intrinsics": recipes})
     assert cameras.of(tmp_path / "1.jpg", 30, 40) == Camera(*recipes)
     assert cameras.of(tmp_path / "6.jpg", 40, 30) == Camera(*recipes)
-    with pytest.raises(DataError, match=r"6\.jpg: its orientation mark .*give --intrinsics .*upright picture"):
+    with pytest.raises(
+        DataError, match=r"6\.jpg: its orientation mark .*give --intrinsics .*upright picture"
+    ):
         Cameras(None, {"name": "nyu"}).of(tmp_path / "6.jpg", 480, 640)
-    assert Cameras(given, {"name": "folder", "intrinsics": recipes}).of(tmp_path / "6.jpg", 40, 30) == given
+    assert (
+        Cameras(given, {"name": "folder", "intrinsics": recipes}).of(tmp_path / "6.jpg", 40, 30)
+        == given
+    )
 
 
-@pytest.mark.parametrize("value", [[1, 2], [700, 700, 600, 170, 1], 700, "700,700,600,170", [0, 700, 600, 170]])
+@pytest.mark.parametrize(
+    "value", [[1, 2], [700, 700, 600, 170, 1], 700, "700,700,600,170", [0, 700, 600, 170]]
+)
 def test_wrong_intrinsics_of_a_recipe_are_one_line(value):
     with pytest.raises(RecipeError, match=r"^data\.intrinsics: got .*must be") as error:
         Cameras(None, {"name": "folder", "intrinsics": value})

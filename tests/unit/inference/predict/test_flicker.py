@@ -25,4 +25,6 @@ def test_a_picture_that_changes_everywhere_counts_in_no_mean():
     flicker = Flicker()
     flicker.add(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.ones(2, 2))
     change, share = flicker.add(torch.full((3, 2, 2), 255, dtype=torch.uint8), torch.ones(2, 2) * 9)
-    assert math.isnan(change) and share == 0 and math.isnan(flicker.mean)
+    assert math.isnan(change)
+    assert share == 0
+    assert math.isnan(flicker.mean)

@@ -48,7 +48,10 @@ def test_a_pattern_names_by_what_is_below_its_part_without_wildcards(tree, tmp_p
 
 def test_files_are_named_by_their_stem_and_counted_once(tree, tmp_path):
     assert names([tree / "b/c.JPG", tree / "a.png", tree / "a.png"], tmp_path / "out") == ["c", "a"]
-    assert [item.is_video for item in inputs.find([str(tree / "clip.mp4"), str(tree / "a.png")], tmp_path)] == [
+    assert [
+        item.is_video
+        for item in inputs.find([str(tree / "clip.mp4"), str(tree / "a.png")], tmp_path)
+    ] == [
         True,
         False,
     ]
@@ -82,7 +85,10 @@ def test_two_that_would_have_the_same_outputs_are_refused(tree, tmp_path):
 
 
 def test_weights_are_told_from_inputs_by_their_look():
-    assert [inputs.looks_like_input(word) for word in ("a.JPG", "x/*", "v.mp4", "best.pth", "work_dirs/a")] == [
+    assert [
+        inputs.looks_like_input(word)
+        for word in ("a.JPG", "x/*", "v.mp4", "best.pth", "work_dirs/a")
+    ] == [
         *[True] * 3,
         *[False] * 2,
     ]
@@ -97,7 +103,8 @@ def test_a_link_to_itself_is_an_input_whose_reading_tells(tree, tmp_path):
     (tree / "self.png").symlink_to("self.png")
     (tmp_path / "loop").symlink_to("loop")
     for out in (tmp_path / "out", tmp_path / "loop"):
-        assert "self" in names([tree], out) and "self" in names([f"{tree}/*.png"], out)
+        assert "self" in names([tree], out)
+        assert "self" in names([f"{tree}/*.png"], out)
         found = inputs.find([str(tree)], out)
         Outputs(out, 256.0, 10.0).check(found, overwrite=False)
 
@@ -107,7 +114,13 @@ def test_links_that_lead_back_end_at_every_door(tree, tmp_path):
         (tree / place).symlink_to(target)
     assert names([tree], tmp_path / "out") == ["a", "b/c", "b/d/e"]
     assert sorted(names([f"{tree}/**/*.*g"], tmp_path / "out")) == ["a"]
-    assert sorted(names([f"{tree}/**"], tmp_path / "out")) == ["a", "b/c", "b/d/e", "b/d/notes", "clip"]
+    assert sorted(names([f"{tree}/**"], tmp_path / "out")) == [
+        "a",
+        "b/c",
+        "b/d/e",
+        "b/d/notes",
+        "clip",
+    ]
     assert names([f"{tree}/*/../a.png"], tmp_path / "out")
 
 
@@ -118,13 +131,16 @@ def test_patterns_mean_what_glob_makes_of_them(tree, tmp_path):
     deep = ("**/*.png", "b/**/*", "**/d/*", "b/*/?.png", "**/.*", ".*/*.png", "b/**")
     for pattern in ("*", "*.png", "[ab]*", "*[[]1].png", *deep):
         found = {str(item.path) for item in inputs.find([f"{tree}/{pattern}"], tmp_path / "out")}
-        expected = {path for path in glob.glob(f"{tree}/{pattern}", recursive=True) if os.path.isfile(path)}
+        expected = {
+            path for path in glob.glob(f"{tree}/{pattern}", recursive=True) if os.path.isfile(path)
+        }
         assert found == expected, pattern
 
 
 def test_a_link_to_nothing_is_an_input_whose_reading_tells(tree, tmp_path):
     (tree / "gone.png").symlink_to("/nowhere")
-    assert "gone" in names([tree], tmp_path / "out") and names([tree / "gone.png"], tmp_path / "out") == ["gone"]
+    assert "gone" in names([tree], tmp_path / "out")
+    assert names([tree / "gone.png"], tmp_path / "out") == ["gone"]
     assert "gone" in names([f"{tree}/*.png"], tmp_path / "out")
 
 
@@ -142,7 +158,9 @@ def test_a_folder_that_cannot_be_listed_is_named(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", denied(scandir))
     monkeypatch.setattr(os, "listdir", denied(listdir))
     for argument in (tree, f"{tree}/*/*", f"{tree}/**/*.png"):
-        with pytest.raises(DataError, match=rf"^{tree}/b: can't be listed \(Permission denied\); change"):
+        with pytest.raises(
+            DataError, match=rf"^{tree}/b: can't be listed \(Permission denied\); change"
+        ):
             inputs.find([str(argument)], tmp_path / "out")
 
 

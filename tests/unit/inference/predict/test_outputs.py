@@ -17,7 +17,9 @@ RGB = np.full((20, 30, 3), 7, np.uint8)
 def test_every_kind_has_its_folder_and_the_inputs_tree(tmp_path):
     outputs = Outputs(tmp_path, 256.0, 80.0, raw=True, points=True, confidence=True)
     outputs.write("ride/0", RGB, DEPTH, np.full((20, 30), 0.2, np.float32), Camera(20.0, 20.0))
-    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    found = sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    )
     assert found == [
         "colour/ride/0.png",
         "confidence/ride/0.npy",
@@ -29,7 +31,8 @@ def test_every_kind_has_its_folder_and_the_inputs_tree(tmp_path):
     levels = read_levels(tmp_path / "depth/ride/0.png")[0].numpy().astype(float)
     assert np.abs(levels / 256 - DEPTH).max() <= 0.5 / 256 + 1e-6
     raw = np.load(tmp_path / "raw/ride/0.npy")
-    assert raw.dtype == np.float32 and np.array_equal(raw, DEPTH)
+    assert raw.dtype == np.float32
+    assert np.array_equal(raw, DEPTH)
     assert np.asarray(Image.open(tmp_path / "confidence/ride/0.png")).max() == 51
     assert np.load(tmp_path / "confidence/ride/0.npy").max() == np.float32(0.2)
 
@@ -44,7 +47,9 @@ def test_what_is_there_is_left_alone_and_an_input_always(tmp_path):
     item = Input("0", source)
     outputs.check([item], overwrite=False)
     outputs.write("0", RGB, DEPTH)
-    with pytest.raises(DataError, match="depth/0.png and 1 more exist already; give another --out, or --overwrite"):
+    with pytest.raises(
+        DataError, match="depth/0.png and 1 more exist already; give another --out, or --overwrite"
+    ):
         outputs.check([item], overwrite=False)
     outputs.check([item], overwrite=True)
     with pytest.raises(DataError, match="depth/0.png: is an input"):
@@ -82,4 +87,6 @@ def test_a_unit_of_the_command_line_counts_and_its_reach_is_told():
         with pytest.raises(RecipeError, match="--depth-unit: got"):
             parse_units(text, {}, 80.0)
     assert in_words(256.0, 80.0) == "16-bit PNG, 256 levels a metre"
-    assert in_words(1000.0, 80.0).endswith("what is beyond 65.53 m is stored as that, which data sets read as none")
+    assert in_words(1000.0, 80.0).endswith(
+        "what is beyond 65.53 m is stored as that, which data sets read as none"
+    )

@@ -46,7 +46,9 @@ def predict(tmp_path, folder, student, resize=OWN_SIZE, batch_size=1, **kinds):
     student.resize = resize
     out, errors = io.StringIO(), io.StringIO()
     outputs = Outputs(tmp_path / "out", 256.0, 80.0, raw=True, **kinds)
-    failed = predict_all(Predictor(student, outputs, batch_size), find([str(folder)], tmp_path / "out"), out, errors)
+    failed = predict_all(
+        Predictor(student, outputs, batch_size), find([str(folder)], tmp_path / "out"), out, errors
+    )
     return failed, out.getvalue(), errors.getvalue()
 
 
@@ -55,13 +57,19 @@ def raw(tmp_path, name):
 
 
 def test_pictures_of_one_size_share_a_batch_whatever_their_order(tmp_path):
-    folder, student = folder_of(tmp_path, [(20, 30), (30, 20), (20, 30), (30, 20), (20, 30)]), Brightness()
+    folder, student = (
+        folder_of(tmp_path, [(20, 30), (30, 20), (20, 30), (30, 20), (20, 30)]),
+        Brightness(),
+    )
     failed, out, _ = predict(tmp_path, folder, student, batch_size=2)
-    assert failed == 0 and sorted(student.batches) == sorted([(2, 3, 20, 30), (1, 3, 20, 30), (2, 3, 30, 20)])
+    assert failed == 0
+    assert sorted(student.batches) == sorted([(2, 3, 20, 30), (1, 3, 20, 30), (2, 3, 30, 20)])
     for index in range(5):
         assert raw(tmp_path, index).shape == ((30, 20) if index in (1, 3) else (20, 30))
         assert np.allclose(raw(tmp_path, index), index + 1)
-    assert "pictures: 5/5" in out and "Predicted 5 picture(s)" in out and "images/s" in out
+    assert "pictures: 5/5" in out
+    assert "Predicted 5 picture(s)" in out
+    assert "images/s" in out
 
 
 def test_a_broken_picture_is_told_in_a_line_and_the_others_are_predicted(tmp_path):
@@ -69,20 +77,27 @@ def test_a_broken_picture_is_told_in_a_line_and_the_others_are_predicted(tmp_pat
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
     (folder / "9.jpg").write_text("no picture")
     failed, out, errors = predict(tmp_path, folder, Brightness(), batch_size=2)
-    assert failed == 2 and "pictures: 4/4" in out and "Predicted 2 picture(s)" in out
+    assert failed == 2
+    assert "pictures: 4/4" in out
+    assert "Predicted 2 picture(s)" in out
     lines = errors.splitlines()
-    assert len(lines) == 2 and all(line.startswith("DataError: ") for line in lines)
-    assert f"{folder}/1.png: a torn or damaged PNG" in errors and f"{folder}/9.jpg: can't be decoded" in errors
-    assert np.allclose(raw(tmp_path, 0), 1) and np.allclose(raw(tmp_path, 2), 3)
+    assert len(lines) == 2
+    assert all(line.startswith("DataError: ") for line in lines)
+    assert f"{folder}/1.png: a torn or damaged PNG" in errors
+    assert f"{folder}/9.jpg: can't be decoded" in errors
+    assert np.allclose(raw(tmp_path, 0), 1)
+    assert np.allclose(raw(tmp_path, 2), 3)
 
 
 def test_a_size_that_the_network_refuses_is_told_with_its_file(tmp_path):
     folder = folder_of(tmp_path, [(20, 30), (30, 40)])
     failed, _, errors = predict(tmp_path, folder, Brightness(refuses=(30, 40)))
-    assert failed == 1 and errors == (
+    assert failed == 1
+    assert errors == (
         f"RecipeError: {folder}/1.png, as 30x40: an image of 30x40 has too few patches; --size HxW scales pictures\n"
     )
-    assert (tmp_path / "out/raw/0.npy").exists() and not (tmp_path / "out/raw/1.npy").exists()
+    assert (tmp_path / "out/raw/0.npy").exists()
+    assert not (tmp_path / "out/raw/1.npy").exists()
 
 
 def test_a_large_picture_is_shrunk_for_the_network_and_its_depth_has_its_size(tmp_path):
@@ -90,10 +105,13 @@ def test_a_large_picture_is_shrunk_for_the_network_and_its_depth_has_its_size(tm
     folder.mkdir()
     ramp = np.repeat(np.linspace(0, 255, 400).round().astype(np.uint8)[None, :, None], 300, axis=0)
     write_image(folder / "ramp.png", np.repeat(ramp, 3, axis=2))
-    assert predict(tmp_path, folder, student, resize=Resize(at_most=(60, 80)), confidence=True)[0] == 0
+    assert (
+        predict(tmp_path, folder, student, resize=Resize(at_most=(60, 80)), confidence=True)[0] == 0
+    )
     assert student.batches == [(1, 3, 60, 80)]
     depth = raw(tmp_path, "ramp")
-    assert depth.shape == (300, 400) and np.abs(depth - ramp[..., 0] / 10).max() < 0.3
+    assert depth.shape == (300, 400)
+    assert np.abs(depth - ramp[..., 0] / 10).max() < 0.3
     assert Image.open(tmp_path / "out/confidence/ramp.png").size == (400, 300)
 
 
@@ -102,7 +120,12 @@ def test_sharp_depth_gets_nothing_between_the_sides_of_an_edge_when_it_grows(tmp
     halves = np.full((90, 120, 3), 50, np.uint8)
     halves[:, 60:] = 250
     write_image(tmp_path / "in/halves.png", halves)
-    predict(tmp_path, tmp_path / "in", Brightness(readout="mode"), Resize(height=30, width=40, mode="fit"))
+    predict(
+        tmp_path,
+        tmp_path / "in",
+        Brightness(readout="mode"),
+        Resize(height=30, width=40, mode="fit"),
+    )
     # What the network saw has two levels beside the edge, from shrinking the picture, and growing adds none.
     assert len(np.unique(raw(tmp_path, "halves"))) == 4
 
@@ -113,7 +136,8 @@ def test_pictures_of_one_working_size_share_a_batch_and_each_gets_its_own_back(t
     assert predict(tmp_path, folder, student, stretch, batch_size=3, confidence=True)[0] == 0
     assert student.batches == [(3, 3, 16, 24)]
     for index, size in enumerate([(20, 30), (31, 20), (60, 90)]):
-        assert raw(tmp_path, index).shape == size and np.allclose(raw(tmp_path, index), index + 1)
+        assert raw(tmp_path, index).shape == size
+        assert np.allclose(raw(tmp_path, index), index + 1)
 
 
 def test_padding_is_no_part_of_depth_or_confidence(tmp_path):
@@ -122,7 +146,8 @@ def test_padding_is_no_part_of_depth_or_confidence(tmp_path):
     assert predict(tmp_path, folder, student, contain, confidence=True)[0] == 0
     assert student.batches == [(1, 3, 32, 32)] * 2
     for index, size in enumerate([(20, 40), (40, 20)]):
-        assert raw(tmp_path, index).shape == size and np.allclose(raw(tmp_path, index), index + 1)
+        assert raw(tmp_path, index).shape == size
+        assert np.allclose(raw(tmp_path, index), index + 1)
 
 
 def test_no_more_pictures_at_their_own_size_are_in_memory_than_is_stated(tmp_path):
@@ -178,14 +203,22 @@ def test_a_video_gives_frames_times_and_flicker(tmp_path):
         for pts in times:
             add(np.full((48, 64, 3), 100, np.uint8), pts)
     failed, out, errors = predict(tmp_path, tmp_path / "v.mp4", Brightness(), batch_size=2)
-    assert failed == 0 and errors == "" and "v.mp4, frames: 5/5" in out
-    assert "Flicker: 0.0" in out and "Predicted 5 frames of" in out
-    assert sorted(path.name for path in (tmp_path / "out/depth/v").iterdir()) == [f"{i:06}.png" for i in range(5)]
+    assert failed == 0
+    assert errors == ""
+    assert "v.mp4, frames: 5/5" in out
+    assert "Flicker: 0.0" in out
+    assert "Predicted 5 frames of" in out
+    assert sorted(path.name for path in (tmp_path / "out/depth/v").iterdir()) == [
+        f"{i:06}.png" for i in range(5)
+    ]
     rows = list(csv.DictReader((tmp_path / "out/times/v.csv").open()))
     assert [float(row["time_s"]) for row in rows] == pytest.approx([pts / 1000 for pts in times])
-    assert rows[0]["static_change_m"] == "" and float(rows[1]["static_share"]) == 1.0
+    assert rows[0]["static_change_m"] == ""
+    assert float(rows[1]["static_share"]) == 1.0
     colours = Video(tmp_path / "out/colour/v.mp4")
-    assert [frame.time_s for frame in colours.frames()] == pytest.approx([pts / 1000 for pts in times])
+    assert [frame.time_s for frame in colours.frames()] == pytest.approx(
+        [pts / 1000 for pts in times]
+    )
     assert not (tmp_path / "out/colour/v").exists()
 
 
@@ -201,7 +234,11 @@ def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
         if count == 4:
             (tmp_path / "out/depth/v/mine.png").touch()
     for place in ("depth/v", "raw/v"):
-        numbered = [path.stem for path in sorted((tmp_path / "out" / place).iterdir()) if path.stem != "mine"]
+        numbered = [
+            path.stem
+            for path in sorted((tmp_path / "out" / place).iterdir())
+            if path.stem != "mine"
+        ]
         assert numbered == ["000000", "000001"]
     assert (tmp_path / "out/depth/v/mine.png").exists()
 
@@ -241,7 +278,8 @@ def test_a_video_that_breaks_off_keeps_what_was_predicted(tmp_path, monkeypatch)
 
     monkeypatch.setattr(video.Video, "frames", breaking)
     failed, _, errors = predict(tmp_path, tmp_path / "v.mp4", Brightness())
-    assert failed == 1 and errors.splitlines() == [f"DataError: {tmp_path}/v.mp4: can't be decoded after frame 1"]
+    assert failed == 1
+    assert errors.splitlines() == [f"DataError: {tmp_path}/v.mp4: can't be decoded after frame 1"]
     assert len(list((tmp_path / "out/depth/v").iterdir())) == 2
     monkeypatch.undo()
     assert len(list(video.Video(tmp_path / "out/colour/v.mp4").frames())) == 2

@@ -28,10 +28,14 @@ def test_times_uneven_ones_too_come_back_with_their_frames(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["v.mp4"]
     read = video.Video(tmp_path / "deep/v.mp4")
     frames = list(read.frames())
-    assert read.count == 6 and float(read.rate) == pytest.approx(12.5, rel=0.2)
+    assert read.count == 6
+    assert float(read.rate) == pytest.approx(12.5, rel=0.2)
     assert [frame.time_s for frame in frames] == pytest.approx([pts / 1000 for pts in times])
-    assert frames[0].rgb.shape == (48, 66, 3) and frames[0].rgb.dtype == np.uint8  # sides become even
-    assert [int(frame.rgb.mean()) for frame in frames] == pytest.approx([20 * i for i in range(6)], abs=4)
+    assert frames[0].rgb.shape == (48, 66, 3)  # sides become even
+    assert frames[0].rgb.dtype == np.uint8
+    assert [int(frame.rgb.mean()) for frame in frames] == pytest.approx(
+        [20 * i for i in range(6)], abs=4
+    )
 
 
 @pytest.mark.parametrize("codecs", [("libx264", "mpeg4"), ("mpeg4",)])
@@ -40,18 +44,23 @@ def test_times_are_written_from_0_and_grow_in_any_unit(tmp_path, monkeypatch, co
     times = [1_000_000, 1_007_200, 1_007_200, 1_007_000, 1_018_000]
     write(tmp_path / "v.mp4", times, time_base=Fraction(1, 90_000))
     found = [frame.time_s for frame in video.Video(tmp_path / "v.mp4").frames()]
-    assert found == pytest.approx([0, 0.08, 0.08, 0.08, 0.2], abs=1e-3) and sorted(set(found)) == found
+    assert found == pytest.approx([0, 0.08, 0.08, 0.08, 0.2], abs=1e-3)
+    assert sorted(set(found)) == found
 
 
 def test_what_can_not_be_encoded_is_told_and_is_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "_CODECS", ("mpeg4",))
     with pytest.raises(DataError, match=r"v\.mp4: can't be encoded \(.*\); ") as error:
         write(tmp_path / "v.mp4", [0], size=(16, 9000))
-    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path):
-    with pytest.raises(ZeroDivisionError), video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add:
+    with (
+        pytest.raises(ZeroDivisionError),
+        video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add,
+    ):
         add(np.zeros((32, 32, 3), np.uint8), 0)
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
@@ -113,7 +122,9 @@ def test_a_video_that_breaks_off_gives_its_frames_and_says_so(tmp_path, name):
     (tmp_path / name).write_bytes(whole[: len(whole) * 6 // 10])
     count, error = frames_and_error(tmp_path / name)
     assert 5 < count < 15
-    assert error.startswith(f"{tmp_path / name}: breaks off after {count} frames, {count / 10:.1f} of 2.0 s; ")
+    assert error.startswith(
+        f"{tmp_path / name}: breaks off after {count} frames, {count / 10:.1f} of 2.0 s; "
+    )
 
 
 @pytest.mark.processes
@@ -129,7 +140,9 @@ def test_a_damaged_video_gives_its_frames_and_ends(tmp_path):
     code += "except ValueError as error:\n    print(error)\n"
     command = [sys.executable, "-c", code, tmp_path / "v.mp4"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert re.search(r"v\.mp4: damaged after \d+ frames \(.*\); depth of those is there", result.stdout), result.stderr
+    assert re.search(
+        r"v\.mp4: damaged after \d+ frames \(.*\); depth of those is there", result.stdout
+    ), result.stderr
 
 
 def test_a_last_frame_that_stands_still_is_no_break(tmp_path):
@@ -139,17 +152,25 @@ def test_a_last_frame_that_stands_still_is_no_break(tmp_path):
 
 def test_an_animated_gif_is_a_video_and_one_of_a_single_frame_a_picture(tmp_path):
     pictures = [Image.fromarray(np.full((48, 64, 3), 40 * level, np.uint8)) for level in range(6)]
-    pictures[0].save(tmp_path / "moves.gif", save_all=True, append_images=pictures[1:], duration=100)
+    pictures[0].save(
+        tmp_path / "moves.gif", save_all=True, append_images=pictures[1:], duration=100
+    )
     pictures[0].save(tmp_path / "stands.gif")
-    moves, stands = inputs.find([str(tmp_path / "moves.gif"), str(tmp_path / "stands.gif")], tmp_path / "out")
-    assert moves.is_video and not stands.is_video
+    moves, stands = inputs.find(
+        [str(tmp_path / "moves.gif"), str(tmp_path / "stands.gif")], tmp_path / "out"
+    )
+    assert moves.is_video
+    assert not stands.is_video
     frames = list(video.Video(moves.path).frames())
-    assert [int(frame.rgb.mean()) for frame in frames] == pytest.approx([40 * level for level in range(6)], abs=2)
+    assert [int(frame.rgb.mean()) for frame in frames] == pytest.approx(
+        [40 * level for level in range(6)], abs=2
+    )
     assert [frame.time_s for frame in frames] == pytest.approx([0.1 * index for index in range(6)])
     whole = moves.path.read_bytes()
     moves.path.write_bytes(whole[: len(whole) // 2])
     count, error = frames_and_error(moves.path)
-    assert 0 < count < 6 and f"moves.gif: breaks off after {count} frames; " in error
+    assert 0 < count < 6
+    assert f"moves.gif: breaks off after {count} frames; " in error
 
 
 def test_a_video_without_frames_or_pictures_is_told(tmp_path):
@@ -161,7 +182,9 @@ def test_a_video_without_frames_or_pictures_is_told(tmp_path):
         container.start_encoding()
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         sound.sample_rate = 44100
         container.mux(stream.encode(sound) + stream.encode())
     for name in ("none.mp4", "sound.mp4"):

@@ -14,7 +14,10 @@ CHANNELS, STRIDES = (8, 16, 16, 24, 32), (2, 4, 8, 16, 32)
 
 
 def features(size, channels=CHANNELS, strides=STRIDES):
-    return [torch.randn(2, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(channels, strides, strict=True)]
+    return [
+        torch.randn(2, c, -(-size[0] // s), -(-size[1] // s))
+        for c, s in zip(channels, strides, strict=True)
+    ]
 
 
 def test_local_planar_guidance_is_the_published_one():
@@ -37,9 +40,12 @@ def test_plane_parameters_are_the_published_ones_in_units_of_the_largest_depth()
 
 def test_the_steepest_plane_has_a_bounded_positive_depth():
     # Logits far out: 60 degrees towards a corner of the cell, where the plane turns away from the ray.
-    corners = torch.tensor([[50.0, side, 0.0] for side in (-50.0, -1.9459, -0.5108, 0.5108, 1.9459)])
+    corners = torch.tensor(
+        [[50.0, side, 0.0] for side in (-50.0, -1.9459, -0.5108, 0.5108, 1.9459)]
+    )
     depth = spread_planes(to_planes(corners.T.reshape(1, 3, 1, 5)), 8)
-    assert depth.isfinite().all() and (depth > 0).all()
+    assert depth.isfinite().all()
+    assert (depth > 0).all()
     assert depth.max() <= 0.5 / 0.01
 
 
@@ -49,14 +55,16 @@ def test_bts_stands_at_the_image_size(size):
     with torch.no_grad():
         out = decoder(features(size), size)
     assert (decoder.channels, decoder.stride) == (8, 1)
-    assert tuple(out.shape) == (2, 8, *size) and out.isfinite().all()
+    assert tuple(out.shape) == (2, 8, *size)
+    assert out.isfinite().all()
 
 
 def test_bts_norms_have_the_published_constants():
     decoder = Bts(CHANNELS, STRIDES)
     inner = {f"aspp.branches.{dilation}.norm" for dilation in (3, 6, 12, 18, 24)}
     norms = {name: m for name, m in decoder.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
-    assert inner < norms.keys() and len(norms) == 14
+    assert inner < norms.keys()
+    assert len(norms) == 14
     for name, norm in norms.items():
         assert (norm.eps, norm.momentum) == (1e-5 if name in inner else 1.1e-5, 0.01), name
 
@@ -64,8 +72,11 @@ def test_bts_norms_have_the_published_constants():
 @pytest.mark.parametrize(("extra_ups", "stride"), [(0, 4), (1, 2), (2, 1)])
 def test_densedepth_doubles_the_finest_feature(extra_ups, stride):
     extra_width = 5 if extra_ups else None
-    decoder = DenseDepth((4, 8, 8), (4, 8, 8), (6, 8, 12), extra_ups=extra_ups, extra_width=extra_width)
-    assert decoder.stride == stride and decoder.channels == (5 if extra_ups else 6)
+    decoder = DenseDepth(
+        (4, 8, 8), (4, 8, 8), (6, 8, 12), extra_ups=extra_ups, extra_width=extra_width
+    )
+    assert decoder.stride == stride
+    assert decoder.channels == (5 if extra_ups else 6)
     with torch.no_grad():
         out = decoder(features((75, 101), (4, 8, 8), (4, 8, 8)), (75, 101))
     assert tuple(out.shape) == (2, decoder.channels, 19 * 2**extra_ups, 26 * 2**extra_ups)
@@ -112,7 +123,9 @@ def on_isa():
 
 @pytest.mark.parametrize("isa", ["avx512_bf16", "avx2"])
 @pytest.mark.parametrize("deepest", [64, 24])
-def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than_weights(deepest, isa, on_isa):
+def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than_weights(
+    deepest, isa, on_isa
+):
     on_isa(isa)
     torch.manual_seed(0)
     channels, strides = (8, 16, 24), (4, 8, 16)
@@ -122,7 +135,8 @@ def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than
         level.second.register_forward_pre_hook(lambda _, x: seen.append(x[0].is_contiguous()))
     given = features((64, 96), channels, strides)
     ours = decoder(given, (64, 96))
-    assert seen == [False] * 3 and ours.is_contiguous(memory_format=torch.channels_last)
+    assert seen == [False] * 3
+    assert ours.is_contiguous(memory_format=torch.channels_last)
     # One picture, 2 x 2 pixels at each level: 4 * (24 + 16 + 16) numbers against 9 * 40 * 16 weights, and so on.
     seen.clear()
     decoder([feature[:1, :, :2, :2] for feature in given[:2]] + [given[2][:1, :, :1, :1]], (8, 8))
@@ -137,7 +151,10 @@ def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than
     [
         ({"widths": [8, 8]}, "widths: got [8, 8]; 3 whole numbers"),
         ({"widths": [8, 8, 0]}, "widths: got [8, 8, 0]"),
-        ({"widths": [8, 8, 8], "extra_ups": 3}, "extra_ups: got 3; the finest tap is at stride 4: 0 to 2"),
+        (
+            {"widths": [8, 8, 8], "extra_ups": 3},
+            "extra_ups: got 3; the finest tap is at stride 4: 0 to 2",
+        ),
         ({"widths": [8, 8, 8], "extra_ups": -1}, "extra_ups: got -1"),
         ({"widths": [8, 8, 8], "extra_width": 8}, "extra_width: got 8"),
     ],
@@ -151,7 +168,11 @@ def test_densedepth_refuses(arguments, words):
 @pytest.mark.parametrize(
     ("strides", "width", "words"),
     [
-        ((4, 8, 8, 8), 512, "the encoder's taps are at strides [4, 8, 8, 8]; allowed: [2, 4, 8, 16, 32]"),
+        (
+            (4, 8, 8, 8),
+            512,
+            "the encoder's taps are at strides [4, 8, 8, 8]; allowed: [2, 4, 8, 16, 32]",
+        ),
         (STRIDES, 500, "width: got 500; allowed: 128, 256, 512, 1024"),
     ],
 )

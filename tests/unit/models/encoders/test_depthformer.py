@@ -42,7 +42,10 @@ def cases() -> dict:
 
 @lru_cache
 def arrays() -> dict[str, Tensor]:
-    return {key: torch.from_numpy(array) for key, array in golden.load_arrays("depthformer/arrays.npz").items()}
+    return {
+        key: torch.from_numpy(array)
+        for key, array in golden.load_arrays("depthformer/arrays.npz").items()
+    }
 
 
 def recipe_network(name: str) -> Network:
@@ -53,7 +56,9 @@ def filled(module: nn.Module, case: str, prefix: str = "") -> nn.Module:
     """The module with the weights by rule of a published one's keys; `prefix` leads to the names that ours have."""
     state = {f"{prefix}{key}": golden.fill(key, shape) for key, shape in cases()["keys"][case]}
     if prefix.startswith("neck"):
-        state = {name.removeprefix("neck."): tensor for name, tensor in from_published(state).items()}
+        state = {
+            name.removeprefix("neck."): tensor for name, tensor in from_published(state).items()
+        }
     module.load_state_dict({name.removeprefix("w_msa."): tensor for name, tensor in state.items()})
     return module.eval()
 
@@ -67,7 +72,10 @@ def assert_close(got: Tensor, name: str, tolerance: float = 2e-5) -> None:
 @pytest.mark.parametrize("name", LARGE_IS_LONG)
 def test_eval_depth_and_features_are_the_published_ones(name):
     case = cases()["cases"][name]
-    state = {k: golden.fill(k, shape, case["gain"], case["overrides"]) for k, shape in cases()["keys"][name]}
+    state = {
+        k: golden.fill(k, shape, case["gain"], case["overrides"])
+        for k, shape in cases()["keys"][name]
+    }
     network, image = recipe_network(name).eval(), golden.image(f"model:{name}:img", case["shape"])
     load_into(network, from_published(state))
     for key, tensor in to_published(network.state_dict()).items():
@@ -87,7 +95,9 @@ def test_eval_depth_and_features_are_the_published_ones(name):
     tolerance = {"rtol": 0, "atol": 5e-5 * 80}
     torch.testing.assert_close(depth, arrays()[f"{name}:depth"], **tolerance)
     if f"{name}:depth_tta" in arrays():
-        torch.testing.assert_close((depth + flipped) / 2, arrays()[f"{name}:depth_tta"], **tolerance)
+        torch.testing.assert_close(
+            (depth + flipped) / 2, arrays()[f"{name}:depth_tta"], **tolerance
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +106,9 @@ def test_published_names_are_ours_and_back(name):
         network = recipe_network(name)
         state = {key: torch.empty(shape) for key, shape in cases()["keys"][name]}
     ours, own = from_published(state), network.state_dict()
-    assert {key: tensor.shape for key, tensor in ours.items()} == {key: tensor.shape for key, tensor in own.items()}
+    assert {key: tensor.shape for key, tensor in ours.items()} == {
+        key: tensor.shape for key, tensor in own.items()
+    }
     back = to_published(ours)
     assert all(back[key] is state[key] for key in back)
     blocks = sum(key.endswith("relative_position_bias_table") for key in state)
@@ -108,7 +120,9 @@ def test_published_names_are_ours_and_back(name):
 
 def test_window_attention_is_the_published_one():
     attention = filled(WindowAttention(32, 4, window=7, shift=3), "swmsa")
-    assert torch.equal(attention.relative_position_index, arrays()["relative_position_index"].long())
+    assert torch.equal(
+        attention.relative_position_index, arrays()["relative_position_index"].long()
+    )
     with torch.no_grad():
         out = attention(golden.randn("extra:swmsa:x", (2, 120, 32)).view(2, 10, 12, 32))
     assert_close(out.flatten(1, 2), "swmsa_out")
@@ -116,7 +130,9 @@ def test_window_attention_is_the_published_one():
 
 def test_patch_merging_is_the_published_one():
     with torch.no_grad():
-        out = filled(PatchMerging(8), "patchmerge")(golden.randn("extra:pm:x", (2, 35, 8)).view(2, 5, 7, 8))
+        out = filled(PatchMerging(8), "patchmerge")(
+            golden.randn("extra:pm:x", (2, 35, 8)).view(2, 5, 7, 8)
+        )
     assert_close(out.flatten(1, 2), "patchmerge_out")
 
 
@@ -130,7 +146,9 @@ def test_deformable_attention_is_the_published_one():
     query, position = (golden.randn(f"extra:msda:{name}", (2, 7, 32)) for name in ("q", "pos"))
     tokens = golden.randn("extra:msda:v", (2, 30, 32))
     with torch.no_grad():
-        out = attention(query, position, tokens, [(4, 6), (2, 3)], golden.rand("extra:msda:ref", (2, 7, 2, 2)))
+        out = attention(
+            query, position, tokens, [(4, 6), (2, 3)], golden.rand("extra:msda:ref", (2, 7, 2, 2))
+        )
     assert_close(out, "msda_out")
 
 
@@ -138,7 +156,9 @@ def test_hahi_is_the_published_one():
     shapes = cases()["hahi_shapes"]
     neck = filled(Hahi([shape[0] for shape in shapes], width=64), "hahi", "neck.")
     with torch.no_grad():
-        out = neck([golden.randn(f"extra:hahi:x{i}", (2, *shape)) for i, shape in enumerate(shapes)])
+        out = neck(
+            [golden.randn(f"extra:hahi:x{i}", (2, *shape)) for i, shape in enumerate(shapes)]
+        )
     for i, feature in enumerate(out):
         assert_close(feature, f"hahi_out{i}")
 
@@ -147,18 +167,27 @@ def test_hahi_is_the_published_one():
     ("encoder", "channels", "strides"),
     [
         (lambda: Swin(16, (1, 1, 2, 1), (1, 2, 4, 8)), (16, 32, 64, 128), (4, 8, 16, 32)),
-        (lambda: DepthFormer(16, (1, 1, 2, 1), (1, 2, 4, 8)), (64, 16, 32, 64, 128), (2, 4, 8, 16, 32)),
+        (
+            lambda: DepthFormer(16, (1, 1, 2, 1), (1, 2, 4, 8)),
+            (64, 16, 32, 64, 128),
+            (2, 4, 8, 16, 32),
+        ),
     ],
 )
 @pytest.mark.parametrize("size", [(64, 96), (75, 101), (33, 30)])
-def test_features_have_the_declared_channels_and_strides_at_any_size(encoder, channels, strides, size):
+def test_features_have_the_declared_channels_and_strides_at_any_size(
+    encoder, channels, strides, size
+):
     encoder = encoder().eval()
-    assert encoder.channels == channels and encoder.strides == strides
+    assert encoder.channels == channels
+    assert encoder.strides == strides
     with torch.no_grad():
         features = encoder(torch.randn(1, 3, *size))
         neck = Hahi(channels, width=16).eval()
         assert [fused.shape for fused in neck(features)] == [feature.shape for feature in features]
-    sizes = [(1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(channels, strides, strict=True)]
+    sizes = [
+        (1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(channels, strides, strict=True)
+    ]
     assert [tuple(feature.shape) for feature in features] == sizes
 
 
@@ -196,10 +225,12 @@ def test_no_more_is_read_at_once_than_allowed_also_backward(monkeypatch):
     monkeypatch.setattr(deformable_attention, "grid_sample", spy)
     maps, *rest = points(50)
     out = read_points(maps, *rest, sampled_values=8 * 8 * 3 * 10)
-    assert max(read) == 8 * 8 * 3 * 10 and sum(read) == 8 * 8 * 3 * 50 * 2
+    assert max(read) == 8 * 8 * 3 * 10
+    assert sum(read) == 8 * 8 * 3 * 50 * 2
     # What was read is not kept for the gradient, but read again.
     out.sum().backward()
-    assert max(read) == 8 * 8 * 3 * 10 and sum(read) == 2 * 8 * 8 * 3 * 50 * 2
+    assert max(read) == 8 * 8 * 3 * 10
+    assert sum(read) == 2 * 8 * 8 * 3 * 50 * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -245,7 +276,11 @@ def test_half_precision_weights_give_nearly_the_same_float32_depth(dtype):
 def test_autocast_leaves_places_in_float32():
     torch.manual_seed(0)
     attention, sizes = DeformableAttention(16, num_levels=2).eval(), [(4, 6), (2, 3)]
-    query, position, tokens = torch.randn(1, 7, 16), 100 * torch.randn(1, 7, 16), torch.randn(1, 30, 16)
+    query, position, tokens = (
+        torch.randn(1, 7, 16),
+        100 * torch.randn(1, 7, 16),
+        torch.randn(1, 30, 16),
+    )
     reference = torch.rand(1, 7, 1, 2)
     with torch.no_grad():
         expected = attention(query, position, tokens, sizes, reference)
@@ -264,7 +299,8 @@ def test_what_was_read_is_dropped_out_in_training_only():
         whole = attention.eval()(query, position, tokens, sizes, reference)
         some = attention.train()(query, position, tokens, sizes, reference)
     kept = some != 0
-    assert (whole != 0).all() and kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert (whole != 0).all()
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
     torch.testing.assert_close(some[kept], whole[kept] / 0.75)
 
 
@@ -290,7 +326,8 @@ def test_the_drop_rate_rises_linearly_from_0_to_the_recipes():
 def test_relu_head_starts_at_a_fifth_of_the_range_and_ends_at_its_least():
     head, features = Relu(8, min_depth=0.5, max_depth=10.0), torch.randn(1, 8, 6, 9)
     depth = head(features, (6, 9)).depth
-    assert depth.shape == (1, 1, 6, 9) and depth.mean().item() == pytest.approx(2.5, abs=0.2)
+    assert depth.shape == (1, 1, 6, 9)
+    assert depth.mean().item() == pytest.approx(2.5, abs=0.2)
     nn.init.constant_(head.conv.bias, -100)
     assert (head(features, (6, 9)).depth == 0.5).all()
 
@@ -298,9 +335,12 @@ def test_relu_head_starts_at_a_fifth_of_the_range_and_ends_at_its_least():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recipe_trains_as_published(name):
     recipe = load_recipe(MODEL_CONFIGS / f"teachers/{name}.yaml")
-    assert recipe["network"]["encoder"]["drop_path"] == 0.3 and recipe["network"]["neck"]["dropout"] == 0.1
-    assert recipe["train"]["iterations"] == 38400 and recipe["train"]["batch_size"] == 16
-    assert recipe["evaluation"]["interval"] == 800 and recipe["evaluation"]["by"] == "iteration"
+    assert recipe["network"]["encoder"]["drop_path"] == 0.3
+    assert recipe["network"]["neck"]["dropout"] == 0.1
+    assert recipe["train"]["iterations"] == 38400
+    assert recipe["train"]["batch_size"] == 16
+    assert recipe["evaluation"]["interval"] == 800
+    assert recipe["evaluation"]["by"] == "iteration"
     with torch.device("meta"):
         parameters = dict(build_network(recipe["network"]).named_parameters())
     names = {id(parameter): key for key, parameter in parameters.items()}
@@ -310,23 +350,36 @@ def test_the_recipe_trains_as_published(name):
     if name == NAMES[0]:
         assert sorted(to_published(without_decay)) == sorted(cases()["without_decay"])
     norms = [m for m in build_network(SMALL).modules() if isinstance(m, nn.LayerNorm)]
-    assert norms and all(norm.eps == 1e-5 for norm in norms)
+    assert norms
+    assert all(norm.eps == 1e-5 for norm in norms)
 
 
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ({"encoder": {"depths": [2, 2, 6]}}, "network.encoder.depths: got [2, 2, 6]; 4 whole numbers above 0"),
+        (
+            {"encoder": {"depths": [2, 2, 6]}},
+            "network.encoder.depths: got [2, 2, 6]; 4 whole numbers above 0",
+        ),
         (
             {"encoder": {"heads": [1, 2, 4, 5]}},
             "network.encoder.heads: got [1, 2, 4, 5] for stages of [16, 32, 64, 128] channels",
         ),
         ({"encoder": {"window": 1}}, "network.encoder.window: got 1"),
-        ({"encoder": {"drop_path": 1.0}}, "network.encoder.drop_path: got 1.0; a probability below 1"),
-        ({"neck": {"width": 36}}, "network.neck.width: got 36; a multiple of 4 and of num_heads (8)"),
+        (
+            {"encoder": {"drop_path": 1.0}},
+            "network.encoder.drop_path: got 1.0; a probability below 1",
+        ),
+        (
+            {"neck": {"width": 36}},
+            "network.neck.width: got 36; a multiple of 4 and of num_heads (8)",
+        ),
         ({"neck": {"num_points": 0}}, "network.neck.num_points: got 0"),
         ({"neck": {"dropout": -0.1}}, "network.neck.dropout: got -0.1"),
-        ({"decoder": {"activation": "gelu"}}, "network.decoder.activation: got 'gelu'; allowed: relu, leaky_relu"),
+        (
+            {"decoder": {"activation": "gelu"}},
+            "network.decoder.activation: got 'gelu'; allowed: relu, leaky_relu",
+        ),
     ],
 )
 def test_refuses(part, words):
@@ -337,5 +390,7 @@ def test_refuses(part, words):
 
 
 def test_hahi_needs_two_features():
-    with pytest.raises(RecipeError, match=r"neck \(hahi\): the encoder has 1 tap; at least 2 are needed"):
+    with pytest.raises(
+        RecipeError, match=r"neck \(hahi\): the encoder has 1 tap; at least 2 are needed"
+    ):
         Hahi([8])

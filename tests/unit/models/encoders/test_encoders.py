@@ -14,7 +14,11 @@ CLASSIFIER = {"strides": (1, 2, 2, 2, 1, 2, 1), "dilations": (1,) * 7}
     ("encoder", "channels", "strides"),
     [
         (lambda: MobileNetV2(), (24, 32, 96, 320), (4, 8, 8, 8)),
-        (lambda: MobileNetV2(**CLASSIFIER, taps=(0, 1, 2, 4, 6)), (16, 24, 32, 96, 320), (2, 4, 8, 16, 32)),
+        (
+            lambda: MobileNetV2(**CLASSIFIER, taps=(0, 1, 2, 4, 6)),
+            (16, 24, 32, 96, 320),
+            (2, 4, 8, 16, 32),
+        ),
         (lambda: MobileNetV2(taps=(2,), width=0.5), (16,), (8,)),
         (lambda: ResNet(18), (64, 64, 128, 256, 512), (2, 4, 8, 16, 32)),
         (lambda: ResNet(50, taps=(1, 3)), (256, 1024), (4, 16)),
@@ -24,15 +28,19 @@ CLASSIFIER = {"strides": (1, 2, 2, 2, 1, 2, 1), "dilations": (1,) * 7}
 @pytest.mark.parametrize("size", [(64, 96), (75, 101)])
 def test_features_have_the_declared_channels_and_strides(encoder, channels, strides, size):
     encoder = encoder().eval()
-    assert encoder.channels == channels and encoder.strides == strides
+    assert encoder.channels == channels
+    assert encoder.strides == strides
     with torch.no_grad():
         features = encoder(torch.zeros(1, 3, *size))
-    sizes = [(1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(channels, strides, strict=True)]
+    sizes = [
+        (1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(channels, strides, strict=True)
+    ]
     assert [tuple(feature.shape) for feature in features] == sizes
 
 
 @pytest.mark.parametrize(
-    ("depth", "num_parameters"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+    ("depth", "num_parameters"),
+    [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)],
 )
 def test_resnet_sizes_are_those_of_the_classifiers_without_their_last_layer(depth, num_parameters):
     with torch.device("meta"):
@@ -59,12 +67,16 @@ def test_relu6_has_its_gradient_and_keeps_nothing_but_its_result():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = layer(image)
     # The convolution keeps its input and weight, the norm its input and a few numbers per channel.
-    assert sorted(kept.values())[-3:] == [image.numel(), y.numel(), y.numel()] and y.data_ptr() in kept
+    assert sorted(kept.values())[-3:] == [image.numel(), y.numel(), y.numel()]
+    assert y.data_ptr() in kept
     before = layer.bn(layer.conv(image))
-    assert (before > 6).any() and (before < 0).any()
+    assert (before > 6).any()
+    assert (before < 0).any()
     expected = torch.nn.functional.relu6(before)
     assert torch.equal(y, expected)
-    ours, plain = (torch.autograd.grad(each.sin().sum(), list(layer.parameters())) for each in (y, expected))
+    ours, plain = (
+        torch.autograd.grad(each.sin().sum(), list(layer.parameters())) for each in (y, expected)
+    )
     assert all(map(torch.equal, ours, plain))
 
 
@@ -97,7 +109,10 @@ def test_mobilenet_refuses(arguments, words):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"depth": 20}, "got 20; allowed: 18, 34, 50, 101"), ({"depth": 18, "taps": [0, 0]}, "taps: got [0, 0]")],
+    [
+        ({"depth": 20}, "got 20; allowed: 18, 34, 50, 101"),
+        ({"depth": 18, "taps": [0, 0]}, "taps: got [0, 0]"),
+    ],
 )
 def test_resnet_refuses(arguments, words):
     with pytest.raises(RecipeError) as error:

@@ -22,12 +22,22 @@ from tiekd.training.optimizer import build_optimizer
 
 TEACHERS = Path(__file__).parents[4] / "model_configs" / "teachers"
 VIT = "decode_head.adaptive_bins_layer."
-DEAD = [f"backbone.original_model.bn2.{p}" for p in "bias num_batches_tracked running_mean running_var weight".split()]
+DEAD = [
+    f"backbone.original_model.bn2.{p}"
+    for p in "bias num_batches_tracked running_mean running_var weight".split()
+]
 DEAD += ["decode_head.conv_depth.bias", "decode_head.conv_depth.weight"]
 SMALL = {
     "encoder": {"name": "efficientnet", "variant": "b0"},
     "decoder": {"name": "adabins", "widths": [16, 16, 24, 24, 32]},
-    "head": {"name": "adabins", "num_bins": 12, "num_queries": 8, "width": 16, "patch": 8, "num_positions": 40},
+    "head": {
+        "name": "adabins",
+        "num_bins": 12,
+        "num_queries": 8,
+        "width": 16,
+        "patch": 8,
+        "num_positions": 40,
+    },
     "min_depth": 0.001,
     "max_depth": 10.0,
 }
@@ -40,12 +50,18 @@ def case() -> dict:
 
 @lru_cache
 def arrays() -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(value) for key, value in golden.load_arrays("adabins/arrays.npz").items()}
+    return {
+        key: torch.from_numpy(value)
+        for key, value in golden.load_arrays("adabins/arrays.npz").items()
+    }
 
 
 @lru_cache
 def published_state() -> dict[str, torch.Tensor]:
-    return {key: golden.fill(key, shape, case()["gain"], case()["overrides"]) for key, shape in shapes().items()}
+    return {
+        key: golden.fill(key, shape, case()["gain"], case()["overrides"])
+        for key, shape in shapes().items()
+    }
 
 
 @lru_cache
@@ -76,9 +92,13 @@ def test_published_depth_features_and_bins():
         want, at = arrays()[f"feature{i}"], arrays()[f"feature{i}_at"].long()
         assert (feature.flatten()[at] - want).abs().max() <= 1e-4 * want.abs().max(), i
     assert len(seen) == 5
-    torch.testing.assert_close(prediction.depth[:, :, ::3, ::3], arrays()["depth"], rtol=0, atol=3e-4 * 80)
+    torch.testing.assert_close(
+        prediction.depth[:, :, ::3, ::3], arrays()["depth"], rtol=0, atol=3e-4 * 80
+    )
     edges = arrays()["bin_edges"]
-    torch.testing.assert_close(prediction.bin_centres, (edges[:, 1:] + edges[:, :-1]) / 2, rtol=0, atol=3e-4 * 80)
+    torch.testing.assert_close(
+        prediction.bin_centres, (edges[:, 1:] + edges[:, :-1]) / 2, rtol=0, atol=3e-4 * 80
+    )
     back, state = to_published(network.state_dict()), published_state()
     assert back.keys() == state.keys() - set(DEAD)
     assert all(torch.equal(tensor, state[key]) for key, tensor in back.items())
@@ -90,8 +110,12 @@ def test_published_depth_features_and_bins():
 
 def test_mini_vit_is_the_published_one():
     state = {VIT + key: golden.fill(key, shape) for key, shape in case()["mini_vit_keys"]}
-    vit = MiniViT(32, num_bins=20, num_queries=16, width=32, patch=4, num_positions=500, dropout=0.1).eval()
-    vit.load_state_dict({key.removeprefix("head.vit."): tensor for key, tensor in from_published(state).items()})
+    vit = MiniViT(
+        32, num_bins=20, num_queries=16, width=32, patch=4, num_positions=500, dropout=0.1
+    ).eval()
+    vit.load_state_dict(
+        {key.removeprefix("head.vit."): tensor for key, tensor in from_published(state).items()}
+    )
     with torch.no_grad():
         widths, maps = vit(golden.randn("extra:mvit:x", (2, 32, 20, 28)))
     for got, want in ((widths, arrays()["mini_vit_widths"]), (maps, arrays()["mini_vit_maps"])):
@@ -101,15 +125,22 @@ def test_mini_vit_is_the_published_one():
 def test_names_map_whatever_wraps_them_and_alone():
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes().items()}
     wrapped = {"meta": {}, "state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}
-    assert from_published(wrapped).keys() == from_published(state).keys() and dropped(wrapped) == sorted(DEAD)
+    assert from_published(wrapped).keys() == from_published(state).keys()
+    assert dropped(wrapped) == sorted(DEAD)
     prefix = "backbone.original_model."
-    alone = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    alone = {
+        key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)
+    }
     alone["classifier.weight"] = torch.empty(1000, 2048, device="meta")
     with torch.device("meta"):
         own = EfficientNet("b5").state_dict()
     ours = from_published(alone)
-    assert {key: t.shape for key, t in ours.items()} == {f"encoder.{key}": t.shape for key, t in own.items()}
-    assert dropped(alone) == sorted([key for key in DEAD if key.startswith(prefix)] + [f"{prefix}classifier.weight"])
+    assert {key: t.shape for key, t in ours.items()} == {
+        f"encoder.{key}": t.shape for key, t in own.items()
+    }
+    assert dropped(alone) == sorted(
+        [key for key in DEAD if key.startswith(prefix)] + [f"{prefix}classifier.weight"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +148,9 @@ def test_names_map_whatever_wraps_them_and_alone():
     # The classifiers' sizes (5,288,548; 30,389,784; 66,347,960) less the last norm and layer.
     [("b0", 4_004_988), ("b5", 28_336_688), ("b7", 63_781_840)],
 )
-def test_efficientnet_has_the_size_of_the_classifier_up_to_the_last_convolution(variant, num_parameters):
+def test_efficientnet_has_the_size_of_the_classifier_up_to_the_last_convolution(
+    variant, num_parameters
+):
     with torch.device("meta"):
         encoder = EfficientNet(variant)
     assert sum(p.numel() for p in encoder.parameters()) == num_parameters
@@ -132,11 +165,21 @@ def test_every_parameter_of_efficientnet_lies_before_the_last_tap():
 @pytest.mark.parametrize("size", [(64, 96), (75, 101)])
 def test_efficientnet_features_have_the_declared_channels_and_strides(size):
     encoder = EfficientNet("b0", taps=(0, 1, 2, 4, 6, 7)).eval()
-    assert encoder.channels == (16, 24, 40, 112, 320, 1280) and encoder.strides == (2, 4, 8, 16, 32, 32)
+    assert encoder.channels == (16, 24, 40, 112, 320, 1280)
+    assert encoder.strides == (
+        2,
+        4,
+        8,
+        16,
+        32,
+        32,
+    )
     with torch.no_grad():
         features = encoder(torch.zeros(1, 3, *size))
     declared = zip(encoder.channels, encoder.strides, strict=True)
-    assert [tuple(f.shape) for f in features] == [(1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in declared]
+    assert [tuple(f.shape) for f in features] == [
+        (1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in declared
+    ]
 
 
 def test_same_padding_has_its_odd_pixel_at_the_end():
@@ -145,12 +188,16 @@ def test_same_padding_has_its_odd_pixel_at_the_end():
     convolution.weight.data.fill_(1)
     # Even size: nothing is padded in front, one pixel behind. Odd size: one on each side.
     assert convolution(x)[0, 0, 1].tolist() == [18, 36, 54, 45]
-    assert torch.equal(convolution(x[..., :7, :7]), conv2d(x[..., :7, :7], convolution.weight, stride=2, padding=1))
+    assert torch.equal(
+        convolution(x[..., :7, :7]), conv2d(x[..., :7, :7], convolution.weight, stride=2, padding=1)
+    )
 
 
 def test_bins_follow_one_another_through_the_whole_range():
     shares = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
-    torch.testing.assert_close(bin_centres(shares, 2.0, 10.0), torch.tensor([[4.0, 7.0, 9.0], [2.4, 3.6, 7.2]]))
+    torch.testing.assert_close(
+        bin_centres(shares, 2.0, 10.0), torch.tensor([[4.0, 7.0, 9.0], [2.4, 3.6, 7.2]])
+    )
 
 
 def test_every_image_has_its_own_bins_and_depth_is_a_mean_of_them():
@@ -159,13 +206,17 @@ def test_every_image_has_its_own_bins_and_depth_is_a_mean_of_them():
         prediction = network(image)
         alone = network(image[1:])
     centres = prediction.bin_centres
-    assert prediction.depth.shape == (2, 1, 64, 96) and centres.shape == (2, 12)
+    assert prediction.depth.shape == (2, 1, 64, 96)
+    assert centres.shape == (2, 12)
     assert prediction.depth.dtype == centres.dtype == torch.float32
-    assert (centres.diff(dim=1) > 0).all() and centres.min() > 0.001 and centres.max() < 10
+    assert (centres.diff(dim=1) > 0).all()
+    assert centres.min() > 0.001
+    assert centres.max() < 10
     assert (centres[0] - centres[1]).abs().max() > 1e-3
     torch.testing.assert_close(alone.bin_centres, centres[1:], rtol=1e-4, atol=1e-5)
     low, high = (getattr(centres, name)(1).view(2, 1, 1, 1) for name in ("amin", "amax"))
-    assert (prediction.depth >= low).all() and (prediction.depth <= high).all()
+    assert (prediction.depth >= low).all()
+    assert (prediction.depth <= high).all()
 
 
 def test_flipping_means_the_depths_of_both_pictures_each_with_its_own_bins():
@@ -173,25 +224,40 @@ def test_flipping_means_the_depths_of_both_pictures_each_with_its_own_bins():
     with torch.no_grad():
         plain, mirrored = network(image), network(image.flip(3))
     assert (plain.bin_centres - mirrored.bin_centres).abs().max() > 1e-4
-    torch.testing.assert_close(predict(network, image, flip=True), (plain.depth + mirrored.depth.flip(3)) / 2)
+    torch.testing.assert_close(
+        predict(network, image, flip=True), (plain.depth + mirrored.depth.flip(3)) / 2
+    )
 
 
 def test_every_parameter_learns_from_the_published_losses():
     network = small().train()
-    terms = criterion.build(load_recipe(TEACHERS / "adabins_kitti.yaml")["losses"], has_teacher=False)
+    terms = criterion.build(
+        load_recipe(TEACHERS / "adabins_kitti.yaml")["losses"], has_teacher=False
+    )
     target = golden.depth("losses", (2, 1, 64, 96), 0.5, 9.0)
-    losses = terms(network(golden.image("losses", (2, 3, 64, 96))), type("Batch", (), {"depth": target}), None)
+    losses = terms(
+        network(golden.image("losses", (2, 3, 64, 96))), type("Batch", (), {"depth": target}), None
+    )
     torch.testing.assert_close(losses["loss"], losses["loss_depth"] + losses["loss_bins"])
     losses["loss"].backward()
-    without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert without == [] and all(p.grad.isfinite().all() for p in network.parameters())
+    without = [
+        key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    ]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in network.parameters())
     network.zero_grad()
     prediction = network(golden.image("losses", (2, 3, 64, 96)))
     terms.terms["bins"].loss(prediction, target).mean().backward()
     # The bins' loss reaches the transformer and what feeds it, not what weighs the bins.
-    reached = {key for key, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    assert "head.vit.regressor.0.weight" in reached and "encoder.conv_stem.weight" in reached
-    assert "head.weight" not in reached and "head.vit.features.weight" not in reached
+    reached = {
+        key
+        for key, p in network.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 0
+    }
+    assert "head.vit.regressor.0.weight" in reached
+    assert "encoder.conv_stem.weight" in reached
+    assert "head.weight" not in reached
+    assert "head.vit.features.weight" not in reached
 
 
 def test_dropout_is_on_while_training_only():
@@ -221,7 +287,10 @@ def test_half_precision_weights_give_nearly_the_same_float32_depth_and_bins(dtyp
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ((32, 64), r"features of 16x32 give 8 patches of 8x8; it takes 9 to 40: change the crop .* the head's patch"),
+        (
+            (32, 64),
+            r"features of 16x32 give 8 patches of 8x8; it takes 9 to 40: change the crop .* the head's patch",
+        ),
         ((8, 64), "features of 4x32 give 0 patches of 8x8; it takes 9 to 40"),
         ((96, 128), "features of 48x64 give 48 patches of 8x8; it takes 9 to 40"),
     ],
@@ -233,7 +302,10 @@ def test_too_few_or_too_many_patches_are_one_line(size, words):
 
 
 def test_the_published_head_takes_every_size_that_published_recipes_have():
-    for recipe, sizes in (("kitti", [(352, 704), (352, 1216), (352, 384)]), ("nyu", [(416, 544), (427, 565)])):
+    for recipe, sizes in (
+        ("kitti", [(352, 704), (352, 1216), (352, 384)]),
+        ("nyu", [(416, 544), (427, 565)]),
+    ):
         node = load_recipe(TEACHERS.parent / f"_base_/networks/adabins_{recipe}.yaml")["network"]
         with torch.device("meta"):
             head = build_network(node).head.eval()
@@ -266,7 +338,12 @@ def test_the_recipe_optimizes_as_the_published_figures_were_made():
         network = build_network(recipe["network"])
     (group,) = build_optimizer(recipe["optimizer"], network, 16, "none").param_groups
     assert (group["lr"], group["weight_decay"], group["betas"]) == (3.57e-4, 0.1, (0.95, 0.99))
-    as_written = recipe["optimizer"] | {"groups": [{"match": ["decoder.*", "head.*"], "lr_mult": 10}]}
+    as_written = recipe["optimizer"] | {
+        "groups": [{"match": ["decoder.*", "head.*"], "lr_mult": 10}]
+    }
     groups = build_optimizer(as_written, network, 16, "none").param_groups
     # 504 and 91 parameters as published, less the dead ones.
-    assert [(len(g["params"]), round(g["lr"], 9)) for g in groups] == [(502, 3.57e-4), (89, 3.57e-3)]
+    assert [(len(g["params"]), round(g["lr"], 9)) for g in groups] == [
+        (502, 3.57e-4),
+        (89, 3.57e-3),
+    ]

@@ -44,11 +44,14 @@ def test_decoder_and_head_give_the_published_depth_and_distribution(name):
     """What the published code calls a head."""
     case, expected = PUBLISHED[name], golden.load_arrays("heads/arrays.npz")
     features = [
-        golden.randn(f"head:{name}:feat{i}", (case["batch"], *shape)) for i, shape in enumerate(case["features"])
+        golden.randn(f"head:{name}:feat{i}", (case["batch"], *shape))
+        for i, shape in enumerate(case["features"])
     ]
     (widths, extra_ups), max_depth = DECODERS[name.split("_")[-2]], 10.0 if "nyu" in name else 80.0
     strides = [64 // shape[1] for shape in case["features"]]
-    state = {key: golden.fill(key, shape, case["gain"], case["overrides"]) for key, shape in case["keys"]}
+    state = {
+        key: golden.fill(key, shape, case["gain"], case["overrides"]) for key, shape in case["keys"]
+    }
     assert sum(value.numel() for value in state.values()) == case["num_parameters"]
     state = from_published({f"decode_head.{key}": value for key, value in state.items()})
     decoder = DenseDepth([shape[0] for shape in case["features"]], strides, widths, extra_ups)
@@ -56,7 +59,9 @@ def test_decoder_and_head_give_the_published_depth_and_distribution(name):
     num_bins = int(name[-3:]) if name.endswith("257") else 49
     head = Dpm(128, 1e-3, max_depth, num_bins=num_bins) if is_dpm else Sigmoid(128, max_depth)
     for part, module in (("decoder.", decoder), ("head.", head)):
-        module.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
+        module.load_state_dict(
+            {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}
+        )
     with torch.no_grad():
         x = decoder(features, (64, 96))
         depth = head(x, (64, 96)).depth
@@ -65,7 +70,9 @@ def test_decoder_and_head_give_the_published_depth_and_distribution(name):
     if is_dpm:
         p = torch.nn.functional.conv2d(x, head.weight, head.bias).softmax(1)
         sampled = p.flatten()[torch.from_numpy(expected[f"{name}:p_at"]).long()]
-        torch.testing.assert_close(sampled, torch.from_numpy(expected[f"{name}:p"]), rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            sampled, torch.from_numpy(expected[f"{name}:p"]), rtol=0, atol=2e-5
+        )
         # Two bins may be equally likely but for rounding.
         assert (p.argmax(1) == torch.from_numpy(expected[f"{name}:argmax"])).float().mean() > 0.999
 
@@ -76,7 +83,9 @@ def test_sigmoid_depth_starts_near_half_of_the_range_and_stays_within():
     assert (depth - 40).abs().max() < 5
     torch.nn.init.normal_(head.conv.weight, std=10)
     depth = head(torch.randn(1, 4, 50, 60), (50, 60)).depth
-    assert depth.min() < 1e-3 and depth.max() > 79.999 and depth.max() <= 80
+    assert depth.min() < 1e-3
+    assert depth.max() > 79.999
+    assert depth.max() <= 80
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -90,7 +99,8 @@ def test_depth_has_no_steps_of_low_precision(head, autocast):
     assert depth.dtype == torch.float32
     torch.testing.assert_close(depth, wanted.float(), rtol=1e-6, atol=0)
     depth.sum().backward()
-    assert head.conv.weight.grad.dtype == head.conv.weight.dtype and head.conv.weight.grad.abs().sum() > 0
+    assert head.conv.weight.grad.dtype == head.conv.weight.dtype
+    assert head.conv.weight.grad.abs().sum() > 0
 
 
 def test_dpm_starts_nearly_uniform():
@@ -109,7 +119,9 @@ def test_the_divergence_is_from_a_target_as_wide_as_the_recipe_says(sigma):
         divergence = head(features, (10, 14), target).divergence
         log_p = torch.nn.functional.conv2d(features, head.weight, head.bias).log_softmax(1)
     q = gaussian_target(target, sigma, None, head.edges)
-    wanted = (torch.special.xlogy(q, q) - q * log_p).sum(1, keepdim=True).masked_fill(~(target > 0), 0)
+    wanted = (
+        (torch.special.xlogy(q, q) - q * log_p).sum(1, keepdim=True).masked_fill(~(target > 0), 0)
+    )
     torch.testing.assert_close(divergence, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -128,7 +140,11 @@ def test_a_coarse_cell_learns_the_mean_distribution_of_its_valid_pixels(stride):
         valid = pixels > 0
         assert torch.equal(divergence[b, 0][rows][~valid], torch.zeros(int((~valid).sum())))
         if valid.any():
-            q = gaussian_target(pixels[valid].view(-1, 1, 1, 1), 0.5, None, head.edges).mean(0).flatten()
+            q = (
+                gaussian_target(pixels[valid].view(-1, 1, 1, 1), 0.5, None, head.edges)
+                .mean(0)
+                .flatten()
+            )
             want = (torch.xlogy(q, q) - q * log_p[b, :, y, x]).sum()
             torch.testing.assert_close(divergence[b, 0][rows][valid], want.expand(int(valid.sum())))
 
@@ -141,7 +157,8 @@ def test_pixels_beyond_the_range_are_clamped_or_ignored(stride):
         clamped = dpm_head(stride=stride)(features, (4, 4), target).divergence
         ignored = dpm_head(stride=stride, beyond="ignore")(features, (4, 4), target).divergence
     assert (clamped > 0).all()
-    assert not ignored[:, :, :2, :2].any() and not ignored[:, :, 2, 2].any()
+    assert not ignored[:, :, :2, :2].any()
+    assert not ignored[:, :, 2, 2].any()
     assert (ignored[:, :, 2, 3] > 0).all()
     assert torch.equal(ignored[:, :, :2, 2:], clamped[:, :, :2, 2:])
 
@@ -151,10 +168,12 @@ def test_gradients_are_finite_with_holes_and_zero_without_a_valid_pixel(stride):
     head = dpm_head(stride=stride)
     features = torch.randn(2, 4, 10 // stride, 14 // stride)
     head(features, (10, 14), holed_depth()).divergence.mean().backward()
-    assert head.weight.grad.isfinite().all() and head.weight.grad.abs().max() > 0
+    assert head.weight.grad.isfinite().all()
+    assert head.weight.grad.abs().max() > 0
     head.zero_grad()
     head(features, (10, 14), torch.zeros(2, 1, 10, 14)).divergence.sum().backward()
-    assert not head.weight.grad.any() and not head.bias.grad.any()
+    assert not head.weight.grad.any()
+    assert not head.bias.grad.any()
 
 
 def test_features_that_overshoot_the_image_are_brought_onto_its_cells():
@@ -162,7 +181,9 @@ def test_features_that_overshoot_the_image_are_brought_onto_its_cells():
     features = torch.randn(2, 4, 6, 8)
     with torch.no_grad():
         prediction = head(features, (9, 13), target)
-        on_cells = torch.nn.functional.interpolate(features, size=(5, 7), mode="bilinear", align_corners=True)
+        on_cells = torch.nn.functional.interpolate(
+            features, size=(5, 7), mode="bilinear", align_corners=True
+        )
         expected = head(on_cells, (9, 13), target).divergence
         assert torch.equal(prediction.depth, head(features, (9, 13)).depth)
     assert torch.equal(prediction.divergence, expected)
@@ -181,7 +202,9 @@ def test_log_spaced_bins_are_used():
     head = dpm_head(num_bins=64, sigma=1.0, spacing="log")
     torch.nn.init.zeros_(head.weight)
     depth = head(torch.randn(1, 4, 2, 2), (2, 2)).depth
-    torch.testing.assert_close(depth, bin_centres(bin_edges(64, NEAR, FAR, "log")).mean().expand(1, 1, 2, 2))
+    torch.testing.assert_close(
+        depth, bin_centres(bin_edges(64, NEAR, FAR, "log")).mean().expand(1, 1, 2, 2)
+    )
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def test_backward_upsamples_again_and_convolves_nothing_twice():
         y.sum().backward()
     for operators in (forward, backward):
         assert operators.calls.count("upsample_bilinear2d") == operators.calls.count("cat") == 1
-    assert "convolution" in forward.calls and "convolution" not in backward.calls
+    assert "convolution" in forward.calls
+    assert "convolution" not in backward.calls
     assert "convolution_backward" in backward.calls
 
 
@@ -67,25 +68,36 @@ def without_avx512():
 @pytest.mark.parametrize("small", [(4, 5), (5, 6), SIZE], ids=["much larger", "larger", "as large"])
 @pytest.mark.parametrize("channels", [None, 9, 3])
 @pytest.mark.parametrize("with_skip", [True, False], ids=["skip", "alone"])
-def test_by_products_numbers_and_gradients_are_those_of_the_definition(channels, with_skip, small, without_avx512):
+def test_by_products_numbers_and_gradients_are_those_of_the_definition(
+    channels, with_skip, small, without_avx512
+):
     torch.manual_seed(0)
     x = torch.randn(2, 4, *small).contiguous(memory_format=torch.channels_last).requires_grad_()
     skip = torch.randn(2, 3, *SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
     pointwise = None if channels is None else PointwiseConv(4, channels)
     conv = UpsampledConv((channels or 4) + 3 * with_skip, 5)
-    learned = [x, *([skip] if with_skip else []), *conv.parameters(), *(pointwise.parameters() if pointwise else ())]
+    learned = [
+        x,
+        *([skip] if with_skip else []),
+        *conv.parameters(),
+        *(pointwise.parameters() if pointwise else ()),
+    ]
     through = x if pointwise is None else conv2d(x, pointwise.weight, pointwise.bias)
     merged = interpolate(through, size=SIZE, mode="bilinear", align_corners=True)
     merged = torch.cat([merged, skip], 1) if with_skip else merged
     expected = conv2d(merged, conv.weight, conv.bias, padding=1)
     ours = conv(x, SIZE, skip if with_skip else None, pointwise)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-    for got, wanted in zip(*(torch.autograd.grad(y.sin().sum(), learned) for y in (ours, expected)), strict=True):
+    for got, wanted in zip(
+        *(torch.autograd.grad(y.sin().sum(), learned) for y in (ours, expected)), strict=True
+    ):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize(("small", "made_again"), [((4, 5), 0), ((5, 6), 1)])
-def test_by_products_nothing_is_convolved_twice_or_kept(small, made_again, monkeypatch, without_avx512):
+def test_by_products_nothing_is_convolved_twice_or_kept(
+    small, made_again, monkeypatch, without_avx512
+):
     conv, _, skip = inputs(with_skip=True)
     x, skip = (
         t.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -93,14 +105,20 @@ def test_by_products_nothing_is_convolved_twice_or_kept(small, made_again, monke
     )
     taken, kept = [], []
     usual = convolution.weight_gradient
-    monkeypatch.setattr(convolution, "weight_gradient", lambda *given: taken.append(1) or usual(*given))
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+    monkeypatch.setattr(
+        convolution, "weight_gradient", lambda *given: taken.append(1) or usual(*given)
+    )
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(tuple(t.shape)) or t, lambda t: t
+    ):
         with Operators() as forward:
             y = conv(x, SIZE, skip)
     with Operators() as backward:
         y.sum().backward()
-    assert forward.calls.count("convolution") == 1 and "convolution" not in backward.calls
-    assert backward.calls.count("upsample_bilinear2d") == made_again and len(taken) == 1
+    assert forward.calls.count("convolution") == 1
+    assert "convolution" not in backward.calls
+    assert backward.calls.count("upsample_bilinear2d") == made_again
+    assert len(taken) == 1
     assert backward.calls.count("upsample_bilinear2d_backward") == (1 if made_again else 9)
     assert set(kept) == {tuple(x.shape), tuple(skip.shape), tuple(conv.weight.shape)}
 
@@ -109,11 +127,14 @@ def test_by_products_gradients_that_nobody_wants_are_not_taken(without_avx512):
     conv, x, skip = inputs(with_skip=True)
     x, skip = (t.detach().contiguous(memory_format=torch.channels_last) for t in (x, skip))
     conv(x, SIZE, skip).sum().backward()
-    assert x.grad is None and skip.grad is None and conv.weight.grad is not None
+    assert x.grad is None
+    assert skip.grad is None
+    assert conv.weight.grad is not None
     conv.requires_grad_(False)
     skip.requires_grad_()
     conv(x, SIZE, skip).sum().backward()
-    assert x.grad is None and skip.grad.shape == skip.shape
+    assert x.grad is None
+    assert skip.grad.shape == skip.shape
 
 
 def test_what_is_convolved_is_not_kept_for_backward(monkeypatch):
@@ -128,12 +149,16 @@ def test_what_is_convolved_is_not_kept_for_backward(monkeypatch):
 
     monkeypatch.setattr(torch, "cat", remember)
     y = conv(x, SIZE, skip)
-    assert len(made) == 1 and made[0].expired()
+    assert len(made) == 1
+    assert made[0].expired()
     y.sum().backward()
-    assert len(made) == 2 and all(merged.expired() for merged in made)
+    assert len(made) == 2
+    assert all(merged.expired() for merged in made)
 
 
-def with_pointwise(channels: int, dtype=torch.float64) -> tuple[PointwiseConv, UpsampledConv, Tensor, Tensor]:
+def with_pointwise(
+    channels: int, dtype=torch.float64
+) -> tuple[PointwiseConv, UpsampledConv, Tensor, Tensor]:
     torch.manual_seed(0)
     pointwise, conv = PointwiseConv(4, channels).to(dtype), UpsampledConv(channels + 3, 5).to(dtype)
     x, skip = torch.randn(2, 4, 4, 5, dtype=dtype), torch.randn(2, 3, *SIZE, dtype=dtype)
@@ -141,7 +166,9 @@ def with_pointwise(channels: int, dtype=torch.float64) -> tuple[PointwiseConv, U
 
 
 def defined(pointwise: nn.Conv2d, conv: nn.Conv2d, x: Tensor, skip: Tensor) -> Tensor:
-    upsampled = interpolate(conv2d(x, pointwise.weight, pointwise.bias), size=SIZE, mode="bilinear", align_corners=True)
+    upsampled = interpolate(
+        conv2d(x, pointwise.weight, pointwise.bias), size=SIZE, mode="bilinear", align_corners=True
+    )
     return conv2d(torch.cat([upsampled, skip], 1), conv.weight, conv.bias, padding=1)
 
 
@@ -152,7 +179,9 @@ def test_a_pointwise_convolution_before_it_changes_nothing_but_rounding(channels
     expected = defined(pointwise, conv, x, skip)
     ours = conv(x, SIZE, skip, pointwise)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-13)
-    for got, wanted in zip(*(torch.autograd.grad(y.sin().sum(), learned) for y in (ours, expected)), strict=True):
+    for got, wanted in zip(
+        *(torch.autograd.grad(y.sin().sum(), learned) for y in (ours, expected)), strict=True
+    ):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(conv(x, SIZE, skip, pointwise), expected, rtol=0, atol=1e-13)
@@ -164,7 +193,9 @@ def test_a_pointwise_convolution_before_it_changes_nothing_but_rounding(channels
 def test_channels_that_a_pointwise_convolution_adds_are_never_made(channels, widest):
     pointwise, conv, x, skip = with_pointwise(channels)
     merged = []
-    conv._conv_forward = lambda x, *others: merged.append(x.shape[1]) or conv2d(x, *others, padding=1)
+    conv._conv_forward = lambda x, *others: (
+        merged.append(x.shape[1]) or conv2d(x, *others, padding=1)
+    )
     conv(x, SIZE, skip, pointwise)
     assert merged == [widest]
 
@@ -172,14 +203,18 @@ def test_channels_that_a_pointwise_convolution_adds_are_never_made(channels, wid
 def test_weights_are_multiplied_once_and_what_is_multiplied_is_not_kept():
     pointwise, conv, x, skip = with_pointwise(9)
     kept = set()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.add(tensor.data_ptr()), lambda _: None):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.add(tensor.data_ptr()), lambda _: None
+    ):
         pointwise.merged(conv.weight)
     assert kept <= {parameter.data_ptr() for parameter in (conv.weight, *pointwise.parameters())}
     with Operators() as forward:
         y = conv(x, SIZE, skip, pointwise)
     with Operators() as backward:
         y.sum().backward()
-    assert forward.calls.count("mm") == 1 and backward.calls.count("mm") == 2, "the product's gradients"
+    assert forward.calls.count("mm") == 1 and backward.calls.count("mm") == 2, (
+        "the product's gradients"
+    )
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -192,12 +227,16 @@ def test_a_merged_weight_leaves_the_features_their_layout(layout):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_parameters_get_half_gradients(dtype):
     pointwise, conv, x, skip = with_pointwise(9, torch.float32)
-    exact = torch.autograd.grad(defined(pointwise, conv, x, skip).sum(), [pointwise.weight, pointwise.bias])
+    exact = torch.autograd.grad(
+        defined(pointwise, conv, x, skip).sum(), [pointwise.weight, pointwise.bias]
+    )
     pointwise, conv, x, skip = pointwise.to(dtype), conv.to(dtype), x.to(dtype), skip.to(dtype)
     conv(x, SIZE, skip, pointwise).sum().backward()
     for parameter, wanted in zip(pointwise.parameters(), exact, strict=True):
         assert parameter.grad.dtype == dtype
-        assert (parameter.grad - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()
+        assert (parameter.grad - wanted).abs().max() <= 4 * torch.finfo(
+            dtype
+        ).eps * wanted.abs().max()
 
 
 def test_in_bf16_a_pointwise_convolution_before_it_has_the_rounding_of_the_two():
@@ -206,14 +245,20 @@ def test_in_bf16_a_pointwise_convolution_before_it_has_the_rounding_of_the_two()
     with torch.autocast("cpu", torch.bfloat16):
         ours, plain = conv(x, SIZE, skip, pointwise), defined(pointwise, conv, x, skip)
     errors = [(y.float() - exact).square().mean().sqrt().item() for y in (ours, plain)]
-    assert ours.dtype == torch.bfloat16 and errors[0] < 1.5 * errors[1]
+    assert ours.dtype == torch.bfloat16
+    assert errors[0] < 1.5 * errors[1]
 
 
-@pytest.mark.parametrize("sizes", [((4, 5), SIZE), ((3, 4), (6, 8)), ((5, 3), (5, 3)), ((1, 2), (3, 1))])
+@pytest.mark.parametrize(
+    "sizes", [((4, 5), SIZE), ((3, 4), (6, 8)), ((5, 3), (5, 3)), ((1, 2), (3, 1))]
+)
 def test_the_gradient_by_products_is_that_of_the_interpolation(sizes):
     torch.manual_seed(0)
     small, large = sizes
-    x, grad = torch.randn(2, 3, *small, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, *large).double()
+    x, grad = (
+        torch.randn(2, 3, *small, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 3, *large).double(),
+    )
     expected = interpolate(x, size=large, mode="bilinear", align_corners=True)
     ours = UpsampleByProducts.apply(x, large)
     assert torch.equal(ours, expected)
@@ -232,7 +277,8 @@ def test_in_half_precision_the_gradient_by_products_has_its_rounding(dtype):
     exact = x.detach().double().requires_grad_()
     wanted = interpolate(exact, size=(44, 88), mode="bilinear", align_corners=True)
     (wanted,) = torch.autograd.grad(wanted, exact, grad.double())
-    assert ours.dtype == dtype and ours.is_contiguous(memory_format=torch.channels_last)
+    assert ours.dtype == dtype
+    assert ours.is_contiguous(memory_format=torch.channels_last)
     assert (ours - wanted).abs().max() <= 2 * torch.finfo(dtype).eps * wanted.abs().max()
 
 
@@ -244,12 +290,15 @@ def test_on_a_gpu_half_precision_takes_the_gradient_by_products():
         y = conv(x, SIZE, skip.detach().cuda().bfloat16())
     with Operators() as backward:
         y.float().sum().backward()
-    assert backward.calls.count("bmm") == 2 and "upsample_bilinear2d_backward" not in backward.calls
+    assert backward.calls.count("bmm") == 2
+    assert "upsample_bilinear2d_backward" not in backward.calls
 
 
 def test_the_gradient_by_products_compiles():
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
-    by_products = torch.compile(lambda x: UpsampleByProducts.apply(x, SIZE).sin(), backend="aot_eager", fullgraph=True)
+    by_products = torch.compile(
+        lambda x: UpsampleByProducts.apply(x, SIZE).sin(), backend="aot_eager", fullgraph=True
+    )
     (ours,) = torch.autograd.grad(by_products(x).sum(), x)
     plain = interpolate(x, size=SIZE, mode="bilinear", align_corners=True).sin()
     torch.testing.assert_close(ours, torch.autograd.grad(plain.sum(), x)[0])

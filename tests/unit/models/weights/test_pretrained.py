@@ -36,7 +36,11 @@ def randomised(network):
     """torchvision's network in eval mode with every parameter and statistic at random."""
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
-            tensor.copy_(torch.rand_like(tensor) * 0.5 + 0.5 if tensor.ndim == 1 else torch.randn_like(tensor) * 0.1)
+            tensor.copy_(
+                torch.rand_like(tensor) * 0.5 + 0.5
+                if tensor.ndim == 1
+                else torch.randn_like(tensor) * 0.1
+            )
     return network.eval()
 
 
@@ -71,7 +75,8 @@ def refused(*arguments, **encoder) -> str:
     with pytest.raises(RecipeError) as error:
         pretrained.load(build_network(node(*arguments, **encoder)))
     message = str(error.value)
-    assert message.startswith("network.encoder.pretrained: ") and "\n" not in message
+    assert message.startswith("network.encoder.pretrained: ")
+    assert "\n" not in message
     return message
 
 
@@ -84,13 +89,17 @@ def features_of_torchvision(network, image, stages):
 
 
 def test_mobilenet_v2_computes_torchvisions_features(mobilenet, mobilenet_file):
-    network = build_network(node(taps=[0, 1, 2, 3, 4, 5, 6], pretrained=str(mobilenet_file)) | FIVE_MORE)
+    network = build_network(
+        node(taps=[0, 1, 2, 3, 4, 5, 6], pretrained=str(mobilenet_file)) | FIVE_MORE
+    )
     note = pretrained.load(network)
     assert note == f"Encoder: {len(network.encoder.state_dict())} tensors from {mobilenet_file}"
     image = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         features = network.encoder.eval()(image)
-    for found, expected in zip(features, features_of_torchvision(mobilenet, image, range(7)), strict=True):
+    for found, expected in zip(
+        features, features_of_torchvision(mobilenet, image, range(7)), strict=True
+    ):
         assert expected.abs().max() > 0.1
         torch.testing.assert_close(found, expected)
 
@@ -126,7 +135,11 @@ def test_a_file_may_have_published_names_or_ours(mobilenet, mobilenet_file, tmp_
     source = build_network(node(pretrained=str(mobilenet_file)))
     pretrained.load(source)
     ours = source.state_dict()
-    backbone = {k.removeprefix("backbone."): v for k, v in to_published(ours).items() if k.startswith("backbone.")}
+    backbone = {
+        k.removeprefix("backbone."): v
+        for k, v in to_published(ours).items()
+        if k.startswith("backbone.")
+    }
     for state in (ours, {"state_dict": to_published(ours)}, backbone):
         torch.save(state, tmp_path / "other.pth")
         network = build_network(node(pretrained=str(tmp_path / "other.pth")))
@@ -135,10 +148,13 @@ def test_a_file_may_have_published_names_or_ours(mobilenet, mobilenet_file, tmp_
             assert torch.equal(tensor, ours[f"encoder.{name}"]), name
 
 
-def test_without_a_connection_one_line_names_the_cache_and_the_option_of_a_file(no_connection, tmp_path):
+def test_without_a_connection_one_line_names_the_cache_and_the_option_of_a_file(
+    no_connection, tmp_path
+):
     message = refused(pretrained="imagenet")
     assert no_connection == [f"https://download.pytorch.org/models/{FILE}"]
-    assert "imagenet weights of mobilenet_v2 can't be downloaded" in message and "Name or service not known" in message
+    assert "imagenet weights of mobilenet_v2 can't be downloaded" in message
+    assert "Name or service not known" in message
     assert message.endswith(
         f"put {no_connection[0]} at {tmp_path}/torch/hub/checkpoints/{FILE}, or anywhere and say "
         "network.encoder.pretrained=FILE"
@@ -159,10 +175,15 @@ def test_imagenet_is_taken_from_the_hub_cache(no_connection, mobilenet, tmp_path
 
 def test_what_does_not_fit_is_refused_in_one_line(mobilenet_file, tmp_path, no_connection):
     message = refused(pretrained=str(mobilenet_file), width=0.5)
-    assert "are not in" in message and "or of another size, such as conv1.conv.weight" in message
-    assert "torchvision has no weights for this encoder as it is" in refused(pretrained="imagenet", width=0.5)
+    assert "are not in" in message
+    assert "or of another size, such as conv1.conv.weight" in message
+    assert "torchvision has no weights for this encoder as it is" in refused(
+        pretrained="imagenet", width=0.5
+    )
     torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
-    assert f"tensors are not in {tmp_path / 'resnet.pth'}" in refused(pretrained=str(tmp_path / "resnet.pth"))
+    assert f"tensors are not in {tmp_path / 'resnet.pth'}" in refused(
+        pretrained=str(tmp_path / "resnet.pth")
+    )
     assert "no such file" in refused(pretrained=str(tmp_path / "none.pth"))
     assert no_connection == []
 
@@ -171,7 +192,9 @@ def test_only_a_run_that_starts_from_nothing_reads_them(no_connection, mobilenet
     recipe = {"network": node(pretrained="imagenet")}
     network = build_network(recipe["network"])
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    assert load_weights(network, Recipe(recipe | {"load": {"checkpoint": str(tmp_path / "weights.pth")}}))
+    assert load_weights(
+        network, Recipe(recipe | {"load": {"checkpoint": str(tmp_path / "weights.pth")}})
+    )
     teacher = {"network": recipe["network"], "checkpoint": str(tmp_path / "weights.pth")}
     build_teacher(teacher, torch.device("cpu"))
     assert no_connection == []
@@ -199,12 +222,18 @@ def loaded_on_a_rank(rank: int, path: str) -> tuple[int, torch.Tensor, str]:
     torch.manual_seed(rank)
     network = build_network(node(pretrained=path))
     pretrained.load(network)
-    return len(reads), network.encoder.layer3[0].conv[0].bn.running_var, refused(pretrained="nowhere.pth")
+    return (
+        len(reads),
+        network.encoder.layer3[0].conv[0].bn.running_var,
+        refused(pretrained="nowhere.pth"),
+    )
 
 
 @pytest.mark.processes
 def test_only_the_main_rank_reads_and_all_have_the_tensors(mobilenet, mobilenet_file, tmp_path):
     main, other = two_ranks.run(loaded_on_a_rank, tmp_path, str(mobilenet_file))
-    assert (main[0], other[0]) == (1, 0) and torch.equal(main[1], other[1])
+    assert (main[0], other[0]) == (1, 0)
+    assert torch.equal(main[1], other[1])
     assert torch.equal(main[1], mobilenet.features[4].conv[0][1].running_var)
-    assert main[2] == other[2] and "nowhere.pth: no such file" in main[2]
+    assert main[2] == other[2]
+    assert "nowhere.pth: no such file" in main[2]

@@ -10,7 +10,13 @@ from torch import nn
 
 from tiekd.errors import CheckpointError
 from tiekd.models.build import build_network
-from tiekd.models.weights.state_dicts import dropped, from_published, load_into, read_checkpoint, to_published
+from tiekd.models.weights.state_dicts import (
+    dropped,
+    from_published,
+    load_into,
+    read_checkpoint,
+    to_published,
+)
 
 RANGE = {"min_depth": 1e-3, "max_depth": 80.0}
 MOBILENET = RANGE | {
@@ -21,11 +27,17 @@ RESNET18 = RANGE | {
     "encoder": {"name": "resnet", "depth": 18},
     "decoder": {"name": "densedepth", "widths": [128, 128, 256, 256, 512], "extra_ups": 1},
 }
-BTS = RANGE | {"encoder": {"name": "resnet", "depth": 50}, "decoder": {"name": "bts"}, "head": {"name": "sigmoid"}}
+BTS = RANGE | {
+    "encoder": {"name": "resnet", "depth": 50},
+    "decoder": {"name": "bts"},
+    "head": {"name": "sigmoid"},
+}
 DPM, SIGMOID = {"head": {"name": "dpm", "num_bins": 257}}, {"head": {"name": "sigmoid"}}
 CONV_DEPTH = ["decode_head.conv_depth.bias", "decode_head.conv_depth.weight"]
 CONV_OUT = ["decode_head.conv_out.0.bias", "decode_head.conv_out.0.weight"]
-SECOND_UP = [f"decode_head.upsample_custom2.conv{x}.conv.{p}" for x in "AB" for p in ("bias", "weight")]
+SECOND_UP = [
+    f"decode_head.upsample_custom2.conv{x}.conv.{p}" for x in "AB" for p in ("bias", "weight")
+]
 CASES = [
     ("mobilev2_DPM_kitti", MOBILENET | DPM, CONV_DEPTH),
     ("mobilev2_baseKD_kitti", MOBILENET | SIGMOID, CONV_OUT),
@@ -41,7 +53,12 @@ def published(name: str) -> dict[str, torch.Tensor]:
 
 
 def small_network() -> nn.Module:
-    return nn.ModuleDict({"encoder": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "head": nn.Conv2d(4, 5, 1)})
+    return nn.ModuleDict(
+        {
+            "encoder": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+            "head": nn.Conv2d(4, 5, 1),
+        }
+    )
 
 
 @pytest.mark.parametrize(("name", "node", "dead"), CASES, ids=[case[0] for case in CASES])
@@ -53,19 +70,26 @@ def test_published_names_map_one_to_one_onto_the_network(name, node, dead):
     assert {key: t.shape for key, t in ours.items()} == {key: t.shape for key, t in own.items()}
     assert dropped(state) == sorted(dead)
     back = to_published(ours)
-    assert {key: id(t) for key, t in back.items()} == {key: id(t) for key, t in state.items() if key not in dead}
+    assert {key: id(t) for key, t in back.items()} == {
+        key: id(t) for key, t in state.items() if key not in dead
+    }
 
 
 def test_wrappers_and_prefixes_of_published_files_are_seen_through():
     state = published("resnet18_DPM_kitti")
-    wrapped = {"meta": {"epoch": 24}, "state_dict": {f"module.{key}": t for key, t in state.items()}}
+    wrapped = {
+        "meta": {"epoch": 24},
+        "state_dict": {f"module.{key}": t for key, t in state.items()},
+    }
     assert from_published(wrapped).keys() == from_published(state).keys()
     assert dropped(wrapped) == dropped(state)
 
 
 def test_a_lone_encoder_is_taken_and_its_classifier_dropped():
     whole = published("bts_r50_kitti")
-    backbone = {key.removeprefix("backbone."): t for key, t in whole.items() if key.startswith("backbone.")}
+    backbone = {
+        key.removeprefix("backbone."): t for key, t in whole.items() if key.startswith("backbone.")
+    }
     state = backbone | {"fc.weight": torch.empty(1000, 2048, device="meta")}
     ours = from_published(state)
     assert ours.keys() == {f"encoder.{key}" for key in backbone}
@@ -74,12 +98,16 @@ def test_a_lone_encoder_is_taken_and_its_classifier_dropped():
 
 def test_the_living_output_of_a_256_bin_head_can_be_named():
     state = published("mobilev2_baseKD_kitti")
-    assert "head.conv.weight" in from_published(state) and "head.weight" not in from_published(state)
-    assert "head.weight" in from_published(state, head="dpm") and dropped(state, head="dpm") == CONV_DEPTH
+    assert "head.conv.weight" in from_published(state)
+    assert "head.weight" not in from_published(state)
+    assert "head.weight" in from_published(state, head="dpm")
+    assert dropped(state, head="dpm") == CONV_DEPTH
 
 
 def test_names_of_nobody_are_refused():
-    with pytest.raises(CheckpointError, match="not a published checkpoint: it holds decode_head.a, decode_head.b;"):
+    with pytest.raises(
+        CheckpointError, match="not a published checkpoint: it holds decode_head.a, decode_head.b;"
+    ):
         from_published({"decode_head.a": torch.zeros(1), "decode_head.b": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="other.weight: has no published name"):
         to_published({"other.weight": torch.zeros(1)})
@@ -114,7 +142,9 @@ def test_load_into_names_what_does_not_fit_and_changes_nothing():
 
 
 def test_load_into_lists_a_few_of_many():
-    with pytest.raises(CheckpointError, match=r"^8 of 9 tensors don't fit: (?:[^,]*, ){3}[^,]* and 4 more; "):
+    with pytest.raises(
+        CheckpointError, match=r"^8 of 9 tensors don't fit: (?:[^,]*, ){3}[^,]* and 4 more; "
+    ):
         load_into(small_network(), {})
 
 
@@ -124,7 +154,9 @@ def test_load_into_skips_what_is_ignored_and_only_that():
     state = {key: t + 1 for key, t in network.state_dict().items()}
     state["head.weight"], state["tail.weight"] = torch.zeros(7, 4, 1, 1), torch.zeros(2)
     report = load_into(network, state, ignore=["head.w*", "tail.*"])
-    assert report.misfit == ["head.weight"] and report.unexpected == ["tail.weight"] and report.missing == []
+    assert report.misfit == ["head.weight"]
+    assert report.unexpected == ["tail.weight"]
+    assert report.missing == []
     assert torch.equal(network["head"].weight, head)
     assert torch.equal(network["head"].bias, state["head.bias"])
     with pytest.raises(CheckpointError, match="^1 of 9 tensors don't fit: tail.weight"):
@@ -135,7 +167,8 @@ def test_read_checkpoint_returns_what_was_saved(tmp_path):
     path = tmp_path / "best.pth"
     torch.save({"state_dict": {"w": torch.arange(3)}, "epoch": 3}, path)
     state = read_checkpoint(path)
-    assert state["epoch"] == 3 and torch.equal(state["state_dict"]["w"], torch.arange(3))
+    assert state["epoch"] == 3
+    assert torch.equal(state["state_dict"]["w"], torch.arange(3))
 
 
 class RunsCode:
@@ -168,5 +201,7 @@ def test_read_checkpoint_refuses_with_one_line_that_names_the_file(tmp_path):
         with pytest.raises(CheckpointError) as error:
             read_checkpoint(tmp_path / name)
         message = str(error.value)
-        assert message.startswith(str(tmp_path / name)) and "\n" not in message and len(message) < 300
+        assert message.startswith(str(tmp_path / name))
+        assert "\n" not in message
+        assert len(message) < 300
         assert re.search(reason, message), message

@@ -27,7 +27,9 @@ def authors(state: dict) -> dict:
     renamed = {}
     for name, tensor in state.items():
         name = name.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")
-        name = name.replace("features.0.0.", "patch_embed.proj.").replace("features.0.2.", "patch_embed.norm.")
+        name = name.replace("features.0.0.", "patch_embed.proj.").replace(
+            "features.0.2.", "patch_embed.norm."
+        )
         for i in range(4):
             name = name.replace(f"features.{2 * i + 1}.", f"layers.{i}.blocks.")
             name = name.replace(f"features.{2 * i + 2}.", f"layers.{i}.downsample.")
@@ -60,7 +62,9 @@ def test_the_stages_compute_torchvisions_features(torchvisions, published, tmp_p
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_depthformer_takes_them_into_its_transformer_and_a_published_one_too(torchvisions, tmp_path):
+def test_depthformer_takes_them_into_its_transformer_and_a_published_one_too(
+    torchvisions, tmp_path
+):
     torch.manual_seed(0)
     path = tmp_path / "swin_t.pth"
     encoder = DepthFormer(pretrained=str(path))
@@ -71,7 +75,9 @@ def test_depthformer_takes_them_into_its_transformer_and_a_published_one_too(tor
     assert torch.equal(ours.relative_position_bias_table, theirs.relative_position_bias_table)
     ours = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     other = loaded(DepthFormer(pretrained=str(path)), ours, path)
-    assert torch.equal(other.swin.merges[1].reduction.weight, encoder.swin.merges[1].reduction.weight)
+    assert torch.equal(
+        other.swin.merges[1].reduction.weight, encoder.swin.merges[1].reduction.weight
+    )
     assert torch.equal(other.swin.norms[3].bias, encoder.swin.norms[3].bias)
 
 
@@ -82,4 +88,5 @@ def test_weights_of_another_size_are_refused(torchvisions, tmp_path):
         narrow = Swin(48, pretrained=str(path))
     with pytest.raises(RecipeError, match=r"tensors are not in .*swin_t.pth or of another size"):
         pretrained.load(torch.nn.ModuleDict({"encoder": narrow}))
-    assert Swin(48).torchvision_name is None and Swin().torchvision_name == "swin_t"
+    assert Swin(48).torchvision_name is None
+    assert Swin().torchvision_name == "swin_t"

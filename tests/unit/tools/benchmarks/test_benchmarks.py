@@ -49,8 +49,10 @@ def arguments(module, *words: str):
 
 
 def test_choices_are_what_the_modules_know():
-    assert choices.DTYPES == tuple(head.DTYPES) and choices.AUTOCAST == tuple(training.DTYPES)
-    assert choices.TARGETS == reference.TARGETS and choices.FORMATS == execution.FORMATS
+    assert choices.DTYPES == tuple(head.DTYPES)
+    assert choices.AUTOCAST == tuple(training.DTYPES)
+    assert choices.TARGETS == reference.TARGETS
+    assert choices.FORMATS == execution.FORMATS
     assert list(choices.OF) == list(COMMANDS)
 
 
@@ -64,33 +66,53 @@ def test_the_published_student_has_its_parameters_and_multiplications():
     plain = student.multiply_adds(make_plain(copy.deepcopy(network)), image)
     assert 4 * plain / 1e9 == pytest.approx(171, rel=0.01)
     # The 1x1 convolution of 320 to 2048 channels and what they cost the next one, against the product of both weights.
-    assert plain - ours == 22 * 44 * (320 * 2048 + 9 * 512 * (2048 - 320) - 9 * 512) - 9 * 512 * (320 + 1) * 2048
+    assert (
+        plain - ours
+        == 22 * 44 * (320 * 2048 + 9 * 512 * (2048 - 320) - 9 * 512) - 9 * 512 * (320 + 1) * 2048
+    )
     assert network.head.kernel is kernel is not reference.dpm
 
 
 def test_student_reports_any_recipes_network_and_its_teachers():
     result = student.run(arguments(student, "--recipe", str(LIGHT)))
-    assert result.keys() >= ALWAYS | {"parameters_m", "gmac", "weights_mb", "ours_s", "ours_peak_mb"}
+    assert result.keys() >= ALWAYS | {
+        "parameters_m",
+        "gmac",
+        "weights_mb",
+        "ours_s",
+        "ours_peak_mb",
+    }
     assert result["parameters_m"] == pytest.approx(2.33, abs=0.01)
     teachers = student.run(arguments(student, "--recipe", str(LIGHT), "--teacher"))
     assert teachers["parameters_m"] > 5 * result["parameters_m"]
     with pytest.raises(RecipeError, match="names no teacher network"):
-        student.run(arguments(student, "--recipe", str(ROOT / "model_configs" / "demo_teacher.yaml"), "--teacher"))
+        student.run(
+            arguments(
+                student, "--recipe", str(ROOT / "model_configs" / "demo_teacher.yaml"), "--teacher"
+            )
+        )
 
 
 def test_head_compares_two_ways_of_the_same_numbers_and_says_how_near_they_are():
-    result = head.run(arguments(head, "--bins", "49", "--channels", "8", "--also", "products", "chunks"))
+    result = head.run(
+        arguments(head, "--bins", "49", "--channels", "8", "--also", "products", "chunks")
+    )
     assert result.keys() >= ALWAYS | {"ours_peak_mb", "products", "chunks"}
-    assert "chunked / reference, fp32, contiguous, batch 1, 8 channels, 49 bins, 32x64" in result["compared"]
+    assert (
+        "chunked / reference, fp32, contiguous, batch 1, 8 channels, 49 bins, 32x64"
+        in result["compared"]
+    )
     assert 0 < result["worst_relative_error"] < 1e-4
-    assert result["products"]["time_ratio"] > 0 and "memory_ratio" in result["chunks"]
+    assert result["products"]["time_ratio"] > 0
+    assert "memory_ratio" in result["chunks"]
 
 
 def test_chunks_of_rows_are_the_head():
     *tensors, sigma = head.example(2, 4, 8, 40, 6, torch.float64, torch.device("cpu"))
     inputs = *(t.double() for t in tensors), sigma
     torch.testing.assert_close(
-        head.train(head.in_chunks, *inputs, "gaussian"), head.train(reference.dpm, *inputs, "gaussian")
+        head.train(head.in_chunks, *inputs, "gaussian"),
+        head.train(reference.dpm, *inputs, "gaussian"),
     )
 
 
@@ -115,15 +137,24 @@ def test_step_compares_two_ways_of_learning_the_same():
 def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
     result = step.run(arguments(step, "--batch", "2", "--rounds", "1"))
     assert result["first_loss_difference"] < 1e-5
-    ours, plain = (TrainingStep(load_recipe(PUBLISHED), torch.device("cpu"), 1, 32, 64, plain=p) for p in (False, True))
+    ours, plain = (
+        TrainingStep(load_recipe(PUBLISHED), torch.device("cpu"), 1, 32, 64, plain=p)
+        for p in (False, True)
+    )
     assert ours.network.head.kernel is not plain.network.head.kernel is reference.dpm
-    plain_parts = {type(module).__name__ for module in plain.network.modules() if getattr(module, "plain", False)}
+    plain_parts = {
+        type(module).__name__
+        for module in plain.network.modules()
+        if getattr(module, "plain", False)
+    }
     assert plain_parts == {"ConvNorm", "TwoConvs", "UpsampledConv"}
     gradients = []
     for each in (ours, plain):
         each.optimizer.zero_grad = lambda: None
         each()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in each.network.parameters()]))
+        gradients.append(
+            torch.cat([parameter.grad.flatten() for parameter in each.network.parameters()])
+        )
     difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     assert 0 < difference < 1e-3
 
@@ -138,9 +169,11 @@ def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
     args.device, args.rounds = "cpu", 1
     result = layouts_benchmark.run(args)
     measured = {row["row"]: row for row in result["rows"]}
-    assert result["isa"] == isa and measured.keys() == layouts.of_isa(isa).keys()
+    assert result["isa"] == isa
+    assert measured.keys() == layouts.of_isa(isa).keys()
     for name, chosen in layouts.of_isa(isa).items():
-        assert measured[name]["table"] == chosen and measured[name][chosen] == 1.0
+        assert measured[name]["table"] == chosen
+        assert measured[name][chosen] == 1.0
     training = measured[f"{layouts.LARGE_TRAINING}, fp32"]
     assert training.keys() >= {layouts.AS_IT_COMES, layouts.CHANNELS_LAST, layouts.PRODUCTS}
     assert isa in measure.hardware("cpu")["device"]
@@ -168,7 +201,8 @@ def test_a_device_that_is_not_there_is_one_line():
 def test_teacher_compares_cached_maps_with_one_that_runs():
     result = teacher.run(arguments(teacher, "--recipe", str(LIGHT), "--rounds", "5"))
     assert result.keys() >= ALWAYS | {"teacher_parameters_m"}
-    assert result["time_ratio_range"][0] < 1 and result["teacher_parameters_m"] > 10
+    assert result["time_ratio_range"][0] < 1
+    assert result["teacher_parameters_m"] > 10
 
 
 def test_hooks_are_spread_over_their_intervals():
@@ -179,23 +213,51 @@ def test_hooks_are_spread_over_their_intervals():
 
 def test_the_engine_and_a_plain_torch_loop_learn_the_same_on_two_ranks():
     """Each rank has another batch, so that losses agree only where both share their gradients."""
-    words = ["--recipe", str(LIGHT), "--against", "torch", "--ranks", "2", "--zero", "1", "--block", "3"]
+    words = [
+        "--recipe",
+        str(LIGHT),
+        "--against",
+        "torch",
+        "--ranks",
+        "2",
+        "--zero",
+        "1",
+        "--block",
+        "3",
+    ]
     result = engine.run(arguments(engine, *words))
     (row,) = result["table"]
-    assert result.keys() >= ALWAYS and result["time_ratio"] == row["time_ratio"]
-    assert (row["ranks"], row["zero"]) == (2, 1) and row["loss_difference"] < 1e-5
+    assert result.keys() >= ALWAYS
+    assert result["time_ratio"] == row["time_ratio"]
+    assert (row["ranks"], row["zero"]) == (2, 1)
+    assert row["loss_difference"] < 1e-5
     assert row["time_ratio_range"][0] <= row["time_ratio"] <= row["time_ratio_range"][1]
     assert measure.as_text(result)
 
 
 def test_a_round_takes_as_long_as_its_slowest_rank_and_memory_is_that_of_all():
     ranks = [
-        {"engine_s": [1.0, 4.0, 3.0], "torch_s": [2.0, 1.0, 1.0], "engine_peak": 1e6, "torch_peak": 2e6},
-        {"engine_s": [3.0, 2.0, 3.0], "torch_s": [1.0, 1.0, 2.0], "engine_peak": 2e6, "torch_peak": 4e6},
+        {
+            "engine_s": [1.0, 4.0, 3.0],
+            "torch_s": [2.0, 1.0, 1.0],
+            "engine_peak": 1e6,
+            "torch_peak": 2e6,
+        },
+        {
+            "engine_s": [3.0, 2.0, 3.0],
+            "torch_s": [1.0, 1.0, 2.0],
+            "engine_peak": 2e6,
+            "torch_peak": 4e6,
+        },
     ]
-    row = against_torch.combined([rank | {"loss_difference": 1e-7 * i} for i, rank in enumerate(ranks)])
-    assert row["time_ratio"] == 1.5 and row["time_ratio_range"] == [1.5, 4.0]
-    assert row["memory_ratio"] == 0.5 and row["engine_peak_mb"] == 3.0 and row["loss_difference"] == 1e-7
+    row = against_torch.combined(
+        [rank | {"loss_difference": 1e-7 * i} for i, rank in enumerate(ranks)]
+    )
+    assert row["time_ratio"] == 1.5
+    assert row["time_ratio_range"] == [1.5, 4.0]
+    assert row["memory_ratio"] == 0.5
+    assert row["engine_peak_mb"] == 3.0
+    assert row["loss_difference"] == 1e-7
 
 
 @pytest.mark.parametrize(
@@ -214,14 +276,17 @@ def test_growth_says_what_is_linear_and_what_is_not():
     curve = growth.judged([1, 2, 4, 8], [0.11, 0.21, 0.41, 0.81], [100, 200, 400, 1600])
     assert curve["time_by_line"] == pytest.approx([1] * 4)
     told = curve["says"].split("; ")
-    assert told[0] == "time: near linear" and told[1].startswith("memory: not linear, ") and " at 8" in told[1]
+    assert told[0] == "time: near linear"
+    assert told[1].startswith("memory: not linear, ")
+    assert " at 8" in told[1]
     assert growth.table({"batch": curve}).count("batch ") == 4
 
 
 def test_growth_measures_and_draws(tmp_path):
     words = ["--batches", "1", "2", "--crops", "1", "2", "--bins", "32", "64", "--ranks", "--plot"]
     result = growth.run(arguments(growth, *words, str(tmp_path / "growth.png")))
-    assert result.keys() >= ALWAYS | {"table", "batch", "crop", "bins"} and "ranks" not in result
+    assert result.keys() >= ALWAYS | {"table", "batch", "crop", "bins"}
+    assert "ranks" not in result
     assert result["crop"]["sizes"] == [2048, 4096]
     picture = Image.open(tmp_path / "growth.png")
     assert picture.width > 2 * picture.height
@@ -243,12 +308,21 @@ def test_every_word_has_its_help_and_only_the_chosen_one_is_imported():
 
     overview = told()
     assert all(f"    {name} " in overview for name in COMMANDS)
-    assert "--find" not in told("step") and "--memory-format" in told("step")
+    assert "--find" not in told("step")
+    assert "--memory-format" in told("step")
 
 
 @pytest.mark.processes
 def test_json_is_one_object():
-    command = [sys.executable, ROOT / "bin" / "benchmark.py", "student", "--recipe", LIGHT, *TOY, "--json"]
+    command = [
+        sys.executable,
+        ROOT / "bin" / "benchmark.py",
+        "student",
+        "--recipe",
+        LIGHT,
+        *TOY,
+        "--json",
+    ]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(out).keys() >= ALWAYS | {"benchmark", "hardware"}
     assert measure.as_text(json.loads(out))

@@ -36,11 +36,15 @@ def test_the_loader_gives_the_plain_pipelines_sample_within_a_grey_level(tmp_pat
     result = run(loader, *data, *KB_CROP, "--crop", "40", "50")
     assert torch.get_num_threads() == threads
     json.dumps(result)
-    assert result["frames"] == (3 if with_data else 8) and result["rounds"] == 2
-    assert result["time_ratio"] > 0 and result["memory_ratio"] >= 0 and " : decoding " in result["compared"]
+    assert result["frames"] == (3 if with_data else 8)
+    assert result["rounds"] == 2
+    assert result["time_ratio"] > 0
+    assert result["memory_ratio"] >= 0
+    assert " : decoding " in result["compared"]
     assert result["cached"]["time_ratio"] > 0
     assert result["with_device_share"]["time_ratio"] > 0
-    assert result["plain"]["grey_levels_off"] < 0.52 and result["plain"]["grey_levels_off_after_colours"] < 1.2
+    assert result["plain"]["grey_levels_off"] < 0.52
+    assert result["plain"]["grey_levels_off_after_colours"] < 1.2
     assert result["plain"]["share_of_depths_off"] < 1e-3
     assert all(milliseconds > 0 for milliseconds in result["ms_per_sample"].values())
     assert "ms_per_sample" in measure.as_text(result)
@@ -49,7 +53,8 @@ def test_the_loader_gives_the_plain_pipelines_sample_within_a_grey_level(tmp_pat
 def test_evaluations_give_the_plain_ones_figures(tmp_path):
     result = run(evaluations, *KB_CROP, "--batch-size", "3")
     json.dumps(result)
-    assert result["frames"] == 8 and result["batch_size"] == 3
+    assert result["frames"] == 8
+    assert result["batch_size"] == 3
     for part in (result, result["whole"], result["whole_decoded"]):
         assert part["figures_off"] < 1e-6, part["compared"]
         assert part["images_per_s_ratio"] == pytest.approx(1 / part["time_ratio"])
@@ -59,8 +64,11 @@ def test_evaluations_give_the_plain_ones_figures(tmp_path):
 def test_a_student_is_evaluated_too_on_as_many_frames_as_are_asked_for():
     recipe = Path(__file__).parents[4] / "model_configs/students/tiekd_light_bts_kitti.yaml"
     size = ["--kb-crop", "64", "96"]
-    result = run(evaluations, *size, "--student", str(recipe), "--student-frames", "1", "--rounds", "1")
-    assert result["student"]["figures_off"] < 1e-5 and str(recipe) in result["student"]["compared"]
+    result = run(
+        evaluations, *size, "--student", str(recipe), "--student-frames", "1", "--rounds", "1"
+    )
+    assert result["student"]["figures_off"] < 1e-5
+    assert str(recipe) in result["student"]["compared"]
 
 
 @pytest.mark.processes
@@ -73,7 +81,9 @@ def test_without_data_they_run_with_torch_alone(tmp_path):
         "print([name for name in sys.modules if name.split('.')[0] in ('deepspeed', 'tensorboard')])"
     )
     root = Path(__file__).parents[4]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -81,8 +91,12 @@ def test_plain_metrics_are_the_metrics():
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 90, (40, 60)) * (rng.random((40, 60)) < 0.3)
     prediction = np.where(truth > 0, truth, 5) * rng.normal(1, 0.2, truth.shape).clip(0.2)
-    ours = depth_metrics(torch.from_numpy(prediction), torch.from_numpy(truth), 1e-3, 80.0, "garg")[0]
-    assert plain_metrics(prediction, truth, 1e-3, 80.0, "garg") == pytest.approx(ours.tolist(), rel=1e-9)
+    ours = depth_metrics(torch.from_numpy(prediction), torch.from_numpy(truth), 1e-3, 80.0, "garg")[
+        0
+    ]
+    assert plain_metrics(prediction, truth, 1e-3, 80.0, "garg") == pytest.approx(
+        ours.tolist(), rel=1e-9
+    )
     assert np.isnan(plain_metrics(prediction, truth * 0, 1e-3, 80.0, "garg")).all()
 
 
@@ -91,5 +105,7 @@ def test_what_is_made_for_the_moment_goes(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     with kitti_folder(str(root), (48, 96)) as (given, scratch):
         frames = with_teacher_maps(given, scratch, (48, 96))
-        assert given == root and frames.stored(1).teacher_depth.shape == (1, 48, 96)
-    assert not scratch.exists() and sorted(tmp_path.rglob("*")) == before
+        assert given == root
+        assert frames.stored(1).teacher_depth.shape == (1, 48, 96)
+    assert not scratch.exists()
+    assert sorted(tmp_path.rglob("*")) == before

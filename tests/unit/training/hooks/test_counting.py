@@ -21,9 +21,7 @@ def start(work_dir, interval=4, **values):
 
 def iterate(hook, state, silog=0.0, depth=0.0):
     state.iteration += 1
-    state.micro_losses = [
-        {"loss_silog": torch.tensor(silog), "loss": torch.tensor(silog)}
-    ] * 2
+    state.micro_losses = [{"loss_silog": torch.tensor(silog), "loss": torch.tensor(silog)}] * 2
     state.batch = SimpleNamespace(names=["a.jpg", "b.jpg"], depth=torch.full((2, 1, 3, 4), depth))
     state.teacher_depth = state.batch.depth
     hook.text_log.after_iteration(state)

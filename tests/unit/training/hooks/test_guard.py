@@ -34,12 +34,24 @@ def start(work_dir, interval=4, max_in_a_row=0, **values):
     return Guard(log, max_in_a_row), state
 
 
-def iterate(hook, state, loss=(0.5, 0.5), skipped=None, searches=False, names=(("a", "b"), ("c", "d")), sums=None):
+def iterate(
+    hook,
+    state,
+    loss=(0.5, 0.5),
+    skipped=None,
+    searches=False,
+    names=(("a", "b"), ("c", "d")),
+    sums=None,
+):
     """One iteration of two micro-batches of two samples; as the engine does, it is skipped for a loss that is bad."""
     state.iteration += 1
-    state.micro_losses = [{"loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss]
+    state.micro_losses = [
+        {"loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss
+    ]
     state.names = [list(each) for each in names]
-    state.image_sums = [torch.tensor(each) for each in sums or [[0.0] * len(each) for each in names]]
+    state.image_sums = [
+        torch.tensor(each) for each in sums or [[0.0] * len(each) for each in names]
+    ]
     bad = not all(map(math.isfinite, loss))
     state.step_skipped = torch.tensor(float(bad if skipped is None else skipped))
     state.searches_loss_scale = searches
@@ -52,7 +64,11 @@ def told(work_dir) -> list[str]:
 
 
 def rows(work_dir) -> list[dict]:
-    return [row for row in map(json.loads, (work_dir / "now.log.json").open()) if row.get("mode") == "skipped"]
+    return [
+        row
+        for row in map(json.loads, (work_dir / "now.log.json").open())
+        if row.get("mode") == "skipped"
+    ]
 
 
 def test_a_bad_loss_is_told_with_its_micro_batch_at_the_next_line(tmp_path):
@@ -68,10 +84,21 @@ def test_a_bad_loss_is_told_with_its_micro_batch_at_the_next_line(tmp_path):
         "iteration 3: skipped, the loss was not finite on rank 0, micro-batch 0 (decode.loss_dpm: -inf, loss: -inf): "
         "a, b",
     ]
-    first = {"rank": 0, "micro_batch": 1, "losses": {"decode.loss_dpm": "nan", "loss": "nan"}, "names": ["c", "d"]}
+    first = {
+        "rank": 0,
+        "micro_batch": 1,
+        "losses": {"decode.loss_dpm": "nan", "loss": "nan"},
+        "names": ["c", "d"],
+    }
     first |= {"bad_pictures": []}
-    assert rows(tmp_path)[0] == {"mode": "skipped", "iteration": 2, "not_finite": "loss", "micro_batches": [first]}
-    assert len(rows(tmp_path)) == 2 and not any("epoch" in row for row in rows(tmp_path))
+    assert rows(tmp_path)[0] == {
+        "mode": "skipped",
+        "iteration": 2,
+        "not_finite": "loss",
+        "micro_batches": [first],
+    }
+    assert len(rows(tmp_path)) == 2
+    assert not any("epoch" in row for row in rows(tmp_path))
     for _ in range(4):
         iterate(hook, state)
     assert len(told(tmp_path)) == 2
@@ -86,7 +113,8 @@ def test_a_bad_gradient_is_told_with_all_samples_and_a_long_list_is_cut(tmp_path
         iterate(hook, state)
     first, second = told(tmp_path)
     assert (
-        first == "iteration 1: skipped, the gradient was not finite (decode.loss_dpm: 0.5000, loss: 1.0000): a, b, c, d"
+        first
+        == "iteration 1: skipped, the gradient was not finite (decode.loss_dpm: 0.5000, loss: 1.0000): a, b, c, d"
     )
     assert second.endswith("14.png, 15.png and 4 more")
     assert [len(report["names"]) for report in rows(tmp_path)[1]["micro_batches"]] == [10, 10]
@@ -130,7 +158,9 @@ def test_a_search_for_the_loss_scale_is_not_told_and_does_not_count(tmp_path):
     for _ in range(8):
         iterate(hook, state, skipped=True, searches=True)
     assert told(tmp_path) == []
-    for _ in range(2):  # a bad loss is bad all the same, and the search in between is no good iteration
+    for _ in range(
+        2
+    ):  # a bad loss is bad all the same, and the search in between is no good iteration
         iterate(hook, state, (math.nan, 1.0), searches=True)
         iterate(hook, state, skipped=True, searches=True)
     assert [text[:12] for text in told(tmp_path)] == ["iteration 9:", "iteration 11"]
@@ -148,7 +178,9 @@ def with_checkpoints(tmp_path):
 
 
 def whole(monkeypatch, *numbers):
-    monkeypatch.setattr(checkpoints, "check", lambda path: None if int(path.name[5:]) in numbers else "torn")
+    monkeypatch.setattr(
+        checkpoints, "check", lambda path: None if int(path.name[5:]) in numbers else "torn"
+    )
 
 
 def run_into_it(work_dir) -> str:
@@ -160,7 +192,8 @@ def run_into_it(work_dir) -> str:
         for _ in range(10):
             iterate(hook, state, (math.nan, 1.0))
     assert state.iteration == 8  # the line after the third
-    assert "\n" not in str(caught.value) and told(work_dir)[-1] == str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert told(work_dir)[-1] == str(caught.value)
     return str(caught.value)
 
 
@@ -169,9 +202,12 @@ def test_the_end_names_the_last_good_checkpoint(with_checkpoints, monkeypatch, n
     """From before the first bad one; where none is left, one from within, for the weights have stayed."""
     whole(monkeypatch, *numbers)
     message = run_into_it(with_checkpoints)
-    assert message.startswith("4 iterations in a row, from 5 on, had a loss or gradient that was not finite")
+    assert message.startswith(
+        "4 iterations in a row, from 5 on, had a loss or gradient that was not finite"
+    )
     path = with_checkpoints / checkpoints.FOLDER / f"iter_{named}"
-    assert f"the last good checkpoint is {path}: go on from it with" in message and path.is_dir()
+    assert f"the last good checkpoint is {path}: go on from it with" in message
+    assert path.is_dir()
     assert f"bin/show_batch.py {with_checkpoints} --iteration 5 shows" in message
 
 
@@ -228,7 +264,10 @@ def test_ranks_tell_each_others_samples_and_end_together(tmp_path):
 
 @pytest.mark.parametrize("value", [-1, 2.5])
 def test_the_number_of_bad_iterations_is_a_whole_one(value):
-    with pytest.raises(RecipeError, match="train.max_bad_iterations: got .*; it must be a whole number, 0 for no end"):
+    with pytest.raises(
+        RecipeError,
+        match="train.max_bad_iterations: got .*; it must be a whole number, 0 for no end",
+    ):
         TrainSettings(epochs=1, max_bad_iterations=value)
 
 

@@ -44,7 +44,8 @@ def test_copies_of_a_signal_that_launchers_hand_on_are_one_request(monkeypatch, 
         os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(2):
         hook.after_iteration(state)
-    assert state.stop_reason == "SIGTERM came" and not state.orphaned
+    assert state.stop_reason == "SIGTERM came"
+    assert not state.orphaned
 
 
 @pytest.mark.processes
@@ -69,7 +70,9 @@ os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(3 if {iterations} else 60)
 os.kill(stuck, signal.SIGKILL)
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=55)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=55
+    )
     assert result.returncode == code, result.stderr
     # A killed process goes a moment after its parent where the machine is busy.
     deadline = time.monotonic() + 10
@@ -97,9 +100,16 @@ def test_only_deepspeeds_launcher_is_watched(tmp_path):
     script += "print(len(launchers()))"
     parent = tmp_path / "bin" / "deepspeed"
     parent.parent.mkdir()
-    parent.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}, sys.argv[1]])\n")
+    parent.write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}, sys.argv[1]])\n"
+    )
     root = str(Path(__file__).parents[4])
-    assert subprocess.run([sys.executable, parent, root], capture_output=True, text=True).stdout.strip() == "1"
+    assert (
+        subprocess.run(
+            [sys.executable, parent, root], capture_output=True, text=True
+        ).stdout.strip()
+        == "1"
+    )
 
 
 NODES = {"a": [0, 1], "b": [0]}
@@ -109,38 +119,67 @@ NODES = {"a": [0, 1], "b": [0]}
     ("names", "found", "nodes"),
     [
         (["sshd: me@notty", "LAUNCH"], ["LAUNCH", "sshd: me@notty"], NODES),
-        (["sshd: me@notty", "bash -c python LAUNCH"], ["bash -c python LAUNCH", "sshd: me@notty"], NODES),
-        (["sshd: me@pts/0", "-bash", "bin/deepspeed", "LAUNCH"], ["LAUNCH", "bin/deepspeed"], NODES),
+        (
+            ["sshd: me@notty", "bash -c python LAUNCH"],
+            ["bash -c python LAUNCH", "sshd: me@notty"],
+            NODES,
+        ),
+        (
+            ["sshd: me@pts/0", "-bash", "bin/deepspeed", "LAUNCH"],
+            ["LAUNCH", "bin/deepspeed"],
+            NODES,
+        ),
         (["sshd: me@pts/0", "bin/deepspeed", "LAUNCH"], ["LAUNCH", "bin/deepspeed"], NODES),
-        (["sshd: me@pts/0", "bin/deepspeed --no_ssh", "LAUNCH"], ["LAUNCH", "bin/deepspeed --no_ssh"], None),
+        (
+            ["sshd: me@pts/0", "bin/deepspeed --no_ssh", "LAUNCH"],
+            ["LAUNCH", "bin/deepspeed --no_ssh"],
+            None,
+        ),
         (["sshd: me@pts/0", "-bash", "nohup LAUNCH"], ["nohup LAUNCH"], NODES),
         (["sshd: me@pts/0", "-bash"], [], None),
     ],
 )
-def test_an_ssh_session_is_watched_where_the_launcher_is_elsewhere(monkeypatch, names, found, nodes):
+def test_an_ssh_session_is_watched_where_the_launcher_is_elsewhere(
+    monkeypatch, names, found, nodes
+):
     """A process below others of these names, each the child of the one before it."""
     ours = _processes(names)
-    monkeypatch.setattr(launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
+    monkeypatch.setattr(
+        launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1])
+    )
     monkeypatch.setattr(launcher_watch.psutil, "process_iter", lambda: ours)
-    assert [process.cmdline() for process in launcher_watch.launchers()] == [p.cmdline() for p in _processes(found)]
+    assert [process.cmdline() for process in launcher_watch.launchers()] == [
+        p.cmdline() for p in _processes(found)
+    ]
     assert launcher_watch.nodes() == nodes
 
 
 def test_pdsh_and_what_is_above_it_are_watched_on_the_launchers_machine(monkeypatch):
     ours = _processes(["sshd: me@notty", "LAUNCH --node_rank=0"])
-    above = _processes(["bash", "python bin/resume work --restarts 3", "python -m deepspeed.launcher.runner x.py"])
-    old, pdsh, other = _processes(["pdsh LAUNCH", "pdsh LAUNCH", "pdsh deepspeed.launcher.launch --master_port=2"])
+    above = _processes(
+        ["bash", "python bin/resume work --restarts 3", "python -m deepspeed.launcher.runner x.py"]
+    )
+    old, pdsh, other = _processes(
+        ["pdsh LAUNCH", "pdsh LAUNCH", "pdsh deepspeed.launcher.launch --master_port=2"]
+    )
     for time_s, process in enumerate((old, pdsh, other)):
         process.create_time, process.parents = lambda time_s=time_s: time_s, lambda: above[::-1]
-    monkeypatch.setattr(launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1]))
-    monkeypatch.setattr(launcher_watch.psutil, "process_iter", lambda: [*ours, old, pdsh, other, *above])
+    monkeypatch.setattr(
+        launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1])
+    )
+    monkeypatch.setattr(
+        launcher_watch.psutil, "process_iter", lambda: [*ours, old, pdsh, other, *above]
+    )
     assert launcher_watch.launchers() == [ours[1], ours[0], pdsh, above[2], above[1]]
 
 
 def _processes(names: list[str]) -> list[SimpleNamespace]:
     told = base64.urlsafe_b64encode(json.dumps(NODES).encode()).decode()
     launch = f"deepspeed.launcher.launch --world_info={told} --master_port=1"
-    return [SimpleNamespace(cmdline=lambda name=name: name.replace("LAUNCH", launch).split(" ")) for name in names]
+    return [
+        SimpleNamespace(cmdline=lambda name=name: name.replace("LAUNCH", launch).split(" "))
+        for name in names
+    ]
 
 
 @pytest.mark.processes
@@ -148,7 +187,9 @@ def test_the_end_of_a_watched_process_is_told_once():
     child = subprocess.Popen(["sleep", "60"])
     told, seen = [], threading.Event()
     watched = [psutil.Process(child.pid)]
-    launcher_watch.watch(watched, lambda process: (told.append(process.pid), seen.set()), every_s=0.02)
+    launcher_watch.watch(
+        watched, lambda process: (told.append(process.pid), seen.set()), every_s=0.02
+    )
     assert not seen.wait(0.2)
     child.kill()
     assert seen.wait(10), "a zombie counts as ended"

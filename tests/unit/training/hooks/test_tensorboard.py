@@ -48,7 +48,9 @@ def train(state, until, validate_every=math.inf):
 def read(work_dir):
     events = EventAccumulator(str(work_dir / "tf_logs"), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
-    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    scalars = {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
     return scalars, {tag: events.Images(tag) for tag in events.Tags()["images"]}
 
 
@@ -65,14 +67,23 @@ def test_scalars_are_the_text_logs_means_under_mmcvs_names(tmp_path, monkeypatch
     assert scalars["train/decode.loss_dpm"] == scalars["train/grad_norm"] == means
     assert scalars["train/loss"] == [(step, 2 * value) for step, value in means]
     assert scalars["val/abs_rel"] == [(20, pytest.approx(0.05)), (40, pytest.approx(0.025))]
-    assert scalars["learning_rate"][0] == (10, pytest.approx(1e-3)) and scalars["momentum"][0] == (
+    assert scalars["learning_rate"][0] == (10, pytest.approx(1e-3))
+    assert scalars["momentum"][0] == (
         10,
         pytest.approx(0.95),
     )
-    assert scalars["train/time"][0][1] == 0.5 and scalars["train/images_per_s"][0][1] == 6.0
-    names = {"learning_rate", "momentum", "val/abs_rel", *(f"train/{name}" for name in state.hooks[0].last_means)}
-    assert set(scalars) == names - {"train/lr"} and "train/memory" in names
-    assert len(calls) == 4 and not images
+    assert scalars["train/time"][0][1] == 0.5
+    assert scalars["train/images_per_s"][0][1] == 6.0
+    names = {
+        "learning_rate",
+        "momentum",
+        "val/abs_rel",
+        *(f"train/{name}" for name in state.hooks[0].last_means),
+    }
+    assert set(scalars) == names - {"train/lr"}
+    assert "train/memory" in names
+    assert len(calls) == 4
+    assert not images
 
 
 def test_a_longer_interval_takes_every_nth_line(tmp_path):
@@ -97,8 +108,12 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
 @pytest.mark.parametrize("with_teacher", [True, False])
 def test_a_picture_a_sample_with_a_cell_a_map(with_teacher, tmp_path, monkeypatch):
     sheets = []
-    monkeypatch.setattr(pictures, "sheet", lambda *args: sheets.append(args) or np.zeros((4, 6, 3), np.uint8))
-    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=2, max_depth=10.0)])
+    monkeypatch.setattr(
+        pictures, "sheet", lambda *args: sheets.append(args) or np.zeros((4, 6, 3), np.uint8)
+    )
+    state = make_state(
+        tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=2, max_depth=10.0)]
+    )
     # Without a teacher the loop passes the ground truth on as what the student learns from.
     state.recipe = state.recipe if with_teacher else {}
     state.teacher_depth = state.teacher_depth if with_teacher else state.batch.depth
@@ -108,11 +123,25 @@ def test_a_picture_a_sample_with_a_cell_a_map(with_teacher, tmp_path, monkeypatc
     images = read(tmp_path)[1]
     assert set(images) == {"train/pictures_1", "train/pictures_2"}
     for shown in images.values():
-        assert [(image.step, image.height, image.width) for image in shown] == [(15, 4, 6), (30, 4, 6), (40, 4, 6)]
+        assert [(image.step, image.height, image.width) for image in shown] == [
+            (15, 4, 6),
+            (30, 4, 6),
+            (40, 4, 6),
+        ]
     cells, max_depth, max_error, max_entropy, _ = sheets[0]
-    assert (max_depth, max_error) == (10.0, 1.0) and max_entropy is None  # there was no network to ask
+    assert (max_depth, max_error) == (
+        10.0,
+        1.0,
+    )
+    assert max_entropy is None  # there was no network to ask
     error = f"|student - {'teacher' if with_teacher else 'ground truth'}|"
-    assert list(cells) == ["image", "ground truth", *(["teacher"] if with_teacher else []), "student", error]
+    assert list(cells) == [
+        "image",
+        "ground truth",
+        *(["teacher"] if with_teacher else []),
+        "student",
+        error,
+    ]
     assert all(picture.shape == (16, 32, 3) for picture in cells.values())
 
 
@@ -122,7 +151,9 @@ def test_a_whole_picture_is_written(tmp_path):
     for hook in state.hooks:
         hook.after_train(state)
     (image,) = read(tmp_path)[1]["train/pictures_1"]
-    assert image.step == 40 and image.width > 2 * 400 and image.height > 3 * 200
+    assert image.step == 40
+    assert image.width > 2 * 400
+    assert image.height > 3 * 200
 
 
 def make_network():
@@ -140,18 +171,25 @@ def test_pictures_of_training_leave_the_network_and_the_random_numbers_as_they_w
     network = make_network().train()
     network.encoder[0].eval()  # frozen by somebody
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=3, max_depth=10.0)])
+    state = make_state(
+        tmp_path, [TextLog(10), TensorBoard(10, image_interval=15, num_images=3, max_depth=10.0)]
+    )
     state.engine = SimpleNamespace(module=network)
     random_state = torch.get_rng_state()
     train(state, 40)
     for hook in state.hooks:
         hook.after_train(state)
     images = read(tmp_path)[1]
-    assert [[image.step for image in images[f"train/{tag}"]] for tag in ("pictures_3", "why_1")] == [[15, 30, 40]] * 2
+    assert [
+        [image.step for image in images[f"train/{tag}"]] for tag in ("pictures_3", "why_1")
+    ] == [[15, 30, 40]] * 2
     assert images["train/pictures_3"][0].width > 2 * 400 + 3 * 74  # with the scale of entropies
     assert all((before[name] == value).all() for name, value in network.state_dict().items())
-    assert network.training and network.encoder[1].training and not network.encoder[0].training
-    assert all(p.grad is None for p in network.parameters()) and (torch.get_rng_state() == random_state).all()
+    assert network.training
+    assert network.encoder[1].training
+    assert not network.encoder[0].training
+    assert all(p.grad is None for p in network.parameters())
+    assert (torch.get_rng_state() == random_state).all()
 
 
 def test_no_network_is_run_whose_weights_are_on_other_ranks_too(tmp_path):
@@ -177,7 +215,9 @@ def test_an_evaluation_shows_its_frames_and_errors_and_a_resumed_run_replaces_th
         train(state, end, validate_every=10)
         for hook in state.hooks:
             hook.after_train(state)
-    events = EventAccumulator(str(tmp_path / "tf_logs"), size_guidance={"images": 0, "histograms": 0})
+    events = EventAccumulator(
+        str(tmp_path / "tf_logs"), size_guidance={"images": 0, "histograms": 0}
+    )
     events.Reload()
     assert [image.step for image in events.Images("val/pictures_2")] == [10, 20, 30]
     found = events.Histograms("val/error_0-2.5m")
@@ -196,7 +236,10 @@ def test_the_recipe_is_there_as_it_is(tmp_path):
     events = EventAccumulator(str(tmp_path / "tf_logs"))
     events.Reload()
     (recipe,) = events.Tensors("recipe/text_summary")
-    assert recipe.tensor_proto.string_val[0].decode() == "    data: {root: '*x*'}\n    train:\n      epochs: 3"
+    assert (
+        recipe.tensor_proto.string_val[0].decode()
+        == "    data: {root: '*x*'}\n    train:\n      epochs: 3"
+    )
     assert "zero_optimization" in str(events.Tensors("ds_config/text_summary")[0].tensor_proto)
 
 

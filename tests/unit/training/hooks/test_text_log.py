@@ -64,14 +64,29 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
     recorded = MANIFEST["sessions"][session]
     by_epoch = recorded["runner"]["type"] == "EpochBasedRunner"
     per_epoch, interval = recorded["n_train_iters_per_epoch"], 50
-    total = recorded["runner"]["max_epochs"] * per_epoch if by_epoch else recorded["runner"]["max_iters"]
+    total = (
+        recorded["runner"]["max_epochs"] * per_epoch
+        if by_epoch
+        else recorded["runner"]["max_iters"]
+    )
     rows = [json.loads(line) for line in (GOLDEN / f"{session}.log.json").read_text().splitlines()]
-    means = {(row["epoch"] if by_epoch else 1, row["iter"]): row for row in rows[1:] if row["mode"] == "train"}
-    metrics = next({k: v for k, v in row.items() if k not in ("mode", "epoch", "iter", "lr")} for row in rows[-1:])
+    means = {
+        (row["epoch"] if by_epoch else 1, row["iter"]): row
+        for row in rows[1:]
+        if row["mode"] == "train"
+    }
+    metrics = next(
+        {k: v for k, v in row.items() if k not in ("mode", "epoch", "iter", "lr")}
+        for row in rows[-1:]
+    )
     if recorded["cuda_faked"]:
         monkeypatch.setattr(text_log, "_peak_memory_mb", lambda device: 5432)
     keys = ("div_factor", "final_div_factor", "min_lr_ratio", "warmup_ratio", "warmup_iters")
-    node = {k.replace("iters", "iterations"): recorded["lr_config"][k] for k in keys if k in recorded["lr_config"]}
+    node = {
+        k.replace("iters", "iterations"): recorded["lr_config"][k]
+        for k in keys
+        if k in recorded["lr_config"]
+    }
     schedule = schedules.build(
         {"name": "one_cycle" if "div_factor" in node else "cosine", **node},
         base_lr=recorded["optimizer"]["lr"],
@@ -81,7 +96,9 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
     )
 
     log = TextLog(interval, exp_name=rows[0]["exp_name"])
-    state = make_state(tmp_path, iterations_per_epoch=per_epoch, total_iterations=total, by_epoch=by_epoch)
+    state = make_state(
+        tmp_path, iterations_per_epoch=per_epoch, total_iterations=total, by_epoch=by_epoch
+    )
     log.before_train(state)
     clock = FakeClock()
     for i in range(total):
@@ -95,11 +112,21 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
         # The recorded numbers have five places; a little less decides the ties of the fourth as their own values did.
         names = {"loss_depth": "decode.loss_depth", "loss": "loss", "grad_norm": "grad_norm"}
         values = {name: row[shown] - 2e-6 if row else 1e6 for name, shown in names.items()}
-        values = {name: spread(value, position % interval, interval) for name, value in values.items()}
+        values = {
+            name: spread(value, position % interval, interval) for name, value in values.items()
+        }
         values = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
         grad_norm = values.pop("grad_norm")
         lr = [schedule.lr(i)]
-        run_iteration(log, state, losses=values, grad_norm=grad_norm, time_s=time_s, data_time_s=data_time_s, lr=lr)
+        run_iteration(
+            log,
+            state,
+            losses=values,
+            grad_norm=grad_norm,
+            time_s=time_s,
+            data_time_s=data_time_s,
+            lr=lr,
+        )
         if state.iteration % (per_epoch if by_epoch else 100) == 0:
             state.num_evaluated = recorded["n_val"]
             log.after_evaluation(state, metrics)
@@ -108,8 +135,13 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
     theirs = messages(GOLDEN / f"{session}.log", "YYYY-MM-DD HH:MM:SS,mmm - depth - INFO - ")
     ours = messages(tmp_path / "20240101_120000.log")
     kept = re.compile(r"Epoch|Iter|Exp name|Summary|\n\+--")
-    assert [text for text in ours if kept.match(text)] == [text for text in theirs if kept.match(text)]
-    written = [json.loads(line) for line in (tmp_path / "20240101_120000.log.json").read_text().splitlines()]
+    assert [text for text in ours if kept.match(text)] == [
+        text for text in theirs if kept.match(text)
+    ]
+    written = [
+        json.loads(line)
+        for line in (tmp_path / "20240101_120000.log.json").read_text().splitlines()
+    ]
     assert list(written[0]) == ["env_info", "seed", "exp_name"]
     for row in written[1:]:
         if row["mode"] == "train":
@@ -126,7 +158,9 @@ def test_eta_of_long_runs(case, tmp_path, monkeypatch):
     log.before_train(state)
     losses = {"loss_depth": torch.tensor(1.23456), "loss": torch.tensor(1.23456)}
     for _ in range(case["runner_iter"] + 1 - case["start_iter"]):
-        run_iteration(log, state, losses=losses, grad_norm=11.66667, time_s=case["time"], data_time_s=0.12345)
+        run_iteration(
+            log, state, losses=losses, grad_norm=11.66667, time_s=case["time"], data_time_s=0.12345
+        )
     log.after_train(state)
     assert train_lines(tmp_path / "20240101_120000.log")[-1] == case["lines"][0]
 
@@ -145,8 +179,15 @@ def test_the_format_of_a_whole_line_and_the_start(tmp_path):
         r"decode\.loss_dpm: 0\.5000, loss: 0\.5000, grad_norm: 1\.0000\n"
     )
     assert re.search(rf"^{PREFIX}{line}\Z", text, flags=re.M)
-    for start in ("Environment info:\n---", "Start running, host: ", "Hooks, in order: TextLog\n", "max: 2 epochs"):
-        assert any(message.startswith(start) for message in messages(tmp_path / "20240101_120000.log"))
+    for start in (
+        "Environment info:\n---",
+        "Start running, host: ",
+        "Hooks, in order: TextLog\n",
+        "max: 2 epochs",
+    ):
+        assert any(
+            message.startswith(start) for message in messages(tmp_path / "20240101_120000.log")
+        )
     assert len((tmp_path / "20240101_120000.log.json").read_text().splitlines()) == 2
     log.after_train(state)
 
@@ -162,14 +203,23 @@ def test_in_fp16_the_loss_scale_ends_the_line_and_its_row(tmp_path):
         "grad_norm: 1.0000, loss_scale: 65536.0000",
         "grad_norm: 1.0000, loss_scale: 32768.0000",
     ]
-    rows = [json.loads(line) for line in (tmp_path / "20240101_120000.log.json").read_text().splitlines()]
-    assert [row["loss_scale"] for row in rows[1:]] == [65536.0, 32768.0] == [log.last_means["loss_scale"] * 2, 32768.0]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "20240101_120000.log.json").read_text().splitlines()
+    ]
+    assert (
+        [row["loss_scale"] for row in rows[1:]]
+        == [65536.0, 32768.0]
+        == [log.last_means["loss_scale"] * 2, 32768.0]
+    )
 
 
 def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp_path):
     def run(folder, stop_at):
         (tmp_path / folder).mkdir()
-        state = make_state(tmp_path / folder, iteration=5, iterations_per_epoch=25, total_iterations=50)
+        state = make_state(
+            tmp_path / folder, iteration=5, iterations_per_epoch=25, total_iterations=50
+        )
         log = TextLog(10)
         log.before_train(state)
         for i in range(5, 50):
@@ -180,12 +230,16 @@ def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp
                 log.load_state_dict(saved)
                 log.before_train(state)
             losses = {"loss": torch.tensor(float(i))}
-            run_iteration(log, state, losses=losses, grad_norm=float(i), time_s=0.1 * i, data_time_s=0.01 * i)
+            run_iteration(
+                log, state, losses=losses, grad_norm=float(i), time_s=0.1 * i, data_time_s=0.01 * i
+            )
         log.after_train(state)
         return train_lines(tmp_path / folder / "20240101_120000.log")
 
     straight = run("straight", None)
-    assert len(straight) == 4 and "loss: 7.0000" in straight[0] and "[2][20/25]" in straight[3]
+    assert len(straight) == 4
+    assert "loss: 7.0000" in straight[0]
+    assert "[2][20/25]" in straight[3]
     assert run("stopped", 17) == straight
 
 
@@ -206,14 +260,18 @@ def test_rows_after_the_checkpoint_are_dropped_from_the_twin_and_lines_are_not(t
         return states.get(3)
 
     def numbers(timestamp):
-        rows = [json.loads(line) for line in (tmp_path / f"{timestamp}.log.json").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (tmp_path / f"{timestamp}.log.json").read_text().splitlines()
+        ]
         assert "env_info" in rows[0]
         return [row["iter"] for row in rows[1:]]
 
     saved = train("20240101_120000", 0, 5)
     assert numbers("20240101_120000") == [1, 2, 3, 4, 5]
     train("20240101_130000", 3, 4, saved)
-    assert numbers("20240101_120000") == [1, 2, 3] and numbers("20240101_130000") == [4]
+    assert numbers("20240101_120000") == [1, 2, 3]
+    assert numbers("20240101_130000") == [4]
     train("20240101_140000", 3, 5, saved)
     assert [numbers(f"20240101_{hour}0000") for hour in (12, 13, 14)] == [[1, 2, 3], [], [4, 5]]
     assert len(train_lines(tmp_path / "20240101_120000.log")) == 5
@@ -233,7 +291,9 @@ def test_an_iteration_without_a_line_never_waits_for_the_device(tmp_path):
 def test_a_norm_on_another_device_than_the_losses_is_read_there(tmp_path):
     log, state = TextLog(50), make_state(tmp_path)
     log.before_train(state)
-    run_iteration(log, state, losses={"loss": torch.zeros((), device="meta")}, grad_norm=torch.tensor(3.0))
+    run_iteration(
+        log, state, losses={"loss": torch.zeros((), device="meta")}, grad_norm=torch.tensor(3.0)
+    )
     log.after_train(state)
 
 
@@ -259,7 +319,8 @@ def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, 
         state.num_evaluated = 3
         log.after_evaluation(state, {"abs_rel": 0.1})
         log.info("a line")
-        assert log.last_means["loss"] == 20.0 and log.last_iteration == 8
+        assert log.last_means["loss"] == 20.0
+        assert log.last_iteration == 8
         log.after_train(state)
     assert len(calls) == 4
     assert len(train_lines(tmp_path / "True/20240101_120000.log")) == 2
@@ -273,7 +334,9 @@ def test_what_is_not_finite_is_counted_and_does_not_spoil_the_means(tmp_path):
     values = [1.0, math.nan, 3.0, math.inf, 1.0, 1.0, math.inf, 1.0, *[math.nan] * 4]
     for i, value in enumerate(values):
         skipped = 3 if i < 4 else 4 if i < 8 else 8
-        run_iteration(log, state, losses={"loss": torch.tensor(value)}, grad_norm=value, skipped_steps=skipped)
+        run_iteration(
+            log, state, losses={"loss": torch.tensor(value)}, grad_norm=value, skipped_steps=skipped
+        )
     log.after_train(state)
     texts = [text.rstrip("\n") for text in messages(tmp_path / "20240101_120000.log")[4:]]
     assert [text for text in texts if not text.startswith(("Epoch", "Exp"))] == [
@@ -281,7 +344,11 @@ def test_what_is_not_finite_is_counted_and_does_not_spoil_the_means(tmp_path):
         "skipped 1 steps: loss or gradient was not finite; the weights stayed as they were",
         "skipped 4 steps: loss or gradient was not finite; the weights stayed as they were",
     ]
-    shown = [re.search(r"loss: (\S+), grad_norm: (\S+)", text).groups() for text in texts if text.startswith("Epoch")]
+    shown = [
+        re.search(r"loss: (\S+), grad_norm: (\S+)", text).groups()
+        for text in texts
+        if text.startswith("Epoch")
+    ]
     assert shown == [("2.0000", "2.0000"), ("1.0000", "1.0000"), ("nan", "nan")]
 
 
@@ -293,11 +360,15 @@ def test_an_interval_longer_than_an_epoch_still_writes_a_line_an_epoch(tmp_path)
     log.after_train(state)
     lines = train_lines(tmp_path / "20240101_120000.log")
     assert [line[: line.index("\t")] for line in lines] == ["Epoch [1][3/3]", "Epoch [2][3/3]"]
-    assert "eta: 0:00:00" in lines[1] and lines[1].endswith("grad_norm: nan")
+    assert "eta: 0:00:00" in lines[1]
+    assert lines[1].endswith("grad_norm: nan")
 
 
 def test_the_name_of_the_run_stands_every_thousand_iterations(tmp_path):
-    log, state = TextLog(500, exp_name="tiny"), make_state(tmp_path, by_epoch=False, total_iterations=2000)
+    log, state = (
+        TextLog(500, exp_name="tiny"),
+        make_state(tmp_path, by_epoch=False, total_iterations=2000),
+    )
     log.before_train(state)
     for _ in range(1500):
         run_iteration(log, state)
@@ -308,7 +379,9 @@ def test_the_name_of_the_run_stands_every_thousand_iterations(tmp_path):
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, "50", True])
 def test_an_interval_must_be_a_whole_number(interval):
-    with pytest.raises(RecipeError, match="^interval: got .*; it must be a whole number of iterations from 1"):
+    with pytest.raises(
+        RecipeError, match="^interval: got .*; it must be a whole number of iterations from 1"
+    ):
         TextLog(interval)
 
 
