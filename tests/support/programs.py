@@ -1,9 +1,13 @@
-"""Programs in process groups of their own, and readers of the work dirs that they leave.
+"""Runs programs in process groups of their own, and reads the work dirs that they leave.
 
+A Python program of the checkout is forked from a warm server (warm.py), which saves the five seconds
+that importing torch and DeepSpeed costs. It is a fresh process where a test says so or sets a
+variable that is read at an import; the real `deepspeed` starts ranks where the launcher matters.
 Every process that is started here ends here, with all its children, whatever the test does.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,14 +21,17 @@ from typing import NamedTuple
 
 import psutil
 import torch
+from support.warm import WarmProcess, WarmServer
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 DS_CONFIGS = ROOT / "ds_configs"
 BIN = Path(sys.executable).parent
-TIMEOUT_S = (
-    1200  # others may be using the cores; and above the 300 s after which a data worker is reported
-)
+# Others may be using the cores; and above the 300 s after which a data worker is reported.
+TIMEOUT_S = 1200
+
+# Variables that libraries or the interpreter read at their start, and which a fork is too late for.
+READ_AT_START = re.compile("OMP_|ATEN_|ONEDNN_|LD_|MALLOC|PYTHON|TIEKD_ALLOCATOR|MKL_|KMP_")
 
 REPORTS: list[str] = []  # lines to be printed after all tests
 LOG_LINE = re.compile(
@@ -49,29 +56,45 @@ class Result(NamedTuple):
 
 
 class Program:
-    """A program in a process group of its own; `with` ends the group for certain."""
+    """A program in a process group of its own; `with` ends the group for certain.
+
+    Args:
+        command: the program and its arguments.
+        cwd: its working folder.
+        recorder: whether parts in tests/ can be named in recipes (support/parts).
+        fresh: starts a new interpreter, for tests of imports, memory or signals at the start.
+        ranks: number of processes, joined as by a launcher, without the launcher's ten seconds.
+        environment: variables beside those of this process.
+    """
 
     def __init__(
         self,
         command: list,
         cwd: Path = ROOT,
         recorder: bool = True,
-        stdin: int = subprocess.DEVNULL,
+        fresh: bool = False,
+        ranks: int = 1,
         **environment: str,
     ):
-        environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **environment}
-        kept = {
-            k: v
-            for k, v in os.environ.items()
-            if k not in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "PORT")
-        }
-        if recorder:
-            environment["PYTHONPATH"] = str(HERE.parent)
+        words = [str(word) for word in command]
+        dropped = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "PORT")
+        kept = {name: value for name, value in os.environ.items() if name not in dropped}
+        kept |= {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        path = [str(HERE.parent)] if recorder else []
+        if path:
+            kept["PYTHONPATH"] = path[0]
+        program = python_program(words)
+        is_warm = program and not fresh and not any(map(READ_AT_START.match, environment))
+        assert is_warm or ranks == 1, f"{words}: only warm programs have ranks"
+        self.process: subprocess.Popen | WarmProcess
+        if is_warm:
+            self.process = warm_server().start(program, cwd, kept | environment, path, ranks)
+            return
         self.process = subprocess.Popen(
-            [str(word) for word in command],
+            words,
             cwd=cwd,
             env=kept | environment,
-            stdin=stdin,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -103,9 +126,8 @@ class Program:
     def ranks(self) -> list[psutil.Process]:
         """Those that DeepSpeed's launcher started, by rank."""
         found = {}
-        for (
-            process
-        ) in self.processes():  # parents first, and a rank's data workers are called as it is
+        # Parents come first, and a rank's data workers have its command line.
+        for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 found.setdefault(
                     next(
@@ -125,14 +147,27 @@ class Program:
         """Polls until `condition()` holds; fails when the program ends first."""
         end = time.monotonic() + timeout_s
         while True:
-            ended = (
-                self.process.poll() is not None
-            )  # asked first: the condition may come with the end
+            ended = self.process.poll() is not None  # asked first: the condition may come with it
             if condition():
                 return
             assert not ended, self.process.communicate()[1]
             assert time.monotonic() < end, "the program did not come so far"
             time.sleep(0.05)
+
+
+def python_program(words: list[str]) -> list[str]:
+    """The words from the program's file on, for a Python program of this checkout; else none."""
+    words = words[1:] if words[0] in (sys.executable, "python") else words
+    is_python = words and (words[0].endswith(".py") or words[0] == str(ROOT / "bin" / "resume"))
+    is_ours = is_python and Path(words[0]).is_relative_to(ROOT)
+    return words if is_ours else []
+
+
+@functools.cache
+def warm_server() -> WarmServer:
+    """The server of this process's tests, started when it is first needed."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return WarmServer(ROOT, environment | {"OMP_NUM_THREADS": "1"})
 
 
 def finish(command: list, timeout_s: float = TIMEOUT_S, **options) -> Result:
@@ -147,8 +182,7 @@ def many(jobs: list[dict], folder: Path, ranks: int) -> None:
         job["recipe"]["work_dir"] = str(folder / job["name"])
     listing = folder / f"jobs_{ranks}.json"
     listing.write_text(json.dumps(jobs))
-    command = [sys.executable] if ranks == 1 else [*deepspeed(ranks)]
-    result = finish([*command, HERE / "many.py", listing])
+    result = finish([HERE / "many.py", listing], ranks=ranks)
     assert result.code == 0, result.stderr[-6000:]
 
 

@@ -3,18 +3,19 @@
 What is done with a command before it runs:
 - what RECIPE and the like stand for is put in (STANDS_FOR);
 - a second training of a recipe gets a work dir of its own, since one that holds a run is refused;
-- `deepspeed --num_gpus 2 PROGRAM` becomes two processes of PROGRAM (forked.py), unless it is to be launched;
+- `deepspeed --num_gpus 2 PROGRAM` becomes two processes of PROGRAM (warm.py), unless it is to be launched;
 - what would take long on a CPU is told to do less, and a run that is finished to go on (TOLD).
 """
 
-import json
+import contextlib
+import os
 import re
 import shlex
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 from support import commands, programs, small_checkout
+from support.warm import WarmServer
 
 STUDENT = "tiekd_mobilenet_v2_bts_kitti"
 STANDS_FOR = {
@@ -56,8 +57,8 @@ LIMIT_S = 600
 
 
 class Reader:
-    """A small checkout with the files that the READMEs tell one to write, and a process that runs its programs; the
-    process is `program`, for a `with`."""
+    """A small checkout with the files that the READMEs tell one to write, and a server that runs
+    its programs, to be closed (warm.py)."""
 
     def __init__(self, folder: Path):
         self.folder, self.typed = small_checkout.make(folder), 0
@@ -65,8 +66,7 @@ class Reader:
             if block.file is not None:
                 (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / block.file).write_text(block.text)
-        forked = [sys.executable, folder / "tests" / "support" / "forked.py", str(LIMIT_S)]
-        self.program = programs.Program(forked, cwd=folder, recorder=False, stdin=subprocess.PIPE)
+        self.server = WarmServer(folder, {**os.environ, "OMP_NUM_THREADS": "1"})
 
     def types(self, command: str, launches: bool = False) -> tuple[int, str]:
         """Runs a command; the exit code, of many ranks the first that isn't 0, and what it said.
@@ -85,12 +85,13 @@ class Reader:
                 ["bash", "-c", command], cwd=self.folder, recorder=False, LOCAL_SIZE="8"
             )
             return result.code, result.stdout + result.stderr
-        out = self.folder / f"output_{self.typed}.txt"
-        request = {"words": words, "environment": {}, "ranks": ranks, "out": str(out)}
-        self.program.process.stdin.write(json.dumps(request) + "\n")
-        self.program.process.stdin.flush()
-        codes = json.loads(self.program.process.stdout.readline())
-        return next((code for code in codes if code), 0), out.read_text()
+        process = self.server.start(words, self.folder, dict(os.environ), [], ranks)
+        try:
+            out, errors = process.communicate(LIMIT_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, out + errors
 
     def _completed(self, command: str) -> str:
         told = next((options for start, options in TOLD.items() if command.startswith(start)), "")

@@ -30,9 +30,8 @@ def recipe(ground, tmp_path_factory) -> Path:
     return recipes.write_recipe(folder / "student.yaml", node)
 
 
-def command(recipe: Path, folder: Path, ranks: int = 2) -> list:
-    launcher = [sys.executable] if ranks == 1 else programs.deepspeed(ranks)
-    return [*launcher, programs.ROOT / "bin" / "cache_teacher.py", recipe, "--out", folder]
+def command(recipe: Path, folder: Path) -> list:
+    return [programs.ROOT / "bin" / "cache_teacher.py", recipe, "--out", folder]
 
 
 def maps(folder: Path) -> dict[str, tuple]:
@@ -47,7 +46,7 @@ def maps(folder: Path) -> dict[str, tuple]:
 @pytest.fixture(scope="module")
 def unbroken(recipe) -> dict[str, tuple]:
     folder = recipe.parent / "unbroken"
-    result = programs.finish(command(recipe, folder, ranks=1))
+    result = programs.finish(command(recipe, folder))
     assert result.code == 0, result.stderr[-3000:]
     assert f"maps: {NUM_FRAMES}/{NUM_FRAMES}, " in result.stdout
     return maps(folder)
@@ -56,7 +55,7 @@ def unbroken(recipe) -> dict[str, tuple]:
 def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(recipe, unbroken):
     for attempt in range(5):  # it may be done before it is killed
         folder = recipe.parent / f"killed_{attempt}"
-        with programs.Program(command(recipe, folder)) as program:
+        with programs.Program(command(recipe, folder), ranks=2) as program:
             program.wait_until(lambda: len(list(folder.glob("*.png"))) >= NUM_FRAMES // 4)  # noqa: B023
             program.kill()
         made = maps(folder)
@@ -67,7 +66,7 @@ def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(
     left_behind = [path.name for path in folder.iterdir() if path.suffix != ".png"]
     assert all(name == "manifest.json" or name.startswith(".") for name in left_behind)
 
-    result = programs.finish(command(recipe, folder))
+    result = programs.finish(command(recipe, folder), ranks=2)
     assert result.code == 0, result.stderr[-3000:]
     lines = result.stdout.splitlines()
     expected = f"Maps: {NUM_FRAMES} frames, {len(made)} there already, {NUM_FRAMES - len(made)} to make in {folder}"
@@ -114,7 +113,7 @@ def test_real_frames_are_cached(ground, tmp_path):
     root = Path(os.environ["TIEKD_REAL_DATA"]) / "kitti"
     node["data"] = {"name": "kitti", "root": str(root), "kb_crop": [352, 1216], "workers": 1}
     recipe = recipes.write_recipe(tmp_path / "student.yaml", node)
-    result = programs.finish(command(recipe, tmp_path / "maps", ranks=1))
+    result = programs.finish(command(recipe, tmp_path / "maps"))
     assert result.code == 0, result.stderr[-3000:]
     num_frames = len((root / "kitti_eigen_train.txt").read_text().splitlines())
     assert f"maps: {num_frames}/{num_frames}, " in result.stdout

@@ -25,19 +25,19 @@ def work_dirs(ground, tmp_path_factory) -> tuple[Path, Path]:
     """Of the run that never changed, and of the one in four legs."""
     folder = tmp_path_factory.mktemp("changing")
     path = recipes.write_recipe(folder / "recipe.yaml", recipe(ground))
-    train, resume = programs.ROOT / "bin" / "train.py", programs.ROOT / "bin" / "resume"
-    commands = [[*programs.deepspeed(2), train, path, "--work-dir", folder / "straight"]]
+    train = programs.ROOT / "bin" / "train.py"
+    commands = [(2, [train, path, "--work-dir", folder / "straight"])]
     for i, (end, ranks, engine) in enumerate(LEGS):
-        program = [resume, folder / "legs"] if i else [train, path, "--work-dir", folder / "legs"]
         options = [
+            *(["--resume-from", "auto"] if i else []),
             "--deepspeed_config",
             programs.DS_CONFIGS / f"{engine}.json",
             "--set",
             f"train.iterations={end}",
         ]
-        commands.append([*programs.deepspeed(ranks), *program, *options])
-    for command in commands:
-        result = programs.finish(command)
+        commands.append((ranks, [train, path, "--work-dir", folder / "legs", *options]))
+    for ranks, command in commands:
+        result = programs.finish(command, ranks=ranks)
         assert result.code == 0, result.stderr[-3000:]
     return folder / "straight", folder / "legs"
 

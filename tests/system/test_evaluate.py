@@ -96,7 +96,7 @@ def test_the_files_hold_a_row_and_a_picture_of_each_frame(folder, alone):
 
 
 def test_two_ranks_find_the_same_to_the_last_digit(folder, alone):
-    result = programs.finish([*programs.deepspeed(2), *arguments(folder, folder / "two")])
+    result = programs.finish(arguments(folder, folder / "two"), ranks=2)
     assert result.code == 0, result.stderr[-3000:]
     for name in ("figures.json", "frames.csv"):
         assert (folder / "two" / name).read_text() == (folder / "alone" / name).read_text()

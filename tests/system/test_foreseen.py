@@ -152,14 +152,13 @@ def test_two_ranks_that_share_and_accumulate_tell_the_same_once(ground, tmp_path
     path = recipes.write_recipe(tmp_path / "recipe.yaml", recipe)
     for options in (DRY, FIND):
         command = [
-            *programs.deepspeed(2),
             programs.ROOT / "bin" / "train.py",
             path,
             "--work-dir",
             tmp_path / "work",
             *options,
         ]
-        ended = programs.finish([*command, "--deepspeed_config", tmp_path / "zero1.json"])
+        ended = programs.finish([*command, "--deepspeed_config", tmp_path / "zero1.json"], ranks=2)
         assert ended.code == 0, ended.stderr[-3000:]
         assert not (tmp_path / "work").exists()
         if options is DRY:
@@ -192,8 +191,8 @@ def test_a_micro_batch_takes_the_memory_that_was_foreseen_for_it(ground, tmp_pat
         tmp_path / "work",
         "--no-validate",
     ]
-    found = programs.finish([*command, *FIND, "--set", *given])
-    dry = programs.finish([*command, *DRY, "--set", *given])
+    found = programs.finish([*command, *FIND, "--set", *given], fresh=True)
+    dry = programs.finish([*command, *DRY, "--set", *given], fresh=True)
     assert found.code == dry.code == 0, found.stderr + dry.stderr
     foreseen = number(found.stdout, r"\n +8 +1 +([\d.]+) GB")
     assert foreseen == pytest.approx(number(dry.stdout, r"Peak memory: ([\d.]+) GB"), rel=0.2)

@@ -30,14 +30,13 @@ def run(ground, tmp_path_factory) -> tuple[programs.Result, Path, float]:
     (folder / "profiled.json").write_text(json.dumps(config))
     path = recipes.write_recipe(folder / "recipe.yaml", recipe)
     command = [
-        *programs.deepspeed(2),
         programs.ROOT / "bin" / "train.py",
         path,
         "--work-dir",
         folder / "work",
     ]
     started = time.monotonic()
-    result = programs.finish([*command, "--deepspeed_config", folder / "profiled.json"])
+    result = programs.finish([*command, "--deepspeed_config", folder / "profiled.json"], ranks=2)
     assert result.code == 0, result.stderr[-3000:]
     return result, folder, time.monotonic() - started
 

@@ -5,6 +5,7 @@ that nothing says how to run fails. `bin/check_data.py` may end with 1, for it f
 same frames in both splits.
 """
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -77,7 +78,7 @@ SCRIPTS = [
 def user(tmp_path_factory):
     """Has followed the README through its first trainings."""
     user = reader.Reader(tmp_path_factory.mktemp("readme") / "checkout")
-    with user.program:
+    with contextlib.closing(user.server):
         for command in TRAININGS + reader.PREPARING:
             code, output = user.types(command)
             assert code == 0, f"{command}\n{output[-3000:]}"
@@ -117,7 +118,7 @@ def test_a_command_that_cannot_run_here_is_run_in_another_test(command):
 @pytest.mark.long
 def test_what_is_launched_is_launched_as_it_is_written(tmp_path):
     user = reader.Reader(tmp_path / "checkout")
-    with user.program:
+    with contextlib.closing(user.server):
         for command in LAUNCHED:
             code, output = user.types(command, launches=True)
             assert code == 0, f"{command}\n{output[-3000:]}"

@@ -34,16 +34,16 @@ def trained(ground, tmp_path_factory, request) -> Path:
     }
     node["work_dir"] = str(folder / "work")
     recipe = recipes.write_recipe(folder / "student.yaml", node)
-    result = programs.finish([*programs.deepspeed(2), programs.ROOT / "bin" / "train.py", recipe])
+    result = programs.finish([programs.ROOT / "bin" / "train.py", recipe], ranks=2)
     assert result.code == 0, result.stderr[-3000:]
     return folder
 
 
 def evaluated(folder: Path, ranks: int) -> dict:
-    launcher = [sys.executable] if ranks == 1 else programs.deepspeed(ranks)
     out = folder / f"figures_{ranks}.json"
     result = programs.finish(
-        [*launcher, programs.ROOT / "bin" / "evaluate.py", folder / "student.yaml", "--out", out]
+        [programs.ROOT / "bin" / "evaluate.py", folder / "student.yaml", "--out", out],
+        ranks=ranks,
     )
     assert result.code == 0, result.stderr[-3000:]
     assert "scored there" in result.stdout

@@ -1,0 +1,169 @@
+"""Runs programs of a checkout, each in a forked process that has torch and DeepSpeed imported.
+
+    python warm_server.py SOCKET
+
+Importing torch and DeepSpeed costs five seconds of a core, a fork milliseconds. The checkout is the
+one that this file lies in. A client (warm.py) connects to SOCKET once for each program and sends a
+JSON object {words, cwd, environment, ranks, path} together with two descriptors, for stdout and
+stderr. The answer is the process id, and, when the process has ended, its exit code, a line each.
+The server ends when its stdin is closed, thus with the process that started it.
+"""
+
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUEST_BYTES = 1 << 20
+LEAVE_S = 30  # a rank whose fellow has failed gets SIGTERM, and SIGKILL after this time
+
+
+def main() -> None:
+    """Serves requests until stdin is closed."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(sys.argv[1])
+    listener.listen(64)
+    clean_path = list(sys.path[1:])  # without the folder of this file
+    sys.path.insert(0, str(ROOT))
+    import_everything()
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    children: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as ready:
+        for file in (listener, sys.stdin, woken):
+            ready.register(file, selectors.EVENT_READ)
+        while True:
+            files = [key.fileobj for key, _ in ready.select()]
+            if sys.stdin in files:
+                return
+            if woken in files:
+                os.read(woken, 4096)
+            report_ended(children)
+            if listener in files:
+                client = listener.accept()[0]
+                request, descriptors = receive(client)
+                process = os.fork()
+                if process == 0:
+                    signal.set_wakeup_fd(-1)
+                    os.setsid()  # before the client knows the process, whose group it may end
+                    client.sendall(f"{os.getpid()}\n".encode())
+                    for other in (listener, client, *children.values()):
+                        other.close()
+                    become(request, descriptors, clean_path)
+                    return
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                children[process] = client
+
+
+def import_everything() -> None:
+    """Imports what the programs import, so that a forked process finds it done."""
+    import deepspeed  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+    from tiekd import files  # noqa: F401
+    from tiekd.evaluation import report  # noqa: F401
+    from tiekd.inference.predict import prediction  # noqa: F401
+    from tiekd.tools import dry_run, micro_batch  # noqa: F401
+    from tiekd.training import build, run  # noqa: F401
+    from tiekd.visualization import panel  # noqa: F401
+
+
+def receive(client: socket.socket) -> tuple[dict, list[int]]:
+    """A request, which ends with a newline, and its descriptors."""
+    data, descriptors, _, _ = socket.recv_fds(client, REQUEST_BYTES, 2)
+    while not data.endswith(b"\n"):
+        data += client.recv(REQUEST_BYTES)
+    return json.loads(data), descriptors
+
+
+def report_ended(children: dict[int, socket.socket]) -> None:
+    """Sends the exit code of each process that has ended to its client."""
+    for process, client in list(children.items()):
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if not ended:
+            continue
+        del children[process]
+        try:
+            client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        except OSError:
+            pass  # the client has no more interest
+        client.close()
+
+
+def become(request: dict, descriptors: list[int], clean_path: list[str]) -> None:
+    """Turns this forked process into the program; its end is the process's."""
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, descriptor in enumerate((nothing, *descriptors)):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    # As the interpreter makes them when it starts; the server's own have other files below them.
+    sys.stdin = open(0)  # noqa: SIM115
+    sys.stdout = open(1, "w")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    if request["ranks"] > 1 and not is_rank(request["ranks"]):
+        return
+    sys.argv = request["words"]
+    sys.path[:] = [str(Path(sys.argv[0]).resolve().parent), *request["path"], *clean_path]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def is_rank(ranks: int) -> bool:
+    """Forks a process for each rank. True in a rank, with RANK and its kin set as a launcher does.
+
+    The calling process waits for them and ends the others when one fails, as the launcher does; its
+    exit code is that of the first that failed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = set()
+    for rank in range(ranks):
+        process = os.fork()
+        if process == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return True
+        processes.add(process)
+    first_failure = 0
+    while processes:
+        process, status = os.wait()
+        processes.discard(process)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not first_failure:
+            first_failure = code
+            end(processes)
+    os._exit(first_failure if first_failure >= 0 else 128 - first_failure)
+
+
+def end(processes: set[int]) -> None:
+    """Ends the other ranks: SIGTERM, and SIGKILL for those that are still there LEAVE_S later."""
+    for process in processes:
+        os.kill(process, signal.SIGTERM)
+    last = time.monotonic() + LEAVE_S
+    while processes and time.monotonic() < last:
+        process, _ = os.waitpid(-1, os.WNOHANG)
+        processes.discard(process)
+        time.sleep(0.05)
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
