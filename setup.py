@@ -23,5 +23,9 @@ setup(
         "tensorboard",
         "numpy",
     ],
-    extras_require={"test": ["pytest", "ruff", *EXPORT, *VIDEO], "export": EXPORT, "video": VIDEO},
+    extras_require={
+        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *VIDEO],
+        "export": EXPORT,
+        "video": VIDEO,
+    },
 )

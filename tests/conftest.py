@@ -8,7 +8,9 @@ from pathlib import Path
 # Most tensors of tests are small: threads that wait for each other take three times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
+from support import programs  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = (
@@ -18,18 +20,42 @@ if not torch.cuda.is_available():
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests send to this machine alone
 
 GOLDEN = Path(__file__).parent / "golden" / "README.md"
+# Files that take longest. Several workers (pytest-xdist) begin with them, so as to end together.
+SLOWEST = ("test_machines", "test_torture", "test_supervision", "test_mistakes", "test_readme")
 left_out: list[str] = []
 
 
-def pytest_collection_modifyitems(items) -> None:
-    items.sort(key=lambda item: "system" in item.path.parts)  # the fast ones first
+def pytest_collection_modifyitems(config, items) -> None:
+    """Sorts the fast tests first; for a worker of several, the slowest files first."""
+    is_worker = hasattr(config, "workerinput")
+    items.sort(key=lambda item: ("system" in item.path.parts) != is_worker)
+    if is_worker:
+        items.sort(key=lambda item: item.path.stem not in SLOWEST)
 
 
 def pytest_deselected(items) -> None:
+    """Remembers what the summary says was left out."""
     left_out.extend(item.path.name for item in items)
 
 
+def pytest_sessionfinish(session) -> None:
+    """Hands what a worker has to say to the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput |= {"reports": programs.REPORTS, "left_out": left_out}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Takes what a worker has to say. Every worker leaves out the same."""
+    output = getattr(node, "workeroutput", {})
+    programs.REPORTS.extend(output.get("reports", []))
+    left_out[:] = output.get("left_out", left_out)
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
+    """Prints what tests report, and how many golden cases were held."""
+    for line in programs.REPORTS:
+        terminalreporter.write_line(line)
     outcomes: dict[str, set[str]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):

@@ -9,7 +9,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from support import programs, recipes  # noqa: E402
+from support import recipes  # noqa: E402
 
 from tiekd.data.datasets.scenes import write_kitti_layout  # noqa: E402
 from tiekd.models.build import build_network  # noqa: E402
@@ -19,11 +19,6 @@ from tiekd.workdir.weights_file import write_weights  # noqa: E402
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 # Programs that a shell starts in the background ignore SIGINT, and so would those that are tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    for line in programs.REPORTS:
-        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
