@@ -1,3 +1,5 @@
+"""Installs tiekd; the extras name what exports, videos and the tests need besides."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup

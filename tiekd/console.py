@@ -75,7 +75,8 @@ class Progress:
         rate = (done - self._at_start) / elapsed_s if elapsed_s > 0 else 0.0
         eta = str(timedelta(seconds=round((self.total - done) / rate))) if rate > 0 else "?"
         if not self._rewrites:
-            return self._write(f"{self.noun}: {done}/{self.total}, {rate:.1f}/s, eta: {eta}\n")
+            self._write(f"{self.noun}: {done}/{self.total}, {rate:.1f}/s, eta: {eta}\n")
+            return
         ending = f"in {timedelta(seconds=round(elapsed_s))}" if finished else f"eta {eta}"
         told = f" {done}/{self.total}, {rate:.1f}/s, {ending}"
         line = f"{self.noun}{self._bar(done, len(self.noun) + len(told))}{told}"

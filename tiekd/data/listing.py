@@ -40,7 +40,7 @@ def list_files(
     """
     files = []
     repeated = []
-    entered = set() if leave_out is None else _identity(leave_out, lambda error: None)
+    entered = set() if leave_out is None else _identity(leave_out, lambda _: None)
     # Real folders first; links when no real folder is left.
     real = deque([""])
     links = deque()

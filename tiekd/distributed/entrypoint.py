@@ -277,7 +277,8 @@ def _tell_of_a_thread(ended) -> None:
     elif error is not None:
         told = limits.lacking(error)
     if not told or os.environ.get("TIEKD_DEBUG") == "1":
-        return threading.__excepthook__(ended)
+        threading.__excepthook__(ended)
+        return
     name = "a thread" if ended.thread is None else f"thread {ended.thread.name}"
     sys.stderr.write(f"tiekd: {name} has ended: {' '.join(told.split())}\n")
 

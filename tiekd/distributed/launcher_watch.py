@@ -141,7 +141,8 @@ def watch(
             # A reused process number counts as ended, and so does a zombie.
             gone = next((p for p in processes if not p.is_running() or _is_zombie(p)), None)
             if gone is not None:
-                return on_loss(gone)
+                on_loss(gone)
+                return
 
     if processes:
         threading.Thread(target=look, name="ancestry", daemon=True).start()

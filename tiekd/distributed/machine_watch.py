@@ -124,5 +124,6 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
                     said = b""
                     silent = True
                 if said != _FAREWELL:
-                    return on_loss(connections[key.fileobj], silent)
+                    on_loss(connections[key.fileobj], silent)
+                    return
                 selector.unregister(key.fileobj)

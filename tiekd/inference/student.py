@@ -298,14 +298,14 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    elif isinstance(image, Tensor):
-        if (
-            image.dtype == torch.uint8
-            and image.dim() in (3, 4)
-            and image.shape[-3] == 3
-            and image.numel()
-        ):
-            return image.cpu()
+    elif (
+        isinstance(image, Tensor)
+        and image.dtype == torch.uint8
+        and image.dim() in (3, 4)
+        and image.shape[-3] == 3
+        and image.numel()
+    ):
+        return image.cpu()
     got = (
         f"{image.dtype} of shape {tuple(image.shape)}"
         if hasattr(image, "dtype")

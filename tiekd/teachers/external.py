@@ -36,6 +36,11 @@ class OutsideTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
+        """Returns the teacher's depth, (B, 1, H, W) float32, metres, 0 where none counts.
+
+        Raises:
+            TeacherError: It isn't depth of the batch's shape, or lies on another device.
+        """
         depth, wanted = self.teacher(batch), batch.inside
         right = (
             isinstance(depth, Tensor)

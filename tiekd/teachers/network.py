@@ -43,6 +43,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
+        """Returns the network's depth, (B, 1, H, W) float32, metres; 0 outside the image."""
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
             depth = predict(self.network, batch.image, self.flip)

@@ -110,9 +110,10 @@ def plot(
         LaunchError: a run doesn't have a key.
     """
     for run in runs:
-        if missing := [key for key in keys if key not in run.keys()]:
+        known = run.keys()
+        if missing := [key for key in keys if key not in known]:
             raise LaunchError(
-                f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(run.keys())}"
+                f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(known)}"
             )
     x_label = _X_LABELS[by]
     x_unit = 1.0

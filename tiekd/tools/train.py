@@ -17,7 +17,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.dry_run:
         from tiekd.training import run as training
 
-        return training.run(recipe, path, engine_config, args.resume_from, args.accept_changes)
+        training.run(recipe, path, engine_config, args.resume_from, args.accept_changes)
+        return
     from tiekd.distributed import comm
     from tiekd.tools import dry_run, micro_batch
 

@@ -63,6 +63,10 @@ class Evaluation(Hook):
         )
 
     def before_train(self, state) -> None:
+        """Compares the frames with the training's, and makes up for an evaluation that is owed.
+
+        Collective where one is.
+        """
         if comm.is_main():
             self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
             if self.overlap is not None and self.overlap.seen:
@@ -73,6 +77,7 @@ class Evaluation(Hook):
             self._evaluate(state)
 
     def after_iteration(self, state) -> None:
+        """Evaluates where it is due; a run that is stopped owes the evaluation. Collective."""
         if not state.is_due(self.settings.interval, self.settings.by) and not state.is_last:
             return
         if state.stop_reason is not None and not state.is_last:
@@ -153,10 +158,12 @@ class Evaluation(Hook):
         return f"{best}, saved as best_{name}.pth{label}"
 
     def state_dict(self) -> dict:
+        """Returns the best figure, what it is of, and the learning rates of an owed evaluation."""
         compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
         return {"best": self.best, "owed": self.owed, **compared}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restores them; a best figure that new ones can't be compared with is dropped."""
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
         # Older versions evaluated pictures at their own size, whatever training scaled them by, and

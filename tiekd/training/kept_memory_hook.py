@@ -25,6 +25,7 @@ class KeptMemory(Hook):
         self._needed: int | None = None  # bytes after the iteration that pages in what is needed
 
     def after_iteration(self, state) -> None:
+        """Gives memory back where the process holds a twentieth more than an iteration needs."""
         if not allocator.is_kept():
             return
         held = memory.held_bytes(torch.device("cpu"))

@@ -128,7 +128,8 @@ def build(
     or momentum, set in every iteration of a schedule that doesn't cycle it (None leaves it alone).
     Raises RecipeError.
     """
-    assert total_iterations > 0 and iterations_per_epoch > 0
+    assert total_iterations > 0
+    assert iterations_per_epoch > 0
     shape, keys, common = _read(node)
     # One cycle also moves the momentum, against the learning rate.
     if shape is one_cycle:

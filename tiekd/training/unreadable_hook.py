@@ -27,6 +27,11 @@ class UnreadableSamples(Hook):
         self.told: dict[str, None] = {}
 
     def after_iteration(self, state) -> None:
+        """Logs new samples where a log line is due or the run ends. Collective.
+
+        Raises:
+            DataError: On all ranks, where there are more than `data.max_errors`.
+        """
         if state.is_due(self.log.interval) or state.ends:
             self._tell()
 
@@ -47,7 +52,9 @@ class UnreadableSamples(Hook):
             )
 
     def state_dict(self) -> dict:
+        """Returns the messages that are in the log, of all ranks."""
         return {"told": list(self.told)}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Restores them, so that none is logged or counted twice."""
         self.told = dict.fromkeys(state_dict["told"])

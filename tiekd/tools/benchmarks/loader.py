@@ -91,7 +91,7 @@ def _measured(
     # One call handles one frame of one epoch.
     calls = {
         "ours": lambda epoch, index: collate(from_files.__getitems__([(epoch, index)])),
-        "decoding": lambda epoch, index: decode(frames, index),
+        "decoding": lambda _, index: decode(frames, index),
         "cached": lambda epoch, index: collate(from_cache.__getitems__([(epoch, index)])),
         "plain": plain,
     }

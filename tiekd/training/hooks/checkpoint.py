@@ -60,6 +60,11 @@ class Checkpoint(Hook):
         self.keep_last, self.keep_every, self.on_error = keep_last, keep_every, on_error
 
     def after_iteration(self, state) -> None:
+        """Saves where it is due or the run ends, then prunes. Collective.
+
+        Raises:
+            CheckpointError: The disk didn't take it, and the run ends here or `on_error` says stop.
+        """
         if not state.is_due(self.interval, self.by) and not state.ends:
             return
         folder = state.work_dir / checkpoints.FOLDER

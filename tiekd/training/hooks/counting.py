@@ -32,6 +32,11 @@ class PixelsCount(Hook):
         self._seen, self._done = 0, False
 
     def after_iteration(self, state) -> None:
+        """Compares the losses with 0 on the device, and looks at the outcome when it is due.
+
+        Raises:
+            DataError: On all ranks, where every loss so far was 0.
+        """
         if self._done:
             return
         # A comparison on the device, which nobody waits for.

@@ -65,6 +65,11 @@ class Guard(Hook):
         )  # of the newest iterations, those that were bad without a break
 
     def after_iteration(self, state) -> None:
+        """Keeps the iteration's facts, and judges all that are kept when a line is logged.
+
+        Raises:
+            DivergedError: On all ranks, after `max_in_a_row` bad iterations in a row.
+        """
         facts = (
             state.step_skipped,
             state.searches_loss_scale,
@@ -77,9 +82,11 @@ class Guard(Hook):
             self._look(state)
 
     def state_dict(self) -> dict:
+        """Returns the number of bad iterations in a row so far, and the first one of them."""
         return {"in_a_row": self._in_a_row, "first_bad": self._first_bad}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Restores them, so that bad iterations in a row are counted across a resume."""
         self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
 
     def _look(self, state) -> None:

@@ -46,6 +46,7 @@ class Preemption(Hook):
         self._group = None
 
     def before_train(self, state) -> None:
+        """Takes over the signals, and begins to watch the launcher. Collective."""
         # A group of its own: the question must not wait behind the device's collectives.
         if comm.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
@@ -66,6 +67,7 @@ class Preemption(Hook):
         launcher_watch.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
+        """Reads the ranks' answers of the iteration before, and asks again. Collective."""
         self._iterations += 1
         if asked := self._answer():
             state.stop_reason = self._reason or "another rank was asked to stop"
@@ -81,6 +83,7 @@ class Preemption(Hook):
         self._question = work, asked
 
     def after_train(self, state) -> None:
+        """Gives the signals back; a lost launcher ends the process at once again."""
         self._answer()
         launcher_watch.when_lost(launcher_watch.end_process)
         for number, handler in self._before.items():

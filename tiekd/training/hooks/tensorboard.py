@@ -79,6 +79,12 @@ class TensorBoard(Hook):
         self._last_iteration = 0
 
     def before_train(self, state) -> None:
+        """Opens the files and writes the texts, on rank 0.
+
+        Raises:
+            RecipeError: There is no text log to take the means from.
+            LaunchError: tensorboard isn't installed.
+        """
         if self.text_log is None:
             self.text_log = next((hook for hook in state.hooks if isinstance(hook, TextLog)), None)
         if self.text_log is None:
@@ -98,6 +104,7 @@ class TensorBoard(Hook):
                 self._write_text(name, Path(state.work_dir) / file, state.iteration)
 
     def after_iteration(self, state) -> None:
+        """Writes the text log's newest means, and images where they are due, on rank 0."""
         if self._writer is None or not self._has_room():
             return
         if self.text_log.last_iteration == state.iteration >= self._last_iteration + self.interval:
@@ -107,14 +114,17 @@ class TensorBoard(Hook):
             self._write_pictures(state)
 
     def after_train(self, state) -> None:
+        """Closes the files."""
         if self._writer is not None and self._has_room():
             self._writer.close()
         self._writer = None
 
     def state_dict(self) -> dict:
+        """Returns the iteration of the newest scalars, from which `interval` counts."""
         return {"last_iteration": self._last_iteration}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Restores that iteration."""
         self._last_iteration = state_dict["last_iteration"]
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:

@@ -113,6 +113,7 @@ class TextLog(Hook):
             self._logger.info(text)
 
     def before_train(self, state) -> None:
+        """Settles what the arguments left open, and writes the lines that begin a log."""
         self.open(state.work_dir, state.timestamp)
         if self.by_epoch is None:
             self.by_epoch = state.by_epoch
@@ -130,6 +131,7 @@ class TextLog(Hook):
             self._write_start(state)
 
     def after_iteration(self, state) -> None:
+        """Adds the iteration to the window; writes a line where the window is full. Collective."""
         values = {log_name(name): loss for name, loss in state.losses.items()}
         values["grad_norm"] = state.grad_norm
         self._window.add(values, state.time_s, state.data_time_s)
@@ -140,6 +142,7 @@ class TextLog(Hook):
             self._window = Window()
 
     def after_train(self, state) -> None:
+        """Closes the files, so that another run of this process writes its own."""
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             handler.close()
@@ -159,6 +162,10 @@ class TextLog(Hook):
         self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:
+        """Returns the window, what estimates the time left, and the files' sizes. Collective.
+
+        It holds this rank's window and the mean of all, for a resume with other ranks.
+        """
         return {
             "logged_time_s": self._logged_time_s,
             "start_iteration": self._start_iteration,
@@ -171,6 +178,7 @@ class TextLog(Hook):
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Restores them, so that lines and estimates continue as if the run had not stopped."""
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
         # A rank's own sums go on bit for bit; with another number of ranks each takes the mean of
