@@ -1,5 +1,7 @@
-"""Lets Triton interpret where there is no GPU; prints, after the tests, how many of the golden cases of each group were
-held: those whose tests ran and passed."""
+"""Runs Triton's interpreter where there is no GPU, and counts the golden cases that were held.
+
+The count of each group is printed after the tests: its cases whose tests ran and passed.
+"""
 
 import os
 import re

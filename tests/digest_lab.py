@@ -5,6 +5,7 @@ A digest is the first 16 hexadecimal digits of a SHA-256. Tensors count with nam
 bits; images with their pixels; text without times, memory and the places of files.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -82,10 +83,8 @@ class Lab:
         except subprocess.TimeoutExpired:
             raise CaseFailed(f"bin/{program} took more than {TIMEOUT_S:.0f} s") from None
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
         if process.returncode not in ends_with:
             told = "\n".join(stderr.splitlines()[-25:])
@@ -186,8 +185,10 @@ def without_places(text: str, places: Mapping[Path, str]) -> str:
 
 
 def without_sizes(text: str) -> str:
-    """The text with `#` for every number of seconds or bytes, without progress and warnings of
-    libraries."""
+    """Returns the text with `#` for every number of seconds or bytes.
+
+    Progress lines and warnings of libraries are left out.
+    """
     return _SIZES_AND_DURATIONS.sub(r"# \1", _OF_THE_MOMENT.sub("", text))
 
 

@@ -114,7 +114,7 @@ def recipes() -> dict[str, dict]:
         log={"interval": 1, "by_epoch": True},
     )
     killing = {"name": "killing.after", "iteration": KILLED_AFTER, "marker": "killed"}
-    made = {
+    return {
         "teacher": _student(TEACHER, {"silog": {"weight": 1.0}}, teacher=None),
         "plain": plain,
         "killed": plain | {"hooks": [killing]},
@@ -229,7 +229,6 @@ def recipes() -> dict[str, dict]:
             data=SCENES_DATA | {"augment": {"crop": [64, 96], "sizes": "bucket"}},
         ),
     }
-    return made
 
 
 KILLING = '''"""A hook from outside the project that kills a run, once, after an iteration."""

@@ -1,7 +1,8 @@
 """Draws tiekd/architecture.svg: `python tests/draw_architecture.py`.
 
 The packages come from the list in tiekd/README.md, so the picture has what the text has. The two
-paths are written here. Equal texts give equal bytes, which tests/unit/test_architecture.py compares.
+paths are written here. Equal texts give equal bytes, which tests/unit/test_architecture.py
+compares.
 """
 
 import re

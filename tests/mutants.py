@@ -1,10 +1,13 @@
-"""Proves that the tests notice wrong code: plants the mutants of mutants_table.py until a test fails.
+"""Proves that the tests notice wrong code.
 
-    python tests/mutants.py [NAME ...] [--list]
+Plants the mutants of mutants_table.py one at a time, and runs a mutant's tests until one fails.
 
-First the unchanged copy must pass the tests that mutants are tried with. Then a line a mutant: the test that killed it,
-or SURVIVED where the rest of the fast tests passed too (which takes as long as bin/test). Exit code 0: all are killed,
-or all but one. Everything is in one temporary folder, which goes with the script, however it ends.
+python tests/mutants.py [NAME ...] [--list]
+
+First the unchanged copy must pass the tests that mutants are tried with. Then a line a mutant: the
+test that killed it, or SURVIVED where the rest of the fast tests passed too (which takes as long as
+bin/test). Exit code 0: all are killed, or all but one. Everything is in one temporary folder, which
+goes with the script, however it ends.
 """
 
 import argparse
@@ -35,7 +38,8 @@ COPIED = (
 COPIED += ("README.md", "CONTRIBUTING.md")
 NAMED_TIMEOUT_S, REST_TIMEOUT_S = 600.0, 3600.0
 NOT_THE_COPY = 99
-# The tests' own process says which tiekd it has; others that they start find it by PYTHONPATH, or beside their program.
+# The tests' own process says which tiekd it has. Processes that they start find it by PYTHONPATH,
+# or beside their program.
 RUNNER = f"""
 import sys
 import tiekd
@@ -133,7 +137,8 @@ def find_killer(mutant: Mutant, copy: Path) -> str | None:
         if code is None:
             return f"a hang of {timeout_s:.0f} s in {' '.join(tests)}"
         failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.M)
-        # 1: a test failed, 2: one could not be collected. A slip that isn't Python any more proves nothing.
+        # 1: a test failed, 2: one could not be collected. A mutant that isn't Python any more
+        # proves nothing.
         if code not in (1, 2) or not failed or "SyntaxError" in output:
             sys.exit(f"{mutant.name}: the tests did not run (exit code {code}):\n{output[-3000:]}")
         return failed[1]
@@ -141,7 +146,10 @@ def find_killer(mutant: Mutant, copy: Path) -> str | None:
 
 
 def run_tests(copy: Path, tests: list[str], timeout_s: float) -> tuple[int | None, str]:
-    """pytest's exit code, None where it had to be ended, and what it said; nothing that it started outlives this."""
+    """Returns pytest's exit code, None where it had to be ended, and its output.
+
+    No process that it started outlives this call.
+    """
     scratch = copy.parent / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -174,7 +182,10 @@ def run_tests(copy: Path, tests: list[str], timeout_s: float) -> tuple[int | Non
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ends a session of processes: kindly at first, since end-to-end tests must end programs that they started."""
+    """Ends a session of processes, with SIGTERM first.
+
+    System tests must have time to end the programs that they started.
+    """
     for number, wait_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(process.pid, number)

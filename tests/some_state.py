@@ -6,7 +6,7 @@ from tiekd.training.state import TrainState
 
 
 class SomeState(SimpleNamespace):
-    """Has the values that it is given, and what a TrainState says by them of when something is due."""
+    """A state with the given values, and TrainState's rule for when something is due."""
 
     stop_reason = None
     is_due, period = TrainState.is_due, TrainState.period

@@ -1,8 +1,9 @@
 """The commands that the documents tell a user to type, and the files that they tell him to write.
 
-A command is a line of a ```bash block, a span of `code` that begins with a program and has arguments, and, in a table
-of what "you type", a cell that begins with an option: those belong behind `bin/train.py RECIPE`. A block of code whose
-first line is a comment with a path is that file.
+A command is a line of a ```bash block, a span of `code` that begins with a program and has
+arguments, and, in a table of what "you type", a cell that begins with an option: those belong
+behind `bin/train.py RECIPE`. A block of code whose first line is a comment with a path is that
+file.
 """
 
 import re
@@ -31,7 +32,10 @@ OPTIONS_FOR = "bin/train.py RECIPE "
 
 
 class Block(NamedTuple):
-    """A block of code that is no command. file: where its first line says that it belongs, None where it doesn't."""
+    """A block of code that is no command.
+
+    file: the path in its first line, where it belongs; None where there is none.
+    """
 
     language: str
     text: str
@@ -69,7 +73,10 @@ def outside_blocks(text: str) -> list[str]:
 
 
 def of_prose(text: str) -> list[str]:
-    """Of paragraphs and tables. In a table of what was "then" typed elsewhere, the first column is not ours."""
+    """Of paragraphs and tables.
+
+    In a table of what was "then" typed elsewhere, the first column is not ours.
+    """
     found, head = [], []
     for part in re.split(r"(^\|.*$)", text, flags=re.M):
         is_row = part.startswith("|")

@@ -1,9 +1,11 @@
-"""Calls bin/train.py's main for one list of arguments after another and looks at what it saved: `python each.py JOBS`.
+"""Calls bin/train.py's main for one list of arguments after another: `python each.py JOBS`.
 
-A job is {name, arguments, work_dir}. Work dirs of large networks would fill a disk, so each one goes when it has been
-looked at. Prints one JSON line a job: name, code, stderr, stdout, and, where it was no dry run, from the work dir the
-last training row of the log, what is wrong with the checkpoint (null: nothing), and the tensors of the student's
-weights.
+Then looks at what each run saved.
+
+A job is {name, arguments, work_dir}. Work dirs of large networks would fill a disk, so each one
+goes when it has been looked at. Prints one JSON line a job: name, code, stderr, stdout, and, where
+it was no dry run, from the work dir the last training row of the log, what is wrong with the
+checkpoint (null: nothing), and the tensors of the student's weights.
 """
 
 import json

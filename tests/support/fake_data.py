@@ -29,7 +29,10 @@ def make(
     width: int = 30,
     without: tuple[int, ...] = (),
 ) -> Path:
-    """Frames 0.. with picture level 10 * index and a depth of index + 1 metres but for row 0, in both split files.
+    """Writes `num_frames` frames and both split files.
+
+    Frame `index` has grey level 10 * index and a depth of index + 1 metres, but for row 0, which
+    has none.
 
     without: frames whose line says None.
     """

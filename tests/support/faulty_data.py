@@ -10,7 +10,8 @@ from support.fake_data import depth_name, image_name, write_png
 
 TRAIN, VAL = (*range(15), 17, 18, 24, 0), (20, 21, 22, 23)  # frame 0 stands in two lines
 
-# What bin/check_data.py must find and nothing else: (split, kind, frame); 18 is two frames from 20, 24 one from 23.
+# What bin/check_data.py must find and nothing else: (split, kind, frame); 18 is two frames from 20,
+# 24 one from 23.
 PLANTED = {
     ("train", "missing", 1),
     ("train", "unreadable", 2),

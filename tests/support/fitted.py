@@ -1,6 +1,9 @@
-"""Networks whose depth spans more than 10 times on real pictures after a minute or less, fitted to a ramp from near
-(bottom row) to far (top row). A head alone on a random body won't do: its features lose a digit or two to rounding,
-which the head makes larger, so that two libraries differ by millimetres."""
+"""Networks whose depth spans a factor of 10 on real images after a minute of fitting or less.
+
+They are fitted to a ramp from near (bottom row) to far (top row). A head alone on a random body
+won't do: rounding costs its features a digit or two, which the head makes larger, so that two
+libraries differ by millimetres.
+"""
 
 import os
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Weights and inputs by rule, so that the golden numbers in `tests/golden` need none stored.
 
-Every array comes from its tag: numpy's legacy stream seeded with crc32(tag), arithmetic in float64, float32 at the end.
+Every array comes from its tag: numpy's legacy stream seeded with crc32(tag), arithmetic in float64,
+float32 at the end.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""Calls the mains of programs for one list of arguments after another in one process: `python mains.py ARGUMENTS.json`.
+"""Calls programs' mains for lists of arguments in one process: `python mains.py ARGUMENTS.json`.
 
-Importing torch and deepspeed costs five seconds, a mistake none. A list that begins with `bin/...` names its program;
-the others are bin/train.py's. Writes `<ARGUMENTS>.out`: per list the exit code and what went to stderr and stdout,
-tracebacks of unexpected errors included; a call that takes longer than LIMIT_S ends with one.
+Importing torch and deepspeed costs five seconds, a mistake none. A list that begins with `bin/...`
+names its program; the others are bin/train.py's. Writes `<ARGUMENTS>.out`: per list the exit code
+and what went to stderr and stdout, tracebacks of unexpected errors included; a call that takes
+longer than LIMIT_S ends with one.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""What a user can get wrong, by kind: the way (spoiling.py), the error's class, and what its line must hold."""
+"""A user's mistakes, by kind.
+
+Each has the way it is made (spoiling.py), the error's class and what the error's line must hold.
+"""
 
 import shutil
 from collections.abc import Callable

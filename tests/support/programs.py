@@ -35,8 +35,9 @@ READ_AT_START = re.compile("OMP_|ATEN_|ONEDNN_|LD_|MALLOC|PYTHON|TIEKD_ALLOCATOR
 
 REPORTS: list[str] = []  # lines to be printed after all tests
 LOG_LINE = re.compile(
-    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - depth - INFO - Epoch \[\d+\]\[\d+/\d+\]\tlr: [\d.e+-]+, "
-    r"eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, data_time: \d+\.\d{3}, (memory: \d+, )?decode\.loss_\w+: "
+    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - depth - INFO - Epoch \[\d+\]\[\d+/\d+\]\tlr: "
+    r"[\d.e+-]+, eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, data_time: \d+\.\d{3}, "
+    r"(memory: \d+, )?decode\.loss_\w+: "
 )
 LOG_LINE_END = re.compile(r", loss: \d+\.\d{4}, grad_norm: \d+\.\d{4}(, loss_scale: \d+\.\d{4})?$")
 
@@ -109,10 +110,8 @@ class Program:
 
     def kill(self) -> None:
         """SIGKILL to all of the group that is left."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.communicate()
 
     def processes(self) -> list[psutil.Process]:
@@ -177,7 +176,10 @@ def finish(command: list, timeout_s: float = TIMEOUT_S, **options) -> Result:
 
 
 def many(jobs: list[dict], folder: Path, ranks: int) -> None:
-    """Runs jobs (see many.py) one after another in one set of ranks. Work dirs lie in `folder` by the job's name."""
+    """Runs jobs (see many.py) one after another in one set of ranks.
+
+    Work dirs lie in `folder` by the job's name.
+    """
     for job in jobs:
         job["recipe"]["work_dir"] = str(folder / job["name"])
     listing = folder / f"jobs_{ranks}.json"
@@ -206,7 +208,10 @@ def free_port() -> int:
 
 
 def recorded(work_dir: Path) -> list[dict]:
-    """What the recorder wrote: one dict an iteration, losses as they were in fp32; the last word on each iteration."""
+    """Returns what the recorder wrote: one dict an iteration, losses unrounded in fp32.
+
+    Where an iteration was recorded twice, the later row counts.
+    """
     lines = (work_dir / "recorded.jsonl").read_text().splitlines()
     by_iteration = {row["iteration"]: row for row in map(json.loads, lines)}
     return [by_iteration[i] for i in sorted(by_iteration)]

@@ -1,10 +1,12 @@
-"""Somebody who follows the READMEs: types their commands, as they are written, in a small checkout (small_checkout.py).
+"""A reader of the documents, who types their commands as written in a small checkout.
 
-What is done with a command before it runs:
-- what RECIPE and the like stand for is put in (STANDS_FOR);
+small_checkout.py makes it. Before a command runs it is changed where it has to be:
+
+- RECIPE and other placeholders are filled in (STANDS_FOR);
 - a second training of a recipe gets a work dir of its own, since one that holds a run is refused;
-- `deepspeed --num_gpus 2 PROGRAM` becomes two processes of PROGRAM (warm.py), unless it is to be launched;
-- what would take long on a CPU is told to do less, and a run that is finished to go on (TOLD).
+- `deepspeed --num_gpus 2 PROGRAM` becomes two processes of PROGRAM (warm.py), unless it is to be
+  launched;
+- what would take long on a CPU is told to do less, and a finished run to train on (TOLD).
 """
 
 import contextlib
@@ -26,14 +28,16 @@ STANDS_FOR = {
     "iter_N": "iter_4",
     "CHECKPOINT": f"work_dirs/{STUDENT}/best_abs_rel.pth",
 }
-# What a reader has besides the files that small_checkout makes: a second run, and files with published names.
+# What a reader has besides the files that small_checkout makes: a second run, and files with
+# published names.
 PREPARING = [
     "cp -r work_dirs/NAME work_dirs/OTHER",
     "cp work_dirs/NAME/*.log.json LOG.json",
     "cp work_dirs/NAME/best_abs_rel.pth ENCODER.pth",
-    "bin/import_weights.py work_dirs/NAME/best_abs_rel.pth RECIPE --out PUBLISHED.pth --to-published",
-    "bin/import_weights.py work_dirs/bts_r50_kitti/best_abs_rel.pth TEACHER_RECIPE --out PUBLISHED_TEACHER.pth"
-    " --to-published",
+    "bin/import_weights.py work_dirs/NAME/best_abs_rel.pth RECIPE --out PUBLISHED.pth "
+    "--to-published",
+    "bin/import_weights.py work_dirs/bts_r50_kitti/best_abs_rel.pth TEACHER_RECIPE --out "
+    "PUBLISHED_TEACHER.pth --to-published",
 ]
 TOLD = {
     "bin/benchmark.py head": "--height 16 --width 32 --channels 8 --bins 33 --rounds 1",
@@ -57,8 +61,10 @@ LIMIT_S = 600
 
 
 class Reader:
-    """A small checkout with the files that the READMEs tell one to write, and a server that runs
-    its programs, to be closed (warm.py)."""
+    """Makes a small checkout with the files that the READMEs have one write.
+
+    A server runs its programs (warm.py); it is to be closed.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.typed = small_checkout.make(folder), 0
@@ -109,7 +115,10 @@ def filled_in(text: str) -> str:
 
 
 def twin(command: str) -> tuple[int, list[str]]:
-    """How many processes of which program with which arguments a command means; no words for what isn't ours."""
+    """Returns the processes that a command means: how many, which program, and its arguments.
+
+    No words for a command that isn't ours.
+    """
     words, ranks = shlex.split(re.sub(r"^(\w+=\S+ )+", "", command)), 1
     if words[0] == "deepspeed":
         start = next(i for i, word in enumerate(words) if word.startswith("bin/"))

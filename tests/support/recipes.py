@@ -1,4 +1,4 @@
-"""A tiny recipe: scenes of 64x128 pixels, networks of some ten thousand parameters, crops of 32x64."""
+"""A tiny recipe: scenes of 64x128, networks of some ten thousand parameters, crops of 32x64."""
 
 import json
 from pathlib import Path
@@ -27,9 +27,12 @@ RECORDER = {"name": "support.parts.recorder"}
 
 
 def recipe(ground: Path, **train) -> dict:
-    """A student that learns from the teacher of `ground` (see conftest) and from ground truth; 20 iterations of 4.
+    """A student that learns from the teacher of `ground` (see conftest) and from ground truth.
 
-    With Adam's usual eps the rounding noise of all but zero gradients becomes whole steps; 1e-4 keeps runs comparable.
+    It trains for 20 iterations of 4.
+
+    With Adam's usual eps the rounding noise of all but zero gradients becomes whole steps; 1e-4
+    keeps runs comparable.
     """
     options = {
         "batch_size": 4,

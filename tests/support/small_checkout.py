@@ -1,8 +1,11 @@
-"""A copy of the checkout as somebody has it who follows the README, but small: nothing in it takes longer than seconds.
+"""A small copy of the checkout, as somebody has it who follows the README.
 
-The programs are unaltered, and so are the recipes; what recipes are made of in model_configs/_base_ is overwritten with
-networks of some ten thousand parameters, crops of 32x64 pixels and two epochs of two iterations. data/ holds a KITTI
-folder of 8 frames and a folder of own pictures; the files that the README's placeholders stand for are there, too.
+Nothing in it takes longer than seconds.
+
+The programs are unaltered, and so are the recipes; what recipes are made of in model_configs/_base_
+is overwritten with networks of some ten thousand parameters, crops of 32x64 pixels and two epochs
+of two iterations. data/ holds a KITTI folder of 8 frames and a folder of own pictures; the files
+that the README's placeholders stand for are there, too.
 """
 
 import shutil
@@ -18,7 +21,16 @@ from tiekd.models.build import build_network
 from tiekd.workdir.weights_file import write_weights
 
 FRAMES, HELD_OUT, HEIGHT, WIDTH = 8, 2, 56, 104
-_COPIED = "README.md setup.py pyproject.toml bin ds_configs model_configs tests tiekd".split()
+_COPIED = [
+    "README.md",
+    "setup.py",
+    "pyproject.toml",
+    "bin",
+    "ds_configs",
+    "model_configs",
+    "tests",
+    "tiekd",
+]
 _AUGMENT = {"rotate_p": 0.5, "rotate_deg": 2.5, "flip_p": 0.5, "crop": [32, 64]}
 _EVALUATION = {"interval": 1, "by": "epoch", "flip": True, "save_best": "abs_rel"}
 _SIGMOID = recipes.STUDENT | {"head": {"name": "sigmoid"}}

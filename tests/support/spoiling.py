@@ -1,7 +1,10 @@
-"""Ways to get a good run's recipe, engine config, files and command line wrong; mistakes.py has what they lead to.
+"""Ways to spoil a good run's recipe, engine config, files and command line.
 
-A mistake is made in a place of its own, with `data/`, `teacher.pth` and a good recipe. It changes the recipe or the
-files, and may return other words for the command line, where `{}` stands for the place.
+mistakes.py has what they lead to.
+
+A mistake is made in a place of its own, with `data/`, `teacher.pth` and a good recipe. It changes
+the recipe or the files, and may return other words for the command line, where `{}` stands for the
+place.
 """
 
 import json
@@ -51,7 +54,7 @@ def good(place: Path) -> dict:
 
 
 def in_recipe(key: str, value):
-    def make(place, recipe):
+    def make(_place, recipe):
         *parents, last = key.split(".")
         node = recipe
         for parent in parents:
@@ -62,7 +65,7 @@ def in_recipe(key: str, value):
 
 
 def without(key: str):
-    def make(place, recipe):
+    def make(_place, recipe):
         section, _, name = key.partition(".")
         del recipe[section][name]
 
@@ -70,7 +73,7 @@ def without(key: str):
 
 
 def recipe_text(text: str):
-    def make(place, recipe):
+    def make(place, _recipe):
         (place / "own.yaml").write_text(text)
         return ["{}/own.yaml", "--work-dir", "{}/work"]
 
@@ -84,14 +87,14 @@ def in_json(**values):
 
 
 def json_text(text: str):
-    def make(place, recipe):
+    def make(place, _recipe):
         (place / "engine.json").write_text(text)
 
     return make
 
 
 def file(name: str, change: Callable[[Path], None]):
-    def make(place, recipe):
+    def make(place, _recipe):
         change(place / name)
 
     return make
@@ -148,7 +151,7 @@ def weights(change: Callable[[dict], dict | None]):
 
 
 def start_from(save: Callable[[Path], None]):
-    def make(place, recipe):
+    def make(place, _recipe):
         save(place / "start.pth")
         return ["{}/recipe.yaml", "--work-dir", "{}/work", "--load-from", "{}/start.pth"]
 

@@ -7,7 +7,7 @@ from tiekd.data import image_io
 
 
 def hold(monkeypatch, path: Path) -> None:
-    """From now on, reading the file waits for an hour, here and in the processes that are forked from this one."""
+    """Makes every read of the file wait for an hour, here and in processes forked from this one."""
     read = image_io._decode
 
     def stuck(asked: Path, kind: str):

@@ -1,7 +1,8 @@
 """SIGKILLs a run at seeded random moments, resumes it after each, and counts what came of it.
 
-Moments: in a step, inside a save (while its unfinished folder is there) and in an evaluation (while validation frames
-are read). Victims: one rank, the launcher, or everything. It looks at the work dir and at processes from outside.
+Moments: in a step, inside a save (while its unfinished folder is there) and in an evaluation (while
+validation frames are read). Victims: one rank, the launcher, or everything. It looks at the work
+dir and at processes from outside.
 """
 
 import contextlib
@@ -45,7 +46,10 @@ def engine_config(stage: int) -> dict:
 
 
 class Torture:
-    """One run in `folder/<name>`, from a recipe and an engine config in `folder`, started by the two commands."""
+    """A run in `folder/<name>`, from a recipe and an engine config in `folder`.
+
+    It is started and resumed by the two commands.
+    """
 
     def __init__(self, work_dir: Path, recipe_path: Path, engine_path: Path, mark: Path, seed: int):
         self.work_dir, self.recipe_path, self.engine_path, self.mark = (
@@ -71,7 +75,7 @@ class Torture:
         ]
 
     def strike(self, moment: str, victim: str) -> None:
-        """Starts or resumes the run and kills; does nothing where the run ends before the moment came."""
+        """Starts or resumes the run and kills at the moment, if the run gets there."""
         with programs.Program(self.command()) as program:
             if not self._came(moment, program):
                 return
@@ -130,15 +134,16 @@ class Torture:
         """The inodes of the unfinished saves: one of an earlier kill may still lie there."""
         found = set()
         for path in (self.work_dir / "checkpoints").glob(".iter_*.partial"):
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 found.add(path.stat().st_ino)
-            except FileNotFoundError:
-                pass
         return found
 
 
 def mismatches(work_dir: Path, unbroken: Path) -> list[str]:
-    """Where a run differs from the unbroken one: every recorded loss, replayed ones included, the log, the weights."""
+    """Returns where a run differs from the unbroken one.
+
+    Compared are every recorded loss (replayed ones included), the log and the weights.
+    """
     found = []
     expected = {row["iteration"]: row for row in programs.recorded(unbroken)}
     seen = set()

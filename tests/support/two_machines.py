@@ -1,9 +1,12 @@
-"""Two machines on this one: namespaces of their own for network, processes, host name and mounts, joined by one cable.
+"""Two machines on this one, joined by one cable.
 
-Each has a network interface that leads nowhere but to the other machine, its own process numbers, /etc/hosts, /run and
-ssh configuration, and sees this machine's files. Its first process reads from a pipe that the test holds; when that
-process ends, for whatever reason, the kernel ends all others of the machine and takes the interface away.
-Left out: disks of their own (see `hide`), and users but root.
+They are namespaces of their own for network, processes, host name and mounts.
+
+Each has a network interface that leads nowhere but to the other machine, its own process numbers,
+/etc/hosts, /run and ssh configuration, and sees this machine's files. Its first process reads from
+a pipe that the test holds; when that process ends, for whatever reason, the kernel ends all others
+of the machine and takes the interface away. Left out: disks of their own (see `hide`), and users
+but root.
 """
 
 import os
@@ -35,7 +38,8 @@ class Machine:
         assert self._unshare.stdout.readline() == b"up\n", f"{name} did not start"
         (self._first,) = psutil.Process(self._unshare.pid).children()
         self.process_id = self._first.pid
-        # Its interface stays while this is open: else the other machine would lose its end of the cable too.
+        # Its interface stays while this is open: else the other machine would lose its end of the
+        # cable too.
         self._network = os.open(f"/proc/{self.process_id}/ns/net", os.O_RDONLY)
 
     def __enter__(self) -> "Machine":
@@ -67,7 +71,10 @@ class Machine:
         self.run("ip", "link", "set", "eth0", "down")
 
     def processes(self) -> dict[psutil.Process, str]:
-        """Whatever runs there, with its command, but its first process and the sshd that listens."""
+        """Returns the processes there, with their commands.
+
+        Left out are the first process and the sshd that listens.
+        """
         found = {
             p: c for p, c in _of_namespace(self.process_id).items() if p.pid != self.process_id
         }
@@ -87,7 +94,8 @@ class Machine:
 def pair(folder: Path, ssh: bool) -> tuple[Machine, Machine]:
     """Two machines that know each other by name; with `ssh`, root of each may log in to the other.
 
-    folder: made, for keys and configuration; the caller ends the machines. Skips the test where they can't be made.
+    folder: made, for keys and configuration; the caller ends the machines. Skips the test where
+    they can't be made.
     """
     _skip_without(*(["ssh", "ssh-keygen", "sshd", "pdsh"] if ssh else []))
     folder.mkdir()
@@ -150,7 +158,10 @@ def write_hostfile(path: Path, *names: str) -> Path:
 
 
 def _write_ssh(folder: Path) -> None:
-    """Keys, and how a user would have set up ssh: each node may enter the others, and a silent one counts as gone."""
+    """Writes keys and ssh's settings as a user would set them up.
+
+    Each node may enter the others, and a silent one counts as gone.
+    """
     for name in ("host_key", "user_key"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
@@ -159,17 +170,20 @@ def _write_ssh(folder: Path) -> None:
         f"{','.join(NAMES)} {(folder / 'host_key.pub').read_text()}"
     )
     (folder / "ssh_config").write_text(
-        f"IdentityFile {folder}/user_key\nUserKnownHostsFile {folder}/known_hosts\nIdentitiesOnly yes\n"
-        "ServerAliveInterval 5\nServerAliveCountMax 3\n"
+        f"IdentityFile {folder}/user_key\nUserKnownHostsFile {folder}/known_hosts\n"
+        "IdentitiesOnly yes\nServerAliveInterval 5\nServerAliveCountMax 3\n"
     )
     (folder / "sshd_config").write_text(
-        f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/user_key.pub\nStrictModes no\nPidFile none\n"
-        "PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\n"
+        f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/user_key.pub\nStrictModes no\n"
+        "PidFile none\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\n"
     )
 
 
 def _of_namespace(first: int) -> dict[psutil.Process, str]:
-    """The processes that share a process namespace with `first`, seen from outside, with their commands."""
+    """Returns the processes in the process namespace of `first`, with their commands.
+
+    They are seen from outside.
+    """
     namespace, found = os.readlink(f"/proc/{first}/ns/pid"), {}
     for process in psutil.process_iter():
         try:

@@ -12,11 +12,15 @@ import torch.multiprocessing as mp
 
 
 def run(work: Callable, folder: Path, *arguments, world_size: int = 2) -> list:
-    """What `work(rank, *arguments)` returns on every rank. `work` must be a module's own function."""
+    """What `work(rank, *arguments)` returns on every rank.
+
+    `work` must be a module's own function.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # A fork server imports torch once; spawned processes would do it each, and a fork would inherit our threads.
+    # A fork server imports torch once; spawned processes would do it each, and a fork would inherit
+    # our threads.
     multiprocessing.set_forkserver_preload(["tiekd.evaluation.evaluate", "pytest"])
     arguments = (world_size, port, str(folder), work, arguments)
     mp.start_processes(_rank, arguments, nprocs=world_size, start_method="forkserver")

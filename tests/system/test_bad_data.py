@@ -1,4 +1,7 @@
-"""Bad data in real programs: bin/check_data.py finds all of it, and training goes on over it when asked to."""
+"""Bad data in real programs.
+
+bin/check_data.py finds all of it, and training continues over it when asked to.
+"""
 
 import json
 import os
@@ -47,8 +50,8 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path):
     result = programs.finish([sys.executable, *check], cwd=tmp_path)
     assert result.code == 2
     assert result.our_lines() == [
-        "LaunchError: --out work_dirs/check_faulty: holds report.json already, which is not overwritten; give another "
-        "folder"
+        "LaunchError: --out work_dirs/check_faulty: holds report.json already, which is not "
+        "overwritten; give another folder"
     ]
 
 
@@ -78,8 +81,11 @@ def recipe_over_bad_files(ground: Path, folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def skipping(ground, tmp_path_factory) -> Path:
-    """A folder of runs over bad files: `one`, whose last half was trained twice, `two` on two ranks, and `few`, which
-    allows one file only; and `results.json`, how the programs with one rank ended."""
+    """A folder of runs over bad files.
+
+    `one` trained its last half twice, `two` ran on two ranks, and `few` allows one bad file only.
+    `results.json` has how the programs on one rank ended.
+    """
     folder = tmp_path_factory.mktemp("skipping")
     recipe = recipe_over_bad_files(ground, folder / "data")
     path = recipes.write_recipe(folder / "recipe.yaml", recipe)
@@ -129,7 +135,8 @@ def test_what_takes_their_place_depends_on_neither_a_stop_nor_the_ranks(skipping
     ]
     assert [row["iteration"] for row in rows] == [*range(1, 9), *range(5, 9)]
     assert [row["loss"] for row in rows[4:8]] == [row["loss"] for row in rows[8:]], "bit for bit"
-    # Rounding decides here and there what a ReLU lets through; another sample would be seen in the second digit.
+    # Rounding decides here and there what a ReLU lets through; another sample would be seen in the
+    # second digit.
     assert programs.losses(skipping / "one") == pytest.approx(
         programs.losses(skipping / "two"), rel=1e-4
     )
@@ -141,7 +148,8 @@ def test_more_than_are_allowed_end_the_run_with_a_line(skipping):
     assert few.code == 2
     assert "Traceback" not in few.stderr
     assert line.startswith(
-        "DataError: data.max_errors: 2 training samples can't be read, 1 are allowed; look at all with"
+        "DataError: data.max_errors: 2 training samples can't be read, 1 are allowed; "
+        "look at all with"
     )
 
 

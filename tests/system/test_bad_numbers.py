@@ -1,4 +1,7 @@
-"""A picture that is NaN, and a loss that becomes so and stays: skipped, told, shown again, and in the end given up."""
+"""An image that is NaN, and a loss that becomes NaN and stays so.
+
+They are skipped, logged and shown again; in the end the run is given up.
+"""
 
 import json
 import re
@@ -204,7 +207,8 @@ def test_a_run_that_stays_bad_ends_and_goes_on_from_the_checkpoint_it_names(grou
     (line,) = result.our_lines()
     # Bad from iteration 10 on; the line of 12 finds three, that of 15 six.
     assert line.startswith(
-        "DivergedError: 6 iterations in a row, from 10 on, had a loss or gradient that was not finite"
+        "DivergedError: 6 iterations in a row, from 10 on, had a loss or gradient that was not "
+        "finite"
     )
     named = Path(re.search(r"checkpoint is (\S+): ", line)[1])
     # Those of 12 and 14, of weights that had not changed since 9, have pushed out the ones before.

@@ -1,4 +1,7 @@
-"""Decoding all frames once by bin/cache_frames.py: killed and started again, verified, and trained on bit by bit."""
+"""Decoding all frames once by bin/cache_frames.py.
+
+It is killed and started again; the cache is verified, and trained on bit for bit.
+"""
 
 import os
 import sys
@@ -16,7 +19,10 @@ TOTAL = 2 * (NUM_FRAMES + 2)
 
 @pytest.fixture(scope="module")
 def recipe(ground, tmp_path_factory) -> Path:
-    """A student's recipe on scenes of 128x416, so that a frame takes long enough to be killed between two."""
+    """A student's recipe on scenes of 128x416.
+
+    A frame takes long enough for a kill between two.
+    """
     folder = tmp_path_factory.mktemp("frames")
     write_kitti_layout(folder / "scenes", 0, 128, 416, NUM_FRAMES, 2)
     node = recipes.recipe(ground, validate=True)

@@ -1,4 +1,7 @@
-"""Caching a teacher's maps on two ranks, killed half-way and started again: nothing torn, nothing made twice."""
+"""Caching a teacher's maps on two ranks, killed half-way and started again.
+
+No map is torn, and none is made twice.
+"""
 
 import os
 import sys
@@ -15,7 +18,10 @@ NUM_FRAMES = 40
 
 @pytest.fixture(scope="module")
 def recipe(ground, tmp_path_factory) -> Path:
-    """A student's recipe on scenes of 128x416, so that a map takes long enough to be killed between two."""
+    """A student's recipe on scenes of 128x416.
+
+    A map takes long enough for a kill between two.
+    """
     folder = tmp_path_factory.mktemp("cache")
     write_kitti_layout(folder / "scenes", 0, 128, 416, NUM_FRAMES, 2)
     node = recipes.recipe(ground)
@@ -56,7 +62,9 @@ def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(
     for attempt in range(5):  # it may be done before it is killed
         folder = recipe.parent / f"killed_{attempt}"
         with programs.Program(command(recipe, folder), ranks=2) as program:
-            program.wait_until(lambda: len(list(folder.glob("*.png"))) >= NUM_FRAMES // 4)  # noqa: B023
+            program.wait_until(
+                lambda folder=folder: len(list(folder.glob("*.png"))) >= NUM_FRAMES // 4
+            )
             program.kill()
         made = maps(folder)
         if len(made) < NUM_FRAMES:
@@ -69,7 +77,10 @@ def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(
     result = programs.finish(command(recipe, folder), ranks=2)
     assert result.code == 0, result.stderr[-3000:]
     lines = result.stdout.splitlines()
-    expected = f"Maps: {NUM_FRAMES} frames, {len(made)} there already, {NUM_FRAMES - len(made)} to make in {folder}"
+    expected = (
+        f"Maps: {NUM_FRAMES} frames, {len(made)} there already, {NUM_FRAMES - len(made)} to make "
+        f"in {folder}"
+    )
     assert lines.count(expected) == 1, lines
     after = maps(folder)
     assert {name: after[name] for name in made} == made, "what was made is not made again"
@@ -79,7 +90,8 @@ def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(
     assert sorted(os.listdir(folder)) == sorted([*after, "manifest.json"])
 
 
-def test_a_student_learns_from_the_maps_without_the_teacher(recipe, unbroken):
+@pytest.mark.usefixtures("unbroken")
+def test_a_student_learns_from_the_maps_without_the_teacher(recipe):
     train = [
         sys.executable,
         programs.ROOT / "bin" / "train.py",

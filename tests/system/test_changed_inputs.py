@@ -1,5 +1,4 @@
-"""Runs whose pictures change between the start and a resume, and what becomes of their best and
-their log."""
+"""Runs whose images change between the start and a resume: their best figure and their log."""
 
 import json
 import shutil
@@ -51,7 +50,8 @@ def call(folder: Path, *commands: list) -> list[programs.Result]:
 
 
 def refused(result: programs.Result) -> str:
-    assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    assert result.code == 2, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr, result.stderr[-3000:]
     (line,) = result.our_lines()
     return line
 
@@ -80,10 +80,9 @@ def test_a_resume_on_more_pictures_is_refused_and_leaves_the_run_as_it_was(accep
     folder, results = accepted
     assert results["started"].code == 0, results["started"].stderr[-3000:]
     assert refused(results["refused"]) == (
-        f"CheckpointError: {folder / 'run' / 'checkpoints' / 'iter_6'}: not as at the start of the "
-        "run: 10 train frames were added (010.png, 011.png, 012.png and 7 more); put that back, or go "
-        "on with it by "
-        "--accept-changes, which counts the best anew"
+        f"CheckpointError: {folder / 'run' / 'checkpoints' / 'iter_6'}: not as at the start of "
+        "the run: 10 train frames were added (010.png, 011.png, 012.png and 7 more); put that "
+        "back, or go on with it by --accept-changes, which counts the best anew"
     )
     before, after = (programs.files_of(folder / name) for name in ("before", "refused"))
     assert {

@@ -1,4 +1,7 @@
-"""One run on two ranks, one, and two again, at ZeRO stages 1, 0, 3 and 2: the run that never changed."""
+"""One run on two ranks, one, and two again, at ZeRO stages 1, 0, 3 and 2.
+
+It equals the run that never changed.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,10 @@ LEGS = [(5, 2, "fp32_zero1"), (10, 1, "fp32"), (15, 2, "zero3_sharded"), (20, 2,
 
 
 def recipe(ground: Path) -> dict:
-    """Without kinks (see smooth_encoder), so that rounding stays rounding; evaluates where a leg ends."""
+    """A recipe without kinks (see smooth_encoder), so that rounding stays rounding.
+
+    It evaluates where a leg ends.
+    """
     node = recipes.recipe(ground, validate=True)
     node["network"] = {**node["network"], "encoder": {"name": "support.parts.smooth_encoder"}}
     node["schedule"] = {"name": "constant"}

@@ -1,4 +1,7 @@
-"""A run whose student is compiled gives the stored curve, checkpoints that any run goes on from, and evaluations."""
+"""A run whose student is compiled.
+
+It gives the stored curve, checkpoints that any run resumes from, and evaluations.
+"""
 
 import json
 

@@ -1,4 +1,7 @@
-"""Checkpoints that a disk, a copy or somebody damaged: found out, passed over, and never trained on."""
+"""Checkpoints that a disk, a copy or somebody damaged.
+
+They are found, passed over, and never trained on.
+"""
 
 import json
 import random
@@ -92,7 +95,8 @@ def test_a_run_goes_on_from_the_older_one_and_refuses_the_damaged_one_in_a_line(
     outcomes = call(tmp_path, commands)
     expected = programs.losses(trained)
     for seed, refused, resumed in zip(seeds, outcomes[::2], outcomes[1::2], strict=True):
-        assert refused.code == 2 and len(refused.our_lines()) == 1, refused.stderr
+        assert refused.code == 2, refused.stderr
+        assert len(refused.our_lines()) == 1, refused.stderr
         assert "Traceback" not in refused.stderr + resumed.stderr
         assert resumed.code == 0, resumed.stderr[-3000:]
         assert "Passed over iter_" in resumed.stderr
@@ -115,7 +119,7 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-def test_no_file_runs_code(trained, tmp_path, ground):
+def test_no_file_runs_code(trained, tmp_path):
     mark, bomb = tmp_path / "exploded", tmp_path / "bomb.pth"
     torch.save({"state_dict": Bomb(mark)}, bomb)
     torch.load(bomb, weights_only=False)
@@ -146,7 +150,8 @@ def test_no_file_runs_code(trained, tmp_path, ground):
     for result in call(
         tmp_path, [[trained.parent / "recipe.yaml", *command] for command in commands]
     ):
-        assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+        assert result.code == 2, result.stderr[-3000:]
+        assert "Traceback" not in result.stderr, result.stderr[-3000:]
         assert len(result.our_lines()) == 1, result.stderr
         assert not mark.exists()
     imported = programs.finish(
@@ -159,9 +164,9 @@ def test_no_file_runs_code(trained, tmp_path, ground):
             ],
         ]
     )
-    assert (
-        imported.code == 2 and len(imported.our_lines()) == 1 and "Traceback" not in imported.stderr
-    ), imported.stderr
+    assert imported.code == 2, imported.stderr
+    assert len(imported.our_lines()) == 1, imported.stderr
+    assert "Traceback" not in imported.stderr, imported.stderr
     assert not mark.exists()
     assert not (tmp_path / "ours.pth").exists()
 
@@ -174,7 +179,8 @@ def test_a_changed_optimizer_is_refused_in_a_line(trained, tmp_path):
         tmp_path,
         [[recipe, "--work-dir", tmp_path / "run", "--resume-from", "auto", "--set", groups]],
     )
-    assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    assert result.code == 2, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr, result.stderr[-3000:]
     (line,) = result.our_lines()
     assert "not of this recipe's network and optimizer" in line
 

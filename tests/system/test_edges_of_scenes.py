@@ -1,4 +1,7 @@
-"""A student that was trained a little on rendered scenes: its local readout leaves fewer points in mid-air."""
+"""A student that was trained a little on rendered scenes.
+
+Its local readout leaves fewer points in mid-air.
+"""
 
 import pytest
 import torch

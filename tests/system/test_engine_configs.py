@@ -1,7 +1,8 @@
-"""One loss curve for every way of running a step that a CPU can do, and for every way of starting a program.
+"""One loss curve for every way of running a step on a CPU, and of starting a program.
 
-`curve.json` holds the losses of 20 iterations of runs.recipe in one process with ds_configs/fp32.json. It is remade by
-`TIEKD_REMAKE_CURVE=1 python -m pytest tests/system/test_engine_configs.py`, and a change of it needs a reason.
+`curve.json` holds the losses of 20 iterations of runs.recipe in one process with
+ds_configs/fp32.json. It is remade by `TIEKD_REMAKE_CURVE=1 python -m pytest
+tests/system/test_engine_configs.py`, and a change of it needs a reason.
 """
 
 import json
@@ -19,9 +20,11 @@ ON_A_CPU = sorted(
     path.stem for path in programs.DS_CONFIGS.glob("*.json") if not path.stem.startswith("fp16")
 )
 FP16 = sorted(path.stem for path in programs.DS_CONFIGS.glob("fp16*.json"))
-# bf16 weights and activations have 8 bits; the first losses differ by rounding, the later ones by what it led to.
+# bf16 weights and activations have 8 bits; the first losses differ by rounding, the later ones by
+# what it led to.
 TOLERANCE = {"bf16_autocast": 0.02, "bf16_autocast_zero2": 0.02, "bf16_zero2": 0.03}
-SAME_STEPS = 10  # fp32's rounding, too, at length decides whether a ReLU lets through, and is seen from there on
+# In the end fp32's rounding, too, decides what a ReLU lets through, and is seen from there on.
+SAME_STEPS = 10
 # Its decoder's first convolution adds channels and is taken into the second.
 WIDER = {**recipes.STUDENT, "decoder": {**recipes.STUDENT["decoder"], "widths": [8, 24]}}
 WIDER_CONFIGS = ("fp32", "zero3_sharded")
@@ -37,7 +40,10 @@ def fall(losses: list[float]) -> float:
 
 @pytest.fixture(scope="module")
 def results(ground, tmp_path_factory) -> Path:
-    """Runs named <engine config>_<ranks>; fp16 has the check of the CPU accelerator patched away."""
+    """The work dirs of runs named <engine config>_<ranks>.
+
+    For fp16 the check of the CPU accelerator is patched away.
+    """
     folder = tmp_path_factory.mktemp("engine_configs")
     for ranks in (1, 2):
         jobs = [job(name, ground, ranks) for name in ON_A_CPU]
@@ -69,7 +75,10 @@ def wider_job(name: str, ground: Path) -> dict:
 
 
 def fp16_job(name: str, ground: Path, folder: Path, power: int) -> dict:
-    """The stored config with another first scale: 2^19 is sure to overflow a few times, 2^8 not to."""
+    """Writes the stored config with another first scale.
+
+    2^19 is sure to overflow a few times, 2^8 not to.
+    """
     config = json.loads((programs.DS_CONFIGS / f"{name}.json").read_text())
     config["fp16"] |= {"initial_scale_power": power, "hysteresis": 1}
     path = folder / f"{name}_{power}.json"
@@ -145,9 +154,8 @@ def test_every_log_line_has_its_form_and_the_lr_that_was_used(results, name):
     ]
     assert len(lines) == 20
     for line in lines:
-        assert programs.LOG_LINE.match(line) and (
-            programs.LOG_LINE_END.search(line) or name in FP16
-        ), line
+        assert programs.LOG_LINE.match(line), line
+        assert programs.LOG_LINE_END.search(line) or name in FP16, line
         assert (", loss_scale: " in line) == (name in FP16)
     assert programs.LOG_LINE_END.search(lines[-1])
     one_cycle = recipes.recipe(Path())["schedule"]

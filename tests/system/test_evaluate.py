@@ -1,4 +1,7 @@
-"""bin/evaluate.py as people run it: one rank or two, ours and published weights, files and pictures, and refusals."""
+"""bin/evaluate.py as people run it.
+
+On one rank or two, with our weights and published ones, to files and images, and what it refuses.
+"""
 
 import csv
 import json
@@ -22,7 +25,10 @@ EVALUATE = programs.ROOT / "bin" / "evaluate.py"
 
 @pytest.fixture(scope="module")
 def folder(ground, tmp_path_factory) -> Path:
-    """A student's recipe with the best weights in its work dir, and its teacher's recipe with published weights."""
+    """A student's recipe with the best weights in its work dir.
+
+    Beside it is its teacher's recipe with published weights.
+    """
     folder = tmp_path_factory.mktemp("evaluate")
     torch.manual_seed(2)
     student = build_network(recipes.STUDENT)
@@ -95,7 +101,8 @@ def test_the_files_hold_a_row_and_a_picture_of_each_frame(folder, alone):
         assert f"Written: {to / path}" in alone.stdout
 
 
-def test_two_ranks_find_the_same_to_the_last_digit(folder, alone):
+@pytest.mark.usefixtures("alone")
+def test_two_ranks_find_the_same_to_the_last_digit(folder):
     result = programs.finish(arguments(folder, folder / "two"), ranks=2)
     assert result.code == 0, result.stderr[-3000:]
     for name in ("figures.json", "frames.csv"):
@@ -109,7 +116,8 @@ def test_two_ranks_find_the_same_to_the_last_digit(folder, alone):
     assert len(one) == 4
 
 
-def test_options_change_the_protocol_and_the_figures(folder, alone):
+@pytest.mark.usefixtures("alone")
+def test_options_change_the_protocol_and_the_figures(folder):
     out = folder / "other" / "figures.json"
     options = ["--no-flip", "--crop", "garg", "--cap", "40", "--out", out, "--mean-map"]
     big = [folder / "big.yaml", folder / "published.pth"]
@@ -164,8 +172,7 @@ def test_refusals_are_one_line_and_leave_everything_as_it_was(folder):
     ):
         result = programs.Result(**row)
         (line,) = result.our_lines()
-        assert result.code == 2 and words in line and "Traceback" not in result.stderr, (
-            line,
-            words,
-        )
+        assert result.code == 2, (line, words)
+        assert words in line, (line, words)
+        assert "Traceback" not in result.stderr, (line, words)
     assert programs.files_of(folder) == before

@@ -1,7 +1,9 @@
-"""Every recipe, as it is, makes a step and saves: one frame of 128x96, random teachers, tiny KITTI and NYU folders.
+"""Every recipe makes a step and saves as it is.
 
-Before that, a dry run of it. All chosen recipes run in one process, after each other. With the large teachers a recipe
-takes a minute and up to 6 GB of memory.
+One frame of 128x96, random teachers, tiny KITTI and NYU folders.
+
+Before that, a dry run of it. All chosen recipes run in one process, after each other. With the
+large teachers a recipe takes a minute and up to 6 GB of memory.
 """
 
 import json
@@ -82,7 +84,10 @@ def make_maps(folder: Path, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    """data/kitti and data/nyu with every folder of teacher maps that a recipe names; teachers' weights come later."""
+    """Makes data/kitti and data/nyu with every folder of teacher maps that a recipe names.
+
+    Teachers' weights are made later.
+    """
     folder = tmp_path_factory.mktemp("every_recipe")
     fake_data.make(folder / "kitti", 2, HEIGHT, WIDTH)
     make_nyu(folder / "nyu")

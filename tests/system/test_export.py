@@ -1,4 +1,7 @@
-"""bin/export.py from outside: every student family's file, run by a process without this project, on real pictures."""
+"""bin/export.py from outside.
+
+A process without this project runs every student family's file on real images.
+"""
 
 import os
 import sys
@@ -53,11 +56,11 @@ def differences(path: Path, network, sizes) -> None:
             assert wanted.max() > 10 * wanted.min(), "depth spans ten times"
             worst = error.max().item()
             p999 = error.kthvalue(round(0.999 * len(error))).values.item()
-            assert p999 < P999_M and worst < MAX_M, (
-                f"{path.stem} at {size}: p99.9 {p999} m, max {worst} m"
-            )
+            assert p999 < P999_M, f"{path.stem} at {size}: p99.9 {p999} m, max {worst} m"
+            assert worst < MAX_M, f"{path.stem} at {size}: p99.9 {p999} m, max {worst} m"
             programs.REPORTS.append(
-                f"{path.stem} {size}: depth to {wanted.max():.0f} m, p99.9 {p999:.1e}, max {worst:.1e}"
+                f"{path.stem} {size}: depth to {wanted.max():.0f} m, p99.9 {p999:.1e}, "
+                f"max {worst:.1e}"
             )
 
 
@@ -88,9 +91,9 @@ def test_a_recipe_alone_exports_the_best_weights_of_its_work_dir(tmp_path, groun
         (["--overwrite", "--set", "network.head.num_bins=34"], "don't fit"),
     ):
         refused = programs.finish([*command[:5], *options], cwd=tmp_path)
-        assert refused.code == 2 and line in refused.stderr and len(refused.our_lines()) == 1, (
-            refused.stderr
-        )
+        assert refused.code == 2, refused.stderr
+        assert line in refused.stderr, refused.stderr
+        assert len(refused.our_lines()) == 1, refused.stderr
         assert programs.files_of(out.parent) == before
 
 

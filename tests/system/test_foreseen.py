@@ -1,4 +1,7 @@
-"""bin/train.py --dry-run on tiny recipes: tells what a run will need, writes nothing, refuses what a run refuses."""
+"""bin/train.py --dry-run on tiny recipes.
+
+It says what a run will need, writes nothing, and refuses what a run refuses.
+"""
 
 import json
 import re
@@ -14,7 +17,10 @@ FIND = ["--dry-run", "--find-micro-batch"]
 
 @pytest.fixture(scope="module")
 def folder(ground, tmp_path_factory) -> Path:
-    """A run, dry ones in its work dir and elsewhere, and mistakes, all in one process; `results.json` tells of them."""
+    """A run, dry runs in its work dir and elsewhere, and mistakes, all in one process.
+
+    `results.json` has how they ended.
+    """
     folder = tmp_path_factory.mktemp("dry")
     recipe = recipes.recipe(ground, iterations=8, validate=True)
     recipe["evaluation"]["interval"] = 1
@@ -78,7 +84,8 @@ def test_it_tells_what_a_run_needs_and_ends_with_0(folder):
     )
     each = number(
         dry.stdout,
-        r"Time per iteration: ([\d.]+) s \([\d.]+ to [\d.]+\), of which [\d.]+ s waiting for data\n",
+        r"Time per iteration: ([\d.]+) s \([\d.]+ to [\d.]+\), of which [\d.]+ s waiting for "
+        r"data\n",
     )
     evaluation = number(dry.stdout, r"\nEvaluations: 2 of ([\d.]+) s each\n")
     assert number(dry.stdout, r"\nETA: ([\d.]+) s for ") == pytest.approx(
@@ -104,7 +111,10 @@ def test_the_size_of_a_checkpoint_is_that_of_the_runs(folder):
 def test_nothing_is_written_and_a_work_dir_that_has_a_run_is_told_of(folder):
     assert programs.files_of(folder / "run") == json.loads((folder / "files.json").read_text())
     assert not (folder / "elsewhere").exists()
-    told = f"\nA run would be refused here now: {folder / 'run'} already holds a run (iter_8); go on with bin/resume"
+    told = (
+        f"\nA run would be refused here now: {folder / 'run'} already holds a run (iter_8); go on "
+        "with bin/resume"
+    )
     assert told in result(folder, "dry").stdout
     assert "would be refused" not in result(folder, "dry_no_validate").stdout
 
@@ -168,8 +178,12 @@ def test_two_ranks_that_share_and_accumulate_tell_the_same_once(ground, tmp_path
 
 
 @pytest.mark.long
-def test_a_micro_batch_takes_the_memory_that_was_foreseen_for_it(ground, tmp_path):
-    """The copy beside the engine, against the engine itself, of a network whose pictures take most of the memory."""
+@pytest.mark.usefixtures("ground")
+def test_a_micro_batch_takes_the_memory_that_was_foreseen_for_it(tmp_path):
+    """The copy beside the engine is held to the engine itself.
+
+    The network's images take most of the memory.
+    """
     data = {
         "name": "scenes",
         "root": str(tmp_path / "scenes"),

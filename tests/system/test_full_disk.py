@@ -1,4 +1,7 @@
-"""A disk that fills up in a save: nothing earlier is lost, a line says so, training goes on, or ends by option."""
+"""A disk that fills up in a save.
+
+Nothing earlier is lost, a line says so, and training continues, or ends by option.
+"""
 
 import os
 import subprocess
@@ -27,7 +30,10 @@ def small_disk(tmp_path):
 
 
 def train(ground, small_disk: Path, tmp_path: Path, **saving) -> tuple[programs.Result, Path]:
-    """Two ranks, 12 iterations with a save at every third; the disk is filled up but for 300 kB after the second."""
+    """A run of 12 iterations on two ranks, with a save at every third.
+
+    After the second save the disk is filled up but for 300 kB.
+    """
     recipe = recipes.recipe(ground, batch_size=2, iterations=12, validate=True)
     recipe["checkpoint"] = {"interval": 3, "by": "iteration", "keep_last": 4, **saving}
     recipe["evaluation"] |= {"interval": 2, "by": "iteration"}
@@ -52,7 +58,8 @@ def test_training_goes_on_and_the_last_save_says_what_to_do(ground, small_disk, 
     result, work_dir = train(ground, small_disk, tmp_path)
     assert "Traceback" not in result.stderr, result.stderr[-4000:]
     failed = [line for line in result.stderr.splitlines() if "was not saved" in line]
-    assert len(failed) == 2 and "iter_9 was not saved, " in failed[0], failed
+    assert len(failed) == 2, failed
+    assert "iter_9 was not saved, " in failed[0], failed
     assert "No space left" in failed[0] or "could not be written whole" in failed[0]
     assert "training goes on, and the checkpoints from before are as they were" in failed[0]
     (line,) = result.our_lines()

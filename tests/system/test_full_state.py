@@ -1,4 +1,4 @@
-"""Weights and moments out of an engine of one stage, into one of another, on another number of ranks."""
+"""Weights and moments out of an engine of one ZeRO stage, into one of another stage and ranks."""
 
 import os
 
@@ -96,10 +96,14 @@ def second_half(rank: int, world_size: int, given: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory) -> tuple[dict, dict]:
-    """By stage: what two ranks gave after half of the steps; and what one rank and two made of another stage's."""
+    """By stage: what two ranks gave after half of the steps, and what other ranks made of it.
+
+    One rank and two took over another stage's state.
+    """
     given = two_ranks.run(first_half, tmp_path_factory.mktemp("first"))[0]
     order = list(STAGES)
-    # Each stage goes on from the stage before it in the list, so every pair of neighbours is passed.
+    # Each stage goes on from the stage before it in the list, so every pair of neighbours is
+    # passed.
     others = {name: given[order[i - 1]][1:] for i, name in enumerate(order)}
     made = {
         ranks: two_ranks.run(

@@ -1,8 +1,9 @@
 """Seeded nonsense in recipes, engine configs and files: a run trains, or says in a line why not.
 
-A case replaces, deletes or misspells one leaf of a good recipe or engine config, or flips bits of a file. Whatever it
-is, the run ends in bounded time, with code 0 or with code 2 and one line that names the key or the file, and what is
-refused before the start leaves nothing in the work dir. All cases of a kind share one process (mains.py).
+A case replaces, deletes or misspells one leaf of a good recipe or engine config, or flips bits of a
+file. Whatever it is, the run ends in bounded time, with code 0 or with code 2 and one line that
+names the key or the file, and what is refused before the start leaves nothing in the work dir. All
+cases of a kind share one process (mains.py).
 """
 
 import copy
@@ -139,7 +140,7 @@ def spoiled_engine_config(place: Path, pick: random.Random) -> list[str]:
 
 
 def spoiled_file(place: Path, pick: random.Random) -> list[str]:
-    """Flips bits in a file that the first iterations read, cuts it, or lets another one take its place."""
+    """Damages a file that the first iterations read: flips bits, cuts it, or puts another there."""
     recipe = recipes(place)[0]
     recipe["train"] |= {"batch_size": 16}
     tiny_recipes.write_recipe(place / "recipe.yaml", recipe)
@@ -189,12 +190,14 @@ def run_all(ground: Path, folder: Path, make, seeds: range) -> None:
 
 def check(result: programs.Result, place: Path, named: list[str], what: str) -> None:
     said = f"{what}: code {result.code}\n{result.stderr[-2000:]}"
-    assert "Traceback" not in result.stderr + result.stdout and result.code in (0, 2), said
+    assert "Traceback" not in result.stderr + result.stdout, said
+    assert result.code in (0, 2), said
     lines = result.our_lines()
     if result.code == 0:
         assert lines == [], said
         return
-    assert len(lines) == 1 and len(lines[0]) < 2100, said
+    assert len(lines) == 1, said
+    assert len(lines[0]) < 2100, said
     kind = lines[0].partition(":")[0]
     assert (
         kind == "DivergedError" or any(word in lines[0] for word in named) or "memory" in lines[0]

@@ -1,6 +1,9 @@
-"""On a GPU, 200 iterations in half precision follow those in fp32: the loss within 2 %, as a mean over 20 iterations.
+"""200 iterations in half precision on a GPU follow those in fp32.
 
-Single iterations are noisier than that, for rounding grows; and a first loss scale that is too large skips a few steps.
+The loss, as a mean over 20 iterations, is within 2 %.
+
+Single iterations are noisier than that, for rounding grows; and a first loss scale that is too
+large skips a few steps.
 """
 
 import pytest
@@ -67,6 +70,7 @@ def test_half_precision_follows_fp32(folder, name, capsys):
     ratios = [a / b - 1 for a, b in zip(half, full, strict=True)]
     with capsys.disabled():
         print(
-            f"\n{name} against fp32, loss per {WINDOW} iterations: {', '.join(f'{100 * r:+.2f} %' for r in ratios)}"
+            f"\n{name} against fp32, loss per {WINDOW} iterations: "
+            f"{', '.join(f'{100 * r:+.2f} %' for r in ratios)}"
         )
     assert max(map(abs, ratios)) <= HALF[name]

@@ -1,4 +1,7 @@
-"""A rank that hangs ends the job in a bounded time, with one line that says which one it is, and leaves no process."""
+"""A rank that hangs ends the job in a bounded time.
+
+One line says which rank it is, and no process is left.
+"""
 
 import re
 import time
@@ -8,7 +11,8 @@ import pytest
 from support import programs, recipes
 
 TIMEOUT_S = 30  # also for ranks that start apart
-# The timeout, ten seconds in which the ranks ask who is left, thirty that the launcher gives a rank to end, and slack.
+# The timeout, ten seconds in which the ranks ask who is left, thirty that the launcher gives a rank
+# to end, and slack.
 BOUND_S = TIMEOUT_S + 10 + 30 + 120
 
 

@@ -1,4 +1,7 @@
-"""Ways to start a run: python, deepspeed, sh and bash; ports and devices of two jobs on one machine."""
+"""Ways to start a run: python, deepspeed, sh and bash.
+
+Two jobs on one machine have their own ports and devices.
+"""
 
 import json
 import sys
@@ -59,7 +62,10 @@ def test_two_jobs_at_once_and_a_third_on_a_taken_port(ground, tmp_path, curve):
 
 
 def test_dist_train_reaches_the_devices_that_were_asked_for(tmp_path):
-    """A stub of a machine with eight slots: the real launcher, and a copy of bin/ whose train.py tells its devices."""
+    """A stub of a machine with eight slots.
+
+    It has the real launcher, and a copy of bin/ whose train.py prints its devices.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "dist_train.sh").write_text(DIST_TRAIN.read_text())
@@ -68,7 +74,8 @@ def test_dist_train_reaches_the_devices_that_were_asked_for(tmp_path):
     (tmp_path / source).write_text((runs.ROOT / source).read_text())
     (folder / "train.py").write_text(
         "import os, pathlib, sys\n"
-        "told = f\"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['MASTER_PORT']} {os.environ['WORLD_SIZE']}\"\n"
+        "names = ('CUDA_VISIBLE_DEVICES', 'MASTER_PORT', 'WORLD_SIZE')\n"
+        "told = ' '.join(os.environ[name] for name in names)\n"
         "pathlib.Path(sys.argv[2], os.environ['RANK']).write_text(told)\n"
     )
     devices = {"0,1,2,3": "29500", "4,5,6,7": "29501"}

@@ -1,4 +1,7 @@
-"""What other tools find in a run that was killed and resumed: each number once, under the step that it belongs to."""
+"""What other tools find in a run that was killed and resumed.
+
+Each number is there once, under its step.
+"""
 
 import json
 import sys
@@ -15,7 +18,10 @@ PER_EPOCH, ITERATIONS, EVALUATED = 8, 24, [8, 16, 24]
 
 @pytest.fixture(scope="module")
 def work_dir(ground, tmp_path_factory) -> Path:
-    """Of a run with a checkpoint every fifth iteration, killed after the twelfth or later and resumed to its end."""
+    """The work dir of a run with a checkpoint every fifth iteration.
+
+    It was killed after the twelfth iteration or later, and resumed to its end.
+    """
     work_dir = tmp_path_factory.mktemp("read") / "tiny"
     recipe = recipes.recipe(ground, batch_size=2, iterations=ITERATIONS, validate=True)
     recipe["checkpoint"] |= {"interval": 5}
@@ -107,7 +113,10 @@ def test_pictures_histograms_and_texts_stand_under_theirs(events):
 
 
 def test_two_ranks_show_what_their_engine_lets_one_of_them_see(ground, tmp_path):
-    """With ZeRO-3 no rank has the weights; the copy for evaluations has them. No rank may wait for another."""
+    """With ZeRO-3 no rank has the weights; the copy for evaluations has them.
+
+    No rank may wait for another.
+    """
     jobs = []
     for name in ("zero3_offload", "bf16_zero2"):
         recipe = recipes.recipe(ground, iterations=4, validate=True)

@@ -1,6 +1,9 @@
-"""Two machines: the same run as on one, and how it ends and goes on when one of them, or the launcher, is lost.
+"""Two machines give the same run as one.
 
-The machines are namespaces (two_machines.py), the launcher is `deepspeed` over pdsh and ssh, or one by hand on each.
+It ends, and resumes, when one of them or the launcher is lost.
+
+The machines are namespaces (two_machines.py), the launcher is `deepspeed` over pdsh and ssh, or one
+by hand on each.
 """
 
 import json
@@ -17,7 +20,8 @@ from tiekd.distributed.entrypoint import STOPPED_CODE
 from tiekd.workdir import checkpoints
 
 ITERATIONS = 40
-# In which nobody is alive any more: 4, 15 and 58 measured, half an hour by the process group's own clock.
+# Seconds after which no process is left: 4, 15 and 58 were measured, half an hour by the process
+# group's own clock.
 LAUNCHER_KILLED_S, NODE_KILLED_S, LINK_CUT_S = 150, 200, 240
 TRAIN, RESUME = programs.ROOT / "bin" / "train.py", programs.ROOT / "bin" / "resume"
 
@@ -41,7 +45,10 @@ def straight(path) -> Path:
 
 @pytest.fixture
 def machines(tmp_path):
-    """node1 and node2, which may enter each other; tmp_path is the user's folder, with what the launcher needs."""
+    """node1 and node2, which may enter each other.
+
+    tmp_path is the user's folder, with what the launcher needs.
+    """
     write_hostfile(tmp_path / "hosts")
     # The launcher hands on the names that begin with PYTHON, and these.
     (tmp_path / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=eth0\nOMP_NUM_THREADS=1\n")
@@ -221,7 +228,10 @@ def test_a_work_dir_that_another_machine_does_not_see_is_refused(closed_machines
 
 
 def step_of_two_tasks(*command) -> list[programs.Program]:
-    """What srun would start and set, on this machine; its name is what the list of nodes begins with."""
+    """Starts two tasks with the variables that srun would set, on this machine.
+
+    The list of nodes begins with its name.
+    """
     step = {
         "SLURM_JOB_ID": str(programs.free_port()),
         "SLURM_STEP_ID": "0",

@@ -1,7 +1,7 @@
 """What a user gets wrong ends in one line that says what to do, code 2, and everything as it was.
 
-Each mistake (mistakes.py) is tried in one process, through the programs' own mains (mains.py); six again under the
-launcher.
+Each mistake (mistakes.py) is tried in one process, through the programs' own mains (mains.py); six
+again under the launcher.
 """
 
 import json
@@ -83,11 +83,16 @@ def check(result: programs.Result, mistake: Mistake) -> None:
     assert result.code == 2, (result.code, result.stderr[-3000:])
     assert "Traceback" not in result.stderr + result.stdout, result.stderr[-3000:]
     (line,) = result.our_lines()
-    assert line.startswith(f"{mistake.kind}: ") and mistake.text in line and len(line) < 2100, line
+    assert line.startswith(f"{mistake.kind}: "), line
+    assert mistake.text in line, line
+    assert len(line) < 2100, line
 
 
 def list_lost(place: Path, before: dict[str, str]) -> list[str]:
-    """Files that changed or went, and files that came outside the work dir (a frame's mistake is met in training)."""
+    """Returns the files that changed or went, and those that came outside the work dir.
+
+    A frame's mistake is met in training, so a work dir is there.
+    """
     after = programs.files_of(place)
     changed = [name for name in before if after.get(name) != before[name]]
     return changed + [name for name in after.keys() - before.keys() if not name.startswith("work/")]

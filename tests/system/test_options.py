@@ -150,15 +150,15 @@ def test_set_changes_the_recipe_and_is_saved(folder):
 
 def test_another_batch_than_the_learning_rate_is_meant_for_is_told(folder):
     assert (
-        "meant for a global batch of 16, this run has 4: train.lr_scaling linear multiplies it by 0.25"
-        in programs.log_text(folder / "scaled")
+        "meant for a global batch of 16, this run has 4: train.lr_scaling linear multiplies it "
+        "by 0.25" in programs.log_text(folder / "scaled")
     )
     # Two iterations of one cycle: the top, then the end.
     assert max(row["lr"][0] for row in programs.recorded(folder / "scaled")) <= 0.00025
 
 
 def test_the_saved_files_alone_repeat_the_run_from_another_folder_without_pythonpath(
-    folder, ground, tmp_path
+    folder, tmp_path
 ):
     work_dir = folder / "deterministic_1"
     config = yaml.safe_load((work_dir / "config.yaml").read_text())

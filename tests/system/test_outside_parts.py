@@ -1,4 +1,6 @@
-"""A loss, a hook, a data set, a teacher and an encoder in a folder outside the project, used with no edit in it.
+"""A loss, a hook, a data set, a teacher and an encoder in a folder outside the project.
+
+They are used without an edit inside it.
 
 The package lies beside the recipe, or in the current folder; PYTHONPATH says nothing about either.
 """
@@ -16,7 +18,10 @@ from tiekd.data.image_io import is_whole_depth_png
 PACKAGE = {
     "__init__.py": "",
     "ramps.py": '''
-"""Pictures whose grey level tells the depth; frame i is 4 + i metres far on the left, twice that on the right."""
+"""Images whose grey level tells the depth.
+
+Frame i is 4 + i metres far on the left, twice that on the right.
+"""
 import torch
 from tiekd import Sample
 
@@ -31,7 +36,8 @@ class Ramps(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Sample:
         depth = (4.0 + index) * torch.linspace(1, 2, 64).expand(1, 32, 64).contiguous()
         image = (depth * 5).round().to(torch.uint8).expand(3, 32, 64).contiguous()
-        return Sample(image, depth, torch.ones_like(depth, dtype=torch.bool), None, torch.eye(3), f"ramp_{index}.png")
+        inside = torch.ones_like(depth, dtype=torch.bool)
+        return Sample(image, depth, inside, None, torch.eye(3), f"ramp_{index}.png")
 
 
 def build(split: str, counts: dict):
@@ -90,7 +96,8 @@ class Diary(Hook):
         if is_main():
             teacher = [float(state.teacher_depth.min()), float(state.teacher_depth.max())]
             with (state.work_dir / self.file).open("a") as file:
-                file.write(json.dumps({"iteration": state.iteration, "teacher": teacher, **losses}) + "\\n")
+                row = {"iteration": state.iteration, "teacher": teacher, **losses}
+                file.write(json.dumps(row) + "\\n")
 
 
 build = Diary
@@ -139,7 +146,10 @@ def diary(work_dir: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def trained(folder) -> Path:
-    """The work dir of a run on two ranks, started in the project's folder and gone on with in another process."""
+    """The work dir of a run on two ranks.
+
+    It was started in the project's folder and resumed in another process.
+    """
     work_dir = folder / "work"
     train = [programs.ROOT / "bin" / "train.py", folder / "mine.yaml", "--work-dir", work_dir]
     run([*programs.deepspeed(2), *train], programs.ROOT)
@@ -161,7 +171,8 @@ def trained(folder) -> Path:
 def test_a_recipes_own_package_is_found_under_the_launcher_and_when_a_run_goes_on(trained):
     rows = diary(trained)
     assert [row["iteration"] for row in rows] == [1, 2, 3]
-    # Frames are from 4 to 11 m at the left, and twice that at the right; the teacher says a metre more.
+    # Frames are from 4 to 11 m at the left, and twice that at the right; the teacher says a metre
+    # more.
     assert all(4.9 < row["teacher"][0] < 12.1 and 8.9 < row["teacher"][1] < 23.1 for row in rows)
     assert all(row["loss"] == pytest.approx(row["loss_relative"] + row["loss_dpm"]) for row in rows)
     text = programs.log_text(trained)
@@ -190,7 +201,7 @@ def test_in_the_current_folder_it_is_found_with_any_recipe_and_one_rank_sees_the
         )
 
 
-def test_its_student_is_evaluated(folder, trained):
+def test_its_student_is_evaluated(trained):
     result = run(
         [sys.executable, programs.ROOT / "bin" / "evaluate.py", trained / "config.yaml"],
         programs.ROOT,

@@ -1,4 +1,4 @@
-"""bin/predict.py from outside: every kind of input that people have, what it writes, and what it says of mistakes."""
+"""bin/predict.py from outside: every kind of input, what it writes, and its errors."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ NYU = {"name": "nyu", "root": "nowhere"}
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory) -> Path:
-    """A folder with an untrained student's weights, in a work dir, and recipes that find it there."""
+    """A work dir with an untrained student's weights, and recipes that find it there."""
     folder = tmp_path_factory.mktemp("desk")
     torch.manual_seed(0)
     network = build_network(recipes.STUDENT)

@@ -1,4 +1,7 @@
-"""DeepSpeed's profiling keys, all in one run on two ranks: each tells what it is for, once, with times that can be."""
+"""DeepSpeed's profiling keys, all in one run on two ranks.
+
+Each reports once what it is for, with plausible times.
+"""
 
 import json
 import re

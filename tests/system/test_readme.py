@@ -1,8 +1,10 @@
-"""Every command in the documents runs as it is written, from top to bottom (reader.py says with what put in).
+"""Every command in the documents runs as it is written, from top to bottom.
 
-What this machine can't do as it stands is looked for in the test that does the same another way (ELSEWHERE). A command
-that nothing says how to run fails. `bin/check_data.py` may end with 1, for it finds something: the small KITTI has the
-same frames in both splits.
+reader.py says what is put in for its placeholders.
+
+What this machine can't do as it stands is looked for in the test that does the same another way
+(ELSEWHERE). A command that nothing says how to run fails. `bin/check_data.py` may end with 1, for
+it finds something: the small KITTI has the same frames in both splits.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""A run at a working resolution: its evaluation, bin/evaluate.py on any ranks, load_student and cached maps agree."""
+"""A run at a working resolution.
+
+Its evaluation, bin/evaluate.py on any number of ranks, load_student and cached maps agree.
+"""
 
 import json
 import sys
@@ -23,7 +26,7 @@ SIZE = {"height": 64, "width": 128, "num_train": 16, "num_val": 4}
 
 @pytest.fixture(scope="module", params=[CONTAIN, STRETCH], ids=["contain", "stretch"])
 def trained(ground, tmp_path_factory, request) -> Path:
-    """The folder of a recipe that was trained for four iterations on two ranks at a working resolution."""
+    """The folder of a recipe that was trained for four iterations on two ranks, resized."""
     folder = tmp_path_factory.mktemp("resize")
     node = recipes.recipe(ground, iterations=4, validate=True)
     node["data"] |= {"resize": request.param}

@@ -47,7 +47,10 @@ def unbroken(ground, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(unbroken) -> tuple[Path, int]:
-    """The work dir of a run that was killed as a whole after iteration 12 and resumed; and where it resumed."""
+    """The work dir of a run that was killed after iteration 12 and resumed, and where it resumed.
+
+    All of its processes were killed.
+    """
     work_dir, to_the_end = unbroken / "killed", unbroken / "to_the_end"
     to_the_end.unlink()
     with programs.Program(train(unbroken / "recipe.yaml", work_dir)) as program:
@@ -56,7 +59,8 @@ def resumed(unbroken) -> tuple[Path, int]:
     to_the_end.touch()
     killed_at = iterations_done(work_dir)
     assert 12 <= killed_at < ITERATIONS, killed_at
-    # What is there to go on from: at a fifth iteration the kill may have come before or after the save.
+    # The checkpoint to resume from: at a fifth iteration the kill may have come before or after the
+    # save.
     resumed_after = int(checkpoints.find(work_dir)[0].name.removeprefix("iter_"))
     assert 10 <= resumed_after <= killed_at
     result = programs.finish(
@@ -107,9 +111,7 @@ def test_losses_and_weights_are_those_of_an_unbroken_run(unbroken, resumed):
     ).read_bytes()
 
 
-def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_left(
-    unbroken, resumed
-):
+def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_left(resumed):
     work_dir, _ = resumed
     before = programs.student(work_dir, ITERATIONS)
     result = programs.finish([programs.ROOT / "bin" / "resume", work_dir])
@@ -134,7 +136,8 @@ def test_layouts_of_another_cpu_are_kept_and_told(ground, tmp_path):
         tmp_path / "run",
     ]
     result = programs.finish(train, ATEN_CPU_CAPABILITY="default")
-    assert result.code == 0 and "CPU instructions: other" in result.stderr, result.stderr[-3000:]
+    assert result.code == 0, result.stderr[-3000:]
+    assert "CPU instructions: other" in result.stderr, result.stderr[-3000:]
     record = (tmp_path / "run" / "layouts.json").read_bytes()
     assert json.loads(record) == {"isa": "other", "choices": layouts.of_isa("other")}
     result = programs.finish([*train, "--resume-from", "auto", "--set", "train.iterations=3"])
@@ -181,7 +184,8 @@ def test_train_resumes_from_auto_or_a_checkpoint(one_process, unbroken):
     assert iterations == list(range(1, 15))
     rows = programs.recorded(unbroken / "from_5")
     assert [row["iteration"] for row in rows] == list(range(6, 15))
-    # The schedule is that of 14 iterations now, so the first loss is that of the straight run and later ones are not.
+    # The schedule is that of 14 iterations now, so the first loss is that of the straight run and
+    # later ones are not.
     straight = programs.losses(unbroken / "auto")[5:]
     assert rows[0]["loss"] == straight[0]
     assert rows[3]["loss"] != straight[3]
@@ -189,19 +193,21 @@ def test_train_resumes_from_auto_or_a_checkpoint(one_process, unbroken):
 
 def test_an_end_before_the_checkpoint_is_refused_and_the_run_stays_as_it_was(one_process, unbroken):
     result = one_process["lowered"]
-    assert result.code == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    assert result.code == 2, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr, result.stderr[-3000:]
     (line,) = result.our_lines()
     assert line == (
         "RecipeError: train.iterations: 13 means 13 iterations in all, but "
-        f"{unbroken / 'auto' / 'checkpoints' / 'iter_14'} is of iteration 14; give train.iterations of 14 or more, or "
-        "resume from an earlier checkpoint with bin/train.py --resume-from"
+        f"{unbroken / 'auto' / 'checkpoints' / 'iter_14'} is of iteration 14; give "
+        "train.iterations of 14 or more, or resume from an earlier checkpoint with bin/train.py "
+        "--resume-from"
     )
     assert one_process["finished"].code == 0
     assert "is finished (14 of 14 iterations" in one_process["finished"].stdout
 
 
 @pytest.mark.parametrize(
-    "name, text",
+    ("name", "text"),
     [
         ("nowhere", "no such checkpoint folder; give .../checkpoints/iter_N or auto"),
         ("again", "already holds a run (iter_14); go on with bin/resume"),
@@ -211,8 +217,6 @@ def test_what_can_not_be_resumed_is_refused_in_one_line(one_process, name, text)
     result = one_process[name]
     assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()
-    assert (
-        line.startswith("LaunchError: " if name == "again" else "CheckpointError: ")
-        and text in line
-    ), line
+    assert line.startswith("LaunchError: " if name == "again" else "CheckpointError: "), line
+    assert text in line, line
     assert "Traceback" not in result.stderr

@@ -1,5 +1,7 @@
-"""What only tells or reads something starts at once: without torch, in a fraction of a second and
-little memory."""
+"""What only prints or reads something starts at once.
+
+It needs no torch, a fraction of a second and little memory.
+"""
 
 import json
 import subprocess
@@ -34,7 +36,8 @@ except SystemExit as end:
     code = end.code
 used = resource.getrusage(resource.RUSAGE_SELF)
 heavy = sorted({HEAVY!r} & set(sys.modules))
-peak_kb = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss may be the parent's
+# ru_maxrss may be the parent's.
+peak_kb = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 print(json.dumps([code, heavy, peak_kb, used.ru_utime + used.ru_stime]), file=sys.stderr)
 """
 
@@ -100,9 +103,11 @@ def test_importing_tiekd_imports_nothing_else_and_has_all_its_names():
 import sys
 import tiekd
 assert not {"torch", "numpy", "yaml", "tiekd.config.recipe"} & set(sys.modules)
-assert {"load_recipe", "load_student", "build_network"} <= set(dir(tiekd)) and "__version__" in dir(tiekd)
+names = {"load_recipe", "load_student", "build_network", "__version__"}
+assert names <= set(dir(tiekd))
 from tiekd import load_recipe
-assert "torch" not in sys.modules and load_recipe is tiekd.load_recipe is sys.modules["tiekd.config.recipe"].load_recipe
+assert "torch" not in sys.modules
+assert load_recipe is tiekd.load_recipe is sys.modules["tiekd.config.recipe"].load_recipe
 from tiekd import *
 assert build_network is sys.modules["tiekd.models.build"].build_network
 assert load_student is tiekd.load_student is sys.modules["tiekd.inference.student"].load_student

@@ -1,4 +1,7 @@
-"""A run that is asked to stop, or whose launcher ends, saves its state, leaves no process, and goes on bit for bit."""
+"""A run that is asked to stop, or whose launcher ends.
+
+It saves its state, leaves no process, and resumes bit for bit.
+"""
 
 import os
 import signal
@@ -133,7 +136,7 @@ def test_a_second_signal_ends_it_at_once(path):
 
 
 def test_an_evaluation_that_fell_to_the_stop_is_made_up_for(straight, path):
-    """Among the runs above, every evaluation of the straight run is there once, with its figures."""
+    """Every evaluation of the straight run is there once among the runs above, with its figures."""
     for name in ("TERM-rank", "KILL-launch"):
         assert validations(path.parent / name) == validations(straight)
 

@@ -1,4 +1,7 @@
-"""bin/resume --restarts N: through three kills to the end by itself; and two runs never share a work dir."""
+"""bin/resume --restarts N brings a run through three kills to its end by itself.
+
+And two runs never share a work dir.
+"""
 
 import os
 import signal
@@ -60,7 +63,9 @@ def test_it_ends_by_itself_through_three_kills(killed, path):
     with programs.Program(resume(killed, "--restarts=3")) as program:
         for _ in range(3):
             reached = newest(killed)
-            program.wait_until(lambda: newest(killed) > reached and len(program.ranks()) == 2)  # noqa: B023
+            program.wait_until(
+                lambda reached=reached: newest(killed) > reached and len(program.ranks()) == 2
+            )
             ranks = program.ranks()
             ranks[0].kill()
             psutil.wait_procs(ranks, timeout=60)
@@ -85,7 +90,10 @@ def test_it_ends_by_itself_through_three_kills(killed, path):
 def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leaves_nobody(
     path, ground
 ):
-    """The teacher's file is gone, which no start mends; then it is back, and the supervisor is killed."""
+    """The teacher's file is gone, which no start mends; then it is back.
+
+    After that the supervisor is killed.
+    """
     work_dir = path.parent / "crashing"
     with programs.Program(train(path, "crashing")) as program:
         program.wait_until(lambda: newest(work_dir) >= 4)
@@ -95,7 +103,8 @@ def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leav
         result = programs.finish(resume(work_dir, "--restarts=5"))
     finally:
         (ground / "elsewhere.pth").rename(teacher)
-    assert result.code == 2 and "not started again" in result.stderr, result.stderr[-3000:]
+    assert result.code == 2, result.stderr[-3000:]
+    assert "not started again" in result.stderr, result.stderr[-3000:]
     assert "restart 1 of 5" in result.stderr
     assert "restart 2 of 5" not in result.stderr
 
@@ -119,7 +128,8 @@ def test_a_second_run_on_a_work_dir_is_refused(path):
         anew = [sys.executable, programs.ROOT / "bin" / "train.py", path, "--work-dir", work_dir]
         second = programs.finish([*anew, "--resume-from", "auto"])
         (line,) = second.our_lines()
-        assert second.code == 2 and line.startswith("LaunchError: "), second.stderr[-2000:]
+        assert second.code == 2, second.stderr[-2000:]
+        assert line.startswith("LaunchError: "), second.stderr[-2000:]
         assert f"is in use by process {first.ranks()[0].pid} on " in line
         assert "give another --work-dir" in line
         assert programs.files_of(work_dir) == before

@@ -1,6 +1,9 @@
-"""Off the log step the host never waits for the device on our account: teacher, student, losses, loop and hooks.
+"""Between two lines of the log the host never waits for the device on our account.
 
-On a CPU by looking for what would wait on a GPU; where there is a GPU, by what torch warns of there.
+Watched are the teacher, the student, the losses, the loop and the hooks.
+
+On a CPU by looking for what would wait on a GPU; where there is a GPU, by what torch warns of
+there.
 """
 
 import json
@@ -15,7 +18,10 @@ CONFIGS = ["fp32", "fp32_zero2", "bf16_autocast", *(["fp16", "fp16_zero1"] if ON
 
 
 def watched(folder, ground, name: str, **changes) -> dict:
-    """What SyncWatch found between two lines of the log, at iterations 10 and 20, with pictures at the latter."""
+    """What SyncWatch found between the log's lines at iterations 10 and 20.
+
+    Images are written at the latter.
+    """
     recipe = recipes.recipe(ground, iterations=ITERATIONS)
     recipe["log"] = {"interval": 10, "by_epoch": False}
     recipe["tensorboard"] = {"image_interval": 20}

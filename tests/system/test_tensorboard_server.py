@@ -1,4 +1,7 @@
-"""A TensorBoard server on a work dir, asked by HTTP for what its page asks, and opened in headless Chromium."""
+"""A TensorBoard server on a work dir.
+
+It is asked by HTTP for what its page asks, and opened in headless Chromium.
+"""
 
 import json
 import shutil
@@ -56,7 +59,10 @@ def ask(address: str, route: str):
 
 
 def shown(address: str, plugin: str, name: str) -> list:
-    """The points or pictures of the one tag that ends in a name; none where there is no such tag yet."""
+    """Returns the points or images of the one tag that ends in a name.
+
+    None where there is no such tag yet.
+    """
     tags = ask(address, f"/data/plugin/{plugin}/tags") or {}
     found = [
         {"run": run, "tag": tag} for run in tags for tag in tags[run] if tag.split("/")[-1] == name
@@ -82,7 +88,8 @@ def test_it_serves_the_loss_and_the_pictures(server):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_a_browser_shows_it(server, tmp_path):
-    # Two groups of cards are open at first, and the loss is in the third: the filter opens the cards that are meant.
+    # Two groups of cards are open at first, and the loss is in the third: the filter opens the
+    # cards that are meant.
     address = f"{server}/?tagFilter=%5Etrain%2F(loss%7Cpictures_1)%24&smoothing=0#timeseries"
     wanted, page = ("tf_logs", ">/loss<", ">/pictures_1<", "<img"), ""
     for _ in range(5):  # the browser's virtual clock may run out before the server has answered

@@ -26,7 +26,10 @@ def test_a_work_dir_that_another_run_has_is_refused_until_that_has_ended(tmp_pat
     ) as other:
         assert other.stdout.readline() == "locked\n"
         assert workdir.is_in_use(tmp_path)
-        told = f"{tmp_path} is in use by process {other.pid} on .*; wait until it has ended, end it, or give another"
+        told = (
+            f"{tmp_path} is in use by process {other.pid} on .*; wait until it has ended, end it, "
+            "or give another"
+        )
         with pytest.raises(LaunchError, match=told):
             workdir.lock(tmp_path)
         other.communicate()

@@ -1,6 +1,7 @@
 """The numbers of a run don't depend on how many ranks share its batch, nor on accumulation.
 
-Frames turn by up to 20 degrees, so every image has another number of valid pixels; the teacher is an online network.
+Frames turn by up to 20 degrees, so every image has another number of valid pixels; the teacher is
+an online network.
 """
 
 from pathlib import Path
@@ -24,8 +25,10 @@ def job(name: str, ground: Path, engine: Path = FP32, encoder: str | None = None
 
 @pytest.fixture(scope="module")
 def results(ground, tmp_path_factory) -> Path:
-    """Runs named <ranks>x<images>[x<accumulation>]; `plain` are without norms, `smooth` with norms and
-    without kinks."""
+    """The work dirs of runs named <ranks>x<images>[x<accumulation>].
+
+    `plain` ones are without norms, `smooth` ones with norms and without kinks.
+    """
     folder = tmp_path_factory.mktemp("world_size")
     one = [
         job("1x4", ground),
@@ -59,8 +62,9 @@ def assert_same(first: Path, second: Path, atol: float = 1e-5) -> None:
 def test_two_ranks_are_one_rank_with_norms_over_both(results):
     one, two = (programs.losses(results / name) for name in ("1x4", "2x2"))
     assert one[:10] == pytest.approx(two[:10], rel=2e-6)
-    # Sooner or later rounding takes an activation to the other side of a kink, which is a step in the gradient: the
-    # two go on 1e-4 apart. Without norms, or without kinks (below), they agree to the last iteration.
+    # Sooner or later rounding takes an activation to the other side of a kink, which is a step in
+    # the gradient: the two go on 1e-4 apart. Without norms, or without kinks (below), they agree to
+    # the last iteration.
     assert one == pytest.approx(two, rel=2e-3)
 
 
@@ -73,7 +77,8 @@ def test_accumulation_with_norms_sees_the_same_micro_batches_on_any_ranks(result
 
 
 def test_norms_over_a_micro_batch_are_not_those_over_the_batch(results):
-    # That is why accumulation needs no norms above; and the comparison can see a difference of statistics.
+    # That is why accumulation needs no norms above; and the comparison can see a difference of
+    # statistics.
     losses = programs.losses(results / "2x1x2")
     assert losses != pytest.approx(programs.losses(results / "2x2"), rel=2e-6)
     assert losses == pytest.approx(programs.losses(results / "2x2"), rel=0.05)
@@ -89,9 +94,11 @@ def test_eight_ranks_are_two(ground, tmp_path):
             ranks,
         )
     assert_same(tmp_path / "plain_of_8", tmp_path / "plain_of_2")
-    # Sums over 8 parts are rounded otherwise than over 2; some weights whose gradients nearly cancel feel it.
+    # Sums over 8 parts are rounded otherwise than over 2; some weights whose gradients nearly
+    # cancel feel it.
     assert_same(tmp_path / "smooth_of_8", tmp_path / "smooth_of_2", atol=5e-5)
     eight, two = programs.losses(tmp_path / "None_of_8"), programs.losses(tmp_path / "None_of_2")
-    # Norms over 2x4 pixels and ReLU6: once rounding has carried one input over a kink, the runs go their own ways.
+    # Norms over 2x4 pixels and ReLU6: once rounding has carried one input over a kink, the runs
+    # diverge.
     assert eight[:3] == pytest.approx(two[:3], rel=2e-6)
     assert eight == pytest.approx(two, rel=1e-2)

@@ -1,4 +1,4 @@
-"""The picture of the architecture and the trees in the documents agree with each other, and with the folders."""
+"""The drawing of the architecture, the trees in the documents and the folders agree."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,10 @@ NO_PACKAGES = {"bin"}  # stands in the list of imports, beside tiekd/
 
 
 def read_tree(document: str, under: str | None = None) -> list[tuple[int, str]]:
-    """The paths in the last tree of a document, each with its indent; below the entry `under` if one is given."""
+    """Returns the paths in the last tree of a document, each with its indent.
+
+    If `under` is given, those below that entry.
+    """
     blocks = re.findall(
         r"^```text\n(.*?)^```$", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S
     )

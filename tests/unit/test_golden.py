@@ -1,4 +1,7 @@
-"""The golden numbers themselves: the rules give the published inputs, and no stored case lies idle."""
+"""The golden numbers themselves.
+
+The rules give the published inputs, and no stored case lies idle.
+"""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Packages import only what stands to their left in `ORDER`: the one rule of tiekd's layout.
 
-All imports are looked at, also those inside functions and under TYPE_CHECKING, and `import_module` of a name that is
-written out.
+All imports are looked at, also those inside functions and under TYPE_CHECKING, and `import_module`
+of a name that is written out.
 """
 
 import ast
@@ -37,7 +37,10 @@ PARTS = (
 
 
 def arrows(root: Path) -> Iterator[tuple[str, int, str]]:
-    """(file, line, what is imported) of every import of tiekd's below `root`; a whole module by its dotted name."""
+    """Returns (file, line, what is imported) of every import of tiekd's below `root`.
+
+    A whole module is given by its dotted name.
+    """
     files = [*(root / "tiekd").rglob("*.py"), *(root / "bin").glob("*.py")]
     programs = [path for path in (root / "bin").glob("*") if path.is_file() and not path.suffix]
     files += [path for path in programs if path.read_bytes().startswith(b"#!/usr/bin/env python")]
@@ -203,9 +206,12 @@ def test_an_arrow_that_breaks_the_rule_is_named_by_its_line(planted, tmp_path):
 def test_an_arrow_to_the_left_is_fine(tmp_path):
     for file, text in {
         "tiekd/__init__.py": "from tiekd.training.hook import Hook\n",
-        "tiekd/training/a.py": "from tiekd.engine.build import build_engine\nfrom tiekd.training import b\n",
-        "tiekd/inference/a.py": "def f():\n    from tiekd.distributed.comm import is_main\n    return is_main\n",
-        "bin/a.py": "from tiekd.tools import dry_run\nfrom tiekd.distributed.entrypoint import program\n",
+        "tiekd/training/a.py": "from tiekd.engine.build import build_engine\n"
+        "from tiekd.training import b\n",
+        "tiekd/inference/a.py": "def f():\n    from tiekd.distributed.comm import is_main\n"
+        "    return is_main\n",
+        "bin/a.py": "from tiekd.tools import dry_run\n"
+        "from tiekd.distributed.entrypoint import program\n",
     }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 TIEKD = TESTS.parent / "tiekd"
-# Modules that are tested with what uses them, below the file of tests that does: a part of a kind beside the others of
-# its kind, the body of a program by the program, and what only makes sense as a whole.
+# Modules that are tested with what uses them, below the file of tests that does: a part of a kind
+# beside the others of its kind, the body of a program by the program, and what only makes sense as
+# a whole.
 ELSEWHERE = {
     "system/test_bad_numbers.py": ("tools/show_batch",),
     "system/test_benchmark_program.py": ("tools/benchmarks/ranks",),

@@ -1,5 +1,7 @@
-"""`~` is a home at every door, `$NAME` is nothing but itself, and a printed command can be typed as
-it stands."""
+"""`~` is a home at every door, and `$NAME` is nothing but itself.
+
+A printed command can be typed as it stands.
+"""
 
 import argparse
 import ast
@@ -17,7 +19,7 @@ from PIL import Image
 from tiekd import paths
 from tiekd.config.recipe import load_recipe
 from tiekd.distributed import entrypoint
-from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
+from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError, TeacherError
 from tiekd.evaluation import compare
 from tiekd.inference.student import as_pixels, load_student
 from tiekd.models.load import load_network
@@ -31,7 +33,7 @@ SHEBANG = b"#!/usr/bin/env python"
 PROGRAMS = sorted(
     p for p in (ROOT / "bin").iterdir() if p.is_file() and p.read_bytes().startswith(SHEBANG)
 )
-# Options that take text which is no path, or a path among other things that the program itself takes apart.
+# Options whose text is no path, or a path among other things that the program itself takes apart.
 NO_PATHS = {
     *("overrides", "keys", "size", "cap", "intrinsics", "depth_unit", "readout", "device"),
     *("num_gpus", "num_nodes", "include", "exclude", "master_port", "master_addr", "launcher"),
@@ -58,14 +60,14 @@ def test_a_home_is_expanded_and_nothing_else(home):
     with pytest.raises(LaunchError) as error:
         paths.expanded("~nobody here/x", "--out ")
     assert str(error.value) == (
-        "--out ~nobody here/x: no home folder is known for ~nobody here; for a name that begins with ~ write "
-        "./~nobody here/x"
+        "--out ~nobody here/x: no home folder is known for ~nobody here; for a name that begins "
+        "with ~ write ./~nobody here/x"
     )
     Path("~backup.png").touch()
     assert paths.expanded("~backup.png") == "~backup.png"
 
 
-def test_without_a_home_nothing_called_tilde_is_meant(monkeypatch, tmp_path):
+def test_without_a_home_nothing_called_tilde_is_meant(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(
         os.path, "expanduser", lambda path: path
@@ -202,8 +204,13 @@ def test_no_program_sees_a_tilde(words, home, monkeypatch):
 
 RECIPE = """
 _base_: ~/bases/base.yaml
-data: {name: folder, root: ~/d, images: ~/i, depths: ~/m, train_split: ~/t.txt, val_split: ~/v.txt, decoded: ~/a}
-network: {encoder: {name: resnet, depth: 18, pretrained: ~/e.pth}, decoder: {name: bts}, head: {name: sigmoid}}
+data:
+  {name: folder, root: ~/d, images: ~/i, depths: ~/m, train_split: ~/t.txt, val_split: ~/v.txt,
+   decoded: ~/a}
+network:
+  encoder: {name: resnet, depth: 18, pretrained: ~/e.pth}
+  decoder: {name: bts}
+  head: {name: sigmoid}
 load: {checkpoint: ~/l.pth, ignore: ["~*"]}
 work_dir: ~/runs/x
 log: {exp_name: ~/no path}
@@ -248,7 +255,8 @@ def test_a_teacher_and_set_are_such_doors_too(home):
     assert other["teacher"]["network"]["encoder"]["pretrained"] == f"{at}/f.pth"
 
 
-def test_a_home_that_nobody_has_is_one_line_and_makes_no_folder(home):
+@pytest.mark.usefixtures("home")
+def test_a_home_that_nobody_has_is_one_line_and_makes_no_folder():
     told = r"~nosuchuser/x: no home folder is known for ~nosuchuser; .*write \./~nosuchuser/x$"
     for text in ("work_dir: PATH", "_base_: PATH", "teacher: {recipe: PATH}", "data: {root: PATH}"):
         Path("r.yaml").write_text(text.replace("PATH", "~nosuchuser/x") + "\n")
@@ -273,7 +281,8 @@ def test_what_is_used_from_python_is_a_door_too(home):
     )
 
 
-def test_variables_of_a_recipe_stay_and_make_no_folder(home):
+@pytest.mark.usefixtures("home")
+def test_variables_of_a_recipe_stay_and_make_no_folder():
     Path("r.yaml").write_text("work_dir: $HOME/x\ndata: {root: $HOME/d}\n")
     assert load_recipe("r.yaml") == {"work_dir": "$HOME/x", "data": {"root": "$HOME/d"}}
     parser = argparse.ArgumentParser()
@@ -304,7 +313,7 @@ def test_printed_commands_can_be_typed(tmp_path):
         {"recipe": str(folder / "r.yaml")},
         {"recipe": str(folder / "r.yaml"), "checkpoint": "none.pth"},
     ):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(TeacherError) as error:
             teacher_checkpoint(node)
         assert typed(str(error.value), "bin/train.py")[:1] == [str(folder / "r.yaml")]
 
@@ -315,8 +324,10 @@ BEHIND = re.compile(
 
 
 def unquoted(file: Path) -> list[str]:
-    """Values in texts of a file that stand behind a program or option of a command, and aren't
-    quoted for a shell."""
+    """Returns the values behind a program or option of a command that aren't quoted for a shell.
+
+    They are looked for in the texts of a file.
+    """
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         parts = node.values if isinstance(node, ast.JoinedStr) else []

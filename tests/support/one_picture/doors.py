@@ -1,6 +1,9 @@
-"""Every door from which a user gets depth, as a function of a case: weights, recipe, working resolution and picture.
+"""Every door from which a user gets depth, as a function of a case.
 
-A door is added by a function `(case) -> (H, W) float32 metres` in DOORS; one that a case doesn't have returns None.
+A case is weights, a recipe, a working resolution and an image.
+
+A door is added by a function `(case) -> (H, W) float32 metres` in DOORS; one that a case doesn't
+have returns None.
 """
 
 import io
@@ -94,7 +97,10 @@ class Case:
 
 
 def network_of(head: str) -> Network:
-    """A network of random weights whose depth varies over most of the range; the same one each time."""
+    """Returns a network of random weights whose depth varies over most of the range.
+
+    Every call returns the same weights.
+    """
     torch.manual_seed(5)
     network = build_network(NODES[head])
     image = look_up(_patches(64, 96, 0)[None], colour_table()[None])
@@ -115,7 +121,10 @@ def network_of(head: str) -> Network:
 
 
 def case(network: Network, head: str, readout: str, resize: str, size: str, folder: Path) -> Case:
-    """The case with its files: weights that say their working resolution, a recipe that doesn't, and a picture."""
+    """Writes a case's files.
+
+    The weights say their working resolution, the recipe doesn't; an image lies beside them.
+    """
     folder.mkdir(parents=True)
     checkpoint, recipe = folder / "weights.pth", folder / "recipe.yaml"
     write_weights(checkpoint, network.state_dict(), NODES[head], 0, resize=RESIZES[resize].node())

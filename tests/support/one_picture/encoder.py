@@ -8,7 +8,10 @@ CHANNELS, STRIDES = (8, 8, 12, 12, 16), (2, 4, 8, 16, 32)
 
 
 class SmallEncoder(nn.Module):
-    """Convolution, norm and ReLU, each of stride 2. taps: which of the five (0 to 4) are returned."""
+    """Convolution, norm and ReLU, each of stride 2.
+
+    taps: the ones of the five (0 to 4) whose features are returned.
+    """
 
     def __init__(self, taps: Sequence[int] = (0, 1, 2, 3, 4)):
         super().__init__()

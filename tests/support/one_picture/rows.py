@@ -7,7 +7,8 @@ from typing import NamedTuple
 from support.one_picture.doors import NODES, RESIZES, SIZES
 
 READOUTS = ("mean", "local", "mode")
-# Of twelve megapixels are two rows, since each takes ten seconds: it is paired with nothing on purpose.
+# Two rows only have twelve megapixels, since each takes ten seconds: this size isn't paired with
+# every other value.
 NOT_PAIRED = ("turned_12mp",)
 
 

@@ -12,7 +12,10 @@ from tiekd.training.hook import Hook
 
 
 class Entry(Hook):
-    """A row each: the iteration and the nine metrics; at the beginning also the norms' running statistics."""
+    """Writes a row at each call: the iteration and the nine metrics.
+
+    The row of `before_train` also has the norms' running statistics.
+    """
 
     def before_train(self, state) -> None:
         hook = next(hook for hook in state.hooks if isinstance(hook, Evaluation))

@@ -1,4 +1,7 @@
-"""An encoder without norms: only without batch statistics can accumulation give the numbers of one large batch."""
+"""An encoder without norms.
+
+Only without batch statistics can accumulation give the numbers of one large batch.
+"""
 
 from torch import Tensor, nn
 

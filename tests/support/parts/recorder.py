@@ -1,4 +1,7 @@
-"""A hook that writes every iteration's unrounded losses to `<work_dir>/recorded.jsonl`, and what ZeRO-3 has sharded."""
+"""A hook that writes every iteration's unrounded losses to `<work_dir>/recorded.jsonl`.
+
+The rows also say how many parameters ZeRO-3 has sharded.
+"""
 
 import json
 import time
@@ -9,9 +12,13 @@ from tiekd.training.hook import Hook
 
 
 class Recorder(Hook):
-    """`skipped` counts skipped optimizer steps so far; `empty` is how many parameters hold nothing between steps.
+    """Writes a row an iteration.
 
-    wait_for: a file without which nothing follows iteration `after`, so that a test can do something in the meantime.
+    `skipped` counts the optimizer steps that were skipped so far. `empty` counts the parameters
+    that hold nothing between steps.
+
+    wait_for: a file without which nothing follows iteration `after`, so that a test can do
+    something in the meantime.
     """
 
     def __init__(self, wait_for: str | None = None, after: int = 1):

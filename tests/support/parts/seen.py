@@ -1,4 +1,7 @@
-"""A hook that keeps what each rank trained on and its teacher's depth, as `<work_dir>/seen_<iteration>_<rank>.pt`."""
+"""A hook that saves what each rank trained on, and its teacher's depth.
+
+The files are `<work_dir>/seen_<iteration>_<rank>.pt`.
+"""
 
 import torch
 

@@ -1,7 +1,7 @@
 """An encoder with norms over all ranks and no kinks.
 
-A ReLU whose input is all but zero turns rounding into a whole gradient; here rounding stays rounding, so that a run on
-another number of ranks can be held to it.
+A ReLU whose input is all but zero turns rounding into a whole gradient; here rounding stays
+rounding, so that a run on another number of ranks can be held to it.
 """
 
 from torch import Tensor, nn

@@ -1,4 +1,7 @@
-"""A hook that stops a run after an iteration, as a signal would; a run that goes on from there it leaves alone."""
+"""A hook that stops a run after an iteration, as a signal would.
+
+A run that resumes from there is left alone.
+"""
 
 from tiekd.training.hook import Hook
 

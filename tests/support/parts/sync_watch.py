@@ -1,7 +1,9 @@
-"""A hook that looks, in a real run, for all that makes the host wait for the device, into `<work_dir>/syncs.json`.
+"""A hook that finds all that makes the host wait for the device in a real run.
 
-On a CPU nothing waits, so there it is forbidden operations that are looked for: reading a tensor's numbers, and what
-needs them to know its result's size. On a GPU it is what torch itself warns of.
+It writes `<work_dir>/syncs.json`.
+
+On a CPU nothing waits, so there it is forbidden operations that are looked for: reading a tensor's
+numbers, and what needs them to know its result's size. On a GPU it is what torch itself warns of.
 """
 
 import json
@@ -15,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tiekd.training.hook import Hook
 
 ROOT = Path(__file__).parents[3] / "tiekd"
-# What reads numbers that are on the host anyway: the ranks' answers, and where the code asks for a CPU first.
+# Functions that read numbers which are on the host anyway: the ranks' answers, and code that asks
+# for a CPU first.
 ON_HOST = {("training/hooks/preemption.py", "_answer"), ("kernels/cells.py", "of")}
 ON_HOST |= {("data/augment/resample.py", "resample")}
 NEED_VALUES = {
@@ -29,9 +32,12 @@ METHODS = ("cpu", "numpy", "tolist", "item")
 
 
 class SyncWatch(Hook):
-    """Looks from the end of iteration `first` to that of iteration `last`. Stands last in the list of hooks.
+    """Looks from the end of iteration `first` to that of iteration `last`.
 
-    Afterwards, on a GPU, it makes as many iterations of a bare loop on the same engine, and counts its waits, too.
+    Stands last in the list of hooks.
+
+    Afterwards, on a GPU, it makes as many iterations of a bare loop on the same engine, and counts
+    its waits, too.
     """
 
     def __init__(self, first: int, last: int):

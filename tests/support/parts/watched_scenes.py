@@ -1,4 +1,7 @@
-"""The built-in scenes, whose validation frames leave a mark when they are read: then an evaluation is going on."""
+"""The built-in scenes, with validation frames that leave a mark when they are read.
+
+The mark says that an evaluation is running.
+"""
 
 from pathlib import Path
 

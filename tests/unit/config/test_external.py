@@ -1,4 +1,7 @@
-"""Modules that a recipe names are found on Python's path, in the current folder, beside the recipe, in this order."""
+"""Finding the modules that a recipe names.
+
+They are looked for on Python's path, in the current folder and beside the recipe, in this order.
+"""
 
 import sys
 
@@ -11,7 +14,10 @@ from tiekd.workdir import launch_record
 
 @pytest.fixture(autouse=True)
 def untouched(monkeypatch, tmp_path):
-    """Python's path, its modules and the known recipes are put back; the current folder is an empty one."""
+    """Restores Python's path, its modules and the known recipes.
+
+    The current folder is an empty one.
+    """
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     monkeypatch.setattr(external, "_recipe_folders", [])

@@ -19,7 +19,15 @@ from tiekd.evaluation.evaluate import EvaluationSettings
 from tiekd.training.settings import LoadSettings, TrainSettings
 
 RECIPES = Path(__file__).parents[3] / "model_configs"
-PACKAGES = "losses data.datasets training.hooks models.encoders models.decoders models.heads models.necks".split()
+PACKAGES = [
+    "losses",
+    "data.datasets",
+    "training.hooks",
+    "models.encoders",
+    "models.decoders",
+    "models.heads",
+    "models.necks",
+]
 PARTS = [(package, name) for package in PACKAGES for name in _names(f"tiekd.{package}")]
 OF_THE_PROGRAM = {"hooks", "info", "text_log", "frames", "split", "needs_ground_truth"}
 # Text parameters of data sets that are no paths; `maps` is teacher.maps.
@@ -106,7 +114,14 @@ from typing import List, Literal, Optional, Union
 
 
 class Base:
-    def __init__(self, root: "pathlib.Path", label: str, sizes: List[int], unsaid, mode: Literal["a", "b"] = "a"):
+    def __init__(
+        self,
+        root: "pathlib.Path",
+        label: str,
+        sizes: List[int],
+        unsaid,
+        mode: Literal["a", "b"] = "a",
+    ):
         pass
 
 
@@ -114,7 +129,13 @@ class Mine(Base):
     size: Optional[int] = None
 
 
-def build(*, files: list[pathlib.Path], count: int | None = 3, either: Union[str, float] = "x", odd: int[str] = 1):
+def build(
+    *,
+    files: list[pathlib.Path],
+    count: int | None = 3,
+    either: Union[str, float] = "x",
+    odd: int[str] = 1,
+):
     pass
 """
 
@@ -137,7 +158,8 @@ def mine(tmp_path, monkeypatch):
     assert not [name for name in sys.modules if name.startswith("my_parts_unrun")]
 
 
-def test_a_part_of_the_users_own_is_read_and_not_run(mine):
+@pytest.mark.usefixtures("mine")
+def test_a_part_of_the_users_own_is_read_and_not_run():
     recipe = {
         "losses": {
             "mine": {"name": "my_parts_unrun.part"},
@@ -207,7 +229,8 @@ def test_where_a_path_is_asked_for_it_is_given(tmp_path, monkeypatch):
     (tmp_path / "given_paths_of").mkdir()
     (tmp_path / "given_paths_of/part.py").write_text(
         "from pathlib import Path\n"
-        "def build(root: Path, other: str | Path, files: list[Path] = (), depths: Path | None = None):\n"
+        "def build(root: Path, other: str | Path, files: list[Path] = (),\n"
+        "          depths: Path | None = None):\n"
         "    return root, other, files, depths\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

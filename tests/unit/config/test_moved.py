@@ -1,4 +1,7 @@
-"""Parts of a user's own that were written for an older tiekd: they work, or one line says how to write the import."""
+"""A user's own parts that were written for an older tiekd.
+
+They work, or one line says how to write the import.
+"""
 
 import ast
 import sys

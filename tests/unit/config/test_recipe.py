@@ -466,9 +466,12 @@ def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):
     node = {"name": "outside_parts.pair", "left": 1}
     assert build(node, "tiekd.losses", "here", known=7, unasked=8) == (1, 2.0, 7)
     cases = {
-        "outside_parts.empty": "module outside_parts.empty has no build; end it with `build = YourClass`",
-        "os.path": "module os.path has no build",  # as the recipe calls it, which calls itself posixpath
-        "outside_parts.nothing": "no module 'outside_parts.nothing' can be imported; its package belongs",
+        "outside_parts.empty": "module outside_parts.empty has no build; end it with `build = "
+        "YourClass`",
+        # The module calls itself posixpath; the message has the recipe's name.
+        "os.path": "module os.path has no build",
+        "outside_parts.nothing": "no module 'outside_parts.nothing' can be imported; "
+        "its package belongs",
         "no_such_package.x": "no module 'no_such_package.x' can be imported",
         "..x": "no module '..x' can be imported",
         "outside_parts.": "no module 'outside_parts.' can be imported",

@@ -7,7 +7,29 @@ import yaml
 
 from tiekd.config.recipe_yaml import dump, load, value
 
-TEXTS = "yes no on off Yes NO y n 2024-01-01 2024-01-01T10:00:00 1:30 1_000 0b11 1e3x .5.5 - = 0o8 0xg e5 +".split()
+TEXTS = [
+    "yes",
+    "no",
+    "on",
+    "off",
+    "Yes",
+    "NO",
+    "y",
+    "n",
+    "2024-01-01",
+    "2024-01-01T10:00:00",
+    "1:30",
+    "1_000",
+    "0b11",
+    "1e3x",
+    ".5.5",
+    "-",
+    "=",
+    "0o8",
+    "0xg",
+    "e5",
+    "+",
+]
 NUMBERS = {
     "3": 3,
     "-3": -3,

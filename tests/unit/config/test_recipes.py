@@ -1,4 +1,7 @@
-"""Every recipe of the repository, found recursively: loads, builds, names known keys only, and says how to run it."""
+"""Every recipe of the repository, found recursively.
+
+It loads, builds, names known keys only, and says how to run it.
+"""
 
 import inspect
 import json
@@ -131,7 +134,10 @@ def test_every_whole_recipe_opens_with_its_own_command_and_the_published_figures
     "path", [path for path in WHOLE if "# Published" in header(path)], ids=id_of
 )
 def test_a_published_figure_stands_with_the_imagenet_weights_that_it_started_from(path):
-    """In the command where torchvision has them; where a file must be fetched first, beside the figure."""
+    """A recipe's first weights are in its command where torchvision has them.
+
+    Where a file must be fetched first they stand beside the figure.
+    """
     option = "network.encoder.pretrained"
     encoder = find(
         load_recipe(path)["network"]["encoder"]["name"], "tiekd.models.encoders", "recipe"

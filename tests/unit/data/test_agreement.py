@@ -51,7 +51,8 @@ def test_a_rank_that_misses_a_frame_is_named_on_all_ranks(monkeypatch):
     said = told_on(monkeypatch, [frames("a", "b", "c"), frames("a", "b", "c"), frames("a", "c")])
     assert len(set(said)) == 1
     assert said[0].startswith(
-        "rank 2 has other training frames than rank 0: 2 there, 3 on rank 0; b with depth b.png is on rank 0 only; give"
+        "rank 2 has other training frames than rank 0: 2 there, 3 on rank 0; b with depth b.png "
+        "is on rank 0 only; give"
     )
 
 

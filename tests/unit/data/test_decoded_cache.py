@@ -1,4 +1,7 @@
-"""Decoded frames: the same numbers as the files, read as they are now or refused, and the same batches bit by bit."""
+"""Decoded frames have the numbers of the files, and give the same batches bit for bit.
+
+They are read as the files are now, or refused.
+"""
 
 import os
 import time
@@ -179,7 +182,7 @@ def test_a_source_that_cannot_be_decoded_leaves_nothing(root):
     assert not cache.path(source).exists()
 
 
-def test_a_recipe_says_where_it_is(root, tmp_path):
+def test_a_recipe_says_where_it_is(root):
     assert folder_of({"root": str(root), "decoded": "there"}) == root / "there"
     assert folder_of({"root": str(root), "decoded": "/absolute"}).as_posix() == "/absolute"
     assert folder_of({"root": str(root)}) is None
@@ -209,7 +212,10 @@ def test_it_is_told_beforehand_how_many_are_not_there(root):
 
 
 def turn(path):
-    """Marks a picture as one to be turned by half, its pixels as they are; both sides stay as long as they were."""
+    """Marks an image as one to be turned by half, its pixels unchanged.
+
+    Both sides keep their lengths.
+    """
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.open(path).save(path, exif=exif)

@@ -1,4 +1,7 @@
-"""What depth files count as: units that can't be right are told before training, levels that pile up are shown."""
+"""The units of depth files.
+
+Units that can't be right are reported before training, and levels that pile up are shown.
+"""
 
 import re
 from pathlib import Path
@@ -15,7 +18,10 @@ from tiekd.errors import DataError
 
 
 def make(root, depths, max_depth=10.0, **options):
-    """A folder data set of pictures of 12x16 with these depth maps, saved as NPY, or as PNG where they are uint16."""
+    """A folder data set of images of 12x16 with these depth maps.
+
+    Maps are saved as NPY, or as PNG where they are uint16.
+    """
     for index, depth in enumerate(depths):
         write_png(root / f"images/{index}.png", np.full((12, 16, 3), index, np.uint8))
         (root / "depths").mkdir(exist_ok=True)
@@ -41,9 +47,9 @@ def test_millimetres_that_are_taken_as_metres_end_training_before_it_begins(tmp_
     with pytest.raises(DataError) as error:
         check_range(data)
     assert str(error.value) == (
-        f"{tmp_path}/depths/0.npy: half of its depths are farther than 2500 m, as in all 5 depth maps looked at, and "
-        "max_depth is 10 m; float32 NPY is taken as metres (data.float_depth_unit): give the unit, such as 1000 for "
-        "millimetres"
+        f"{tmp_path}/depths/0.npy: half of its depths are farther than 2500 m, as in all 5 depth "
+        "maps looked at, and max_depth is 10 m; float32 NPY is taken as metres "
+        "(data.float_depth_unit): give the unit, such as 1000 for millimetres"
     )
     told = make(tmp_path, [], float_depth_unit=1000.0)
     assert check_range(told) == []
@@ -114,7 +120,8 @@ def test_floating_point_of_any_kind_is_metres(tmp_path, kind):
         (
             np.uint16,
             5000,
-            "level 5000 is 25% of what isn't 0, in 2 of 2 depth maps: if it means not measured, set",
+            "level 5000 is 25% of what isn't 0, in 2 of 2 depth maps: if it means not measured, "
+            "set",
         ),
         (np.int32, 10000, "level 10000 is 25% .* set data.invalid=\\[10000\\]"),
         (np.float32, 100, "value 100 is 25% .* set data.invalid=\\[100\\]"),

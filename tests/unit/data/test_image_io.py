@@ -1,4 +1,7 @@
-"""Depth maps and pictures on disk: exact round trips, and DataErrors of one line that name the file."""
+"""Depth maps and images on disk.
+
+Round trips are exact, and DataErrors are one line that names the file.
+"""
 
 import pickle
 import zlib
@@ -315,7 +318,8 @@ def test_a_photo_stands_upright_as_its_camera_marked_it(tmp_path):
     assert torch.equal(read_image(tmp_path / "p.jpg"), photo)
 
 
-# What EXIF says of where the stored first row and column are, as the turn that makes the image upright.
+# EXIF's orientations (where the stored first row and column are), as the turn that makes the image
+# upright.
 UPRIGHT = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],

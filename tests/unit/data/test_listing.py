@@ -1,4 +1,7 @@
-"""Files below a folder: each once, whatever links there are, and nothing that can't be listed is passed over."""
+"""Files below a folder.
+
+Each is listed once, whatever links there are, and nothing that can't be listed is passed over.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The working resolution: which size networks see, who says it, and pictures and maps there and back."""
+"""The working resolution: who sets it, the size that networks see, and maps there and back."""
 
 from pathlib import Path
 

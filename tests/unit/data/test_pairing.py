@@ -1,4 +1,7 @@
-"""Images and depth maps without a partner: counted, named, refused when they are many, with the likely rule."""
+"""Images and depth maps without a partner.
+
+They are counted and named; many are refused, with the rule that is likely meant.
+"""
 
 from pathlib import Path
 

@@ -1,7 +1,10 @@
-"""Samples equal the published pipelines' numbers: KITTI and NYU, in training, step by step, and in evaluation.
+"""Samples equal the published pipelines' numbers.
 
-The frames are synthetic, by rule, and lie in the published folders. What the published code drew at random is recorded
-and forced on ours. It doesn't turn the teacher's map with the picture, ours does: maps are compared unturned.
+KITTI and NYU, in training, step by step, and in evaluation.
+
+The frames are synthetic, by rule, and lie in the published folders. What the published code drew at
+random is recorded and forced on ours. It doesn't turn the teacher's map with the picture, ours
+does: maps are compared unturned.
 """
 
 import hashlib
@@ -103,7 +106,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frame(root):
-    """frame(group, name, cut, evaluated): a frame as our data set reads it."""
+    """A function of (group, name, cut, evaluated) that reads a frame as our data set does."""
 
     @cache
     def dataset(group, cut, evaluated):
@@ -131,7 +134,10 @@ def sha256(array):
 
 
 def as_published(tensor, expected):
-    """Ours in the layout of theirs: between the steps channels come last; depths have 2 or 3 axes."""
+    """Returns ours in the published layout.
+
+    Between the steps channels come last; depths have 2 or 3 axes.
+    """
     channels_last = tensor.shape[0] == 3 and expected["shape"][-1] == 3
     return (tensor.permute(1, 2, 0) if channels_last else tensor).numpy().reshape(expected["shape"])
 
@@ -150,7 +156,10 @@ def finished(sample, decisions):
 
 
 def check_image(tensor, expected, turned, coloured=False, normalised=False):
-    """Turned pictures are within 2 grey levels in 99.5 %: theirs interpolates in steps of 1/32 pixel and rounds."""
+    """Compares images: turned ones are within 2 grey levels in 99.5 % of their pixels.
+
+    The published ones interpolate in steps of 1/32 pixel and round.
+    """
     grey_level = 1 / min(IMAGENET_STD) if normalised else 1.0
     tensor = tensor if normalised else tensor.flip(0)  # theirs is BGR until then
     if turned:
@@ -162,12 +171,16 @@ def check_image(tensor, expected, turned, coloured=False, normalised=False):
 
 
 def check_depths(whole, decisions, expected):
-    """Measured depth to the bit, or the nearest pixel in 99.5 % where it is turned; the teacher's never turned."""
+    """Compares depth: to the bit, or the nearest pixel in 99.5 % of those of a turned map.
+
+    The published teacher's map is never turned.
+    """
     unturned = move(whole, decisions._replace(angle=0.0))
     if "kd_gt" in expected:
         check(unturned.teacher_depth, expected["kd_gt"], rtol=1e-6)
     if decisions.angle == 0:
-        return check(unturned.depth, expected["depth_gt"], exact=True)
+        check(unturned.depth, expected["depth_gt"], exact=True)
+        return
     turned = whole._replace(
         depth=torch.from_numpy(turned_as_published(whole.depth[0].numpy(), decisions.angle))[None]
     )
@@ -177,7 +190,10 @@ def check_depths(whole, decisions, expected):
 
 
 def turned_as_published(depth, angle):
-    """(H, W) turned counter-clockwise by nearest pixels whose places are rounded to 1/1024, as OpenCV does."""
+    """Turns (H, W) counter-clockwise by nearest pixels.
+
+    Places are rounded to 1/1024 pixel, as OpenCV does.
+    """
     height, width = depth.shape
     x, y = np.arange(width), np.arange(height)
     cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))

@@ -1,4 +1,7 @@
-"""The working resolution: sizes, exact grey levels, depth that is never made up, and what padding counts for."""
+"""The working resolution: sizes and exact grey levels.
+
+Depth is never made up, and padding counts for nothing.
+"""
 
 from dataclasses import replace
 

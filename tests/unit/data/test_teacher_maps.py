@@ -1,4 +1,7 @@
-"""Learning from cached maps: the same targets as from the teacher itself, and maps of another kind refused."""
+"""Learning from cached maps.
+
+Targets are those of the teacher itself, and maps of another kind are refused.
+"""
 
 import io
 import json
@@ -118,8 +121,8 @@ def test_valid_pixels_encode_to_one_or_more_and_the_rest_to_zero(tmp_path):
 def test_maps_for_another_range_or_crop_are_refused_in_one_line(ground):
     folder = ground / "kitti" / "gt_kd"
     assert refused(TeacherError, recipe_of(ground, maps="gt_kd", max_depth=10.0)) == (
-        f"teacher.maps: {folder} was made for network.max_depth 80.0, this recipe has 10.0; set the same, or make maps "
-        "for this recipe with bin/cache_teacher.py"
+        f"teacher.maps: {folder} was made for network.max_depth 80.0, this recipe has 10.0; set "
+        "the same, or make maps for this recipe with bin/cache_teacher.py"
     )
     message = refused(TeacherError, recipe_of(ground, maps="gt_kd", kb_crop=None))
     assert "was made for data.kb_crop [48, 96], this recipe has null" in message
@@ -145,7 +148,8 @@ def test_the_log_names_the_weights_that_made_the_maps(ground):
     folder = ground / "kitti" / "gt_kd"
     digest = json.loads((folder / "manifest.json").read_text())["teacher_digest"]
     assert teacher_maps.describe(folder) == (
-        f"Teacher: cached maps in {folder}, of the weights with digest {digest[:12]}, flip averaging on"
+        f"Teacher: cached maps in {folder}, of the weights with digest {digest[:12]}, "
+        "flip averaging on"
     )
 
 
@@ -181,7 +185,8 @@ def test_a_manifest_that_can_not_be_read_is_a_line(ground, tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, errors="surrogateescape")
     message = refused(DataError, recipe_of(ground, maps=str(tmp_path)))
     assert message == (
-        f"{tmp_path / 'manifest.json'}: not a manifest of teacher maps; make the maps anew in another folder"
+        f"{tmp_path / 'manifest.json'}: not a manifest of teacher maps; make the maps anew in "
+        "another folder"
     )
 
 

@@ -1,5 +1,7 @@
-"""What a network was trained on stands in its file, and figures on those frames are told or
-refused."""
+"""The record of the frames that a network was trained on.
+
+It stands in the network's file, and figures on those frames are reported as such or refused.
+"""
 
 import types
 

@@ -1,4 +1,7 @@
-"""One variable has programs keep the memory that tensors free; without it the allocator stays as it is."""
+"""One variable makes programs keep the memory that tensors free.
+
+Without it the allocator stays as it is.
+"""
 
 import os
 import subprocess
@@ -55,7 +58,10 @@ def told(code: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 def additions(end: str, **variables: str) -> tuple[float, float, str]:
-    """Pages an addition in the main thread and in another one, and what is said of the allocator."""
+    """Counts the pages of an addition, in the main thread and in another one.
+
+    Also returns what the log says of the allocator.
+    """
     done = told(ADDITIONS + end, **variables)
     assert done.returncode == 0, done.stderr
     main, thread, description = done.stdout.splitlines()
@@ -114,7 +120,8 @@ def nothing_may_be_set(monkeypatch):
     monkeypatch.setattr(allocator, "_SETTINGS", None)
 
 
-def test_a_machine_without_glibc_has_its_own_allocator_and_says_so(monkeypatch, nothing_may_be_set):
+@pytest.mark.usefixtures("nothing_may_be_set")
+def test_a_machine_without_glibc_has_its_own_allocator_and_says_so(monkeypatch):
     monkeypatch.setattr(allocator, "_glibc", lambda: None)
     monkeypatch.setenv(allocator.VARIABLE, "keep")
     allocator.set_by_environment()
@@ -123,7 +130,8 @@ def test_a_machine_without_glibc_has_its_own_allocator_and_says_so(monkeypatch, 
 
 
 @glibc_only
-def test_one_that_was_preloaded_is_named_and_left_alone(monkeypatch, nothing_may_be_set):
+@pytest.mark.usefixtures("nothing_may_be_set")
+def test_one_that_was_preloaded_is_named_and_left_alone(monkeypatch):
     assert allocator._preloaded() is None
     monkeypatch.setattr(allocator, "_preloaded", lambda: "libjemalloc.so.2")
     monkeypatch.setenv(allocator.VARIABLE, "keep")
@@ -131,7 +139,8 @@ def test_one_that_was_preloaded_is_named_and_left_alone(monkeypatch, nothing_may
     assert environment()["allocator"] == "libjemalloc.so.2 in place of glibc's"
 
 
-def test_the_switch_is_checked_even_where_nothing_is_set(monkeypatch, nothing_may_be_set):
+@pytest.mark.usefixtures("nothing_may_be_set")
+def test_the_switch_is_checked_even_where_nothing_is_set(monkeypatch):
     monkeypatch.setattr(allocator, "_glibc", lambda: None)
     monkeypatch.setenv(allocator.VARIABLE, "on")
     with pytest.raises(LaunchError, match="got 'on'; allowed: keep, system"):
@@ -158,7 +167,9 @@ def test_memory_that_is_kept_counts_in_no_measurement():
         kept = torch.ones(100_000_000)
         last = torch.ones(10)
         del kept
-        for found in micro_batch.find_largest([1, 2, 4], lambda n: torch.ones(10_000_000 * n), cpu, 1e12):
+        def call(n):
+            return torch.ones(10_000_000 * n)
+        for found in micro_batch.find_largest([1, 2, 4], call, cpu, 1e12):
             print(found.peak_bytes)
         allocator.give_back()
         print(memory.held_bytes(cpu))

@@ -1,4 +1,7 @@
-"""A launcher that is told machines which it doesn't know goes on with this one: so they are checked by name."""
+"""Machines that the launcher is told are checked by name.
+
+It would go on with this machine alone where it doesn't know one.
+"""
 
 import json
 import os
@@ -91,7 +94,8 @@ def test_options_are_held_against_the_machines(options, told, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "HOSTS").write_text("node1 slots=1\nnode2 slots=2\n")
     if told is None:
-        return hostfile.check_options(options)
+        hostfile.check_options(options)
+        return
     with pytest.raises(LaunchError) as error:
         hostfile.check_options(options)
     assert told in str(error.value)
@@ -99,9 +103,14 @@ def test_options_are_held_against_the_machines(options, told, tmp_path, monkeypa
 
 
 RECORD = {
-    "recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2, "visible_devices": "0,1",
-    "master_port": 29500, "folder": ".",
-}  # fmt: skip
+    "recipe": "r.yaml",
+    "launcher": "deepspeed",
+    "world_size": 2,
+    "ranks_per_node": 2,
+    "visible_devices": "0,1",
+    "master_port": 29500,
+    "folder": ".",
+}
 
 
 @pytest.mark.processes
@@ -119,9 +128,8 @@ def test_resume_starts_nothing_then(options, variables, told, tmp_path):
     result = subprocess.run(
         command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True
     )
-    assert result.returncode == 2 and result.stderr.startswith(f"LaunchError: {told}"), (
-        result.stderr
-    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(f"LaunchError: {told}"), result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -147,8 +155,11 @@ def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
     )
     launcher = tmp_path / "bin" / "deepspeed"
     launcher.write_text(
-        "import os, subprocess, sys\nos.chdir('/')\nos.chdir(sys.path[0] + '/..')\n"
-        "sys.exit(subprocess.run([sys.executable, 'rank.py'], cwd=sys.path[0] + '/..').returncode)\n"
+        "import os, subprocess, sys\n"
+        "os.chdir('/')\n"
+        "root = sys.path[0] + '/..'\n"
+        "os.chdir(root)\n"
+        "sys.exit(subprocess.run([sys.executable, 'rank.py'], cwd=root).returncode)\n"
     )
     said = os.environ | {"CROSS_RANK": "0"}
     command = [sys.executable, launcher, *options, "rank.py", "--hostfile", "of the program"]
@@ -157,9 +168,8 @@ def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
         assert result.returncode == 0, result.stderr
     else:
         line = result.stderr.splitlines()[-1]
-        assert result.returncode == 2 and line.startswith(
-            f"LaunchError: {told.format(tmp_path)}"
-        ), result.stderr
+        assert result.returncode == 2, result.stderr
+        assert line.startswith(f"LaunchError: {told.format(tmp_path)}"), result.stderr
 
 
 @pytest.mark.parametrize(

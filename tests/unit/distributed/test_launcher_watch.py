@@ -12,7 +12,10 @@ from tiekd.distributed import launcher_watch
 
 def watched(**said: str) -> subprocess.CompletedProcess:
     """A process that looks for its launchers, of which the environment says that they are there."""
-    code = "from tiekd.distributed import launcher_watch; launcher_watch.watch_launchers(); print('goes on')"
+    code = (
+        "from tiekd.distributed import launcher_watch; launcher_watch.watch_launchers(); "
+        "print('goes on')"
+    )
     return subprocess.run(
         [sys.executable, "-c", code], env=os.environ | said, capture_output=True, text=True
     )

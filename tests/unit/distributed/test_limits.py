@@ -1,4 +1,7 @@
-"""What a system lacks is told in a line, whatever the error that it came as; nothing else is taken for it."""
+"""What a system lacks is told in one line, whatever error it came as.
+
+No other error is taken for it.
+"""
 
 import errno
 import os
@@ -38,7 +41,10 @@ def thread():
     raise RuntimeError("can't start new thread")
 
 
-FILES = f"Too many open files (ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} here); raise that"
+FILES = (
+    f"Too many open files (ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} here); "
+    "raise that"
+)
 
 
 @pytest.mark.parametrize(

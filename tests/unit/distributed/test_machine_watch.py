@@ -11,7 +11,10 @@ from tiekd.distributed import machine_watch
 
 @pytest.fixture
 def watched():
-    """Watches one end of each of two connections; gives the other ends, and what was told of losses."""
+    """Watches one end of each of two connections.
+
+    Yields the other ends, and the losses that were reported.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     here = [socket.create_connection(listener.getsockname()) for _ in range(2)]
     there = [listener.accept()[0] for _ in here]

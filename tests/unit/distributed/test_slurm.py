@@ -7,10 +7,19 @@ import pytest
 from tiekd.distributed import slurm
 
 TASK = {  # the last of five on three nodes
-    "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "2", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2",
-    "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_NODELIST": "gpu[07-08,11]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
-    "SLURM_NTASKS": "8", "SLURM_NODELIST": "gpu[05-11]", "SLURM_TASKS_PER_NODE": "2(x4)", "ENVIRONMENT": "BATCH",
-}  # fmt: skip
+    "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_ID": "2",
+    "SLURM_PROCID": "4",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_NODELIST": "gpu[07-08,11]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+    "SLURM_NTASKS": "8",
+    "SLURM_NODELIST": "gpu[05-11]",
+    "SLURM_TASKS_PER_NODE": "2(x4)",
+    "ENVIRONMENT": "BATCH",
+}
 SET = (
     "RANK",
     "WORLD_SIZE",

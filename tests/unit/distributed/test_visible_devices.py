@@ -1,4 +1,7 @@
-"""bin/dist_train.sh: the devices that CUDA_VISIBLE_DEVICES means, whatever way it names them, or one line."""
+"""bin/dist_train.sh takes the devices of CUDA_VISIBLE_DEVICES, whatever way it names them.
+
+Anything else is one line.
+"""
 
 import os
 import subprocess

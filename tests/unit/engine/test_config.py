@@ -1,4 +1,7 @@
-"""What an engine config may not say, because the numbers would be wrong; and what a step does at stage 0."""
+"""What an engine config may not say, because the numbers would be wrong.
+
+And the step at stage 0.
+"""
 
 import inspect
 import math
@@ -24,7 +27,8 @@ def test_a_config_is_read_with_homes_expanded_and_no_key_twice(tmp_path, monkeyp
     assert found == {"device": "nvme", "nvme_path": "/home/of mine/swap"}
     for text, line in {
         '{"a": {"b": 1, "b": 1}}': "not JSON (the key 'b' is there twice)",
-        '{"a": "~nosuchuser/x"}': "engine config: a: ~nosuchuser/x: no home folder is known for ~nosuchuser",
+        '{"a": "~nosuchuser/x"}': "engine config: a: ~nosuchuser/x: no home folder is known for "
+        "~nosuchuser",
     }.items():
         file.write_text(text)
         with pytest.raises(LaunchError) as caught:
@@ -49,7 +53,7 @@ def fp16_device(monkeypatch):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("dtype", ["float16", "fp16", "torch.float16", None])
 def test_autocast_to_fp16_is_refused(stage, dtype):
-    """DeepSpeed clips gradients there that still carry the loss scale, and training stands still."""
+    """DeepSpeed would clip gradients that still carry the loss scale; nothing would be learned."""
     autocast = {"enabled": True} | ({} if dtype is None else {"dtype": dtype})
     told = refused({"torch_autocast": autocast, "zero_optimization": {"stage": stage}})
     assert f"torch_autocast.dtype is {dtype!r}; only bfloat16 trains rightly" in told
@@ -67,7 +71,8 @@ def test_autocast_to_bf16_and_a_switched_off_one_are_not():
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_fp16_that_also_halves_the_inputs_is_refused(enabled, fp16_device):
+@pytest.mark.usefixtures("fp16_device")
+def test_fp16_that_also_halves_the_inputs_is_refused(enabled):
     told = refused({"fp16": {"enabled": enabled, "auto_cast": True}})
     assert told == "engine config: fp16.auto_cast also halves the teacher's depth; remove it"
 
@@ -76,7 +81,8 @@ def test_fp16_that_also_halves_the_inputs_is_refused(enabled, fp16_device):
     "precision", [{"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}, {}]
 )
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_statistics_are_refused(precision, dtype, fp16_device):
+@pytest.mark.usefixtures("fp16_device")
+def test_half_statistics_are_refused(precision, dtype):
     told = refused(precision | {"data_types": {"buffer_dtype": dtype}})
     assert (
         told == "engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it"
@@ -93,7 +99,10 @@ def test_fp16_on_a_device_that_can_not_is_refused(monkeypatch):
 
 
 class Stage0:
-    """What a step asks of the engine at stage 0 in fp32, where all but the step itself is done here."""
+    """A stand-in for the engine: what a step asks of it at stage 0 in fp32.
+
+    There all but the step itself is done by ours.
+    """
 
     skipped_steps = 0
 

@@ -1,4 +1,7 @@
-"""How a student's convolutions run: the same numbers in every layout and compiled, and nothing else changes."""
+"""The layouts of a student's convolutions.
+
+Every layout, compiled or not, gives the same numbers, and nothing else changes.
+"""
 
 import json
 
@@ -61,7 +64,7 @@ def test_channels_last_reaches_the_head_and_changes_rounding_only(plain):
 def test_a_compiled_student_has_the_same_numbers_and_names(plain, monkeypatch):
     compiled = []
 
-    def compile_as_it_is(part, *arguments, **options):
+    def compile_as_it_is(part, *_, **__):
         compiled.append(type(part).__name__)
         part._compiled_call_impl = torch.compile(part._call_impl, backend="aot_eager")
 
@@ -116,7 +119,7 @@ def test_the_section_is_kept_for_the_work_dir_and_hidden_from_deepspeed(monkeypa
 
     given = {}
 
-    def initialize(model, optimizer, config):
+    def initialize(config, **_):
         given.update(config)
         raise ValueError("seen")
 

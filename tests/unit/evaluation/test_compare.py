@@ -1,4 +1,4 @@
-"""Networks side by side: which take part and what they are called, and all figures as plain values."""
+"""Networks side by side: which take part, their names, and all figures as plain values."""
 
 import json
 import math

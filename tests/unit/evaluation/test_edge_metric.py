@@ -1,4 +1,7 @@
-"""Points in mid-air at edges: by hand, and that the local readout of a distribution with two hills leaves none."""
+"""Points in mid-air at edges, by hand.
+
+The local readout of a distribution with two hills leaves none.
+"""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Evaluation: means over images, flip averaging, the cap, and the same figures on any number of ranks."""
+"""Evaluation: means over images, flip averaging, the cap, and the same figures on any ranks."""
 
 import io
 import types
@@ -111,7 +111,8 @@ def test_every_rank_evaluates_with_the_weights_and_the_statistics_of_the_main_on
 def test_flip_averaging_is_the_mean_with_the_mirrored_prediction_turned_back():
     image = torch.rand(2, 3, 4, 6)
     depth = predict(Slanted(), image, flip=True)
-    # The ramp and its mirror image average to the middle; the grey part is mirror-symmetric and stays.
+    # The ramp and its mirror image average to the middle; the grey part is mirror-symmetric and
+    # stays.
     torch.testing.assert_close(depth, 20 + 5 * image.mean(1, keepdim=True) + 2.5)
     torch.testing.assert_close(predict(Slanted(), image, flip=False), Slanted()(image).depth)
     assert figures(flip=True) != figures(flip=False)
@@ -267,9 +268,9 @@ def test_an_evaluation_without_a_pixel_saves_no_best_and_says_why():
     hook, told = evaluated_without_a_pixel(EvaluationSettings(crop="none", flip=False, cap=0.5))
     assert hook.best is None
     assert told == [
-        "No best is saved: abs_rel is nan, since no pixel of the 7 validation frames counts (ground truth 0.001 < d < "
-        "0.5 m, crop none); look at the ground truth with bin/check_data.py, or set another evaluation.crop or "
-        "evaluation.cap"
+        "No best is saved: abs_rel is nan, since no pixel of the 7 validation frames counts "
+        "(ground truth 0.001 < d < 0.5 m, crop none); look at the ground truth with "
+        "bin/check_data.py, or set another evaluation.crop or evaluation.cap"
     ]
 
 

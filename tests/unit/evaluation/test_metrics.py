@@ -1,4 +1,7 @@
-"""The nine metrics equal the published code's, case by case and averaged; what is odd about an image stays with it."""
+"""The nine metrics equal the published code's, case by case and averaged.
+
+An image without a valid pixel, or with one, changes its own figures only.
+"""
 
 import hashlib
 import math
@@ -29,7 +32,10 @@ TEACHER_ROWS = {
 
 @cache
 def golden_case(name):
-    """Prediction, ground truth, teacher's map (H, W), range and crop of a case, by the rule in the manifest."""
+    """Returns a case's prediction, ground truth, teacher's map (H, W), range and crop.
+
+    They are made by the rule in the manifest.
+    """
     case, tag = (GOLDEN["cases"] | GOLDEN["aggregate_only"])[name], f"metric:{name}"
     high, scale = (80.0, 256) if case["which"] == "kitti" else (10.0, 1000)
     height, width = case["png_shape"]
@@ -93,7 +99,8 @@ def test_metrics_equal_the_published_code(name):
     )
     for metric, value in case["result_core"].items():
         share = metric in ("a1", "a2", "a3")
-        # The published float32 variance of a constant log ratio, or of one pixel, is rounding noise.
+        # The published float32 variance of a constant log ratio, or of one pixel, is rounding
+        # noise.
         noisy = metric == "silog" and (case["pred_mode"] in ("scaled", "equal") or case["few"])
         tolerance = (
             {"abs": 1.01 / case["n_valid"]}
@@ -231,7 +238,10 @@ def test_the_table_looks_as_it_does_in_the_field():
 
 
 def test_nothing_waits_for_a_device_before_the_end(monkeypatch):
-    """What other devices than CPUs do, with everything forbidden that would ask them for a number."""
+    """The metrics as on other devices than CPUs.
+
+    Everything that would ask the device for a number is forbidden.
+    """
     prediction, truth = torch.rand(2, 3, 50, dtype=torch.float64) + 0.5
 
     def wait(*_):

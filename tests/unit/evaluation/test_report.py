@@ -67,7 +67,10 @@ def test_a_network_alone_is_compared_with_nothing():
 
 
 def result_of(abs_rel, pixels=(5, 0, 2), bias_m=-1.0):
-    """A result of as many frames: abs_rel is given, a1 is 1 - abs_rel, and all else 0; the pixels are one frame's."""
+    """A result of one frame for each given abs_rel.
+
+    a1 is 1 - abs_rel, all else 0; the pixels are one frame's.
+    """
     rows = torch.zeros(len(abs_rel), len(METRIC_NAMES), dtype=torch.float64)
     rows[:, METRIC_NAMES.index("abs_rel")] = torch.tensor(abs_rel, dtype=torch.float64)
     rows[:, 0] = 1 - rows[:, METRIC_NAMES.index("abs_rel")]
@@ -91,7 +94,8 @@ def test_the_protocol_says_frames_pixels_range_crop_and_flip():
     assert "d < 80 m" in report.protocol_lines(protocol(), result_of([0.1]))
     resized = result_of([0.1])._replace(resize=Resize(height=192, width=640, mode="stretch"))
     assert report.protocol_lines(protocol(), resized).splitlines()[-1] == (
-        "pictures at 192x640, stretch; depth is brought up bilinearly to the ground truth's own size and scored there"
+        "pictures at 192x640, stretch; depth is brought up bilinearly to the ground truth's own "
+        "size and scored there"
     )
 
 

@@ -1,4 +1,8 @@
-"""load_student: every form of a picture gives the same metres, every checkpoint its network, and readouts by head."""
+"""load_student.
+
+Every form of an image gives the same metres, every checkpoint its network, and every head its
+readouts.
+"""
 
 import subprocess
 import sys
@@ -180,7 +184,10 @@ def test_the_network_never_sees_more_than_the_working_size(network, seen):
     "resize", [Resize(), Resize(60, 90, "stretch"), Resize(40, 40, "contain"), Resize(scale=0.6)]
 )
 def test_sharp_readouts_have_the_depths_of_the_head_and_no_others(network, resize):
-    """At every size: what mode gives are bin centres, and what local gives the head's cells gave."""
+    """Readouts at every size.
+
+    `mode` gives bin centres, and `local` what the head's cells gave.
+    """
     image = torch.from_numpy(
         np.random.default_rng(1).integers(0, 256, (3, 61, 47), dtype=np.uint8)
     )[None]
@@ -227,7 +234,7 @@ def test_confidence_comes_with_the_same_depth(checkpoint, picture):
         assert plain.confidence is None
         assert torch.equal(plain.depth, sure.depth)
         assert sure.confidence.shape == (1, 1, 37, 50)
-        assert 0 < sure.confidence.min()
+        assert sure.confidence.min() > 0
         assert sure.confidence.max() <= 1 + 1e-5
 
 
@@ -263,7 +270,8 @@ def test_weights_that_do_not_say_their_network_need_a_recipe(network, tmp_path, 
 def test_a_checkpoint_alone_chooses_no_module_to_import(network, tmp_path, picture, monkeypatch):
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger/encoder.py").write_text(
-        "import pathlib\npathlib.Path('ran').touch()\nfrom tiekd.models.encoders.mobilenet_v2 import build  # noqa\n"
+        "import pathlib\npathlib.Path('ran').touch()\n"
+        "from tiekd.models.encoders.mobilenet_v2 import build  # noqa\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -301,8 +309,12 @@ def test_a_device_that_is_not_there_is_refused():
 @pytest.mark.processes
 def test_a_robot_needs_none_of_the_libraries_that_train(checkpoint):
     code = (
-        "import sys; sys.modules |= dict.fromkeys(('deepspeed', 'tensorboard', 'torchvision', 'triton', 'psutil'))\n"
-        "import numpy, tiekd; print(tiekd.load_student(sys.argv[1])(numpy.zeros((32, 64, 3), 'uint8')).shape)"
+        "import sys\n"
+        "missing = ('deepspeed', 'tensorboard', 'torchvision', 'triton', 'psutil')\n"
+        "sys.modules |= dict.fromkeys(missing)\n"
+        "import numpy, tiekd\n"
+        "image = numpy.zeros((32, 64, 3), 'uint8')\n"
+        "print(tiekd.load_student(sys.argv[1])(image).shape)\n"
     )
     words = [sys.executable, "-c", code, str(checkpoint)]
     told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
@@ -311,7 +323,11 @@ def test_a_robot_needs_none_of_the_libraries_that_train(checkpoint):
 
 @pytest.mark.processes
 def test_importing_tiekd_does_not_import_what_prediction_needs():
-    code = "import sys, tiekd; assert 'tiekd.inference.student' not in sys.modules; assert callable(tiekd.load_student)"
+    code = (
+        "import sys, tiekd\n"
+        "assert 'tiekd.inference.student' not in sys.modules\n"
+        "assert callable(tiekd.load_student)\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'load_teacher'"):
         tiekd.load_teacher  # noqa: B018

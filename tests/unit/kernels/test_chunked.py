@@ -1,4 +1,7 @@
-"""The tiled DPM head against its plain definition: the same numbers and gradients, for every kind of target."""
+"""The tiled DPM head against its plain definition.
+
+Numbers and gradients are the same for every kind of target.
+"""
 
 import itertools
 import math
@@ -20,7 +23,10 @@ def one_row_per_tile(monkeypatch):
 
 
 def case(stride: int = 1, dtype: torch.dtype = torch.float64) -> tuple:
-    """Features, weight, bias, uneven edges, and a target with holes, an empty image, far depths and an odd size."""
+    """Returns features, weight, bias, uneven edges, and a target.
+
+    The target has holes, an empty image, far depths and an odd size.
+    """
     g = torch.Generator().manual_seed(stride)
     edges = torch.cat((torch.tensor([0.5]), 0.5 + torch.linspace(0.6, 1.4, 12).cumsum(0))).double()
     height, width = 7, 10
@@ -77,7 +83,10 @@ def test_equals_the_reference(target, beyond, stride):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_equals_the_reference_for_whatever_is_drawn(seed):
-    """2 to 1024 bins of any widths, up to 4 components with weights or without, holes, depths beyond both ends."""
+    """2 to 1024 bins of any widths, and a target, at random.
+
+    Targets have up to 4 components with weights or without, holes, and depths beyond both ends.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -106,7 +115,8 @@ def test_equals_the_reference_for_whatever_is_drawn(seed):
     wanted, rounded = (compute(reference.dpm, dtype) for dtype in (torch.float64, torch.float32))
     torch.testing.assert_close(compute(chunked.dpm, torch.float64), wanted, rtol=1e-10, atol=1e-10)
     for got, exact, plain in zip(compute(chunked.dpm, torch.float32), wanted, rounded, strict=True):
-        # Sums of few terms of both signs lose digits in any order: then it is as near as the definition in float32.
+        # Sums of few terms of both signs lose digits in any order: then it is as near as the
+        # definition in float32.
         tolerance = max(
             1e-5 * max(1.0, float(exact.abs().max())), 2 * float((plain - exact).abs().max())
         )
@@ -227,7 +237,10 @@ def test_a_first_use_in_inference_mode_does_not_spoil_training():
 
 
 def test_weights_may_be_away_between_forward_and_backward():
-    """ZeRO-3 takes the weights' storage away after forward and brings it back, as another one, before backward."""
+    """ZeRO-3 takes the weights' storage away after forward.
+
+    Before backward it brings them back in another one.
+    """
     (features, weight, bias), edges, depth = case()
     divergence = chunked.dpm(features, weight, bias, edges, depth, 0.8)[1]
     parameters, whole = (weight, bias), (weight.data.clone(), bias.data.clone())

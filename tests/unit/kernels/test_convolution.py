@@ -148,14 +148,15 @@ def test_bf16_computed_in_fp32_keeps_bf16_and_computes_in_fp32(monkeypatch):
     monkeypatch.setattr(
         convolution, "conv2d", lambda x, *others: computed.append(x.dtype) or conv2d(x, *others)
     )
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
-        with torch.autocast("cpu", torch.bfloat16):
-            net(torch.randn(1, 8, 16, 16))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        net(torch.randn(1, 8, 16, 16))
     assert computed == [torch.float32] * 4
     assert set(kept) == {torch.bfloat16}
-    assert net(torch.randn(1, 8, 16, 16)).dtype == torch.float32 and len(computed) == 4, (
-        "fp32 is left as it is"
-    )
+    assert net(torch.randn(1, 8, 16, 16)).dtype == torch.float32, "fp32 is left as it is"
+    assert len(computed) == 4, "fp32 is left as it is"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The table of layouts row by row, the instruction set that chooses its row, and the record of a run."""
+"""The table of layouts row by row.
+
+Also the instruction set that chooses its row, and the record of a run.
+"""
 
 import pytest
 import torch
@@ -51,7 +54,10 @@ def on(
     onednn: str = "",
     older: str = "",
 ) -> str:
-    """The instruction set of a CPU with these flags, ATen's capability and values of oneDNN's variables."""
+    """Returns the instruction set of a CPU with these flags.
+
+    It depends on ATen's capability and the values of oneDNN's variables, too.
+    """
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: aten)
     monkeypatch.setattr(layouts, "_cpu_flags", lambda: frozenset(flags.split()))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", onednn)
@@ -76,9 +82,10 @@ def test_these_are_all_rows():
 
 
 @pytest.mark.parametrize(
-    ("isa", "shape_class", "dtype", "choice"), [row for row in ROWS if row[2] == "fp32"]
+    ("isa", "shape_class", "choice"),
+    [(isa, shape_class, choice) for isa, shape_class, dtype, choice in ROWS if dtype == "fp32"],
 )
-def test_a_decoder_follows_its_row(isa, shape_class, dtype, choice, monkeypatch):
+def test_a_decoder_follows_its_row(isa, shape_class, choice, monkeypatch):
     layouts.take(layouts.of_isa(isa))
     seen, products = [], []
     usual = convolution.weight_gradient
@@ -92,7 +99,8 @@ def test_a_decoder_follows_its_row(isa, shape_class, dtype, choice, monkeypatch)
     block = TwoConvs(8, 16, "relu")
     for conv in (block.first, block.second):
         conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
-    # 2 pictures of 15 x 17 pixels by 24 channels are more than 9 * 8 * 16 weights, one of 2 x 3 pixels less.
+    # 2 pictures of 15 x 17 pixels by 24 channels are more than 9 * 8 * 16 weights, one of 2 x 3
+    # pixels less.
     pictures, size = (1, (2, 3)) if shape_class == SMALL else (2, (15, 17))
     with torch.set_grad_enabled(shape_class != FORWARD):
         y = block(torch.randn(pictures, 8, 2, 3), size)
@@ -110,7 +118,8 @@ def test_a_decoder_follows_its_row(isa, shape_class, dtype, choice, monkeypatch)
         ("AVX512", "avx512f", "", "", "avx512"),
         ("AVX512", "", "", "", "avx512"),
         ("AVX2", "avx2", "", "", "avx2"),
-        # A process that is held to less: by ATen's variable, oneDNN's, its older name, in small letters.
+        # A process that is held to less: by ATen's variable, oneDNN's, its older name, in small
+        # letters.
         ("AVX2", "avx512f avx512_bf16", "", "", "avx2"),
         ("AVX512", "avx512f avx512_bf16", "AVX2", "", "avx2"),
         ("AVX512", "avx512f avx512_bf16", "", "avx2_vnni", "avx2"),

@@ -28,7 +28,10 @@ def assert_sampled_gradient(gradient: torch.Tensor, golden: dict, name: str) -> 
 
 
 def small_case(stride: int = 1, dtype: torch.dtype = torch.float64):
-    """Features, weight, bias, uneven edges and a target with holes, depths beyond both ends and an odd size."""
+    """Returns features, weight, bias, uneven edges and a target.
+
+    The target has holes, depths beyond both ends and an odd size.
+    """
     g = torch.Generator().manual_seed(stride)
     edges = torch.cat((torch.tensor([0.5]), 0.5 + torch.linspace(0.6, 1.4, 12).cumsum(0))).to(dtype)
     height, width = 7, 9

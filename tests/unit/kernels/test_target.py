@@ -1,4 +1,7 @@
-"""The target distribution: its mass, its mean near both ends, its shape, what it refuses, and the published one."""
+"""The target distribution.
+
+Its mass, its mean near both ends, its shape, what it refuses, and the published one.
+"""
 
 import math
 
@@ -16,7 +19,8 @@ from tiekd.kernels.target import (
     shifted_centre,
 )
 
-# (bins, min_depth, max_depth, spacing, sigma): both data sets' sizes, the least sigma, wide ones, few bins, log bins.
+# (bins, min_depth, max_depth, spacing, sigma): both data sets' sizes, the least sigma, wide ones,
+# few bins, log bins.
 GRIDS = [
     (257, 1e-3, 80.0, "uniform", 0.5),
     (257, 1e-3, 80.0, "uniform", 0.15565),
@@ -69,8 +73,11 @@ def test_gaussian_sums_to_one_with_the_depth_as_its_mean(
 
 
 def drawn(seed: int) -> tuple[torch.Tensor, float]:
-    """Edges and sigma at random: 2 to 300 bins from 1 mm..1 m up to 2..160 m, even, logarithmic or of random widths;
-    sigma from half of the widest bin to ten of it."""
+    """Draws edges and sigma.
+
+    2 to 300 bins from 1 mm..1 m up to 2..160 m, even, logarithmic or of random widths; sigma from
+    half of the widest bin to ten of it.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def between(low: float, high: float) -> float:
@@ -213,7 +220,10 @@ def test_too_small_a_sigma_is_refused_with_the_least_one_named():
         ):
             gaussian_target(depth, sigma, None, edges)
     log_edges = bin_edges(257, 1e-3, 80.0, "log")
-    told = "to 3.438 m for the last, and need sigma >= 1.719 m; as many with spacing: uniform need only >= 0.1556 m$"
+    told = (
+        "to 3.438 m for the last, and need sigma >= 1.719 m; as many with spacing: uniform need "
+        "only >= 0.1556 m$"
+    )
     with pytest.raises(RecipeError, match=told):
         check_sigma(0.5, log_edges)
     near = gaussian_target(torch.full((1, 1, 1, 1), 1.0), 0.5, None, log_edges)
@@ -235,7 +245,10 @@ def test_edges():
 @pytest.mark.parametrize("spacing", ["uniform", "log"])
 @pytest.mark.parametrize("sigma", [0.2, 0.5, 3.0])
 def test_edges_out_of_reach_hold_nothing(spacing, sigma):
-    """The number takes the way over the near edges (with the last sigma over all), the map always the one over all."""
+    """The number takes the way over the near edges, the map always the one over all.
+
+    With the last sigma the number takes the one over all, too.
+    """
     edges = bin_edges(300, 1.0, 80.0, spacing)
     depth = torch.cat((depths_m().flatten(), torch.linspace(1, 80, 3000))).view(1, 1, 1, -1)
     if spacing == "log":

@@ -1,4 +1,7 @@
-"""The fused DPM head against its plain definition: in Triton's interpreter, and compiled where there is a GPU."""
+"""The fused DPM head against its plain definition.
+
+In Triton's interpreter, and compiled where there is a GPU.
+"""
 
 import itertools
 
@@ -25,7 +28,10 @@ def case(
     uneven: bool = True,
     size=(2, 7, 10),
 ) -> tuple:
-    """float64 features, weight, bias; edges; a target with holes, depths beyond both ends and an odd size."""
+    """Returns float64 features, weight and bias, the edges and a target.
+
+    The target has holes, depths beyond both ends and an odd size.
+    """
     g = torch.Generator().manual_seed(bins + 7 * components + stride)
     images, height, width = size
     steps = 0.6 + 0.8 * torch.rand(bins, generator=g) if uneven else torch.ones(bins)
@@ -46,7 +52,10 @@ def case(
 def results(
     dpm, parameters, edges, depth, dtype=torch.float32, needs=(True, True), **options
 ) -> list:
-    """Depth, divergence and the gradients of a sum of both with random factors, in float64 on the CPU."""
+    """Returns depth, divergence and the gradients of a sum of both with random factors.
+
+    Computed in float64 on the CPU.
+    """
     where = "cpu" if dpm is reference.dpm else DEVICE
     # The reference is given what the others round their inputs to, but computes in float64.
     leaves = [

@@ -1,4 +1,7 @@
-"""Each loss against the published numbers, its validity and its finite gradients, and the criterion that adds them."""
+"""Each loss against the published numbers, and the criterion that adds them.
+
+Also its validity and its finite gradients.
+"""
 
 import math
 from types import SimpleNamespace
@@ -89,7 +92,8 @@ def test_silog_of_every_pixel_is_the_published_one():
     golden = load("SI_nomask")
     assert (golden["kd_gt"] == 0).any()
     depth = golden["depth_pred"].requires_grad_()
-    # Published without a mask, a 0 is a depth; so is a depth that vanishes beside the 1e-3 of the logarithm.
+    # The published loss has no mask: a 0 is a depth, and so is one that vanishes beside the
+    # logarithm's 1e-3.
     value = SILog(reduce="batch")(prediction(depth), golden["kd_gt"].clamp_min(1e-30)).mean()
     assert_published(value, depth, golden)
 
@@ -330,7 +334,10 @@ def test_ssim_sees_an_inverted_relief_in_any_space_unless_it_is_unsigned():
 
 
 def ssim_window_by_window(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """1 - SSIM in float64 from the deviations of every window's pixels from its means: no difference of squares."""
+    """Returns 1 - SSIM in float64, from the deviations of every window's pixels from its means.
+
+    It takes no difference of squares.
+    """
     taps = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     window = (taps[:, None] * taps).flatten() / taps.sum() ** 2
     x, y = (torch.nn.functional.unfold(d.double(), 11)[0] for d in (x, y))

@@ -46,7 +46,7 @@ def test_a_network_gives_metres_in_its_range_at_the_images_size(head):
 def test_the_node_is_left_as_it_was():
     before = copy.deepcopy(NODE)
     build_network(NODE)
-    assert NODE == before
+    assert before == NODE
 
 
 def test_the_heads_range_is_the_networks():

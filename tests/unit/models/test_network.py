@@ -156,9 +156,9 @@ def test_recipes_cover_the_networks():
             nyu, kitti = (
                 load_recipe(p)["network"] for p in (path, path.with_stem(f"{path.stem[:-4]}_kitti"))
             )
-            assert (
-                nyu["max_depth"] == 10 and kitti["max_depth"] == 80 and nyu.keys() == kitti.keys()
-            ), path
+            assert nyu["max_depth"] == 10, path
+            assert kitti["max_depth"] == 80, path
+            assert nyu.keys() == kitti.keys(), path
             head_options = {"num_bins", "sigma"}
             assert {k: v for k, v in nyu["head"].items() if k not in head_options} == {
                 k: v for k, v in kitti["head"].items() if k not in head_options
@@ -190,7 +190,8 @@ def test_half_precision_weights_give_nearly_the_same_float32_depth(node, dtype):
         parameter.data = parameter.data.to(dtype)
     got = network(image, target)
     assert got.depth.dtype == got.divergence.dtype == torch.float32
-    # Norms and heads at 2 x 64 x 64 amplify rounding; a wrong cast moves the depth by tens of metres.
+    # Norms and heads at 2 x 64 x 64 amplify rounding; a wrong cast moves the depth by tens of
+    # metres.
     scale = expected.depth.detach().std()
     assert scale > 1
     rounding = {torch.float16: 0.03, torch.bfloat16: 0.25}[dtype]
@@ -250,7 +251,10 @@ def num_parameters(network: Network) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-ONE_VALUE = r"train.batch_size: 1 image\(s\) of {} a rank and micro-batch leave a norm one value.*set 2 images or more"
+ONE_VALUE = (
+    r"train.batch_size: 1 image\(s\) of {} a rank and micro-batch leave a norm one value.*set 2 "
+    r"images or more"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Readouts of a distribution over bins: reference values by hand, and strips that give what the whole gives."""
+"""Readouts of a distribution over bins.
+
+Reference values are by hand, and strips give what the whole gives.
+"""
 
 import math
 
@@ -108,7 +111,8 @@ def test_each_pixel_has_the_cell_that_is_nearest_with_the_corners_aligned(coarse
     for fine in (*range(1, 90), 1216, 4001):
         index, last = readout.on_image_grid(columns, (1, fine), False)[0, 0, 0].long(), fine - 1
         doubled = 2 * torch.arange(fine) * (coarse - 1)
-        # In whole numbers, |index - i (coarse - 1) / last| <= 1/2, and of two equally near the second.
+        # In whole numbers, |index - i (coarse - 1) / last| <= 1/2, and of two equally near the
+        # second.
         away = 2 * index * last - doubled
         assert ((-last < away) & (away <= last)).all() if fine > 1 else index.tolist() == [0]
 

@@ -1,4 +1,7 @@
-"""The frozen teacher: never trained, valid where the camera saw something, from our weights or published ones."""
+"""The frozen teacher, from our weights or published ones.
+
+It is never trained, and valid where the camera saw something.
+"""
 
 import copy
 import hashlib
@@ -123,9 +126,8 @@ def test_its_precision_is_its_own_and_its_depth_fp32(weights_file):
         build_teacher(node, CPU)(data),
         build_teacher(node | {"precision": "bf16"}, CPU)(data),
     )
-    assert half.dtype == torch.float32 and (half - full).abs().max() > 1e-4 * full.max(), (
-        "eight bits are seen"
-    )
+    assert half.dtype == torch.float32
+    assert (half - full).abs().max() > 1e-4 * full.max(), "eight bits are seen"
     assert ((half - full).abs() <= 0.05 * full + 0.05).all()
     teacher = build_teacher(node | {"precision": "bf16"}, CPU)
     assert all(p.dtype == torch.float32 for p in teacher.network.parameters())

@@ -1,4 +1,4 @@
-"""Filling the folder of decoded frames: what is made, what is kept, what is told and what is refused."""
+"""Filling the folder of decoded frames: what is made, kept, reported and refused."""
 
 import io
 import os
@@ -150,8 +150,8 @@ def test_files_that_cannot_be_decoded_are_named_and_all_others_made(root, worker
     lost.unlink()
     out = io.StringIO()
     recipe = recipe_of(root)
+    sources = cache_frames.sources_of(recipe, ("train", "val"))
     with pytest.raises(DataError) as error:
-        sources = cache_frames.sources_of(recipe, ("train", "val"))
         cache_frames.fill(recipe, sources, root / "decoded", workers, False, out)
     assert str(error.value).startswith(
         "2 of 15 files can't be decoded; all others are. bin/check_data.py"
@@ -167,8 +167,8 @@ def test_too_little_room_is_refused_before_anything_is_written(root, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 100_000))
     told = refused(root)
     assert (
-        "15 decoded files need 0.000 GB, 0.000 GB is free; free some space, or give a folder on another"
-        in told
+        "15 decoded files need 0.000 GB, 0.000 GB is free; free some space, "
+        "or give a folder on another" in told
     )
     assert arrays(root) == {}
 
@@ -199,7 +199,10 @@ def test_a_disk_that_others_fill_meanwhile_ends_it_with_one_line(root, monkeypat
 @pytest.mark.processes
 def test_two_jobs_at_once_are_refused(root):
     fill(root)
-    code = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True); input()"
+    code = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); "
+        "print(flush=True); input()"
+    )
     command = [sys.executable, "-c", code, str(root / "decoded" / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()

@@ -37,8 +37,11 @@ NUM_TRAIN = 5
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    """`kitti/` with five training frames of 64x128, the second without ground truth, and two validation frames;
-    `teacher.pth`."""
+    """A folder with `kitti/` and `teacher.pth`.
+
+    `kitti/` has five training frames of 64x128, the second without ground truth, and two validation
+    frames.
+    """
     folder = tmp_path_factory.mktemp("ground")
     write_kitti_layout(folder / "kitti", 0, 64, 128, NUM_TRAIN, 2)
     split = folder / "kitti" / "kitti_eigen_train.txt"
@@ -239,14 +242,18 @@ def test_a_folder_of_maps_without_a_manifest_is_not_added_to(ground, tmp_path):
 @pytest.mark.processes
 def test_two_jobs_do_not_write_into_one_folder(ground, tmp_path):
     cache(recipe_of(ground), tmp_path / "maps")
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "print(flush=True); input()"
+    )
     command = [sys.executable, "-c", hold, str(tmp_path / "maps" / "manifest.json")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         message = refused(TeacherError, recipe_of(ground), tmp_path / "maps")
         other.communicate(b"\n")
     assert message == (
-        f"{tmp_path / 'maps'}: another job is writing maps there; wait until it ends, or give another --out"
+        f"{tmp_path / 'maps'}: another job is writing maps there; wait until it ends, "
+        "or give another --out"
     )
     cache(recipe_of(ground), tmp_path / "maps")
 

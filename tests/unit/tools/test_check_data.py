@@ -1,4 +1,8 @@
-"""The data check: every planted fault is found and nothing else, cleaned splits work, nothing of the user's is lost."""
+"""The data check.
+
+It finds every planted fault and nothing else, cleaned splits work, and nothing of the user's is
+lost.
+"""
 
 import io
 import json
@@ -53,7 +57,10 @@ def test_every_planted_fault_is_found_and_nothing_else(root, tmp_path, workers):
         image_name(24),
     ]
     text = (tmp_path / "out/report.txt").read_text()
-    torn = f"train unreadable: {root}/input/{image_name(2)}: a torn or damaged PNG (60 bytes); copy it from the original"
+    torn = (
+        f"train unreadable: {root}/input/{image_name(2)}: a torn or damaged PNG (60 bytes); copy "
+        "it from the original"
+    )
     assert f"{torn} again ({root}/kitti_eigen_train.txt:5)\n" in text
     assert f"train duplicate: {image_name(7)}: the same picture as {image_name(0)} (" in text
     assert (
@@ -292,7 +299,10 @@ def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
         "train: 6 depth maps: 16-bit PNG is taken as 1000 levels a metre (data.depth_unit)\n"
         in short
     )
-    told = f"train: 1 image(s) are turned by their EXIF orientation, such as {name}: depth maps and intrinsics must be"
+    told = (
+        f"train: 1 image(s) are turned by their EXIF orientation, such as {name}: depth maps and "
+        "intrinsics must be"
+    )
     assert told in short
     assert short.endswith("Nothing was found.")
 
@@ -308,9 +318,9 @@ def test_depth_of_an_image_as_it_is_stored_is_named_by_its_orientation(tmp_path)
     assert row["kind"] == "size"
     assert row["frame"] == frame.name
     assert row["message"] == (
-        f"{frame.depth}: 20x30 does not fit its picture {frame.name}, 30x20 once upright: it fits the pixels "
-        "as stored, which the picture's EXIF orientation (6) turns; turn it likewise, or remove the mark from the "
-        "picture"
+        f"{frame.depth}: 20x30 does not fit its picture {frame.name}, 30x20 once upright: it "
+        "fits the pixels as stored, which the picture's EXIF orientation (6) turns; turn it "
+        "likewise, or remove the mark from the picture"
     )
 
 

@@ -1,4 +1,7 @@
-"""What a dry run foresees: the checkpoints of a run, the time of an iteration, the largest micro-batch that fits."""
+"""What a dry run foresees.
+
+A run's checkpoints, an iteration's time, and the largest micro-batch that fits.
+"""
 
 from types import SimpleNamespace
 
@@ -137,7 +140,7 @@ def test_the_peak_of_a_process_begins_anew():
     del block
     memory.restart_peak(CPU)
     assert memory.peak_bytes(CPU) < grown - 50 * MB
-    assert 0 < memory.free_bytes(CPU)
+    assert memory.free_bytes(CPU) > 0
 
 
 class Device:

@@ -1,4 +1,7 @@
-"""Published files into ours and back, whole networks by every name; and published files taken as they are."""
+"""Published files into ours and back, whole networks by every name.
+
+And published files taken as they are.
+"""
 
 import json
 import runpy
@@ -29,7 +32,8 @@ RESNET18 = {
 }
 RANGE = {"min_depth": 0.001, "max_depth": 80.0}
 NYU_HEAD = {"name": "dpm", "num_bins": 49, "sigma": 1.0}
-RECIPES = {  # the networks of the published code, as recipes or, where there is none yet, as what one would say
+# The networks of the published code: recipes, or the nodes of one where there is none yet.
+RECIPES = {
     "mobilev2_DPM_kitti": "mobilenet_v2_dpm_kitti.yaml",
     "mobilev2_DPM_nyu": {
         "_base_": str(NETWORKS / "mobilenet_v2_dpm_kitti.yaml"),
@@ -68,7 +72,10 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:
-    """Every entry of a published checkpoint by the rule; of big ones the first number only, over the whole shape."""
+    """Returns every entry of a published checkpoint by the rule.
+
+    Of big ones only the first number is made, over the whole shape.
+    """
     if name in WHOLE:
         return {key: golden.fill(key, shape) for key, shape in shapes(name).items()}
     return {
@@ -111,7 +118,8 @@ def test_every_published_network_comes_in_whole_and_goes_back_as_it_was(
         {"meta": {"epoch": 24}, "state_dict": state, "optimizer": {}}, tmp_path / "theirs.pth"
     )
     code, out, errors = run(capsys, tmp_path / "theirs.pth", recipe, "--out", tmp_path / "ours.pth")
-    assert code == 0 and errors == [], (out, errors)
+    assert code == 0, (out, errors)
+    assert errors == [], (out, errors)
     lines = out.splitlines()
     assert "missing: 0" in lines
     assert "unexpected: 0" in lines
@@ -141,7 +149,8 @@ def test_every_published_network_comes_in_whole_and_goes_back_as_it_was(
     assert back["meta"] == {}
     assert back["state_dict"].keys() == state.keys() - set(dead)
     for key, tensor in back["state_dict"].items():
-        assert tensor.dtype == state[key].dtype and torch.equal(tensor, state[key]), key
+        assert tensor.dtype == state[key].dtype, key
+        assert torch.equal(tensor, state[key]), key
 
 
 SMALL = RANGE | {
@@ -163,7 +172,10 @@ def small(tmp_path):
 
 
 def refused(capsys, folder, state, *options) -> str:
-    """The one line of a refused import, which leaves no file; `out` keeps what was printed before."""
+    """Returns the one line of a refused import, which leaves no file.
+
+    `out` keeps what was printed before.
+    """
     torch.save(state, folder / "theirs.pth")
     arguments = [
         folder / "theirs.pth",
@@ -173,7 +185,9 @@ def refused(capsys, folder, state, *options) -> str:
         *options,
     ]
     code, refused.out, errors = run(capsys, *arguments)
-    assert code == 2 and len(errors) == 1 and not (folder / "out").exists(), errors
+    assert code == 2, errors
+    assert len(errors) == 1, errors
+    assert not (folder / "out").exists(), errors
     return errors[0]
 
 
@@ -186,10 +200,11 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(small, tmp_path, cap
     state["backbone.conv1.bn.weight"] = torch.zeros(3)
     line = refused(capsys, tmp_path, state)
     assert line == (
-        f"CheckpointError: {tmp_path}/theirs.pth: doesn't fit the network of {tmp_path}/recipe.yaml: 1 missing "
-        "(head.conv.bias), 2 unexpected (encoder.layer9.0.weight, decode_head.other.weight), 1 of another shape "
-        "(encoder.conv1.bn.weight (got [3], wanted [8])); nothing is written; give the recipe of this network, or its "
-        "overrides by --set"
+        f"CheckpointError: {tmp_path}/theirs.pth: doesn't fit the network of "
+        f"{tmp_path}/recipe.yaml: 1 missing (head.conv.bias), 2 unexpected "
+        "(encoder.layer9.0.weight, decode_head.other.weight), 1 of another shape "
+        "(encoder.conv1.bn.weight (got [3], wanted [8])); nothing is written; give the recipe of "
+        "this network, or its overrides by --set"
     )
     assert "missing: 1\n  head.conv.bias\n" in refused.out
     assert "unexpected: 2\n  encoder.layer9.0.weight\n  decode_head.other.weight\n" in refused.out
@@ -212,7 +227,10 @@ def test_a_dead_parameter_is_named_as_such_and_is_not_unexpected(small, tmp_path
 
 
 def test_the_recipes_head_says_which_of_two_outputs_lives(tmp_path, capsys):
-    """256 bins are what a sigmoid head carries unused, so the sizes alone would tell this one wrong."""
+    """Two heads of the same sizes: a sigmoid head carries 256 bins unused.
+
+    Sizes alone would take one for the other.
+    """
     recipe = {"network": SMALL | {"head": {"name": "dpm", "num_bins": 256}}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     state = to_published(build_network(recipe["network"]).state_dict())
@@ -245,7 +263,8 @@ def test_an_existing_file_is_kept_unless_told(small, tmp_path, capsys):
     assert code == 2
     assert (tmp_path / "ours.pth").read_text() == "mine"
     assert errors == [
-        f"CheckpointError: {tmp_path}/ours.pth: exists; give another --out, or --overwrite to replace it"
+        f"CheckpointError: {tmp_path}/ours.pth: exists; give another --out, "
+        "or --overwrite to replace it"
     ]
     assert run(capsys, *arguments, "--overwrite")[0] == 0
     load_into(build_network(SMALL), read_weights(tmp_path / "ours.pth"))
@@ -277,7 +296,10 @@ def test_files_that_are_not_published_weights_are_refused(small, tmp_path, capsy
 
 @pytest.mark.parametrize("core", ["core", "_core"])
 def test_a_figure_of_numpy_among_the_meta_data_is_no_obstacle(core, small, tmp_path, capsys):
-    """As mmcv saves it with the best checkpoint; the pickled name of the constructor depends on numpy's version."""
+    """The meta data that mmcv saves with the best checkpoint.
+
+    The pickled name of the constructor depends on numpy's version.
+    """
     state = {"meta": {"hook_msgs": {"best_score": np.float64(0.0586)}}, "state_dict": small}
     torch.save(state, tmp_path / "theirs.pth", _use_new_zipfile_serialization=False)
     data = (tmp_path / "theirs.pth").read_bytes()

@@ -77,7 +77,7 @@ def hooks_of(recipe: dict, teacher) -> list:
     ],
 )
 def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_rank(node, shown):
-    def teacher(batch):
+    def teacher(_batch):
         raise AssertionError
 
     hooks = hooks_of({"network": {"max_depth": 10.0}, "teacher": node}, teacher)

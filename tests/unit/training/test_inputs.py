@@ -1,5 +1,7 @@
-"""What a run reads is written down, and a resume says what has changed since and refuses what it
-may not take."""
+"""The record of what a run reads.
+
+A resume says what has changed since, and refuses what it may not take.
+"""
 
 import importlib
 import json

@@ -1,4 +1,7 @@
-"""The training loop: six iterations of the published students through the engine, and what it tells the parts."""
+"""The training loop: six iterations of the published students through the engine.
+
+And what it hands to the parts.
+"""
 
 import os
 from types import SimpleNamespace
@@ -58,8 +61,11 @@ def batches(name: str):
         )
 
 
-def follow(rank: int) -> dict[str, dict]:
-    """Six iterations of each student as a run has them; rows, weights and the depth of the first batch afterwards."""
+def follow(_rank: int) -> dict[str, dict]:
+    """Trains each student for six iterations as a run does.
+
+    Returns the rows, the weights and the depth of the first batch afterwards.
+    """
     import deepspeed
 
     from tiekd.engine import full_state
@@ -95,7 +101,10 @@ def follow(rank: int) -> dict[str, dict]:
 
 
 class Plain(Dpm):
-    """A DPM head of the picture's own three channels, with what the loop asks of an engine and of a step."""
+    """A DPM head of the image's own three channels, with the members that the loop uses.
+
+    They are those of an engine and of a step.
+    """
 
     optimizer = None
 

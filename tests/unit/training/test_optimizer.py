@@ -1,4 +1,7 @@
-"""The optimizer's groups: who is in which, what the schedule makes of them, and that every ZeRO stage keeps them."""
+"""The optimizer's groups.
+
+Their parameters, what the schedule makes of them, and that every ZeRO stage keeps them.
+"""
 
 import os
 from collections import OrderedDict
@@ -19,7 +22,10 @@ STEPS = 4
 
 
 class Net(nn.Module):
-    """Two parts with a norm each; the decoder's comes first by name, so that order decides nothing."""
+    """Two parts with a norm each.
+
+    The decoder's comes first by name, so that order decides nothing.
+    """
 
     def __init__(self):
         super().__init__()
@@ -220,7 +226,10 @@ def trained(tmp_path_factory) -> list[dict[str, dict[str, torch.Tensor]]]:
 
 
 def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights and their first moments after four steps, by stage; two ranks with half of the batch each."""
+    """Returns weights and their first moments after four steps, by stage.
+
+    Two ranks have half of the batch each.
+    """
     import deepspeed
 
     from tiekd.engine import full_state

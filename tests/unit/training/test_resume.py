@@ -1,4 +1,7 @@
-"""Going on from a checkpoint: every rank gets back what it had, and the log stands where it stood."""
+"""Resuming from a checkpoint.
+
+Every rank gets back what it had, and the log stands where it stood.
+"""
 
 import json
 import os
@@ -70,7 +73,10 @@ def draw() -> list[float]:
 
 
 def stop_and_go_on(rank: int, work_dir) -> dict:
-    """Two hooks of one class; a row of the log at iteration 3, where it is saved, and one after it."""
+    """Two hooks of one class, and rows of the log at iteration 3 and after it.
+
+    The run is saved at iteration 3.
+    """
     import deepspeed
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
@@ -139,7 +145,10 @@ def test_the_teachers_file_is_named_in_a_new_recipe_and_stays_that_of_the_start(
 def best_after(
     iteration: int, started: dict | None, accepted: bool, work_dir
 ) -> tuple[float | None, dict]:
-    """What an evaluation's best of 0.1 is after a resume at an iteration, and the record of the inputs by then."""
+    """Returns what an evaluation's best of 0.1 is after a resume at an iteration.
+
+    Also the record of the inputs by then.
+    """
     hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), print)
     hook.best, now = 0.1, {"best_from": -1}
     state = TrainState(

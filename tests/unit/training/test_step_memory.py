@@ -1,8 +1,10 @@
-"""What a training step of the published student holds at its peak, counted tensor by tensor without computing any.
+"""The memory of a training step of the published student at its peak.
 
-The head's operators are a GPU's, of which only the shapes are needed. Counted are the tensors that PyTorch makes; what
-a convolution takes to work in is not among them. Of an earlier step this count said 7.3 GB, where an NVIDIA H200 took
-14.3 for twice the batch.
+It is counted tensor by tensor without computing any.
+
+The head's operators are a GPU's, of which only the shapes are needed. Counted are the tensors that
+PyTorch makes; what a convolution takes to work in is not among them. Of an earlier step this count
+said 7.3 GB, where an NVIDIA H200 took 14.3 for twice the batch.
 """
 
 import weakref
@@ -26,7 +28,7 @@ from tiekd.training import criterion as criteria  # noqa: E402
 
 
 class Held(TorchDispatchMode):
-    """Bytes of all tensors that are made while it is on: those that live now, and the most at any time."""
+    """Counts the bytes of all tensors made while it is on: those that live now, and the peak."""
 
     def __init__(self):
         super().__init__()
@@ -65,8 +67,11 @@ def empty(module: nn.Module, but: Tensor) -> nn.Module:
 
 
 def most_held(plain: bool, dtype: torch.dtype | None, layout: torch.memory_format) -> int:
-    """Bytes at the peak of two steps at batch 8 and 352x704: the second one has the optimizer's moments, too. plain: as
-    `training.make_plain` and its optimizer."""
+    """Returns the bytes at the peak of two steps at batch 8 and 352x704.
+
+    The second step has the optimizer's moments, too. plain: as `training.make_plain` and its
+    optimizer.
+    """
     recipe, (height, width) = load_recipe(PUBLISHED), (352, 704)
     step = training.TrainingStep.__new__(training.TrainingStep)  # what it is built of needs numbers
     network, criterion = (

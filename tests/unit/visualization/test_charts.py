@@ -12,7 +12,7 @@ def places(picture, colour):
 
 
 @pytest.mark.parametrize(
-    "low, high, at_most, expected",
+    ("low", "high", "at_most", "expected"),
     [
         (0, 80, 8, [0, 10, 20, 30, 40, 50, 60, 70, 80]),
         (0, 80, 5, [0, 20, 40, 60, 80]),

@@ -1,4 +1,7 @@
-"""A picture of each frame: four parts with scales, in the data set's order, sparse and dense ground truth alike."""
+"""An image of each frame: four parts with scales, in the data set's order.
+
+Sparse and dense ground truth are shown alike.
+"""
 
 import numpy as np
 import torch

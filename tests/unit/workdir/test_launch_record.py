@@ -1,4 +1,7 @@
-"""How a run is started again: on the ranks, devices and machines that it had, or those of them that are chosen."""
+"""Starting a run again on the ranks, devices and machines that it had.
+
+Or on those of them that are chosen.
+"""
 
 from pathlib import Path
 
@@ -8,9 +11,14 @@ from tiekd.errors import CheckpointError, LaunchError
 from tiekd.workdir import launch_record
 
 RECORD = {
-    "recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2, "visible_devices": "0,1",
-    "master_port": 29500, "folder": ".",
-}  # fmt: skip
+    "recipe": "r.yaml",
+    "launcher": "deepspeed",
+    "world_size": 2,
+    "ranks_per_node": 2,
+    "visible_devices": "0,1",
+    "master_port": 29500,
+    "folder": ".",
+}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is drawn for a sample, and its picture's colours: the published pipeline's numbers, in one look-up."""
+"""A sample's draws and its colours in one look-up: the published pipeline's numbers."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
 MEAN, STD = np.array(IMAGENET_MEAN)[:, None], np.array(IMAGENET_STD)[:, None]
 
 
-def test_colour_is_gamma_on_grey_levels_then_brightness_then_channels_then_imagenets_mean_and_deviation():
+def test_colour_is_gamma_on_grey_levels_then_brightness_then_channels_then_imagenets_mean_and_deviation():  # noqa: E501
     decisions = NOTHING._replace(gamma=1.07, brightness=0.93, channels=(0.9, 1.0, 1.1))
     coloured = np.minimum(
         np.arange(256.0)[None] ** 1.07 * 0.93 * np.array([[0.9], [1.0], [1.1]]), 255

@@ -1,4 +1,7 @@
-"""Geometry: everything that belongs to a frame moves together, in one resampling, and stays in its files' numbers."""
+"""Geometry: everything that belongs to a frame moves together, in one resampling.
+
+Depth keeps the numbers of its files.
+"""
 
 from math import cos, radians, sin
 
@@ -13,7 +16,10 @@ NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
 
 
 def marked(height=40, width=60, row=11, column=37):
-    """A black frame with one bright pixel: 9 m measured, 7 m by the teacher; everything else is 5 and 3 m away."""
+    """A black frame with one bright pixel: 9 m measured, 7 m by the teacher.
+
+    All other pixels are 5 m and 3 m away.
+    """
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     depth, teacher = torch.full((1, height, width), 5.0), torch.full((1, height, width), 3.0)
     image[:, row, column], depth[0, row, column], teacher[0, row, column] = 255, 9, 7
@@ -29,7 +35,10 @@ def place(plane):
 
 
 def turned(row, column, angle, height=40, width=60):
-    """Where a pixel of the upright picture is after a turn by `angle` degrees counter-clockwise about the centre."""
+    """Returns where a pixel of the upright image lands in a turn about the centre.
+
+    The turn is by `angle` degrees counter-clockwise.
+    """
     x, y = column - (width - 1) / 2, (height - 1) / 2 - row
     c, s = cos(radians(angle)), sin(radians(angle))
     return (height - 1) / 2 - (s * x + c * y), (width - 1) / 2 + c * x - s * y
@@ -56,7 +65,8 @@ def test_everything_moves_together(angle, flip, window):
         assert set(plane[sample.inside[0]].unique().tolist()) <= {inside_value, mark}
         assert (plane[~sample.inside[0]] == 0).all()
         near = (plane == mark).nonzero()
-        # A turn resamples: the pixel may be doubled, or fall between four others, but never leaves its place.
+        # A turn resamples: the pixel may be doubled, or fall between four others, but never leaves
+        # its place.
         assert (near - torch.tensor(expected)).abs().max() <= 0.75 if len(near) else angle
     bright = sample.image[0] / sample.image[0].sum()
     centre = [

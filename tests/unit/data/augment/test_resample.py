@@ -1,4 +1,7 @@
-"""Windows out of parts of pictures: alike one by one and as a batch, whatever part they come from."""
+"""Windows cut out of parts of images.
+
+One by one and as a batch they are equal, whatever part they come from.
+"""
 
 import pytest
 import torch
@@ -36,7 +39,7 @@ def parts_of(sample, rotate_deg=2.5):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("teacher", [False, True])
 def test_a_batch_at_once_is_its_windows_one_by_one(device, teacher):
-    """What other devices do, on the CPU too: they take straight and turned ones in one resampling."""
+    """Straight and turned ones in one resampling, on the CPU too, as other devices take them."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU here")
     sample = frame(teacher=teacher)

@@ -1,4 +1,7 @@
-"""A folder of one's own pictures: how files are paired and split, what trains without depth, one line for errors."""
+"""A folder of a user's own images.
+
+How files are paired and split, what trains without depth, and one line for each error.
+"""
 
 import os
 from pathlib import Path
@@ -32,7 +35,10 @@ def write_picture(path, height=12, width=16, level=0):
 
 @pytest.fixture
 def root(tmp_path):
-    """Four pictures in nested folders with depth of 1.5 m, as PNG in millimetres, and for a/2 as NPY in metres."""
+    """Four images in nested folders, with depth of 1.5 m.
+
+    Depth is PNG in millimetres, and for a/2 NPY in metres.
+    """
     for index, name in enumerate(NAMES):
         write_picture(tmp_path / "images" / name, level=40 * index)
         depth = tmp_path / "depths" / Path(name).with_suffix(".png")
@@ -154,8 +160,8 @@ def test_splits_are_lists_of_names_and_the_other_split_is_the_rest(root):
     (root / "val.txt").write_text("a/1.jpg\nelsewhere/x.jpg\n")
     message = refused(lambda: make(root, **val))
     assert (
-        f"{root / 'val.txt'}:2: no picture elsewhere/x.jpg in {root / 'images'}; a line is a path such as"
-        in message
+        f"{root / 'val.txt'}:2: no picture elsewhere/x.jpg in {root / 'images'}; "
+        "a line is a path such as" in message
     )
     (root / "val.txt").write_text("../x.jpg\n")
     assert "val.txt:1: ../x.jpg leads out of the data root" in refused(lambda: make(root, **val))
@@ -336,7 +342,10 @@ def test_folders_are_entered_once_and_those_that_cannot_be_listed_are_errors_or_
     (root / "images/a/up").symlink_to("..")
     data = make(root, **some)
     assert names(data) == list(NAMES)
-    told = f"data.images: 2 link(s) in {root}/images lead to folders that are read anyway, such as again, and"
+    told = (
+        f"data.images: 2 link(s) in {root}/images lead to folders that are read anyway, "
+        "such as again, and"
+    )
     assert data.notes == [f"{told} aren't followed"]
     scandir, barred = os.scandir, str(root / "images/b")
 
@@ -346,7 +355,10 @@ def test_folders_are_entered_once_and_those_that_cannot_be_listed_are_errors_or_
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", denied)
-    told = f"{root}/images/b: can't be listed (Permission denied); change its permissions, move it out of data.images"
+    told = (
+        f"{root}/images/b: can't be listed (Permission denied); change its permissions, move it "
+        "out of data.images"
+    )
     assert refused(lambda: make(root, **some)).startswith(told)
     data = make(root, **some, on_error="skip")
     assert names(data) == [name for name in NAMES if not name.startswith("b/")]
@@ -374,8 +386,8 @@ def test_names_with_blanks_commas_and_line_breaks(root):
     write_picture(root / "images/two\nlines.jpg")
     told = refused(lambda: make(root, needs_ground_truth=False))
     assert (
-        told
-        == f"data.images: 'two\\nlines.jpg' in {root}/images has a line break in its name; rename it"
+        told == f"data.images: 'two\\nlines.jpg' in {root}/images has a line break in its name; "
+        "rename it"
     )
 
 
@@ -415,7 +427,7 @@ def test_pictures_of_all_sizes_train_in_one_batch_when_they_are_scaled(mixed):
     )
     assert [batch.image.shape for batch in batches] == [(5, 3, 20, 24)] * 2
     assert sorted(name for batch in batches for name in batch.names) == sorted(names(data))
-    assert all(1 <= batch.depth.min() and batch.depth.max() <= 2 for batch in batches)
+    assert all(batch.depth.min() >= 1 and batch.depth.max() <= 2 for batch in batches)
 
 
 def test_pictures_of_one_size_share_a_batch_in_buckets(mixed):

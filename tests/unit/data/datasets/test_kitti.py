@@ -1,4 +1,7 @@
-"""KITTI in the published layout: what is read, what is skipped and counted, and one line for everything amiss."""
+"""KITTI in the published layout.
+
+What is read, what is skipped and counted, and one line for each error.
+"""
 
 import os
 from pathlib import Path
@@ -108,8 +111,8 @@ def test_teacher_maps_are_named_by_the_joined_path_and_already_cut_or_cut_with_t
     assert (data[0].teacher_depth[0] * 6553.5).round()[5].tolist() == list(range(4, 25))
     write_png(root / "gt_kd" / name, columns[1:])
     assert refused(lambda: data[0]) == (
-        f"{root / 'gt_kd' / name}: teacher map of 19x30 for a picture of 20x30, 19x21 after data.kb_crop; "
-        "make the maps from the same pictures"
+        f"{root / 'gt_kd' / name}: teacher map of 19x30 for a picture of 20x30, 19x21 after "
+        "data.kb_crop; make the maps from the same pictures"
     )
     assert "teacher.maps: no folder at" in refused(
         lambda: kitti(str(root), "train", 10.0, maps="nowhere")
@@ -255,8 +258,8 @@ def test_missing_folders_and_splits(tmp_path, monkeypatch):
     root = fake_data.make(tmp_path / "kitti")
     message = refused(lambda: kitti(str(root), "train", 80.0, train_split="mine.txt"))
     assert (
-        "mine.txt: no such split file; .txt files beside it: kitti_eigen_test.txt, kitti_eigen_train.txt"
-        in message
+        "mine.txt: no such split file; .txt files beside it: kitti_eigen_test.txt, "
+        "kitti_eigen_train.txt" in message
     )
     assert "data.root: no folder at" in refused(lambda: kitti(str(tmp_path / "nyu"), "train", 80.0))
     assert "data.root: a file, not a folder at" in refused(

@@ -1,4 +1,7 @@
-"""The built-in scenes: same bytes everywhere, depth that geometry agrees with, a layout that is whole or not there."""
+"""The built-in scenes.
+
+The same bytes everywhere, depth that agrees with geometry, and a layout that is whole or not there.
+"""
 
 import hashlib
 import json

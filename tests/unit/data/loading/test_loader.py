@@ -1,4 +1,8 @@
-"""Batches from workers: the same whatever their number, errors as they are, no foreign random state touched."""
+"""Batches from workers.
+
+They are the same whatever their number, errors come as they are, and no foreign random state is
+touched.
+"""
 
 import errno
 import os
@@ -92,7 +96,7 @@ def test_teacher_maps_travel_with_their_frames(data, tmp_path):
 
 
 class Floats(torch.utils.data.Dataset):
-    """Two samples with pictures in floating point, of which the second has a number that isn't one."""
+    """Two samples with images in floating point; the second has a number that isn't finite."""
 
     def __len__(self):
         return 2

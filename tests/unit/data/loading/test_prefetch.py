@@ -1,4 +1,7 @@
-"""One batch ahead: the order stays, the next one is under way in time, and errors come when it is their turn."""
+"""One batch ahead.
+
+The order stays, the next one is under way in time, and errors come in their turn.
+"""
 
 import pytest
 import torch

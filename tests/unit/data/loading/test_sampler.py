@@ -1,4 +1,7 @@
-"""The order of the data: one global batch whatever the ranks, a function of seed and iteration alone."""
+"""The order of the data: a function of seed and iteration alone.
+
+The global batch is the same whatever the ranks.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from tiekd.errors import RecipeError
 def dealt(
     world_size, accumulation, batch_size=4, num_samples=11, start=0, total=7, seed=5, groups=None
 ):
-    """The keys of each iteration, put together as the ranks consume them: step by step, rank by rank."""
+    """Returns the keys of each iteration as the ranks consume them: step by step, rank by rank."""
     ranks = [
         list(
             MicroBatches(

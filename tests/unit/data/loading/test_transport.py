@@ -24,10 +24,14 @@ class Made(torch.utils.data.Dataset):
 def collate(samples: list[torch.Tensor]) -> dict:
     """A stack, a tensor of its own, a part of one, small ones, none, and a long text."""
     return {
-        "stack": transport.stack(samples), "own": samples[0].float() / 7, "part": samples[0][1::2],
-        "small": transport.stack([sample[:SMALL] for sample in samples]), "flags": samples[0][:SMALL].float() > 2,
-        "none": samples[0][:0], "text": "x" * 200_000,
-    }  # fmt: skip
+        "stack": transport.stack(samples),
+        "own": samples[0].float() / 7,
+        "part": samples[0][1::2],
+        "small": transport.stack([sample[:SMALL] for sample in samples]),
+        "flags": samples[0][:SMALL].float() > 2,
+        "none": samples[0][:0],
+        "text": "x" * 200_000,
+    }
 
 
 def equal(one: dict, other: dict) -> bool:
@@ -117,7 +121,10 @@ def test_workers_that_can_not_be_started_are_a_line_and_those_that_were_end(
         return fork()
 
     monkeypatch.setattr(os, "fork", fork_twice)
-    line = rf"data.workers: 2 of 3 data workers could be started: {told}, or set a smaller data.workers"
+    line = (
+        rf"data.workers: 2 of 3 data workers could be started: {told}, or set a smaller "
+        r"data.workers"
+    )
     with pytest.raises(LaunchError) as error:
         list(read(Made(), [[1]], 3, collate, str, 60))
     assert re.fullmatch(line, str(error.value))

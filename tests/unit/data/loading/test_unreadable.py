@@ -1,4 +1,7 @@
-"""Training over broken files: what takes their place, how they are counted and told, and when they are too many."""
+"""Training over broken files.
+
+What takes their place, how they are counted and logged, and when they are too many.
+"""
 
 import numpy as np
 import pytest
@@ -195,7 +198,8 @@ def test_a_run_that_goes_on_neither_forgets_nor_repeats_them(tmp_path):
         ({"on_error": "ignore"}, "data.on_error: got 'ignore'; allowed: raise, skip"),
         (
             {"max_errors": 0},
-            "data.max_errors: got 0; it must be a whole number from 1 (for none: data.on_error=raise)",
+            "data.max_errors: got 0; it must be a whole number from 1 (for none: "
+            "data.on_error=raise)",
         ),
         ({"timeout_s": 0}, "data.timeout_s: got 0; it must be seconds > 0, at most 1e6"),
     ],

@@ -1,4 +1,7 @@
-"""A data worker that dies or hangs is one line in a bounded time, wherever the program is then; no process stays."""
+"""A data worker that dies or hangs is reported in one line, in a bounded time.
+
+That holds wherever the program is then, and no process stays.
+"""
 
 import multiprocessing
 import os
@@ -49,15 +52,19 @@ def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
     next(batches)
     victim = multiprocessing.active_children()[0]
     started = time.monotonic()
-    with pytest.raises(DataError) as error:
+
+    def go_on():
         os.kill(victim.pid, signal.SIGKILL)
         if place == "waiting":
             for _ in batches:
                 pass
         time.sleep(120)  # stands for a network's step
+
+    with pytest.raises(DataError) as error:
+        go_on()
     assert str(error.value) == (
-        f"a data worker died (process {victim.pid}, by SIGKILL); if the memory is full, this machine's or the "
-        "container's, set a smaller data.workers"
+        f"a data worker died (process {victim.pid}, by SIGKILL); if the memory is full, this "
+        "machine's or the container's, set a smaller data.workers"
     )
     assert time.monotonic() - started < 60
     batches.close()
@@ -72,7 +79,10 @@ def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_pa
             list(batches)
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
-        told = ": not read by a data worker within 6 s; see whether the disk still answers, or set a greater data.tim"
+        told = (
+            ": not read by a data worker within 6 s; see whether the disk still answers, or set a "
+            "greater data.tim"
+        )
         assert told in str(error.value)
         assert time.monotonic() - started < 60, "workers that hang are not waited for"
 
@@ -130,7 +140,8 @@ def unpinned(monkeypatch):
     monkeypatch.setattr(transport, "receive", lambda connection, _pin: receive(connection))
 
 
-def test_results_for_a_gpu_are_received_one_ahead_in_order(unpinned):
+@pytest.mark.usefixtures("unpinned")
+def test_results_for_a_gpu_are_received_one_ahead_in_order():
     results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
     assert list(results) == [[2 * number] for number in range(20)]
     results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
@@ -148,7 +159,8 @@ class Slow(torch.utils.data.Dataset):
 
 
 @pytest.mark.processes
-def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
+@pytest.mark.usefixtures("unpinned")
+def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it():
     started = time.monotonic()
     results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
     assert next(results) == [0]
@@ -158,19 +170,25 @@ def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
         list(results)
     results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
     next(results)
-    with pytest.raises(DataError, match="a data worker died"):
+
+    def kill_and_wait():
         for child in multiprocessing.active_children():  # one of before may still be about to end
             child.kill()
         time.sleep(60)
+
+    with pytest.raises(DataError, match="a data worker died"):
+        kill_and_wait()
     results.close()
     assert time.monotonic() - started < 60
 
 
 @pytest.mark.processes
-def test_a_worker_ends_with_its_program_however_that_ended(tmp_path):
+def test_a_worker_ends_with_its_program_however_that_ended():
+    here = Path(__file__)
+    folders = [str(folder) for folder in (here.parents[4], here.parents[3], here.parent)]
     code = f"""
 import os, sys
-sys.path[:0] = [{str(Path(__file__).parents[4])!r}, {str(Path(__file__).parents[3])!r}, {str(Path(__file__).parent)!r}]
+sys.path[:0] = {folders!r}
 import multiprocessing
 from test_workers import Doubled
 from tiekd.data.loading.workers import read

@@ -1,4 +1,7 @@
-"""Predicting many pictures: batches of one size, broken files passed over, depth at each picture's size."""
+"""Predicting many images.
+
+Batches are of one size, broken files are passed over, and depth has each image's size.
+"""
 
 import csv
 import io
@@ -94,7 +97,8 @@ def test_a_size_that_the_network_refuses_is_told_with_its_file(tmp_path):
     failed, _, errors = predict(tmp_path, folder, Brightness(refuses=(30, 40)))
     assert failed == 1
     assert errors == (
-        f"RecipeError: {folder}/1.png, as 30x40: an image of 30x40 has too few patches; --size HxW scales pictures\n"
+        f"RecipeError: {folder}/1.png, as 30x40: an image of 30x40 has too few patches; --size "
+        "HxW scales pictures\n"
     )
     assert (tmp_path / "out/raw/0.npy").exists()
     assert not (tmp_path / "out/raw/1.npy").exists()
@@ -126,7 +130,8 @@ def test_sharp_depth_gets_nothing_between_the_sides_of_an_edge_when_it_grows(tmp
         Brightness(readout="mode"),
         Resize(height=30, width=40, mode="fit"),
     )
-    # What the network saw has two levels beside the edge, from shrinking the picture, and growing adds none.
+    # The network's input has two levels beside the edge, from shrinking the image; growing depth
+    # adds none.
     assert len(np.unique(raw(tmp_path, "halves"))) == 4
 
 
@@ -176,7 +181,7 @@ def test_no_more_pictures_at_their_own_size_are_in_memory_than_is_stated(tmp_pat
 def test_what_a_thread_cannot_write_is_raised(tmp_path):
     folder = folder_of(tmp_path, [(20, 30)] * 2)
     (tmp_path / "out").write_text("a file where the folder should be")
-    with pytest.raises(OSError):
+    with pytest.raises(NotADirectoryError):
         predict(tmp_path, folder, Brightness())
 
 

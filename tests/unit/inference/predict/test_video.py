@@ -57,12 +57,13 @@ def test_what_can_not_be_encoded_is_told_and_is_no_file(tmp_path, monkeypatch):
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path):
-    with (
-        pytest.raises(ZeroDivisionError),
-        video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add,
-    ):
-        add(np.zeros((32, 32, 3), np.uint8), 0)
-        raise ZeroDivisionError
+    def write_and_fail():
+        with video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add:
+            add(np.zeros((32, 32, 3), np.uint8), 0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
     assert list(tmp_path.iterdir()) == []
 
 

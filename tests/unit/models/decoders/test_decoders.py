@@ -39,7 +39,8 @@ def test_plane_parameters_are_the_published_ones_in_units_of_the_largest_depth()
 
 
 def test_the_steepest_plane_has_a_bounded_positive_depth():
-    # Logits far out: 60 degrees towards a corner of the cell, where the plane turns away from the ray.
+    # Logits far out: 60 degrees towards a corner of the cell, where the plane turns away from the
+    # ray.
     corners = torch.tensor(
         [[50.0, side, 0.0] for side in (-50.0, -1.9459, -0.5108, 0.5108, 1.9459)]
     )
@@ -137,7 +138,8 @@ def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than
     ours = decoder(given, (64, 96))
     assert seen == [False] * 3
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    # One picture, 2 x 2 pixels at each level: 4 * (24 + 16 + 16) numbers against 9 * 40 * 16 weights, and so on.
+    # One picture, 2 x 2 pixels at each level: 4 * (24 + 16 + 16) numbers against 9 * 40 * 16
+    # weights, and so on.
     seen.clear()
     decoder([feature[:1, :, :2, :2] for feature in given[:2]] + [given[2][:1, :, :1, :1]], (8, 8))
     assert seen[:2] == [True] * 2

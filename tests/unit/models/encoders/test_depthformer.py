@@ -1,4 +1,7 @@
-"""DepthFormer against the published one, part by part and whole; what its training and lower precision must keep."""
+"""DepthFormer against the published one, part by part and whole.
+
+Also what its training and lower precision must keep.
+"""
 
 from functools import lru_cache
 from pathlib import Path
@@ -53,7 +56,10 @@ def recipe_network(name: str) -> Network:
 
 
 def filled(module: nn.Module, case: str, prefix: str = "") -> nn.Module:
-    """The module with the weights by rule of a published one's keys; `prefix` leads to the names that ours have."""
+    """Returns the module with the weights by rule of a published one's keys.
+
+    `prefix` leads to the names that ours have.
+    """
     state = {f"{prefix}{key}": golden.fill(key, shape) for key, shape in cases()["keys"][case]}
     if prefix.startswith("neck"):
         state = {

@@ -1,4 +1,7 @@
-"""Encoders: sizes and channels as declared, nothing after the last tap, what they refuse. Values: test_network.py."""
+"""Encoders: sizes and channels as declared, nothing after the last tap, what they refuse.
+
+Values: test_network.py.
+"""
 
 import pytest
 import torch

@@ -24,7 +24,7 @@ TEACHERS = Path(__file__).parents[4] / "model_configs" / "teachers"
 VIT = "decode_head.adaptive_bins_layer."
 DEAD = [
     f"backbone.original_model.bn2.{p}"
-    for p in "bias num_batches_tracked running_mean running_var weight".split()
+    for p in ["bias", "num_batches_tracked", "running_mean", "running_var", "weight"]
 ]
 DEAD += ["decode_head.conv_depth.bias", "decode_head.conv_depth.weight"]
 SMALL = {
@@ -102,7 +102,8 @@ def test_published_depth_features_and_bins():
     back, state = to_published(network.state_dict()), published_state()
     assert back.keys() == state.keys() - set(DEAD)
     assert all(torch.equal(tensor, state[key]) for key, tensor in back.items())
-    # Its BatchNorm follows the last tap, and the depth convolution is a leftover of the sigmoid head.
+    # Its BatchNorm follows the last tap, and the depth convolution is a leftover of the sigmoid
+    # head.
     assert dropped(state) == sorted(DEAD)
     dead = sum(state[key].numel() for key in DEAD if "running" not in key and "tracked" not in key)
     assert sum(p.numel() for p in network.parameters()) + dead == case()["num_parameters"]["total"]
@@ -289,7 +290,8 @@ def test_half_precision_weights_give_nearly_the_same_float32_depth_and_bins(dtyp
     [
         (
             (32, 64),
-            r"features of 16x32 give 8 patches of 8x8; it takes 9 to 40: change the crop .* the head's patch",
+            r"features of 16x32 give 8 patches of 8x8; it takes 9 to 40: change the crop .* the "
+            r"head's patch",
         ),
         ((8, 64), "features of 4x32 give 0 patches of 8x8; it takes 9 to 40"),
         ((96, 128), "features of 48x64 give 48 patches of 8x8; it takes 9 to 40"),

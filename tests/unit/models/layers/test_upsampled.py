@@ -1,4 +1,7 @@
-"""A decoder's convolution of upsampled features: a plain one's numbers, for less memory and fewer products."""
+"""A decoder's convolution of upsampled features.
+
+It has a plain one's numbers, for less memory and fewer products.
+"""
 
 import pytest
 import torch
@@ -68,9 +71,8 @@ def without_avx512():
 @pytest.mark.parametrize("small", [(4, 5), (5, 6), SIZE], ids=["much larger", "larger", "as large"])
 @pytest.mark.parametrize("channels", [None, 9, 3])
 @pytest.mark.parametrize("with_skip", [True, False], ids=["skip", "alone"])
-def test_by_products_numbers_and_gradients_are_those_of_the_definition(
-    channels, with_skip, small, without_avx512
-):
+@pytest.mark.usefixtures("without_avx512")
+def test_by_products_numbers_and_gradients_are_those_of_the_definition(channels, with_skip, small):
     torch.manual_seed(0)
     x = torch.randn(2, 4, *small).contiguous(memory_format=torch.channels_last).requires_grad_()
     skip = torch.randn(2, 3, *SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -95,9 +97,8 @@ def test_by_products_numbers_and_gradients_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize(("small", "made_again"), [((4, 5), 0), ((5, 6), 1)])
-def test_by_products_nothing_is_convolved_twice_or_kept(
-    small, made_again, monkeypatch, without_avx512
-):
+@pytest.mark.usefixtures("without_avx512")
+def test_by_products_nothing_is_convolved_twice_or_kept(small, made_again, monkeypatch):
     conv, _, skip = inputs(with_skip=True)
     x, skip = (
         t.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -108,11 +109,13 @@ def test_by_products_nothing_is_convolved_twice_or_kept(
     monkeypatch.setattr(
         convolution, "weight_gradient", lambda *given: taken.append(1) or usual(*given)
     )
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.append(tuple(t.shape)) or t, lambda t: t
+    with (
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(tuple(t.shape)) or t, lambda t: t
+        ),
+        Operators() as forward,
     ):
-        with Operators() as forward:
-            y = conv(x, SIZE, skip)
+        y = conv(x, SIZE, skip)
     with Operators() as backward:
         y.sum().backward()
     assert forward.calls.count("convolution") == 1
@@ -123,7 +126,8 @@ def test_by_products_nothing_is_convolved_twice_or_kept(
     assert set(kept) == {tuple(x.shape), tuple(skip.shape), tuple(conv.weight.shape)}
 
 
-def test_by_products_gradients_that_nobody_wants_are_not_taken(without_avx512):
+@pytest.mark.usefixtures("without_avx512")
+def test_by_products_gradients_that_nobody_wants_are_not_taken():
     conv, x, skip = inputs(with_skip=True)
     x, skip = (t.detach().contiguous(memory_format=torch.channels_last) for t in (x, skip))
     conv(x, SIZE, skip).sum().backward()
@@ -212,9 +216,8 @@ def test_weights_are_multiplied_once_and_what_is_multiplied_is_not_kept():
         y = conv(x, SIZE, skip, pointwise)
     with Operators() as backward:
         y.sum().backward()
-    assert forward.calls.count("mm") == 1 and backward.calls.count("mm") == 2, (
-        "the product's gradients"
-    )
+    assert forward.calls.count("mm") == 1, "the product's gradients"
+    assert backward.calls.count("mm") == 2, "the product's gradients"
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -1,4 +1,7 @@
-"""ImageNet weights: the encoder computes what torchvision's network does, and only a new run reads them."""
+"""ImageNet weights: the encoder computes what torchvision's network does.
+
+Only a new run reads them.
+"""
 
 import urllib.error
 
@@ -33,7 +36,7 @@ def node(**encoder) -> dict:
 
 
 def randomised(network):
-    """torchvision's network in eval mode with every parameter and statistic at random."""
+    """Draws every parameter and statistic of a network of torchvision's, in eval mode."""
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(
@@ -59,7 +62,10 @@ def mobilenet_file(mobilenet, tmp_path_factory):
 
 @pytest.fixture
 def no_connection(monkeypatch, tmp_path):
-    """An empty hub cache, and a network that can't be reached; returns the list of what was asked for."""
+    """Sets an empty hub cache and a network that can't be reached.
+
+    Returns the list of what was asked for.
+    """
     asked = []
 
     def refuse(url, *_, **__):
@@ -131,7 +137,7 @@ def test_stages_behind_the_last_tap_are_left_out(mobilenet_file, mobilenet):
     torch.testing.assert_close(encoder(image)[1], features_of_torchvision(mobilenet, image, [3])[0])
 
 
-def test_a_file_may_have_published_names_or_ours(mobilenet, mobilenet_file, tmp_path):
+def test_a_file_may_have_published_names_or_ours(mobilenet_file, tmp_path):
     source = build_network(node(pretrained=str(mobilenet_file)))
     pretrained.load(source)
     ours = source.state_dict()
@@ -216,7 +222,10 @@ def test_a_recipe_says_it_in_one_override(tmp_path):
 
 
 def loaded_on_a_rank(rank: int, path: str) -> tuple[int, torch.Tensor, str]:
-    """How often this rank read a file, a tensor that it has afterwards, and the refusal of a file that isn't there."""
+    """Returns how often this rank read a file, and a tensor that it has afterwards.
+
+    Then the refusal of a file that isn't there.
+    """
     reads, read = [], pretrained.state_dicts.read_checkpoint
     pretrained.state_dicts.read_checkpoint = lambda p: reads.append(p) or read(p)
     torch.manual_seed(rank)

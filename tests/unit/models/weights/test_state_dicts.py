@@ -134,9 +134,9 @@ def test_load_into_names_what_does_not_fit_and_changes_nothing():
     with pytest.raises(CheckpointError) as error:
         load_into(network, state)
     assert str(error.value) == (
-        "3 of 9 tensors don't fit: head.weight (got 7x4x1x1, wanted 5x4x1x1), encoder.0.bias (missing), "
-        "tail.weight (not in the network); use the recipe that the checkpoint was made with, or another "
-        "checkpoint"
+        "3 of 9 tensors don't fit: head.weight (got 7x4x1x1, wanted 5x4x1x1), encoder.0.bias "
+        "(missing), tail.weight (not in the network); use the recipe that the checkpoint was "
+        "made with, or another checkpoint"
     )
     assert all(torch.equal(t, before[key]) for key, t in network.state_dict().items())
 

@@ -23,7 +23,7 @@ def torchvisions():
 
 
 def authors(state: dict) -> dict:
-    """torchvision's state dict as the authors name it, with what else their files hold."""
+    """Renames a state dict of torchvision's as the authors do, with all else their files hold."""
     renamed = {}
     for name, tensor in state.items():
         name = name.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")

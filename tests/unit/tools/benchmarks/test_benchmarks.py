@@ -1,4 +1,7 @@
-"""The benchmarks at toy sizes: what they count is right, what they report is there, and a plain twin learns alike."""
+"""The benchmarks at toy sizes.
+
+Their counts are right, their reports are complete, and a plain twin learns alike.
+"""
 
 import copy
 import io
@@ -49,8 +52,8 @@ def arguments(module, *words: str):
 
 
 def test_choices_are_what_the_modules_know():
-    assert choices.DTYPES == tuple(head.DTYPES)
-    assert choices.AUTOCAST == tuple(training.DTYPES)
+    assert tuple(head.DTYPES) == choices.DTYPES
+    assert tuple(training.DTYPES) == choices.AUTOCAST
     assert choices.TARGETS == reference.TARGETS
     assert choices.FORMATS == execution.FORMATS
     assert list(choices.OF) == list(COMMANDS)
@@ -65,7 +68,8 @@ def test_the_published_student_has_its_parameters_and_multiplications():
     ours = student.multiply_adds(network, image)
     plain = student.multiply_adds(make_plain(copy.deepcopy(network)), image)
     assert 4 * plain / 1e9 == pytest.approx(171, rel=0.01)
-    # The 1x1 convolution of 320 to 2048 channels and what they cost the next one, against the product of both weights.
+    # The 1x1 convolution of 320 to 2048 channels and their cost in the next one, against the
+    # product of both weights.
     assert (
         plain - ours
         == 22 * 44 * (320 * 2048 + 9 * 512 * (2048 - 320) - 9 * 512) - 9 * 512 * (320 + 1) * 2048

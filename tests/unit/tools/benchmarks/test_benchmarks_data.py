@@ -1,4 +1,7 @@
-"""The data's benchmarks: what they hold ours against gives the same numbers, and they say what they compare."""
+"""The data's benchmarks.
+
+The pipelines that they compare ours with give the same numbers, and they say what they compare.
+"""
 
 import argparse
 import json
@@ -50,7 +53,7 @@ def test_the_loader_gives_the_plain_pipelines_sample_within_a_grey_level(tmp_pat
     assert "ms_per_sample" in measure.as_text(result)
 
 
-def test_evaluations_give_the_plain_ones_figures(tmp_path):
+def test_evaluations_give_the_plain_ones_figures():
     result = run(evaluations, *KB_CROP, "--batch-size", "3")
     json.dumps(result)
     assert result["frames"] == 8
@@ -72,13 +75,14 @@ def test_a_student_is_evaluated_too_on_as_many_frames_as_are_asked_for():
 
 
 @pytest.mark.processes
-def test_without_data_they_run_with_torch_alone(tmp_path):
+def test_without_data_they_run_with_torch_alone():
     code = (
         "import argparse, sys; from tiekd.tools.benchmarks import eval as e, loader as l\n"
-        "args = argparse.Namespace(device='cpu', rounds=1, data=None, kb_crop=(48, 96), crop=(40, 50), batch_size=2,\n"
-        "    student=None, student_frames=1)\n"
+        "args = argparse.Namespace(device='cpu', rounds=1, data=None, kb_crop=(48, 96),\n"
+        "    crop=(40, 50), batch_size=2, student=None, student_frames=1)\n"
         "e.run(args), l.run(args)\n"
-        "print([name for name in sys.modules if name.split('.')[0] in ('deepspeed', 'tensorboard')])"
+        "heavy = ('deepspeed', 'tensorboard')\n"
+        "print([name for name in sys.modules if name.split('.')[0] in heavy])"
     )
     root = Path(__file__).parents[4]
     done = subprocess.run(

@@ -1,5 +1,7 @@
-"""A run in which no training pixel counts ends with the reason, and one that has some is left
-alone."""
+"""A run in which no training pixel counts ends with the reason.
+
+One that has some is left alone.
+"""
 
 from types import SimpleNamespace
 
@@ -28,10 +30,14 @@ def iterate(hook, state, silog=0.0, depth=0.0):
     hook.after_iteration(state)
 
 
+def iterate_often(hook, state, count, **values):
+    for _ in range(count):
+        iterate(hook, state, **values)
+
+
 def ends_at(hook, state, count=300, **values) -> tuple[int, str]:
     with pytest.raises(DataError) as caught:
-        for _ in range(count):
-            iterate(hook, state, **values)
+        iterate_often(hook, state, count, **values)
     assert "\n" not in str(caught.value)
     return state.iteration, str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What is told of iterations whose loss or gradient was not finite, and when a run is ended for them."""
+"""The guard's lines on iterations that were not finite, and when it ends a run for them."""
 
 import json
 import math
@@ -21,10 +21,26 @@ MESSAGE = r"^\d{4}-.* - depth - INFO - (iteration .*|and .*|\d+ iterations in a 
 
 def make_state(work_dir, **values):
     state = dict(
-        iteration=0, iterations_per_epoch=100, total_iterations=200, by_epoch=True, batch_size=4, lr=[4e-5],
-        momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1, work_dir=work_dir, timestamp="now",
-        recipe={}, hooks=[], skipped_steps=0, loss_scale=None, stop_reason=None, searches_loss_scale=False,
-    )  # fmt: skip
+        iteration=0,
+        iterations_per_epoch=100,
+        total_iterations=200,
+        by_epoch=True,
+        batch_size=4,
+        lr=[4e-5],
+        momentum=[0.95],
+        losses={},
+        grad_norm=1.0,
+        time_s=0.5,
+        data_time_s=0.1,
+        work_dir=work_dir,
+        timestamp="now",
+        recipe={},
+        hooks=[],
+        skipped_steps=0,
+        loss_scale=None,
+        stop_reason=None,
+        searches_loss_scale=False,
+    )
     return SomeState(**state | values)
 
 
@@ -43,7 +59,10 @@ def iterate(
     names=(("a", "b"), ("c", "d")),
     sums=None,
 ):
-    """One iteration of two micro-batches of two samples; as the engine does, it is skipped for a loss that is bad."""
+    """Makes one iteration of two micro-batches of two samples.
+
+    As the engine does, it skips the step for a loss that is bad.
+    """
     state.iteration += 1
     state.micro_losses = [
         {"loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss
@@ -79,10 +98,10 @@ def test_a_bad_loss_is_told_with_its_micro_batch_at_the_next_line(tmp_path):
     assert told(tmp_path) == []
     iterate(hook, state)
     assert told(tmp_path) == [
-        "iteration 2: skipped, the loss was not finite on rank 0, micro-batch 1 (decode.loss_dpm: nan, loss: nan): "
-        "c, d",
-        "iteration 3: skipped, the loss was not finite on rank 0, micro-batch 0 (decode.loss_dpm: -inf, loss: -inf): "
-        "a, b",
+        "iteration 2: skipped, the loss was not finite on rank 0, micro-batch 1 "
+        "(decode.loss_dpm: nan, loss: nan): c, d",
+        "iteration 3: skipped, the loss was not finite on rank 0, micro-batch 0 "
+        "(decode.loss_dpm: -inf, loss: -inf): a, b",
     ]
     first = {
         "rank": 0,
@@ -114,7 +133,8 @@ def test_a_bad_gradient_is_told_with_all_samples_and_a_long_list_is_cut(tmp_path
     first, second = told(tmp_path)
     assert (
         first
-        == "iteration 1: skipped, the gradient was not finite (decode.loss_dpm: 0.5000, loss: 1.0000): a, b, c, d"
+        == "iteration 1: skipped, the gradient was not finite (decode.loss_dpm: 0.5000, loss: "
+        "1.0000): a, b, c, d"
     )
     assert second.endswith("14.png, 15.png and 4 more")
     assert [len(report["names"]) for report in rows(tmp_path)[1]["micro_batches"]] == [10, 10]
@@ -158,15 +178,18 @@ def test_a_search_for_the_loss_scale_is_not_told_and_does_not_count(tmp_path):
     for _ in range(8):
         iterate(hook, state, skipped=True, searches=True)
     assert told(tmp_path) == []
-    for _ in range(
-        2
-    ):  # a bad loss is bad all the same, and the search in between is no good iteration
+    # A bad loss is bad all the same, and the search in between is no good iteration.
+    for _ in range(2):
         iterate(hook, state, (math.nan, 1.0), searches=True)
         iterate(hook, state, skipped=True, searches=True)
     assert [text[:12] for text in told(tmp_path)] == ["iteration 9:", "iteration 11"]
-    with pytest.raises(DivergedError, match="^3 iterations in a row, from 9 on, "):
+
+    def go_on():
         for searches in (False, True, True, True):  # a gradient at the smallest scale counts
             iterate(hook, state, skipped=True, searches=searches)
+
+    with pytest.raises(DivergedError, match="^3 iterations in a row, from 9 on, "):
+        go_on()
 
 
 @pytest.fixture
@@ -188,9 +211,13 @@ def run_into_it(work_dir) -> str:
     hook, state = start(work_dir, interval=2, max_in_a_row=3)
     for _ in range(4):
         iterate(hook, state)
-    with pytest.raises(DivergedError) as caught:
+
+    def go_on():
         for _ in range(10):
             iterate(hook, state, (math.nan, 1.0))
+
+    with pytest.raises(DivergedError) as caught:
+        go_on()
     assert state.iteration == 8  # the line after the third
     assert "\n" not in str(caught.value)
     assert told(work_dir)[-1] == str(caught.value)
@@ -199,7 +226,10 @@ def run_into_it(work_dir) -> str:
 
 @pytest.mark.parametrize(("numbers", "named"), [((2, 4, 6), 4), ((2, 6), 2), ((6,), 6)])
 def test_the_end_names_the_last_good_checkpoint(with_checkpoints, monkeypatch, numbers, named):
-    """From before the first bad one; where none is left, one from within, for the weights have stayed."""
+    """The checkpoint is one from before the first bad iteration.
+
+    Where none is left it is one from within, for the weights have stayed.
+    """
     whole(monkeypatch, *numbers)
     message = run_into_it(with_checkpoints)
     assert message.startswith(

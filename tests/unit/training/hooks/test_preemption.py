@@ -96,8 +96,10 @@ def test_after_training_a_signal_means_what_it_meant(hook):
 @pytest.mark.processes
 def test_only_deepspeeds_launcher_is_watched(tmp_path):
     assert launcher_watch.launchers() == [], "pytest was started by a launcher?"
-    script = "import sys; sys.path.insert(0, sys.argv[1]); from tiekd.distributed.launcher_watch import launchers; "
-    script += "print(len(launchers()))"
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "from tiekd.distributed.launcher_watch import launchers; print(len(launchers()))"
+    )
     parent = tmp_path / "bin" / "deepspeed"
     parent.parent.mkdir()
     parent.write_text(

@@ -22,13 +22,31 @@ from tiekd.visualization.views import View
 def make_state(work_dir, hooks, iteration=0):
     batch = SimpleNamespace(image=torch.randn(3, 3, 16, 32), depth=torch.rand(3, 1, 16, 32) * 9)
     return SomeState(
-        iteration=iteration, iterations_per_epoch=20, total_iterations=40, by_epoch=True, batch_size=3, lr=[1e-3, 1e-2],
-        momentum=[0.95, 0.95], losses={}, grad_norm=None, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
-        timestamp="20240101_120000", recipe={"teacher": {"maps": "m"}}, batch=batch, hooks=hooks, skipped_steps=0,
-        loss_scale=None, engine=None, num_evaluated=7,
+        iteration=iteration,
+        iterations_per_epoch=20,
+        total_iterations=40,
+        by_epoch=True,
+        batch_size=3,
+        lr=[1e-3, 1e-2],
+        momentum=[0.95, 0.95],
+        losses={},
+        grad_norm=None,
+        time_s=0.5,
+        data_time_s=0.1,
+        work_dir=work_dir,
+        timestamp="20240101_120000",
+        recipe={"teacher": {"maps": "m"}},
+        batch=batch,
+        hooks=hooks,
+        skipped_steps=0,
+        loss_scale=None,
+        engine=None,
+        num_evaluated=7,
         teacher_depth=torch.rand(3, 1, 16, 32) * 9,
-        prediction=SimpleNamespace(depth=torch.rand(3, 1, 16, 32, dtype=torch.float16, requires_grad=True)),
-    )  # fmt: skip
+        prediction=SimpleNamespace(
+            depth=torch.rand(3, 1, 16, 32, dtype=torch.float16, requires_grad=True)
+        ),
+    )
 
 
 def train(state, until, validate_every=math.inf):

@@ -19,11 +19,24 @@ PREFIX = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - depth - INFO - "
 
 def make_state(work_dir, **values):
     state = dict(
-        iteration=0, iterations_per_epoch=100, total_iterations=200, by_epoch=True, batch_size=16, lr=[4e-5],
-        momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
-        timestamp="20240101_120000", recipe={"train": {"seed": 0}},
-        hooks=[], skipped_steps=0, loss_scale=None,
-    )  # fmt: skip
+        iteration=0,
+        iterations_per_epoch=100,
+        total_iterations=200,
+        by_epoch=True,
+        batch_size=16,
+        lr=[4e-5],
+        momentum=[0.95],
+        losses={},
+        grad_norm=1.0,
+        time_s=0.5,
+        data_time_s=0.1,
+        work_dir=work_dir,
+        timestamp="20240101_120000",
+        recipe={"train": {"seed": 0}},
+        hooks=[],
+        skipped_steps=0,
+        loss_scale=None,
+    )
     return SomeState(**state | values)
 
 
@@ -42,7 +55,10 @@ def train_lines(path):
 
 
 class FakeClock:
-    """The clock of the recorded sessions: call n advances it by a rule (see `fake_clock` in the manifest)."""
+    """The clock of the recorded sessions.
+
+    Call n advances it by a rule (see `fake_clock` in the manifest).
+    """
 
     def __init__(self):
         self.now, self.calls = 1000.0, 0
@@ -109,7 +125,8 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
         time_s, started = clock() - started, clock()
         row = means.get((epoch, position // interval * interval + interval))
         # What is left of an epoch after its last window must leave no trace.
-        # The recorded numbers have five places; a little less decides the ties of the fourth as their own values did.
+        # The recorded numbers have five places; a little less decides the ties of the fourth as
+        # their own values did.
         names = {"loss_depth": "decode.loss_depth", "loss": "loss", "grad_norm": "grad_norm"}
         values = {name: row[shown] - 2e-6 if row else 1e6 for name, shown in names.items()}
         values = {
@@ -244,7 +261,10 @@ def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp
 
 
 def test_rows_after_the_checkpoint_are_dropped_from_the_twin_and_lines_are_not(tmp_path):
-    """Started, saved at iteration 3, killed at 5; begun again and killed at 4; now from 3 once more."""
+    """A run that is started, saved at iteration 3 and killed at 5.
+
+    It begins anew and is killed at 4; then it resumes from 3 once more.
+    """
 
     def train(timestamp, first, last, saved=None):
         log, state = TextLog(1), make_state(tmp_path, timestamp=timestamp, iteration=first)
