@@ -64,6 +64,7 @@ def find(name: str, package: str, where: str) -> Callable:
     if "." not in name:
         names = _names(package)
         if name not in names:
+            # A typing mistake is the likely reason, so the nearest name comes first.
             names.sort(key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
             raise RecipeError(
                 f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}"

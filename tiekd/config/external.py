@@ -45,6 +45,7 @@ def import_module(name: str) -> ModuleType | None:
     module = _imported(name)
     if module is None:
         for folder in _folders():
+            # A folder without the package stays off the path, where its files could hide others.
             if str(folder) not in sys.path and _has(folder, name):
                 sys.path.append(str(folder))
                 importlib.invalidate_caches()
@@ -86,6 +87,7 @@ def _imported(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        # A part that was written for an older tiekd imports a module that is elsewhere now.
         told = moved.advice(error)
         if told is not None:
             raise RecipeError(told) from None

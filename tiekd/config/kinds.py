@@ -21,6 +21,7 @@ _MAPPINGS = (
     *("network", "teacher", "losses", "data", "optimizer", "schedule", "train", "evaluation"),
     *("checkpoint", "log", "tensorboard", "load"),
 )
+# `losses` and `data` are open mappings: their keys depend on the parts that they name.
 SECTIONS = dict.fromkeys(_MAPPINGS, dict) | {"hooks": list[dict], "work_dir": Path}
 TEACHER = {
     "recipe": Path,
@@ -57,6 +58,7 @@ _PATHS = {
 }
 _HOOKS = {"log": "text_log", "tensorboard": "tensorboard", "checkpoint": "checkpoint"}
 _SCALARS, _CONTAINERS = (int, float, bool, str), (list, tuple, dict)
+# The words that an annotation may use, spelled as in source; all others are Any.
 _WORDS = {
     kind.__name__: kind
     for kind in (*_SCALARS, *_CONTAINERS, Path, Sequence, Collection, Iterable, Mapping)
@@ -79,6 +81,7 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
     asks for.
     """
     *path, last = key
+    # An item of a list: the list's annotation has its kind.
     if isinstance(last, int):
         kinds = [
             get_args(kind)
@@ -88,6 +91,7 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
         return next((args[0] for args in kinds if args), Any)
     if path and last == "name":
         return str
+    # A key of a mapping. The teacher's network has the keys of a student's, and the same paths.
     kind = _kinds_in(tuple(path), recipe).get(last, Any)
     ours = tuple(path[1:] if path[:2] == ["teacher", "network"] else path)
     return Path if last in _PATHS.get(ours, ()) and (kind is Any or is_text(kind)) else kind
@@ -124,6 +128,7 @@ def _is_path(kind: Any) -> bool:
 def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
     """By name the kinds of the keys of the node at `path`."""
     node = _node_at(path, recipe)
+    # A teacher is a module of the user's own, with its arguments, or a network, as a student is.
     if path[:1] == ("teacher",):
         if "name" in _node_at(("teacher",), recipe):
             return _of_part("", node.get("name")) if path == ("teacher",) else {}
@@ -181,6 +186,7 @@ def _read(file: Path, name: str) -> dict[str, Any]:
         statements = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError, RecursionError):
         return {}  # whoever builds it, or imports the file, says what is wrong
+    # The functions and classes by name, and the other names that they get, as `build = Dpm`.
     named = {s.name: s for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
     for s in statements:
         if isinstance(s, ast.Assign) and isinstance(s.value, ast.Name):
@@ -198,6 +204,8 @@ def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
         return {a.arg: _kind(a.annotation) for a in arguments if a.annotation is not None}
     if not isinstance(found, ast.ClassDef):
         return {}
+    # A class takes what its own `__init__` takes, else what its bases and its fields say: a
+    # dataclass has only these.
     for s in found.body:
         if isinstance(s, ast.FunctionDef) and s.name == "__init__":
             return _taken_by(s, named)
@@ -219,6 +227,7 @@ def _kind(node: ast.expr | None) -> Any:
     match node:
         case ast.Constant(value=None):
             return None
+        # An annotation in quotes is parsed as if it stood without them.
         case ast.Constant(value=str(text)):
             try:
                 return _kind(ast.parse(text, mode="eval").body)
@@ -226,6 +235,7 @@ def _kind(node: ast.expr | None) -> Any:
                 return Any
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return _WORDS.get(name, Any)
+        # `int | None`; a Union takes more kinds of operands than `|` does.
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_kind(left), _kind(right)]  # noqa: UP007 - of values
         case ast.Subscript(
@@ -238,6 +248,7 @@ def _kind(node: ast.expr | None) -> Any:
                 else Any
             )
         case ast.Subscript(value=value, slice=inner):
+            # `list[int]`, `Optional[int]` and the like; an odd one, as `int[str]`, is Any.
             base = _kind(value)
             items = tuple(map(_item, inner.elts if isinstance(inner, ast.Tuple) else [inner]))
             try:

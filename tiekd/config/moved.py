@@ -42,6 +42,7 @@ def advice(error: ImportError) -> str | None:
     """
     if (error.name or "").split(".")[0] != "tiekd":
         return None
+    # The statement that failed: the innermost frame of a file, since importlib's have names in <>.
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
     ]
@@ -52,6 +53,7 @@ def advice(error: ImportError) -> str | None:
         statements = ast.walk(ast.parse(Path(place.filename).read_bytes()))
     except (OSError, SyntaxError, ValueError):
         return None
+    # The traceback has a line, which may be in the midst of a statement of several lines.
     for node in statements:
         if (
             isinstance(node, ast.Import | ast.ImportFrom)
@@ -83,6 +85,8 @@ def home_of(module: str, name: str) -> str | None:
 
 def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
     """The statement with today's names; None where it has no old one."""
+    # One statement may import from modules that are apart now, so its names are sorted by their new
+    # places.
     statements: dict[str, list[str]] = {}
     found = False
     for alias in node.names:
@@ -115,6 +119,7 @@ def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
 # Old module: new one, both below tiekd.
 
 MODULES = {
+    # In alphabetical order; a module that kept its path isn't here.
     "allocator": "distributed.allocator",
     "ancestry": "distributed.launcher_watch",
     "annotations": "config.schema",

@@ -39,6 +39,7 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     recipe = load_recipe(path, overrides)  # refuses what is wrong
     path = Path(paths.expanded(str(path)))
     marked = merged(path, overrides, _mark)
+    # The teacher's network comes from its own recipe's files, as `load_recipe` takes it.
     teacher = marked.get("teacher", {})
     theirs = teachers_recipe(_plain(teacher))
     if theirs is not None:
@@ -75,6 +76,8 @@ def _lines(node: dict, folder: Path, indent: str) -> Iterator[str]:
         if key == _HERE:
             continue
         name = f"{indent}{_in_one_line(key)}:"
+        # A mapping with something besides its origin has its keys on lines of their own; an empty
+        # one, and any other value, ends with the origin.
         if isinstance(value, dict) and len(value) > 1:
             yield name
             yield from _lines(value, folder, indent + "  ")

@@ -62,6 +62,8 @@ def merged(
         mark: Maps the content of each file or override, named by the second argument, before it is
             merged.
     """
+    # An override is read by the kind of its key, which needs the recipe's plain values: with marks
+    # the files are read twice.
     recipe = _load_with_bases(path, (), mark)
     plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
     for override in overrides:
@@ -147,6 +149,7 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
     bases = node.pop("_base_", None) or []
     check_value(bases, str | list[str], f"{path}: _base_")
     recipe: dict = {}
+    # Later bases win over earlier ones, and the file itself over all of them.
     for base in [bases] if isinstance(bases, str) else bases:
         base = paths.expanded(base, f"{path}: _base_: ", RecipeError)
         recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved), mark))
@@ -220,6 +223,7 @@ def _parse_override(override: str, recipe: dict) -> dict:
         raise RecipeError(f"--set {override}: has no value; give one, or null to take {key} away")
     if parts[:2] == ["teacher", "network"]:
         recipe = _with_teachers_network(recipe)
+    # The value, as its key asks for it.
     kind = kinds.kind_of(parts, recipe)
     try:
         node = text if kinds.is_text(kind) else recipe_yaml.value(text, kinds.are_texts(kind))
@@ -229,6 +233,7 @@ def _parse_override(override: str, recipe: dict) -> dict:
         ) from None
     if text == "null":
         node = None
+    # From the value outwards: `a.b=1` is {a: {b: 1}}.
     for part in reversed(parts):
         node = {part: node}
     return node
@@ -241,6 +246,7 @@ def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) ->
     """
     for override in overrides:
         node = _parse_override(override, recipe)
+        # Follows the key into the override's mapping until it leaves it.
         for part in key:
             if not isinstance(node, dict) or part not in node:
                 break

@@ -12,6 +12,8 @@ import re
 import yaml
 
 _LARGEST = 1_000_000  # values, anchors followed
+# By type: the text that is of it, and the characters that such text begins with, by which PyYAML
+# looks rules up.
 _CORE = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -46,12 +48,15 @@ class _Loader(yaml.SafeLoader):
         """Refuses a key that is there already, and `key:value` without its blank."""
         seen = set()
         for key, value in node.value:
+            # YAML takes {epochs:2} for a key `epochs:2` without a value, which begins where the key
+            # ends.
             in_one = value.value == "" and value.start_mark.index == key.end_mark.index
             if in_one and re.search(r"[:\s]", str(key.value)):
                 raise _refused(
                     f"{key.value!r:.80} has no value; behind the colon of a key belongs a blank",
                     key,
                 )
+            # `1` and `"1"` are two keys; `<<` may stand twice, as each merges another mapping.
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
             if name in seen and key.tag != _TAG + "merge":
                 raise _refused(f"the key {key.value!r:.80} is there twice", key)
@@ -115,6 +120,7 @@ def value(text: str, of_texts: bool = False):
     Raises:
         yaml.YAMLError, ValueError, RecursionError: As `load` does.
     """
+    # Text in brackets or quotes is parsed, all else is a scalar of the core schema or text.
     stripped = text.strip()
     if stripped[:1] and stripped[0] in "[{\"'":
         loader = _TextLoader if of_texts else _Loader
@@ -143,6 +149,8 @@ def _checked(node):
     def size(part) -> int:
         if not isinstance(part, dict | list):
             return 1
+        # An anchor's object is counted once; None while it is being counted, which only its own
+        # content can see.
         if id(part) not in sizes:
             sizes[id(part)] = None
             inside = part.values() if isinstance(part, dict) else part

@@ -31,6 +31,7 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
     It names `where`, the value and what is allowed.
     """
     if not fits(value, annotation):
+        # The mistakes that YAML's types make likely, each with what to write instead.
         hint = "; write numbers without quotes" if _looks_like_a_number(value) else ""
         if hint and "_" in value:
             hint = "; write numbers without _"
@@ -51,6 +52,7 @@ def fits(value: Any, annotation: Any) -> bool:
         return any(fits(value, part) for part in parts)
     if annotation in (None, types.NoneType):
         return value is None
+    # YAML's `true` is no number, although Python's bool is an int.
     if annotation in (int, float):
         number = isinstance(value, (int, annotation)) and not isinstance(value, bool)
         return number and (isinstance(value, float) or _in_64_bits(value))

@@ -84,6 +84,7 @@ def program(main: Callable[[], int | None]) -> NoReturn:
     threading.excepthook = _tell_of_a_thread
     was_in_a_group = _is_in_a_group()
     code = run(main_with_allocator)
+    # The process group that `main` joined is left here, before Python's cleanup.
     if _is_in_a_group() and not was_in_a_group:
         import torch
 
@@ -91,6 +92,7 @@ def program(main: Callable[[], int | None]) -> NoReturn:
         if code in (0, STOPPED_CODE):
             with contextlib.suppress(RuntimeError):  # another rank may be gone
                 torch.distributed.destroy_process_group()
+        # The functions that Python would call at its end, then the end without it.
         if not alone:
             atexit._run_exitfuncs()
             with contextlib.suppress(OSError):  # the reader is gone

@@ -31,6 +31,7 @@ def read(path: str | Path) -> dict[str, int]:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LaunchError(f"--hostfile {path}: can't be read ({error}); {_FORM}") from None
+    # The launcher ends in a traceback where a line is wrong; here the line is named.
     hosts: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
@@ -117,7 +118,9 @@ def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:
         hosts: machines and their numbers of devices; None for this machine, whose devices aren't
             counted.
     """
+    # Machines are separated by @; each may have its devices behind a colon.
     known = hosts or {"localhost": None}
+    # Machines are joined by @; a colon and devices may follow each.
     for part in value.split("@"):
         host, colon, slots = part.partition(":")
         if host not in known:

@@ -42,10 +42,12 @@ def watch_machines(on_loss: OnLoss) -> None:
     Raises:
         LaunchError: a machine can't be reached.
     """
+    # One rank a machine watches; on a single machine there is nothing to watch.
     firsts = sum(comm.gather_objects(os.environ["LOCAL_RANK"] == "0"))
     if firsts < 2:
         return
     listener = _listen() if comm.is_main() else None
+    # The secret keeps connections of strangers, port scanners for one, out of the watch.
     port, secret = comm.broadcast_object(
         listener and (listener.getsockname()[1], secrets.token_hex(16))
     )
@@ -113,6 +115,7 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection, selectors.EVENT_READ)
+        # Nothing is ever sent but a farewell: what else can be read is the end of a connection.
         while selector.get_map():
             for key, _ in selector.select():
                 silent = False

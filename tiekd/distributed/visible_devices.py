@@ -49,6 +49,7 @@ def command(
     port = _whole(environment.get("PORT") or "29500", "PORT", 65535, "a free port")
     environment = dict(environment)
     visible = environment.pop("CUDA_VISIBLE_DEVICES", None)
+    # The launcher can't name parts of a device, but one rank needs no launcher.
     if visible is not None and _is_mig(visible):
         _check_one_mig(visible, count)
         return [sys.executable, train, recipe, *options], environment | {
@@ -80,6 +81,7 @@ def _devices(
                 f"GPUS is {count}, but this machine has {len(there)}; give {len(there)} or less"
             )
         return ["--num_gpus", str(count)], {}
+    # The launcher takes numbers, so UUIDs are looked up among this machine's devices.
     names = [name.strip() for name in listed.rstrip(" ,").split(",")]
     if len(names) != count:
         raise Refused(

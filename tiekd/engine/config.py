@@ -199,6 +199,7 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
             raise RecipeError(
                 f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"'
             )
+    # Each `auto` takes what the other key leaves of the global batch.
     if accumulation == "auto":
         accumulation = (
             1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))

@@ -42,6 +42,8 @@ class OutsideTeacher:
             TeacherError: It isn't depth of the batch's shape, or lies on another device.
         """
         depth, wanted = self.teacher(batch), batch.inside
+        # A teacher of the user's own may return anything; a wrong shape or device would fail far
+        # from here.
         right = (
             isinstance(depth, Tensor)
             and depth.is_floating_point()

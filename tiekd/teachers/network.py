@@ -44,9 +44,11 @@ class FrozenTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the network's depth, (B, 1, H, W) float32, metres; 0 outside the image."""
+        # Its own precision holds even within the student's autocast, which fp32 switches off.
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
             depth = predict(self.network, batch.image, self.flip)
+        # Depth of pixels that a rotation turned in is of no use as a target.
         return torch.where(batch.inside, depth.float(), 0)
 
 

@@ -63,6 +63,7 @@ def sources_of(recipe: dict, splits: tuple[str, ...], out: TextIO | None = None)
                 f"data.name: {recipe['data']['name']} has no files to decode; kitti, nyu and "
                 "folder have"
             )
+        # Splits may share files; each is decoded once.
         notes |= dict.fromkeys(frames.notes)
         for index in range(len(frames)):
             sources |= {

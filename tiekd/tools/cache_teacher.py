@@ -105,6 +105,7 @@ def teacher_of(
             f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
             "any; give the teacher's own recipe"
         )
+    # The recipe trains the teacher itself: its own network and weights are meant.
     if teacher.keys() <= {"flip"}:
         own_work_dir = {"checkpoint": recipe["work_dir"]} if "work_dir" in recipe else {}
         teacher = {
@@ -259,6 +260,7 @@ class _Job:
         """
         problem = None
         if comm.is_main():
+            # A map's size depends on what it shows, so the probes are spread over the frames.
             probes = sorted(
                 {missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)}
             )
@@ -347,6 +349,7 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Maps that are there are kept only if the manifest says that they are of this kind.
         found = teacher_maps.read_manifest(folder)
         if found is None and any(name.endswith(".png") for name in os.listdir(folder)):
             return (
@@ -363,6 +366,7 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
                 f"{folder}: holds maps of another kind (they differ in {other}); give another "
                 "--out",
             )
+        # One job a folder: the second one is refused while the first one runs.
         lock = (folder / teacher_maps.MANIFEST).open("r+")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock.fileno()).st_ino != os.stat(lock.name).st_ino:

@@ -189,6 +189,7 @@ def write(recipe: dict, splits: list[Split], out: Path) -> str:
     for name, text in texts.items():
         write_durably(out / name, text.encode(errors="surrogateescape"))
     short = _short(recipe, splits, texts, empty, out)
+    # The same findings as text and as JSON.
     findings = [(split, finding) for split in splits for finding in split.findings]
     lines = [
         f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})"

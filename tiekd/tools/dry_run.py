@@ -224,6 +224,8 @@ def _evaluation_s(parts: Parts) -> float:
         memory.wait(parts.device)
         return comm.max_over_ranks(time.perf_counter() - started)
 
+    # Starting workers costs time once, so the batches after the first are timed by a second try,
+    # unless one batch alone is slow.
     seconds(1)  # warms up
     one = seconds(1)
     batches = -(-len(hook.dataset) // at_once)
@@ -258,6 +260,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     )
     if saver is None:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
+    # Checkpoints of the whole run: those that stay, and one more while it is written.
     saved = list(_moments(parts, saver.interval, saver.by))
     for_good = []
     if saver.keep_every:

@@ -76,11 +76,14 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1])
         )
+    # The engine as training has it, whose optimizer and buffers take memory besides the images: a
+    # step of one image makes them.
     one_image = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": "auto"}
     parts = build_parts(sections, engine_config | one_image, device, resuming=False, begins=True)
     begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
     share = options.batch_size // comm.world_size()
     try_images = _on_a_copy(parts)
+    # A GPU raises OutOfMemoryError; a CPU's process would be killed, so its tries are foreseen.
     budget = _budget(device, memory_gb) if device.type == "cpu" else None
     tries = find_largest(
         [n for n in range(1, share + 1) if share % n == 0], try_images, device, budget
@@ -223,6 +226,7 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
         lines.append(f"{images:11d}   {share // images:12d}   {size(peak):>16}   {end}")
     if budget is not None:
         lines.append(f"A rank may hold {size(min(comm.gather_objects(budget)))}")
+    # The tries were from small to large, so where none fits the first says what one image takes.
     largest = max((t.images for t in tries if t.fits), default=None)
     if largest is None:
         allowed = "" if budget is None else f" of the {size(budget)} that it may"
@@ -231,6 +235,7 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
             f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the "
             "network smaller"
         )
+    # The size of a micro-batch is no mere matter of speed where norms see it.
     if any(isinstance(module, torch.nn.BatchNorm2d) for module in parts.network.modules()):
         lines.append(
             "The student has BatchNorm, whose statistics are of all ranks' micro-batches together "

@@ -263,6 +263,8 @@ def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row
     iteration = trained.iteration if trained else 0.0
     hours = trained.time if trained else 0.0
     passed = iteration
+    # Hours are added up from the rows' seconds an iteration, so a pause between two starts takes no
+    # time.
     for index, line in enumerate(lines):
         values = {
             k: float(v) for k, v in line.items() if k not in _NO_KEYS and isinstance(v, int | float)

@@ -92,6 +92,8 @@ class Parts:
     def batches(self, end: int) -> Iterator[Batch]:
         """Returns this rank's micro-batches from where the run stands up to iteration `end`."""
         train, loading = self.recipe.train, self.recipe.loading
+        # The order depends on the seed and the iteration alone, so a resumed run goes on in the
+        # midst of an epoch.
         sampler = MicroBatches(
             num_samples=len(self.train_set),
             batch_size=train.batch_size,
@@ -318,6 +320,8 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
     load = recipe.load
     if load.checkpoint is None:
         return [note for note in [pretrained.load(network)] if note]
+    # Weights of another head or number of bins fit in part: what is left out is the recipe's to
+    # say.
     path = _weights_file(load.checkpoint)
     state = state_dicts.read_weights(path)
     try:

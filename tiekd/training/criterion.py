@@ -136,6 +136,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
             f"{where}.weight: {weight!r} is not a number > 0; a term that should not count is left "
             "out"
         )
+    # The target: the teacher's depth, where there is one and the term doesn't say otherwise.
     against = node.get("against", "teacher" if has_teacher else "ground_truth")
     if against not in AGAINST:
         raise RecipeError(
@@ -145,6 +146,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
         raise RecipeError(
             f"{where}.against: teacher, but the recipe has none; add one or write ground_truth"
         )
+    # The loss itself, and the targets that it can't be taken against.
     arguments = {name: value for name, value in node.items() if name not in ("weight", "against")}
     loss = config.build({"name": key} | arguments, "tiekd.losses", where)
     if isinstance(loss, SSIM) and against == "ground_truth":

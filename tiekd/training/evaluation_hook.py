@@ -141,6 +141,8 @@ class Evaluation(Hook):
 
         Where the disk doesn't take them, the old ones stay the best on rank 0, whose line says so.
         """
+        # The file says what the figure was and on which frames the network was trained, so that
+        # later evaluations can warn of those.
         value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
         if comm.is_main():
             try:

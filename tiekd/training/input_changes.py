@@ -179,12 +179,14 @@ class _Changes(NamedTuple):
 def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
     if old is None or new is None:
         return _Changes([], [])
+    # A data set from outside the project: only the number of its samples is known.
     if "names" not in old or "names" not in new:
         changed = old["count"] != new["count"]
         return _Changes(
             [f"there are {new['count']} {split} frames, were {old['count']}"] if changed else [], []
         )
     refused, told = [], []
+    # Frames that came, went or changed places; a name may stand in a split twice.
     before, after = Counter(old["names"]), Counter(new["names"])
     added, removed = list((after - before).elements()), list((before - after).elements())
     if added:
@@ -196,6 +198,7 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
     common = [name for name in old["names"] if name in after]
     if common != [name for name in new["names"] if name in before] and not added and not removed:
         refused.append(f"the {split} frames have another order")
+    # The files of the frames that stayed, by what was recorded of them.
     unsure = 0
     for kind in inputs.KINDS:
         pairs = _pairs(old, new, kind)

@@ -122,6 +122,8 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
     if not isinstance(dataset, Frames):
         return {"count": len(dataset)}
     paths = _paths(dataset)
+    # Every file's size and time; reading contents is dear, so that is for small data sets, and for
+    # the frames that were read at the start, which a resume compares.
     files = {
         kind: [
             state and [state[0], None, state[1]] for state in of_each(size_and_time, paths[kind])
@@ -183,6 +185,7 @@ def _single_files(
     recipe: dict, datasets: Mapping[str, Dataset | None]
 ) -> Iterator[tuple[str, str | Path | None]]:
     data, teacher = recipe.get("data", {}), recipe.get("teacher") or {}
+    # The lists of frames: the data set's own file, or what the recipe names.
     root = (
         Path(data.get("root", ".")).expanduser()
         if isinstance(data.get("root", "."), str)
@@ -193,6 +196,7 @@ def _single_files(
         if isinstance(dataset, Frames) and dataset.source.is_file():
             listed = dataset.source
         yield f"data.{split}_split", root / listed if isinstance(listed, str | Path) else None
+    # What the student learns from and begins with: weights and the maps' manifest.
     if "checkpoint" in teacher and not is_outside(teacher):
         yield "teacher.checkpoint", Path(teacher["checkpoint"]).expanduser()
     maps = getattr(datasets["train"], "maps", None)
@@ -215,6 +219,7 @@ def _single_files(
             yield from (
                 (f"{section}.{key}", Path(value).expanduser()) for key, value in own.items()
             )
+    # The code of all parts from outside the project.
     for name in sorted(set(external.names_in(recipe))):
         yield f"module {name}", _code_of(name)
 
@@ -233,6 +238,7 @@ def _recipe_files(recipe: dict, recipe_path: Path, started: dict | None) -> Sequ
     teacher = recipe.get("teacher") or {}
     of_teacher = None if is_outside(teacher) else teacher.get("recipe")
     try:
+        # Merging a recipe names every file that it is made of.
         for path in (recipe_path, of_teacher and Path(of_teacher)):
             if path is not None and path.is_file():
                 merged(path, mark=noted)

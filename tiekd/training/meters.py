@@ -98,6 +98,7 @@ class Window:
             Means in the order of the last `add`, NaN where no value was finite; and the number of
             iterations with such values.
         """
+        # The sums on the host, and those that are still on the device.
         sums, counts = dict(self._sums), dict(self._counts)
         if self._on_device is not None:
             for name, total, count in zip(self._names, *self._on_device.unbind(), strict=True):

@@ -115,6 +115,7 @@ def parameter_groups(
         RecipeError: A pattern has no parameter, or earlier groups have all of a group's.
     """
     check_value(nodes, list[dict], "optimizer.groups")
+    # A parameter belongs to the first group that matches it.
     left, groups = dict(parameters), []
     for i, node in enumerate(nodes):
         where = f"optimizer.groups[{i}]"
@@ -140,6 +141,7 @@ def parameter_groups(
         groups.append(
             group | ({"weight_decay": node["weight_decay"]} if "weight_decay" in node else {})
         )
+    # What no pattern matches is trained as the optimizer says.
     rest = [{"params": list(left.values()), "lr_mult": 1.0}] if left else []
     return rest + groups
 
@@ -150,6 +152,7 @@ def _check_arguments(name: str, arguments: dict) -> None:
     check_keys(arguments, known, f"optimizer ({name})")
     for key, value in ({"lr": None} | arguments).items():
         check_value(value, ARGUMENTS[key], f"optimizer.{key}")
+    # The ranges are checked here, since torch's own errors don't name the recipe's key.
     ranges = {
         "lr": (lambda lr: 0 < lr < math.inf, "a number above 0"),
         "betas": (

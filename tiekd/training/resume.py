@@ -36,6 +36,7 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
     """
     if resume_from is None:
         return None, []
+    # Rank 0 alone looks: all ranks must take the same checkpoint, or all raise.
     if resume_from == "auto":
         found = None
         if comm.is_main():
@@ -50,6 +51,7 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
         if isinstance(found, CheckpointError):
             raise found
         return found
+    # A folder that is named is checked when it is loaded.
     path = Path(resume_from)
     if not path.is_dir():
         raise CheckpointError(
@@ -89,6 +91,7 @@ def take_layouts(
     found = comm.broadcast_object(found)
     if isinstance(found, UserError):
         raise found
+    # From here on every convolution of this process follows the record.
     record, lines = found
     layouts.take(record["choices"])
     return record, lines

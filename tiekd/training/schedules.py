@@ -183,6 +183,7 @@ def _read(node: dict) -> tuple[Callable, dict, dict]:
             f"schedule.name: no {name!r}; there are (nearest first): {', '.join(names)}"
         )
     shape = SHAPES[name]
+    # A shape's own keys are its arguments that have a default: it gets the first two from the run.
     own = {
         key: p.default
         for key, p in inspect.signature(shape).parameters.items()

@@ -21,6 +21,7 @@ def about(parts: Parts) -> list[str]:
     """Returns lines on sizes, counts, and everything a user should know about a run."""
     recipe, teacher = parts.recipe, parts.teacher
     train_set, val_set = parts.train_set, parts.val_set
+    # The data.
     said = [f"Training frames: {len(train_set)}" + _skipped(train_set)]
     if val_set is None:
         said.append("Validation is off: no evaluation, and no best checkpoint will be saved")
@@ -29,6 +30,7 @@ def about(parts: Parts) -> list[str]:
     said.append(f"Working resolution: {recipe.resize}")
     for note in dict.fromkeys([*getattr(train_set, "notes", ()), *getattr(val_set, "notes", ())]):
         said.append(f"Warning: {note}")
+    # The networks, and where the teacher's depth comes from.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
         size, source = _millions(teacher.network), parts.state.recipe["teacher"]["checkpoint"]
@@ -47,6 +49,7 @@ def about(parts: Parts) -> list[str]:
         said.append(f"Teacher: {teacher.name}{counted}")
     elif getattr(train_set, "maps", None) is not None:
         said.append(teacher_maps.describe(train_set.maps))
+    # The learning rate, where it is meant for another batch or never leaves its warm-up.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
     lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size
     if lr_batch_size != batch_size:

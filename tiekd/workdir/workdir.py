@@ -89,6 +89,7 @@ def outcome_of(state) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk mustn't end a run because of this file
                 replace_text(state.work_dir / OUTCOME, json.dumps(facts, indent=1) + "\n")
 
+    # A run that is killed can't write its end: `running` stays in the file.
     write_down("running")
     try:
         yield

@@ -197,6 +197,7 @@ def _check_names(inputs: Sequence[Input]) -> None:
                 f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them "
                 "apart"
             )
+    # A video's outputs are a folder of its name, in which an image's would lie, too.
     for video in inputs:
         if video.is_video:
             inside = next((item for item in inputs if item.name.startswith(f"{video.name}/")), None)

@@ -43,6 +43,7 @@ def encode_ply(depth: np.ndarray, rgb: np.ndarray, camera: Camera) -> bytes:
     Returns:
         The PLY file's content.
     """
+    # A vertex for every pixel with a depth; its fields lie as the file has them.
     known = np.isfinite(depth) & (depth > 0)
     vertices = np.empty(int(known.sum()), _VERTEX)
     points = points_of(depth, camera)

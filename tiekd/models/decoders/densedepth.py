@@ -61,6 +61,7 @@ class DenseDepth(nn.Module):
                 f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, "
                 "one per tap of the encoder, fine to coarse"
             )
+        # Each further level doubles the size, at most up to the image's.
         possible = encoder_strides[0].bit_length() - 1
         if extra_ups not in range(possible + 1):
             raise RecipeError(
@@ -120,6 +121,7 @@ class DenseDepth(nn.Module):
             x = level(x, tuple(skip.shape[2:]), skip, pointwise)
             pointwise = None
         for extra in self.extras:
+            # Beyond the finest feature there is no skip, and no size to follow.
             x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
 

@@ -78,6 +78,7 @@ class EfficientNet(nn.Module):
             blocks = []
             for block in range(math.ceil(STAGE_BLOCKS[stage] * depth)):
                 block_stride = STAGE_STRIDES[stage] if block == 0 else 1
+                # Stage 0 expands nothing, so its blocks have no expanding convolution.
                 kind = DepthwiseSeparable if stage == 0 else InvertedResidual
                 blocks.append(kind(channels, out_channels, STAGE_KERNELS[stage], block_stride))
                 channels = out_channels
@@ -92,6 +93,7 @@ class EfficientNet(nn.Module):
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                # TensorFlow's fan counts the outputs of one group only, torch's those of all.
                 fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
                 if module.bias is not None:

@@ -61,6 +61,7 @@ class MobileNetV2(nn.Module):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
             blocks = []
             for block in range(STAGE_BLOCKS[stage]):
+                # Stride and dilation are the first block's; the others keep size and pattern.
                 block_stride, dilation = (
                     (strides[stage], dilations[stage]) if block == 0 else (1, 1)
                 )
@@ -73,8 +74,10 @@ class MobileNetV2(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             stride *= strides[stage]
             tapped.append((channels, stride))
+        # What necks and decoders ask an encoder: channels and strides of its taps.
         self.channels = tuple(tapped[tap][0] for tap in self.taps)
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
+        # He's initialisation for ReLU; weights that are loaded replace it.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

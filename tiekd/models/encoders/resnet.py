@@ -61,12 +61,15 @@ class ResNet(nn.Module):
         for stage in range(1, self.taps[-1] + 1):
             width = STAGE_CHANNELS[stage - 1]
             out_channels = width * block.expansion
+            # The first block strides and widens, but in stage 1, which the pooling has strided
+            # already.
             first = block(channels[-1], width, 1 if stage == 1 else 2)
             rest = [block(out_channels, width, 1) for _ in range(num_blocks[stage - 1] - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
             channels.append(out_channels)
         self.channels = tuple(channels[tap] for tap in self.taps)
         self.strides = tuple(STRIDES[tap] for tap in self.taps)
+        # He's initialisation for ReLU; weights that are loaded replace it.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -79,6 +82,7 @@ class ResNet(nn.Module):
         """
         x = relu(self.bn1(self.conv1(image)), inplace=True)
         features = [x] if 0 in self.taps else []
+        # The pooling comes behind tap 0, whose stride is 2.
         if self.taps[-1] > 0:
             x = max_pool2d(x, 3, 2, 1)
         for stage in range(1, self.taps[-1] + 1):

@@ -68,6 +68,7 @@ class Swin(nn.Module):
         self.stages = nn.ModuleList()
         self.norms = nn.ModuleList()
         for channels, depth, stage_heads in zip(self.channels, depths, heads, strict=True):
+            # Every second block shifts its windows by half a window, so that neighbours exchange.
             blocks = [
                 Block(channels, stage_heads, window, i % 2 * (window // 2), next(rates))
                 for i in range(depth)
@@ -87,11 +88,13 @@ class Swin(nn.Module):
         Args:
             image: (B, 3, H, W), normalised.
         """
+        # Zeros at the right and the bottom where patches don't divide the image.
         image = pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
         x = self.patch_norm(self.patches(image).permute(0, 2, 3, 1))
         features = []
         for i, (stage, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
             x = stage(x)
+            # A tap has a norm of its own; the next stage takes what was before it.
             features.append(norm(x).permute(0, 3, 1, 2).contiguous())
             if i < len(self.merges):
                 x = self.merges[i](x)

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> dict:
     if min(args.ranks) < 1:
         raise LaunchError(f"--ranks: got {min(args.ranks)}; each must be a whole number from 1")
     shape = args.batch, args.height, args.width
+    # Each number of ranks at each stage, in processes of their own.
     table = []
     for count in args.ranks:
         for stage in args.zero:
@@ -88,6 +89,7 @@ def combined(rows: list[dict]) -> dict:
     def slowest(key: str) -> list[float]:
         return [max(times) for times in zip(*(row[key] for row in rows), strict=True)]
 
+    # A step is over when the slowest rank is; memory is needed on every rank.
     engine_s = slowest("engine_s")
     torch_s = slowest("torch_s")
     ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
@@ -163,6 +165,7 @@ def torch_step(
 ) -> Callable:
     """Returns a step as it is written without an engine; a call returns the loss, a 0-d tensor."""
     on_gpu = batch.image.is_cuda
+    # The student's norms reduce their statistics over ranks, so buffers need no broadcast.
     ddp = nn.parallel.DistributedDataParallel(
         network.train(),
         device_ids=[batch.image.device] if on_gpu else None,
@@ -173,6 +176,7 @@ def torch_step(
     )
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
 
+    # As the engine's step: forward, loss, backward, clipping, update.
     def step() -> torch.Tensor:
         prediction = ddp(batch.image, criterion.divergence_target(batch.teacher_depth))
         loss = criterion(prediction, batch, batch.teacher_depth)["loss"]

@@ -70,8 +70,10 @@ def run(args: argparse.Namespace) -> dict:
         for name, times in watch.times.items()
         if name[0] != "_"
     }
+    # "off" are iterations without a log line or image, which are most of them.
     loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
     step = 1e3 * statistics.median(watch.times["_step"]["off"])
+    # The bare loop against itself shows how much of a ratio is noise.
     ratios = [a / b for a, b in zip(watch.ours_s, watch.bare_s, strict=True)]
     again = [a / b for a, b in zip(watch.again_s, watch.bare_s, strict=True)]
     return {

@@ -105,6 +105,7 @@ def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds
     ]
     # Pixels without ground truth are predicted as well, as in published programs.
     pairs = [(torch.where(truth > 0, predicted, 10.0), truth) for predicted, truth in pairs]
+    # Both sides get their predictions on the device, in batches as an evaluation has them.
     batches = []
     for start in range(0, len(pairs), batch_size):
         predictions, batch_truths = zip(*pairs[start : start + batch_size], strict=True)
@@ -142,6 +143,7 @@ def _whole(
     device: torch.device,
     rounds: int,
 ) -> dict:
+    # Both sides predict each image and its mirror image, crop alike, and average over images.
     settings = evaluate.EvaluationSettings(crop=_CROP, batch_size=batch_size)
     predictor = partial(flip.predict, network, flip=True)
     ours = partial(evaluate.evaluate, predictor, ours_frames, settings, *_RANGE, device)

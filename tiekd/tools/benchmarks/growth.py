@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> dict:
         "says", ...}, ...}.
     """
     recipe = load_recipe(args.recipe)
+    # One option grows at a time; the others stay at their smallest.
     curves = {
         "batch": _curve(args, recipe, [(n, {"batch": n}) for n in args.batches]),
         "crop": _curve(
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> dict:
         ),
         "bins": _curve(args, recipe, [(n, {"bins": n}) for n in args.bins]),
     }
+    # Ranks are processes of their own, each with a batch of its own.
     if args.ranks:
         curves["ranks"] = _of_ranks(args)
     if args.plot is not None:

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> dict:
     inputs = example(
         args.batch, args.channels, args.bins, args.height, args.width, DTYPES[args.dtype], device
     )
+    # Networks that convolve in channels_last hand their features over like that.
     if args.layout == "channels_last":
         inputs = inputs[0].to(memory_format=torch.channels_last), *inputs[1:]
     ours, plain = (
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> dict:
         f"batch {args.batch}, {args.channels} channels, {args.bins} bins, "
         f"{args.height}x{args.width}"
     )
+    # The implementation that these inputs are given to, which depends on the device and sizes.
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = (
         f"head and divergence, forward and backward: {name} / reference, {args.dtype}, "
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> dict:
     )
     # Correctness, then the other comparisons that were asked for.
     result["worst_relative_error"] = worst_error(ours(), plain())
+    # What a head costs at least (its products), and what else would save memory or time.
     others = {
         "products": partial(products, *inputs[:3]),
         "chunks": partial(train, in_chunks, *inputs, args.target),
@@ -249,6 +252,7 @@ def _roofline(
     multiplied = measure.interleaved({"product": lambda: a @ b}, 5, device)["product"]
     bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)
     flops_per_s = 2 * size**3 / min(multiplied)
+    # The least seconds: what must be read and written, or multiplied, whichever takes longer.
     least = roofline_seconds(
         args.batch,
         args.channels,

@@ -82,9 +82,11 @@ def run(args: argparse.Namespace) -> dict:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        # Only the rows of this CPU's instruction set can be measured here.
         for (of, shape_class, dtype), chosen in layouts.TABLE.items():
             if of != isa:
                 continue
+            # Shrunk images keep their channels, so a quick try has the same arithmetic.
             totals = {}
             for shape in SHAPES[shape_class]:
                 height, width = (
@@ -148,6 +150,7 @@ def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str,
 
 
 def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[], None]:
+    # The convolution with input and gradient in the layout and precision of the choice.
     torch.manual_seed(0)
     conv = Conv2d(
         shape.in_channels,
@@ -173,6 +176,7 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     choices = dict(layouts.of_isa(layouts.isa()))
     if not in_bf16:
         choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice
+    # A gradient of the output's shape and dtype, made before the clock starts.
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.no_grad():
         grad = torch.randn_like(conv(x))
 

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> dict:
         with kitti_folder(args.data, tuple(args.kb_crop)) as (root, scratch):
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
             augment = Augment(crop=tuple(args.crop))
+            # The same frames once more, read from a folder of decoded files.
             cached = kitti.build(
                 str(root),
                 "train",
@@ -78,6 +79,7 @@ def _measured(
     device: torch.device,
     rounds: int,
 ) -> dict:
+    # Both draw the same augmentations, from the same seed.
     from_files, from_cache = (Keyed(each, augment, _SEED) for each in (frames, cached))
 
     def plain(epoch: int, index: int):

@@ -108,6 +108,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
 def _start(
     module: str, rank: int, count: int, port: int, device: str, asked: str
 ) -> subprocess.Popen:
+    # The variables that a launcher sets, without the seconds that it takes to start.
     places = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -123,6 +124,7 @@ def _start(
     }
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    # The rank runs `main` of the benchmark's module, with the options as one JSON argument.
     command = [sys.executable, "-m", module, asked]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -145,6 +147,7 @@ def main(
     engine = build_engine(
         network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config
     )
+    # A batch of noise takes a real one's time: nothing in a step depends on the images.
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(*shape, network.max_depth, device)
     step = Step(engine, config, CLIP_NORM)

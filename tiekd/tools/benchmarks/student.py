@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> dict:
     # Counted before precision and layout are set, on one image.
     plain = make_plain(build_network(node).to(device).eval())
     gmac, ours_gmac = (multiply_adds(each, image[:1]) / 1e9 for each in (plain, network))
+    # Ours, with the layout, precision and compilation that were asked for.
     network.memory_format = layout
     if dtype is not None:
         prepare_bf16(network)
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> dict:
     compared = (
         f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
     )
+    # The plain network computes in fp32 whatever ours does.
     ours = _forward(network, image, dtype)
     theirs = _forward(plain, image, None)
     return {

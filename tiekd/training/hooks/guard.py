@@ -178,6 +178,7 @@ def _on_host(flags: list[Tensor | bool]) -> list[bool]:
 
 def _reported(iteration: Iteration) -> list[dict]:
     """One row a micro-batch, of plain values. Two host syncs."""
+    # All micro-batches' losses in one transfer, and all images' sums in another.
     losses = torch.stack(
         [torch.stack(list(losses.values())).double() for losses in iteration.losses]
     ).tolist()

@@ -128,6 +128,7 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
     poller = select.poll()
     poller.register(signals, select.POLLIN)
     while True:
+        # Waits without an end, but where a request came before the first iteration is done.
         left_s = None if first_at is None or not waits() else first_at + _GRACE_S - time.monotonic()
         if not poller.poll(left_s and max(0.0, left_s) * 1000):
             if waits():
@@ -137,6 +138,7 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
             break
         if number[0] not in SIGNALS:
             continue
+        # Launchers pass a signal on, so copies of the first request come within seconds.
         now = time.monotonic()
         if first_at is not None and now - first_at >= _COPIES_COME_S:
             launcher_watch.end_process(code=128 + number[0])
