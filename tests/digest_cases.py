@@ -1,4 +1,4 @@
-"""What tests/digests.py runs: each case is some programs of bin/ and the digests of what they made.
+"""The cases of tests/digests.py: programs of bin/, and the digests of what they made.
 
 Cases of the stage `made` make runs, weights, caches and exported files in one folder; those of the
 stage `used` work on a copy of that folder, which may have been made by another checkout.
@@ -42,7 +42,10 @@ PRINTED = (
 
 
 class Case(NamedTuple):
-    """name: what its digests' names begin with; needs: names of the cases whose files it takes."""
+    """One case.
+
+    name: the beginning of its digests' names. needs: names of the cases whose files it takes.
+    """
 
     name: str
     stage: str
@@ -51,7 +54,7 @@ class Case(NamedTuple):
 
 
 def teacher(lab: Lab) -> None:
-    """A network learns from ground truth; the scenes are rendered on this first use."""
+    """Trains a network from ground truth; the scenes are rendered on this first use."""
     digest_recipes.write(lab.folder)
     lab.train("teacher", "teacher")
     digest_recipes.write_other_data(lab.folder)
@@ -65,7 +68,7 @@ def trained(lab: Lab, recipe: str, name: str, engine: str, ranks: int, iteration
 
 
 def killed(lab: Lab) -> None:
-    """Two ranks and their launcher get SIGKILL after an iteration behind a checkpoint."""
+    """Kills two ranks and their launcher (SIGKILL) after an iteration behind a checkpoint."""
     lab.train("killed", "killed", engine="fp32_zero2", ranks=2, ends_with=(-9,))
     work_dir = lab.folder / "runs" / "killed"
     if json.loads((work_dir / "outcome.json").read_text())["outcome"] != "running":
@@ -76,14 +79,14 @@ def killed(lab: Lab) -> None:
 
 
 def student(lab: Lab, name: str) -> None:
-    """Three iterations; of the files the best weights stay, for the moments are large."""
+    """Trains for three iterations; only the best weights' file stays, for the moments are large."""
     lab.train(name, name)
     lab.add_run(name, STUDENT_ITERATIONS)
     shutil.rmtree(lab.folder / "runs" / name / "checkpoints")
 
 
 def maps(lab: Lab) -> None:
-    """The teacher's maps, of one rank and of two."""
+    """Makes the teacher's maps on one rank and on two."""
     for split, folder, ranks in (("train", "maps", 1), ("val", "maps_val", 2)):
         out = f"{digest_recipes.SCENES}/{folder}"
         options = ["recipes/plain.yaml", "--split", split, "--out", out]
@@ -113,7 +116,7 @@ def exported(lab: Lab) -> None:
 
 
 def _add_exported(lab: Lab) -> None:
-    """What exported files say of two images, and of themselves; never their bytes."""
+    """Adds exported files' outputs for two images, and their descriptions; never their bytes."""
     fixed = [_batch(*SIZE, 0), _batch(*SIZE, 7)]
     of_any_size = [*fixed, np.concatenate([_batch(49, 97, 0), _batch(49, 97, 7)])]
     for name in (*EXPORTS, "depthformer.pt2"):
@@ -128,7 +131,7 @@ def _add_exported(lab: Lab) -> None:
 
 
 def _batch(height: int, width: int, shift: int) -> np.ndarray:
-    """(1, 3, height, width) uint8."""
+    """Returns images by rule, (1, 3, height, width) uint8."""
     image = digest_recipes.image_by_rule(height, width, shift)
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 
@@ -162,7 +165,7 @@ def _add_metadata(lab: Lab, name: str, facts: dict) -> None:
 
 
 def printed(lab: Lab) -> None:
-    """Recipes of the checkout after their bases, and where each value comes from."""
+    """Prints recipes of the checkout after their bases, and where each value comes from."""
     for name in PRINTED:
         text = lab.run("print_config.py", lab.checkout / "model_configs" / f"{name}.yaml")
         key = name.replace("/", ".")
@@ -171,7 +174,7 @@ def printed(lab: Lab) -> None:
 
 
 def checked(lab: Lab) -> None:
-    """A table of what is wrong with the frames, which of rendered ones is little."""
+    """Makes the table of faults in the frames; rendered frames have few."""
     for name in ("plain", "swin_relu"):
         options = [f"recipes/{name}.yaml", "--out", f"checked/{name}", "--workers", 1]
         text = lab.run("check_data.py", *options, ends_with=(0, 1))
@@ -182,20 +185,20 @@ def checked(lab: Lab) -> None:
 
 
 def resumed(lab: Lab) -> None:
-    """The killed run goes on as it was started."""
+    """Resumes the killed run as it was started."""
     lab.run("resume", "runs/killed")
     lab.add_run("killed", ITERATIONS)
 
 
 def fewer(lab: Lab) -> None:
-    """A run of two ranks at ZeRO 3 goes on, longer, on one at ZeRO 1."""
+    """Resumes a run of two ranks at ZeRO 3 on one rank at ZeRO 1, for longer."""
     options = ["--num_gpus", 1, "--deepspeed_config", lab.engine("fp32_zero1")]
     lab.run("resume", "runs/zero3", *options, "--set", "train.iterations=8")
     lab.add_run("zero3", 8)
 
 
 def more(lab: Lab) -> None:
-    """From a checkpoint of one rank at ZeRO 0 on two at ZeRO 3, in another work dir."""
+    """Resumes from a checkpoint of one rank at ZeRO 0 on two at ZeRO 3, in another work dir."""
     start = f"runs/plain/checkpoints/iter_{ITERATIONS - SAVE_EVERY}"
     lab.train("plain", "more", "--resume-from", start, engine="zero3_sharded", ranks=2)
     lab.add_run("more", ITERATIONS)
@@ -207,14 +210,14 @@ def on_caches(lab: Lab, name: str) -> None:
 
 
 def loaded(lab: Lab) -> None:
-    """A run begins with weights of ours, another one with published names."""
+    """Begins a run with weights of ours, and another one with published names."""
     three = ["--no-validate", "--set", "train.iterations=3"]
     lab.train("plain", "loaded", "--load-from", "runs/plain/best_abs_rel.pth", *three)
     lab.add_run("loaded", 3)
 
 
 def published(lab: Lab) -> None:
-    """Weights get the published names, and ours again."""
+    """Gives weights the published names, and ours again."""
     for name in ("plain", "depthformer"):
         recipe, weights = f"recipes/{name}.yaml", f"runs/{name}/best_abs_rel.pth"
         theirs, ours = f"published/{name}.pth", f"published/{name}_ours.pth"
@@ -226,7 +229,7 @@ def published(lab: Lab) -> None:
 
 
 def evaluated(lab: Lab, ranks: int) -> None:
-    """All networks that see the same range, a teacher and an exported file side by side."""
+    """Evaluates all networks of one range, a teacher and an exported file side by side."""
     others = [f"recipes/{name}.yaml:runs/{name}" for name in ("teacher", *STUDENTS)]
     others.append("recipes/plain.yaml:exported/plain.pth")
     others = others if ranks == 1 else others[:1]
@@ -250,7 +253,7 @@ def evaluated(lab: Lab, ranks: int) -> None:
 
 
 def predicted(lab: Lab) -> None:
-    """Pictures of two sizes and a film, in every kind of file but the film's colours (MP4)."""
+    """Predicts images of two sizes and a video, to every kind of file but the coloured MP4."""
     for readout in ("mean", "local"):
         out = f"predicted_{readout}"
         text = lab.run(
@@ -265,7 +268,7 @@ def predicted(lab: Lab) -> None:
 
 
 def shown(lab: Lab) -> None:
-    """The batch of an iteration of a run on two ranks."""
+    """Shows the batch of an iteration of a run on two ranks."""
     text = lab.run("show_batch.py", "runs/zero2", "--iteration", 5, "--out", "shown")
     lab.add_words("printed", text)
     lab.add_folder("pictures", "shown")

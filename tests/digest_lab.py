@@ -42,8 +42,8 @@ class CaseFailed(Exception):
 class Lab:
     """A folder that programs of `checkout` run in.
 
-    folder: their current folder. digests: by name, as `add` got them. texts: what digests of text
-    were taken of. port: of the next launch. case: what names begin with.
+    folder: their current folder. digests: digests by name, as `add` got them. texts: the texts of
+    which digests were taken. port: the port of the next launch. case: the beginning of names.
     """
 
     def __init__(self, checkout: Path, folder: Path, port: int):
@@ -178,7 +178,7 @@ class Lab:
 
 
 def without_places(text: str, places: Mapping[Path, str]) -> str:
-    """The text with each folder's path replaced by its label, the longest path first."""
+    """Returns the text with each folder's path replaced by its label, the longest path first."""
     for path, label in sorted(places.items(), key=lambda place: -len(str(place[0]))):
         text = re.sub(re.escape(str(path)) + r"(?![\w-])", lambda _, label=label: label, text)
     return text
@@ -193,9 +193,9 @@ def without_sizes(text: str) -> str:
 
 
 def figures_and_words(log: str) -> tuple[list[str], list[str]]:
-    """A text log's records without dates: those with figures, without times, and all others.
+    """Splits a text log's records, without dates, into figures (without times) and all others.
 
-    What tells of the machine and the start is in neither.
+    Records of the machine and of the start are in neither.
     """
     figures, words = [], []
     starts = [match.end() for match in _RECORD.finditer(log)]
@@ -210,7 +210,7 @@ def figures_and_words(log: str) -> tuple[list[str], list[str]]:
 
 
 def json_rows(path: Path) -> list[str]:
-    """The rows of a .log.json without times and machine, keys sorted."""
+    """Returns the rows of a .log.json without times and machine, keys sorted."""
     found = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
@@ -221,7 +221,7 @@ def json_rows(path: Path) -> list[str]:
 
 
 def tensorboard_of(folder: Path) -> tuple[bytes, bytes]:
-    """Scalars without times, and pictures and histograms, of all event files, by tag and step."""
+    """Returns scalars without times, images and histograms of all event files, by tag and step."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     scalars, pictures = [], []
@@ -237,7 +237,7 @@ def tensorboard_of(folder: Path) -> tuple[bytes, bytes]:
 
 
 def _tensor_bits(tensor) -> bytes:
-    """Of a TensorBoard value; images as their pixels, for their files' bytes are zlib's affair."""
+    """Returns a TensorBoard value's bits; an image's pixels, since its bytes depend on zlib."""
     strings = list(tensor.string_val)
     if not strings:
         return tensor.SerializeToString(deterministic=True)
@@ -250,7 +250,7 @@ def load(path: Path) -> dict:
 
 
 def content_of(path: Path) -> bytes:
-    """What counts of a file."""
+    """Returns a file's content, as far as it has to be equal."""
     if path.suffix in (".pth", ".pt"):
         return b"".join(bits_of(load(path)))
     if path.suffix in (".png", ".jpg"):
@@ -261,7 +261,7 @@ def content_of(path: Path) -> bytes:
 
 
 def bits_of(value) -> Iterator[bytes]:
-    """Of tensors, arrays and plain values, in the order of their names, each with what it is."""
+    """Returns the bits of tensors, arrays and plain values, by name, each with its type."""
     if isinstance(value, Mapping):
         for key in sorted(value, key=str):
             yield f"{key}=".encode()

@@ -83,7 +83,7 @@ STUDENTS = (
 
 
 def _recipe(network: dict, losses: dict, iterations: int = ITERATIONS, **sections) -> dict:
-    """A recipe; `sections` replace its own, and a section that is None is left out."""
+    """Returns a recipe; `sections` replace its own, and one that is None is left out."""
     recipe = {
         "network": network,
         "teacher": TAUGHT,

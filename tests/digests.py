@@ -135,7 +135,7 @@ def run(
 
 
 def attempt(lab: Lab, case: Case, broken: set[str]) -> None:
-    """Runs a case unless what it needs is broken; says on stderr how it went."""
+    """Runs a case unless one that it needs is broken; reports on stderr."""
     lab.case, started = case.name, time.monotonic()
     problem = f"needs {', '.join(sorted(broken & set(case.needs)))}"
     if not broken & set(case.needs):
@@ -152,7 +152,7 @@ def attempt(lab: Lab, case: Case, broken: set[str]) -> None:
 
 
 def chosen_cases(patterns: Iterable[str], only_used: bool) -> list[Case]:
-    """The cases that a pattern fits. Raises SystemExit where one fits none."""
+    """Returns the cases that a pattern fits. Raises SystemExit where one fits none."""
     for pattern in patterns:
         if not fnmatch.filter([case.name for case in CASES], pattern):
             raise SystemExit(f"--only {pattern}: no such case; --list names them")
@@ -161,7 +161,7 @@ def chosen_cases(patterns: Iterable[str], only_used: bool) -> list[Case]:
 
 
 def with_needs(names: Iterable[str]) -> set[str]:
-    """The names and those of all cases that they need."""
+    """Returns the names and those of all cases that they need."""
     needs = {case.name: case.needs for case in CASES}
     found, left = set(), list(names)
     while left:
@@ -173,7 +173,7 @@ def with_needs(names: Iterable[str]) -> set[str]:
 
 
 def parts_without_case(checkout: Path) -> list[str]:
-    """The files of tiekd's folders of parts that a recipe can name and that no recipe here does."""
+    """Returns tiekd's files of parts that a recipe can name and that no recipe here does."""
     missing = []
     for kind, known in PARTS.items():
         folders = [path for path in (checkout / "tiekd").rglob(kind) if path.is_dir()]
@@ -189,7 +189,7 @@ def parts_without_case(checkout: Path) -> list[str]:
 
 
 def read(text: str, cases: Iterable[str]) -> dict[str, str]:
-    """The digests of some cases in a saved file."""
+    """Returns the digests of some cases in a saved file."""
     kept = set(cases)
     pairs = (line.rsplit(maxsplit=1) for line in text.splitlines() if line.strip())
     return {name: digest for name, digest in pairs if name.partition(".")[0] in kept}
@@ -198,7 +198,7 @@ def read(text: str, cases: Iterable[str]) -> dict[str, str]:
 def compared(
     before: Mapping[str, str], now: Mapping[str, str], words_may_differ: bool = False
 ) -> tuple[list[str], bool]:
-    """Lines that show both side by side, and True where any differs that must not."""
+    """Returns lines that show both side by side, and True where any differs that must not."""
     names = [*before, *(name for name in now if name not in before)]
     width = max(map(len, names), default=0)
     lines, numbers, words = [], 0, 0

@@ -121,7 +121,7 @@ def copy_tree(source: Path, copy: Path) -> Path:
 
 
 def find_killer(mutant: Mutant, copy: Path) -> str | None:
-    """The test that fails with the slip in a copy; None where all fast ones pass."""
+    """Returns the test that fails with the mutant in a copy; None where all fast ones pass."""
     path = copy / mutant.path
     path.write_text(planted(path, mutant.function, mutant.old, mutant.new), encoding="utf-8")
     first = list(mutant.tests)

@@ -20,7 +20,10 @@ class Planting(ValueError):
 
 
 class _Place(NamedTuple):
-    """count nodes of a field of `parent`, from index on (no index: the field is one node)."""
+    """The place of code: `count` nodes of a field of `parent`, from `index` on.
+
+    Without an index the field is one node.
+    """
 
     parent: ast.AST
     field: str
@@ -40,7 +43,7 @@ class _Place(NamedTuple):
 
 
 def planted(path: Path, function: str, old: str, new: str) -> str:
-    """The text of a file with `new` in place of `old`.
+    """Returns the text of a file with `new` in place of `old`.
 
     Args:
         path: the file. One that doesn't end with .py and has no Python in its first line is text.
@@ -79,7 +82,7 @@ def planted(path: Path, function: str, old: str, new: str) -> str:
 
 
 def dumped(node: object) -> str:
-    """The tree as text, without places, docstrings and whether a name is read or bound."""
+    """Returns the tree as text, without places, docstrings and load or store contexts."""
     if isinstance(node, list):
         return f"[{', '.join(map(dumped, node))}]"
     if not isinstance(node, ast.AST):
@@ -96,7 +99,7 @@ def dumped(node: object) -> str:
 
 
 def _snippets(old: str, new: str) -> tuple[list[ast.AST], list[ast.AST]]:
-    """Both as expressions if they are, else as statements."""
+    """Parses both as expressions if they are, else as statements."""
     try:
         if not new:
             raise SyntaxError("no expression")
@@ -113,7 +116,7 @@ def _expression(snippet: str) -> ast.AST:
 
 
 def _is_bare_tuple(node: ast.AST) -> bool:
-    """True for `a, b` without brackets: what follows each other in a call, tuple, list or dict."""
+    """Returns True for `a, b` without brackets: neighbours in a call, tuple, list or dict."""
     return isinstance(node, ast.Tuple) and node.col_offset == 0  # the bracket is _expression's
 
 
@@ -143,7 +146,10 @@ def _inner_scopes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _places(node: ast.AST, wanted: list[str]) -> Iterator[_Place]:
-    """Where the wanted nodes stand below a node; of a module, not in its functions and classes."""
+    """Returns the places of the wanted nodes below a node.
+
+    Below a module, functions and classes are left out.
+    """
     in_module = isinstance(node, ast.Module)
     for field, value in ast.iter_fields(node):
         nodes = value if isinstance(value, list) else [value]
@@ -171,7 +177,7 @@ def _expected(tree: ast.Module, place: _Place, news: list[ast.AST]) -> str:
 def _candidates(
     text: str, tree: ast.Module, place: _Place, new: str, news: list[ast.AST]
 ) -> Iterator[str]:
-    """Texts with the new code in it, of which one at least has the expected tree."""
+    """Returns texts with the new code in it; at least one of them has the expected tree."""
     olds = place.nodes()
     if isinstance(olds[0], ast.stmt):
         indented = textwrap.indent(_dedented(new), " " * olds[0].col_offset)

@@ -1,4 +1,4 @@
-"""The commands that the documents tell a user to type, and the files that they tell him to write.
+"""The commands that the documents have a user type, and the files that they have them write.
 
 A command is a line of a ```bash block, a span of `code` that begins with a program and has
 arguments, and, in a table of what "you type", a cell that begins with an option: those belong
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 def commands(root: Path, documents: tuple[str, ...] = DOCUMENTS) -> list[str]:
-    """All of them, each once, in the order of the documents."""
+    """Returns all commands, each once, in the order of the documents."""
     found = [
         command
         for document in documents
@@ -68,14 +68,14 @@ def of_text(text: str) -> list[str]:
 
 
 def outside_blocks(text: str) -> list[str]:
-    """Those of a document's paragraphs and tables, without its blocks of code."""
+    """Returns a document's paragraphs and tables, without its blocks of code."""
     return of_prose(BLOCK.sub("", text))
 
 
 def of_prose(text: str) -> list[str]:
-    """Of paragraphs and tables.
+    """Returns the commands of paragraphs and tables.
 
-    In a table of what was "then" typed elsewhere, the first column is not ours.
+    Where a table sets what was "then" typed elsewhere against ours, its first column is left out.
     """
     found, head = [], []
     for part in re.split(r"(^\|.*$)", text, flags=re.M):
@@ -98,7 +98,7 @@ def without_comment(line: str) -> str:
 
 
 def blocks(root: Path) -> list[Block]:
-    """Of Python and YAML, in the order of the documents."""
+    """Returns the blocks of Python and YAML, in the order of the documents."""
     found = []
     for document in DOCUMENTS:
         for block in BLOCK.finditer((root / document).read_text(encoding="utf-8")):

@@ -32,7 +32,10 @@ def pictures(count: int = 2) -> list[Tensor]:
 
 
 def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
-    """image: (B, 3, H, W) uint8 of the size that it is fitted on."""
+    """Fits a network to an image.
+
+    image: (B, 3, H, W) uint8, of the size that it is fitted on.
+    """
     normalised = look_up(image, colour_table()[None].expand(len(image), -1, -1))
     far, near = 0.9 * network.max_depth, network.max_depth / 60
     target = (
@@ -58,7 +61,7 @@ def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
 
 
 def _settle_norms(network: Network, normalised: Tensor) -> None:
-    """Makes the running statistics those of a batch."""
+    """Sets the running statistics to those of a batch."""
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -79,7 +82,7 @@ def checkpoint(path: Path, node: dict, iterations: int = 150, seed: int = 0) -> 
 
 
 def _cut(picture: Tensor) -> Tensor:
-    """Every second pixel of the middle."""
+    """Returns every second pixel of an image's middle."""
     height, width = (2 * side for side in SIZE)
     top, left = (
         (side - cut) // 2 for side, cut in zip(picture.shape[1:], (height, width), strict=True)

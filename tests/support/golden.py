@@ -1,4 +1,4 @@
-"""Weights and inputs by rule, so that the golden numbers in `tests/golden` need none stored.
+"""Weights and inputs by rule, so that no input of the golden numbers has to be stored.
 
 Every array comes from its tag: numpy's legacy stream seeded with crc32(tag), arithmetic in float64,
 float32 at the end.
@@ -67,7 +67,7 @@ def depth(tag: str, shape, low: float, high: float) -> Tensor:
 def fill(
     name: str, shape, gain: float = 1.0, overrides: Mapping[str, float] | None = None
 ) -> Tensor:
-    """The value of one state-dict entry, from its published name and its shape."""
+    """Returns the value of one entry of a state dict, from its published name and its shape."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     n = normal(name, shape)

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def digest(teacher) -> str:
-    """Of every parameter and buffer, bit by bit; empty for a teacher that is no network."""
+    """Returns the digest of every parameter and buffer; empty for a teacher that is no network."""
     state = teacher.network.state_dict() if hasattr(teacher, "network") else {}
     bits = b"".join(tensor.cpu().numpy().tobytes() for tensor in state.values())
     return hashlib.sha256(bits).hexdigest() if state else ""

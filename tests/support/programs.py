@@ -43,7 +43,7 @@ LOG_LINE_END = re.compile(r", loss: \d+\.\d{4}, grad_norm: \d+\.\d{4}(, loss_sca
 
 
 class Result(NamedTuple):
-    """How a program ended."""
+    """A program's exit code and output."""
 
     code: int
     stdout: str
@@ -57,12 +57,12 @@ class Result(NamedTuple):
 
 
 class Program:
-    """A program in a process group of its own; `with` ends the group for certain.
+    """A program in a process group of its own; leaving its `with` ends the group.
 
     Args:
         command: the program and its arguments.
         cwd: its working folder.
-        recorder: whether parts in tests/ can be named in recipes (support/parts).
+        recorder: True where recipes may name parts in tests/ (support/parts).
         fresh: starts a new interpreter, for tests of imports, memory or signals at the start.
         ranks: number of processes, joined as by a launcher, without the launcher's ten seconds.
         environment: variables beside those of this process.
@@ -109,13 +109,13 @@ class Program:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to all of the group that is left."""
+        """Kills all of the group that is left (SIGKILL)."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
     def processes(self) -> list[psutil.Process]:
-        """The program and all below it that run."""
+        """Returns the program and all processes below it that run."""
         try:
             program = psutil.Process(self.process.pid)
             return [program, *program.children(recursive=True)]
@@ -123,7 +123,7 @@ class Program:
             return []
 
     def ranks(self) -> list[psutil.Process]:
-        """Those that DeepSpeed's launcher started, by rank."""
+        """Returns the processes that DeepSpeed's launcher started, by rank."""
         found = {}
         # Parents come first, and a rank's data workers have its command line.
         for process in self.processes():
@@ -189,7 +189,7 @@ def many(jobs: list[dict], folder: Path, ranks: int) -> None:
 
 
 def deepspeed(ranks: int, port: int | None = None) -> list[str]:
-    """The launcher on a port that nobody else uses."""
+    """Returns the launcher's words, on a port that nobody else uses."""
     return [
         str(BIN / "deepspeed"),
         "--num_gpus",
@@ -226,7 +226,7 @@ def log_text(work_dir: Path) -> str:
 
 
 def json_log(work_dir: Path) -> list[dict]:
-    """The training rows of all .log.json files, oldest file first."""
+    """Returns the training rows of all .log.json files, oldest file first."""
     rows = [
         json.loads(line)
         for path in sorted(work_dir.glob("*.log.json"))
@@ -236,13 +236,13 @@ def json_log(work_dir: Path) -> list[dict]:
 
 
 def student(work_dir: Path, iteration: int = 20) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint."""
+    """Returns the weights of a checkpoint."""
     path = work_dir / "checkpoints" / f"iter_{iteration}" / "student.pth"
     return torch.load(path, weights_only=True)["state_dict"]
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
-    """One number for all weights, bit by bit."""
+    """Returns one digest of all weights' bits."""
     parts = hashlib.sha256()
     for name in sorted(state):
         parts.update(name.encode() + state[name].contiguous().numpy().tobytes())
@@ -250,7 +250,7 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """Digest of every file below a folder."""
+    """Returns the digest of every file below a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

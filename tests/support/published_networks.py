@@ -51,7 +51,7 @@ def arrays() -> dict:
 
 @lru_cache(maxsize=1)
 def state(published: str) -> dict[str, torch.Tensor]:
-    """Every entry of a published checkpoint."""
+    """Returns every entry of a published checkpoint."""
     case = cases()["cases"][published]
     return {
         k: golden.fill(k, shape, case["gain"], case["overrides"])

@@ -75,9 +75,10 @@ class Reader:
         self.server = WarmServer(folder, {**os.environ, "OMP_NUM_THREADS": "1"})
 
     def types(self, command: str, launches: bool = False) -> tuple[int, str]:
-        """Runs a command; the exit code, of many ranks the first that isn't 0, and what it said.
+        """Runs a command; returns its exit code and output.
 
-        launches: in a shell, by the launcher where the command has one.
+        Of many ranks the exit code is the first that isn't 0. launches: in a shell, by the launcher
+        where the command has one.
         """
         self.typed += 1
         command = self._completed(command)

@@ -68,7 +68,7 @@ def recipe(ground: Path, **train) -> dict:
 
 
 def write_recipe(path: Path, node: dict) -> Path:
-    """JSON is YAML."""
+    """Writes a recipe as JSON, which is YAML."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(node, indent=1))
     return path

@@ -71,7 +71,7 @@ BASES = {
 
 
 def make(folder: Path) -> Path:
-    """The copy, in a new folder."""
+    """Makes the copy in a new folder, and returns that."""
     folder.mkdir()
     for name in _COPIED:
         if (programs.ROOT / name).is_dir():

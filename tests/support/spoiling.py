@@ -33,7 +33,7 @@ OTHER_TEACHER = {**recipes.TEACHER, "decoder": {**recipes.TEACHER["decoder"], "w
 
 
 def place_for(ground: Path, folder: Path) -> Path:
-    """A folder with its own copy of the data, as plain KITTI, for a mistake to be made in."""
+    """Makes a folder with its own copy of the data, as plain KITTI, for a mistake to be made in."""
     shutil.copytree(ground / "scenes", folder / "data")
     shutil.copy(ground / "teacher.pth", folder)
     return folder
@@ -117,7 +117,7 @@ def array(pixels: np.ndarray, **options):
 
 
 def npy(save: Callable[[Path], None]):
-    """The frame's ground truth as an NPY file, of a folder of one's own pictures."""
+    """Returns a way that saves a frame's ground truth as NPY, in a folder data set."""
 
     def make(place, recipe):
         for path in (place / "data/gt_depth").rglob("*.png"):
@@ -141,7 +141,7 @@ def npy(save: Callable[[Path], None]):
 
 
 def weights(change: Callable[[dict], dict | None]):
-    """The teacher's weights, changed."""
+    """Returns a way that changes the teacher's weights."""
 
     def change_file(path):
         state = torch.load(path, weights_only=True)
@@ -199,12 +199,12 @@ def quarter_turn_mark(path: Path) -> None:
 
 
 def moving(path: Path) -> None:
-    """Two frames."""
+    """Writes an animation of two frames."""
     Image.new("L", (8, 8)).save(path, save_all=True, append_images=[Image.new("L", (8, 8), 9)])
 
 
 def enormous_png(path: Path) -> None:
-    """60,000 x 60,000 pixels in a hundred bytes."""
+    """Writes a PNG of 60,000 x 60,000 pixels in a hundred bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -241,7 +241,7 @@ def to_bytes(state: dict) -> None:
 
 
 class Bomb:
-    """Unpickled, it would make a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __reduce__(self):
         return Path.touch, (Path("exploded"),)

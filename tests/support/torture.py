@@ -22,7 +22,7 @@ _ALL_GONE_S = 240.0
 
 
 def recipe(ground: Path, mark: Path) -> dict:
-    """40 iterations, a save at every third, an evaluation at every fourth."""
+    """Returns a recipe of 40 iterations: a save at every third, an evaluation at every fourth."""
     node = recipes.recipe(ground, batch_size=2, iterations=ITERATIONS, validate=True)
     node["checkpoint"] = {"interval": 3, "by": "iteration", "keep_last": 2}
     node["evaluation"] |= {"interval": 4, "by": "iteration"}
@@ -31,7 +31,7 @@ def recipe(ground: Path, mark: Path) -> dict:
 
 
 def engine_config(stage: int) -> dict:
-    """ZeRO of a stage, with a small model really sharded at stage 3."""
+    """Returns a config of a ZeRO stage; at stage 3 even a small model is sharded."""
     zero = {"stage": stage}
     if stage == 3:
         zero |= dict.fromkeys(
@@ -97,7 +97,7 @@ class Torture:
         self.count["torn checkpoints"] += bool(self._unfinished())
 
     def finish(self) -> None:
-        """Resumes to the end."""
+        """Resumes the run to its end."""
         result = programs.finish(self.command())
         assert result.code == 0, result.stderr[-4000:]
 
@@ -131,7 +131,7 @@ class Torture:
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
     def _unfinished(self) -> set[int]:
-        """The inodes of the unfinished saves: one of an earlier kill may still lie there."""
+        """Returns the inodes of unfinished saves; one of an earlier kill may still lie there."""
         found = set()
         for path in (self.work_dir / "checkpoints").glob(".iter_*.partial"):
             with contextlib.suppress(FileNotFoundError):
@@ -168,7 +168,7 @@ def mismatches(work_dir: Path, unbroken: Path) -> list[str]:
 
 
 def logged(work_dir: Path) -> list[dict]:
-    """The rows of all .log.json files, without times."""
+    """Returns the rows of all .log.json files, without times."""
     rows = []
     for path in sorted(work_dir.glob("*.log.json")):
         rows += [json.loads(line) for line in path.read_text().splitlines()]

@@ -23,10 +23,13 @@ _NAMESPACES = ["--net", "--uts", "--ipc", "--mount", "--pid"]
 
 
 class Machine:
-    """One machine; `with` ends it for certain."""
+    """One machine; leaving its `with` ends it."""
 
     def __init__(self, name: str, start: str = ""):
-        """start: shell commands that it runs first, in its own namespaces."""
+        """Starts the machine.
+
+        start: shell commands that it runs first, in its own namespaces.
+        """
         self.name = name
         script = f"set -e; hostname {name}; ip link set lo up; {start}\necho up; read _"
         self._unshare = subprocess.Popen(
@@ -50,7 +53,7 @@ class Machine:
         os.close(self._network)
 
     def command(self, *command, folder: Path = Path("/")) -> list[str]:
-        """A command that runs on this machine, in a folder."""
+        """Returns a command that runs on this machine, in a folder."""
         enter = ["nsenter", f"--target={self.process_id}", *_NAMESPACES]
         return [*enter, "env", "-C", str(folder), *map(str, command)]
 
@@ -60,7 +63,7 @@ class Machine:
         ).stdout
 
     def hide(self, folder: Path) -> None:
-        """From now on this machine sees an empty folder there."""
+        """Makes this machine see an empty folder there from now on."""
         self.run("mount", "-t", "tmpfs", "tmpfs", folder)
 
     def show(self, folder: Path) -> None:
@@ -83,7 +86,7 @@ class Machine:
         }
 
     def kill(self) -> None:
-        """Switches it off: SIGKILL to its first process, and so to all."""
+        """Switches the machine off: SIGKILL to its first process, and so to all."""
         if self._unshare.poll() is None:
             self._unshare.kill()
             self._first.kill()

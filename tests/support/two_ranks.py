@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 
 def run(work: Callable, folder: Path, *arguments, world_size: int = 2) -> list:
-    """What `work(rank, *arguments)` returns on every rank.
+    """Returns what `work(rank, *arguments)` returned on every rank.
 
     `work` must be a module's own function.
     """

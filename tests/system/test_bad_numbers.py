@@ -56,7 +56,7 @@ def folder(ground, tmp_path_factory) -> Path:
 
 
 def expected() -> dict[int, int]:
-    """The iterations that meet the bad picture, and the rank that has it."""
+    """Returns the iterations that meet the bad image, and the rank that has it."""
     epochs = [epoch_batches(epoch, 16, 4, seed=0) for epoch in range(ITERATIONS // 4)]
     batches = np.concatenate(epochs).tolist()
     return {
@@ -117,7 +117,7 @@ def all_rows(work_dir: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def shown(folder) -> tuple[str, Path]:
-    """What bin/show_batch.py says and draws of the iteration that was kept, and of a bad one."""
+    """Returns what bin/show_batch.py prints and draws of the kept iteration, and of a bad one."""
     out, said = folder / "pictures", ""
     for iteration in (SHOWN, min(expected())):
         command = [

@@ -58,7 +58,7 @@ def refused(result: programs.Result) -> str:
 
 @pytest.fixture(scope="module")
 def accepted(ground, tmp_path_factory) -> tuple[Path, dict[str, programs.Result]]:
-    """A run of 10 pictures; then 10 more come, and it is resumed without and with --accept-changes.
+    """A run of 10 images; then 10 more come, and it is resumed without and with --accept-changes.
 
     The folder has the work dir as it was `before` and after the `refused` resume, too.
     """
@@ -135,7 +135,7 @@ def test_an_accepted_change_counts_the_best_anew_keeps_the_split_and_numbers_epo
 
 
 def test_a_checkpoint_from_before_an_accepted_change_brings_no_best(accepted):
-    """As where the run is killed between the resume and its next checkpoint."""
+    """A run that is killed between the resume and its next checkpoint does this."""
     folder, _ = accepted
     for path in (folder / "run" / "checkpoints").glob("iter_*"):
         if path.name != "iter_6":

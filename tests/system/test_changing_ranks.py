@@ -28,7 +28,7 @@ def recipe(ground: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def work_dirs(ground, tmp_path_factory) -> tuple[Path, Path]:
-    """Of the run that never changed, and of the one in four legs."""
+    """The work dirs of the run that never changed, and of the one in four legs."""
     folder = tmp_path_factory.mktemp("changing")
     path = recipes.write_recipe(folder / "recipe.yaml", recipe(ground))
     train = programs.ROOT / "bin" / "train.py"

@@ -1,4 +1,4 @@
-"""The README's first command, whole: three trainings, a table, a picture."""
+"""The README's first command, whole: three trainings, a table, an image."""
 
 import json
 import os

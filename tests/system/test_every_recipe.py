@@ -105,7 +105,7 @@ def ground(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(request, ground) -> dict[str, dict]:
-    """Of the recipes that this session tests, by id; their work dirs are gone."""
+    """The results of the recipes that this session tests, by id; their work dirs are gone."""
     chosen = [
         item.callspec.params["path"] for item in request.session.items if item.path == request.path
     ]

@@ -42,7 +42,7 @@ def export(recipe: Path, checkpoint: Path, out: Path, *options) -> programs.Resu
 
 
 def differences(path: Path, network, sizes) -> None:
-    """Holds a file against the network on pictures that it wasn't tried on."""
+    """Compares a file with the network on images that it wasn't tried on."""
     session = onnxruntime.InferenceSession(path)
     reference = Reference(Student(network, "cpu"), False)
     for size in sizes:

@@ -96,7 +96,7 @@ def second_half(rank: int, world_size: int, given: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory) -> tuple[dict, dict]:
-    """By stage: what two ranks gave after half of the steps, and what other ranks made of it.
+    """By stage: the state of two ranks after half of the steps, and what other ranks made of it.
 
     One rank and two took over another stage's state.
     """

@@ -1,4 +1,4 @@
-"""What other tools find in a run that was killed and resumed.
+"""The numbers that other tools find in a run that was killed and resumed.
 
 Each number is there once, under its step.
 """
@@ -51,7 +51,7 @@ def events(work_dir) -> EventAccumulator:
 
 
 def rows(work_dir: Path, mode: str) -> list[dict]:
-    """As the toolbox's tools read a log: rows with an `epoch`, of one mode, file by file."""
+    """Reads a log as mmcv's tools do: rows with an `epoch`, of one mode, file by file."""
     lines = [
         line
         for path in sorted(work_dir.glob("*.log.json"))

@@ -1,4 +1,6 @@
-"""What a user gets wrong ends in one line that says what to do, code 2, and everything as it was.
+"""A user's mistake ends in one line that says what to do, and exit code 2.
+
+Nothing is changed by it.
 
 Each mistake (mistakes.py) is tried in one process, through the programs' own mains (mains.py); six
 again under the launcher.

@@ -164,7 +164,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def mistakes(desk, tmp_path_factory) -> dict[str, programs.Result]:
-    """How each of MISTAKES ended, all in one process (mains.py), and that none left a file."""
+    """The results of MISTAKES, all in one process (mains.py); none left a file."""
     folder = tmp_path_factory.mktemp("mistakes")
     Image.fromarray(photo(48, 64)).save(desk / "p.png")
     Image.fromarray(photo(48, 64)).save(desk / "p.jpg")

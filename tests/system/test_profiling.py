@@ -16,7 +16,7 @@ ITERATIONS, MICRO_BATCHES = 4, 8
 
 @pytest.fixture(scope="module")
 def run(ground, tmp_path_factory) -> tuple[programs.Result, Path, float]:
-    """How the run ended, its folder and its seconds."""
+    """The run's result, its folder and its seconds."""
     folder = tmp_path_factory.mktemp("profiling")
     recipe = recipes.recipe(ground, batch_size=8, iterations=ITERATIONS)
     config = {

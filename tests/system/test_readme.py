@@ -78,7 +78,7 @@ SCRIPTS = [
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
-    """Has followed the README through its first trainings."""
+    """A reader who has followed the README through its first trainings."""
     user = reader.Reader(tmp_path_factory.mktemp("readme") / "checkout")
     with contextlib.closing(user.server):
         for command in TRAININGS + reader.PREPARING:

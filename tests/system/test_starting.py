@@ -1,4 +1,4 @@
-"""What only prints or reads something starts at once.
+"""Programs that only print or read something start at once.
 
 It needs no torch, a fraction of a second and little memory.
 """

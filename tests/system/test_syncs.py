@@ -18,7 +18,7 @@ CONFIGS = ["fp32", "fp32_zero2", "bf16_autocast", *(["fp16", "fp16_zero1"] if ON
 
 
 def watched(folder, ground, name: str, **changes) -> dict:
-    """What SyncWatch found between the log's lines at iterations 10 and 20.
+    """SyncWatch's findings between the log's lines at iterations 10 and 20.
 
     Images are written at the latter.
     """

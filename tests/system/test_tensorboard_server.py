@@ -106,7 +106,7 @@ def test_a_browser_shows_it(server, tmp_path):
 
 
 def open_page(address: str, profile: Path, *options) -> str:
-    """What the browser prints; nothing where it does not end."""
+    """Returns what the browser prints; nothing where it does not end."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     command += ["--no-proxy-server", "--no-first-run", "--disable-background-networking"]
     command += [

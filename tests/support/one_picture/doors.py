@@ -78,7 +78,10 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Case:
-    """folder: for what doors write; path: of the picture; pixels: (3, H, W) uint8, upright."""
+    """A case.
+
+    folder: for what doors write. path: the image's. pixels: (3, H, W) uint8, upright.
+    """
 
     network: Network
     node: dict
@@ -92,7 +95,7 @@ class Case:
 
     @property
     def student(self) -> Student:
-        """What all doors are held to, `load_student`'s."""
+        """The network as `load_student` returns it, the reference of all doors."""
         return tiekd.load_student(self.checkpoint, self.recipe, readout=self.readout)
 
 
@@ -160,7 +163,7 @@ def load_student(case: Case) -> Tensor:
 
 
 def predict(case: Case) -> Tensor:
-    """bin/predict.py's float arrays; its PNG beside it is held to them here."""
+    """Returns bin/predict.py's float arrays; its PNG beside them is compared with them here."""
     network, _, resize = trained.load_network(str(case.recipe), str(case.checkpoint))
     outputs = Outputs(case.folder / "predicted", UNITS_PER_M, MAX_M, raw=True)
     predictor = Predictor(Student(network, "cpu", case.readout, resize), outputs, batch_size=1)
@@ -195,7 +198,7 @@ def _exported(case: Case, name: str, load: Callable) -> Tensor:
 
 
 def evaluated(case: Case) -> Tensor | None:
-    """What an evaluation scores; heads' means only."""
+    """Returns the depth that an evaluation scores; only the mean of heads' distributions."""
     if case.readout != "mean":
         return None
     size, scored = case.pixels.shape[1:], []
@@ -221,6 +224,6 @@ BIT_FOR_BIT = ("predict",)  # with load_student
 
 
 def doors(case: Case) -> dict[str, Tensor]:
-    """The picture's depth, (H, W) float32 metres, from every door that the case has."""
+    """Returns the image's depth, (H, W) float32 metres, from every door that the case has."""
     found = {name: door(case) for name, door in DOORS.items()}
     return {name: depth for name, depth in found.items() if depth is not None}

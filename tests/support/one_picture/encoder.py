@@ -26,7 +26,7 @@ class SmallEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W)."""
+        """Returns the tapped features of an image (B, 3, H, W)."""
         features = []
         for stage in self.stages:
             image = stage(image)

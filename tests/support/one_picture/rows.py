@@ -13,7 +13,10 @@ NOT_PAIRED = ("turned_12mp",)
 
 
 class Row(NamedTuple):
-    """readouts: of which the row's picture is taken, one or two."""
+    """One row of cases.
+
+    readouts: one or two, of which the row's depth is taken.
+    """
 
     head: str
     readouts: tuple[str, ...]
@@ -50,7 +53,7 @@ PAIRWISE = (
 
 
 def whole_product() -> Iterator[Row]:
-    """Every case that there is."""
+    """Returns every case that there is."""
     for head, resize, size in product(NODES, RESIZES, SIZES):
         # At its own size a network of twelve megapixels takes gigabytes.
         if size != "turned_12mp" or resize in ("stretch", "cover", "contain", "short_side"):
@@ -62,7 +65,7 @@ def readouts_of(head: str) -> tuple[str, ...]:
 
 
 def missing_pairs(rows: Sequence[Row]) -> set[tuple]:
-    """The pairs of levels of two factors that are possible and in no row."""
+    """Returns the possible pairs of two factors' levels that no row has."""
     there = {pair for row in rows for pair in _pairs(row)}
     wanted = {pair for row in whole_product() if row.size not in NOT_PAIRED for pair in _pairs(row)}
     return wanted - there

@@ -1,4 +1,4 @@
-"""A hook that evaluates where a run begins, and where it ends, into `<work_dir>/entered.jsonl`."""
+"""A hook that evaluates where a run begins and ends, into `<work_dir>/entered.jsonl`."""
 
 import json
 from functools import partial

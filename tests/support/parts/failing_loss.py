@@ -8,7 +8,10 @@ from tiekd.distributed.comm import rank
 
 
 class Failing(nn.Module):
-    """after: how many iterations are good."""
+    """The squared error.
+
+    after: the number of good iterations.
+    """
 
     def __init__(self, after: int):
         super().__init__()

@@ -8,9 +8,10 @@ from tiekd.training.hook import Hook
 
 
 class Filler(Hook):
-    """folder: on the disk; a file `filling` in it takes the room.
+    """Fills a disk.
 
-    A second start finds `filled` and does nothing.
+    folder: on that disk; a file `filling` in it takes the room. A second start finds `filled` and
+    does nothing.
     """
 
     def __init__(self, folder: str, after: int, free: int):

@@ -17,7 +17,7 @@ class PlainEncoder(nn.Module):
         self.channels, self.strides = (8, 16), (4, 8)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W)."""
+        """Returns the tapped features of an image (B, 3, H, W)."""
         fine = self.fine(self.stem(image).relu()).relu()
         return [fine, self.coarse(fine).relu()]
 

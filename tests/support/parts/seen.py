@@ -10,7 +10,7 @@ from tiekd.training.hook import Hook
 
 
 class Seen(Hook):
-    """Of the iterations in `iterations`, the last micro-batch."""
+    """Saves the last micro-batch of each of the iterations in `iterations`."""
 
     def __init__(self, iterations: list[int]):
         self.iterations = iterations

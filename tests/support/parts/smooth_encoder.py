@@ -28,7 +28,7 @@ class SmoothEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """image: (B, 3, H, W)."""
+        """Returns the tapped features of an image (B, 3, H, W)."""
         fine = self.fine(self.stem(image))
         return [fine, self.coarse(fine)]
 

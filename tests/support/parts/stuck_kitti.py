@@ -1,4 +1,4 @@
-"""KITTI on a disk that doesn't answer for one picture."""
+"""KITTI on a disk that doesn't answer for one image."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,10 @@ from tiekd.data.frames import Frames
 def build(
     root: str, split: str, max_depth: float, stuck: str, kb_crop: tuple[int, int] | None = None
 ) -> Frames:
-    """stuck: the picture."""
+    """Builds the data set.
+
+    stuck: the image.
+    """
     read = image_io._decode
 
     def decode(path: Path, kind: str):

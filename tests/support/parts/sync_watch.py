@@ -62,7 +62,7 @@ class SyncWatch(Hook):
             (state.work_dir / "syncs.json").write_text(json.dumps(told, indent=1))
 
     def note(self, what: str) -> None:
-        """Whoever is nearest to the wait, but for torch, is its cause."""
+        """Notes a wait; the code nearest to it, but for torch's, is its cause."""
         frames = [
             f
             for f in traceback.extract_stack()

@@ -9,7 +9,7 @@ from tiekd.data.datasets import scenes
 
 
 class Watched:
-    """A data set that touches `mark` at every frame."""
+    """A data set that touches the file `mark` at every frame."""
 
     def __init__(self, frames, mark: Path):
         self.frames, self.mark = frames, mark

@@ -24,7 +24,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def origins(text: str) -> dict[str, str]:
-    """By dotted name."""
+    """Returns the origins of values by dotted name."""
     found, parents = {}, []
     for line in text.splitlines():
         indent, key, origin = re.fullmatch(r"( *)([^:]+):(?:.*?  # (.*))?", line).groups()

@@ -1,4 +1,4 @@
-"""Ranks that see other frames are told apart before training, with the rank and a frame."""
+"""Ranks that see other frames are refused before training, naming the rank and a frame."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ def frames(*names, depth="{}.png"):
 
 
 def told_on(monkeypatch, ranks):
-    """What each rank's error says; the ranks are threads that meet at each collective."""
+    """Returns each rank's error; the ranks are threads that meet at each collective."""
     here, meeting, sent = threading.local(), threading.Barrier(len(ranks), timeout=30), {}
 
     def gather(value):

@@ -222,7 +222,7 @@ def turn(path):
 
 
 def of_before(path):
-    """The decoded file as it was written before pictures came upright."""
+    """Returns the decoded file as it was written before images came upright."""
     path.write_bytes(path.read_bytes().replace(b"tiekd 2\n", b"tiekd 1\n"))
     return path
 

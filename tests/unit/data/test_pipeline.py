@@ -151,7 +151,7 @@ def check(tensor, expected, exact=False, share=1.0, **tolerance):
 
 
 def finished(sample, decisions):
-    """The picture as it is on the device."""
+    """Returns the image as it is on the device."""
     return look_up(move(sample, decisions).image[None], colour_table(decisions)[None])[0]
 
 

@@ -150,7 +150,7 @@ def test_the_switch_is_checked_even_where_nothing_is_set(monkeypatch):
 @pytest.mark.processes
 @glibc_only
 def test_memory_that_is_kept_counts_in_no_measurement():
-    """What a call or a micro-batch needs is measured as if nothing had been freed before."""
+    """A call or a micro-batch is measured as if nothing had been freed before."""
     done = told(
         """
         import torch

@@ -118,7 +118,7 @@ def normalise_on_ranks(rank):
 
 
 def bytes_kept(module, x):
-    """Of the largest tensors that backward needs, each once."""
+    """Returns the bytes of the largest tensors that backward needs, each once."""
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t

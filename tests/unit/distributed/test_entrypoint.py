@@ -1,4 +1,4 @@
-"""How a program ends, with which words and which exit code."""
+"""The ends of a program: the words and the exit code."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a system lacks is told in one line, whatever error it came as.
+"""A system's limit that is reached is named in one line, whatever error it came as.
 
 No other error is taken for it.
 """

@@ -1,4 +1,4 @@
-"""What counts as the loss of another machine; two_machines.py has the real thing."""
+"""The signs by which another machine is lost; two_machines.py has the real thing."""
 
 import socket
 import struct

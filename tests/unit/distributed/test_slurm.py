@@ -1,4 +1,4 @@
-"""What a task of a SLURM job step takes for its rank."""
+"""The variables by which a task of a SLURM job step knows its rank."""
 
 import os
 

@@ -1,4 +1,6 @@
-"""What an engine config may not say, because the numbers would be wrong.
+"""Engine configs that are refused, because the numbers would be wrong.
+
+And the step at stage 0.
 
 And the step at stage 0.
 """

@@ -92,7 +92,7 @@ def figures_of_one_batch(_rank):
 
 
 def filled_replica(rank):
-    """What a rank evaluates with; the weights of training come on the main rank only."""
+    """Returns the weights that a rank evaluates with; only rank 0 has those of training."""
     torch.manual_seed(0)
     student, replica = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
     student(torch.randn(2, 3, 5, 5))
@@ -249,7 +249,7 @@ def test_resized_pictures_are_scored_at_the_ground_truth_s_own_size(mode, batch_
 def evaluated_without_a_pixel(
     settings: EvaluationSettings, predict_depth=None
 ) -> tuple[Evaluation, list[str]]:
-    """A hook that has evaluated once, and what it told."""
+    """Returns a hook that has evaluated once, and its lines."""
     told = []
     replica = Slanted()
     if predict_depth is not None:

@@ -1,4 +1,4 @@
-"""What bin/evaluate.py shows: tables, the mean map, the picture, and which weights it takes."""
+"""bin/evaluate.py's tables, mean map and image, and the weights that it takes."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ from tiekd.visualization import panel
 
 
 class Frames(torch.utils.data.Dataset):
-    """Frames whose measured depth is given; the picture is grey."""
+    """Frames whose measured depth is given; the image is grey."""
 
     def __init__(self, *depths):
         self.depths = [torch.tensor(depth, dtype=torch.float32)[None] for depth in depths]

@@ -282,7 +282,7 @@ def test_a_norm_that_would_get_one_value_is_a_line_with_what_would_do(images, he
 
 
 class _Pooled(nn.Module):
-    """A decoder of somebody's own, with a norm over what stands for the whole picture."""
+    """A user's own decoder, with a norm over the mean of the whole image."""
 
     def __init__(self, norm: nn.Module):
         super().__init__()

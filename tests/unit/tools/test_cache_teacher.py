@@ -73,7 +73,7 @@ def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
 
 
 def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | None = None) -> str:
-    """Makes the maps; returns what was told."""
+    """Makes the maps; returns what was printed."""
     out = io.StringIO()
     source = cache_teacher.teacher_of(recipe, "recipes/student.yaml", checkpoint)
     cache_teacher.cache_maps(

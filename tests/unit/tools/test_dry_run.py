@@ -1,4 +1,4 @@
-"""What a dry run foresees.
+"""The foresight of a dry run.
 
 A run's checkpoints, an iteration's time, and the largest micro-batch that fits.
 """

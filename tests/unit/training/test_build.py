@@ -1,4 +1,4 @@
-"""What a run refuses before it starts, because its parts don't go together."""
+"""Runs that are refused before they start, because their parts don't go together."""
 
 from copy import deepcopy
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_a_divergence_that_counts_ignored_pixels_is_refused(node):
 
 
 def test_the_maximum_that_is_asked_for_keeps_the_loss_of_a_picture_with_far_pixels():
-    """Without it half of a picture beyond the range would halve the loss."""
+    """Without the maximum, half of an image beyond the range would halve the loss."""
     torch.manual_seed(0)
     target = torch.full((1, 1, 4, 4), 5.0)
     features = torch.randn(1, 4, 1, 1).expand(1, 4, 4, 4)

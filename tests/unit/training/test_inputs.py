@@ -37,7 +37,7 @@ def write_frame(root: Path, name: str, level: int = 100) -> None:
 
 
 class Run:
-    """A folder of ten pictures with a recipe and a base, and what a run of it would write down."""
+    """A folder of ten images with a recipe and a base, and the record of a run of it."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -42,7 +42,7 @@ class Recorder(Hook):
 
 
 class Told(criterion.Criterion):
-    """Writes down the iterations that it is told."""
+    """Records the iterations that it is told."""
 
     def forward(self, prediction, batch, teacher_depth, iteration=None):
         self.iterations = [*getattr(self, "iterations", []), iteration]

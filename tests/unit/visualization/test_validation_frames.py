@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class Frames(Dataset):
-    """Frame i is i metres away, of a picture of grey i."""
+    """Frames; frame i is i metres away, its image of grey level i."""
 
     def __init__(self, count):
         self.count, self.read = count, []

@@ -403,7 +403,7 @@ def test_levels_that_mean_none_are_none(root):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Ten pictures: six of 12x16, three of 30x20, one of 24x48, each with a slanted depth."""
+    """Ten images: six of 12x16, three of 30x20, one of 24x48, each with a slanted depth."""
     for index in range(10):
         height, width = (12, 16) if index < 6 else (30, 20) if index < 9 else (24, 48)
         write_picture(tmp_path / "images" / f"{index}.png", height, width, level=index)

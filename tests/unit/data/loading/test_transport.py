@@ -1,4 +1,4 @@
-"""What workers send arrives as it was, through memory that needs no room in /dev/shm."""
+"""Batches arrive from workers bit for bit, through memory that needs no room in /dev/shm."""
 
 import errno
 import multiprocessing

@@ -30,7 +30,7 @@ def tear(path):
 
 @pytest.fixture
 def data(tmp_path):
-    """Seven frames; 2's picture is torn, 3's depth map has 8 bits, and 6's picture is gone."""
+    """Seven frames; 2's image is torn, 3's depth map has 8 bits, and 6's image is gone."""
     root = fake_data.make(tmp_path, num_frames=7)
     tear(root / "input" / image_name(2))
     write_png(root / "gt_depth" / depth_name(3), np.ones((20, 30), np.uint8))
@@ -69,7 +69,7 @@ def test_the_next_readable_sample_takes_the_place_of_a_broken_one(data, tmp_path
 
 
 def test_a_replacement_has_the_augmentation_of_the_one_that_it_replaces(data):
-    """So two that are replaced by the same sample are not the same picture twice."""
+    """Two that are replaced by the same sample are therefore not the same image twice."""
     augment = Augment(crop=(12, 16), rotate_p=0.0, flip_p=0.0, colour_p=0.0)
     columns = {}
     for batch in training(data, Unreadable(10), total=4, augment=augment):

@@ -94,7 +94,7 @@ class Doubled(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("stuck", [1, 2])
 def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
-    """As where a lock is held in the forked process that nobody there will ever release."""
+    """A lock that is held in the forked process, and that nobody there releases, does this."""
     monkeypatch.setattr(workers, "_STARTING_S", 1.0)
     forks_left = stuck
 

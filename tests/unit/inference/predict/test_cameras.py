@@ -1,4 +1,4 @@
-"""Which camera a picture was taken with, and what is said where nobody knows."""
+"""The camera that an image was taken with, and the warning where none is known."""
 
 from pathlib import Path
 

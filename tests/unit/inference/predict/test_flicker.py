@@ -1,4 +1,4 @@
-"""Flicker: depth that changes where the picture doesn't."""
+"""Flicker: depth that changes where the image doesn't."""
 
 import math
 

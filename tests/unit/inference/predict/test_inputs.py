@@ -1,4 +1,4 @@
-"""What INPUTs mean: files, folders, patterns, their outputs' names, and what can't be."""
+"""INPUTs of prediction: files, folders, patterns, their outputs' names, and refusals."""
 
 import glob
 import os

@@ -1,4 +1,4 @@
-"""What prediction writes: kinds, units, the tree of the inputs, and nothing over what is there."""
+"""Outputs of prediction: kinds, units, the tree of the inputs; no file is overwritten."""
 
 import numpy as np
 import pytest

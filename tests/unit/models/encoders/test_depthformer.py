@@ -241,7 +241,7 @@ def test_no_more_is_read_at_once_than_allowed_also_backward(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_places_are_exact_to_the_column_in_half_precision(dtype):
-    """Every column of a wide map is told from its neighbours, which bfloat16's 8 bits can't."""
+    """Every column of a wide map differs from its neighbours, beyond bfloat16's 8 bits."""
     attention = DeformableAttention(8, num_levels=1, num_heads=2, num_points=1).to(dtype)
     for layer in (attention.value_proj, attention.output_proj):
         layer.weight.data = torch.eye(8, dtype=dtype)

@@ -66,7 +66,7 @@ def published_state() -> dict[str, torch.Tensor]:
 
 @lru_cache
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Of every entry of the published checkpoint, by its name."""
+    """Returns the shape of every entry of the published checkpoint, by its name."""
     lines = str(golden.load_arrays("networks/keys.npz")["adabins_kitti"]).splitlines()
     pairs = (line.rpartition(" ")[::2] for line in lines)
     return {key: tuple(int(n) for n in shape.split("x") if n) for key, shape in pairs}

@@ -41,7 +41,7 @@ def holed_depth(shape=(2, 1, 10, 14)) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_decoder_and_head_give_the_published_depth_and_distribution(name):
-    """What the published code calls a head."""
+    """A head in the published code's sense: our decoder and head together."""
     case, expected = PUBLISHED[name], golden.load_arrays("heads/arrays.npz")
     features = [
         golden.randn(f"head:{name}:feat{i}", (case["batch"], *shape))
