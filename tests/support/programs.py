@@ -1,8 +1,8 @@
 """Runs programs in process groups of their own, and reads the work dirs that they leave.
 
-A Python program of the checkout is forked from a warm server (warm.py), which saves the five seconds
-that importing torch and DeepSpeed costs. It is a fresh process where a test says so or sets a
-variable that is read at an import; the real `deepspeed` starts ranks where the launcher matters.
+A Python program of the checkout is forked from a warm server (warm.py), which saves the five
+seconds that importing torch and DeepSpeed costs. It is a fresh process where a test says so or sets
+a variable that is read at an import; the real `deepspeed` starts ranks where the launcher matters.
 Every process that is started here ends here, with all its children, whatever the test does.
 """
 

@@ -43,6 +43,8 @@ class WarmServer:
 
         Args:
             words: the program's path and its arguments.
+            cwd: its working folder.
+            environment: its environment variables.
             path: folders for the front of `sys.path`, behind the program's own.
             ranks: number of processes that run it, joined as by a launcher.
         """

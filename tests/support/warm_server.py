@@ -9,6 +9,7 @@ stderr. The answer is the process id, and, when the process has ended, its exit 
 The server ends when its stdin is closed, thus with the process that started it.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -93,10 +94,8 @@ def report_ended(children: dict[int, socket.socket]) -> None:
         if not ended:
             continue
         del children[process]
-        try:
+        with contextlib.suppress(OSError):  # the client has no more interest
             client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
-        except OSError:
-            pass  # the client has no more interest
         client.close()
 
 
