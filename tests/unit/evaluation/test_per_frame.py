@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from support import two_ranks
-from unit.evaluation.test_evaluate import CPU, Frames, Slanted
+from support.noise_frames import CPU, Frames, Slanted
 
 from tiekd.evaluation import per_frame
 from tiekd.evaluation.evaluate import EvaluationSettings, evaluate

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from some_state import SomeState
 from support import two_ranks
+from support.some_state import SomeState
 
 from tiekd.distributed import memory
 from tiekd.tools import dry_run, measure, micro_batch

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
-from some_state import SomeState
 from support import two_ranks
+from support.some_state import SomeState
 
 from tiekd.errors import DivergedError, RecipeError
 from tiekd.training.hooks import guard
