@@ -1,8 +1,5 @@
 """load_student: every form of a picture gives the same metres, every checkpoint its network, and readouts by head."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -296,22 +293,3 @@ def test_a_device_that_is_not_there_is_refused():
             LaunchError, match=f"--device {name}: there is no such device.*allowed: cpu, cuda"
         ):
             pick_device(name)
-
-
-@pytest.mark.processes
-def test_a_robot_needs_none_of_the_libraries_that_train(checkpoint):
-    code = (
-        "import sys; sys.modules |= dict.fromkeys(('deepspeed', 'tensorboard', 'torchvision', 'triton', 'psutil'))\n"
-        "import numpy, tiekd; print(tiekd.load_student(sys.argv[1])(numpy.zeros((32, 64, 3), 'uint8')).shape)"
-    )
-    words = [sys.executable, "-c", code, str(checkpoint)]
-    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    assert told == "torch.Size([32, 64])\n"
-
-
-@pytest.mark.processes
-def test_importing_tiekd_does_not_import_what_prediction_needs():
-    code = "import sys, tiekd; assert 'tiekd.inference.student' not in sys.modules; assert callable(tiekd.load_student)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(AttributeError, match="no attribute 'load_teacher'"):
-        tiekd.load_teacher  # noqa: B018

@@ -3,13 +3,9 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from support import fake_data, stuck_disk
@@ -42,7 +38,6 @@ def training(data, workers, **options):
     return training_batches(data, sampler, Augment(crop=(12, 16)), 0, workers, CPU, **options)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("place", ["waiting", "elsewhere"])
 def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
     batches = training(data, 2, timeout_s=60)
@@ -106,7 +101,6 @@ def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
     assert 1.0 < time.monotonic() - began < 50.0
 
 
-@pytest.mark.processes
 def test_no_worker_stays_where_the_rest_is_not_asked_for():
     results = read(Doubled(), [[number] for number in range(100)], 2, list, str, 60)
     assert [next(results) for _ in range(3)] == [[0], [2], [4]]
@@ -139,52 +133,3 @@ def test_results_for_a_gpu_are_received_one_ahead_in_order(unpinned):
     assert [
         thread.name for thread in threading.enumerate() if thread.name.startswith("batches")
     ] == []
-
-
-class Slow(torch.utils.data.Dataset):
-    def __getitems__(self, keys):
-        time.sleep(keys[0])
-        return keys
-
-
-@pytest.mark.processes
-def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
-    started = time.monotonic()
-    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
-    assert next(results) == [0]
-    results.close()
-    results = read(Slow(), [[0], [3600]], 1, list, str, 2, pin_memory=True)
-    with pytest.raises(DataError, match=r"^\[3600\]: not read by a data worker within 2 s"):
-        list(results)
-    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
-    next(results)
-    with pytest.raises(DataError, match="a data worker died"):
-        for child in multiprocessing.active_children():  # one of before may still be about to end
-            child.kill()
-        time.sleep(60)
-    results.close()
-    assert time.monotonic() - started < 60
-
-
-@pytest.mark.processes
-def test_a_worker_ends_with_its_program_however_that_ended(tmp_path):
-    code = f"""
-import os, sys
-sys.path[:0] = [{str(Path(__file__).parents[4])!r}, {str(Path(__file__).parents[3])!r}, {str(Path(__file__).parent)!r}]
-import multiprocessing
-from test_workers import Doubled
-from tiekd.data.loading.workers import read
-results = read(Doubled(), [[1]] * 100, 2, list, str, 60)
-next(results)
-print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-os.kill(os.getpid(), 9)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-    )
-    pids = [int(pid) for pid in result.stdout.split()]
-    assert len(pids) == 2, result.stderr
-    _, alive = psutil.wait_procs(
-        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30
-    )
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
