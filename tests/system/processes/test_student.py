@@ -24,7 +24,8 @@ def test_a_robot_needs_none_of_the_libraries_that_train(tmp_path):
 
 
 def test_importing_tiekd_does_not_import_what_prediction_needs():
-    code = "import sys, tiekd; assert 'tiekd.inference.student' not in sys.modules; assert callable(tiekd.load_student)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, tiekd; print('tiekd.inference.student' in sys.modules, callable(tiekd.load_student))"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout == "False True\n"
     with pytest.raises(AttributeError, match="no attribute 'load_teacher'"):
         tiekd.load_teacher  # noqa: B018

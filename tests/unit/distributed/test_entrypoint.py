@@ -42,7 +42,7 @@ def test_a_gpu_that_is_not_here_is_no_reason_to_train_on_the_cpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("DS_ACCELERATOR", accelerator)
     if told is None:
-        process_group._check_hidden_devices()
+        assert process_group._check_hidden_devices() is None
     else:
         with pytest.raises(LaunchError, match=told):
             process_group._check_hidden_devices()

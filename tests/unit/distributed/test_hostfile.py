@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tiekd.distributed import comm, entrypoint, hostfile
+from tiekd.distributed import comm, entrypoint, hostfile, launcher_watch
 from tiekd.errors import LaunchError
 from tiekd.training import startup_log
 from tiekd.workdir import launch_record
@@ -86,7 +86,8 @@ def test_options_are_held_against_the_machines(options, told, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "HOSTS").write_text("node1 slots=1\nnode2 slots=2\n")
     if told is None:
-        return hostfile.check_options(options)
+        assert hostfile.check_options(options) is None
+        return
     with pytest.raises(LaunchError) as error:
         hostfile.check_options(options)
     assert told in str(error.value)
@@ -112,4 +113,11 @@ def test_another_number_of_ranks_is_told_at_resume(now, said, tmp_path, monkeypa
         if said is None
         else (told[0].startswith("The run was started on 2 ranks") and said in told[0])
     )
+
+
+def test_check_hostfile_refuses_a_file_that_is_not_there(monkeypatch, tmp_path):
+    """A hostfile that the launcher was told must be there; without one nothing is checked."""
     assert entrypoint._check_hostfile() is None, "no launcher is above the tests"
+    monkeypatch.setattr(launcher_watch, "told_hostfile", lambda: tmp_path / "typo")
+    with pytest.raises(LaunchError, match="typo: no such file"):
+        entrypoint._check_hostfile()

@@ -17,12 +17,12 @@ def test_each_statistic_keeps_its_last_finite_value():
     norm.running_var.fill_(-math.inf)
     statistics.keep_finite()
     assert norm.running_mean.tolist() == [4.0, 2.0, 3.0]
-    assert norm.running_var.tolist() == [
-        1.0,
-        1.0,
-        1.0,
-    ]
+    assert norm.running_var.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_network_without_norms_has_nothing_to_keep():
-    RunningStatistics(nn.Linear(2, 2)).keep_finite()
+    network = nn.Linear(2, 2)
+    statistics = RunningStatistics(network)
+    nn.init.constant_(network.weight, math.nan)
+    statistics.keep_finite()
+    assert network.weight.isnan().all(), "weights are no statistics"

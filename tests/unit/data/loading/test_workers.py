@@ -113,8 +113,12 @@ def test_an_error_of_ours_keeps_its_traceback():
     def broken(_):
         raise RuntimeError("a fault of ours")
 
-    with pytest.raises(RuntimeError, match="a fault of ours"):
+    with pytest.raises(RuntimeError, match="a fault of ours") as error:
         list(read(Doubled(), [[1]], 1, broken, str, 60))
+    told = str(error.value.__cause__)
+    assert told.startswith("in a data worker:\n")
+    assert f'File "{__file__}", line ' in told
+    assert ", in broken\n" in told
 
 
 @pytest.fixture

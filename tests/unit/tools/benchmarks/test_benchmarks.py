@@ -31,7 +31,7 @@ from tiekd.tools.benchmarks import (
 from tiekd.tools.benchmarks import arguments as choices
 from tiekd.tools.benchmarks import layouts as layouts_benchmark
 from tiekd.tools.benchmarks.arguments import LIGHT, OF, PUBLISHED
-from tiekd.tools.benchmarks.line_plot import draw
+from tiekd.tools.benchmarks.line_plot import BOTTOM, COLOURS, LEFT, RIGHT, TOP, draw
 from tiekd.tools.benchmarks.training import TrainingStep, make_plain
 
 ROOT = Path(__file__).parents[4]
@@ -261,5 +261,15 @@ def test_growth_measures_and_draws(tmp_path):
 def test_the_plot_has_a_point_where_it_was_measured():
     curve = growth.judged([1, 2, 3], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
     picture = Image.open(io.BytesIO(draw({"batch": curve}, growth.UNITS))).convert("RGB")
-    colours = {colour for _, colour in picture.getcolors(1 << 20)}
-    assert {(31, 119, 180), (214, 104, 20)} <= colours
+    # The axes end at 1.05 times the largest size and at 1.1 times the largest value of the axis.
+    across, up = picture.width - LEFT - RIGHT, picture.height - TOP - BOTTOM
+    for key, sizes, share in (
+        ("time_s", (1, 2), lambda n: n / 3.3),
+        ("peak_mb", (1, 2, 3), lambda _: 1 / 1.1),
+    ):
+        for size in sizes:
+            x = round(LEFT + across * size / 3.15)
+            y = round(TOP + up * (1 - share(size)))
+            # The fitted line is one pixel wide: above and below it only a point has its colour.
+            assert picture.getpixel((x, y - 2)) == picture.getpixel((x, y + 2)) == COLOURS[key]
+            assert picture.getpixel((x, y - 5)) != COLOURS[key]

@@ -50,12 +50,14 @@ def test_one_loss_in_the_first_window_is_enough_for_good(tmp_path, loss):
     hook, state = start(tmp_path, 4, batch_size=32)
     for number in range(100):
         iterate(hook, state, loss if number == 2 else 0.0)
+    assert "no training pixel counts" not in (tmp_path / "now.log").read_text()
 
 
 def test_a_stopped_run_is_not_accused_before_a_window_is_full(tmp_path):
     hook, state = start(tmp_path, 50, total_iterations=3, stop_reason="SIGTERM came")
     for _ in range(3):
         iterate(hook, state)
+    assert "no training pixel counts" not in (tmp_path / "now.log").read_text()
 
 
 def test_nothing_waits_for_the_device_between_two_lines(tmp_path):
@@ -65,3 +67,4 @@ def test_nothing_waits_for_the_device_between_two_lines(tmp_path):
         state.iteration += 1
         state.micro_losses = [{"loss": nothing}]
         hook.after_iteration(state)
+    assert hook._any.device.type == "meta", "found on the device, and not read yet"

@@ -187,6 +187,8 @@ def test_an_iteration_between_two_lines_never_waits_for_the_device(tmp_path):
         state.micro_losses, state.names, state.step_skipped = [{"loss": nothing}], [["a"]], nothing
         state.image_sums = [nothing[None]]
         hook.after_iteration(state)
+    assert len(hook._kept) == 49, "all wait for the next line"
+    assert told(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [-1, 2.5])

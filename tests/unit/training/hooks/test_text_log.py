@@ -272,6 +272,8 @@ def test_an_iteration_without_a_line_never_waits_for_the_device(tmp_path):
         tensor = torch.zeros((), device="meta")
         run_iteration(log, state, losses={"loss_dpm": tensor, "loss": tensor}, grad_norm=tensor)
     log.after_train(state)
+    assert log.last_iteration != 49
+    assert train_lines(tmp_path / "20240101_120000.log") == []
 
 
 def test_a_norm_on_another_device_than_the_losses_is_read_there(tmp_path):
@@ -281,6 +283,8 @@ def test_a_norm_on_another_device_than_the_losses_is_read_there(tmp_path):
         log, state, losses={"loss": torch.zeros((), device="meta")}, grad_norm=torch.tensor(3.0)
     )
     log.after_train(state)
+    assert log._window.device.type == "meta"
+    assert log._window._sums == {"grad_norm": 3.0}
 
 
 def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, monkeypatch):
