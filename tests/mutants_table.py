@@ -270,7 +270,7 @@ MUTANTS = [
         "set_by_environment",
         'os.environ.get(VARIABLE) or "system"',
         'os.environ.get(VARIABLE) or "keep"',
-        ("tests/unit/distributed/test_allocator.py",),
+        ("tests/system/processes/test_allocator.py",),
     ),
     Mutant(
         "large_blocks_are_mapped_by_themselves",
@@ -278,7 +278,7 @@ MUTANTS = [
         "",
         '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}',
         '{"trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}',
-        ("tests/unit/distributed/test_allocator.py",),
+        ("tests/system/processes/test_allocator.py",),
     ),
     Mutant(
         "threads_allocate_from_heaps_of_their_own",
@@ -286,7 +286,7 @@ MUTANTS = [
         "",
         '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "arena_max": (-8, 1), "mxfast": (1, 0)}',
         '{"mmap_max": (-4, 0), "trim_threshold": (-1, -1), "mxfast": (1, 0)}',
-        ("tests/unit/distributed/test_allocator.py",),
+        ("tests/system/processes/test_allocator.py",),
     ),
     Mutant(
         "the_users_own_settings_of_the_allocator_are_replaced",
@@ -294,7 +294,7 @@ MUTANTS = [
         "set_by_environment",
         'chosen == "system" or _glibc() is None or _preloaded() or _of_the_user()',
         'chosen == "system" or _glibc() is None or _preloaded()',
-        ("tests/unit/distributed/test_allocator.py",),
+        ("tests/system/processes/test_allocator.py",),
     ),
     Mutant(
         "kept_memory_hides_what_a_micro_batch_takes",
@@ -302,7 +302,7 @@ MUTANTS = [
         "find_largest",
         "allocator.give_back()",
         "pass",
-        ("tests/unit/distributed/test_allocator.py",),
+        ("tests/system/processes/test_allocator.py",),
     ),
     Mutant(
         "kept_memory_creeps_up",
@@ -318,7 +318,7 @@ MUTANTS = [
         "torch_step.step",
         "ddp(batch.image, criterion.divergence_target(batch.teacher_depth))",
         "network(batch.image, criterion.divergence_target(batch.teacher_depth))",
-        ("tests/unit/tools/benchmarks/test_benchmarks.py",),
+        ("tests/system/ranks/test_benchmark_engine.py",),
     ),
     Mutant(
         "nobody_looks_at_kept_memory",
@@ -525,7 +525,7 @@ MUTANTS = [
             stacked /= world_size()
             """,
         "pass",
-        ("tests/unit/distributed/test_comm.py",),
+        ("tests/system/ranks/test_comm.py",),
     ),
     Mutant(
         "batchnorm_statistics_of_one_rank",
@@ -533,7 +533,7 @@ MUTANTS = [
         "BatchNorm2d.forward",
         "world_size() > 1",
         "world_size() > 2",
-        ("tests/unit/distributed/test_comm.py",),
+        ("tests/system/ranks/test_comm.py",),
     ),
     Mutant(
         "batchnorm_buffers_on_the_main_rank_only",
@@ -541,7 +541,7 @@ MUTANTS = [
         "Evaluation._fill_replica",
         "comm.world_size() > 1",
         "comm.world_size() > 1 and name in dict(self.replica.named_parameters())",
-        ("tests/unit/evaluation/test_evaluate.py",),
+        ("tests/system/ranks/test_evaluate.py",),
     ),
     Mutant(
         "a_rank_without_pictures_leaves_the_gather",
@@ -553,7 +553,7 @@ MUTANTS = [
                 return {}
             mine = torch.cat(rows).cpu().tolist()
             """,
-        ("tests/unit/evaluation/test_evaluate.py",),
+        ("tests/system/ranks/test_evaluate.py",),
     ),
     Mutant(
         "mirrored_prediction_not_turned_back",
@@ -668,7 +668,7 @@ MUTANTS = [
         "fill",
         'problem is not None and problem.kind == "disk"',
         "False",
-        ("tests/unit/tools/test_cache_frames.py",),
+        ("tests/system/processes/test_cache_frames.py",),
     ),
     Mutant(
         "every_epoch_in_the_same_order",
@@ -890,7 +890,7 @@ MUTANTS = [
         "load",
         'rng_state.put_back(mine["random"])',
         "",
-        ("tests/unit/training/test_resume.py",),
+        ("tests/system/ranks/test_resume.py",),
     ),
     Mutant(
         "hook_states_not_restored",
@@ -898,7 +898,7 @@ MUTANTS = [
         "restore",
         "key in hook_states",
         "hook in hook_states",
-        ("tests/unit/training/test_resume.py",),
+        ("tests/system/ranks/test_resume.py",),
     ),
     Mutant(
         "rows_after_the_checkpoint_stay",
@@ -906,7 +906,7 @@ MUTANTS = [
         "restore",
         "log.drop_rows(state.work_dir)",
         "",
-        ("tests/unit/training/test_resume.py",),
+        ("tests/system/ranks/test_resume.py",),
     ),
     Mutant(
         "lock_of_a_work_dir_not_taken",
@@ -978,7 +978,7 @@ MUTANTS = [
         "FrameRows.gather",
         "sorted(frame for part in comm.gather_objects(mine) for frame in part)",
         "[frame for part in comm.gather_objects(mine) for frame in part]",
-        ("tests/unit/evaluation/test_per_frame.py",),
+        ("tests/system/ranks/test_per_frame.py",),
     ),
     Mutant(
         "teacher_from_outside_counts_where_no_camera_saw",
@@ -1002,7 +1002,7 @@ MUTANTS = [
         "_shown",
         "out is None or not comm.is_main()",
         "out is None",
-        ("tests/unit/evaluation/test_evaluate.py",),
+        ("tests/system/ranks/test_evaluate.py",),
     ),
     Mutant(
         "events_after_the_checkpoint_stay",
@@ -1205,7 +1205,7 @@ MUTANTS = [
         "_end_at_second",
         "first_at is None or not waits()",
         "True",
-        ("tests/unit/training/hooks/test_preemption.py",),
+        ("tests/system/processes/test_preemption.py",),
     ),
     Mutant(
         "what_a_process_started_stays_when_it_ends_itself",
@@ -1213,7 +1213,7 @@ MUTANTS = [
         "end_process",
         "child.kill()",
         "pass",
-        ("tests/unit/training/hooks/test_preemption.py",),
+        ("tests/system/processes/test_preemption.py",),
     ),
     Mutant(
         "a_norm_of_one_value_is_a_traceback",
@@ -1380,7 +1380,7 @@ MUTANTS = [
         "PixelsCount._look",
         "any(found for found, _ in facts)",
         "facts[0][0]",
-        ("tests/unit/training/hooks/test_counting.py",),
+        ("tests/system/ranks/test_counting.py",),
     ),
     Mutant(
         "one_sparse_window_ends_a_run",
@@ -1428,7 +1428,7 @@ MUTANTS = [
         "run",
         "hostfile.check_options(options)",
         "pass",
-        ("tests/unit/distributed/test_hostfile.py",),
+        ("tests/system/processes/test_hostfile.py",),
     ),
     Mutant(
         "bins_are_blended_in_exported_graphs",

@@ -1,12 +1,18 @@
-"""The benchmarks that need DeepSpeed, as programs."""
+"""bin/benchmark.py as a program: its options, its report, and the benchmarks that need DeepSpeed."""
 
 import json
 import os
+import re
+import sys
 
 import pytest
 import torch
 from support import programs
+from support.benchmark_options import ALWAYS
 
+from tiekd.tools.benchmarks import COMMANDS, measure
+
+PROGRAM = programs.ROOT / "bin" / "benchmark.py"
 LIGHT = programs.ROOT / "model_configs" / "students" / "tiekd_light_bts_kitti.yaml"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOY = [
@@ -25,9 +31,7 @@ TOY = [
 
 
 def benchmark(*words) -> dict:
-    result = programs.finish(
-        [programs.sys.executable, programs.ROOT / "bin" / "benchmark.py", *words, *TOY]
-    )
+    result = programs.finish([sys.executable, PROGRAM, *words, *TOY])
     assert result.code == 0, result.stderr[-3000:]
     return json.loads(result.stdout)
 
@@ -60,3 +64,26 @@ def test_growth_starts_as_many_ranks_as_it_is_asked_to():
     assert len(told["ranks"]["time_s"]) == 2
     one, two = told["ranks"]["peak_mb"]
     assert 1.5 < two / one < 2.5
+
+
+def test_every_word_has_its_help_and_only_the_chosen_one_is_imported():
+    def told(*words: str) -> str:
+        result = programs.finish([sys.executable, "-X", "importtime", PROGRAM, *words])
+        assert result.code == 0, result.stderr[-3000:]
+        found = re.findall(r"\| +tiekd\.tools\.benchmarks\.(\w+)$", result.stderr, flags=re.M)
+        imported.append(set(found) & set(COMMANDS))
+        return result.stdout
+
+    imported = []
+    overview = told("--help")
+    assert all(f"    {name} " in overview for name in COMMANDS)
+    assert "--find" not in told("step", "--help")
+    assert "--memory-format" in told("step", "--help")
+    told("head", "--height", "8", "--width", "8", "--bins", "8", "--channels", "4", "--rounds", "1")
+    assert imported == [set(), set(), set(), {"head"}]
+
+
+def test_json_is_one_object():
+    told = benchmark("student")
+    assert told.keys() >= ALWAYS | {"benchmark", "hardware"}
+    assert measure.as_text(told)

@@ -100,22 +100,32 @@ def test_a_mistake_in_a_recipe_is_told_before_torch_is_there(tmp_path):
 
 def test_importing_tiekd_imports_nothing_else_and_has_all_its_names():
     code = """
-import sys
+import json, sys
 import tiekd
-assert not {"torch", "numpy", "yaml", "tiekd.config.recipe"} & set(sys.modules)
-names = {"load_recipe", "load_student", "build_network", "__version__"}
-assert names <= set(dir(tiekd))
+found = {"imported": list(sys.modules), "names": dir(tiekd), "same": {}}
 from tiekd import load_recipe
-assert "torch" not in sys.modules
-assert load_recipe is tiekd.load_recipe is sys.modules["tiekd.config.recipe"].load_recipe
+found["imported by load_recipe"] = list(sys.modules)
 from tiekd import *
-assert build_network is sys.modules["tiekd.models.build"].build_network
-assert load_student is tiekd.load_student is sys.modules["tiekd.inference.student"].load_student
+for name, module in (("load_recipe", "config.recipe"), ("build_network", "models.build"), ("load_student", "inference.student")):
+    defined = getattr(sys.modules["tiekd." + module], name)
+    found["same"][name] = globals()[name] is getattr(tiekd, name) is defined
 try:
     tiekd.load_teacher
 except AttributeError as error:
-    assert str(error) == "module 'tiekd' has no attribute 'load_teacher'"
-else:
-    raise AssertionError
+    found["unknown"] = str(error)
+print(json.dumps(found))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=ROOT,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(result.stdout)
+    assert not {"torch", "numpy", "yaml", "tiekd.config.recipe"} & set(found["imported"])
+    assert {"load_recipe", "load_student", "build_network", "__version__"} <= set(found["names"])
+    assert "torch" not in found["imported by load_recipe"]
+    assert found["same"] == {"load_recipe": True, "build_network": True, "load_student": True}
+    assert found["unknown"] == "module 'tiekd' has no attribute 'load_teacher'"

@@ -9,7 +9,6 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -348,21 +347,3 @@ def test_every_value_in_a_printed_command_is_quoted():
     assert "options = shlex.join(" in (ROOT / "tiekd/tools/check_data.py").read_text(
         encoding="utf-8"
     )
-
-
-@pytest.mark.processes
-def test_what_print_config_prints_is_what_a_shell_passes_on(tmp_path):
-    (tmp_path / "r.yaml").write_text("data: {name: kitti, root: x}\n")
-    root = f"{tmp_path}/my  data #2 $HOME 'x'"
-    words = [
-        sys.executable,
-        str(ROOT / "bin/print_config.py"),
-        "r.yaml",
-        "--set",
-        f"data.root={root}",
-    ]
-    printed = subprocess.run(
-        shlex.join(words), shell=True, capture_output=True, text=True, cwd=tmp_path, check=True
-    )
-    (tmp_path / "printed.yaml").write_text(printed.stdout)
-    assert load_recipe(tmp_path / "printed.yaml")["data"]["root"] == root

@@ -1,8 +1,6 @@
 """A printed recipe is the recipe, and says where each value comes from."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -101,17 +99,3 @@ def test_values_of_all_kinds_read_back(tmp_path, value):
     given = [f"train.extra={value}"]
     printed = write(tmp_path / "printed.yaml", annotated(path, given))
     assert load_recipe(printed) == load_recipe(path, given)
-
-
-@pytest.mark.processes
-def test_the_program_prints_it_and_tells_a_mistake_in_one_line(tmp_path):
-    program, recipe = ROOT / "bin" / "print_config.py", ROOT / "model_configs" / "demo.yaml"
-    command = [sys.executable, program, recipe, "--set", "train.seed=7"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0
-    assert result.stdout == annotated(recipe, ["train.seed=7"])
-    result = subprocess.run(
-        [sys.executable, program, "no.yaml"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.splitlines()[-1].startswith("RecipeError: no.yaml: no such recipe")

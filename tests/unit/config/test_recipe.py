@@ -444,14 +444,19 @@ def test_an_unknown_name_lists_the_modules_with_a_build_and_no_others(package, n
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("mobilenetv2", "mobilenet_v2"), ("resnet50", "resnet"), ("", "resnet")]
+    ("name", "nearest"),
+    [
+        ("mobilenetv2", "mobilenet_v2"),
+        ("resnet50", "resnet"),
+        ("", "depthformer"),  # none is nearer than another: by the alphabet
+    ],
 )
 def test_a_wrong_name_lists_the_nearest_first(name, nearest):
     with pytest.raises(RecipeError) as error:
         build({"name": name}, "tiekd.models.encoders", "network.encoder")
     listed = str(error.value).split("nearest first): ")[1].split(", ")
     assert f"network.encoder.name: no {name!r}" in str(error.value)
-    assert not name or listed[0] == nearest
+    assert listed[0] == nearest
 
 
 def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):

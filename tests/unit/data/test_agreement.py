@@ -77,10 +77,16 @@ def test_another_order_another_depth_and_more_frames_are_seen(monkeypatch):
 
 
 def test_equal_ranks_and_a_single_one_go_on(monkeypatch):
+    gathered, sent = [], []
+    monkeypatch.setattr(comm, "gather_objects", lambda value: gathered.append(value) or [value] * 3)
+    monkeypatch.setattr(comm, "broadcast_object", sent.append)
     check_same({"training": frames("a")})
+    assert gathered == []
     monkeypatch.setattr(comm, "world_size", lambda: 3)
-    monkeypatch.setattr(comm, "gather_objects", lambda value: [value] * 3)
     check_same({"training": frames("a", "K\udce4fer"), "validation": [1, 2]})
+    (digests,) = gathered
+    assert digests.keys() == {"training", "validation"}
+    assert sent == [], "no names where the digests are equal"
 
 
 def test_a_data_set_of_ones_own_whose_frames_are_something_else_is_counted(monkeypatch):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from support import fake_data
-from unit.evaluation.test_evaluate import CPU, Slanted
-from unit.models.test_load import NETWORK, write_recipe
+from support.noise_frames import CPU, Slanted
+from support.small_student import NETWORK, write_recipe
 
 from tiekd.data import trained_on
 from tiekd.data.datasets import kitti

@@ -5,18 +5,13 @@ It would go on with this machine alone where it doesn't know one.
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tiekd.distributed import comm, entrypoint, hostfile
+from tiekd.distributed import comm, entrypoint, hostfile, launcher_watch
 from tiekd.errors import LaunchError
 from tiekd.training import startup_log
 from tiekd.workdir import launch_record
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +89,7 @@ def test_options_are_held_against_the_machines(options, told, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "HOSTS").write_text("node1 slots=1\nnode2 slots=2\n")
     if told is None:
-        hostfile.check_options(options)
+        assert hostfile.check_options(options) is None
         return
     with pytest.raises(LaunchError) as error:
         hostfile.check_options(options)
@@ -113,65 +108,6 @@ RECORD = {
 }
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    ("options", "variables", "told"),
-    [
-        (["--hostfile", "typo"], {}, "--hostfile typo: no such file"),
-        (["--hostfile", "typo", "--restarts", "3"], {}, "--hostfile typo: no such file"),
-        (["--num_gpus", "4"], {"RANK": "0"}, "--num_gpus=4: a launcher has started this already"),
-    ],
-)
-def test_resume_starts_nothing_then(options, variables, told, tmp_path):
-    (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
-    command = [sys.executable, ROOT / "bin" / "resume", ".", *options]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True
-    )
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith(f"LaunchError: {told}"), result.stderr
-    assert result.stderr.count("\n") == 1
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (["--hostfile", "typo"], "--hostfile {}/typo: no such file"),
-        (["-H", "typo", "--num_gpus", "1"], "--hostfile {}/typo: no such file"),
-        (["--hostfile=."], "--hostfile {}: a folder"),
-        (["--num_nodes", "1", "--hostf=typo", "--no_ssh"], "--hostfile {}/typo: no such file"),
-        (["--hostfile", "hosts"], None),
-        (["--num_gpus", "1"], None),
-    ],
-)
-def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
-    """A process that stands for DeepSpeed's launcher starts one that stands for a rank."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "hosts").write_text("localhost slots=1\n")
-    (tmp_path / "rank.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tiekd.distributed import entrypoint\n"
-        "entrypoint.program(lambda: 0)\n"
-    )
-    launcher = tmp_path / "bin" / "deepspeed"
-    launcher.write_text(
-        "import os, subprocess, sys\n"
-        "os.chdir('/')\n"
-        "root = sys.path[0] + '/..'\n"
-        "os.chdir(root)\n"
-        "sys.exit(subprocess.run([sys.executable, 'rank.py'], cwd=root).returncode)\n"
-    )
-    said = os.environ | {"CROSS_RANK": "0"}
-    command = [sys.executable, launcher, *options, "rank.py", "--hostfile", "of the program"]
-    result = subprocess.run(command, cwd=tmp_path, env=said, capture_output=True, text=True)
-    if told is None:
-        assert result.returncode == 0, result.stderr
-    else:
-        line = result.stderr.splitlines()[-1]
-        assert result.returncode == 2, result.stderr
-        assert line.startswith(f"LaunchError: {told.format(tmp_path)}"), result.stderr
-
-
 @pytest.mark.parametrize(
     ("now", "said"), [(2, None), (1, "if that isn't meant, stop it"), (3, "goes on on 3")]
 )
@@ -185,4 +121,11 @@ def test_another_number_of_ranks_is_told_at_resume(now, said, tmp_path, monkeypa
         if said is None
         else (told[0].startswith("The run was started on 2 ranks") and said in told[0])
     )
+
+
+def test_check_hostfile_refuses_a_file_that_is_not_there(monkeypatch, tmp_path):
+    """A hostfile that the launcher was told must be there; without one nothing is checked."""
     assert entrypoint._check_hostfile() is None, "no launcher is above the tests"
+    monkeypatch.setattr(launcher_watch, "told_hostfile", lambda: tmp_path / "typo")
+    with pytest.raises(LaunchError, match="typo: no such file"):
+        entrypoint._check_hostfile()

@@ -6,10 +6,7 @@ No other error is taken for it.
 import errno
 import os
 import resource
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -113,30 +110,3 @@ def test_threads_are_counted_before_a_library_aborts_for_want_of_one(monkeypatch
     for ended in [t for t in threading.enumerate() if t.name.startswith("Thread-")]:
         ended.join(10)
     assert threading.active_count() <= before
-
-
-@pytest.mark.processes
-def test_a_thread_that_lacks_something_is_no_traceback():
-    code = f"""
-import errno, os, sys, threading
-sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from tiekd.distributed import entrypoint
-def fail(number):
-    raise OSError(number, os.strerror(number), "wd/tf_logs")
-def main():
-    for number in (errno.EMFILE, errno.ENOSPC):
-        thread = threading.Thread(target=fail, args=(number,), name="writer")
-        thread.start()
-        thread.join()
-entrypoint.program(main)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-    )
-    files, disk = result.stderr.splitlines()[-2:]
-    assert files == f"tiekd: thread writer has ended: {FILES}"
-    assert disk.startswith(
-        "tiekd: thread writer has ended: [Errno 28] No space left on device: 'wd/tf_logs'; make "
-    )
-    assert "Traceback" not in result.stderr
-    assert result.returncode == 0

@@ -3,15 +3,10 @@
 Anything else is one line.
 """
 
-import os
-import subprocess
-from pathlib import Path
-
 import pytest
 
 from tiekd.distributed import visible_devices
 
-DIST_TRAIN = Path(__file__).parents[3] / "bin" / "dist_train.sh"
 TWO = ["GPU-1232f937-d72c", "GPU-8932f937-d72c"]
 
 
@@ -102,39 +97,3 @@ def test_what_can_not_be_meant_is_a_line(visible, gpus, there, told, monkeypatch
         started(visible, gpus, there, monkeypatch)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    ("words", "port", "told"),
-    [
-        ([], "29500", "LaunchError: bin/dist_train.sh needs RECIPE and GPUS, for example"),
-        (
-            ["r.yaml", "1"],
-            "70000",
-            "LaunchError: PORT: got '70000'; it must be a whole number from 1 to 65535",
-        ),
-        (
-            ["r.yaml", "1"],
-            "29500",
-            "LaunchError: CUDA_VISIBLE_DEVICES=GPU-9: GPU-9 is none of this machine's GPUs",
-        ),
-    ],
-)
-def test_the_script_asks_nvidia_smi_and_ends_with_code_2(words, port, told, tmp_path):
-    (tmp_path / "nvidia-smi").write_text(
-        "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1232f937-d72c)'\n"
-    )
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    said = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "CUDA_VISIBLE_DEVICES": "GPU-9",
-        "PORT": port,
-    }
-    command = ["sh", DIST_TRAIN, *words]
-    result = subprocess.run(
-        command, env=os.environ | said, capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith(told), result.stderr

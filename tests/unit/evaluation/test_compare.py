@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from unit.evaluation.test_evaluate import CPU, Frames
-from unit.models.test_load import NETWORK, write_recipe
+from support.noise_frames import CPU, Frames
+from support.small_student import NETWORK, write_recipe
 
 from tiekd.data.loading.loader import Loading
 from tiekd.evaluation import compare

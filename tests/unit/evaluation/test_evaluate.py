@@ -1,4 +1,4 @@
-"""Evaluation: means over images, flip averaging, the cap, and the same figures on any ranks."""
+"""Evaluation: means over images, flip averaging, the cap, and the best weights."""
 
 import io
 import types
@@ -7,10 +7,10 @@ from unittest import mock
 
 import pytest
 import torch
-from support import two_ranks
+from support.noise_frames import CPU, Frames, Slanted
 from torch import nn
 
-from tiekd.data.augment.augment import Sample, colour_table, look_up
+from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize, resized_picture
 from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
@@ -19,46 +19,10 @@ from tiekd.models.flip import predict
 from tiekd.models.network import Prediction
 from tiekd.training.evaluation_hook import Evaluation
 
-CPU = torch.device("cpu")
-
-
-class Frames(torch.utils.data.Dataset):
-    """Seven frames of noise with ground truth of 1 to 90 m, of which frame 3 has none."""
-
-    def __len__(self):
-        return 7
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        image = torch.randint(0, 256, (3, 12, 20), generator=generator, dtype=torch.uint8)
-        depth = torch.rand(1, 12, 20, generator=generator) * 89 + 1
-        depth[torch.rand(1, 12, 20, generator=generator) < index / 10] = 0
-        return Sample(
-            image,
-            depth * (index != 3),
-            torch.ones(1, 12, 20, dtype=torch.bool),
-            None,
-            torch.eye(3),
-            str(index),
-        )
-
-
-class Slanted(nn.Module):
-    """Not mirror-symmetric: grey plus a ramp from left to right."""
-
-    def forward(self, image):
-        return Prediction(
-            20 + 5 * image.mean(1, keepdim=True) + torch.arange(float(image.shape[-1]))
-        )
-
 
 def figures(flip=True, **options):
     settings = EvaluationSettings(**{"crop": "none", "flip": flip} | options)
     return evaluate(partial(predict, Slanted(), flip=flip), Frames(), settings, 1e-3, 80.0, CPU)
-
-
-def figures_on_a_rank(_rank):
-    return [figures(batch_size=size) for size in (1, 2, 3, 7)]
 
 
 def test_figures_are_means_over_the_images_that_have_ground_truth():
@@ -72,40 +36,6 @@ def test_figures_are_means_over_the_images_that_have_ground_truth():
     expected = {name: torch.cat(rows)[:, i].mean().item() for i, name in enumerate(METRIC_NAMES)}
     assert figures() == pytest.approx(expected, rel=1e-12)
     assert expected == pytest.approx(aggregate(torch.cat(rows)))
-
-
-@pytest.mark.processes
-def test_two_ranks_give_the_figures_of_one_to_the_last_digit(tmp_path):
-    alone = figures_on_a_rank(0)
-    assert two_ranks.run(figures_on_a_rank, tmp_path) == [alone, alone]
-    assert alone[1] == pytest.approx(alone[0], rel=1e-9)
-
-
-@pytest.mark.processes
-def test_a_rank_without_any_batch_takes_part(tmp_path):
-    first, second, third = two_ranks.run(figures_of_one_batch, tmp_path, world_size=3)
-    assert first == second == third == figures(batch_size=7)
-
-
-def figures_of_one_batch(_rank):
-    return figures(batch_size=7)
-
-
-def filled_replica(rank):
-    """Returns the weights that a rank evaluates with; only rank 0 has those of training."""
-    torch.manual_seed(0)
-    student, replica = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
-    student(torch.randn(2, 3, 5, 5))
-    hook = Evaluation(EvaluationSettings(), Frames(), replica, CPU, Loading(), print)
-    hook._fill_replica(student.state_dict() if rank == 0 else {})
-    return student.state_dict(), replica.state_dict()
-
-
-@pytest.mark.processes
-def test_every_rank_evaluates_with_the_weights_and_the_statistics_of_the_main_one(tmp_path):
-    for student, replica in two_ranks.run(filled_replica, tmp_path):
-        assert student["1.running_mean"].any()
-        assert all(torch.equal(replica[name], tensor) for name, tensor in student.items())
 
 
 def test_flip_averaging_is_the_mean_with_the_mirrored_prediction_turned_back():
@@ -144,10 +74,6 @@ def shown(out, **options):
     return out.getvalue()
 
 
-def shown_on_a_rank(_rank):
-    return shown(Terminal())
-
-
 def test_a_terminal_is_shown_how_far_it_is_and_a_file_nothing():
     text = shown(Terminal())
     assert text.startswith("\rframes [")
@@ -156,13 +82,6 @@ def test_a_terminal_is_shown_how_far_it_is_and_a_file_nothing():
     assert "] 7/7, " in text.split("\r")[-1]
     assert text.count("\n") == 1
     assert shown(io.StringIO()) == ""
-
-
-@pytest.mark.processes
-def test_only_the_main_rank_shows_anything_and_counts_all_ranks(tmp_path):
-    first, second = two_ranks.run(shown_on_a_rank, tmp_path)
-    assert "] 7/7, " in first.split("\r")[-1]
-    assert second == ""
 
 
 def test_watchers_see_every_batch_with_its_depth_and_metrics():

@@ -5,8 +5,7 @@ import math
 
 import pytest
 import torch
-from support import two_ranks
-from unit.evaluation.test_evaluate import CPU, Frames, Slanted
+from support.noise_frames import CPU, Frames, Slanted
 
 from tiekd.evaluation import per_frame
 from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
@@ -42,19 +41,6 @@ def test_the_rows_are_those_behind_the_means_in_order():
     assert found.pixels == counted
     assert counted[3] == 0
     assert torch.equal(evaluated(batch_size=1)[1].sums[..., 0], found.sums[..., 0])
-
-
-def found_on_a_rank(_rank):
-    return evaluated(batch_size=2)[1]
-
-
-@pytest.mark.processes
-def test_two_ranks_find_the_same_rows_in_the_same_order(tmp_path):
-    alone = evaluated(batch_size=2)[1]
-    for found in two_ranks.run(found_on_a_rank, tmp_path):
-        assert found.names == alone.names
-        assert torch.equal(found.sums, alone.sums)
-        torch.testing.assert_close(found.metrics, alone.metrics, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_file_has_every_digit_and_nothing_for_a_frame_without_ground_truth(tmp_path):

@@ -4,9 +4,6 @@ Every form of an image gives the same metres, every checkpoint its network, and 
 readouts.
 """
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -304,30 +301,3 @@ def test_a_device_that_is_not_there_is_refused():
             LaunchError, match=f"--device {name}: there is no such device.*allowed: cpu, cuda"
         ):
             pick_device(name)
-
-
-@pytest.mark.processes
-def test_a_robot_needs_none_of_the_libraries_that_train(checkpoint):
-    code = (
-        "import sys\n"
-        "missing = ('deepspeed', 'tensorboard', 'torchvision', 'triton', 'psutil')\n"
-        "sys.modules |= dict.fromkeys(missing)\n"
-        "import numpy, tiekd\n"
-        "image = numpy.zeros((32, 64, 3), 'uint8')\n"
-        "print(tiekd.load_student(sys.argv[1])(image).shape)\n"
-    )
-    words = [sys.executable, "-c", code, str(checkpoint)]
-    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    assert told == "torch.Size([32, 64])\n"
-
-
-@pytest.mark.processes
-def test_importing_tiekd_does_not_import_what_prediction_needs():
-    code = (
-        "import sys, tiekd\n"
-        "assert 'tiekd.inference.student' not in sys.modules\n"
-        "assert callable(tiekd.load_student)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(AttributeError, match="no attribute 'load_teacher'"):
-        tiekd.load_teacher  # noqa: B018

@@ -4,27 +4,12 @@ import json
 
 import pytest
 import torch
+from support.small_student import NETWORK, write_recipe
 
 from tiekd.errors import CheckpointError
 from tiekd.models import load
 from tiekd.models.build import build_network
 from tiekd.workdir import weights_file
-
-NETWORK = {
-    "encoder": {"name": "mobilenet_v2", "width": 0.25},
-    "decoder": {"name": "densedepth", "widths": [8, 8, 8, 8], "extra_ups": 1},
-    "head": {"name": "sigmoid"},
-    "min_depth": 0.001,
-    "max_depth": 80.0,
-}
-
-
-def write_recipe(folder, network=NETWORK):
-    import yaml
-
-    path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump({"network": network, "work_dir": str(folder / "work")}))
-    return str(path)
 
 
 def test_a_work_dir_and_a_checkpoint_in_one_are_checkpoints(tmp_path):

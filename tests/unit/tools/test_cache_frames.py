@@ -1,16 +1,13 @@
 """Filling the folder of decoded frames: what is made, kept, reported and refused."""
 
 import io
-import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import fake_data
+from support.decoded_frames import arrays, fill, make_root, recipe_of, refused
 from support.fake_data import depth_name, image_name, write_png
 
 from tiekd.data import decoded_cache
@@ -20,45 +17,7 @@ from tiekd.tools import cache_frames
 
 @pytest.fixture
 def root(tmp_path):
-    root = fake_data.make(tmp_path / "kitti")
-    for index in range(5):
-        write_png(
-            root / "maps" / image_name(index).replace("/", "_"),
-            np.full((20, 30), index + 1, np.uint16),
-        )
-    return root
-
-
-def recipe_of(root: Path, **data) -> dict:
-    data = {"name": "kitti", "root": str(root), "decoded": "decoded", "augment": {}} | data
-    return {"network": {"max_depth": 80.0}, "teacher": {"maps": "maps"}, "data": data}
-
-
-def fill(
-    root: Path, workers: int = 0, verify: bool = False, splits=("train", "val"), **data
-) -> list[str]:
-    recipe, out = recipe_of(root, **data), io.StringIO()
-    sources = cache_frames.sources_of(recipe, splits)
-    cache_frames.fill(
-        recipe, sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out
-    )
-    return out.getvalue().splitlines()
-
-
-def refused(root: Path, kind=DataError, **options) -> str:
-    with pytest.raises(kind) as error:
-        fill(root, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def arrays(root: Path) -> dict[str, tuple]:
-    """Inode, time and bytes of every decoded file."""
-    stats = {path: path.stat() for path in (root / "decoded").rglob("*.npy")}
-    return {
-        str(path): (stat.st_ino, stat.st_mtime_ns, path.read_bytes())
-        for path, stat in stats.items()
-    }
+    return make_root(tmp_path / "kitti")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -171,46 +130,6 @@ def test_too_little_room_is_refused_before_anything_is_written(root, monkeypatch
         "or give a folder on another" in told
     )
     assert arrays(root) == {}
-
-
-@pytest.mark.processes
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_others_fill_meanwhile_ends_it_with_one_line(root, monkeypatch, workers):
-    small = root / "decoded"
-    small.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", small], capture_output=True
-    ).returncode:
-        pytest.skip("mounting isn't allowed here")
-    try:
-        monkeypatch.setattr(cache_frames, "_check_disk", lambda *_: None)
-        told = refused(root, workers=workers)
-        assert told.startswith(str(small))
-        assert "No space left on device" in told
-        assert told.count("check the disk") == 1
-        whole = arrays(root)
-    finally:
-        subprocess.run(["umount", "-l", small], check=True)
-    assert whole
-    assert len(whole) < 15
-
-
-@pytest.mark.processes
-def test_two_jobs_at_once_are_refused(root):
-    fill(root)
-    code = (
-        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); "
-        "print(flush=True); input()"
-    )
-    command = [sys.executable, "-c", code, str(root / "decoded" / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        assert (
-            refused(root) == f"{root / 'decoded'}: another job is writing there; wait until it ends"
-        )
-        other.communicate(b"\n")
-    assert "15 there already" in fill(root)[0]
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(root):

@@ -2,19 +2,25 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import two_ranks
+from support.cached_teacher import (
+    CPU,
+    CROP,
+    NUM_TRAIN,
+    TEACHER,
+    cache,
+    files_of,
+    make_ground,
+    recipe_of,
+)
 
 from tiekd.data import teacher_maps
 from tiekd.data.augment.augment import normalise
-from tiekd.data.datasets.scenes import write_kitti_layout
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, TeacherError
 from tiekd.models.build import build_network
@@ -23,63 +29,10 @@ from tiekd.models.weights.state_dicts import to_published
 from tiekd.tools import cache_teacher
 from tiekd.workdir.weights_file import write_weights
 
-CPU = torch.device("cpu")
-TEACHER = {
-    "encoder": {"name": "mobilenet_v2", "width": 0.25, "taps": [1, 3], "pretrained": "imagenet"},
-    "decoder": {"name": "densedepth", "widths": [8, 8], "extra_ups": 2, "extra_width": 8},
-    "head": {"name": "sigmoid"},
-    "min_depth": 0.001,
-    "max_depth": 80.0,
-}
-CROP = [48, 96]
-NUM_TRAIN = 5
-
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    """A folder with `kitti/` and `teacher.pth`.
-
-    `kitti/` has five training frames of 64x128, the second without ground truth, and two validation
-    frames.
-    """
-    folder = tmp_path_factory.mktemp("ground")
-    write_kitti_layout(folder / "kitti", 0, 64, 128, NUM_TRAIN, 2)
-    split = folder / "kitti" / "kitti_eigen_train.txt"
-    lines = split.read_text().splitlines()
-    image, _, focal = lines[1].split()
-    lines[1] = f"{image} None {focal}"
-    split.write_text("\n".join(lines))
-    torch.manual_seed(1)
-    network = build_network(TEACHER)
-    for tensor in network.head.parameters():
-        tensor.data.mul_(100)  # depths all over the range
-    write_weights(folder / "teacher.pth", network.state_dict(), TEACHER, 0)
-    return folder
-
-
-def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
-    """A student's recipe, as load_recipe gives it."""
-    return {
-        "network": TEACHER | {"max_depth": max_depth},
-        "teacher": {"network": TEACHER, "checkpoint": str(ground / "teacher.pth"), **teacher},
-        "data": {
-            "name": "kitti",
-            "root": str(ground / "kitti"),
-            "kb_crop": CROP,
-            "workers": 0,
-            "augment": {},
-        },
-    }
-
-
-def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | None = None) -> str:
-    """Makes the maps; returns what was printed."""
-    out = io.StringIO()
-    source = cache_teacher.teacher_of(recipe, "recipes/student.yaml", checkpoint)
-    cache_teacher.cache_maps(
-        recipe, source, cache_teacher.frames_of(recipe, split), folder, CPU, out
-    )
-    return out.getvalue()
+    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 def refused(kind, *arguments, **options) -> str:
@@ -87,15 +40,6 @@ def refused(kind, *arguments, **options) -> str:
         cache(*arguments, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def files_of(folder: Path) -> dict[str, tuple]:
-    """Inode, time and bytes of every file."""
-    stats = {path: path.stat() for path in folder.iterdir()}
-    return {
-        path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes())
-        for path, stat in stats.items()
-    }
 
 
 def levels_of(path: Path) -> np.ndarray:
@@ -163,22 +107,6 @@ def test_what_is_there_is_kept_and_what_is_torn_or_missing_is_made(ground, tmp_p
     assert files_of(folder) == after
 
 
-@pytest.mark.processes
-def test_two_ranks_make_the_files_of_one(ground, tmp_path):
-    cache(recipe_of(ground), tmp_path / "alone")
-    told, silent = two_ranks.run(cache_on_a_rank, tmp_path, ground, tmp_path / "together")
-    assert f"maps: {NUM_TRAIN}/{NUM_TRAIN}" in told
-    assert silent == ""
-    alone, together = files_of(tmp_path / "alone"), files_of(tmp_path / "together")
-    assert {name: row[2] for name, row in alone.items()} == {
-        name: row[2] for name, row in together.items()
-    }
-
-
-def cache_on_a_rank(_rank: int, ground: Path, folder: Path) -> str:
-    return cache(recipe_of(ground), folder)
-
-
 def test_maps_that_do_not_fit_on_the_disk_are_refused_before_any_is_made(
     ground, tmp_path, monkeypatch
 ):
@@ -237,25 +165,6 @@ def test_a_folder_of_maps_without_a_manifest_is_not_added_to(ground, tmp_path):
         TeacherError, recipe_of(ground), tmp_path
     )
     assert [path.name for path in tmp_path.iterdir()] == ["published.png"]
-
-
-@pytest.mark.processes
-def test_two_jobs_do_not_write_into_one_folder(ground, tmp_path):
-    cache(recipe_of(ground), tmp_path / "maps")
-    hold = (
-        "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); "
-        "print(flush=True); input()"
-    )
-    command = [sys.executable, "-c", hold, str(tmp_path / "maps" / "manifest.json")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        message = refused(TeacherError, recipe_of(ground), tmp_path / "maps")
-        other.communicate(b"\n")
-    assert message == (
-        f"{tmp_path / 'maps'}: another job is writing maps there; wait until it ends, "
-        "or give another --out"
-    )
-    cache(recipe_of(ground), tmp_path / "maps")
 
 
 def test_of_two_jobs_that_begin_at_once_one_writes(ground, tmp_path, monkeypatch):

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from some_state import SomeState
-from support import two_ranks
+from support.some_state import SomeState
 
 from tiekd.distributed import memory
 from tiekd.tools import dry_run, measure, micro_batch
@@ -189,23 +188,3 @@ def test_all_is_tried_where_all_fits_and_nothing_where_nothing_does(monkeypatch)
     assert [t.images for t in micro_batch.find_largest([1, 3], device, CPU, 1e9)] == [1, 3]
     (only,) = micro_batch.find_largest([1, 3], device, CPU, 9.0)
     assert (only.images, only.fits) == (1, False)
-
-
-def agreeing(rank: int) -> list:
-    tried = []
-
-    def try_images(images: int) -> None:
-        tried.append(images)
-        if rank == 1 and images > 2:
-            raise torch.OutOfMemoryError("full here only")
-
-    tries = micro_batch.find_largest([1, 2, 4, 8], try_images, CPU, None)
-    return [tried, [(t.images, t.fits) for t in tries]]
-
-
-@pytest.mark.processes
-def test_the_rank_with_the_least_room_decides_for_all(tmp_path):
-    results = two_ranks.run(agreeing, tmp_path)
-    assert results[0][1] == results[1][1] == [(1, True), (2, True), (4, False)]
-    assert results[0][0] == [1, 1, 2, 2, 4, 4]
-    assert results[1][0] == [1, 1, 2, 2, 4]

@@ -11,67 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from PIL import Image
-from support import two_ranks
 from support.fake_data import write_png
+from support.recorded_run import Run, write_frame
 
-from tiekd.config.recipe import load_recipe
 from tiekd.data import file_facts
-from tiekd.data.build import build_dataset
 from tiekd.engine.config import EngineConfig
 from tiekd.errors import CheckpointError
 from tiekd.training import input_changes, inputs
 from tiekd.training.hooks.text_log import TextLog
 from tiekd.workdir.weights_file import write_weights
-
-NETWORK = {"min_depth": 0.001, "max_depth": 80.0}
-
-
-def write_frame(root: Path, name: str, level: int = 100) -> None:
-    (root / "pictures").mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(level).integers(0, 256, (8, 12, 3), np.uint8)
-    Image.fromarray(pixels).save(root / "pictures" / f"{name}.png")
-    write_png(root / "depth" / f"{name}.png", np.full((8, 12), 500 + level, np.uint16))
-    write_png(root / "maps" / f"{name}.png", np.full((8, 12), 600 + level, np.uint16))
-
-
-class Run:
-    """A folder of ten images with a recipe and a base, and the record of a run of it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for index in range(10):
-            write_frame(folder / "data", f"{index:02d}", index)
-        (folder / "base.yaml").write_text("train: {epochs: 2, batch_size: 2}\n")
-        self.node = {"_base_": "base.yaml", "network": dict(NETWORK)}
-        self.node["data"] = {
-            "name": "folder",
-            "root": str(folder / "data"),
-            "images": "pictures",
-            "depths": "depth",
-        }
-        self.node["data"] |= {"depth_unit": 1000, "val_fraction": 0.2}
-        self.node["evaluation"] = {"crop": "none"}
-        self.engine = {"bf16": {"enabled": False}, "train_micro_batch_size_per_gpu": 2}
-
-    def recipe(self) -> dict:
-        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.node))
-        return load_recipe(self.folder / "recipe.yaml")
-
-    def record(self, started: dict | None = None, held_out=None, validate=True) -> dict:
-        recipe = self.recipe()
-        if held_out is None:
-            held_out = inputs.held_out(started, recipe)
-        data = {
-            split: build_dataset(recipe, split, held_out=held_out) for split in ("train", "val")
-        }
-        if not validate:
-            data["val"] = None
-        config = EngineConfig(self.engine, 2, 1)
-        return inputs.collect(
-            recipe, self.folder / "recipe.yaml", config, data, -(-len(data["train"]) // 2), started
-        )
 
 
 @pytest.fixture
@@ -461,28 +409,6 @@ def test_the_refusal_is_one_line_that_may_be_accepted_and_a_run_that_begins_is_n
     )
     assert judge(run, started, accept=True).refused == ["1 train frames were added (zz.png)"]
     assert judge(run, started, path=None) == (None, [], [])
-
-
-def judge_on_a_rank(rank: int, folder) -> str:
-    """Only rank 0 has the records."""
-    run = started = now = None
-    if rank == 0:
-        run = Run(folder)
-        started = run.record()
-        write_frame(folder / "data", "zz")
-        now = run.record(started)
-    try:
-        input_changes.judge(started, now, Path("w/iter_3"), accept=False)
-    except CheckpointError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.processes
-def test_every_rank_refuses_what_rank_0_saw(tmp_path):
-    first, second = two_ranks.run(judge_on_a_rank, tmp_path, tmp_path)
-    assert first == second
-    assert "1 train frames were added (zz.png)" in first
 
 
 def test_longer_epochs_are_logged_with_where_the_run_stands_in_them(tmp_path):

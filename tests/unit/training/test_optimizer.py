@@ -1,48 +1,11 @@
-"""The optimizer's groups.
-
-Their parameters, what the schedule makes of them, and that every ZeRO stage keeps them.
-"""
-
-import os
-from collections import OrderedDict
+"""The optimizer's groups: who is in which, and what the schedule makes of them."""
 
 import pytest
-import torch
-from support import two_ranks
-from torch import nn
+from support.grouped_network import CYCLE, GROUPS, Net, optimizer
 
 from tiekd.errors import RecipeError
 from tiekd.training import schedules
 from tiekd.training.optimizer import build_optimizer
-
-ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": [0.9, 0.99]}
-GROUPS = [{"match": ["*norm*", "*.bias"], "weight_decay": 0}, {"match": "decoder.*", "lr_mult": 10}]
-CYCLE = {"name": "one_cycle", "div_factor": 4, "final_div_factor": 10, "cycle_momentum": True}
-STEPS = 4
-
-
-class Net(nn.Module):
-    """Two parts with a norm each.
-
-    The decoder's comes first by name, so that order decides nothing.
-    """
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder = nn.Sequential(OrderedDict(conv=nn.Linear(3, 4), norm=nn.LayerNorm(4)))
-        self.decoder = nn.Sequential(
-            OrderedDict(norm1=nn.LayerNorm(4), conv=nn.Linear(4, 5, bias=False))
-        )
-
-    def forward(self, x):
-        return self.decoder(self.encoder(x))
-
-
-def optimizer(groups, network=None, batch_size: int = 4, lr_scaling: str = "none", **node):
-    return build_optimizer(
-        ADAMW | {"groups": groups} | node, network or Net(), batch_size, lr_scaling
-    )
 
 
 def by_name(network, built) -> dict[str, tuple[float, float]]:
@@ -218,70 +181,3 @@ def test_scaling_the_lr_needs_the_batch_that_it_is_meant_for():
             optimizer([], lr_scaling=lr_scaling)
     assert optimizer([], lr_scaling="none").defaults["lr"] == 0.01
     assert optimizer([], lr_scaling="sqrt", lr_batch_size=1).defaults["lr"] == 0.02
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> list[dict[str, dict[str, torch.Tensor]]]:
-    return two_ranks.run(train_at_every_stage, tmp_path_factory.mktemp("ranks"))
-
-
-def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Returns weights and their first moments after four steps, by stage.
-
-    Two ranks have half of the batch each.
-    """
-    import deepspeed
-
-    from tiekd.engine import full_state
-    from tiekd.engine.build import build_engine
-    from tiekd.engine.config import resolve
-    from tiekd.engine.step import Step
-
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
-    weights = {}
-    for stage in range(4):
-        zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
-        config = resolve({"zero_optimization": zero}, batch_size=4, clip_norm=0.1, world_size=2)
-        network = Net()
-        engine = build_engine(network, optimizer(GROUPS, network), config)
-        step, schedule = Step(engine, config, 0.1), a_cycle()
-        for i in range(STEPS):
-            lrs, _ = schedule.apply(engine.optimizer, i)
-            assert lrs == pytest.approx([schedule.lr(i), schedule.lr(i), 10 * schedule.lr(i)])
-            step.backward(engine(samples(i)[2 * rank : 2 * rank + 2]).square().mean())
-        weights[f"stage {stage}"] = full_state.weights(engine)
-        moments = full_state.moments(engine)
-        weights[f"stage {stage}"] |= {
-            f"{name} exp_avg": kept["exp_avg"] for name, kept in moments.items()
-        }
-    return weights
-
-
-def a_cycle() -> schedules.Schedule:
-    return schedules.build(
-        CYCLE, base_lr=0.01, base_momentum=0.9, total_iterations=STEPS, iterations_per_epoch=2
-    )
-
-
-def samples(i: int) -> torch.Tensor:
-    return torch.randn(4, 3, generator=torch.Generator().manual_seed(i))
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("stage", range(4))
-def test_every_zero_stage_trains_the_groups_as_torch_alone(trained, stage):
-    network = Net()
-    built, schedule = optimizer(GROUPS, network), a_cycle()
-    for i in range(STEPS):
-        schedule.apply(built, i)
-        built.zero_grad()
-        network(samples(i)).square().mean().backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 0.1)
-        built.step()
-    got = trained[0][f"stage {stage}"]
-    for name, value in network.named_parameters():
-        torch.testing.assert_close(got[name], value.detach(), rtol=1e-4, atol=1e-6, msg=name)
-        moment = built.state[value]["exp_avg"]
-        torch.testing.assert_close(got[f"{name} exp_avg"], moment, rtol=1e-4, atol=1e-6, msg=name)

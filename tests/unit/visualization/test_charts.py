@@ -55,8 +55,11 @@ def test_numbers_that_are_not_finite_break_the_curve_and_nothing_else():
     ys = [1.0] * 40 + [np.nan, np.inf] * 20 + [1.0] * 40
     columns = np.unique(places(chart([Curve(range(120), ys, RED)], (400, 300)), RED)[:, 1])
     assert np.diff(columns).max() > 100  # a third of the width is free
-    chart([Curve([1, 2], [np.nan, np.nan], RED), Curve([], [], GREEN)], marks=[Mark(np.nan, RED)])
-    chart([Curve([1, 2], [0.0, -1.0], RED)], log_y=True)
+    nothing = [Curve([1, 2], [np.nan, np.nan], RED), Curve([], [], GREEN)]
+    assert np.array_equal(
+        chart(nothing, marks=[Mark(np.nan, RED)], x_range=(0, 1)), chart([], x_range=(0, 1))
+    )
+    assert not len(places(chart([Curve([1, 2], [0.0, -1.0], RED)], log_y=True), RED))
 
 
 def test_a_mark_stands_upright_at_its_number():

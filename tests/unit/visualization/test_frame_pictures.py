@@ -6,7 +6,7 @@ Sparse and dense ground truth are shown alike.
 import numpy as np
 import torch
 from PIL import Image
-from unit.evaluation.test_evaluate import CPU, Frames
+from support.noise_frames import CPU, Frames
 
 from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
 from tiekd.visualization import pictures

@@ -3,15 +3,8 @@
 The same bytes everywhere, depth that agrees with geometry, and a layout that is whole or not there.
 """
 
-import hashlib
-import json
 import math
-import multiprocessing
 import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,21 +19,6 @@ from tiekd.data.rendering.texture import strip, stripes
 from tiekd.errors import DataError, RecipeError
 
 SIZE = 64, 208
-ROOT = Path(__file__).parents[4]
-DIGEST = """
-import hashlib
-from tiekd.data.datasets.scenes import render
-scene = render(3, 5, 64, 208)
-print(hashlib.sha256(b"".join(part.tobytes() for part in scene)).hexdigest())
-"""
-
-
-@pytest.mark.processes
-def test_same_bytes_in_every_process():
-    here = hashlib.sha256(b"".join(part.tobytes() for part in render(3, 5, *SIZE))).hexdigest()
-    command, env = [sys.executable, "-c", DIGEST], {**os.environ, "PYTHONHASHSEED": "7"}
-    there = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
-    assert there.stdout.strip() == here
 
 
 def test_other_seed_or_index_is_another_scene():
@@ -251,40 +229,6 @@ def test_existing_set_is_used_or_refused_but_never_changed(tmp_path):
     with pytest.raises(DataError, match="choose another root"):
         write_kitti_layout(tmp_path / "mine", 1, *SIZE, 1, 1)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-
-
-def start_writing(root: Path, num_train: int) -> multiprocessing.Process:
-    writer = multiprocessing.get_context("fork").Process(
-        target=write_kitti_layout, args=(root, 1, *SIZE, num_train, 1)
-    )
-    writer.start()
-    return writer
-
-
-@pytest.mark.processes
-def test_killed_run_leaves_no_set(tmp_path):
-    root = tmp_path / "set"
-    writer = start_writing(root, 100_000)
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(f"set.partial-{writer.pid}-*/input/**/0000000001.png")):
-        assert time.monotonic() < deadline
-        assert writer.is_alive()
-        time.sleep(0.02)
-    writer.kill()
-    writer.join()
-    assert not root.exists()
-    write_kitti_layout(root, 1, *SIZE, 1, 1)
-    assert json.loads((root / "scenes.json").read_text())["num_train"] == 1
-
-
-@pytest.mark.processes
-def test_processes_that_start_at_once_end_with_one_set(tmp_path):
-    writers = [start_writing(tmp_path / "set", 3) for _ in range(3)]
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-    assert len(list((tmp_path / "set" / "input").rglob("*.png"))) == 4
 
 
 def test_loser_of_the_race_takes_the_winners_set(tmp_path, monkeypatch):

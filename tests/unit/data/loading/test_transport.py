@@ -99,7 +99,6 @@ def test_files_stand_in_where_there_is_no_such_memory_and_a_full_disk_is_a_line(
         batches_of(2)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize(
     ("number", "told"),
     [

@@ -8,7 +8,8 @@ import pytest
 import torch
 from support import fake_data
 from support.fake_data import depth_name, image_name, write_png
-from unit.training.hooks.test_text_log import make_state, messages
+from support.some_state import logged_state
+from support.text_logs import messages
 
 from tiekd.data.augment.augment import Augment
 from tiekd.data.datasets.kitti import build as kitti
@@ -122,7 +123,7 @@ def test_without_skip_and_in_evaluation_it_is_an_error(data):
 
 def run(hook, log, folder, found: dict, iterations=8, **options):
     """`found`: what the loader meets by iteration."""
-    state = make_state(
+    state = logged_state(
         folder, iterations_per_epoch=8, total_iterations=iterations, stop_reason=None, **options
     )
     log.before_train(state)

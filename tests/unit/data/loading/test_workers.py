@@ -6,13 +6,9 @@ That holds wherever the program is then, and no process stays.
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from support import fake_data, stuck_disk
@@ -45,7 +41,6 @@ def training(data, workers, **options):
     return training_batches(data, sampler, Augment(crop=(12, 16)), 0, workers, CPU, **options)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("place", ["waiting", "elsewhere"])
 def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
     batches = training(data, 2, timeout_s=60)
@@ -116,7 +111,6 @@ def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
     assert 1.0 < time.monotonic() - began < 50.0
 
 
-@pytest.mark.processes
 def test_no_worker_stays_where_the_rest_is_not_asked_for():
     results = read(Doubled(), [[number] for number in range(100)], 2, list, str, 60)
     assert [next(results) for _ in range(3)] == [[0], [2], [4]]
@@ -129,8 +123,12 @@ def test_an_error_of_ours_keeps_its_traceback():
     def broken(_):
         raise RuntimeError("a fault of ours")
 
-    with pytest.raises(RuntimeError, match="a fault of ours"):
+    with pytest.raises(RuntimeError, match="a fault of ours") as error:
         list(read(Doubled(), [[1]], 1, broken, str, 60))
+    told = str(error.value.__cause__)
+    assert told.startswith("in a data worker:\n")
+    assert f'File "{__file__}", line ' in told
+    assert ", in broken\n" in told
 
 
 @pytest.fixture
@@ -150,59 +148,3 @@ def test_results_for_a_gpu_are_received_one_ahead_in_order():
     assert [
         thread.name for thread in threading.enumerate() if thread.name.startswith("batches")
     ] == []
-
-
-class Slow(torch.utils.data.Dataset):
-    def __getitems__(self, keys):
-        time.sleep(keys[0])
-        return keys
-
-
-@pytest.mark.processes
-@pytest.mark.usefixtures("unpinned")
-def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it():
-    started = time.monotonic()
-    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
-    assert next(results) == [0]
-    results.close()
-    results = read(Slow(), [[0], [3600]], 1, list, str, 2, pin_memory=True)
-    with pytest.raises(DataError, match=r"^\[3600\]: not read by a data worker within 2 s"):
-        list(results)
-    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
-    next(results)
-
-    def kill_and_wait():
-        for child in multiprocessing.active_children():  # one of before may still be about to end
-            child.kill()
-        time.sleep(60)
-
-    with pytest.raises(DataError, match="a data worker died"):
-        kill_and_wait()
-    results.close()
-    assert time.monotonic() - started < 60
-
-
-@pytest.mark.processes
-def test_a_worker_ends_with_its_program_however_that_ended():
-    here = Path(__file__)
-    folders = [str(folder) for folder in (here.parents[4], here.parents[3], here.parent)]
-    code = f"""
-import os, sys
-sys.path[:0] = {folders!r}
-import multiprocessing
-from test_workers import Doubled
-from tiekd.data.loading.workers import read
-results = read(Doubled(), [[1]] * 100, 2, list, str, 60)
-next(results)
-print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-os.kill(os.getpid(), 9)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-    )
-    pids = [int(pid) for pid in result.stdout.split()]
-    assert len(pids) == 2, result.stderr
-    _, alive = psutil.wait_procs(
-        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30
-    )
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []

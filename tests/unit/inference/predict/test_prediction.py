@@ -11,7 +11,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tiekd.data.image_io import write_image
@@ -25,7 +24,7 @@ from tiekd.inference.student import Reading, Student
 
 
 class Brightness(Student):
-    """A student whose depth is a tenth of the red level, in metres."""
+    """A student whose depth is a tenth of the red level, in metres, and who is certain where there is any."""
 
     def __init__(self, refuses: tuple[int, int] = (0, 0), readout: str = "mean"):
         self.batches, self.refuses, self.readout, self.resize = [], refuses, readout, OWN_SIZE
@@ -35,7 +34,7 @@ class Brightness(Student):
         if pixels.shape[2:] == self.refuses:
             raise RecipeError("an image of 30x40 has too few patches")
         depth = pixels[:, :1].float() / 10
-        return Reading(depth, torch.ones_like(depth) if with_confidence else None)
+        return Reading(depth, (depth > 0).float() if with_confidence else None)
 
 
 def folder_of(tmp_path, sizes):
@@ -153,6 +152,9 @@ def test_padding_is_no_part_of_depth_or_confidence(tmp_path):
     for index, size in enumerate([(20, 40), (40, 20)]):
         assert raw(tmp_path, index).shape == size
         assert np.allclose(raw(tmp_path, index), index + 1)
+        confidence = np.load(tmp_path / f"out/confidence/{index}.npy")
+        assert confidence.shape == size
+        assert np.allclose(confidence, 1)
 
 
 def test_no_more_pictures_at_their_own_size_are_in_memory_than_is_stated(tmp_path):

@@ -1,13 +1,12 @@
 """Videos: frames with their times in and out, and what is said of files that are none."""
 
-import re
-import subprocess
 import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.videos import encode
 
 from tiekd.errors import DataError
 from tiekd.inference.predict import inputs, video
@@ -75,7 +74,6 @@ def test_what_is_no_video_is_told(tmp_path):
 
 
 def test_without_pyav_one_line_says_what_to_install(tmp_path, monkeypatch):
-    import sys
 
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match=r"pip install 'tiekd\[video\]'"):
@@ -99,22 +97,6 @@ def frames_and_error(path) -> tuple[int, str]:
     return count, error
 
 
-def encode(path, count=20, rate=10, last_s=0.1, **options):
-    """last_s: how long the last frame stands."""
-    import av
-
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        packets = []
-        for index in range(count):
-            level = np.full((64, 96, 3), index * 10, np.uint8)
-            packets += stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24"))
-        packets += stream.encode()
-        packets[-1].duration = round(last_s / packets[-1].time_base)
-        container.mux(packets)
-
-
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
 def test_a_video_that_breaks_off_gives_its_frames_and_says_so(tmp_path, name):
     encode(tmp_path / name, **({"movflags": "faststart"} if name == "v.mp4" else {}))
@@ -126,24 +108,6 @@ def test_a_video_that_breaks_off_gives_its_frames_and_says_so(tmp_path, name):
     assert error.startswith(
         f"{tmp_path / name}: breaks off after {count} frames, {count / 10:.1f} of 2.0 s; "
     )
-
-
-@pytest.mark.processes
-def test_a_damaged_video_gives_its_frames_and_ends(tmp_path):
-    """It would hang where each thread of the decoder had a frame."""
-    encode(tmp_path / "v.mp4")
-    content = bytearray((tmp_path / "v.mp4").read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 300] = bytes(300)
-    (tmp_path / "v.mp4").write_bytes(content)
-    code = "import sys\nfrom pathlib import Path\nfrom tiekd.inference.predict.video import Video\n"
-    code += "video = Video(Path(sys.argv[1]))\ntry:\n    print(len(list(video.frames())))\n"
-    code += "except ValueError as error:\n    print(error)\n"
-    command = [sys.executable, "-c", code, tmp_path / "v.mp4"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert re.search(
-        r"v\.mp4: damaged after \d+ frames \(.*\); depth of those is there", result.stdout
-    ), result.stderr
 
 
 def test_a_last_frame_that_stands_still_is_no_break(tmp_path):

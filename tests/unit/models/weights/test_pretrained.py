@@ -7,7 +7,7 @@ import urllib.error
 
 import pytest
 import torch
-from support import two_ranks
+from support.torchvision_weights import CLASSIFIER, node, randomised, refused
 from torchvision import models
 
 from tiekd.config.recipe import load_recipe
@@ -21,30 +21,7 @@ from tiekd.teaching import build_teacher
 from tiekd.training.build import load_weights
 from tiekd.training.settings import Recipe
 
-CLASSIFIER = {"strides": [1, 2, 2, 2, 1, 2, 1], "dilations": [1] * 7}
-RANGE = {"min_depth": 0.001, "max_depth": 80.0}
-LIGHT = RANGE | {
-    "encoder": {"name": "mobilenet_v2", **CLASSIFIER},
-    "decoder": {"name": "densedepth", "widths": [8, 8, 8, 8], "extra_ups": 1, "extra_width": 8},
-    "head": {"name": "sigmoid"},
-}
 FILE = "mobilenet_v2-b0353104.pth"  # what torchvision calls it in the hub cache
-
-
-def node(**encoder) -> dict:
-    return LIGHT | {"encoder": LIGHT["encoder"] | encoder}
-
-
-def randomised(network):
-    """Draws every parameter and statistic of a network of torchvision's, in eval mode."""
-    for tensor in network.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(
-                torch.rand_like(tensor) * 0.5 + 0.5
-                if tensor.ndim == 1
-                else torch.randn_like(tensor) * 0.1
-            )
-    return network.eval()
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +52,6 @@ def no_connection(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     return asked
-
-
-def refused(*arguments, **encoder) -> str:
-    with pytest.raises(RecipeError) as error:
-        pretrained.load(build_network(node(*arguments, **encoder)))
-    message = str(error.value)
-    assert message.startswith("network.encoder.pretrained: ")
-    assert "\n" not in message
-    return message
 
 
 @torch.no_grad()
@@ -219,30 +187,3 @@ def test_a_recipe_says_it_in_one_override(tmp_path):
     recipe.write_text("network: {encoder: {name: mobilenet_v2}}\n")
     loaded = load_recipe(recipe, ["network.encoder.pretrained=imagenet"])
     assert loaded["network"]["encoder"] == {"name": "mobilenet_v2", "pretrained": "imagenet"}
-
-
-def loaded_on_a_rank(rank: int, path: str) -> tuple[int, torch.Tensor, str]:
-    """Returns how often this rank read a file, and a tensor that it has afterwards.
-
-    Then the refusal of a file that isn't there.
-    """
-    reads, read = [], pretrained.state_dicts.read_checkpoint
-    pretrained.state_dicts.read_checkpoint = lambda p: reads.append(p) or read(p)
-    torch.manual_seed(rank)
-    network = build_network(node(pretrained=path))
-    pretrained.load(network)
-    return (
-        len(reads),
-        network.encoder.layer3[0].conv[0].bn.running_var,
-        refused(pretrained="nowhere.pth"),
-    )
-
-
-@pytest.mark.processes
-def test_only_the_main_rank_reads_and_all_have_the_tensors(mobilenet, mobilenet_file, tmp_path):
-    main, other = two_ranks.run(loaded_on_a_rank, tmp_path, str(mobilenet_file))
-    assert (main[0], other[0]) == (1, 0)
-    assert torch.equal(main[1], other[1])
-    assert torch.equal(main[1], mobilenet.features[4].conv[0][1].running_var)
-    assert main[2] == other[2]
-    assert "nowhere.pth: no such file" in main[2]

@@ -2,84 +2,15 @@
 
 import json
 import math
-import re
 
 import pytest
 import torch
-from some_state import SomeState
-from support import two_ranks
+from support.guarded_run import iterate, start, told
 
 from tiekd.errors import DivergedError, RecipeError
 from tiekd.training.hooks import guard
-from tiekd.training.hooks.guard import Guard
-from tiekd.training.hooks.text_log import TextLog
 from tiekd.training.settings import TrainSettings
 from tiekd.workdir import checkpoints
-
-MESSAGE = r"^\d{4}-.* - depth - INFO - (iteration .*|and .*|\d+ iterations in a row.*)$"
-
-
-def make_state(work_dir, **values):
-    state = dict(
-        iteration=0,
-        iterations_per_epoch=100,
-        total_iterations=200,
-        by_epoch=True,
-        batch_size=4,
-        lr=[4e-5],
-        momentum=[0.95],
-        losses={},
-        grad_norm=1.0,
-        time_s=0.5,
-        data_time_s=0.1,
-        work_dir=work_dir,
-        timestamp="now",
-        recipe={},
-        hooks=[],
-        skipped_steps=0,
-        loss_scale=None,
-        stop_reason=None,
-        searches_loss_scale=False,
-    )
-    return SomeState(**state | values)
-
-
-def start(work_dir, interval=4, max_in_a_row=0, **values):
-    log, state = TextLog(interval), make_state(work_dir, **values)
-    log.before_train(state)
-    return Guard(log, max_in_a_row), state
-
-
-def iterate(
-    hook,
-    state,
-    loss=(0.5, 0.5),
-    skipped=None,
-    searches=False,
-    names=(("a", "b"), ("c", "d")),
-    sums=None,
-):
-    """Makes one iteration of two micro-batches of two samples.
-
-    As the engine does, it skips the step for a loss that is bad.
-    """
-    state.iteration += 1
-    state.micro_losses = [
-        {"loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss
-    ]
-    state.names = [list(each) for each in names]
-    state.image_sums = [
-        torch.tensor(each) for each in sums or [[0.0] * len(each) for each in names]
-    ]
-    bad = not all(map(math.isfinite, loss))
-    state.step_skipped = torch.tensor(float(bad if skipped is None else skipped))
-    state.searches_loss_scale = searches
-    hook.text_log.after_iteration(state)
-    hook.after_iteration(state)
-
-
-def told(work_dir) -> list[str]:
-    return re.findall(MESSAGE, (work_dir / "now.log").read_text(), flags=re.M)
 
 
 def rows(work_dir) -> list[dict]:
@@ -267,29 +198,8 @@ def test_an_iteration_between_two_lines_never_waits_for_the_device(tmp_path):
         state.micro_losses, state.names, state.step_skipped = [{"loss": nothing}], [["a"]], nothing
         state.image_sums = [nothing[None]]
         hook.after_iteration(state)
-
-
-def two(rank: int, folder) -> str:
-    """Rank 1 has the bad loss; both end."""
-    folder = folder / str(rank)
-    folder.mkdir()
-    hook, state = start(folder, interval=2, max_in_a_row=2)
-    names = [[f"{rank}_{micro}.png"] for micro in range(2)]
-    iterate(hook, state, (0.5, math.nan) if rank else (0.5, 0.5), skipped=True, names=names)
-    try:
-        iterate(hook, state, skipped=True, names=names)
-    except DivergedError as error:
-        return str(error)
-
-
-@pytest.mark.processes
-def test_ranks_tell_each_others_samples_and_end_together(tmp_path):
-    messages = two_ranks.run(two, tmp_path, tmp_path)
-    assert all("2 iterations in a row, from 1 on" in message for message in messages)
-    lines = told(tmp_path / "0")
-    assert lines[0].endswith("on rank 1, micro-batch 1 (decode.loss_dpm: nan, loss: nan): 1_1.png")
-    assert lines[1].endswith(": 0_0.png, 0_1.png, 1_0.png, 1_1.png")
-    assert not (tmp_path / "1" / "now.log").exists()
+    assert len(hook._kept) == 49, "all wait for the next line"
+    assert told(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [-1, 2.5])

@@ -4,14 +4,8 @@ import base64
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
 from tiekd.distributed import launcher_watch
@@ -48,70 +42,9 @@ def test_copies_of_a_signal_that_launchers_hand_on_are_one_request(monkeypatch, 
     assert not state.orphaned
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize(("iterations", "code"), [(0, 143), (1, 0)])
-def test_a_signal_while_the_first_iteration_is_waited_for_ends_all(iterations, code):
-    script = f"""
-import os, signal, sys, time
-sys.path.insert(0, {str(Path(__file__).parents[4])!r})
-from types import SimpleNamespace
-from tiekd.training.hooks import preemption
-preemption._GRACE_S = 0.5
-stuck = os.fork()
-if stuck == 0:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(60)
-print(stuck, flush=True)
-hook = preemption.Preemption()
-hook.before_train(None)
-for _ in range({iterations}):
-    hook.after_iteration(SimpleNamespace(stop_reason=None))
-os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(3 if {iterations} else 60)
-os.kill(stuck, signal.SIGKILL)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=55
-    )
-    assert result.returncode == code, result.stderr
-    # A killed process goes a moment after its parent where the machine is busy.
-    deadline = time.monotonic() + 10
-    while _lives(int(result.stdout)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_after_training_a_signal_means_what_it_meant(hook):
     hook.after_train(SimpleNamespace())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.processes
-def test_only_deepspeeds_launcher_is_watched(tmp_path):
-    assert launcher_watch.launchers() == [], "pytest was started by a launcher?"
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); "
-        "from tiekd.distributed.launcher_watch import launchers; print(len(launchers()))"
-    )
-    parent = tmp_path / "bin" / "deepspeed"
-    parent.parent.mkdir()
-    parent.write_text(
-        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}, sys.argv[1]])\n"
-    )
-    root = str(Path(__file__).parents[4])
-    assert (
-        subprocess.run(
-            [sys.executable, parent, root], capture_output=True, text=True
-        ).stdout.strip()
-        == "1"
-    )
 
 
 NODES = {"a": [0, 1], "b": [0]}
@@ -182,18 +115,3 @@ def _processes(names: list[str]) -> list[SimpleNamespace]:
         SimpleNamespace(cmdline=lambda name=name: name.replace("LAUNCH", launch).split(" "))
         for name in names
     ]
-
-
-@pytest.mark.processes
-def test_the_end_of_a_watched_process_is_told_once():
-    child = subprocess.Popen(["sleep", "60"])
-    told, seen = [], threading.Event()
-    watched = [psutil.Process(child.pid)]
-    launcher_watch.watch(
-        watched, lambda process: (told.append(process.pid), seen.set()), every_s=0.02
-    )
-    assert not seen.wait(0.2)
-    child.kill()
-    assert seen.wait(10), "a zombie counts as ended"
-    child.wait()
-    assert told == [child.pid]

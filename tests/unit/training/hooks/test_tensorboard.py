@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from some_state import SomeState
+from support.some_state import SomeState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from some_state import SomeState
+from support.some_state import logged_state
+from support.text_logs import PREFIX, messages
 
 from tiekd.errors import RecipeError
 from tiekd.training import meters, schedules
@@ -14,40 +15,12 @@ from tiekd.training.hooks.text_log import TextLog
 
 GOLDEN = Path(__file__).parents[3] / "golden/logs"
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
-PREFIX = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - depth - INFO - "
-
-
-def make_state(work_dir, **values):
-    state = dict(
-        iteration=0,
-        iterations_per_epoch=100,
-        total_iterations=200,
-        by_epoch=True,
-        batch_size=16,
-        lr=[4e-5],
-        momentum=[0.95],
-        losses={},
-        grad_norm=1.0,
-        time_s=0.5,
-        data_time_s=0.1,
-        work_dir=work_dir,
-        timestamp="20240101_120000",
-        recipe={"train": {"seed": 0}},
-        hooks=[],
-        skipped_steps=0,
-        loss_scale=None,
-    )
-    return SomeState(**state | values)
 
 
 def run_iteration(log, state, **values):
     vars(state).update(values)
     state.iteration += 1
     log.after_iteration(state)
-
-
-def messages(path, prefix=PREFIX):
-    return re.split(rf"^{prefix}", path.read_text(), flags=re.M)[1:]
 
 
 def train_lines(path):
@@ -112,7 +85,7 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
     )
 
     log = TextLog(interval, exp_name=rows[0]["exp_name"])
-    state = make_state(
+    state = logged_state(
         tmp_path, iterations_per_epoch=per_epoch, total_iterations=total, by_epoch=by_epoch
     )
     log.before_train(state)
@@ -169,7 +142,7 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
 @pytest.mark.parametrize("case", MANIFEST["direct_eta"])
 def test_eta_of_long_runs(case, tmp_path, monkeypatch):
     monkeypatch.setattr(text_log, "_peak_memory_mb", lambda device: 12345)
-    state = make_state(tmp_path, by_epoch=case["by_epoch"], iterations_per_epoch=2895)
+    state = logged_state(tmp_path, by_epoch=case["by_epoch"], iterations_per_epoch=2895)
     state.total_iterations, state.iteration = case["max_iters"], case["start_iter"]
     log = TextLog(case["interval"])
     log.before_train(state)
@@ -184,7 +157,7 @@ def test_eta_of_long_runs(case, tmp_path, monkeypatch):
 
 def test_the_format_of_a_whole_line_and_the_start(tmp_path):
     log = TextLog(2, exp_name="tiny")
-    state = make_state(tmp_path, iterations_per_epoch=4, total_iterations=8)
+    state = logged_state(tmp_path, iterations_per_epoch=4, total_iterations=8)
     state.hooks = [log]
     log.before_train(state)
     for _ in range(2):
@@ -210,7 +183,7 @@ def test_the_format_of_a_whole_line_and_the_start(tmp_path):
 
 
 def test_in_fp16_the_loss_scale_ends_the_line_and_its_row(tmp_path):
-    log, state = TextLog(1), make_state(tmp_path)
+    log, state = TextLog(1), logged_state(tmp_path)
     log.before_train(state)
     for loss_scale in (65536.0, 32768.0):
         run_iteration(log, state, losses={"loss": torch.tensor(0.5)}, loss_scale=loss_scale)
@@ -234,7 +207,7 @@ def test_in_fp16_the_loss_scale_ends_the_line_and_its_row(tmp_path):
 def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp_path):
     def run(folder, stop_at):
         (tmp_path / folder).mkdir()
-        state = make_state(
+        state = logged_state(
             tmp_path / folder, iteration=5, iterations_per_epoch=25, total_iterations=50
         )
         log = TextLog(10)
@@ -267,7 +240,7 @@ def test_rows_after_the_checkpoint_are_dropped_from_the_twin_and_lines_are_not(t
     """
 
     def train(timestamp, first, last, saved=None):
-        log, state = TextLog(1), make_state(tmp_path, timestamp=timestamp, iteration=first)
+        log, state = TextLog(1), logged_state(tmp_path, timestamp=timestamp, iteration=first)
         if saved is not None:
             log.load_state_dict(saved)
             log.drop_rows(tmp_path)
@@ -299,22 +272,26 @@ def test_rows_after_the_checkpoint_are_dropped_from_the_twin_and_lines_are_not(t
 
 def test_an_iteration_without_a_line_never_waits_for_the_device(tmp_path):
     log = TextLog(50)
-    state = make_state(tmp_path)
+    state = logged_state(tmp_path)
     log.before_train(state)
     for _ in range(49):
         # A tensor on the meta device has no value: reading one raises.
         tensor = torch.zeros((), device="meta")
         run_iteration(log, state, losses={"loss_dpm": tensor, "loss": tensor}, grad_norm=tensor)
     log.after_train(state)
+    assert log.last_iteration != 49
+    assert train_lines(tmp_path / "20240101_120000.log") == []
 
 
 def test_a_norm_on_another_device_than_the_losses_is_read_there(tmp_path):
-    log, state = TextLog(50), make_state(tmp_path)
+    log, state = TextLog(50), logged_state(tmp_path)
     log.before_train(state)
     run_iteration(
         log, state, losses={"loss": torch.zeros((), device="meta")}, grad_norm=torch.tensor(3.0)
     )
     log.after_train(state)
+    assert log._window.device.type == "meta"
+    assert log._window._sums == {"grad_norm": 3.0}
 
 
 def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, monkeypatch):
@@ -332,7 +309,7 @@ def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, 
         monkeypatch.setattr(text_log, "is_main", lambda main=main: main)
         folder = tmp_path / str(main)
         folder.mkdir()
-        log, state = TextLog(4), make_state(folder, iterations_per_epoch=8)
+        log, state = TextLog(4), logged_state(folder, iterations_per_epoch=8)
         log.before_train(state)
         for _ in range(8):
             run_iteration(log, state, losses={"loss": torch.tensor(10.0)})
@@ -349,7 +326,7 @@ def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, 
 
 def test_what_is_not_finite_is_counted_and_does_not_spoil_the_means(tmp_path):
     log = TextLog(4)
-    state = make_state(tmp_path, iterations_per_epoch=8, total_iterations=16, skipped_steps=3)
+    state = logged_state(tmp_path, iterations_per_epoch=8, total_iterations=16, skipped_steps=3)
     log.before_train(state)
     values = [1.0, math.nan, 3.0, math.inf, 1.0, 1.0, math.inf, 1.0, *[math.nan] * 4]
     for i, value in enumerate(values):
@@ -373,7 +350,7 @@ def test_what_is_not_finite_is_counted_and_does_not_spoil_the_means(tmp_path):
 
 
 def test_an_interval_longer_than_an_epoch_still_writes_a_line_an_epoch(tmp_path):
-    log, state = TextLog(50), make_state(tmp_path, iterations_per_epoch=3, total_iterations=6)
+    log, state = TextLog(50), logged_state(tmp_path, iterations_per_epoch=3, total_iterations=6)
     log.before_train(state)
     for _ in range(6):
         run_iteration(log, state, losses={"loss": torch.tensor(1.0)}, grad_norm=None)
@@ -387,7 +364,7 @@ def test_an_interval_longer_than_an_epoch_still_writes_a_line_an_epoch(tmp_path)
 def test_the_name_of_the_run_stands_every_thousand_iterations(tmp_path):
     log, state = (
         TextLog(500, exp_name="tiny"),
-        make_state(tmp_path, by_epoch=False, total_iterations=2000),
+        logged_state(tmp_path, by_epoch=False, total_iterations=2000),
     )
     log.before_train(state)
     for _ in range(1500):

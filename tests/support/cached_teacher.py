@@ -1,0 +1,74 @@
+"""A teacher, frames that it sees, and the folder of maps that are made of them."""
+
+import io
+from pathlib import Path
+
+import torch
+
+from tiekd.data.datasets.scenes import write_kitti_layout
+from tiekd.models.build import build_network
+from tiekd.tools import cache_teacher
+from tiekd.workdir.weights_file import write_weights
+
+CPU = torch.device("cpu")
+TEACHER = {
+    "encoder": {"name": "mobilenet_v2", "width": 0.25, "taps": [1, 3], "pretrained": "imagenet"},
+    "decoder": {"name": "densedepth", "widths": [8, 8], "extra_ups": 2, "extra_width": 8},
+    "head": {"name": "sigmoid"},
+    "min_depth": 0.001,
+    "max_depth": 80.0,
+}
+CROP = [48, 96]
+NUM_TRAIN = 5
+
+
+def make_ground(folder: Path) -> Path:
+    """Writes `teacher.pth` and `kitti/`: five training frames of 64x128, of which the second has no ground truth, and
+    two validation frames.
+    """
+    write_kitti_layout(folder / "kitti", 0, 64, 128, NUM_TRAIN, 2)
+    split = folder / "kitti" / "kitti_eigen_train.txt"
+    lines = split.read_text().splitlines()
+    image, _, focal = lines[1].split()
+    lines[1] = f"{image} None {focal}"
+    split.write_text("\n".join(lines))
+    torch.manual_seed(1)
+    network = build_network(TEACHER)
+    for tensor in network.head.parameters():
+        tensor.data.mul_(100)  # depths all over the range
+    write_weights(folder / "teacher.pth", network.state_dict(), TEACHER, 0)
+    return folder
+
+
+def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
+    """A student's recipe, as load_recipe gives it."""
+    return {
+        "network": TEACHER | {"max_depth": max_depth},
+        "teacher": {"network": TEACHER, "checkpoint": str(ground / "teacher.pth"), **teacher},
+        "data": {
+            "name": "kitti",
+            "root": str(ground / "kitti"),
+            "kb_crop": CROP,
+            "workers": 0,
+            "augment": {},
+        },
+    }
+
+
+def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | None = None) -> str:
+    """Makes the maps; returns what was told."""
+    out = io.StringIO()
+    source = cache_teacher.teacher_of(recipe, "recipes/student.yaml", checkpoint)
+    cache_teacher.cache_maps(
+        recipe, source, cache_teacher.frames_of(recipe, split), folder, CPU, out
+    )
+    return out.getvalue()
+
+
+def files_of(folder: Path) -> dict[str, tuple]:
+    """Inode, time and bytes of every file."""
+    stats = {path: path.stat() for path in folder.iterdir()}
+    return {
+        path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes())
+        for path, stat in stats.items()
+    }

@@ -1,0 +1,41 @@
+"""Students whose encoder starts from torchvision's weights, and such weights at random."""
+
+import pytest
+import torch
+
+from tiekd.errors import RecipeError
+from tiekd.models.build import build_network
+from tiekd.models.weights import pretrained
+
+CLASSIFIER = {"strides": [1, 2, 2, 2, 1, 2, 1], "dilations": [1] * 7}
+RANGE = {"min_depth": 0.001, "max_depth": 80.0}
+LIGHT = RANGE | {
+    "encoder": {"name": "mobilenet_v2", **CLASSIFIER},
+    "decoder": {"name": "densedepth", "widths": [8, 8, 8, 8], "extra_ups": 1, "extra_width": 8},
+    "head": {"name": "sigmoid"},
+}
+
+
+def node(**encoder) -> dict:
+    return LIGHT | {"encoder": LIGHT["encoder"] | encoder}
+
+
+def randomised(network):
+    """Torchvision's network in eval mode with every parameter and statistic at random."""
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(
+                torch.rand_like(tensor) * 0.5 + 0.5
+                if tensor.ndim == 1
+                else torch.randn_like(tensor) * 0.1
+            )
+    return network.eval()
+
+
+def refused(*arguments, **encoder) -> str:
+    with pytest.raises(RecipeError) as error:
+        pretrained.load(build_network(node(*arguments, **encoder)))
+    message = str(error.value)
+    assert message.startswith("network.encoder.pretrained: ")
+    assert "\n" not in message
+    return message

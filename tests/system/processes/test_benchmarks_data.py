@@ -1,0 +1,20 @@
+"""The data's benchmarks need torch alone."""
+
+import subprocess
+import sys
+
+from support.programs import ROOT
+
+
+def test_without_data_they_run_with_torch_alone(tmp_path):
+    code = (
+        "import argparse, sys; from tiekd.tools.benchmarks import eval as e, loader as l\n"
+        "args = argparse.Namespace(device='cpu', rounds=1, data=None, kb_crop=(48, 96), crop=(40, 50), batch_size=2,\n"
+        "    student=None, student_frames=1)\n"
+        "e.run(args), l.run(args)\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('deepspeed', 'tensorboard')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

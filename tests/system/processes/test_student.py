@@ -1,0 +1,31 @@
+"""load_student needs no library that trains, and importing tiekd imports little."""
+
+import subprocess
+import sys
+
+import pytest
+from support import recipes
+
+import tiekd
+from tiekd.models.build import build_network
+from tiekd.workdir.weights_file import write_weights
+
+
+def test_a_robot_needs_none_of_the_libraries_that_train(tmp_path):
+    checkpoint = tmp_path / "best_abs_rel.pth"
+    write_weights(checkpoint, build_network(recipes.STUDENT).state_dict(), recipes.STUDENT, 7)
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('deepspeed', 'tensorboard', 'torchvision', 'triton', 'psutil'))\n"
+        "import numpy, tiekd; print(tiekd.load_student(sys.argv[1])(numpy.zeros((32, 64, 3), 'uint8')).shape)"
+    )
+    words = [sys.executable, "-c", code, str(checkpoint)]
+    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert told == "torch.Size([32, 64])\n"
+
+
+def test_importing_tiekd_does_not_import_what_prediction_needs():
+    code = "import sys, tiekd; print('tiekd.inference.student' in sys.modules, callable(tiekd.load_student))"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout == "False True\n"
+    with pytest.raises(AttributeError, match="no attribute 'load_teacher'"):
+        tiekd.load_teacher  # noqa: B018

@@ -1,0 +1,73 @@
+"""Data workers end with their program, and what goes wrong in one that reads ahead is told in time."""
+
+import multiprocessing
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from support.programs import ROOT
+
+from tiekd.data.loading import transport
+from tiekd.data.loading.workers import read
+from tiekd.errors import DataError
+
+
+@pytest.fixture
+def unpinned(monkeypatch):
+    """There is no pinned memory without a GPU."""
+    receive = transport.receive
+    monkeypatch.setattr(transport, "receive", lambda connection, _pin: receive(connection))
+
+
+class Slow(torch.utils.data.Dataset):
+    def __getitems__(self, keys):
+        time.sleep(keys[0])
+        return keys
+
+
+def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
+    started = time.monotonic()
+    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
+    assert next(results) == [0]
+    results.close()
+    results = read(Slow(), [[0], [3600]], 1, list, str, 2, pin_memory=True)
+    with pytest.raises(DataError, match=r"^\[3600\]: not read by a data worker within 2 s"):
+        list(results)
+    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
+    next(results)
+    with pytest.raises(DataError, match="a data worker died"):
+        for child in multiprocessing.active_children():  # one of before may still be about to end
+            child.kill()
+        time.sleep(60)
+    results.close()
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - started < 60
+
+
+def test_a_worker_ends_with_its_program_however_that_ended(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import multiprocessing
+import torch
+from tiekd.data.loading.workers import read
+class Doubled(torch.utils.data.Dataset):
+    def __getitems__(self, keys):
+        return [2 * key for key in keys]
+results = read(Doubled(), [[1]] * 100, 2, list, str, 60)
+next(results)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+os.kill(os.getpid(), 9)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert len(pids) == 2, result.stderr
+    _, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30
+    )
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []

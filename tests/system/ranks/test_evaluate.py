@@ -1,0 +1,73 @@
+"""Evaluation on several ranks: the figures of one, on every rank, with the weights of rank 0."""
+
+import io
+from functools import partial
+
+import pytest
+import torch
+from support import two_ranks
+from support.noise_frames import CPU, Frames, Slanted
+from torch import nn
+
+from tiekd.data.loading.loader import Loading
+from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.models.flip import predict
+from tiekd.training.evaluation_hook import Evaluation
+
+
+def figures(flip=True, **options):
+    settings = EvaluationSettings(**{"crop": "none", "flip": flip} | options)
+    return evaluate(partial(predict, Slanted(), flip=flip), Frames(), settings, 1e-3, 80.0, CPU)
+
+
+def figures_on_a_rank(_rank):
+    return [figures(batch_size=size) for size in (1, 2, 3, 7)]
+
+
+def test_two_ranks_give_the_figures_of_one_to_the_last_digit(tmp_path):
+    alone = figures_on_a_rank(0)
+    assert two_ranks.run(figures_on_a_rank, tmp_path) == [alone, alone]
+    assert alone[1] == pytest.approx(alone[0], rel=1e-9)
+
+
+def test_a_rank_without_any_batch_takes_part(tmp_path):
+    first, second, third = two_ranks.run(figures_of_one_batch, tmp_path, world_size=3)
+    assert first == second == third == figures(batch_size=7)
+
+
+def figures_of_one_batch(_rank):
+    return figures(batch_size=7)
+
+
+def filled_replica(rank):
+    """What a rank evaluates with; the weights of training come on the main rank only."""
+    torch.manual_seed(0)
+    student, replica = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+    student(torch.randn(2, 3, 5, 5))
+    hook = Evaluation(EvaluationSettings(), Frames(), replica, CPU, Loading(), print)
+    hook._fill_replica(student.state_dict() if rank == 0 else {})
+    return student.state_dict(), replica.state_dict()
+
+
+def test_every_rank_evaluates_with_the_weights_and_the_statistics_of_the_main_one(tmp_path):
+    for student, replica in two_ranks.run(filled_replica, tmp_path):
+        assert student["1.running_mean"].any()
+        assert all(torch.equal(replica[name], tensor) for name, tensor in student.items())
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown_on_a_rank(_rank):
+    out = Terminal()
+    settings = EvaluationSettings(crop="none", batch_size=2)
+    evaluate(lambda image: image[:, :1], Frames(), settings, 1e-3, 80.0, CPU, out=out)
+    return out.getvalue()
+
+
+def test_only_the_main_rank_shows_anything_and_counts_all_ranks(tmp_path):
+    first, second = two_ranks.run(shown_on_a_rank, tmp_path)
+    assert "] 7/7, " in first.split("\r")[-1]
+    assert second == ""

@@ -1,0 +1,24 @@
+"""Figures frame by frame are gathered from all ranks, in the data set's order."""
+
+import torch
+from support import two_ranks
+from support.noise_frames import CPU, Frames, Slanted
+
+from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.evaluation.per_frame import FrameRows
+
+
+def found_on_a_rank(_rank):
+    rows = FrameRows(1e-3, 80.0, "none")
+    settings = EvaluationSettings(crop="none", flip=False, batch_size=2)
+    network = Slanted()
+    evaluate(lambda i: network(i).depth, Frames(), settings, 1e-3, 80.0, CPU, watchers=[rows])
+    return rows.gather()
+
+
+def test_two_ranks_find_the_same_rows_in_the_same_order(tmp_path):
+    alone = found_on_a_rank(0)
+    for found in two_ranks.run(found_on_a_rank, tmp_path):
+        assert found.names == alone.names
+        assert torch.equal(found.sums, alone.sums)
+        torch.testing.assert_close(found.metrics, alone.metrics, rtol=0, atol=0, equal_nan=True)
