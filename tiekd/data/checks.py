@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import Dataset
 
 from tiekd.data import image_io
 from tiekd.data.augment.augment import Augment, Sample, in_metres
@@ -73,8 +72,8 @@ class Finding(NamedTuple):
     message: str
 
 
-class Examined(Dataset):
-    """The `Facts` of each frame, by index.
+class Examined:
+    """Frames whose `Facts` are collected by index.
 
     Args:
         frames: The split's frames.
@@ -88,7 +87,8 @@ class Examined(Dataset):
         self.augment = augment
         self.resize = resize
 
-    def __getitems__(self, indices: list[int]) -> list[Facts]:
+    def facts(self, indices: list[int]) -> list[Facts]:
+        """Returns the facts of some frames."""
         return [self._facts(index) for index in indices]
 
     def _facts(self, index: int) -> Facts:

@@ -172,7 +172,12 @@ def _load(
 ) -> Iterator[Read]:
     pin = device.type == "cuda"
     reads = worker_processes.read(
-        dataset, batches, workers, collate, dataset.describe, timeout_s, pin
+        lambda keys: collate(dataset.__getitems__(keys)),
+        batches,
+        workers,
+        dataset.describe,
+        timeout_s,
+        pin,
     )
     with closing(on_device(map(_unless_error, reads), device)) as there, closing(reads):
         yield from there

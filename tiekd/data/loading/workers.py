@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from tiekd.data.loading import transport
 from tiekd.distributed import limits
@@ -49,21 +49,19 @@ _FEWER = "set a smaller data.workers"
 
 
 def read(
-    dataset: Dataset,
+    load: Callable[[list], Any],
     batches: Iterable[list],
     workers: int,
-    collate: Callable,
     describe: Callable[[list], str],
     timeout_s: float = TIMEOUT_S,
     pin_memory: bool = False,
 ) -> Iterator:
-    """Yields what `collate` makes of each batch of keys, in order.
+    """Yields what `load` returns for each batch of keys, in order.
 
     Args:
-        dataset: The dataset; its `__getitems__` or `__getitem__` is given the keys.
+        load: Called with a batch of keys, in a worker.
         batches: Batches of keys, iterated from the start again if workers have to be replaced.
         workers: Number of worker processes; 0 reads in this process.
-        collate: Combines what the dataset returns for a batch.
         describe: Lists the files of a batch of keys, for the error if it is late.
         timeout_s: Seconds to wait for a batch.
         pin_memory: Receive batches in pinned memory, one ahead.
@@ -74,10 +72,10 @@ def read(
     """
     if workers == 0:
         for keys in batches:
-            yield collate(_fetch(dataset, keys))
+            yield load(keys)
         return
     for start in range(1, _STARTS + 1):
-        with closing(_Pool(dataset, collate, workers)) as pool:
+        with closing(_Pool(load, workers)) as pool:
             # The last start gets as much time as a batch, in case the machine is that slow.
             if start < _STARTS and not pool.is_here(_STARTING_S):
                 continue
@@ -106,7 +104,7 @@ class _Failure:
 class _Pool:
     """Workers, each with the connection to it, until `close`."""
 
-    def __init__(self, dataset: Dataset, collate: Callable, count: int):
+    def __init__(self, load: Callable, count: int):
         self._processes: list[multiprocessing.Process] = []
         self._connections: list[Connection] = []
         self._ending = self._hangs = False
@@ -116,7 +114,7 @@ class _Pool:
         _answer_deaths()
         try:
             for number in range(count):
-                self._start(dataset, collate, number)
+                self._start(load, number)
         except (OSError, RuntimeError) as error:  # RuntimeError if no thread can be started
             self.close()
             raise LaunchError(_not_started(count, number, error)) from None
@@ -124,13 +122,11 @@ class _Pool:
             self.close()
             raise
 
-    def _start(self, dataset: Dataset, collate: Callable, number: int) -> None:
+    def _start(self, load: Callable, number: int) -> None:
         ours, theirs = multiprocessing.Pipe()
         self._connections.append(ours)
         with theirs:
-            process = _FORK.Process(
-                target=_serve, args=(theirs, dataset, collate, number), daemon=True
-            )
+            process = _FORK.Process(target=_serve, args=(theirs, load, number), daemon=True)
             process.start()
         self._processes.append(process)
 
@@ -290,7 +286,7 @@ def _one_ahead(results: Iterator, pool: _Pool) -> Iterator:
         thread.shutdown()
 
 
-def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: int) -> None:
+def _serve(connection: Connection, load: Callable, number: int) -> None:
     """Runs a worker.
 
     It ignores the signals that ask a run to stop, since launchers send them to workers as well.
@@ -321,18 +317,12 @@ def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: 
                     return
             keys = connection.recv()
             try:
-                transport.send(connection, collate(_fetch(dataset, keys)))
+                transport.send(connection, load(keys))
             except ConnectionError:
                 raise
             except Exception as error:
                 transport.discard()
                 transport.send(connection, _Failure(error))
-
-
-def _fetch(dataset: Dataset, keys: list):
-    if hasattr(dataset, "__getitems__"):
-        return dataset.__getitems__(keys)
-    return [dataset[key] for key in keys]
 
 
 def _death(process: multiprocessing.Process) -> str:

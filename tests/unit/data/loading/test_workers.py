@@ -77,9 +77,8 @@ def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_pa
         assert time.monotonic() - started < 60, "workers that hang are not waited for"
 
 
-class Doubled(torch.utils.data.Dataset):
-    def __getitems__(self, keys):
-        return [2 * key for key in keys]
+def doubled(keys):
+    return [2 * key for key in keys]
 
 
 @pytest.mark.parametrize("stuck", [1, 2])
@@ -100,7 +99,7 @@ def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
 
     os.register_at_fork(after_in_child=hang, after_in_parent=count)
     began = time.monotonic()
-    assert list(read(Doubled(), [[number] for number in range(9)], 2, list, str, 60)) == [
+    assert list(read(doubled, [[number] for number in range(9)], 2, str, 60)) == [
         [2 * n] for n in range(9)
     ]
     assert 1.0 < time.monotonic() - began < 50.0
@@ -108,7 +107,7 @@ def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
 
 @pytest.mark.processes
 def test_no_worker_stays_where_the_rest_is_not_asked_for():
-    results = read(Doubled(), [[number] for number in range(100)], 2, list, str, 60)
+    results = read(doubled, [[number] for number in range(100)], 2, str, 60)
     assert [next(results) for _ in range(3)] == [[0], [2], [4]]
     assert len(multiprocessing.active_children()) == 2
     results.close()
@@ -120,7 +119,7 @@ def test_an_error_of_ours_keeps_its_traceback():
         raise RuntimeError("a fault of ours")
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        list(read(Doubled(), [[1]], 1, broken, str, 60))
+        list(read(broken, [[1]], 1, str, 60))
 
 
 @pytest.fixture
@@ -131,9 +130,9 @@ def unpinned(monkeypatch):
 
 
 def test_results_for_a_gpu_are_received_one_ahead_in_order(unpinned):
-    results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
+    results = read(doubled, [[number] for number in range(20)], 2, str, 60, pin_memory=True)
     assert list(results) == [[2 * number] for number in range(20)]
-    results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
+    results = read(doubled, [[number] for number in range(20)], 2, str, 60, pin_memory=True)
     assert next(results) == [0]
     results.close()
     assert [
@@ -141,22 +140,21 @@ def test_results_for_a_gpu_are_received_one_ahead_in_order(unpinned):
     ] == []
 
 
-class Slow(torch.utils.data.Dataset):
-    def __getitems__(self, keys):
-        time.sleep(keys[0])
-        return keys
+def slow(keys):
+    time.sleep(keys[0])
+    return keys
 
 
 @pytest.mark.processes
 def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
     started = time.monotonic()
-    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
+    results = read(slow, [[0], [3600]], 1, str, 60, pin_memory=True)
     assert next(results) == [0]
     results.close()
-    results = read(Slow(), [[0], [3600]], 1, list, str, 2, pin_memory=True)
+    results = read(slow, [[0], [3600]], 1, str, 2, pin_memory=True)
     with pytest.raises(DataError, match=r"^\[3600\]: not read by a data worker within 2 s"):
         list(results)
-    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
+    results = read(slow, [[0], [3600]], 1, str, 60, pin_memory=True)
     next(results)
     with pytest.raises(DataError, match="a data worker died"):
         for child in multiprocessing.active_children():  # one of before may still be about to end
@@ -172,9 +170,9 @@ def test_a_worker_ends_with_its_program_however_that_ended(tmp_path):
 import os, sys
 sys.path[:0] = [{str(Path(__file__).parents[4])!r}, {str(Path(__file__).parents[3])!r}, {str(Path(__file__).parent)!r}]
 import multiprocessing
-from test_workers import Doubled
+from test_workers import doubled
 from tiekd.data.loading.workers import read
-results = read(Doubled(), [[1]] * 100, 2, list, str, 60)
+results = read(doubled, [[1]] * 100, 2, str, 60)
 next(results)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 os.kill(os.getpid(), 9)
