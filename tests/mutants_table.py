@@ -625,9 +625,8 @@ MUTANTS = [
         "corners_that_turned_in_are_valid",
         "tiekd.data.augment.resample",
         "_turned",
-        "Resampled(levels, nearest(depth), nearest(teacher_depth), inside[:, None])",
-        "Resampled(levels, nearest(depth), nearest(teacher_depth), "
-        "torch.ones_like(inside)[:, None])",
+        "return levels, nearest(depth), nearest(teacher_depth), inside[:, None]",
+        "return levels, nearest(depth), nearest(teacher_depth), torch.ones_like(inside)[:, None]",
         ("tests/unit/data/augment/test_geometry.py",),
     ),
     Mutant(
@@ -791,9 +790,17 @@ MUTANTS = [
         ("tests/unit/data/loading/test_sampler.py",),
     ),
     Mutant(
+        "a_batch_forgets_what_it_skipped",
+        "tiekd.data.batch",
+        "WorkerBatch.to",
+        "there.skipped",
+        "()",
+        ("tests/unit/data/loading/test_unreadable.py",),
+    ),
+    Mutant(
         "repetitions_read_beyond_the_data_set",
-        "tiekd.data.loading.loader",
-        "Keyed._readable_sample",
+        "tiekd.data.loading.reader",
+        "BatchReader._readable_sample",
         "index % len(self.dataset)",
         "index",
         ("tests/unit/data/loading/test_loader.py",),
@@ -1190,8 +1197,8 @@ MUTANTS = [
     ),
     Mutant(
         "pictures_are_skipped_where_no_file_may_be_opened",
-        "tiekd.data.loading.loader",
-        "Keyed._readable_sample",
+        "tiekd.data.loading.reader",
+        "BatchReader._readable_sample",
         """
             if limits.lacking(error):
                 raise

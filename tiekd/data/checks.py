@@ -38,7 +38,7 @@ from tiekd.data import image_io
 from tiekd.data.augment.augment import Augment, Sample, in_metres
 from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, taken_as
 from tiekd.data.frames import Frames
-from tiekd.data.loading.loader import Keyed
+from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import DataError
 
@@ -121,8 +121,8 @@ class Examined:
 
     def _check_crop(self, sample: Sample) -> None:
         if self.augment is not None:
-            keyed = Keyed(self.frames, self.augment, 0, resize=self.resize)
-            keyed.decisions(0, 0, sample.name, keyed.resize.place(*sample.image.shape[-2:]))
+            reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
+            reader.decisions(0, 0, sample.name, reader.resize.place(*sample.image.shape[-2:]))
 
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
         measured = sample.depth[sample.depth > 0]

@@ -26,7 +26,11 @@ SIZES = ("crop", "keep_aspect", "bucket")
 
 
 class Sample(NamedTuple):
-    """One frame.
+    """One frame: as a dataset returns it, and after augmentation.
+
+    A dataset leaves out `table`, `place` and `size`. Augmentation sets them and cuts the tensors to
+    the part of the frame that the augmented window needs; the window itself is made from it on the
+    device (tiekd/data/augment/resample.py).
 
     Attributes:
         image: (3, H, W) uint8 or float32 RGB, grey levels 0..255.
@@ -38,6 +42,10 @@ class Sample(NamedTuple):
         name: the frame's name.
         depth_units: units of `depth` per metre.
         teacher_units: units of `teacher_depth` per metre.
+        table: (3, 256) float32, the augmented and normalised value of each grey level; None before
+            augmentation.
+        place: (8,) float64, where in the image the window lies; None if the image is the window.
+        size: (height, width) of the window in pixels; None if the image is the window.
     """
 
     image: Tensor
@@ -48,6 +56,9 @@ class Sample(NamedTuple):
     name: str
     depth_units: float = 1.0
     teacher_units: float = 1.0
+    table: Tensor | None = None
+    place: Tensor | None = None
+    size: tuple[int, int] | None = None
 
 
 class Decisions(NamedTuple):

@@ -22,19 +22,23 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
     The image is uint8, sampled bilinearly and rounded to a grey level; depths take the nearest
     pixel. Pixels from outside the image are black and have depth 0, that is, they are not valid.
     """
-    part, places = cut(sample, decisions, abs(decisions.angle))
+    part = cut(sample, decisions, abs(decisions.angle))
+    # Resample a batch of one.
     teacher_depth = None if part.teacher_depth is None else part.teacher_depth[None]
-    size = decisions.height, decisions.width
-    moved = resample(part.image[None], part.depth[None], teacher_depth, places[None], size)
+    image, depth, teacher_depth, inside = resample(
+        part.image[None], part.depth[None], teacher_depth, part.place[None], part.size
+    )
     return part._replace(
-        image=moved.image[0],
-        depth=moved.depth[0],
-        inside=moved.inside[0],
-        teacher_depth=None if moved.teacher_depth is None else moved.teacher_depth[0],
+        image=image[0],
+        depth=depth[0],
+        inside=inside[0],
+        teacher_depth=None if teacher_depth is None else teacher_depth[0],
+        place=None,
+        size=None,
     )
 
 
-def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor]:
+def cut(sample: Sample, d: Decisions, rotate_deg: float) -> Sample:
     """Cuts the part of the sample that the window is resampled from.
 
     Args:
@@ -44,8 +48,8 @@ def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor
             from parts of one size, as long as their images are large enough.
 
     Returns:
-        The part, whose intrinsics are already those of the window, and the window's place in it:
-        (8,) float64, see resample.py.
+        The part, with the window's place in it and the window's size. Its intrinsics are already
+        those of the window.
     """
     # The affine map from the window to the image, with a point as the complex number x + iy.
     height, width = sample.image.shape[-2:]
@@ -67,7 +71,7 @@ def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor
 
     # The window's place, counted from the part's first pixel.
     first -= complex(left, top)
-    places = [
+    place = [
         first.real,
         first.imag,
         to_column.real,
@@ -78,7 +82,11 @@ def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor
         columns,
     ]
     intrinsics = _moved_intrinsics(sample.intrinsics, d, width, height)
-    return part._replace(intrinsics=intrinsics), torch.tensor(places, dtype=torch.float64)
+    return part._replace(
+        intrinsics=intrinsics,
+        place=torch.tensor(place, dtype=torch.float64),
+        size=(d.height, d.width),
+    )
 
 
 def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:

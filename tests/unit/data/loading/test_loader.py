@@ -31,10 +31,9 @@ def training(data, workers=0, augment=AUGMENT, start=0, total=6, rank=0, world_s
 
 
 def equal(one, other):
-    return one.names == other.names and all(
-        a is b if a is None else torch.equal(a, b)
-        for field, a, b in zip(one._fields, one, other, strict=True)
-        if field != "names"
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(one, other, strict=True)
     )
 
 

@@ -65,6 +65,17 @@ def test_the_next_readable_sample_takes_the_place_of_a_broken_one(data, tmp_path
     assert found[2].startswith(f"{tmp_path / 'input' / image_name(6)}: no such picture")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_names_what_it_skipped(data, workers):
+    """Each batch has the messages of its own skipped samples, in the order in which they were met."""
+    keys = list(MicroBatches(7, 2, 1, 0, 1, 3, 0, 7))
+    for batch, samples in zip(training(data, Unreadable(10), workers), keys, strict=True):
+        # 2 and 3 are replaced by 4, 6 by 0.
+        skips = [{2: [2, 3], 3: [3], 6: [6]}.get(index, []) for _, index in samples]
+        files = [message.partition(".png: ")[0] for message in batch.skipped]
+        assert [int(file[-1]) for file in files] == sum(skips, [])
+
+
 def test_a_replacement_has_the_augmentation_of_the_one_that_it_replaces(data):
     """So two that are replaced by the same sample are not the same picture twice."""
     augment = Augment(crop=(12, 16), rotate_p=0.0, flip_p=0.0, colour_p=0.0)
