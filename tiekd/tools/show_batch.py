@@ -21,7 +21,7 @@ from tiekd.data.build import build_dataset
 from tiekd.data.image_io import write_image
 from tiekd.data.loading.loader import Loading, Unreadable, training_batches
 from tiekd.data.loading.reader import BatchReader
-from tiekd.data.loading.sampler import MicroBatches, size_groups
+from tiekd.data.loading.sampler import MicroBatches, RankShare, size_groups
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import DataError, LaunchError
 from tiekd.teaching import build_teacher
@@ -76,22 +76,23 @@ def global_batch(
     # The same sampler as in training, set to this one iteration.
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
-        dealing = (
+        sampler = MicroBatches(
             len(dataset),
             batch_size,
-            accumulation,
-            rank,
-            world_size,
-            seed,
-            iteration - 1,
-            iteration,
-            groups,
+            range(iteration - 1, iteration),
+            seed=seed,
+            accumulation=accumulation,
+            share=RankShare(rank, world_size),
+            groups=groups,
         )
-        sampler = MicroBatches(*dealing)
         unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
-        cpu = torch.device("cpu")
         batches = training_batches(
-            dataset, sampler, augment, seed, 0, cpu, loading.timeout_s, unreadable, resize
+            dataset,
+            sampler,
+            augment,
+            torch.device("cpu"),
+            unreadable=unreadable,
+            resize=resize,
         )
         reader = BatchReader(dataset, augment, seed, resize=resize)
         for micro_batch, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):

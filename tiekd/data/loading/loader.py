@@ -21,7 +21,7 @@ from tiekd.data.batch import Batch, WorkerBatch
 from tiekd.data.loading import workers as worker_processes
 from tiekd.data.loading.prefetch import on_device
 from tiekd.data.loading.reader import BatchReader
-from tiekd.data.loading.sampler import MicroBatches
+from tiekd.data.loading.sampler import ALL_BATCHES, MicroBatches, RankShare
 from tiekd.data.loading.workers import TIMEOUT_S
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import RecipeError, UserError
@@ -68,6 +68,10 @@ class Loading:
             )
 
 
+# Reads in the calling process.
+NO_WORKERS = Loading(workers=0)
+
+
 @dataclass
 class Unreadable:
     """Training samples that can't be read.
@@ -85,10 +89,9 @@ def training_batches(
     dataset: Dataset,
     sampler: MicroBatches,
     augment: Augment,
-    seed: int,
-    workers: int,
     device: torch.device,
-    timeout_s: float = TIMEOUT_S,
+    *,
+    loading: Loading = NO_WORKERS,
     unreadable: Unreadable | None = None,
     resize: Resize = OWN_SIZE,
 ) -> Iterator[Batch]:
@@ -96,12 +99,10 @@ def training_batches(
 
     Args:
         dataset: The training set.
-        sampler: Yields the keys of each micro-batch.
+        sampler: Yields the keys of each micro-batch; its seed is that of the augmentation, too.
         augment: The augmentation.
-        seed: Seed of the augmentation.
-        workers: Worker processes of this rank.
         device: The batches' device.
-        timeout_s: Seconds to wait for a batch from a worker.
+        loading: How many workers read, and how long to wait for them.
         unreadable: Collects the errors of skipped samples; None raises the first one.
         resize: The working resolution.
 
@@ -110,8 +111,8 @@ def training_batches(
         LaunchError: If the system lacks room for the workers.
     """
     max_errors = None if unreadable is None else unreadable.max_errors
-    reader = BatchReader(dataset, augment, seed, max_errors, resize)
-    for batch in _load(reader, sampler, workers, device, timeout_s):
+    reader = BatchReader(dataset, augment, sampler.seed, max_errors=max_errors, resize=resize)
+    for batch in _load(reader, sampler, loading, device):
         if unreadable is not None:
             unreadable.messages.update(dict.fromkeys(batch.skipped))
         yield batch
@@ -120,11 +121,10 @@ def training_batches(
 def validation_batches(
     dataset: Dataset,
     batch_size: int,
-    rank: int,
-    world_size: int,
-    workers: int,
     device: torch.device,
-    timeout_s: float = TIMEOUT_S,
+    *,
+    share: RankShare = ALL_BATCHES,
+    loading: Loading = NO_WORKERS,
     resize: Resize = OWN_SIZE,
     resized_depth: bool = False,
 ) -> Iterator[tuple[list[int], Batch]]:
@@ -135,11 +135,9 @@ def validation_batches(
     Args:
         dataset: The validation set.
         batch_size: Frames per batch; a batch holds images of one size.
-        rank: This rank.
-        world_size: Number of ranks.
-        workers: Worker processes of this rank.
         device: The batches' device.
-        timeout_s: Seconds to wait for a batch from a worker.
+        share: This rank's share of the batches.
+        loading: How many workers read, and how long to wait for them.
         resize: The working resolution of the images alone: depths and intrinsics keep the image's
             own size, and `inside` has the size of the resized image.
         resized_depth: Resize depths and intrinsics with the image, too.
@@ -149,21 +147,26 @@ def validation_batches(
         LaunchError: If the system lacks room for the workers.
     """
     # Batches don't depend on the number of ranks, so figures don't either.
-    indices = _neighbours_of_one_size(dataset, batch_size)[rank::world_size]
+    indices = _neighbours_of_one_size(dataset, batch_size)[share.rank :: share.world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
     reader = BatchReader(dataset, None, 0, resize=resize, resized_depth=resized_depth)
-    yield from zip(indices, _load(reader, keys, workers, device, timeout_s), strict=True)
+    yield from zip(indices, _load(reader, keys, loading, device), strict=True)
 
 
 def _load(
     reader: BatchReader,
     keys: Iterable[list[tuple[int, int]]],
-    workers: int,
+    loading: Loading,
     device: torch.device,
-    timeout_s: float,
 ) -> Iterator[Batch]:
-    pin = device.type == "cuda"
-    reads = worker_processes.read(reader.read, keys, workers, reader.describe, timeout_s, pin)
+    reads = worker_processes.read(
+        reader.read,
+        keys,
+        loading.workers,
+        reader.describe,
+        loading.timeout_s,
+        pin_memory=device.type == "cuda",
+    )
     with closing(on_device(map(_unless_error, reads), device)) as there, closing(reads):
         yield from there
 

@@ -41,6 +41,7 @@ class BatchReader:
         dataset: Dataset,
         augment: Augment | None,
         seed: int,
+        *,
         max_errors: int | None = None,
         resize: Resize = OWN_SIZE,
         resized_depth: bool = False,

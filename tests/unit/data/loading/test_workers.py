@@ -18,7 +18,7 @@ from support.fake_data import image_name
 from tiekd.data.augment.augment import Augment
 from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.loading import transport, workers
-from tiekd.data.loading.loader import training_batches, validation_batches
+from tiekd.data.loading.loader import Loading, training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches
 from tiekd.data.loading.workers import read
 from tiekd.errors import DataError
@@ -37,15 +37,15 @@ def no_process_stays():
     assert multiprocessing.active_children() == []
 
 
-def training(data, workers, **options):
-    sampler = MicroBatches(len(data), 2, 1, 0, 1, 0, 0, 1000)
-    return training_batches(data, sampler, Augment(crop=(12, 16)), 0, workers, CPU, **options)
+def training(data, loading):
+    sampler = MicroBatches(len(data), 2, range(1000), seed=0)
+    return training_batches(data, sampler, Augment(crop=(12, 16)), CPU, loading=loading)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("place", ["waiting", "elsewhere"])
 def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
-    batches = training(data, 2, timeout_s=60)
+    batches = training(data, Loading(workers=2, timeout_s=60))
     next(batches)
     victim = multiprocessing.active_children()[0]
     started = time.monotonic()
@@ -66,7 +66,10 @@ def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
 def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_path, monkeypatch):
     path = tmp_path / "input" / image_name(3)
     stuck_disk.hold(monkeypatch, path)
-    for batches in (training(data, 2, timeout_s=6), validation_batches(data, 1, 0, 1, 1, CPU, 6)):
+    for batches in (
+        training(data, Loading(workers=2, timeout_s=6)),
+        validation_batches(data, 1, CPU, loading=Loading(workers=1, timeout_s=6)),
+    ):
         started = time.monotonic()
         with pytest.raises(DataError) as error:
             list(batches)
