@@ -43,17 +43,17 @@ def resample(
     """
     # On a GPU, asking which windows are upright would be a host sync.
     if image.device.type != "cpu":
-        return _turned(image, depth, teacher_depth, places, size)
+        return _rotated(image, depth, teacher_depth, places, size)
     maps = [depth] if teacher_depth is None else [depth, teacher_depth]
     parts = []
     for index, place in enumerate(places.tolist()):
         one = [tensor[index : index + 1] for tensor in (image, *maps)]
         # Steps of one pixel along the axes, with or without a flip.
-        upright = place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1
-        if upright and _lies_within(place, size):
-            parts.append(_straight(one, place, size))
+        is_upright = place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1
+        if is_upright and _lies_within(place, size):
+            parts.append(_upright(one, place, size))
         else:
-            parts.append(_turned(*one, *[None] * (3 - len(one)), places[index : index + 1], size))
+            parts.append(_rotated(*one, *[None] * (3 - len(one)), places[index : index + 1], size))
     columns = zip(*parts, strict=True)
     return tuple(None if column[0] is None else torch.cat(column) for column in columns)
 
@@ -65,7 +65,7 @@ def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
     return left >= 0 and top >= 0 and left + size[1] <= width and top + size[0] <= height
 
 
-def _straight(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Windows:
+def _upright(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Windows:
     """Returns one window that isn't rotated: a view, or its mirror image."""
     height, width = size
     flip = place[2] < 0
@@ -87,7 +87,7 @@ def _bits(plane: Tensor) -> Tensor:
     return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
 
-def _turned(
+def _rotated(
     image: Tensor,
     depth: Tensor,
     teacher_depth: Tensor | None,

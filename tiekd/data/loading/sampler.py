@@ -74,6 +74,7 @@ def epoch_batches(
     Returns:
         (batches, batch_size) int64.
     """
+    # The permutation, and the group of each of its samples.
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
@@ -175,13 +176,13 @@ class MicroBatches(Sampler):
                 batches = epoch_batches(
                     epoch, self.num_samples, self.batch_size, self.seed, self.groups
                 )
-            keys = [(epoch, index) for index in self._told_apart(batches[position]).tolist()]
+            keys = [(epoch, index) for index in self._with_own_indices(batches[position]).tolist()]
             for step in range(self.accumulation):
                 # Slices by accumulation step, then by rank.
                 first = (step * self.share.world_size + self.share.rank) * self.micro_batch_size
                 yield keys[first : first + self.micro_batch_size]
 
-    def _told_apart(self, batch: np.ndarray) -> np.ndarray:
+    def _with_own_indices(self, batch: np.ndarray) -> np.ndarray:
         """Returns the batch with repeated samples numbered beyond num_samples."""
         _, first_places, counts = np.unique(batch, return_index=True, return_counts=True)
         if len(counts) == len(batch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiekd.data.augment import resample as turning
+from tiekd.data.augment import resample as resampling
 from tiekd.data.augment.augment import Augment, Decisions, Sample, look_up
 from tiekd.data.augment.geometry import cut, move
 from tiekd.data.augment.resample import resample
@@ -50,7 +50,7 @@ def test_a_batch_at_once_is_its_windows_one_by_one(device, teacher):
         None if tensor is None else tensor.to(device)
         for tensor in (image, depth, maps, torch.stack([part.place for part in parts]))
     ]
-    at_once = turning._turned(*there, (24, 40))
+    at_once = resampling._rotated(*there, (24, 40))
     for index, decisions in enumerate(DRAWN):
         single = move(sample, decisions)
         got = [None if tensor is None else tensor[index].cpu() for tensor in at_once]
@@ -169,5 +169,5 @@ def test_nothing_on_the_way_waits_for_the_device(monkeypatch):
         "__index__",
     ):
         monkeypatch.setattr(torch.Tensor, name, wait)
-    windows, *_ = turning._turned(image, depth, depth, places, (24, 40))
+    windows, *_ = resampling._rotated(image, depth, depth, places, (24, 40))
     assert look_up(windows, tables).shape == (len(parts), 3, 24, 40)
