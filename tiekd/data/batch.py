@@ -1,6 +1,6 @@
 """The batch that training and evaluation see, and the compact form in which workers send it.
 
-A frame is a `Sample` (tiekd/data/augment/augment.py) until it is collated to a `WorkerBatch`, which
+A frame is a `Sample` (tiekd/data/sample.py) until it is collated to a `WorkerBatch`, which
 becomes a `Batch` on the device.
 """
 

@@ -35,11 +35,12 @@ from typing import NamedTuple
 import torch
 
 from tiekd.data import image_io
-from tiekd.data.augment.augment import Augment, Sample, in_metres
+from tiekd.data.augment.augment import Augment
 from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, taken_as
 from tiekd.data.frames import Frames
 from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.sample import Sample, in_metres
 from tiekd.errors import DataError
 
 FAULTS = ("missing", "unreadable", "bit depth", "size", "unit", "empty")

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from tiekd.data import resize as resizes
-from tiekd.data.augment.augment import Augment, Sample
+from tiekd.data.augment.augment import Augment
 from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d, counting_only
 

@@ -8,12 +8,12 @@ beyond the image: pixels there are black, have no depth and are not valid.
 
 from math import ceil, cos, floor, radians, sin
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tiekd.data.augment.augment import Decisions, Sample
+from tiekd.data.augment.augment import Decisions
 from tiekd.data.augment.resample import resample
+from tiekd.data.sample import Sample, in_grey_levels
 
 
 def move(sample: Sample, decisions: Decisions) -> Sample:
@@ -120,16 +120,6 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
         teacher_depth=teacher_depth,
         intrinsics=intrinsics,
     )
-
-
-def in_grey_levels(sample: Sample) -> Sample:
-    """Returns the sample with a uint8 image, rounded in one numpy pass (half of torch's time)."""
-    if sample.image.dtype == torch.uint8:
-        return sample
-    levels = np.empty(sample.image.shape, np.uint8)
-    with np.errstate(invalid="ignore"):
-        np.rint(sample.image.numpy().clip(0, 255), out=levels, casting="unsafe")
-    return sample._replace(image=torch.from_numpy(levels))
 
 
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:

@@ -7,9 +7,9 @@ Left out: scaling. Cut-outs of images that are too small for their rotated windo
 import torch
 from torch import Tensor
 
-from tiekd.data.augment.augment import Sample, in_metres
 from tiekd.data.batch import WorkerBatch
 from tiekd.data.loading.transport import stack
+from tiekd.data.sample import Sample, in_metres
 from tiekd.errors import DataError
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd.data import resize as resizes
-from tiekd.data.augment.augment import Augment, Decisions, Sample, colour_table
-from tiekd.data.augment.geometry import cut, in_grey_levels
+from tiekd.data.augment.augment import Augment, Decisions, colour_table
+from tiekd.data.augment.geometry import cut
 from tiekd.data.batch import WorkerBatch
 from tiekd.data.loading.collate import check_sizes, collate
 from tiekd.data.resize import OWN_SIZE, Placement, Resize
+from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.distributed import limits
 from tiekd.errors import DataError, LaunchError, UserError
 

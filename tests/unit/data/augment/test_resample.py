@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from tiekd.data.augment import resample as resampling
-from tiekd.data.augment.augment import Augment, Decisions, Sample, look_up
+from tiekd.data.augment.augment import Augment, Decisions, look_up
 from tiekd.data.augment.geometry import cut, move
 from tiekd.data.augment.resample import resample
 from tiekd.data.loading.reader import BatchReader
+from tiekd.data.sample import Sample
 
 NO_COLOURS = (None, 1.0, (1.0, 1.0, 1.0))
 DRAWN = [

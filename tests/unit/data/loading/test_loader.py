@@ -10,10 +10,11 @@ import torch
 from support import fake_data
 from support.fake_data import image_name, write_png
 
-from tiekd.data.augment.augment import Augment, Sample
+from tiekd.data.augment.augment import Augment
 from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.loading.loader import Loading, Unreadable, training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches, RankShare
+from tiekd.data.sample import Sample
 from tiekd.errors import DataError, LaunchError, RecipeError
 
 CPU = torch.device("cpu")
