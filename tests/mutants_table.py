@@ -606,7 +606,7 @@ MUTANTS = [
     Mutant(
         "flip_without_the_teachers_map",
         "tiekd.data.augment.resample",
-        "_straight",
+        "_upright",
         "image, *maps = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane "
         "for plane in (image, *maps))",
         "image, maps[0] = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane "
@@ -617,23 +617,22 @@ MUTANTS = [
         "flip_without_the_intrinsics",
         "tiekd.data.augment.geometry",
         "_moved_intrinsics",
-        "width - 1 - x if d.flip else x",
+        "width - 1 - x if decisions.flip else x",
         "x",
         ("tests/unit/data/augment/test_geometry.py",),
     ),
     Mutant(
         "corners_that_turned_in_are_valid",
         "tiekd.data.augment.resample",
-        "_turned",
-        "Resampled(levels, nearest(depth), nearest(teacher_depth), inside[:, None])",
-        "Resampled(levels, nearest(depth), nearest(teacher_depth), "
-        "torch.ones_like(inside)[:, None])",
+        "_rotated",
+        "return levels, nearest(depth), nearest(teacher_depth), inside[:, None]",
+        "return levels, nearest(depth), nearest(teacher_depth), torch.ones_like(inside)[:, None]",
         ("tests/unit/data/augment/test_geometry.py",),
     ),
     Mutant(
         "what_fills_up_a_smaller_part_is_inside",
         "tiekd.data.augment.resample",
-        "_turned",
+        "_rotated",
         "(columns >= 0) & (columns < widths) & (rows >= 0) & (rows < heights)",
         "(columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)",
         ("tests/unit/data/augment/test_resample.py",),
@@ -785,15 +784,23 @@ MUTANTS = [
     Mutant(
         "repetitions_under_one_key",
         "tiekd.data.loading.sampler",
-        "MicroBatches._told_apart",
+        "MicroBatches._with_own_indices",
         "batch + self.num_samples * (np.arange(len(batch)) // period)",
         "batch",
         ("tests/unit/data/loading/test_sampler.py",),
     ),
     Mutant(
+        "a_batch_forgets_what_it_skipped",
+        "tiekd.data.batch",
+        "WorkerBatch.to",
+        "there.skipped",
+        "()",
+        ("tests/unit/data/loading/test_unreadable.py",),
+    ),
+    Mutant(
         "repetitions_read_beyond_the_data_set",
-        "tiekd.data.loading.loader",
-        "Keyed._readable_sample",
+        "tiekd.data.loading.reader",
+        "BatchReader._readable_sample",
         "index % len(self.dataset)",
         "index",
         ("tests/unit/data/loading/test_loader.py",),
@@ -1140,7 +1147,7 @@ MUTANTS = [
     Mutant(
         "batches_travel_through_files_where_there_is_memory",
         "tiekd.data.loading.transport",
-        "_open_nameless",
+        "_open_anonymous",
         '(0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ()',
         "()",
         ("tests/unit/data/loading/test_transport.py",),
@@ -1164,7 +1171,7 @@ MUTANTS = [
     Mutant(
         "a_workers_death_waits_for_its_batch",
         "tiekd.data.loading.workers",
-        "_answer_deaths",
+        "_watch_deaths",
         "signal.signal(signal.SIGCHLD, _on_child)",
         "",
         ("tests/unit/data/loading/test_workers.py",),
@@ -1190,8 +1197,8 @@ MUTANTS = [
     ),
     Mutant(
         "pictures_are_skipped_where_no_file_may_be_opened",
-        "tiekd.data.loading.loader",
-        "Keyed._readable_sample",
+        "tiekd.data.loading.reader",
+        "BatchReader._readable_sample",
         """
             if limits.lacking(error):
                 raise

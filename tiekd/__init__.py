@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tiekd.config.recipe import load_recipe
-    from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, Sample
+    from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
     from tiekd.data.batch import Batch
+    from tiekd.data.sample import Sample
     from tiekd.distributed.comm import is_main, mean_over_ranks
     from tiekd.errors import DataError, RecipeError
     from tiekd.inference.student import load_student
@@ -57,7 +58,7 @@ _HOMES = {
     "Hook": "tiekd.training.hook",
     "Prediction": "tiekd.models.network",
     "RecipeError": "tiekd.errors",
-    "Sample": "tiekd.data.augment.augment",
+    "Sample": "tiekd.data.sample",
     "build_network": "tiekd.models.build",
     "is_main": "tiekd.distributed.comm",
     "load_recipe": "tiekd.config.recipe",

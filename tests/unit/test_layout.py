@@ -44,6 +44,8 @@ ELSEWHERE = {
     ),
     "unit/data/loading/test_unreadable.py": ("training/unreadable_hook",),
     "unit/data/test_image_io.py": ("data/orientation",),
+    "unit/data/loading/test_loader.py": ("data/loading/reader",),
+    "unit/data/augment/test_augment.py": ("data/sample",),
     "unit/data/test_resize.py": ("data/loading/collate",),
     "unit/distributed/test_allocator.py": (
         "training/kept_memory_hook",

@@ -1,4 +1,8 @@
-"""The batch that the loop receives, and the compact form in which it is copied to the device."""
+"""The batch that training and evaluation see, and the compact form in which workers send it.
+
+A frame is a `Sample` (tiekd/data/sample.py) until it is collated to a `WorkerBatch`, which
+becomes a `Batch` on the device.
+"""
 
 from typing import NamedTuple
 
@@ -24,6 +28,8 @@ class Batch(NamedTuple):
         names: The B image paths as the split file has them.
         counted: Equal to `inside` if images may lie on a larger canvas (`data.resize` with
             `contain`), whose black pixels then count in no norm's statistics; None otherwise.
+        skipped: Messages about training samples that can't be read, which others of this batch
+            replace (`data.on_error: skip`).
     """
 
     image: Tensor
@@ -33,10 +39,11 @@ class Batch(NamedTuple):
     intrinsics: Tensor
     names: list[str]
     counted: Tensor | None = None
+    skipped: tuple[str, ...] = ()
 
 
-class HostBatch(NamedTuple):
-    """A micro-batch as workers deliver it, at a third of the bytes.
+class WorkerBatch(NamedTuple):
+    """A micro-batch as workers send it, on the CPU, at a third of a Batch's bytes.
 
     Attributes:
         image: (B, 3, H, W) uint8, RGB.
@@ -47,10 +54,11 @@ class HostBatch(NamedTuple):
         teacher_units: (B,) float32.
         places: (B, 8) float64, where in each image its window of `size` lies
             (tiekd/data/augment/resample.py); None if the images are the windows.
-        size: (height, width) of the windows in pixels.
+        size: (height, width) of the windows in pixels; None if the images are the windows.
         intrinsics: As in Batch.
         names: As in Batch.
         is_padded: True if a window may reach beyond its image on purpose.
+        skipped: As in Batch.
     """
 
     image: Tensor
@@ -60,10 +68,11 @@ class HostBatch(NamedTuple):
     teacher_depth: Tensor | None
     teacher_units: Tensor
     places: Tensor | None
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     intrinsics: Tensor
     names: list[str]
     is_padded: bool = False
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch on a device: copied in its compact form, then finished there.
@@ -71,27 +80,32 @@ class HostBatch(NamedTuple):
         The copy comes from pinned memory and overlaps with computation. Resampling, normalisation
         and the conversion to metres run on the device.
         """
-        # Copy all tensors to the device, then resample, look up colours and convert depths there.
-        there = HostBatch(
+        # Copy all tensors to the device.
+        there = WorkerBatch(
             *(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self)
         )
         image = there.image
         depth = there.depth
         teacher_depth = there.teacher_depth
+        # Resample the windows: rotation, flip and crop.
         if there.places is None:
             inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
         else:
             image, depth, teacher_depth, inside = resample(
                 image, depth, teacher_depth, there.places, there.size
             )
+        # Look up the colours, and convert depths to metres.
+        if teacher_depth is not None:
+            teacher_depth = _metres(teacher_depth, there.teacher_units)
         return Batch(
-            look_up(image, there.tables),
-            _metres(depth, there.depth_units),
-            inside,
-            None if teacher_depth is None else _metres(teacher_depth, there.teacher_units),
-            there.intrinsics,
-            there.names,
-            inside if there.is_padded else None,
+            image=look_up(image, there.tables),
+            depth=_metres(depth, there.depth_units),
+            inside=inside,
+            teacher_depth=teacher_depth,
+            intrinsics=there.intrinsics,
+            names=there.names,
+            counted=inside if there.is_padded else None,
+            skipped=there.skipped,
         )
 
 

@@ -33,14 +33,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import Dataset
 
 from tiekd.data import image_io
-from tiekd.data.augment.augment import Augment, Sample, in_metres
+from tiekd.data.augment.augment import Augment
 from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, taken_as
 from tiekd.data.frames import Frames
-from tiekd.data.loading.loader import Keyed
+from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.sample import Sample, in_metres
 from tiekd.errors import DataError
 
 FAULTS = ("missing", "unreadable", "bit depth", "size", "unit", "empty")
@@ -73,8 +73,8 @@ class Finding(NamedTuple):
     message: str
 
 
-class Examined(Dataset):
-    """The `Facts` of each frame, by index.
+class Examined:
+    """Frames whose `Facts` are collected by index.
 
     Args:
         frames: The split's frames.
@@ -88,7 +88,8 @@ class Examined(Dataset):
         self.augment = augment
         self.resize = resize
 
-    def __getitems__(self, indices: list[int]) -> list[Facts]:
+    def facts(self, indices: list[int]) -> list[Facts]:
+        """Returns the facts of some frames."""
         return [self._facts(index) for index in indices]
 
     def _facts(self, index: int) -> Facts:
@@ -121,8 +122,8 @@ class Examined(Dataset):
 
     def _check_crop(self, sample: Sample) -> None:
         if self.augment is not None:
-            keyed = Keyed(self.frames, self.augment, 0, resize=self.resize)
-            keyed.decisions(0, 0, sample.name, keyed.resize.place(*sample.image.shape[-2:]))
+            reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
+            reader.decisions(0, 0, sample.name, reader.resize.place(*sample.image.shape[-2:]))
 
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
         measured = sample.depth[sample.depth > 0]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tiekd.data import image_io, orientation, teacher_maps
-from tiekd.data.augment.augment import Sample, in_metres
 from tiekd.data.augment.geometry import crop_window
+from tiekd.data.sample import Sample, in_metres
 from tiekd.errors import DataError
 
 

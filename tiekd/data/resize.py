@@ -28,8 +28,7 @@ from torch.nn.functional import interpolate, pad
 from tiekd.config.build import settings
 from tiekd.config.recipe import is_overridden
 from tiekd.config.schema import check_value
-from tiekd.data.augment.augment import Sample
-from tiekd.data.augment.geometry import in_grey_levels
+from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from tiekd.console import Progress
 from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
-from tiekd.data.loading.loader import validation_batches
+from tiekd.data.loading.loader import Loading, validation_batches
+from tiekd.data.loading.sampler import RankShare
 from tiekd.data.loading.workers import TIMEOUT_S
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm
@@ -113,12 +114,10 @@ def evaluate(
     batches = validation_batches(
         dataset,
         settings.batch_size,
-        comm.rank(),
-        comm.world_size(),
-        workers,
         device,
-        timeout_s,
-        resize,
+        share=RankShare(comm.rank(), comm.world_size()),
+        loading=Loading(workers=workers, timeout_s=timeout_s),
+        resize=resize,
     )
     for batch_indices, batch in _shown(batches, "frames", len(dataset), comm.world_size(), out):
         depth = resizes.restored(

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TextIO
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from tiekd import paths
 from tiekd.config.recipe import load_recipe
@@ -137,16 +136,6 @@ def _write(cache: Decoded, sources: Sources, source: Path) -> DataError | None:
     return None
 
 
-class _Acting(Dataset):
-    """A data set whose item for a file's path is what `act` returns for it."""
-
-    def __init__(self, act: Callable):
-        self.act = act
-
-    def __getitems__(self, paths: list[Path]) -> list:
-        return [self.act(path) for path in paths]
-
-
 def _each(
     noun: str,
     paths: list[Path],
@@ -175,7 +164,11 @@ def _each(
     batches = [
         paths[start : start + _FILES_A_BATCH] for start in range(0, len(paths), _FILES_A_BATCH)
     ]
-    for found in workers.read(_Acting(act), batches, num_workers, list, _names, timeout_s):
+
+    def act_on(batch: list[Path]) -> list:
+        return [act(path) for path in batch]
+
+    for found in workers.read(act_on, batches, num_workers, _names, timeout_s):
         yield from found
         done += len(found)
         progress.update()

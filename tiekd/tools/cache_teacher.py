@@ -36,7 +36,8 @@ from tiekd.data import resize as resizes
 from tiekd.data.agreement import check_same
 from tiekd.data.build import build_dataset, loading_of
 from tiekd.data.frames import Frames
-from tiekd.data.loading.loader import Loading, validation_batches
+from tiekd.data.loading.loader import NO_WORKERS, Loading, validation_batches
+from tiekd.data.loading.sampler import ALL_BATCHES, RankShare
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm, process_group
 from tiekd.errors import DataError, RecipeError, TeacherError
@@ -266,7 +267,7 @@ class _Job:
             )
             sizes = [
                 len(self._encoded(depth))
-                for _, depth in self._depths(probes, 0, 1, Loading(workers=0))
+                for _, depth in self._depths(probes, ALL_BATCHES, NO_WORKERS)
             ]
             needed = _MARGIN * len(missing) * sum(sizes) / len(sizes)
             free = shutil.disk_usage(self.folder).free
@@ -289,7 +290,8 @@ class _Job:
             with ThreadPoolExecutor(_WRITERS) as pool:
                 # The queue is short, so that a slow disk holds the network up, not the memory.
                 waiting = deque()
-                for name, depth in self._depths(missing, comm.rank(), comm.world_size(), loading):
+                share = RankShare(comm.rank(), comm.world_size())
+                for name, depth in self._depths(missing, share, loading):
                     waiting.append(pool.submit(self._write, name, depth))
                     while len(waiting) > _WAITING:
                         waiting.popleft().result()
@@ -300,7 +302,7 @@ class _Job:
             comm.barrier()
 
     def _depths(
-        self, names: list[str], rank: int, world_size: int, loading: Loading
+        self, names: list[str], share: RankShare, loading: Loading
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Predicts a rank's share of the frames, at each frame's own size.
 
@@ -310,7 +312,7 @@ class _Job:
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
         resize = getattr(self.teacher, "resize", OWN_SIZE)
         batches = validation_batches(
-            frames, 1, rank, world_size, loading.workers, self.device, loading.timeout_s, resize
+            frames, 1, self.device, share=share, loading=loading, resize=resize
         )
         for (place,), batch in batches:
             depth = resizes.restored(

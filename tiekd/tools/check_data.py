@@ -249,9 +249,8 @@ def _examine(
     def describe(indices: list[int]) -> str:
         return ", ".join(frames[index].image for index in indices)
 
-    for facts in workers.read(
-        Examined(split.frames, augment, resize), batches, num_workers, list, describe, timeout_s
-    ):
+    examined = Examined(split.frames, augment, resize)
+    for facts in workers.read(examined.facts, batches, num_workers, describe, timeout_s):
         split.facts += facts
         progress.update()
     # Faults of single frames, then those that show only between frames.

@@ -19,8 +19,9 @@ from tiekd.data.augment.augment import Augment, Decisions
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.image_io import write_image
-from tiekd.data.loading.loader import Keyed, Loading, Unreadable, training_batches
-from tiekd.data.loading.sampler import MicroBatches, size_groups
+from tiekd.data.loading.loader import Loading, Unreadable, training_batches
+from tiekd.data.loading.reader import BatchReader
+from tiekd.data.loading.sampler import MicroBatches, RankShare, size_groups
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import DataError, LaunchError
 from tiekd.teaching import build_teacher
@@ -75,26 +76,27 @@ def global_batch(
     # The same sampler as in training, set to this one iteration.
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
-        dealing = (
+        sampler = MicroBatches(
             len(dataset),
             batch_size,
-            accumulation,
-            rank,
-            world_size,
-            seed,
-            iteration - 1,
-            iteration,
-            groups,
+            range(iteration - 1, iteration),
+            seed=seed,
+            accumulation=accumulation,
+            share=RankShare(rank, world_size),
+            groups=groups,
         )
-        sampler = MicroBatches(*dealing)
         unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
-        cpu = torch.device("cpu")
         batches = training_batches(
-            dataset, sampler, augment, seed, 0, cpu, loading.timeout_s, unreadable, resize
+            dataset,
+            sampler,
+            augment,
+            torch.device("cpu"),
+            unreadable=unreadable,
+            resize=resize,
         )
-        keyed = Keyed(dataset, augment, seed, resize=resize)
+        reader = BatchReader(dataset, augment, seed, resize=resize)
         for micro_batch, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
-            decisions = [_drawn(keyed, *key) for key in keys]
+            decisions = [_drawn(reader, *key) for key in keys]
             # A small data set is repeated: higher indices are repetitions.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
             yield Dealt(rank, micro_batch, batch, samples, decisions)
@@ -130,18 +132,18 @@ def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:
     )
 
 
-def _drawn(keyed: Keyed, epoch: int, index: int) -> Decisions:
+def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
     """Returns a sample's augmentation, which is drawn for the size of the image that was read.
 
     That may be another frame, which was read in place of a faulty one (`data.on_error: skip`).
     """
-    for read_index in range(index, index + len(keyed.dataset)):
+    for read_index in range(index, index + len(reader.dataset)):
         try:
-            sample = keyed.dataset[read_index % len(keyed.dataset)]
+            sample = reader.dataset[read_index % len(reader.dataset)]
         except DataError:
             continue
-        placement = keyed.resize.place(*sample.image.shape[-2:])
-        return keyed.decisions(epoch, index, sample.name, placement)
+        placement = reader.resize.place(*sample.image.shape[-2:])
+        return reader.decisions(epoch, index, sample.name, placement)
     raise AssertionError("the batch could be read")
 
 

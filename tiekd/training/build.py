@@ -21,7 +21,13 @@ from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
 from tiekd.data.loading.loader import Unreadable, training_batches
-from tiekd.data.loading.sampler import MicroBatches, iterations_per_epoch, repeats, size_groups
+from tiekd.data.loading.sampler import (
+    MicroBatches,
+    RankShare,
+    iterations_per_epoch,
+    repeats,
+    size_groups,
+)
 from tiekd.distributed import comm, process_group
 from tiekd.engine.config import EngineConfig, resolve
 from tiekd.errors import CheckpointError, RecipeError
@@ -91,28 +97,24 @@ class Parts:
 
     def batches(self, end: int) -> Iterator[Batch]:
         """Returns this rank's micro-batches from where the run stands up to iteration `end`."""
-        train, loading = self.recipe.train, self.recipe.loading
+        train = self.recipe.train
         # The order depends on the seed and the iteration alone, so a resumed run goes on in the
         # midst of an epoch.
         sampler = MicroBatches(
             num_samples=len(self.train_set),
             batch_size=train.batch_size,
-            accumulation=self.config.accumulation,
-            rank=comm.rank(),
-            world_size=comm.world_size(),
+            iterations=range(self.state.iteration, end),
             seed=train.seed,
-            start_iteration=self.state.iteration,
-            total_iterations=end,
+            accumulation=self.config.accumulation,
+            share=RankShare(comm.rank(), comm.world_size()),
             groups=self.groups,
         )
         return training_batches(
             self.train_set,
             sampler,
             self.recipe.augment,
-            train.seed,
-            loading.workers,
             self.device,
-            timeout_s=loading.timeout_s,
+            loading=self.recipe.loading,
             unreadable=self.unreadable,
             resize=self.recipe.resize,
         )

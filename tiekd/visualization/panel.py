@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd.data.augment.geometry import in_grey_levels
 from tiekd.data.image_io import write_image
+from tiekd.data.sample import in_grey_levels
 from tiekd.visualization import pictures
 from tiekd.visualization.frame_pictures import growth
 

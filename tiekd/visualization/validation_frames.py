@@ -66,7 +66,7 @@ class ShownFrames:
         if not self._kept:
             # On this rank alone and without workers, so no collective is needed.
             batches = validation_batches(
-                self.chosen, 1, 0, 1, 0, self.device, resize=self.resize, resized_depth=True
+                self.chosen, 1, self.device, resize=self.resize, resized_depth=True
             )
             self._kept = [self._read(batch) for _, batch in batches]
         found = []

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import tiekd
-from tiekd.data.augment.augment import Sample, colour_table, look_up
+from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.image_io import read_photo
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.sample import Sample
 from tiekd.evaluation import evaluate
 from tiekd.inference.export import export, onnx_format, program_format
 from tiekd.inference.predict.inputs import find

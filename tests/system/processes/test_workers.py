@@ -7,7 +7,6 @@ import time
 
 import psutil
 import pytest
-import torch
 from support.programs import ROOT
 
 from tiekd.data.loading import transport
@@ -22,21 +21,21 @@ def unpinned(monkeypatch):
     monkeypatch.setattr(transport, "receive", lambda connection, _pin: receive(connection))
 
 
-class Slow(torch.utils.data.Dataset):
-    def __getitems__(self, keys):
-        time.sleep(keys[0])
-        return keys
+def slow(keys):
+    time.sleep(keys[0])
+    return keys
 
 
-def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
+@pytest.mark.usefixtures("unpinned")
+def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it():
     started = time.monotonic()
-    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
+    results = read(slow, [[0], [3600]], 1, str, 60, pin_memory=True)
     assert next(results) == [0]
     results.close()
-    results = read(Slow(), [[0], [3600]], 1, list, str, 2, pin_memory=True)
+    results = read(slow, [[0], [3600]], 1, str, 2, pin_memory=True)
     with pytest.raises(DataError, match=r"^\[3600\]: not read by a data worker within 2 s"):
         list(results)
-    results = read(Slow(), [[0], [3600]], 1, list, str, 60, pin_memory=True)
+    results = read(slow, [[0], [3600]], 1, str, 60, pin_memory=True)
     next(results)
     with pytest.raises(DataError, match="a data worker died"):
         for child in multiprocessing.active_children():  # one of before may still be about to end
@@ -47,17 +46,13 @@ def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it(unpinned):
     assert time.monotonic() - started < 60
 
 
-def test_a_worker_ends_with_its_program_however_that_ended(tmp_path):
+def test_a_worker_ends_with_its_program_however_that_ended():
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import multiprocessing
-import torch
 from tiekd.data.loading.workers import read
-class Doubled(torch.utils.data.Dataset):
-    def __getitems__(self, keys):
-        return [2 * key for key in keys]
-results = read(Doubled(), [[1]] * 100, 2, list, str, 60)
+results = read(lambda keys: [2 * key for key in keys], [[1]] * 100, 2, str, 60)
 next(results)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 os.kill(os.getpid(), 9)

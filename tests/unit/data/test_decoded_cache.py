@@ -17,7 +17,7 @@ from tiekd.data import image_io
 from tiekd.data.augment.augment import Augment
 from tiekd.data.datasets import kitti
 from tiekd.data.decoded_cache import Decoded, attach, describe, folder_of, without_cache
-from tiekd.data.loading.loader import training_batches, validation_batches
+from tiekd.data.loading.loader import Loading, training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches
 from tiekd.errors import DataError, RecipeError
 
@@ -66,9 +66,10 @@ def test_training_and_evaluation_see_the_same_bits_as_from_the_files(root, worke
         if decoded:
             train.decoded, val.decoded = filled(root, train), filled(root, val)
         augment = Augment(crop=(12, 16), rotate_p=0.5, rotate_deg=20.0)
-        sampler = MicroBatches(len(train), 2, 1, 0, 1, 3, 0, 20)
-        yield from training_batches(train, sampler, augment, 3, workers, CPU)
-        yield from (batch for _, batch in validation_batches(val, 2, 0, 1, workers, CPU))
+        sampler = MicroBatches(len(train), 2, range(20), seed=3)
+        loading = Loading(workers=workers)
+        yield from training_batches(train, sampler, augment, CPU, loading=loading)
+        yield from (batch for _, batch in validation_batches(val, 2, CPU, loading=loading))
 
     for one, other in zip(batches(decoded=False), batches(decoded=True), strict=True):
         assert one.names == other.names

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from tiekd.data import resize as resizes
-from tiekd.data.augment.augment import Augment, Sample
-from tiekd.data.loading.collate import collate
-from tiekd.data.loading.loader import Keyed
+from tiekd.data.augment.augment import Augment
+from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d, counting_only
 
@@ -253,10 +253,9 @@ def test_intrinsics_and_depths_follow_the_picture():
 
 def batch_of(resize, augment=None, samples=None, **options):
     samples = samples or [sample_of()]
-    keyed = Keyed(One(*samples), augment, 0, resize=resize, **options)
-    read = keyed.__getitems__([(0, index) for index in range(len(samples))])
-    collated = collate(read)
-    return collated.batch.to(torch.device("cpu"))
+    reader = BatchReader(One(*samples), augment, 0, resize=resize, **options)
+    read = reader.read([(0, index) for index in range(len(samples))])
+    return read.to(torch.device("cpu"))
 
 
 CONTAIN = Resize(height=24, width=30, mode="contain")  # 40x60 -> 20x30 from row 2
@@ -383,14 +382,14 @@ def test_depth_of_another_size_than_the_network_saw_is_refused():
         resizes.restored(torch.ones(1, 1, 48, 64), OWN_SIZE, (24, 32), smooth=True)
     mixed = sample_of(48, 64, depth=torch.ones(1, 24, 32))
     for augment in (None, PLAIN):
-        error = Keyed(One(mixed), augment, 0).__getitems__([(0, 0)])
+        error = BatchReader(One(mixed), augment, 0).read([(0, 0)])
         assert str(error) == "one: depth of 24x32 for a picture of 48x64; give both one size"
 
 
 def test_pictures_of_different_sizes_are_not_evaluated_in_one_batch():
     data = One(sample_of(48, 64), sample_of(50, 60))
-    keyed = Keyed(data, None, 0, resize=Resize(height=8, width=9, mode="stretch"))
-    error = collate(keyed.__getitems__([(0, 0), (0, 1)]))
+    reader = BatchReader(data, None, 0, resize=Resize(height=8, width=9, mode="stretch"))
+    error = reader.read([(0, 0), (0, 1)])
     assert "pictures of different sizes in one batch: 48x64, 50x60 (among one)" in str(error)
 
 

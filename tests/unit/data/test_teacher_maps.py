@@ -73,11 +73,9 @@ def recipe_of(
 def targets(recipe: dict) -> torch.Tensor:
     """The teacher's depth of the first batch, as training gets it without augmentation."""
     teacher = build_teacher(recipe["teacher"], CPU)
-    sampler = MicroBatches(2, 1, 1, 0, 1, 0, 0, 2)
+    sampler = MicroBatches(2, 1, range(2), seed=0)
     frames = build_dataset(recipe, "train")
-    return torch.cat(
-        [teacher(batch) for batch in training_batches(frames, sampler, NOTHING, 0, 0, CPU)]
-    )
+    return torch.cat([teacher(batch) for batch in training_batches(frames, sampler, NOTHING, CPU)])
 
 
 def refused(kind, recipe: dict) -> str:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from tiekd import files
-from tiekd.data.augment.augment import Sample
 from tiekd.data.resize import Resize
+from tiekd.data.sample import Sample
 from tiekd.errors import LaunchError
 from tiekd.evaluation import report
 from tiekd.evaluation.compare import Protocol, Result

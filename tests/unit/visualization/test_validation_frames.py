@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from tiekd.data.augment.augment import Sample
+from tiekd.data.sample import Sample
 from tiekd.models.network import Network, Prediction
 from tiekd.visualization.validation_frames import ShownFrames
 from tiekd.visualization.views import View

@@ -1,4 +1,4 @@
-"""Samples, the random decisions of their augmentation, and the colours of their images.
+"""The random decisions of a sample's augmentation, and the colours of its image.
 
 tiekd/data/augment/geometry.py applies the geometric decisions.
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
 
 # Per channel, RGB, in grey levels 0..255.
@@ -25,44 +26,19 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 SIZES = ("crop", "keep_aspect", "bucket")
 
 
-class Sample(NamedTuple):
-    """One frame.
-
-    Attributes:
-        image: (3, H, W) uint8 or float32 RGB, grey levels 0..255.
-        depth: (1, H, W) float32 metres, 0 where not valid; or uint16 as stored in its file, in
-            units of which `depth_units` make a metre.
-        inside: (1, H, W) bool, False where a rotation brought in pixels from outside the image.
-        teacher_depth: as `depth`, in `teacher_units`; None without a teacher's map.
-        intrinsics: (3, 3), pixels.
-        name: the frame's name.
-        depth_units: units of `depth` per metre.
-        teacher_units: units of `teacher_depth` per metre.
-    """
-
-    image: Tensor
-    depth: Tensor
-    inside: Tensor
-    teacher_depth: Tensor | None
-    intrinsics: Tensor
-    name: str
-    depth_units: float = 1.0
-    teacher_units: float = 1.0
-
-
 class Decisions(NamedTuple):
     """The decisions of one augmentation.
 
     Attributes:
-        angle: degrees counter-clockwise about the image's centre.
+        angle: Degrees counter-clockwise about the image's centre.
         flip: True: the image is mirrored.
-        top: first row of the window in the flipped image.
-        left: first column of the window in the flipped image.
-        height: rows of the window.
-        width: columns of the window.
-        gamma: exponent on grey levels 0..255, applied first; None: no change of colour.
-        brightness: factor, applied after gamma.
-        channels: factors of the three channels, applied last. Values above 255 are clipped to 255,
+        top: First row of the window in the flipped image.
+        left: First column of the window in the flipped image.
+        height: Rows of the window.
+        width: Columns of the window.
+        gamma: Exponent on grey levels 0..255, applied first; None: no change of colour.
+        brightness: Factor, applied after gamma.
+        channels: Factors of the three channels, applied last. Values above 255 are clipped to 255,
             as in a camera.
     """
 
@@ -82,20 +58,20 @@ class Augment:
     """Options of the training augmentation, with the published KITTI values as defaults.
 
     Attributes:
-        rotate_p: probability of a rotation.
-        rotate_deg: largest angle, degrees.
-        flip_p: probability of a horizontal flip.
+        rotate_p: Probability of a rotation.
+        rotate_deg: Largest angle, degrees.
+        flip_p: Probability of a horizontal flip.
         crop: [height, width] of the random window in pixels; None: the whole image.
-        sizes: how images of different sizes are handled. `crop`: only by the crop; an image smaller
+        sizes: How images of different sizes are handled. `crop`: only by the crop; an image smaller
             than the crop is refused by name, and without a crop all images must have one size.
             `keep_aspect`: the working resolution covers the crop (tiekd/data/resize.py), in
             training and everywhere else; with `data.resize`, which scales then, the crop is at most
             the resized image. `bucket`: a batch holds images of one size
             (tiekd/data/loading/sampler.py).
-        colour_p: probability of a change of colour.
-        gamma: range of exponents.
-        brightness: range of factors.
-        channels: range of factors, drawn per channel.
+        colour_p: Probability of a change of colour.
+        gamma: Range of exponents.
+        brightness: Range of factors.
+        channels: Range of factors, drawn per channel.
     """
 
     rotate_p: float = 0.5
@@ -137,14 +113,14 @@ class Augment:
         """Returns the decisions for one sample: a pure function of the arguments.
 
         Args:
-            seed: the run's seed.
-            epoch: from 0.
-            index: the sample's index in the data set.
-            height: rows of the image at its working resolution, padding included.
-            width: columns of the same.
+            seed: The run's seed.
+            epoch: From 0.
+            index: The sample's index in the data set.
+            height: Rows of the image at its working resolution, padding included.
+            width: Columns of the same.
 
         Raises:
-            DataError: the crop is larger than the image.
+            DataError: If the crop is larger than the image.
         """
         rng = np.random.default_rng([seed, epoch, index, 1])
 
@@ -179,19 +155,6 @@ class Augment:
         )
 
 
-def in_metres(sample: Sample) -> Sample:
-    """Returns the sample with float32 depths in metres."""
-    teacher_depth = sample.teacher_depth
-    if teacher_depth is not None:
-        teacher_depth = teacher_depth.float() / sample.teacher_units
-    return sample._replace(
-        depth=sample.depth.float() / sample.depth_units,
-        teacher_depth=teacher_depth,
-        depth_units=1.0,
-        teacher_units=1.0,
-    )
-
-
 def normalise(sample: Sample) -> Sample:
     """Returns the sample with its grey levels 0..255 normalised by ImageNet's mean and deviation.
 
@@ -203,8 +166,10 @@ def normalise(sample: Sample) -> Sample:
 def colour_table(decisions: Decisions | None = None) -> Tensor:
     """Returns the normalised value of each grey level of each channel: (3, 256) float32.
 
-    The drawn change of colour comes first, then normalisation. decisions: None: no change of
-    colour.
+    The drawn change of colour comes first, then normalisation.
+
+    Args:
+        decisions: The decisions of the image's augmentation; None changes no colour.
     """
     levels = torch.arange(256, dtype=torch.float32).expand(3, 1, 256)
     if decisions is not None and decisions.gamma is not None:

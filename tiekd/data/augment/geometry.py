@@ -1,19 +1,19 @@
 """The geometry of augmentation: the part of an image that a window is resampled from.
 
-A part is a view and costs nothing. Without rotation in the recipe it is the window itself. With
-rotation it has some rows and columns more, the same number in every sample, so that batches can be
+A part is a view and costs nothing. If the recipe has no rotation, it is the window itself.
+Otherwise it has some rows and columns more, the same number in every sample, so that batches can be
 formed. tiekd/data/augment/resample.py makes the window from it, on the device. A window may reach
-beyond the image: pixels there are black, have no depth and count nowhere.
+beyond the image: pixels there are black, have no depth and are not valid.
 """
 
 from math import ceil, cos, floor, radians, sin
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tiekd.data.augment.augment import Decisions, Sample
+from tiekd.data.augment.augment import Decisions
 from tiekd.data.augment.resample import resample
+from tiekd.data.sample import Sample, in_grey_levels
 
 
 def move(sample: Sample, decisions: Decisions) -> Sample:
@@ -22,52 +22,61 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
     The image is uint8, sampled bilinearly and rounded to a grey level; depths take the nearest
     pixel. Pixels from outside the image are black and have depth 0, that is, they are not valid.
     """
-    part, places = cut(sample, decisions, abs(decisions.angle))
+    part = cut(sample, decisions, abs(decisions.angle))
+    # Resample a batch of one.
     teacher_depth = None if part.teacher_depth is None else part.teacher_depth[None]
-    size = decisions.height, decisions.width
-    moved = resample(part.image[None], part.depth[None], teacher_depth, places[None], size)
+    image, depth, teacher_depth, inside = resample(
+        part.image[None], part.depth[None], teacher_depth, part.place[None], part.size
+    )
     return part._replace(
-        image=moved.image[0],
-        depth=moved.depth[0],
-        inside=moved.inside[0],
-        teacher_depth=None if moved.teacher_depth is None else moved.teacher_depth[0],
+        image=image[0],
+        depth=depth[0],
+        inside=inside[0],
+        teacher_depth=None if teacher_depth is None else teacher_depth[0],
+        place=None,
+        size=None,
     )
 
 
-def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor]:
-    """Cuts the part of the sample that the window is resampled from.
+def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
+    """Cuts the part of the sample that the window is resampled from, as views.
 
     Args:
-        sample: the whole frame.
-        d: the decisions of its augmentation.
-        rotate_deg: the largest angle in the recipe, degrees. By it all windows of one size come
+        sample: The whole frame.
+        decisions: The decisions of its augmentation.
+        rotate_deg: The largest angle in the recipe, degrees. By it all windows of one size come
             from parts of one size, as long as their images are large enough.
 
     Returns:
-        The part, whose intrinsics are already those of the window, and the window's place in it:
-        (8,) float64, see resample.py.
+        The part, with the window's place in it and the window's size. Its intrinsics are already
+        those of the window.
     """
     # The affine map from the window to the image, with a point as the complex number x + iy.
     height, width = sample.image.shape[-2:]
     centre = complex((width - 1) / 2, (height - 1) / 2)
-    rotation = complex(cos(radians(d.angle)), sin(radians(d.angle))) if d.angle else 1
+    angle = radians(decisions.angle)
+    rotation = complex(cos(angle), sin(angle)) if decisions.angle else 1
     # A window's pixel is unflipped, then rotated back about the centre.
-    to_column = rotation * (-1 if d.flip else 1)
+    to_column = rotation * (-1 if decisions.flip else 1)
     to_row = rotation * 1j
-    first = rotation * (complex(width - 1 - d.left if d.flip else d.left, d.top) - centre) + centre
+    first_column = width - 1 - decisions.left if decisions.flip else decisions.left
+    first = rotation * (complex(first_column, decisions.top) - centre) + centre
     # The rows and columns that the window's corners span.
+    size = window_height, window_width = decisions.height, decisions.width
     corners = [
-        first + to_column * c + to_row * r for c in (0, d.width - 1) for r in (0, d.height - 1)
+        first + to_column * c + to_row * r
+        for c in (0, window_width - 1)
+        for r in (0, window_height - 1)
     ]
     slope = sin(radians(min(rotate_deg, 90)))
-    left, columns = _span([corner.real for corner in corners], width, d.width, d.height * slope)
-    top, rows = _span([corner.imag for corner in corners], height, d.height, d.width * slope)
+    left, columns = _span([c.real for c in corners], width, window_width, window_height * slope)
+    top, rows = _span([c.imag for c in corners], height, window_height, window_width * slope)
     part = crop_window(sample, top, left, rows, columns)
     part = in_grey_levels(part)
 
     # The window's place, counted from the part's first pixel.
     first -= complex(left, top)
-    places = [
+    place = [
         first.real,
         first.imag,
         to_column.real,
@@ -77,19 +86,23 @@ def cut(sample: Sample, d: Decisions, rotate_deg: float) -> tuple[Sample, Tensor
         rows,
         columns,
     ]
-    intrinsics = _moved_intrinsics(sample.intrinsics, d, width, height)
-    return part._replace(intrinsics=intrinsics), torch.tensor(places, dtype=torch.float64)
+    intrinsics = _moved_intrinsics(sample.intrinsics, decisions, width, height)
+    return part._replace(
+        intrinsics=intrinsics,
+        place=torch.tensor(place, dtype=torch.float64),
+        size=size,
+    )
 
 
 def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """Returns a window of the image and of all its maps, as views, with moved intrinsics.
 
     Args:
-        sample: the frame.
-        top: first row of the window.
-        left: first column of the window.
-        height: rows of the window.
-        width: columns of the window.
+        sample: The frame.
+        top: First row of the window.
+        left: First column of the window.
+        height: Rows of the window.
+        width: Columns of the window.
     """
     rows, cols = slice(top, top + height), slice(left, left + width)
     intrinsics = sample.intrinsics.clone()
@@ -109,16 +122,6 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
     )
 
 
-def in_grey_levels(sample: Sample) -> Sample:
-    """Returns the sample with a uint8 image, rounded in one numpy pass (half of torch's time)."""
-    if sample.image.dtype == torch.uint8:
-        return sample
-    levels = np.empty(sample.image.shape, np.uint8)
-    with np.errstate(invalid="ignore"):
-        np.rint(sample.image.numpy().clip(0, 255), out=levels, casting="unsafe")
-    return sample._replace(image=torch.from_numpy(levels))
-
-
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
     """Returns the pixels (first, number) along one side of the image that resampling needs.
 
@@ -129,7 +132,7 @@ def _span(places: list[float], size: int, window: int, more: float) -> tuple[int
     return max(0, min(floor(min(places)), size - count)), count
 
 
-def _moved_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int) -> Tensor:
+def _moved_intrinsics(intrinsics: Tensor, decisions: Decisions, width: int, height: int) -> Tensor:
     """Returns the intrinsics with the principal point after rotation, flip and crop.
 
     The roll itself is no part of a camera matrix.
@@ -137,10 +140,12 @@ def _moved_intrinsics(intrinsics: Tensor, d: Decisions, width: int, height: int)
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     dx = float(intrinsics[0, 2]) - centre_x
     dy = float(intrinsics[1, 2]) - centre_y
-    cosine, sine = cos(radians(d.angle)), sin(radians(d.angle))
+    angle = radians(decisions.angle)
+    cosine, sine = cos(angle), sin(angle)
+    # Rotate about the image's centre, flip, then count from the window's first pixel.
     x = centre_x + cosine * dx + sine * dy
     y = centre_y - sine * dx + cosine * dy
     moved = intrinsics.clone()
-    moved[0, 2] = (width - 1 - x if d.flip else x) - d.left
-    moved[1, 2] = y - d.top
+    moved[0, 2] = (width - 1 - x if decisions.flip else x) - decisions.left
+    moved[1, 2] = y - decisions.top
     return moved

@@ -7,32 +7,21 @@ core 5 ms for a rotated image of 352x704 with two depth maps, 0.3 ms for an upri
 different devices may differ by the rounding of a grey level.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Resampled(NamedTuple):
-    """The windows of a batch.
-
-    Attributes:
-        image: (B, 3, h, w) uint8.
-        depth: (B, 1, h, w), in the dtype and units that came in.
-        teacher_depth: as `depth`; None without a teacher's map.
-        inside: (B, 1, h, w) bool, False outside the image.
-    """
-
-    image: Tensor
-    depth: Tensor
-    teacher_depth: Tensor | None
-    inside: Tensor
+# Image, depth, teacher_depth and `inside` of windows, as `resample` returns them.
+Windows = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
 def resample(
-    image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: Tensor, size: tuple
-) -> Resampled:
+    image: Tensor,
+    depth: Tensor,
+    teacher_depth: Tensor | None,
+    places: Tensor,
+    size: tuple[int, int],
+) -> Windows:
     """Resamples the windows from a batch of parts of images.
 
     The image is sampled bilinearly and rounded to a grey level; depths take the nearest pixel.
@@ -48,23 +37,25 @@ def resample(
         size: (h, w) of the windows.
 
     Returns:
-        The windows; depths keep their dtypes.
+        Of the windows, image (B, 3, h, w) uint8; depth (B, 1, h, w) in the dtype and units that
+        came in; teacher_depth like depth, or None; inside (B, 1, h, w) bool, False outside the
+        image.
     """
     # On a GPU, asking which windows are upright would be a host sync.
     if image.device.type != "cpu":
-        return _turned(image, depth, teacher_depth, places, size)
+        return _rotated(image, depth, teacher_depth, places, size)
     maps = [depth] if teacher_depth is None else [depth, teacher_depth]
     parts = []
     for index, place in enumerate(places.tolist()):
         one = [tensor[index : index + 1] for tensor in (image, *maps)]
         # Steps of one pixel along the axes, with or without a flip.
-        upright = place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1
-        if upright and _lies_within(place, size):
-            parts.append(_straight(one, place, size))
+        is_upright = place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1
+        if is_upright and _lies_within(place, size):
+            parts.append(_upright(one, place, size))
         else:
-            parts.append(_turned(*one, *[None] * (3 - len(one)), places[index : index + 1], size))
+            parts.append(_rotated(*one, *[None] * (3 - len(one)), places[index : index + 1], size))
     columns = zip(*parts, strict=True)
-    return Resampled(*(None if column[0] is None else torch.cat(column) for column in columns))
+    return tuple(None if column[0] is None else torch.cat(column) for column in columns)
 
 
 def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
@@ -74,7 +65,7 @@ def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
     return left >= 0 and top >= 0 and left + size[1] <= width and top + size[0] <= height
 
 
-def _straight(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Resampled:
+def _upright(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Windows:
     """Returns one window that isn't rotated: a view, or its mirror image."""
     height, width = size
     flip = place[2] < 0
@@ -85,7 +76,7 @@ def _straight(planes: list[Tensor], place: list[float], size: tuple[int, int]) -
         _bits(plane).flip(-1).view(plane.dtype) if flip else plane for plane in (image, *maps)
     )
     inside = torch.ones(1, 1, *size, dtype=torch.bool)
-    return Resampled(image, maps[0], maps[1] if len(maps) > 1 else None, inside)
+    return image, maps[0], maps[1] if len(maps) > 1 else None, inside
 
 
 def _bits(plane: Tensor) -> Tensor:
@@ -96,9 +87,13 @@ def _bits(plane: Tensor) -> Tensor:
     return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
 
-def _turned(
-    image: Tensor, depth: Tensor, teacher_depth: Tensor | None, places: Tensor, size: tuple
-) -> Resampled:
+def _rotated(
+    image: Tensor,
+    depth: Tensor,
+    teacher_depth: Tensor | None,
+    places: Tensor,
+    size: tuple[int, int],
+) -> Windows:
     """Returns the windows of a batch, each with any rotation; arguments as for `resample`."""
     # The image, bilinearly. In a sampling grid -1 and 1 are the outer edges of the part's pixels.
     x, y = _coordinates(places, size)
@@ -132,7 +127,7 @@ def _turned(
             .view(plane.dtype)
         )
 
-    return Resampled(levels, nearest(depth), nearest(teacher_depth), inside[:, None])
+    return levels, nearest(depth), nearest(teacher_depth), inside[:, None]
 
 
 def _coordinates(places: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

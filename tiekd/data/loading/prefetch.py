@@ -5,46 +5,36 @@ batch is asked for. Left out: prefetching on a CPU, where nothing could overlap.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 
+from tiekd.data.batch import Batch, WorkerBatch
 from tiekd.errors import UserError
 
 
-class Movable(Protocol):
-    """An item that can be copied to a device; its `batch` holds the tensors."""
-
-    batch: tuple
-
-    def to(self, device: torch.device) -> "Movable":
-        """Returns the item on the device."""
-        ...
-
-
-def on_device(items: Iterator[Movable], device: torch.device) -> Iterator[Movable]:
-    """Yields the items in their order, on the device."""
+def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[Batch]:
+    """Yields the batches in their order, on the device."""
     if device.type != "cuda":
-        return (item.to(device) for item in items)
+        return (batch.to(device) for batch in batches)
     stream = torch.cuda.Stream(device)
 
-    def start(item: Movable) -> tuple[Movable, torch.cuda.Event]:
+    def start(batch: WorkerBatch) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.stream(stream):
-            return item.to(device), stream.record_event()
+            return batch.to(device), stream.record_event()
 
     # The consumer's stream waits for the copy.
-    def finish(started: tuple[Movable, torch.cuda.Event]) -> Movable:
-        item, copied = started
+    def finish(started: tuple[Batch, torch.cuda.Event]) -> Batch:
+        batch, copied = started
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
-        for tensor in item.batch:
+        for tensor in batch:
             if isinstance(tensor, torch.Tensor):
                 # The tensor was allocated on the copying stream, which must not reuse its memory
                 # before this stream is done with it.
                 tensor.record_stream(current)
-        return item
+        return batch
 
-    return one_ahead(items, start, finish)
+    return one_ahead(batches, start, finish)
 
 
 def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:

@@ -16,6 +16,7 @@ Batches come in the order in which their first samples appear in the permutation
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -73,6 +74,7 @@ def epoch_batches(
     Returns:
         (batches, batch_size) int64.
     """
+    # The permutation, and the group of each of its samples.
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
@@ -98,6 +100,23 @@ def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = No
     ]
 
 
+@dataclass(frozen=True)
+class RankShare:
+    """Which share of the batches one rank reads.
+
+    Attributes:
+        rank: The rank, from 0.
+        world_size: The number of ranks.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+
+# A single rank reads all batches.
+ALL_BATCHES = RankShare()
+
+
 class MicroBatches(Sampler):
     """This rank's micro-batches as lists of (epoch, index) keys.
 
@@ -106,12 +125,10 @@ class MicroBatches(Sampler):
     Args:
         num_samples: Size of the training set.
         batch_size: Samples per global batch.
+        iterations: The iterations, counted from 0.
+        seed: Seed of the permutations and of the augmentation, from 0.
         accumulation: Micro-batches per iteration and rank.
-        rank: This rank.
-        world_size: Number of ranks.
-        seed: Seed of the permutations, from 0.
-        start_iteration: The first iteration, counted from 0.
-        total_iterations: The iteration to stop before.
+        share: This rank's share of each global batch.
         groups: A group number for each sample; None for one group.
 
     Raises:
@@ -122,29 +139,27 @@ class MicroBatches(Sampler):
         self,
         num_samples: int,
         batch_size: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
+        iterations: range,
+        *,
         seed: int,
-        start_iteration: int,
-        total_iterations: int,
+        accumulation: int = 1,
+        share: RankShare = ALL_BATCHES,
         groups: Sequence[int] | None = None,
     ):
-        # Check the arguments.
         if num_samples < 1:
             raise RecipeError("data: no training samples are left; check the split file")
         if seed < 0:
             raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
         self.num_samples = num_samples
         self.batch_size = batch_size
+        self.iterations = iterations
         self.seed = seed
-        self.groups = groups
         self.accumulation = accumulation
-        self.rank = rank
-        self.world_size = world_size
-        self.iterations = range(start_iteration, total_iterations)
-        self.micro_batch_size = batch_size // (accumulation * world_size)
-        assert self.micro_batch_size * accumulation * world_size == batch_size
+        self.share = share
+        self.groups = groups
+        num_slices = accumulation * share.world_size
+        assert batch_size % num_slices == 0
+        self.micro_batch_size = batch_size // num_slices
 
     def __len__(self) -> int:
         return len(self.iterations) * self.accumulation
@@ -161,13 +176,13 @@ class MicroBatches(Sampler):
                 batches = epoch_batches(
                     epoch, self.num_samples, self.batch_size, self.seed, self.groups
                 )
-            keys = [(epoch, index) for index in self._told_apart(batches[position]).tolist()]
+            keys = [(epoch, index) for index in self._with_own_indices(batches[position]).tolist()]
             for step in range(self.accumulation):
                 # Slices by accumulation step, then by rank.
-                first = (step * self.world_size + self.rank) * self.micro_batch_size
+                first = (step * self.share.world_size + self.share.rank) * self.micro_batch_size
                 yield keys[first : first + self.micro_batch_size]
 
-    def _told_apart(self, batch: np.ndarray) -> np.ndarray:
+    def _with_own_indices(self, batch: np.ndarray) -> np.ndarray:
         """Returns the batch with repeated samples numbered beyond num_samples."""
         _, first_places, counts = np.unique(batch, return_index=True, return_counts=True)
         if len(counts) == len(batch):

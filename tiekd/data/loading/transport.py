@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tiekd.errors import DataError
 
-_ALONE_BYTES = 16 * 1024  # from this size on tensors aren't pickled
+_SHARED_BYTES = 16 * 1024  # tensors from this size on aren't pickled
 # A pickle above this would fill a connection, whose other end may be busy.
 _PICKLE_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 2**20  # reserved; pages that aren't written take no memory
@@ -37,7 +37,7 @@ class _Piece:
     """Anonymous memory with its own descriptor; `size` bytes are reserved, `used` taken."""
 
     def __init__(self, size: int):
-        self.descriptor, self._is_file = _open_nameless()
+        self.descriptor, self._is_file = _open_anonymous()
         self.size = size
         self.used = 0
         os.ftruncate(self.descriptor, size)
@@ -105,7 +105,7 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
     """Stacks tensors of one shape and dtype; a worker stacks large ones into shared memory."""
     shape = (len(tensors), *tensors[0].shape)
     dtype = tensors[0].dtype
-    if _outbox is None or torch.Size(shape).numel() * dtype.itemsize < _ALONE_BYTES:
+    if _outbox is None or torch.Size(shape).numel() * dtype.itemsize < _SHARED_BYTES:
         return torch.stack(list(tensors))
     return torch.stack(list(tensors), out=_outbox.take(shape, dtype))
 
@@ -121,7 +121,7 @@ def send(connection: Connection, value) -> None:
     If that fails, nothing has been sent.
     """
     try:
-        # Pickle the value; large tensors go to the pieces.
+        # Pickle the value; large tensors are in the pieces, or are copied there.
         pickled = io.BytesIO()
         _Pickler(pickled, _outbox).dump(value)
         content = pickled.getvalue()
@@ -130,6 +130,7 @@ def send(connection: Connection, value) -> None:
             place = _outbox.take((len(content),), torch.uint8)
             place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
             content = (*_outbox.place(place), len(content))
+        # Send the sizes and the pickle, then the descriptor of each piece.
         message = pickle.dumps(([piece.used for piece in _outbox.pieces], content))
         for piece in _outbox.pieces:
             os.ftruncate(piece.descriptor, piece.used)
@@ -172,7 +173,7 @@ class _Pickler(pickle.Pickler):
         value = value.contiguous()
         # Small tensors are pickled; large ones are sent as (piece, offset), copied there if need
         # be.
-        if value.nbytes < _ALONE_BYTES:
+        if value.nbytes < _SHARED_BYTES:
             return (
                 value.dtype,
                 tuple(value.shape),
@@ -189,8 +190,8 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file)
         self._pieces = pieces
 
-    def persistent_load(self, said) -> Tensor:
-        dtype, shape, place = said
+    def persistent_load(self, tensor_id: tuple) -> Tensor:
+        dtype, shape, place = tensor_id
         if isinstance(place, bytes):
             if not place:  # frombuffer refuses an empty buffer
                 return torch.empty(shape, dtype=dtype)
@@ -201,7 +202,7 @@ class _Unpickler(pickle.Unpickler):
         return self._pieces[number][offset : offset + size].view(dtype).view(shape)
 
 
-def _open_nameless() -> tuple[int, bool]:
+def _open_anonymous() -> tuple[int, bool]:
     """Returns a descriptor of anonymous memory, and True if it is that of a file on disk."""
     # Some systems require a flag that older kernels reject, so both are tried.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
@@ -235,8 +236,6 @@ def _map(descriptor: int, size: int, pin_memory: bool) -> Tensor:
         mapped = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
     finally:
         os.close(descriptor)
-    return (
-        torch.empty(size, dtype=torch.uint8, pin_memory=True).copy_(mapped)
-        if pin_memory
-        else mapped
-    )
+    if not pin_memory:
+        return mapped
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).copy_(mapped)

@@ -1,11 +1,11 @@
 """Reads batches in worker processes; a dead or hanging worker ends the program in bounded time.
 
 The program then ends with one line. Each worker is forked and has one connection of its own to the
-program and nothing else: no locks, queues or helper threads, so nothing in /dev/shm and two file
-descriptors per worker (tiekd/data/loading/transport.py describes how batches are sent). A worker
-ends when its connection does, however the program ended. A worker that dies interrupts whatever the
-program is doing. Left out: detecting a hang without workers, or while image sizes are read at the
-start (batches of one size), since no other process watches the time then.
+program. It has no locks, queues or helper threads, so it takes nothing in /dev/shm and two file
+descriptors (tiekd/data/loading/transport.py describes how batches are sent). A worker ends when its
+connection does, however the program ended. A worker that dies interrupts whatever the program is
+doing. Left out: detecting a hang without workers, or while image sizes are read at the start
+(batches of one size), since no other process watches the time then.
 
 Workers that don't start are replaced: before Python 3.12 a forked process hangs if, at that moment,
 another thread is being registered with Python, as gloo's threads are after a collective.
@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from tiekd.data.loading import transport
 from tiekd.distributed import limits
@@ -49,21 +49,19 @@ _FEWER = "set a smaller data.workers"
 
 
 def read(
-    dataset: Dataset,
+    load: Callable[[list], Any],
     batches: Iterable[list],
     workers: int,
-    collate: Callable,
     describe: Callable[[list], str],
     timeout_s: float = TIMEOUT_S,
     pin_memory: bool = False,
 ) -> Iterator:
-    """Yields what `collate` makes of each batch of keys, in order.
+    """Yields what `load` returns for each batch of keys, in order.
 
     Args:
-        dataset: The dataset; its `__getitems__` or `__getitem__` is given the keys.
+        load: Called with a batch of keys, in a worker.
         batches: Batches of keys, iterated from the start again if workers have to be replaced.
         workers: Number of worker processes; 0 reads in this process.
-        collate: Combines what the dataset returns for a batch.
         describe: Lists the files of a batch of keys, for the error if it is late.
         timeout_s: Seconds to wait for a batch.
         pin_memory: Receive batches in pinned memory, one ahead.
@@ -74,15 +72,15 @@ def read(
     """
     if workers == 0:
         for keys in batches:
-            yield collate(_fetch(dataset, keys))
+            yield load(keys)
         return
     for start in range(1, _STARTS + 1):
-        with closing(_Pool(dataset, collate, workers)) as pool:
+        with closing(_Pool(load, workers)) as pool:
             # The last start gets as much time as a batch, in case the machine is that slow.
-            if start < _STARTS and not pool.is_here(_STARTING_S):
+            if start < _STARTS and not pool.has_started(_STARTING_S):
                 continue
             results = pool.results(batches, describe, timeout_s, pin_memory)
-            yield from _one_ahead(results, pool) if pin_memory else results
+            yield from _receive_ahead(results, pool) if pin_memory else results
             return
 
 
@@ -90,33 +88,34 @@ class _Failure:
     """An exception in a worker, with its traceback as text."""
 
     def __init__(self, error: Exception):
-        told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        self.told = f'in a data worker:\n"""\n{told}"""'
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        self.traceback = f'in a data worker:\n"""\n{"".join(lines)}"""'
         try:
             self.error = pickle.loads(pickle.dumps(error))
         except Exception:
             self.error = RuntimeError(str(error))
 
-    def again(self) -> Exception:
+    def with_cause(self) -> Exception:
         """Returns the exception, caused by the worker's traceback."""
-        self.error.__cause__ = RuntimeError(self.told)
+        self.error.__cause__ = RuntimeError(self.traceback)
         return self.error
 
 
 class _Pool:
     """Workers, each with the connection to it, until `close`."""
 
-    def __init__(self, dataset: Dataset, collate: Callable, count: int):
+    def __init__(self, load: Callable, count: int):
         self._processes: list[multiprocessing.Process] = []
         self._connections: list[Connection] = []
-        self._ending = self._hangs = False
-        self._here = 0
+        self._ending = False
+        self._hangs = False
+        self._num_started = 0
         # Registered first, so that a worker that dies at once is noticed.
         _live.append(self)
-        _answer_deaths()
+        _watch_deaths()
         try:
             for number in range(count):
-                self._start(dataset, collate, number)
+                self._start(load, number)
         except (OSError, RuntimeError) as error:  # RuntimeError if no thread can be started
             self.close()
             raise LaunchError(_not_started(count, number, error)) from None
@@ -124,50 +123,49 @@ class _Pool:
             self.close()
             raise
 
-    def _start(self, dataset: Dataset, collate: Callable, number: int) -> None:
+    def _start(self, load: Callable, number: int) -> None:
         ours, theirs = multiprocessing.Pipe()
         self._connections.append(ours)
         with theirs:
-            process = _FORK.Process(
-                target=_serve, args=(theirs, dataset, collate, number), daemon=True
-            )
+            process = _FORK.Process(target=_serve, args=(theirs, load, number), daemon=True)
             process.start()
         self._processes.append(process)
 
-    def is_here(self, within_s: float) -> bool:
-        """Waits within_s seconds for each worker's first message; returns False if one has none."""
-        for connection in self._connections[self._here :]:
+    def has_started(self, within_s: float) -> bool:
+        """Waits for each worker's first message; returns False if one sends none in time."""
+        for connection in self._connections[self._num_started :]:
             if not connection.poll(within_s):
                 self._hangs = True
                 return False
-            self._first_word(connection)
+            self._read_greeting(connection)
         return True
 
     def results(
         self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool
     ) -> Iterator:
         """Yields the workers' results in the order of the batches; workers take turns."""
-        left = iter(batches)
+        remaining = iter(batches)
         turns = itertools.cycle(range(len(self._processes)))
-        asked: deque[tuple[int, list]] = deque()
+        requested: deque[tuple[int, list]] = deque()
 
-        def ask() -> None:
-            if (keys := next(left, _NO_MORE)) is not _NO_MORE:
+        def request() -> None:
+            if (keys := next(remaining, _NO_MORE)) is not _NO_MORE:
                 worker = next(turns)
-                asked.append((worker, keys))
-                with self._deaths_told():
+                requested.append((worker, keys))
+                with self._naming_deaths():
                     self._connections[worker].send(keys)
 
         # Keep each worker a few batches ahead.
         for _ in range(_AHEAD * len(self._processes)):
-            ask()
-        while asked:
-            worker, keys = asked[0]
+            request()
+        # Receive a batch, and request the next one before it is used.
+        while requested:
+            worker, keys = requested[0]
             result = self._receive(worker, lambda keys=keys: describe(keys), timeout_s, pin)
-            asked.popleft()
-            ask()
+            requested.popleft()
+            request()
             if isinstance(result, _Failure):
-                raise result.again()
+                raise result.with_cause()
             yield result
 
     def check(self) -> None:
@@ -205,7 +203,7 @@ class _Pool:
     def _receive(self, worker: int, describe: Callable[[], str], timeout_s: float, pin: bool):
         connection = self._connections[worker]
         end = time.monotonic() + timeout_s
-        with self._deaths_told():
+        with self._naming_deaths():
             while True:
                 # Wake up for the worker's message, for the death of any worker, or at the timeout.
                 ready = wait([connection, *self._sentinels()], max(0.0, end - time.monotonic()))
@@ -216,20 +214,20 @@ class _Pool:
                     raise DataError(_hang(describe(), timeout_s))
                 if connection not in ready:
                     continue
-                if worker < self._here:
+                if worker < self._num_started:
                     return transport.receive(connection, pin)
-                self._first_word(connection)
+                self._read_greeting(connection)
 
     def _sentinels(self) -> list[int]:
         return [process.sentinel for process in self._processes if process.exitcode is None]
 
-    def _first_word(self, connection: Connection) -> None:
-        with self._deaths_told():
+    def _read_greeting(self, connection: Connection) -> None:
+        with self._naming_deaths():
             connection.recv_bytes()
-        self._here += 1
+        self._num_started += 1
 
     @contextlib.contextmanager
-    def _deaths_told(self):
+    def _naming_deaths(self):
         """Converts the end of a connection to an error that names what ended it."""
         try:
             yield
@@ -243,13 +241,13 @@ class _Pool:
                 f"a data worker's connection has ended ({_reason(error)}); start again"
             ) from None
         except OSError as error:
-            if (told := limits.lacking(error)) is None:
+            if (lacking := limits.lacking(error)) is None:
                 raise
-            raise LaunchError(f"a batch can't be received: {told}, or {_FEWER}") from None
+            raise LaunchError(f"a batch can't be received: {lacking}, or {_FEWER}") from None
 
 
 _live: list[_Pool] = []
-_before: Callable | None = None  # the previous handler of SIGCHLD
+_previous_handler: Callable | None = None  # of SIGCHLD
 
 
 @atexit.register
@@ -259,58 +257,55 @@ def _kill_all() -> None:
         pool.kill()
 
 
-def _answer_deaths() -> None:
+def _watch_deaths() -> None:
     """Installs a signal handler, so that a worker's death raises DataError in the main thread."""
-    global _before
-    known = signal.getsignal(signal.SIGCHLD)
-    if known is _on_child or threading.current_thread() is not threading.main_thread():
+    global _previous_handler
+    handler = signal.getsignal(signal.SIGCHLD)
+    if handler is _on_child or threading.current_thread() is not threading.main_thread():
         return
-    _before = known if callable(known) else None
+    _previous_handler = handler if callable(handler) else None
     signal.signal(signal.SIGCHLD, _on_child)
 
 
 def _on_child(number: int, frame) -> None:
-    if _before is not None:
-        _before(number, frame)
+    if _previous_handler is not None:
+        _previous_handler(number, frame)
     for pool in list(_live):
         pool.check()
 
 
-def _one_ahead(results: Iterator, pool: _Pool) -> Iterator:
+def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
     """Yields the results; each is received while the one before it is used."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
     try:
-        coming = thread.submit(next, results, _NO_MORE)
-        while (result := coming.result()) is not _NO_MORE:
-            coming = thread.submit(next, results, _NO_MORE)
+        pending = thread.submit(next, results, _NO_MORE)
+        while (result := pending.result()) is not _NO_MORE:
+            pending = thread.submit(next, results, _NO_MORE)
             yield result
     finally:
-        if not coming.done():
+        if not pending.done():
             pool.kill()  # the thread would wait for a worker's batch
         thread.shutdown()
 
 
-def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: int) -> None:
+def _serve(connection: Connection, load: Callable, number: int) -> None:
     """Runs a worker.
 
     It ignores the signals that ask a run to stop, since launchers send them to workers as well.
     """
     # Ignore the launcher's signals, drop the fork's copies of the program's state.
     program = os.getppid()
-    for deaf in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(deaf, signal.SIG_IGN)
+    for ignored in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for pool in _live:
         pool.abandon()
     _live.clear()
     torch.set_num_threads(1)
     # For external datasets: those of this project don't use global random state.
-    for seed in (
-        random.seed,
-        np.random.seed,
-        torch.manual_seed,
-    ):
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(number)
+    # Answer each batch of keys, in order, until the connection ends.
     transport.open_outbox()
     with contextlib.suppress(EOFError, ConnectionError):  # the program closed it, or is gone
         connection.send_bytes(b"here")
@@ -321,18 +316,12 @@ def _serve(connection: Connection, dataset: Dataset, collate: Callable, number: 
                     return
             keys = connection.recv()
             try:
-                transport.send(connection, collate(_fetch(dataset, keys)))
+                transport.send(connection, load(keys))
             except ConnectionError:
                 raise
             except Exception as error:
                 transport.discard()
                 transport.send(connection, _Failure(error))
-
-
-def _fetch(dataset: Dataset, keys: list):
-    if hasattr(dataset, "__getitems__"):
-        return dataset.__getitems__(keys)
-    return [dataset[key] for key in keys]
 
 
 def _death(process: multiprocessing.Process) -> str:
@@ -363,8 +352,10 @@ def _hang(files: str, timeout_s: float) -> str:
 
 
 def _not_started(count: int, started: int, error: Exception) -> str:
-    told = limits.lacking(error) or _reason(error)
-    return f"data.workers: {started} of {count} data workers could be started: {told}, or {_FEWER}"
+    reason = limits.lacking(error) or _reason(error)
+    return (
+        f"data.workers: {started} of {count} data workers could be started: {reason}, or {_FEWER}"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -22,8 +22,7 @@ from tiekd.data.augment.resample import resample
 from tiekd.data.datasets import kitti
 from tiekd.data.decoded_cache import Decoded
 from tiekd.data.frames import Frames
-from tiekd.data.loading.collate import collate
-from tiekd.data.loading.loader import Keyed
+from tiekd.data.loading.reader import BatchReader
 from tiekd.tools.benchmarks import measure
 from tiekd.tools.benchmarks.kitti_folder import kitti_folder, with_teacher_maps
 from tiekd.tools.benchmarks.plain_sample import decode, plain_sample
@@ -80,21 +79,21 @@ def _measured(
     rounds: int,
 ) -> dict:
     # Both draw the same augmentations, from the same seed.
-    from_files, from_cache = (Keyed(each, augment, _SEED) for each in (frames, cached))
+    from_files, from_cache = (BatchReader(each, augment, _SEED) for each in (frames, cached))
 
     def plain(epoch: int, index: int):
         return plain_sample(frames, index, kb_crop, augment.draw(_SEED, epoch, index, *kb_crop))
 
     # What the device gets: batches that are made before the clock starts.
     ready = {
-        key: collate(from_cache.__getitems__([key])).batch
+        key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
     # One call handles one frame of one epoch.
     calls = {
-        "ours": lambda epoch, index: collate(from_files.__getitems__([(epoch, index)])),
+        "ours": lambda epoch, index: from_files.read([(epoch, index)]),
         "decoding": lambda _, index: decode(frames, index),
-        "cached": lambda epoch, index: collate(from_cache.__getitems__([(epoch, index)])),
+        "cached": lambda epoch, index: from_cache.read([(epoch, index)]),
         "plain": plain,
     }
     on_device = {"device": lambda epoch, index: ready[epoch, index].to(device)}
@@ -169,7 +168,7 @@ def _times(
     return times
 
 
-def _differences(ours: Keyed, plain: Callable, num_frames: int, epochs: int = 3) -> dict:
+def _differences(ours: BatchReader, plain: Callable, num_frames: int, epochs: int = 3) -> dict:
     """Returns the largest differences from the plain pipeline.
 
     These are grey levels before and after colour augmentation, and the share of depths that differ.
@@ -180,10 +179,10 @@ def _differences(ours: Keyed, plain: Callable, num_frames: int, epochs: int = 3)
     deviation = np.array(IMAGENET_STD)
     # Several epochs, since each draws another augmentation.
     for epoch, index in itertools.product(range(epochs), range(num_frames)):
-        host = collate(ours.__getitems__([(epoch, index)])).batch
+        sent = ours.read([(epoch, index)])
         expected = plain(epoch, index)
-        batch = host.to(_CPU)
-        grey = resample(host.image, host.depth, host.teacher_depth, host.places, host.size).image
+        batch = sent.to(_CPU)
+        grey, *_ = resample(sent.image, sent.depth, sent.teacher_depth, sent.places, sent.size)
         before = max(before, np.abs(_pixels(grey) - expected.grey).max())
         after = max(after, (np.abs(_pixels(batch.image) - expected.image) * deviation).max())
         for depth, plain_depth in (

@@ -9,12 +9,11 @@ from tiekd.data.augment.augment import (
     IMAGENET_STD,
     Augment,
     Decisions,
-    Sample,
     colour_table,
-    in_metres,
     look_up,
     normalise,
 )
+from tiekd.data.sample import Sample, in_metres
 from tiekd.errors import DataError, RecipeError
 
 NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd.data.augment.augment import Decisions, Sample, in_metres
+from tiekd.data.augment.augment import Decisions
 from tiekd.data.augment.geometry import move
+from tiekd.data.sample import Sample, in_metres
 
 NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
 

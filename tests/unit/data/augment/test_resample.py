@@ -6,12 +6,12 @@ One by one and as a batch they are equal, whatever part they come from.
 import pytest
 import torch
 
-from tiekd.data.augment import resample as turning
-from tiekd.data.augment.augment import Augment, Decisions, Sample, look_up
+from tiekd.data.augment import resample as resampling
+from tiekd.data.augment.augment import Augment, Decisions, look_up
 from tiekd.data.augment.geometry import cut, move
 from tiekd.data.augment.resample import resample
-from tiekd.data.loading.collate import collate
-from tiekd.data.loading.loader import Keyed
+from tiekd.data.loading.reader import BatchReader
+from tiekd.data.sample import Sample
 
 NO_COLOURS = (None, 1.0, (1.0, 1.0, 1.0))
 DRAWN = [
@@ -33,7 +33,7 @@ def frame(height=40, width=60, seed=0, teacher=True):
 
 
 def parts_of(sample, rotate_deg=2.5):
-    return zip(*(cut(sample, decisions, rotate_deg) for decisions in DRAWN), strict=True)
+    return [cut(sample, decisions, rotate_deg) for decisions in DRAWN]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -43,7 +43,7 @@ def test_a_batch_at_once_is_its_windows_one_by_one(device, teacher):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU here")
     sample = frame(teacher=teacher)
-    parts, places = parts_of(sample)
+    parts = parts_of(sample)
     assert len({part.image.shape for part in parts}) == 1, "a batch can be formed of them"
     image, depth = (
         torch.stack([part.image for part in parts]),
@@ -52,9 +52,9 @@ def test_a_batch_at_once_is_its_windows_one_by_one(device, teacher):
     maps = torch.stack([part.teacher_depth for part in parts]) if teacher else None
     there = [
         None if tensor is None else tensor.to(device)
-        for tensor in (image, depth, maps, torch.stack(places))
+        for tensor in (image, depth, maps, torch.stack([part.place for part in parts]))
     ]
-    at_once = turning._turned(*there, (24, 40))
+    at_once = resampling._rotated(*there, (24, 40))
     for index, decisions in enumerate(DRAWN):
         single = move(sample, decisions)
         got = [None if tensor is None else tensor[index].cpu() for tensor in at_once]
@@ -72,24 +72,39 @@ def test_a_batch_at_once_is_its_windows_one_by_one(device, teacher):
 @pytest.mark.parametrize("rotate_deg", [2.5, 40.0, 180.0])
 def test_a_window_is_the_same_from_a_larger_part(rotate_deg):
     sample = frame()
-    for decisions, part, place in zip(DRAWN, *parts_of(sample, rotate_deg), strict=True):
-        one = resample(part.image[None], part.depth[None], None, place[None], (24, 40))
+    for decisions, part in zip(DRAWN, parts_of(sample, rotate_deg), strict=True):
+        image, depth, _, inside = resample(
+            part.image[None], part.depth[None], None, part.place[None], part.size
+        )
         expected = move(sample, decisions)
-        assert (one.image[0].int() - expected.image.int()).abs().max() <= 1
-        assert torch.equal(one.depth[0].int(), expected.depth.int())
-        assert torch.equal(one.inside[0], expected.inside)
+        assert (image[0].int() - expected.image.int()).abs().max() <= 1
+        assert torch.equal(depth[0].int(), expected.depth.int())
+        assert torch.equal(inside[0], expected.inside)
 
 
 def test_a_part_is_as_small_as_the_recipes_rotation_allows():
     sample = frame(200, 300)
-    straight, _ = cut(sample, DRAWN[0], 0.0)
+    straight = cut(sample, DRAWN[0], 0.0)
     assert straight.image.shape == (3, 24, 40)
     assert straight.image.data_ptr() == sample.image.data_ptr()
-    parts, _ = parts_of(sample)
+    parts = parts_of(sample)
     assert {part.image.shape for part in parts} == {
         (3, 24 + 2 + 3, 40 + 2 + 3)
     }  # 40 * sin(2.5 deg) = 1.7, and ends
     assert all(part.depth.shape == part.teacher_depth.shape == (1, 29, 45) for part in parts)
+
+
+def test_an_augmented_sample_is_a_sample_that_says_where_its_window_lies():
+    sample = frame()
+    part = cut(sample, DRAWN[0], 2.5)
+    assert type(part) is Sample
+    assert part.name == sample.name
+    assert part.place.shape == (8,)
+    assert part.place[-2:].tolist() == list(part.image.shape[-2:])
+    assert part.size == (24, 40)
+    window = move(sample, DRAWN[0])
+    assert window.place is None
+    assert window.size is None
 
 
 class Mixed(torch.utils.data.Dataset):
@@ -103,20 +118,21 @@ class Mixed(torch.utils.data.Dataset):
 
 
 def test_parts_of_different_sizes_are_filled_up_and_what_was_filled_is_outside():
-    keyed = Keyed(Mixed(), Augment(crop=(24, 40), rotate_p=1.0, rotate_deg=20.0, colour_p=0.0), 0)
+    augment = Augment(crop=(24, 40), rotate_p=1.0, rotate_deg=20.0, colour_p=0.0)
+    reader = BatchReader(Mixed(), augment, 0)
     keys = [(epoch, index) for epoch in range(4) for index in range(3)]
-    host = collate(keyed.__getitems__(keys)).batch
-    assert host.image.shape[-2:] == (40, 52)
-    assert host.size == (24, 40)
-    batch = host.to(torch.device("cpu"))
+    sent = reader.read(keys)
+    assert sent.image.shape[-2:] == (40, 52)
+    assert sent.size == (24, 40)
+    batch = sent.to(torch.device("cpu"))
     assert batch.image.shape == (12, 3, 24, 40)
     for place, (epoch, index) in enumerate(keys):
         sample = Mixed()[index]
-        expected = move(sample, keyed.augment.draw(0, epoch, index, *sample.image.shape[-2:]))
+        expected = move(sample, reader.augment.draw(0, epoch, index, *sample.image.shape[-2:]))
         assert torch.equal(batch.inside[place], expected.inside)
         assert not expected.inside.all()
         assert torch.equal(batch.depth[place].int(), expected.depth.int())
-        alone = collate(keyed.__getitems__([(epoch, index)])).batch.to(torch.device("cpu"))
+        alone = reader.read([(epoch, index)]).to(torch.device("cpu"))
         assert (
             batch.image[place] - alone.image[0]
         ).abs().max() < 0.02  # of a grey level's 0.017, in rounding
@@ -134,12 +150,13 @@ def test_float_depths_stay_what_they_are():
 
 
 def test_nothing_on_the_way_waits_for_the_device(monkeypatch):
-    parts, places = parts_of(frame())
+    parts = parts_of(frame())
     image, depth = (
         torch.stack([part.image for part in parts]),
         torch.stack([part.depth for part in parts]),
     )
-    places, tables = torch.stack(places), torch.zeros(len(parts), 3, 256)
+    places = torch.stack([part.place for part in parts])
+    tables = torch.zeros(len(parts), 3, 256)
 
     def wait(*_):
         raise AssertionError("a number was asked for")
@@ -156,5 +173,5 @@ def test_nothing_on_the_way_waits_for_the_device(monkeypatch):
         "__index__",
     ):
         monkeypatch.setattr(torch.Tensor, name, wait)
-    windows = turning._turned(image, depth, depth, places, (24, 40))
-    assert look_up(windows.image, tables).shape == (len(parts), 3, 24, 40)
+    windows, *_ = resampling._rotated(image, depth, depth, places, (24, 40))
+    assert look_up(windows, tables).shape == (len(parts), 3, 24, 40)

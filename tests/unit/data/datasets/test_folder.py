@@ -422,9 +422,7 @@ def _made(path):
 def test_pictures_of_all_sizes_train_in_one_batch_when_they_are_scaled(mixed):
     data = make(mixed, depths="depths")
     augment = Augment(rotate_p=0, crop=(20, 24), sizes="keep_aspect", colour_p=0)
-    batches = list(
-        training_batches(data, MicroBatches(10, 5, 1, 0, 1, 0, 0, 2), augment, 0, 0, CPU)
-    )
+    batches = list(training_batches(data, MicroBatches(10, 5, range(2), seed=0), augment, CPU))
     assert [batch.image.shape for batch in batches] == [(5, 3, 20, 24)] * 2
     assert sorted(name for batch in batches for name in batch.names) == sorted(names(data))
     assert all(batch.depth.min() >= 1 and batch.depth.max() <= 2 for batch in batches)
@@ -435,7 +433,7 @@ def test_pictures_of_one_size_share_a_batch_in_buckets(mixed):
     groups = size_groups(data)
     assert iterations_per_epoch(len(data), 2, groups) == 3 + 2 + 1
     batches = list(
-        training_batches(data, MicroBatches(10, 2, 1, 0, 1, 0, 0, 6, groups), augment, 0, 0, CPU)
+        training_batches(data, MicroBatches(10, 2, range(6), seed=0, groups=groups), augment, CPU)
     )
     assert (
         sorted(tuple(batch.image.shape[2:]) for batch in batches)
@@ -451,16 +449,14 @@ def test_a_picture_smaller_than_the_crop_is_refused_by_name(mixed):
     ):
         list(
             training_batches(
-                data, MicroBatches(10, 5, 1, 0, 1, 0, 0, 2), Augment(crop=(20, 20)), 0, 0, CPU
+                data, MicroBatches(10, 5, range(2), seed=0), Augment(crop=(20, 20)), CPU
             )
         )
 
 
 def test_evaluation_sees_pictures_as_they_are(mixed):
     data = make(mixed, depths="depths")
-    shapes = [
-        tuple(batch.image.shape[2:]) for _, batch in validation_batches(data, 1, 0, 1, 0, CPU)
-    ]
+    shapes = [tuple(batch.image.shape[2:]) for _, batch in validation_batches(data, 1, CPU)]
     assert shapes == data.image_sizes() == [(12, 16)] * 6 + [(30, 20)] * 3 + [(24, 48)]
 
 

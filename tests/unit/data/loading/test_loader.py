@@ -14,10 +14,11 @@ import torch
 from support import fake_data
 from support.fake_data import image_name, write_png
 
-from tiekd.data.augment.augment import Augment, Sample
+from tiekd.data.augment.augment import Augment
 from tiekd.data.datasets.kitti import build as kitti
-from tiekd.data.loading.loader import Unreadable, training_batches, validation_batches
-from tiekd.data.loading.sampler import MicroBatches
+from tiekd.data.loading.loader import Loading, Unreadable, training_batches, validation_batches
+from tiekd.data.loading.sampler import MicroBatches, RankShare
+from tiekd.data.sample import Sample
 from tiekd.errors import DataError, LaunchError, RecipeError
 
 CPU = torch.device("cpu")
@@ -30,15 +31,15 @@ def data(tmp_path):
 
 
 def training(data, workers=0, augment=AUGMENT, start=0, total=6, rank=0, world_size=1, seed=3):
-    sampler = MicroBatches(len(data), 2, 1, rank, world_size, seed, start, total)
-    return training_batches(data, sampler, augment, seed, workers, CPU)
+    share = RankShare(rank, world_size)
+    sampler = MicroBatches(len(data), 2, range(start, total), seed=seed, share=share)
+    return training_batches(data, sampler, augment, CPU, loading=Loading(workers=workers))
 
 
 def equal(one, other):
-    return one.names == other.names and all(
-        a is b if a is None else torch.equal(a, b)
-        for field, a, b in zip(one._fields, one, other, strict=True)
-        if field != "names"
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(one, other, strict=True)
     )
 
 
@@ -55,10 +56,14 @@ def test_batches_are_the_same_with_any_number_of_workers(data):
 
 
 def test_a_frame_that_a_batch_repeats_is_augmented_anew(data):
-    sampler = MicroBatches(len(data), 4 * len(data), 1, 0, 1, 3, 0, 1)
+    sampler = MicroBatches(len(data), 4 * len(data), range(1), seed=3)
     for workers in (0, 1):
         (batch,) = training_batches(
-            data, sampler, Augment(crop=(12, 16), rotate_deg=10.0), 3, workers, CPU
+            data,
+            sampler,
+            Augment(crop=(12, 16), rotate_deg=10.0),
+            CPU,
+            loading=Loading(workers=workers),
         )
         assert sorted(batch.names) == sorted(4 * [frame.name for frame in data.frames])
         for name in set(batch.names):
@@ -110,7 +115,7 @@ class Floats(torch.utils.data.Dataset):
 
 def test_a_picture_with_a_number_that_is_not_finite_stays_so_and_never_turns_black():
     trained = next(training(Floats(), augment=Augment(rotate_p=0, flip_p=0, colour_p=0)))
-    (_, evaluated), *_ = validation_batches(Floats(), 2, 0, 1, 0, CPU)
+    (_, evaluated), *_ = validation_batches(Floats(), 2, CPU)
     for batch in (trained, evaluated):
         for image, name in zip(batch.image, batch.names, strict=True):
             assert (
@@ -131,7 +136,7 @@ def test_an_error_in_a_worker_arrives_as_its_own_line(data, tmp_path, workers):
         == f"{path}: a torn or damaged PNG (60 bytes); copy it from the original again"
     )
     with pytest.raises(DataError, match="torn"):
-        list(validation_batches(data, 2, 0, 1, workers, CPU))
+        list(validation_batches(data, 2, CPU, loading=Loading(workers=workers)))
 
 
 class Faulty(torch.utils.data.Dataset):
@@ -170,14 +175,12 @@ def without_descriptors():
 
 def test_a_file_is_not_skipped_as_torn_where_no_more_may_be_opened():
     skipped = Unreadable(100)
-    sampler = MicroBatches(5, 2, 1, 0, 1, 3, 0, 6)
+    sampler = MicroBatches(5, 2, range(6), seed=3)
     with pytest.raises(
         LaunchError, match=r"^000.png: torn: Too many open files .*set a smaller data.workers$"
     ):
         list(
-            training_batches(
-                Faulty(without_descriptors), sampler, AUGMENT, 3, 0, CPU, unreadable=skipped
-            )
+            training_batches(Faulty(without_descriptors), sampler, AUGMENT, CPU, unreadable=skipped)
         )
     assert not skipped.messages
 
@@ -214,7 +217,9 @@ def test_a_validation_batch_ends_where_the_size_changes(data, tmp_path, world_si
         (9, [[0, 1, 2], [3], [4]]),
     ):
         for rank in range(world_size):
-            pairs = list(validation_batches(data, batch_size, rank, world_size, 0, CPU))
+            pairs = list(
+                validation_batches(data, batch_size, CPU, share=RankShare(rank, world_size))
+            )
             assert [indices for indices, _ in pairs] == whole[rank::world_size]
             assert all(
                 batch.image.shape[2:] == ((18, 28) if 3 in i else (20, 30)) for i, batch in pairs
@@ -236,7 +241,7 @@ def test_validation_covers_every_frame_once_in_batches_of_the_whole_set(
     data, batch_size, world_size
 ):
     ranks = [
-        list(validation_batches(data, batch_size, rank, world_size, 0, CPU))
+        list(validation_batches(data, batch_size, CPU, share=RankShare(rank, world_size)))
         for rank in range(world_size)
     ]
     pairs = [pair for rank in ranks for pair in rank]
@@ -254,7 +259,7 @@ def test_the_global_random_state_is_neither_read_nor_moved(data, workers):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = list(training(data, workers, total=2))
-    list(validation_batches(data, 2, 0, 1, workers, CPU))
+    list(validation_batches(data, 2, CPU, loading=Loading(workers=workers)))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     np.random.seed(2)

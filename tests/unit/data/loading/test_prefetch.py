@@ -66,9 +66,12 @@ def test_on_a_gpu_batches_are_those_of_the_cpu(tmp_path):
     frames = kitti.build(str(fake_data.make(tmp_path)), "train", 80.0)
 
     def batches(device):
-        dealt = sampler.MicroBatches(len(frames), 2, 1, 0, 1, 3, 0, 9)
+        dealt = sampler.MicroBatches(len(frames), 2, range(9), seed=3)
         augment = transforms.Augment(crop=(12, 16))
-        return loader.training_batches(frames, dealt, augment, 3, 1, torch.device(device))
+        loading = loader.Loading(workers=1)
+        return loader.training_batches(
+            frames, dealt, augment, torch.device(device), loading=loading
+        )
 
     for there, here in zip(batches("cuda"), batches("cpu"), strict=True):
         assert there.image.is_cuda

@@ -8,6 +8,7 @@ import pytest
 
 from tiekd.data.loading.sampler import (
     MicroBatches,
+    RankShare,
     epoch_batches,
     iterations_per_epoch,
     repeats,
@@ -23,7 +24,13 @@ def dealt(
     ranks = [
         list(
             MicroBatches(
-                num_samples, batch_size, accumulation, rank, world_size, seed, start, total, groups
+                num_samples,
+                batch_size,
+                range(start, total),
+                seed=seed,
+                accumulation=accumulation,
+                share=RankShare(rank, world_size),
+                groups=groups,
             )
         )
         for rank in range(world_size)
@@ -53,7 +60,7 @@ def test_eight_ranks_of_two_and_two_ranks_of_eight_agree():
 
 
 def test_length_is_the_number_of_micro_batches():
-    sampler = MicroBatches(11, 4, 2, 1, 2, 0, 3, 7)
+    sampler = MicroBatches(11, 4, range(3, 7), seed=0, accumulation=2, share=RankShare(1, 2))
     assert len(sampler) == len(list(sampler)) == 8
 
 
@@ -97,7 +104,7 @@ def test_a_batch_larger_than_the_data_goes_round():
 
 
 def test_a_repetition_in_a_batch_has_a_key_of_its_own():
-    (batch,) = MicroBatches(3, 8, 1, 0, 1, 5, 2, 3)
+    (batch,) = MicroBatches(3, 8, range(2, 3), seed=5)
     order = epoch_batches(2, 3, 8, seed=5)[0].tolist()
     assert batch == [(2, index + 3 * (place // 3)) for place, index in enumerate(order)]
     assert len(set(batch)) == 8
@@ -105,15 +112,15 @@ def test_a_repetition_in_a_batch_has_a_key_of_its_own():
     halves = [
         key
         for rank in (0, 1)
-        for (keys,) in [MicroBatches(3, 8, 1, rank, 2, 5, 2, 3)]
+        for (keys,) in [MicroBatches(3, 8, range(2, 3), seed=5, share=RankShare(rank, 2))]
         for key in keys
     ]
     assert halves == batch
-    (small, *_) = MicroBatches(5, 4, 1, 0, 1, 0, 0, 9, [0, 0, 0, 0, 1])
+    (small, *_) = MicroBatches(5, 4, range(9), seed=0, groups=[0, 0, 0, 0, 1])
     assert all(
-        max(index for _, index in keys) < 5 for keys in MicroBatches(5, 4, 1, 0, 1, 0, 0, 9)
+        max(index for _, index in keys) < 5 for keys in MicroBatches(5, 4, range(9), seed=0)
     ), "as ever"
-    grouped = list(MicroBatches(5, 4, 1, 0, 1, 0, 0, 2, [0, 0, 0, 0, 1]))
+    grouped = list(MicroBatches(5, 4, range(2), seed=0, groups=[0, 0, 0, 0, 1]))
     assert [(0, 4 + 5 * n) for n in range(4)] in grouped
 
 
@@ -131,7 +138,7 @@ def test_repetitions_in_a_batch_are_told():
 )
 def test_errors(num_samples, seed, line):
     with pytest.raises(RecipeError, match=line):
-        MicroBatches(num_samples, 1, 1, 0, 1, seed, 0, 1)
+        MicroBatches(num_samples, 1, range(1), seed=seed)
 
 
 GROUPS = [0, 1, 0, 0, 2, 1, 0, 1, 0, 1, 0]  # six, four and one

@@ -16,13 +16,9 @@ from tiekd.errors import DataError, LaunchError
 LARGE, SMALL = 50_000, 5
 
 
-class Made(torch.utils.data.Dataset):
-    def __getitem__(self, key):
-        return torch.arange(key, key + LARGE, dtype=torch.int32).to(torch.uint16)
-
-
-def collate(samples: list[torch.Tensor]) -> dict:
+def made(keys: list[int]) -> dict:
     """A stack, a tensor of its own, a part of one, small ones, none, and a long text."""
+    samples = [torch.arange(key, key + LARGE, dtype=torch.int32).to(torch.uint16) for key in keys]
     return {
         "stack": transport.stack(samples),
         "own": samples[0].float() / 7,
@@ -51,7 +47,7 @@ def lies_in(tensor: torch.Tensor) -> str:
 
 
 def batches_of(num_workers: int) -> list[dict]:
-    return list(read(Made(), [[n, n + 1] for n in range(5)], num_workers, collate, str, 60))
+    return list(read(made, [[n, n + 1] for n in range(5)], num_workers, str, 60))
 
 
 def test_what_is_sent_arrives_as_it_was_in_memory_without_a_name():
@@ -125,7 +121,7 @@ def test_workers_that_can_not_be_started_are_a_line_and_those_that_were_end(
         r"data.workers"
     )
     with pytest.raises(LaunchError) as error:
-        list(read(Made(), [[1]], 3, collate, str, 60))
+        list(read(made, [[1]], 3, str, 60))
     assert re.fullmatch(line, str(error.value))
     assert multiprocessing.active_children() == []
     assert workers._live == []

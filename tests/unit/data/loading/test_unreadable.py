@@ -14,7 +14,7 @@ from support.text_logs import messages
 from tiekd.data.augment.augment import Augment
 from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.loading.loader import Loading, Unreadable, training_batches, validation_batches
-from tiekd.data.loading.sampler import MicroBatches
+from tiekd.data.loading.sampler import MicroBatches, RankShare
 from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
 from tiekd.training.build import _check_loading
@@ -40,9 +40,13 @@ def data(tmp_path):
 
 
 def training(data, unreadable, workers=0, start=0, total=7, rank=0, world_size=1, augment=None):
-    sampler = MicroBatches(len(data), 2, 1, rank, world_size, 3, start, total)
+    share = RankShare(rank, world_size)
+    sampler = MicroBatches(len(data), 2, range(start, total), seed=3, share=share)
     augment = augment or Augment(crop=(12, 16))
-    return list(training_batches(data, sampler, augment, 3, workers, CPU, 60, unreadable))
+    loading = Loading(workers=workers, timeout_s=60)
+    return list(
+        training_batches(data, sampler, augment, CPU, loading=loading, unreadable=unreadable)
+    )
 
 
 def indices(names):
@@ -55,7 +59,7 @@ REPLACED = {2: 4, 3: 4, 6: 0}
 def test_the_next_readable_sample_takes_the_place_of_a_broken_one(data, tmp_path):
     unreadable = Unreadable(10)
     names = [name for batch in training(data, unreadable, total=4) for name in batch.names]
-    order = [index for _, index in sum(MicroBatches(7, 2, 1, 0, 1, 3, 0, 4), [])]
+    order = [index for _, index in sum(MicroBatches(7, 2, range(4), seed=3), [])]
     assert sorted(set(order)) == list(range(7))
     assert indices(names) == [REPLACED.get(index, index) for index in order]
     found = sorted(unreadable.messages)
@@ -67,6 +71,17 @@ def test_the_next_readable_sample_takes_the_place_of_a_broken_one(data, tmp_path
         f"{tmp_path / 'input' / image_name(2)}: a torn or damaged PNG (60 bytes)"
     )
     assert found[2].startswith(f"{tmp_path / 'input' / image_name(6)}: no such picture")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_names_what_it_skipped(data, workers):
+    """Each batch has the messages of its own skipped samples, in the order in which they were met."""
+    keys = list(MicroBatches(7, 2, range(7), seed=3))
+    for batch, samples in zip(training(data, Unreadable(10), workers), keys, strict=True):
+        # 2 and 3 are replaced by 4, 6 by 0.
+        skips = [{2: [2, 3], 3: [3], 6: [6]}.get(index, []) for _, index in samples]
+        files = [message.partition(".png: ")[0] for message in batch.skipped]
+        assert [int(file[-1]) for file in files] == sum(skips, [])
 
 
 def test_a_replacement_has_the_augmentation_of_the_one_that_it_replaces(data):
@@ -118,7 +133,7 @@ def test_without_skip_and_in_evaluation_it_is_an_error(data):
     with pytest.raises(DataError, match="^/.*png: "):
         training(data, None)
     with pytest.raises(DataError, match=r"^/.*torn or damaged PNG \(60 bytes\)"):
-        list(validation_batches(data, 1, 0, 1, 0, CPU))
+        list(validation_batches(data, 1, CPU))
 
 
 def run(hook, log, folder, found: dict, iterations=8, **options):

@@ -17,7 +17,7 @@ from support.fake_data import image_name
 from tiekd.data.augment.augment import Augment
 from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.loading import transport, workers
-from tiekd.data.loading.loader import training_batches, validation_batches
+from tiekd.data.loading.loader import Loading, training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches
 from tiekd.data.loading.workers import read
 from tiekd.errors import DataError
@@ -36,14 +36,14 @@ def no_process_stays():
     assert multiprocessing.active_children() == []
 
 
-def training(data, workers, **options):
-    sampler = MicroBatches(len(data), 2, 1, 0, 1, 0, 0, 1000)
-    return training_batches(data, sampler, Augment(crop=(12, 16)), 0, workers, CPU, **options)
+def training(data, loading):
+    sampler = MicroBatches(len(data), 2, range(1000), seed=0)
+    return training_batches(data, sampler, Augment(crop=(12, 16)), CPU, loading=loading)
 
 
 @pytest.mark.parametrize("place", ["waiting", "elsewhere"])
 def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
-    batches = training(data, 2, timeout_s=60)
+    batches = training(data, Loading(workers=2, timeout_s=60))
     next(batches)
     victim = multiprocessing.active_children()[0]
     started = time.monotonic()
@@ -68,7 +68,10 @@ def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
 def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_path, monkeypatch):
     path = tmp_path / "input" / image_name(3)
     stuck_disk.hold(monkeypatch, path)
-    for batches in (training(data, 2, timeout_s=6), validation_batches(data, 1, 0, 1, 1, CPU, 6)):
+    for batches in (
+        training(data, Loading(workers=2, timeout_s=6)),
+        validation_batches(data, 1, CPU, loading=Loading(workers=1, timeout_s=6)),
+    ):
         started = time.monotonic()
         with pytest.raises(DataError) as error:
             list(batches)
@@ -82,9 +85,8 @@ def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_pa
         assert time.monotonic() - started < 60, "workers that hang are not waited for"
 
 
-class Doubled(torch.utils.data.Dataset):
-    def __getitems__(self, keys):
-        return [2 * key for key in keys]
+def doubled(keys):
+    return [2 * key for key in keys]
 
 
 @pytest.mark.parametrize("stuck", [1, 2])
@@ -105,14 +107,14 @@ def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
 
     os.register_at_fork(after_in_child=hang, after_in_parent=count)
     began = time.monotonic()
-    assert list(read(Doubled(), [[number] for number in range(9)], 2, list, str, 60)) == [
+    assert list(read(doubled, [[number] for number in range(9)], 2, str, 60)) == [
         [2 * n] for n in range(9)
     ]
     assert 1.0 < time.monotonic() - began < 50.0
 
 
 def test_no_worker_stays_where_the_rest_is_not_asked_for():
-    results = read(Doubled(), [[number] for number in range(100)], 2, list, str, 60)
+    results = read(doubled, [[number] for number in range(100)], 2, str, 60)
     assert [next(results) for _ in range(3)] == [[0], [2], [4]]
     assert len(multiprocessing.active_children()) == 2
     results.close()
@@ -124,7 +126,7 @@ def test_an_error_of_ours_keeps_its_traceback():
         raise RuntimeError("a fault of ours")
 
     with pytest.raises(RuntimeError, match="a fault of ours") as error:
-        list(read(Doubled(), [[1]], 1, broken, str, 60))
+        list(read(broken, [[1]], 1, str, 60))
     told = str(error.value.__cause__)
     assert told.startswith("in a data worker:\n")
     assert f'File "{__file__}", line ' in told
@@ -140,9 +142,9 @@ def unpinned(monkeypatch):
 
 @pytest.mark.usefixtures("unpinned")
 def test_results_for_a_gpu_are_received_one_ahead_in_order():
-    results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
+    results = read(doubled, [[number] for number in range(20)], 2, str, 60, pin_memory=True)
     assert list(results) == [[2 * number] for number in range(20)]
-    results = read(Doubled(), [[number] for number in range(20)], 2, list, str, 60, pin_memory=True)
+    results = read(doubled, [[number] for number in range(20)], 2, str, 60, pin_memory=True)
     assert next(results) == [0]
     results.close()
     assert [

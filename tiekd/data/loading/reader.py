@@ -1,0 +1,191 @@
+"""Reads the samples of a micro-batch in a worker: decodes, resizes, augments and collates them.
+
+Workers decode, resize to the working resolution (tiekd/data/resize.py) and crop. Rotation, flip,
+colours, normalisation and the conversion to metres run on the device (tiekd/data/batch.py).
+
+Workers hold no random state: the key (epoch, index) and the seed determine everything. A user's
+error is returned as a value, so that the user sees its one line and not a wrapped traceback.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tiekd.data import resize as resizes
+from tiekd.data.augment.augment import Augment, Decisions, colour_table
+from tiekd.data.augment.geometry import cut
+from tiekd.data.batch import WorkerBatch
+from tiekd.data.loading.collate import check_sizes, collate
+from tiekd.data.resize import OWN_SIZE, Placement, Resize
+from tiekd.data.sample import Sample, in_grey_levels
+from tiekd.distributed import limits
+from tiekd.errors import DataError, LaunchError, UserError
+
+
+class BatchReader:
+    """Reads micro-batches by their keys (epoch, index).
+
+    Args:
+        dataset: The dataset.
+        augment: The augmentation; None for none.
+        seed: Seed of the augmentation.
+        max_errors: How many samples in a row may be skipped; None raises for a sample that can't be
+            read.
+        resize: The working resolution; if none is given, `augment.sizes: keep_aspect` sets one.
+        resized_depth: Without augmentation, resize depths with the image.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augment: Augment | None,
+        seed: int,
+        *,
+        max_errors: int | None = None,
+        resize: Resize = OWN_SIZE,
+        resized_depth: bool = False,
+    ):
+        # Without data.resize, `augment.sizes` may ask for a working resolution.
+        if augment is not None and resize == OWN_SIZE:
+            resize = resizes.of_augment(augment.sizes, augment.crop)
+        if augment is not None and augment.crop is None:
+            augment = replace(augment, crop=resize.crop)
+        self.dataset = dataset
+        self.augment = augment
+        self.seed = seed
+        self.max_errors = max_errors
+        self.resize = resize
+        # Evaluation resizes the image alone.
+        self.resizes_depth = augment is not None or resized_depth
+
+    def read(self, keys: list[tuple[int, int]]) -> WorkerBatch | UserError:
+        """Reads one micro-batch.
+
+        Args:
+            keys: The (epoch, index) of each sample.
+
+        Returns:
+            The batch, or the user's error that reading it raised.
+        """
+        skipped: list[str] = []
+        try:
+            samples = [self._readable_sample(*key, skipped) for key in keys]
+            check_sizes(samples)
+        except UserError as error:
+            # If the system lacks memory or descriptors, the file itself may be intact.
+            told = limits.lacking(error)
+            if told is None:
+                return error
+            return LaunchError(f"{error}: {told}, or set a smaller data.workers")
+        is_padded = self.resizes_depth and self.resize.is_padded
+        return collate(samples, is_padded=is_padded, skipped=tuple(skipped))
+
+    def describe(self, keys: list[tuple[int, int]]) -> str:
+        """Lists the images of a batch; sample numbers for a dataset without files."""
+        frames = getattr(self.dataset, "frames", None)
+        # Repetitions in a batch have indices beyond the dataset (data/loading/sampler.py).
+        indices = [index % len(self.dataset) for _, index in keys]
+        return ", ".join(
+            f"sample {index}" if frames is None else frames[index].image for index in indices
+        )
+
+    def decisions(self, epoch: int, index: int, name: str, placement: Placement) -> Decisions:
+        """Draws the augmentation of a sample.
+
+        Args:
+            epoch: Epoch, from 0.
+            index: Index of the sample in the sampler's numbering.
+            name: The image's name, for errors.
+            placement: How the image lies on its canvas.
+
+        Raises:
+            DataError: If the image is smaller than the crop.
+        """
+        try:
+            return self.augment.draw(self.seed, epoch, index, *placement.canvas)
+        except DataError as error:
+            raise DataError(f"{name}: {error}", error.kind) from None
+
+    def _readable_sample(self, epoch: int, index: int, skipped: list[str]) -> Sample:
+        """Returns the sample, or the next readable one, augmented as this one would be.
+
+        The messages of skipped samples are appended to `skipped`.
+        """
+        if self.max_errors is None:
+            return self._sample(epoch, index, index % len(self.dataset))
+        # Try the next samples of the dataset in order.
+        tries = min(self.max_errors + 1, len(self.dataset))
+        for step in range(tries):
+            try:
+                return self._sample(epoch, index, (index + step) % len(self.dataset))
+            except DataError as error:
+                if limits.lacking(error):
+                    raise
+                skipped.append(str(error))
+        raise DataError(
+            f"data.on_error: {tries} training samples in a row can't be read; the last: "
+            f"{skipped[-1]}"
+        )
+
+    def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
+        # Read; `stored` leaves depths as their files have them.
+        stored = getattr(self.dataset, "stored", self.dataset.__getitem__)
+        sample = stored(read_index)
+        _check_depth_sizes(sample)
+        image = sample.image
+        if not self.resizes_depth:
+            resized = resizes.network_input(in_grey_levels(sample).image, self.resize)
+            return sample._replace(image=resized, table=_table(image))
+        # Resize the image and its depths, and draw the augmentation.
+        sample, placement = resizes.resized_sample(sample, self.resize)
+        decisions = _no_change(placement.canvas)
+        largest_deg = 0.0
+        if self.augment is not None:
+            decisions = self.decisions(epoch, index, sample.name, placement)
+            largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
+        # Cut out the part that the window needs; the device makes the window from it.
+        part = cut(sample, _on_image(decisions, placement), largest_deg)
+        return part._replace(table=_table(image, decisions))
+
+
+def _check_depth_sizes(sample: Sample) -> None:
+    """Raises DataError if an external dataset returns depth of another size than its image."""
+    size = sample.image.shape[-2:]
+    for kind, depth in (("depth", sample.depth), ("teacher_depth", sample.teacher_depth)):
+        if depth is not None and depth.shape[-2:] != size:
+            theirs, ours = "x".join(map(str, depth.shape[-2:])), "x".join(map(str, size))
+            message = (
+                f"{sample.name}: {kind} of {theirs} for a picture of {ours}; give both one size"
+            )
+            raise DataError(message, "size")
+
+
+def _no_change(canvas: tuple[int, int]) -> Decisions:
+    """Returns the decisions that leave an image as it is."""
+    return Decisions(0.0, False, 0, 0, *canvas, None, 1.0, (1.0, 1.0, 1.0))
+
+
+def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
+    """Converts decisions about a canvas to decisions about the image on it.
+
+    The window may then reach beyond the image.
+    """
+    # A flip mirrors the canvas, so the image's margin is then the one at its right.
+    left = placement.left
+    if decisions.flip:
+        left = placement.canvas[1] - placement.scaled[1] - left
+    return decisions._replace(top=decisions.top - placement.top, left=decisions.left - left)
+
+
+def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
+    """Returns the colour table of an image: what each grey level becomes.
+
+    It is all NaN if the image has a number that isn't finite, which an external dataset may return:
+    no grey level can express it, and a step on it has to be skipped.
+    """
+    table = colour_table(decisions)
+    if image.dtype == torch.uint8 or image.isfinite().all():
+        return table
+    return torch.full_like(table, torch.nan)
