@@ -7,7 +7,7 @@ SHAPES = {"equal": ((2, 3, 5, 7), (2, 3, 5, 7)), "unequal": ((1, 3, 5, 7), (3, 3
 
 
 def images(case):
-    """Each rank's images: with means and deviations of its own, so that a mean of them would be wrong."""
+    """Images of each rank, whose means and deviations differ, so that a mean of them is wrong."""
     generator = torch.Generator().manual_seed(0)
     return [
         torch.randn(shape, generator=generator) * (2 + r) + 3 + 2 * r
@@ -24,7 +24,10 @@ def norm(cls, dtype=torch.float32, **options):
 
 
 def step(module, xs):
-    """Two training steps on images of any shapes, as one batch: outputs, gradients of a weighted sum, statistics."""
+    """Takes two training steps on images of any shapes, as one batch.
+
+    Returns outputs, gradients of a weighted sum, and statistics.
+    """
     for _ in range(2):
         module.zero_grad()
         xs = [x.detach().requires_grad_() for x in xs]

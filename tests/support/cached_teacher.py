@@ -23,8 +23,9 @@ NUM_TRAIN = 5
 
 
 def make_ground(folder: Path) -> Path:
-    """Writes `teacher.pth` and `kitti/`: five training frames of 64x128, of which the second has no ground truth, and
-    two validation frames.
+    """Writes `teacher.pth` and `kitti/` with five training and two validation frames of 64x128.
+
+    The second training frame has no ground truth.
     """
     write_kitti_layout(folder / "kitti", 0, 64, 128, NUM_TRAIN, 2)
     split = folder / "kitti" / "kitti_eigen_train.txt"

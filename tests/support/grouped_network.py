@@ -13,7 +13,7 @@ CYCLE = {"name": "one_cycle", "div_factor": 4, "final_div_factor": 10, "cycle_mo
 
 
 class Net(nn.Module):
-    """Two parts with a norm each; the decoder's comes first by name, so that order decides nothing."""
+    """Two parts with a norm each; the decoder's is first by name, so that order decides nothing."""
 
     def __init__(self):
         super().__init__()

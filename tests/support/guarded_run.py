@@ -1,4 +1,4 @@
-"""Iterations before a Guard, some of them with a loss or gradient that is not finite, and its messages."""
+"""Iterations before a Guard, some with a loss or gradient that isn't finite, and its messages."""
 
 import math
 import re
@@ -28,7 +28,7 @@ def iterate(
     names=(("a", "b"), ("c", "d")),
     sums=None,
 ):
-    """One iteration of two micro-batches of two samples; as the engine does, it is skipped for a loss that is bad."""
+    """One iteration of two micro-batches of two samples; it is skipped for a bad loss."""
     state.iteration += 1
     state.micro_losses = [
         {"loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss

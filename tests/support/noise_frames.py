@@ -1,4 +1,4 @@
-"""Frames of noise with ground truth, and a network that isn't mirror-symmetric, for tests of evaluation."""
+"""Frames of noise with ground truth, and a network without mirror symmetry, for evaluation."""
 
 import torch
 from torch import nn

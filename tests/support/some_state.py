@@ -7,7 +7,7 @@ from tiekd.training.state import TrainState
 
 
 class SomeState(SimpleNamespace):
-    """Has the values that it is given, and what a TrainState says by them of when something is due."""
+    """Has the values that it is given, and TrainState's answers to when something is due."""
 
     stop_reason = None
     is_due, period = TrainState.is_due, TrainState.period
@@ -17,9 +17,9 @@ class SomeState(SimpleNamespace):
 def logged_state(work_dir: Path, **values) -> SomeState:
     """A state with all that a TextLog writes into its lines; `values` take the place of these."""
     state = dict(
-        iteration=0, iterations_per_epoch=100, total_iterations=200, by_epoch=True, batch_size=16, lr=[4e-5],
-        momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1, work_dir=work_dir,
-        timestamp="20240101_120000", recipe={"train": {"seed": 0}},
+        iteration=0, iterations_per_epoch=100, total_iterations=200, by_epoch=True, batch_size=16,
+        lr=[4e-5], momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1,
+        work_dir=work_dir, timestamp="20240101_120000", recipe={"train": {"seed": 0}},
         hooks=[], skipped_steps=0, loss_scale=None,
     )  # fmt: skip
     return SomeState(**state | values)

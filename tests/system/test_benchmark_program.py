@@ -1,4 +1,4 @@
-"""bin/benchmark.py as a program: its options, its report, and the benchmarks that need DeepSpeed."""
+"""bin/benchmark.py as a program: its options, its report, the benchmarks that need DeepSpeed."""
 
 import json
 import os

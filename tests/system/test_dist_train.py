@@ -1,4 +1,4 @@
-"""bin/dist_train.sh asks nvidia-smi for the devices, and refuses in one line what it can't start."""
+"""bin/dist_train.sh asks nvidia-smi for devices, and refuses in one line what it can't start."""
 
 import os
 import subprocess

@@ -106,7 +106,9 @@ found = {"imported": list(sys.modules), "names": dir(tiekd), "same": {}}
 from tiekd import load_recipe
 found["imported by load_recipe"] = list(sys.modules)
 from tiekd import *
-for name, module in (("load_recipe", "config.recipe"), ("build_network", "models.build"), ("load_student", "inference.student")):
+homes = {"load_recipe": "config.recipe", "build_network": "models.build"}
+homes["load_student"] = "inference.student"
+for name, module in homes.items():
     defined = getattr(sys.modules["tiekd." + module], name)
     found["same"][name] = globals()[name] is getattr(tiekd, name) is defined
 try:

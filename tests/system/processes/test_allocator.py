@@ -50,7 +50,7 @@ def told(code: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 def additions(end: str, **variables: str) -> tuple[float, float, str]:
-    """Pages an addition in the main thread and in another one, and what is said of the allocator."""
+    """Pages an addition in the main thread and in another, and what is said of the allocator."""
     done = told(ADDITIONS + end, **variables)
     assert done.returncode == 0, done.stderr
     main, thread, description = done.stdout.splitlines()
@@ -119,7 +119,9 @@ def test_memory_that_is_kept_counts_in_no_measurement():
         kept = torch.ones(100_000_000)
         last = torch.ones(10)
         del kept
-        for found in micro_batch.find_largest([1, 2, 4], lambda n: torch.ones(10_000_000 * n), cpu, 1e12):
+        def make(n):
+            return torch.ones(10_000_000 * n)
+        for found in micro_batch.find_largest([1, 2, 4], make, cpu, 1e12):
             print(found.peak_bytes)
         allocator.give_back()
         print(memory.held_bytes(cpu))

@@ -1,4 +1,4 @@
-"""Decoding frames beside other jobs: on a disk that they fill, into a folder that one of them writes to."""
+"""Decoding frames on a disk that other jobs fill, or into a folder that one writes to."""
 
 import os
 import subprocess
@@ -39,7 +39,8 @@ def test_a_disk_that_others_fill_meanwhile_ends_it_with_one_line(root, monkeypat
 
 def test_two_jobs_at_once_are_refused(root):
     fill(root)
-    code = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True); input()"
+    code = "import fcntl, sys; lock = open(sys.argv[1], 'w'); "
+    code += "fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True); input()"
     command = [sys.executable, "-c", code, str(root / "decoded" / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()

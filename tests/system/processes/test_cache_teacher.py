@@ -28,13 +28,15 @@ def refused(kind, *arguments, **options) -> str:
 
 def test_two_jobs_do_not_write_into_one_folder(ground, tmp_path):
     cache(recipe_of(ground), tmp_path / "maps")
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'r+'); "
+    hold += "fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
     command = [sys.executable, "-c", hold, str(tmp_path / "maps" / "manifest.json")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         message = refused(TeacherError, recipe_of(ground), tmp_path / "maps")
         other.communicate(b"\n")
     assert message == (
-        f"{tmp_path / 'maps'}: another job is writing maps there; wait until it ends, or give another --out"
+        f"{tmp_path / 'maps'}: another job is writing maps there; wait until it ends, or give "
+        "another --out"
     )
     cache(recipe_of(ground), tmp_path / "maps")

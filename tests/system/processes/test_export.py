@@ -25,7 +25,8 @@ import torch
 image = torch.load(sys.argv[2])
 if sys.argv[1].endswith(".onnx"):
     import onnxruntime
-    depth = torch.from_numpy(onnxruntime.InferenceSession(sys.argv[1]).run(None, {"image": image.numpy()})[0])
+    session = onnxruntime.InferenceSession(sys.argv[1])
+    depth = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 else:
     depth = torch.export.load(sys.argv[1]).module()(image)[0]
 assert not [name for name in sys.modules if name.startswith("tiekd")]

@@ -11,8 +11,8 @@ from support.programs import ROOT
 from tiekd.workdir import launch_record
 
 RECORD = {
-    "recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2, "visible_devices": "0,1",
-    "master_port": 29500, "folder": ".",
+    "recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2,
+    "visible_devices": "0,1", "master_port": 29500, "folder": ".",
 }  # fmt: skip
 
 
@@ -30,9 +30,8 @@ def test_resume_starts_nothing_then(options, variables, told, tmp_path):
     result = subprocess.run(
         command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True
     )
-    assert result.returncode == 2 and result.stderr.startswith(f"LaunchError: {told}"), (
-        result.stderr
-    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(f"LaunchError: {told}"), result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -58,7 +57,8 @@ def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
     launcher = tmp_path / "bin" / "deepspeed"
     launcher.write_text(
         "import os, subprocess, sys\nos.chdir('/')\nos.chdir(sys.path[0] + '/..')\n"
-        "sys.exit(subprocess.run([sys.executable, 'rank.py'], cwd=sys.path[0] + '/..').returncode)\n"
+        "rank = subprocess.run([sys.executable, 'rank.py'], cwd=sys.path[0] + '/..')\n"
+        "sys.exit(rank.returncode)\n"
     )
     said = os.environ | {"CROSS_RANK": "0"}
     command = [sys.executable, launcher, *options, "rank.py", "--hostfile", "of the program"]
@@ -67,6 +67,5 @@ def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
         assert result.returncode == 0, result.stderr
     else:
         line = result.stderr.splitlines()[-1]
-        assert result.returncode == 2 and line.startswith(
-            f"LaunchError: {told.format(tmp_path)}"
-        ), result.stderr
+        assert result.returncode == 2, result.stderr
+        assert line.startswith(f"LaunchError: {told.format(tmp_path)}"), result.stderr

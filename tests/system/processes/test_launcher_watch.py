@@ -14,7 +14,8 @@ from tiekd.distributed import launcher_watch
 
 def watched(**said: str) -> subprocess.CompletedProcess:
     """A process that looks for its launchers, of which the environment says that they are there."""
-    code = "from tiekd.distributed import launcher_watch; launcher_watch.watch_launchers(); print('goes on')"
+    code = "from tiekd.distributed import launcher_watch; launcher_watch.watch_launchers(); "
+    code += "print('goes on')"
     return subprocess.run(
         [sys.executable, "-c", code], env=os.environ | said, capture_output=True, text=True
     )
@@ -44,8 +45,8 @@ def test_with_it_or_with_none_it_goes_on():
 
 def test_only_deepspeeds_launcher_is_watched(tmp_path):
     assert launcher_watch.launchers() == [], "pytest was started by a launcher?"
-    script = "import sys; sys.path.insert(0, sys.argv[1]); from tiekd.distributed.launcher_watch import launchers; "
-    script += "print(len(launchers()))"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); "
+    script += "from tiekd.distributed.launcher_watch import launchers; print(len(launchers()))"
     parent = tmp_path / "bin" / "deepspeed"
     parent.parent.mkdir()
     parent.write_text(

@@ -6,7 +6,8 @@ import sys
 
 from support.programs import ROOT
 
-FILES = f"Too many open files (ulimit -n is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} here); raise that"
+OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+FILES = f"Too many open files (ulimit -n is {OPEN_FILES} here); raise that"
 
 
 def test_a_thread_that_lacks_something_is_no_traceback():

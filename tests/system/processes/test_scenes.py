@@ -1,4 +1,4 @@
-"""The built-in scenes in several processes: same bytes, and one whole set where they write at once."""
+"""The built-in scenes in several processes: same bytes, and one whole set if they write at once."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Data workers end with their program, and what goes wrong in one that reads ahead is told in time."""
+"""Data workers end with their program; errors of one that reads ahead are reported in time."""
 
 import multiprocessing
 import subprocess
@@ -37,10 +37,14 @@ def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it():
         list(results)
     results = read(slow, [[0], [3600]], 1, str, 60, pin_memory=True)
     next(results)
-    with pytest.raises(DataError, match="a data worker died"):
+
+    def kill_workers():
         for child in multiprocessing.active_children():  # one of before may still be about to end
             child.kill()
         time.sleep(60)
+
+    with pytest.raises(DataError, match="a data worker died"):
+        kill_workers()
     results.close()
     assert multiprocessing.active_children() == []
     assert time.monotonic() - started < 60

@@ -114,7 +114,8 @@ def norms(tmp_path_factory):
 @pytest.mark.parametrize("case", SHAPES)
 def test_batchnorm_on_two_ranks_equals_one_rank_with_all_images(norms, case, dtypes):
     dtype, image_dtype = DTYPES[dtypes]
-    # The reference is stock BatchNorm in float64, with the parameters' and images' values of the lower precision.
+    # The reference is stock BatchNorm in float64, with parameters and images of the lower
+    # precision's values.
     reference = norm(nn.BatchNorm2d, dtype).double()
     whole = step(OnOne(reference), [x.to(image_dtype).double() for x in images(case)])
     tight = {"float32": 1e-6, "half": 2e-3, "mixed": 1e-6, "autocast": 1e-3, "double": 1e-6}[dtypes]
@@ -170,7 +171,7 @@ def test_reductions(tmp_path):
 
 
 def lose_a_rank(this, lost, folder):
-    """What the rank that is left says, and after how many seconds; the other one waits for its file."""
+    """What the rank that is left says, and after how many seconds; the other waits for its file."""
     set_default_timeout(timedelta(seconds=2))
     dist.barrier()  # the ranks have two seconds for a group, too
     group = dist.new_group()
@@ -192,7 +193,7 @@ def test_a_rank_that_does_not_come_is_named_in_a_bounded_time(tmp_path, lost):
     assert 4 <= taken_s < 40
 
 
-def meet(this):
+def meet(_this):
     missing = missing_ranks(wait_s=60.0)
     dist.barrier()  # the store ends with rank 0
     return missing

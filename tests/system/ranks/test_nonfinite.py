@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite leaves no trace, whatever the stage and precision, whichever rank had it."""
+"""A loss or gradient that isn't finite leaves no trace, at every stage, precision and rank."""
 
 import math
 import os
@@ -70,7 +70,10 @@ def make(precision: str, stage: int, offload: bool = False):
 
 
 def iterate(engine, step, number: int, fault: str | None = None) -> bool:
-    """One iteration of two micro-batches on two ranks; the fault is in the first one of rank 1. Whether it skipped."""
+    """Runs two micro-batches on two ranks, with the fault in the first one of rank 1.
+
+    Returns whether the step was skipped.
+    """
     rank = torch.distributed.get_rank()
     for micro in range(2):
         here = fault if rank == 1 and micro == 0 else None

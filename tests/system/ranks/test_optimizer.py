@@ -19,7 +19,7 @@ def trained(tmp_path_factory) -> list[dict[str, dict[str, torch.Tensor]]]:
 
 
 def train_at_every_stage(rank: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights and their first moments after four steps, by stage; two ranks with half of the batch each."""
+    """Weights and first moments after four steps, by stage; each of two ranks has half a batch."""
     import deepspeed
 
     from tiekd.engine import full_state

@@ -10,7 +10,7 @@ from tiekd.models.weights import pretrained
 
 
 def loaded_on_a_rank(rank: int, path: str) -> tuple[int, torch.Tensor, str]:
-    """How often this rank read a file, a tensor that it has afterwards, and the refusal of a file that isn't there."""
+    """How often this rank read a file, a tensor it has then, and the error for a missing file."""
     reads, read = [], pretrained.state_dicts.read_checkpoint
     pretrained.state_dicts.read_checkpoint = lambda p: reads.append(p) or read(p)
     torch.manual_seed(rank)

@@ -53,7 +53,7 @@ def draw() -> list[float]:
 
 
 def stop_and_go_on(rank: int, work_dir) -> dict:
-    """Two hooks of one class; a row of the log at iteration 3, where it is saved, and one after it."""
+    """Two hooks of one class; a row of the log at iteration 3, where it is saved, and one after."""
     import deepspeed
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}

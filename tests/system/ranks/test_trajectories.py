@@ -29,8 +29,8 @@ class Told(criterion.Criterion):
         return super().forward(prediction, batch, teacher_depth, iteration)
 
 
-def follow(rank: int) -> dict[str, dict]:
-    """Six iterations of each student as a run has them; rows, weights and the depth of the first batch afterwards."""
+def follow(_rank: int) -> dict[str, dict]:
+    """Trains each student for six iterations: rows, weights, and then the first batch's depth."""
     import deepspeed
 
     from tiekd.engine import full_state

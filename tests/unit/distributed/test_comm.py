@@ -1,4 +1,4 @@
-"""Collectives and BatchNorm where there is one rank or no process group; system/ranks has those of two ranks."""
+"""Collectives and BatchNorm with one rank or no process group; system/ranks has two ranks."""
 
 import pytest
 import torch

@@ -13,7 +13,6 @@ from torch import nn
 from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize, resized_picture
-from tiekd.data.sample import Sample
 from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
 from tiekd.evaluation.metrics import METRIC_NAMES, aggregate, depth_metrics
 from tiekd.models.flip import predict

@@ -1,4 +1,4 @@
-"""The training loop: when something is due, which losses and learning rate an iteration has, what it computes."""
+"""The training loop: what is due when, an iteration's losses, learning rate and results."""
 
 from types import SimpleNamespace
 

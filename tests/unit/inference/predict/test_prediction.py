@@ -24,7 +24,7 @@ from tiekd.inference.student import Reading, Student
 
 
 class Brightness(Student):
-    """A student whose depth is a tenth of the red level, in metres, and who is certain where there is any."""
+    """A student whose depth is a tenth of the red level, in metres, certain where there is any."""
 
     def __init__(self, refuses: tuple[int, int] = (0, 0), readout: str = "mean"):
         self.batches, self.refuses, self.readout, self.resize = [], refuses, readout, OWN_SIZE
