@@ -70,7 +70,7 @@ def test_the_next_readable_sample_takes_the_place_of_a_broken_one(data, tmp_path
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_names_what_it_skipped(data, workers):
+def test_batch_with_skipped_samples(data, workers):
     """Each batch has the messages of its own skipped samples, in the order in which they were met."""
     keys = list(MicroBatches(7, 2, range(7), seed=3))
     for batch, samples in zip(training(data, Unreadable(10), workers), keys, strict=True):
