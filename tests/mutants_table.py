@@ -798,6 +798,14 @@ MUTANTS = [
         ("tests/unit/data/loading/test_unreadable.py",),
     ),
     Mutant(
+        "evaluation_counts_pixels_of_norms",
+        "tiekd.data.loading.reader",
+        "BatchReader.read",
+        "self.resizes_depth and self.resize.is_padded",
+        "self.resize.is_padded",
+        ("tests/unit/data/test_resize.py",),
+    ),
+    Mutant(
         "repetitions_read_beyond_the_data_set",
         "tiekd.data.loading.reader",
         "BatchReader._readable_sample",

@@ -289,6 +289,11 @@ def test_black_around_a_contained_picture_has_no_depth_and_is_not_inside():
     assert batch_of(Resize(scale=0.5), PLAIN).counted is None
 
 
+def test_counted_in_evaluation():
+    """Evaluation leaves norms as they are, so no pixel is named as padding."""
+    assert batch_of(CONTAIN).counted is None
+
+
 def test_a_flipped_contained_picture_is_the_mirror_image_of_its_canvas():
     resize = Resize(
         height=20, width=37, mode="contain"

@@ -94,7 +94,8 @@ def test_a_part_is_as_small_as_the_recipes_rotation_allows():
     assert all(part.depth.shape == part.teacher_depth.shape == (1, 29, 45) for part in parts)
 
 
-def test_an_augmented_sample_is_a_sample_that_says_where_its_window_lies():
+def test_cut_of_an_upright_window():
+    """An augmented sample is a Sample still, which says where its window lies and how large it is."""
     sample = frame()
     part = cut(sample, DRAWN[0], 2.5)
     assert type(part) is Sample
