@@ -125,6 +125,22 @@ MUTANTS = [
         ("tests/unit/config/test_kinds.py",),
     ),
     Mutant(
+        "a_recipe_sets_a_field_of_the_programs",
+        "tiekd.config.build",
+        "build",
+        "[name for name in parameters if name not in context]",
+        "parameters",
+        ("tests/unit/config/test_build.py",),
+    ),
+    Mutant(
+        "kinds_of_options_are_not_read",
+        "tiekd.config.kinds",
+        "_taken_by",
+        "options is not None",
+        "False",
+        ("tests/unit/config/test_build.py",),
+    ),
+    Mutant(
         "no_home_in_an_engine_config",
         "tiekd.engine.config",
         "_json_object",
