@@ -272,6 +272,14 @@ MUTANTS = [
         ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
+        "an_evaluation_without_the_recipes_cap",
+        "tiekd.evaluation.evaluate",
+        "EvaluationProtocol.cap",
+        "self.max_depth if self.settings.cap is None else self.settings.cap",
+        "self.max_depth",
+        ("tests/unit/training/test_build.py",),
+    ),
+    Mutant(
         "evaluation_scores_depth_at_the_wrong_place",
         "tiekd.evaluation.evaluate",
         "evaluate",

@@ -16,7 +16,7 @@ from tiekd.data.build import loading_of
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.errors import RecipeError
-from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 
 
 class Recipe:
@@ -48,6 +48,12 @@ class Recipe:
     def evaluation(self) -> EvaluationSettings:
         """The evaluation of the validation frames. Raises RecipeError."""
         return settings(self.node, "evaluation", EvaluationSettings)
+
+    def protocol(self, split: str) -> EvaluationProtocol:
+        """Returns how the student is evaluated on the frames of a split. Raises RecipeError."""
+        return EvaluationProtocol(
+            self.evaluation, self.network["min_depth"], self.network["max_depth"], split
+        )
 
     @cached_property
     def augment(self) -> Augment:

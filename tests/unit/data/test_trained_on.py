@@ -16,7 +16,7 @@ from tiekd.data.loading.loader import Loading
 from tiekd.data.trained_on import Overlap, TrainedOn, as_plain, from_plain, overlap, union
 from tiekd.errors import DataError
 from tiekd.evaluation import compare, report
-from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 from tiekd.models.build import build_network
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.workdir import weights_file
@@ -117,7 +117,7 @@ def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_al
     seen = compare.overlaps(networks, val)
     assert seen == {"part": Overlap(2, 5), "unknown": None, "other": Overlap(0, 5)}
     compare.refuse_trained_on(seen, networks)
-    protocol = compare.Protocol("val", EvaluationSettings(crop="none"), 1e-3, 80.0)
+    protocol = EvaluationProtocol(EvaluationSettings(crop="none"), 1e-3, 80.0)
     results = {
         name: compare.evaluate(each, val, protocol, CPU, Loading(workers=0), None)._replace(
             overlap=seen[name]

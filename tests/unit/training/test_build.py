@@ -108,6 +108,16 @@ def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
         recipe.train  # noqa: B018
 
 
+def test_protocol_of_a_recipe_has_its_settings_and_its_network_s_range():
+    """The cap is the recipe's, else the network's largest depth."""
+    node = {"network": {"min_depth": 0.1, "max_depth": 80.0}, "evaluation": {"crop": "eigen"}}
+    protocol = Recipe(node).protocol("train")
+    assert (protocol.min_depth, protocol.cap, protocol.split) == (0.1, 80.0, "train")
+    assert protocol.settings.crop == "eigen"
+    capped = Recipe(node | {"evaluation": {"cap": 50.0}}).protocol("val")
+    assert (capped.max_depth, capped.cap) == (80.0, 50.0)
+
+
 def folder_recipe(root, depth):
     """A recipe for three images, each with this depth map, saved as NPY."""
     for index in range(3):

@@ -143,8 +143,9 @@ def _whole(
     rounds: int,
 ) -> dict:
     settings = evaluate.EvaluationSettings(crop=_CROP, batch_size=batch_size)
+    protocol = evaluate.EvaluationProtocol(settings, *_RANGE)
     predictor = partial(flip.predict, network, flip=True)
-    ours = partial(evaluate.evaluate, predictor, ours_frames, settings, *_RANGE, device)
+    ours = partial(evaluate.evaluate, predictor, ours_frames, protocol, device)
     plain = partial(
         plain_evaluation,
         lambda image: network(image).depth,
