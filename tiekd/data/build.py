@@ -5,7 +5,7 @@ from collections.abc import Collection
 from torch.utils.data import Dataset
 
 from tiekd.config.build import build, settings
-from tiekd.config.recipe import is_outside
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import decoded_cache, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.loading.loader import Loading
@@ -46,15 +46,15 @@ def build_dataset(
     left_out = (*_NOT_FOR_DATASETS, *(_TRAINING_CROPS if as_evaluated else ()))
     node = {key: value for key, value in recipe.get("data", {}).items() if key not in left_out}
     _check_one_scale(node, resizes.of_data(recipe.get("data", {})))
-    teacher = recipe.get("teacher") or {}
+    teacher = TeacherNode.of(recipe)
     frames = build(
         node,
         "tiekd.data.datasets",
         "data",
         split=split,
         max_depth=recipe["network"]["max_depth"],
-        maps=None if is_outside(teacher) else teacher.get("maps"),
-        needs_ground_truth=split == "val" or not teacher,
+        maps=teacher.maps,
+        needs_ground_truth=split == "val" or not teacher.is_given,
         on_error=recipe.get("data", {}).get("on_error", "raise"),
         held_out=held_out,
     )

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
     networks = compare.entrants(named, args.overrides, flip, device)
-    on_ground_truth = {**recipe.node, "teacher": None}
+    on_ground_truth = recipe.without_teacher().node
     loading = recipe.loading
     frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
     check_same({"evaluation": frames})

@@ -22,7 +22,8 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from tiekd.config import external
-from tiekd.config.recipe import is_outside, merged
+from tiekd.config.recipe import merged
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import teacher_maps
 from tiekd.data.file_facts import crc, of_each, size_and_time
 from tiekd.data.frames import Frames
@@ -182,7 +183,7 @@ def _files(recipe: dict, datasets: Mapping[str, Dataset | None]) -> Iterator[tup
 def _single_files(
     recipe: dict, datasets: Mapping[str, Dataset | None]
 ) -> Iterator[tuple[str, str | Path | None]]:
-    data, teacher = recipe.get("data", {}), recipe.get("teacher") or {}
+    data, teacher = recipe.get("data", {}), TeacherNode.of(recipe)
     root = (
         Path(data.get("root", ".")).expanduser()
         if isinstance(data.get("root", "."), str)
@@ -193,8 +194,8 @@ def _single_files(
         if isinstance(dataset, Frames) and dataset.source.is_file():
             listed = dataset.source
         yield f"data.{split}_split", root / listed if isinstance(listed, str | Path) else None
-    if "checkpoint" in teacher and not is_outside(teacher):
-        yield "teacher.checkpoint", Path(teacher["checkpoint"]).expanduser()
+    if teacher.checkpoint is not None:
+        yield "teacher.checkpoint", teacher.checkpoint.expanduser()
     maps = getattr(datasets["train"], "maps", None)
     yield "teacher.maps", None if maps is None else Path(maps) / teacher_maps.MANIFEST
     load = recipe.get("load", {}).get("checkpoint")
@@ -202,7 +203,7 @@ def _single_files(
         path = Path(load).expanduser()
         with contextlib.suppress(UserError):
             yield "load.checkpoint", checkpoints.find_weights(path) if path.is_dir() else path
-    for section, node in (("data", data), ("teacher", teacher)):
+    for section, node in (("data", data), ("teacher", teacher.node or {})):
         if "." in str(
             node.get("name", "")
         ):  # a part from outside the project, whose other keys are its own affair
@@ -230,10 +231,8 @@ def _recipe_files(recipe: dict, recipe_path: Path, started: dict | None) -> Sequ
         found.append(os.path.abspath(origin))
         return node
 
-    teacher = recipe.get("teacher") or {}
-    of_teacher = None if is_outside(teacher) else teacher.get("recipe")
     try:
-        for path in (recipe_path, of_teacher and Path(of_teacher)):
+        for path in (recipe_path, TeacherNode.of(recipe).recipe):
             if path is not None and path.is_file():
                 merged(path, mark=noted)
     except UserError:  # a run that resumes from the recipe in its work dir doesn't mind

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tiekd.config.build import settings
-from tiekd.config.recipe import is_outside
+from tiekd.config.teacher_node import TeacherNode, without_teacher
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import loading_of
@@ -38,6 +38,20 @@ class Recipe:
     def train(self) -> "TrainSettings":
         """The length, batch and seed of training. Raises RecipeError."""
         return settings(self.node, "train", TrainSettings)
+
+    @property
+    def validates(self) -> bool:
+        """False where the recipe turns evaluations off; it needs no section `train`."""
+        return self.section("train").get("validate", TrainSettings.validate)
+
+    def splits(self, which: str) -> tuple[str, ...]:
+        """Returns the splits that "train", "val" or "both" means.
+
+        Both are the training frames alone in a recipe that doesn't validate.
+        """
+        if which != "both":
+            return (which,)
+        return ("train", "val") if self.validates else ("train",)
 
     @cached_property
     def load(self) -> "LoadSettings":
@@ -87,14 +101,13 @@ class Recipe:
         return self.network["max_depth"]
 
     @property
-    def teacher(self) -> dict | None:
-        """The teacher's node; None where the ground truth teaches."""
-        return self.node.get("teacher")
+    def teacher(self) -> TeacherNode:
+        """The teacher's section."""
+        return TeacherNode.of(self.node)
 
-    @property
-    def has_outside_teacher(self) -> bool:
-        """True where the teacher is a module of the user's own."""
-        return is_outside(self.teacher)
+    def without_teacher(self) -> "Recipe":
+        """Returns the recipe with the ground truth as its teacher."""
+        return Recipe(without_teacher(self.node))
 
     @property
     def work_dir(self) -> Path:

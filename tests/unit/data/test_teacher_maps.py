@@ -24,6 +24,7 @@ from tiekd.kernels.target import bin_edges, gaussian_target
 from tiekd.models.build import build_network
 from tiekd.teaching import build_teacher
 from tiekd.tools import cache_teacher
+from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
 
 CPU = torch.device("cpu")
@@ -49,9 +50,11 @@ def ground(tmp_path_factory) -> Path:
     network.head.conv.bias.data += 2.5
     write_weights(folder / "teacher.pth", network.state_dict(), FAR, 0)
     recipe = recipe_of(folder)
-    source = cache_teacher.teacher_of(recipe, "student.yaml", None)
-    frames = cache_teacher.frames_of(recipe, "train")
-    cache_teacher.cache_maps(recipe, source, frames, folder / "kitti" / "gt_kd", CPU, io.StringIO())
+    source = cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None)
+    frames = cache_teacher.frames_of(Recipe(recipe), "train")
+    cache_teacher.cache_maps(
+        Recipe(recipe), source, frames, folder / "kitti" / "gt_kd", CPU, io.StringIO()
+    )
     return folder
 
 
@@ -226,9 +229,9 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
 def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground, tmp_path):
     recipe = recipe_of(ground)
     made = (
-        recipe,
-        cache_teacher.teacher_of(recipe, "student.yaml", None),
-        cache_teacher.frames_of(recipe, "train"),
+        Recipe(recipe),
+        cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None),
+        cache_teacher.frames_of(Recipe(recipe), "train"),
     )
     cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
     manifest = teacher_maps.read_manifest(tmp_path)
@@ -236,12 +239,12 @@ def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground,
     teacher_maps.write_manifest(tmp_path, manifest)
     cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
     assert teacher_maps.read_manifest(tmp_path) == manifest
-    frames = cache_teacher.frames_of(recipe, "train")
+    frames = cache_teacher.frames_of(Recipe(recipe), "train")
     frames.is_turned = lambda index: index == 1
     with pytest.raises(
         TeacherError, match="holds maps of another kind .they differ in orientation."
     ):
-        cache_teacher.cache_maps(recipe, made[1], frames, tmp_path, CPU, io.StringIO())
+        cache_teacher.cache_maps(Recipe(recipe), made[1], frames, tmp_path, CPU, io.StringIO())
 
 
 def test_a_manifest_is_as_it_will_be_read_back(ground, tmp_path):

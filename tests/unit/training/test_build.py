@@ -101,9 +101,9 @@ def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
     assert recipe.loading is recipe.loading
     assert recipe.augment.flip_p == 0.25
     assert recipe.load.checkpoint is None
-    assert recipe.teacher is None
+    assert not recipe.teacher.is_given
     assert recipe.evaluation.interval == 1
-    assert not recipe.has_outside_teacher
+    assert recipe.teacher.module is None
     with pytest.raises(RecipeError, match="^train.epochs: got 0; it must be a whole number from 1"):
         recipe.train  # noqa: B018
 

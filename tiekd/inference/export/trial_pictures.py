@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd.config.teacher_node import without_teacher
 from tiekd.data.build import build_dataset
 from tiekd.data.datasets import scenes
 from tiekd.data.resize import resized_picture
@@ -26,7 +27,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
     """
     try:
         found = (
-            build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True)
+            build_dataset(without_teacher(recipe), "val", as_evaluated=True)
             if "data" in recipe
             else []
         )
