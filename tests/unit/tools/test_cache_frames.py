@@ -16,6 +16,7 @@ from support.fake_data import depth_name, image_name, write_png
 from tiekd.data import decoded_cache
 from tiekd.errors import DataError, RecipeError
 from tiekd.tools import cache_frames
+from tiekd.training.settings import Recipe
 
 
 @pytest.fixture
@@ -38,9 +39,9 @@ def fill(
     root: Path, workers: int = 0, verify: bool = False, splits=("train", "val"), **data
 ) -> list[str]:
     recipe, out = recipe_of(root, **data), io.StringIO()
-    sources = cache_frames.sources_of(recipe, splits)
+    sources = cache_frames.sources_of(Recipe(recipe), splits)
     cache_frames.fill(
-        recipe, sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out
+        Recipe(recipe), sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out
     )
     return out.getvalue().splitlines()
 
@@ -73,7 +74,7 @@ def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
     cache = decoded_cache.cache_at(root / "decoded", {"root": str(root)})
     assert all(
         cache.holds(source, thoroughly=True)
-        for source in cache_frames.sources_of(recipe_of(root), ("train",))
+        for source in cache_frames.sources_of(Recipe(recipe_of(root)), ("train",))
     )
 
 
@@ -91,7 +92,9 @@ def test_files_without_a_partner_are_told_once(tmp_path):
     }
     data |= {"depth_unit": 256, "val_fraction": 0.5}
     out = io.StringIO()
-    cache_frames.sources_of({"network": {"max_depth": 80.0}, "data": data}, ("train", "val"), out)
+    cache_frames.sources_of(
+        Recipe({"network": {"max_depth": 80.0}, "data": data}), ("train", "val"), out
+    )
     (told,) = out.getvalue().splitlines()
     assert told.startswith("Warning: ")
     assert "1 of 8" in told
@@ -151,8 +154,8 @@ def test_files_that_cannot_be_decoded_are_named_and_all_others_made(root, worker
     out = io.StringIO()
     recipe = recipe_of(root)
     with pytest.raises(DataError) as error:
-        sources = cache_frames.sources_of(recipe, ("train", "val"))
-        cache_frames.fill(recipe, sources, root / "decoded", workers, False, out)
+        sources = cache_frames.sources_of(Recipe(recipe), ("train", "val"))
+        cache_frames.fill(Recipe(recipe), sources, root / "decoded", workers, False, out)
     assert str(error.value).startswith(
         "2 of 15 files can't be decoded; all others are. bin/check_data.py"
     )
@@ -243,10 +246,10 @@ def test_numpy_files_are_left_out(root):
             "decoded": "decoded",
         },
     }
-    sources = cache_frames.sources_of(recipe, ("train", "val"))
+    sources = cache_frames.sources_of(Recipe(recipe), ("train", "val"))
     assert len(sources) == 5
     assert all(path.suffix == ".png" for path in sources)
-    cache_frames.fill(recipe, sources, root / "decoded", 0, False, io.StringIO())
+    cache_frames.fill(Recipe(recipe), sources, root / "decoded", 0, False, io.StringIO())
     sample = cache_frames.build_dataset(recipe, "train")[0]
     assert sample.depth.unique().tolist() == [2.5]
     assert sample.image.shape == (3, 20, 30)

@@ -14,10 +14,12 @@ from support import fake_data, faulty_data, stuck_disk
 from support.fake_data import depth_name, image_name, write_png
 from support.faulty_data import DROPPED_TRAIN, DROPPED_VAL, PLANTED, TRAIN, found
 
+from tiekd.config.recipe import dump_recipe
 from tiekd.data.build import build_dataset
 from tiekd.errors import DataError, LaunchError, RecipeError
 from tiekd.tools import check_data
 from tiekd.tools.check_data import splits_of
+from tiekd.training.settings import Recipe
 
 
 @pytest.fixture
@@ -26,10 +28,10 @@ def root(tmp_path) -> Path:
 
 
 def check(recipe, out, which="both", neighbours=2, drop=(), workers=0):
-    splits, stream = splits_of(recipe, which), io.StringIO()
+    splits, stream = splits_of(Recipe(recipe), which), io.StringIO()
     check_data.claim(out)
-    check_data.check(recipe, splits, workers, 60, neighbours, drop, stream)
-    return splits, check_data.write(recipe, splits, out), stream.getvalue()
+    check_data.check(Recipe(recipe), splits, workers, 60, neighbours, drop, stream)
+    return splits, check_data.write(Recipe(recipe), splits, out), stream.getvalue()
 
 
 def numbers(path: Path) -> list[int]:
@@ -146,11 +148,11 @@ def test_teacher_maps_are_checked_as_well(tmp_path):
 def test_a_file_that_does_not_answer_ends_the_check(root, monkeypatch):
     stuck_disk.hold(monkeypatch, root / "input" / image_name(14))
     recipe = faulty_data.recipe(root)
-    splits = splits_of(recipe, "train")
+    splits = splits_of(Recipe(recipe), "train")
     with pytest.raises(
         DataError, match=rf"{image_name(14)}.*: not read by a data worker within 1 s"
     ):
-        check_data.check(recipe, splits, 1, 1, 2, (), io.StringIO())
+        check_data.check(Recipe(recipe), splits, 1, 1, 2, (), io.StringIO())
 
 
 def test_results_are_never_written_over_anything(root, tmp_path):
@@ -167,12 +169,24 @@ def test_results_are_never_written_over_anything(root, tmp_path):
         check_data.claim(root / "kitti_eigen_train.txt" / "out")
 
 
+def test_run_returns_one_where_something_was_found(root, tmp_path, capsys):
+    """The code is the program's; a data set without a finding has 0."""
+    sound = fake_data.make(tmp_path / "sound", num_frames=2)
+    for place, code in ((root, 1), (sound, 0)):
+        recipe = place.parent / f"{place.name}.yaml"
+        recipe.write_text(dump_recipe(faulty_data.recipe(place)))
+        options = {"split": "train", "workers": 0, "neighbours": 0, "drop": (), "overrides": []}
+        args = SimpleNamespace(recipe=recipe, out=tmp_path / f"out_{place.name}", **options)
+        assert check_data.run(args) == code
+        assert ("Nothing was found." in capsys.readouterr().out) == (code == 0)
+
+
 def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):
     assert [
         split.name
-        for split in splits_of(faulty_data.recipe(root, train={"validate": False}), "both")
+        for split in splits_of(Recipe(faulty_data.recipe(root, train={"validate": False})), "both")
     ] == ["train"]
-    assert [split.name for split in splits_of(faulty_data.recipe(root), "val")] == ["val"]
+    assert [split.name for split in splits_of(Recipe(faulty_data.recipe(root)), "val")] == ["val"]
     check(faulty_data.recipe(root), tmp_path / "out", "val")
     assert found(tmp_path / "out/report.json") == {row for row in PLANTED if row[0] == "val"}
     monkeypatch.setitem(sys.modules, "numbered_data", SimpleNamespace(build=lambda split: [1]))
@@ -180,7 +194,7 @@ def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):
     recipe["data"] = {"name": "numbered_data.data"}
     monkeypatch.setitem(sys.modules, "numbered_data.data", SimpleNamespace(build=lambda split: [1]))
     with pytest.raises(RecipeError, match="^data.name: numbered_data.data has no files to check"):
-        splits_of(recipe, "train")
+        splits_of(Recipe(recipe), "train")
 
 
 def test_frames_without_ground_truth_keep_the_lines_of_the_others_right(tmp_path):
