@@ -754,7 +754,7 @@ MUTANTS = [
         "invalid_levels_count_as_depth",
         "tiekd.data.frames",
         "Frames._whole",
-        "self.invalid and depth.dtype == torch.uint16",
+        "invalid and depth.dtype == torch.uint16",
         "False",
         ("tests/unit/data/datasets/test_folder.py",),
     ),
@@ -1358,7 +1358,7 @@ MUTANTS = [
     Mutant(
         "names_held_out_are_ignored",
         "tiekd.data.datasets.folder",
-        "build",
+        "_names_of",
         "held_out is None",
         "not held_out",
         ("tests/unit/data/datasets/test_folder.py",),

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from support import fake_data
 from support.fake_data import depth_name, image_name, write_png
+from support.frames import kitti_frames
 
 from tiekd.data import image_io
 from tiekd.data.augment.augment import Augment
-from tiekd.data.datasets import kitti
 from tiekd.data.decoded_cache import Decoded, attach, describe, folder_of, without_cache
 from tiekd.data.loading.loader import training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches
@@ -38,7 +38,7 @@ def root(tmp_path):
 
 
 def frames_of(root, split="train"):
-    return kitti.build(str(root), split, 80.0, kb_crop=(16, 24), maps="maps")
+    return kitti_frames(str(root), split, 80.0, kb_crop=(16, 24), maps="maps")
 
 
 def filled(root, frames, folder="decoded"):

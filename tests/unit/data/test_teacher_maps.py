@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from support import fake_data
 from support.fake_data import image_name, write_png
+from support.frames import kitti_frames
 
 from tiekd.data import teacher_maps
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
-from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.datasets.scenes import write_kitti_layout
 from tiekd.data.image_io import encode_teacher_map
 from tiekd.data.loading.loader import training_batches
@@ -214,7 +214,7 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
         teacher_maps.write_manifest(
             maps, {key: manifest[key] for key in manifest if not old or key != "orientation"}
         )
-        frames = kitti(str(root), "train", 80.0, maps="maps")
+        frames = kitti_frames(str(root), "train", 80.0, maps="maps")
         assert (frames[0].teacher_depth == 80).all()
         if not old:
             assert (frames[1].teacher_depth == 80).all()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from support import fake_data
+from support.frames import kitti_frames
 from unit.evaluation.test_evaluate import CPU, Slanted
 from unit.models.test_load import NETWORK, write_recipe
 
 from tiekd.data import trained_on
-from tiekd.data.datasets import kitti
 from tiekd.data.loading.loader import Loading
 from tiekd.data.trained_on import Overlap, TrainedOn, as_plain, from_plain, overlap, union
 from tiekd.errors import DataError
@@ -28,7 +28,7 @@ def frames(root, count=5, split="val", first=0):
         fake_data.make(root, 5)
     lines = (root / "kitti_eigen_test.txt").read_text().splitlines()
     (root / "some.txt").write_text("\n".join(lines[first:count]))
-    return kitti.build(str(root), split, 80.0, val_split="some.txt", train_split="some.txt")
+    return kitti_frames(str(root), split, 80.0, val_split="some.txt", train_split="some.txt")
 
 
 def seen_of(record, dataset) -> Overlap:

@@ -47,9 +47,8 @@ def run(args: argparse.Namespace) -> dict:
     # A CPU core's cache holds one image.
     batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     with kitti_folder(args.data, kb_crop) as (root, scratch):
-        from_files, from_cache = (
-            kitti.build(str(root), "train", MAX_DEPTH_M, kb_crop=kb_crop) for _ in range(2)
-        )
+        options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
+        from_files, from_cache = (kitti.build(options, "train", MAX_DEPTH_M) for _ in range(2))
         # Both sides read the same frames; ours also from the cache that is filled here.
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):

@@ -48,11 +48,10 @@ def run(args: argparse.Namespace) -> dict:
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
             augment = Augment(crop=tuple(args.crop))
             cached = kitti.build(
-                str(root),
+                kitti.KittiOptions(str(root), kb_crop=tuple(args.kb_crop)),
                 "train",
                 frames.max_depth,
-                False,
-                kb_crop=tuple(args.kb_crop),
+                needs_ground_truth=False,
                 maps=str(frames.maps),
             )
             cached.decoded = _filled(Decoded(scratch / "decoded", root), cached)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from support.fake_data import write_png
+from support.frames import folder_frames
 
 from tiekd.config.build import build, settings
 from tiekd.config.recipe import load_recipe
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
-from tiekd.data.datasets import folder
 from tiekd.data.loading.loader import training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.errors import DataError, RecipeError
@@ -45,7 +45,7 @@ def root(tmp_path):
 
 
 def make(root, split="train", **options):
-    return folder.build(
+    return folder_frames(
         **{
             "images": "images",
             "split": split,
@@ -478,6 +478,8 @@ def test_the_base_recipe_needs_its_folders_only(root):
     "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames"
 )
 def test_real_pictures_of_two_sizes():
-    data = folder.build("kitti/input", "train", 80.0, False, root=os.environ["TIEKD_REAL_DATA"])
+    data = folder_frames(
+        "kitti/input", "train", 80.0, needs_ground_truth=False, root=os.environ["TIEKD_REAL_DATA"]
+    )
     assert len(data) == 21
     assert set(data.image_sizes()) == {(375, 1242), (370, 1224)}
