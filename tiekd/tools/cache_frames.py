@@ -28,7 +28,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress
 from tiekd.data import image_io
 from tiekd.data.build import build_dataset
-from tiekd.data.decoded_cache import Decoded, cache_at, folder_of, without_cache
+from tiekd.data.decoded_cache import Decoded
 from tiekd.data.frames import Frames
 from tiekd.data.loading import workers
 from tiekd.errors import DataError, RecipeError
@@ -58,7 +58,7 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
     sources = {}
     notes: dict[str, None] = {}  # an ordered set: the splits of a folder have the same notes
     for split in splits:
-        frames = build_dataset(without_cache(recipe.node), split)
+        frames = build_dataset(recipe.dataset.from_files(), split)
         if not isinstance(frames, Frames):
             raise RecipeError(
                 f"data.name: {recipe.data['name']} has no files to decode; kitti, nyu and "
@@ -93,7 +93,7 @@ def fill(
         DataError: the arrays don't fit on the disk (raised before any is written), one can't be
             written (raised at once), or files can't be decoded (raised after all others are).
     """
-    cache = cache_at(folder, recipe.data)
+    cache = Decoded(folder, recipe.dataset.root)
     each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
     with _claimed(folder):
         # What is missing.
@@ -243,7 +243,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs bin/cache_frames.py with its arguments; prints, and raises UserErrors."""
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     sources = sources_of(recipe, recipe.splits(args.split), sys.stdout)
-    folder = folder_of(recipe.data, default="decoded")
+    folder = recipe.dataset.decoded_folder or recipe.dataset.root / "decoded"
     paths.refuse_unfilled(folder, "data.decoded")
     fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
     print(f"Read from them with --set {shlex.quote(f'data.decoded={folder.resolve()}')}")

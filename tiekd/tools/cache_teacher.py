@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -145,7 +145,7 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
         RecipeError: the data set doesn't name its frames' maps.
     """
     # With a teacher in the recipe, frames without ground truth are included.
-    taught = recipe.node | {"teacher": {"network": recipe.network}}
+    taught = replace(recipe.dataset, maps=None, has_teacher=True)
     held_out = () if split == "train" else None
     frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
     if not hasattr(frames, "map_name"):
@@ -179,7 +179,9 @@ def cache_maps(
     described, resize = source.node, {}
     if source.teacher.module is None:
         described, resize = source.teacher.network, teacher.resize.node()
-    manifest = teacher_maps.make_manifest(recipe.node, described, digest, source.flip, resize)
+    manifest = teacher_maps.make_manifest(
+        recipe.max_depth_m, recipe.data.get("kb_crop"), described, digest, source.flip, resize
+    )
     check_same({"map": frames})
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):

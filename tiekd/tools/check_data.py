@@ -22,7 +22,6 @@ from tiekd.data import checks, depth_values
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
 from tiekd.data.checks import FAULTS, WARNINGS, Examined, Facts, Finding
-from tiekd.data.decoded_cache import without_cache
 from tiekd.data.frames import Frames
 from tiekd.data.image_io import write_durably
 from tiekd.data.loading import workers
@@ -210,7 +209,7 @@ def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
 
 
 def _split(recipe: Recipe, name: str) -> Split:
-    frames = build_dataset(without_cache(recipe.node), name)
+    frames = build_dataset(recipe.dataset.from_files(), name)
     if not isinstance(frames, Frames):
         raise RecipeError(
             f"data.name: {recipe.data['name']} has no files to check; kitti, nyu and folder have"

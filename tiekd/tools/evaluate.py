@@ -23,9 +23,9 @@ def run(args: argparse.Namespace) -> None:
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
     networks = compare.entrants(named, args.overrides, flip, device)
-    on_ground_truth = recipe.without_teacher().node
+    data = recipe.without_teacher().dataset
     loading = recipe.loading
-    frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
+    frames = build_dataset(data, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
     # Everything that can be refused, before the networks run.
     seen = compare.overlaps(networks, frames)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(told + remarks), flush=True)
     entrants = dict(networks)
     if args.mean_map:
-        training = build_dataset(on_ground_truth, "train", as_evaluated=True)
+        training = build_dataset(data, "train", as_evaluated=True)
         entrants = {"mean map": compare.mean_map(training, device, sys.stderr), **networks}
     # Evaluate each network; the last one's frames are drawn if asked for.
     results = {}

@@ -149,8 +149,8 @@ def build_parts(
     check_ignored_depths(network, criterion)
 
     # Frames, and how they are read.
-    train_set = build_dataset(recipe.node, "train", held_out=held_out)
-    val_set = build_dataset(recipe.node, "val", held_out=held_out) if train.validate else None
+    train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
+    val_set = build_dataset(recipe.dataset, "val", held_out=held_out) if train.validate else None
     check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
     _check_loading(recipe)
     unreadable = None

@@ -4,7 +4,7 @@ The other dataclasses stand where their values are used, in data/ and evaluation
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tiekd.config.build import settings
 from tiekd.config.teacher_node import TeacherNode, without_teacher
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
-from tiekd.data.build import loading_of
+from tiekd.data.build import DataSettings, loading_of, settings_of
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.errors import RecipeError
@@ -78,12 +78,22 @@ class Recipe:
     @cached_property
     def loading(self) -> Loading:
         """The reading of frames. Raises RecipeError."""
-        return loading_of(self.node)
+        return loading_of(self.data)
 
     @cached_property
     def resize(self) -> Resize:
         """The working resolution. Raises RecipeError."""
         return resizes.of_data(self.data)
+
+    @cached_property
+    def dataset(self) -> DataSettings:
+        """The frames of both splits. Raises RecipeError."""
+        return replace(
+            settings_of(self.data, self.max_depth_m),
+            maps=self.teacher.maps,
+            has_teacher=self.teacher.is_given,
+            validates=self.validates,
+        )
 
     @property
     def data(self) -> dict:

@@ -74,7 +74,7 @@ def targets(recipe: dict) -> torch.Tensor:
     """The teacher's depth of the first batch, as training gets it without augmentation."""
     teacher = build_teacher(recipe["teacher"], CPU)
     sampler = MicroBatches(2, 1, 1, 0, 1, 0, 0, 2)
-    frames = build_dataset(recipe, "train")
+    frames = build_dataset(Recipe(recipe).dataset, "train")
     return torch.cat(
         [teacher(batch) for batch in training_batches(frames, sampler, NOTHING, 0, 0, CPU)]
     )
@@ -82,7 +82,7 @@ def targets(recipe: dict) -> torch.Tensor:
 
 def refused(kind, recipe: dict) -> str:
     with pytest.raises(kind) as error:
-        build_dataset(recipe, "train")
+        build_dataset(Recipe(recipe).dataset, "train")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -129,13 +129,14 @@ def test_maps_for_another_range_or_crop_are_refused_in_one_line(ground):
     assert "this recipe has [32, 96]" in refused(
         TeacherError, recipe_of(ground, maps="gt_kd", kb_crop=(32, 96))
     )
-    build_dataset(recipe_of(ground, maps="gt_kd", max_depth=10.0), "val")  # maps are for training
+    # Maps are for training alone.
+    build_dataset(Recipe(recipe_of(ground, maps="gt_kd", max_depth=10.0)).dataset, "val")
 
 
 def test_maps_without_a_manifest_are_read_at_the_recipes_range_with_a_warning(ground, tmp_path):
     for path in (ground / "kitti" / "gt_kd").glob("*.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    frames = build_dataset(recipe_of(ground, maps=str(tmp_path)), "train")
+    frames = build_dataset(Recipe(recipe_of(ground, maps=str(tmp_path))).dataset, "train")
     levels = np.array(Image.open(tmp_path / frames.map_name(0)))
     np.testing.assert_allclose(frames[0].teacher_depth[0].numpy(), levels * (80 / 65535), rtol=1e-6)
     warning = teacher_maps.describe(tmp_path)
@@ -154,7 +155,7 @@ def test_the_log_names_the_weights_that_made_the_maps(ground):
 
 def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(ground, tmp_path):
     node = {"name": "mine.oracle"}
-    manifest = teacher_maps.make_manifest(recipe_of(ground), node, None, False, {"short_side": 192})
+    manifest = teacher_maps.make_manifest(80.0, (48, 96), node, None, False, {"short_side": 192})
     teacher_maps.write_manifest(tmp_path, manifest)
     assert teacher_maps.describe(tmp_path).endswith(
         ", of mine.oracle; it saw images at {short_side: 192}"
@@ -170,7 +171,7 @@ def test_the_log_names_a_teacher_from_outside_the_project(ground, tmp_path, dige
         "encoder": 3,
         "max_depth": "far",
     }  # all but the name is its own affair
-    manifest = teacher_maps.make_manifest(recipe_of(ground), node, digest, False)
+    manifest = teacher_maps.make_manifest(80.0, (48, 96), node, digest, False)
     assert manifest["full_scale_m"] == 80.0
     assert manifest["teacher_network"] == node
     teacher_maps.write_manifest(tmp_path, manifest)
@@ -204,8 +205,7 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
     root, maps = fake_data.make(tmp_path), tmp_path / "maps"
     for index in range(5):
         write_png(maps / image_name(index).replace("/", "_"), np.full((20, 30), 65535, np.uint16))
-    recipe = {"network": NETWORK, "data": {"name": "kitti"}}
-    manifest = teacher_maps.make_manifest(recipe, NETWORK, None, False)
+    manifest = teacher_maps.make_manifest(NETWORK["max_depth"], None, NETWORK, None, False)
     turned = root / "input" / image_name(1)
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -249,7 +249,7 @@ def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground,
 
 def test_a_manifest_is_as_it_will_be_read_back(ground, tmp_path):
     manifest = teacher_maps.make_manifest(
-        recipe_of(ground), NETWORK, None, False, {"at_most": (352, 1216)}
+        80.0, (48, 96), NETWORK, None, False, {"at_most": (352, 1216)}
     )
     teacher_maps.write_manifest(tmp_path, manifest)
     assert teacher_maps.read_manifest(tmp_path) == manifest

@@ -40,9 +40,8 @@ def fill(
 ) -> list[str]:
     recipe, out = recipe_of(root, **data), io.StringIO()
     sources = cache_frames.sources_of(Recipe(recipe), splits)
-    cache_frames.fill(
-        Recipe(recipe), sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out
-    )
+    folder = Recipe(recipe).dataset.decoded_folder
+    cache_frames.fill(Recipe(recipe), sources, folder, workers, verify, out)
     return out.getvalue().splitlines()
 
 
@@ -71,7 +70,7 @@ def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
     assert told[2].startswith("files: 15/15, ")
     assert len(told) == 3
     assert len(arrays(root)) == 15
-    cache = decoded_cache.cache_at(root / "decoded", {"root": str(root)})
+    cache = decoded_cache.Decoded(root / "decoded", root)
     assert all(
         cache.holds(source, thoroughly=True)
         for source in cache_frames.sources_of(Recipe(recipe_of(root)), ("train",))
@@ -250,6 +249,6 @@ def test_numpy_files_are_left_out(root):
     assert len(sources) == 5
     assert all(path.suffix == ".png" for path in sources)
     cache_frames.fill(Recipe(recipe), sources, root / "decoded", 0, False, io.StringIO())
-    sample = cache_frames.build_dataset(recipe, "train")[0]
+    sample = cache_frames.build_dataset(Recipe(recipe).dataset, "train")[0]
     assert sample.depth.unique().tolist() == [2.5]
     assert sample.image.shape == (3, 20, 30)

@@ -363,7 +363,7 @@ def test_nyu_maps_are_of_the_whole_frame(ground, tmp_path):
     cache(recipe, tmp_path / "nyu" / "gt_kd")
     levels = levels_of(tmp_path / "nyu" / "gt_kd" / "data_nyu_kitchen_rgb_00001.png")
     assert levels.shape == (64, 128)
-    sample = build_dataset(recipe | {"teacher": {"maps": "gt_kd"}}, "train")[0]
+    sample = build_dataset(Recipe(recipe | {"teacher": {"maps": "gt_kd"}}).dataset, "train")[0]
     assert sample.teacher_depth.shape == sample.depth.shape == (1, 40, 100)
     np.testing.assert_allclose(
         sample.teacher_depth[0].numpy(), levels[5:45, 7:107] * (80 / 65535), rtol=1e-6

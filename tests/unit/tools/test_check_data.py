@@ -89,7 +89,7 @@ def test_cleaned_splits_have_the_same_lines_but_for_the_faulty(root, tmp_path):
         f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")
     }
     for split in ("train", "val"):
-        data = build_dataset(recipe, split)
+        data = build_dataset(Recipe(recipe).dataset, split)
         assert all((data[index].depth > 0).any() for index in range(len(data)))
     splits, short, _ = check(recipe, tmp_path / "again", neighbours=0)
     assert {finding.kind for split in splits for finding in split.findings} == {
@@ -224,8 +224,8 @@ def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
         "depth_unit": 1000.0,
     }
     recipe = {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.25}}
-    val = [frame.name for frame in build_dataset(recipe, "val").frames]
-    train = [frame.name for frame in build_dataset(recipe, "train").frames]
+    val = [frame.name for frame in build_dataset(Recipe(recipe).dataset, "val").frames]
+    train = [frame.name for frame in build_dataset(Recipe(recipe).dataset, "train").frames]
     write_png(root / "depth" / train[2], np.ones((20, 30), np.uint8))
     check(recipe, tmp_path / "out", "train", neighbours=0)
     assert (tmp_path / "out/train.txt").read_text().split() == [*train[:2], *train[3:]]
@@ -233,8 +233,8 @@ def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
     recipe["data"] |= {
         f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")
     }
-    assert len(build_dataset(recipe, "train")) == 5
-    assert len(build_dataset(recipe, "val")) == 2
+    assert len(build_dataset(Recipe(recipe).dataset, "train")) == 5
+    assert len(build_dataset(Recipe(recipe).dataset, "val")) == 2
 
 
 def mine(root, names):
@@ -261,7 +261,7 @@ def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
     ]
     recipe = mine(tmp_path / "mine", names)
     for which, name in (("train", 0), ("val", 0)):
-        frame = build_dataset(recipe, which).frames[name]
+        frame = build_dataset(Recipe(recipe).dataset, which).frames[name]
         Path(frame.depth).write_bytes(b"torn")
     check(recipe, tmp_path / "out", neighbours=0)
     lists = [tmp_path / f"out/{name}.txt" for name in ("train", "val")]
@@ -270,7 +270,9 @@ def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
     assert set(kept) <= {os.fsencode(f"{name}.png") for name in names}
     recipe["data"] |= {"train_split": str(lists[0]), "val_split": str(lists[1])}
     kept_again = [
-        frame.name for which in ("train", "val") for frame in build_dataset(recipe, which).frames
+        frame.name
+        for which in ("train", "val")
+        for frame in build_dataset(Recipe(recipe).dataset, which).frames
     ]
     assert sorted(map(os.fsencode, kept_again)) == sorted(kept)
     (tmp_path / "out/report.txt").read_text(encoding="utf-8")
@@ -298,7 +300,7 @@ def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
     recipe = mine(tmp_path / "mine", "12345678")
     exif = Image.Exif()
     exif[0x0112] = 3
-    name = build_dataset(recipe, "train").frames[2].name
+    name = build_dataset(Recipe(recipe).dataset, "train").frames[2].name
     picture = Image.open(tmp_path / "mine/pictures" / name)
     picture.save(tmp_path / "mine/pictures" / name, exif=exif)
     _, short, _ = check(recipe, tmp_path / "out", neighbours=0)
@@ -313,7 +315,7 @@ def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
 
 def test_depth_of_an_image_as_it_is_stored_is_named_by_its_orientation(tmp_path):
     recipe = mine(tmp_path / "mine", "12345678")
-    frame = build_dataset(recipe, "train").frames[0]
+    frame = build_dataset(Recipe(recipe).dataset, "train").frames[0]
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(frame.image).save(frame.image, exif=exif)

@@ -92,7 +92,7 @@ def test_kept_memory_goes_back_before_an_evaluation_and_a_checkpoint_need_some()
 
 def test_a_recipe_without_data_is_read_as_any():
     assert loading_of({}) == Loading()
-    assert loading_of({"data": {"workers": 3}}).workers == 3
+    assert loading_of({"workers": 3}).workers == 3
 
 
 def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():

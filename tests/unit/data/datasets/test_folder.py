@@ -18,6 +18,7 @@ from tiekd.data.loading.loader import training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.training.settings import Recipe
 
 CPU = torch.device("cpu")
 NAMES = ("a/1.jpg", "a/2.JPEG", "b/c/1.png", "d.jpg")
@@ -202,17 +203,20 @@ def test_names_that_are_held_out_take_the_place_of_the_pick_and_of_nothing_else(
         "data": data | {"val_fraction": 0.5},
         "train": {"validate": False},
     }
-    assert names(build_dataset(recipe, "train")) == list(NAMES)
-    picked = names(build_dataset(recipe, "val"))  # what an evaluation of such a run sees
+    assert names(build_dataset(Recipe(recipe).dataset, "train")) == list(NAMES)
+    # What an evaluation of such a run sees.
+    picked = names(build_dataset(Recipe(recipe).dataset, "val"))
     assert len(picked) == 2
     recipe["train"] = {}
-    assert set(names(build_dataset(recipe, "train"))) == set(NAMES) - set(picked)
+    assert set(names(build_dataset(Recipe(recipe).dataset, "train"))) == set(NAMES) - set(picked)
     held_out = ["d.jpg", "gone.jpg"]
-    assert names(build_dataset(recipe, "val", held_out=held_out)) == ["d.jpg"]
-    assert names(build_dataset(recipe, "train", held_out=held_out)) == list(NAMES[:3])
+    assert names(build_dataset(Recipe(recipe).dataset, "val", held_out=held_out)) == ["d.jpg"]
+    assert names(build_dataset(Recipe(recipe).dataset, "train", held_out=held_out)) == list(
+        NAMES[:3]
+    )
     (root / "val.txt").write_text("a/1.jpg\n")
     recipe["data"]["val_split"], recipe["train"] = "val.txt", {"validate": False}
-    assert names(build_dataset(recipe, "train")) == list(
+    assert names(build_dataset(Recipe(recipe).dataset, "train")) == list(
         NAMES[1:]
     )  # a list of the user's stays out
 
@@ -228,11 +232,13 @@ def test_one_picture_trains_without_validation_and_the_refusal_says_so(root):
         "depth_unit": 1000,
     }
     recipe = {"network": {"max_depth": 10.0}, "data": data}
-    refusal = refused(lambda: build_dataset(recipe, "train"))
+    refusal = refused(lambda: build_dataset(Recipe(recipe).dataset, "train"))
     assert refusal.endswith(
         "is left for train; change the splits, or train on all of them with --no-validate"
     )
-    assert names(build_dataset(recipe | {"train": {"validate": False}}, "train")) == ["d.jpg"]
+    assert names(
+        build_dataset(Recipe(recipe | {"train": {"validate": False}}).dataset, "train")
+    ) == ["d.jpg"]
 
 
 def spoil_nothing_in_common(root):

@@ -15,6 +15,7 @@ from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation.evaluate import EvaluationSettings, mean_depth_map
+from tiekd.training.settings import Recipe
 
 CROP = (4, 16, 3, 27)
 
@@ -180,7 +181,10 @@ def test_real_frames(split, count, size):
 def test_training_frames_are_whole_where_they_are_evaluated(tmp_path):
     data = {"name": "nyu", "root": make(tmp_path), "nyu_crop": list(CROP)}
     recipe = {"network": {"max_depth": 10.0}, "data": data}
-    cut, whole = build_dataset(recipe, "train"), build_dataset(recipe, "train", as_evaluated=True)
+    cut, whole = (
+        build_dataset(Recipe(recipe).dataset, "train"),
+        build_dataset(Recipe(recipe).dataset, "train", as_evaluated=True),
+    )
     assert cut[0].image.shape == (3, 12, 24)
     assert whole[0].image.shape == (3, 20, 30)
     assert mean_depth_map(whole).shape == (1, 1, 20, 30)
