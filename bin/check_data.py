@@ -74,12 +74,12 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    """Checks the frames and writes the report."""
+def main() -> int:
+    """Checks the frames and writes the report; returns the exit code."""
     args = parse_arguments()
     from tiekd.tools import check_data
 
-    check_data.run(args)
+    return check_data.run(args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from tiekd.config.build import build
-from tiekd.config.recipe import is_outside, load_recipe, work_dir_of
+from tiekd.config.recipe import load_recipe, work_dir_of
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import resize as resizes
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError, TeacherError
@@ -22,6 +23,7 @@ from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.network import PRECISIONS, FrozenTeacher
+from tiekd.workdir import workdir
 from tiekd.workdir.checkpoints import find_weights
 
 
@@ -45,12 +47,13 @@ def build_teacher(
     """
     if node is None:
         return GroundTruth()
+    teacher = TeacherNode(node)
     # A module of the user's own has all other keys to itself.
-    if is_outside(node):
-        return OutsideTeacher(node["name"], build(node, "", "teacher", device=device), device)
+    if teacher.module is not None:
+        return OutsideTeacher(teacher.module, build(node, "", "teacher", device=device), device)
     # Cached maps were made already, so no key may say how.
-    if "maps" in node:
-        if "recipe" in node or "checkpoint" in node:
+    if teacher.maps is not None:
+        if teacher.recipe is not None or teacher.checkpoint is not None:
             raise TeacherError(
                 "teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + "
                 "`checkpoint`"
@@ -62,7 +65,7 @@ def build_teacher(
                     "others with it"
                 )
         return CachedMaps()
-    if not node.get("network"):
+    if not teacher.network:
         raise TeacherError(
             "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
         )
@@ -77,8 +80,8 @@ def build_teacher(
             "teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32"
         )
     # Its weights, which must be those of this very network.
-    path = teacher_checkpoint(node)
-    network = build_network(node["network"], "teacher.network")
+    path = teacher_checkpoint(teacher)
+    network = build_network(teacher.network, "teacher.network")
     try:
         state = state_dicts.read_checkpoint(path)
         tensors = state_dicts.named_tensors(state)
@@ -90,66 +93,87 @@ def build_teacher(
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
     # It sees images at the resolution that it learned from.
     if resize is None:
-        resize = resizes.resize_of(state, _recipe_file(node))
+        resize = resizes.resize_of(state, _recipe_file(teacher))
     return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
 
 
-def _recipe_file(node: dict) -> dict | None:
+def _recipe_file(teacher: TeacherNode) -> dict | None:
     """Returns the teacher's recipe, where its file is there.
 
     It has the working resolution of weights that don't record it.
     """
-    path = Path(node["recipe"]) if "recipe" in node else None
+    path = teacher.recipe
     return load_recipe(path) if path is not None and path.is_file() else None
 
 
-def teacher_checkpoint(node: dict) -> Path:
-    """Returns the file of weights that a teacher's node means; see `build_teacher`.
+def with_teachers_file(recipe: dict, resuming: bool) -> dict:
+    """Returns the recipe with the teacher's file of weights named.
+
+    The best weights of a work dir may be others tomorrow. A resumed run takes the file that it was
+    started with.
+    """
+    teacher = TeacherNode.of(recipe)
+    if teacher.network is None:
+        return recipe
+    work_dir = Path(recipe["work_dir"])
+    # The run's own record says which file it was started with.
+    if resuming and teacher.checkpoint is None and (work_dir / workdir.RECIPE).is_file():
+        started_with = TeacherNode.of(load_recipe(work_dir / workdir.RECIPE))
+        if started_with.recipe == teacher.recipe and started_with.checkpoint is not None:
+            teacher = teacher.with_checkpoint(started_with.checkpoint)
+    named = teacher.with_checkpoint(teacher_checkpoint(teacher).resolve())
+    return recipe | {"teacher": named.node}
+
+
+def teacher_checkpoint(teacher: TeacherNode) -> Path:
+    """Returns the file of weights that a teacher's section means; see `build_teacher`.
 
     Raises:
         TeacherError: There is none.
     """
-    path = Path(node["checkpoint"]) if "checkpoint" in node else default_checkpoint(node)
+    path = teacher.checkpoint
+    if path is None:
+        path = default_checkpoint(teacher)
     if path.is_dir():
-        path = _weights_in(path, node, "teacher.checkpoint: ")
+        path = _weights_in(path, teacher, "teacher.checkpoint: ")
     if not path.is_file():
         raise TeacherError(
             f"teacher.checkpoint: no file at {path}; train one with bin/train.py "
-            f"{_recipe_of(node)}, or use cached maps (teacher.maps)"
+            f"{_recipe_of(teacher)}, or use cached maps (teacher.maps)"
         )
     return path
 
 
-def default_checkpoint(node: dict) -> Path:
-    """Returns the weights of a node without `checkpoint`: those of its recipe's work dir.
+def default_checkpoint(teacher: TeacherNode) -> Path:
+    """Returns the weights of a section without `checkpoint`: those of its recipe's work dir.
 
     The best ones, else the latest.
 
     Raises:
         TeacherError: There are none.
     """
-    if "recipe" not in node:
+    path = teacher.recipe
+    if path is None:
         raise TeacherError(
             "teacher.checkpoint: needed beside teacher.network; give a file of weights"
         )
-    path = Path(node["recipe"])
     # The recipe's file may be gone when a run is repeated from its saved recipe, which has the
     # network but not this.
     work_dir = load_recipe(path).get("work_dir") if path.is_file() else None
     return _weights_in(
-        Path(work_dir or work_dir_of(path)), node, "teacher.checkpoint: not given, and "
+        Path(work_dir or work_dir_of(path)), teacher, "teacher.checkpoint: not given, and "
     )
 
 
-def _weights_in(work_dir: Path, node: dict, beginning: str) -> Path:
+def _weights_in(work_dir: Path, teacher: TeacherNode, beginning: str) -> Path:
     try:
         return find_weights(work_dir)
     except CheckpointError as error:
         raise TeacherError(
-            f"{beginning}{error}; train the teacher with bin/train.py {_recipe_of(node)}"
+            f"{beginning}{error}; train the teacher with bin/train.py {_recipe_of(teacher)}"
         ) from None
 
 
-def _recipe_of(node: dict) -> str:
+def _recipe_of(teacher: TeacherNode) -> str:
     """Returns the teacher's recipe as a word for the shell."""
-    return shlex.quote(node["recipe"]) if "recipe" in node else "RECIPE"
+    return "RECIPE" if teacher.recipe is None else shlex.quote(str(teacher.recipe))

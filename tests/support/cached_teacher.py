@@ -8,6 +8,7 @@ import torch
 from tiekd.data.datasets.scenes import write_kitti_layout
 from tiekd.models.build import build_network
 from tiekd.tools import cache_teacher
+from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
 
 CPU = torch.device("cpu")
@@ -59,10 +60,9 @@ def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
 def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | None = None) -> str:
     """Makes the maps; returns what was told."""
     out = io.StringIO()
-    source = cache_teacher.teacher_of(recipe, "recipes/student.yaml", checkpoint)
-    cache_teacher.cache_maps(
-        recipe, source, cache_teacher.frames_of(recipe, split), folder, CPU, out
-    )
+    source = cache_teacher.teacher_of(Recipe(recipe), "recipes/student.yaml", checkpoint)
+    frames = cache_teacher.frames_of(Recipe(recipe), split)
+    cache_teacher.cache_maps(Recipe(recipe), source, frames, folder, CPU, out)
     return out.getvalue()
 
 

@@ -8,9 +8,9 @@ import pytest
 from support import fake_data
 from support.fake_data import image_name, write_png
 
-from tiekd.data import decoded_cache
 from tiekd.errors import DataError
 from tiekd.tools import cache_frames
+from tiekd.training.settings import Recipe
 
 
 def make_root(folder: Path) -> Path:
@@ -33,10 +33,9 @@ def fill(
     root: Path, workers: int = 0, verify: bool = False, splits=("train", "val"), **data
 ) -> list[str]:
     recipe, out = recipe_of(root, **data), io.StringIO()
-    sources = cache_frames.sources_of(recipe, splits)
-    cache_frames.fill(
-        recipe, sources, decoded_cache.folder_of(recipe["data"]), workers, verify, out
-    )
+    sources = cache_frames.sources_of(Recipe(recipe), splits)
+    folder = Recipe(recipe).dataset.decoded_folder
+    cache_frames.fill(Recipe(recipe), sources, folder, workers, verify, out)
     return out.getvalue().splitlines()
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from tiekd.data.augment.augment import Sample
+from tiekd.data.sample import Sample
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 from tiekd.models.network import Prediction
 
 CPU = torch.device("cpu")
@@ -28,6 +29,11 @@ class Frames(torch.utils.data.Dataset):
             torch.eye(3),
             str(index),
         )
+
+
+def protocol(**settings) -> EvaluationProtocol:
+    """Scores all pixels between 1 mm and 80 m, unless the settings say otherwise."""
+    return EvaluationProtocol(EvaluationSettings(**{"crop": "none"} | settings), 1e-3, 80.0)
 
 
 class Slanted(nn.Module):

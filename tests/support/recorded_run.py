@@ -11,6 +11,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.data.build import build_dataset
 from tiekd.engine.config import EngineConfig
 from tiekd.training import inputs
+from tiekd.training.settings import Recipe
 
 NETWORK = {"min_depth": 0.001, "max_depth": 80.0}
 
@@ -49,13 +50,14 @@ class Run:
     def record(self, started: dict | None = None, held_out=None, validate=True) -> dict:
         recipe = self.recipe()
         if held_out is None:
-            held_out = inputs.held_out(started, recipe)
+            held_out = inputs.held_out(started, Recipe(recipe))
         data = {
-            split: build_dataset(recipe, split, held_out=held_out) for split in ("train", "val")
+            split: build_dataset(Recipe(recipe).dataset, split, held_out=held_out)
+            for split in ("train", "val")
         }
         if not validate:
             data["val"] = None
         config = EngineConfig(self.engine, 2, 1)
-        return inputs.collect(
-            recipe, self.folder / "recipe.yaml", config, data, -(-len(data["train"]) // 2), started
-        )
+        iterations = -(-len(data["train"]) // 2)
+        path = self.folder / "recipe.yaml"
+        return inputs.collect(Recipe(recipe), path, config, data, iterations, started)

@@ -15,6 +15,7 @@ from PIL import Image
 from support import programs, recipes
 
 from tiekd.data.loading.sampler import epoch_batches
+from tiekd.training.settings import Recipe
 
 BAD, ITERATIONS = 5, 20
 SHOWN = 7  # an iteration of the second epoch
@@ -145,7 +146,9 @@ def test_a_batch_is_made_again_bit_for_bit(folder):
     recipe = load_recipe(folder / "plain" / "config.yaml")
     augment = settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment)
     dealt = list(
-        global_batch(build_dataset(recipe, "train"), augment, Loading(), 0, 4, 1, 2, SHOWN)
+        global_batch(
+            build_dataset(Recipe(recipe).dataset, "train"), augment, Loading(), 0, 4, 1, 2, SHOWN
+        )
     )
     assert [part.rank for part in dealt] == [0, 1]
     for part in dealt:

@@ -189,10 +189,11 @@ def test_real_frames_are_decoded_and_read_as_the_files(ground, tmp_path):
     result = programs.finish(command(recipe, tmp_path / "decoded"))
     assert result.code == 0
     assert "files: 42/42, " in result.stdout
-    from tiekd.data.datasets import kitti
+    from support.frames import kitti_frames
+
     from tiekd.data.decoded_cache import Decoded
 
-    frames, cached = (kitti.build(str(root), "train", 80.0, kb_crop=(352, 1216)) for _ in range(2))
+    frames, cached = (kitti_frames(str(root), "train", 80.0, kb_crop=(352, 1216)) for _ in range(2))
     cached.decoded = Decoded(tmp_path / "decoded", root)
     for index in range(len(frames)):
         one, other = frames.stored(index), cached.stored(index)

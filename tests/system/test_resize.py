@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from support import programs, recipes
+from support.frames import scenes_frames
 
 import tiekd
-from tiekd.data.datasets import scenes
 from tiekd.data.image_io import read_levels
 from tiekd.evaluation import metrics
 from tiekd.models.build import build_network
@@ -62,7 +62,7 @@ def test_every_door_scores_and_predicts_what_the_run_did(ground, trained):
     assert logged["abs_rel"] == pytest.approx(one["metrics"]["abs_rel"], abs=6e-5)
 
     student = tiekd.load_student(trained / "work" / "best_abs_rel.pth")
-    frames = scenes.build(str(ground / "scenes"), "val", 80.0, **SIZE)
+    frames = scenes_frames(str(ground / "scenes"), "val", 80.0, **SIZE)
     rows = []
     for index in range(len(frames)):
         depth, truth = student(frames[index].image.contiguous()), frames[index].depth[0]
@@ -88,7 +88,7 @@ def test_cached_maps_are_what_the_teacher_s_weights_say_of_whole_pictures(ground
     )
     assert result.code == 0, result.stderr[-3000:]
     student = tiekd.load_student(teacher)
-    frames = scenes.build(str(ground / "scenes"), "train", 80.0, **SIZE)
+    frames = scenes_frames(str(ground / "scenes"), "train", 80.0, **SIZE)
     for index in range(4):
         cached = (
             read_levels(maps / frames.map_name(index))[0].numpy().astype(np.float64) * 80 / 65535

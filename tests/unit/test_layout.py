@@ -27,7 +27,6 @@ ELSEWHERE = {
     "system/test_starting.py": ("tools/print_config",),
     "system/test_supervision.py": ("tools/supervise",),
     "system/test_workdir.py": ("workdir/workdir",),
-    "unit/config/test_recipe.py": ("config/build",),
     "unit/config/test_recipes.py": ("config/schema",),
     "unit/data/datasets/test_folder.py": ("data/build",),
     "unit/data/datasets/test_kitti.py": ("data/frames",),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tiekd import paths
 from tiekd.config.recipe import load_recipe
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.distributed import entrypoint
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError, TeacherError
 from tiekd.evaluation import compare
@@ -313,7 +314,7 @@ def test_printed_commands_can_be_typed(tmp_path):
         {"recipe": str(folder / "r.yaml"), "checkpoint": "none.pth"},
     ):
         with pytest.raises(TeacherError) as error:
-            teacher_checkpoint(node)
+            teacher_checkpoint(TeacherNode(node))
         assert typed(str(error.value), "bin/train.py")[:1] == [str(folder / "r.yaml")]
 
 
@@ -336,7 +337,7 @@ def unquoted(file: Path) -> list[str]:
             behind = BEHIND.search(text)
             if behind and isinstance(value, ast.FormattedValue):
                 code = ast.unparse(value.value)
-                if not code.startswith("shlex.") and code not in ("_recipe_of(node)", "options"):
+                if not code.startswith("shlex.") and code not in ("_recipe_of(teacher)", "options"):
                     found.append(f"{file.name}:{node.lineno}: {code}")
     return found
 

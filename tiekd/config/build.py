@@ -1,5 +1,6 @@
 """Builds the object that a recipe's node names, and the dataclass of a section of fixed keys."""
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -16,8 +17,9 @@ def build(node: dict, package: str, where: str, **context):
     """Builds the object that a node names.
 
     `{name: X, **arguments}` is `<package>.X.build(**arguments)`. A dotted name is a module outside
-    the project (tiekd/config/external.py). An error of the part's own that begins with an
-    argument's name, as in "sigma: got 0", gets that argument's place before it.
+    the project (tiekd/config/external.py). A parameter `options` that is annotated with a dataclass
+    takes the arguments that are fields of it (`parameters_of`). An error of the part's own that
+    begins with an argument's name, as in "sigma: got 0", gets that argument's place before it.
 
     Args:
         node: A mapping with a name.
@@ -38,25 +40,80 @@ def build(node: dict, package: str, where: str, **context):
     # Arguments are checked against the signature: nothing is declared twice.
     factory = find(node["name"], package, where)
     arguments = {key: value for key, value in node.items() if key != "name"}
-    signature = inspect.signature(factory).parameters
+    parameters = parameters_of(factory)
     check_keys(
-        arguments, [name for name in signature if name not in context], f"{where} ({node['name']})"
+        arguments, [name for name in parameters if name not in context], f"{where} ({node['name']})"
     )
     for key, value in arguments.items():
-        check_value(value, signature[key].annotation, f"{where}.{key}")
-        arguments[key] = converted(value, signature[key].annotation)
+        check_value(value, parameters[key].annotation, f"{where}.{key}")
+        arguments[key] = converted(value, parameters[key].annotation)
     # The program's own values come last, so that no recipe can set them.
-    arguments |= {key: value for key, value in context.items() if key in signature}
-    missing = [n for n, p in signature.items() if p.default is p.empty and n not in arguments]
+    arguments |= {key: value for key, value in context.items() if key in parameters}
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise RecipeError(f"{where} ({node['name']}): needs {', '.join(missing)}")
     # The part's own complaint gets the place of its argument.
     try:
-        return factory(**arguments)
+        return _call(factory, arguments)
     except RecipeError as error:
-        if str(error).partition(":")[0] in signature:
+        if str(error).partition(":")[0] in parameters:
             raise RecipeError(f"{where}.{error}") from None
         raise
+
+
+def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
+    """Returns the parameters by which a recipe and the program may call a part, by name.
+
+    They are those of its signature. A parameter `options` that is annotated with a dataclass is
+    replaced by the dataclass's fields, so a part with many options takes them as one object:
+
+        @dataclass(frozen=True)
+        class BlurOptions:
+            width: int
+            sigma: float = 1.0
+
+        def build(in_channels: int, options: BlurOptions): ...
+
+    A recipe then says `{name: blur, width: 3}`, as it would for `build(in_channels, width, sigma)`.
+    """
+    parameters = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if not _is_options(parameter):
+            parameters[name] = parameter
+            continue
+        for field in _fields_of(parameter.annotation):
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            parameters[field.name] = inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if default is dataclasses.MISSING else default,
+                annotation=field.type,
+            )
+    return parameters
+
+
+def _call(factory: Callable, arguments: dict):
+    """Calls a part, with the fields of its `options` in one object."""
+    options = inspect.signature(factory).parameters.get("options")
+    if options is None or not _is_options(options):
+        return factory(**arguments)
+    of_options = {field.name for field in _fields_of(options.annotation)}
+    fields = {key: value for key, value in arguments.items() if key in of_options}
+    others = {key: value for key, value in arguments.items() if key not in of_options}
+    return factory(**others, options=options.annotation(**fields))
+
+
+def _is_options(parameter: inspect.Parameter) -> bool:
+    is_class = isinstance(parameter.annotation, type)
+    return (
+        parameter.name == "options" and is_class and dataclasses.is_dataclass(parameter.annotation)
+    )
+
+
+def _fields_of(cls: type) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(cls) if field.init]
 
 
 def find(name: str, package: str, where: str) -> Callable:

@@ -1,10 +1,11 @@
 """The kind of value that each key of a recipe asks for, read from source that isn't imported.
 
-Kinds are the annotations of a part's `build`, or of the fields of a section's dataclass. They say
-where `--set` takes a value as it is typed and where `~` means a home (tiekd/config/recipe.py),
-before torch, or a module of the user's own, has any business in a program. Costs a parse of one
-file, some 5 ms, once. Left out: constructors that are inherited from another file, and annotations
-that aren't built in, of `typing`, `collections.abc` or `pathlib`. What can't be read is `Any`.
+Kinds are the annotations of a part's `build` and of the fields of its `options`
+(tiekd/config/build.py), or of the fields of a section's dataclass. They say where `--set` takes a
+value as it is typed and where `~` means a home (tiekd/config/recipe.py), before torch, or a module
+of the user's own, has any business in a program. Costs a parse of one file, some 5 ms, once. Left
+out: constructors and `options` that are defined in another file, and annotations that aren't built
+in, of `typing`, `collections.abc` or `pathlib`. What can't be read is `Any`.
 """
 
 import ast
@@ -200,8 +201,15 @@ def _read(file: Path, name: str) -> dict[str, Any]:
 
 def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
     if isinstance(found, ast.FunctionDef):
-        arguments = [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]
-        return {a.arg: _kind(a.annotation) for a in arguments if a.annotation is not None}
+        kinds = {}
+        for a in [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]:
+            options = _options_class(a, named)
+            if options is not None:
+                # A part takes the fields of its `options` (tiekd/config/build.py).
+                kinds |= _taken_by(options, named)
+            elif a.annotation is not None:
+                kinds[a.arg] = _kind(a.annotation)
+        return kinds
     if not isinstance(found, ast.ClassDef):
         return {}
     # A class takes what its own `__init__` takes, else what its bases and its fields say: a
@@ -220,6 +228,17 @@ def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
         s for s in found.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
     ]
     return kinds | {s.target.id: _kind(s.annotation) for s in fields}
+
+
+def _options_class(argument: ast.arg, named: dict) -> ast.ClassDef | None:
+    """Returns the dataclass of the same file that an argument `options` is annotated with."""
+    found = named.get(argument.annotation.id) if isinstance(argument.annotation, ast.Name) else None
+    if argument.arg != "options" or not isinstance(found, ast.ClassDef):
+        return None
+    # Of decorators as they are written: @dataclass, @dataclass(frozen=True), @dataclasses.dataclass
+    decorators = [d.func if isinstance(d, ast.Call) else d for d in found.decorator_list]
+    names = [d.attr if isinstance(d, ast.Attribute) else getattr(d, "id", "") for d in decorators]
+    return found if "dataclass" in names else None
 
 
 def _kind(node: ast.expr | None) -> Any:

@@ -309,7 +309,6 @@ SPLIT = {
         "teachers.maps": "CachedMaps",
         "teachers.ground_truth": "GroundTruth",
         "teachers.external": "OutsideTeacher",
-        "config.recipe": "is_outside",
     },
     "options": {
         "training.settings": "TrainSettings LoadSettings",

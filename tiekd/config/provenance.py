@@ -12,7 +12,8 @@ from typing import Any
 
 from tiekd import paths
 from tiekd.config import recipe_yaml
-from tiekd.config.recipe import load_recipe, merge, merged, teachers_recipe
+from tiekd.config.recipe import load_recipe, merge, merged
+from tiekd.config.teacher_node import TeacherNode
 
 _PROJECT = Path(__file__).parents[2]
 _HERE = "\0origin"  # no YAML has such a key: the origin of a mapping that has nothing in it
@@ -41,7 +42,7 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     marked = merged(path, overrides, _mark)
     # The teacher's network comes from its own recipe's files, as `load_recipe` takes it.
     teacher = marked.get("teacher", {})
-    theirs = teachers_recipe(_plain(teacher))
+    theirs = TeacherNode(_plain(teacher)).lending_recipe()
     if theirs is not None:
         teacher["network"] = merge(merged(theirs, (), _mark)["network"], teacher.get("network", {}))
     return "".join(

@@ -18,8 +18,9 @@ import yaml
 
 from tiekd import paths
 from tiekd.config import external, kinds, recipe_yaml
-from tiekd.config.kinds import SECTIONS, TEACHER
+from tiekd.config.kinds import SECTIONS
 from tiekd.config.schema import check_keys, check_value
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError
 
 _DEEPEST = 32  # parts of a key
@@ -72,22 +73,6 @@ def merged(
         recipe = merge(recipe, mark(change, where))
         plain = recipe if mark is _unmarked else merge(plain, change)
     return recipe
-
-
-def teachers_recipe(teacher: dict) -> Path | None:
-    """The recipe that lends its network to a teacher node, None for a node that needs no other."""
-    if "name" in teacher:
-        return None
-    path, given = (
-        Path(teacher["recipe"]) if "recipe" in teacher else None,
-        teacher.get("network", {}),
-    )
-    # A saved recipe has the network whole, and its word counts, file or no file; an override has
-    # only parts of it.
-    whole = {"encoder", "decoder", "head"} <= given.keys() or (
-        given and path is not None and not path.is_file()
-    )
-    return None if whole else path
 
 
 def merge(base: dict, change: dict) -> dict:
@@ -272,19 +257,9 @@ def _with_teachers_network(recipe: dict) -> dict:
     teacher, network = recipe.get("teacher"), None
     told_later = (RecipeError, LookupError, TypeError, AttributeError)  # when the recipe is whole
     with contextlib.suppress(*told_later):
-        path = teachers_recipe(teacher)
+        path = TeacherNode(teacher).lending_recipe()
         network = path and merge(merged(path)["network"], teacher.get("network", {}))
     return recipe | {"teacher": teacher | {"network": network}} if network else recipe
-
-
-def _is_a_module(teacher: dict) -> bool:
-    """Returns True for a teacher that is a module outside the project."""
-    if "name" in teacher and not (isinstance(teacher["name"], str) and "." in teacher["name"]):
-        raise RecipeError(
-            f"teacher.name: got {teacher['name']!r}; it must be a module of yours, as "
-            "my_package.my_teacher (for a network of the project: teacher.recipe)"
-        )
-    return "name" in teacher
 
 
 def _resolve_teacher(recipe: dict) -> None:
@@ -292,13 +267,9 @@ def _resolve_teacher(recipe: dict) -> None:
 
     So the saved recipe needs no other file.
     """
-    teacher = recipe.get("teacher")
-    if teacher is None or _is_a_module(teacher):
-        return
-    check_keys(teacher, TEACHER, "teacher")
-    for key, value in teacher.items():
-        check_value(value, TEACHER[key], f"teacher.{key}")
-    path = teachers_recipe(teacher)
+    teacher = TeacherNode.of(recipe)
+    teacher.check()
+    path = teacher.lending_recipe()
     if path is not None:
         external.look_beside(path)
         theirs = merged(path)
@@ -308,14 +279,9 @@ def _resolve_teacher(recipe: dict) -> None:
                 f"teacher.recipe: {path} describes no network; give the recipe that trains the "
                 "teacher"
             )
-        teacher["network"] = merge(theirs["network"], teacher.get("network", {}))
+        teacher.node["network"] = merge(theirs["network"], teacher.node.get("network", {}))
 
 
 def work_dir_of(recipe_path: str | Path) -> Path:
     """Returns the default folder of a recipe's runs: work_dirs/<recipe stem>."""
     return Path("work_dirs") / Path(recipe_path).stem
-
-
-def is_outside(node: dict | None) -> bool:
-    """Returns True where a teacher's node names a module, with its arguments."""
-    return bool(node) and "name" in node

@@ -1,15 +1,16 @@
-"""Builds the dataset of a split and its loading settings from a recipe's `data` section."""
+"""What a recipe says about its datasets (`DataSettings`), and the dataset of one split."""
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from tiekd.config.build import build, settings
-from tiekd.config.recipe import is_outside
 from tiekd.data import decoded_cache, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.loading.loader import Loading
-from tiekd.data.resize import Resize
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import RecipeError
 
 _NOT_FOR_DATASETS = ("augment", "resize", *Loading.__dataclass_fields__)
@@ -17,23 +18,84 @@ _NOT_FOR_DATASETS = ("augment", "resize", *Loading.__dataclass_fields__)
 _TRAINING_CROPS = ("nyu_crop",)
 
 
+@dataclass(frozen=True)
+class DataSettings:
+    """What decides the frames of both splits.
+
+    Attributes:
+        part: The dataset as a node, `{name: NAME, **options}`.
+        max_depth_m: The network's range in metres.
+        loading: How frames are read, for any dataset.
+        resize: The working resolution.
+        maps: Folder of cached teacher maps, below data.root or absolute; None reads none.
+        has_teacher: True keeps training frames without ground truth.
+        validates: False if training doesn't validate, so that no frame is held out.
+    """
+
+    part: dict
+    max_depth_m: float
+    loading: Loading = Loading()
+    resize: Resize = OWN_SIZE
+    maps: str | None = None
+    has_teacher: bool = False
+    validates: bool = True
+
+    @property
+    def root(self) -> Path:
+        """The data root with `~` expanded."""
+        return Path(self.part.get("root", ".")).expanduser()
+
+    @property
+    def decoded_folder(self) -> Path | None:
+        """The folder of decoded frames; None if the files are read."""
+        decoded = self.loading.decoded
+        return None if decoded is None else self.root / Path(decoded).expanduser()
+
+    def from_files(self) -> "DataSettings":
+        """Returns these settings without the cache of decoded frames."""
+        return replace(self, loading=replace(self.loading, decoded=None))
+
+
+def settings_of(data: dict, max_depth_m: float) -> DataSettings:
+    """Returns the settings of a recipe's `data`, as they are without a teacher.
+
+    Args:
+        data: The recipe's `data`.
+        max_depth_m: The network's range in metres.
+
+    Raises:
+        RecipeError: If a setting is wrong.
+    """
+    part = {key: value for key, value in data.items() if key not in _NOT_FOR_DATASETS}
+    return DataSettings(part, max_depth_m, loading_of(data), resizes.of_data(data))
+
+
+def loading_of(data: dict) -> Loading:
+    """Returns the loading settings of a recipe's `data`, for any dataset. Raises RecipeError."""
+    node = {key: value for key, value in data.items() if key in Loading.__dataclass_fields__}
+    return settings({"data": node}, "data", Loading)
+
+
 def build_dataset(
-    recipe: dict, split: str, as_evaluated: bool = False, held_out: Collection[str] | None = None
+    data: DataSettings,
+    split: str,
+    as_evaluated: bool = False,
+    held_out: Collection[str] | None = None,
 ) -> Dataset:
     """Builds the dataset of one split.
 
     Training frames without ground truth are kept if there is a teacher.
 
     Args:
-        recipe: The whole recipe; its `data`, `network`, `teacher` and `train` sections are read.
+        data: The settings of both splits.
         split: "train" or "val".
         as_evaluated: Crop training frames as validation frames are.
         held_out: The names that a dataset without split files keeps out of training, if they are
-            known. None lets the dataset choose them; for training it does so only if the recipe
+            known. None lets the dataset choose them; for training it does so only if the run
             validates.
 
     Returns:
-        The dataset, reading from the decoded cache if the recipe has `data.decoded`.
+        The dataset, reading from the decoded cache if there is a folder of it.
 
     Raises:
         RecipeError: If options are wrong or contradict each other.
@@ -41,27 +103,27 @@ def build_dataset(
         TeacherError: If cached maps were made for another recipe.
     """
     # Without validation no frame is held out.
-    if held_out is None and split == "train" and not recipe.get("train", {}).get("validate", True):
+    if held_out is None and split == "train" and not data.validates:
         held_out = ()
-    left_out = (*_NOT_FOR_DATASETS, *(_TRAINING_CROPS if as_evaluated else ()))
-    node = {key: value for key, value in recipe.get("data", {}).items() if key not in left_out}
-    _check_one_scale(node, resizes.of_data(recipe.get("data", {})))
-    teacher = recipe.get("teacher") or {}
+    left_out = _TRAINING_CROPS if as_evaluated else ()
+    node = {key: value for key, value in data.part.items() if key not in left_out}
+    _check_one_scale(node, data.resize)
     frames = build(
         node,
         "tiekd.data.datasets",
         "data",
         split=split,
-        max_depth=recipe["network"]["max_depth"],
-        maps=None if is_outside(teacher) else teacher.get("maps"),
-        needs_ground_truth=split == "val" or not teacher,
-        on_error=recipe.get("data", {}).get("on_error", "raise"),
+        max_depth=data.max_depth_m,
+        maps=data.maps,
+        needs_ground_truth=split == "val" or not data.has_teacher,
+        on_error=data.loading.on_error,
         held_out=held_out,
     )
     # A dataset from outside the project may have no maps.
     if getattr(frames, "maps", None) is not None:
-        teacher_maps.check(frames.maps, recipe)
-    decoded_cache.attach(frames, recipe["data"])
+        teacher_maps.check(frames.maps, data.max_depth_m, data.part.get("kb_crop"))
+    if data.decoded_folder is not None:
+        decoded_cache.attach(frames, data.decoded_folder, data.root, data.part["name"])
     return frames
 
 
@@ -77,13 +139,3 @@ def _check_one_scale(node: dict, resize: Resize) -> None:
             f"another scale than evaluation's; set data.{cut}=null, or resize by "
             f"data.resize={{scale: X}}"
         )
-
-
-def loading_of(recipe: dict) -> Loading:
-    """Returns the loading settings of the recipe's `data`, for any dataset. Raises RecipeError."""
-    node = {
-        key: value
-        for key, value in recipe.get("data", {}).items()
-        if key in Loading.__dataclass_fields__
-    }
-    return settings({"data": node}, "data", Loading)

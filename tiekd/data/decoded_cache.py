@@ -148,47 +148,28 @@ class Decoded:
         return mapped, note
 
 
-def folder_of(data: dict, default: str | None = None) -> Path | None:
-    """Returns the folder that `recipe["data"]` names as `decoded`: below its root, or absolute."""
-    folder = data.get("decoded", default)
-    return None if folder is None else _root(data) / Path(folder).expanduser()
-
-
-def without_cache(recipe: dict) -> dict:
-    """Returns the recipe without `data.decoded`, so that the original files are read."""
-    return recipe | {
-        "data": {key: value for key, value in recipe.get("data", {}).items() if key != "decoded"}
-    }
-
-
-def cache_at(folder: Path, data: dict) -> Decoded:
-    """Returns the cache in a folder for the sources of `recipe["data"]`."""
-    return Decoded(folder, _root(data))
-
-
-def attach(frames: object, data: dict) -> None:
-    """Lets frames be read from `data.decoded` if the recipe has it.
+def attach(frames: object, folder: Path, root: Path, name: str) -> None:
+    """Lets frames be read from a cache (`data.decoded`).
 
     Args:
         frames: The dataset; its `decoded` is set.
-        data: The recipe's `data`.
+        folder: The folder of decoded frames.
+        root: The data root.
+        name: The dataset's name, for messages.
 
     Raises:
         RecipeError: If the dataset has no files to decode.
         DataError: If the folder doesn't exist.
     """
-    folder = folder_of(data)
-    if folder is None:
-        return
     if not isinstance(frames, Frames):
         raise RecipeError(
-            f"data.decoded: {data['name']} has no files to decode; kitti, nyu and folder have"
+            f"data.decoded: {name} has no files to decode; kitti, nyu and folder have"
         )
     if not folder.is_dir():
         raise DataError(
             f"data.decoded: no folder at {folder}; make it with {_PROGRAM}, or leave it out"
         )
-    frames.decoded = cache_at(folder, data)
+    frames.decoded = Decoded(folder, root)
 
 
 def describe(frames: object) -> list[str]:
@@ -205,10 +186,6 @@ def describe(frames: object) -> list[str]:
         f"WARNING: {missing} of {len(sources)} files aren't in {cache.folder}, or have changed "
         f"since; a run would stop there; make them with {_PROGRAM}"
     ]
-
-
-def _root(data: dict) -> Path:
-    return Path(data.get("root", ".")).expanduser()
 
 
 def _note(content: mmap.mmap | bytes) -> tuple | None:

@@ -50,13 +50,13 @@ def taken_as(frames: Frames, kind: str) -> str:
         kind: The kind of file, as `image_io.kind_of_depth` names it.
     """
     if _is_float(kind):
-        units_per_m = frames.float_units_per_m or 1.0
+        units_per_m = frames.depth_format.float_units_per_m or 1.0
         unit = "metres" if units_per_m == 1 else f"{units_per_m:g} a metre"
         return f"{kind} is taken as {unit} (data.float_depth_unit)"
-    if frames.units_per_m is None:
+    if frames.depth_format.units_per_m is None:
         return f"{kind} has no unit (data.depth_unit)"
-    option = " (data.depth_unit)" if frames.float_units_per_m is not None else ""
-    return f"{kind} is taken as {frames.units_per_m:g} levels a metre{option}"
+    option = " (data.depth_unit)" if frames.depth_format.float_units_per_m is not None else ""
+    return f"{kind} is taken as {frames.depth_format.units_per_m:g} levels a metre{option}"
 
 
 def check_range(frames: Dataset) -> list[str]:
@@ -189,7 +189,9 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
         # Report values that are frequent over all maps and occur in two of them, or the only one.
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
-        is_none = value in frames.invalid or (value == image_io.NO_RETURN and not are_float)
+        is_none = value in frames.depth_format.invalid or (
+            value == image_io.NO_RETURN and not are_float
+        )
         meant = (
             "counts as none"
             if is_none

@@ -1,12 +1,13 @@
 """Frames from files: image, ground truth if any, cached teacher map, cropped to one window.
 
 This is what KITTI, NYU and a folder of the user's own images share: each of these modules says
-where its files are and how its depth is stored, and `Frames` reads them. A frame without ground
-truth has depth 0 everywhere. Only paths are kept in memory. Left out: scaling
+where its files are and how its depth is stored (`DatasetSplit`), and `Frames` reads them. A frame
+without ground truth has depth 0 everywhere. Only paths are kept in memory. Left out: scaling
 (tiekd/data/augment/augment.py), since evaluation needs images as they are.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -61,61 +62,82 @@ class Window(NamedTuple):
     place: Callable[[int, int], tuple[int, int, int, int]]
 
 
+@dataclass(frozen=True)
+class DepthFormat:
+    """How a dataset stores its ground truth.
+
+    Attributes:
+        read: Reads a file as (1, H, W), uint16 of which `units_per_m` make a metre, or float32
+            metres.
+        units_per_m: Levels of uint16 per metre; None if no file is uint16.
+        float_units_per_m: Units per metre of floating-point files; None unless the recipe can set
+            them.
+        invalid: Levels of uint16 that mean not measured, in addition to those that `read` drops.
+    """
+
+    read: Callable[[Path], Tensor]
+    units_per_m: float | None
+    float_units_per_m: float | None = None
+    invalid: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class DatasetSplit:
+    """One split of a dataset: its frames, and how their files are read.
+
+    Attributes:
+        frames: The frames, also those without ground truth.
+        source: Where they are listed, for messages.
+        depth_format: How their ground truth is stored.
+        window: The part of each image that is kept; None for all of it.
+        map_prefix: The prefix of the names of teacher maps.
+        notes: Lines for the log on how the files were found.
+    """
+
+    frames: Sequence[Frame]
+    source: Path
+    depth_format: DepthFormat
+    window: Window | None = None
+    map_prefix: str = ""
+    notes: Sequence[str] = ()
+
+
 class Frames(torch.utils.data.Dataset):
     """Frames as `Sample`s with uint8 images and depths in metres.
 
     Args:
-        frames: The frames.
-        source: Where they are listed, for messages.
-        read_depth: Reads a file as (1, H, W), uint16 of which `units_per_m` make a metre, or
-            float32 metres.
-        units_per_m: Levels of uint16 ground truth per metre; None if there is none.
+        split: The frames' files.
         max_depth: The network's range in metres.
         needs_ground_truth: Skip frames without ground truth (`num_skipped` counts them).
-        window: The part of each image that is kept; None for all of it.
         maps: Folder of cached teacher maps; None reads none. A map is as large as the image, and is
             then cropped like it, or as large as the window.
-        map_prefix: The prefix of the maps' names.
-        invalid: Levels of uint16 ground truth that mean not measured.
 
     Raises:
-        DataError: If files are missing, or no frame is left.
+        DataError: If the folder of maps is missing, or no frame is left.
     """
 
     def __init__(
         self,
-        frames: Sequence[Frame],
-        source: Path,
-        read_depth: Callable[[Path], Tensor],
-        units_per_m: float | None,
+        split: DatasetSplit,
         max_depth: float,
         needs_ground_truth: bool,
-        window: Window | None = None,
         maps: Path | None = None,
-        map_prefix: str = "",
-        invalid: Sequence[float] = (),
     ):
-        self.frames = (
-            [f for f in frames if f.depth is not None] if needs_ground_truth else list(frames)
-        )
-        self.num_skipped = len(frames) - len(self.frames)
-        self.source = source
-        self.read_depth = read_depth
-        self.units_per_m = units_per_m
+        self.frames = [f for f in split.frames if f.depth is not None or not needs_ground_truth]
+        self.num_skipped = len(split.frames) - len(self.frames)
+        self.source = split.source
+        self.depth_format = split.depth_format
         self.max_depth = max_depth
-        self.window = window
+        self.window = split.window
         self.maps = maps
-        self.map_prefix = map_prefix
-        self.invalid = tuple(invalid)
-        # Units per metre of floating-point files; None unless the recipe can set them.
-        self.float_units_per_m: float | None = None
-        self.notes: list[str] = []  # lines for the log on how the files were found
+        self.map_prefix = split.map_prefix
+        self.notes = split.notes
         # A cache (tiekd/data/decoded_cache.py) that is read instead of the files.
         self.decoded = None
         if not self.frames:
             raise DataError(
-                f"{source}: none of its {len(frames)} frames has ground truth, which evaluation "
-                "and training without a teacher need; use other frames"
+                f"{self.source}: none of its {len(split.frames)} frames has ground truth, which "
+                "evaluation and training without a teacher need; use other frames"
             )
         if maps is not None and not maps.is_dir():
             raise DataError(f"teacher.maps: no folder at {maps}; make it with bin/cache_teacher.py")
@@ -161,7 +183,8 @@ class Frames(torch.utils.data.Dataset):
         """
         depth = self.parts(index)["depth"]()
         if depth.dtype == torch.uint16:
-            depth = image_io.without_levels(depth, self.invalid).float() / self.units_per_m
+            known = image_io.without_levels(depth, self.depth_format.invalid)
+            depth = known.float() / self.depth_format.units_per_m
         return depth
 
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
@@ -169,7 +192,7 @@ class Frames(torch.utils.data.Dataset):
         frame = self.frames[index]
         files = {"image": (Path(frame.image), image_io.read_image)}
         if frame.depth is not None:
-            files["depth"] = Path(frame.depth), self.read_depth
+            files["depth"] = Path(frame.depth), self.depth_format.read
         if self.maps is not None:
             files["teacher_depth"] = self.maps / self.map_name(index), image_io.read_levels
         return files
@@ -244,10 +267,13 @@ class Frames(torch.utils.data.Dataset):
             )
             raise DataError(message + _unturned(frame, image, depth), "size")
         # Floating-point depths were cleaned when they were read.
-        if self.invalid and depth.dtype == torch.uint16:
-            depth = image_io.without_levels(depth, self.invalid)
+        invalid = self.depth_format.invalid
+        if invalid and depth.dtype == torch.uint16:
+            depth = image_io.without_levels(depth, invalid)
         inside = torch.ones(1, 1, 1, dtype=torch.bool).expand(1, height, width)
-        units = self.units_per_m if depth.dtype == torch.uint16 and self.units_per_m else 1.0
+        units = 1.0
+        if depth.dtype == torch.uint16 and self.depth_format.units_per_m:
+            units = self.depth_format.units_per_m
         camera = _camera_matrix(frame.camera, height, width)
         return Sample(image, depth, inside, None, camera, frame.name, depth_units=units)
 

@@ -6,7 +6,7 @@ they are taken to fit the recipe.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tiekd.data import image_io
@@ -19,22 +19,28 @@ ORIENTATION = "orientation"
 
 
 def make_manifest(
-    recipe: dict, teacher_node: dict, digest: str | None, flip: bool, resize: Mapping | None = None
+    max_depth_m: float,
+    kb_crop: Sequence[int] | None,
+    teacher_node: dict,
+    digest: str | None,
+    flip: bool,
+    resize: Mapping | None = None,
 ) -> dict:
     """Returns the manifest of a folder of maps: their teacher, their images and their encoding.
 
-    max_depth_m is the recipe's. full_scale_m, which 65535 stands for, is the larger of the recipe's
-    and the teacher's range: a teacher that sees farther than its student must not be clipped before
-    the student's head decides on it.
+    full_scale_m, which 65535 stands for, is the larger of the student's and the teacher's range: a
+    teacher that sees farther than its student must not be clipped before the student's head decides
+    on it.
 
     Args:
-        recipe: The whole recipe.
+        max_depth_m: The student's range in metres.
+        kb_crop: (height, width) of the window of the images; None for whole images.
         teacher_node: The teacher's network node, or the `teacher` node of an external teacher.
         digest: Digest of the teacher's weights; None if they aren't accessible.
         flip: True if the maps are averaged over the image and its mirror image.
         resize: Node of the teacher's working resolution; left out if there is none.
     """
-    max_depth_m = float(recipe["network"]["max_depth"])
+    max_depth_m = float(max_depth_m)
     sees_m = max_depth_m
     if "name" not in teacher_node:
         encoder = {
@@ -47,7 +53,7 @@ def make_manifest(
         "encoding": "uint16 PNG, depth = value / 65535 * full_scale_m, 0 = not valid",
         "full_scale_m": max(max_depth_m, sees_m),
         "max_depth_m": max_depth_m,
-        "kb_crop": recipe["data"].get("kb_crop"),
+        "kb_crop": kb_crop,
         ORIENTATION: "upright",
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
@@ -108,14 +114,20 @@ def are_of_stored_pixels(folder: Path | None) -> bool:
     return manifest is not None and ORIENTATION not in manifest
 
 
-def check(folder: Path, recipe: dict) -> None:
-    """Raises TeacherError if maps were made for another depth range or another crop."""
+def check(folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None) -> None:
+    """Raises TeacherError if maps were made for another depth range or another crop.
+
+    Args:
+        folder: The maps.
+        max_depth_m: The student's range in metres.
+        kb_crop: (height, width) of the window of the images; None for whole images.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         return
     pairs = {
-        "network.max_depth": (manifest["max_depth_m"], float(recipe["network"]["max_depth"])),
-        "data.kb_crop": (manifest["kb_crop"], _as_list(recipe["data"].get("kb_crop"))),
+        "network.max_depth": (manifest["max_depth_m"], float(max_depth_m)),
+        "data.kb_crop": (manifest["kb_crop"], None if kb_crop is None else list(kb_crop)),
     }
     for option, (theirs, ours) in pairs.items():
         if theirs != ours:
@@ -145,10 +157,6 @@ def describe(folder: Path) -> str:
     seen = manifest.get("resize")
     at = f"; it saw images at {_inline(seen)}" if seen and "at_most" not in seen else ""
     return f"Teacher: cached maps in {folder}, of {', '.join(parts)}{at}"
-
-
-def _as_list(value) -> list | None:
-    return None if value is None else list(value)
 
 
 def _inline(node: Mapping) -> str:

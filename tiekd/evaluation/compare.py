@@ -26,7 +26,7 @@ from tiekd.distributed import comm
 from tiekd.errors import DataError
 from tiekd.evaluation import evaluate as evaluation
 from tiekd.evaluation import per_frame
-from tiekd.evaluation.evaluate import EvaluationSettings, Watcher
+from tiekd.evaluation.evaluate import EvaluationProtocol, Watcher
 from tiekd.evaluation.per_frame import FrameRows, FrameTable
 from tiekd.evaluation.range_errors import RangeFigures, range_figures
 from tiekd.models import flip as flipping
@@ -85,27 +85,6 @@ class Result(NamedTuple):
     frames: FrameTable
     overlap: Overlap | None = None
     resize: Resize = OWN_SIZE
-
-
-class Protocol(NamedTuple):
-    """The protocol of an evaluation.
-
-    Attributes:
-        split: name of the split.
-        settings: `recipe["evaluation"]`.
-        min_depth: metres; ground truth counts above it.
-        max_depth: metres, the network's; see `cap`.
-    """
-
-    split: str
-    settings: EvaluationSettings
-    min_depth: float
-    max_depth: float
-
-    @property
-    def cap(self) -> float:
-        """The depth below which ground truth counts, in metres."""
-        return self.max_depth if self.settings.cap is None else self.settings.cap
 
 
 def entrants(
@@ -218,7 +197,7 @@ def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
 def evaluate(
     entrant: Entrant,
     frames: Dataset,
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     device: torch.device,
     loading: Loading,
     out: TextIO,
@@ -239,15 +218,12 @@ def evaluate(
     figures = evaluation.evaluate(
         entrant.predict,
         frames,
-        protocol.settings,
-        protocol.min_depth,
-        protocol.max_depth,
+        protocol,
         device,
-        loading.workers,
-        loading.timeout_s,
-        (rows, *watchers),
-        out,
-        entrant.resize,
+        loading=loading,
+        resize=entrant.resize,
+        watchers=(rows, *watchers),
+        out=out,
     )
     # All ranks' rows, from which the figures by range and the comparisons are made.
     table = rows.gather()
@@ -260,7 +236,7 @@ def evaluate(
     )
 
 
-def as_json(results: Mapping[str, Result], protocol: Protocol) -> dict:
+def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict:
     """Returns everything as plain values for a JSON file.
 
     The keys are `protocol`, `networks` by name, and `against`: the last network against each other

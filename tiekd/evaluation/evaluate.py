@@ -18,7 +18,6 @@ from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import Loading, validation_batches
 from tiekd.data.loading.sampler import RankShare
-from tiekd.data.loading.workers import TIMEOUT_S
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
@@ -74,18 +73,41 @@ class EvaluationSettings:
             raise RecipeError(f"evaluation.save_best: got {self.save_best!r}; allowed: {allowed}")
 
 
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How predictions are scored: the settings of a recipe, and the depth range of its network.
+
+    Attributes:
+        settings: `recipe["evaluation"]`.
+        min_depth: metres; ground truth counts above it.
+        max_depth: metres, the network's; see `cap`.
+        split: name of the frames' split, for reports.
+    """
+
+    settings: EvaluationSettings
+    min_depth: float
+    max_depth: float
+    split: str = "val"
+
+    @property
+    def cap(self) -> float:
+        """The depth below which ground truth counts, in metres."""
+        return self.max_depth if self.settings.cap is None else self.settings.cap
+
+
+_WITHOUT_WORKERS = Loading(workers=0)
+
+
 def evaluate(
     predictor: Callable[[Tensor], Tensor],
     dataset: Dataset,
-    settings: EvaluationSettings,
-    min_depth: float,
-    max_depth: float,
+    protocol: EvaluationProtocol,
     device: torch.device,
-    workers: int = 0,
-    timeout_s: float = TIMEOUT_S,
+    *,
+    loading: Loading = _WITHOUT_WORKERS,
+    resize: Resize = OWN_SIZE,
     watchers: Sequence[Watcher] = (),
     out: TextIO | None = None,
-    resize: Resize = OWN_SIZE,
 ) -> dict[str, float]:
     """Evaluates a predictor on a data set and returns the nine metrics. Collective.
 
@@ -96,27 +118,24 @@ def evaluate(
     Args:
         predictor: image (B, 3, H, W) -> metres (B, 1, H, W).
         dataset: the frames.
-        settings: crop, cap and batch size.
-        min_depth: metres.
-        max_depth: metres, the cap where the settings have none.
+        protocol: range, crop and batch size.
         device: where the predictor is.
-        workers: number of data workers of each rank.
-        timeout_s: seconds to wait for a worker.
+        loading: number and timeout of each rank's data workers; by default there are none.
+        resize: the working resolution, at which the predictor sees images. Its depth is resized
+            bilinearly to the ground truth's own size, where all of that is scored.
         watchers: called after each of this rank's batches with its indices, the batch, the
             predicted depth (B, 1, H, W) and the metrics (B, 9), all on the device.
         out: terminal for the progress; nothing is written to a file.
-        resize: the working resolution, at which the predictor sees images. Its depth is resized
-            bilinearly to the ground truth's own size, where all of that is scored.
     """
+    settings = protocol.settings
     # This rank's batches, each scored at the ground truth's own size.
-    cap = max_depth if settings.cap is None else settings.cap
     indices, rows = [], []
     batches = validation_batches(
         dataset,
         settings.batch_size,
         device,
         share=RankShare(comm.rank(), comm.world_size()),
-        loading=Loading(workers=workers, timeout_s=timeout_s),
+        loading=loading,
         resize=resize,
     )
     for batch_indices, batch in _shown(batches, "frames", len(dataset), comm.world_size(), out):
@@ -124,7 +143,11 @@ def evaluate(
             predictor(batch.image), resize, tuple(batch.depth.shape[-2:]), smooth=True
         )
         indices += batch_indices
-        rows.append(metrics.depth_metrics(depth, batch.depth, min_depth, cap, settings.crop))
+        rows.append(
+            metrics.depth_metrics(
+                depth, batch.depth, protocol.min_depth, protocol.cap, settings.crop
+            )
+        )
         for watcher in watchers:
             watcher(batch_indices, batch, depth, rows[-1])
     # All ranks' rows in the data set's order. A frame that two ranks had counts once.

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.evaluation import metrics, per_frame
-from tiekd.evaluation.compare import Protocol, Result
+from tiekd.evaluation.compare import Result
+from tiekd.evaluation.evaluate import EvaluationProtocol
 
 
-def everything(results: Mapping[str, Result], protocol: Protocol) -> list[str]:
+def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> list[str]:
     """Returns all text of an evaluation, block by block, with the last network's worst frames.
 
     Args:
@@ -27,7 +28,7 @@ def everything(results: Mapping[str, Result], protocol: Protocol) -> list[str]:
     return [*said, worst_lines(last, result)] if any(result.frames.pixels) else said
 
 
-def protocol_lines(protocol: Protocol, result: Result) -> str:
+def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
     """Describes in words how the figures were made and on what."""
     table = result.frames
     with_truth = sum(map(bool, table.pixels))

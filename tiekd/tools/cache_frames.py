@@ -26,11 +26,12 @@ from tiekd import paths
 from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress
 from tiekd.data import image_io
-from tiekd.data.build import build_dataset, loading_of
-from tiekd.data.decoded_cache import Decoded, cache_at, folder_of, without_cache
+from tiekd.data.build import build_dataset
+from tiekd.data.decoded_cache import Decoded
 from tiekd.data.frames import Frames
 from tiekd.data.loading import workers
 from tiekd.errors import DataError, RecipeError
+from tiekd.training.settings import Recipe
 
 _LOCK = ".lock"
 _FILES_A_BATCH = 4
@@ -39,7 +40,7 @@ _BLOCK = 4096  # bytes; a file takes whole blocks of the disk
 Sources = dict[Path, Callable[[Path], Tensor]]
 
 
-def sources_of(recipe: dict, splits: tuple[str, ...], out: TextIO | None = None) -> Sources:
+def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = None) -> Sources:
     """Lists the files that the splits' frames are decoded from, each once.
 
     Args:
@@ -56,10 +57,10 @@ def sources_of(recipe: dict, splits: tuple[str, ...], out: TextIO | None = None)
     sources = {}
     notes: dict[str, None] = {}  # an ordered set: the splits of a folder have the same notes
     for split in splits:
-        frames = build_dataset(without_cache(recipe), split)
+        frames = build_dataset(recipe.dataset.from_files(), split)
         if not isinstance(frames, Frames):
             raise RecipeError(
-                f"data.name: {recipe['data']['name']} has no files to decode; kitti, nyu and "
+                f"data.name: {recipe.data['name']} has no files to decode; kitti, nyu and "
                 "folder have"
             )
         # Splits may share files; each is decoded once.
@@ -76,7 +77,7 @@ def sources_of(recipe: dict, splits: tuple[str, ...], out: TextIO | None = None)
 
 
 def fill(
-    recipe: dict, sources: Sources, folder: Path, num_workers: int, verify: bool, out: TextIO
+    recipe: Recipe, sources: Sources, folder: Path, num_workers: int, verify: bool, out: TextIO
 ) -> None:
     """Decodes the files that the cache doesn't have yet.
 
@@ -92,8 +93,8 @@ def fill(
         DataError: the arrays don't fit on the disk (raised before any is written), one can't be
             written (raised at once), or files can't be decoded (raised after all others are).
     """
-    cache = cache_at(folder, recipe["data"])
-    each = partial(_each, num_workers=num_workers, timeout_s=loading_of(recipe).timeout_s, out=out)
+    cache = Decoded(folder, recipe.dataset.root)
+    each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
     with _claimed(folder):
         # What is missing.
         if verify:
@@ -234,11 +235,9 @@ def _tell(out: TextIO, line: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs bin/cache_frames.py with its arguments; prints, and raises UserErrors."""
-    recipe = load_recipe(args.recipe, args.overrides)
-    validates = recipe.get("train", {}).get("validate", True)
-    both = ("train", "val") if validates else ("train",)
-    sources = sources_of(recipe, both if args.split == "both" else (args.split,), sys.stdout)
-    folder = folder_of(recipe["data"], default="decoded")
+    recipe = Recipe(load_recipe(args.recipe, args.overrides))
+    sources = sources_of(recipe, recipe.splits(args.split), sys.stdout)
+    folder = recipe.dataset.decoded_folder or recipe.dataset.root / "decoded"
     paths.refuse_unfilled(folder, "data.decoded")
     fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
     print(f"Read from them with --set {shlex.quote(f'data.decoded={folder.resolve()}')}")

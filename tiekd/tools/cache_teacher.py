@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -29,12 +29,13 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from tiekd.config.recipe import is_outside, is_overridden, load_recipe
+from tiekd.config.recipe import is_overridden, load_recipe
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.console import Progress
 from tiekd.data import image_io, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.agreement import check_same
-from tiekd.data.build import build_dataset, loading_of
+from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames
 from tiekd.data.loading.loader import NO_WORKERS, Loading, validation_batches
 from tiekd.data.loading.sampler import ALL_BATCHES, RankShare
@@ -44,6 +45,7 @@ from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teaching import build_teacher, teacher_checkpoint
+from tiekd.training.settings import Recipe
 
 TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
 
@@ -57,27 +59,31 @@ class Source(NamedTuple):
     """The teacher that makes the maps.
 
     Attributes:
-        node: the recipe's teacher node, with the file of its checkpoint in it.
-        checkpoint: that file; None for a teacher from outside the project, which loads its own
-            weights.
-        flip: whether flips are averaged; False for a teacher from outside, which decides that
-            itself.
+        teacher: the recipe's section, with the file of its checkpoint in it.
+        flip: whether flips are averaged; False for a teacher from outside the project, which
+            decides that itself, and loads its own weights.
         resize: a working resolution in place of the weights' own; None keeps theirs.
     """
 
-    node: dict
-    checkpoint: Path | None
+    teacher: TeacherNode
     flip: bool
     resize: Resize | None = None
 
+    @property
+    def node(self) -> dict:
+        """The section of which the teacher is built."""
+        if self.teacher.module is not None:
+            return self.teacher.node
+        return self.teacher.node | {"flip": self.flip}
+
     def __str__(self) -> str:
-        if self.checkpoint is None:
-            return self.node["name"]
-        return f"{self.checkpoint}, flip averaging {'on' if self.flip else 'off'}"
+        if self.teacher.module is not None:
+            return self.teacher.module
+        return f"{self.teacher.checkpoint}, flip averaging {'on' if self.flip else 'off'}"
 
 
 def teacher_of(
-    recipe: dict, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
+    recipe: Recipe, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
 ) -> Source:
     """Finds the teacher of a recipe: a student's `teacher`, or the network itself if it has none.
 
@@ -93,48 +99,45 @@ def teacher_of(
         TeacherError: there are no weights, or the recipe learns from cached maps.
     """
     resize = None
-    teacher = recipe.get("teacher") or {}
-    if is_outside(teacher):
+    teacher = recipe.teacher
+    if teacher.module is not None:
         if checkpoint is not None:
             raise TeacherError(
-                f"--checkpoint: {teacher['name']} loads its own weights; give them as an argument "
+                f"--checkpoint: {teacher.module} loads its own weights; give them as an argument "
                 "of it"
             )
-        return Source(teacher, None, False)
-    if "maps" in teacher:
+        return Source(teacher, False)
+    if teacher.maps is not None:
         raise TeacherError(
             f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
             "any; give the teacher's own recipe"
         )
     # The recipe trains the teacher itself: its own network and weights are meant.
-    if teacher.keys() <= {"flip"}:
-        own_work_dir = {"checkpoint": recipe["work_dir"]} if "work_dir" in recipe else {}
-        teacher = {
-            "network": recipe.get("network"),
-            "recipe": str(recipe_path),
-            **own_work_dir,
-            **teacher,
-        }
-        if is_overridden(("data", "resize"), recipe, overrides):
-            resize = resizes.resize_of({}, recipe, overrides)
+    if teacher.is_the_recipes_network:
+        own = {"network": recipe.network, "recipe": str(recipe_path)}
+        if "work_dir" in recipe.node:
+            own["checkpoint"] = str(recipe.work_dir)
+        teacher = TeacherNode(own | (teacher.node or {}))
+        if is_overridden(("data", "resize"), recipe.node, overrides):
+            resize = resizes.resize_of({}, recipe.node, overrides)
     if checkpoint is not None:
-        teacher = teacher | {"checkpoint": checkpoint}
-    path = teacher_checkpoint(teacher)
-    return Source(teacher | {"checkpoint": str(path)}, path, teacher.get("flip", True), resize)
+        teacher = teacher.with_checkpoint(checkpoint)
+    teacher = teacher.with_checkpoint(teacher_checkpoint(teacher))
+    return Source(teacher, teacher.node.get("flip", True), resize)
 
 
-def default_folder(recipe: dict, recipe_path: str | Path, split: str) -> Path:
+def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
     """Returns `<data.root>/gt_kd_<teacher's recipe or module>`, for validation with `_val`."""
-    teacher = recipe.get("teacher") or {}
-    if is_outside(teacher):
-        name = teacher["name"].split(".")[-1]
+    teacher = recipe.teacher
+    if teacher.module is not None:
+        name = teacher.module.split(".")[-1]
     else:
-        name = Path(teacher.get("recipe", recipe_path)).stem
+        name = (teacher.recipe or Path(recipe_path)).stem
     suffix = "_val" if split == "val" else ""
-    return Path(recipe["data"].get("root", ".")) / f"gt_kd_{name}{suffix}"
+    return Path(recipe.data.get("root", ".")) / f"gt_kd_{name}{suffix}"
 
 
-def frames_of(recipe: dict, split: str) -> Dataset:
+def frames_of(recipe: Recipe, split: str) -> Dataset:
     """Builds the frames of a split that need teacher maps, cropped as they are read.
 
     Training frames include those without ground truth, and those that only a run without validation
@@ -144,20 +147,19 @@ def frames_of(recipe: dict, split: str) -> Dataset:
         RecipeError: the data set doesn't name its frames' maps.
     """
     # With a teacher in the recipe, frames without ground truth are included.
-    with_a_teacher = {"network": recipe["network"]}
+    taught = replace(recipe.dataset, maps=None, has_teacher=True)
     held_out = () if split == "train" else None
-    taught = recipe | {"teacher": with_a_teacher}
     frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
     if not hasattr(frames, "map_name"):
         raise RecipeError(
-            f"data.name: {recipe['data']['name']} has no map_name(index) that says what a frame's "
+            f"data.name: {recipe.data['name']} has no map_name(index) that says what a frame's "
             "map is called; give it one, or let the teacher run in training"
         )
     return frames
 
 
 def cache_maps(
-    recipe: dict, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO
+    recipe: Recipe, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO
 ) -> None:
     """Writes the maps that the folder doesn't have yet. Collective.
 
@@ -174,13 +176,14 @@ def cache_maps(
         DataError: the maps don't fit on the disk.
     """
     # The teacher, and the manifest that says what its maps are made with.
-    own = is_outside(source.node)
-    node = source.node if own else source.node | {"flip": source.flip}
-    teacher = build_teacher(node, device, source.resize)
+    teacher = build_teacher(source.node, device, source.resize)
     digest = None if teacher.network is None else digest_of(teacher.network)
-    resize = {} if own else teacher.resize.node()
-    described = node if own else node["network"]
-    manifest = teacher_maps.make_manifest(recipe, described, digest, source.flip, resize)
+    described, resize = source.node, {}
+    if source.teacher.module is None:
+        described, resize = source.teacher.network, teacher.resize.node()
+    manifest = teacher_maps.make_manifest(
+        recipe.max_depth_m, recipe.data.get("kb_crop"), described, digest, source.flip, resize
+    )
     check_same({"map": frames})
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
@@ -201,7 +204,7 @@ def cache_maps(
         )
         if missing:
             job.check_disk(missing)
-            job.make(missing, loading_of(recipe))
+            job.make(missing, recipe.loading)
         comm.barrier()
 
 
@@ -397,7 +400,7 @@ def _size(num_bytes: float) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Runs bin/cache_teacher.py with its arguments; prints, and raises UserErrors."""
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = Recipe(load_recipe(args.recipe, args.overrides))
     device = process_group.start_rank(TIMEOUT_MINUTES)
     frames = frames_of(recipe, args.split)
     source = teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)

@@ -22,7 +22,6 @@ from tiekd.data import checks, depth_values
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
 from tiekd.data.checks import FAULTS, WARNINGS, Examined, Facts, Finding
-from tiekd.data.decoded_cache import without_cache
 from tiekd.data.frames import Frames
 from tiekd.data.image_io import write_durably
 from tiekd.data.loading import workers
@@ -89,22 +88,18 @@ class Split:
         return "".join(f"{text}\n" for index, text in enumerate(texts) if index not in self.dropped)
 
 
-def splits_of(recipe: dict, which: str) -> list[Split]:
+def splits_of(recipe: Recipe, which: str) -> list[Split]:
     """Builds the splits to check.
 
     Args:
         recipe: with its overrides applied.
         which: "train", "val" or "both"; "both" means "train" if the recipe has no validation.
     """
-    validates = recipe.get("train", {}).get("validate", True)
-    names = (which,)
-    if which == "both":
-        names = _SPLITS if validates else ("train",)
-    return [_split(recipe, name) for name in names]
+    return [_split(recipe, name) for name in recipe.splits(which)]
 
 
 def check(
-    recipe: dict,
+    recipe: Recipe,
     splits: list[Split],
     num_workers: int,
     timeout_s: float,
@@ -124,8 +119,7 @@ def check(
         drop: kinds of warnings for which training frames are dropped like faulty ones.
         out: gets the progress.
     """
-    sections = Recipe(recipe)
-    augment, resize = sections.augment, sections.resize
+    augment, resize = recipe.augment, recipe.resize
     total = sum(len(split.frames) for split in splits)
     with Progress(
         "frames", total, lambda: sum(len(split.facts) for split in splits), out
@@ -148,7 +142,7 @@ def check(
         train.findings += checks.neighbours(train.frames, val.frames, neighbours)
     # The frames to drop. If there is a teacher, training frames may have empty ground truth.
     for split in splits:
-        tolerated = () if split.name == "val" or recipe.get("teacher") is None else ("empty",)
+        tolerated = () if split.name == "val" or not recipe.teacher.is_given else ("empty",)
         kinds = {*FAULTS, *(drop if split.name == "train" else ())}.difference(tolerated)
         split.dropped = {finding.index for finding in split.findings if finding.kind in kinds}
 
@@ -176,7 +170,7 @@ def claim(out: Path) -> None:
         ) from None
 
 
-def write(recipe: dict, splits: list[Split], out: Path) -> str:
+def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
     """Writes the report and the cleaned split files.
 
     Returns:
@@ -215,11 +209,11 @@ def write(recipe: dict, splits: list[Split], out: Path) -> str:
     return short
 
 
-def _split(recipe: dict, name: str) -> Split:
-    frames = build_dataset(without_cache(recipe), name)
+def _split(recipe: Recipe, name: str) -> Split:
+    frames = build_dataset(recipe.dataset.from_files(), name)
     if not isinstance(frames, Frames):
         raise RecipeError(
-            f"data.name: {recipe['data']['name']} has no files to check; kitti, nyu and folder have"
+            f"data.name: {recipe.data['name']} has no files to check; kitti, nyu and folder have"
         )
     # Frames may be listed without a split file; their source is then a folder.
     if not frames.source.is_file():
@@ -259,23 +253,21 @@ def _examine(
     split.findings += checks.duplicates(split.frames, split.facts)
 
 
-def _to_clean(recipe: dict, splits: list[Split]) -> list[Split]:
+def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     """Returns the splits that get a file.
 
     In a folder data set, one split is what the other leaves, so both get a file or none.
     """
-    if recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS or not any(
-        split.dropped for split in splits
-    ):
+    if recipe.data["name"] not in _WITH_SPLIT_OPTIONS or not any(split.dropped for split in splits):
         return []
-    if recipe["data"]["name"] != "folder":
+    if recipe.data["name"] != "folder":
         return [split for split in splits if split.dropped]
     checked = {split.name: split for split in splits}
     return [checked.get(split.name) or split for split in splits_of(recipe, "both")]
 
 
 def _short(
-    recipe: dict, splits: list[Split], texts: dict[str, str], empty: list[str], out: Path
+    recipe: Recipe, splits: list[Split], texts: dict[str, str], empty: list[str], out: Path
 ) -> str:
     rows = [
         f"{split.name}: {len(split.frames)} frames, {checks.median_span(split.facts)}"
@@ -310,11 +302,9 @@ def _short(
             f"Without the {sum(len(split.dropped) for split in splits)} that can't be used: --set "
             f"{options}"
         )
-    elif (
-        any(split.dropped for split in splits) and recipe["data"]["name"] not in _WITH_SPLIT_OPTIONS
-    ):
+    elif any(split.dropped for split in splits) and recipe.data["name"] not in _WITH_SPLIT_OPTIONS:
         rows.append(
-            f"Splits of data.name={recipe['data']['name']} can't be cleaned; mend the files, or "
+            f"Splits of data.name={recipe.data['name']} can't be cleaned; mend the files, or "
             "make them anew"
         )
     return "\n".join(rows)
@@ -337,14 +327,17 @@ def _figures(split: Split) -> dict:
     }
 
 
-def run(args: argparse.Namespace) -> None:
-    """Runs bin/check_data.py with its arguments; prints, and raises UserErrors."""
-    recipe = load_recipe(args.recipe, args.overrides)
+def run(args: argparse.Namespace) -> int:
+    """Runs bin/check_data.py with its arguments; prints, and raises UserErrors.
+
+    Returns:
+        The program's exit code: 0 if nothing was found, 1 if something was.
+    """
+    recipe = Recipe(load_recipe(args.recipe, args.overrides))
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
     splits = splits_of(recipe, args.split)
     claim(out)
-    timeout_s = Recipe(recipe).loading.timeout_s
+    timeout_s = recipe.loading.timeout_s
     check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
     print(write(recipe, splits, out))
-    if any(split.findings or split.frames.notes for split in splits):
-        sys.exit(1)
+    return int(any(split.findings or split.frames.notes for split in splits))

@@ -204,21 +204,15 @@ def _evaluation_s(parts: Parts) -> float:
         return 0.0
     at_once = hook.settings.batch_size * comm.world_size()
     predictor = partial(predict, hook.replica.eval(), flip=hook.settings.flip)
-    ends = (
-        hook.replica.min_depth,
-        hook.replica.max_depth,
-        parts.device,
-        hook.loading.workers,
-        hook.loading.timeout_s,
-    )
 
     def seconds(batches: int) -> float:
         started = time.perf_counter()
         evaluate(
             predictor,
             _First(hook.dataset, batches * at_once),
-            hook.settings,
-            *ends,
+            hook.protocol,
+            parts.device,
+            loading=hook.loading,
             resize=hook.resize,
         )
         memory.wait(parts.device)

@@ -5,27 +5,27 @@ import json
 import sys
 
 from tiekd import files
-from tiekd.config.build import settings
 from tiekd.config.recipe import load_recipe
 from tiekd.data.agreement import check_same
-from tiekd.data.build import build_dataset, loading_of
+from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
 from tiekd.distributed import comm, process_group
-from tiekd.evaluation import compare, evaluate, per_frame, report
+from tiekd.evaluation import compare, per_frame, report
+from tiekd.training.settings import Recipe
 from tiekd.visualization import frame_pictures, panel
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs bin/evaluate.py with its arguments; prints, and raises UserErrors."""
     # The networks, the first recipe's frames and its protocol.
-    recipe = load_recipe(args.recipe, args.overrides)
-    options = settings(recipe, "evaluation", evaluate.EvaluationSettings)
+    recipe = Recipe(load_recipe(args.recipe, args.overrides))
+    flip = recipe.evaluation.flip
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
-    networks = compare.entrants(named, args.overrides, options.flip, device)
-    on_ground_truth = {**recipe, "teacher": None}
-    loading = loading_of(recipe)
-    frames = build_dataset(on_ground_truth, args.split, as_evaluated=True)
+    networks = compare.entrants(named, args.overrides, flip, device)
+    data = recipe.without_teacher().dataset
+    loading = recipe.loading
+    frames = build_dataset(data, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
     # Everything that can be refused, before the networks run.
     seen = compare.overlaps(networks, frames)
@@ -39,9 +39,7 @@ def run(args: argparse.Namespace) -> None:
         ("show_dir", None),
     ):
         files.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
-    protocol = compare.Protocol(
-        args.split, options, recipe["network"]["min_depth"], recipe["network"]["max_depth"]
-    )
+    protocol = recipe.protocol(args.split)
     if comm.is_main():
         told = [f"{name}: {entrant.weights}" for name, entrant in networks.items()]
         told += [
@@ -52,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(told + remarks), flush=True)
     entrants = dict(networks)
     if args.mean_map:
-        training = build_dataset(on_ground_truth, "train", as_evaluated=True)
+        training = build_dataset(data, "train", as_evaluated=True)
         entrants = {"mean map": compare.mean_map(training, device, sys.stderr), **networks}
     # Evaluate each network; the last one's frames are drawn if asked for.
     results = {}
@@ -62,8 +60,7 @@ def run(args: argparse.Namespace) -> None:
             args.show_dir, len(frames), protocol.max_depth, entrant.resize
         )
         pictures = [watcher] if shown else []
-        watched = device, loading, sys.stderr, pictures
-        result = compare.evaluate(entrant, frames, protocol, *watched)
+        result = compare.evaluate(entrant, frames, protocol, device, loading, sys.stderr, pictures)
         results[name] = result._replace(overlap=seen.get(name))
     # Report.
     if not comm.is_main():

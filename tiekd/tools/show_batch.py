@@ -180,9 +180,10 @@ def run(args: argparse.Namespace) -> None:
     os.chdir(record.folder)
     has_teacher = recipe.get("teacher") is not None and not args.no_teacher
     teacher = build_teacher(recipe["teacher"], torch.device("cpu")) if has_teacher else None
+    held_out = inputs.held_out(inputs.read(work_dir), sections)
     # Ranks and accumulation are those of the last start, since they decide how a batch is split.
     dealt = global_batch(
-        build_dataset(recipe, "train", held_out=inputs.held_out(inputs.read(work_dir), recipe)),
+        build_dataset(sections.dataset, "train", held_out=held_out),
         sections.augment,
         sections.loading,
         options.seed,

@@ -34,9 +34,9 @@ from tiekd.errors import CheckpointError, RecipeError
 from tiekd.losses.dpm import DPM
 from tiekd.models.build import build_network
 from tiekd.models.weights import pretrained, state_dicts
-from tiekd.teaching import build_teacher
+from tiekd.teaching import build_teacher, with_teachers_file
 from tiekd.training import criterion as criteria
-from tiekd.training import resume, schedules
+from tiekd.training import schedules
 from tiekd.training.criterion import Criterion
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook
@@ -149,13 +149,12 @@ def build_parts(
     # Networks and losses.
     network = build_network(recipe.network)
     replica = build_network(recipe.network).to(device) if train.validate else None
-    has_teacher = recipe.teacher is not None
-    criterion = criteria.build(recipe.section("losses"), has_teacher).to(device)
+    criterion = criteria.build(recipe.section("losses"), recipe.teacher.is_given).to(device)
     check_ignored_depths(network, criterion)
 
     # Frames, and how they are read.
-    train_set = build_dataset(recipe.node, "train", held_out=held_out)
-    val_set = build_dataset(recipe.node, "val", held_out=held_out) if train.validate else None
+    train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
+    val_set = build_dataset(recipe.dataset, "val", held_out=held_out) if train.validate else None
     check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
     _check_loading(recipe)
     unreadable = None
@@ -163,7 +162,7 @@ def build_parts(
         unreadable = Unreadable(recipe.loading.max_errors)
 
     # The teacher.
-    node = resume.with_teachers_file(recipe.node, resuming=resuming)
+    node = with_teachers_file(recipe.node, resuming=resuming)
     teacher = build_teacher(node.get("teacher"), device)
 
     # How long the run is, and what its weights have seen.
@@ -275,7 +274,7 @@ def build_hooks(
     if recipe.train.validate:
         # Rank 0 alone asks, for validation frames: a teacher of the user's own may not be made for
         # either.
-        taught = bool(recipe.teacher) and not recipe.has_outside_teacher
+        taught = recipe.teacher.is_given and recipe.teacher.module is None
         frames = ShownFrames(
             val_set,
             replica,

@@ -14,7 +14,7 @@ from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm
 from tiekd.engine import full_state
 from tiekd.evaluation import metrics
-from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, evaluate
 from tiekd.models.flip import predict
 from tiekd.models.network import Network
 from tiekd.training.hook import Hook
@@ -62,6 +62,11 @@ class Evaluation(Hook):
             None  # the lr of the iteration whose evaluation is to be made up for
         )
 
+    @property
+    def protocol(self) -> EvaluationProtocol:
+        """How the student is evaluated: the settings, and the replica's range of depth."""
+        return EvaluationProtocol(self.settings, self.replica.min_depth, self.replica.max_depth)
+
     def before_train(self, state) -> None:
         """Compares the frames with the training's, and makes up for an evaluation that is owed.
 
@@ -92,14 +97,11 @@ class Evaluation(Hook):
         state.metrics = evaluate(
             partial(predict, self.replica, flip=self.settings.flip),
             self.dataset,
-            self.settings,
-            self.replica.min_depth,
-            self.replica.max_depth,
+            self.protocol,
             self.device,
-            self.loading.workers,
-            self.loading.timeout_s,
-            out=self.terminal,
+            loading=self.loading,
             resize=self.resize,
+            out=self.terminal,
         )
         state.num_evaluated = len(self.dataset)
         # The best weights are saved before other hooks are called, which may read, draw and fail.
@@ -127,13 +129,13 @@ class Evaluation(Hook):
                 f"No best is saved: {name} is {value}, since depth was predicted that is not "
                 "finite or not above 0"
             )
-        settings, network = self.settings, self.replica
-        cap = network.max_depth if settings.cap is None else settings.cap
+        protocol = self.protocol
         return (
             f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} "
-            f"validation frames counts (ground truth {network.min_depth:g} < d < {cap:g} m, crop "
-            f"{settings.crop}); look at the ground truth with bin/check_data.py, or set another "
-            "evaluation.crop or evaluation.cap"
+            f"validation frames counts (ground truth {protocol.min_depth:g} < d < "
+            f"{protocol.cap:g} m, crop {self.settings.crop}); look at the ground truth with "
+            "bin/check_data.py, or set another evaluation.crop or "
+            "evaluation.cap"
         )
 
     def _save_best(self, name: str, weights: dict, state) -> str:

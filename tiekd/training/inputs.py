@@ -22,13 +22,14 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from tiekd.config import external
-from tiekd.config.recipe import is_outside, merged
+from tiekd.config.recipe import merged
 from tiekd.data import teacher_maps
 from tiekd.data.file_facts import crc, of_each, size_and_time
 from tiekd.data.frames import Frames
 from tiekd.engine.config import ENGINE_KEYS, EngineConfig
 from tiekd.errors import UserError
 from tiekd.files import replace_text
+from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints
 
 NAME = "inputs.json"
@@ -53,17 +54,23 @@ Entry = list | None  # of a file: [bytes, CRC-32 or None, ns]; None where there 
 
 
 def collect(
-    recipe: dict,
+    recipe: Recipe,
     recipe_path: Path,
     engine_config: EngineConfig,
     datasets: Mapping[str, Dataset | None],
     iterations_per_epoch: int,
     started: dict | None = None,
 ) -> dict:
-    """The record of a run as it is now. Rank 0 only.
+    """Returns the record of a run as it is now. Rank 0 only.
 
-    datasets: "train" and "val", the latter None without validation. started: the record of the
-    start, where one is compared with it: contents that it has are read here, too.
+    Args:
+        recipe: The run's.
+        recipe_path: Its file.
+        engine_config: The engine's settings.
+        datasets: "train" and "val", the latter None without validation.
+        iterations_per_epoch: The length of an epoch.
+        started: The record of the start if one is compared with it; contents that it has are read
+            here, too.
     """
     old_splits = {} if started is None else started["splits"]
     # A run that goes on without validation may validate again later, on the frames of its start.
@@ -76,7 +83,7 @@ def collect(
     engine = {key: value for key, value in engine_config.values.items() if key not in _SHARES}
     record = {
         "version": VERSION,
-        "recipe": recipe,
+        "recipe": recipe.node,
         "engine": engine,
         "iterations_per_epoch": iterations_per_epoch,
         "best_from": -1,
@@ -106,15 +113,15 @@ def of_checkpoint(path: Path | None) -> dict | None:
     return None if path is None else read(path.absolute().parent.parent)
 
 
-def held_out(record: dict | None, recipe: dict) -> list[str] | None:
+def held_out(record: dict | None, recipe: Recipe) -> list[str] | None:
     """Returns the names of the validation frames at the start.
 
-    None where there were none, where they aren't known, and where the recipe asks for another share
-    of the frames.
+    None if there were none, if they aren't known, and if the recipe asks for another share of the
+    frames.
     """
     if record is None:
         return None
-    shares = [node.get("data", {}).get("val_fraction") for node in (record["recipe"], recipe)]
+    shares = [each.data.get("val_fraction") for each in (Recipe(record["recipe"]), recipe)]
     return record["splits"].get("val", {}).get("names") if shares[0] == shares[1] else None
 
 
@@ -171,7 +178,7 @@ def _read_at_the_start(old: dict | None) -> set[str]:
     }
 
 
-def _files(recipe: dict, datasets: Mapping[str, Dataset | None]) -> Iterator[tuple[str, str]]:
+def _files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> Iterator[tuple[str, str]]:
     """Names and absolute paths of single files: those that decide what is trained on.
 
     And those that the run began from.
@@ -182,31 +189,28 @@ def _files(recipe: dict, datasets: Mapping[str, Dataset | None]) -> Iterator[tup
 
 
 def _single_files(
-    recipe: dict, datasets: Mapping[str, Dataset | None]
+    recipe: Recipe, datasets: Mapping[str, Dataset | None]
 ) -> Iterator[tuple[str, str | Path | None]]:
-    data, teacher = recipe.get("data", {}), recipe.get("teacher") or {}
-    # The lists of frames: the data set's own file, or what the recipe names.
-    root = (
-        Path(data.get("root", ".")).expanduser()
-        if isinstance(data.get("root", "."), str)
-        else Path()
-    )
+    data, teacher = recipe.data, recipe.teacher
+    # The lists of frames: the data set's own file, or what the recipe names. The options of a
+    # dataset from outside the project may be anything.
+    given = data.get("root", ".")
+    root = Path(given).expanduser() if isinstance(given, str) else Path()
     for split, dataset in datasets.items():
         listed = data.get(f"{split}_split")
         if isinstance(dataset, Frames) and dataset.source.is_file():
             listed = dataset.source
         yield f"data.{split}_split", root / listed if isinstance(listed, str | Path) else None
     # What the student learns from and begins with: weights and the maps' manifest.
-    if "checkpoint" in teacher and not is_outside(teacher):
-        yield "teacher.checkpoint", Path(teacher["checkpoint"]).expanduser()
+    if teacher.checkpoint is not None:
+        yield "teacher.checkpoint", teacher.checkpoint.expanduser()
     maps = getattr(datasets["train"], "maps", None)
     yield "teacher.maps", None if maps is None else Path(maps) / teacher_maps.MANIFEST
-    load = recipe.get("load", {}).get("checkpoint")
-    if load is not None:
-        path = Path(load).expanduser()
+    if recipe.load.checkpoint is not None:
+        path = Path(recipe.load.checkpoint).expanduser()
         with contextlib.suppress(UserError):
             yield "load.checkpoint", checkpoints.find_weights(path) if path.is_dir() else path
-    for section, node in (("data", data), ("teacher", teacher)):
+    for section, node in (("data", data), ("teacher", teacher.node or {})):
         if "." in str(
             node.get("name", "")
         ):  # a part from outside the project, whose other keys are its own affair
@@ -220,11 +224,11 @@ def _single_files(
                 (f"{section}.{key}", Path(value).expanduser()) for key, value in own.items()
             )
     # The code of all parts from outside the project.
-    for name in sorted(set(external.names_in(recipe))):
+    for name in sorted(set(external.names_in(recipe.node))):
         yield f"module {name}", _code_of(name)
 
 
-def _recipe_files(recipe: dict, recipe_path: Path, started: dict | None) -> Sequence[str]:
+def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Sequence[str]:
     """Returns absolute paths of the recipe, its bases and the teacher's.
 
     They are the start's where the recipe can't be read now.
@@ -235,11 +239,9 @@ def _recipe_files(recipe: dict, recipe_path: Path, started: dict | None) -> Sequ
         found.append(os.path.abspath(origin))
         return node
 
-    teacher = recipe.get("teacher") or {}
-    of_teacher = None if is_outside(teacher) else teacher.get("recipe")
     try:
         # Merging a recipe names every file that it is made of.
-        for path in (recipe_path, of_teacher and Path(of_teacher)):
+        for path in (recipe_path, recipe.teacher.recipe):
             if path is not None and path.is_file():
                 merged(path, mark=noted)
     except UserError:  # a run that resumes from the recipe in its work dir doesn't mind

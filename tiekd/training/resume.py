@@ -4,19 +4,17 @@ from pathlib import Path
 
 import torch
 
-from tiekd.config.recipe import is_outside, load_recipe
 from tiekd.data import trained_on
 from tiekd.distributed import comm
 from tiekd.engine import checkpoint
 from tiekd.errors import CheckpointError, RecipeError, UserError
 from tiekd.kernels import layouts
-from tiekd.teaching import teacher_checkpoint
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.checkpoint import keyed
 from tiekd.training.hooks.text_log import TextLog
 from tiekd.training.state import TrainState
-from tiekd.workdir import checkpoints, weights_file, workdir
+from tiekd.workdir import checkpoints, weights_file
 
 
 def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
@@ -147,25 +145,6 @@ def forget_other_best(
         for hook in state.hooks:
             if isinstance(hook, Evaluation):
                 hook.best = None
-
-
-def with_teachers_file(recipe: dict, resuming: bool) -> dict:
-    """Returns the recipe with the teacher's file of weights named.
-
-    The best weights of a work dir may be others tomorrow. A resumed run takes the file that it was
-    started with.
-    """
-    teacher = recipe.get("teacher") or {}
-    if is_outside(teacher) or "network" not in teacher or "maps" in teacher:
-        return recipe
-    work_dir, teacher = Path(recipe["work_dir"]), dict(teacher)
-    # The run's own record says which file it was started with.
-    if resuming and "checkpoint" not in teacher and (work_dir / workdir.RECIPE).is_file():
-        started_with = load_recipe(work_dir / workdir.RECIPE).get("teacher") or {}
-        if started_with.get("recipe") == teacher.get("recipe") and "checkpoint" in started_with:
-            teacher["checkpoint"] = started_with["checkpoint"]
-    teacher["checkpoint"] = str(teacher_checkpoint(teacher).resolve())
-    return recipe | {"teacher": teacher}
 
 
 def _check_end(state: TrainState, path: Path) -> None:

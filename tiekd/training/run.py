@@ -51,7 +51,7 @@ def run(
         device,
         resuming=resuming,
         begins=resume_path is None,
-        held_out=comm.broadcast_object(inputs.held_out(started, recipe)),
+        held_out=comm.broadcast_object(inputs.held_out(started, sections)),
     )
     state, log = parts.state, parts.log
     workdir.check(work_dir, recipe_path, resuming=resuming)
@@ -59,7 +59,8 @@ def run(
     if comm.is_main():
         datasets = {"train": parts.train_set, "val": parts.val_set}
         per_epoch = state.iterations_per_epoch
-        now = inputs.collect(state.recipe, recipe_path, parts.config, datasets, per_epoch, started)
+        with_teacher = Recipe(state.recipe)  # whose teacher's file is known by now
+        now = inputs.collect(with_teacher, recipe_path, parts.config, datasets, per_epoch, started)
     verdict = input_changes.judge(started, now, resume_path, accept_changes)
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
 

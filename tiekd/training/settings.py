@@ -4,19 +4,19 @@ The other dataclasses stand where their values are used, in data/ and evaluation
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from tiekd.config.build import settings
-from tiekd.config.recipe import is_outside
+from tiekd.config.teacher_node import TeacherNode, without_teacher
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
-from tiekd.data.build import loading_of
+from tiekd.data.build import DataSettings, loading_of, settings_of
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.errors import RecipeError
-from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 
 
 class Recipe:
@@ -39,6 +39,20 @@ class Recipe:
         """The length, batch and seed of training. Raises RecipeError."""
         return settings(self.node, "train", TrainSettings)
 
+    @property
+    def validates(self) -> bool:
+        """False where the recipe turns evaluations off; it needs no section `train`."""
+        return self.section("train").get("validate", TrainSettings.validate)
+
+    def splits(self, which: str) -> tuple[str, ...]:
+        """Returns the splits that "train", "val" or "both" means.
+
+        Both are the training frames alone in a recipe that doesn't validate.
+        """
+        if which != "both":
+            return (which,)
+        return ("train", "val") if self.validates else ("train",)
+
     @cached_property
     def load(self) -> "LoadSettings":
         """The weights to start from. Raises RecipeError."""
@@ -49,6 +63,12 @@ class Recipe:
         """The evaluation of the validation frames. Raises RecipeError."""
         return settings(self.node, "evaluation", EvaluationSettings)
 
+    def protocol(self, split: str) -> EvaluationProtocol:
+        """Returns how the student is evaluated on the frames of a split. Raises RecipeError."""
+        return EvaluationProtocol(
+            self.evaluation, self.network["min_depth"], self.network["max_depth"], split
+        )
+
     @cached_property
     def augment(self) -> Augment:
         """The augmentation of training samples. Raises RecipeError."""
@@ -58,12 +78,22 @@ class Recipe:
     @cached_property
     def loading(self) -> Loading:
         """The reading of frames. Raises RecipeError."""
-        return loading_of(self.node)
+        return loading_of(self.data)
 
     @cached_property
     def resize(self) -> Resize:
         """The working resolution. Raises RecipeError."""
         return resizes.of_data(self.data)
+
+    @cached_property
+    def dataset(self) -> DataSettings:
+        """The frames of both splits. Raises RecipeError."""
+        return replace(
+            settings_of(self.data, self.max_depth_m),
+            maps=self.teacher.maps,
+            has_teacher=self.teacher.is_given,
+            validates=self.validates,
+        )
 
     @property
     def data(self) -> dict:
@@ -81,14 +111,13 @@ class Recipe:
         return self.network["max_depth"]
 
     @property
-    def teacher(self) -> dict | None:
-        """The teacher's node; None where the ground truth teaches."""
-        return self.node.get("teacher")
+    def teacher(self) -> TeacherNode:
+        """The teacher's section."""
+        return TeacherNode.of(self.node)
 
-    @property
-    def has_outside_teacher(self) -> bool:
-        """True where the teacher is a module of the user's own."""
-        return is_outside(self.teacher)
+    def without_teacher(self) -> "Recipe":
+        """Returns the recipe with the ground truth as its teacher."""
+        return Recipe(without_teacher(self.node))
 
     @property
     def work_dir(self) -> Path:

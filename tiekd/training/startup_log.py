@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import teacher_maps
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import comm
@@ -33,7 +34,8 @@ def about(parts: Parts) -> list[str]:
     # The networks, and where the teacher's depth comes from.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
-        size, source = _millions(teacher.network), parts.state.recipe["teacher"]["checkpoint"]
+        size = _millions(teacher.network)
+        source = TeacherNode.of(parts.state.recipe).checkpoint
         said.append(f"Teacher: {size} M parameters, frozen, from {source}")
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(

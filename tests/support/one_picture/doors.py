@@ -206,11 +206,10 @@ def evaluated(case: Case) -> Tensor | None:
     nothing, inside = torch.zeros(1, *size), torch.ones(1, *size, dtype=torch.bool)
     frames = [Sample(case.pixels, nothing, inside, None, torch.eye(3), "picture")]
     settings = evaluate.EvaluationSettings(crop="none", flip=False)
+    protocol = evaluate.EvaluationProtocol(settings, 1e-3, MAX_M)
     predictor, cpu = partial(flip.predict, case.network, flip=False), torch.device("cpu")
     watchers = [lambda indices, batch, depth, rows: scored.append(depth)]
-    evaluate.evaluate(
-        predictor, frames, settings, 1e-3, MAX_M, cpu, watchers=watchers, resize=case.resize
-    )
+    evaluate.evaluate(predictor, frames, protocol, cpu, watchers=watchers, resize=case.resize)
     return scored[0][0, 0]
 
 

@@ -22,7 +22,7 @@ class Entry(Hook):
         weights = full_state.weights(state.engine)
         hook._fill_replica(weights)
         predictor = partial(predict, hook.replica, flip=hook.settings.flip)
-        metrics = evaluate(predictor, hook.dataset, hook.settings, 1e-3, 80.0, hook.device)
+        metrics = evaluate(predictor, hook.dataset, hook.protocol, hook.device)
         statistics = {name: t.tolist() for name, t in weights.items() if "running" in name}
         self._write(
             state, {"begins_after": state.iteration, "metrics": metrics, "statistics": statistics}

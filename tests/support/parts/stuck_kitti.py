@@ -23,4 +23,4 @@ def build(
         return read(path, kind)
 
     image_io._decode = decode
-    return kitti.build(root, split, max_depth, kb_crop=kb_crop)
+    return kitti.build(kitti.KittiOptions(root, kb_crop=kb_crop), split, max_depth)

@@ -32,7 +32,6 @@ def build(
     num_val: int,
     max_depth: float,
 ):
-    frames = scenes.build(
-        root, split, max_depth, height=height, width=width, num_train=num_train, num_val=num_val
-    )
+    options = scenes.ScenesOptions(root, height, width, num_train, num_val)
+    frames = scenes.build(options, split, max_depth)
     return Watched(frames, Path(mark)) if split == "val" else frames

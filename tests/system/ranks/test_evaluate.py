@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from support import two_ranks
-from support.noise_frames import CPU, Frames, Slanted
+from support.noise_frames import CPU, Frames, Slanted, protocol
 from torch import nn
 
 from tiekd.data.loading.loader import Loading
@@ -16,8 +16,8 @@ from tiekd.training.evaluation_hook import Evaluation
 
 
 def figures(flip=True, **options):
-    settings = EvaluationSettings(**{"crop": "none", "flip": flip} | options)
-    return evaluate(partial(predict, Slanted(), flip=flip), Frames(), settings, 1e-3, 80.0, CPU)
+    predictor = partial(predict, Slanted(), flip=flip)
+    return evaluate(predictor, Frames(), protocol(flip=flip, **options), CPU)
 
 
 def figures_on_a_rank(_rank):
@@ -62,8 +62,7 @@ class Terminal(io.StringIO):
 
 def shown_on_a_rank(_rank):
     out = Terminal()
-    settings = EvaluationSettings(crop="none", batch_size=2)
-    evaluate(lambda image: image[:, :1], Frames(), settings, 1e-3, 80.0, CPU, out=out)
+    evaluate(lambda image: image[:, :1], Frames(), protocol(batch_size=2), CPU, out=out)
     return out.getvalue()
 
 

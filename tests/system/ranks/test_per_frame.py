@@ -2,17 +2,17 @@
 
 import torch
 from support import two_ranks
-from support.noise_frames import CPU, Frames, Slanted
+from support.noise_frames import CPU, Frames, Slanted, protocol
 
-from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.evaluation.evaluate import evaluate
 from tiekd.evaluation.per_frame import FrameRows
 
 
 def found_on_a_rank(_rank):
     rows = FrameRows(1e-3, 80.0, "none")
-    settings = EvaluationSettings(crop="none", flip=False, batch_size=2)
     network = Slanted()
-    evaluate(lambda i: network(i).depth, Frames(), settings, 1e-3, 80.0, CPU, watchers=[rows])
+    scored = protocol(flip=False, batch_size=2)
+    evaluate(lambda i: network(i).depth, Frames(), scored, CPU, watchers=[rows])
     return rows.gather()
 
 

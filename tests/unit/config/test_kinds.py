@@ -1,7 +1,6 @@
 """Kinds are read from the source as Python reads them, and nothing is imported or run for it."""
 
 import importlib
-import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from tiekd.config import external, kinds
-from tiekd.config.build import _names, build, settings
+from tiekd.config.build import _names, build, parameters_of, settings
 from tiekd.config.recipe import load_recipe
 from tiekd.data.augment.augment import Augment
 from tiekd.data.loading.loader import Loading
@@ -36,7 +35,7 @@ NO_PATHS = {"split", "maps", "on_error", "unmatched"}
 
 @pytest.mark.parametrize(("package", "name"), PARTS)
 def test_every_part_is_read_as_python_reads_it(package, name):
-    real = inspect.signature(importlib.import_module(f"tiekd.{package}.{name}").build).parameters
+    real = parameters_of(importlib.import_module(f"tiekd.{package}.{name}").build)
     read = kinds._of_part(package.replace(".", "/"), name)
     assert list(read) == list(real)
     assert {key: read[key] for key in read.keys() - OF_THE_PROGRAM} == {

@@ -3,7 +3,6 @@
 It loads, builds, names known keys only, and says how to run it.
 """
 
-import inspect
 import json
 import re
 from functools import lru_cache
@@ -13,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from tiekd.config.build import find, settings
+from tiekd.config.build import find, parameters_of, settings
 from tiekd.config.recipe import SECTIONS, dump_recipe, load_recipe, merge
 from tiekd.config.schema import check_keys
 from tiekd.data.augment.augment import Augment
@@ -64,7 +63,7 @@ def network_on_meta(node: str) -> torch.nn.Module:
 
 def check_arguments(node: dict, package: str) -> None:
     factory = find(node["name"], package, "recipe")
-    known = [name for name in inspect.signature(factory).parameters if name not in CONTEXT]
+    known = [name for name in parameters_of(factory) if name not in CONTEXT]
     check_keys({key: value for key, value in node.items() if key != "name"}, known, node["name"])
 
 
@@ -190,10 +189,7 @@ def test_the_keys_for_who_comes_from_mmcv_are_a_recipe(tmp_path):
         "network.encoder.pretrained"
     }
     for name in ("kitti", "nyu", "folder"):
-        known |= {
-            f"data.{key}"
-            for key in inspect.signature(find(name, "tiekd.data.datasets", "data")).parameters
-        }
+        known |= {f"data.{key}" for key in parameters_of(find(name, "tiekd.data.datasets", "data"))}
     alone = {span for span in spans if re.fullmatch("(" + "|".join(SECTIONS) + r")(\.\w+)+", span)}
     assert len(recipe) >= 11
     assert len(alone) >= 8

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tiekd.data.agreement import check_same
-from tiekd.data.frames import Frame, Frames
+from tiekd.data.frames import DatasetSplit, DepthFormat, Frame, Frames
 from tiekd.data.image_io import read_levels
 from tiekd.distributed import comm
 from tiekd.errors import DataError
@@ -19,7 +19,8 @@ def frames(*names, depth="{}.png"):
     found = [
         Frame(name, f"/data/{name}", file, None) for name, file in zip(names, files, strict=True)
     ]
-    return Frames(found, Path("/data"), read_levels, 1000.0, 10.0, needs_ground_truth=False)
+    split = DatasetSplit(found, Path("/data"), DepthFormat(read_levels, 1000.0))
+    return Frames(split, 10.0, needs_ground_truth=False)
 
 
 def told_on(monkeypatch, ranks):

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from support import fake_data
 from support.fake_data import depth_name, image_name, write_png
+from support.frames import kitti_frames
 
 from tiekd.data import image_io
 from tiekd.data.augment.augment import Augment
-from tiekd.data.datasets import kitti
-from tiekd.data.decoded_cache import Decoded, attach, describe, folder_of, without_cache
+from tiekd.data.build import build_dataset, settings_of
+from tiekd.data.decoded_cache import Decoded, attach, describe
 from tiekd.data.loading.loader import Loading, training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches
 from tiekd.errors import DataError, RecipeError
@@ -41,7 +42,7 @@ def root(tmp_path):
 
 
 def frames_of(root, split="train"):
-    return kitti.build(str(root), split, 80.0, kb_crop=(16, 24), maps="maps")
+    return kitti_frames(str(root), split, 80.0, kb_crop=(16, 24), maps="maps")
 
 
 def filled(root, frames, folder="decoded"):
@@ -184,18 +185,17 @@ def test_a_source_that_cannot_be_decoded_leaves_nothing(root):
 
 
 def test_a_recipe_says_where_it_is(root):
-    assert folder_of({"root": str(root), "decoded": "there"}) == root / "there"
-    assert folder_of({"root": str(root), "decoded": "/absolute"}).as_posix() == "/absolute"
-    assert folder_of({"root": str(root)}) is None
-    assert folder_of({"root": str(root)}, "decoded") == root / "decoded"
-    assert without_cache({"data": {"root": "r", "decoded": "d"}, "a": 1}) == {
-        "data": {"root": "r"},
-        "a": 1,
-    }
-    frames = frames_of(root)
-    attach(frames, {"root": str(root)})
-    assert frames.decoded is None
-    told = refused(attach, frames, {"root": str(root), "decoded": "nowhere"})
+    def settings(**data):
+        return settings_of({"name": "kitti", "root": str(root), "kb_crop": [16, 24]} | data, 80.0)
+
+    assert settings(decoded="there").decoded_folder == root / "there"
+    assert settings(decoded="/absolute").decoded_folder.as_posix() == "/absolute"
+    assert settings().decoded_folder is None
+    assert settings(decoded="there").from_files() == settings()
+    (root / "there").mkdir()
+    assert build_dataset(settings(decoded="there"), "train").decoded.folder == root / "there"
+    assert build_dataset(settings(), "train").decoded is None
+    told = refused(build_dataset, settings(decoded="nowhere"), "train")
     assert str(root / "nowhere") in told
     assert "bin/cache_frames.py" in told
 
@@ -267,4 +267,4 @@ def test_a_data_set_without_files_has_nothing_to_decode(root):
     with pytest.raises(
         RecipeError, match="data.decoded: noise has no files to decode; kitti, nyu and folder have"
     ):
-        attach(object(), {"name": "noise", "decoded": str(root)})
+        attach(object(), root, root, "noise")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.fake_data import write_png
+from support.frames import folder_frames
 
 from tiekd.data import depth_values
-from tiekd.data.datasets import folder
 from tiekd.data.depth_values import check_range, levels_of
 from tiekd.errors import DataError
 
@@ -29,7 +29,7 @@ def make(root, depths, max_depth=10.0, **options):
             Image.fromarray(depth).save(root / f"depths/{index}.png")
         else:
             np.save(root / f"depths/{index}.npy", depth)
-    return folder.build(
+    return folder_frames(
         "images", "train", max_depth, root=str(root), depths="depths", val_fraction=0.0, **options
     )
 

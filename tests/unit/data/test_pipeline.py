@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from support import golden
+from support.frames import kitti_frames, nyu_frames
 
 from tiekd.data.augment.augment import (
     IMAGENET_MEAN,
@@ -26,7 +27,6 @@ from tiekd.data.augment.augment import (
     normalise,
 )
 from tiekd.data.augment.geometry import move
-from tiekd.data.datasets import kitti, nyu
 
 CASES = golden.load_json("pipeline/cases.json")
 SAMPLES = golden.load_arrays("pipeline/samples.npz")
@@ -113,12 +113,12 @@ def frame(root):
         folder = str(root / "data" / group.split("_")[0])
         if group.startswith("kitti"):
             maps = "gt_kd_adabins" if group == "kitti_kd" and cut else None
-            return kitti.build(
+            return kitti_frames(
                 folder, "train", 80.0, kb_crop=(352, 1216) if cut else None, maps=maps
             )
         maps = "gt_kd_adabins_real" if group == "nyu_kd" else None
         crop = (45, 472, 43, 608) if cut else None
-        return nyu.build(folder, "val" if evaluated else "train", 10.0, nyu_crop=crop, maps=maps)
+        return nyu_frames(folder, "val" if evaluated else "train", 10.0, nyu_crop=crop, maps=maps)
 
     @cache
     def read(group, name, cut=True, evaluated=False):
@@ -298,9 +298,9 @@ def test_pictures_as_evaluation_sees_them(frame, name):
 
 @pytest.mark.parametrize("group", CASES["opened"])
 def test_the_same_files_are_opened(root, group):
-    data = kitti if group.startswith("kitti") else nyu
+    read = kitti_frames if group.startswith("kitti") else nyu_frames
     maps = {"kitti_kd": "gt_kd_adabins", "nyu_kd": "gt_kd_adabins_real"}[group]
-    frames = data.build(str(root / "data" / group.split("_")[0]), "train", 80.0, maps=maps)
+    frames = read(str(root / "data" / group.split("_")[0]), "train", 80.0, maps=maps)
     index = [frame.name for frame in frames.frames].index(FIRST[group.split("_")[0]])
     opened = [frames.frames[index].depth, frames.maps / frames.map_name(index)]
     assert [str(Path(path).relative_to(root)) for path in opened] == CASES["opened"][group]

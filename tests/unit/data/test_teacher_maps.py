@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from support import fake_data
 from support.fake_data import image_name, write_png
+from support.frames import kitti_frames
 
 from tiekd.data import teacher_maps
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
-from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.datasets.scenes import write_kitti_layout
 from tiekd.data.image_io import encode_teacher_map
 from tiekd.data.loading.loader import training_batches
@@ -27,6 +27,7 @@ from tiekd.kernels.target import bin_edges, gaussian_target
 from tiekd.models.build import build_network
 from tiekd.teaching import build_teacher
 from tiekd.tools import cache_teacher
+from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
 
 CPU = torch.device("cpu")
@@ -52,9 +53,11 @@ def ground(tmp_path_factory) -> Path:
     network.head.conv.bias.data += 2.5
     write_weights(folder / "teacher.pth", network.state_dict(), FAR, 0)
     recipe = recipe_of(folder)
-    source = cache_teacher.teacher_of(recipe, "student.yaml", None)
-    frames = cache_teacher.frames_of(recipe, "train")
-    cache_teacher.cache_maps(recipe, source, frames, folder / "kitti" / "gt_kd", CPU, io.StringIO())
+    source = cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None)
+    frames = cache_teacher.frames_of(Recipe(recipe), "train")
+    cache_teacher.cache_maps(
+        Recipe(recipe), source, frames, folder / "kitti" / "gt_kd", CPU, io.StringIO()
+    )
     return folder
 
 
@@ -74,13 +77,13 @@ def targets(recipe: dict) -> torch.Tensor:
     """The teacher's depth of the first batch, as training gets it without augmentation."""
     teacher = build_teacher(recipe["teacher"], CPU)
     sampler = MicroBatches(2, 1, range(2), seed=0)
-    frames = build_dataset(recipe, "train")
+    frames = build_dataset(Recipe(recipe).dataset, "train")
     return torch.cat([teacher(batch) for batch in training_batches(frames, sampler, NOTHING, CPU)])
 
 
 def refused(kind, recipe: dict) -> str:
     with pytest.raises(kind) as error:
-        build_dataset(recipe, "train")
+        build_dataset(Recipe(recipe).dataset, "train")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -127,13 +130,14 @@ def test_maps_for_another_range_or_crop_are_refused_in_one_line(ground):
     assert "this recipe has [32, 96]" in refused(
         TeacherError, recipe_of(ground, maps="gt_kd", kb_crop=(32, 96))
     )
-    build_dataset(recipe_of(ground, maps="gt_kd", max_depth=10.0), "val")  # maps are for training
+    # Maps are for training alone.
+    build_dataset(Recipe(recipe_of(ground, maps="gt_kd", max_depth=10.0)).dataset, "val")
 
 
 def test_maps_without_a_manifest_are_read_at_the_recipes_range_with_a_warning(ground, tmp_path):
     for path in (ground / "kitti" / "gt_kd").glob("*.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    frames = build_dataset(recipe_of(ground, maps=str(tmp_path)), "train")
+    frames = build_dataset(Recipe(recipe_of(ground, maps=str(tmp_path))).dataset, "train")
     levels = np.array(Image.open(tmp_path / frames.map_name(0)))
     np.testing.assert_allclose(frames[0].teacher_depth[0].numpy(), levels * (80 / 65535), rtol=1e-6)
     warning = teacher_maps.describe(tmp_path)
@@ -151,9 +155,9 @@ def test_the_log_names_the_weights_that_made_the_maps(ground):
     )
 
 
-def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(ground, tmp_path):
+def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(tmp_path):
     node = {"name": "mine.oracle"}
-    manifest = teacher_maps.make_manifest(recipe_of(ground), node, None, False, {"short_side": 192})
+    manifest = teacher_maps.make_manifest(80.0, (48, 96), node, None, False, {"short_side": 192})
     teacher_maps.write_manifest(tmp_path, manifest)
     assert teacher_maps.describe(tmp_path).endswith(
         ", of mine.oracle; it saw images at {short_side: 192}"
@@ -163,13 +167,13 @@ def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(ground, tmp_
 @pytest.mark.parametrize(
     ("digest", "of"), [("0123456789abcdef", ", the weights with digest 0123456789ab"), (None, "")]
 )
-def test_the_log_names_a_teacher_from_outside_the_project(ground, tmp_path, digest, of):
+def test_the_log_names_a_teacher_from_outside_the_project(tmp_path, digest, of):
     node = {
         "name": "mine.oracle",
         "encoder": 3,
         "max_depth": "far",
     }  # all but the name is its own affair
-    manifest = teacher_maps.make_manifest(recipe_of(ground), node, digest, False)
+    manifest = teacher_maps.make_manifest(80.0, (48, 96), node, digest, False)
     assert manifest["full_scale_m"] == 80.0
     assert manifest["teacher_network"] == node
     teacher_maps.write_manifest(tmp_path, manifest)
@@ -204,8 +208,7 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
     root, maps = fake_data.make(tmp_path), tmp_path / "maps"
     for index in range(5):
         write_png(maps / image_name(index).replace("/", "_"), np.full((20, 30), 65535, np.uint16))
-    recipe = {"network": NETWORK, "data": {"name": "kitti"}}
-    manifest = teacher_maps.make_manifest(recipe, NETWORK, None, False)
+    manifest = teacher_maps.make_manifest(NETWORK["max_depth"], None, NETWORK, None, False)
     turned = root / "input" / image_name(1)
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -214,7 +217,7 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
         teacher_maps.write_manifest(
             maps, {key: manifest[key] for key in manifest if not old or key != "orientation"}
         )
-        frames = kitti(str(root), "train", 80.0, maps="maps")
+        frames = kitti_frames(str(root), "train", 80.0, maps="maps")
         assert (frames[0].teacher_depth == 80).all()
         if not old:
             assert (frames[1].teacher_depth == 80).all()
@@ -229,9 +232,9 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
 def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground, tmp_path):
     recipe = recipe_of(ground)
     made = (
-        recipe,
-        cache_teacher.teacher_of(recipe, "student.yaml", None),
-        cache_teacher.frames_of(recipe, "train"),
+        Recipe(recipe),
+        cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None),
+        cache_teacher.frames_of(Recipe(recipe), "train"),
     )
     cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
     manifest = teacher_maps.read_manifest(tmp_path)
@@ -239,17 +242,17 @@ def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground,
     teacher_maps.write_manifest(tmp_path, manifest)
     cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())
     assert teacher_maps.read_manifest(tmp_path) == manifest
-    frames = cache_teacher.frames_of(recipe, "train")
+    frames = cache_teacher.frames_of(Recipe(recipe), "train")
     frames.is_turned = lambda index: index == 1
     with pytest.raises(
         TeacherError, match="holds maps of another kind .they differ in orientation."
     ):
-        cache_teacher.cache_maps(recipe, made[1], frames, tmp_path, CPU, io.StringIO())
+        cache_teacher.cache_maps(Recipe(recipe), made[1], frames, tmp_path, CPU, io.StringIO())
 
 
-def test_a_manifest_is_as_it_will_be_read_back(ground, tmp_path):
+def test_a_manifest_is_as_it_will_be_read_back(tmp_path):
     manifest = teacher_maps.make_manifest(
-        recipe_of(ground), NETWORK, None, False, {"at_most": (352, 1216)}
+        80.0, (48, 96), NETWORK, None, False, {"at_most": (352, 1216)}
     )
     teacher_maps.write_manifest(tmp_path, manifest)
     assert teacher_maps.read_manifest(tmp_path) == manifest

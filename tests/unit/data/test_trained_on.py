@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 from support import fake_data
+from support.frames import kitti_frames
 from support.noise_frames import CPU, Slanted
 from support.small_student import NETWORK, write_recipe
 
 from tiekd.data import trained_on
-from tiekd.data.datasets import kitti
 from tiekd.data.loading.loader import Loading
 from tiekd.data.trained_on import Overlap, TrainedOn, as_plain, from_plain, overlap, union
 from tiekd.errors import DataError
 from tiekd.evaluation import compare, report
-from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 from tiekd.models.build import build_network
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.workdir import weights_file
@@ -30,7 +30,7 @@ def frames(root, count=5, split="val", first=0):
         fake_data.make(root, 5)
     lines = (root / "kitti_eigen_test.txt").read_text().splitlines()
     (root / "some.txt").write_text("\n".join(lines[first:count]))
-    return kitti.build(str(root), split, 80.0, val_split="some.txt", train_split="some.txt")
+    return kitti_frames(str(root), split, 80.0, val_split="some.txt", train_split="some.txt")
 
 
 def seen_of(record, dataset) -> Overlap:
@@ -119,7 +119,7 @@ def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_al
     seen = compare.overlaps(networks, val)
     assert seen == {"part": Overlap(2, 5), "unknown": None, "other": Overlap(0, 5)}
     compare.refuse_trained_on(seen, networks)
-    protocol = compare.Protocol("val", EvaluationSettings(crop="none"), 1e-3, 80.0)
+    protocol = EvaluationProtocol(EvaluationSettings(crop="none"), 1e-3, 80.0)
     results = {
         name: compare.evaluate(each, val, protocol, CPU, Loading(workers=0), None)._replace(
             overlap=seen[name]

@@ -11,12 +11,12 @@ from support.small_student import NETWORK, write_recipe
 
 from tiekd.data.loading.loader import Loading
 from tiekd.evaluation import compare
-from tiekd.evaluation.compare import Entrant, Protocol
-from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 from tiekd.models.build import build_network
 from tiekd.workdir import weights_file
 
-PROTOCOL = Protocol("val", EvaluationSettings(crop="none", batch_size=2), 1e-3, 80.0)
+PROTOCOL = EvaluationProtocol(EvaluationSettings(crop="none", batch_size=2), 1e-3, 80.0)
 
 
 def constant(depth):

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from support.noise_frames import CPU, Frames, Slanted
+from support.noise_frames import CPU, Frames, Slanted, protocol
 from torch import nn
 
 from tiekd.data.augment.augment import colour_table, look_up
@@ -21,8 +21,8 @@ from tiekd.training.evaluation_hook import Evaluation
 
 
 def figures(flip=True, **options):
-    settings = EvaluationSettings(**{"crop": "none", "flip": flip} | options)
-    return evaluate(partial(predict, Slanted(), flip=flip), Frames(), settings, 1e-3, 80.0, CPU)
+    predictor = partial(predict, Slanted(), flip=flip)
+    return evaluate(predictor, Frames(), protocol(flip=flip, **options), CPU)
 
 
 def test_figures_are_means_over_the_images_that_have_ground_truth():
@@ -51,10 +51,9 @@ def test_flip_averaging_is_the_mean_with_the_mirrored_prediction_turned_back():
 def test_the_cap_is_the_largest_ground_truth_that_counts():
     assert figures() == figures(cap=80.0)
     assert figures(cap=50.0) != figures() != figures(cap=100.0)
-    settings = EvaluationSettings(crop="none", cap=50.0)
     exact = {name: frame.depth[None] for name, frame in ((str(i), Frames()[i]) for i in range(7))}
     depths = iter([exact[str(i)].where(exact[str(i)] < 50, 1e3).clamp(min=1) for i in range(7)])
-    found = evaluate(lambda image: next(depths), Frames(), settings, 1e-3, 80.0, CPU)
+    found = evaluate(lambda image: next(depths), Frames(), protocol(cap=50.0), CPU)
     assert found["abs_rel"] == 0
     assert found["a1"] == 1
 
@@ -69,8 +68,7 @@ class Terminal(io.StringIO):
 
 
 def shown(out, **options):
-    settings = EvaluationSettings(crop="none", batch_size=2)
-    evaluate(lambda image: image[:, :1], Frames(), settings, 1e-3, 80.0, CPU, out=out, **options)
+    evaluate(lambda image: image[:, :1], Frames(), protocol(batch_size=2), CPU, out=out, **options)
     return out.getvalue()
 
 
@@ -86,9 +84,10 @@ def test_a_terminal_is_shown_how_far_it_is_and_a_file_nothing():
 
 def test_watchers_see_every_batch_with_its_depth_and_metrics():
     seen = []
-    settings = EvaluationSettings(crop="none", batch_size=2)
     watchers = [lambda *batch: seen.append(batch)]
-    evaluate(lambda image: image[:, :1] + 9, Frames(), settings, 1e-3, 80.0, CPU, watchers=watchers)
+    evaluate(
+        lambda image: image[:, :1] + 9, Frames(), protocol(batch_size=2), CPU, watchers=watchers
+    )
     assert [indices for indices, *_ in seen] == [[0, 1], [2, 3], [4, 5], [6]]
     for indices, batch, depth, rows in seen:
         assert batch.names == list(map(str, indices))
@@ -146,9 +145,8 @@ def test_gradients_are_not_recorded():
 @pytest.mark.parametrize("mode", ["stretch", "cover", "contain", "fit"])
 def test_resized_pictures_are_scored_at_the_ground_truth_s_own_size(mode, batch_size):
     resize = Resize(height=9, width=11, mode=mode)
-    settings = EvaluationSettings(crop="none", flip=True, batch_size=batch_size)
     predictor = partial(predict, Slanted(), flip=True)
-    found = evaluate(predictor, Frames(), settings, 1e-3, 80.0, CPU, resize=resize)
+    found = evaluate(predictor, Frames(), protocol(batch_size=batch_size), CPU, resize=resize)
     place, rows = resize.place(12, 20), []
     for index in (0, 1, 2, 4, 5, 6):
         sample = Frames()[index]

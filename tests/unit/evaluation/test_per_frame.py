@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from support.noise_frames import CPU, Frames, Slanted
+from support.noise_frames import CPU, Frames, Slanted, protocol
 
 from tiekd.evaluation import per_frame
-from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.evaluation.evaluate import evaluate
 from tiekd.evaluation.metrics import METRIC_NAMES, aggregate
 from tiekd.evaluation.per_frame import FrameRows, FrameTable
 from tiekd.evaluation.range_errors import NUM_RANGES
@@ -16,10 +16,13 @@ from tiekd.evaluation.range_errors import NUM_RANGES
 
 def evaluated(batch_size=3):
     rows = FrameRows(1e-3, 80.0, "none")
-    settings = EvaluationSettings(crop="none", flip=False, batch_size=batch_size)
     network = Slanted()
     figures = evaluate(
-        lambda i: network(i).depth, Frames(), settings, 1e-3, 80.0, CPU, watchers=[rows]
+        lambda i: network(i).depth,
+        Frames(),
+        protocol(flip=False, batch_size=batch_size),
+        CPU,
+        watchers=[rows],
     )
     return figures, rows.gather()
 

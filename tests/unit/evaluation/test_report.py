@@ -13,8 +13,8 @@ from tiekd.data.resize import Resize
 from tiekd.data.sample import Sample
 from tiekd.errors import LaunchError
 from tiekd.evaluation import report
-from tiekd.evaluation.compare import Protocol, Result
-from tiekd.evaluation.evaluate import EvaluationSettings, mean_depth_map
+from tiekd.evaluation.compare import Result
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, mean_depth_map
 from tiekd.evaluation.metrics import METRIC_NAMES, aggregate
 from tiekd.evaluation.per_frame import FrameTable
 from tiekd.evaluation.range_errors import range_figures
@@ -82,7 +82,7 @@ def result_of(abs_rel, pixels=(5, 0, 2), bias_m=-1.0):
 
 
 def protocol(**options):
-    return Protocol("val", EvaluationSettings(**options), 0.001, 80.0)
+    return EvaluationProtocol(EvaluationSettings(**options), 0.001, 80.0)
 
 
 def test_the_protocol_says_frames_pixels_range_crop_and_flip():

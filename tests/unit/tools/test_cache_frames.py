@@ -13,6 +13,7 @@ from support.fake_data import depth_name, image_name, write_png
 from tiekd.data import decoded_cache
 from tiekd.errors import DataError, RecipeError
 from tiekd.tools import cache_frames
+from tiekd.training.settings import Recipe
 
 
 @pytest.fixture
@@ -29,10 +30,10 @@ def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
     assert told[2].startswith("files: 15/15, ")
     assert len(told) == 3
     assert len(arrays(root)) == 15
-    cache = decoded_cache.cache_at(root / "decoded", {"root": str(root)})
+    cache = decoded_cache.Decoded(root / "decoded", root)
     assert all(
         cache.holds(source, thoroughly=True)
-        for source in cache_frames.sources_of(recipe_of(root), ("train",))
+        for source in cache_frames.sources_of(Recipe(recipe_of(root)), ("train",))
     )
 
 
@@ -50,7 +51,9 @@ def test_files_without_a_partner_are_told_once(tmp_path):
     }
     data |= {"depth_unit": 256, "val_fraction": 0.5}
     out = io.StringIO()
-    cache_frames.sources_of({"network": {"max_depth": 80.0}, "data": data}, ("train", "val"), out)
+    cache_frames.sources_of(
+        Recipe({"network": {"max_depth": 80.0}, "data": data}), ("train", "val"), out
+    )
     (told,) = out.getvalue().splitlines()
     assert told.startswith("Warning: ")
     assert "1 of 8" in told
@@ -109,9 +112,9 @@ def test_files_that_cannot_be_decoded_are_named_and_all_others_made(root, worker
     lost.unlink()
     out = io.StringIO()
     recipe = recipe_of(root)
-    sources = cache_frames.sources_of(recipe, ("train", "val"))
+    sources = cache_frames.sources_of(Recipe(recipe), ("train", "val"))
     with pytest.raises(DataError) as error:
-        cache_frames.fill(recipe, sources, root / "decoded", workers, False, out)
+        cache_frames.fill(Recipe(recipe), sources, root / "decoded", workers, False, out)
     assert str(error.value).startswith(
         "2 of 15 files can't be decoded; all others are. bin/check_data.py"
     )
@@ -165,10 +168,10 @@ def test_numpy_files_are_left_out(root):
             "decoded": "decoded",
         },
     }
-    sources = cache_frames.sources_of(recipe, ("train", "val"))
+    sources = cache_frames.sources_of(Recipe(recipe), ("train", "val"))
     assert len(sources) == 5
     assert all(path.suffix == ".png" for path in sources)
-    cache_frames.fill(recipe, sources, root / "decoded", 0, False, io.StringIO())
-    sample = cache_frames.build_dataset(recipe, "train")[0]
+    cache_frames.fill(Recipe(recipe), sources, root / "decoded", 0, False, io.StringIO())
+    sample = cache_frames.build_dataset(Recipe(recipe).dataset, "train")[0]
     assert sample.depth.unique().tolist() == [2.5]
     assert sample.image.shape == (3, 20, 30)

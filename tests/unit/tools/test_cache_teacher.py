@@ -27,6 +27,7 @@ from tiekd.models.build import build_network
 from tiekd.models.flip import predict
 from tiekd.models.weights.state_dicts import to_published
 from tiekd.tools import cache_teacher
+from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
 
 
@@ -57,7 +58,7 @@ def test_a_map_is_the_teachers_depth_in_the_published_encoding(ground, tmp_path,
         in told
     )
     assert f"maps: {NUM_TRAIN}/{NUM_TRAIN}, " in told
-    frames = cache_teacher.frames_of(recipe, "train")
+    frames = cache_teacher.frames_of(Recipe(recipe), "train")
     names = [frame.name.replace("/", "_") for frame in frames.frames]
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == sorted(
         [*names, "manifest.json"]
@@ -186,9 +187,10 @@ def test_of_two_jobs_that_begin_at_once_one_writes(ground, tmp_path, monkeypatch
 def test_a_recipe_means_its_teacher_or_without_one_its_own_network(ground, tmp_path):
     student = recipe_of(ground)
     assert (
-        cache_teacher.teacher_of(student, "student.yaml", None).checkpoint == ground / "teacher.pth"
+        cache_teacher.teacher_of(Recipe(student), "student.yaml", None).teacher.checkpoint
+        == ground / "teacher.pth"
     )
-    other = cache_teacher.teacher_of(student, "student.yaml", str(ground / "teacher.pth"))
+    other = cache_teacher.teacher_of(Recipe(student), "student.yaml", str(ground / "teacher.pth"))
     assert other.flip
     assert other.node["network"] == TEACHER
     own = {key: value for key, value in student.items() if key != "teacher"} | {
@@ -197,16 +199,18 @@ def test_a_recipe_means_its_teacher_or_without_one_its_own_network(ground, tmp_p
     with pytest.raises(
         TeacherError, match="no file at .*run; train one with bin/train.py big.yaml"
     ):
-        cache_teacher.teacher_of(own, "big.yaml", None)
+        cache_teacher.teacher_of(Recipe(own), "big.yaml", None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best_abs_rel.pth").write_bytes((ground / "teacher.pth").read_bytes())
-    source = cache_teacher.teacher_of(own | {"teacher": {"flip": False}}, "big.yaml", None)
-    assert source.checkpoint == tmp_path / "run" / "best_abs_rel.pth"
+    source = cache_teacher.teacher_of(Recipe(own | {"teacher": {"flip": False}}), "big.yaml", None)
+    assert source.teacher.checkpoint == tmp_path / "run" / "best_abs_rel.pth"
     assert source.flip is False
     assert source.node["network"] == own["network"]
     assert source.resize is None
     with pytest.raises(TeacherError, match="teacher.maps: student.yaml learns from cached maps"):
-        cache_teacher.teacher_of(student | {"teacher": {"maps": "gt_kd"}}, "student.yaml", None)
+        cache_teacher.teacher_of(
+            Recipe(student | {"teacher": {"maps": "gt_kd"}}), "student.yaml", None
+        )
 
 
 def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_made(
@@ -216,30 +220,37 @@ def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_ma
     student = recipe_of(ground)
     student["data"] |= resize
     own = {key: value for key, value in student.items() if key != "teacher"}
-    source = cache_teacher.teacher_of(own, "big.yaml", str(ground / "teacher.pth"), override)
+    source = cache_teacher.teacher_of(
+        Recipe(own), "big.yaml", str(ground / "teacher.pth"), override
+    )
     assert source.resize == Resize(short_side=32)
     cache_teacher.cache_maps(
-        own, source, cache_teacher.frames_of(own, "val"), tmp_path / "maps", CPU, io.StringIO()
+        Recipe(own),
+        source,
+        cache_teacher.frames_of(Recipe(own), "val"),
+        tmp_path / "maps",
+        CPU,
+        io.StringIO(),
     )
     assert teacher_maps.read_manifest(tmp_path / "maps")["resize"] == {"short_side": 32}
     assert (
-        cache_teacher.teacher_of(student, "student.yaml", None, override).resize is None
+        cache_teacher.teacher_of(Recipe(student), "student.yaml", None, override).resize is None
     )  # the student's own affair
 
 
 def test_the_folder_is_named_after_the_teachers_recipe(ground):
     recipe = recipe_of(ground, recipe="/recipes/teachers/big.yaml")
     assert (
-        cache_teacher.default_folder(recipe, "student.yaml", "train")
+        cache_teacher.default_folder(Recipe(recipe), "student.yaml", "train")
         == ground / "kitti" / "gt_kd_big"
     )
     assert (
-        cache_teacher.default_folder(recipe, "student.yaml", "val")
+        cache_teacher.default_folder(Recipe(recipe), "student.yaml", "val")
         == ground / "kitti" / "gt_kd_big_val"
     )
     del recipe["teacher"]
     assert (
-        cache_teacher.default_folder(recipe, "recipes/big2.yaml", "train")
+        cache_teacher.default_folder(Recipe(recipe), "recipes/big2.yaml", "train")
         == ground / "kitti" / "gt_kd_big2"
     )
 
@@ -268,7 +279,7 @@ def test_nyu_maps_are_of_the_whole_frame(ground, tmp_path):
     cache(recipe, tmp_path / "nyu" / "gt_kd")
     levels = levels_of(tmp_path / "nyu" / "gt_kd" / "data_nyu_kitchen_rgb_00001.png")
     assert levels.shape == (64, 128)
-    sample = build_dataset(recipe | {"teacher": {"maps": "gt_kd"}}, "train")[0]
+    sample = build_dataset(Recipe(recipe | {"teacher": {"maps": "gt_kd"}}).dataset, "train")[0]
     assert sample.teacher_depth.shape == sample.depth.shape == (1, 40, 100)
     np.testing.assert_allclose(
         sample.teacher_depth[0].numpy(), levels[5:45, 7:107] * (80 / 65535), rtol=1e-6

@@ -18,10 +18,12 @@ from support import fake_data, faulty_data, stuck_disk
 from support.fake_data import depth_name, image_name, write_png
 from support.faulty_data import DROPPED_TRAIN, DROPPED_VAL, PLANTED, TRAIN, found
 
+from tiekd.config.recipe import dump_recipe
 from tiekd.data.build import build_dataset
 from tiekd.errors import DataError, LaunchError, RecipeError
 from tiekd.tools import check_data
 from tiekd.tools.check_data import splits_of
+from tiekd.training.settings import Recipe
 
 
 @pytest.fixture
@@ -30,10 +32,10 @@ def root(tmp_path) -> Path:
 
 
 def check(recipe, out, which="both", neighbours=2, drop=(), workers=0):
-    splits, stream = splits_of(recipe, which), io.StringIO()
+    splits, stream = splits_of(Recipe(recipe), which), io.StringIO()
     check_data.claim(out)
-    check_data.check(recipe, splits, workers, 60, neighbours, drop, stream)
-    return splits, check_data.write(recipe, splits, out), stream.getvalue()
+    check_data.check(Recipe(recipe), splits, workers, 60, neighbours, drop, stream)
+    return splits, check_data.write(Recipe(recipe), splits, out), stream.getvalue()
 
 
 def numbers(path: Path) -> list[int]:
@@ -94,7 +96,7 @@ def test_cleaned_splits_have_the_same_lines_but_for_the_faulty(root, tmp_path):
         f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")
     }
     for split in ("train", "val"):
-        data = build_dataset(recipe, split)
+        data = build_dataset(Recipe(recipe).dataset, split)
         assert all((data[index].depth > 0).any() for index in range(len(data)))
     splits, short, _ = check(recipe, tmp_path / "again", neighbours=0)
     assert {finding.kind for split in splits for finding in split.findings} == {
@@ -153,11 +155,11 @@ def test_teacher_maps_are_checked_as_well(tmp_path):
 def test_a_file_that_does_not_answer_ends_the_check(root, monkeypatch):
     stuck_disk.hold(monkeypatch, root / "input" / image_name(14))
     recipe = faulty_data.recipe(root)
-    splits = splits_of(recipe, "train")
+    splits = splits_of(Recipe(recipe), "train")
     with pytest.raises(
         DataError, match=rf"{image_name(14)}.*: not read by a data worker within 1 s"
     ):
-        check_data.check(recipe, splits, 1, 1, 2, (), io.StringIO())
+        check_data.check(Recipe(recipe), splits, 1, 1, 2, (), io.StringIO())
 
 
 def test_results_are_never_written_over_anything(root, tmp_path):
@@ -174,12 +176,24 @@ def test_results_are_never_written_over_anything(root, tmp_path):
         check_data.claim(root / "kitti_eigen_train.txt" / "out")
 
 
+def test_run_returns_one_where_something_was_found(root, tmp_path, capsys):
+    """The code is the program's; a data set without a finding has 0."""
+    sound = fake_data.make(tmp_path / "sound", num_frames=2)
+    for place, code in ((root, 1), (sound, 0)):
+        recipe = place.parent / f"{place.name}.yaml"
+        recipe.write_text(dump_recipe(faulty_data.recipe(place)))
+        options = {"split": "train", "workers": 0, "neighbours": 0, "drop": (), "overrides": []}
+        args = SimpleNamespace(recipe=recipe, out=tmp_path / f"out_{place.name}", **options)
+        assert check_data.run(args) == code
+        assert ("Nothing was found." in capsys.readouterr().out) == (code == 0)
+
+
 def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):
     assert [
         split.name
-        for split in splits_of(faulty_data.recipe(root, train={"validate": False}), "both")
+        for split in splits_of(Recipe(faulty_data.recipe(root, train={"validate": False})), "both")
     ] == ["train"]
-    assert [split.name for split in splits_of(faulty_data.recipe(root), "val")] == ["val"]
+    assert [split.name for split in splits_of(Recipe(faulty_data.recipe(root)), "val")] == ["val"]
     check(faulty_data.recipe(root), tmp_path / "out", "val")
     assert found(tmp_path / "out/report.json") == {row for row in PLANTED if row[0] == "val"}
     monkeypatch.setitem(sys.modules, "numbered_data", SimpleNamespace(build=lambda split: [1]))
@@ -187,7 +201,7 @@ def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):
     recipe["data"] = {"name": "numbered_data.data"}
     monkeypatch.setitem(sys.modules, "numbered_data.data", SimpleNamespace(build=lambda split: [1]))
     with pytest.raises(RecipeError, match="^data.name: numbered_data.data has no files to check"):
-        splits_of(recipe, "train")
+        splits_of(Recipe(recipe), "train")
 
 
 def test_frames_without_ground_truth_keep_the_lines_of_the_others_right(tmp_path):
@@ -217,8 +231,8 @@ def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
         "depth_unit": 1000.0,
     }
     recipe = {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.25}}
-    val = [frame.name for frame in build_dataset(recipe, "val").frames]
-    train = [frame.name for frame in build_dataset(recipe, "train").frames]
+    val = [frame.name for frame in build_dataset(Recipe(recipe).dataset, "val").frames]
+    train = [frame.name for frame in build_dataset(Recipe(recipe).dataset, "train").frames]
     write_png(root / "depth" / train[2], np.ones((20, 30), np.uint8))
     check(recipe, tmp_path / "out", "train", neighbours=0)
     assert (tmp_path / "out/train.txt").read_text().split() == [*train[:2], *train[3:]]
@@ -226,8 +240,8 @@ def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
     recipe["data"] |= {
         f"{name}_split": str(tmp_path / f"out/{name}.txt") for name in ("train", "val")
     }
-    assert len(build_dataset(recipe, "train")) == 5
-    assert len(build_dataset(recipe, "val")) == 2
+    assert len(build_dataset(Recipe(recipe).dataset, "train")) == 5
+    assert len(build_dataset(Recipe(recipe).dataset, "val")) == 2
 
 
 def mine(root, names):
@@ -254,7 +268,7 @@ def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
     ]
     recipe = mine(tmp_path / "mine", names)
     for which, name in (("train", 0), ("val", 0)):
-        frame = build_dataset(recipe, which).frames[name]
+        frame = build_dataset(Recipe(recipe).dataset, which).frames[name]
         Path(frame.depth).write_bytes(b"torn")
     check(recipe, tmp_path / "out", neighbours=0)
     lists = [tmp_path / f"out/{name}.txt" for name in ("train", "val")]
@@ -263,7 +277,9 @@ def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
     assert set(kept) <= {os.fsencode(f"{name}.png") for name in names}
     recipe["data"] |= {"train_split": str(lists[0]), "val_split": str(lists[1])}
     kept_again = [
-        frame.name for which in ("train", "val") for frame in build_dataset(recipe, which).frames
+        frame.name
+        for which in ("train", "val")
+        for frame in build_dataset(Recipe(recipe).dataset, which).frames
     ]
     assert sorted(map(os.fsencode, kept_again)) == sorted(kept)
     (tmp_path / "out/report.txt").read_text(encoding="utf-8")
@@ -291,7 +307,7 @@ def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
     recipe = mine(tmp_path / "mine", "12345678")
     exif = Image.Exif()
     exif[0x0112] = 3
-    name = build_dataset(recipe, "train").frames[2].name
+    name = build_dataset(Recipe(recipe).dataset, "train").frames[2].name
     picture = Image.open(tmp_path / "mine/pictures" / name)
     picture.save(tmp_path / "mine/pictures" / name, exif=exif)
     _, short, _ = check(recipe, tmp_path / "out", neighbours=0)
@@ -309,7 +325,7 @@ def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
 
 def test_depth_of_an_image_as_it_is_stored_is_named_by_its_orientation(tmp_path):
     recipe = mine(tmp_path / "mine", "12345678")
-    frame = build_dataset(recipe, "train").frames[0]
+    frame = build_dataset(Recipe(recipe).dataset, "train").frames[0]
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(frame.image).save(frame.image, exif=exif)

@@ -92,7 +92,7 @@ def test_kept_memory_goes_back_before_an_evaluation_and_a_checkpoint_need_some()
 
 def test_a_recipe_without_data_is_read_as_any():
     assert loading_of({}) == Loading()
-    assert loading_of({"data": {"workers": 3}}).workers == 3
+    assert loading_of({"workers": 3}).workers == 3
 
 
 def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
@@ -101,11 +101,21 @@ def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
     assert recipe.loading is recipe.loading
     assert recipe.augment.flip_p == 0.25
     assert recipe.load.checkpoint is None
-    assert recipe.teacher is None
+    assert not recipe.teacher.is_given
     assert recipe.evaluation.interval == 1
-    assert not recipe.has_outside_teacher
+    assert recipe.teacher.module is None
     with pytest.raises(RecipeError, match="^train.epochs: got 0; it must be a whole number from 1"):
         recipe.train  # noqa: B018
+
+
+def test_protocol_of_a_recipe_has_its_settings_and_its_network_s_range():
+    """The cap is the recipe's, else the network's largest depth."""
+    node = {"network": {"min_depth": 0.1, "max_depth": 80.0}, "evaluation": {"crop": "eigen"}}
+    protocol = Recipe(node).protocol("train")
+    assert (protocol.min_depth, protocol.cap, protocol.split) == (0.1, 80.0, "train")
+    assert protocol.settings.crop == "eigen"
+    capped = Recipe(node | {"evaluation": {"cap": 50.0}}).protocol("val")
+    assert (capped.max_depth, capped.cap) == (80.0, 50.0)
 
 
 def folder_recipe(root, depth):

@@ -19,6 +19,7 @@ from tiekd.engine.config import EngineConfig
 from tiekd.errors import CheckpointError
 from tiekd.training import input_changes, inputs
 from tiekd.training.hooks.text_log import TextLog
+from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
 
 
@@ -61,7 +62,7 @@ def test_a_record_that_is_not_there_or_torn_is_none_and_a_line_says_so(run, cont
     if content is not None:
         (run.folder / inputs.NAME).write_text(content)
     assert inputs.read(run.folder) is None
-    assert inputs.held_out(None, {}) is None
+    assert inputs.held_out(None, Recipe({})) is None
     verdict = changes(run, None)
     assert verdict.keys is None
     assert verdict.refused == []
@@ -335,7 +336,7 @@ def test_recipes_engine_configs_and_weights_to_begin_with_are_told(run):
     (run.folder / "base.yaml").write_text("_base_: gone.yaml\n")
     datasets, engine = {"train": [1, 2], "val": None}, EngineConfig({}, 1, 1)
     now = inputs.collect(
-        started["recipe"], run.folder / "recipe.yaml", engine, datasets, 1, started
+        Recipe(started["recipe"]), run.folder / "recipe.yaml", engine, datasets, 1, started
     )
     told = input_changes.compare(started, now).told
     assert any(
@@ -387,7 +388,7 @@ def test_a_run_that_goes_on_without_validation_keeps_the_frames_for_later(run):
 def test_a_data_set_without_files_is_counted(run):
     config = EngineConfig({}, 1, 1)
     records = [
-        inputs.collect(run.recipe(), Path("x"), config, {"train": range(n), "val": None}, 1)
+        inputs.collect(Recipe(run.recipe()), Path("x"), config, {"train": range(n), "val": None}, 1)
         for n in (3, 4)
     ]
     assert input_changes.compare(*records).refused == ["there are 4 train frames, were 3"]

@@ -13,6 +13,7 @@ from tiekd.data.loading.loader import Loading
 from tiekd.engine import checkpoint
 from tiekd.errors import CheckpointError, RecipeError, TeacherError
 from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.teaching import with_teachers_file
 from tiekd.training import resume
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook
@@ -41,19 +42,19 @@ def test_the_teachers_file_is_named_in_a_new_recipe_and_stays_that_of_the_start(
     teacher = {"network": {"encoder": {"name": "resnet"}}, "checkpoint": str(link)}
     recipe = {"work_dir": str(tmp_path / "work"), "teacher": teacher}
     given = deepcopy(recipe)
-    named = resume.with_teachers_file(recipe, resuming=False)
+    named = with_teachers_file(recipe, resuming=False)
     assert named == recipe | {"teacher": teacher | {"checkpoint": str(weights)}}
     assert recipe == given
     # The recipe says no file, and its own work dir has none: a resumed run takes that of its start.
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "config.yaml").write_text(dump_recipe(named))
     del teacher["checkpoint"]
-    assert resume.with_teachers_file(recipe, resuming=True) == named
+    assert with_teachers_file(recipe, resuming=True) == named
     with pytest.raises(TeacherError):
-        resume.with_teachers_file(recipe, resuming=False)
+        with_teachers_file(recipe, resuming=False)
     for other in (None, {"maps": "m"}, {"name": "mine.teacher", "network": {}}):
         recipe["teacher"] = other
-        assert resume.with_teachers_file(recipe, resuming=True) is recipe
+        assert with_teachers_file(recipe, resuming=True) is recipe
 
 
 def best_after(

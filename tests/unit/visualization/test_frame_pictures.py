@@ -6,22 +6,19 @@ Sparse and dense ground truth are shown alike.
 import numpy as np
 import torch
 from PIL import Image
-from support.noise_frames import CPU, Frames
+from support.noise_frames import CPU, Frames, protocol
 
-from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
+from tiekd.evaluation.evaluate import evaluate
 from tiekd.visualization import pictures
 from tiekd.visualization.frame_pictures import FramePictures, frame_picture, growth
 
 
 def test_each_frame_has_a_file_named_by_its_place_and_name(tmp_path):
-    settings = EvaluationSettings(crop="none", flip=False, batch_size=2)
     watcher = FramePictures(tmp_path, 12, 80.0)
     evaluate(
         lambda i: i.new_full((len(i), 1, 12, 20), 20.0),
         Frames(),
-        settings,
-        1e-3,
-        80.0,
+        protocol(flip=False, batch_size=2),
         CPU,
         watchers=[watcher],
     )

@@ -13,12 +13,21 @@ import math
 import os
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from tiekd.data.frames import Camera, Frame, Frames, data_root, joined_name
+from tiekd.data.frames import (
+    Camera,
+    DatasetSplit,
+    DepthFormat,
+    Frame,
+    Frames,
+    data_root,
+    joined_name,
+)
 from tiekd.data.image_io import read_depth_npy, read_measured_levels
 from tiekd.data.listing import list_files, unlistable
 from tiekd.data.pairing import check_pairs
@@ -29,32 +38,12 @@ _PICTURES = (".jpg", ".jpeg", ".png")
 _DEPTHS = (".png", ".npy")
 
 
-def build(
-    images: str,
-    split: str,
-    max_depth: float,
-    needs_ground_truth: bool = True,
-    root: str = ".",
-    depths: str | None = None,
-    depth_unit: float | None = None,
-    float_depth_unit: float | None = None,
-    invalid: Sequence[float] = (),
-    unmatched: str = "refuse",
-    train_split: str | None = None,
-    val_split: str | None = None,
-    val_fraction: float = 0.1,
-    intrinsics: tuple[float, float, float, float] | None = None,
-    maps: str | None = None,
-    on_error: str = "raise",
-    held_out: Collection[str] | None = None,
-) -> Frames:
-    """Builds the frames of a split of a folder of images.
+@dataclass(frozen=True)
+class FolderOptions:
+    """The options of a recipe's `data`.
 
-    Args:
+    Attributes:
         images: Folder of the images, below `root` or absolute.
-        split: "train" or "val".
-        max_depth: The network's range in metres.
-        needs_ground_truth: Skip images without a depth map.
         root: The data root.
         depths: Folder of the depth maps, below `root` or absolute; None for no ground truth at all.
         depth_unit: Levels per metre (1000 for millimetres); needed for PNG and whole numbers.
@@ -71,58 +60,132 @@ def build(
             out for validation, chosen by a hash of their names. Images of one video look alike, so
             list whole videos in val_split for an honest figure.
         intrinsics: [focal_x, focal_y, centre_x, centre_y] in pixels of all images, upright.
-        maps: Folder of cached teacher maps, below `root` or absolute; read for training frames
-            only.
+    """
+
+    images: str
+    root: str = "."
+    depths: str | None = None
+    depth_unit: float | None = None
+    float_depth_unit: float | None = None
+    invalid: Sequence[float] = ()
+    unmatched: str = "refuse"
+    train_split: str | None = None
+    val_split: str | None = None
+    val_fraction: float = 0.1
+    intrinsics: tuple[float, float, float, float] | None = None
+
+    def __post_init__(self):
+        for name in ("depth_unit", "float_depth_unit"):
+            unit = getattr(self, name)
+            if unit is not None and not 1 <= unit < math.inf:
+                raise RecipeError(
+                    f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 "
+                    "for millimetres"
+                )
+        if not 0 <= self.val_fraction < 1:
+            raise RecipeError(
+                f"data.val_fraction: got {self.val_fraction}; it must be from 0 to below 1"
+            )
+        numbers = self.intrinsics
+        if numbers is not None and not (min(numbers[:2]) > 0 and all(map(math.isfinite, numbers))):
+            raise RecipeError(
+                f"data.intrinsics: got {numbers}; it must be [focal_x, focal_y, centre_x, "
+                "centre_y] in pixels, focal lengths above 0"
+            )
+
+
+def build(
+    options: FolderOptions,
+    split: str,
+    max_depth: float,
+    needs_ground_truth: bool = True,
+    maps: str | None = None,
+    on_error: str = "raise",
+    held_out: Collection[str] | None = None,
+) -> Frames:
+    """Builds the frames of a split of a folder of images.
+
+    Args:
+        options: The files, their units and the choice of the split.
+        split: "train" or "val".
+        max_depth: The network's range in metres.
+        needs_ground_truth: Skip images without a depth map.
+        maps: Folder of cached teacher maps, below `options.root` or absolute; read for training
+            frames only.
         on_error: "skip" leaves out folders that can't be listed, and counts them.
         held_out: Names for validation in place of the hash's choice: none if training doesn't
             validate, and those of the first start in a resumed run.
 
     Raises:
-        RecipeError: If an option has a value that isn't allowed.
+        RecipeError: If ground truth is needed and there is none.
         DataError: If files are missing, don't pair, or a split is empty.
     """
-    # Check the options.
-    for name, unit in (("depth_unit", depth_unit), ("float_depth_unit", float_depth_unit)):
-        if unit is not None and not 1 <= unit < math.inf:
-            raise RecipeError(
-                f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 for "
-                "millimetres"
-            )
-    if not 0 <= val_fraction < 1:
-        raise RecipeError(f"data.val_fraction: got {val_fraction}; it must be from 0 to below 1")
-    if intrinsics is not None and not (
-        min(intrinsics[:2]) > 0 and all(map(math.isfinite, intrinsics))
-    ):
-        raise RecipeError(
-            f"data.intrinsics: got {intrinsics}; it must be [focal_x, focal_y, centre_x, centre_y] "
-            "in pixels, focal lengths above 0"
-        )
-    folder = data_root(root, "the pictures")
-    if depths is None and needs_ground_truth:
+    folder = data_root(options.root, "the pictures")
+    if options.depths is None and needs_ground_truth:
         remedy = "--set train.validate=false" if split == "val" else "a teacher"
         raise RecipeError(
             f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or "
             f"{remedy}"
         )
-    # List the files and pair them.
-    source = folder / Path(images).expanduser()
+    # List the files, pair them, and keep those of the split.
     notes = []
-    depth_folder = None if depths is None else folder / Path(depths).expanduser()
-    frames = _frames(
-        source, depth_folder, depth_unit, intrinsics, unmatched, on_error == "skip", notes
+    source = folder / Path(options.images).expanduser()
+    frames = _frames(folder, options, on_error == "skip", notes)
+    chosen = _names_of(split, folder, frames, options, held_out)
+    # Say how the files are read.
+    read_depth = partial(
+        _read_depth,
+        units_per_m=options.depth_unit,
+        float_units_per_m=options.float_depth_unit,
+        invalid=tuple(options.invalid),
     )
-    # Choose the frames of the split.
+    files = DatasetSplit(
+        [frame for name, frame in frames.items() if name in chosen],
+        source,
+        DepthFormat(
+            read_depth, options.depth_unit, options.float_depth_unit or 1.0, options.invalid
+        ),
+        notes=notes,
+    )
+    training_maps = folder / maps if maps and split == "train" else None
+    return Frames(files, max_depth, needs_ground_truth, maps=training_maps)
+
+
+_PURPOSE = {"train": "training without a teacher needs", "val": "evaluation needs"}
+
+
+def _names_of(
+    split: str,
+    folder: Path,
+    frames: dict[str, Frame],
+    options: FolderOptions,
+    held_out: Collection[str] | None,
+) -> Collection[str]:
+    """Returns the names of a split's frames.
+
+    Args:
+        split: "train" or "val".
+        folder: The data root.
+        frames: All frames by name.
+        options: The split files and the fraction.
+        held_out: See `build`.
+
+    Raises:
+        DataError: If a split file is malformed, or the split is empty.
+    """
+    source = folder / Path(options.images).expanduser()
+    train_split, val_split = options.train_split, options.val_split
     if train_split is None and val_split is None:
         kept = frames.keys() & set(held_out or ())
         # If none of the held-out names exists any more, the hash chooses again.
         picks = held_out is None or (held_out and not kept)
-        validation = _hash_picked(frames, val_fraction) if picks else kept
+        validation = _hash_picked(frames, options.val_fraction) if picks else kept
     else:
         listed = _listed(folder / (val_split or train_split), frames, source)
         validation = listed if val_split else frames.keys() - listed
-    training = (
-        _listed(folder / train_split, frames, source) if train_split else frames.keys() - validation
-    )
+    training = frames.keys() - validation
+    if train_split:
+        training = _listed(folder / train_split, frames, source)
     chosen = training if split == "train" else validation
     if not chosen:
         remedy = "change the splits" + (
@@ -131,62 +194,33 @@ def build(
         raise DataError(
             f"{source}: none of its {len(frames)} pictures is left for {split}; {remedy}"
         )
-    found = Frames(
-        [frame for name, frame in frames.items() if name in chosen],
-        source,
-        partial(
-            _read_depth,
-            units_per_m=depth_unit,
-            float_units_per_m=float_depth_unit,
-            invalid=tuple(invalid),
-        ),
-        depth_unit,
-        max_depth,
-        needs_ground_truth,
-        maps=folder / maps if maps and split == "train" else None,
-        invalid=invalid,
-    )
-    found.float_units_per_m = float_depth_unit or 1.0
-    found.notes = notes
-    return found
+    return chosen
 
 
-_PURPOSE = {"train": "training without a teacher needs", "val": "evaluation needs"}
-
-
-def _frames(
-    images: Path,
-    depths: Path | None,
-    depth_unit: float | None,
-    intrinsics: tuple[float, float, float, float] | None,
-    unmatched: str,
-    skip: bool,
-    notes: list[str],
-) -> dict[str, Frame]:
+def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) -> dict[str, Frame]:
     """Returns all frames by name, in the order of their names.
 
     Args:
-        images: Folder of the images.
-        depths: Folder of the depth maps, or None.
-        depth_unit: See `build`.
-        intrinsics: See `build`.
-        unmatched: See `build`.
+        folder: The data root.
+        options: The folders below it, the unit and the camera.
         skip: Leave out folders that can't be listed.
         notes: Lines for the log are appended to it.
     """
+    images = folder / Path(options.images).expanduser()
+    depths = None if options.depths is None else folder / Path(options.depths).expanduser()
     pictures = _files(images, _PICTURES, "data.images", skip, notes)
     measured = {}
     if depths is not None:
         measured = _files(depths, _DEPTHS, "data.depths", skip, notes)
-        notes += check_pairs(images, depths, pictures, measured, unmatched)
+        notes += check_pairs(images, depths, pictures, measured, options.unmatched)
     png = [measured[key] for key in pictures if measured.get(key, "").lower().endswith(".png")]
-    if depth_unit is None and png:
+    if options.depth_unit is None and png:
         raise RecipeError(
             f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; "
             "give how many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
         )
     # One frame per image, in the order of names. Teacher maps need distinct names.
-    camera = None if intrinsics is None else Camera(*intrinsics)
+    camera = None if options.intrinsics is None else Camera(*options.intrinsics)
     frames = {}
     named = {}
     for key, name in sorted(pictures.items(), key=lambda item: item[1]):

@@ -8,10 +8,11 @@ predicted, cached and trained on with a teacher, never evaluated.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
+from tiekd.data.frames import Camera, DatasetSplit, DepthFormat, Frame, Frames, Window, data_root
 from tiekd.data.image_io import read_measured_levels
 from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
@@ -29,57 +30,67 @@ _CALIBRATION = {
 }
 
 
-def build(
-    root: str,
-    split: str,
-    max_depth: float,
-    needs_ground_truth: bool = True,
-    train_split: str = "kitti_eigen_train.txt",
-    val_split: str = "kitti_eigen_test.txt",
-    image_folder: str = "input",
-    kb_crop: tuple[int, int] | None = None,
-    maps: str | None = None,
-    invalid: Sequence[float] = (),
-) -> Frames:
-    """Builds the frames of a split, cropped to `kb_crop`.
+@dataclass(frozen=True)
+class KittiOptions:
+    """The options of a recipe's `data`.
 
-    Args:
+    Attributes:
         root: Folder with the images in `image_folder` and the ground truth in gt_depth/.
-        split: "train" or "val"; selects `train_split` or `val_split`.
-        max_depth: The network's range in metres.
-        needs_ground_truth: Skip frames whose line says `None`.
         train_split: Split file, below root or absolute.
         val_split: Likewise; for the benchmark's test set kitti_benchmark_test.txt.
         image_folder: Folder of the images below root; for the benchmark's test set benchmark_test.
         kb_crop: (height, width) of the window in pixels; None for whole frames.
-        maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
         invalid: Levels of the ground truth that mean not measured, in addition to 0 and 65535.
+    """
+
+    root: str
+    train_split: str = "kitti_eigen_train.txt"
+    val_split: str = "kitti_eigen_test.txt"
+    image_folder: str = "input"
+    kb_crop: tuple[int, int] | None = None
+    invalid: Sequence[float] = ()
+
+    def __post_init__(self):
+        if self.kb_crop is not None and min(self.kb_crop) < 1:
+            raise RecipeError(
+                f"data.kb_crop: got {self.kb_crop}; it must be [height, width] in pixels, or null "
+                "for none"
+            )
+
+
+def build(
+    options: KittiOptions,
+    split: str,
+    max_depth: float,
+    needs_ground_truth: bool = True,
+    maps: str | None = None,
+) -> Frames:
+    """Builds the frames of a split, cropped to `options.kb_crop`.
+
+    Args:
+        options: The files and the window.
+        split: "train" or "val"; selects `train_split` or `val_split`.
+        max_depth: The network's range in metres.
+        needs_ground_truth: Skip frames whose line says `None`.
+        maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
 
     Raises:
         DataError: If files are missing or lines malformed.
-        RecipeError: If `kb_crop` is no size.
     """
-    if kb_crop is not None and min(kb_crop) < 1:
-        raise RecipeError(
-            f"data.kb_crop: got {kb_crop}; it must be [height, width] in pixels, or null for none"
-        )
-    folder = data_root(root, "KITTI")
-    split_file = folder / (train_split if split == "train" else val_split)
-    frames = [
-        _frame(line, f"{folder / image_folder}/", f"{folder}/gt_depth/")
-        for line in read_split(split_file)
-    ]
-    return Frames(
-        frames,
+    folder = data_root(options.root, "KITTI")
+    split_file = folder / (options.train_split if split == "train" else options.val_split)
+    images = f"{folder / options.image_folder}/"
+    window = None
+    if options.kb_crop is not None:
+        window = Window("data.kb_crop", partial(_kb_window, options.kb_crop))
+    files = DatasetSplit(
+        [_frame(line, images, f"{folder}/gt_depth/") for line in read_split(split_file)],
         split_file,
-        read_measured_levels,
-        UNITS_PER_M,
-        max_depth,
-        needs_ground_truth,
-        window=None if kb_crop is None else Window("data.kb_crop", partial(_kb_window, kb_crop)),
-        maps=folder / maps if maps and split == "train" else None,
-        invalid=invalid,
+        DepthFormat(read_measured_levels, UNITS_PER_M, invalid=options.invalid),
+        window=window,
     )
+    training_maps = folder / maps if maps and split == "train" else None
+    return Frames(files, max_depth, needs_ground_truth, maps=training_maps)
 
 
 def known_camera(path: Path, height: int, width: int) -> Camera | None:

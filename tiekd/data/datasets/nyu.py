@@ -8,10 +8,11 @@ cropped.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tiekd.data.frames import Camera, Frame, Frames, Window, data_root
+from tiekd.data.frames import Camera, DatasetSplit, DepthFormat, Frame, Frames, Window, data_root
 from tiekd.data.image_io import read_measured_levels
 from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
@@ -22,59 +23,70 @@ UNITS_PER_M = 1000.0
 _CAMERA = Camera(518.8579011745019, 519.4696111212749, 325.58244941119034, 253.73616633400465)
 
 
-def build(
-    root: str,
-    split: str,
-    max_depth: float,
-    needs_ground_truth: bool = True,
-    train_split: str = "nyu_train.txt",
-    val_split: str = "nyu_test.txt",
-    nyu_crop: tuple[int, int, int, int] | None = None,
-    maps: str | None = None,
-    invalid: Sequence[float] = (),
-) -> Frames:
-    """Builds the frames of a split; training frames are cropped to `nyu_crop`.
+@dataclass(frozen=True)
+class NyuOptions:
+    """The options of a recipe's `data`.
 
-    Args:
+    Attributes:
         root: Folder with the scenes' folders.
-        split: "train" or "val"; selects `train_split` or `val_split`.
-        max_depth: The network's range in metres.
-        needs_ground_truth: Skip frames whose line says `None`.
         train_split: Split file, below root or absolute.
         val_split: Likewise.
         nyu_crop: [top, bottom, left, right] in pixels, bottom and right excluded, of training
             frames; None for whole frames.
-        maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
         invalid: Levels of the ground truth that mean not measured, in addition to 0 and 65535.
+    """
+
+    root: str
+    train_split: str = "nyu_train.txt"
+    val_split: str = "nyu_test.txt"
+    nyu_crop: tuple[int, int, int, int] | None = None
+    invalid: Sequence[float] = ()
+
+    def __post_init__(self):
+        if self.nyu_crop is None:
+            return
+        top, bottom, left, right = self.nyu_crop
+        if not (0 <= top < bottom and 0 <= left < right):
+            raise RecipeError(
+                f"data.nyu_crop: got {self.nyu_crop}; it must be [top, bottom, left, right] in "
+                "pixels, or null"
+            )
+
+
+def build(
+    options: NyuOptions,
+    split: str,
+    max_depth: float,
+    needs_ground_truth: bool = True,
+    maps: str | None = None,
+) -> Frames:
+    """Builds the frames of a split; training frames are cropped to `options.nyu_crop`.
+
+    Args:
+        options: The files and the window.
+        split: "train" or "val"; selects `train_split` or `val_split`.
+        max_depth: The network's range in metres.
+        needs_ground_truth: Skip frames whose line says `None`.
+        maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
 
     Raises:
         DataError: If files are missing or lines malformed.
-        RecipeError: If `nyu_crop` is no window.
     """
-    if nyu_crop is not None and not (
-        0 <= nyu_crop[0] < nyu_crop[1] and 0 <= nyu_crop[2] < nyu_crop[3]
-    ):
-        raise RecipeError(
-            f"data.nyu_crop: got {nyu_crop}; it must be [top, bottom, left, right] in pixels, or "
-            "null"
-        )
     training = split == "train"
-    folder = data_root(root, "NYU")
-    split_file = folder / (train_split if training else val_split)
-    return Frames(
+    folder = data_root(options.root, "NYU")
+    split_file = folder / (options.train_split if training else options.val_split)
+    window = None
+    if training and options.nyu_crop is not None:
+        window = Window("data.nyu_crop", partial(_window, options.nyu_crop))
+    files = DatasetSplit(
         [_frame(line, f"{folder}/") for line in read_split(split_file)],
         split_file,
-        read_measured_levels,
-        UNITS_PER_M,
-        max_depth,
-        needs_ground_truth,
-        window=Window("data.nyu_crop", partial(_window, nyu_crop))
-        if training and nyu_crop is not None
-        else None,
-        maps=folder / maps if maps and training else None,
+        DepthFormat(read_measured_levels, UNITS_PER_M, invalid=options.invalid),
+        window=window,
         map_prefix="data_nyu_",
-        invalid=invalid,
     )
+    training_maps = folder / maps if maps and training else None
+    return Frames(files, max_depth, needs_ground_truth, maps=training_maps)
 
 
 def known_camera(path: Path, height: int, width: int) -> Camera | None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,39 +257,58 @@ def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | No
     (folder / _MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n")
 
 
-def build(
-    root: str,
-    split: str,
-    max_depth: float,
-    needs_ground_truth: bool = True,
-    height: int = 96,
-    width: int = 320,
-    num_train: int = 120,
-    num_val: int = 32,
-    seed: int = 0,
-    maps: str | None = None,
-) -> Frames:
-    """Builds the rendered set as a dataset; writes it below `root` on first use. Collective.
+@dataclass(frozen=True)
+class ScenesOptions:
+    """The options of a recipe's `data`.
 
-    Args:
+    Attributes:
         root: Folder of the set.
-        split: "train" or "val".
-        max_depth: The network's range in metres.
-        needs_ground_truth: As in `kitti.build`; all scenes have ground truth.
         height: Pixels, from 32.
         width: Pixels, from 32.
         num_train: Number of training scenes.
         num_val: Number of validation scenes.
         seed: Number of the set, from 0.
-        maps: Folder of cached teacher maps, read for training frames only.
     """
-    paths.refuse_unfilled(root, "data.root")
+
+    root: str
+    height: int = 96
+    width: int = 320
+    num_train: int = 120
+    num_val: int = 32
+    seed: int = 0
+
+
+def build(
+    options: ScenesOptions,
+    split: str,
+    max_depth: float,
+    needs_ground_truth: bool = True,
+    maps: str | None = None,
+) -> Frames:
+    """Builds the rendered set as a dataset; writes it below `options.root` on first use.
+
+    Collective.
+
+    Args:
+        options: The set.
+        split: "train" or "val".
+        max_depth: The network's range in metres.
+        needs_ground_truth: As in `kitti.build`; all scenes have ground truth.
+        maps: Folder of cached teacher maps, read for training frames only.
+
+    Raises:
+        RecipeError: If an option is out of its range.
+        DataError: If root holds a set with other parameters, or anything else.
+    """
+    paths.refuse_unfilled(options.root, "data.root")
+    size = (options.height, options.width, options.num_train, options.num_val)
     if comm.is_main():
-        write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
+        write_kitti_layout(Path(options.root), options.seed, *size)
     comm.barrier()
     # Finds the set that rank 0 wrote; if `root` is on another machine's own disk, writes one there.
-    write_kitti_layout(Path(root), seed, height, width, num_train, num_val)
-    return kitti.build(root, split, max_depth, needs_ground_truth, kb_crop=None, maps=maps)
+    write_kitti_layout(Path(options.root), options.seed, *size)
+    in_kitti_layout = kitti.KittiOptions(options.root)
+    return kitti.build(in_kitti_layout, split, max_depth, needs_ground_truth, maps=maps)
 
 
 def _holds(root: Path, wanted: dict) -> bool:

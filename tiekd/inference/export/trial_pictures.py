@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd.data.build import build_dataset
+from tiekd.data.build import build_dataset, settings_of
 from tiekd.data.datasets import scenes
 from tiekd.data.resize import resized_picture
 from tiekd.errors import DataError, RecipeError
@@ -25,12 +25,11 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
         (3, H, W) uint8 images, and their description.
     """
     try:
-        found = (
-            build_dataset({**recipe, "teacher": None}, "val", as_evaluated=True)
-            if "data" in recipe
-            else []
-        )
         data = recipe.get("data", {})
+        found = []
+        if "data" in recipe:
+            settings = settings_of(data, recipe["network"]["max_depth"])
+            found = build_dataset(settings, "val", as_evaluated=True)
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
     # Without usable validation data the built-in scenes stand in.
     except (DataError, RecipeError) as error:

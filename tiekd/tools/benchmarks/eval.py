@@ -47,9 +47,8 @@ def run(args: argparse.Namespace) -> dict:
     # A CPU core's cache holds one image.
     batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     with kitti_folder(args.data, kb_crop) as (root, scratch):
-        from_files, from_cache = (
-            kitti.build(str(root), "train", MAX_DEPTH_M, kb_crop=kb_crop) for _ in range(2)
-        )
+        options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
+        from_files, from_cache = (kitti.build(options, "train", MAX_DEPTH_M) for _ in range(2))
         # Both sides read the same frames; ours also from the cache that is filled here.
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):
@@ -145,8 +144,9 @@ def _whole(
 ) -> dict:
     # Both sides predict each image and its mirror image, crop alike, and average over images.
     settings = evaluate.EvaluationSettings(crop=_CROP, batch_size=batch_size)
+    protocol = evaluate.EvaluationProtocol(settings, *_RANGE)
     predictor = partial(flip.predict, network, flip=True)
-    ours = partial(evaluate.evaluate, predictor, ours_frames, settings, *_RANGE, device)
+    ours = partial(evaluate.evaluate, predictor, ours_frames, protocol, device)
     plain = partial(
         plain_evaluation,
         lambda image: network(image).depth,

@@ -50,7 +50,8 @@ def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Fr
         scratch: the folder for the maps.
         kb_crop: (height, width) of the window.
     """
-    frames = kitti.build(str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop)
+    options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
+    frames = kitti.build(options, "train", MAX_DEPTH_M, needs_ground_truth=False)
     maps = scratch / "maps"
     maps.mkdir()
     rng = np.random.default_rng(0)
@@ -61,6 +62,4 @@ def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Fr
         image_io.write_durably(
             maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M)
         )
-    return kitti.build(
-        str(root), "train", MAX_DEPTH_M, needs_ground_truth=False, kb_crop=kb_crop, maps=str(maps)
-    )
+    return kitti.build(options, "train", MAX_DEPTH_M, needs_ground_truth=False, maps=str(maps))

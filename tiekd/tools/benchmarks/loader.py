@@ -48,11 +48,10 @@ def run(args: argparse.Namespace) -> dict:
             augment = Augment(crop=tuple(args.crop))
             # The same frames once more, read from a folder of decoded files.
             cached = kitti.build(
-                str(root),
+                kitti.KittiOptions(str(root), kb_crop=tuple(args.kb_crop)),
                 "train",
                 frames.max_depth,
-                False,
-                kb_crop=tuple(args.kb_crop),
+                needs_ground_truth=False,
                 maps=str(frames.maps),
             )
             cached.decoded = _filled(Decoded(scratch / "decoded", root), cached)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiekd.config.recipe import load_recipe
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.engine.execution import Execution, compile_parts, memory_format
 from tiekd.errors import RecipeError
 from tiekd.kernels import reference
@@ -81,7 +82,7 @@ def network_node(recipe: dict, teachers: bool, path: str) -> dict:
     """
     if not teachers:
         return recipe["network"]
-    node = (recipe.get("teacher") or {}).get("network")
+    node = TeacherNode.of(recipe).network
     if not node:
         raise RecipeError(
             f"--teacher: {path} names no teacher network; give a recipe with teacher.recipe"

@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.distributed.comm import is_main
 from tiekd.errors import LaunchError, RecipeError
 from tiekd.models.network import Network
@@ -178,7 +179,7 @@ class TensorBoard(Hook):
     def _write_pictures(self, state) -> None:
         few, batch = slice(self.num_images), state.batch
         # Without a teacher the student learns from the ground truth, which has its column already.
-        teachers = state.teacher_depth[few] if state.recipe.get("teacher") else None
+        teachers = state.teacher_depth[few] if TeacherNode.of(state.recipe).is_given else None
         # The network itself explains its depth; under ZeRO 3 only that depth is there.
         student = _whole_network(state.engine) or state.prediction.depth[few]
         shown = views(student, batch.image[few], batch.depth[few], teachers, explained=1)

@@ -11,16 +11,17 @@ import pytest
 import torch
 from PIL import Image
 from support.fake_data import write_png
+from support.frames import folder_frames
 
 from tiekd.config.build import build, settings
 from tiekd.config.recipe import load_recipe
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
-from tiekd.data.datasets import folder
 from tiekd.data.loading.loader import training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation.evaluate import EvaluationSettings
+from tiekd.training.settings import Recipe
 
 CPU = torch.device("cpu")
 NAMES = ("a/1.jpg", "a/2.JPEG", "b/c/1.png", "d.jpg")
@@ -51,7 +52,7 @@ def root(tmp_path):
 
 
 def make(root, split="train", **options):
-    return folder.build(
+    return folder_frames(
         **{
             "images": "images",
             "split": split,
@@ -208,17 +209,20 @@ def test_names_that_are_held_out_take_the_place_of_the_pick_and_of_nothing_else(
         "data": data | {"val_fraction": 0.5},
         "train": {"validate": False},
     }
-    assert names(build_dataset(recipe, "train")) == list(NAMES)
-    picked = names(build_dataset(recipe, "val"))  # what an evaluation of such a run sees
+    assert names(build_dataset(Recipe(recipe).dataset, "train")) == list(NAMES)
+    # What an evaluation of such a run sees.
+    picked = names(build_dataset(Recipe(recipe).dataset, "val"))
     assert len(picked) == 2
     recipe["train"] = {}
-    assert set(names(build_dataset(recipe, "train"))) == set(NAMES) - set(picked)
+    assert set(names(build_dataset(Recipe(recipe).dataset, "train"))) == set(NAMES) - set(picked)
     held_out = ["d.jpg", "gone.jpg"]
-    assert names(build_dataset(recipe, "val", held_out=held_out)) == ["d.jpg"]
-    assert names(build_dataset(recipe, "train", held_out=held_out)) == list(NAMES[:3])
+    assert names(build_dataset(Recipe(recipe).dataset, "val", held_out=held_out)) == ["d.jpg"]
+    assert names(build_dataset(Recipe(recipe).dataset, "train", held_out=held_out)) == list(
+        NAMES[:3]
+    )
     (root / "val.txt").write_text("a/1.jpg\n")
     recipe["data"]["val_split"], recipe["train"] = "val.txt", {"validate": False}
-    assert names(build_dataset(recipe, "train")) == list(
+    assert names(build_dataset(Recipe(recipe).dataset, "train")) == list(
         NAMES[1:]
     )  # a list of the user's stays out
 
@@ -234,11 +238,13 @@ def test_one_picture_trains_without_validation_and_the_refusal_says_so(root):
         "depth_unit": 1000,
     }
     recipe = {"network": {"max_depth": 10.0}, "data": data}
-    refusal = refused(lambda: build_dataset(recipe, "train"))
+    refusal = refused(lambda: build_dataset(Recipe(recipe).dataset, "train"))
     assert refusal.endswith(
         "is left for train; change the splits, or train on all of them with --no-validate"
     )
-    assert names(build_dataset(recipe | {"train": {"validate": False}}, "train")) == ["d.jpg"]
+    assert names(
+        build_dataset(Recipe(recipe | {"train": {"validate": False}}).dataset, "train")
+    ) == ["d.jpg"]
 
 
 def spoil_nothing_in_common(root):
@@ -486,6 +492,8 @@ def test_the_base_recipe_needs_its_folders_only(root):
     "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames"
 )
 def test_real_pictures_of_two_sizes():
-    data = folder.build("kitti/input", "train", 80.0, False, root=os.environ["TIEKD_REAL_DATA"])
+    data = folder_frames(
+        "kitti/input", "train", 80.0, needs_ground_truth=False, root=os.environ["TIEKD_REAL_DATA"]
+    )
     assert len(data) == 21
     assert set(data.image_sizes()) == {(375, 1242), (370, 1224)}

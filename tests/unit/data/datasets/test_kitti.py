@@ -11,9 +11,9 @@ import pytest
 import torch
 from support import fake_data
 from support.fake_data import depth_name, image_name, write_png
+from support.frames import kitti_frames
 
 from tiekd.config.build import build
-from tiekd.data.datasets.kitti import build as kitti
 from tiekd.errors import DataError, RecipeError
 
 
@@ -25,7 +25,7 @@ def refused(make_or_read, kind=DataError):
 
 
 def test_a_frame_is_picture_depth_and_camera(tmp_path):
-    data = kitti(str(fake_data.make(tmp_path)), "train", 80.0)
+    data = kitti_frames(str(fake_data.make(tmp_path)), "train", 80.0)
     assert len(data) == 5
     assert data.num_skipped == 0
     sample = data[2]
@@ -44,21 +44,23 @@ def test_a_frame_is_picture_depth_and_camera(tmp_path):
 
 def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_path):
     root = str(fake_data.make(tmp_path, without=(1, 3)))
-    skipping = kitti(root, "train", 80.0, needs_ground_truth=True)
+    skipping = kitti_frames(root, "train", 80.0, needs_ground_truth=True)
     assert [frame.name for frame in skipping.frames] == [image_name(i) for i in (0, 2, 4)]
     assert skipping.num_skipped == 2
-    whole = kitti(root, "train", 80.0, needs_ground_truth=False)
+    whole = kitti_frames(root, "train", 80.0, needs_ground_truth=False)
     assert len(whole) == 5
     assert whole.num_skipped == 0
     assert (whole[1].depth == 0).all()
     assert whole[1].depth.shape == (1, 20, 30)
     assert (whole[0].depth > 0).any()
     fake_data.make(tmp_path, num_frames=2, without=(0, 1))
-    assert "none of its 2 frames has ground truth" in refused(lambda: kitti(root, "train", 80.0))
+    assert "none of its 2 frames has ground truth" in refused(
+        lambda: kitti_frames(root, "train", 80.0)
+    )
 
 
 def test_the_window_is_at_the_bottom_and_centred(tmp_path):
-    sample = kitti(str(fake_data.make(tmp_path)), "train", 80.0, kb_crop=(19, 21))[0]
+    sample = kitti_frames(str(fake_data.make(tmp_path)), "train", 80.0, kb_crop=(19, 21))[0]
     assert sample.image.shape == (3, 19, 21)
     assert (
         sample.depth.shape
@@ -88,7 +90,7 @@ def test_the_window_is_at_the_bottom_and_centred(tmp_path):
 def test_the_camera_is_the_days(tmp_path, day, focal, expected):
     write_png(tmp_path / "input" / image_name(0, day), np.zeros((20, 30, 3), np.uint8))
     (tmp_path / "kitti_eigen_train.txt").write_text(f"{image_name(0, day)} None {focal}\n")
-    camera = kitti(str(tmp_path), "train", 80.0, needs_ground_truth=False)[0].intrinsics
+    camera = kitti_frames(str(tmp_path), "train", 80.0, needs_ground_truth=False)[0].intrinsics
     f, x, y = expected
     assert torch.allclose(camera, torch.tensor([[f, 0, x], [0, f, y], [0, 0, 1]]))
 
@@ -99,12 +101,15 @@ def test_teacher_maps_are_named_by_the_joined_path_and_already_cut_or_cut_with_t
     root = fake_data.make(tmp_path, num_frames=2)
     name = "2011_09_26_2011_09_26_drive_0001_sync_image_02_data_0000000000.png"
     write_png(root / "gt_kd" / name, np.full((19, 21), 65535, np.uint16))
-    data = kitti(str(root), "train", 10.0, kb_crop=(19, 21), maps="gt_kd")
+    data = kitti_frames(str(root), "train", 10.0, kb_crop=(19, 21), maps="gt_kd")
     assert data[0].teacher_depth.shape == (1, 19, 21)
     assert (data[0].teacher_depth == 10).all()
     assert str(root / "gt_kd") in refused(lambda: data[1])
     assert "no such depth map" in refused(lambda: data[1])
-    assert kitti(str(root), "val", 10.0, kb_crop=(19, 21), maps="nowhere")[0].teacher_depth is None
+    assert (
+        kitti_frames(str(root), "val", 10.0, kb_crop=(19, 21), maps="nowhere")[0].teacher_depth
+        is None
+    )
     assert data.map_name(0) == name
     columns = np.tile(np.arange(30, dtype=np.uint16), (20, 1))
     write_png(root / "gt_kd" / name, columns)
@@ -115,13 +120,13 @@ def test_teacher_maps_are_named_by_the_joined_path_and_already_cut_or_cut_with_t
         "data.kb_crop; make the maps from the same pictures"
     )
     assert "teacher.maps: no folder at" in refused(
-        lambda: kitti(str(root), "train", 10.0, maps="nowhere")
+        lambda: kitti_frames(str(root), "train", 10.0, maps="nowhere")
     )
 
 
 def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
     root = fake_data.make(tmp_path, num_frames=2)
-    data = kitti(str(root), "train", 80.0)
+    data = kitti_frames(str(root), "train", 80.0)
     write_png(root / "gt_depth" / depth_name(0), np.ones((19, 30), np.uint16))
     assert f"{root / 'gt_depth' / depth_name(0)}: 19x30 does not fit its picture" in refused(
         lambda: data[0]
@@ -130,7 +135,7 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
     assert str(root / "gt_depth" / depth_name(1)) in refused(lambda: data[1])
     (root / "input" / image_name(1)).unlink()
     assert str(root / "input" / image_name(1)) in refused(lambda: data[1])
-    big = kitti(str(root), "train", 80.0, kb_crop=(21, 30))
+    big = kitti_frames(str(root), "train", 80.0, kb_crop=(21, 30))
     write_png(root / "gt_depth" / depth_name(0), np.ones((20, 30), np.uint16))
     assert f"{image_name(0)}: 20x30 is smaller than data.kb_crop asks for (21x30 from" in refused(
         lambda: big[0]
@@ -160,7 +165,7 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
 )
 def test_a_bad_split_file_is_named_with_its_line(tmp_path, text, line):
     (tmp_path / "kitti_eigen_train.txt").write_text(text)
-    message = refused(lambda: kitti(str(tmp_path), "train", 80.0))
+    message = refused(lambda: kitti_frames(str(tmp_path), "train", 80.0))
     assert line in message
     assert message.startswith(str(tmp_path / "kitti_eigen_train.txt"))
 
@@ -173,7 +178,7 @@ def test_a_path_of_the_machine_is_looked_for_below_the_root_and_links_there_are_
     split.write_text(split.read_text().replace(image_name(0), str(outside)))
     (tmp_path / "link").symlink_to(root)
     for place in (root, tmp_path / "link"):
-        data = kitti(str(place), "train", 80.0)
+        data = kitti_frames(str(place), "train", 80.0)
         assert f"{place}/input{outside}: no such picture" in refused(lambda data=data: data[0])
     (root / "input" / str(outside)[1:]).parent.mkdir(parents=True)
     (root / "input" / str(outside)[1:]).symlink_to(outside)
@@ -194,7 +199,7 @@ def test_the_benchmarks_test_set_is_a_list_of_names_in_a_folder_of_its_own(tmp_p
         "image_folder": "benchmark_test",
         "kb_crop": (12, 16),
     }
-    data = kitti(str(root), "val", 80.0, needs_ground_truth=False, **options)
+    data = kitti_frames(str(root), "val", 80.0, needs_ground_truth=False, **options)
     assert len(data) == 3
     assert data.num_skipped == 0
     assert data.map_name(2) == "0000000002.png"
@@ -202,7 +207,7 @@ def test_the_benchmarks_test_set_is_a_list_of_names_in_a_folder_of_its_own(tmp_p
     assert (data[2].image == 2).all()
     assert (data[2].depth == 0).all()
     assert data[2].intrinsics[0, 0].isnan()  # no focal length, no camera
-    message = refused(lambda: kitti(str(root), "val", 80.0, **options))
+    message = refused(lambda: kitti_frames(str(root), "val", 80.0, **options))
     assert (
         "kitti_benchmark_test.txt: none of its 3 frames has ground truth, which evaluation"
         in message
@@ -226,8 +231,8 @@ def test_the_window_is_where_the_published_code_has_it(tmp_path, height, width, 
     write_png(root / "gt_depth" / depth_name(0), np.ascontiguousarray(rows))
     line = (root / "kitti_eigen_train.txt").read_text().replace("None", depth_name(0))
     (root / "kitti_eigen_train.txt").write_text(line)
-    camera = kitti(str(root), "train", 80.0)[0].intrinsics
-    sample = kitti(str(root), "train", 80.0, kb_crop=(352, 1216))[0]
+    camera = kitti_frames(str(root), "train", 80.0)[0].intrinsics
+    sample = kitti_frames(str(root), "train", 80.0, kb_crop=(352, 1216))[0]
     assert sample.image.shape == (3, 352, 1216)
     assert sample.depth[0, 0, 0] * 256 == top
     assert (camera - sample.intrinsics)[:2, 2].tolist() == pytest.approx([left, top], abs=1e-4)
@@ -237,9 +242,9 @@ def test_a_split_file_may_begin_with_a_byte_order_mark_and_must_be_text(tmp_path
     root = fake_data.make(tmp_path)
     split = root / "kitti_eigen_train.txt"
     split.write_bytes(b"\xef\xbb\xbf" + split.read_bytes())
-    assert kitti(str(root), "train", 80.0)[0].name == image_name(0)
+    assert kitti_frames(str(root), "train", 80.0)[0].name == image_name(0)
     split.write_bytes(b"\xff\xfe\x00")
-    assert "no text" in refused(lambda: kitti(str(root), "train", 80.0))
+    assert "no text" in refused(lambda: kitti_frames(str(root), "train", 80.0))
 
 
 def test_the_largest_level_and_those_that_are_named_are_none(tmp_path):
@@ -248,7 +253,7 @@ def test_the_largest_level_and_those_that_are_named_are_none(tmp_path):
     levels[:10] = 512
     levels[5] = 7
     write_png(root / "gt_depth" / depth_name(1), levels)
-    depth = kitti(str(root), "train", 80.0, invalid=(7,))[1].depth[0]
+    depth = kitti_frames(str(root), "train", 80.0, invalid=(7,))[1].depth[0]
     assert (depth[10:] == 0).all()
     assert (depth[5] == 0).all()
     assert (depth[:5] == 2).all()
@@ -256,20 +261,22 @@ def test_the_largest_level_and_those_that_are_named_are_none(tmp_path):
 
 def test_missing_folders_and_splits(tmp_path, monkeypatch):
     root = fake_data.make(tmp_path / "kitti")
-    message = refused(lambda: kitti(str(root), "train", 80.0, train_split="mine.txt"))
+    message = refused(lambda: kitti_frames(str(root), "train", 80.0, train_split="mine.txt"))
     assert (
         "mine.txt: no such split file; .txt files beside it: kitti_eigen_test.txt, "
         "kitti_eigen_train.txt" in message
     )
-    assert "data.root: no folder at" in refused(lambda: kitti(str(tmp_path / "nyu"), "train", 80.0))
+    assert "data.root: no folder at" in refused(
+        lambda: kitti_frames(str(tmp_path / "nyu"), "train", 80.0)
+    )
     assert "data.root: a file, not a folder at" in refused(
-        lambda: kitti(str(root / "kitti_eigen_train.txt"), "train", 80.0)
+        lambda: kitti_frames(str(root / "kitti_eigen_train.txt"), "train", 80.0)
     )
     elsewhere = tmp_path / "mine.txt"
     elsewhere.write_text((root / "kitti_eigen_train.txt").read_text())
-    assert len(kitti(str(root), "train", 80.0, train_split=str(elsewhere))) == 5
+    assert len(kitti_frames(str(root), "train", 80.0, train_split=str(elsewhere))) == 5
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(kitti("~/kitti", "val", 80.0)) == 5
+    assert len(kitti_frames("~/kitti", "val", 80.0)) == 5
 
 
 @pytest.mark.parametrize(
@@ -299,7 +306,7 @@ def test_wrong_options_are_one_line(tmp_path, arguments, line):
 )
 @pytest.mark.parametrize(("split", "count"), [("train", 17), ("val", 4)])
 def test_real_frames(split, count):
-    data = kitti(
+    data = kitti_frames(
         str(Path(os.environ["TIEKD_REAL_DATA"]) / "kitti"), split, 80.0, kb_crop=(352, 1216)
     )
     assert len(data) + data.num_skipped == count

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from support.fake_data import write_png
+from support.frames import nyu_frames
 
 from tiekd.config.build import build, settings
 from tiekd.config.recipe import load_recipe
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
-from tiekd.data.datasets import nyu
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation.evaluate import EvaluationSettings, mean_depth_map
+from tiekd.training.settings import Recipe
 
 CROP = (4, 16, 3, 27)
 
@@ -54,13 +55,13 @@ def refused(act, kind=DataError):
 
 def test_training_frames_are_cut_and_those_of_evaluation_are_whole(tmp_path):
     root = make(tmp_path)
-    sample = nyu.build(root, "train", 10.0, nyu_crop=CROP)[1]
+    sample = nyu_frames(root, "train", 10.0, nyu_crop=CROP)[1]
     assert sample.image.shape == (3, 12, 24)
     assert sample.name == "bedroom_0001/rgb_00001.jpg"
     assert sample.image[0, 0].tolist() == list(range(3, 27))
     assert sample.image[2, :, 0].tolist() == list(range(4, 16))
     assert torch.allclose(sample.depth[0, 0], torch.arange(4, 28) / 100)
-    whole = nyu.build(root, "val", 10.0, nyu_crop=CROP)[1]
+    whole = nyu_frames(root, "val", 10.0, nyu_crop=CROP)[1]
     assert whole.image.shape == (3, 20, 30)
     assert whole.name == sample.name
     assert (whole.depth[0, 0] == 0).all()
@@ -73,22 +74,22 @@ def test_training_frames_are_cut_and_those_of_evaluation_are_whole(tmp_path):
 
 def test_a_leading_slash_is_the_data_roots_and_dots_lead_out_of_it(tmp_path):
     root = make(tmp_path)
-    slashed, plain = nyu.build(root, "train", 10.0), nyu.build(root, "val", 10.0)
+    slashed, plain = nyu_frames(root, "train", 10.0), nyu_frames(root, "val", 10.0)
     assert [frame.image for frame in slashed.frames] == [frame.image for frame in plain.frames]
     for name in ("/../a.jpg", "/office/../../a.jpg", "../a.jpg"):
         (tmp_path / "nyu_train.txt").write_text(f"{name} None 518.8579\n")
         assert f"nyu_train.txt:1: {name} leads out of the data root" in refused(
-            lambda: nyu.build(root, "train", 10.0)
+            lambda: nyu_frames(root, "train", 10.0)
         )
 
 
 def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_path):
     root = make(tmp_path, without=(0, 2))
-    data = nyu.build(root, "train", 10.0, needs_ground_truth=True)
+    data = nyu_frames(root, "train", 10.0, needs_ground_truth=True)
     assert len(data) == 1
     assert data.num_skipped == 2
     assert data[0].name.endswith("1.jpg")
-    data = nyu.build(root, "train", 10.0, needs_ground_truth=False)
+    data = nyu_frames(root, "train", 10.0, needs_ground_truth=False)
     assert len(data) == 3
     assert data.num_skipped == 0
     assert (data[0].depth == 0).all()
@@ -98,7 +99,7 @@ def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_p
 def test_teacher_maps_are_whole_and_cut_with_their_picture_or_cut_already(tmp_path):
     root = make(tmp_path)
     (tmp_path / "gt_kd").mkdir()
-    data = nyu.build(root, "train", 10.0, nyu_crop=CROP, maps="gt_kd")
+    data = nyu_frames(root, "train", 10.0, nyu_crop=CROP, maps="gt_kd")
     name = "data_nyu_bedroom_0001_rgb_00001.png"
     assert data.map_name(1) == name
     columns = np.tile(np.arange(30, dtype=np.uint16), (20, 1))
@@ -110,20 +111,22 @@ def test_teacher_maps_are_whole_and_cut_with_their_picture_or_cut_already(tmp_pa
     assert (
         f"{name}: teacher map of 7x30 for a picture of 20x30, 12x24 after data.nyu_crop" in message
     )
-    assert nyu.build(root, "val", 10.0, maps="gt_kd")[1].teacher_depth is None
-    assert "teacher.maps: no folder" in refused(lambda: nyu.build(root, "train", 10.0, maps="none"))
+    assert nyu_frames(root, "val", 10.0, maps="gt_kd")[1].teacher_depth is None
+    assert "teacher.maps: no folder" in refused(
+        lambda: nyu_frames(root, "train", 10.0, maps="none")
+    )
 
 
 def test_sizes_are_those_of_the_frames_as_they_are_read(tmp_path):
     root = make(tmp_path)
-    assert nyu.build(root, "train", 10.0, nyu_crop=CROP).image_sizes() == [(12, 24)] * 3
-    assert nyu.build(root, "train", 10.0).image_sizes() == [(20, 30)] * 3
+    assert nyu_frames(root, "train", 10.0, nyu_crop=CROP).image_sizes() == [(12, 24)] * 3
+    assert nyu_frames(root, "train", 10.0).image_sizes() == [(20, 30)] * 3
 
 
 def test_a_window_that_does_not_fit_names_the_picture(tmp_path):
     root = make(tmp_path)
     for crop in ((4, 21, 3, 27), (4, 16, 3, 31)):
-        data = nyu.build(root, "train", 10.0, nyu_crop=crop)
+        data = nyu_frames(root, "train", 10.0, nyu_crop=crop)
         for act in (lambda data=data: data[0], data.image_sizes):
             message = refused(act)
             assert "rgb_00000.jpg: 20x30 is smaller than data.nyu_crop asks for" in message
@@ -169,7 +172,7 @@ def test_the_base_recipe_is_the_published_pipeline():
 )
 def test_real_frames(split, count, size):
     root = str(Path(os.environ["TIEKD_REAL_DATA"]) / "nyu")
-    data = nyu.build(root, split, 10.0, nyu_crop=(45, 472, 43, 608))
+    data = nyu_frames(root, split, 10.0, nyu_crop=(45, 472, 43, 608))
     assert len(data) == count
     assert data.image_sizes() == [size] * count
     for sample in data:
@@ -184,7 +187,10 @@ def test_real_frames(split, count, size):
 def test_training_frames_are_whole_where_they_are_evaluated(tmp_path):
     data = {"name": "nyu", "root": make(tmp_path), "nyu_crop": list(CROP)}
     recipe = {"network": {"max_depth": 10.0}, "data": data}
-    cut, whole = build_dataset(recipe, "train"), build_dataset(recipe, "train", as_evaluated=True)
+    cut, whole = (
+        build_dataset(Recipe(recipe).dataset, "train"),
+        build_dataset(Recipe(recipe).dataset, "train", as_evaluated=True),
+    )
     assert cut[0].image.shape == (3, 12, 24)
     assert whole[0].image.shape == (3, 20, 30)
     assert mean_depth_map(whole).shape == (1, 1, 20, 30)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from support import fake_data
 from support.fake_data import image_name, write_png
+from support.frames import kitti_frames
 
 from tiekd.data.augment.augment import Augment
-from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.loading.loader import Loading, Unreadable, training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches, RankShare
 from tiekd.data.sample import Sample
@@ -27,7 +27,7 @@ AUGMENT = Augment(crop=(12, 16))
 
 @pytest.fixture
 def data(tmp_path):
-    return kitti(str(fake_data.make(tmp_path)), "train", 80.0)
+    return kitti_frames(str(fake_data.make(tmp_path)), "train", 80.0)
 
 
 def training(data, workers=0, augment=AUGMENT, start=0, total=6, rank=0, world_size=1, seed=3):
@@ -94,7 +94,7 @@ def test_teacher_maps_travel_with_their_frames(data, tmp_path):
             tmp_path / "maps" / image_name(index).replace("/", "_"),
             np.full((20, 30), index + 1, np.uint16),
         )
-    data = kitti(str(tmp_path), "train", 65535.0, maps="maps")
+    data = kitti_frames(str(tmp_path), "train", 65535.0, maps="maps")
     for batch in training(data):
         levels = [int(name[-5]) + 1 for name in batch.names]
         assert batch.teacher_depth.amax((1, 2, 3)).tolist() == pytest.approx(levels)

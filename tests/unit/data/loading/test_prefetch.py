@@ -58,12 +58,12 @@ def test_on_a_cpu_nothing_is_read_ahead():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_gpu_batches_are_those_of_the_cpu(tmp_path):
     from support import fake_data
+    from support.frames import kitti_frames
 
     from tiekd.data.augment import augment as transforms
-    from tiekd.data.datasets import kitti
     from tiekd.data.loading import loader, sampler
 
-    frames = kitti.build(str(fake_data.make(tmp_path)), "train", 80.0)
+    frames = kitti_frames(str(fake_data.make(tmp_path)), "train", 80.0)
 
     def batches(device):
         dealt = sampler.MicroBatches(len(frames), 2, range(9), seed=3)

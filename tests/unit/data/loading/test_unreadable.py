@@ -8,11 +8,11 @@ import pytest
 import torch
 from support import fake_data
 from support.fake_data import depth_name, image_name, write_png
+from support.frames import kitti_frames
 from support.some_state import logged_state
 from support.text_logs import messages
 
 from tiekd.data.augment.augment import Augment
-from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.loading.loader import Loading, Unreadable, training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches, RankShare
 from tiekd.distributed import comm
@@ -36,7 +36,7 @@ def data(tmp_path):
     tear(root / "input" / image_name(2))
     write_png(root / "gt_depth" / depth_name(3), np.ones((20, 30), np.uint8))
     (root / "input" / image_name(6)).unlink()
-    return kitti(str(root), "train", 80.0)
+    return kitti_frames(str(root), "train", 80.0)
 
 
 def training(data, unreadable, workers=0, start=0, total=7, rank=0, world_size=1, augment=None):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from support import fake_data, stuck_disk
 from support.fake_data import image_name
+from support.frames import kitti_frames
 
 from tiekd.data.augment.augment import Augment
-from tiekd.data.datasets.kitti import build as kitti
 from tiekd.data.loading import transport, workers
 from tiekd.data.loading.loader import Loading, training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def data(tmp_path):
-    return kitti(str(fake_data.make(tmp_path)), "train", 80.0)
+    return kitti_frames(str(fake_data.make(tmp_path)), "train", 80.0)
 
 
 @pytest.fixture(autouse=True)

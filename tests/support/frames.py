@@ -1,0 +1,33 @@
+"""The project's data sets by keywords: those of `build`, and those of its options beside them."""
+
+from tiekd.data.datasets import folder, kitti, nyu, scenes
+from tiekd.data.frames import Frames
+
+_OF_BUILD = ("needs_ground_truth", "maps", "on_error", "held_out")
+
+
+def kitti_frames(root: str, split: str, max_depth: float, **arguments) -> Frames:
+    """Returns a split of KITTI."""
+    return _made(kitti.build, kitti.KittiOptions, split, max_depth, {"root": root} | arguments)
+
+
+def nyu_frames(root: str, split: str, max_depth: float, **arguments) -> Frames:
+    """Returns a split of NYU."""
+    return _made(nyu.build, nyu.NyuOptions, split, max_depth, {"root": root} | arguments)
+
+
+def scenes_frames(root: str, split: str, max_depth: float, **arguments) -> Frames:
+    """Returns a split of the built-in scenes."""
+    return _made(scenes.build, scenes.ScenesOptions, split, max_depth, {"root": root} | arguments)
+
+
+def folder_frames(images: str, split: str, max_depth: float, **arguments) -> Frames:
+    """Returns a split of a folder of pictures."""
+    options = {"images": images} | arguments
+    return _made(folder.build, folder.FolderOptions, split, max_depth, options)
+
+
+def _made(build, options_class: type, split: str, max_depth: float, arguments: dict) -> Frames:
+    options = {key: value for key, value in arguments.items() if key not in _OF_BUILD}
+    of_build = {key: value for key, value in arguments.items() if key in _OF_BUILD}
+    return build(options_class(**options), split, max_depth, **of_build)
