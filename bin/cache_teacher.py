@@ -25,19 +25,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
+    )
     parser.add_argument(
         "--split", choices=("train", "val"), default="train", help="which frames, default train"
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        type=paths.option,
+        type=paths.path_argument,
         help="default <data.root>/gt_kd_<teacher>[_val]",
     )
     parser.add_argument(
         "--checkpoint",
-        type=paths.option,
+        type=paths.path_argument,
         help="weights file of the teacher, ours or published; default: the recipe's",
     )
     parser.add_argument(

@@ -29,7 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
+    )
     parser.add_argument(
         "--split",
         choices=("train", "val", "both"),
@@ -41,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         "--workers", type=int, default=cores, help=f"processes, default one a core ({cores})"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=paths.option, help="default work_dirs/check_<recipe>"
+        "--out", metavar="DIR", type=paths.path_argument, help="default work_dirs/check_<recipe>"
     )
     parser.add_argument(
         "--neighbours",

@@ -25,10 +25,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
+    )
     parser.add_argument(
         "checkpoint",
-        type=paths.option,
+        type=paths.path_argument,
         nargs="?",
         help="weights file (ours or published), work dir, or checkpoint",
     )
@@ -56,21 +58,24 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-flip", action="store_true", help="no flip averaging")
     parser.add_argument(
-        "--out", metavar="JSON", type=paths.option, help="write all figures to a file"
+        "--out", metavar="JSON", type=paths.path_argument, help="write all figures to a file"
     )
     parser.add_argument(
-        "--per-image", metavar="CSV", type=paths.option, help="write each frame's figures to a file"
+        "--per-image",
+        metavar="CSV",
+        type=paths.path_argument,
+        help="write each frame's figures to a file",
     )
     parser.add_argument(
         "--show-dir",
         metavar="DIR",
-        type=paths.option,
+        type=paths.path_argument,
         help="write an image of each frame into a folder",
     )
     parser.add_argument(
         "--panel",
         metavar="PNG",
-        type=paths.option,
+        type=paths.path_argument,
         help="write one image: input, ground truth, depth of each network, error",
     )
     parser.add_argument(

@@ -30,11 +30,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
     parser.add_argument(
-        "checkpoint", type=paths.option, nargs="?", help="weights file, ours or published"
+        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
     )
-    parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
+    parser.add_argument(
+        "checkpoint", type=paths.path_argument, nargs="?", help="weights file, ours or published"
+    )
+    parser.add_argument("--out", type=paths.path_argument, required=True, help="the file to write")
     parser.add_argument(
         "--format",
         choices=("onnx", "torch_export", "weights"),

@@ -27,13 +27,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=paths.option, help="checkpoint to convert")
+    parser.add_argument("source", type=paths.path_argument, help="checkpoint to convert")
     parser.add_argument(
         "recipe",
-        type=paths.option,
+        type=paths.path_argument,
         help="recipe of its network (of a teacher: the teacher's own recipe)",
     )
-    parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
+    parser.add_argument("--out", type=paths.path_argument, required=True, help="the file to write")
     parser.add_argument(
         "--to-published", action="store_true", help="from ours to the published names"
     )

@@ -24,10 +24,14 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "logs", metavar="LOG", nargs="+", type=paths.option, help=".log.json files, or work dirs"
+        "logs",
+        metavar="LOG",
+        nargs="+",
+        type=paths.path_argument,
+        help=".log.json files, or work dirs",
     )
     parser.add_argument("--keys", nargs="+", action="extend", help="keys of the rows, default loss")
-    parser.add_argument("--out", metavar="PNG", type=paths.option, required=True)
+    parser.add_argument("--out", metavar="PNG", type=paths.path_argument, required=True)
     parser.add_argument(
         "--by", choices=("iteration", "epoch", "time"), default="iteration", help="the x axis"
     )

@@ -43,14 +43,16 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    add("recipe", type=paths.path_argument, help="YAML below model_configs/, or your own")
     add(
         "words",
         metavar="INPUT",
         nargs="+",
         help="images, folders, patterns or videos; before them CHECKPOINT",
     )
-    add("--out", metavar="DIR", type=paths.option, required=True, help="folder for the files")
+    add(
+        "--out", metavar="DIR", type=paths.path_argument, required=True, help="folder for the files"
+    )
     add("--overwrite", action="store_true", help="replace existing files, but never an input")
     add(
         "--readout",

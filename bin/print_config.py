@@ -21,7 +21,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser.add_argument(
+        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
+    )
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",

@@ -24,14 +24,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("work_dir", type=paths.option, help="of the run")
+    parser.add_argument("work_dir", type=paths.path_argument, help="of the run")
     parser.add_argument(
         "--iteration", type=int, required=True, metavar="N", help="counted from 1, as in the log"
     )
     parser.add_argument("--rank", type=int, metavar="R", help="only this rank's samples")
     parser.add_argument(
         "--out",
-        type=paths.option,
+        type=paths.path_argument,
         metavar="DIR",
         help="folder for the PNGs; default WORK_DIR/batches",
     )

@@ -24,18 +24,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
-    parser.add_argument("--work-dir", type=paths.option, help="where logs and checkpoints go")
+    parser.add_argument(
+        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
+    )
+    parser.add_argument(
+        "--work-dir", type=paths.path_argument, help="where logs and checkpoints go"
+    )
     parser.add_argument(
         "--resume-from",
         metavar="CHECKPOINT|auto",
-        type=paths.checkpoint_option,
+        type=paths.checkpoint_argument,
         help="resume from it; auto: from the newest, or start the run",
     )
     parser.add_argument(
         "--load-from",
         metavar="CHECKPOINT",
-        type=paths.option,
+        type=paths.path_argument,
         help="load only the weights, start at iteration 0",
     )
     parser.add_argument(

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deepspeed_config",
         metavar="JSON",
-        type=paths.option,
+        type=paths.path_argument,
         help="engine config; default ds_configs/fp32.json",
     )
     parser.add_argument(

@@ -56,7 +56,7 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
     return path, []
 
 
-def take_layouts(
+def set_layouts(
     work_dir: Path, device: torch.device, checkpoint_path: Path | None
 ) -> tuple[dict | None, list[str]]:
     """Makes the run's layouts (tiekd/kernels/layouts.py) hold in all ranks. Collective.
@@ -88,7 +88,7 @@ def take_layouts(
     if isinstance(found, UserError):
         raise found
     record, lines = found
-    layouts.take(record["choices"])
+    layouts.set_choices(record["choices"])
     return record, lines
 
 

@@ -10,7 +10,7 @@ import pytest
 from support.one_picture.doors import BIT_FOR_BIT, Case, case, doors, network_of
 from support.one_picture.rows import PAIRWISE, Row, missing_pairs, whole_product
 
-from tiekd.inference.export import agreement, export
+from tiekd.inference.export import export, verification
 
 P999_M = 1e-3
 TIE = 1e-4  # the two likeliest bins' probabilities: which is chosen rounding decides
@@ -26,7 +26,7 @@ def networks():
 def quick_exports(monkeypatch):
     """Exports measure nothing, which takes a minute of 12 megapixels, and both formats share a trace."""
     traced, trace = {}, export._program
-    monkeypatch.setattr(agreement, "latency_ms", lambda *_: 0.0)
+    monkeypatch.setattr(verification, "latency_ms", lambda *_: 0.0)
 
     def trace_once(network, settings):
         key = replace(settings, format="any")

@@ -54,7 +54,7 @@ def of_step(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `step`."""
     parser.add_argument(
         "--recipe",
-        type=paths.text_option,
+        type=paths.path_text_argument,
         default=str(PUBLISHED),
         help="default the published KITTI student's",
     )
@@ -76,7 +76,10 @@ def of_step(parser: argparse.ArgumentParser) -> None:
 def of_loader(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `loader`."""
     parser.add_argument(
-        "--data", type=paths.option, metavar="FOLDER", help="KITTI; without it scenes are rendered"
+        "--data",
+        type=paths.path_argument,
+        metavar="FOLDER",
+        help="KITTI; without it scenes are rendered",
     )
     parser.add_argument(
         "--crop", type=int, nargs=2, default=(352, 704), metavar=("H", "W"), help="default 352 704"
@@ -94,7 +97,10 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
 def of_eval(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `eval`."""
     parser.add_argument(
-        "--data", type=paths.option, metavar="FOLDER", help="KITTI; without it scenes are rendered"
+        "--data",
+        type=paths.path_argument,
+        metavar="FOLDER",
+        help="KITTI; without it scenes are rendered",
     )
     parser.add_argument(
         "--kb-crop", type=int, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
@@ -104,7 +110,7 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--student",
-        type=paths.text_option,
+        type=paths.path_text_argument,
         metavar="RECIPE",
         help="a real network, too, with weights as initialised",
     )
@@ -117,12 +123,15 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `engine`."""
     parser.add_argument(
         "--recipe",
-        type=paths.text_option,
+        type=paths.path_text_argument,
         default=str(LIGHT),
         help="default the light KITTI student's",
     )
     parser.add_argument(
-        "--deepspeed_config", type=paths.option, metavar="JSON", help="default ds_configs/fp32.json"
+        "--deepspeed_config",
+        type=paths.path_argument,
+        metavar="JSON",
+        help="default ds_configs/fp32.json",
     )
     _add_pictures(parser)
     parser.add_argument(
@@ -146,7 +155,7 @@ def of_student(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `student`."""
     parser.add_argument(
         "--recipe",
-        type=paths.text_option,
+        type=paths.path_text_argument,
         default=str(PUBLISHED),
         help="default the published KITTI student's",
     )
@@ -168,7 +177,7 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `teacher`."""
     parser.add_argument(
         "--recipe",
-        type=paths.text_option,
+        type=paths.path_text_argument,
         default=str(PUBLISHED),
         help="default the published student's, from AdaBins",
     )
@@ -189,7 +198,7 @@ def of_growth(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `growth`."""
     parser.add_argument(
         "--recipe",
-        type=paths.text_option,
+        type=paths.path_text_argument,
         default=str(LIGHT),
         help="default the light KITTI student's",
     )
@@ -211,7 +220,10 @@ def of_growth(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=AUTOCAST, default="fp32", help="by autocast; default fp32"
     )
     parser.add_argument(
-        "--plot", type=paths.option, metavar="PNG", help="where the plot goes; none by default"
+        "--plot",
+        type=paths.path_argument,
+        metavar="PNG",
+        help="where the plot goes; none by default",
     )
 
 

@@ -162,7 +162,7 @@ def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
 @pytest.mark.parametrize("isa", layouts.ISAS)
 def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
     monkeypatch.setattr(layouts, "isa", lambda: isa)
-    layouts.take(None)
+    layouts.set_choices(None)
     parser = ArgumentParser()
     OF["layouts"](parser)
     args = parser.parse_args(["--shrink", "16"])

@@ -4,7 +4,11 @@ import torch
 
 from tiekd.kernels.target import bin_centres
 from tiekd.models.heads.dpm import Dpm, DpmOptions
-from tiekd.visualization.explaining import choose_pixels, explain, explanation
+from tiekd.visualization.distribution_charts import (
+    choose_pixels,
+    distribution_panel,
+    pixel_distributions,
+)
 
 
 def street(height=40, width=120):
@@ -49,7 +53,7 @@ def test_distributions_are_those_of_the_pixel(stride):
     depth = street()
     features = torch.randn(1, 8, 40 // stride, 120 // stride)
     mean = head(features, (40, 120)).depth.detach()
-    pixels = explain(head, features, depth, depth)
+    pixels = pixel_distributions(head, features, depth, depth)
     assert len(pixels) == 4
     for pixel in pixels:
         at = pixel.row // stride, pixel.column // stride
@@ -68,15 +72,15 @@ def test_distributions_are_those_of_the_pixel(stride):
 
 def test_a_student_whose_numbers_are_broken_is_not_explained():
     head, depth = Dpm(8, 1e-3, 80.0, options=DpmOptions(num_bins=160, sigma=1.0)), street()
-    assert explain(head, torch.full((1, 8, 40, 120), torch.nan), depth, depth) == []
+    assert pixel_distributions(head, torch.full((1, 8, 40, 120), torch.nan), depth, depth) == []
 
 
 def test_a_panel_has_a_chart_a_pixel_and_marks_them_in_every_picture():
     head, depth = Dpm(8, 1e-3, 80.0, options=DpmOptions(num_bins=160, sigma=1.0)), street()
-    pixels = explain(head, torch.randn(1, 8, 40, 120), depth, depth)
+    pixels = pixel_distributions(head, torch.randn(1, 8, 40, 120), depth, depth)
     grey = np.full((40, 120, 3), 90, np.uint8)
-    panel = explanation({"image": grey, "student": grey}, pixels, "teacher")
-    without = explanation({"image": grey, "student": grey}, [], "teacher")
+    panel = distribution_panel({"image": grey, "student": grey}, pixels, "teacher")
+    without = distribution_panel({"image": grey, "student": grey}, [], "teacher")
     assert panel.shape == without.shape
     assert panel.dtype == np.uint8
     left = (panel == 90).all(-1).any(0).nonzero()[0].max()  # where the pictures end
