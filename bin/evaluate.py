@@ -18,16 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
-    )
+    parser = arguments.new_parser(__doc__)
+    arguments.add_recipe(parser)
     parser.add_argument(
         "checkpoint",
         type=paths.path_argument,
@@ -78,16 +75,8 @@ def parse_arguments() -> argparse.Namespace:
         type=paths.path_argument,
         help="write one image: input, ground truth, depth of each network, error",
     )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    arguments.add_overrides(parser)
+    arguments.add_local_rank(parser)
     args = parser.parse_args()
     for option, value in (
         ("crop", args.crop),

@@ -16,13 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments.new_parser(__doc__)
     parser.add_argument(
         "logs",
         metavar="LOG",
