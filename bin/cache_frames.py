@@ -10,44 +10,24 @@ values. Training then reads them with --set data.decoded=FOLDER.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
-    parser.add_argument(
-        "--split",
-        choices=("train", "val", "both"),
-        default="both",
-        help="which frames, default both",
-    )
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "--workers", type=int, default=cores, help=f"processes, default one a core ({cores})"
-    )
+    parser = arguments.new_parser(__doc__)
+    arguments.add_recipe(parser)
+    arguments.add_frames(parser)
     parser.add_argument(
         "--verify", action="store_true", help="also compare checksums of existing files"
     )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
+    arguments.add_overrides(parser)
     args = parser.parse_args()
     if args.workers < 0:
         parser.error("--workers must be 0 or more")

@@ -18,38 +18,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser = arguments.new_parser(__doc__)
+    arguments.add_recipe(parser)
     parser.add_argument(
         "--split", choices=("train", "val"), default="train", help="which frames, default train"
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        type=paths.option,
+        type=paths.path_argument,
         help="default <data.root>/gt_kd_<teacher>[_val]",
     )
     parser.add_argument(
         "--checkpoint",
-        type=paths.option,
+        type=paths.path_argument,
         help="weights file of the teacher, ours or published; default: the recipe's",
     )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    arguments.add_overrides(parser)
+    arguments.add_local_rank(parser)
     return parser.parse_args()
 
 

@@ -14,7 +14,6 @@ call.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,26 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser = arguments.new_parser(__doc__)
+    arguments.add_recipe(parser)
+    arguments.add_frames(parser)
     parser.add_argument(
-        "--split",
-        choices=("train", "val", "both"),
-        default="both",
-        help="which frames, default both",
-    )
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "--workers", type=int, default=cores, help=f"processes, default one a core ({cores})"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", type=paths.option, help="default work_dirs/check_<recipe>"
+        "--out", metavar="DIR", type=paths.path_argument, help="default work_dirs/check_<recipe>"
     )
     parser.add_argument(
         "--neighbours",
@@ -59,15 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         help="also leave these training frames out of the cleaned split",
     )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
+    arguments.add_overrides(parser)
     args = parser.parse_args()
     if args.workers < 0 or args.neighbours < 0:
         parser.error("--workers and --neighbours must be 0 or more")

@@ -18,17 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser = arguments.new_parser(__doc__)
+    arguments.add_recipe(parser)
     parser.add_argument(
         "checkpoint",
-        type=paths.option,
+        type=paths.path_argument,
         nargs="?",
         help="weights file (ours or published), work dir, or checkpoint",
     )
@@ -56,33 +55,28 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-flip", action="store_true", help="no flip averaging")
     parser.add_argument(
-        "--out", metavar="JSON", type=paths.option, help="write all figures to a file"
+        "--out", metavar="JSON", type=paths.path_argument, help="write all figures to a file"
     )
     parser.add_argument(
-        "--per-image", metavar="CSV", type=paths.option, help="write each frame's figures to a file"
+        "--per-image",
+        metavar="CSV",
+        type=paths.path_argument,
+        help="write each frame's figures to a file",
     )
     parser.add_argument(
         "--show-dir",
         metavar="DIR",
-        type=paths.option,
+        type=paths.path_argument,
         help="write an image of each frame into a folder",
     )
     parser.add_argument(
         "--panel",
         metavar="PNG",
-        type=paths.option,
+        type=paths.path_argument,
         help="write one image: input, ground truth, depth of each network, error",
     )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    arguments.add_overrides(parser)
+    arguments.add_local_rank(parser)
     args = parser.parse_args()
     for option, value in (
         ("crop", args.crop),

@@ -23,18 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    parser = arguments.new_parser(__doc__)
+    arguments.add_recipe(parser)
     parser.add_argument(
-        "checkpoint", type=paths.option, nargs="?", help="weights file, ours or published"
+        "checkpoint", type=paths.path_argument, nargs="?", help="weights file, ours or published"
     )
-    parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
+    parser.add_argument("--out", type=paths.path_argument, required=True, help="the file to write")
     parser.add_argument(
         "--format",
         choices=("onnx", "torch_export", "weights"),
@@ -63,15 +62,7 @@ def parse_arguments() -> argparse.Namespace:
         help="of DPM heads, default mean",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
+    arguments.add_overrides(parser)
     args = parser.parse_args()
     if args.size and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", args.size):
         parser.error(f"--size {args.size}: give height x width in pixels, such as 352x1216")

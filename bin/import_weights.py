@@ -20,33 +20,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=paths.option, help="checkpoint to convert")
+    parser = arguments.new_parser(__doc__)
+    parser.add_argument("source", type=paths.path_argument, help="checkpoint to convert")
     parser.add_argument(
         "recipe",
-        type=paths.option,
+        type=paths.path_argument,
         help="recipe of its network (of a teacher: the teacher's own recipe)",
     )
-    parser.add_argument("--out", type=paths.option, required=True, help="the file to write")
+    parser.add_argument("--out", type=paths.path_argument, required=True, help="the file to write")
     parser.add_argument(
         "--to-published", action="store_true", help="from ours to the published names"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
+    arguments.add_overrides(parser)
     return parser.parse_args()
 
 

@@ -16,18 +16,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments.new_parser(__doc__)
     parser.add_argument(
-        "logs", metavar="LOG", nargs="+", type=paths.option, help=".log.json files, or work dirs"
+        "logs",
+        metavar="LOG",
+        nargs="+",
+        type=paths.path_argument,
+        help=".log.json files, or work dirs",
     )
     parser.add_argument("--keys", nargs="+", action="extend", help="keys of the rows, default loss")
-    parser.add_argument("--out", metavar="PNG", type=paths.option, required=True)
+    parser.add_argument("--out", metavar="PNG", type=paths.path_argument, required=True)
     parser.add_argument(
         "--by", choices=("iteration", "epoch", "time"), default="iteration", help="the x axis"
     )

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,14 +44,16 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("recipe", type=paths.option, help="YAML below model_configs/, or your own")
+    arguments.add_recipe(parser)
     add(
         "words",
         metavar="INPUT",
         nargs="+",
         help="images, folders, patterns or videos; before them CHECKPOINT",
     )
-    add("--out", metavar="DIR", type=paths.option, required=True, help="folder for the files")
+    add(
+        "--out", metavar="DIR", type=paths.path_argument, required=True, help="folder for the files"
+    )
     add("--overwrite", action="store_true", help="replace existing files, but never an input")
     add(
         "--readout",
@@ -74,15 +77,7 @@ def parse_arguments() -> argparse.Namespace:
         help="images of one size at once, default 1, on a GPU 4",
     )
     add("--device", help="default cuda if there is one, else cpu")
-    add(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
+    arguments.add_overrides(parser)
     args = parser.parse_args()
     args.words = [paths.expanded(word) for word in args.words]
     if args.batch_size is not None and args.batch_size < 1:

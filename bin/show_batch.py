@@ -17,36 +17,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work_dir", type=paths.option, help="of the run")
+    parser = arguments.new_parser(__doc__)
+    parser.add_argument("work_dir", type=paths.path_argument, help="of the run")
     parser.add_argument(
         "--iteration", type=int, required=True, metavar="N", help="counted from 1, as in the log"
     )
     parser.add_argument("--rank", type=int, metavar="R", help="only this rank's samples")
     parser.add_argument(
         "--out",
-        type=paths.option,
+        type=paths.path_argument,
         metavar="DIR",
         help="folder for the PNGs; default WORK_DIR/batches",
     )
     parser.add_argument(
         "--no-teacher", action="store_true", help="don't compute the teacher's depth"
     )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="overrides",
-        help="values that override the recipe's",
-    )
+    arguments.add_overrides(parser)
     return parser.parse_args()
 
 

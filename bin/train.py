@@ -15,27 +15,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd import paths  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
+from tiekd.tools import arguments  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    from tiekd.tools.arguments import add_arguments
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = arguments.new_parser(__doc__)
+    arguments.add_recipe(parser)
+    parser.add_argument(
+        "--work-dir", type=paths.path_argument, help="where logs and checkpoints go"
     )
-    parser.add_argument("recipe", type=paths.option, help="YAML below model_configs/, or your own")
-    parser.add_argument("--work-dir", type=paths.option, help="where logs and checkpoints go")
     parser.add_argument(
         "--resume-from",
         metavar="CHECKPOINT|auto",
-        type=paths.checkpoint_option,
+        type=paths.checkpoint_argument,
         help="resume from it; auto: from the newest, or start the run",
     )
     parser.add_argument(
         "--load-from",
         metavar="CHECKPOINT",
-        type=paths.option,
+        type=paths.path_argument,
         help="load only the weights, start at iteration 0",
     )
     parser.add_argument(
@@ -50,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--memory", type=float, metavar="GB", help="of a rank, for --find-micro-batch"
     )
-    add_arguments(parser)
+    arguments.add_arguments(parser)
     args = parser.parse_args()
     if args.dry_run and args.resume_from:
         parser.error("--dry-run starts at iteration 0 and writes nothing; leave --resume-from out")

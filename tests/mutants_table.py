@@ -151,7 +151,7 @@ MUTANTS = [
     Mutant(
         "no_home_in_an_option",
         "tiekd.paths",
-        "option",
+        "path_argument",
         "expanded(text)",
         "text",
         ("tests/unit/test_paths.py",),
@@ -162,7 +162,10 @@ MUTANTS = [
         "parse_arguments",
         """
             parser.add_argument(
-                "--out", metavar="JSON", type=paths.option, help="write all figures to a file"
+                "--out",
+                metavar="JSON",
+                type=paths.path_argument,
+                help="write all figures to a file",
             )
             """,
         """
@@ -238,7 +241,7 @@ MUTANTS = [
     ),
     Mutant(
         "a_pipe_among_the_inputs_is_waited_for",
-        "tiekd.data.file_facts",
+        "tiekd.data.file_fingerprints",
         "crc",
         """
             if not os.path.isfile(path):
@@ -424,7 +427,7 @@ MUTANTS = [
     Mutant(
         "recorded_layouts_are_not_taken",
         "tiekd.training.resume",
-        "take_layouts",
+        "set_layouts",
         'record["choices"]',
         "None",
         ("tests/unit/kernels/test_layouts.py",),
@@ -799,11 +802,11 @@ MUTANTS = [
     ),
     Mutant(
         "ranks_with_other_frames_go_on",
-        "tiekd.data.agreement",
+        "tiekd.data.rank_consistency",
         "check_same",
         "theirs[kind] != digests[0][kind]",
         "False",
-        ("tests/unit/data/test_agreement.py",),
+        ("tests/unit/data/test_rank_consistency.py",),
     ),
     Mutant(
         "repetitions_under_one_key",
@@ -1093,11 +1096,11 @@ MUTANTS = [
     ),
     Mutant(
         "target_of_another_cell",
-        "tiekd.visualization.explaining",
-        "explain",
+        "tiekd.visualization.distribution_charts",
+        "pixel_distributions",
         "place // head.stride * head.stride",
         "place // head.stride",
-        ("tests/unit/visualization/test_explaining.py",),
+        ("tests/unit/visualization/test_distribution_charts.py",),
     ),
     Mutant(
         "iterations_that_were_done_twice_are_plotted_twice",
@@ -1188,7 +1191,7 @@ MUTANTS = [
         "disagreeing_export_is_left_behind",
         "tiekd.inference.export.export",
         "write",
-        "agreement.refuse_disagreement(agreements, path)",
+        "verification.refuse_disagreement(comparisons, path)",
         "",
         ("tests/unit/inference/export/test_export.py",),
     ),
@@ -1503,7 +1506,7 @@ MUTANTS = [
     ),
     Mutant(
         "an_export_is_compared_where_two_bins_are_equally_likely",
-        "tiekd.inference.export.agreement",
+        "tiekd.inference.export.verification",
         "Reference.counts",
         "self.student.margins(pixels) >= tie",
         "self.student.margins(pixels) < tie",

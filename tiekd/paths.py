@@ -2,9 +2,9 @@
 
 A shell expands both, but not within quotes, and `~` not after `--option=` or `key=`. A recipe is
 read by no shell. So `~/x` and `~name/x` are expanded when a path is read: by `tiekd.config.recipe`
-in recipes and --set, by `option` on the command line. A variable may have another value in the next
-shell, and the saved recipe would no longer say what was read. So `$NAME` stays as it is written,
-and if no file has that name the message says so.
+in recipes and --set, by `path_argument` on the command line. A variable may have another value in
+the next shell, and the saved recipe would no longer say what was read. So `$NAME` stays as it is
+written, and if no file has that name the message says so.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
     return found
 
 
-def option(text: str) -> Path:
+def path_argument(text: str) -> Path:
     """Parses a path on the command line, for argparse's `type`."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
@@ -56,14 +56,14 @@ def option(text: str) -> Path:
     return Path(path)
 
 
-def text_option(text: str) -> str:
-    """Parses a path as `option` does and returns a string, for values that are written to JSON."""
-    return str(option(text))
+def path_text_argument(text: str) -> str:
+    """Parses a path as `path_argument` does; returns a string, for values in JSON."""
+    return str(path_argument(text))
 
 
-def checkpoint_option(text: str) -> Path | str:
-    """Parses a path as `option` does, or the word `auto`."""
-    return text if text == "auto" else option(text)
+def checkpoint_argument(text: str) -> Path | str:
+    """Parses a path as `path_argument` does, or the word `auto`."""
+    return text if text == "auto" else path_argument(text)
 
 
 def unfilled(path: str | Path) -> str | None:

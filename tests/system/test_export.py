@@ -13,8 +13,8 @@ import torch
 from support import fitted, programs, recipes
 
 from tiekd.config.recipe import load_recipe
-from tiekd.inference.export.agreement import Reference
 from tiekd.inference.export.trial_pictures import batches
+from tiekd.inference.export.verification import Reference
 from tiekd.inference.student import Student
 
 EXPORT = programs.ROOT / "bin" / "export.py"

@@ -69,7 +69,7 @@ ELSEWHERE = {
         "visualization/panel",
     ),
     "unit/inference/export/test_export.py": (
-        "inference/export/agreement",
+        "inference/export/verification",
         "inference/export/deployed",
         "inference/export/norms",
         "inference/export/onnx_format",
@@ -162,7 +162,7 @@ ELSEWHERE = {
         "training/startup_log",
     ),
     "unit/training/test_inputs.py": (
-        "data/file_facts",
+        "data/file_fingerprints",
         "training/input_changes",
     ),
     "unit/training/test_loop.py": (

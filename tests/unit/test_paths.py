@@ -39,7 +39,7 @@ NO_PATHS = {
     *("num_gpus", "num_nodes", "include", "exclude", "master_port", "master_addr", "launcher"),
     *("against", "words", "restarts"),
 }
-PATH_TYPES = (paths.option, paths.text_option, paths.checkpoint_option)
+PATH_TYPES = (paths.path_argument, paths.path_text_argument, paths.checkpoint_argument)
 
 
 @pytest.fixture
@@ -80,15 +80,15 @@ def test_a_variable_is_no_path_unless_something_is_called_so(home):
     told = r"nothing is called .*\$.*; a \$NAME in a path isn't filled"
     for text in ("$HOME/x", "a/${DATA}/x", "$X"):
         with pytest.raises(argparse.ArgumentTypeError, match=told):
-            paths.option(text)
+            paths.path_argument(text)
     Path("$X").mkdir()
     for text in ("$X", "$X/new", "a$", "$1/x", "US$/x", "~/x"):
-        assert paths.option(text) == Path(text).expanduser()
+        assert paths.path_argument(text) == Path(text).expanduser()
     with pytest.raises(argparse.ArgumentTypeError, match="is empty; give a path"):
-        paths.option("")
-    assert paths.checkpoint_option("auto") == "auto"
-    assert paths.checkpoint_option("~/c") == home / "c"
-    assert paths.text_option("~/c") == f"{home}/c"
+        paths.path_argument("")
+    assert paths.checkpoint_argument("auto") == "auto"
+    assert paths.checkpoint_argument("~/c") == home / "c"
+    assert paths.path_text_argument("~/c") == f"{home}/c"
 
 
 def test_a_message_that_something_is_missing_says_what_a_variable_is(capsys, monkeypatch):
@@ -168,7 +168,7 @@ def test_every_option_that_takes_a_path_takes_it_in_one_way(program, words, monk
         takes_text = action.nargs != 0 and action.choices is None and action.type in (None, str)
         assert action.type is not Path, action.dest
         assert not takes_text or action.dest in NO_PATHS, (
-            f"{action.dest}: a path? then type=paths.option"
+            f"{action.dest}: a path? then type=paths.path_argument"
         )
     names = {action.dest for action in actions if action.type in PATH_TYPES}
     assert names or program.name == "benchmark.py"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd.data.file_facts import of_each, size_and_time
+from tiekd.data.file_fingerprints import of_each, size_and_time
 from tiekd.data.frames import Frames
 
 KEY = "trained_on"  # in a weights file

@@ -203,7 +203,7 @@ def _check_hostfile() -> None:
     """
     from tiekd.distributed import launcher_watch
 
-    if (told := launcher_watch.told_hostfile()) is not None:
+    if (told := launcher_watch.launcher_hostfile()) is not None:
         hostfile.check_is_file(told)
 
 

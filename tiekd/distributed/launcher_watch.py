@@ -92,7 +92,7 @@ def launchers() -> list[psutil.Process]:
     return [*processes, *session, *_pdsh_and_above(ancestors[found[0]][1])]
 
 
-def told_hostfile() -> Path | None:
+def launcher_hostfile() -> Path | None:
     """Returns the hostfile in the command line of the `deepspeed` above this process.
 
     None if it was given none, or runs on another machine.

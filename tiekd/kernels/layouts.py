@@ -66,7 +66,7 @@ TABLE = {
 # The choices that a row may have.
 ALLOWED = {FP32: (AS_IT_COMES, CHANNELS_LAST, PRODUCTS), BF16: (NATIVE, IN_FP32)}
 
-_taken: dict[str, str] | None = None
+_chosen: dict[str, str] | None = None
 
 
 def isa() -> str:
@@ -86,20 +86,20 @@ def of_isa(name: str) -> dict[str, str]:
 
 
 def choice(shape_class: str, dtype: str) -> str:
-    """Returns the choice of this process: the one set by `take`, else the table's for this CPU.
+    """Returns the choice of this process: that of `set_choices`, else the table's.
 
     Args:
         shape_class: LARGE_TRAINING, LARGE_FORWARD, SMALL or ANY.
         dtype: FP32 or BF16.
     """
-    choices = _of_this_cpu() if _taken is None else _taken
+    choices = _of_this_cpu() if _chosen is None else _chosen
     return choices[f"{shape_class}, {dtype}"]
 
 
-def take(choices: dict[str, str] | None) -> None:
+def set_choices(choices: dict[str, str] | None) -> None:
     """Sets the choices of this process, as `of_isa` returns them; None restores this CPU's."""
-    global _taken
-    _taken = choices
+    global _chosen
+    _chosen = choices
     _of_this_cpu.cache_clear()
 
 
@@ -135,7 +135,7 @@ def read(work_dir: Path) -> dict | None:
 def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
     """Returns the layouts of a run, and lines for its log.
 
-    Each process calls `take` with the choices.
+    Each process calls `set_choices` with the choices.
 
     Args:
         resumed_from: work dirs that may have a resumed run's record, in the order of search; empty

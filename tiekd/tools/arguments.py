@@ -1,14 +1,61 @@
-"""The command line's options about a run, and the recipe that they change.
+"""The options that several programs share, and the recipe that those of a run change.
 
 Every option of bin/train.py that affects what is learned becomes a value of the recipe, so that the
 saved recipe has it.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from tiekd import paths
-from tiekd.config.recipe import load_recipe, merge
+from tiekd.config.recipe import load_recipe, merge, work_dir_of
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """Returns a parser whose help shows a program's docstring as it is laid out."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Adds the recipe's path, the first argument of most programs."""
+    parser.add_argument(
+        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set`, whose words are `overrides`."""
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        help="values that override the recipe's",
+    )
+
+
+def add_frames(parser: argparse.ArgumentParser) -> None:
+    """Adds which frames a program reads, and the number of processes that read them."""
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "both"),
+        default="both",
+        help="which frames, default both",
+    )
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--workers", type=int, default=cores, help=f"processes, default one a core ({cores})"
+    )
+
+
+def add_local_rank(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that DeepSpeed's launcher gives each rank, which nothing reads."""
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deepspeed_config",
         metavar="JSON",
-        type=paths.option,
+        type=paths.path_argument,
         help="engine config; default ds_configs/fp32.json",
     )
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], dest="overrides"
-    )
+    add_overrides(parser)
     parser.add_argument(
         "--no-validate", action="store_true", help="no evaluation, so no best checkpoint either"
     )
@@ -34,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="how long to wait for a lost rank, default 30",
     )
-    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    add_local_rank(parser)
 
 
 def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
@@ -66,8 +111,6 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
         given["work_dir"] = str(args.work_dir)
     recipe = merge(recipe, given)
     if "work_dir" not in recipe:
-        from tiekd.config.recipe import work_dir_of  # imports torch, which --help doesn't need
-
         recipe["work_dir"] = str(work_dir_of(path))
     paths.refuse_unfilled(recipe["work_dir"], "work_dir")
     return recipe

@@ -34,11 +34,11 @@ from tiekd.config.teacher_node import TeacherNode
 from tiekd.console import Progress
 from tiekd.data import image_io, teacher_maps
 from tiekd.data import resize as resizes
-from tiekd.data.agreement import check_same
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames
 from tiekd.data.loading.loader import NO_WORKERS, Loading, validation_batches
 from tiekd.data.loading.sampler import ALL_BATCHES, RankShare
+from tiekd.data.rank_consistency import check_same
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm, process_group
 from tiekd.errors import DataError, RecipeError, TeacherError

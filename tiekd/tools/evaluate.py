@@ -6,9 +6,9 @@ import sys
 
 from tiekd import files
 from tiekd.config.recipe import load_recipe
-from tiekd.data.agreement import check_same
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
+from tiekd.data.rank_consistency import check_same
 from tiekd.distributed import comm, process_group
 from tiekd.evaluation import compare, per_frame, report
 from tiekd.training.settings import Recipe

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from tiekd.config.build import build
 from tiekd.data import trained_on
-from tiekd.data.agreement import check_same
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
@@ -28,6 +27,7 @@ from tiekd.data.loading.sampler import (
     repeats,
     size_groups,
 )
+from tiekd.data.rank_consistency import check_same
 from tiekd.distributed import comm, process_group
 from tiekd.engine.config import EngineConfig, resolve
 from tiekd.errors import CheckpointError, RecipeError

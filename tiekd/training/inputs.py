@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from tiekd.config import external
 from tiekd.config.recipe import merged
 from tiekd.data import teacher_maps
-from tiekd.data.file_facts import crc, of_each, size_and_time
+from tiekd.data.file_fingerprints import crc, of_each, size_and_time
 from tiekd.data.frames import Frames
 from tiekd.engine.config import ENGINE_KEYS, EngineConfig
 from tiekd.errors import UserError

@@ -58,7 +58,7 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
     return path, []
 
 
-def take_layouts(
+def set_layouts(
     work_dir: Path, device: torch.device, checkpoint_path: Path | None
 ) -> tuple[dict | None, list[str]]:
     """Makes the run's layouts (tiekd/kernels/layouts.py) hold in all ranks. Collective.
@@ -91,7 +91,7 @@ def take_layouts(
         raise found
     # From here on every convolution of this process follows the record.
     record, lines = found
-    layouts.take(record["choices"])
+    layouts.set_choices(record["choices"])
     return record, lines
 
 

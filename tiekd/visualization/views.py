@@ -20,7 +20,7 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
 from tiekd.models.readout import entropy
 from tiekd.visualization import pictures
-from tiekd.visualization.explaining import Pixel, explain, explanation
+from tiekd.visualization.distribution_charts import Pixel, distribution_panel, pixel_distributions
 
 _MAX_DISTRIBUTIONS = 20_000
 _CELL_WIDTH = 400
@@ -88,7 +88,7 @@ def views(
                     "max_entropy": math.log(len(student.head.bias)),
                 }
                 if i < explained:
-                    found[i]["pixels"] = explain(student.head, one, truth, target)
+                    found[i]["pixels"] = pixel_distributions(student.head, one, truth, target)
     return [
         View(
             pictures.denormalise(image), truth, None if teachers is None else teacher, depth, **more
@@ -144,7 +144,7 @@ def why(view: View, max_depth: float) -> np.ndarray | None:
         target_name: pictures.colourise(target, max_depth),
         "student": pictures.colourise(view.student, max_depth),
     }
-    return explanation(shown, list(view.pixels), target_name)
+    return distribution_panel(shown, list(view.pixels), target_name)
 
 
 def grown(truth: np.ndarray) -> np.ndarray:

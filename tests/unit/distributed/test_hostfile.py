@@ -126,6 +126,6 @@ def test_another_number_of_ranks_is_told_at_resume(now, said, tmp_path, monkeypa
 def test_check_hostfile_refuses_a_file_that_is_not_there(monkeypatch, tmp_path):
     """A hostfile that the launcher was told must be there; without one nothing is checked."""
     assert entrypoint._check_hostfile() is None, "no launcher is above the tests"
-    monkeypatch.setattr(launcher_watch, "told_hostfile", lambda: tmp_path / "typo")
+    monkeypatch.setattr(launcher_watch, "launcher_hostfile", lambda: tmp_path / "typo")
     with pytest.raises(LaunchError, match="typo: no such file"):
         entrypoint._check_hostfile()

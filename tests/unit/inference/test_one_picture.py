@@ -12,7 +12,7 @@ import pytest
 from support.one_picture.doors import BIT_FOR_BIT, Case, case, doors, network_of
 from support.one_picture.rows import PAIRWISE, Row, missing_pairs, whole_product
 
-from tiekd.inference.export import agreement, export
+from tiekd.inference.export import export, verification
 
 P999_M = 1e-3
 TIE = 1e-4  # the two likeliest bins' probabilities: which is chosen rounding decides
@@ -31,7 +31,7 @@ def quick_exports(monkeypatch):
     Measuring takes a minute for 12 megapixels.
     """
     traced, trace = {}, export._program
-    monkeypatch.setattr(agreement, "latency_ms", lambda *_: 0.0)
+    monkeypatch.setattr(verification, "latency_ms", lambda *_: 0.0)
 
     def trace_once(network, settings):
         key = replace(settings, format="any")

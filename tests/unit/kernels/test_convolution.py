@@ -18,7 +18,7 @@ LAST = torch.channels_last
 @pytest.fixture(autouse=True)
 def given_back():
     yield
-    layouts.take(None)
+    layouts.set_choices(None)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_products_change_the_rounding_of_the_weights_gradient_alone(bias):
     torch.manual_seed(0)
     conv = Conv2d(8, 6, 3, padding=1, bias=bias)
     x = torch.randn(2, 8, 15, 17).contiguous(memory_format=LAST)
-    layouts.take(layouts.of_isa("avx512"))
+    layouts.set_choices(layouts.of_isa("avx512"))
     usual = outcome(conv, x)
-    layouts.take(layouts.of_isa("avx2"))
+    layouts.set_choices(layouts.of_isa("avx2"))
     ours = outcome(conv, x)
     assert torch.equal(ours[0], usual[0])
     assert torch.equal(ours[1], usual[1])
@@ -75,7 +75,7 @@ def test_products_are_taken_where_the_table_means_them_alone(monkeypatch):
     monkeypatch.setattr(
         convolution, "weight_gradient", lambda x, grad: taken.append(1) or x.new_zeros(6, 8, 3, 3)
     )
-    layouts.take(layouts.of_isa("avx2"))
+    layouts.set_choices(layouts.of_isa("avx2"))
     large = torch.randn(2, 8, 15, 17).contiguous(memory_format=LAST)
     plain = {"kernel_size": 3, "padding": 1}
     others = [
@@ -95,10 +95,10 @@ def test_products_are_taken_where_the_table_means_them_alone(monkeypatch):
     with torch.no_grad():
         Conv2d(8, 6, **plain)(large)
     for isa in ("avx512_bf16", "avx512", "other"):
-        layouts.take(layouts.of_isa(isa))
+        layouts.set_choices(layouts.of_isa(isa))
         Conv2d(8, 6, **plain)(large).sum().backward()
     assert not taken
-    layouts.take(layouts.of_isa("avx2"))
+    layouts.set_choices(layouts.of_isa("avx2"))
     Conv2d(8, 6, **plain)(large).sum().backward()
     assert taken == [1]
 
@@ -128,7 +128,7 @@ def test_bf16_computed_in_fp32_has_bf16s_rounding(isa, kind, layout):
     if kind != "autocast":
         net, x = net.bfloat16(), x.bfloat16()
     ours = copy.deepcopy(net)
-    layouts.take(layouts.of_isa(isa))
+    layouts.set_choices(layouts.of_isa(isa))
     compute_in_fp32(ours)
     assert ours.state_dict().keys() == net.state_dict().keys()
     ours = copy.deepcopy(ours)
@@ -172,7 +172,7 @@ def test_bf16_computed_in_fp32_keeps_bf16_and_computes_in_fp32(monkeypatch):
     ],
 )
 def test_an_engine_config_in_bf16_is_told_and_computed_as_the_table_says(isa, config, patched):
-    layouts.take(layouts.of_isa(isa))
+    layouts.set_choices(layouts.of_isa(isa))
     net = network()
     execution.prepare(net, config)
     assert all(("_conv_forward" in vars(module)) is patched for module in net)

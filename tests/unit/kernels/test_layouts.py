@@ -44,7 +44,7 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def given_back():
     yield
-    layouts.take(None)
+    layouts.set_choices(None)
 
 
 def on(
@@ -62,7 +62,7 @@ def on(
     monkeypatch.setattr(layouts, "_cpu_flags", lambda: frozenset(flags.split()))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", onednn)
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", older)
-    layouts.take(None)
+    layouts.set_choices(None)
     return layouts.isa()
 
 
@@ -86,7 +86,7 @@ def test_these_are_all_rows():
     [(isa, shape_class, choice) for isa, shape_class, dtype, choice in ROWS if dtype == "fp32"],
 )
 def test_a_decoder_follows_its_row(isa, shape_class, choice, monkeypatch):
-    layouts.take(layouts.of_isa(isa))
+    layouts.set_choices(layouts.of_isa(isa))
     seen, products = [], []
     usual = convolution.weight_gradient
     monkeypatch.setattr(
@@ -146,15 +146,15 @@ def test_the_instruction_set_is_what_aten_and_onednn_both_use(
 
 def test_a_run_takes_this_cpus_layouts_and_a_resumed_one_those_of_its_start(tmp_path, monkeypatch):
     assert on(monkeypatch, "AVX2") == "avx2"
-    record, lines = resume.take_layouts(tmp_path, CPU, None)
+    record, lines = resume.set_layouts(tmp_path, CPU, None)
     assert record == {"isa": "avx2", "choices": layouts.of_isa("avx2")}
     assert lines == []
     layouts.write(tmp_path, record)
-    assert resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3") == (record, [])
+    assert resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3") == (record, [])
 
     assert on(monkeypatch, "AVX512") == "avx512_bf16"
     assert layouts.choice(TRAINING, "fp32") == LAST
-    again, lines = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    again, lines = resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert again == record
     assert layouts.choice(TRAINING, "fp32") == PRODUCTS
     assert len(lines) == 1
@@ -165,28 +165,28 @@ def test_a_run_takes_this_cpus_layouts_and_a_resumed_one_those_of_its_start(tmp_
         "what is written at every start is what the run began with"
     )
     # A run that begins in the same folder takes this CPU's.
-    assert resume.take_layouts(tmp_path, CPU, None)[0]["isa"] == "avx512_bf16"
+    assert resume.set_layouts(tmp_path, CPU, None)[0]["isa"] == "avx512_bf16"
     assert layouts.choice(TRAINING, "fp32") == LAST
 
 
 def test_the_recorded_choices_hold_whatever_the_table_says_today(tmp_path):
     choices = layouts.of_isa("avx2") | {f"{TRAINING}, fp32": AS_IT_COMES}
     layouts.write(tmp_path, {"isa": "avx2", "choices": choices})
-    resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert layouts.choice(TRAINING, "fp32") == AS_IT_COMES
 
 
 def test_cpus_whose_layouts_are_alike_are_told_apart_without_alarm(tmp_path, monkeypatch):
     on(monkeypatch, "AVX512")
     layouts.write(tmp_path, {"isa": "an older name", "choices": layouts.of_isa("avx512_bf16")})
-    _, (line,) = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    _, (line,) = resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert "numbers will differ by rounding" in line
     assert "a new run" not in line
 
 
 def test_a_run_without_a_record_goes_on_with_one_line(tmp_path, monkeypatch):
     on(monkeypatch, "AVX2")
-    record, lines = resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+    record, lines = resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert record["isa"] == "avx2"
     assert len(lines) == 1
     assert "layouts.json: the run has none" in lines[0]
@@ -198,13 +198,13 @@ def test_a_run_from_another_ones_checkpoint_takes_that_ones_layouts(tmp_path, mo
     for folder, isa in ((older, "avx2"), (newer, "other")):
         folder.mkdir()
         layouts.write(folder, {"isa": isa, "choices": layouts.of_isa(isa)})
-    assert resume.take_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "avx2"
+    assert resume.set_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "avx2"
     (older / layouts.RECORD).unlink()
-    assert resume.take_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "other"
+    assert resume.set_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "other"
 
 
 def test_on_a_gpu_no_layouts_are_taken(tmp_path):
-    assert resume.take_layouts(
+    assert resume.set_layouts(
         tmp_path, torch.device("cuda"), tmp_path / "checkpoints" / "iter_3"
     ) == (None, [])
 
@@ -223,6 +223,6 @@ def test_on_a_gpu_no_layouts_are_taken(tmp_path):
 def test_a_record_that_is_none_is_one_line(text, tmp_path):
     (tmp_path / layouts.RECORD).write_text(text)
     with pytest.raises(LaunchError, match="not the layouts of a run") as error:
-        resume.take_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
+        resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert "\n" not in str(error.value)
     assert "delete it" in str(error.value)

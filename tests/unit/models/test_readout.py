@@ -10,7 +10,7 @@ import torch
 
 from tiekd.errors import RecipeError
 from tiekd.models import readout
-from tiekd.models.heads.dpm import Dpm
+from tiekd.models.heads.dpm import Dpm, DpmOptions
 
 CENTRES = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 20.0, 30.0, 40.0])
 # Two hills, as at the edge of a thing: 2 to 3 m in front, 20 to 30 m behind, the nearer one higher.
@@ -75,7 +75,10 @@ def test_an_unknown_readout_names_the_known_ones():
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_strips_give_what_the_whole_distribution_gives_and_hold_only_a_strip(monkeypatch, rows):
     torch.manual_seed(0)
-    head, features = Dpm(6, 0.001, 80.0, num_bins=33, sigma=2.0), torch.randn(2, 6, 10, 14)
+    head, features = (
+        Dpm(6, 0.001, 80.0, options=DpmOptions(num_bins=33, sigma=2.0)),
+        torch.randn(2, 6, 10, 14),
+    )
     torch.nn.init.normal_(head.weight)
     seen = []
 

@@ -11,7 +11,7 @@ from support.fake_data import write_png
 from tiekd.data.build import loading_of
 from tiekd.data.loading.loader import Loading
 from tiekd.errors import DataError, RecipeError
-from tiekd.models.heads.dpm import Dpm
+from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.network import Network
 from tiekd.training import criterion, startup_log
 from tiekd.training.build import build_hooks, build_parts, check_ignored_depths
@@ -19,7 +19,7 @@ from tiekd.training.settings import Recipe
 
 
 def network(beyond: str) -> Network:
-    head = Dpm(4, 1e-3, 10.0, num_bins=20, beyond=beyond)
+    head = Dpm(4, 1e-3, 10.0, options=DpmOptions(num_bins=20, beyond=beyond))
     return Network(torch.nn.Identity(), torch.nn.Identity(), head, 1e-3, 10.0)
 
 

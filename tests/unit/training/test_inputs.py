@@ -14,7 +14,7 @@ import pytest
 from support.fake_data import write_png
 from support.recorded_run import Run, write_frame
 
-from tiekd.data import file_facts
+from tiekd.data import file_fingerprints
 from tiekd.engine.config import EngineConfig
 from tiekd.errors import CheckpointError
 from tiekd.training import input_changes, inputs
@@ -49,7 +49,7 @@ def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
     picture = run.folder / "data" / "pictures" / train["names"][0]
     assert train["files"]["picture"][0] == [
         picture.stat().st_size,
-        file_facts.crc(picture),
+        file_fingerprints.crc(picture),
         picture.stat().st_mtime_ns,
     ]
     assert sorted(map(os.path.basename, record["recipe_files"])) == ["base.yaml", "recipe.yaml"]
@@ -437,13 +437,13 @@ def test_facts_of_many_files_stand_in_their_order(tmp_path, monkeypatch):
     for number, path in enumerate(paths):
         Path(path).write_bytes(b"x" * number)
     paths[7], paths[9] = None, str(tmp_path / "gone")
-    few = file_facts.of_each(file_facts.size_and_time, paths)
-    monkeypatch.setattr(file_facts, "_FEW", 0)
-    assert file_facts.of_each(file_facts.size_and_time, paths) == few
+    few = file_fingerprints.of_each(file_fingerprints.size_and_time, paths)
+    monkeypatch.setattr(file_fingerprints, "_FEW", 0)
+    assert file_fingerprints.of_each(file_fingerprints.size_and_time, paths) == few
     assert few[7] is few[9] is None
     assert [fact[0] for fact in few[10:]] == list(range(10, 40))
-    assert file_facts.crc(paths[9]) is None
-    assert file_facts.crc(paths[3]) == zlib.crc32(b"xxx")
+    assert file_fingerprints.crc(paths[9]) is None
+    assert file_fingerprints.crc(paths[3]) == zlib.crc32(b"xxx")
 
 
 @pytest.mark.parametrize(
@@ -475,8 +475,8 @@ def test_another_working_resolution_is_refused(run, was, is_now, told):
 
 def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    assert file_facts.crc(tmp_path / "pipe.png") is None
-    assert file_facts.crc(tmp_path) is None
+    assert file_fingerprints.crc(tmp_path / "pipe.png") is None
+    assert file_fingerprints.crc(tmp_path) is None
 
 
 def test_a_file_that_a_part_of_ones_own_has_made_since_is_told_and_not_refused(run, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tiekd.models.heads.dpm import Dpm
+from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.network import Network
 from tiekd.visualization.pictures import UNKNOWN
 from tiekd.visualization.views import overview, views, why
@@ -17,7 +17,7 @@ class Pass(nn.Module):
 
 def make_network(num_bins=20):
     torch.manual_seed(0)
-    head = Dpm(3, 1e-3, 10.0, num_bins=num_bins, sigma=0.5)
+    head = Dpm(3, 1e-3, 10.0, options=DpmOptions(num_bins=num_bins, sigma=0.5))
     nn.init.normal_(head.weight)
     return Network(nn.Identity(), Pass(), head, 1e-3, 10.0)
 

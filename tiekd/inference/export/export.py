@@ -6,7 +6,7 @@
 
 The working resolution is part of the file: images go in at their own size, and depth comes out at
 it. The file is written under a temporary name, read back, run on images and compared with
-`load_student` (tiekd/inference/export/agreement.py); it is removed if they disagree. Two
+`load_student` (tiekd/inference/export/verification.py); it is removed if they disagree. Two
 consecutive convolutions that are cheaper as one are merged (`DenseDepth.fold`). Half precision is
 float16 inside, after norms are folded into the convolutions before them
 (tiekd/inference/export/norms.py); input and output keep their dtypes.
@@ -32,7 +32,7 @@ from tiekd import files
 from tiekd.data.resize import OWN_SIZE, SLACK, Resize, of_node
 from tiekd.errors import ExportError
 from tiekd.files import sync
-from tiekd.inference.export import agreement, onnx_format, program_format
+from tiekd.inference.export import onnx_format, program_format, verification
 from tiekd.inference.export.deployed import Deployed
 from tiekd.inference.export.norms import fold_norms
 from tiekd.inference.student import Student
@@ -86,12 +86,12 @@ class Exported(NamedTuple):
     """The result of an export.
 
     Attributes:
-        agreements: One comparison per tried size.
+        comparisons: One comparison per tried size.
         file_ms: Time of the file for one image on the CPU, ms; None for weights.
         torch_ms: Time of the student for it; None for weights.
     """
 
-    agreements: list[agreement.Agreement]
+    comparisons: list[verification.Comparison]
     file_ms: float | None
     torch_ms: float | None
 
@@ -214,28 +214,28 @@ def write(
         facts = {**facts, **_description(network, settings)}
         read_back = _FORMATS[settings.format](partial, network, node, settings, facts)
         student = Student(network, "cpu", settings.readout, settings.resize)
-        reference = agreement.Reference(student, settings.confidence)
-        limits = agreement.limits_of(settings.half, settings.readout, network.max_depth)
+        reference = verification.Reference(student, settings.confidence)
+        limits = verification.limits_of(settings.half, settings.readout, network.max_depth)
 
         def run(image: Tensor) -> tuple[Tensor, ...]:
             return read_back(image.to(INPUTS[settings.input]))
 
         # Compare it with the student, and time both.
-        agreements = []
+        comparisons = []
         for batch in pictures:
-            agreements.append(agreement.agreement(run, reference, batch, limits))
-            stream.write(f"{agreements[-1]}\n")
+            comparisons.append(verification.compare(run, reference, batch, limits))
+            stream.write(f"{comparisons[-1]}\n")
         file_ms = torch_ms = None
         if settings.format != "weights":
             one = pictures[0][:1]
-            file_ms, torch_ms = (agreement.latency_ms(each, one) for each in (run, reference))
-        agreement.refuse_disagreement(agreements, path)
+            file_ms, torch_ms = (verification.latency_ms(each, one) for each in (run, reference))
+        verification.refuse_disagreement(comparisons, path)
         # Everything agrees: give the file its name.
         sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return Exported(agreements, file_ms, torch_ms)
+    return Exported(comparisons, file_ms, torch_ms)
 
 
 def _program(network: Network, settings: Settings) -> ExportedProgram:
@@ -286,7 +286,7 @@ def _write_weights(
     # Rebuild the network from the file alone, as a user would.
     again = build_network(state["network"])
     state_dicts.load_into(again, state_dicts.named_tensors(state))
-    return agreement.Reference(
+    return verification.Reference(
         Student(again, "cpu", resize=of_node(state["resize"])), confidence=False
     )
 

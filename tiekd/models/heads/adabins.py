@@ -7,6 +7,8 @@ times over in training. Left out: the divergence from a target, because bins tha
 distribution.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
@@ -14,6 +16,51 @@ from torch.nn.functional import conv2d
 from tiekd.errors import RecipeError
 from tiekd.models.layers.mini_vit import NUM_HEADS, MiniViT
 from tiekd.models.network import Prediction
+
+
+@dataclass(frozen=True)
+class AdaBinsOptions:
+    """The options of a recipe's AdaBins head.
+
+    Attributes:
+        num_bins: number of bins.
+        num_queries: of the mini-ViT. An image must have more patches than that.
+        width: of the mini-ViT.
+        patch: pixels of the features along a patch's side; published is 32 pixels of the image, so
+            that the least is 129 patches such as 352x384 pixels. Smaller images need a smaller
+            patch or fewer queries.
+        num_positions: the most patches that an image may have.
+        dropout: in the mini-ViT, in training.
+    """
+
+    num_bins: int = 256
+    num_queries: int = 128
+    width: int = 128
+    patch: int = 16
+    num_positions: int = 500
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        for name, least in (
+            ("num_bins", 2),
+            ("num_queries", 1),
+            ("patch", 1),
+            ("num_positions", self.num_queries + 1),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise RecipeError(f"{name}: got {value}; it must be at least {least}")
+        if self.width < NUM_HEADS or self.width % NUM_HEADS:
+            raise RecipeError(
+                f"width: got {self.width}; it must be a multiple of {NUM_HEADS}, published is 128"
+            )
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(
+                f"dropout: got {self.dropout}; it must be from 0 to below 1, published is 0.1"
+            )
+
+
+_PUBLISHED = AdaBinsOptions()
 
 
 class AdaBins(nn.Module):
@@ -27,14 +74,7 @@ class AdaBins(nn.Module):
         in_channels: of the features.
         min_depth: metres.
         max_depth: metres.
-        num_bins: number of bins.
-        num_queries: of the mini-ViT. An image must have more patches than that.
-        width: of the mini-ViT.
-        patch: pixels of the features along a patch's side; published is 32 pixels of the image, so
-            that the least is 129 patches such as 352x384 pixels. Smaller images need a smaller
-            patch or fewer queries.
-        num_positions: the most patches that an image may have.
-        dropout: in the mini-ViT, in training.
+        options: of the recipe.
     """
 
     def __init__(
@@ -42,35 +82,22 @@ class AdaBins(nn.Module):
         in_channels: int,
         min_depth: float,
         max_depth: float,
-        num_bins: int = 256,
-        num_queries: int = 128,
-        width: int = 128,
-        patch: int = 16,
-        num_positions: int = 500,
-        dropout: float = 0.1,
+        options: AdaBinsOptions = _PUBLISHED,
     ):
         super().__init__()
-        for name, value, least in (
-            ("num_bins", num_bins, 2),
-            ("num_queries", num_queries, 1),
-            ("patch", patch, 1),
-            ("num_positions", num_positions, num_queries + 1),
-        ):
-            if value < least:
-                raise RecipeError(f"{name}: got {value}; it must be at least {least}")
-        if width < NUM_HEADS or width % NUM_HEADS:
-            raise RecipeError(
-                f"width: got {width}; it must be a multiple of {NUM_HEADS}, published is 128"
-            )
-        if not 0 <= dropout < 1:
-            raise RecipeError(
-                f"dropout: got {dropout}; it must be from 0 to below 1, published is 0.1"
-            )
-        self.vit = MiniViT(in_channels, num_bins, num_queries, width, patch, num_positions, dropout)
+        self.vit = MiniViT(
+            in_channels,
+            options.num_bins,
+            options.num_queries,
+            options.width,
+            options.patch,
+            options.num_positions,
+            options.dropout,
+        )
         # Parameters of this module and not of a Conv2d, as in the DPM head: published files have
         # one name for both.
-        self.weight = nn.Parameter(torch.empty(num_bins, num_queries, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(num_bins))
+        self.weight = nn.Parameter(torch.empty(options.num_bins, options.num_queries, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(options.num_bins))
         nn.init.normal_(self.weight, std=0.01)
         self.min_depth = min_depth
         self.max_depth = max_depth

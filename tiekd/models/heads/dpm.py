@@ -6,6 +6,8 @@ is computed here, where the probabilities are, because they are never stored at 
 distribution of the pixels under each cell.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
@@ -15,6 +17,44 @@ from tiekd.kernels import dpm
 from tiekd.kernels.reference import BEYOND, TARGETS
 from tiekd.kernels.target import bin_edges, check_sigma
 from tiekd.models.network import Prediction
+
+
+@dataclass(frozen=True)
+class DpmOptions:
+    """The options of a recipe's DPM head.
+
+    Attributes:
+        num_bins: number of bins.
+        target: "gaussian", the Gaussian's mass per bin, or "released", the published softmax of
+            density values.
+        sigma: of the target, metres; for "gaussian" at least half of the widest bin.
+        beyond: what a target depth above max_depth does. "clamp" keeps it ("gaussian": as the last
+            bin's centre). "ignore" drops the pixel, and the loss needs `max_depth` to leave it out
+            of its mean. Below min_depth nothing is dropped.
+        spacing: of the bins, "uniform" (published) or "log".
+    """
+
+    num_bins: int = 257
+    target: str = "gaussian"
+    sigma: float = 0.5
+    beyond: str = "clamp"
+    spacing: str = "uniform"
+
+    def __post_init__(self):
+        if self.target not in TARGETS:
+            raise RecipeError(f"target: got {self.target!r}; allowed: {', '.join(TARGETS)}")
+        if self.beyond not in BEYOND:
+            raise RecipeError(f"beyond: got {self.beyond!r}; allowed: {', '.join(BEYOND)}")
+        if not isinstance(self.num_bins, int) or self.num_bins < 2:
+            raise RecipeError(
+                f"num_bins: got {self.num_bins}; a whole number of at least 2, published are 257 "
+                "and 49"
+            )
+        if not self.sigma > 0:
+            raise RecipeError(f"sigma: got {self.sigma}; metres above 0, published is 0.5")
+
+
+_PUBLISHED = DpmOptions()
 
 
 class Dpm(nn.Module):
@@ -31,14 +71,7 @@ class Dpm(nn.Module):
         min_depth: metres.
         max_depth: metres.
         stride: image pixels per side of a cell.
-        num_bins: number of bins.
-        target: "gaussian", the Gaussian's mass per bin, or "released", the published softmax of
-            density values.
-        sigma: of the target, metres; for "gaussian" at least half of the widest bin.
-        beyond: what a target depth above max_depth does. "clamp" keeps it ("gaussian": as the last
-            bin's centre). "ignore" drops the pixel, and the loss needs `max_depth` to leave it out
-            of its mean. Below min_depth nothing is dropped.
-        spacing: of the bins, "uniform" (published) or "log".
+        options: of the recipe.
     """
 
     def __init__(
@@ -47,27 +80,14 @@ class Dpm(nn.Module):
         min_depth: float,
         max_depth: float,
         stride: int = 1,
-        num_bins: int = 257,
-        target: str = "gaussian",
-        sigma: float = 0.5,
-        beyond: str = "clamp",
-        spacing: str = "uniform",
+        options: DpmOptions = _PUBLISHED,
     ):
         super().__init__()
-        if target not in TARGETS:
-            raise RecipeError(f"target: got {target!r}; allowed: {', '.join(TARGETS)}")
-        if beyond not in BEYOND:
-            raise RecipeError(f"beyond: got {beyond!r}; allowed: {', '.join(BEYOND)}")
-        if not isinstance(num_bins, int) or num_bins < 2:
-            raise RecipeError(
-                f"num_bins: got {num_bins}; a whole number of at least 2, published are 257 and 49"
-            )
-        if not sigma > 0:
-            raise RecipeError(f"sigma: got {sigma}; metres above 0, published is 0.5")
+        num_bins = options.num_bins
         with torch.device("cpu"):
-            edges = bin_edges(num_bins, min_depth, max_depth, spacing)
-            if target == "gaussian":
-                check_sigma(sigma, edges)
+            edges = bin_edges(num_bins, min_depth, max_depth, options.spacing)
+            if options.target == "gaussian":
+                check_sigma(options.sigma, edges)
         # Parameters of this module and not of a Conv2d: ZeRO-3 gathers a module's own weights for
         # its forward.
         self.weight = nn.Parameter(torch.empty(num_bins, in_channels, 1, 1))
@@ -76,9 +96,9 @@ class Dpm(nn.Module):
         self.register_buffer("edges", edges.to(self.weight.device), persistent=False)
         self._edges_float32 = edges
         self.stride = stride
-        self.target = target
-        self.sigma = float(sigma)
-        self.beyond = beyond
+        self.target = options.target
+        self.sigma = float(options.sigma)
+        self.beyond = options.beyond
         self.kernel = dpm
 
     def forward(

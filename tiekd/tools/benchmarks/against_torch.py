@@ -29,7 +29,7 @@ from tiekd.engine.step import Step
 from tiekd.errors import LaunchError
 from tiekd.models.build import build_network
 from tiekd.tools.benchmarks import measure, ranks
-from tiekd.tools.benchmarks.training import CLIP_NORM, device_of, noise
+from tiekd.tools.benchmarks.training import CLIP_NORM, BatchShape, device_of, noise
 from tiekd.training import criterion as criteria
 from tiekd.training.optimizer import build_optimizer
 
@@ -130,7 +130,7 @@ def main(
     torch.manual_seed(0)
     network = build_network(recipe["network"]).to(device)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
-    batch = noise(*shape, network.max_depth, device)
+    batch = noise(BatchShape(*shape), network.max_depth, device)
     batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # differs between ranks
     steps = {
         "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),

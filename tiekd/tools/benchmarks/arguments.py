@@ -27,6 +27,30 @@ def _add_pictures(parser: argparse.ArgumentParser, of: str = "a step") -> None:
     parser.add_argument("--width", type=int, default=704)
 
 
+def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> None:
+    """Adds the recipe of the network that is timed, as text for the JSON of the figures."""
+    parser.add_argument(
+        "--recipe", type=paths.path_text_argument, default=str(default), help=f"default {whose}"
+    )
+
+
+def _add_kitti(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder of a KITTI."""
+    parser.add_argument(
+        "--data",
+        type=paths.path_argument,
+        metavar="FOLDER",
+        help="KITTI; without it scenes are rendered",
+    )
+
+
+def _add_compile(parser: argparse.ArgumentParser) -> None:
+    """Adds whether parts of the network are compiled."""
+    parser.add_argument(
+        "--compile", action="store_true", help="our encoder and decoder by torch.compile"
+    )
+
+
 def of_head(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `head`."""
     for name, default in (
@@ -52,12 +76,7 @@ def of_head(parser: argparse.ArgumentParser) -> None:
 
 def of_step(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `step`."""
-    parser.add_argument(
-        "--recipe",
-        type=paths.text_option,
-        default=str(PUBLISHED),
-        help="default the published KITTI student's",
-    )
+    _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     _add_pictures(parser)
     parser.add_argument(
         "--dtype", choices=AUTOCAST, default="fp32", help="of our step, by autocast; default fp32"
@@ -68,16 +87,12 @@ def of_step(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of our step, as in an engine config",
     )
-    parser.add_argument(
-        "--compile", action="store_true", help="our encoder and decoder by torch.compile"
-    )
+    _add_compile(parser)
 
 
 def of_loader(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `loader`."""
-    parser.add_argument(
-        "--data", type=paths.option, metavar="FOLDER", help="KITTI; without it scenes are rendered"
-    )
+    _add_kitti(parser)
     parser.add_argument(
         "--crop", type=int, nargs=2, default=(352, 704), metavar=("H", "W"), help="default 352 704"
     )
@@ -93,9 +108,7 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
 
 def of_eval(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `eval`."""
-    parser.add_argument(
-        "--data", type=paths.option, metavar="FOLDER", help="KITTI; without it scenes are rendered"
-    )
+    _add_kitti(parser)
     parser.add_argument(
         "--kb-crop", type=int, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
     )
@@ -104,7 +117,7 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--student",
-        type=paths.text_option,
+        type=paths.path_text_argument,
         metavar="RECIPE",
         help="a real network, too, with weights as initialised",
     )
@@ -115,14 +128,12 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
 
 def of_engine(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `engine`."""
+    _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
-        "--recipe",
-        type=paths.text_option,
-        default=str(LIGHT),
-        help="default the light KITTI student's",
-    )
-    parser.add_argument(
-        "--deepspeed_config", type=paths.option, metavar="JSON", help="default ds_configs/fp32.json"
+        "--deepspeed_config",
+        type=paths.path_argument,
+        metavar="JSON",
+        help="default ds_configs/fp32.json",
     )
     _add_pictures(parser)
     parser.add_argument(
@@ -144,12 +155,7 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
 
 def of_student(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `student`."""
-    parser.add_argument(
-        "--recipe",
-        type=paths.text_option,
-        default=str(PUBLISHED),
-        help="default the published KITTI student's",
-    )
+    _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     parser.add_argument("--teacher", action="store_true", help="the recipe's teacher instead")
     _add_pictures(parser, "a forward")
     parser.add_argument(
@@ -159,19 +165,12 @@ def of_student(parser: argparse.ArgumentParser) -> None:
         help="of our forward, by autocast; default fp32",
     )
     parser.add_argument("--memory-format", choices=FORMATS, default="auto", help="of our forward")
-    parser.add_argument(
-        "--compile", action="store_true", help="our encoder and decoder by torch.compile"
-    )
+    _add_compile(parser)
 
 
 def of_teacher(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `teacher`."""
-    parser.add_argument(
-        "--recipe",
-        type=paths.text_option,
-        default=str(PUBLISHED),
-        help="default the published student's, from AdaBins",
-    )
+    _add_recipe(parser, PUBLISHED, "the published student's, from AdaBins")
     _add_pictures(parser)
     parser.add_argument(
         "--dtype", choices=AUTOCAST, default="fp32", help="of student and teacher, by autocast"
@@ -187,12 +186,7 @@ def of_layouts(parser: argparse.ArgumentParser) -> None:
 
 def of_growth(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `growth`."""
-    parser.add_argument(
-        "--recipe",
-        type=paths.text_option,
-        default=str(LIGHT),
-        help="default the light KITTI student's",
-    )
+    _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"
     )
@@ -211,7 +205,10 @@ def of_growth(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=AUTOCAST, default="fp32", help="by autocast; default fp32"
     )
     parser.add_argument(
-        "--plot", type=paths.option, metavar="PNG", help="where the plot goes; none by default"
+        "--plot",
+        type=paths.path_argument,
+        metavar="PNG",
+        help="where the plot goes; none by default",
     )
 
 

@@ -32,7 +32,7 @@ from tiekd.models.build import build_network
 from tiekd.teachers.maps import CachedMaps
 from tiekd.tools.benchmarks import against_torch
 from tiekd.tools.benchmarks.loops import Parts, TimedHook, Watch
-from tiekd.tools.benchmarks.training import CLIP_NORM, device_of, noise
+from tiekd.tools.benchmarks.training import CLIP_NORM, BatchShape, device_of, noise
 from tiekd.training import criterion as criteria
 from tiekd.training import schedules
 from tiekd.training.hooks.guard import Guard
@@ -108,7 +108,8 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     optimizer = build_optimizer(recipe["optimizer"] | {"lr": 1e-5}, network, args.batch, "none")
     engine = build_engine(network, optimizer, config)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
-    batch = noise(args.batch, args.height, args.width, network.max_depth, device)
+    shape = BatchShape(args.batch, args.height, args.width)
+    batch = noise(shape, network.max_depth, device)
     # The engine config decides into how many micro-batches the batch is split.
     micro = args.batch // config.accumulation
     micro_batches = [

@@ -17,7 +17,7 @@ from tiekd.engine.execution import Execution, memory_format
 from tiekd.files import replace_bytes
 from tiekd.tools.benchmarks import measure, ranks
 from tiekd.tools.benchmarks.line_plot import draw
-from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
+from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, device_of
 
 TOLERANCE = 0.1
 UNITS = {
@@ -104,12 +104,12 @@ def _step(
         )
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(), dtype is not None)
-    size = batch or args.batches[0], args.height, width or args.width
-    return TrainingStep(recipe, device, *size, dtype, layout)
+    shape = BatchShape(batch or args.batches[0], args.height, width or args.width)
+    return TrainingStep(recipe, device, shape, dtype, layout)
 
 
 def _of_ranks(args: argparse.Namespace) -> dict:
-    shape = args.batches[0], args.height, args.width
+    shape = BatchShape(args.batches[0], args.height, args.width)
     rows = [
         ranks.measure_step(n, args.recipe, shape, args.dtype, args.rounds, args.device)
         for n in args.ranks

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> dict:
                     f"{chosen}"
                 )
     finally:
-        layouts.take(None)
+        layouts.set_choices(None)
         torch.set_num_threads(threads)
     return {
         "compared": f"every choice of the table of layouts by the table's own, {isa}",
@@ -181,7 +181,7 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
         grad = torch.randn_like(conv(x))
 
     def call() -> None:
-        layouts.take(choices)
+        layouts.set_choices(choices)
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=in_bf16),
             torch.set_grad_enabled(training),

@@ -22,7 +22,7 @@ from tiekd.engine.config import read_engine_config, resolve
 from tiekd.engine.step import Step
 from tiekd.errors import LaunchError
 from tiekd.models.build import build_network
-from tiekd.tools.benchmarks.training import CLIP_NORM, DTYPES, noise
+from tiekd.tools.benchmarks.training import CLIP_NORM, DTYPES, BatchShape, noise
 from tiekd.training import criterion as criteria
 from tiekd.training.optimizer import build_optimizer
 
@@ -149,7 +149,7 @@ def main(
     )
     # A batch of noise takes a real one's time: nothing in a step depends on the images.
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
-    batch = noise(*shape, network.max_depth, device)
+    batch = noise(BatchShape(*shape), network.max_depth, device)
     step = Step(engine, config, CLIP_NORM)
     engine.train()
     times = []

@@ -15,7 +15,7 @@ import torch
 from tiekd.config.recipe import load_recipe
 from tiekd.engine.execution import Execution, memory_format
 from tiekd.tools.benchmarks import measure
-from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
+from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, device_of
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> dict:
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)
-    size = args.batch, args.height, args.width
+    shape = BatchShape(args.batch, args.height, args.width)
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(args.memory_format), dtype is not None)
-    ours = TrainingStep(recipe, device, *size, dtype, layout, compiled=args.compile)
-    theirs = TrainingStep(recipe, device, *size, plain=True)
+    ours = TrainingStep(recipe, device, shape, dtype, layout, compiled=args.compile)
+    theirs = TrainingStep(recipe, device, shape, plain=True)
     # The first step of both, from the same weights: their losses must be equal up to rounding.
     losses = [_first_loss(step) for step in (ours, theirs)]
     how = f"{args.dtype}, {str(layout).removeprefix('torch.')}"

@@ -22,7 +22,7 @@ from tiekd.kernels import reference
 from tiekd.kernels.convolution import prepare_bf16
 from tiekd.models.build import build_network
 from tiekd.tools.benchmarks import measure
-from tiekd.tools.benchmarks.training import DTYPES, device_of, make_plain, noise
+from tiekd.tools.benchmarks.training import DTYPES, BatchShape, device_of, make_plain, noise
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> dict:
     recipe = load_recipe(args.recipe)
     node = network_node(recipe, args.teacher, args.recipe)
     network = build_network(node).to(device).eval()
-    image = noise(args.batch, args.height, args.width, node["max_depth"], device).image
+    shape = BatchShape(args.batch, args.height, args.width)
+    image = noise(shape, node["max_depth"], device).image
     count = sum(parameter.numel() for parameter in network.parameters())
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(args.memory_format), dtype is not None)

@@ -15,7 +15,7 @@ from tiekd.models.build import build_network
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.tools.benchmarks import measure
 from tiekd.tools.benchmarks.student import network_node
-from tiekd.tools.benchmarks.training import DTYPES, TrainingStep, device_of
+from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, device_of
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> dict:
     recipe = load_recipe(args.recipe)
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(), dtype is not None)
-    size = args.batch, args.height, args.width
+    shape = BatchShape(args.batch, args.height, args.width)
     network = build_network(network_node(recipe, True, args.recipe))
     online = FrozenTeacher(network, device, precision=args.dtype)
     steps = [
-        TrainingStep(recipe, device, *size, dtype, layout, teacher=teacher)
+        TrainingStep(recipe, device, shape, dtype, layout, teacher=teacher)
         for teacher in (None, online)
     ]
     compared = f"a training step with cached maps / with the teacher online, both {args.dtype}"

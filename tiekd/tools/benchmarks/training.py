@@ -6,6 +6,7 @@ ranks.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,20 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 CLIP_NORM = TrainSettings.clip_norm
 
 
+class BatchShape(NamedTuple):
+    """The size of a batch.
+
+    Attributes:
+        batch_size: images.
+        height: pixels.
+        width: pixels.
+    """
+
+    batch_size: int
+    height: int
+    width: int
+
+
 class TrainingStep:
     """A training step on a fixed batch of noise; a call makes one.
 
@@ -39,9 +54,7 @@ class TrainingStep:
         self,
         recipe: dict,
         device: torch.device,
-        batch_size: int,
-        height: int,
-        width: int,
+        shape: BatchShape,
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         plain: bool = False,
@@ -53,9 +66,7 @@ class TrainingStep:
         Args:
             recipe: its network, losses and optimizer are used.
             device: of all tensors.
-            batch_size: images of a step.
-            height: pixels.
-            width: pixels.
+            shape: of a step's batch.
             dtype: of the autocast around forward; None for none.
             memory_format: of the network and its features.
             plain: makes the network plain (`make_plain`), with torch's loop over parameters as
@@ -74,7 +85,7 @@ class TrainingStep:
             compile_parts(self.network)
         self.criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
         self.optimizer = make_optimizer(recipe["optimizer"], self.network, plain)
-        self.batch = noise(batch_size, height, width, recipe["network"]["max_depth"], device)
+        self.batch = noise(shape, recipe["network"]["max_depth"], device)
         self.teacher = teacher or (lambda batch: batch.teacher_depth)
         self.device = device
         self.dtype = dtype
@@ -102,15 +113,11 @@ class TrainingStep:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def noise(
-    batch_size: int, height: int, width: int, max_depth: float, device: torch.device
-) -> Batch:
+def noise(shape: BatchShape, max_depth: float, device: torch.device) -> Batch:
     """Makes a batch of noise.
 
     Args:
-        batch_size: B.
-        height: pixels.
-        width: pixels.
+        shape: of its images.
         max_depth: metres.
         device: of the tensors.
 
@@ -119,7 +126,8 @@ def noise(
         on a twentieth of the pixels.
     """
     generator = torch.Generator().manual_seed(1)
-    shape = batch_size, 1, height, width
+    batch_size, height, width = shape
+    one_channel = batch_size, 1, height, width
     # Smooth maps: noise at a 32nd of the size, enlarged.
     coarse = torch.rand(
         batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator
@@ -129,11 +137,11 @@ def noise(
     )
     teacher_depth = 2.0 + (max_depth - 2.0) * maps
     # Ground truth is sparse, as a lidar's.
-    measured = torch.rand(shape, generator=generator) < 0.05
+    measured = torch.rand(one_channel, generator=generator) < 0.05
     batch = Batch(
         torch.randn(batch_size, 3, height, width, generator=generator),
         teacher_depth * measured,
-        torch.ones(shape, dtype=torch.bool),
+        torch.ones(one_channel, dtype=torch.bool),
         teacher_depth,
         torch.eye(3).expand(batch_size, 3, 3),
         ["noise"] * batch_size,

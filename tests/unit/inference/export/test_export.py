@@ -26,7 +26,13 @@ from torch import nn
 import tiekd
 from tiekd.data.resize import Resize, dense_weights
 from tiekd.errors import ExportError, LaunchError
-from tiekd.inference.export import agreement, export, onnx_format, program_format, trial_pictures
+from tiekd.inference.export import (
+    export,
+    onnx_format,
+    program_format,
+    trial_pictures,
+    verification,
+)
 from tiekd.inference.export.deployed import Deployed
 from tiekd.inference.export.norms import fold_norms
 from tiekd.inference.student import Student
@@ -58,7 +64,7 @@ def test_networks_with_attention_become_files(suffix, tmp_path):
     }
     torch.manual_seed(0)
     path = tmp_path / f"student{suffix}"
-    (agreed,) = write(path, build_network(node).eval(), node).agreements
+    (agreed,) = write(path, build_network(node).eval(), node).comparisons
     assert path.is_file()
     assert agreed.high > agreed.low
     assert agreed.depth_max < 1e-3
@@ -151,7 +157,7 @@ def test_half_precision_is_inside_only_and_without_norms(tmp_path, sigmoid):
     assert types.count(10) >= len(types) - 1 > 10, "float16, but for the head"
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     assert model.graph.output[0].type.tensor_type.elem_type == 1, "float32"
-    assert done.agreements[0].depth_p999 > 1e-3, "float16 shows"
+    assert done.comparisons[0].depth_p999 > 1e-3, "float16 shows"
     assert {parameter.dtype for parameter in sigmoid.parameters()} == {torch.float32}, (
         "the network stays as it was"
     )
@@ -361,9 +367,9 @@ def test_a_file_that_disagrees_is_not_left_behind(tmp_path, sigmoid, monkeypatch
     ],
 )
 def test_limits_are_those_that_are_stated(change, holds):
-    limits = agreement.limits_of(False, "mean", 80.0)
+    limits = verification.limits_of(False, "mean", 80.0)
     assert limits[:2] == (1e-3, 1e-2)
-    row = agreement.Agreement((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, limits)
+    row = verification.Comparison((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, limits)
     assert row._replace(**change).holds() is holds
 
 

@@ -118,8 +118,8 @@ def test_densedepth_of_one_feature_is_a_convolution_and_what_doubles_it():
 
 @pytest.fixture
 def on_isa():
-    yield lambda isa: layouts.take(layouts.of_isa(isa))
-    layouts.take(None)
+    yield lambda isa: layouts.set_choices(layouts.of_isa(isa))
+    layouts.set_choices(None)
 
 
 @pytest.mark.parametrize("isa", ["avx512_bf16", "avx2"])

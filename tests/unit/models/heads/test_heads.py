@@ -10,7 +10,7 @@ from support import golden
 from tiekd.errors import RecipeError
 from tiekd.kernels.target import bin_centres, bin_edges, gaussian_target
 from tiekd.models.decoders.densedepth import DenseDepth
-from tiekd.models.heads.dpm import Dpm
+from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.heads.relu import Relu
 from tiekd.models.heads.sigmoid import Sigmoid
 from tiekd.models.weights.state_dicts import from_published
@@ -25,9 +25,10 @@ PUBLISHED = golden.load_json("heads/cases.json")
 BINS, NEAR, FAR = 20, 0.001, 10.0
 
 
-def dpm_head(**arguments) -> Dpm:
+def dpm_head(stride: int = 1, **options) -> Dpm:
     torch.manual_seed(0)
-    head = Dpm(4, NEAR, FAR, **{"num_bins": BINS, "sigma": 0.5} | arguments)
+    options = DpmOptions(**{"num_bins": BINS, "sigma": 0.5} | options)
+    head = Dpm(4, NEAR, FAR, stride, options)
     torch.nn.init.normal_(head.weight)
     return head
 
@@ -57,7 +58,11 @@ def test_decoder_and_head_give_the_published_depth_and_distribution(name):
     decoder = DenseDepth([shape[0] for shape in case["features"]], strides, widths, extra_ups)
     is_dpm = name.startswith("DPM")
     num_bins = int(name[-3:]) if name.endswith("257") else 49
-    head = Dpm(128, 1e-3, max_depth, num_bins=num_bins) if is_dpm else Sigmoid(128, max_depth)
+    head = (
+        Dpm(128, 1e-3, max_depth, options=DpmOptions(num_bins=num_bins))
+        if is_dpm
+        else Sigmoid(128, max_depth)
+    )
     for part, module in (("decoder.", decoder), ("head.", head)):
         module.load_state_dict(
             {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}
@@ -105,7 +110,7 @@ def test_depth_has_no_steps_of_low_precision(head, autocast):
 
 def test_dpm_starts_nearly_uniform():
     torch.manual_seed(0)
-    head, features = Dpm(64, NEAR, FAR, num_bins=BINS), torch.randn(1, 64, 8, 8)
+    head, features = Dpm(64, NEAR, FAR, options=DpmOptions(num_bins=BINS)), torch.randn(1, 64, 8, 8)
     logits = torch.nn.functional.conv2d(features, head.weight, head.bias)
     assert logits.softmax(1).max() < 1.5 / BINS
     assert (head(features, (8, 8)).depth - FAR / 2).abs().max() < 0.5

@@ -63,9 +63,9 @@ def test_backward_upsamples_again_and_convolves_nothing_twice():
 
 @pytest.fixture
 def without_avx512():
-    layouts.take(layouts.of_isa("avx2"))
+    layouts.set_choices(layouts.of_isa("avx2"))
     yield
-    layouts.take(None)
+    layouts.set_choices(None)
 
 
 @pytest.mark.parametrize("small", [(4, 5), (5, 6), SIZE], ids=["much larger", "larger", "as large"])

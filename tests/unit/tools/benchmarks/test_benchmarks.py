@@ -35,7 +35,7 @@ from tiekd.tools.benchmarks import arguments as choices
 from tiekd.tools.benchmarks import layouts as layouts_benchmark
 from tiekd.tools.benchmarks.arguments import LIGHT, OF, PUBLISHED
 from tiekd.tools.benchmarks.line_plot import BOTTOM, COLOURS, LEFT, RIGHT, TOP, draw
-from tiekd.tools.benchmarks.training import TrainingStep, make_plain
+from tiekd.tools.benchmarks.training import BatchShape, TrainingStep, make_plain
 
 ROOT = Path(__file__).parents[4]
 
@@ -131,7 +131,7 @@ def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
     result = step.run(arguments(step, "--batch", "2", "--rounds", "1"))
     assert result["first_loss_difference"] < 1e-5
     ours, plain = (
-        TrainingStep(load_recipe(PUBLISHED), torch.device("cpu"), 1, 32, 64, plain=p)
+        TrainingStep(load_recipe(PUBLISHED), torch.device("cpu"), BatchShape(1, 32, 64), plain=p)
         for p in (False, True)
     )
     assert ours.network.head.kernel is not plain.network.head.kernel is reference.dpm
@@ -155,7 +155,7 @@ def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
 @pytest.mark.parametrize("isa", layouts.ISAS)
 def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
     monkeypatch.setattr(layouts, "isa", lambda: isa)
-    layouts.take(None)
+    layouts.set_choices(None)
     parser = ArgumentParser()
     OF["layouts"](parser)
     args = parser.parse_args(["--shrink", "16"])
@@ -176,7 +176,7 @@ def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
 
 
 def test_a_step_trains_and_knows_what_it_holds():
-    one = TrainingStep(load_recipe(LIGHT), torch.device("cpu"), 2, 32, 64)
+    one = TrainingStep(load_recipe(LIGHT), torch.device("cpu"), BatchShape(2, 32, 64))
     one()
     first = one.loss.item()
     for _ in range(5):

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from tiekd.errors import RecipeError
-from tiekd.models.heads.dpm import Dpm
+from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.network import Network
 from tiekd.training.hook import Hook
 from tiekd.training.hooks import tensorboard, text_log
@@ -176,7 +176,7 @@ def test_a_whole_picture_is_written(tmp_path):
 
 def make_network():
     torch.manual_seed(0)
-    head = Dpm(3, 1e-3, 10.0, stride=1, num_bins=20, sigma=0.5)
+    head = Dpm(3, 1e-3, 10.0, stride=1, options=DpmOptions(num_bins=20, sigma=0.5))
     return Network(nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)), Pass(), head, 1e-3, 10.0)
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tiekd.data.agreement import check_same
 from tiekd.data.frames import DatasetSplit, DepthFormat, Frame, Frames
 from tiekd.data.image_io import read_levels
+from tiekd.data.rank_consistency import check_same
 from tiekd.distributed import comm
 from tiekd.errors import DataError
 

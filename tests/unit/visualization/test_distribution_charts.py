@@ -3,8 +3,12 @@ import pytest
 import torch
 
 from tiekd.kernels.target import bin_centres
-from tiekd.models.heads.dpm import Dpm
-from tiekd.visualization.explaining import choose_pixels, explain, explanation
+from tiekd.models.heads.dpm import Dpm, DpmOptions
+from tiekd.visualization.distribution_charts import (
+    choose_pixels,
+    distribution_panel,
+    pixel_distributions,
+)
 
 
 def street(height=40, width=120):
@@ -44,12 +48,12 @@ def test_pixels_are_where_the_truth_was_measured():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_distributions_are_those_of_the_pixel(stride):
     torch.manual_seed(0)
-    head = Dpm(8, 1e-3, 80.0, stride=stride, num_bins=160, sigma=1.0)
+    head = Dpm(8, 1e-3, 80.0, stride=stride, options=DpmOptions(num_bins=160, sigma=1.0))
     torch.nn.init.normal_(head.weight)
     depth = street()
     features = torch.randn(1, 8, 40 // stride, 120 // stride)
     mean = head(features, (40, 120)).depth.detach()
-    pixels = explain(head, features, depth, depth)
+    pixels = pixel_distributions(head, features, depth, depth)
     assert len(pixels) == 4
     for pixel in pixels:
         at = pixel.row // stride, pixel.column // stride
@@ -67,16 +71,16 @@ def test_distributions_are_those_of_the_pixel(stride):
 
 
 def test_a_student_whose_numbers_are_broken_is_not_explained():
-    head, depth = Dpm(8, 1e-3, 80.0, num_bins=160, sigma=1.0), street()
-    assert explain(head, torch.full((1, 8, 40, 120), torch.nan), depth, depth) == []
+    head, depth = Dpm(8, 1e-3, 80.0, options=DpmOptions(num_bins=160, sigma=1.0)), street()
+    assert pixel_distributions(head, torch.full((1, 8, 40, 120), torch.nan), depth, depth) == []
 
 
 def test_a_panel_has_a_chart_a_pixel_and_marks_them_in_every_picture():
-    head, depth = Dpm(8, 1e-3, 80.0, num_bins=160, sigma=1.0), street()
-    pixels = explain(head, torch.randn(1, 8, 40, 120), depth, depth)
+    head, depth = Dpm(8, 1e-3, 80.0, options=DpmOptions(num_bins=160, sigma=1.0)), street()
+    pixels = pixel_distributions(head, torch.randn(1, 8, 40, 120), depth, depth)
     grey = np.full((40, 120, 3), 90, np.uint8)
-    panel = explanation({"image": grey, "student": grey}, pixels, "teacher")
-    without = explanation({"image": grey, "student": grey}, [], "teacher")
+    panel = distribution_panel({"image": grey, "student": grey}, pixels, "teacher")
+    without = distribution_panel({"image": grey, "student": grey}, [], "teacher")
     assert panel.shape == without.shape
     assert panel.dtype == np.uint8
     left = (panel == 90).all(-1).any(0).nonzero()[0].max()  # where the pictures end

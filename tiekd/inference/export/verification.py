@@ -46,7 +46,7 @@ class Limits(NamedTuple):
     tie: float | None = None
 
 
-class Agreement(NamedTuple):
+class Comparison(NamedTuple):
     """The comparison on one batch of images.
 
     Attributes:
@@ -131,7 +131,7 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], TIES[half])
 
 
-def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Limits) -> Agreement:
+def compare(run: Callable, reference: Reference, pictures: Tensor, limits: Limits) -> Comparison:
     """Compares the file with the student on a batch of images.
 
     Args:
@@ -160,7 +160,7 @@ def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Lim
         ties = 1 - counts.float().mean().item()
         errors[0] = errors[0][counts.flatten()]
     p999 = [_percentile(error, 0.999) for error in errors]
-    return Agreement(
+    return Comparison(
         size=(len(pictures), *pictures.shape[2:]),
         low=wanted[0].min().item(),
         high=wanted[0].max().item(),
@@ -172,9 +172,9 @@ def agreement(run: Callable, reference: Reference, pictures: Tensor, limits: Lim
     )
 
 
-def refuse_disagreement(agreements: Sequence[Agreement], path: Path) -> None:
+def refuse_disagreement(comparisons: Sequence[Comparison], path: Path) -> None:
     """Raises ExportError that shows the first comparison beyond its limits."""
-    for row in agreements:
+    for row in comparisons:
         if row.ties == 1:
             raise ExportError(
                 f"{path}: not written, nothing can be compared: at every pixel two bins are "

@@ -1,4 +1,4 @@
-"""Explains a student's prediction at a few pixels: its target and its output, bin by bin.
+"""Charts of a pixel's two distributions over the bins: the target's and the student's output.
 
 It is for networks with a DPM head. A rule that depends on the frame's depths alone chooses the
 pixels, so a frame shows the same ones at every evaluation: one near, one of middle depth, one far
@@ -98,7 +98,9 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
 
 
 @torch.no_grad()
-def explain(head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray) -> list[Pixel]:
+def pixel_distributions(
+    head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray
+) -> list[Pixel]:
     """Returns the chosen pixels of one frame with their distributions.
 
     The target's distribution is that of the pixel's cell of the head, as in the divergence. A pixel
@@ -138,7 +140,7 @@ def explain(head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray) 
     return found
 
 
-def explanation(
+def distribution_panel(
     pictures: dict[str, np.ndarray], pixels: list[Pixel], target_name: str
 ) -> np.ndarray:
     """Draws a panel of a frame's images with marked pixels, and a chart per pixel.
