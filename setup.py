@@ -24,6 +24,7 @@ setup(
         "pyyaml",
         "tensorboard",
         "numpy",
+        "pillow",
     ],
     extras_require={
         "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *VIDEO],

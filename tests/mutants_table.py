@@ -737,6 +737,14 @@ MUTANTS = [
         ("tests/unit/data/test_decoded_cache.py",),
     ),
     Mutant(
+        "end_of_a_png_not_compared",
+        "tiekd.data.image_io",
+        "_is_whole_png",
+        "file.read(len(_PNG_END)) == _PNG_END",
+        "True",
+        ("tests/unit/data/test_image_io.py",),
+    ),
+    Mutant(
         "metres_divided_by_the_unit_of_levels",
         "tiekd.data.image_io",
         "read_depth_npy",

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tiekd.data import orientation
 from tiekd.data.image_io import (
+    is_whole_depth_png,
     read_depth_npy,
     read_image,
     read_image_size,
@@ -96,6 +98,22 @@ def test_one_damaged_byte_in_a_png_is_an_error_and_not_the_end_of_the_process(tm
             whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :]
         )
         assert "damaged" in refused(read_image, tmp_path / "torn.png")
+
+
+def test_is_whole_depth_png_damaged(tmp_path):
+    """Every byte counts, also those of the end chunk, which `verify` doesn't read."""
+    path, comment = tmp_path / "a.png", PngInfo()
+    comment.add_text("before", "the pixels")
+    comment.add(b"prVt", b"behind them", after_idat=True)
+    Image.fromarray(LEVELS).save(path, pnginfo=comment)
+    whole = path.read_bytes()
+    assert is_whole_depth_png(path)
+    assert is_whole_depth_png(write_bytes(path, whole + b"more"))
+    for place in range(len(whole)):
+        assert not is_whole_depth_png(write_bytes(path, whole[:place])), place
+        for flipped in (1, 16, 128):
+            damaged = whole[:place] + bytes([whole[place] ^ flipped]) + whole[place + 1 :]
+            assert not is_whole_depth_png(write_bytes(path, damaged)), place
 
 
 def test_a_jpeg_that_ends_early_is_refused(tmp_path):
