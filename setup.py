@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VIDEO = ["av>=14.1"]  # VideoFrame.rotation
+TIMM = ["timm>=1.0.31"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 
 setup(
@@ -27,8 +28,9 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *VIDEO],
+        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *TIMM, *VIDEO],
         "export": EXPORT,
+        "timm": TIMM,
         "video": VIDEO,
     },
 )

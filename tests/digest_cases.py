@@ -15,7 +15,14 @@ import numpy as np
 import torch
 import yaml
 from digest_lab import CaseFailed, Lab, without_places
-from digest_recipes import ITERATIONS, KILLED_AFTER, SAVE_EVERY, STUDENT_ITERATIONS, STUDENTS
+from digest_recipes import (
+    ITERATIONS,
+    KILLED_AFTER,
+    LATER_STUDENTS,
+    SAVE_EVERY,
+    STUDENT_ITERATIONS,
+    STUDENTS,
+)
 
 ENGINES = {  # of the runs on two ranks
     "zero0": "fp32",
@@ -286,7 +293,7 @@ def _cases() -> tuple[Case, ...]:
     made.append(Case("killed", "made", killed, ("teacher",)))
     made += [
         Case(f"student_{name}", "made", partial(student, name=name), ("teacher",))
-        for name in STUDENTS
+        for name in (*STUDENTS, *LATER_STUDENTS)
     ]
     made += [
         Case("maps", "made", maps, ("teacher",)),

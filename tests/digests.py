@@ -198,18 +198,30 @@ def read(text: str, cases: Iterable[str]) -> dict[str, str]:
 def compared(
     before: Mapping[str, str], now: Mapping[str, str], words_may_differ: bool = False
 ) -> tuple[list[str], bool]:
-    """Returns lines that show both side by side, and True where any differs that must not."""
+    """Returns lines that show both side by side, and True where any differs that must not.
+
+    A case of which `before` has nothing is new, and differs from nothing.
+    """
+    known = {name.partition(".")[0] for name in before}
     names = [*before, *(name for name in now if name not in before)]
     width = max(map(len, names), default=0)
-    lines, numbers, words = [], 0, 0
+    lines, numbers, words, new = [], 0, 0, 0
     for name in names:
         pair = before.get(name, "-" * 16), now.get(name, "-" * 16)
+        if name.partition(".")[0] not in known:
+            new += 1
+            lines.append(f"{name:{width}}  {pair[0]}  {pair[1]}  new case")
+            continue
         differs = pair[0] != pair[1]
         numbers += differs and not name.endswith(WORDS)
         words += differs and name.endswith(WORDS)
         lines.append(f"{name:{width}}  {pair[0]}  {pair[1]}{'  DIFFERS' if differs else ''}")
-    same = len(names) - numbers - words
-    lines.append(f"{same} of {len(names)} digests are equal; {numbers} differ, {words} of words")
+    count = len(names) - new
+    told = f"; {new} of new cases" if new else ""
+    lines.append(
+        f"{count - numbers - words} of {count} digests are equal; {numbers} differ, "
+        f"{words} of words{told}"
+    )
     return lines, bool(numbers or words and not words_may_differ)
 
 

@@ -73,6 +73,16 @@ def test_digests_that_differ_or_are_missing_are_told_and_words_may_be_let_pass()
     assert digests.compared(before, {"plain.log.words": "bb"}, True)[1]
 
 
+def test_compared_with_a_case_that_is_new():
+    """It differs from nothing, and is counted; a new digest of an old case is a difference."""
+    before = {"plain.rows": "aa"}
+    lines, differs = digests.compared(before, before | {"student_timm.rows": "bb"})
+    assert not differs
+    assert lines[-2].endswith("bb  new case")
+    assert lines[-1] == "1 of 1 digests are equal; 0 differ, 0 of words; 1 of new cases"
+    assert digests.compared(before, before | {"plain.weights": "bb"})[1]
+
+
 def test_a_case_brings_what_it_needs_and_every_part_has_one(tmp_path):
     assert digests.with_needs(["on_decoded"]) == {"on_decoded", "decoded", "maps", "teacher"}
     assert digests.parts_without_case(digests.ROOT) == []

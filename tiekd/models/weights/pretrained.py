@@ -6,7 +6,9 @@ other weights, teachers, evaluation and export need neither the file nor a netwo
 
 `imagenet` means torchvision's first set (IMAGENET1K_V1), with which published depth networks
 start. It is taken from the torch hub cache, into which rank 0 downloads it if it isn't there. A
-file may have torchvision's names, the published ones, ours or, for Swin, its authors'.
+file may have torchvision's names, the published ones, ours or, for Swin, its authors'. An encoder
+with a method `read_pretrained`, as timm's, reads its weights itself; its `collection` is the word
+that it takes in place of `imagenet`.
 Left out: other collections, and encoders that torchvision doesn't have with the same arithmetic.
 """
 
@@ -51,21 +53,20 @@ def load(network: nn.Module) -> str | None:
     # Rank 0 reads. Its error goes to the other ranks, so that all of them raise it.
     encoder = asking[0]
     source = asking[0].pretrained
-    state, problem = None, None
+    state, what, problem = None, None, None
     if comm.is_main():
         try:
-            state = _fitting(_read(encoder, source), encoder, source)
+            state, what = _read_fitting(encoder, source)
         except RecipeError as error:
             problem = str(error)
         except CheckpointError as error:
-            problem = f"{_OPTION}: {error}; or say {IMAGENET}, or null for a random start"
-    state, problem = comm.broadcast_object((state, problem))
+            known = getattr(encoder, "collection", IMAGENET)
+            other = "" if source == known else f" say {known}, or"
+            problem = f"{_OPTION}: {error}; or{other} null for a random start"
+    state, what, problem = comm.broadcast_object((state, what, problem))
     if problem:
         raise RecipeError(problem)
     encoder.load_state_dict(state, strict=False)
-    what = source
-    if source == IMAGENET:
-        what = f"ImageNet weights of torchvision's {encoder.torchvision_name}"
     return f"Encoder: {len(state)} tensors from {what}"
 
 
@@ -93,6 +94,16 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")
     }
     return {name.removeprefix("swin."): tensor for name, tensor in ours.items()}
+
+
+def _read_fitting(encoder: nn.Module, source: str) -> tuple[dict[str, Tensor], str]:
+    """Returns the tensors that the encoder has, and what they are, for the log."""
+    if hasattr(encoder, "read_pretrained"):
+        return encoder.read_pretrained(source)
+    state = _fitting(_read(encoder, source), encoder, source)
+    if source == IMAGENET:
+        return state, f"ImageNet weights of torchvision's {encoder.torchvision_name}"
+    return state, source
 
 
 def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:

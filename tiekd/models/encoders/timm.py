@@ -1,0 +1,335 @@
+"""Encoders of timm (extra `timm`): any backbone with features, `{name: timm, model: resnet34d}`.
+
+Strides, channels, mean and deviation are timm's. Images arrive normalised by ImageNet's mean and
+deviation; a backbone with others normalises them again, by buffers that are stored with the
+weights. Its batch norms of images become `BatchNorm2d` of this project, whose statistics cover all
+ranks. Cost: timm's import (2 s), and one or two forward passes of a small image at construction.
+Left out: a model's own options (drop rates, dilations), backbones of one stride (ViT), those that
+take images of one size only, and those whose features aren't (channels, height, width).
+"""
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
+from tiekd.errors import CheckpointError, RecipeError
+from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.models.weights import state_dicts
+
+HUB = "hub"
+
+
+class Timm(nn.Module):
+    """A backbone of timm.
+
+    A feature's size is the image's divided by its stride, rounded up. For a backbone that rounds
+    down, an image whose sides aren't multiples of the largest stride is padded with the mean, at
+    the right and the bottom.
+
+    Attributes:
+        channels: of the returned features.
+        strides: of the returned features.
+        pretrained: as given.
+        collection: the word for timm's own weights.
+
+    Args:
+        model: timm's name, with or without a tag of weights ("resnet50" or "resnet50.a1_in1k").
+        taps: the returned features, increasing, by timm's numbers from 0 (`out_indices`); None for
+            all that timm returns by default.
+        pretrained: "hub", which downloads timm's weights; a file of weights of timm's own names
+            (.pth or .safetensors); or None. Nothing is read here, see
+            `tiekd.models.weights.pretrained.load`.
+    """
+
+    collection = HUB
+
+    def __init__(
+        self, model: str, taps: Sequence[int] | None = None, pretrained: str | None = None
+    ):
+        super().__init__()
+        _check_name(model)
+        if taps is not None and (
+            not taps or list(taps) != sorted(set(taps)) or not all(_is_index(tap) for tap in taps)
+        ):
+            raise RecipeError(f"taps: got {list(taps)}; whole numbers from 0, increasing")
+        self.model = model
+        self.taps = None if taps is None else tuple(taps)
+        self.pretrained = pretrained
+        backbone = _create(model, self.taps)
+        self.strides = tuple(backbone.feature_info.reduction())
+        self.channels = tuple(backbone.feature_info.channels())
+        _check_strides(model, self.strides)
+        self.is_padded = _needs_padding(model, backbone, self.strides, self.channels)
+        self.normalisation = Normalisation(
+            backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"]
+        )
+        self.backbone = _with_own_norms(backbone)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+
+        Args:
+            image: (B, 3, H, W), normalised by ImageNet's mean and deviation.
+        """
+        height, width = image.shape[2:]
+        image = self.normalisation(image)
+        right, bottom = -width % self.strides[-1], -height % self.strides[-1]
+        if not self.is_padded or not (right or bottom):
+            return self.backbone(image)
+        features = self.backbone(pad(image, (0, right, 0, bottom)))
+        return [
+            feature[:, :, : -(-height // stride), : -(-width // stride)]
+            for feature, stride in zip(features, self.strides, strict=True)
+        ]
+
+    def read_pretrained(self, source: str) -> tuple[dict[str, Tensor], str]:
+        """Reads weights for this encoder; it is not changed, and no random number is drawn.
+
+        Args:
+            source: "hub" or a file, as `pretrained`.
+
+        Returns:
+            The encoder's tensors by name, and what they are, for the log.
+
+        Raises:
+            CheckpointError: the weights can't be had, or don't fit.
+        """
+        with torch.random.fork_rng(devices=[]):
+            overlay = {}
+            what = f"timm's hub for {self.model}"
+            if source != HUB:
+                overlay["state_dict"], dropped = _read_file(Path(source), self.model)
+                what = source
+                if dropped:
+                    what += f", without its classifier ({', '.join(dropped)})"
+            try:
+                backbone = _create(
+                    self.model, self.taps, pretrained=True, pretrained_cfg_overlay=overlay
+                )
+            except RecipeError as error:
+                raise CheckpointError(
+                    f"{source}: timm can't load weights of {self.model} ({error}); download them "
+                    "on another machine and give the file"
+                ) from None
+        tensors = _with_own_norms(backbone).state_dict()
+        return {f"backbone.{name}": tensor for name, tensor in tensors.items()}, what
+
+
+class Normalisation(nn.Module):
+    """Turns images normalised by ImageNet's mean and deviation into ones by a backbone's own.
+
+    Where the two are the same, every value stays as it is. Mean and deviation are buffers in fp32,
+    in grey levels, whatever the dtype of the network.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        # Multiplied in double precision, so that ImageNet's are exactly the pipeline's.
+        for name, values in (("mean", mean), ("std", std)):
+            levels = torch.tensor([255 * value for value in values])
+            self.register_buffer(name, levels[:, None, None])
+        for name, values in (("imagenet_mean", IMAGENET_MEAN), ("imagenet_std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """Moves the buffers, but keeps them in fp32."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            setattr(self, name, before[name].to(buffer.device))
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns (B, 3, H, W) from the same shape, in the image's dtype."""
+        scale = self.imagenet_std / self.std
+        offset = (self.imagenet_mean - self.mean) / self.std
+        return (image.float() * scale + offset).to(image.dtype)
+
+
+def _check_name(model: str) -> None:
+    """Checks that timm is installed and has the model.
+
+    Raises:
+        RecipeError: it isn't, or hasn't; the nearest names are listed.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise RecipeError(
+            "model: encoders of the name timm need the package timm, which is not installed; "
+            "pip install 'tiekd[timm]'"
+        ) from None
+    name, _, tag = model.partition(".")
+    if name not in timm.list_models():
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0)
+        raise RecipeError(
+            f"model: timm {timm.__version__} has no {model!r}; nearest: {', '.join(near)}"
+        )
+    tags = timm.list_pretrained(f"{name}.*")
+    if tag and model not in tags:
+        raise RecipeError(
+            f"model: timm {timm.__version__} has no weights {model!r}; there are: "
+            f"{', '.join(tags) or 'none of this model'}"
+        )
+
+
+def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
+    """Returns timm's feature extractor.
+
+    Raises:
+        RecipeError: timm can't make one of this model, or of these taps.
+    """
+    import timm
+
+    indices = {} if taps is None else {"out_indices": taps}
+    try:
+        return timm.create_model(model, features_only=True, **indices, **options)
+    except Exception as error:  # noqa: BLE001 - each model refuses in its own way
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if options:
+        raise RecipeError(text)
+    # Without taps it is told which of the two doesn't work.
+    if taps is not None:
+        strides = _create(model, None).feature_info.reduction()
+        raise RecipeError(
+            f"taps: got {list(taps)}; {model} has 0 to {len(strides) - 1}, at strides {strides}"
+        )
+    raise RecipeError(f"model: timm's {model} gives no features (features_only; {text})")
+
+
+def _check_strides(model: str, strides: tuple[int, ...]) -> None:
+    """Checks that features get coarser by powers of two, as decoders need them.
+
+    Raises:
+        RecipeError: they don't.
+    """
+    powers = [1 << k for k in range(10)]
+    if list(strides) != sorted(set(strides) & set(powers)):
+        raise RecipeError(
+            f"model: {model} has features at strides {list(strides)}; a decoder needs increasing "
+            "powers of two: choose others by taps, or another model"
+        )
+
+
+@torch.no_grad()
+def _needs_padding(
+    model: str, backbone: nn.Module, strides: tuple[int, ...], channels: tuple[int, ...]
+) -> bool:
+    """True if features have the sizes that their strides say only where these divide the image.
+
+    Raises:
+        RecipeError: a small image's features have other sizes, or it is refused.
+    """
+    backbone.eval()
+    for side in (2 * strides[-1] + 1, 2 * strides[-1]):
+        sizes = [-(-side // stride) for stride in strides]
+        expected = [(c, size, size) for c, size in zip(channels, sizes, strict=True)]
+        try:
+            shapes = [tuple(f.shape[1:]) for f in backbone(torch.zeros(1, 3, side, side))]
+            text = f"features of {shapes}, not {expected}"
+        except Exception as error:  # noqa: BLE001 - each model refuses in its own way
+            shapes = None
+            text = " ".join(str(error).split())[:200]
+        if shapes == expected:
+            backbone.train()
+            return side == 2 * strides[-1]
+    raise RecipeError(f"model: {model} doesn't work on an image of {side}x{side} ({text})")
+
+
+def _with_own_norms(module: nn.Module) -> nn.Module:
+    """Replaces batch norms, with their values, by this project's, in place; returns the module.
+
+    timm's norm with an activation becomes a norm followed by this activation.
+    """
+    from timm.layers import BatchNormAct2d
+
+    for name, child in module.named_children():
+        if type(child) not in (nn.BatchNorm2d, BatchNormAct2d):
+            _with_own_norms(child)
+            continue
+        if not (child.affine and child.track_running_stats):
+            continue
+        norm = BatchNorm2d(child.num_features, child.eps, child.momentum)
+        state = child.state_dict()
+        norm.load_state_dict({key: state[key] for key in norm.state_dict()})
+        if isinstance(child, BatchNormAct2d):
+            norm = nn.Sequential(OrderedDict(norm=norm, drop=child.drop, act=child.act))
+        setattr(module, name, norm)
+    return module
+
+
+def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Reads a file of weights of timm's names.
+
+    Returns:
+        The tensors but those of the classifier, and the classifier's names.
+
+    Raises:
+        CheckpointError: it can't be read; or tensors are missing, unexpected or of another shape.
+    """
+    import timm
+
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+    else:
+        state = state_dicts.read_checkpoint(path)
+        state = state.get("state_dict", state.get("model", state))
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+    # The whole model, classifier and all, has the names that timm's files have.
+    whole = timm.create_model(model)
+    classifiers = whole.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    prefixes = tuple(f"{name}." for name in classifiers)
+    dropped = [name for name in state if name.startswith(prefixes)]
+    kept = {name: tensor for name, tensor in state.items() if name not in dropped}
+    report = state_dicts.compare(whole, kept)
+    missing = [
+        name
+        for name in report.missing
+        if not name.startswith(prefixes) and not name.endswith("num_batches_tracked")
+    ]
+    wrong = [
+        f"{len(names)} {kind} ({', '.join(names[: state_dicts.LISTED])}"
+        f"{', ...' if len(names) > state_dicts.LISTED else ''})"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", report.unexpected),
+            ("of another shape", report.misfit),
+        )
+        if names
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: doesn't fit timm's {model}: {', '.join(wrong)}; give a state dict of this "
+            "model with timm's own names"
+        )
+    return kept, dropped
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: can't be read ({text}); copy or save it again") from None
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+build = Timm
