@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VIDEO = ["av>=14.1"]  # VideoFrame.rotation
+PLOT = ["matplotlib>=3.10"]
 TIMM = ["timm>=1.0.31"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 
@@ -28,8 +29,9 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *TIMM, *VIDEO],
+        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *PLOT, *TIMM, *VIDEO],
         "export": EXPORT,
+        "plot": PLOT,
         "timm": TIMM,
         "video": VIDEO,
     },

@@ -1143,6 +1143,14 @@ MUTANTS = [
         ("tests/unit/tools/test_plot_log.py",),
     ),
     Mutant(
+        "runs_with_an_underscore_have_no_name_in_the_plot",
+        "tiekd.tools.plot_log",
+        "_draw",
+        "[run.name for run in runs]",
+        "[run.name.strip('_') for run in runs]",
+        ("tests/unit/tools/test_plot_log.py",),
+    ),
+    Mutant(
         "local_readout_reaches_one_bin_less",
         "tiekd.models.readout",
         "_near_mode",

@@ -22,7 +22,10 @@ PROGRAMS = sorted(
 RECIPES = sorted(
     path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts
 )
-HEAVY = {"torch", "numpy", "deepspeed", "torchvision", "PIL", "tensorboard", "pydantic"}
+HEAVY = {
+    *("torch", "numpy", "deepspeed", "torchvision", "PIL", "tensorboard", "pydantic"),
+    *("matplotlib", "timm"),
+}
 MEMORY_KB, TIME_S = 60_000, 2.0  # of the processor; 0.1 s on an idle machine
 
 # Runs the program that argv names, then says what it imported and took.

@@ -17,14 +17,24 @@ import numpy as np
 
 from tiekd.data.image_io import write_image
 from tiekd.errors import DataError, LaunchError
-from tiekd.visualization.charts import COLOURS, Curve, chart
+from tiekd.visualization import figures
 
 AXES = ("iteration", "epoch", "time")
 _X_LABELS = {"iteration": "iteration", "epoch": "epoch", "time": "hours of training"}
 _NO_KEYS = ("mode", "epoch", "iter")
 # The mode of a row that is written on resume if the number of frames has changed.
 _RENUMBERED = "epochs_renumbered"
-_CHART = (640, 400)
+_WIDTH = 640  # of a chart, in pixels
+_HEIGHT = 400
+# For a dark background. Neighbours differ in lightness, so colour-blind readers can distinguish
+# them, too.
+COLOURS = ("#56b4e9", "#e69f00", "#00be8c", "#f0e442", "#d55e3c", "#cc79a7", "#aaaaff")
+_BACKGROUND = "#18181b"
+_PLOT = "#202024"
+_GRID = "#38383e"
+_INK = "#ebebee"
+_FAINT_INK = "#a0a0a8"
+_DOTS_UP_TO = 40  # up to this many points of a curve are also drawn as dots
 
 
 class Row(NamedTuple):
@@ -107,7 +117,7 @@ def plot(
         An image, (height, width, 3) uint8.
 
     Raises:
-        LaunchError: a run doesn't have a key.
+        LaunchError: a run doesn't have a key, or matplotlib isn't installed.
     """
     for run in runs:
         known = run.keys()
@@ -120,17 +130,21 @@ def plot(
     if by == "time" and max(run.rows[-1].time for run in runs) < 2:
         x_label = "minutes of training"
         x_unit = 60.0
-    charts = [
-        chart(_curves(runs, key, by, x_unit, smooth), _CHART, key, x_label, log_y=log_y)
-        for key in keys
-    ]
-    columns = min(len(charts), 2)
-    # An empty chart fills the last line.
-    charts += [np.full_like(charts[0], charts[0][0, 0])] * (-len(charts) % columns)
-    lines = [
-        np.concatenate(charts[i : i + columns], axis=1) for i in range(0, len(charts), columns)
-    ]
-    return np.concatenate(lines)
+    columns = min(len(keys), 2)
+    lines = -(-len(keys) // columns)
+    figure = figures.new_figure(_WIDTH * columns, _HEIGHT * lines)
+    figure.set_facecolor(_BACKGROUND)
+    places = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for key, axes in zip(keys, places, strict=False):
+        _draw(axes, runs, key, by, x_unit, smooth)
+        axes.set_title(key, loc="left", color=_INK, parse_math=False)
+        axes.set_xlabel(x_label, color=_FAINT_INK)
+        if log_y:
+            axes.set_yscale("log", nonpositive="mask")
+    # The last line may have no second chart.
+    for axes in places[len(keys) :]:
+        axes.remove()
+    return figures.pixels_of(figure)
 
 
 def write(path: Path, picture: np.ndarray) -> None:
@@ -148,16 +162,45 @@ def write(path: Path, picture: np.ndarray) -> None:
         ) from None
 
 
-def _curves(runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: int) -> list[Curve]:
-    found = []
-    for run, colour in zip(runs, COLOURS * math.ceil(len(runs) / len(COLOURS)), strict=False):
+def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: int) -> None:
+    """Draws the curve of a key for each run, with a legend."""
+    axes.set_facecolor(_PLOT)
+    axes.grid(color=_GRID)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_FAINT_INK)
+    axes.spines[:].set_color(_GRID)
+    lines = []
+    for index, run in enumerate(runs):
+        colour = COLOURS[index % len(COLOURS)]
         xs, ys = run.curve(key, by)
         xs = [x * x_unit for x in xs]
-        smoothed = _running_mean(ys, smooth) if smooth > 1 else ys
-        if smoothed is not ys:
-            found.append(Curve(xs, ys, colour, faint=True))
-        found.append(Curve(xs, smoothed, colour, run.name))
-    return found
+        if smooth > 1:
+            axes.plot(xs, ys, color=colour, alpha=0.33, zorder=2.1)
+            ys = _running_mean(ys, smooth)
+        lines += axes.plot(xs, ys, color=colour, linewidth=2, zorder=2.2)
+        lines[-1].set(marker="o", markersize=5, markevery=_dotted(ys))
+    # The lines are named here, since matplotlib leaves out labels that begin with an underscore.
+    legend = axes.legend(
+        lines,
+        [run.name for run in runs],
+        loc="best",
+        facecolor=_PLOT,
+        edgecolor=_GRID,
+        labelcolor=_INK,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _dotted(ys: Sequence[float]) -> list[int]:
+    """Returns the points that are drawn as dots: of a short curve all, else those without a line.
+
+    A point without finite neighbours has none.
+    """
+    if len(ys) <= _DOTS_UP_TO:
+        return list(range(len(ys)))
+    finite = [False, *map(math.isfinite, ys), False]
+    return [i for i in range(len(ys)) if finite[i : i + 3] == [False, True, False]]
 
 
 def _running_mean(ys: Sequence[float], count: int) -> list[float]:

@@ -1,5 +1,6 @@
 """Charts of curves over a number axis, drawn with Pillow in the style of `visualization.pictures`.
 
+For images of training, which need no matplotlib; `visualization.figures` is for programs.
 Curves are drawn at three times the size and shrunk, so they are smooth; text and axes are drawn at
 their own size. A chart of 600x400 takes some 20 ms. Left out: axes of dates or categories, and
 interaction.

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ImageColor
 
 from tiekd.errors import DataError, LaunchError
 from tiekd.tools import plot_log
+from tiekd.visualization import figures
 
 GOLDEN = Path(__file__).parents[2] / "golden/logs"
 
@@ -169,7 +171,55 @@ def test_a_picture_has_a_chart_a_key_and_a_curve_a_run(tmp_path):
     assert three.shape == (800, 1280, 3)
     assert one.dtype == np.uint8
     for colour in plot_log.COLOURS[:2]:
-        assert (np.abs(one.astype(int) - colour).sum(-1) < 40).any(0).sum() > 400
+        rgb = ImageColor.getrgb(colour)
+        assert (np.abs(one.astype(int) - rgb).sum(-1) < 40).any(0).sum() > 400
+
+
+def drawn(monkeypatch, *arguments, **options) -> list:
+    """The matplotlib axes of a plot."""
+    seen = []
+    original = figures.pixels_of
+
+    def keep(figure):
+        seen.extend(figure.axes)
+        return original(figure)
+
+    monkeypatch.setattr(figures, "pixels_of", keep)
+    plot_log.plot(*arguments, **options)
+    return seen
+
+
+def test_plot_draws_the_rows_and_names_runs_as_their_folders(tmp_path, monkeypatch):
+    """Names that matplotlib would leave out (_a) or typeset ($b$) stay as they are."""
+    rows = [train(1, 10, 4.0), train(1, 20, math.nan), train(1, 30, 2.0), val(1, 0.5)]
+    runs = [read(write(tmp_path / name, "1", rows)) for name in ("_a", "$b$")]
+    loss, metric = drawn(monkeypatch, runs, ["loss", "abs_rel"], log_y=True)
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["_a", "$b$"]
+    assert loss.get_title("left") == "loss"
+    assert loss.get_xlabel() == "iteration"
+    assert loss.get_yscale() == "log"
+    assert [line.get_color() for line in loss.lines] == list(plot_log.COLOURS[:2])
+    assert list(loss.lines[0].get_xdata()) == [10, 20, 30]
+    np.testing.assert_equal(loss.lines[0].get_ydata(), [4.0, math.nan, 2.0])
+    assert list(metric.lines[1].get_ydata()) == [0.5]
+
+
+def test_plot_smoothed_keeps_the_rows_pale(tmp_path, monkeypatch):
+    run = read(write(tmp_path / "run", "1", [train(1, i, float(i)) for i in (1, 2, 3)]))
+    (axes,) = drawn(monkeypatch, [run], ["loss"], by="time", smooth=2)
+    rows, means = axes.lines
+    assert rows.get_alpha() == 0.33
+    assert list(rows.get_ydata()) == [1, 2, 3]
+    assert means.get_alpha() is None
+    assert list(means.get_ydata()) == [1, 1.5, 2.5]
+    assert axes.get_xlabel() == "minutes of training"
+    assert means.get_xdata() == pytest.approx([0.6, 1.2, 1.8])
+
+
+def test_dots_of_a_long_curve_are_where_no_line_is():
+    assert plot_log._dotted([1.0, math.nan]) == [0, 1]
+    ys = [1.0, math.nan, 2.0, math.inf, *range(100), math.nan, 3.0]
+    assert plot_log._dotted(ys) == [0, 2, 105]
 
 
 def test_a_picture_that_can_not_be_written_is_told(tmp_path):

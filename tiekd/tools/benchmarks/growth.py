@@ -18,6 +18,7 @@ from tiekd.files import replace_bytes
 from tiekd.tools.benchmarks import measure, ranks
 from tiekd.tools.benchmarks.line_plot import draw
 from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, device_of
+from tiekd.visualization import figures
 
 TOLERANCE = 0.1
 UNITS = {
@@ -37,7 +38,12 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         A table, the two ratios, and {"batch": {"sizes", "time_s", "peak_mb", "time_by_line",
         "says", ...}, ...}.
+
+    Raises:
+        LaunchError: a plot is asked for, and matplotlib isn't installed.
     """
+    if args.plot is not None:
+        figures.check_installed()
     recipe = load_recipe(args.recipe)
     # One option grows at a time; the others stay at their smallest.
     curves = {

@@ -1,22 +1,13 @@
 """Draws a row of small plots: seconds of a step and its peak memory, with the lines fitted to them.
 
-Drawn with Pillow. Left out: everything else of a plotting library, logarithmic axes among it.
+Drawn with matplotlib (extra `plot`). Left out: logarithmic axes.
 """
 
-import io
-
-from PIL import Image, ImageDraw, ImageFont
+from tiekd.visualization import figures
 
 WIDTH = 380
 HEIGHT = 280
-LEFT = 56
-RIGHT = 56
-TOP = 40
-BOTTOM = 56
-BACKGROUND = (255, 255, 255)
-INK = (40, 40, 44)
-FAINT = (200, 200, 206)
-COLOURS = {"time_s": (31, 119, 180), "peak_mb": (214, 104, 20)}
+COLOURS = {"time_s": "#1f77b4", "peak_mb": "#d66814"}
 NAMES = {"time_s": "time, s", "peak_mb": "peak memory, MB"}
 
 
@@ -30,66 +21,35 @@ def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
 
     Returns:
         The bytes of a PNG.
+
+    Raises:
+        LaunchError: matplotlib isn't installed.
     """
-    canvas = Image.new("RGB", (WIDTH * len(curves), HEIGHT), BACKGROUND)
-    pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(12)
-    # One plot per curve, each with an axis for seconds and one for MB.
-    for column, (name, curve) in enumerate(curves.items()):
-        left = WIDTH * column
-        _frame(pen, font, left, units[name], curve["sizes"])
-        for side, key in enumerate(COLOURS):
-            ratios = curve["time_by_line" if key == "time_s" else "memory_by_line"]
-            _line(pen, font, left, side, key, curve["sizes"], curve[key], ratios)
-    file = io.BytesIO()
-    canvas.save(file, "PNG")
-    return file.getvalue()
+    figure = figures.new_figure(WIDTH * len(curves), HEIGHT)
+    # One plot per curve, with an axis for seconds at the left and one for MB at the right.
+    for plot, (name, curve) in zip(
+        figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True
+    ):
+        sizes = curve["sizes"]
+        plot.set_xlabel(units[name])
+        plot.set_xlim(0, 1.05 * max(sizes))
+        plot.set_xticks(sizes, [_label(size) for size in sizes])
+        _draw_line(plot, "time_s", sizes, curve["time_s"], curve["time_by_line"])
+        _draw_line(plot.twinx(), "peak_mb", sizes, curve["peak_mb"], curve["memory_by_line"])
+    return figures.png_of(figure)
 
 
-def _frame(pen, font, left: int, title: str, sizes: list[int]) -> None:
-    box = (left + LEFT, TOP, left + WIDTH - RIGHT, HEIGHT - BOTTOM)
-    pen.rectangle(box, outline=FAINT)
-    pen.text((left + WIDTH / 2, HEIGHT - 16), title, font=font, fill=INK, anchor="mm")
-    for size in sizes:
-        x = _x(left, size, sizes)
-        pen.line([(x, box[3]), (x, box[3] + 4)], fill=INK)
-        pen.text(
-            (x, box[3] + 12),
-            f"{size:,}" if size < 10**5 else f"{size / 1e6:.2f} M",
-            font=font,
-            fill=INK,
-            anchor="mm",
-        )
-
-
-def _line(pen, font, left: int, side: int, key: str, sizes, values, ratios) -> None:
-    """Draws measured points and the fitted line, on an axis from 0 at the left or the right."""
+def _draw_line(axes, key: str, sizes: list, values: list, ratios: list) -> None:
+    """Draws measured points and the fitted line, on an axis from 0."""
     colour = COLOURS[key]
-    top = 1.1 * max(values)
-    edge = left + LEFT - 6 if side == 0 else left + WIDTH - RIGHT + 6
-    pen.text((left + LEFT + side * 130, 20), NAMES[key], font=font, fill=colour, anchor="lm")
-    for fraction in (0.0, 0.5, 1.0):
-        tick = f"{fraction * max(values):.3g}"
-        pen.text(
-            (edge, _y(fraction * max(values), top)),
-            tick,
-            font=font,
-            fill=colour,
-            anchor="lm" if side else "rm",
-        )
-    points = [
-        (_x(left, size, sizes), _y(value, top)) for size, value in zip(sizes, values, strict=True)
-    ]
+    axes.set_ylabel(NAMES[key], color=colour)
+    axes.set_ylim(0, 1.1 * max(values))
+    axes.tick_params(axis="y", colors=colour)
+    axes.plot(sizes, values, "o", color=colour)
     # A value divided by its ratio to the line is the line's value.
-    fit = [(x, _y(value / r, top)) for (x, _), value, r in zip(points, values, ratios, strict=True)]
-    pen.line(fit, fill=colour, width=1)
-    for x, y in points:
-        pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+    fitted = [value / ratio for value, ratio in zip(values, ratios, strict=True)]
+    axes.plot(sizes, fitted, color=colour, linewidth=1)
 
 
-def _x(left: int, size: float, sizes: list[int]) -> float:
-    return left + LEFT + (WIDTH - LEFT - RIGHT) * size / (1.05 * max(sizes))
-
-
-def _y(value: float, top: float) -> float:
-    return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / top
+def _label(size: int) -> str:
+    return f"{size:,}" if size < 10**5 else f"{size / 1e6:.2f} M"

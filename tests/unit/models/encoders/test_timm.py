@@ -1,4 +1,4 @@
-"""Encoders of timm: what they return, the normalisation that they expect, their weights, what is refused."""
+"""Encoders of timm: features, the normalisation that they expect, weights, what is refused."""
 
 import re
 import sys
@@ -56,7 +56,7 @@ def normalised(levels: torch.Tensor, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> to
 
 @pytest.fixture(scope="module")
 def whole():
-    """timm's own model with its classifier, at random."""
+    """Timm's own model with its classifier, at random."""
     torch.manual_seed(0)
     return randomised(timm.create_model(HALVES))
 
@@ -229,9 +229,8 @@ def decoder_of(taps) -> dict:
     return {"decoder": {"name": "densedepth", "widths": widths, "extra_ups": 1}}
 
 
-def test_a_file_that_does_not_fit_is_refused_with_what_is_missing_and_unexpected(
-    whole, tmp_path, no_hub
-):
+@pytest.mark.usefixtures("no_hub")
+def test_a_file_that_does_not_fit_is_refused_with_what_is_missing_and_unexpected(whole, tmp_path):
     """In one line, with nothing loaded; the classifier may be missing or of other classes."""
     state = dict(whole.state_dict())
     state["fc.weight"] = torch.zeros(3, 96)
@@ -255,8 +254,9 @@ def test_a_file_that_does_not_fit_is_refused_with_what_is_missing_and_unexpected
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
+@pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["none.pth", "none.safetensors", "torn.safetensors", "imagenet"])
-def test_a_file_that_can_not_be_read_is_told_in_one_line(tmp_path, name, no_hub):
+def test_a_file_that_can_not_be_read_is_told_in_one_line(tmp_path, name):
     (tmp_path / "torn.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{\n")
     network = build_network(node(pretrained=str(tmp_path / name)))
     with pytest.raises(RecipeError) as error:

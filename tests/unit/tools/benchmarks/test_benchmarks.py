@@ -4,7 +4,6 @@ Their counts are right, their reports are complete, and a plain twin learns alik
 """
 
 import copy
-import io
 import json
 from argparse import ArgumentParser
 from pathlib import Path
@@ -34,8 +33,9 @@ from tiekd.tools.benchmarks import (
 from tiekd.tools.benchmarks import arguments as choices
 from tiekd.tools.benchmarks import layouts as layouts_benchmark
 from tiekd.tools.benchmarks.arguments import LIGHT, OF, PUBLISHED
-from tiekd.tools.benchmarks.line_plot import BOTTOM, COLOURS, LEFT, RIGHT, TOP, draw
+from tiekd.tools.benchmarks.line_plot import COLOURS, draw
 from tiekd.tools.benchmarks.training import BatchShape, TrainingStep, make_plain
+from tiekd.visualization import figures
 
 ROOT = Path(__file__).parents[4]
 
@@ -262,18 +262,31 @@ def test_growth_measures_and_draws(tmp_path):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_the_plot_has_a_point_where_it_was_measured():
-    curve = growth.judged([1, 2, 3], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
-    picture = Image.open(io.BytesIO(draw({"batch": curve}, growth.UNITS))).convert("RGB")
-    # The axes end at 1.05 times the largest size and at 1.1 times the largest value of the axis.
-    across, up = picture.width - LEFT - RIGHT, picture.height - TOP - BOTTOM
-    for key, sizes, share in (
-        ("time_s", (1, 2), lambda n: n / 3.3),
-        ("peak_mb", (1, 2, 3), lambda _: 1 / 1.1),
+def test_the_plot_has_a_point_where_it_was_measured(monkeypatch):
+    """Axes end at 1.05 times the largest size and at 1.1 times the largest value of the axis."""
+    curve = growth.judged([1, 2, 4], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
+    seen = []
+    monkeypatch.setattr(figures, "png_of", seen.append)
+    draw({"batch": curve}, growth.UNITS)
+    (figure,) = seen
+    time_axes, memory_axes = figure.axes
+    for axes, key, ratios in (
+        (time_axes, "time_s", curve["time_by_line"]),
+        (memory_axes, "peak_mb", curve["memory_by_line"]),
     ):
-        for size in sizes:
-            x = round(LEFT + across * size / 3.15)
-            y = round(TOP + up * (1 - share(size)))
-            # The fitted line is one pixel wide: above and below it only a point has its colour.
-            assert picture.getpixel((x, y - 2)) == picture.getpixel((x, y + 2)) == COLOURS[key]
-            assert picture.getpixel((x, y - 5)) != COLOURS[key]
+        points, line = axes.lines
+        assert points.get_marker() == "o"
+        assert points.get_color() == line.get_color() == COLOURS[key]
+        assert list(points.get_xdata()) == list(line.get_xdata()) == [1, 2, 4]
+        assert list(points.get_ydata()) == curve[key]
+        assert line.get_ydata() * ratios == pytest.approx(curve[key])
+        assert axes.get_xlim() == pytest.approx((0, 4.2))
+        assert axes.get_ylim() == pytest.approx((0, 1.1 * max(curve[key])))
+
+
+def test_growth_without_matplotlib_measures_nothing(tmp_path, monkeypatch):
+    """A plot that can't be drawn is told before minutes of measuring."""
+    monkeypatch.setattr(figures, "find_spec", {}.get)
+    monkeypatch.setattr(growth, "_curve", None)
+    with pytest.raises(LaunchError, match=r"pip install 'tiekd\[plot\]'"):
+        growth.run(arguments(growth, "--plot", str(tmp_path / "growth.png")))
