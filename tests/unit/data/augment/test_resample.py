@@ -95,7 +95,7 @@ def test_a_part_is_as_small_as_the_recipes_rotation_allows():
 
 
 def test_cut_of_an_upright_window():
-    """An augmented sample is a Sample still, which says where its window lies and how large it is."""
+    """An augmented sample is still a Sample, which has its window's place and size."""
     sample = frame()
     part = cut(sample, DRAWN[0], 2.5)
     assert type(part) is Sample
