@@ -102,7 +102,7 @@ def test_another_value_of_the_switch_is_one_line():
 
 @glibc_only
 def test_memory_that_is_kept_counts_in_no_measurement():
-    """What a call or a micro-batch needs is measured as if nothing had been freed before."""
+    """A call or a micro-batch is measured as if nothing had been freed before."""
     done = told(
         """
         import torch

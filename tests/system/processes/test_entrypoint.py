@@ -1,4 +1,4 @@
-"""How a program ends, with which words and which exit code, in a process of its own."""
+"""The ends of a program in a process of its own: the words and the exit code."""
 
 import os
 import subprocess

@@ -40,7 +40,7 @@ def dpm() -> nn.Module:
 
 
 def as_stranger(path: Path, image: torch.Tensor) -> torch.Tensor:
-    """What the file says in a process that can't import this project."""
+    """Returns the file's output in a process that can't import this project."""
     script, given, found = (
         path.with_name(name) for name in ("stranger.py", "image.pt", "depth.pt")
     )

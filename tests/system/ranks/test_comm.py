@@ -50,7 +50,7 @@ def normalise_on_ranks(rank):
 
 
 def bytes_kept(module, x):
-    """Of the largest tensors that backward needs, each once."""
+    """Returns the bytes of the largest tensors that backward needs, each once."""
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: (kept.update({t.data_ptr(): t.nbytes}), t)[1], lambda t: t
@@ -171,7 +171,10 @@ def test_reductions(tmp_path):
 
 
 def lose_a_rank(this, lost, folder):
-    """What the rank that is left says, and after how many seconds; the other waits for its file."""
+    """Returns what the rank that is left says, and after how many seconds.
+
+    The other one waits for its file.
+    """
     set_default_timeout(timedelta(seconds=2))
     dist.barrier()  # the ranks have two seconds for a group, too
     group = dist.new_group()

@@ -40,7 +40,7 @@ def figures_of_one_batch(_rank):
 
 
 def filled_replica(rank):
-    """What a rank evaluates with; the weights of training come on the main rank only."""
+    """Returns the weights that a rank evaluates with; only rank 0 has those of training."""
     torch.manual_seed(0)
     student, replica = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
     student(torch.randn(2, 3, 5, 5))

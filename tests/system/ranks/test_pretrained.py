@@ -10,7 +10,7 @@ from tiekd.models.weights import pretrained
 
 
 def loaded_on_a_rank(rank: int, path: str) -> tuple[int, torch.Tensor, str]:
-    """How often this rank read a file, a tensor it has then, and the error for a missing file."""
+    """Returns how often this rank read a file, a tensor it has then, and a missing file's error."""
     reads, read = [], pretrained.state_dicts.read_checkpoint
     pretrained.state_dicts.read_checkpoint = lambda p: reads.append(p) or read(p)
     torch.manual_seed(rank)
