@@ -21,7 +21,8 @@ ITERATIONS = 8  # of 4 images from 16: two epochs
 TORN, WITHOUT_DEPTH = "0000000003", "0000000009"
 
 
-def test_every_planted_fault_is_found_and_nothing_else(tmp_path):
+def test_check_data_finds_exactly_planted_faults(tmp_path):
+    """`check_data.py` reports every planted fault, and its clean split files pass."""
     root = faulty_data.make(tmp_path / "data")
     before = programs.files_of(root)
     recipe = recipes.write_recipe(tmp_path / "faulty.yaml", faulty_data.recipe(root))
@@ -112,7 +113,8 @@ def warnings(work_dir: Path) -> list[str]:
     ]
 
 
-def test_training_goes_on_over_bad_files_and_names_them_once(skipping):
+def test_skip_bad_samples_warns_once_per_file(skipping):
+    """Training with `on_error: skip` names each unreadable file once, also after a resume."""
     results = json.loads((skipping / "results.out").read_text())
     assert [row["code"] for row in results[:2]] == [0, 0], (
         results[0]["stderr"][-3000:] + results[1]["stderr"][-3000:]
@@ -129,7 +131,8 @@ def test_training_goes_on_over_bad_files_and_names_them_once(skipping):
         assert f"{WITHOUT_DEPTH}.png: a depth map must be a one-channel 16-bit PNG" in together
 
 
-def test_what_takes_their_place_depends_on_neither_a_stop_nor_the_ranks(skipping):
+def test_replacement_samples_same_on_resume_and_ranks(skipping):
+    """Replacement samples depend on neither a resume nor the number of ranks."""
     rows = [
         json.loads(line) for line in (skipping / "one" / "recorded.jsonl").read_text().splitlines()
     ]
@@ -142,7 +145,8 @@ def test_what_takes_their_place_depends_on_neither_a_stop_nor_the_ranks(skipping
     )
 
 
-def test_more_than_are_allowed_end_the_run_with_a_line(skipping):
+def test_train_ends_above_max_errors(skipping):
+    """A run with more unreadable samples than `data.max_errors` ends with one line and code 2."""
     few = programs.Result(**json.loads((skipping / "results.out").read_text())[2])
     (line,) = few.our_lines()
     assert few.code == 2
@@ -169,7 +173,8 @@ def copied(ground: Path, folder: Path, **data) -> dict:
 
 
 @pytest.mark.long
-def test_a_file_that_does_not_answer_ends_all_ranks(ground, tmp_path):
+def test_loader_read_timeout_ends_all_ranks(ground, tmp_path):
+    """A file that isn't read within `data.timeout_s` ends all ranks with a line that names it."""
     recipe = copied(ground, tmp_path, timeout_s=3)
     (path,) = (tmp_path / "data" / "input").glob(f"*/*_0001_sync/image_02/data/{TORN}.png")
     recipe["data"] |= {"name": "support.parts.stuck_kitti", "stuck": str(path)}
@@ -203,7 +208,8 @@ def session_of(pid: int) -> int | None:
         return None
 
 
-def test_a_data_worker_that_is_killed_ends_the_run_while_it_computes(ground, tmp_path):
+def test_loader_killed_worker_ends_run(ground, tmp_path):
+    """A killed data worker ends the run with one `DataError` line while it computes."""
     recipe = copied(ground, tmp_path)
     recipe["hooks"] = [{**recipes.RECORDER, "wait_for": str(tmp_path / "never")}]
     path = recipes.write_recipe(tmp_path / "recipe.yaml", recipe)
@@ -222,7 +228,8 @@ def test_a_data_worker_that_is_killed_ends_the_run_while_it_computes(ground, tmp
     )
 
 
-def test_an_interrupted_check_leaves_no_result_and_no_process(tmp_path):
+def test_check_data_interrupt_leaves_nothing(tmp_path):
+    """An interrupted `check_data.py` ends with 130 and leaves neither a result nor a process."""
     root = faulty_data.make(tmp_path / "data")
     split = root / "kitti_eigen_train.txt"
     split.write_text(split.read_text() * 3_000)  # more than it can read before it is interrupted

@@ -66,7 +66,8 @@ def expected() -> dict[int, int]:
 
 
 @pytest.mark.parametrize("name", ["plain", "norms", "norms_zero3", "norms_bf16"])
-def test_its_steps_are_skipped_and_the_network_stays_finite(folder, name):
+def test_nonfinite_steps_skipped_and_weights_finite(folder, name):
+    """Exactly the steps with a NaN image are skipped, and the weights stay finite."""
     rows = programs.recorded(folder / name)
     steps = [
         b["skipped"] - a["skipped"] for a, b in zip([{"skipped": 0}, *rows], rows, strict=False)
@@ -78,7 +79,8 @@ def test_its_steps_are_skipped_and_the_network_stays_finite(folder, name):
     assert [row["iter"] for row in programs.json_log(folder / name)] == [3, 6, 9, 12, 15, 18]
 
 
-def test_the_log_names_the_samples_of_the_rank_that_had_it(folder):
+def test_nonfinite_log_names_samples_and_rank(folder):
+    """The log names the rank, the samples and the non-finite image of each skipped iteration."""
     told = dict(TOLD.findall(programs.log_text(folder / "plain")))
     assert {int(number) for number in told} == set(expected())
     frames = scenes_of(folder)
@@ -94,7 +96,8 @@ def test_the_log_names_the_samples_of_the_rank_that_had_it(folder):
     assert {row["iteration"]: row["micro_batches"][0]["rank"] for row in rows} == expected()
 
 
-def test_with_norms_over_all_ranks_all_ranks_are_named(folder):
+def test_nonfinite_log_names_all_ranks_with_sync_norms(folder):
+    """With norms over all ranks the log of a skipped iteration names every rank."""
     told = dict(TOLD.findall(programs.log_text(folder / "norms")))
     assert {int(number) for number in told} == set(expected())
     assert all("on rank 0, " in text and "; on rank 1, " in text for text in told.values())
@@ -135,7 +138,8 @@ def shown(folder) -> tuple[str, Path]:
     return said, out
 
 
-def test_a_batch_is_made_again_bit_for_bit(folder):
+def test_global_batch_repeats_trained_batch(folder):
+    """`global_batch` rebuilds the batch of an iteration bit for bit as it was trained on."""
     from tiekd.config.build import settings
     from tiekd.config.recipe import load_recipe
     from tiekd.data.augment.augment import Augment
@@ -161,7 +165,8 @@ def test_a_batch_is_made_again_bit_for_bit(folder):
             ), name
 
 
-def test_every_sample_is_described_and_drawn(folder, shown):
+def test_show_batch_describes_and_draws_samples(folder, shown):
+    """`show_batch.py` prints the statistics of every sample and draws an image of each."""
     said, out = shown
     seen = [
         torch.load(folder / "plain" / f"seen_{SHOWN}_{rank}.pt", weights_only=True)
@@ -197,7 +202,8 @@ def test_every_sample_is_described_and_drawn(folder, shown):
         assert np.asarray(Image.open(path)).std() > 20
 
 
-def test_a_run_that_stays_bad_ends_and_goes_on_from_the_checkpoint_it_names(ground, tmp_path):
+def test_max_bad_iterations_ends_run_and_resumes(ground, tmp_path):
+    """A run that stays non-finite ends, and resumes from the checkpoint that its error names."""
     recipe = recipes.recipe(ground, max_bad_iterations=4)
     recipe["losses"] = {"failing": {"name": "support.parts.failing_loss", "after": 9}}
     recipe["checkpoint"] |= {"interval": 2, "keep_last": 2}

@@ -35,7 +35,8 @@ def benchmark(*words) -> dict:
     return json.loads(result.stdout)
 
 
-def test_engine_measures_each_hook_and_the_loop():
+def test_benchmark_engine_times_hooks_and_loop():
+    """`benchmark.py engine` reports the time of each hook, of the loop and of the bare step."""
     told = benchmark("engine")
     assert told["hooks_ms"].keys() == {
         "TextLog",
@@ -55,7 +56,8 @@ def test_engine_measures_each_hook_and_the_loop():
 
 @pytest.mark.skipif(DEVICE == "cpu" and os.cpu_count() < 2, reason="needs two cores")
 @pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_growth_starts_as_many_ranks_as_it_is_asked_to():
+def test_benchmark_growth_starts_given_ranks():
+    """`benchmark.py growth` measures each number of ranks that `--ranks` lists."""
     told = benchmark(
         "growth", "--batches", "1", "--crops", "1", "--bins", "32", "--ranks", "1", "2"
     )
@@ -74,7 +76,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_every_word_has_its_help_and_only_the_chosen_one_is_imported():
+def test_benchmark_help_lists_commands():
+    """The program's --help lists every command, and a command's has only its own options."""
+
     def told(*words: str) -> str:
         command = [sys.executable, "-c", OBSERVER, PROGRAM, *words]
         result = programs.finish(command, fresh=True)
@@ -92,7 +96,8 @@ def test_every_word_has_its_help_and_only_the_chosen_one_is_imported():
     assert imported == [set(), set(), set(), {"head"}]
 
 
-def test_json_is_one_object():
+def test_benchmark_json_is_one_object():
+    """The --json option prints one object with the benchmark, the hardware and the ratios."""
     told = benchmark("student")
     assert told.keys() >= ALWAYS | {"benchmark", "hardware"}
     assert measure.as_text(told)

@@ -75,7 +75,8 @@ def unbroken(recipe) -> Path:
     return folder
 
 
-def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(recipe, unbroken):
+def test_cache_frames_killed_job_resumes(recipe, unbroken):
+    """A killed `cache_frames.py` resumes, and its files equal those of an uninterrupted one."""
     for attempt in range(5):  # it may be done before it is killed
         folder = recipe.parent / f"killed_{attempt}"
         with programs.Program(command(recipe, folder)) as program:
@@ -99,7 +100,8 @@ def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(
     assert not list(folder.rglob("*.partial"))
 
 
-def test_verify_finds_a_flipped_byte_and_makes_the_file_anew(recipe, unbroken):
+def test_cache_frames_verify_rebuilds_flipped_byte(recipe, unbroken):
+    """`cache_frames.py --verify` finds a flipped byte and rebuilds that file alone."""
     before = arrays(unbroken)
     path = unbroken / next(iter(before))
     content = bytearray(path.read_bytes())
@@ -115,7 +117,8 @@ def test_verify_finds_a_flipped_byte_and_makes_the_file_anew(recipe, unbroken):
     }
 
 
-def test_a_run_on_decoded_frames_is_the_run_on_the_files_bit_by_bit(recipe, unbroken):
+def test_train_on_decoded_cache_is_bit_identical(recipe, unbroken):
+    """A run on decoded frames has the losses and weights of a run on the source files."""
     losses = []
     for name, options in (("files", []), ("decoded", [f"data.decoded={unbroken}"])):
         work_dir = recipe.parent / f"run_{name}"
@@ -136,7 +139,8 @@ def test_a_run_on_decoded_frames_is_the_run_on_the_files_bit_by_bit(recipe, unbr
     assert len(losses[0][0]) == 3
 
 
-def test_a_source_that_has_changed_stops_a_run_with_what_to_do(recipe, unbroken):
+def test_decoded_cache_stale_source_ends_run(recipe, unbroken):
+    """A source that changed after it was decoded ends the run with a line that says what to do."""
     source = next((recipe.parent / "scenes" / "input").rglob("*.png"))
     os.utime(source, ns=(0, source.stat().st_mtime_ns + 1))
     train = [
@@ -157,7 +161,8 @@ def test_a_source_that_has_changed_stops_a_run_with_what_to_do(recipe, unbroken)
 
 
 @pytest.mark.parametrize("wrong", ["folder", "missing"])
-def test_a_folder_that_cannot_be_filled_or_read_is_one_line(recipe, tmp_path, wrong):
+def test_decoded_cache_bad_folder_is_one_line(recipe, tmp_path, wrong):
+    """A cache folder that is a file or is missing ends the program with one `DataError` line."""
     (tmp_path / "file").write_text("mine")
     if wrong == "folder":
         result = programs.finish(command(recipe, tmp_path / "file"))
@@ -181,7 +186,8 @@ def test_a_folder_that_cannot_be_filled_or_read_is_one_line(recipe, tmp_path, wr
 @pytest.mark.skipif(
     "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames"
 )
-def test_real_frames_are_decoded_and_read_as_the_files(ground, tmp_path):
+def test_cache_frames_real_kitti_equals_files(ground, tmp_path):
+    """Decoded real KITTI frames equal the frames read from their files."""
     node = recipes.recipe(ground, validate=True)
     root = Path(os.environ["TIEKD_REAL_DATA"]) / "kitti"
     node["data"] = {"name": "kitti", "root": str(root), "kb_crop": [352, 1216], "workers": 1}

@@ -58,7 +58,8 @@ def unbroken(recipe) -> dict[str, tuple]:
     return maps(folder)
 
 
-def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(recipe, unbroken):
+def test_cache_teacher_killed_job_resumes(recipe, unbroken):
+    """A killed `cache_teacher.py` resumes, and its maps equal those of an uninterrupted one."""
     for attempt in range(5):  # it may be done before it is killed
         folder = recipe.parent / f"killed_{attempt}"
         with programs.Program(command(recipe, folder), ranks=2) as program:
@@ -91,7 +92,8 @@ def test_a_killed_job_goes_on_where_it_was_and_makes_what_an_unbroken_one_makes(
 
 
 @pytest.mark.usefixtures("unbroken")
-def test_a_student_learns_from_the_maps_without_the_teacher(recipe):
+def test_train_from_cached_maps_without_teacher(recipe):
+    """A student trains from cached maps alone, and maps of another `max_depth` are refused."""
     train = [
         sys.executable,
         programs.ROOT / "bin" / "train.py",
@@ -119,8 +121,11 @@ def test_a_student_learns_from_the_maps_without_the_teacher(recipe):
 @pytest.mark.skipif(
     "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA is not set: no real frames"
 )
-def test_real_frames_are_cached(ground, tmp_path):
-    """KITTI's own sizes, 1242x375 and 1224x370, cut to the benchmark window."""
+def test_cache_teacher_real_kitti_sizes(ground, tmp_path):
+    """Whole maps are cached for real KITTI frames of both sizes, cut to the benchmark window.
+
+    KITTI's own sizes, 1242x375 and 1224x370, cut to the benchmark window.
+    """
     node = recipes.recipe(ground)
     root = Path(os.environ["TIEKD_REAL_DATA"]) / "kitti"
     node["data"] = {"name": "kitti", "root": str(root), "kb_crop": [352, 1216], "workers": 1}

@@ -76,7 +76,8 @@ def accepted(ground, tmp_path_factory) -> tuple[Path, dict[str, programs.Result]
     return folder, results
 
 
-def test_a_resume_on_more_pictures_is_refused_and_leaves_the_run_as_it_was(accepted):
+def test_resume_refuses_added_images(accepted):
+    """A resume on more images is refused with one line and leaves the work dir unchanged."""
     folder, results = accepted
     assert results["started"].code == 0, results["started"].stderr[-3000:]
     assert refused(results["refused"]) == (
@@ -90,7 +91,8 @@ def test_a_resume_on_more_pictures_is_refused_and_leaves_the_run_as_it_was(accep
     } == {".lock"}
 
 
-def test_an_accepted_change_counts_the_best_anew_keeps_the_split_and_numbers_epochs_aloud(accepted):
+def test_accept_changes_resets_best_and_keeps_split(accepted):
+    """An accepted change resets the best, keeps the validation split and renumbers the epochs."""
     folder, results = accepted
     assert results["accepted"].code == 0, results["accepted"].stderr[-3000:]
     text = sorted((folder / "run").glob("*.log"))[-1].read_text()
@@ -134,8 +136,11 @@ def test_an_accepted_change_counts_the_best_anew_keeps_the_split_and_numbers_epo
     )
 
 
-def test_a_checkpoint_from_before_an_accepted_change_brings_no_best(accepted):
-    """A run that is killed between the resume and its next checkpoint does this."""
+def test_checkpoint_before_accepted_change_has_no_best(accepted):
+    """A resume from a checkpoint before an accepted change starts without a best.
+
+    A run that is killed between the resume and its next checkpoint does this.
+    """
     folder, _ = accepted
     for path in (folder / "run" / "checkpoints").glob("iter_*"):
         if path.name != "iter_6":
@@ -147,9 +152,8 @@ def test_a_checkpoint_from_before_an_accepted_change_brings_no_best(accepted):
     assert "Best abs_rel so far" in text
 
 
-def test_without_validation_all_pictures_are_trained_on_and_an_evaluation_on_them_is_refused(
-    ground, tmp_path
-):
+def test_no_validate_trains_on_all_frames(ground, tmp_path):
+    """Without validation every frame is trained on, and an evaluation on them is refused."""
     write_frames(tmp_path / "data", range(3))
     path = recipes.write_recipe(tmp_path / "recipe.yaml", recipe(ground, tmp_path / "data"))
     one = recipes.write_recipe(tmp_path / "one.yaml", recipe(ground, tmp_path / "one"))

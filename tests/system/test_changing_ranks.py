@@ -48,7 +48,8 @@ def work_dirs(ground, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "straight", folder / "legs"
 
 
-def test_losses_and_weights_are_those_of_the_run_that_never_changed(work_dirs):
+def test_changing_ranks_keeps_losses_and_weights(work_dirs):
+    """Losses and weights over four legs equal those of the run that never changed."""
     straight, legs = work_dirs
     assert [row["iteration"] for row in programs.recorded(legs)] == list(range(1, 21))
     assert programs.losses(legs) == pytest.approx(programs.losses(straight), rel=2e-6)
@@ -56,7 +57,8 @@ def test_losses_and_weights_are_those_of_the_run_that_never_changed(work_dirs):
         assert (tensor - programs.student(legs)[name]).abs().max() <= 1e-5, name
 
 
-def test_each_leg_ran_as_it_was_told(work_dirs):
+def test_changing_ranks_legs_have_given_layout(work_dirs):
+    """The checkpoint of each leg records the world size and ZeRO stage that it was given."""
     states = [
         (work_dirs[1] / "checkpoints" / f"iter_{end}" / "state.json").read_text()
         for end, *_ in LEGS
@@ -65,7 +67,8 @@ def test_each_leg_ran_as_it_was_told(work_dirs):
     assert [(m["world_size"], m["zero_stage"]) for m in made_by] == [(2, 1), (1, 0), (2, 3), (2, 2)]
 
 
-def test_evaluation_right_after_each_resume_is_the_one_right_before(work_dirs):
+def test_resume_evaluation_equals_one_before(work_dirs):
+    """An evaluation right after a resume equals the evaluation right before it."""
     rows = [json.loads(line) for line in (work_dirs[1] / "entered.jsonl").read_text().splitlines()]
     before = {row["ends_after"]: row["metrics"] for row in rows if "ends_after" in row}
     after = {row["begins_after"]: row for row in rows if "begins_after" in row}

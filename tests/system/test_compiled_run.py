@@ -13,8 +13,11 @@ COMPILING_S = 1500  # a minute of one core, that others may be using
 
 
 @pytest.mark.long
-def test_a_compiled_run_is_like_any_other(ground, tmp_path):
-    """12 iterations compiled, with an evaluation, then 8 without, from the checkpoint."""
+def test_compiled_run_follows_curve_and_resumes(ground, tmp_path):
+    """A compiled run follows the stored curve and is resumed by an uncompiled one.
+
+    12 iterations compiled, with an evaluation, then 8 without, from the checkpoint.
+    """
     recipe = recipes.recipe(ground, validate=True)
     recipe["evaluation"] |= {"interval": 10, "by": "iteration"}
     recipe["checkpoint"]["interval"] = 12

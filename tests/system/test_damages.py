@@ -59,7 +59,8 @@ def damage(folder: Path, kind: str, seed: int) -> str:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_every_damage_is_found_and_the_older_one_is_taken(trained, tmp_path, seed):
+def test_find_passes_over_damaged_checkpoint(trained, tmp_path, seed):
+    """`checkpoints.find` passes over a damaged checkpoint and takes the older one."""
     folder = tmp_path / "run" / checkpoints.FOLDER
     shutil.copytree(trained / checkpoints.FOLDER, folder)
     done = damage(folder / NEWEST, KINDS[seed % len(KINDS)], seed)
@@ -81,9 +82,8 @@ def call(folder: Path, commands: list[list]) -> list[programs.Result]:
 @pytest.mark.parametrize(
     "seeds", [range(5), pytest.param(range(5, 50), marks=pytest.mark.long)], ids=["few", "all"]
 )
-def test_a_run_goes_on_from_the_older_one_and_refuses_the_damaged_one_in_a_line(
-    trained, tmp_path, seeds
-):
+def test_resume_auto_takes_older_undamaged(trained, tmp_path, seeds):
+    """`--resume-from auto` takes the older checkpoint; the damaged one itself is refused."""
     commands = []
     for seed in seeds:
         work_dir = tmp_path / str(seed)
@@ -119,7 +119,8 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-def test_no_file_runs_code(trained, tmp_path):
+def test_hostile_pickle_is_never_executed(trained, tmp_path):
+    """No checkpoint, weights file or import executes code that is pickled in it."""
     mark, bomb = tmp_path / "exploded", tmp_path / "bomb.pth"
     torch.save({"state_dict": Bomb(mark)}, bomb)
     torch.load(bomb, weights_only=False)
@@ -171,7 +172,8 @@ def test_no_file_runs_code(trained, tmp_path):
     assert not (tmp_path / "ours.pth").exists()
 
 
-def test_a_changed_optimizer_is_refused_in_a_line(trained, tmp_path):
+def test_resume_refuses_changed_optimizer(trained, tmp_path):
+    """A resume with other optimizer groups is refused with one line."""
     shutil.copytree(trained, tmp_path / "run")
     groups = 'optimizer.groups=[{"match":"encoder.*","lr_mult":0.5}]'
     recipe = trained.parent / "recipe.yaml"
@@ -185,7 +187,8 @@ def test_a_changed_optimizer_is_refused_in_a_line(trained, tmp_path):
     assert "not of this recipe's network and optimizer" in line
 
 
-def test_none_left_says_what_each_lacks(tmp_path):
+def test_find_lists_faults_when_none_usable(tmp_path):
+    """With no usable checkpoint the error says what each one lacks."""
     for iteration in (1, 2):
         (tmp_path / checkpoints.FOLDER / f"iter_{iteration}").mkdir(parents=True)
     with pytest.raises(

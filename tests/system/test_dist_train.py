@@ -25,7 +25,8 @@ DIST_TRAIN = ROOT / "bin" / "dist_train.sh"
         ),
     ],
 )
-def test_the_script_asks_nvidia_smi_and_ends_with_code_2(words, port, told, tmp_path):
+def test_dist_train_rejects_bad_arguments_with_2(words, port, told, tmp_path):
+    """The script exits with 2 and one line for wrong arguments, PORT or devices."""
     (tmp_path / "nvidia-smi").write_text(
         "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1232f937-d72c)'\n"
     )

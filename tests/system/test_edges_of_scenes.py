@@ -36,7 +36,8 @@ def scenes(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.long
-def test_local_leaves_fewer_points_in_mid_air_than_the_mean_on_held_out_scenes():
+def test_local_readout_leaves_fewer_mid_air_points():
+    """On held-out scenes the local and mode readouts leave fewer mid-air points than the mean."""
     torch.manual_seed(0)
     images, depths = scenes(0, 40)
     network, table = build_network(NETWORK).train(), colour_table().expand(BATCH, -1, -1)

@@ -91,24 +91,28 @@ def fp16_job(name: str, ground: Path, folder: Path, power: int) -> dict:
 @pytest.mark.parametrize(
     "name", [name for name in ON_A_CPU if "accumulate" not in name]
 )  # batch statistics of a half
-def test_every_engine_config_gives_the_stored_curve(results, name, ranks):
+def test_engine_config_gives_stored_curve(results, name, ranks):
+    """Every CPU engine config without accumulation gives the stored curve on one and two ranks."""
     losses = programs.losses(results / f"{name}_{ranks}")
     assert losses == pytest.approx(curve(), rel=TOLERANCE.get(name, 1e-3))
     assert losses[:SAME_STEPS] == pytest.approx(curve()[:SAME_STEPS], rel=TOLERANCE.get(name, 1e-5))
 
 
-def test_convolutions_that_are_made_one_are_sharded_too(results):
+def test_fused_convolutions_are_sharded(results):
+    """Fused convolutions are sharded by ZeRO-3 and train with the losses of unsharded ones."""
     whole, sharded = (programs.losses(results / f"wider_{name}_2") for name in WIDER_CONFIGS)
     assert sharded[:SAME_STEPS] == pytest.approx(whole[:SAME_STEPS], rel=1e-5)
     assert programs.recorded(results / "wider_zero3_sharded_2")[-1]["empty"] > 50
     assert fall(sharded) > 0.05 * sharded[0]
 
 
-def test_the_curve_falls():
+def test_stored_curve_falls():
+    """The stored loss curve falls by more than 5 % of its first loss."""
     assert fall(curve()) > 0.05 * curve()[0]
 
 
-def test_zero3_shards_for_real(results):
+def test_zero3_empties_parameters(results):
+    """Under ZeRO-3 more than 50 parameters of a rank are empty; under ZeRO-2 none is."""
     names = ("zero3_sharded_2", "fp32_zero2_2")
     sharded, whole = (programs.recorded(results / name)[-1]["empty"] for name in names)
     assert sharded > 50
@@ -116,7 +120,8 @@ def test_zero3_shards_for_real(results):
 
 
 @pytest.mark.parametrize("name", FP16)
-def test_fp16_skips_its_first_overflows_says_so_and_learns_as_in_fp32(results, name):
+def test_fp16_overflows_are_skipped_and_logged(results, name):
+    """Runs in fp16 skip and log their first overflows, and then learn as in fp32."""
     rows = programs.recorded(results / f"{name}_2")
     skipped = rows[-1]["skipped"]
     assert [row["skipped"] for row in rows[:3]] == [1, 2, 3]
@@ -141,14 +146,16 @@ def test_fp16_skips_its_first_overflows_says_so_and_learns_as_in_fp32(results, n
 
 
 @pytest.mark.parametrize("name", FP16)
-def test_fp16_without_overflows_gives_the_stored_curve(results, name):
+def test_fp16_without_overflow_gives_curve(results, name):
+    """Runs in fp16 without overflows give the stored loss curve."""
     rows = programs.recorded(results / f"{name}_calm_2")
     assert rows[-1]["skipped"] == 0
     assert [row["loss"] for row in rows] == pytest.approx(curve(), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ON_A_CPU + FP16)
-def test_every_log_line_has_its_form_and_the_lr_that_was_used(results, name):
+def test_log_lines_have_form_and_scheduled_lr(results, name):
+    """Every log line has the documented form and the learning rate of the schedule."""
     lines = [
         line for line in programs.log_text(results / f"{name}_2").splitlines() if "\tlr: " in line
     ]
@@ -170,7 +177,8 @@ def test_every_log_line_has_its_form_and_the_lr_that_was_used(results, name):
 
 
 @pytest.mark.parametrize("name", ON_A_CPU + FP16)
-def test_the_teacher_stays_as_it_is_and_out_of_the_engine(results, name):
+def test_teacher_unchanged_and_not_in_checkpoint(results, name):
+    """Training leaves the teacher unchanged and out of the engine's checkpoint."""
     before, after = json.loads((results / f"{name}_2" / "finished.json").read_text())
     assert before
     assert before == after

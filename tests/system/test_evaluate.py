@@ -65,7 +65,8 @@ def alone(folder) -> programs.Result:
     return result
 
 
-def test_it_says_whose_weights_it_takes_how_it_measures_and_what_it_finds(folder, alone):
+def test_evaluate_prints_weights_protocol_and_metrics(folder, alone):
+    """`evaluate.py` prints the weights, the protocol and the metrics of each network."""
     lines = alone.stdout.splitlines()
     assert f"student: {folder / 'work' / 'best_abs_rel.pth'}" in lines
     assert f"big: {folder / 'published.pth'}" in lines
@@ -82,7 +83,8 @@ def test_it_says_whose_weights_it_takes_how_it_measures_and_what_it_finds(folder
     assert "frames:" not in alone.stderr  # it is no terminal
 
 
-def test_the_files_hold_a_row_and_a_picture_of_each_frame(folder, alone):
+def test_evaluate_writes_row_and_image_per_frame(folder, alone):
+    """The CSV file has a row, and the folder an image, for each frame."""
     to = folder / "alone"
     figures = json.loads((to / "figures.json").read_text())
     rows = list(csv.DictReader((to / "frames.csv").open()))
@@ -102,7 +104,8 @@ def test_the_files_hold_a_row_and_a_picture_of_each_frame(folder, alone):
 
 
 @pytest.mark.usefixtures("alone")
-def test_two_ranks_find_the_same_to_the_last_digit(folder):
+def test_evaluate_two_ranks_same_files(folder):
+    """Two ranks write the same figures, rows and images as one."""
     result = programs.finish(arguments(folder, folder / "two"), ranks=2)
     assert result.code == 0, result.stderr[-3000:]
     for name in ("figures.json", "frames.csv"):
@@ -117,7 +120,8 @@ def test_two_ranks_find_the_same_to_the_last_digit(folder):
 
 
 @pytest.mark.usefixtures("alone")
-def test_options_change_the_protocol_and_the_figures(folder):
+def test_evaluate_options_change_protocol(folder):
+    """`--no-flip`, `--crop`, `--cap` and `--mean-map` change the protocol and the metrics."""
     out = folder / "other" / "figures.json"
     options = ["--no-flip", "--crop", "garg", "--cap", "40", "--out", out, "--mean-map"]
     big = [folder / "big.yaml", folder / "published.pth"]
@@ -137,7 +141,8 @@ def test_options_change_the_protocol_and_the_figures(folder):
     assert [row["to_m"] for row in figures["networks"]["big"]["ranges"]] == [10, 20, 40]
 
 
-def test_refusals_are_one_line_and_leave_everything_as_it_was(folder):
+def test_evaluate_refusals_are_one_line(folder):
+    """A refused evaluation ends with one line and leaves every file unchanged."""
     student, big, before = (
         str(folder / "student.yaml"),
         str(folder / "big.yaml"),

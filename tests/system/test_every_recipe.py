@@ -143,7 +143,8 @@ def results(request, ground) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=id_of)
-def test_every_recipe_makes_a_step_and_saves(results, path):
+def test_recipe_trains_one_step_and_saves(results, path):
+    """Every recipe trains one step with finite losses and saves a valid checkpoint."""
     result, recipe = results[id_of(path)], load_recipe(path, overrides(path))
     assert result["code"] == 0, result["stderr"][-3000:]
     terms = {f"decode.loss_{key}" for key in recipe["losses"]}
@@ -157,7 +158,8 @@ def test_every_recipe_makes_a_step_and_saves(results, path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=id_of)
-def test_a_dry_run_of_every_recipe_ends_with_0(results, path):
+def test_recipe_dry_run_succeeds(results, path):
+    """A dry run of every recipe ends with code 0 and prints each estimate."""
     result, recipe = results[f"dry {id_of(path)}"], load_recipe(path, overrides(path))
     assert result["code"] == 0, result["stderr"][-3000:]
     told = dict(re.findall(r"^([A-Z][\w ]+): (.*)$", result["stdout"], re.M))

@@ -64,7 +64,8 @@ def differences(path: Path, network, sizes) -> None:
             )
 
 
-def test_a_recipe_alone_exports_the_best_weights_of_its_work_dir(tmp_path, ground):
+def test_export_recipe_takes_best_weights(tmp_path, ground):
+    """Without a checkpoint `export.py` takes the best weights of the recipe's work dir."""
     recipe = recipes.write_recipe(tmp_path / "tiny.yaml", recipes.recipe(ground))
     work_dir = tmp_path / "work_dirs" / "tiny"
     work_dir.mkdir(parents=True)
@@ -99,7 +100,8 @@ def test_a_recipe_alone_exports_the_best_weights_of_its_work_dir(tmp_path, groun
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_student_family_says_in_onnx_what_it_says_in_torch(tmp_path, family):
+def test_export_onnx_equals_torch_per_family(tmp_path, family):
+    """The ONNX file of every student family gives the depth of the network in torch."""
     recipe, checkpoint = STUDENTS / f"{family}.yaml", tmp_path / "student.pth"
     network = fitted.checkpoint(
         checkpoint, load_recipe(recipe)["network"], iterations=150 if "light" in family else 40

@@ -68,7 +68,8 @@ def number(text: str, pattern: str) -> float:
     return float(re.search(pattern, text)[1])
 
 
-def test_it_tells_what_a_run_needs_and_ends_with_0(folder):
+def test_dry_run_prints_estimates(folder):
+    """A dry run prints frames, parameters, batch, time and memory, and ends with code 0."""
     dry = result(folder, "dry")
     assert dry.code == 0, dry.stderr
     for line in (
@@ -98,7 +99,8 @@ def test_it_tells_what_a_run_needs_and_ends_with_0(folder):
     assert "Validation is off" in without.stdout
 
 
-def test_the_size_of_a_checkpoint_is_that_of_the_runs(folder):
+def test_dry_run_checkpoint_size_matches_run(folder):
+    """The checkpoint size that a dry run prints is that of the real run."""
     told = number(
         result(folder, "dry").stdout, r"\nDisk: ([\d.]+) MB a checkpoint, 1 are saved, 1 stay; "
     )
@@ -108,7 +110,8 @@ def test_the_size_of_a_checkpoint_is_that_of_the_runs(folder):
     )
 
 
-def test_nothing_is_written_and_a_work_dir_that_has_a_run_is_told_of(folder):
+def test_dry_run_writes_nothing(folder):
+    """A dry run writes nothing and says that the work dir already holds a run."""
     assert programs.files_of(folder / "run") == json.loads((folder / "files.json").read_text())
     assert not (folder / "elsewhere").exists()
     told = (
@@ -119,7 +122,8 @@ def test_nothing_is_written_and_a_work_dir_that_has_a_run_is_told_of(folder):
     assert "would be refused" not in result(folder, "dry_no_validate").stdout
 
 
-def test_what_a_run_refuses_is_refused_with_the_same_line(folder):
+def test_dry_run_refuses_like_run(folder):
+    """A dry run refuses a wrong recipe with the line of the real run."""
     wrong, run = result(folder, "wrong"), result(folder, "wrong_run")
     assert (wrong.code, wrong.stdout) == (2, "")
     assert wrong.our_lines() == run.our_lines() != []
@@ -128,13 +132,15 @@ def test_what_a_run_refuses_is_refused_with_the_same_line(folder):
     assert "can't be dealt" in undealt.our_lines()[0]
 
 
-def test_options_that_do_not_go_together_are_refused(folder):
+def test_dry_run_refuses_conflicting_options(folder):
+    """Options that conflict with or need `--dry-run` are refused."""
     for name, told in (("resumed", "leave --resume-from out"), ("alone", "that needs --dry-run")):
         assert result(folder, name).code == 2
         assert told in result(folder, name).stderr
 
 
-def test_the_largest_micro_batch_is_found_and_told_as_json(folder):
+def test_find_micro_batch_prints_largest_as_json(folder):
+    """`--find-micro-batch` prints the largest micro-batch that fits, as JSON."""
     found = result(folder, "find")
     assert found.code == 0, found.stderr
     rows = re.findall(
@@ -155,7 +161,8 @@ def test_the_largest_micro_batch_is_found_and_told_as_json(folder):
     assert "LaunchError: not even one image fits" in no_room.our_lines()[0]
 
 
-def test_two_ranks_that_share_and_accumulate_tell_the_same_once(ground, tmp_path):
+def test_dry_run_two_ranks_print_once(ground, tmp_path):
+    """Two ranks with accumulation print the estimates once."""
     recipe = recipes.recipe(ground, batch_size=8, iterations=4)
     config = {"zero_optimization": {"stage": 1}, "gradient_accumulation_steps": 2}
     (tmp_path / "zero1.json").write_text(json.dumps(config))
@@ -179,10 +186,11 @@ def test_two_ranks_that_share_and_accumulate_tell_the_same_once(ground, tmp_path
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ground")
-def test_a_micro_batch_takes_the_memory_that_was_foreseen_for_it(tmp_path):
-    """The copy beside the engine is held to the engine itself.
+def test_find_micro_batch_memory_matches_engine(tmp_path):
+    """The memory measured for a micro-batch equals that of the real engine within 20 %.
 
-    The network's images take most of the memory.
+    The copy beside the engine is held to the engine itself. The network's images take most of
+    the memory.
     """
     data = {
         "name": "scenes",

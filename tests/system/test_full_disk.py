@@ -54,7 +54,8 @@ def train(ground, small_disk: Path, tmp_path: Path, **saving) -> tuple[programs.
     return programs.finish(train), work_dir
 
 
-def test_training_goes_on_and_the_last_save_says_what_to_do(ground, small_disk, tmp_path):
+def test_save_on_full_disk_keeps_training(ground, small_disk, tmp_path):
+    """After a failed save training continues, earlier checkpoints stay and the run resumes."""
     result, work_dir = train(ground, small_disk, tmp_path)
     assert "Traceback" not in result.stderr, result.stderr[-4000:]
     failed = [line for line in result.stderr.splitlines() if "was not saved" in line]
@@ -87,7 +88,8 @@ def test_training_goes_on_and_the_last_save_says_what_to_do(ground, small_disk, 
 
 
 @pytest.mark.long
-def test_it_ends_by_option(ground, small_disk, tmp_path):
+def test_save_on_full_disk_stops_by_option(ground, small_disk, tmp_path):
+    """With `checkpoint.on_error: stop` the first failed save ends the run."""
     result, work_dir = train(ground, small_disk, tmp_path, on_error="stop")
     (line,) = result.our_lines()
     assert result.code == 2

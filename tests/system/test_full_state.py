@@ -115,7 +115,8 @@ def halves(tmp_path_factory) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_moments_are_whole_and_every_parameters(halves, stage):
+def test_moments_full_shape_for_every_parameter(halves, stage):
+    """The moments of every parameter are gathered in full shape and fp32, with the step."""
     before, weights, moments = halves[0][stage]
     assert before == {}
     assert moments.keys() == {name for name, _ in Net().named_parameters()}
@@ -127,7 +128,8 @@ def test_moments_are_whole_and_every_parameters(halves, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_all_stages_have_the_same(halves, stage):
+def test_weights_equal_across_zero_stages(halves, stage):
+    """The weights after training are the same at every ZeRO stage."""
     tolerance = (
         {"rtol": 1e-5, "atol": 1e-7} if "fp16" not in stage else {"rtol": 0.05, "atol": 2e-3}
     )
@@ -137,7 +139,8 @@ def test_all_stages_have_the_same(halves, stage):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_is_put_in_comes_out_bit_for_bit(halves, stage, ranks):
+def test_restore_keeps_weights_and_moments_bits(halves, stage, ranks):
+    """Restored weights and moments are read back bit for bit on one and two ranks."""
     order = list(STAGES)
     _, weights, moments = halves[0][order[order.index(stage) - 1]]
     got_weights, got_moments, _ = halves[1][ranks][stage]
@@ -148,8 +151,11 @@ def test_what_is_put_in_comes_out_bit_for_bit(halves, stage, ranks):
 
 
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
-def test_training_goes_on_as_it_would_have(halves, stage):
-    """From stage 0 to 1 to 2 to 3, on two ranks and on one."""
+def test_restored_training_independent_of_stage(halves, stage):
+    """Training from a restored state gives the same weights at every stage and rank count.
+
+    From stage 0 to 1 to 2 to 3, on two ranks and on one.
+    """
     for ranks in (1, 2):
         for name, weights in halves[1][2]["1"][2].items():
             got = halves[1][ranks][stage][2][name]
@@ -158,7 +164,8 @@ def test_training_goes_on_as_it_would_have(halves, stage):
             )
 
 
-def test_it_is_what_torch_alone_does(halves):
+def test_restored_training_equals_plain_torch(halves):
+    """Two halves of training with a restore between give the weights of plain PyTorch."""
     network = Net()
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-4)
     for i in range(2 * STEPS):

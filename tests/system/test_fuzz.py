@@ -218,5 +218,6 @@ CASES = [
 
 
 @pytest.mark.parametrize(("make", "seeds"), CASES)
-def test_a_line_or_a_run(ground, tmp_path, make, seeds):
+def test_train_fuzzed_input_runs_or_ends_in_line(ground, tmp_path, make, seeds):
+    """A run on a spoiled recipe, engine config or file trains or ends with one line."""
     run_all(ground, tmp_path, make, seeds)

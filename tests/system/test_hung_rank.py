@@ -34,9 +34,8 @@ def processes(program: programs.Program) -> dict[int, psutil.Process]:
         pytest.param("fp32_zero2", "support.parts.plain_encoder", 4, 2, marks=pytest.mark.long),
     ],
 )
-def test_a_stopped_rank_is_named_and_everything_ends(
-    ground, tmp_path, engine, encoder, ranks, hung
-):
+def test_hung_rank_is_named_and_job_ends(ground, tmp_path, engine, encoder, ranks, hung):
+    """A suspended rank ends the job within the time limit, with one line that names it."""
     recipe = recipes.recipe(ground, iterations=100_000)
     if encoder != "mobilenet_v2":
         recipe["network"] = {**recipe["network"], "encoder": {"name": encoder}}

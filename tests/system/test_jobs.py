@@ -28,14 +28,16 @@ def in_recipe(tmp_path: Path, ground: Path, name: str, **hook) -> list:
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
-def test_dist_train_gives_the_curve(ground, tmp_path, curve, shell):
+def test_dist_train_gives_stored_curve(ground, tmp_path, curve, shell):
+    """`dist_train.sh` gives the stored loss curve under sh and bash."""
     recipe, *options = in_recipe(tmp_path, ground, shell)
     result = runs.finish([shell, DIST_TRAIN, recipe, 2, *options], PORT=str(runs.free_port()))
     assert result.code == 0, result.stderr[-3000:]
     assert runs.losses(tmp_path / shell) == pytest.approx(curve, rel=1e-3)
 
 
-def test_two_jobs_at_once_and_a_third_on_a_taken_port(ground, tmp_path, curve):
+def test_taken_port_refuses_third_job(ground, tmp_path, curve):
+    """Two jobs run at once, and a third on a taken port is refused with one line."""
     port = runs.free_port()
     train, wait = runs.ROOT / "bin" / "train.py", {"wait_for": str(tmp_path / "third_has_ended")}
     with (
@@ -61,10 +63,11 @@ def test_two_jobs_at_once_and_a_third_on_a_taken_port(ground, tmp_path, curve):
     assert runs.losses(tmp_path / "second") == pytest.approx(curve, rel=1e-3)
 
 
-def test_dist_train_reaches_the_devices_that_were_asked_for(tmp_path):
-    """A stub of a machine with eight slots.
+def test_dist_train_keeps_visible_devices(tmp_path):
+    """`dist_train.sh` gives each rank the visible devices and the port that it was called with.
 
-    It has the real launcher, and a copy of bin/ whose train.py prints its devices.
+    A stub of a machine with eight slots. It has the real launcher, and a copy of bin/ whose
+    train.py prints its devices.
     """
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -95,14 +98,16 @@ def test_dist_train_reaches_the_devices_that_were_asked_for(tmp_path):
         assert told == [f"{visible} {port} 4"] * 4
 
 
-def test_a_number_that_is_not_that_of_the_list_is_refused():
+def test_dist_train_refuses_wrong_gpu_count():
+    """A `GPUS` that disagrees with `CUDA_VISIBLE_DEVICES` is refused."""
     result = runs.finish(["sh", DIST_TRAIN, "recipe.yaml", 3], CUDA_VISIBLE_DEVICES="4,5")
     assert result.code == 2
     (line,) = result.our_lines()
     assert line == "LaunchError: GPUS is 3, but CUDA_VISIBLE_DEVICES=4,5 lists 2; make them agree"
 
 
-def test_fp16_where_the_device_can_not_is_refused_in_one_line(ground, tmp_path):
+def test_fp16_unsupported_device_is_refused(ground, tmp_path):
+    """An fp16 config on a device without fp16 is refused with one line."""
     recipe, *options = in_recipe(tmp_path, ground, "fp16")
     options += ["--deepspeed_config", runs.DS_CONFIGS / "fp16.json"]
     # Some CPUs can compute in fp16, so this one is made to say that it can't.

@@ -60,7 +60,8 @@ def rows(work_dir: Path, mode: str) -> list[dict]:
     return [row for row in map(json.loads, lines) if "epoch" in row and row["mode"] == mode]
 
 
-def test_the_rows_have_every_iteration_of_every_epoch_once(work_dir):
+def test_json_log_has_each_iteration_once(work_dir):
+    """The JSON logs of a killed and resumed run have every iteration of every epoch once."""
     train = rows(work_dir, "train")
     places = [(row["epoch"], row["iter"]) for row in train]
     assert places == [(epoch, i) for epoch in (1, 2, 3) for i in range(1, PER_EPOCH + 1)]
@@ -72,7 +73,8 @@ def test_the_rows_have_every_iteration_of_every_epoch_once(work_dir):
     ]
 
 
-def test_every_scalar_stands_under_its_step(work_dir, events):
+def test_tensorboard_scalars_have_right_step(work_dir, events):
+    """Every TensorBoard scalar stands once, under the step that the JSON log gives."""
     scalars = {
         tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]
     }
@@ -95,7 +97,8 @@ def test_every_scalar_stands_under_its_step(work_dir, events):
         assert scalars["val/a1"][step] == pytest.approx(row["a1"], abs=1e-5)
 
 
-def test_pictures_histograms_and_texts_stand_under_theirs(events):
+def test_tensorboard_images_and_texts_have_right_step(events):
+    """TensorBoard images, histograms and texts stand under their steps."""
     tags = events.Tags()
     steps = {tag: [image.step for image in events.Images(tag)] for tag in tags["images"]}
     evaluated = {f"val/{kind}_{i}": EVALUATED for kind in ("pictures", "why") for i in (1, 2, 3, 4)}
@@ -112,10 +115,11 @@ def test_pictures_histograms_and_texts_stand_under_theirs(events):
     assert texts[1] in range(10, ITERATIONS)  # of both starts
 
 
-def test_two_ranks_show_what_their_engine_lets_one_of_them_see(ground, tmp_path):
-    """With ZeRO-3 no rank has the weights; the copy for evaluations has them.
+def test_tensorboard_images_by_zero_stage(ground, tmp_path):
+    """Two ranks write all image tags; under ZeRO-3 `train/why` is left out.
 
-    No rank may wait for another.
+    With ZeRO-3 no rank has the weights; the copy for evaluations has them. No rank may wait for
+    another.
     """
     jobs = []
     for name in ("zero3_offload", "bf16_zero2"):
@@ -134,7 +138,8 @@ def test_two_ranks_show_what_their_engine_lets_one_of_them_see(ground, tmp_path)
         assert [image.step for image in events.Images("train/pictures_1")] == [2, 4]
 
 
-def test_a_plot_of_the_run(work_dir, tmp_path):
+def test_plot_log_draws_png_and_refuses_unknown_key(work_dir, tmp_path):
+    """`plot_log.py` draws a PNG of the run and refuses an unknown key with one line."""
     (first, second) = sorted(work_dir.glob("*.log.json"))
     program, out = programs.ROOT / "bin" / "plot_log.py", tmp_path / "plots" / "run.png"
     keys = ["--keys", "loss", "--keys", "abs_rel"]

@@ -114,9 +114,10 @@ def stopped_after(work_dir: Path) -> int:
     ],
     ids=["KILL-deepspeed", "KILL-sshd", "TERM-rank"],
 )
-def test_a_run_that_loses_its_launcher_or_is_stopped_goes_on_on_both(
+def test_two_machines_stop_and_resume_bit_identical(
     machines, path, straight, tmp_path, machine, command, number, told
 ):
+    """A run that is stopped or loses its launcher resumes on both machines, bit for bit."""
     work_dir = tmp_path / "work"
     with train(machines[0], path, tmp_path) as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 10)
@@ -151,9 +152,10 @@ def test_a_run_that_loses_its_launcher_or_is_stopped_goes_on_on_both(
     [("switched off", NODE_KILLED_S), pytest.param("cut off", LINK_CUT_S, marks=pytest.mark.long)],
     ids=["switched-off", "cut-off"],
 )
-def test_a_machine_is_lost_and_the_run_goes_on_on_the_other(
+def test_lost_machine_ends_run_and_resumes_on_other(
     machines, path, straight, tmp_path, loss, within_s
 ):
+    """After a lost machine the run ends with one line and resumes on the other machine."""
     work_dir, lost = tmp_path / "work", tmp_path / "lost"
     recipe = json.loads(path.read_text())
     recipe["hooks"] = [{**recipes.RECORDER, "wait_for": str(lost), "after": 12}]
@@ -199,7 +201,8 @@ def by_hand(machines, folder: Path, *arguments) -> list[programs.Program]:
 
 
 @pytest.mark.long
-def test_started_by_hand_on_each_machine_without_ssh(closed_machines, path, straight, tmp_path):
+def test_two_machines_without_ssh_same_losses(closed_machines, path, straight, tmp_path):
+    """A launcher started by hand on each machine gives the losses of one machine."""
     first, second = by_hand(closed_machines, tmp_path, TRAIN, path, "--work-dir", tmp_path / "work")
     with first, second:
         for result in (first.result(), second.result()):
@@ -211,7 +214,8 @@ def test_started_by_hand_on_each_machine_without_ssh(closed_machines, path, stra
 
 
 @pytest.mark.long
-def test_a_work_dir_that_another_machine_does_not_see_is_refused(closed_machines, path, tmp_path):
+def test_unshared_work_dir_is_refused(closed_machines, path, tmp_path):
+    """A work dir that another machine doesn't see is refused by every rank."""
     shared = tmp_path / "shared"
     shared.mkdir()
     closed_machines[1].hide(shared)
@@ -245,7 +249,8 @@ def step_of_two_tasks(*command) -> list[programs.Program]:
     ]
 
 
-def test_the_tasks_of_a_slurm_job_step_are_its_ranks(path, straight, tmp_path):
+def test_slurm_tasks_become_ranks(path, straight, tmp_path):
+    """The tasks of a Slurm job step train as the ranks of one run."""
     first, second = step_of_two_tasks("python", TRAIN, path, "--work-dir", tmp_path / "work")
     with first, second:
         for result in (first.result(), second.result()):
@@ -254,7 +259,8 @@ def test_the_tasks_of_a_slurm_job_step_are_its_ranks(path, straight, tmp_path):
 
 
 @pytest.mark.long
-def test_a_slurm_job_step_that_was_stopped_goes_on_in_another(path, straight, tmp_path):
+def test_slurm_stopped_step_resumes_in_another(path, straight, tmp_path):
+    """A stopped Slurm job step resumes in another one with the same losses."""
     work_dir = tmp_path / "work"
     first, second = step_of_two_tasks("python", TRAIN, path, "--work-dir", work_dir)
     with first, second:

@@ -60,19 +60,22 @@ def outcomes(ground, tmp_path_factory) -> dict[str, tuple[programs.Result, list[
     return dict(zip(places, zip(results, lost, strict=True), strict=True))
 
 
-def test_there_are_more_than_sixty():
+def test_mistakes_table_has_sixty_rows():
+    """The table has at least sixty mistakes."""
     assert len(ALL) >= 60
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_in_one_process(outcomes, name):
+def test_mistake_is_one_line_on_one_rank(outcomes, name):
+    """Each mistake ends with code 2 and its one line, and changes no file."""
     result, lost = outcomes[name]
     check(result, ALL[name])
     assert lost == []
 
 
 @pytest.mark.parametrize("name", WITH_TWO_RANKS)
-def test_under_the_launcher(ground, tmp_path, name):
+def test_mistake_is_one_line_under_launcher(ground, tmp_path, name):
+    """A mistake under the launcher ends with code 2 and one line for both ranks."""
     place = spoiling.place_for(ground, tmp_path / "place")
     command = arguments(place, ALL[name])
     before = programs.files_of(place)

@@ -88,7 +88,8 @@ def result(folder: Path, name: str) -> programs.Result:
     return programs.Result(**json.loads((folder / "results.json").read_text())[name])
 
 
-def test_deterministic_twice_gives_the_same_bits(folder):
+def test_deterministic_runs_have_same_bits(folder):
+    """Two runs with `--deterministic` give the same weights bit for bit."""
     digests = [programs.digest(programs.student(folder / f"deterministic_{i}", 6)) for i in (1, 2)]
     assert digests[0] == digests[1] != programs.digest(programs.student(folder / "seed_1", 6))
     assert (
@@ -99,14 +100,16 @@ def test_deterministic_twice_gives_the_same_bits(folder):
     )
 
 
-def test_no_validate_needs_no_split_and_saves_no_best(folder):
+def test_no_validate_needs_no_split_saves_no_best(folder):
+    """`--no-validate` needs no validation split and saves no best checkpoint."""
     assert result(folder, "no_validate").code == 0, result(folder, "no_validate").stderr
     text = programs.log_text(folder / "no_validate")
     assert "Validation is off: no evaluation, and no best checkpoint will be saved" in text
     assert list((folder / "no_validate").glob("best_*")) == []
 
 
-def test_evaluation_runs_at_its_interval_and_at_the_end(folder):
+def test_evaluation_at_interval_and_end(folder):
+    """The evaluation runs at its interval and at the end, and the best is saved."""
     assert result(folder, "evaluated").code == 0, result(folder, "evaluated").stderr
     (path,) = (folder / "evaluated").glob("*.log.json")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -116,14 +119,16 @@ def test_evaluation_runs_at_its_interval_and_at_the_end(folder):
     assert best["metrics"]["abs_rel"] == pytest.approx(best_abs_rel, abs=1e-4)
 
 
-def test_load_from_takes_weights_and_starts_at_zero(folder):
+def test_load_from_starts_at_iteration_one(folder):
+    """`--load-from` loads the weights and starts at iteration 1."""
     assert "Loaded 192 tensors from" in programs.log_text(folder / "loaded")
     rows = programs.recorded(folder / "loaded")
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[0]["loss"] != programs.losses(folder / "deterministic_1")[0]
 
 
-def test_load_from_another_number_of_bins_is_refused_with_the_list_and_goes_on_with_ignore(folder):
+def test_load_from_wrong_shape_refused_or_ignored(folder):
+    """`--load-from` refuses tensors that don't fit unless `load.ignore` names them."""
     refused = result(folder, "refused")
     assert refused.code == 2
     (line,) = refused.our_lines()
@@ -137,18 +142,21 @@ def test_load_from_another_number_of_bins_is_refused_with_the_list_and_goes_on_w
     assert "left as initialised: head.bias, head.weight" in programs.log_text(folder / "ignored")
 
 
-def test_a_linked_work_dir_is_written_where_the_link_leads(folder):
+def test_work_dir_symlink_is_followed(folder):
+    """A run in a linked work dir writes to the target of the link."""
     assert (folder / "elsewhere" / "run" / "checkpoints" / "iter_6" / "student.pth").is_file()
     assert (folder / "linked").is_symlink()
 
 
-def test_set_changes_the_recipe_and_is_saved(folder):
+def test_set_overrides_recipe_and_is_saved(folder):
+    """`--set` overrides the recipe, and the saved config has the new values."""
     saved = yaml.safe_load((folder / "set" / "config.yaml").read_text())
     assert (saved["train"]["iterations"], saved["optimizer"]["lr"]) == (2, 0.002)
     assert len(programs.recorded(folder / "set")) == 2
 
 
-def test_another_batch_than_the_learning_rate_is_meant_for_is_told(folder):
+def test_lr_scaling_is_logged_and_applied(folder):
+    """A global batch other than `lr_batch_size` is logged, and `lr_scaling` scales the rate."""
     assert (
         "meant for a global batch of 16, this run has 4: train.lr_scaling linear multiplies it "
         "by 0.25" in programs.log_text(folder / "scaled")
@@ -157,9 +165,8 @@ def test_another_batch_than_the_learning_rate_is_meant_for_is_told(folder):
     assert max(row["lr"][0] for row in programs.recorded(folder / "scaled")) <= 0.00025
 
 
-def test_the_saved_files_alone_repeat_the_run_from_another_folder_without_pythonpath(
-    folder, tmp_path
-):
+def test_saved_config_repeats_run(folder, tmp_path):
+    """The saved config alone repeats the run from another folder without `PYTHONPATH`."""
     work_dir = folder / "deterministic_1"
     config = yaml.safe_load((work_dir / "config.yaml").read_text())
     config["hooks"] = []  # the recorder is found through PYTHONPATH only

@@ -168,7 +168,8 @@ def trained(folder) -> Path:
     return work_dir
 
 
-def test_a_recipes_own_package_is_found_under_the_launcher_and_when_a_run_goes_on(trained):
+def test_external_parts_found_beside_recipe(trained):
+    """A package beside the recipe is found under the launcher and on resume."""
     rows = diary(trained)
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     # Frames are from 4 to 11 m at the left, and twice that at the right; the teacher says a metre
@@ -182,9 +183,8 @@ def test_a_recipes_own_package_is_found_under_the_launcher_and_when_a_run_goes_o
     assert "Diary" in text
 
 
-def test_in_the_current_folder_it_is_found_with_any_recipe_and_one_rank_sees_the_same(
-    folder, trained
-):
+def test_external_parts_found_in_current_folder(folder, trained):
+    """A package in the current folder is found, and one rank has the losses of two."""
     recipes.write_recipe(folder / "elsewhere" / "mine.yaml", recipe())
     train = [
         sys.executable,
@@ -201,7 +201,8 @@ def test_in_the_current_folder_it_is_found_with_any_recipe_and_one_rank_sees_the
         )
 
 
-def test_its_student_is_evaluated(trained):
+def test_evaluate_student_with_external_parts(trained):
+    """`evaluate.py` evaluates a student with an encoder and a dataset from outside."""
     result = run(
         [sys.executable, programs.ROOT / "bin" / "evaluate.py", trained / "config.yaml"],
         programs.ROOT,
@@ -210,7 +211,8 @@ def test_its_student_is_evaluated(trained):
     assert "4 val frames" in result.stdout
 
 
-def test_its_teacher_makes_maps(ground, folder):
+def test_cache_teacher_with_external_teacher(ground, folder):
+    """`cache_teacher.py` caches the maps of a teacher from outside the project."""
     node = recipes.recipe(ground) | {"teacher": recipe()["teacher"], "hooks": []}
     recipes.write_recipe(folder / "maps.yaml", node)
     cache = [
@@ -229,7 +231,8 @@ def test_its_teacher_makes_maps(ground, folder):
     assert "of my_depth.oracle, the weights with" in teacher_maps.describe(folder / "maps")
 
 
-def test_a_data_set_that_names_no_maps_is_refused_in_one_line(folder):
+def test_cache_teacher_refuses_dataset_without_map_name(folder):
+    """A dataset without `map_name` is refused with one line."""
     cache = [
         sys.executable,
         programs.ROOT / "bin" / "cache_teacher.py",

@@ -67,7 +67,8 @@ def photo(height, width) -> np.ndarray:
     ).astype(np.uint8)
 
 
-def test_a_folder_with_every_kind_of_picture_and_a_broken_one(desk, tmp_path):
+def test_predict_folder_with_all_image_modes(desk, tmp_path):
+    """A folder of all image modes is predicted, and a torn image is reported in one line."""
     pictures = tmp_path / "pictures"
     (pictures / "deep/er").mkdir(parents=True)
     small = photo(60, 100)
@@ -121,7 +122,8 @@ def test_a_folder_with_every_kind_of_picture_and_a_broken_one(desk, tmp_path):
     assert np.load(out / "raw/large.npy").std() > 0
 
 
-def test_without_a_checkpoint_the_recipes_best_is_taken_and_old_files_are_kept(desk, tmp_path):
+def test_predict_takes_best_and_keeps_old_files(desk, tmp_path):
+    """Without a checkpoint the best weights are taken; existing outputs need `--overwrite`."""
     Image.fromarray(photo(48, 64)).save(tmp_path / "p.png")
     first = predict(desk, tmp_path / "p.png", "--out", tmp_path / "out")
     assert first.code == 0
@@ -188,7 +190,8 @@ def mistakes(desk, tmp_path_factory) -> dict[str, programs.Result]:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_writes_nothing(mistakes, name):
+def test_predict_mistake_is_one_line(mistakes, name):
+    """A mistake on the command line ends with code 2 and one line."""
     result, words = mistakes[name], MISTAKES[name][1]
     assert result.code == 2
     assert words in result.our_lines()[-1]
@@ -202,7 +205,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(mistakes, name):
         assert len(result.our_lines()) == 1
 
 
-def test_a_video_keeps_its_times_and_tells_its_flicker(desk, tmp_path):
+def test_predict_video_keeps_times_and_prints_flicker(desk, tmp_path):
+    """The outputs of a video keep its frame times, and the flicker is printed."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict.video import Video, writing
 
@@ -233,7 +237,8 @@ def test_a_video_keeps_its_times_and_tells_its_flicker(desk, tmp_path):
 
 
 @REAL
-def test_real_kitti_frames_with_their_cameras(desk, tmp_path):
+def test_predict_real_kitti_with_points(desk, tmp_path):
+    """Real KITTI frames are predicted at their size, with a point cloud each."""
     root = Path(os.environ["TIEKD_REAL_DATA"]) / "kitti/input"
     result = predict(
         desk, f"{root}/**/*[02468].png", "--out", tmp_path / "out", "--points", "--batch-size", "2"
@@ -249,7 +254,8 @@ def test_real_kitti_frames_with_their_cameras(desk, tmp_path):
 
 
 @REAL
-def test_real_nyu_frames_in_millimetres(desk, tmp_path):
+def test_predict_real_nyu_in_millimetres(desk, tmp_path):
+    """Real NYU frames are predicted with 1000 levels a metre."""
     root = Path(os.environ["TIEKD_REAL_DATA"]) / "nyu"
     result = predict(
         desk, f"{root}/**/rgb_*.jpg", "--out", tmp_path / "out", "--raw", "--points", recipe="nyu"

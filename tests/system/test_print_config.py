@@ -10,7 +10,8 @@ from tiekd.config.provenance import annotated
 from tiekd.config.recipe import load_recipe
 
 
-def test_the_program_prints_it_and_tells_a_mistake_in_one_line(tmp_path):
+def test_print_config_prints_recipe_or_one_line_error(tmp_path):
+    """The program print_config.py prints the annotated recipe or one line of error."""
     program, recipe = ROOT / "bin" / "print_config.py", ROOT / "model_configs" / "demo.yaml"
     command = [sys.executable, program, recipe, "--set", "train.seed=7"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -23,7 +24,8 @@ def test_the_program_prints_it_and_tells_a_mistake_in_one_line(tmp_path):
     assert result.stderr.splitlines()[-1].startswith("RecipeError: no.yaml: no such recipe")
 
 
-def test_what_print_config_prints_is_what_a_shell_passes_on(tmp_path):
+def test_print_config_round_trips_shell_argument(tmp_path):
+    """A quoted override passes through the shell and print_config unchanged."""
     (tmp_path / "r.yaml").write_text("data: {name: kitti, root: x}\n")
     root = f"{tmp_path}/my  data #2 $HOME 'x'"
     words = [

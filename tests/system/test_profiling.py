@@ -44,7 +44,8 @@ def run(ground, tmp_path_factory) -> tuple[programs.Result, Path, float]:
     return result, folder, time.monotonic() - started
 
 
-def test_the_wall_clock_breakdown_has_a_line_for_each_micro_batch_and_iteration(run):
+def test_wall_clock_breakdown_per_micro_batch(run):
+    """The wall clock breakdown has a line for each micro-batch and each iteration."""
     result, _, seconds = run
     micro = re.findall(
         r"fwd_microstep: ([\d.]+) \| bwd_microstep: ([\d.]+) .*step_microstep: ([\d.]+)",
@@ -57,7 +58,8 @@ def test_the_wall_clock_breakdown_has_a_line_for_each_micro_batch_and_iteration(
     assert float(whole[0][0]) == pytest.approx(forwards[0] + forwards[1], rel=0.3, abs=1)
 
 
-def test_the_flops_profiler_writes_its_table_with_every_part_of_the_network(run):
+def test_flops_profiler_table_has_all_parts(run):
+    """The FLOPs profiler writes a table that times every part of the network."""
     result, folder, seconds = run
     table = (folder / "flops.txt").read_text()
     assert "Profile Summary at step 3:" in table
@@ -74,7 +76,8 @@ def test_the_flops_profiler_writes_its_table_with_every_part_of_the_network(run)
     assert "Flops Profiler" not in result.stdout
 
 
-def test_the_comms_logger_ends_with_a_table_whose_times_fit_into_the_run(run):
+def test_comms_logger_times_fit_run(run):
+    """The table of the communications logger has times that fit into the run."""
     result, _, seconds = run
     assert result.stdout.count("Comm. Op  ") == 1
     lines = result.stdout[result.stdout.index("Comm. Op  ") :].splitlines()

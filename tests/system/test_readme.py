@@ -87,7 +87,8 @@ def user(tmp_path_factory):
         yield user
 
 
-def test_the_first_trainings_leave_what_the_readme_says(user):
+def test_readme_trainings_leave_documented_files(user):
+    """The first trainings of the README leave the files that it lists in the work dir."""
     work_dir = user.folder / "work_dirs" / reader.STUDENT
     said = {"config.yaml", "ds_config.json", "environment.txt", "launch.json", "inputs.json"}
     said |= {"best_abs_rel.pth", "outcome.json"}
@@ -98,13 +99,15 @@ def test_the_first_trainings_leave_what_the_readme_says(user):
 
 
 @pytest.mark.parametrize("command", MARKED)
-def test_a_command_runs_as_it_is_written(user, command):
+def test_documented_command_runs(user, command):
+    """Every documented command that can run here runs as it is written."""
     code, output = user.types(command)
     assert code == 0 or (code == 1 and command.startswith("bin/check_data.py")), output[-3000:]
 
 
 @pytest.mark.parametrize("text", SCRIPTS)
-def test_a_script_runs_as_it_is_written(user, text):
+def test_documented_script_runs(user, text):
+    """Every Python script in the documents runs as it is written."""
     script = user.folder / "bin" / "script.py"
     script.write_text(f"import sys\n\nsys.path[:0] = [{str(user.folder)!r}]\n{text}")
     code, output = user.types("bin/script.py")
@@ -112,13 +115,15 @@ def test_a_script_runs_as_it_is_written(user, text):
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if elsewhere(command)])
-def test_a_command_that_cannot_run_here_is_run_in_another_test(command):
+def test_documented_command_covered_by_other_test(command):
+    """A documented command that can't run here stands in the test that covers it."""
     file, what = elsewhere(command)
     assert what in (runs.HERE.parent / file).read_text(encoding="utf-8")
 
 
 @pytest.mark.long
-def test_what_is_launched_is_launched_as_it_is_written(tmp_path):
+def test_documented_launcher_commands_start_ranks(tmp_path):
+    """The documented launcher commands run as written, with real ranks."""
     user = reader.Reader(tmp_path / "checkout")
     with contextlib.closing(user.server):
         for command in LAUNCHED:
@@ -126,7 +131,8 @@ def test_what_is_launched_is_launched_as_it_is_written(tmp_path):
             assert code == 0, f"{command}\n{output[-3000:]}"
 
 
-def test_the_first_command_stands_on_the_first_screen():
+def test_readme_shows_demo_on_first_screen():
+    """The README has at most 200 lines and names `bin/demo` in the first 25."""
     lines = (runs.ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert "bin/demo" in lines[:25]
     assert len(lines) <= 200
@@ -140,12 +146,14 @@ def every_document() -> list[Path]:
     return [*runs.ROOT.glob("*.md"), *(path for folder in folders for path in folder.rglob("*.md"))]
 
 
-def test_every_document_is_one_whose_commands_are_run():
+def test_all_documents_have_their_commands_run():
+    """Every Markdown file is listed among the documents whose commands are run."""
     names = {str(path.relative_to(runs.ROOT)) for path in every_document()}
     assert names == {*commands.DOCUMENTS, *commands.OF_TESTS}
 
 
-def test_every_link_and_picture_of_the_readmes_is_there():
+def test_documents_links_and_images_exist():
+    """Every link, anchor and file name in the documents exists, and so does the demo's image."""
     for document in every_document():
         text = document.read_text(encoding="utf-8")
         for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", text):
@@ -169,7 +177,8 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_extra_that_is_to_be_installed_is_one():
+def test_documented_extras_are_in_setup():
+    """Every extra in a documented `pip install` is defined in `setup.py`."""
     lists = [
         re.findall(r"\[(.*)\]", command)
         for command in COMMANDS
@@ -181,7 +190,8 @@ def test_every_extra_that_is_to_be_installed_is_one():
     assert all(f'"{extra}":' in setup for extra in extras)
 
 
-def test_every_program_is_told_of():
+def test_bin_readme_names_every_program():
+    """`bin/README.md` names every program of `bin/`."""
     told = (runs.ROOT / "bin" / "README.md").read_text(encoding="utf-8")
     programs = [
         path.name for path in (runs.ROOT / "bin").iterdir() if path.suffix not in (".md", ".jpg")

@@ -53,7 +53,8 @@ def evaluated(folder: Path, ranks: int) -> dict:
     return json.loads(out.read_text())["networks"]["student"]
 
 
-def test_every_door_scores_and_predicts_what_the_run_did(ground, trained):
+def test_resize_evaluations_and_student_agree(ground, trained):
+    """The run's evaluation, `evaluate.py` on one and two ranks and `load_student` agree."""
     log = next((trained / "work").glob("*.log.json")).read_text().splitlines()
     logged = next(row for row in map(json.loads, log) if row.get("mode") == "val")
     one, two = evaluated(trained, 1), evaluated(trained, 2)
@@ -73,7 +74,8 @@ def test_every_door_scores_and_predicts_what_the_run_did(ground, trained):
     )
 
 
-def test_cached_maps_are_what_the_teacher_s_weights_say_of_whole_pictures(ground, tmp_path):
+def test_resize_cached_maps_equal_teacher_at_own_resize(ground, tmp_path):
+    """Cached maps equal the teacher's output at the resize in its own weights file."""
     torch.manual_seed(5)
     teacher, maps = tmp_path / "teacher.pth", tmp_path / "maps"
     write_weights(

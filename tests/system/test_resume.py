@@ -88,7 +88,8 @@ def without_times(rows: list[dict]) -> list[dict]:
     ]
 
 
-def test_it_goes_on_at_the_right_iteration(resumed):
+def test_resume_continues_at_next_iteration(resumed):
+    """A resumed run continues with the iteration after its checkpoint."""
     work_dir, after = resumed
     text, rows = second_log(work_dir)
     assert f"Resumed from {work_dir / 'checkpoints' / f'iter_{after}'}" in text
@@ -96,7 +97,8 @@ def test_it_goes_on_at_the_right_iteration(resumed):
     assert "images an iteration on 2 ranks" in text
 
 
-def test_losses_and_weights_are_those_of_an_unbroken_run(unbroken, resumed):
+def test_resume_is_bit_identical_to_unbroken_run(unbroken, resumed):
+    """Losses, weights and best checkpoint of a resumed run equal an unbroken run bit for bit."""
     work_dir, after = resumed
     straight = without_times(programs.json_log(unbroken / "unbroken"))
     assert without_times(second_log(work_dir)[1]) == straight[after:]
@@ -111,7 +113,8 @@ def test_losses_and_weights_are_those_of_an_unbroken_run(unbroken, resumed):
     ).read_bytes()
 
 
-def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_left(resumed):
+def test_resume_under_launcher_and_when_finished(resumed):
+    """`bin/resume` works under the launcher, and says when a run is finished."""
     work_dir, _ = resumed
     before = programs.student(work_dir, ITERATIONS)
     result = programs.finish([programs.ROOT / "bin" / "resume", work_dir])
@@ -124,7 +127,8 @@ def test_resume_is_a_user_script_of_the_launcher_too_and_says_when_nothing_is_le
     assert programs.digest(programs.student(work_dir, ITERATIONS)) == programs.digest(before)
 
 
-def test_layouts_of_another_cpu_are_kept_and_told(ground, tmp_path):
+def test_resume_keeps_layouts_of_other_cpu(ground, tmp_path):
+    """A resume on another CPU type keeps the recorded memory layouts and logs the difference."""
     path = recipes.write_recipe(
         tmp_path / "recipe.yaml", recipes.recipe(ground, batch_size=2, iterations=2)
     )
@@ -177,7 +181,8 @@ def one_process(ground, unbroken) -> dict[str, programs.Result]:
     return {name: programs.Result(**row) for name, row in zip(commands, outcomes, strict=True)}
 
 
-def test_train_resumes_from_auto_or_a_checkpoint(one_process, unbroken):
+def test_train_resume_from_auto_or_checkpoint(one_process, unbroken):
+    """`train.py --resume-from` resumes from `auto` or from a named checkpoint."""
     for name in ("straight", "auto", "checkpoint"):
         assert one_process[name].code == 0, one_process[name].stderr[-3000:]
     iterations = [row["iteration"] for row in programs.recorded(unbroken / "auto")]
@@ -191,7 +196,8 @@ def test_train_resumes_from_auto_or_a_checkpoint(one_process, unbroken):
     assert rows[3]["loss"] != straight[3]
 
 
-def test_an_end_before_the_checkpoint_is_refused_and_the_run_stays_as_it_was(one_process, unbroken):
+def test_resume_refuses_end_before_checkpoint(one_process, unbroken):
+    """A resume with fewer iterations than its checkpoint has is refused with one line."""
     result = one_process["lowered"]
     assert result.code == 2, result.stderr[-3000:]
     assert "Traceback" not in result.stderr, result.stderr[-3000:]
@@ -213,7 +219,8 @@ def test_an_end_before_the_checkpoint_is_refused_and_the_run_stays_as_it_was(one
         ("again", "already holds a run (iter_14); go on with bin/resume"),
     ],
 )
-def test_what_can_not_be_resumed_is_refused_in_one_line(one_process, name, text):
+def test_resume_impossible_is_refused_in_one_line(one_process, name, text):
+    """A missing checkpoint or a work dir that holds a run is refused with one line."""
     result = one_process[name]
     assert result.code == 2, result.stderr[-3000:]
     (line,) = result.our_lines()

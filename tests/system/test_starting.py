@@ -57,14 +57,16 @@ def started(*words) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
-def test_help_is_quick(program):
+def test_help_of_program_is_light(program):
+    """`--help` of every program starts without torch, in little time and memory."""
     code, told = started(program, "--help")
     assert code == 0
     assert told.startswith(f"usage: {program.name}")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_benchmark_is_quick(name):
+def test_help_of_benchmark_is_light(name):
+    """`--help` of every benchmark starts without torch and describes the benchmark."""
     code, told = started(ROOT / "bin/benchmark.py", name, "--help")
     assert code == 0
     assert told.startswith(f"usage: benchmark.py {name}")
@@ -73,19 +75,22 @@ def test_help_of_a_benchmark_is_quick(name):
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
-def test_a_mistake_in_the_call_is_told_as_quickly(program):
+def test_unknown_option_is_refused_without_torch(program):
+    """An unknown option is refused with code 2 before torch is imported."""
     code, told = started(program, "recipe.yaml", "--nonsense")
     assert code == 2
     assert "error: " in told
 
 
-def test_all_programs_were_seen():
+def test_program_list_is_complete():
+    """The list of Python programs under test has all 13 of `bin/`."""
     assert len(PROGRAMS) == 13
     assert {"resume", "train.py", "print_config.py"} <= {path.name for path in PROGRAMS}
 
 
 @pytest.mark.parametrize("path", RECIPES[::12], ids=lambda path: path.stem)
-def test_a_recipe_is_printed_without_torch(path):
+def test_print_config_needs_no_torch(path):
+    """`print_config.py` prints a recipe with its overrides without importing torch."""
     code, told = started(
         ROOT / "bin/print_config.py", path, "--set", "train.epochs=3", "data.root=/x"
     )
@@ -93,7 +98,8 @@ def test_a_recipe_is_printed_without_torch(path):
     assert "epochs: 3" in told
 
 
-def test_a_mistake_in_a_recipe_is_told_before_torch_is_there(tmp_path):
+def test_recipe_mistake_is_refused_without_torch(tmp_path):
+    """An unknown recipe key is refused before torch is imported."""
     (tmp_path / "x.yaml").write_text("trian: {epochs: 1}\n")
     for program in ("train.py", "print_config.py"):
         code, told = started(ROOT / "bin" / program, tmp_path / "x.yaml")
@@ -101,7 +107,8 @@ def test_a_mistake_in_a_recipe_is_told_before_torch_is_there(tmp_path):
         assert "unknown key 'trian'" in told
 
 
-def test_importing_tiekd_imports_nothing_else_and_has_all_its_names():
+def test_tiekd_import_is_lazy_and_has_public_names():
+    """`import tiekd` imports no dependency, and its public names load on first use."""
     code = """
 import json, sys
 import tiekd

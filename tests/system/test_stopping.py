@@ -91,7 +91,8 @@ def resume(work_dir: Path) -> None:
         "KILL-launch",
     ],
 )
-def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code, request):
+def test_stopped_run_saves_and_resumes_bit_identical(path, straight, whom, number, code, request):
+    """A run that is signalled saves and leaves no process; a resume is bit-identical."""
     name = request.node.callspec.id
     work_dir = path.parent / name
     with start(path, name) as program:
@@ -117,7 +118,8 @@ def test_a_stopped_run_saves_ends_and_goes_on(path, straight, whom, number, code
         )
 
 
-def test_a_second_signal_ends_it_at_once(path):
+def test_second_signal_ends_run_without_saving(path):
+    """A second signal ends a run at once, without a checkpoint."""
     work_dir = path.parent / "twice"
     with start(path, "twice") as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 3)
@@ -135,8 +137,11 @@ def test_a_second_signal_ends_it_at_once(path):
     assert not list((work_dir / "checkpoints").glob("iter_*"))
 
 
-def test_an_evaluation_that_fell_to_the_stop_is_made_up_for(straight, path):
-    """Every evaluation of the straight run is there once among the runs above, with its figures."""
+def test_resume_makes_up_missed_evaluation(straight, path):
+    """Stopped and resumed runs log every evaluation of the unbroken run once.
+
+    Every evaluation of the straight run is there once among the runs above, with its figures.
+    """
     for name in ("TERM-rank", "KILL-launch"):
         assert validations(path.parent / name) == validations(straight)
 

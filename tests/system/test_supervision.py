@@ -59,7 +59,8 @@ def killed(path) -> Path:
     return work_dir
 
 
-def test_it_ends_by_itself_through_three_kills(killed, path):
+def test_restarts_finish_run_after_three_kills(killed, path):
+    """`bin/resume --restarts 3` finishes a run through three kills, bit for bit."""
     with programs.Program(resume(killed, "--restarts=3")) as program:
         for _ in range(3):
             reached = newest(killed)
@@ -87,12 +88,11 @@ def test_it_ends_by_itself_through_three_kills(killed, path):
     assert f"is finished ({ITERATIONS} of {ITERATIONS} iterations" in again.stdout
 
 
-def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leaves_nobody(
-    path, ground
-):
-    """The teacher's file is gone, which no start mends; then it is back.
+def test_restarts_give_up_on_repeated_crash(path, ground):
+    """A crash at the same place isn't restarted twice; a killed supervisor leaves no process.
 
-    After that the supervisor is killed.
+    The teacher's file is gone, which no start mends; then it is back. After that the supervisor
+    is killed.
     """
     work_dir = path.parent / "crashing"
     with programs.Program(train(path, "crashing")) as program:
@@ -116,7 +116,8 @@ def test_what_crashes_at_the_same_place_is_given_up_and_a_supervisor_killed_leav
         assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_second_run_on_a_work_dir_is_refused(path):
+def test_work_dir_in_use_refuses_second_run(path):
+    """A second run on a work dir is refused with one line and changes no file."""
     work_dir = path.parent / "shared"
     with programs.Program(
         train(path, "shared"),

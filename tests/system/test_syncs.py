@@ -42,14 +42,16 @@ def watched(folder, ground, name: str, **changes) -> dict:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_nothing_of_ours_waits_for_the_device_off_the_log_step(name, ground, tmp_path):
+def test_training_never_syncs_between_log_steps(name, ground, tmp_path):
+    """Between two log steps the project's code never waits for the device."""
     told = watched(tmp_path, ground, name)
     assert told["found"] == []
     if ON_GPU:
         assert told["num_all"] <= told["num_bare"], told["others"]
 
 
-def test_a_hook_that_waits_is_found(ground, tmp_path):
+def test_sync_watch_finds_waiting_hook(ground, tmp_path):
+    """The watch finds a hook that waits for the device each iteration."""
     hooks = [
         {"name": "support.parts.recorder"},
         {"name": "support.parts.sync_watch", "first": FIRST, "last": LAST},

@@ -74,7 +74,8 @@ def shown(address: str, plugin: str, name: str) -> list:
     return ask(address, f"/data/plugin/{plugin}/{plugin}?{query}") or []
 
 
-def test_it_serves_the_loss_and_the_pictures(server):
+def test_tensorboard_server_serves_loss_and_images(server):
+    """A TensorBoard server on the work dir serves the loss and the images by HTTP."""
     points = shown(server, "scalars", "loss")
     assert [step for _, step, _ in points] == list(range(1, 9))
     assert all(0 < value < 10 for _, _, value in points)
@@ -87,7 +88,8 @@ def test_it_serves_the_loss_and_the_pictures(server):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_a_browser_shows_it(server, tmp_path):
+def test_tensorboard_page_shows_loss_and_images(server, tmp_path):
+    """A headless browser shows the loss and the images on TensorBoard's page."""
     # Two groups of cards are open at first, and the loss is in the third: the filter opens the
     # cards that are meant.
     address = f"{server}/?tagFilter=%5Etrain%2F(loss%7Cpictures_1)%24&smoothing=0#timeseries"

@@ -11,7 +11,8 @@ LIMIT_GB = 20.0
 
 
 @pytest.mark.long
-def test_a_step_of_the_published_student_fits_into_twenty_gigabytes(ground, tmp_path, capsys):
+def test_published_student_step_fits_20_gb(ground, tmp_path, capsys):
+    """A training step of the published student on two CPU ranks stays below 20 GB."""
     network = (
         programs.ROOT / "model_configs" / "_base_" / "networks" / "mobilenet_v2_dpm_kitti.yaml"
     )

@@ -19,7 +19,8 @@ sys.stdin.read()
 """
 
 
-def test_a_work_dir_that_another_run_has_is_refused_until_that_has_ended(tmp_path):
+def test_lock_refuses_work_dir_in_use(tmp_path):
+    """A work dir that another process has locked is refused until that process ends."""
     command = [sys.executable, "-c", OTHER_RUN, str(tmp_path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

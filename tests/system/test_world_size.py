@@ -59,7 +59,8 @@ def assert_same(first: Path, second: Path, atol: float = 1e-5) -> None:
         )
 
 
-def test_two_ranks_are_one_rank_with_norms_over_both(results):
+def test_two_ranks_with_sync_norms_equal_one(results):
+    """Two ranks with norms over both have the losses of one rank."""
     one, two = (programs.losses(results / name) for name in ("1x4", "2x2"))
     assert one[:10] == pytest.approx(two[:10], rel=2e-6)
     # Sooner or later rounding takes an activation to the other side of a kink, which is a step in
@@ -68,15 +69,18 @@ def test_two_ranks_are_one_rank_with_norms_over_both(results):
     assert one == pytest.approx(two, rel=2e-3)
 
 
-def test_accumulation_on_two_ranks_is_one_large_batch(results):
+def test_accumulation_without_norms_equals_one_batch(results):
+    """Accumulation on two ranks without norms equals one large batch on one rank."""
     assert_same(results / "plain_1x4", results / "plain_2x1x2")
 
 
-def test_accumulation_with_norms_sees_the_same_micro_batches_on_any_ranks(results):
+def test_accumulation_with_norms_independent_of_ranks(results):
+    """Accumulation with norms gives the same run on one rank and on two."""
     assert_same(results / "smooth_1x4x2", results / "smooth_2x2x2")
 
 
-def test_norms_over_a_micro_batch_are_not_those_over_the_batch(results):
+def test_micro_batch_norms_differ_from_batch_norms(results):
+    """Norms over micro-batches change the losses, but by less than 5 %."""
     # That is why accumulation needs no norms above; and the comparison can see a difference of
     # statistics.
     losses = programs.losses(results / "2x1x2")
@@ -85,7 +89,8 @@ def test_norms_over_a_micro_batch_are_not_those_over_the_batch(results):
 
 
 @pytest.mark.long
-def test_eight_ranks_are_two(ground, tmp_path):
+def test_eight_ranks_equal_two(ground, tmp_path):
+    """Eight ranks have the losses and weights of two."""
     kinds = ("plain", "smooth", None)
     for ranks in (8, 2):
         programs.many(

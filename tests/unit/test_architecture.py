@@ -32,18 +32,21 @@ def top_level(entries: list[tuple[int, str]]) -> set[str]:
     return {re.sub(r"\.py$|/$", "", name) for indent, name in entries if indent == 0}
 
 
-def test_the_picture_is_what_its_script_draws():
+def test_architecture_image_equals_script_output():
+    """The stored architecture image is what its script draws."""
     assert draw_architecture.PICTURE.read_text(encoding="utf-8") == draw_architecture.draw()
 
 
-def test_both_trees_and_the_picture_have_the_same_packages():
+def test_architecture_trees_list_same_packages():
+    """Both README trees and the image name the same packages."""
     packages = {name for group in draw_architecture.read_groups() for name in group} - NO_PACKAGES
     assert len(packages) >= 16
     assert top_level(read_tree("tiekd/README.md")) - {"__init__"} == packages
     assert top_level(read_tree("README.md", under="tiekd/")) == packages
 
 
-def test_every_path_in_the_trees_is_there():
+def test_architecture_tree_paths_exist():
+    """Each path in tiekd/README.md exists, and each package is in it."""
     folders = {0: ROOT / "tiekd"}
     for indent, name in read_tree("tiekd/README.md"):
         path = folders[indent] / name

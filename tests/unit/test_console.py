@@ -38,14 +38,16 @@ def follow(clock, stream, step_s: float, steps: int) -> str:
     return stream.getvalue()
 
 
-def test_a_file_gets_a_plain_line_every_half_minute_and_one_at_the_end(clock):
+def test_progress_file_line_every_30_s(clock):
+    """A file gets a plain line every 30 s and one at the end."""
     assert follow(clock, io.StringIO(), step_s=2.0, steps=40) == (
         "maps: 260/1000, 2.0/s, eta: 0:06:10\nmaps: 320/1000, 2.0/s, eta: 0:05:40\n"
         "maps: 360/1000, 2.0/s, eta: 0:05:24\n"
     )
 
 
-def test_a_terminal_gets_one_line_that_is_rewritten(clock):
+def test_progress_terminal_rewrites_one_line(clock):
+    """A terminal gets one line that is rewritten and padded to its longest."""
     text = follow(clock, Terminal(), step_s=0.25, steps=4)
     lines = text.split("\r")
     assert lines[0] == ""
@@ -61,7 +63,8 @@ def test_a_terminal_gets_one_line_that_is_rewritten(clock):
     assert len(lines[-1].rstrip("\n")) == len(lines[-2])
 
 
-def test_the_bar_is_full_at_the_end_and_as_long_as_the_terminal_leaves_room_for(clock, monkeypatch):
+def test_progress_bar_fits_terminal_width(clock, monkeypatch):
+    """The bar is full at the end and fits the terminal's width, or is left out."""
     for columns, bar in (("80", f"[{'=' * 30}]"), ("43", f"[{'=' * 5}]"), ("30", "")):
         monkeypatch.setenv("COLUMNS", columns)
         stream, done = Terminal(), [0]
@@ -73,7 +76,8 @@ def test_the_bar_is_full_at_the_end_and_as_long_as_the_terminal_leaves_room_for(
         assert not bar or len(last) < int(columns)
 
 
-def test_files_that_are_to_have_no_bar_have_nothing(clock):
+def test_progress_in_files_false_writes_nothing(clock):
+    """With `in_files=False` nothing is written to a file."""
     stream = io.StringIO()
     with Progress("frames", 10, lambda: 10, stream, in_files=False) as job:
         clock[0] += 100
@@ -82,7 +86,8 @@ def test_files_that_are_to_have_no_bar_have_nothing(clock):
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_message_of_a_job_that_fails_has_a_line_of_its_own():
+def test_progress_failed_job_ends_line():
+    """If a job fails, its line is ended, so that the message has its own."""
     stream = Terminal()
     with pytest.raises(ZeroDivisionError), Progress("frames", 10, lambda: 3, stream):
         raise ZeroDivisionError
@@ -90,7 +95,8 @@ def test_the_message_of_a_job_that_fails_has_a_line_of_its_own():
 
 
 @pytest.mark.usefixtures("clock")
-def test_no_rate_no_guess():
+def test_progress_without_rate_has_no_eta():
+    """Without a rate the ETA is `?`."""
     stream = io.StringIO()
     Progress("maps", 10, lambda: 0, stream).finish()
     assert stream.getvalue() == "maps: 0/10, 0.0/s, eta: ?\n"

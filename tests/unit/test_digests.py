@@ -24,7 +24,8 @@ CPU: x86_64, 2 cores
 """
 
 
-def test_a_log_is_parted_into_figures_without_times_and_words():
+def test_figures_and_words_splits_log():
+    """A log is split into figures, without times, and other lines."""
     figures, words = digest_lab.figures_and_words(LOG)
     assert figures == [
         "Epoch [1][10/30]\tlr: 1.357e-04, loss: 3.4003",
@@ -34,7 +35,8 @@ def test_a_log_is_parted_into_figures_without_times_and_words():
     assert words == ["Training frames: 120"]
 
 
-def test_places_sizes_and_durations_are_left_out_of_text_and_metres_are_not():
+def test_without_places_and_sizes_masks_text():
+    """Paths, sizes, durations and progress are masked; metres are not."""
     places = {Path("/a"): "<checkout>", Path("/a/b"): "<work>"}
     assert (
         digest_lab.without_places("/a/b/x.pth of /a/bin", places)
@@ -47,7 +49,9 @@ def test_places_sizes_and_durations_are_left_out_of_text_and_metres_are_not():
     assert digest_lab.without_sizes("12.5 MB in 1,200 s, up to 80 m") == "# MB in # s, up to 80 m"
 
 
-def test_tensors_count_with_name_dtype_shape_and_every_bit():
+def test_bits_of_tensors_include_name_dtype_shape():
+    """A tensor's name, dtype, shape and each bit change its bytes; order doesn't."""
+
     def bits(value) -> bytes:
         return b"".join(digest_lab.bits_of(value))
 
@@ -63,7 +67,8 @@ def test_tensors_count_with_name_dtype_shape_and_every_bit():
     assert len({bits(one), *map(bits, others)}) == 6
 
 
-def test_digests_that_differ_or_are_missing_are_told_and_words_may_be_let_pass():
+def test_compared_reports_differing_digests():
+    """Digests that differ or are missing are reported; words may be excepted."""
     before = digests.read("plain.rows  aa\nplain.log.words  bb\nzero1.rows  cc\n", ["plain"])
     assert before == {"plain.rows": "aa", "plain.log.words": "bb"}
     lines, differs = digests.compared(before, {"plain.rows": "aa", "plain.log.words": "bc"})
@@ -83,7 +88,8 @@ def test_compared_with_a_case_that_is_new():
     assert digests.compared(before, before | {"plain.weights": "bb"})[1]
 
 
-def test_a_case_brings_what_it_needs_and_every_part_has_one(tmp_path):
+def test_digest_cases_cover_every_part(tmp_path):
+    """A case includes the cases it needs, and each part of tiekd has one."""
     assert digests.with_needs(["on_decoded"]) == {"on_decoded", "decoded", "maps", "teacher"}
     assert digests.parts_without_case(digests.ROOT) == []
     new = tmp_path / "tiekd" / "models" / "encoders" / "new.py"

@@ -35,13 +35,15 @@ SOURCE = "".join(path.read_text() for path in sorted(TESTS.rglob("*.py")))
     ],
     ids=["weight", "scale", "variance", "bias", "image", "depth", "normal", "uniform"],
 )
-def test_the_rules_give_the_published_inputs(values, expected):
+def test_golden_rules_give_published_inputs(values, expected):
+    """The rules for weights, images and depths give the published inputs."""
     torch.testing.assert_close(
         values.flatten()[: len(expected)], torch.tensor(expected), rtol=1e-6, atol=1e-8
     )
 
 
-def test_every_stored_loss_is_held_by_a_test():
+def test_golden_every_stored_loss_is_used():
+    """Each of the 33 stored losses is named in the tests' source."""
     cases = [path.stem for path in (golden.GOLDEN / "losses").glob("*.npz")]
     assert len(cases) == 33
     assert [
@@ -49,7 +51,8 @@ def test_every_stored_loss_is_held_by_a_test():
     ] == []
 
 
-def test_the_readme_counts_what_is_stored():
+def test_golden_readme_counts_stored_cases():
+    """The README's counts equal the cases that are stored."""
     text = (golden.GOLDEN / "README.md").read_text()
     folders = {
         name: int(count)
@@ -67,6 +70,7 @@ def test_the_readme_counts_what_is_stored():
 
 
 def test_golden_files_hold_numbers_only():
+    """Each .npz file loads without pickle and holds numbers or text."""
     for path in golden.GOLDEN.rglob("*.npz"):
         with np.load(path, allow_pickle=False) as archive:
             assert all(archive[key].dtype.kind in "fiubU" for key in archive.files), path

@@ -122,11 +122,13 @@ def broken(root: Path) -> list[tuple[str, str, str]]:
     return found
 
 
-def test_every_import_goes_to_the_left():
+def test_imports_follow_package_order():
+    """No import of tiekd or bin breaks the order of packages."""
     assert [line for *_, line in broken(ROOT)] == []
 
 
-def test_all_rooms_are_in_the_order_and_there_are_few():
+def test_import_order_lists_every_package():
+    """ORDER lists each package and module, as tiekd/README.md does, and they are few."""
     packages = {path.parent.name for path in (ROOT / "tiekd").glob("*/__init__.py")}
     modules = {path.stem for path in (ROOT / "tiekd").glob("*.py")}
     assert packages | modules == {*LEVEL, "__init__"} - {"bin"}
@@ -137,7 +139,8 @@ def test_all_rooms_are_in_the_order_and_there_are_few():
     ]  # of tiekd/README.md
 
 
-def test_the_folders_of_parts_hold_parts_and_nothing_else():
+def test_part_folders_hold_only_parts():
+    """Each module in a folder of parts binds `build`."""
     for folder in PARTS:
         for path in (ROOT / "tiekd" / folder).iterdir():
             if path.name in ("__init__.py", "__pycache__"):
@@ -190,7 +193,8 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_an_arrow_that_breaks_the_rule_is_named_by_its_line(planted, tmp_path):
+def test_broken_names_line_of_wrong_import(planted, tmp_path):
+    """Each kind of forbidden import is reported once, with file and line."""
     file, text, line = PLANTED[planted]
     for name, content in {
         "tiekd/models/fine.py": "from tiekd.data.frames import Frames\n",
@@ -203,7 +207,8 @@ def test_an_arrow_that_breaks_the_rule_is_named_by_its_line(planted, tmp_path):
     assert found[0].startswith(f"{file}:{line}: imports ")
 
 
-def test_an_arrow_to_the_left_is_fine(tmp_path):
+def test_broken_accepts_imports_to_the_left(tmp_path):
+    """Allowed imports are not reported."""
     for file, text in {
         "tiekd/__init__.py": "from tiekd.training.hook import Hook\n",
         "tiekd/training/a.py": "from tiekd.engine.build import build_engine\n"

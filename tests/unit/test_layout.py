@@ -186,23 +186,27 @@ def has_own_tests(module: Path) -> bool:
     return (TESTS / "unit" / module.parent / f"test_{module.name}.py").is_file()
 
 
-def test_every_module_is_tested_somewhere():
+def test_layout_every_module_has_tests():
+    """Each module has a test file of its name or is listed in ELSEWHERE."""
     listed = {Path(module) for modules in ELSEWHERE.values() for module in modules}
     assert sorted(module for module in MODULES - listed if not has_own_tests(module)) == []
 
 
-def test_the_list_has_no_module_that_is_gone_or_has_tests_of_its_own():
+def test_layout_list_has_no_stale_module():
+    """ELSEWHERE lists each module once, and none that is gone or has its own tests."""
     listed = [Path(module) for modules in ELSEWHERE.values() for module in modules]
     assert sorted(set(listed) - MODULES) == []
     assert [module for module in listed if has_own_tests(module)] == []
     assert len(listed) == len(set(listed))
 
 
-def test_every_file_of_tests_in_the_list_is_there():
+def test_layout_listed_test_files_exist():
+    """Each test file in ELSEWHERE exists."""
     assert [file for file in ELSEWHERE if not (TESTS / file).is_file()] == []
 
 
-def test_a_folder_of_unit_tests_is_a_package_of_tiekd():
+def test_layout_unit_folders_match_packages():
+    """Each folder of unit tests is a folder of tiekd."""
     folders = {
         path.parent.relative_to(TESTS / "unit") for path in (TESTS / "unit").rglob("test_*.py")
     }

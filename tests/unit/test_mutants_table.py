@@ -12,13 +12,15 @@ ROOT = Path(__file__).parents[2]
 AT_LEAST = 183
 
 
-def test_none_is_lost():
+def test_mutants_table_has_all_rows():
+    """Mutant names are unique, and there are at least as many rows as before."""
     names = {mutant.name for mutant in MUTANTS}
     assert len(names) == len(MUTANTS) >= AT_LEAST
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
-def test_a_mutant_can_be_planted(mutant):
+def test_mutant_can_be_planted(mutant):
+    """Each mutant changes its module's code, and its test files exist."""
     path = ROOT / mutant.path
     text = planted(path, mutant.function, mutant.old, mutant.new)
     assert dumped(ast.parse(text)) != dumped(ast.parse(path.read_text(encoding="utf-8")))
@@ -62,7 +64,8 @@ def read(size):
         ("", "LIMITS = {'few': 1, 'many': 9}", "LIMITS = {}", "LIMITS = {}"),
     ],
 )
-def test_code_is_found_by_its_tree(function, old, new, line, tmp_path):
+def test_planted_finds_code_by_syntax_tree(function, old, new, line, tmp_path):
+    """Code is found by its syntax tree, replaced, and comments elsewhere are kept."""
     path = tmp_path / "code.py"
     path.write_text(CODE)
     text = planted(path, function, old, new)
@@ -79,7 +82,8 @@ def test_code_is_found_by_its_tree(function, old, new, line, tmp_path):
         ("read", "size + 1", "size +", "code.py: not Python: size + 1 or size +"),
     ],
 )
-def test_what_is_not_there_once_is_not_planted(function, old, new, message, tmp_path):
+def test_planted_rejects_code_not_found_once(function, old, new, message, tmp_path):
+    """Code that isn't found exactly once, or is no Python, raises Planting."""
     path = tmp_path / "code.py"
     path.write_text(CODE)
     with pytest.raises(Planting) as caught:
@@ -87,7 +91,8 @@ def test_what_is_not_there_once_is_not_planted(function, old, new, message, tmp_
     assert str(caught.value) == message
 
 
-def test_text_is_replaced_where_it_is_no_python(tmp_path):
+def test_planted_replaces_text_in_other_files(tmp_path):
+    """In a file that is no Python, text that is there once is replaced."""
     path = tmp_path / "recipe.yaml"
     path.write_text("a: 1\nb: 2\n")
     assert planted(path, "", "b: 2", "b: 3") == "a: 1\nb: 3\n"
@@ -96,7 +101,8 @@ def test_text_is_replaced_where_it_is_no_python(tmp_path):
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
-def test_a_mutant_holds_in_another_layout(mutant, tmp_path):
+def test_mutant_can_be_planted_in_reformatted_code(mutant, tmp_path):
+    """Each mutant can also be planted in reformatted code."""
     path = tmp_path / "code.py"
     tree = ast.parse((ROOT / mutant.path).read_text(encoding="utf-8"))
     path.write_text(ast.unparse(tree))

@@ -52,7 +52,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "my home"
 
 
-def test_a_home_is_expanded_and_nothing_else(home):
+def test_expanded_home_only(home):
+    """Only a leading `~` is expanded; an unknown home is an error that says what to do."""
     assert paths.expanded("~/a b/c") == f"{home}/a b/c"
     assert paths.expanded("~") == str(home)
     for text in ("a/~/b", "./~/b", "a~", "$HOME/x", "/~", "", "*~", "~a\0b"):
@@ -67,7 +68,8 @@ def test_a_home_is_expanded_and_nothing_else(home):
     assert paths.expanded("~backup.png") == "~backup.png"
 
 
-def test_without_a_home_nothing_called_tilde_is_meant(monkeypatch):
+def test_expanded_without_home_is_launch_error(monkeypatch):
+    """Without a home folder `~` raises a LaunchError."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(
         os.path, "expanduser", lambda path: path
@@ -76,7 +78,8 @@ def test_without_a_home_nothing_called_tilde_is_meant(monkeypatch):
         paths.expanded("~/x")
 
 
-def test_a_variable_is_no_path_unless_something_is_called_so(home):
+def test_path_option_rejects_variables(home):
+    """A path option with $NAME or empty text is rejected, unless such a path exists."""
     told = r"nothing is called .*\$.*; a \$NAME in a path isn't filled"
     for text in ("$HOME/x", "a/${DATA}/x", "$X"):
         with pytest.raises(argparse.ArgumentTypeError, match=told):
@@ -91,7 +94,8 @@ def test_a_variable_is_no_path_unless_something_is_called_so(home):
     assert paths.path_text_argument("~/c") == f"{home}/c"
 
 
-def test_a_message_that_something_is_missing_says_what_a_variable_is(capsys, monkeypatch):
+def test_entrypoint_missing_path_explains_variables(capsys, monkeypatch):
+    """An error about a missing path with $NAME says that variables aren't expanded."""
     for name in ("TIEKD_DEBUG", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     cases = {
@@ -113,7 +117,8 @@ def test_a_message_that_something_is_missing_says_what_a_variable_is(capsys, mon
         )
 
 
-def test_a_message_keeps_the_blanks_of_a_path(capsys, monkeypatch):
+def test_entrypoint_message_keeps_blanks_of_path(capsys, monkeypatch):
+    """An error message keeps double blanks of a path and joins its lines."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
 
     def mistaken():
@@ -159,7 +164,8 @@ CALLS = [(program, ()) for program in PROGRAMS] + [
 @pytest.mark.parametrize(
     ("program", "words"), CALLS, ids=lambda value: value.name if isinstance(value, Path) else None
 )
-def test_every_option_that_takes_a_path_takes_it_in_one_way(program, words, monkeypatch):
+def test_program_path_options_use_path_types(program, words, monkeypatch):
+    """Each program's options that take a path have one of the path types."""
     actions = [
         action for parser in parser_of(program, monkeypatch, *words) for action in parser._actions
     ]
@@ -193,7 +199,8 @@ def test_every_option_that_takes_a_path_takes_it_in_one_way(program, words, monk
     ],
     ids=lambda words: words[0],
 )
-def test_no_program_sees_a_tilde(words, home, monkeypatch):
+def test_program_arguments_expand_home(words, home, monkeypatch):
+    """`~` is expanded in every path that a program parses."""
     program, *arguments = words
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     parsed = runpy.run_path(str(ROOT / "bin" / program))["parse_arguments"]()
@@ -217,7 +224,8 @@ log: {exp_name: ~/no path}
 """
 
 
-def test_every_path_of_a_recipe_is_expanded_and_no_other_text(home):
+def test_recipe_paths_expand_home(home):
+    """`~` is expanded in each path of a recipe and its bases, and in no other text."""
     (home / "bases").mkdir()
     (home / "bases/base.yaml").write_text("teacher: {maps: ~/maps}\nevaluation: {crop: none}\n")
     (home / "r.yaml").write_text(RECIPE)
@@ -235,7 +243,8 @@ def test_every_path_of_a_recipe_is_expanded_and_no_other_text(home):
     assert recipe["log"]["exp_name"] == "~/no path"
 
 
-def test_a_teacher_and_set_are_such_doors_too(home):
+def test_teacher_and_overrides_expand_home(home):
+    """`~` is expanded in teacher recipes, checkpoints and overrides."""
     (home / "t.yaml").write_text("network: {encoder: {name: resnet, pretrained: ~/e.pth}}\n")
     Path("r.yaml").write_text(
         "teacher: {recipe: ~/t.yaml, checkpoint: ~/t.pth}\ndata: {name: kitti, root: x}\n"
@@ -256,7 +265,8 @@ def test_a_teacher_and_set_are_such_doors_too(home):
 
 
 @pytest.mark.usefixtures("home")
-def test_a_home_that_nobody_has_is_one_line_and_makes_no_folder():
+def test_recipe_unknown_home_is_one_line_error():
+    """An unknown home in a recipe raises a RecipeError and creates no folder."""
     told = r"~nosuchuser/x: no home folder is known for ~nosuchuser; .*write \./~nosuchuser/x$"
     for text in ("work_dir: PATH", "_base_: PATH", "teacher: {recipe: PATH}", "data: {root: PATH}"):
         Path("r.yaml").write_text(text.replace("PATH", "~nosuchuser/x") + "\n")
@@ -267,7 +277,8 @@ def test_a_home_that_nobody_has_is_one_line_and_makes_no_folder():
     assert [path.name for path in Path().iterdir()] == ["r.yaml"]
 
 
-def test_what_is_used_from_python_is_a_door_too(home):
+def test_python_functions_expand_home(home):
+    """Functions called from Python expand `~` in the paths they get."""
     (home / "r.yaml").write_text("network: {}\n")
     assert load_recipe("~/r.yaml") == {"network": {}}
     with pytest.raises(CheckpointError, match=f"^{home}/x.pth"):
@@ -282,7 +293,8 @@ def test_what_is_used_from_python_is_a_door_too(home):
 
 
 @pytest.mark.usefixtures("home")
-def test_variables_of_a_recipe_stay_and_make_no_folder():
+def test_recipe_variables_are_not_expanded():
+    """A $NAME in a recipe stays as it is; in work_dir it is an error."""
     Path("r.yaml").write_text("work_dir: $HOME/x\ndata: {root: $HOME/d}\n")
     assert load_recipe("r.yaml") == {"work_dir": "$HOME/x", "data": {"root": "$HOME/d"}}
     parser = argparse.ArgumentParser()
@@ -299,7 +311,8 @@ def typed(message: str, program: str) -> list[str]:
     return shlex.split(re.split(r"[,;](?= )", command)[0])
 
 
-def test_printed_commands_can_be_typed(tmp_path):
+def test_printed_commands_are_shell_quoted(tmp_path):
+    """Commands in messages are quoted, so a shell reads back the path."""
     folder = tmp_path / "it's my data #2"
     (folder / "work" / "checkpoints" / "iter_3").mkdir(parents=True)
     (folder / "r.yaml").write_text(f"network: {{}}\nwork_dir: {tmp_path}/none\n")
@@ -342,7 +355,8 @@ def unquoted(file: Path) -> list[str]:
     return found
 
 
-def test_every_value_in_a_printed_command_is_quoted():
+def test_printed_command_values_are_quoted_in_source():
+    """In the source, each value put into a printed command is quoted."""
     files = [*(ROOT / "tiekd").rglob("*.py"), *PROGRAMS]
     assert [each for file in files for each in unquoted(file)] == []
     assert "options = shlex.join(" in (ROOT / "tiekd/tools/check_data.py").read_text(

@@ -24,7 +24,7 @@ def save_through(engine, files: Files) -> None:
     Without it: a full disk ends a run with a traceback, files have no digests, and each checkpoint
     holds a copy of zero_to_fp32.py, which converts it to the plain weights that are saved anyway.
     Seen in: DeepSpeed 0.19.8.
-    Test: test_training_goes_on_and_the_last_save_says_what_to_do.
+    Test: test_save_on_full_disk_keeps_training.
     """
     torch_files = engine.checkpoint_engine
     torch_files.save = files.save
@@ -58,7 +58,7 @@ def keep_on_at_lowest_loss_scale(engine) -> None:
     Without it: that step raises an exception. training/hooks/guard.py ends such a run instead, with
     the samples' names and the checkpoint to resume from.
     Seen in: DeepSpeed 0.19.8.
-    Test: test_a_loss_scale_halves_to_one_and_stays_there.
+    Test: test_loss_scale_halves_down_to_one.
     """
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is not None and engine.fp16_enabled() and engine.dynamic_loss_scale():
@@ -72,7 +72,7 @@ def link_all_moments(engine) -> None:
     step. The other groups' parameters then have none, and saving a run with `optimizer.groups` ends
     with a traceback.
     Seen in: DeepSpeed 0.19.8.
-    Test: test_every_zero_stage_trains_the_groups_as_torch_alone.
+    Test: test_zero_stages_train_groups_as_torch.
     """
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
@@ -85,7 +85,7 @@ def time_whole_network(engine) -> None:
     Without it: the profiler starts in the network's forward, after the moment at which it would
     read the clock, and reports the time since 1970.
     Seen in: DeepSpeed 0.19.8.
-    Test: test_the_flops_profiler_writes_its_table_with_every_part_of_the_network.
+    Test: test_flops_profiler_table_has_all_parts.
     """
     if not engine.flops_profiler_enabled():
         return
@@ -103,7 +103,7 @@ def time_each_collective() -> None:
 
     Without it: its timers are never reset, and it notes the sum of all collectives of that kind.
     Seen in: DeepSpeed 0.19.8.
-    Test: test_the_comms_logger_ends_with_a_table_whose_times_fit_into_the_run.
+    Test: test_comms_logger_times_fit_run.
     """
     from deepspeed.comm import comm
 

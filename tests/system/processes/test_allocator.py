@@ -58,7 +58,8 @@ def additions(end: str, **variables: str) -> tuple[float, float, str]:
 
 
 @glibc_only
-def test_a_program_keeps_what_tensors_free_in_every_thread_where_it_is_told_to():
+def test_allocator_keep_reuses_memory_in_threads():
+    """With TIEKD_ALLOCATOR=keep, freed tensor memory is reused in every thread."""
     main, thread, description = additions(PROGRAM, **KEEP)
     assert main < 100
     assert thread < 100
@@ -81,16 +82,16 @@ def test_a_program_keeps_what_tensors_free_in_every_thread_where_it_is_told_to()
         ),
     ],
 )
-def test_imports_the_default_the_switch_and_the_users_settings_change_nothing(
-    end, variables, description
-):
+def test_allocator_unchanged_without_keep(end, variables, description):
+    """An import, the default, `system` or the user's own settings leave it unchanged."""
     main, thread, said = additions(end, **variables)
     assert main > 1000
     assert thread > 1000
     assert said == f"glibc {allocator._glibc()}{description}"
 
 
-def test_another_value_of_the_switch_is_one_line():
+def test_allocator_unknown_value_is_one_line_error():
+    """An unknown TIEKD_ALLOCATOR ends the program with 2 and one line."""
     code = "from tiekd.distributed import entrypoint\nentrypoint.program(lambda: print('began'))"
     done = told(code, TIEKD_ALLOCATOR="jemalloc")
     assert done.returncode == 2
@@ -101,8 +102,11 @@ def test_another_value_of_the_switch_is_one_line():
 
 
 @glibc_only
-def test_memory_that_is_kept_counts_in_no_measurement():
-    """A call or a micro-batch is measured as if nothing had been freed before."""
+def test_allocator_kept_memory_is_not_measured():
+    """Kept memory doesn't count in the measured peak of a call or a micro-batch.
+
+    A call or a micro-batch is measured as if nothing had been freed before.
+    """
     done = told(
         """
         import torch
@@ -137,7 +141,8 @@ def test_memory_that_is_kept_counts_in_no_measurement():
 
 
 @glibc_only
-def test_a_thread_keeps_tensors_that_no_heap_of_its_own_could_hold():
+def test_allocator_keep_reuses_tensors_above_heap_size():
+    """A thread reuses the memory of tensors larger than one of its heaps."""
     done = told(
         """
         import resource, threading

@@ -6,7 +6,8 @@ import sys
 from support.programs import ROOT
 
 
-def test_without_data_they_run_with_torch_alone():
+def test_data_benchmarks_need_torch_only():
+    """The data benchmarks import neither deepspeed nor tensorboard."""
     code = (
         "import argparse, sys; from tiekd.tools.benchmarks import eval as e, loader as l\n"
         "args = argparse.Namespace(device='cpu', rounds=1, data=None, kb_crop=(48, 96),\n"

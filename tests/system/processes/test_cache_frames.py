@@ -17,7 +17,8 @@ def root(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_others_fill_meanwhile_ends_it_with_one_line(root, monkeypatch, workers):
+def test_fill_disk_full_midway_is_one_line(root, monkeypatch, workers):
+    """A disk that fills up midway ends with a one-line error and keeps whole files."""
     small = root / "decoded"
     small.mkdir()
     if subprocess.run(
@@ -37,7 +38,8 @@ def test_a_disk_that_others_fill_meanwhile_ends_it_with_one_line(root, monkeypat
     assert len(whole) < 15
 
 
-def test_two_jobs_at_once_are_refused(root):
+def test_fill_rejects_second_job(root):
+    """A folder locked by another job is rejected until that job ends."""
     fill(root)
     code = "import fcntl, sys; lock = open(sys.argv[1], 'w'); "
     code += "fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True); input()"

@@ -26,7 +26,8 @@ def refused(kind, *arguments, **options) -> str:
     return str(error.value)
 
 
-def test_two_jobs_do_not_write_into_one_folder(ground, tmp_path):
+def test_cache_maps_rejects_locked_folder(ground, tmp_path):
+    """A folder locked by another job is rejected until that job ends."""
     cache(recipe_of(ground), tmp_path / "maps")
     hold = "import fcntl, sys; f = open(sys.argv[1], 'r+'); "
     hold += "fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"

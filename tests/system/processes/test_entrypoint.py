@@ -10,7 +10,8 @@ from support.programs import ROOT
 from tiekd.distributed import entrypoint, process_group
 
 
-def test_names_that_are_no_utf8_are_printed_or_refused_in_a_line(tmp_path):
+def test_entrypoint_non_utf8_names(tmp_path):
+    """A file name that is no UTF-8 is printed escaped, or rejected in one line."""
     program = tmp_path / "program.py"
     program.write_text(f"""
 import os, sys
@@ -35,7 +36,8 @@ entrypoint.program(main)
 
 
 @pytest.mark.parametrize(("ranks", "code"), [(1, 0), (2, 0), (2, entrypoint.STOPPED_CODE), (1, 2)])
-def test_a_program_ends_with_its_code_and_loses_nothing(ranks, code, tmp_path):
+def test_entrypoint_exit_code_and_complete_output(ranks, code, tmp_path):
+    """Each rank exits with the program's code after its output and atexit functions."""
     program = tmp_path / "program.py"
     program.write_text(f"""
 import atexit, sys

@@ -51,7 +51,8 @@ def as_stranger(path: Path, image: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
-def test_a_file_needs_nothing_of_this_project(tmp_path, dpm, name):
+def test_export_runs_without_tiekd(tmp_path, dpm, name):
+    """Exported files give the same depth in a process that can't import tiekd."""
     path = tmp_path / name
     write(path, dpm, dynamic=True)
     image = picture(*ODD, seed=5)
@@ -59,8 +60,11 @@ def test_a_file_needs_nothing_of_this_project(tmp_path, dpm, name):
     assert str(Path(tiekd.__file__).parent).encode() not in path.read_bytes()
 
 
-def test_exporting_tells_nobody(tmp_path):
-    """ONNX Runtime would leave a number for this machine in its user's folder, and send it."""
+def test_export_leaves_no_telemetry(tmp_path):
+    """Importing ONNX Runtime through the exporter leaves no telemetry file in the home folder.
+
+    ONNX Runtime would leave a number for this machine in its user's folder, and send it.
+    """
     environment = {
         key: value
         for key, value in os.environ.items()

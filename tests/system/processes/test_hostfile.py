@@ -24,7 +24,8 @@ RECORD = {
         (["--num_gpus", "4"], {"RANK": "0"}, "--num_gpus=4: a launcher has started this already"),
     ],
 )
-def test_resume_starts_nothing_then(options, variables, told, tmp_path):
+def test_resume_invalid_launch_options_exit_2(options, variables, told, tmp_path):
+    """With an invalid hostfile or launch option bin/resume exits with 2 and one line."""
     (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
     command = [sys.executable, ROOT / "bin" / "resume", ".", *options]
     result = subprocess.run(
@@ -46,8 +47,11 @@ def test_resume_starts_nothing_then(options, variables, told, tmp_path):
         (["--num_gpus", "1"], None),
     ],
 )
-def test_a_rank_looks_at_what_its_launcher_was_told(options, told, tmp_path):
-    """A process that stands for DeepSpeed's launcher starts one that stands for a rank."""
+def test_rank_checks_hostfile_of_launcher(options, told, tmp_path):
+    """A rank rejects a hostfile that its launcher got and can't be read.
+
+    A process that stands for DeepSpeed's launcher starts one that stands for a rank.
+    """
     (tmp_path / "bin").mkdir()
     (tmp_path / "hosts").write_text("localhost slots=1\n")
     (tmp_path / "rank.py").write_text(

@@ -29,7 +29,8 @@ def ended() -> str:
     return str(process.pid)
 
 
-def test_without_its_launcher_it_ends(ended):
+def test_watch_launchers_exits_without_launcher(ended):
+    """A rank whose launcher is gone exits with 1 and prints nothing."""
     for said in (
         {launcher_watch.SUPERVISOR: ended},
         {"CROSS_RANK": "0"},
@@ -38,12 +39,14 @@ def test_without_its_launcher_it_ends(ended):
         assert (result.stdout, result.stderr, result.returncode) == ("", "", 1)
 
 
-def test_with_it_or_with_none_it_goes_on():
+def test_watch_launchers_continues_with_or_without_one():
+    """A rank continues while its launcher lives, or where it never had one."""
     for said in ({launcher_watch.SUPERVISOR: str(os.getpid())}, {}):
         assert watched(**said).stdout == "goes on\n"
 
 
-def test_only_deepspeeds_launcher_is_watched(tmp_path):
+def test_launchers_finds_deepspeed_only(tmp_path):
+    """Only a parent process that is the deepspeed launcher is watched."""
     assert launcher_watch.launchers() == [], "pytest was started by a launcher?"
     script = "import sys; sys.path.insert(0, sys.argv[1]); "
     script += "from tiekd.distributed.launcher_watch import launchers; print(len(launchers()))"
@@ -61,7 +64,8 @@ def test_only_deepspeeds_launcher_is_watched(tmp_path):
     )
 
 
-def test_the_end_of_a_watched_process_is_told_once():
+def test_watch_reports_end_once():
+    """The end of a watched process is reported exactly once, also as a zombie."""
     child = subprocess.Popen(["sleep", "60"])
     told, seen = [], threading.Event()
     watched = [psutil.Process(child.pid)]

@@ -10,7 +10,8 @@ OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 FILES = f"Too many open files (ulimit -n is {OPEN_FILES} here); raise that"
 
 
-def test_a_thread_that_lacks_something_is_no_traceback():
+def test_thread_lacking_resource_prints_one_line():
+    """A thread that fails for want of a resource prints one line and no traceback."""
     code = f"""
 import errno, os, sys, threading
 sys.path.insert(0, {str(ROOT)!r})

@@ -10,7 +10,8 @@ from support.programs import ROOT
 
 
 @pytest.mark.parametrize(("iterations", "code"), [(0, 143), (1, 0)])
-def test_a_signal_while_the_first_iteration_is_waited_for_ends_all(iterations, code):
+def test_preemption_before_first_iteration_kills_children(iterations, code):
+    """A signal before the first iteration ends with code 143; child processes end in any case."""
     script = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})

@@ -22,7 +22,8 @@ print(hashlib.sha256(b"".join(part.tobytes() for part in scene)).hexdigest())
 """
 
 
-def test_same_bytes_in_every_process():
+def test_render_same_bytes_in_other_process():
+    """A scene has the same bytes in another process with another hash seed."""
     here = hashlib.sha256(b"".join(part.tobytes() for part in render(3, 5, *SIZE))).hexdigest()
     command, env = [sys.executable, "-c", DIGEST], {**os.environ, "PYTHONHASHSEED": "7"}
     there = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)
@@ -37,7 +38,8 @@ def start_writing(root: Path, num_train: int) -> multiprocessing.Process:
     return writer
 
 
-def test_killed_run_leaves_no_set(tmp_path):
+def test_write_kitti_layout_killed_leaves_no_set(tmp_path):
+    """A killed writer leaves no set, and the next one writes it whole."""
     root = tmp_path / "set"
     writer = start_writing(root, 100_000)
     deadline = time.monotonic() + 30
@@ -52,7 +54,8 @@ def test_killed_run_leaves_no_set(tmp_path):
     assert json.loads((root / "scenes.json").read_text())["num_train"] == 1
 
 
-def test_processes_that_start_at_once_end_with_one_set(tmp_path):
+def test_write_kitti_layout_parallel_writers_share_set(tmp_path):
+    """Writers that start at once all succeed and leave one set."""
     writers = [start_writing(tmp_path / "set", 3) for _ in range(3)]
     for writer in writers:
         writer.join()

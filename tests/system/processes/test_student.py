@@ -11,7 +11,8 @@ from tiekd.models.build import build_network
 from tiekd.workdir.weights_file import write_weights
 
 
-def test_a_robot_needs_none_of_the_libraries_that_train(tmp_path):
+def test_load_student_needs_no_training_libraries(tmp_path):
+    """Inference works where deepspeed, tensorboard, torchvision, triton and psutil are absent."""
     checkpoint = tmp_path / "best_abs_rel.pth"
     write_weights(checkpoint, build_network(recipes.STUDENT).state_dict(), recipes.STUDENT, 7)
     code = (
@@ -27,7 +28,8 @@ def test_a_robot_needs_none_of_the_libraries_that_train(tmp_path):
     assert told == "torch.Size([32, 64])\n"
 
 
-def test_importing_tiekd_does_not_import_what_prediction_needs():
+def test_import_tiekd_is_lazy():
+    """Importing tiekd doesn't import the student module, and unknown attributes raise."""
     code = "import sys, tiekd; "
     code += "print('tiekd.inference.student' in sys.modules, callable(tiekd.load_student))"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

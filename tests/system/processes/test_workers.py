@@ -27,7 +27,8 @@ def slow(keys):
 
 
 @pytest.mark.usefixtures("unpinned")
-def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it():
+def test_pinned_errors_arrive_without_waiting():
+    """With pinned memory a slow or killed worker is reported, and closing never waits."""
     started = time.monotonic()
     results = read(slow, [[0], [3600]], 1, str, 60, pin_memory=True)
     assert next(results) == [0]
@@ -50,7 +51,8 @@ def test_what_goes_wrong_ahead_is_told_and_nothing_waits_for_it():
     assert time.monotonic() - started < 60
 
 
-def test_a_worker_ends_with_its_program_however_that_ended():
+def test_workers_end_with_killed_program():
+    """Workers end when their program is killed."""
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})

@@ -6,8 +6,11 @@ from tiekd.tools.benchmarks import engine, measure
 from tiekd.tools.benchmarks.arguments import LIGHT
 
 
-def test_the_engine_and_a_plain_torch_loop_learn_the_same_on_two_ranks():
-    """Each rank has another batch, so that losses agree only where both share their gradients."""
+def test_engine_equals_torch_on_two_ranks():
+    """The engine and a plain torch loop reach the same losses on two ranks.
+
+    Each rank has another batch, so that losses agree only where both share their gradients.
+    """
     words = ["--against", "torch", "--ranks", "2", "--zero", "1", "--block", "3"]
     result = engine.run(arguments(engine, "--recipe", str(LIGHT), *words))
     (row,) = result["table"]

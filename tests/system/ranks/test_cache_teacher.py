@@ -12,7 +12,8 @@ def ground(tmp_path_factory) -> Path:
     return make_ground(tmp_path_factory.mktemp("ground"))
 
 
-def test_two_ranks_make_the_files_of_one(ground, tmp_path):
+def test_cache_maps_two_ranks_equal_one(ground, tmp_path):
+    """Two ranks write byte-identical files to one rank, and only rank 0 reports."""
     cache(recipe_of(ground), tmp_path / "alone")
     told, silent = two_ranks.run(cache_on_a_rank, tmp_path, ground, tmp_path / "together")
     assert f"maps: {NUM_TRAIN}/{NUM_TRAIN}" in told

@@ -112,7 +112,8 @@ def norms(tmp_path_factory):
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("case", SHAPES)
-def test_batchnorm_on_two_ranks_equals_one_rank_with_all_images(norms, case, dtypes):
+def test_batch_norm_two_ranks_equal_one_with_all_images(norms, case, dtypes):
+    """BatchNorm2d over two ranks equals stock BatchNorm over the images of both."""
     dtype, image_dtype = DTYPES[dtypes]
     # The reference is stock BatchNorm in float64, with parameters and images of the lower
     # precision's values.
@@ -143,22 +144,26 @@ def close(ours, reference, share):
     ), share
 
 
-def test_on_two_ranks_images_are_kept_once_in_their_own_dtype(norms):
+def test_batch_norm_saves_input_once_in_its_dtype(norms):
+    """On two ranks, backward keeps each image once and in its own dtype."""
     assert [result["kept"] for result in norms] == [[images("equal")[0].numel() * 2]] * 2
 
 
-def test_without_sync_a_rank_keeps_to_its_own_images(norms):
+def test_batch_norm_without_sync_uses_own_images(norms):
+    """With `sync=False`, a rank normalizes by the statistics of its own images."""
     for r, result in enumerate(norms):
         alone = step(OnRank(norm(nn.BatchNorm2d)), [images("equal")[r]])
         assert torch.equal(result["own"]["running_mean"], alone["running_mean"])
         assert torch.equal(result["own"]["outputs"][0], alone["outputs"][0])
 
 
-def test_evaluation_needs_no_collective(norms):
+def test_batch_norm_eval_makes_no_collective(norms):
+    """In eval mode BatchNorm2d makes no collective call."""
     assert norms[0]["calls in eval"] == norms[1]["calls in eval"] == []
 
 
-def test_reductions(tmp_path):
+def test_reductions_over_two_ranks(tmp_path):
+    """Means, maxima, gathers and broadcasts are right; a dict of means is one all_reduce."""
     for r, result in enumerate(two_ranks.run(reduce_on_ranks, tmp_path)):
         assert result["means"] == {"a": 0.5, "b": 5.0, "c": 3.5}
         assert result["calls"] == ["all_reduce"]
@@ -190,7 +195,8 @@ def lose_a_rank(this, lost, folder):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_rank_that_does_not_come_is_named_in_a_bounded_time(tmp_path, lost):
+def test_missing_ranks_names_lost_rank_in_time(tmp_path, lost):
+    """After a timeout `missing_ranks` names the rank that is lost, within 40 s."""
     missing, taken_s = two_ranks.run(lose_a_rank, tmp_path, lost, tmp_path)[1 - lost]
     assert missing == [lost]
     assert 4 <= taken_s < 40
@@ -202,5 +208,6 @@ def meet(_this):
     return missing
 
 
-def test_ranks_that_are_all_there_miss_none(tmp_path):
+def test_missing_ranks_none_if_all_present(tmp_path):
+    """`missing_ranks` is empty where every rank arrives."""
     assert two_ranks.run(meet, tmp_path) == [[], []]

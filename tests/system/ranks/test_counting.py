@@ -16,7 +16,8 @@ def a_rank(rank: int, folder, of_rank_1: float) -> int:
     return 0
 
 
-def test_ranks_end_together_and_one_with_a_loss_is_enough(tmp_path):
+def test_pixels_count_ranks_end_together(tmp_path):
+    """Ranks end together, and a nonzero loss on one rank is enough for all."""
     for name in ("none", "one"):
         for rank in ("0", "1"):
             (tmp_path / name / rank).mkdir(parents=True)

@@ -20,7 +20,8 @@ def agreeing(rank: int) -> list:
     return [tried, [(t.images, t.fits) for t in tries]]
 
 
-def test_the_rank_with_the_least_room_decides_for_all(tmp_path):
+def test_find_largest_least_memory_rank_decides(tmp_path):
+    """All ranks agree on the sizes that fit the rank with the least memory."""
     results = two_ranks.run(agreeing, tmp_path)
     assert results[0][1] == results[1][1] == [(1, True), (2, True), (4, False)]
     assert results[0][0] == [1, 1, 2, 2, 4, 4]

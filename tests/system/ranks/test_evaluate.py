@@ -24,13 +24,15 @@ def figures_on_a_rank(_rank):
     return [figures(batch_size=size) for size in (1, 2, 3, 7)]
 
 
-def test_two_ranks_give_the_figures_of_one_to_the_last_digit(tmp_path):
+def test_evaluate_two_ranks_equal_one(tmp_path):
+    """Two ranks return the metrics of one rank, bit for bit."""
     alone = figures_on_a_rank(0)
     assert two_ranks.run(figures_on_a_rank, tmp_path) == [alone, alone]
     assert alone[1] == pytest.approx(alone[0], rel=1e-9)
 
 
-def test_a_rank_without_any_batch_takes_part(tmp_path):
+def test_evaluate_rank_without_batches(tmp_path):
+    """With fewer batches than ranks, every rank returns the same metrics."""
     first, second, third = two_ranks.run(figures_of_one_batch, tmp_path, world_size=3)
     assert first == second == third == figures(batch_size=7)
 
@@ -49,7 +51,8 @@ def filled_replica(rank):
     return student.state_dict(), replica.state_dict()
 
 
-def test_every_rank_evaluates_with_the_weights_and_the_statistics_of_the_main_one(tmp_path):
+def test_fill_replica_uses_weights_of_rank_0(tmp_path):
+    """Each rank's replica gets the weights and BatchNorm statistics of rank 0."""
     for student, replica in two_ranks.run(filled_replica, tmp_path):
         assert student["1.running_mean"].any()
         assert all(torch.equal(replica[name], tensor) for name, tensor in student.items())
@@ -66,7 +69,8 @@ def shown_on_a_rank(_rank):
     return out.getvalue()
 
 
-def test_only_the_main_rank_shows_anything_and_counts_all_ranks(tmp_path):
+def test_evaluate_progress_on_rank_0_counts_all(tmp_path):
+    """Only rank 0 shows progress, and it counts the frames of all ranks."""
     first, second = two_ranks.run(shown_on_a_rank, tmp_path)
     assert "] 7/7, " in first.split("\r")[-1]
     assert second == ""

@@ -21,7 +21,8 @@ def two(rank: int, folder) -> str:
         return str(error)
 
 
-def test_ranks_tell_each_others_samples_and_end_together(tmp_path):
+def test_guard_gathers_samples_of_all_ranks(tmp_path):
+    """Rank 0 reports the samples of every rank, and all ranks end together."""
     messages = two_ranks.run(two, tmp_path, tmp_path)
     assert all("2 iterations in a row, from 1 on" in message for message in messages)
     lines = told(tmp_path / "0")

@@ -24,7 +24,8 @@ def judge_on_a_rank(rank: int, folder) -> str:
     return ""
 
 
-def test_every_rank_refuses_what_rank_0_saw(tmp_path):
+def test_judge_refuses_on_every_rank(tmp_path):
+    """Every rank raises the refusal that only rank 0 can see."""
     first, second = two_ranks.run(judge_on_a_rank, tmp_path, tmp_path)
     assert first == second
     assert "1 train frames were added (zz.png)" in first

@@ -153,7 +153,8 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_step_is_skipped_on_all_ranks_and_nothing_has_changed(ranks, name, fault):
+def test_step_nonfinite_is_skipped_on_all_ranks(ranks, name, fault):
+    """A fault on one rank skips the step on both, and no weight or moment changes."""
     for rank in ranks:
         before, skipped, after = rank[name][0][fault]
         assert skipped
@@ -167,7 +168,8 @@ def test_the_step_is_skipped_on_all_ranks_and_nothing_has_changed(ranks, name, f
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_later_steps_are_as_if_the_bad_ones_had_not_been(ranks, name):
+def test_step_after_skipped_ones_is_unaffected(ranks, name):
+    """After skipped steps, weights and moments equal those of a run without faults."""
     _, after, straight = ranks[0][name]
     compared = [key for key in straight if "running" not in key and "num_batches" not in key]
     assert len(compared) > 10
@@ -175,7 +177,8 @@ def test_later_steps_are_as_if_the_bad_ones_had_not_been(ranks, name):
         assert torch.equal(after[key], straight[key]), key
 
 
-def test_a_loss_scale_halves_to_one_and_stays_there(ranks):
+def test_loss_scale_halves_down_to_one(ranks):
+    """The fp16 loss scale is halved at each skipped step and stops at 1."""
     for stage in range(3):
         rows = ranks[0]["loss scale"][4 * stage : 4 * stage + 4]
         assert rows == [(2.0, True), (1.0, False), (1.0, False), (1.0, False)]

@@ -16,7 +16,8 @@ def found_on_a_rank(_rank):
     return rows.gather()
 
 
-def test_two_ranks_find_the_same_rows_in_the_same_order(tmp_path):
+def test_frame_rows_two_ranks_equal_one(tmp_path):
+    """Two ranks gather the rows of one rank, in the same order."""
     alone = found_on_a_rank(0)
     for found in two_ranks.run(found_on_a_rank, tmp_path):
         assert found.names == alone.names

@@ -23,7 +23,8 @@ def loaded_on_a_rank(rank: int, path: str) -> tuple[int, torch.Tensor, str]:
     )
 
 
-def test_only_the_main_rank_reads_and_all_have_the_tensors(tmp_path):
+def test_pretrained_read_by_rank_0_only(tmp_path):
+    """Only rank 0 reads the file; all ranks get its tensors, or its error."""
     torch.manual_seed(0)
     mobilenet = randomised(models.mobilenet_v2(weights=None))
     torch.save(mobilenet.state_dict(), tmp_path / "mine.pth")

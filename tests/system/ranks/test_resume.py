@@ -81,7 +81,8 @@ def stop_and_go_on(rank: int, work_dir) -> dict:
     }
 
 
-def test_every_rank_goes_on_with_what_it_had(tmp_path):
+def test_restore_gives_each_rank_its_state(tmp_path):
+    """Each rank restores its hook states and random numbers, and later log rows are dropped."""
     ranks = two_ranks.run(stop_and_go_on, tmp_path, tmp_path)
     assert [rank["iteration"] for rank in ranks] == [3, 3]
     assert [rank["counters"] for rank in ranks] == [[10, 20], [11, 21]]

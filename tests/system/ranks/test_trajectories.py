@@ -71,7 +71,8 @@ def followed(tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_six_iterations_follow_the_published_trajectory(followed, name):
+def test_train_follows_published_trajectory(followed, name):
+    """Six iterations follow the published losses, gradient norms, weights and depth."""
     got, expected = followed[name], published.cases()["trajectories"][name]
     assert [row["iteration"] for row in got["rows"]] == [1, 2, 3, 4, 5, 6]
     for row, want in zip(got["rows"], expected["iterations"], strict=True):

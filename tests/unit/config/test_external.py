@@ -33,7 +33,8 @@ def write(folder, name, text=""):
 
 
 @pytest.mark.parametrize("package", ["with_init", "without_init"])
-def test_a_package_beside_the_recipe_or_in_the_current_folder_is_found(tmp_path, package):
+def test_import_module_package_in_current_folder(tmp_path, package):
+    """A package in the current folder is found, with or without an `__init__.py`."""
     name = f"{package}_of_mine.part"
     for folder in ("recipes", "here"):
         write(tmp_path / folder, f"{name.replace('.', '/')}.py", f"place = {folder!r}")
@@ -42,7 +43,8 @@ def test_a_package_beside_the_recipe_or_in_the_current_folder_is_found(tmp_path,
     assert external.import_module(name).place == "here"
 
 
-def test_beside_the_recipe_is_looked_last_and_only_once_one_was_read(tmp_path):
+def test_import_module_recipe_folder_after_load(tmp_path):
+    """The recipe's folder is searched only after a recipe has been loaded from it."""
     write(
         tmp_path / "recipes",
         "only_there/part.py",
@@ -56,7 +58,8 @@ def test_beside_the_recipe_is_looked_last_and_only_once_one_was_read(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["recipes", "started_in"])
-def test_a_recipe_that_a_run_saved_leads_to_where_the_run_was_started(tmp_path, monkeypatch, place):
+def test_import_module_saved_recipe_uses_launch_folders(tmp_path, monkeypatch, place):
+    """For a saved recipe, the original recipe's and the launch folder are searched."""
     write(tmp_path / place, f"of_a_run_in_{place}/part.py", "found = True")
     saved = write(tmp_path / "work", "config.yaml", "log: {interval: 1}")
     for name, value in {"WORLD_SIZE": "1", "MASTER_PORT": "1", "MASTER_ADDR": "x"}.items():
@@ -69,7 +72,8 @@ def test_a_recipe_that_a_run_saved_leads_to_where_the_run_was_started(tmp_path, 
     assert external.import_module(f"of_a_run_in_{place}.part").found
 
 
-def test_the_folder_comes_last_on_pythons_path_and_only_if_it_has_the_module(tmp_path):
+def test_import_module_appends_folder_to_sys_path(tmp_path):
+    """The folder is appended to sys.path, last, and hides no installed package."""
     before = list(sys.path)
     write(tmp_path / "here", "json/mine.py", "place = 'here'")
     write(tmp_path / "here", "torch.py", "raise AssertionError('hides an installed package')")
@@ -81,12 +85,14 @@ def test_the_folder_comes_last_on_pythons_path_and_only_if_it_has_the_module(tmp
     assert sys.path == [*before, str(tmp_path / "here")]
 
 
-def test_an_error_inside_the_module_is_seen(tmp_path):
+def test_import_module_keeps_import_errors(tmp_path):
+    """An ImportError raised inside the module reaches the caller."""
     write(tmp_path / "here", "broken_one/part.py", "import no_such_module_anywhere")
     with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
         external.import_module("broken_one.part")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..x", "a.", "a b.c", "../etc/passwd"])
-def test_what_is_no_name_is_no_module(name):
+def test_import_module_malformed_name_is_none(name):
+    """A string that is no dotted module name gives None."""
     assert external.import_module(name) is None

@@ -34,7 +34,8 @@ NO_PATHS = {"split", "maps", "on_error", "unmatched"}
 
 
 @pytest.mark.parametrize(("package", "name"), PARTS)
-def test_every_part_is_read_as_python_reads_it(package, name):
+def test_kinds_of_part_match_signature(package, name):
+    """Kinds read from a part's source equal the annotations of its build function."""
     real = parameters_of(importlib.import_module(f"tiekd.{package}.{name}").build)
     read = kinds._of_part(package.replace(".", "/"), name)
     assert list(read) == list(real)
@@ -54,12 +55,14 @@ def test_every_part_is_read_as_python_reads_it(package, name):
         (("data",), Loading),
     ],
 )
-def test_every_section_of_fixed_keys_is_read_as_python_reads_it(section, cls):
+def test_kinds_of_section_match_dataclass(section, cls):
+    """Kinds read for a section equal the field types of its dataclass."""
     real = {key: field.type for key, field in cls.__dataclass_fields__.items()}
     assert kinds._of(*kinds._FIELDS[section]) == real
 
 
-def test_every_text_of_a_data_set_is_known_to_be_a_path_or_not():
+def test_kinds_dataset_texts_are_paths():
+    """Each text parameter of a dataset is a path, unless listed as no path."""
     for name in _names("tiekd.data.datasets"):
         for key, kind in kinds._of_part("data/datasets", name).items():
             if kinds.is_text(kind) and key not in NO_PATHS:
@@ -98,7 +101,8 @@ def test_every_text_of_a_data_set_is_known_to_be_a_path_or_not():
         ("nonsense.x", Any),
     ],
 )
-def test_the_kind_of_a_key(key, kind):
+def test_kind_of_key(key, kind):
+    """`kind_of` gives the type of a dotted recipe key, and Any for an unknown one."""
     recipe = load_recipe(RECIPES / "demo.yaml")
     recipe["data"]["name"] = "kitti"
     assert kinds.kind_of(key.split("."), recipe) == kind
@@ -158,7 +162,8 @@ def mine(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("mine")
-def test_a_part_of_the_users_own_is_read_and_not_run():
+def test_kind_of_external_part_is_parsed_not_run():
+    """The kinds of an external part come from its source, which is never imported."""
     recipe = {
         "losses": {
             "mine": {"name": "my_parts_unrun.part"},
@@ -199,7 +204,8 @@ def test_a_part_of_the_users_own_is_read_and_not_run():
         assert kinds.kind_of(("losses", "x", "y"), {"losses": {"x": {"name": name}}}) is Any
 
 
-def test_set_and_homes_go_by_the_kinds_of_a_users_own_part(mine, monkeypatch):
+def test_overrides_follow_external_part_kinds(mine, monkeypatch):
+    """`--set` values and `~` are read by the kinds that an external part declares."""
     monkeypatch.setenv("HOME", "/home/of/mine")
     (mine / "r.yaml").write_text("losses: {mine: {name: my_parts_unrun.other, root: ~/a}}\n")
     given = [
@@ -223,7 +229,8 @@ def test_set_and_homes_go_by_the_kinds_of_a_users_own_part(mine, monkeypatch):
     assert load_recipe("r.yaml", [node])["losses"]["mine"]["either"] == "~/c"
 
 
-def test_where_a_path_is_asked_for_it_is_given(tmp_path, monkeypatch):
+def test_build_passes_paths_as_path(tmp_path, monkeypatch):
+    """`build` passes a Path where one is annotated, and rejects values that are no text."""
     (tmp_path / "given_paths.py").write_text("")
     (tmp_path / "given_paths_of").mkdir()
     (tmp_path / "given_paths_of/part.py").write_text(

@@ -78,7 +78,8 @@ def refused(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", [LOSS, BATCH])
-def test_a_part_by_paths_that_are_still_there_works(text):
+def test_import_module_unmoved_paths_still_work(text):
+    """An older part whose import paths still exist is imported."""
     Path("still_there.py").write_text(text)
     assert callable(external.import_module("still_there").build)
 
@@ -126,14 +127,16 @@ def test_a_part_by_paths_that_are_still_there_works(text):
         ),
     ],
 )
-def test_an_old_path_is_one_line_with_the_new_one(text, line, old, new, folder):
+def test_import_module_old_path_names_new_one(text, line, old, new, folder):
+    """An old import path raises one line that names file, line and new import."""
     told = refused(text)
     assert told == f"{folder}/part_of_before.py:{line}: `{old}` is of an older tiekd; write `{new}`"
     for statement in new.split("; "):
         exec(statement, {})
 
 
-def test_a_program_ends_with_it_in_one_line(capsys):
+def test_entrypoint_old_import_is_one_line(capsys):
+    """A program that meets an old import exits with 2 and one line on stderr."""
     Path("old_hook.py").write_text(HOOK)
     code = entrypoint.run(lambda: external.import_module("old_hook"))
     told = capsys.readouterr().err
@@ -146,18 +149,21 @@ def test_a_program_ends_with_it_in_one_line(capsys):
 @pytest.mark.parametrize(
     "text", ["import tiekd.nothing_at_all\n", "from tiekd.errors import NoError\n"]
 )
-def test_what_never_was_stays_pythons_own_error(text):
+def test_import_module_unknown_path_is_import_error(text):
+    """An import that never existed in tiekd stays a plain ImportError."""
     Path("wrong.py").write_text(text)
     with pytest.raises(ImportError):
         external.import_module("wrong")
 
 
-def test_the_public_names_are_those_of_tiekd():
+def test_moved_public_names_match_tiekd():
+    """`moved.PUBLIC` lists exactly the names of `tiekd.__all__`, and each exists."""
     assert sorted(moved.PUBLIC) == sorted(tiekd.__all__)
     assert all(getattr(tiekd, name) is not None for name in moved.PUBLIC)
 
 
-def test_every_new_place_is_there_and_no_old_one():
+def test_moved_targets_exist_and_sources_do_not():
+    """Each new place of the moved tables exists with its names, and no old module does."""
     for old, new in moved.MODULES.items():
         assert (TIEKD / f"{new.replace('.', '/')}.py").is_file()
         assert not (TIEKD / f"{old.replace('.', '/')}.py").is_file()

@@ -33,7 +33,8 @@ def origins(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_reads_back_as_itself_and_each_value_has_a_file(path, tmp_path):
+def test_annotated_recipe_reloads_with_file_per_value(path, tmp_path):
+    """A printed recipe loads as the recipe, and each value names its file or override."""
     text = annotated(path, ["data.workers=3"])
     assert load_recipe(write(tmp_path / "printed.yaml", text)) == load_recipe(
         path, ["data.workers=3"]
@@ -44,7 +45,8 @@ def test_every_recipe_reads_back_as_itself_and_each_value_has_a_file(path, tmp_p
         assert not named.startswith("model_configs") or (ROOT / named).is_file()
 
 
-def test_the_file_that_said_it_last_is_named(tmp_path):
+def test_annotated_names_last_file_that_set_value(tmp_path):
+    """Each value is annotated with the last file or override that set it."""
     write(
         tmp_path / "bases/a.yaml",
         "train: {epochs: 1, seed: 1}\ndata: {name: kitti, root: x, kb_crop: null}\n",
@@ -68,7 +70,8 @@ def test_the_file_that_said_it_last_is_named(tmp_path):
     ]
 
 
-def test_a_teachers_network_comes_from_the_files_of_its_recipe(tmp_path):
+def test_annotated_teacher_network_names_its_files(tmp_path):
+    """Values of the teacher's network are annotated with the teacher recipe's files."""
     network = "{encoder: {name: resnet, depth: 18}, decoder: {name: bts}, head: {name: sigmoid}}"
     write(tmp_path / "net.yaml", f"network: {network}\n")
     write(tmp_path / "teacher.yaml", "_base_: net.yaml\nnetwork: {encoder: {depth: 50}}\n")
@@ -85,7 +88,8 @@ def test_a_teachers_network_comes_from_the_files_of_its_recipe(tmp_path):
     }
 
 
-def test_what_load_recipe_refuses_is_refused(tmp_path):
+def test_annotated_rejects_what_load_recipe_rejects(tmp_path):
+    """`annotated` raises the RecipeError of `load_recipe` for an unknown key."""
     path = write(tmp_path / "x.yaml", "trian: {epochs: 1}\n")
     with pytest.raises(RecipeError, match="unknown key 'trian'; did you mean 'train'"):
         annotated(path)
@@ -94,7 +98,8 @@ def test_what_load_recipe_refuses_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "value", ["'two\nlines'", "0.1", "1e-7", "'yes'", "null", "[]", "2026-01-01", "'0\n'", ".inf"]
 )
-def test_values_of_all_kinds_read_back(tmp_path, value):
+def test_annotated_values_of_all_kinds_reload(tmp_path, value):
+    """Values of every kind load back unchanged from the printed recipe."""
     path = write(tmp_path / "x.yaml", "train: {epochs: 1}\n")
     given = [f"train.extra={value}"]
     printed = write(tmp_path / "printed.yaml", annotated(path, given))

@@ -24,7 +24,8 @@ def refused(path, *overrides):
     return str(error.value)
 
 
-def test_later_bases_win_and_the_file_itself_last(tmp_path):
+def test_recipe_later_bases_and_file_override(tmp_path):
+    """A later base overrides an earlier one, and the file overrides all its bases."""
     write(tmp_path / "a.yaml", "train: {epochs: 1, seed: 1}\nlog: {interval: 1}\nwork_dir: a\n")
     write(tmp_path / "sub/b.yaml", "_base_: ../c.yaml\ntrain: {epochs: 2}\n")
     write(tmp_path / "c.yaml", "train: {epochs: 9, clip_norm: 9.0}\nwork_dir: c\n")
@@ -36,7 +37,8 @@ def test_later_bases_win_and_the_file_itself_last(tmp_path):
     }
 
 
-def test_merge_is_deep_removes_null_and_leaves_its_arguments_alone():
+def test_merge_is_deep_and_removes_null():
+    """`merge` is deep, removes keys set to null and leaves its arguments unchanged."""
     base = {"a": {"b": 1, "c": {"d": 2}}, "e": [1], "f": 3}
     change = {"a": {"c": {"d": None, "g": 4}}, "e": [2], "f": None}
     kept = (dump_recipe(base), dump_recipe(change))
@@ -46,7 +48,8 @@ def test_merge_is_deep_removes_null_and_leaves_its_arguments_alone():
     assert (dump_recipe(base), dump_recipe(change)) == kept
 
 
-def test_a_changed_name_replaces_the_node_and_the_same_name_does_not():
+def test_merge_changed_name_replaces_node():
+    """A node with another name replaces the base's node; the same name is merged."""
     base = {
         "encoder": {"name": "mobilenet_v2", "width": 0.5},
         "decoder": {"name": "bts", "width": 128},
@@ -60,13 +63,15 @@ def test_a_changed_name_replaces_the_node_and_the_same_name_does_not():
     }
 
 
-def test_null_in_a_file_removes_what_a_base_has(tmp_path):
+def test_recipe_null_removes_key_of_base(tmp_path):
+    """A null in a recipe removes the section or key of its base."""
     write(tmp_path / "base.yaml", "teacher: {maps: m}\ndata: {name: kitti, kb_crop: [352, 1216]}\n")
     path = write(tmp_path / "x.yaml", "_base_: base.yaml\nteacher: null\ndata: {kb_crop: null}\n")
     assert load_recipe(path) == {"data": {"name": "kitti"}}
 
 
-def test_overrides_are_yaml_and_come_last(tmp_path):
+def test_overrides_are_yaml_and_apply_last(tmp_path):
+    """Override values are parsed as YAML and replace what the recipe says."""
     path = write(
         tmp_path / "x.yaml", "optimizer: {name: adamw, lr: 1}\ndata: {name: kitti, root: a}\n"
     )
@@ -118,7 +123,8 @@ AS_TYPED = [
 
 
 @pytest.mark.parametrize("text", AS_TYPED)
-def test_a_text_is_taken_as_it_is_typed_and_saved_so(tmp_path, text):
+def test_overrides_text_is_literal_and_reloads(tmp_path, text):
+    """An override of a text key is taken literally and survives saving and loading."""
     path = write(tmp_path / "x.yaml", "data: {name: kitti, root: a}\nteacher: {maps: m}\n")
     given = [
         f"data.root={text}",
@@ -153,7 +159,8 @@ def test_a_text_is_taken_as_it_is_typed_and_saved_so(tmp_path, text):
         ("log.anything=2024-01-01", "2024-01-01"),
     ],
 )
-def test_what_is_no_text_is_read_as_in_a_recipe(tmp_path, override, value):
+def test_overrides_non_text_is_parsed_by_kind(tmp_path, override, value):
+    """An override of a key that is no text gets the value and type YAML gives it."""
     recipe = load_recipe(write(tmp_path / "x.yaml", "data: {name: kitti}\n"), [override])
     for part in override.partition("=")[0].split("."):
         recipe = recipe[part]
@@ -161,7 +168,8 @@ def test_what_is_no_text_is_read_as_in_a_recipe(tmp_path, override, value):
     assert type(recipe) is type(value)
 
 
-def test_null_takes_a_key_away_whatever_its_kind(tmp_path):
+def test_overrides_null_removes_key_of_any_kind(tmp_path):
+    """An override of null removes the key, whatever its kind."""
     text = "data: {name: kitti, root: a, kb_crop: [1, 2]}\ntrain: {epochs: 1}\nwork_dir: w\n"
     path = write(tmp_path / "x.yaml", text)
     given = [
@@ -174,7 +182,8 @@ def test_null_takes_a_key_away_whatever_its_kind(tmp_path):
     assert load_recipe(path, given) == {"data": {"name": "kitti"}, "log": {}}
 
 
-def test_the_last_of_two_overrides_counts_and_a_name_says_which_kinds_there_are(tmp_path):
+def test_overrides_last_wins_and_name_sets_kinds(tmp_path):
+    """The last override of a key wins; an overridden name decides the kinds."""
     path = write(tmp_path / "x.yaml", "data: {name: kitti, root: a}\n")
     assert load_recipe(path, ["data.root=1", "data.root=2"])["data"]["root"] == "2"
     assert load_recipe(path, ["data.name=folder", "data.images=123"])["data"] == {
@@ -184,7 +193,8 @@ def test_the_last_of_two_overrides_counts_and_a_name_says_which_kinds_there_are(
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1.e-3", "1.0e-3"])
-def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
+def test_recipe_scientific_notation_is_float(tmp_path, text):
+    """Each form of scientific notation is read as a float."""
     value = load_recipe(write(tmp_path / "x.yaml", f"train: {{clip_norm: {text}}}\n"))["train"][
         "clip_norm"
     ]
@@ -241,7 +251,8 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path, text):
         ("teacher.weights=x", "teacher: unknown key 'weights'"),
     ],
 )
-def test_a_bad_override_is_one_line(tmp_path, override, line):
+def test_overrides_invalid_is_one_line_error(tmp_path, override, line):
+    """An invalid override raises a RecipeError of one line that names it."""
     assert line in refused(write(tmp_path / "x.yaml", "data: {name: kitti}\n"), override)
 
 
@@ -277,13 +288,15 @@ def test_a_bad_override_is_one_line(tmp_path, override, line):
         ("work_dir: !!python/name:os.system\n", "not YAML that is allowed"),
     ],
 )
-def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, line):
+def test_recipe_invalid_file_is_one_line_error(tmp_path, text, line):
+    """An invalid recipe file raises a RecipeError of one line with its path."""
     message = refused(write(tmp_path / "x.yaml", text))
     assert line in message
     assert str(tmp_path) in message
 
 
-def test_a_file_is_read_whatever_wrote_it_and_refused_if_it_is_no_utf_8(tmp_path):
+def test_recipe_file_encodings(tmp_path):
+    """A BOM, CRLF or document end mark is accepted; an encoding but UTF-8 is rejected."""
     wanted = {"train": {"epochs": 3}, "data": {"root": "/x y/ü"}}
     text = "train: {epochs: 3}\ndata:\n  root: /x y/ü\n"
     with_returns = text.replace("\n", "\r\n")
@@ -310,7 +323,8 @@ def test_a_file_is_read_whatever_wrote_it_and_refused_if_it_is_no_utf_8(tmp_path
         ("data: {root: a, kb_crop: [a, 1]}", "data.kb_crop: got ['a', 1]; it must be a list of 2"),
     ],
 )
-def test_a_recipes_value_of_another_kind_is_told_with_what_to_do(tmp_path, text, line):
+def test_build_wrong_kind_says_what_to_write(tmp_path, text, line):
+    """A value of the wrong kind is an error that says what to write instead."""
     node = load_recipe(write(tmp_path / "x.yaml", text + "\n"))["data"] | {"name": "kitti"}
     with pytest.raises(RecipeError) as error:
         build(node, "tiekd.data.datasets", "data", split="train", max_depth=80.0)
@@ -318,18 +332,21 @@ def test_a_recipes_value_of_another_kind_is_told_with_what_to_do(tmp_path, text,
 
 
 @pytest.mark.parametrize("text", ["on", "2024-01-01", "1:30", "2024_01_01", "a#b"])
-def test_texts_of_a_recipe_are_texts(tmp_path, text):
+def test_recipe_text_is_not_converted(tmp_path, text):
+    """A text that YAML 1.1 would convert (on, a date, 1:30) stays text in a recipe."""
     assert load_recipe(write(tmp_path / "x.yaml", f"work_dir: {text}\n")) == {"work_dir": text}
 
 
-def test_a_missing_recipe_names_those_like_it(tmp_path):
+def test_recipe_missing_file_names_close_ones(tmp_path):
+    """A missing recipe is an error that names recipes with a close name."""
     write(tmp_path / "tiekd_light.yaml", "{}")
     assert "tiekd_ligth.yaml: no such recipe; near it: tiekd_light.yaml" in refused(
         tmp_path / "tiekd_ligth.yaml"
     )
 
 
-def test_a_loop_of_bases_is_refused_and_a_base_used_twice_is_not(tmp_path):
+def test_recipe_base_loop_is_rejected(tmp_path):
+    """A cycle of bases is rejected; a base that is used twice is allowed."""
     write(tmp_path / "a.yaml", "_base_: sub/b.yaml\n")
     write(tmp_path / "sub/b.yaml", "_base_: ../a.yaml\n")
     assert "leads back to itself" in refused(tmp_path / "a.yaml")
@@ -340,7 +357,8 @@ def test_a_loop_of_bases_is_refused_and_a_base_used_twice_is_not(tmp_path):
     }
 
 
-def test_the_teachers_network_comes_from_its_recipe_wherever_it_is_named(tmp_path, monkeypatch):
+def test_recipe_teacher_network_from_teacher_recipe(tmp_path, monkeypatch):
+    """The teacher's network is loaded from its recipe and is kept in a saved recipe."""
     write(
         tmp_path / "teachers/big.yaml", "network: {max_depth: 10.0}\nteacher: {recipe: big.yaml}\n"
     )
@@ -372,7 +390,8 @@ def test_the_teachers_network_comes_from_its_recipe_wherever_it_is_named(tmp_pat
     assert "big.yaml: no such recipe" in refused(path)
 
 
-def test_an_override_changes_a_part_of_the_teachers_network(tmp_path):
+def test_overrides_change_teacher_network(tmp_path):
+    """An override changes one key of the teacher's network, and is saved with it."""
     parts = "encoder: {name: e}, decoder: {name: d, width: 512}, head: {name: h}"
     write(tmp_path / "big.yaml", f"network: {{{parts}, max_depth: 80.0}}\n")
     path = write(tmp_path / "x.yaml", "teacher: {recipe: big.yaml}\n")
@@ -385,14 +404,16 @@ def test_an_override_changes_a_part_of_the_teachers_network(tmp_path):
     assert load_recipe(saved)["teacher"]["network"] == teacher["network"]
 
 
-def test_a_child_can_take_maps_in_place_of_its_bases_teacher(tmp_path):
+def test_recipe_teacher_maps_replace_base_recipe(tmp_path):
+    """A child recipe can replace its base's teacher recipe by teacher maps."""
     write(tmp_path / "big.yaml", "network: {max_depth: 10.0}\n")
     write(tmp_path / "base.yaml", "teacher: {recipe: big.yaml}\n")
     path = write(tmp_path / "x.yaml", "_base_: base.yaml\nteacher: {recipe: null, maps: gt_kd}\n")
     assert load_recipe(path) == {"teacher": {"maps": "gt_kd"}}
 
 
-def test_a_teacher_from_outside_keeps_all_its_keys_and_replaces_and_is_replaced_whole(tmp_path):
+def test_recipe_external_teacher_replaces_node(tmp_path):
+    """An external teacher keeps all its keys, and replaces a base's teacher as a whole."""
     write(tmp_path / "big.yaml", "network: {encoder: {name: resnet}, min_depth: 0.001}\n")
     own = {"name": "mine.teacher", "recipe": "x", "network": 3, "maps": 4, "flip": "maybe"}
     outside = write(tmp_path / "outside.yaml", f"teacher: {own}\n")
@@ -409,7 +430,8 @@ def test_a_teacher_from_outside_keeps_all_its_keys_and_replaces_and_is_replaced_
         assert "it must be a module of yours, as my_package.my_teacher" in message
 
 
-def test_a_teacher_recipe_without_a_network_is_refused(tmp_path):
+def test_recipe_teacher_without_network_is_rejected(tmp_path):
+    """A teacher recipe that describes no network is rejected."""
     write(tmp_path / "t.yaml", "work_dir: t\n")
     path = write(tmp_path / "x.yaml", "teacher: {recipe: t.yaml}\n")
     assert "describes no network" in refused(path)
@@ -425,7 +447,8 @@ def test_a_teacher_recipe_without_a_network_is_refused(tmp_path):
         ("tiekd.models.heads", {"dpm", "sigmoid"}),
     ],
 )
-def test_an_unknown_name_lists_the_modules_with_a_build_and_no_others(package, names):
+def test_find_unknown_name_lists_buildable_modules(package, names):
+    """An unknown name is an error that lists exactly the modules with a build."""
     with pytest.raises(RecipeError) as error:
         find("loader", package, "here")
     head, _, listed = str(error.value).partition("there are (nearest first): ")
@@ -451,7 +474,8 @@ def test_an_unknown_name_lists_the_modules_with_a_build_and_no_others(package, n
         ("", "depthformer"),  # none is nearer than another: by the alphabet
     ],
 )
-def test_a_wrong_name_lists_the_nearest_first(name, nearest):
+def test_build_unknown_name_lists_nearest_first(name, nearest):
+    """The names listed for an unknown one begin with the nearest."""
     with pytest.raises(RecipeError) as error:
         build({"name": name}, "tiekd.models.encoders", "network.encoder")
     listed = str(error.value).split("nearest first): ")[1].split(", ")
@@ -459,7 +483,8 @@ def test_a_wrong_name_lists_the_nearest_first(name, nearest):
     assert listed[0] == nearest
 
 
-def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):
+def test_build_dotted_name_is_external_module(tmp_path, monkeypatch):
+    """A dotted name builds from an external module; failures say what is missing."""
     write(tmp_path / "outside_parts/__init__.py", "")
     write(
         tmp_path / "outside_parts/pair.py",
@@ -523,7 +548,8 @@ def test_a_dotted_name_is_a_module_outside_the_project(tmp_path, monkeypatch):
         ({"name": "densedepth"}, "here (densedepth): needs widths"),
     ],
 )
-def test_a_bad_node_is_one_line(node, line):
+def test_build_invalid_node_is_one_line_error(node, line):
+    """An invalid node raises a RecipeError of one line that names key and kind."""
     context = {"encoder_channels": (1, 2), "encoder_strides": (2, 4), "max_depth": 80.0}
     with pytest.raises(RecipeError) as error:
         build(node, "tiekd.models.decoders", "here", **context)
@@ -602,7 +628,8 @@ def test_a_bad_node_is_one_line(node, line):
         ),
     ],
 )
-def test_a_bad_setting_is_one_line(section, node, line):
+def test_settings_invalid_value_is_one_line_error(section, node, line):
+    """An invalid setting raises a RecipeError of one line that names key and range."""
     cls = {"data.augment": Augment, "evaluation": EvaluationSettings}[section]
     with pytest.raises(RecipeError) as error:
         settings({section: node}, section, cls)
@@ -610,7 +637,8 @@ def test_a_bad_setting_is_one_line(section, node, line):
     assert "\n" not in str(error.value)
 
 
-def test_settings_fill_in_what_is_missing():
+def test_settings_missing_keys_take_defaults():
+    """Keys that a section leaves out take the defaults of its dataclass."""
     assert settings({}, "evaluation", EvaluationSettings) == EvaluationSettings()
     given = settings({"data.augment": {"crop": [2, 3], "flip_p": 1}}, "data.augment", Augment)
     assert (given.crop, given.flip_p, given.rotate_p) == ([2, 3], 1, 0.5)
@@ -638,9 +666,8 @@ def test_settings_fill_in_what_is_missing():
         ({"short_side": 64}, ["scale=0.5"], {"scale": 0.5}),
     ],
 )
-def test_another_form_of_resize_replaces_and_a_key_of_the_same_changes_it(
-    tmp_path, base, changes, resize
-):
+def test_overrides_resize_form_replaces_base(tmp_path, base, changes, resize):
+    """An override of another form of resize replaces it; one of the same form merges."""
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({"data": {"resize": base}} if base else {"data": {}}))
     recipe = load_recipe(path, [f"data.resize.{change}" for change in changes])

@@ -48,24 +48,28 @@ WORDS = {"true": True, "False": False, "null": None, "NULL": None, "~": None, ""
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_is_no_number_and_no_truth_is_text(text):
+def test_load_other_scalars_are_text(text):
+    """A scalar that is no number, boolean or null is text, unlike in YAML 1.1."""
     assert load(f"{{a: {text}}}") == {"a": text}
     assert value(text) == text
 
 
 @pytest.mark.parametrize(("text", "number"), NUMBERS.items())
-def test_numbers_are_numbers(text, number):
+def test_load_numbers(text, number):
+    """Integers and floats in every allowed notation have the right value and type."""
     found = load(f"a: {text}\n")["a"]
     assert (found, type(found)) == (number, type(number))
     assert (value(text), type(value(text))) == (number, type(number))
 
 
 @pytest.mark.parametrize(("text", "word"), WORDS.items())
-def test_words_of_the_schema(text, word):
+def test_load_booleans_and_null(text, word):
+    """The words for true, false and null of the YAML 1.2 core schema are read."""
     assert load(f"a: {text}\n") == {"a": word}
 
 
-def test_not_a_number_is_one():
+def test_load_nan_needs_a_dot():
+    """`.nan` is the float NaN, and `nan` is text."""
     assert math.isnan(load("a: .nan\n")["a"])
     assert load("a: nan\n") == {"a": "nan"}
 
@@ -73,8 +77,11 @@ def test_not_a_number_is_one():
 @pytest.mark.parametrize(
     "text", [*TEXTS, *NUMBERS, *WORDS, "a # b", "a: b", " a", "'a'", "é", "two\nlines", "\udcff"]
 )
-def test_texts_read_back_as_texts_here_and_elsewhere(text):
-    """Written quoted where this schema or YAML 1.1 would take it for something else."""
+def test_dump_texts_reload_here_and_in_yaml_1_1(text):
+    """A text is quoted where this schema or YAML 1.1 would read it as another kind.
+
+    Written quoted where this schema or YAML 1.1 would take it for something else.
+    """
     written = dump({"a": text, "b": [text]})
     assert load(written) == {"a": text, "b": [text]}
     assert yaml.safe_load(written) == {"a": text, "b": [text]}
@@ -105,19 +112,22 @@ def test_texts_read_back_as_texts_here_and_elsewhere(text):
         ("a: " + "9" * 5000, "integer string conversion"),
     ],
 )
-def test_what_is_refused(text, line):
+def test_load_rejects_invalid_yaml(text, line):
+    """Duplicate keys, keys without a value, tags and self-reference raise an error."""
     with pytest.raises((yaml.YAMLError, ValueError, RecursionError), match=line):
         load(text)
 
 
-def test_anchors_that_swell_are_refused_before_anybody_follows_them():
+def test_load_rejects_anchor_expansion():
+    """Anchors that expand to more than a million values are rejected."""
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     with pytest.raises(ValueError, match="its anchors make it larger than 1000000 values"):
         load("\n".join(levels))
 
 
-def test_anchors_and_merging_of_keys_are_allowed():
+def test_load_anchors_and_merge_keys():
+    """Anchors, aliases and the merge key `<<` are allowed."""
     assert load("a: &a {b: 1, c: [2]}\nd: {<<: *a, b: 3}\ne: [*a, *a]\n") == {
         "a": {"b": 1, "c": [2]},
         "d": {"b": 3, "c": [2]},
@@ -144,11 +154,13 @@ def test_anchors_and_merging_of_keys_are_allowed():
         ("|", "|"),
     ],
 )
-def test_one_value(text, read):
+def test_value_scalars_and_collections(text, read):
+    """`value` parses one override value; comments and tags in it stay text."""
     assert value(text) == read
 
 
-def test_one_value_of_texts():
+def test_value_of_texts_keeps_list_items_as_text():
+    """With `of_texts`, each item of a list stays text."""
     assert value("[1, 1e3, null, 2024-01-01, a b]", of_texts=True) == [
         "1",
         "1e3",
@@ -162,6 +174,7 @@ def test_one_value_of_texts():
 @pytest.mark.parametrize(
     "text", ["[1", "{a: 1", "'a", "[*]", "{a: 1, a: 2}", "[&a [*a]]", "[a] b", "{a:1}"]
 )
-def test_a_value_that_is_no_yaml(text):
+def test_value_rejects_invalid_yaml(text):
+    """A value that begins as a collection or quote but is no YAML raises an error."""
     with pytest.raises((yaml.YAMLError, ValueError)):
         value(text)

@@ -68,7 +68,8 @@ def check_arguments(node: dict, package: str) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=id_of)
-def test_every_recipe_of_the_repository_loads_and_builds(path, tmp_path):
+def test_recipes_load_and_build(path, tmp_path):
+    """Each recipe loads, reloads after saving, and builds its networks and losses."""
     recipe = load_recipe(path)
     saved = tmp_path / "config.yaml"
     saved.write_text(dump_recipe(recipe))
@@ -96,7 +97,8 @@ def test_every_recipe_of_the_repository_loads_and_builds(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=id_of)
-def test_every_whole_recipe_names_known_keys_only(path):
+def test_recipes_name_only_known_keys(path):
+    """Each complete recipe has all sections and only keys that its parts accept."""
     recipe = load_recipe(path)
     assert {"network", "losses", "schedule", "data", "train", "optimizer"} <= recipe.keys()
     assert not recipe["data"].get("root", "data/").startswith("/")
@@ -119,7 +121,8 @@ def test_every_whole_recipe_names_known_keys_only(path):
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=id_of)
-def test_every_whole_recipe_opens_with_its_own_command_and_the_published_figures(path):
+def test_recipes_header_has_command_and_figures(path):
+    """Each complete recipe opens with its own command and the README's figures."""
     assert [command for command, _ in COMMAND.findall(header(path))] == [
         str(path.relative_to(ROOT))
     ]
@@ -132,10 +135,11 @@ def test_every_whole_recipe_opens_with_its_own_command_and_the_published_figures
 @pytest.mark.parametrize(
     "path", [path for path in WHOLE if "# Published" in header(path)], ids=id_of
 )
-def test_a_published_figure_stands_with_the_imagenet_weights_that_it_started_from(path):
-    """A recipe's first weights are in its command where torchvision has them.
+def test_recipes_published_name_imagenet_weights(path):
+    """A recipe with published figures names the ImageNet weights behind them.
 
-    Where a file must be fetched first they stand beside the figure.
+    A recipe's first weights are in its command where torchvision has them. Where a file must be
+    fetched first they stand beside the figure.
     """
     option = "network.encoder.pretrained"
     encoder = find(
@@ -155,7 +159,8 @@ def test_a_published_figure_stands_with_the_imagenet_weights_that_it_started_fro
     assert not wanted or asking.torchvision_name is not None
 
 
-def test_every_recipe_was_seen():
+def test_recipes_are_complete_and_uniquely_named():
+    """The recipes found are all files of model_configs, and their stems are unique."""
     files = [path for path in MODEL_CONFIGS.rglob("*") if path.is_file() and path.suffix != ".md"]
     assert sorted(files) == RECIPES
     counts = {
@@ -167,8 +172,11 @@ def test_every_recipe_was_seen():
     assert len(set(stems)) == len(stems), "a recipe's stem is its work dir"
 
 
-def test_the_keys_for_who_comes_from_mmcv_are_a_recipe(tmp_path):
-    """All pieces in the right column, together; keys that stand there alone are ones that exist."""
+def test_coming_from_mmcv_keys_form_a_recipe(tmp_path):
+    """The keys in COMING_FROM_MMCV.md make a recipe that loads; single ones exist.
+
+    All pieces in the right column, together; keys that stand there alone are ones that exist.
+    """
     rows = re.findall(
         r"^\| (.*) \| (.*) \|$", (MODEL_CONFIGS / "COMING_FROM_MMCV.md").read_text(), re.MULTILINE
     )
@@ -179,8 +187,8 @@ def test_the_keys_for_who_comes_from_mmcv_are_a_recipe(tmp_path):
             recipe = merge(recipe, yaml.safe_load(span.replace("1e-3", "0.001")))
     recipe["_base_"] = [str(MODEL_CONFIGS / base) for base in recipe["_base_"]]
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    test_every_recipe_of_the_repository_loads_and_builds(tmp_path / "recipe.yaml", tmp_path)
-    test_every_whole_recipe_names_known_keys_only(tmp_path / "recipe.yaml")
+    test_recipes_load_and_build(tmp_path / "recipe.yaml", tmp_path)
+    test_recipes_name_only_known_keys(tmp_path / "recipe.yaml")
     known = {f"train.{key}" for key in TrainSettings.__dataclass_fields__} | {
         "teacher.maps",
         "teacher.recipe",
@@ -196,7 +204,8 @@ def test_the_keys_for_who_comes_from_mmcv_are_a_recipe(tmp_path):
     assert alone <= known
 
 
-def test_the_readme_has_every_published_row():
+def test_readme_tables_list_every_published_recipe():
+    """The README's tables have 48 rows, and each student has a released twin."""
     students = [path for path in table() if path.parent.name == "students"]
     assert len(students) == 42
     assert len(table()) == 48
@@ -215,7 +224,8 @@ def students(prefix: str) -> dict[str, dict]:
     }
 
 
-def test_baselines_learn_from_ground_truth_and_all_others_from_a_teacher():
+def test_recipes_only_baselines_have_no_teacher():
+    """All students but baselines have a teacher, matching their name and max_depth."""
     for name, recipe in students("").items():
         assert ("teacher" in recipe) == (not name.startswith("baseline")), name
         if name.startswith(("tiekd", "reskd")):
@@ -226,7 +236,8 @@ def test_baselines_learn_from_ground_truth_and_all_others_from_a_teacher():
         assert recipe["network"]["max_depth"] == (80 if name.endswith("kitti") else 10)
 
 
-def test_sigma_is_the_one_that_the_published_config_states_and_the_released_one_that_it_ran_with():
+def test_recipes_sigma_stated_and_released():
+    """TIE-KD recipes use the stated sigma; released ones use the sigma that was run."""
     for name, recipe in students("tiekd_").items():
         if "light" not in name:
             stated = 0.15 if name.endswith("nyu") else 0.5 if "resnet50" in name else 0.8
@@ -250,7 +261,8 @@ def test_sigma_is_the_one_that_the_published_config_states_and_the_released_one_
     assert len(students("released_tiekd_")) == 9 + 3 + 3 + 3 + 1 + 1
 
 
-def test_alpha_is_a_tenth_but_for_the_one_config_that_said_otherwise():
+def test_recipes_loss_weights_are_one_to_nine():
+    """DPM and depth losses weigh 1 : 9, but for one released recipe."""
     for name, recipe in (students("tiekd_") | students("released_tiekd_")).items():
         weights = {key: term.get("weight", 1.0) for key, term in recipe["losses"].items()}
         if weights.keys() == {"dpm", "depth"}:

@@ -61,7 +61,9 @@ def refused(act, *arguments):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_and_evaluation_see_the_same_bits_as_from_the_files(root, workers):
+def test_decoded_batches_are_bit_identical(root, workers):
+    """Training and validation batches from the cache equal those from the files bit for bit."""
+
     def batches(decoded):
         train, val = frames_of(root), frames_of(root, "val")
         if decoded:
@@ -84,14 +86,16 @@ def test_training_and_evaluation_see_the_same_bits_as_from_the_files(root, worke
         )
 
 
-def test_the_files_are_not_read_again(root, monkeypatch):
+def test_decoded_frame_decodes_no_file(root, monkeypatch):
+    """A cached frame is read without decoding its source."""
     frames = frames_of(root)
     frames.decoded = filled(root, frames)
     monkeypatch.setattr(image_io, "_decode", None)
     assert frames[0].image.shape == (3, 16, 24)
 
 
-def test_numpy_reads_them_where_their_sources_would_be(root):
+def test_decoded_files_are_npy_at_source_paths(root):
+    """Decoded files are NPY files under the paths of their sources."""
     cache = filled(root, frames_of(root))
     source = root / "input" / image_name(2)
     assert cache.path(source) == root / "decoded" / "input" / f"{image_name(2)}.npy"
@@ -103,7 +107,8 @@ def test_numpy_reads_them_where_their_sources_would_be(root):
     assert depth.shape == (1, 20, 30)
 
 
-def test_a_source_elsewhere_has_a_place_too(root, tmp_path):
+def test_decoded_source_outside_root(root, tmp_path):
+    """A source outside the data root is cached inside the cache folder."""
     source, cache = tmp_path / "elsewhere.png", Decoded(root / "decoded", root)
     write_png(source, np.full((4, 5), 300, np.uint16))
     cache.write(source, image_io.read_levels)
@@ -111,7 +116,8 @@ def test_a_source_elsewhere_has_a_place_too(root, tmp_path):
     assert cache.read(source).unique().tolist() == [300]
 
 
-def test_what_is_read_is_a_copy_that_nobody_else_sees(root):
+def test_decoded_read_returns_copy(root):
+    """`read` returns a copy, so a change of it doesn't reach the file."""
     frames, source = frames_of(root), root / "input" / image_name(0)
     cache = filled(root, frames)
     before = cache.path(source).read_bytes()
@@ -120,7 +126,8 @@ def test_what_is_read_is_a_copy_that_nobody_else_sees(root):
     assert cache.holds(source, thoroughly=True)
 
 
-def test_a_frame_that_is_not_there_is_named_with_what_to_do(root):
+def test_decoded_missing_file_is_named(root):
+    """A frame that isn't cached is named with the program that caches it."""
     source, cache = root / "input" / image_name(1), Decoded(root / "decoded", root)
     told = refused(cache.read, source)
     assert told == f"{source}: not in {root / 'decoded'} (data.decoded); run bin/cache_frames.py"
@@ -128,7 +135,8 @@ def test_a_frame_that_is_not_there_is_named_with_what_to_do(root):
 
 
 @pytest.mark.parametrize("change", ["bytes", "time", "gone"])
-def test_a_source_that_has_changed_is_not_served(root, change):
+def test_decoded_changed_source_is_refused(root, change):
+    """A source that has changed or is gone is refused."""
     source, cache = root / "input" / image_name(1), filled(root, frames_of(root))
     if change == "gone":
         source.unlink()
@@ -145,7 +153,8 @@ def test_a_source_that_has_changed_is_not_served(root, change):
 
 
 @pytest.mark.parametrize("size", [0, 10, 127, 200, -1])
-def test_a_torn_file_is_refused_by_name(root, size):
+def test_decoded_torn_file_is_refused(root, size):
+    """A truncated cache file is refused by name."""
     source, cache = root / "input" / image_name(1), filled(root, frames_of(root))
     path = cache.path(source)
     path.write_bytes(path.read_bytes()[:size])
@@ -156,7 +165,8 @@ def test_a_torn_file_is_refused_by_name(root, size):
 
 
 @pytest.mark.parametrize("place", [5, 200, 1000])
-def test_a_flipped_byte_is_seen_by_those_who_look(root, place):
+def test_decoded_flipped_byte_found_when_thorough(root, place):
+    """A flipped byte is found by the thorough check alone."""
     source, cache = root / "input" / image_name(1), filled(root, frames_of(root))
     content = bytearray(cache.path(source).read_bytes())
     content[place] ^= 1
@@ -165,7 +175,8 @@ def test_a_flipped_byte_is_seen_by_those_who_look(root, place):
     assert not cache.holds(source, thoroughly=True)
 
 
-def test_no_byte_of_the_note_can_be_wrong(root):
+def test_decoded_footer_every_byte_is_checked(root):
+    """A change of any byte of the footer is found."""
     source, cache = root / "input" / image_name(1), filled(root, frames_of(root))
     content = bytearray(cache.path(source).read_bytes())
     for place in range(1, 45):
@@ -177,14 +188,17 @@ def test_no_byte_of_the_note_can_be_wrong(root):
     assert cache.holds(source, thoroughly=True)
 
 
-def test_a_source_that_cannot_be_decoded_leaves_nothing(root):
+def test_decoded_torn_source_leaves_no_file(root):
+    """A source that can't be decoded leaves no cache file."""
     source, cache = root / "input" / image_name(1), Decoded(root / "decoded", root)
     source.write_bytes(source.read_bytes()[:60])
     assert "torn or damaged PNG" in refused(cache.write, source, image_io.read_image)
     assert not cache.path(source).exists()
 
 
-def test_a_recipe_says_where_it_is(root):
+def test_decoded_folder_from_recipe(root):
+    """`data.decoded` names the cache folder, relative to the root or absolute."""
+
     def settings(**data):
         return settings_of({"name": "kitti", "root": str(root), "kb_crop": [16, 24]} | data, 80.0)
 
@@ -200,7 +214,8 @@ def test_a_recipe_says_where_it_is(root):
     assert "bin/cache_frames.py" in told
 
 
-def test_it_is_told_beforehand_how_many_are_not_there(root):
+def test_describe_counts_missing_decoded_files(root):
+    """`describe` counts the files that are missing or stale in the cache."""
     frames = frames_of(root)
     assert describe(frames) == describe(object()) == []
     frames.decoded = filled(root, frames)
@@ -228,7 +243,8 @@ def of_before(path):
     return path
 
 
-def test_old_files_are_read_but_for_pictures_that_a_mark_turns(root):
+def test_decoded_old_format_refused_for_exif_images(root):
+    """Files of the old format are read except for images with an EXIF orientation."""
     frames = frames_of(root)
     turn(root / "input" / image_name(1))
     plain = [frames[0], frames[1]]
@@ -244,7 +260,8 @@ def test_old_files_are_read_but_for_pictures_that_a_mark_turns(root):
     assert not frames.decoded.holds(root / "input" / image_name(1))
 
 
-def test_old_files_hold_the_largest_level_that_is_none_in_ground_truth_only(root):
+def test_decoded_old_format_max_level(root):
+    """In old files the level 65535 is no depth in ground truth, but valid in teacher maps."""
     depth, taught = (
         root / "gt_depth" / depth_name(0),
         root / "maps" / image_name(0).replace("/", "_"),
@@ -263,7 +280,8 @@ def test_old_files_hold_the_largest_level_that_is_none_in_ground_truth_only(root
     assert (frames[0].teacher_depth == 80).all()
 
 
-def test_a_data_set_without_files_has_nothing_to_decode(root):
+def test_decoded_refuses_dataset_without_files(root):
+    """`data.decoded` is refused for a dataset that has no files."""
     with pytest.raises(
         RecipeError, match="data.decoded: noise has no files to decode; kitti, nyu and folder have"
     ):

@@ -42,7 +42,8 @@ def lines(data):
     return depth_values.describe(data, [levels_of(Path(frame.depth)) for frame in data.frames])
 
 
-def test_millimetres_that_are_taken_as_metres_end_training_before_it_begins(tmp_path):
+def test_check_range_refuses_npy_millimetres(tmp_path):
+    """Float NPY depth in millimetres without a unit is refused before training."""
     data = make(tmp_path, [full(2500 + index) for index in range(9)], depth_unit=1000.0)
     with pytest.raises(DataError) as error:
         check_range(data)
@@ -56,7 +57,8 @@ def test_millimetres_that_are_taken_as_metres_end_training_before_it_begins(tmp_
     assert (told[0].depth == 2.5).all()
 
 
-def test_so_do_levels_with_another_unit(tmp_path):
+def test_check_range_refuses_wrong_png_unit(tmp_path):
+    """PNG depth with a wrong `depth_unit` is refused before training."""
     data = make(tmp_path, [full(2500, np.uint16)], depth_unit=1.0)
     with pytest.raises(
         DataError, match=r"0\.png: .*16-bit PNG is taken as 1 levels a metre \(data.depth_unit\)"
@@ -64,7 +66,8 @@ def test_so_do_levels_with_another_unit(tmp_path):
         check_range(data)
 
 
-def test_depths_that_may_be_meant_are_a_warning_or_nothing(tmp_path):
+def test_check_range_warns_of_unusual_depths(tmp_path):
+    """Unusual depths give a warning; plausible ones and other datasets give none."""
     (line,) = check_range(make(tmp_path / "far", [full(20), full(25)]))
     assert line.startswith("Warning: ")
     assert "farther than 20 m, as in all 2 depth maps looked at, and max_depth is 10 m" in line
@@ -78,7 +81,8 @@ def test_depths_that_may_be_meant_are_a_warning_or_nothing(tmp_path):
     assert check_range([1, 2]) == check_range(None) == []
 
 
-def test_images_that_exif_turns_are_told_before_training(tmp_path):
+def test_check_range_names_exif_rotated_images(tmp_path):
+    """Images that EXIF rotates are counted before training."""
     data, exif = make(tmp_path, [full(5), full(5)]), Image.Exif()
     exif[0x0112] = 3
     Image.open(data.frames[1].image).save(data.frames[1].image, exif=exif)
@@ -88,7 +92,8 @@ def test_images_that_exif_turns_are_told_before_training(tmp_path):
     )
 
 
-def test_a_file_that_cannot_be_read_is_left_to_who_trains_on_it(tmp_path):
+def test_check_range_ignores_unreadable_file(tmp_path):
+    """An unreadable depth file is left to the loader."""
     data = make(tmp_path, [full(5), full(5)])
     (tmp_path / "depths/0.npy").write_bytes(b"")
     assert check_range(data) == []
@@ -101,7 +106,8 @@ def sloped(kind, sentinel, unit=1):
 
 
 @pytest.mark.parametrize("kind", [">f4", np.float16, np.float64, np.longdouble])
-def test_floating_point_of_any_kind_is_metres(tmp_path, kind):
+def test_describe_float_npy_is_metres(tmp_path, kind):
+    """NPY depth of every float dtype is described as metres."""
     (line,) = lines(make(tmp_path, [full(5, kind)], depth_unit=1000.0))
     assert (
         line
@@ -127,7 +133,8 @@ def test_floating_point_of_any_kind_is_metres(tmp_path, kind):
         (np.float32, 100, "value 100 is 25% .* set data.invalid=\\[100\\]"),
     ],
 )
-def test_a_level_that_many_pixels_have_is_shown(tmp_path, kind, sentinel, line):
+def test_describe_shows_frequent_level(tmp_path, kind, sentinel, line):
+    """A level that many pixels share is shown, with the option that makes it invalid."""
     unit = 1 if kind is np.float32 else 1000
     data = make(tmp_path, [sloped(kind, sentinel, unit)] * 2, depth_unit=1000.0)
     found = lines(data)
@@ -135,21 +142,24 @@ def test_a_level_that_many_pixels_have_is_shown(tmp_path, kind, sentinel, line):
     assert re.match(line, found[1])
 
 
-def test_a_level_that_is_said_to_be_invalid_counts_as_none(tmp_path):
+def test_describe_invalid_level_counts_as_none(tmp_path):
+    """A level in `data.invalid` is described, and read, as no depth."""
     data = make(tmp_path, [sloped(np.uint16, 5000, 1000)] * 2, depth_unit=1000.0, invalid=[5000])
     assert "level 5000 is 25% of what isn't 0, in 2 of 2 depth maps: counts as none" in lines(data)
     assert (data[0].depth[0, :3] == 0).all()
     assert (data[0].depth[0, 3:] > 0).all()
 
 
-def test_a_flat_wall_and_an_even_slope_are_no_pile(tmp_path):
+def test_describe_ignores_flat_and_even_depth(tmp_path):
+    """A flat and an evenly sloped depth map show no frequent level."""
     data = make(tmp_path, [full(3000, np.uint16), sloped(np.uint16, 0, 1000)], depth_unit=1000.0)
     assert lines(data) == [
         "2 depth maps: 16-bit PNG is taken as 1000 levels a metre (data.depth_unit)"
     ]
 
 
-def test_depth_of_eight_bits_in_sixteen_is_a_warning(tmp_path):
+def test_describe_warns_of_8_bit_depth(tmp_path):
+    """Depth maps whose levels all fit into 8 bits give a warning."""
     depth = np.arange(192).reshape(12, 16) + 64
     data = make(tmp_path, [depth.astype(np.uint16), depth.astype(np.uint8)], depth_unit=50.0)
     found = lines(data)

@@ -39,7 +39,8 @@ def refused(read, path, *arguments):
 
 
 @pytest.mark.parametrize("units_per_m", [256.0, 1000.0])
-def test_sixteen_bit_depth_comes_back_as_it_was(tmp_path, units_per_m):
+def test_depth_png_round_trip_is_exact(tmp_path, units_per_m):
+    """Depth that is written as a 16-bit PNG is read back exactly."""
     write_depth_png(tmp_path / "d.png", LEVELS / units_per_m, units_per_m)
     levels = read_levels(tmp_path / "d.png")
     assert levels.dtype == torch.uint16
@@ -47,12 +48,14 @@ def test_sixteen_bit_depth_comes_back_as_it_was(tmp_path, units_per_m):
     assert [path.name for path in tmp_path.iterdir()] == ["d.png"]
 
 
-def test_writing_rounds_saturates_makes_nothing_of_nan_and_keeps_what_is_near(tmp_path):
+def test_write_depth_png_rounds_and_saturates(tmp_path):
+    """`write_depth_png` rounds, saturates, writes 0 for NaN and keeps small depths above 0."""
     write_depth_png(tmp_path / "d.png", np.array([[0.2, 1.4, 1.6, np.nan, -1.0, 0.0, 1e9]]) / 256)
     assert read_levels(tmp_path / "d.png").tolist() == [[[1, 1, 2, 0, 0, 0, 65535]]]
 
 
-def test_a_picture_comes_back_in_rgb_and_grey_ones_too(tmp_path):
+def test_read_image_round_trip_rgb_and_grey(tmp_path):
+    """An RGB image is read back exactly, and a grey one as three equal channels."""
     rgb = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     write_image(tmp_path / "p.png", rgb)
     image = read_image(tmp_path / "p.png")
@@ -67,19 +70,22 @@ def test_a_picture_comes_back_in_rgb_and_grey_ones_too(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "words"), [((4, 5), "1 channel(s) of 8 bits"), ((4, 5, 3), "3 channel(s) of 8 bits")]
 )
-def test_eight_bits_are_no_depth(tmp_path, shape, words):
+def test_read_levels_refuses_8_bit(tmp_path, shape, words):
+    """`read_levels` refuses an 8-bit image and says what it has."""
     Image.fromarray(np.ones(shape, np.uint8)).save(tmp_path / "d.png")
     message = refused(read_levels, tmp_path / "d.png")
     assert "must be a one-channel 16-bit PNG" in message
     assert words in message
 
 
-def test_a_depth_map_is_no_picture(tmp_path):
+def test_read_image_refuses_depth_map(tmp_path):
+    """`read_image` refuses a 16-bit depth map."""
     Image.fromarray(LEVELS).save(tmp_path / "d.png")
     assert "8 bits a channel" in refused(read_image, tmp_path / "d.png")
 
 
-def test_a_png_that_ends_early_is_refused_wherever_it_ends(tmp_path):
+def test_read_levels_refuses_truncated_png(tmp_path):
+    """A PNG that is truncated at any place is refused as torn."""
     write_depth_png(tmp_path / "whole.png", np.random.default_rng(0).random((40, 60)) * 80)
     whole = (tmp_path / "whole.png").read_bytes()
     for size in (0, 4, 20, 60, len(whole) // 2, len(whole) - 20, len(whole) - 12, len(whole) - 1):
@@ -87,7 +93,8 @@ def test_a_png_that_ends_early_is_refused_wherever_it_ends(tmp_path):
         assert "torn" in refused(read_levels, tmp_path / "torn.png")
 
 
-def test_one_damaged_byte_in_a_png_is_an_error_and_not_the_end_of_the_process(tmp_path):
+def test_read_image_refuses_damaged_png(tmp_path):
+    """A PNG with one damaged byte raises a `DataError`."""
     write_image(
         tmp_path / "whole.png",
         np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8),
@@ -116,7 +123,8 @@ def test_is_whole_depth_png_damaged(tmp_path):
             assert not is_whole_depth_png(write_bytes(path, damaged)), place
 
 
-def test_a_jpeg_that_ends_early_is_refused(tmp_path):
+def test_read_image_refuses_truncated_jpeg(tmp_path):
+    """A truncated JPEG is refused."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)).save(
         tmp_path / "a.jpg"
     )
@@ -125,7 +133,8 @@ def test_a_jpeg_that_ends_early_is_refused(tmp_path):
     assert "can't be decoded as a picture" in refused(read_image, tmp_path / "torn.jpg")
 
 
-def test_files_that_are_missing_folders_or_texts(tmp_path):
+def test_readers_refuse_missing_folder_and_text(tmp_path):
+    """A missing file, a folder and a text file are refused by name."""
     assert "no such picture; check data.root and the split file" in refused(
         read_image, tmp_path / "a.png"
     )
@@ -142,7 +151,8 @@ def test_files_that_are_missing_folders_or_texts(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_a_pictures_size_is_read_from_its_head(tmp_path, suffix):
+def test_read_image_size_reads_header_only(tmp_path, suffix):
+    """`read_image_size` needs only the header of a file."""
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3)).astype(np.uint8)).save(
         path
@@ -157,7 +167,8 @@ def test_a_pictures_size_is_read_from_its_head(tmp_path, suffix):
     assert "no such picture" in refused(read_image_size, path)
 
 
-def test_numbers_of_numpy_are_metres_or_levels(tmp_path):
+def test_read_depth_npy_metres_or_levels(tmp_path):
+    """Float NPY depth is read as metres, and integers as levels of the given unit."""
     depth = np.array([[1.5, np.nan, np.inf], [0, -2, 3]])
     for array in (depth, depth[None]):
         np.save(tmp_path / "d.npy", array)
@@ -168,7 +179,8 @@ def test_numbers_of_numpy_are_metres_or_levels(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
-def test_a_unit_of_whole_numbers_is_none_of_floating_point(tmp_path, kind):
+def test_read_depth_npy_float_ignores_integer_unit(tmp_path, kind):
+    """The unit of integer levels doesn't apply to floats, which have one of their own."""
     np.save(tmp_path / "d.npy", np.array([[1.5, 4]], kind))
     assert read_depth_npy(tmp_path / "d.npy", 1000.0).tolist() == [[[1.5, 4]]]
     assert read_depth_npy(tmp_path / "d.npy", 1000.0, 2.0).tolist() == [[[0.75, 2]]]
@@ -176,7 +188,8 @@ def test_a_unit_of_whole_numbers_is_none_of_floating_point(tmp_path, kind):
     assert read_depth_npy(tmp_path / "d.npy", 1000.0, 2.0).tolist() == [[[1.5, 4]]]
 
 
-def test_values_that_mean_not_measured_are_none(tmp_path):
+def test_read_depth_npy_invalid_values_are_none(tmp_path):
+    """Invalid values in NPY depth are read as 0."""
     np.save(tmp_path / "d.npy", np.array([[9.9, 1.5, 65535]], np.float32))
     assert read_depth_npy(tmp_path / "d.npy", None, 1.0, (9.9,)).tolist() == [[[0, 1.5, 65535]]]
     for kind, there in ((np.uint16, 0), (np.int32, 65.535), (">u2", 0)):
@@ -185,7 +198,8 @@ def test_values_that_mean_not_measured_are_none(tmp_path):
         assert depth.flatten().tolist() == pytest.approx([0.5, 0, there])
 
 
-def test_the_largest_level_of_ground_truth_is_none_and_of_a_teacher_map_the_farthest(tmp_path):
+def test_max_level_is_none_in_ground_truth_only(tmp_path):
+    """The level 65535 is no depth in ground truth, but valid in a teacher map."""
     Image.fromarray(LEVELS).save(tmp_path / "d.png")
     assert (LEVELS == 65535).any()
     assert np.array_equal(read_levels(tmp_path / "d.png")[0].numpy(), LEVELS)
@@ -197,7 +211,8 @@ def test_the_largest_level_of_ground_truth_is_none_and_of_a_teacher_map_the_fart
     assert without_levels(levels, (65535,)) is levels
 
 
-def test_links_that_lead_nowhere_say_where(tmp_path):
+def test_broken_link_names_target(tmp_path):
+    """A broken or circular link is named with its target."""
     path = tmp_path / "x.png"
     path.symlink_to(tmp_path / "gone.png")
     for read in (read_image, read_image_size, read_levels):
@@ -210,7 +225,8 @@ def test_links_that_lead_nowhere_say_where(tmp_path):
     assert "leads back to itself" in refused(read_image, path)
 
 
-def test_an_image_of_too_many_pixels_is_not_called_torn(tmp_path, monkeypatch):
+def test_image_with_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    """An image with too many pixels is refused as such and not as torn."""
     Image.new("L", (30, 40)).save(tmp_path / "p.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     for read in (read_image, read_photo, read_image_size):
@@ -219,7 +235,8 @@ def test_an_image_of_too_many_pixels_is_not_called_torn(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".webp"])
-def test_an_animation_is_no_image(tmp_path, suffix):
+def test_animation_is_refused(tmp_path, suffix):
+    """An animation is refused with its number of frames."""
     pages = [Image.new("RGB", (8, 6), (level, 0, 0)) for level in (0, 100, 200)]
     path = tmp_path / f"p{suffix}"
     pages[0].save(path, save_all=True, append_images=pages[1:])
@@ -230,7 +247,8 @@ def test_an_animation_is_no_image(tmp_path, suffix):
     assert read_image(path).shape == (3, 6, 8)
 
 
-def test_odd_files_are_named_for_what_they_are(tmp_path):
+def test_odd_files_are_described(tmp_path):
+    """An empty file, a Git LFS pointer and a 16-bit RGB image are described as what they are."""
     path = tmp_path / "p.png"
     path.touch()
     assert "an empty file, no picture" in refused(read_image, path)
@@ -256,14 +274,16 @@ def test_odd_files_are_named_for_what_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "YCbCr"])
-def test_training_and_prediction_see_the_same_rgb(tmp_path, mode):
+def test_read_image_equals_read_photo(tmp_path, mode):
+    """Training and prediction read the same RGB from every JPEG mode."""
     ramp = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
     Image.fromarray(ramp).convert(mode).save(tmp_path / "p.jpg", quality=95)
     assert read_image(tmp_path / "p.jpg").shape == (3, 4, 4)
     assert torch.equal(read_image(tmp_path / "p.jpg"), read_photo(tmp_path / "p.jpg"))
 
 
-def test_numpy_files_that_are_no_depth_map(tmp_path):
+def test_read_depth_npy_refuses_other_arrays(tmp_path):
+    """NPY files of a wrong shape, dtype or kind are refused."""
     path = tmp_path / "d.npy"
     assert "no such depth map" in refused(read_depth_npy, path, None)
     for array, words in (
@@ -287,7 +307,8 @@ def test_numpy_files_that_are_no_depth_map(tmp_path):
         assert "can't be read" in refused(read_depth_npy, path, None)
 
 
-def test_a_damaged_archive_or_head_of_numpys_is_a_line_as_well(tmp_path):
+def test_read_depth_npy_refuses_damaged_header(tmp_path):
+    """A damaged archive or NPY header is refused with one line."""
     path = tmp_path / "d.npy"
     np.save(path, np.ones((20, 30)))
     whole = path.read_bytes()
@@ -311,7 +332,8 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def test_nothing_is_ever_unpickled(tmp_path):
+def test_readers_never_unpickle(tmp_path):
+    """No reader unpickles a file."""
     path, sprung = tmp_path / "d.npy", tmp_path / "sprung"
     for write in (
         lambda: path.write_bytes(pickle.dumps(Trap(sprung))),
@@ -323,7 +345,8 @@ def test_nothing_is_ever_unpickled(tmp_path):
     assert not sprung.exists()
 
 
-def test_a_photo_stands_upright_as_its_camera_marked_it(tmp_path):
+def test_read_photo_applies_exif_orientation(tmp_path):
+    """`read_photo` and `read_image` rotate a photo by its EXIF orientation."""
     rgb = np.zeros((16, 32, 3), np.uint8)
     rgb[:, :16] = 200  # the left half is bright
     exif = Image.Exif()
@@ -352,7 +375,8 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 @pytest.mark.parametrize("mark", UPRIGHT)
-def test_all_doors_see_an_image_upright_and_its_size_before_it_is_decoded(tmp_path, mark, suffix):
+def test_exif_orientation_in_all_readers(tmp_path, mark, suffix):
+    """Every reader applies each EXIF orientation in every format, and the size agrees."""
     stored = np.kron(
         np.random.default_rng(0).integers(0, 256, (2, 3, 3)), np.ones((16, 16, 1))
     ).astype(np.uint8)
@@ -368,7 +392,8 @@ def test_all_doors_see_an_image_upright_and_its_size_before_it_is_decoded(tmp_pa
 
 
 @pytest.mark.parametrize("mark", UPRIGHT)
-def test_a_depth_map_with_a_mark_is_turned_by_it(tmp_path, mark):
+def test_read_levels_applies_exif_orientation(tmp_path, mark):
+    """`read_levels` rotates a depth map by its EXIF orientation."""
     stored = np.random.default_rng(0).integers(0, 65536, (5, 7)).astype(np.uint16)
     exif = Image.Exif()
     exif[0x0112] = mark
@@ -382,7 +407,8 @@ def with_late_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
     return png[:-12] + chunk + png[-12:]
 
 
-def test_a_png_may_have_its_mark_behind_its_pixels(tmp_path):
+def test_png_exif_after_pixels_is_applied(tmp_path):
+    """An EXIF chunk behind the pixels of a PNG is applied; a damaged one is ignored."""
     exif = Image.Exif()
     exif[0x0112] = 8
     path = tmp_path / "p.png"
@@ -396,7 +422,8 @@ def test_a_png_may_have_its_mark_behind_its_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("mark", [0, 9, 65535])
-def test_a_mark_that_says_nothing_turns_nothing(tmp_path, mark):
+def test_exif_unknown_orientation_is_ignored(tmp_path, mark):
+    """An unknown EXIF orientation is ignored."""
     exif = Image.Exif()
     exif[0x0112] = mark
     Image.new("RGB", (40, 30)).save(tmp_path / "p.jpg", exif=exif)
@@ -420,14 +447,16 @@ GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     ],
     ids=["grey", "16 bits", "grey and alpha", "rgba", "palette", "colour palette"],
 )
-def test_a_photo_of_any_kind_becomes_8_bit_rgb(tmp_path, picture):
+def test_read_photo_returns_8_bit_rgb(tmp_path, picture):
+    """`read_photo` returns every image mode as 8-bit RGB."""
     picture.save(tmp_path / "p.png")
     photo = read_photo(tmp_path / "p.png")
     assert photo.dtype == torch.uint8
     assert torch.equal(photo, torch.from_numpy(GREY).expand(3, 3, 4))
 
 
-def test_sixteen_bits_are_scaled_and_what_is_no_grey_level_is_refused(tmp_path):
+def test_read_photo_scales_16_bit_refuses_float(tmp_path):
+    """`read_photo` scales 16-bit levels to 8 bits and refuses a float image."""
     Image.fromarray(np.array([[0, 128, 32767, 65535]], np.uint16)).save(tmp_path / "p.png")
     assert read_photo(tmp_path / "p.png")[0].tolist() == [[0, 0, 127, 255]]
     Image.fromarray(np.array([[0.5, 3.0]], np.float32)).save(tmp_path / "p.tif")

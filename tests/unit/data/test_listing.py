@@ -27,12 +27,14 @@ def refuse(error):
     raise unlistable(error, "or else")
 
 
-def test_a_folder_is_entered_once(tree):
+def test_list_files_skips_link_to_self(tree):
+    """A link to the folder itself is reported and not followed."""
     (tree / "latest").symlink_to(".")
     assert list_files(tree, refuse) == (FILES, ["latest"])
 
 
-def test_links_that_lead_back_end_and_are_told(tree):
+def test_list_files_skips_repeated_folders(tree):
+    """Links to folders that are listed anyway are reported and not followed."""
     (tree / "latest").symlink_to(".")
     (tree / "also").symlink_to(tree)
     (tree / "a/c/up").symlink_to("../..")
@@ -42,7 +44,8 @@ def test_links_that_lead_back_end_and_are_told(tree):
     assert sorted(found.repeated) == ["a/c/up", "a_first", "also", "latest"]
 
 
-def test_links_to_other_places_are_followed_once(tree, tmp_path):
+def test_list_files_follows_outside_link_once(tree, tmp_path):
+    """A link to another folder is followed once."""
     (tmp_path / "elsewhere/deep").mkdir(parents=True)
     (tmp_path / "elsewhere/deep/4.png").touch()
     (tmp_path / "elsewhere/home").symlink_to(tree)
@@ -53,7 +56,8 @@ def test_links_to_other_places_are_followed_once(tree, tmp_path):
     assert found.repeated == ["y", "x/home"]
 
 
-def test_links_to_files_pipes_and_links_to_nothing_are_files(tree):
+def test_list_files_keeps_links_to_files_and_pipes(tree):
+    """Links to files, broken links and pipes are listed as files."""
     (tree / "linked.png").symlink_to("0.png")
     (tree / "gone.png").symlink_to("nowhere")
     (tree / "itself.png").symlink_to("itself.png")
@@ -64,12 +68,14 @@ def test_links_to_files_pipes_and_links_to_nothing_are_files(tree):
     assert set(list_files(tree, refuse).files) == names
 
 
-def test_a_folder_is_left_out_when_asked_for(tree):
+def test_list_files_leave_out(tree):
+    """`leave_out` leaves a folder out."""
     assert list_files(tree, refuse, leave_out=tree / "a").files == ["0.png", "b/2.png"]
     assert list_files(tree, refuse, leave_out=tree / "nowhere").files == FILES
 
 
-def test_a_folder_that_cannot_be_listed_is_named_or_left_out(tree, monkeypatch):
+def test_list_files_unlistable_folder(tree, monkeypatch):
+    """A folder that can't be listed raises an error or is left out by the caller's choice."""
     scandir = os.scandir
 
     def denied(place):
@@ -89,6 +95,7 @@ def test_a_folder_that_cannot_be_listed_is_named_or_left_out(tree, monkeypatch):
     assert [error.filename for error in errors] == [str(tree / "a")]
 
 
-def test_names_that_are_no_utf8_are_names(tree):
+def test_list_files_non_utf8_names(tree):
+    """Names that aren't UTF-8 are listed."""
     os.mknod(os.fsencode(tree) + b"/K\xe4fer.png")
     assert os.fsencode(list_files(tree, refuse).files[1]) == b"K\xe4fer.png"

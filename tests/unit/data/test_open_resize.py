@@ -49,7 +49,8 @@ FIT = Resize(height=480, width=640, mode="fit")
         ((3, 5), Resize(scale=0.01), (1, 1)),
     ],
 )
-def test_the_network_sees_the_size_that_the_resize_says(own, resize, expected):
+def test_network_input_has_canvas_size(own, resize, expected):
+    """The network's input has the canvas size of the resize."""
     assert resize.place(*own).canvas == expected
     pixels = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(1, 3, *own)
     assert network_input(pixels, resize).shape == (1, 3, *expected)
@@ -63,13 +64,15 @@ def test_the_network_sees_the_size_that_the_resize_says(own, resize, expected):
         ("demo", (96, 320)),
     ],
 )
-def test_recipes_whose_frames_have_one_size_shrink_larger_pictures_to_it(recipe, size):
+def test_of_data_fixed_size_recipe_limits_images(recipe, size):
+    """A recipe with frames of one size limits larger images to that size."""
     data = load_recipe(f"{ROOT}/model_configs/{recipe}.yaml")["data"]
     assert frame_size(data) == size
     assert of_data(data) == Resize(at_most=size)
 
 
-def test_other_recipes_leave_pictures_their_own_size():
+def test_of_data_other_recipe_keeps_own_size():
+    """A recipe without a fixed frame size leaves images at their own size."""
     assert of_data({}) == OWN_SIZE
     assert of_data({"name": "folder", "augment": {"crop": [352, 704]}}) == OWN_SIZE
 
@@ -88,12 +91,14 @@ def test_other_recipes_leave_pictures_their_own_size():
         ({"resize": {"scale": float("nan")}}, "data.resize.scale"),
     ],
 )
-def test_a_recipe_that_says_no_size_where_it_should_is_told(data, key):
+def test_of_data_refuses_wrong_size(data, key):
+    """A wrong size in the recipe's data raises a `RecipeError` that names the key."""
     with pytest.raises(RecipeError, match=f"^{key}: got .*must "):
         of_data(data)
 
 
-def test_weights_know_their_size_better_than_the_recipe_and_an_override_better_than_both():
+def test_resize_of_prefers_override_then_weights():
+    """An override precedes the resize in the weights file, and that the recipe's."""
     ours, recipe = {"short_side": 64}, {"data": {"name": "nyu", "resize": {"scale": 0.5}}}
     as_recipe = {"data": {"name": "nyu"}}
     for state, given, overrides, expected in (
@@ -115,7 +120,8 @@ def test_weights_know_their_size_better_than_the_recipe_and_an_override_better_t
         assert resize_of(state, given, overrides) == expected, (state, given, overrides)
 
 
-def test_a_resize_is_what_its_node_says():
+def test_resize_node_round_trip():
+    """A resize is rebuilt from its node."""
     for resize in (
         OWN_SIZE,
         KITTI,
@@ -127,7 +133,8 @@ def test_a_resize_is_what_its_node_says():
         assert of_node(resize.node()) == resize
 
 
-def test_the_option_is_read_and_a_wrong_one_refused():
+def test_parse_size_accepts_and_refuses():
+    """`parse_size` reads `full` and HEIGHTxWIDTH and refuses everything else."""
     assert parse_size(None) is None
     assert parse_size("full") == OWN_SIZE
     assert parse_size("352x1216") == Resize(height=352, width=1216, mode="fit")
@@ -136,7 +143,8 @@ def test_the_option_is_read_and_a_wrong_one_refused():
             parse_size(text)
 
 
-def test_shrinking_a_picture_averages_over_what_a_pixel_covers():
+def test_resized_picture_averages_covered_pixels():
+    """Shrinking an image averages over the pixels that an output pixel covers."""
     stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     stripes[..., ::2] = 200
     small = resized_picture(stripes, (8, 8))
@@ -145,7 +153,8 @@ def test_shrinking_a_picture_averages_over_what_a_pixel_covers():
 
 
 @pytest.mark.parametrize("size", [(20, 31), (61, 50), (150, 220), (1, 1), (61, 97), (3, 400)])
-def test_matrix_products_give_the_same_grey_levels(size):
+def test_resized_by_products_equals_resized_picture(size):
+    """Matrix products give the grey levels of `resized_picture` exactly."""
     pixels = torch.randint(
         0, 256, (2, 3, 61, 97), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -155,13 +164,15 @@ def test_matrix_products_give_the_same_grey_levels(size):
     assert torch.equal(found, resized_picture(pixels, size).float())
 
 
-def test_weights_of_an_open_side_are_the_same_numbers():
+def test_open_weights_equal_dense_weights():
+    """`open_weights` and `dense_weights` are equal for every pair of sizes."""
     for old in (2, 3, 7, 60, 97, 375, 1242, 4032):
         for new in (1, 2, 5, 37, 192, 640):
             assert torch.equal(open_weights(old, new), dense_weights(old, new)), (old, new)
 
 
-def test_only_smooth_maps_get_depths_between_the_two_sides_of_an_edge():
+def test_resized_map_sharp_keeps_edge_depths():
+    """Only the smooth map has depths between the two sides of an edge."""
     edge = torch.tensor([5.0, 5.0, 40.0, 40.0]).expand(1, 1, 3, 4)
     smooth, sharp = resized_map(edge, (7, 11), True), resized_map(edge, (7, 11), False)
     assert smooth.shape == sharp.shape == (1, 1, 7, 11)
@@ -171,7 +182,8 @@ def test_only_smooth_maps_get_depths_between_the_two_sides_of_an_edge():
     )  # the middle one's centre lies on the border
 
 
-def test_black_around_a_picture_is_cut_off_again():
+def test_restored_removes_padding():
+    """`restored` removes the padding of a contained image."""
     pixels = torch.full((1, 3, 30, 60), 200, dtype=torch.uint8)
     contain = Resize(32, 32, "contain")
     seen = network_input(pixels, contain)

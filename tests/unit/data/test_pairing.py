@@ -25,11 +25,13 @@ def refused(images, depths, unmatched="refuse"):
     return str(error.value)
 
 
-def test_nothing_is_said_where_all_have_a_partner():
+def test_check_pairs_complete_says_nothing():
+    """Complete pairs give no message."""
     assert checked("abc", "cab") == []
 
 
-def test_those_without_a_partner_are_counted_and_named():
+def test_check_pairs_counts_and_names_unmatched():
+    """Images and depth maps without a partner are counted and named."""
     depths_say, images_say = checked("abcdefg", "abcdefxy")
     assert depths_say == "2 of 8 depth maps in depth match no image, such as x.png, y.png"
     assert images_say == "1 of 7 images in pictures match no depth map, such as g.jpg"
@@ -38,7 +40,8 @@ def test_those_without_a_partner_are_counted_and_named():
     ]
 
 
-def test_more_than_half_is_refused_unless_it_is_meant():
+def test_check_pairs_refuses_majority_unmatched():
+    """More than half without a partner is refused unless `unmatched` is `allow`."""
     told = refused("abcde", "ab")
     assert told.startswith(
         "data.depths: 3 of 5 images in pictures match no depth map, such as c.jpg, d.jpg, e.jpg. "
@@ -93,7 +96,8 @@ NUMBERS = [f"{index:03d}" for index in range(12)]
         (["one"], ["depth_one"], "depth_<image>"),
     ],
 )
-def test_the_likely_rule_is_named(images, depths, rule):
+def test_naming_rule_names_likely_rule(images, depths, rule):
+    """`naming_rule` returns the likely rule of the depth maps' names, or None."""
     found = naming_rule(images, depths)
     assert found is None if rule is None else rule in found
     assert (f"; depth maps seem to be named {found}" in refused(images, depths)) == (
@@ -101,6 +105,7 @@ def test_the_likely_rule_is_named(images, depths, rule):
     )
 
 
-def test_a_few_that_are_named_otherwise_get_the_rule_as_well():
+def test_check_pairs_hints_rule_for_few_unmatched():
+    """A few depth maps with other names get the likely rule as a hint."""
     (depths_say, _) = checked(NUMBERS, [*NUMBERS[:9], *(f"depth_{n}" for n in NUMBERS[9:])])
     assert depths_say.endswith("depth_011.png; depth maps seem to be named depth_<image>")

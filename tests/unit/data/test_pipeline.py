@@ -210,7 +210,8 @@ def turned_as_published(depth, angle):
 
 
 @pytest.mark.parametrize("name", CASES["seeded"])
-def test_seeded_training_samples(frame, name):
+def test_training_sample_equals_published_seeded(frame, name):
+    """Training samples equal the published pipeline's for its recorded random draws."""
     case = CASES["seeded"][name]
     drawn = case["decisions"]
     height, width = case["depth_gt"]["shape"][1:]
@@ -240,7 +241,8 @@ def test_seeded_training_samples(frame, name):
         if "rotate" not in group and step != "camera"
     ],
 )
-def test_each_step_with_forced_decisions(frame, group, step):
+def test_each_step_equals_published_forced(frame, group, step):
+    """Each step of the pipeline equals the published one for forced decisions."""
     expected, data = CASES["forced"][group][step], group.split("_")[0]
     name = step.removesuffix("_Base")
     reached = STEPS[: STEPS.index(name) + 1] if name in STEPS else ()
@@ -279,7 +281,8 @@ def test_each_step_with_forced_decisions(frame, group, step):
     check_depths(whole, decisions, expected)
 
 
-def test_a_turn_to_the_other_side(frame):
+def test_rotation_other_way_equals_published(frame):
+    """A rotation in the other direction equals the published one."""
     whole = frame("kitti_kd", FIRST["kitti"])
     decisions = Decisions(2.5, False, 0, 0, 352, 1216, None, 1.0, (1.0, 1.0, 1.0))
     expected = CASES["forced"]["kitti_kd_rotate_minus2.5"]
@@ -288,7 +291,8 @@ def test_a_turn_to_the_other_side(frame):
 
 
 @pytest.mark.parametrize("name", CASES["test"])
-def test_pictures_as_evaluation_sees_them(frame, name):
+def test_evaluation_image_equals_published(frame, name):
+    """Images in evaluation equal the published pipeline's, straight and flipped."""
     group, number = name.rsplit("_", 1)
     names = sorted(name for name, tag in TAGS.items() if group.split("_")[0] in tag)
     image = normalise(frame(group, names[int(number)], evaluated=True)).image
@@ -297,7 +301,8 @@ def test_pictures_as_evaluation_sees_them(frame, name):
 
 
 @pytest.mark.parametrize("group", CASES["opened"])
-def test_the_same_files_are_opened(root, group):
+def test_frame_opens_published_files(root, group):
+    """A frame opens the depth map and the teacher map that the published code opens."""
     read = kitti_frames if group.startswith("kitti") else nyu_frames
     maps = {"kitti_kd": "gt_kd_adabins", "nyu_kd": "gt_kd_adabins_real"}[group]
     frames = read(str(root / "data" / group.split("_")[0]), "train", 80.0, maps=maps)
@@ -306,7 +311,8 @@ def test_the_same_files_are_opened(root, group):
     assert [str(Path(path).relative_to(root)) for path in opened] == CASES["opened"][group]
 
 
-def test_every_case_is_here():
+def test_published_cases_are_complete():
+    """The recorded published cases are all there."""
     assert len(CASES["seeded"]) == 28
     assert len(CASES["test"]) == 8
     assert len(CASES["opened"]) == 2

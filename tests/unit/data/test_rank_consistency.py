@@ -48,7 +48,8 @@ def told_on(monkeypatch, ranks):
         return list(pool.map(run, range(len(ranks))))
 
 
-def test_a_rank_that_misses_a_frame_is_named_on_all_ranks(monkeypatch):
+def test_check_same_names_rank_and_missing_frame(monkeypatch):
+    """A rank that misses a frame is named on all ranks with the frame."""
     said = told_on(monkeypatch, [frames("a", "b", "c"), frames("a", "b", "c"), frames("a", "c")])
     assert len(set(said)) == 1
     assert said[0].startswith(
@@ -57,7 +58,8 @@ def test_a_rank_that_misses_a_frame_is_named_on_all_ranks(monkeypatch):
     )
 
 
-def test_another_order_another_depth_and_more_frames_are_seen(monkeypatch):
+def test_check_same_finds_order_depth_and_extra(monkeypatch):
+    """Another order, another depth file and additional frames are found."""
     assert (
         "2 there, 2 on rank 0, in another order"
         in told_on(monkeypatch, [frames("a", "b"), frames("b", "a")])[0]
@@ -77,7 +79,8 @@ def test_another_order_another_depth_and_more_frames_are_seen(monkeypatch):
     )
 
 
-def test_equal_ranks_and_a_single_one_go_on(monkeypatch):
+def test_check_same_accepts_equal_ranks(monkeypatch):
+    """Equal ranks and a single rank pass the check."""
     gathered, sent = [], []
     monkeypatch.setattr(comm, "gather_objects", lambda value: gathered.append(value) or [value] * 3)
     monkeypatch.setattr(comm, "broadcast_object", sent.append)
@@ -90,7 +93,8 @@ def test_equal_ranks_and_a_single_one_go_on(monkeypatch):
     assert sent == [], "no names where the digests are equal"
 
 
-def test_a_data_set_of_ones_own_whose_frames_are_something_else_is_counted(monkeypatch):
+def test_check_same_counts_external_dataset(monkeypatch):
+    """For an external dataset with other frame objects the numbers of frames are compared."""
     one, two = ([SimpleNamespace(depth=[0.0, 1.0])] * count for count in (1, 2))
     told = told_on(monkeypatch, [Own(two), Own(one)])
     assert "1 there, 2 on rank 0" in told[0]

@@ -62,7 +62,8 @@ class One(torch.utils.data.Dataset):
         (None, (41, 90), (41, 90), (41, 90), (0, 0)),
     ],
 )
-def test_a_picture_has_this_size_and_place(node, picture, scaled, canvas, corner):
+def test_place_gives_scaled_size_canvas_corner(node, picture, scaled, canvas, corner):
+    """`place` returns the scaled size, the canvas and the corner for each form of resize."""
     assert resizes.of_node(node).place(*picture) == (scaled, canvas, *corner)
 
 
@@ -83,14 +84,16 @@ def test_a_picture_has_this_size_and_place(node, picture, scaled, canvas, corner
         ("20x30", "stretch"),
     ],
 )
-def test_a_form_that_is_none_is_refused_in_a_line(node, told):
+def test_of_node_refuses_wrong_form(node, told):
+    """A wrong `data.resize` raises a `RecipeError` of one line."""
     with pytest.raises(RecipeError, match=told) as error:
         resizes.of_node(node)
     assert "data.resize" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_the_recipe_s_data_says_the_working_resolution():
+def test_of_data_derives_resize():
+    """`of_data` derives the resize from `resize`, the augmentation or the dataset."""
     cover = Resize(height=20, width=30, mode="cover")
     assert resizes.of_data({"augment": {"sizes": "keep_aspect", "crop": [20, 30]}}) == cover
     given = {"resize": {"scale": 0.5}, "augment": {"sizes": "keep_aspect", "crop": [20, 30]}}
@@ -106,7 +109,8 @@ def test_the_recipe_s_data_says_the_working_resolution():
         resizes.of_data({"resize": {"at_most": [20, 30]}})
 
 
-def test_a_file_of_weights_keeps_it_unless_it_is_asked_for():
+def test_resize_of_weights_file_precedes_recipe():
+    """The resize in a weights file precedes the recipe's, but not an override."""
     recipe, saved = {"data": {"resize": {"scale": 0.5}}}, {"resize": {"short_side": 20}}
     assert resizes.resize_of(saved, recipe) == Resize(short_side=20)
     assert resizes.resize_of(saved, None) == Resize(short_side=20)
@@ -130,7 +134,8 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
-def test_grey_levels_are_the_same_as_a_sum_or_as_products(old, new):
+def test_resized_picture_equals_matrix_products(old, new):
+    """The grey levels are exact: products and any order of summation give the same."""
     pixels = sample_of(*old).image
     resized = resizes.resized_picture(pixels, new)
     rows, columns = (resizes.dense_weights(a, b) for a, b in zip(old, new, strict=True))
@@ -145,13 +150,15 @@ def test_grey_levels_are_the_same_as_a_sum_or_as_products(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
-def test_pictures_are_smoothed_as_by_the_field_s_antialiased_bilinear_filter(old, new):
+def test_resized_picture_follows_torch_antialias(old, new):
+    """Resized images follow torch's antialiased bilinear filter within 0.75 grey levels."""
     pixels = sample_of(*old).image
     theirs = interpolate(pixels[None].float(), size=new, mode="bilinear", antialias=True)[0]
     assert (resizes.resized_picture(pixels, new).float() - theirs).abs().max() <= 0.75
 
 
-def test_weights_add_up_to_one_and_a_flat_picture_stays():
+def test_dense_weights_sum_to_one():
+    """The weights of each output pixel sum to 1, and a flat image stays flat."""
     for old, new in ((9, 4), (4, 9), (4000, 3), (1216, 640)):
         assert torch.equal(
             resizes.dense_weights(old, new).double().sum(1), torch.ones(new).double()
@@ -170,7 +177,8 @@ def slant(height, width, near=2.0, far=40.0):
 
 @pytest.mark.parametrize("take_down", [resizes.resized_depth, resizes.resized_teacher_map])
 @pytest.mark.parametrize("new", [(100, 320), (67, 111), (192, 640), (41, 33)])
-def test_a_slanted_plane_keeps_its_depth(take_down, new):
+def test_resized_depth_keeps_slanted_plane(take_down, new):
+    """A slanted plane keeps its depth when it is resized."""
     found = take_down(slant(375, 1242), new)
     rows = (torch.arange(new[0]) + 0.5) * 375 / new[0] - 0.5
     columns = (torch.arange(new[1]) + 0.5) * 1242 / new[1] - 0.5
@@ -183,7 +191,8 @@ def test_a_slanted_plane_keeps_its_depth(take_down, new):
 @pytest.mark.parametrize("take_down", [resizes.resized_depth, resizes.resized_teacher_map])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint16])
 @pytest.mark.parametrize("new", [(20, 30), (17, 23), (60, 90), (80, 120), (1, 1)])
-def test_across_a_step_there_is_no_third_depth(take_down, dtype, new):
+def test_resized_depth_adds_no_third_depth(take_down, dtype, new):
+    """Across a depth step no third depth appears."""
     step = torch.full((1, 40, 60), 500.0)
     step[:, :, 27:] = 900
     step[:, 13:19, :] = 0
@@ -194,7 +203,8 @@ def test_across_a_step_there_is_no_third_depth(take_down, dtype, new):
 
 
 @pytest.mark.parametrize("new", [(20, 30), (17, 23), (13, 60), (40, 21)])
-def test_no_sparse_point_is_lost_where_a_cell_has_any(new):
+def test_resized_depth_takes_nearest_sparse_point(new):
+    """Each cell with sparse points takes the one nearest to its centre."""
     rng = np.random.default_rng(0)
     depth = np.where(rng.random((40, 60)) < 0.05, rng.uniform(1, 80, (40, 60)), 0).astype(
         np.float32
@@ -213,14 +223,16 @@ def test_no_sparse_point_is_lost_where_a_cell_has_any(new):
     assert np.array_equal(found, wanted)
 
 
-def test_a_finer_grid_repeats_pixels_and_invents_none():
+def test_resized_depth_upscale_repeats_pixels():
+    """Upscaling repeats depth pixels and adds no others."""
     depth = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
     assert (
         resizes.resized_depth(depth, (4, 4))[0].tolist() == [[1, 1, 0, 0]] * 2 + [[3, 3, 4, 4]] * 2
     )
 
 
-def test_a_teacher_s_cell_on_one_surface_has_its_mean_by_area_and_one_with_a_hole_has_not():
+def test_resized_teacher_map_mean_on_one_surface():
+    """A teacher map's cell has the mean by area only on one surface without holes."""
     depth = torch.tensor([[[10.0, 10.2, 10.4, 0.0, 10.0, 20.0]]])
     found = resizes.resized_teacher_map(depth, (1, 2))[0, 0].tolist()
     assert found[0] == pytest.approx(10.2)
@@ -231,13 +243,15 @@ def test_a_teacher_s_cell_on_one_surface_has_its_mean_by_area_and_one_with_a_hol
     assert thirds == pytest.approx([(10.0 + 10.3 / 2) / 1.5, (10.3 / 2 + 10.6) / 1.5])
 
 
-def test_a_nan_or_an_infinite_depth_is_no_point():
+def test_resized_depth_ignores_nonfinite():
+    """NaN, infinite and negative depths count as no point."""
     depth = torch.tensor([[[float("nan"), 3.0], [-1.0, 0.0]]])
     assert resizes.resized_depth(depth, (1, 1)).item() == 3.0
     assert resizes.resized_teacher_map(depth, (1, 1)).item() == 3.0
 
 
-def test_intrinsics_and_depths_follow_the_picture():
+def test_resized_sample_moves_depth_and_intrinsics():
+    """Depth, teacher map and intrinsics follow the resized image."""
     sample = sample_of(teacher=torch.full((1, 40, 60), 7.0))
     resized, placement = resizes.resized_sample(sample, Resize(height=10, width=30, mode="stretch"))
     assert placement.scaled == (10, 30)
@@ -261,7 +275,8 @@ def batch_of(resize, augment=None, samples=None, **options):
 CONTAIN = Resize(height=24, width=30, mode="contain")  # 40x60 -> 20x30 from row 2
 
 
-def test_training_and_evaluation_see_the_same_picture():
+def test_resize_training_equals_evaluation_image():
+    """Training and evaluation see the same resized image."""
     for resize in (
         CONTAIN,
         Resize(height=24, width=30, mode="stretch"),
@@ -276,7 +291,8 @@ def test_training_and_evaluation_see_the_same_picture():
         assert torch.equal(shown.depth, trained.depth)
 
 
-def test_black_around_a_contained_picture_has_no_depth_and_is_not_inside():
+def test_resize_contain_padding_has_no_depth():
+    """The padding of a contained image is outside it and has no depth."""
     batch = batch_of(CONTAIN, PLAIN, [sample_of(teacher=torch.full((1, 40, 60), 7.0))])
     rows = torch.zeros(24, dtype=torch.bool)
     rows[2:22] = True
@@ -294,7 +310,8 @@ def test_counted_in_evaluation():
     assert batch_of(CONTAIN).counted is None
 
 
-def test_a_flipped_contained_picture_is_the_mirror_image_of_its_canvas():
+def test_resize_contain_flip_mirrors_canvas():
+    """A flipped contained image is the mirror image of its canvas, intrinsics included."""
     resize = Resize(
         height=20, width=37, mode="contain"
     )  # 40x60 -> 20x30, 3 columns left of it and 4 right
@@ -306,7 +323,8 @@ def test_a_flipped_contained_picture_is_the_mirror_image_of_its_canvas():
     assert flipped.intrinsics[0, 0, 2] == pytest.approx(mirrored.item())
 
 
-def test_cover_trains_on_windows_and_evaluates_the_whole_picture():
+def test_resize_cover_crops_training_only():
+    """`cover` trains on windows and evaluates the whole image."""
     resize = Resize(height=20, width=20, mode="cover")
     assert batch_of(resize, PLAIN).image.shape == (1, 3, 20, 20)
     assert batch_of(resize).image.shape == (1, 3, 20, 30)
@@ -314,7 +332,8 @@ def test_cover_trains_on_windows_and_evaluates_the_whole_picture():
     assert smaller.image.shape == (1, 3, 16, 12)
 
 
-def test_pictures_of_different_sizes_are_one_batch_at_a_working_size():
+def test_resize_batches_images_of_different_sizes():
+    """Images of different sizes form one batch at a fixed working size."""
     for resize in (
         CONTAIN,
         Resize(height=8, width=9, mode="stretch"),
@@ -329,7 +348,8 @@ def test_pictures_of_different_sizes_are_one_batch_at_a_working_size():
         assert batch.image.shape[2:] in ((24, 30), (8, 9))
 
 
-def test_depth_comes_back_to_the_picture_s_own_size_without_the_padding():
+def test_restored_depth_has_image_size():
+    """`restored` returns depth at the image's own size without the padding."""
     depth = torch.full((1, 1, 24, 30), 99.0)
     depth[:, :, 2:22] = torch.arange(30.0)
     smooth, nearest = (resizes.restored(depth, CONTAIN, (40, 60), each) for each in (True, False))
@@ -340,7 +360,8 @@ def test_depth_comes_back_to_the_picture_s_own_size_without_the_padding():
     assert torch.equal(smooth, wanted)
 
 
-def test_the_nearest_is_torch_s_nearest_exact():
+def test_resized_map_nearest_equals_nearest_exact():
+    """Nearest resizing equals torch's `nearest-exact`."""
     values = torch.rand(1, 1, 24, 31)
     for size in ((40, 60), (7, 90), (24, 31), (1, 1)):
         assert torch.equal(
@@ -349,7 +370,8 @@ def test_the_nearest_is_torch_s_nearest_exact():
         )
 
 
-def test_norms_count_no_padding():
+def test_batch_norm_ignores_padding():
+    """Batch norms compute their statistics without the padding."""
     padded = torch.randn(2, 3, 24, 30, generator=torch.Generator().manual_seed(0))
     counted = torch.zeros(2, 1, 24, 30, dtype=torch.bool)
     counted[:, :, 2:22] = True
@@ -367,7 +389,8 @@ def test_norms_count_no_padding():
     assert (ours(padded)[:, :, 0] > 10).all()  # nothing counts any more
 
 
-def test_a_feature_s_pixel_counts_by_its_centre():
+def test_batch_norm_counts_feature_by_centre():
+    """A feature pixel counts if its centre lies on a counted pixel."""
     counted = torch.zeros(1, 1, 24, 30, dtype=torch.bool)
     counted[:, :, 4:20] = True
     x = torch.randn(1, 2, 6, 10, generator=torch.Generator().manual_seed(0))
@@ -380,7 +403,8 @@ def test_a_feature_s_pixel_counts_by_its_centre():
     assert torch.allclose(found.running_mean, plain.running_mean, atol=1e-6)
 
 
-def test_depth_of_another_size_than_the_network_saw_is_refused():
+def test_depth_of_other_size_is_refused():
+    """Depth of another size than the image or the network's input is refused."""
     with pytest.raises(
         ValueError, match="of a picture of \\(24, 32\\) a network sees \\(24, 32\\)"
     ):
@@ -391,14 +415,16 @@ def test_depth_of_another_size_than_the_network_saw_is_refused():
         assert str(error) == "one: depth of 24x32 for a picture of 48x64; give both one size"
 
 
-def test_pictures_of_different_sizes_are_not_evaluated_in_one_batch():
+def test_evaluation_refuses_mixed_sizes_in_batch():
+    """Images of different sizes in one evaluation batch are refused."""
     data = One(sample_of(48, 64), sample_of(50, 60))
     reader = BatchReader(data, None, 0, resize=Resize(height=8, width=9, mode="stretch"))
     error = reader.read([(0, 0), (0, 1)])
     assert "pictures of different sizes in one batch: 48x64, 50x60 (among one)" in str(error)
 
 
-def test_a_norm_whose_pixels_all_are_padding_counts_them_all_and_one_value_is_an_error():
+def test_batch_norm_all_padding_counts_everything():
+    """A batch norm whose pixels are all padding counts all of them; a single value is an error."""
     x = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     for few in (0, 1):
         counted = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
@@ -414,7 +440,8 @@ def test_a_norm_whose_pixels_all_are_padding_counts_them_all_and_one_value_is_an
         BatchNorm2d(3)(torch.randn(1, 3, 1, 1))
 
 
-def test_what_is_not_finite_in_the_padding_reaches_no_statistics():
+def test_batch_norm_ignores_nonfinite_padding():
+    """Non-finite values in the padding don't reach the statistics."""
     x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     x[:, :, 0] = torch.inf
     counted = torch.ones(1, 1, 4, 4, dtype=torch.bool)
@@ -426,7 +453,8 @@ def test_what_is_not_finite_in_the_padding_reaches_no_statistics():
     assert norm.running_var.isfinite().all()
 
 
-def test_only_frames_of_one_size_stand_for_a_working_resolution():
+def test_of_data_only_known_fixed_size_datasets():
+    """Height and width set the resize only for datasets that are known to have one size."""
     assert resizes.of_data({"name": "mine.frames", "height": 192, "width": 640}) == OWN_SIZE
     assert resizes.of_data({"name": "scenes", "height": 96, "width": 320}) == Resize(
         at_most=(96, 320)
@@ -436,7 +464,8 @@ def test_only_frames_of_one_size_stand_for_a_working_resolution():
 @pytest.mark.parametrize(
     "resize", [Resize(short_side=256), Resize(height=120, width=160, mode="cover")]
 )
-def test_a_picture_that_would_be_enormous_is_refused(resize):
+def test_place_refuses_enormous_image(resize):
+    """A resize that would enlarge an image enormously is refused."""
     with pytest.raises(
         DataError, match="a picture of 1x5000 would be .* at the working resolution"
     ):

@@ -23,7 +23,8 @@ def refused(tmp_path, content):
     return str(error.value)
 
 
-def test_lines_are_frames_with_or_without_ground_truth(tmp_path):
+def test_read_split_with_or_without_ground_truth(tmp_path):
+    """A line gives an image, alone or with ground truth and focal length."""
     lines = read(tmp_path, "a.png b.png 721.5\r\n\n/c.png\tNone  518\n")
     assert lines == [SplitLine("a.png", "b.png", 721.5), SplitLine("c.png", None, 518.0)]
     assert read(tmp_path, "a.png\nb,1.png\n") == [
@@ -51,15 +52,15 @@ def test_lines_are_frames_with_or_without_ground_truth(tmp_path):
     ],
 )
 @pytest.mark.parametrize("others", ["x.png y.png 7\n" * 3, ""])
-def test_other_separators_and_blanks_in_names_are_refused_with_the_line(
-    tmp_path, line, told, others
-):
+def test_read_split_refuses_separators_and_blanks(tmp_path, line, told, others):
+    """Other separators, and blanks in names, are refused with the line."""
     message = refused(tmp_path, others + line)
     assert told in message
     assert f"split.txt:{others.count('x.png') + 1}: got {line!r}" in message
 
 
-def test_a_blank_in_one_of_many_names_is_told_as_such(tmp_path):
+def test_read_split_blank_in_name_list(tmp_path):
+    """A blank in one of many names is refused as such."""
     message = refused(tmp_path, "a.png\nb.png\nmy c.png\n")
     assert (
         "split.txt:3: got 'my c.png', where most lines are a name alone; a line is such a name"
@@ -67,7 +68,8 @@ def test_a_blank_in_one_of_many_names_is_told_as_such(tmp_path):
     )
 
 
-def test_names_that_are_no_utf8_are_read_as_names_of_files_are(tmp_path):
+def test_read_split_non_utf8_names(tmp_path):
+    """Names that aren't UTF-8 are read as file names; a file that isn't text is refused."""
     (line,) = read(tmp_path, b"K\xe4fer.png b\xff.png 7\n")
     assert line.image == os.fsdecode(b"K\xe4fer.png")
     assert os.fsencode(line.ground_truth) == b"b\xff.png"
@@ -75,7 +77,8 @@ def test_names_that_are_no_utf8_are_read_as_names_of_files_are(tmp_path):
         assert "no text; a split file is UTF-8" in refused(tmp_path, content)
 
 
-def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(tmp_path, monkeypatch):
+def test_read_lines_permission_denied_is_named(tmp_path, monkeypatch):
+    """A file without read permission is reported as such and not as missing."""
     path = tmp_path / "split.txt"
     path.touch()
 

@@ -88,7 +88,8 @@ def refused(kind, recipe: dict) -> str:
     return str(error.value)
 
 
-def test_targets_from_maps_are_those_of_the_teacher_online_also_beyond_the_range(ground):
+def test_cached_targets_equal_online_teacher(ground):
+    """Targets from cached maps equal the online teacher's, also beyond the student's range."""
     online, cached = targets(recipe_of(ground)), targets(recipe_of(ground, maps="gt_kd"))
     assert online.shape == cached.shape == (2, 1, 48, 96)
     step = 100.0 / 65535  # the farther of the two ranges is what 65535 stands for
@@ -109,7 +110,8 @@ def test_targets_from_maps_are_those_of_the_teacher_online_also_beyond_the_range
     )
 
 
-def test_valid_pixels_encode_to_one_or_more_and_the_rest_to_zero(tmp_path):
+def test_encode_teacher_map_valid_pixels_above_zero(tmp_path):
+    """Valid depths are encoded to 1 or more, invalid ones to 0."""
     depth = np.array(
         [[1e-6, 0.001, 0.5, 79.9999, 80.0, 81.0, 0.0, -1.0, np.nan, np.inf]], np.float32
     )
@@ -119,7 +121,8 @@ def test_valid_pixels_encode_to_one_or_more_and_the_rest_to_zero(tmp_path):
     ]
 
 
-def test_maps_for_another_range_or_crop_are_refused_in_one_line(ground):
+def test_maps_of_other_range_or_crop_are_refused(ground):
+    """Maps for another `max_depth` or `kb_crop` are refused with one line."""
     folder = ground / "kitti" / "gt_kd"
     assert refused(TeacherError, recipe_of(ground, maps="gt_kd", max_depth=10.0)) == (
         f"teacher.maps: {folder} was made for network.max_depth 80.0, this recipe has 10.0; set "
@@ -134,7 +137,8 @@ def test_maps_for_another_range_or_crop_are_refused_in_one_line(ground):
     build_dataset(Recipe(recipe_of(ground, maps="gt_kd", max_depth=10.0)).dataset, "val")
 
 
-def test_maps_without_a_manifest_are_read_at_the_recipes_range_with_a_warning(ground, tmp_path):
+def test_maps_without_manifest_warn(ground, tmp_path):
+    """Maps without a manifest are read at the recipe's range with a warning."""
     for path in (ground / "kitti" / "gt_kd").glob("*.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     frames = build_dataset(Recipe(recipe_of(ground, maps=str(tmp_path))).dataset, "train")
@@ -146,7 +150,8 @@ def test_maps_without_a_manifest_are_read_at_the_recipes_range_with_a_warning(gr
     assert "Warning" not in teacher_maps.describe(ground / "kitti" / "gt_kd")
 
 
-def test_the_log_names_the_weights_that_made_the_maps(ground):
+def test_describe_names_teacher_digest(ground):
+    """The log names the digest of the weights that made the maps."""
     folder = ground / "kitti" / "gt_kd"
     digest = json.loads((folder / "manifest.json").read_text())["teacher_digest"]
     assert teacher_maps.describe(folder) == (
@@ -155,7 +160,8 @@ def test_the_log_names_the_weights_that_made_the_maps(ground):
     )
 
 
-def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(tmp_path):
+def test_describe_names_teacher_resolution(tmp_path):
+    """The log names the resolution at which the teacher saw the images."""
     node = {"name": "mine.oracle"}
     manifest = teacher_maps.make_manifest(80.0, (48, 96), node, None, False, {"short_side": 192})
     teacher_maps.write_manifest(tmp_path, manifest)
@@ -167,7 +173,8 @@ def test_the_log_names_the_resolution_at_which_a_teacher_saw_images(tmp_path):
 @pytest.mark.parametrize(
     ("digest", "of"), [("0123456789abcdef", ", the weights with digest 0123456789ab"), (None, "")]
 )
-def test_the_log_names_a_teacher_from_outside_the_project(tmp_path, digest, of):
+def test_describe_names_external_teacher(tmp_path, digest, of):
+    """The log names a teacher from outside the project and its digest."""
     node = {
         "name": "mine.oracle",
         "encoder": 3,
@@ -183,7 +190,8 @@ def test_the_log_names_a_teacher_from_outside_the_project(tmp_path, digest, of):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"full_scale_m": "x"}', "\udcff"])
-def test_a_manifest_that_can_not_be_read_is_a_line(ground, tmp_path, text):
+def test_unreadable_manifest_is_one_line(ground, tmp_path, text):
+    """A manifest that can't be read raises a `DataError` of one line."""
     (tmp_path / "manifest.json").write_text(text, errors="surrogateescape")
     message = refused(DataError, recipe_of(ground, maps=str(tmp_path)))
     assert message == (
@@ -192,7 +200,8 @@ def test_a_manifest_that_can_not_be_read_is_a_line(ground, tmp_path, text):
     )
 
 
-def test_flip_is_the_online_teachers_option(ground):
+def test_flip_applies_to_online_teacher_only(ground):
+    """`teacher.flip` changes the online teacher's depth and is refused for cached maps."""
     node = recipe_of(ground)["teacher"]
     flipped = targets(recipe_of(ground))
     plain = recipe_of(ground)
@@ -204,7 +213,8 @@ def test_flip_is_the_online_teachers_option(ground):
         build_teacher({"maps": "gt_kd", "flip": True}, CPU)
 
 
-def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
+def test_old_maps_refused_for_exif_rotated_images(tmp_path):
+    """Maps without an orientation entry are used except for images that EXIF rotates."""
     root, maps = fake_data.make(tmp_path), tmp_path / "maps"
     for index in range(5):
         write_png(maps / image_name(index).replace("/", "_"), np.full((20, 30), 65535, np.uint16))
@@ -229,7 +239,8 @@ def test_maps_of_before_are_learned_from_where_no_mark_turns_an_image(tmp_path):
             frames[1]
 
 
-def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground, tmp_path):
+def test_cache_maps_resumes_old_folder(ground, tmp_path):
+    """A folder without an orientation entry is continued unless an image is rotated."""
     recipe = recipe_of(ground)
     made = (
         Recipe(recipe),
@@ -250,7 +261,8 @@ def test_a_folder_of_before_is_gone_on_with_where_it_makes_no_difference(ground,
         cache_teacher.cache_maps(Recipe(recipe), made[1], frames, tmp_path, CPU, io.StringIO())
 
 
-def test_a_manifest_is_as_it_will_be_read_back(tmp_path):
+def test_manifest_round_trip(tmp_path):
+    """A manifest equals what is read back from its file."""
     manifest = teacher_maps.make_manifest(
         80.0, (48, 96), NETWORK, None, False, {"at_most": (352, 1216)}
     )

@@ -37,7 +37,8 @@ def seen_of(record, dataset) -> Overlap:
     return overlap(record, trained_on.hashes_of(dataset))
 
 
-def test_a_frame_is_known_by_name_and_size_wherever_the_folder_is(tmp_path):
+def test_frame_hash_is_name_and_size(tmp_path):
+    """A frame is recognised by its name and size, in whichever folder it lies."""
     record = trained_on.trained_on(frames(tmp_path / "a", 3))
     assert record.hashes.dtype == torch.int64
     assert len(record.hashes) == 3
@@ -54,7 +55,8 @@ def test_a_frame_is_known_by_name_and_size_wherever_the_folder_is(tmp_path):
     assert trained_on.trained_on([1, 2]) is None  # a data set that says no files
 
 
-def test_the_record_is_plain_data_in_a_file_of_weights(tmp_path):
+def test_record_in_weights_file_round_trip(tmp_path):
+    """The record is plain data in a weights file; a wrong or missing record reads as None."""
     record = trained_on.trained_on(frames(tmp_path / "a"))
     path = tmp_path / "w.pth"
     weights_file.write_weights(path, {"w": torch.ones(2)}, {}, 3, **as_plain(record))
@@ -76,7 +78,8 @@ def test_the_record_is_plain_data_in_a_file_of_weights(tmp_path):
         assert from_plain({"trained_on": node}) is None
 
 
-def test_a_union_has_the_frames_of_both(tmp_path):
+def test_union_has_frames_of_both(tmp_path):
+    """A union has the frames of both records."""
     first, second = (
         trained_on.trained_on(frames(tmp_path / "a", n, first=k)) for k, n in ((0, 3), (2, 5))
     )
@@ -88,7 +91,8 @@ def test_a_union_has_the_frames_of_both(tmp_path):
     assert union(None, None) is None
 
 
-def test_of_many_frames_some_hashes_are_kept_and_counts_are_estimates(monkeypatch):
+def test_large_record_is_thinned_and_estimated(monkeypatch):
+    """A large record keeps a sample of the hashes, and its counts are estimates."""
     monkeypatch.setattr(trained_on, "MAX_HASHES", 500)
     hashes = [trained_on._hash(f"{number}.png", 7) for number in range(8000)]
     record = trained_on._thinned(hashes, 0)
@@ -109,7 +113,8 @@ def entrant(record):
     return compare.Entrant(lambda image: image[:, :1] + 9, None, record)
 
 
-def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_all_were(tmp_path):
+def test_evaluation_warns_or_refuses_trained_frames(tmp_path):
+    """An evaluation warns of frames that were trained on and is refused if all were."""
     record, val = trained_on.trained_on(frames(tmp_path / "a", 2)), frames(tmp_path / "a", 5)
     networks = {
         "part": entrant(record),
@@ -137,7 +142,8 @@ def test_an_evaluation_tells_of_frames_that_were_trained_on_and_refuses_where_al
         compare.refuse_trained_on(seen, networks)
 
 
-def test_networks_bring_the_record_of_their_file(tmp_path):
+def test_entrants_load_record_of_weights_file(tmp_path):
+    """Networks in an evaluation have the record of their weights file."""
     record = trained_on.trained_on(frames(tmp_path / "a", 2))
     state = build_network(NETWORK).state_dict()
     weights_file.write_weights(tmp_path / "w.pth", state, NETWORK, 0, **as_plain(record))
@@ -147,7 +153,8 @@ def test_networks_bring_the_record_of_their_file(tmp_path):
     assert torch.equal(found.trained_on.hashes, record.hashes)
 
 
-def test_a_runs_own_best_says_how_many_of_its_frames_were_trained_on(tmp_path):
+def test_validation_warns_of_trained_frames(tmp_path):
+    """A run's validation and best checkpoint say how many frames were trained on."""
     record, told = trained_on.trained_on(frames(tmp_path / "a", 2)), []
     val = frames(tmp_path / "a", 5)
     hook = Evaluation(

@@ -22,7 +22,8 @@ def nothing_may_be_set(monkeypatch):
 
 
 @pytest.mark.usefixtures("nothing_may_be_set")
-def test_a_machine_without_glibc_has_its_own_allocator_and_says_so(monkeypatch):
+def test_allocator_without_glibc_is_the_systems(monkeypatch):
+    """Without glibc nothing is set, and the environment names the system's allocator."""
     monkeypatch.setattr(allocator, "_glibc", lambda: None)
     monkeypatch.setenv(allocator.VARIABLE, "keep")
     allocator.set_by_environment()
@@ -32,7 +33,8 @@ def test_a_machine_without_glibc_has_its_own_allocator_and_says_so(monkeypatch):
 
 @glibc_only
 @pytest.mark.usefixtures("nothing_may_be_set")
-def test_one_that_was_preloaded_is_named_and_left_alone(monkeypatch):
+def test_allocator_preloaded_is_named_and_kept(monkeypatch):
+    """A preloaded allocator is named in the environment and left as it is."""
     assert allocator._preloaded() is None
     monkeypatch.setattr(allocator, "_preloaded", lambda: "libjemalloc.so.2")
     monkeypatch.setenv(allocator.VARIABLE, "keep")
@@ -41,14 +43,16 @@ def test_one_that_was_preloaded_is_named_and_left_alone(monkeypatch):
 
 
 @pytest.mark.usefixtures("nothing_may_be_set")
-def test_the_switch_is_checked_even_where_nothing_is_set(monkeypatch):
+def test_allocator_value_checked_without_glibc(monkeypatch):
+    """An unknown TIEKD_ALLOCATOR raises a LaunchError even without glibc."""
     monkeypatch.setattr(allocator, "_glibc", lambda: None)
     monkeypatch.setenv(allocator.VARIABLE, "on")
     with pytest.raises(LaunchError, match="got 'on'; allowed: keep, system"):
         allocator.set_by_environment()
 
 
-def test_what_creeps_up_is_given_back_and_the_level_measured_anew(monkeypatch):
+def test_kept_memory_hook_gives_back_growth(monkeypatch):
+    """The hook gives memory back each time that it has grown by 5 % over its level."""
     held, seen, given_back = [1000, 1049, 1051, 1200, 1250, 1261, 900, 940, 946], [], []
     monkeypatch.setattr(
         kept_memory_hook.memory, "held_bytes", lambda device: seen.append(held.pop(0)) or seen[-1]

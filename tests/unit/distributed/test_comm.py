@@ -18,7 +18,8 @@ from tiekd.models.layers.batch_norm import BatchNorm2d
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_one_rank_equals_torchs_batchnorm(training):
+def test_batch_norm_one_rank_equals_torch(training):
+    """On one rank BatchNorm2d equals nn.BatchNorm2d bit for bit and shares its keys."""
     ours, theirs = (norm(cls).train(training) for cls in (BatchNorm2d, nn.BatchNorm2d))
     a, b = (step(OnRank(module), [images("equal")[0]]) for module in (ours, theirs))
     assert a.keys() == b.keys()
@@ -29,7 +30,8 @@ def test_one_rank_equals_torchs_batchnorm(training):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_its_statistics(dtype):
+def test_batch_norm_half_keeps_float32_statistics(dtype):
+    """Cast to half precision, the module keeps its running statistics in float32."""
     module = BatchNorm2d(3).eval()
     module.running_var.fill_(1e6)
     module.to(dtype)
@@ -42,7 +44,8 @@ def test_half_precision_keeps_its_statistics(dtype):
         assert BatchNorm2d(3).to(dtype).to_empty(device="cpu").running_var.shape == (3,)
 
 
-def test_without_a_process_group_everything_is_this_process(monkeypatch):
+def test_comm_without_process_group_is_one_rank(monkeypatch):
+    """Without a process group, reductions return their input; the rank is RANK's, else 0."""
     monkeypatch.delenv("RANK", raising=False)
     assert (rank(), world_size(), is_main()) == (0, 1, True)
     assert mean_over_ranks({"a": torch.tensor(2.0), "b": 3}) == {"a": 2.0, "b": 3.0}

@@ -6,7 +6,8 @@ from tiekd.distributed import entrypoint, process_group
 from tiekd.errors import DataError, LaunchError
 
 
-def test_a_mistake_is_one_line_and_code_2_and_a_fault_is_not_hidden(capsys, monkeypatch):
+def test_entrypoint_user_error_is_one_line_and_code_2(capsys, monkeypatch):
+    """An error of the user is one line and code 2; any other exception is raised."""
     monkeypatch.delenv("TIEKD_DEBUG", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
 
@@ -36,9 +37,8 @@ def test_a_mistake_is_one_line_and_code_2_and_a_fault_is_not_hidden(capsys, monk
         ("", "", None),
     ],
 )
-def test_a_gpu_that_is_not_here_is_no_reason_to_train_on_the_cpu(
-    visible, accelerator, told, monkeypatch
-):
+def test_check_hidden_devices_rejects_missing_gpu(visible, accelerator, told, monkeypatch):
+    """A GPU name that this machine lacks is an error, unless DS_ACCELERATOR is cpu."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("DS_ACCELERATOR", accelerator)
     if told is None:

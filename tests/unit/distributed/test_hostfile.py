@@ -19,7 +19,8 @@ def no_default(monkeypatch, tmp_path):
     monkeypatch.setattr(hostfile, "DEFAULT", tmp_path / "none")
 
 
-def test_machines_and_their_devices_are_read(tmp_path):
+def test_read_hostfile_machines_and_slots(tmp_path):
+    """`read` gives the slots of each machine and ignores comments and blank lines."""
     (tmp_path / "hosts").write_text("# ours\n\nnode1 slots=4\n node-2.lan   slots=2 # half of it\n")
     assert hostfile.read(tmp_path / "hosts") == {"node1": 4, "node-2.lan": 2}
 
@@ -39,7 +40,8 @@ def test_machines_and_their_devices_are_read(tmp_path):
         ("pipe", "no file of its own"),
     ],
 )
-def test_a_hostfile_that_can_not_be_meant_is_refused_by_name(text, told, tmp_path):
+def test_read_hostfile_invalid_is_one_line_error(text, told, tmp_path):
+    """An invalid hostfile raises a LaunchError of one line with path and reason."""
     path = tmp_path / "hosts"
     if text in ("folder", "pipe"):
         path.mkdir() if text == "folder" else os.mkfifo(path)
@@ -85,7 +87,8 @@ def test_a_hostfile_that_can_not_be_meant_is_refused_by_name(text, told, tmp_pat
         (["--master_port=abc"], "--master_port: got 'abc'"),
     ],
 )
-def test_options_are_held_against_the_machines(options, told, tmp_path, monkeypatch):
+def test_check_options_against_machines(options, told, tmp_path, monkeypatch):
+    """Launcher options that contradict the hostfile or each other raise a LaunchError."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "HOSTS").write_text("node1 slots=1\nnode2 slots=2\n")
     if told is None:
@@ -111,7 +114,8 @@ RECORD = {
 @pytest.mark.parametrize(
     ("now", "said"), [(2, None), (1, "if that isn't meant, stop it"), (3, "goes on on 3")]
 )
-def test_another_number_of_ranks_is_told_at_resume(now, said, tmp_path, monkeypatch):
+def test_startup_log_warns_of_changed_world_size(now, said, tmp_path, monkeypatch):
+    """At resume the startup log says when the number of ranks has changed."""
     assert startup_log.of_ranks(tmp_path) == []
     (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
     monkeypatch.setattr(comm, "world_size", lambda: now)

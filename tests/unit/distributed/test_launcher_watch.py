@@ -18,7 +18,8 @@ from tiekd.distributed import launcher_watch
         (70, "deepspeed", 70, False),
     ],
 )
-def test_a_launch_that_lost_its_deepspeed_is_known(parent, name, group, adopted, monkeypatch):
+def test_is_adopted_detects_orphaned_launch(parent, name, group, adopted, monkeypatch):
+    """`_is_adopted` is true for a launch.py whose parent, `deepspeed`, has ended."""
     above = SimpleNamespace(pid=parent, name=lambda: name)
     launch = SimpleNamespace(
         pid=80,

@@ -60,14 +60,16 @@ FILES = (
         (lambda: {}["key"], None),
     ],
 )
-def test_what_is_lacking_is_found_in_an_error_and_in_what_led_to_it(fail, told):
+def test_lacking_finds_cause_in_exception_chain(fail, told):
+    """`lacking` names the exhausted resource of an error or of its cause, else None."""
     with pytest.raises(Exception) as error:  # noqa: B017, PT011 - of any kind
         fail()
     found = limits.lacking(error.value)
     assert found is None if told is None else found.startswith(told)
 
 
-def test_a_program_that_lacks_something_ends_with_a_line_and_code_2(capsys, monkeypatch):
+def test_entrypoint_lacking_resource_is_one_line(capsys, monkeypatch):
+    """A program that runs out of open files ends with code 2 and one line."""
     monkeypatch.delenv("TIEKD_DEBUG", raising=False)
     assert entrypoint.run(gloo) == 2
     assert capsys.readouterr().err == f"LaunchError: {FILES}\n"
@@ -84,13 +86,15 @@ def test_a_program_that_lacks_something_ends_with_a_line_and_code_2(capsys, monk
         (errno.ESTALE, "LaunchError: a file: Stale file handle; the network's disk has lost it"),
     ],
 )
-def test_what_a_disk_refuses_is_a_line(number, told, capsys, monkeypatch):
+def test_entrypoint_disk_error_is_one_line(number, told, capsys, monkeypatch):
+    """An error of the disk or a file size limit ends the program with one line."""
     monkeypatch.delenv("TIEKD_DEBUG", raising=False)
     assert entrypoint.run(of(number)) == 2
     assert capsys.readouterr().err.startswith(told)
 
 
-def test_threads_are_counted_before_a_library_aborts_for_want_of_one(monkeypatch):
+def test_check_threads_too_few_is_launch_error(monkeypatch):
+    """`check_threads` raises a LaunchError, and ends the threads it started."""
     before = threading.active_count()
     limits.check_threads(5)
     start, left = threading.Thread.start, 3

@@ -30,7 +30,8 @@ def watched():
     assert not thread.is_alive()
 
 
-def test_a_connection_that_closes_is_a_machine_lost(watched):
+def test_watch_closed_connection_is_loss(watched):
+    """A connection that closes without a farewell is reported as a lost machine."""
     there, told, seen, _ = watched
     assert not seen.wait(0.2)
     there[1].close()
@@ -38,7 +39,8 @@ def test_a_connection_that_closes_is_a_machine_lost(watched):
     assert told == [("b", False)]
 
 
-def test_so_is_one_that_is_reset(watched):
+def test_watch_reset_connection_is_loss(watched):
+    """A connection that is reset is reported as a lost machine."""
     there, told, seen, _ = watched
     there[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     there[0].close()
@@ -46,7 +48,8 @@ def test_so_is_one_that_is_reset(watched):
     assert told == [("a", False)]
 
 
-def test_who_says_farewell_is_not_lost_and_the_others_still_can_be(watched):
+def test_watch_farewell_is_no_loss(watched):
+    """A machine that says farewell is not lost; the others are still watched."""
     there, told, seen, _ = watched
     there[0].sendall(machine_watch._FAREWELL)
     there[0].close()
@@ -56,7 +59,8 @@ def test_who_says_farewell_is_not_lost_and_the_others_still_can_be(watched):
     assert told == [("b", False)]
 
 
-def test_after_all_farewells_nothing_is_watched(watched):
+def test_watch_ends_after_all_farewells(watched):
+    """The watching thread ends when every machine has said farewell."""
     there, told, _, thread = watched
     for connection in there:
         connection.sendall(machine_watch._FAREWELL)
@@ -65,7 +69,8 @@ def test_after_all_farewells_nothing_is_watched(watched):
     assert told == []
 
 
-def test_only_who_knows_the_secret_is_taken_for_a_machine(monkeypatch):
+def test_accept_requires_secret_and_sets_keepalive(monkeypatch):
+    """Only a peer with the secret is accepted, and its TCP keepalive takes 60 s."""
     monkeypatch.setattr(machine_watch, "_connections", kept := {})
     listener = machine_watch._listen()
     port = listener.getsockname()[1]

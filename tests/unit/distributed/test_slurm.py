@@ -41,7 +41,8 @@ def adopted(monkeypatch):
     return adopted
 
 
-def test_a_task_is_a_rank_of_its_step(adopted):
+def test_adopt_task_sets_rank_of_step(adopted):
+    """A task of a job step gets rank, world size and master from the step's variables."""
     assert adopted(**TASK) == {
         **{
             "RANK": "4",
@@ -54,7 +55,8 @@ def test_a_task_is_a_rank_of_its_step(adopted):
     }
 
 
-def test_without_a_step_those_of_the_job_count(adopted):
+def test_adopt_task_without_step_uses_job(adopted):
+    """Without variables of a step, those of the job are used."""
     job = {key: value for key, value in TASK.items() if "STEP" not in key and key != "ENVIRONMENT"}
     rank = adopted(**job)
     assert (rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"], rank["MASTER_ADDR"]) == (
@@ -64,14 +66,16 @@ def test_without_a_step_those_of_the_job_count(adopted):
     )
 
 
-def test_what_is_given_stays(adopted):
+def test_adopt_task_keeps_given_variables(adopted):
+    """MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS that are set are kept."""
     given = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     assert given.items() <= adopted(**TASK, **given).items()
     assert adopted(**TASK, SLURM_CPUS_PER_TASK="6")["OMP_NUM_THREADS"] == "6"
     assert adopted(**TASK, SLURM_CPUS_PER_TASK="6", OMP_NUM_THREADS="2")["OMP_NUM_THREADS"] == "2"
 
 
-def test_a_task_with_a_gpu_of_its_own_calls_it_the_first(adopted):
+def test_adopt_task_one_visible_gpu_is_local_rank_0(adopted):
+    """A task that sees exactly one GPU has LOCAL_RANK 0."""
     second = TASK | {"SLURM_LOCALID": "1"}
     assert adopted(**second, CUDA_VISIBLE_DEVICES="3")["LOCAL_RANK"] == "0"
     assert adopted(**second, CUDA_VISIBLE_DEVICES="2,3")["LOCAL_RANK"] == "1"
@@ -86,7 +90,8 @@ def test_a_task_with_a_gpu_of_its_own_calls_it_the_first(adopted):
         {"SLURM_PROCID": None},  # salloc
     ],
 )
-def test_other_processes_are_no_ranks_of_a_step(adopted, change):
+def test_adopt_task_ignores_other_processes(adopted, change):
+    """A process below another launcher, of one task or of no step is left alone."""
     environment = {key: value for key, value in (TASK | change).items() if value is not None}
     assert adopted(**environment).items() <= change.items()
 
@@ -102,11 +107,13 @@ def test_other_processes_are_no_ranks_of_a_step(adopted, change):
         ("dgx-a100-[3,5]", "dgx-a100-3"),
     ],
 )
-def test_the_first_node_of_a_list(nodes, first):
+def test_first_node_of_list(nodes, first):
+    """`first_node` expands the first name of SLURM's node list."""
     assert slurm.first_node(nodes) == first
 
 
-def test_steps_that_run_at_the_same_time_have_ports_of_their_own():
+def test_port_differs_between_steps():
+    """Different jobs and steps get different ports from 10000 to 29999."""
     ports = [
         slurm.port(str(job), str(step))
         for job in (1, 123456, 123457, 99999999)

@@ -40,9 +40,8 @@ def started(
         ("-1", "2", TWO, ["--num_gpus", "2"], {"DS_ACCELERATOR": "cpu"}),
     ],
 )
-def test_the_launcher_gets_the_devices_that_are_meant(
-    visible, gpus, there, devices, changes, monkeypatch
-):
+def test_command_includes_visible_devices(visible, gpus, there, devices, changes, monkeypatch):
+    """The launcher's command names the devices that CUDA_VISIBLE_DEVICES lists."""
     words, environment = started(visible, gpus, there, monkeypatch, PORT="29501")
     assert words == [
         "deepspeed",
@@ -57,7 +56,8 @@ def test_the_launcher_gets_the_devices_that_are_meant(
     assert environment == {"PORT": "29501", **changes}
 
 
-def test_numbers_are_kept_where_another_makers_gpus_may_be(monkeypatch, tmp_path):
+def test_command_keeps_numbers_for_other_gpus(monkeypatch, tmp_path):
+    """Device numbers are passed on where nvidia-smi lists none but GPUs may exist."""
     monkeypatch.setattr(visible_devices, "_uuids", lambda: [])
     monkeypatch.setattr(visible_devices, "_OF_GPUS", (str(tmp_path),))
     words, _ = visible_devices.command(
@@ -66,7 +66,8 @@ def test_numbers_are_kept_where_another_makers_gpus_may_be(monkeypatch, tmp_path
     assert words[1:3] == ["--include", "localhost:4,5"]
 
 
-def test_one_mig_device_is_one_process_and_stays_visible(monkeypatch):
+def test_command_mig_device_is_one_process(monkeypatch):
+    """One MIG device runs without a launcher and stays in CUDA_VISIBLE_DEVICES."""
     words, environment = started("MIG-abc", "1", TWO, monkeypatch)
     assert words[1:] == ["train.py", "r.yaml", "--seed", "1"]
     assert environment == {"CUDA_VISIBLE_DEVICES": "MIG-abc"}
@@ -92,7 +93,8 @@ def test_one_mig_device_is_one_process_and_stays_visible(monkeypatch):
         ("0", "-1", [], "GPUS: got '-1'"),
     ],
 )
-def test_what_can_not_be_meant_is_a_line(visible, gpus, there, told, monkeypatch):
+def test_command_rejects_invalid_devices(visible, gpus, there, told, monkeypatch):
+    """Devices that don't exist, repeat or don't match GPUS are rejected in one line."""
     with pytest.raises(visible_devices.Refused) as error:
         started(visible, gpus, there, monkeypatch)
     assert told in str(error.value)

@@ -19,7 +19,8 @@ from tiekd.engine.step import Step
 from tiekd.errors import LaunchError, RecipeError
 
 
-def test_a_config_is_read_with_homes_expanded_and_no_key_twice(tmp_path, monkeypatch):
+def test_read_engine_config_expands_home(tmp_path, monkeypatch):
+    """`~` is expanded in an engine config; a duplicate key is a LaunchError."""
     monkeypatch.setenv("HOME", "/home/of mine")
     file = tmp_path / "engine.json"
     file.write_text(
@@ -54,15 +55,19 @@ def fp16_device(monkeypatch):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("dtype", ["float16", "fp16", "torch.float16", None])
-def test_autocast_to_fp16_is_refused(stage, dtype):
-    """DeepSpeed would clip gradients that still carry the loss scale; nothing would be learned."""
+def test_resolve_rejects_autocast_to_fp16(stage, dtype):
+    """Autocast to float16 is rejected at each ZeRO stage; bfloat16 or fp16 is named.
+
+    DeepSpeed would clip gradients that still carry the loss scale; nothing would be learned.
+    """
     autocast = {"enabled": True} | ({} if dtype is None else {"dtype": dtype})
     told = refused({"torch_autocast": autocast, "zero_optimization": {"stage": stage}})
     assert f"torch_autocast.dtype is {dtype!r}; only bfloat16 trains rightly" in told
     assert "use fp16.enabled" in told
 
 
-def test_autocast_to_bf16_and_a_switched_off_one_are_not():
+def test_resolve_accepts_bf16_or_disabled_autocast():
+    """Autocast to bfloat16, or autocast that is disabled, is kept as given."""
     for autocast in (
         {"enabled": True, "dtype": "bfloat16"},
         {"enabled": False, "dtype": "float16"},
@@ -74,7 +79,8 @@ def test_autocast_to_bf16_and_a_switched_off_one_are_not():
 
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.usefixtures("fp16_device")
-def test_fp16_that_also_halves_the_inputs_is_refused(enabled):
+def test_resolve_rejects_fp16_auto_cast(enabled):
+    """The key fp16.auto_cast is rejected: it would halve the teacher's depth."""
     told = refused({"fp16": {"enabled": enabled, "auto_cast": True}})
     assert told == "engine config: fp16.auto_cast also halves the teacher's depth; remove it"
 
@@ -84,7 +90,8 @@ def test_fp16_that_also_halves_the_inputs_is_refused(enabled):
 )
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.usefixtures("fp16_device")
-def test_half_statistics_are_refused(precision, dtype):
+def test_resolve_rejects_half_buffers(precision, dtype):
+    """A data_types.buffer_dtype is rejected: it would halve BatchNorm statistics."""
     told = refused(precision | {"data_types": {"buffer_dtype": dtype}})
     assert (
         told == "engine config: data_types.buffer_dtype would halve BatchNorm statistics; remove it"
@@ -92,7 +99,8 @@ def test_half_statistics_are_refused(precision, dtype):
     resolve(precision | {"data_types": {"grad_accum_dtype": "fp32"}}, 4, 35.0, 1)
 
 
-def test_fp16_on_a_device_that_can_not_is_refused(monkeypatch):
+def test_resolve_rejects_fp16_on_unsupported_device(monkeypatch):
+    """A device that doesn't support fp16 makes fp16.enabled a LaunchError."""
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
@@ -127,9 +135,8 @@ class Stage0:
 @pytest.mark.parametrize(
     ("clip_norm", "moved"), [(0.5, [-0.3, -0.4]), (35.0, [-3.0, -4.0]), (0, [-3.0, -4.0])]
 )
-def test_a_step_is_clipped_tells_the_norm_from_before_and_is_skipped_where_that_is_not_finite(
-    clip_norm, moved
-):
+def test_step_clips_and_skips_nonfinite_gradients(clip_norm, moved):
+    """A step clips gradients, returns their norm, and is skipped if it isn't finite."""
     engine = Stage0()
     step = Step(engine, resolve({}, 1, clip_norm, 1), clip_norm)
     engine.gradient = torch.tensor([[3.0, 4.0]])
@@ -144,7 +151,8 @@ def test_a_step_is_clipped_tells_the_norm_from_before_and_is_skipped_where_that_
     assert step.num_skipped == 2
 
 
-def test_every_change_to_deepspeed_says_what_goes_wrong_and_names_a_test_that_is_there():
+def test_patches_name_defect_version_and_existing_test():
+    """Each patch's docstring states defect, DeepSpeed version and an existing test."""
     functions = [
         f
         for _, f in inspect.getmembers(patches, inspect.isfunction)

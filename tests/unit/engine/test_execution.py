@@ -51,7 +51,8 @@ def follows(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
         )
 
 
-def test_channels_last_reaches_the_head_and_changes_rounding_only(plain):
+def test_prepare_channels_last_reaches_head(plain):
+    """With channels_last the head's input has that layout, and only rounding differs."""
     student = network({"tiekd": {"memory_format": "channels_last"}})
     seen = []
     student.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -61,7 +62,8 @@ def test_channels_last_reaches_the_head_and_changes_rounding_only(plain):
     assert all(parameter.is_contiguous() for parameter in student.parameters())
 
 
-def test_a_compiled_student_has_the_same_numbers_and_names(plain, monkeypatch):
+def test_prepare_compile_keeps_numbers_and_names(plain, monkeypatch):
+    """Encoder and decoder are compiled, with the same results and state dict keys."""
     compiled = []
 
     def compile_as_it_is(part, *_, **__):
@@ -77,7 +79,8 @@ def test_a_compiled_student_has_the_same_numbers_and_names(plain, monkeypatch):
     assert student.state_dict().keys() == build_network(NETWORK).state_dict().keys()
 
 
-def test_auto_is_channels_last_in_half_precision_only():
+def test_memory_format_auto_is_channels_last_in_half():
+    """The auto memory format is channels_last in half precision and contiguous else."""
     auto, asked = execution.Execution(), execution.Execution("contiguous")
     assert execution.memory_format(auto, in_half=True) == torch.channels_last
     assert execution.memory_format(auto, in_half=False) == torch.contiguous_format
@@ -101,20 +104,23 @@ def test_auto_is_channels_last_in_half_precision_only():
         ("fast", {}, "engine config: tiekd"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(section, others, told):
+def test_resolve_rejects_invalid_tiekd_section(section, others, told):
+    """An invalid tiekd section of an engine config is a RecipeError of one line."""
     with pytest.raises(RecipeError) as error:
         resolve({"tiekd": section} | others, 2, 35.0, 1)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_without_a_compiler_nothing_can_be_compiled(monkeypatch):
+def test_resolve_compile_without_compiler(monkeypatch):
+    """Without a C++ compiler on PATH, tiekd.compile raises a LaunchError."""
     monkeypatch.setenv("PATH", "")
     with pytest.raises(LaunchError, match="no C\\+\\+ compiler|there is none on PATH"):
         resolve({"tiekd": {"compile": True}}, 2, 35.0, 1)
 
 
-def test_the_section_is_kept_for_the_work_dir_and_hidden_from_deepspeed(monkeypatch):
+def test_build_engine_hides_tiekd_section(monkeypatch):
+    """The tiekd section stays in the resolved config but is not passed to DeepSpeed."""
     import deepspeed
 
     given = {}

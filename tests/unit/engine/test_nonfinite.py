@@ -8,7 +8,8 @@ from torch import nn
 from tiekd.engine.nonfinite import RunningStatistics
 
 
-def test_each_statistic_keeps_its_last_finite_value():
+def test_keep_finite_restores_last_finite_statistics():
+    """Each BatchNorm statistic that isn't finite is restored to its last finite value."""
     norm, plain = nn.BatchNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False)
     statistics = RunningStatistics(nn.Sequential(norm, plain, nn.LayerNorm(2)))
     norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
@@ -20,7 +21,8 @@ def test_each_statistic_keeps_its_last_finite_value():
     assert norm.running_var.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_a_network_without_norms_has_nothing_to_keep():
+def test_keep_finite_without_norms():
+    """`keep_finite` raises nothing for a network without norms."""
     network = nn.Linear(2, 2)
     statistics = RunningStatistics(network)
     nn.init.constant_(network.weight, math.nan)

@@ -37,17 +37,20 @@ def evaluated(entrant):
         ("x/a.yaml:y/b:c.pth", ("x/a.yaml", "y/b:c.pth")),
     ],
 )
-def test_a_recipe_may_name_its_checkpoint(text, expected):
+def test_recipe_and_checkpoint_split_at_colon(text, expected):
+    """`recipe.yaml:checkpoint` is split after the recipe's suffix."""
     assert compare.recipe_and_checkpoint(text) == expected
 
 
-def test_a_recipe_with_a_colon_in_its_path_is_a_recipe(tmp_path):
+def test_recipe_and_checkpoint_colon_in_existing_path(tmp_path):
+    """A path of an existing file with a colon is a recipe without a checkpoint."""
     path = tmp_path / "a:b.yaml"
     path.write_text("")
     assert compare.recipe_and_checkpoint(str(path)) == (str(path), None)
 
 
-def test_networks_have_names_that_tell_them_apart_and_overrides_are_the_last_ones(tmp_path):
+def test_entrants_have_unique_names(tmp_path):
+    """Networks get unique names, and overrides apply to the last network only."""
     recipe = write_recipe(tmp_path)
     wider = NETWORK | {"encoder": {"name": "mobilenet_v2", "width": 0.5}}
     for name, node in (("a", NETWORK), ("b", NETWORK), ("wide", wider)):
@@ -72,7 +75,8 @@ def test_networks_have_names_that_tell_them_apart_and_overrides_are_the_last_one
     assert last.shape == (1, 1, 32, 64)
 
 
-def test_a_recipe_that_a_run_saved_is_called_by_its_work_dir(tmp_path, monkeypatch):
+def test_entrants_saved_recipe_is_named_by_work_dir(tmp_path, monkeypatch):
+    """A network whose recipe is a run's config.yaml is named by the work dir."""
     (tmp_path / "my_run").mkdir()
     weights_file.write_weights(tmp_path / "x.pth", build_network(NETWORK).state_dict(), NETWORK, 0)
     Path(write_recipe(tmp_path)).rename(tmp_path / "my_run" / "config.yaml")
@@ -80,7 +84,8 @@ def test_a_recipe_that_a_run_saved_is_called_by_its_work_dir(tmp_path, monkeypat
     assert list(compare.entrants([("config.yaml", "../x.pth")], [], True, CPU)) == ["my_run"]
 
 
-def test_all_figures_are_plain_values_and_those_that_are_not_finite_null():
+def test_as_json_nonfinite_figures_are_null():
+    """`as_json` gives plain values, with null for figures that aren't finite."""
     results = {"far": evaluated(constant(60.0)), "broken": evaluated(constant(math.nan))}
     plain = compare.as_json(results, PROTOCOL)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
@@ -109,6 +114,7 @@ def test_all_figures_are_plain_values_and_those_that_are_not_finite_null():
     assert (duel["frames_better"]["abs_rel"], duel["frames_worse"]["abs_rel"]) == (0, 6)
 
 
-def test_the_mean_map_is_the_same_whatever_the_image():
+def test_mean_map_ignores_image():
+    """The mean map predicts the same depth for every image."""
     predict = compare.mean_map(Frames(), CPU, None).predict
     assert torch.equal(predict(torch.rand(1, 3, 12, 20)), predict(torch.rand(2, 3, 12, 20))[1:])

@@ -21,14 +21,16 @@ def wall(height=6, width=12, edge=6):
     return truth
 
 
-def test_truth_itself_has_no_point_in_mid_air_and_a_curtain_has_all():
+def test_mid_air_share_of_truth_and_curtain():
+    """The share is 0 for the ground truth itself and 1 for depth between both walls."""
     truth = wall()
     # With a radius of 2 the columns 4 to 7 have both column 5 and column 6 in reach.
     assert mid_air(truth, truth) == (0.0, 4 * 6)
     assert mid_air(torch.full_like(truth, 20.0), truth) == (1.0, 4 * 6)
 
 
-def test_what_is_near_one_of_the_sides_or_beyond_them_does_not_hang():
+def test_mid_air_depth_near_side_does_not_count():
+    """Depth within 5 % of a side, or beyond both sides, is not in mid-air."""
     truth = wall()
     for depth, share in (
         (NEAR * 1.04, 0),
@@ -41,7 +43,8 @@ def test_what_is_near_one_of_the_sides_or_beyond_them_does_not_hang():
         assert mid_air(torch.full_like(truth, depth), truth).share == share
 
 
-def test_only_pixels_near_edges_count():
+def test_mid_air_counts_pixels_near_edges_only():
+    """Only pixels near an edge of the ground truth count."""
     truth, prediction = wall(), wall()
     prediction[..., 0] = prediction[..., -1] = 20.0  # far from the edge
     assert mid_air(prediction, truth).share == 0
@@ -49,7 +52,8 @@ def test_only_pixels_near_edges_count():
     assert mid_air(prediction, truth).share == pytest.approx(1 / 24)
 
 
-def test_a_slope_is_no_edge_and_edges_lie_in_both_directions():
+def test_mid_air_edges_in_both_directions():
+    """A slope is no edge; horizontal and vertical edges give the same pixel count."""
     slope = torch.linspace(10, 30, 12).expand(
         1, 1, 12, 12
     )  # a factor of at most 1.18 between neighbours
@@ -62,7 +66,8 @@ def test_a_slope_is_no_edge_and_edges_lie_in_both_directions():
     )
 
 
-def test_what_has_no_depth_makes_no_edge():
+def test_mid_air_invalid_depth_makes_no_edge():
+    """Pixels without a valid depth make no edge and aren't counted."""
     truth = wall()
     truth[truth == FAR] = 0
     assert mid_air(torch.full_like(truth, 20.0), truth).pixels == 0
@@ -73,12 +78,14 @@ def test_what_has_no_depth_makes_no_edge():
     assert mid_air(truth, truth).pixels == 24 - 6
 
 
-def test_maps_of_two_sizes_are_refused():
+def test_mid_air_rejects_different_sizes():
+    """Two maps of different sizes raise a ValueError."""
     with pytest.raises(ValueError, match="needs two maps"):
         mid_air(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 5))
 
 
-def test_local_leaves_nothing_in_mid_air_where_the_mean_hangs_a_curtain():
+def test_read_out_local_leaves_no_mid_air_points():
+    """At an unsure edge, mean puts points in mid-air; mode and local put none."""
     centres = torch.arange(1.0, 41.0)
     truth = wall()
     near, far = (torch.exp(-((centres - depth) ** 2) / 2) for depth in (NEAR, FAR))

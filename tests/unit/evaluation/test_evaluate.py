@@ -25,7 +25,8 @@ def figures(flip=True, **options):
     return evaluate(predictor, Frames(), protocol(flip=flip, **options), CPU)
 
 
-def test_figures_are_means_over_the_images_that_have_ground_truth():
+def test_evaluate_means_over_images_with_truth():
+    """Metrics are means over the images that have ground truth."""
     from tiekd.data.augment.augment import normalise
 
     rows = []
@@ -38,7 +39,8 @@ def test_figures_are_means_over_the_images_that_have_ground_truth():
     assert expected == pytest.approx(aggregate(torch.cat(rows)))
 
 
-def test_flip_averaging_is_the_mean_with_the_mirrored_prediction_turned_back():
+def test_predict_flip_averages_both_predictions():
+    """With flip, depth is the mean of the prediction and the mirrored one, flipped back."""
     image = torch.rand(2, 3, 4, 6)
     depth = predict(Slanted(), image, flip=True)
     # The ramp and its mirror image average to the middle; the grey part is mirror-symmetric and
@@ -48,7 +50,8 @@ def test_flip_averaging_is_the_mean_with_the_mirrored_prediction_turned_back():
     assert figures(flip=True) != figures(flip=False)
 
 
-def test_the_cap_is_the_largest_ground_truth_that_counts():
+def test_evaluate_cap_excludes_far_truth():
+    """Ground truth at or beyond the cap is not scored; the default is max_depth."""
     assert figures() == figures(cap=80.0)
     assert figures(cap=50.0) != figures() != figures(cap=100.0)
     exact = {name: frame.depth[None] for name, frame in ((str(i), Frames()[i]) for i in range(7))}
@@ -58,7 +61,8 @@ def test_the_cap_is_the_largest_ground_truth_that_counts():
     assert found["a1"] == 1
 
 
-def test_the_crop_is_the_settings():
+def test_evaluate_uses_crop_setting():
+    """The crop of the settings changes the metrics."""
     assert figures(crop="garg") != figures(crop="none")
 
 
@@ -72,7 +76,8 @@ def shown(out, **options):
     return out.getvalue()
 
 
-def test_a_terminal_is_shown_how_far_it_is_and_a_file_nothing():
+def test_evaluate_progress_on_terminal_only():
+    """Progress is written to a terminal and nothing is written to a file."""
     text = shown(Terminal())
     assert text.startswith("\rframes [")
     assert "] 0/7, " in text
@@ -82,7 +87,8 @@ def test_a_terminal_is_shown_how_far_it_is_and_a_file_nothing():
     assert shown(io.StringIO()) == ""
 
 
-def test_watchers_see_every_batch_with_its_depth_and_metrics():
+def test_evaluate_watchers_see_every_batch():
+    """Each watcher gets indices, batch, depth and metrics of every batch."""
     seen = []
     watchers = [lambda *batch: seen.append(batch)]
     evaluate(
@@ -96,7 +102,8 @@ def test_watchers_see_every_batch_with_its_depth_and_metrics():
         torch.testing.assert_close(rows, expected, equal_nan=True)
 
 
-def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
+def test_evaluation_hook_progress_on_log_terminal():
+    """The evaluation hook shows progress where the log writes to a terminal."""
     out = Terminal()
     hook = Evaluation(
         EvaluationSettings(crop="none", flip=False),
@@ -118,7 +125,8 @@ def test_the_hook_shows_how_far_it_is_where_the_log_has_a_terminal():
     assert state.metrics["abs_rel"] > 0
 
 
-def test_the_best_weights_are_saved_before_hooks_are_told_and_their_line_comes_last():
+def test_evaluation_hook_saves_best_before_hooks():
+    """The best weights are saved before other hooks run; the log line comes last."""
     done = mock.Mock()
     settings = EvaluationSettings(crop="none", flip=False)
     hook = Evaluation(settings, Frames(), Slanted(), CPU, Loading(workers=0), done.info)
@@ -136,14 +144,16 @@ def test_the_best_weights_are_saved_before_hooks_are_told_and_their_line_comes_l
     assert state.num_evaluated == 7
 
 
-def test_gradients_are_not_recorded():
+def test_predict_records_no_gradients():
+    """A prediction requires no gradient, even if the image does."""
     image = torch.rand(1, 3, 4, 6, requires_grad=True)
     assert not predict(Slanted(), image, flip=True).requires_grad
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("mode", ["stretch", "cover", "contain", "fit"])
-def test_resized_pictures_are_scored_at_the_ground_truth_s_own_size(mode, batch_size):
+def test_evaluate_resized_scores_at_truth_size(mode, batch_size):
+    """Depth of resized images is brought to the ground truth's size before scoring."""
     resize = Resize(height=9, width=11, mode=mode)
     predictor = partial(predict, Slanted(), flip=True)
     found = evaluate(predictor, Frames(), protocol(batch_size=batch_size), CPU, resize=resize)
@@ -181,7 +191,8 @@ def evaluated_without_a_pixel(
     return hook, told
 
 
-def test_an_evaluation_without_a_pixel_saves_no_best_and_says_why():
+def test_evaluation_hook_no_pixel_saves_no_best():
+    """If no pixel counts, no best is saved and the log says why."""
     hook, told = evaluated_without_a_pixel(EvaluationSettings(crop="none", flip=False, cap=0.5))
     assert hook.best is None
     assert told == [
@@ -191,7 +202,9 @@ def test_an_evaluation_without_a_pixel_saves_no_best_and_says_why():
     ]
 
 
-def test_a_network_whose_depth_is_not_finite_is_never_the_best():
+def test_evaluation_hook_nonfinite_is_never_best():
+    """If predicted depth isn't finite, no best is saved and the log says why."""
+
     def broken(image):
         return Prediction(image[:, :1] * float("nan"))
 
@@ -209,7 +222,8 @@ def test_a_network_whose_depth_is_not_finite_is_never_the_best():
         ({"best": float("nan"), "owed": None}, None),
     ],
 )
-def test_a_best_of_another_metric_or_of_no_pixel_is_not_taken_from_a_checkpoint(state, best):
+def test_evaluation_hook_restores_best_of_same_metric(state, best):
+    """A checkpoint's best of another metric, or NaN, is not restored."""
     hook = Evaluation(EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), print)
     hook.load_state_dict(state)
     assert hook.best == best
@@ -224,7 +238,8 @@ def test_a_best_of_another_metric_or_of_no_pixel_is_not_taken_from_a_checkpoint(
         (Resize(at_most=(352, 1216)), {}, 0.3),
     ],
 )
-def test_a_best_of_another_working_resolution_is_not_taken_from_a_checkpoint(resize, before, best):
+def test_evaluation_hook_restores_best_of_same_resize(resize, before, best):
+    """A checkpoint's best at another working resolution is not restored."""
     hook = Evaluation(
         EvaluationSettings(), Frames(), Slanted(), CPU, Loading(), print, resize=resize
     )

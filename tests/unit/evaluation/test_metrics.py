@@ -82,7 +82,8 @@ def sha256(array):
 
 
 @pytest.mark.parametrize("name", GOLDEN["cases"])
-def test_metrics_equal_the_published_code(name):
+def test_depth_metrics_equal_published_code(name):
+    """The nine metrics of each golden case equal the published code's."""
     prediction, truth, _, high, crop = golden_case(name)
     case = GOLDEN["cases"][name]
     assert sha256(prediction.numpy()) == case["pred_sha"]
@@ -113,7 +114,8 @@ def test_metrics_equal_the_published_code(name):
 
 
 @pytest.mark.parametrize("name", GOLDEN["cases"])
-def test_metrics_against_a_teachers_map_are_the_same_function(name):
+def test_depth_metrics_against_teacher_map(name):
+    """The metrics against a teacher's map equal the published code's."""
     prediction, _, teacher, high, _ = golden_case(name)
     case = GOLDEN["cases"][name]
     maps = {"teacher": teacher, "teacher_as_png": (teacher / high * 65535).round() / 65535 * high}
@@ -129,7 +131,8 @@ def test_metrics_against_a_teachers_map_are_the_same_function(name):
 
 
 @pytest.mark.parametrize("data", ["kitti", "nyu"])
-def test_means_over_images_equal_the_published_code(data):
+def test_aggregate_equals_published_means(data):
+    """The means over all images of a dataset equal the published code's."""
     rows = []
     for name in GOLDEN["aggregate_order"][data]:
         prediction, truth, _, high, crop = golden_case(name)
@@ -141,7 +144,8 @@ def test_means_over_images_equal_the_published_code(data):
 
 
 @pytest.mark.parametrize("name", GOLDEN["tiny"])
-def test_tiny_cases_and_the_strict_threshold(name):
+def test_depth_metrics_tiny_cases(name):
+    """Tiny cases, with ratios exactly at a threshold, give the published metrics."""
     case = GOLDEN["tiny"][name]
     rows = depth_metrics(
         torch.tensor([case["pred"]]), torch.tensor([case["gt"]]), 1e-3, 80.0, "none"
@@ -151,7 +155,8 @@ def test_tiny_cases_and_the_strict_threshold(name):
 
 
 @pytest.mark.parametrize("name", GOLDEN["eval_masks"])
-def test_crops(name):
+def test_crop_box_equals_published_masks(name):
+    """The box of each crop equals the published evaluation mask."""
     data, crop, size = name.split("_")
     crop = "nyu_eigen" if (data, crop) == ("nyu", "eigen") else crop
     rows, columns = crop_box(crop, *map(int, size.split("x")))
@@ -160,13 +165,15 @@ def test_crops(name):
     ]
 
 
-def test_the_ends_of_the_range_are_excluded():
+def test_depth_metrics_exclude_range_ends():
+    """Ground truth equal to min_depth or to the cap is not scored."""
     truth = torch.tensor([[0.5, 1.0, 80.0, 0.001]])
     rows = depth_metrics(torch.tensor([[9.0, 2.0, 9.0, 9.0]]), truth, 0.5, 80.0, "none")
     assert rows[0, METRIC_NAMES.index("abs_rel")] == 1.0
 
 
-def test_an_image_without_valid_pixels_is_a_row_of_nan_that_the_mean_leaves_out():
+def test_aggregate_skips_images_without_valid_pixels():
+    """An image without valid pixels is a row of NaN, which `aggregate` skips."""
     truth = torch.full((2, 1, 4, 5), 2.0)
     truth[1] = 0
     rows = depth_metrics(torch.full((2, 1, 4, 5), 3.0), truth, 1e-3, 80.0, "none")
@@ -180,7 +187,8 @@ def test_an_image_without_valid_pixels_is_a_row_of_nan_that_the_mean_leaves_out(
 
 
 @pytest.mark.parametrize("value", [math.nan, 0.0, -1.0, math.inf])
-def test_a_broken_prediction_cannot_vanish_from_the_mean(value):
+def test_depth_metrics_invalid_prediction_is_inf(value):
+    """A valid pixel predicted as NaN, 0, negative or inf makes the error means inf."""
     prediction = torch.full((2, 1, 2, 2), 2.0)
     prediction[0, 0, 0, 0] = value
     means = aggregate(depth_metrics(prediction, torch.full((2, 1, 2, 2), 2.0), 1e-3, 80.0, "none"))
@@ -188,25 +196,29 @@ def test_a_broken_prediction_cannot_vanish_from_the_mean(value):
     assert all(means[name] == math.inf for name in METRIC_NAMES[3:])
 
 
-def test_a_broken_prediction_outside_the_valid_pixels_does_not_matter():
+def test_depth_metrics_ignore_prediction_at_invalid():
+    """A NaN prediction at a pixel without ground truth changes nothing."""
     prediction, truth = torch.tensor([[math.nan, 2.0]]), torch.tensor([[0.0, 2.0]])
     assert depth_metrics(prediction, truth, 1e-3, 80.0, "none").tolist() == [[1.0] * 3 + [0.0] * 6]
 
 
-def test_a_constant_ratio_has_no_silog_although_its_variance_rounds_below_0():
+def test_depth_metrics_constant_ratio_silog_is_0():
+    """A constant ratio has silog 0, though its variance rounds below 0."""
     truth = torch.full((1, 9), 3.0)
     rows = depth_metrics(truth * 1.7, truth, 1e-3, 80.0, "none")
     assert rows[0, METRIC_NAMES.index("silog")] == 0
 
 
-def test_each_image_counts_alike_whatever_its_number_of_pixels():
+def test_aggregate_weighs_images_equally():
+    """Each image has the same weight, whatever its number of valid pixels."""
     truth = torch.full((2, 1, 1, 4), 1.0)
     truth[1, ..., 1:] = 0
     prediction = torch.tensor([1.0, 2.0])[:, None, None, None].expand(2, 1, 1, 4)
     assert aggregate(depth_metrics(prediction, truth, 1e-3, 80.0, "none"))["abs_rel"] == 0.5
 
 
-def test_is_better():
+def test_is_better_direction_and_nan():
+    """`is_better` knows each metric's direction, and NaN is never better."""
     assert is_better("abs_rel", 0.1, 0.2)
     assert not is_better("abs_rel", 0.2, 0.2)
     assert is_better("a1", 0.9, 0.8)
@@ -221,7 +233,8 @@ def test_is_better():
         is_better("abs_re", 1.0, None)
 
 
-def test_errors_say_what_is_allowed():
+def test_depth_metrics_rejects_bad_crop_or_shapes():
+    """An unknown crop, or maps of different shapes, raise an error that names them."""
     with pytest.raises(
         RecipeError, match="got 'kb'; it must be one of: none, garg, eigen, nyu_eigen"
     ):
@@ -230,17 +243,19 @@ def test_errors_say_what_is_allowed():
         depth_metrics(torch.ones(2, 2), torch.ones(2, 3), 1e-3, 80.0, "none")
 
 
-def test_the_table_looks_as_it_does_in_the_field():
+def test_metrics_table_equals_published_layout():
+    """The table of metrics equals the published code's text."""
     for data, expected in GOLDEN["summary_table"].items():
         means = GOLDEN["aggregate"][data]
         shown = means if data == "kitti" else {name: means[name] for name in METRIC_NAMES}
         assert "\n" + metrics_table(shown) == expected
 
 
-def test_nothing_waits_for_a_device_before_the_end(monkeypatch):
-    """The metrics as on other devices than CPUs.
+def test_sums_without_sync_read_no_value(monkeypatch):
+    """The sums for other devices than CPUs are computed without reading a value back.
 
-    Everything that would ask the device for a number is forbidden.
+    The metrics as on other devices than CPUs. Everything that would ask the device for a number
+    is forbidden.
     """
     prediction, truth = torch.rand(2, 3, 50, dtype=torch.float64) + 0.5
 
@@ -267,7 +282,8 @@ def test_nothing_waits_for_a_device_before_the_end(monkeypatch):
     torch.testing.assert_close(rows, expected)
 
 
-def test_depths_outside_the_range_do_not_count_on_other_devices_than_cpus():
+def test_sums_without_sync_exclude_range():
+    """The sums for other devices than CPUs leave out depths outside the range."""
     truth = torch.tensor([[0.0, 1e-4, 2.0, 40.0, 80.0, 90.0]], dtype=torch.float64)
     prediction = torch.full_like(truth, 3.0)
     rows = metrics._from_sums(*metrics._sums_without_sync(prediction, truth, 1e-3, 80.0))

@@ -36,7 +36,8 @@ def table(abs_rel, a1=None):
     )
 
 
-def test_the_rows_are_those_behind_the_means_in_order():
+def test_frame_rows_in_order_give_the_means():
+    """The rows are in the dataset's order, and their means are the metrics."""
     figures, found = evaluated()
     assert found.names == [str(index) for index in range(7)]
     assert aggregate(found.metrics) == figures
@@ -46,7 +47,8 @@ def test_the_rows_are_those_behind_the_means_in_order():
     assert torch.equal(evaluated(batch_size=1)[1].sums[..., 0], found.sums[..., 0])
 
 
-def test_the_file_has_every_digit_and_nothing_for_a_frame_without_ground_truth(tmp_path):
+def test_write_csv_all_digits_and_empty_cells(tmp_path):
+    """The CSV has full precision, and empty cells for a frame without ground truth."""
     figures, found = evaluated()
     per_frame.write_csv(tmp_path / "x.csv", {"one": found, "two": found})
     rows = list(csv.DictReader((tmp_path / "x.csv").open()))
@@ -61,7 +63,8 @@ def test_the_file_has_every_digit_and_nothing_for_a_frame_without_ground_truth(t
         assert values[0] == found.column(name)[0].item()
 
 
-def test_the_worst_frames_are_the_largest_errors_and_have_ground_truth():
+def test_worst_frames_have_largest_errors():
+    """`worst` gives the three largest errors and skips frames without ground truth."""
     assert per_frame.worst(table([0.1, math.nan, 0.3, math.inf, 0.2])) == [
         ("3.png", math.inf),
         ("2.png", 0.3),
@@ -70,7 +73,8 @@ def test_the_worst_frames_are_the_largest_errors_and_have_ground_truth():
     assert per_frame.worst(table([math.nan])) == []
 
 
-def test_less_is_better_but_for_accuracies_and_equal_frames_are_nobodys():
+def test_wins_by_metric_direction_without_ties():
+    """`wins` compares by each metric's direction; a tie counts for nobody."""
     ours, theirs = table([0.1, 0.2, 0.3, math.nan, 0.5]), table([0.2, 0.1, 0.3, 0.1, 0.6])
     won = per_frame.wins(ours, theirs)
     assert won["abs_rel"] == (2, 1)

@@ -16,12 +16,14 @@ def figures(prediction, truth, cap=80.0, crop="none"):
     return range_figures(range_sums(maps(prediction), maps(truth), 1e-3, cap, crop), cap)
 
 
-def test_ranges_are_a_quarter_a_half_and_the_whole_of_the_cap():
+def test_bounds_m_are_quarter_half_and_cap():
+    """The ranges end at a quarter, a half and the whole of the cap."""
     assert bounds_m(80.0) == [(0, 20), (20, 40), (40, 80)]
     assert bounds_m(10.0) == [(0, 2.5), (2.5, 5), (5, 10)]
 
 
-def test_figures_by_hand():
+def test_range_figures_by_hand():
+    """Pixels, bias, abs_rel and rmse of each range equal values computed by hand."""
     truth = [[[10.0, 19.999, 20.0], [0.0, 40.0, 80.0]], [[10.0, 0.0, 0.0], [0.0, 0.0, 90.0]]]
     prediction = [[[11.0, 19.999, 16.0], [5.0, 50.0, 1.0]], [[7.0, 3.0, 3.0], [3.0, 3.0, 3.0]]]
     near, middle, far = figures(prediction, truth)
@@ -34,7 +36,8 @@ def test_figures_by_hand():
     assert far == (40, 80, 1, pytest.approx(10), pytest.approx(0.25), pytest.approx(10))
 
 
-def test_a_range_without_a_pixel_has_no_figures_and_a_broken_prediction_infinite_ones():
+def test_range_figures_nan_without_pixels():
+    """A range without pixels has NaN figures; a NaN prediction makes them infinite."""
     near, middle, far = figures([[[math.nan, 25.0]]], [[[10.0, 25.0]]])
     assert near.pixels == 1
     assert math.isinf(near.bias_m)
@@ -45,7 +48,8 @@ def test_a_range_without_a_pixel_has_no_figures_and_a_broken_prediction_infinite
     assert all(map(math.isnan, far[3:]))
 
 
-def test_what_counts_is_what_counts_for_the_metrics():
+def test_range_sums_agree_with_depth_metrics():
+    """Summed over the ranges, pixels, abs_rel and rmse are those of `depth_metrics`."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(3, 1, 40, 60, generator=generator) * 90
     truth[torch.rand(3, 1, 40, 60, generator=generator) < 0.7] = 0

@@ -43,13 +43,15 @@ class Frames(torch.utils.data.Dataset):
         )
 
 
-def test_mean_map_is_the_mean_of_what_was_measured_and_falls_back_to_row_then_all():
+def test_mean_depth_map_falls_back_to_row_then_all():
+    """A pixel never measured takes the mean of its row, or else of all pixels."""
     frames = Frames([[2.0, 0.0, 6.0], [0.0, 0.0, 0.0]], [[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     # Pixel (0, 0) was measured twice, (0, 2) once, (0, 1) never; row 1 never.
     assert mean_depth_map(frames).tolist() == [[[[3.0, 4.0, 6.0], [4.0, 4.0, 4.0]]]]
 
 
-def test_table_names_every_metric_and_compares_with_the_first_row():
+def test_comparison_table_ratio_to_first_row():
+    """The table names every metric; its last column is abs_rel over the first row's."""
     row = dict.fromkeys(METRIC_NAMES, 0.5)
     lines = report.comparison_table(
         {"mean map": {**row, "abs_rel": 0.4}, "student": {**row, "abs_rel": 0.3}}
@@ -60,7 +62,8 @@ def test_table_names_every_metric_and_compares_with_the_first_row():
     assert second.split()[-1] == "0.750"
 
 
-def test_a_network_alone_is_compared_with_nothing():
+def test_comparison_table_one_row_has_no_ratio():
+    """A table of one network has no column of ratios."""
     head, row = report.comparison_table({"student": dict.fromkeys(METRIC_NAMES, 0.5)}).split("\n")
     assert head.split() == list(METRIC_NAMES)
     assert len(row.split()) == 10
@@ -85,7 +88,8 @@ def protocol(**options):
     return EvaluationProtocol(EvaluationSettings(**options), 0.001, 80.0)
 
 
-def test_the_protocol_says_frames_pixels_range_crop_and_flip():
+def test_protocol_lines_state_all_settings():
+    """The protocol states frames, pixels, range, crop, flip and working resolution."""
     text = report.protocol_lines(protocol(cap=50.0, flip=False), result_of([0.1, 0.2]))
     assert text == (
         "2 val frames, 2 of them with ground truth that counts, 14 pixels\n"
@@ -99,7 +103,8 @@ def test_the_protocol_says_frames_pixels_range_crop_and_flip():
     )
 
 
-def test_the_table_of_ranges_has_a_row_a_range_and_says_where_there_is_no_pixel():
+def test_ranges_table_row_per_range():
+    """The table has one row for each range and says `no pixel` for an empty one."""
     lines = report.ranges_table({"student": result_of([0.1, 0.2])}).split("\n")
     assert [line.split()[-4:] for line in lines[1::2]] == [
         ["10", "-1.000", "0.0000", "0.000"],
@@ -109,7 +114,8 @@ def test_the_table_of_ranges_has_a_row_a_range_and_says_where_there_is_no_pixel(
     assert lines[2].endswith("0  no pixel")
 
 
-def test_a_duel_has_the_differences_and_on_how_many_frames_who_is_better():
+def test_duels_table_differences_and_wins():
+    """A duel shows the difference and each side's number of better frames by metric."""
     results = {"teacher": result_of([0.3, 0.1, 0.2]), "student": result_of([0.1, 0.2, 0.1])}
     head, difference, ours, theirs = report.duels_table(results).split("\n")
     place = head.split().index("abs_rel") - len(METRIC_NAMES)
@@ -125,7 +131,8 @@ def test_a_duel_has_the_differences_and_on_how_many_frames_who_is_better():
     assert theirs.split()[-9] == "1"
 
 
-def test_all_that_is_said_names_the_worst_frames_unless_nothing_counts():
+def test_everything_names_worst_frames():
+    """The report names the worst frames, unless no pixel counts."""
     said = "\n".join(report.everything({"student": result_of([0.1, 0.4, 0.3, 0.2])}, protocol()))
     assert said.endswith("by abs_rel:\n  0.4000  1.png\n  0.3000  2.png\n  0.2000  3.png")
     assert "better" not in said
@@ -150,9 +157,8 @@ def test_all_that_is_said_names_the_worst_frames_unless_nothing_counts():
         ("mine.yaml", None, "mine.yaml can't be made (File exists); give another place"),
     ],
 )
-def test_a_result_is_never_written_over_a_file_that_ends_otherwise_or_a_runs_log(
-    tmp_path, path, suffix, words
-):
+def test_check_output_rejects_suffix_log_or_file(tmp_path, path, suffix, words):
+    """A wrong suffix, a run's log or a file in a folder's place raises a LaunchError."""
     (tmp_path / "mine.yaml").write_text("mine")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(LaunchError) as error:
@@ -162,7 +168,8 @@ def test_a_result_is_never_written_over_a_file_that_ends_otherwise_or_a_runs_log
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 
-def test_the_folder_of_a_result_is_made(tmp_path):
+def test_check_output_creates_folder(tmp_path):
+    """The folder of an output is created, and no output is accepted."""
     files.check_output("--out", tmp_path / "a" / "x.json", ".json")
     files.check_output("--show-dir", tmp_path / "b" / "c", None)
     files.check_output("--panel", None, ".png")
@@ -170,7 +177,8 @@ def test_the_folder_of_a_result_is_made(tmp_path):
     assert (tmp_path / "b" / "c").is_dir()
 
 
-def test_panel_has_a_column_for_each_network_and_errors_are_the_last_ones(tmp_path):
+def test_write_panel_column_per_network(tmp_path):
+    """The panel has a column for each network, and errors are in the last column."""
     depth = np.full((32, 64), 10.0).tolist()
     exact, wrong = (
         lambda image, device, metres=metres: torch.full((1, 1, 32, 64), metres)

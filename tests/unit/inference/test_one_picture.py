@@ -78,11 +78,13 @@ def name_of(row: Row) -> str:
 
 
 @pytest.mark.parametrize("row", PAIRWISE, ids=name_of)
-def test_every_door_gives_the_same_metres(row, networks, tmp_path):
+def test_interfaces_agree_for_pairwise_cases(row, networks, tmp_path):
+    """Every inference interface gives load_student's depth in each pairwise-covering case."""
     try_row(row, networks, tmp_path)
 
 
-def test_the_rows_hold_every_pair():
+def test_pairwise_rows_cover_every_pair():
+    """At most 24 rows cover every pair of options, and without the first one a pair is missing."""
     assert len(PAIRWISE) <= 24
     assert missing_pairs(PAIRWISE) == set()
     assert missing_pairs(PAIRWISE[1:]), "no row is there for nothing"
@@ -90,5 +92,6 @@ def test_the_rows_hold_every_pair():
 
 @pytest.mark.long
 @pytest.mark.parametrize("row", tuple(whole_product()), ids=name_of)
-def test_every_door_gives_the_same_metres_in_every_case(row, networks, tmp_path):
+def test_interfaces_agree_for_whole_product(row, networks, tmp_path):
+    """Every inference interface gives load_student's depth for the full product of options."""
     try_row(row, networks, tmp_path)

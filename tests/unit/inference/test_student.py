@@ -58,7 +58,8 @@ def picture():
     return np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
 
 
-def test_a_checkpoint_alone_gives_what_its_network_gives(network, checkpoint, picture):
+def test_load_student_checkpoint_equals_network(network, checkpoint, picture):
+    """A student loaded from a weights file alone returns exactly its network's depth."""
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
     with torch.no_grad():
         expected = network(look_up(pixels.contiguous(), colour_table()[None])).depth[0, 0]
@@ -69,7 +70,8 @@ def test_a_checkpoint_alone_gives_what_its_network_gives(network, checkpoint, pi
     assert torch.equal(depth, expected)
 
 
-def test_every_form_of_a_picture_gives_the_same_metres(checkpoint, picture, tmp_path):
+def test_student_image_forms_give_equal_depth(checkpoint, picture, tmp_path):
+    """Path, string, Pillow image, array, tensor and batch inputs give the same depth."""
     student = tiekd.load_student(checkpoint)
     write_image(tmp_path / "p.png", picture)
     tensor = torch.from_numpy(picture).permute(2, 0, 1)
@@ -92,7 +94,8 @@ def test_every_form_of_a_picture_gives_the_same_metres(checkpoint, picture, tmp_
         None,
     ],
 )
-def test_what_is_no_picture_is_refused_in_a_line(checkpoint, image):
+def test_student_rejects_invalid_image(checkpoint, image):
+    """An input that is not an image raises a one-line DataError stating what was got."""
     with pytest.raises(
         DataError, match="an image must be a file, a Pillow picture, an array"
     ) as error:
@@ -114,9 +117,8 @@ def seen(monkeypatch):
     return sizes
 
 
-def test_size_is_what_the_network_sees_and_depth_comes_back_at_the_pictures(
-    checkpoint, picture, seen
-):
+def test_load_student_size_sets_network_input(checkpoint, picture, seen):
+    """The size sets the network's input, depth keeps the image's, and bad sizes are rejected."""
     assert tiekd.load_student(checkpoint, size=(20, 100))(picture).shape == (37, 50)
     assert seen == [(20, 27)]
     for size in ((20,), (0, 5), (20.5, 7), "half", 20, (20, 100_000)):
@@ -126,7 +128,8 @@ def test_size_is_what_the_network_sees_and_depth_comes_back_at_the_pictures(
             tiekd.load_student(checkpoint, size=size)
 
 
-def test_weights_know_the_size_that_they_were_trained_at(network, picture, seen, tmp_path):
+def test_load_student_uses_resize_of_weights(network, picture, seen, tmp_path):
+    """The resize stored in the weights wins over the recipe's; an explicit size overrides it."""
     write_weights(
         tmp_path / "w.pth", network.state_dict(), DPM, 0, resize=Resize(32, 48, "contain").node()
     )
@@ -146,7 +149,8 @@ def test_weights_know_the_size_that_they_were_trained_at(network, picture, seen,
         assert seen.pop() == expected, (name, options)
 
 
-def test_weights_that_do_not_say_their_size_take_the_recipes(network, picture, seen, tmp_path):
+def test_load_student_bare_weights_use_recipe_size(network, picture, seen, tmp_path):
+    """Weights without a resize use the recipe's; an invalid stored resize is rejected."""
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     for data, expected in (
         ({"name": "folder", "resize": {"short_side": 24}}, (24, 32)),
@@ -171,7 +175,8 @@ def test_weights_that_do_not_say_their_size_take_the_recipes(network, picture, s
         tiekd.load_student(tmp_path / "w.pth")
 
 
-def test_the_network_never_sees_more_than_the_working_size(network, seen):
+def test_student_large_image_uses_working_size(network, seen):
+    """A large image reaches the network at the working size, and depth has the image's size."""
     student = Student(network, "cpu", resize=Resize(32, 48, "stretch"))
     assert student(np.zeros((1500, 2000, 3), np.uint8)).shape == (1500, 2000)
     assert seen == [(32, 48)]
@@ -180,10 +185,10 @@ def test_the_network_never_sees_more_than_the_working_size(network, seen):
 @pytest.mark.parametrize(
     "resize", [Resize(), Resize(60, 90, "stretch"), Resize(40, 40, "contain"), Resize(scale=0.6)]
 )
-def test_sharp_readouts_have_the_depths_of_the_head_and_no_others(network, resize):
-    """Readouts at every size.
+def test_student_sharp_readouts_add_no_depths(network, resize):
+    """Resizing adds no depths: mode gives bin centres, local gives values of the head's cells.
 
-    `mode` gives bin centres, and `local` what the head's cells gave.
+    Readouts at every size. `mode` gives bin centres, and `local` what the head's cells gave.
     """
     image = torch.from_numpy(
         np.random.default_rng(1).integers(0, 256, (3, 61, 47), dtype=np.uint8)
@@ -199,7 +204,8 @@ def test_sharp_readouts_have_the_depths_of_the_head_and_no_others(network, resiz
             assert (depth[..., None] - centres).abs().amin(-1).max() < 1e-4
 
 
-def test_margins_say_where_two_bins_are_equally_likely(network, picture):
+def test_student_margins_are_top_two_difference(network, picture):
+    """Margins are the difference of the two highest bin probabilities on the image grid."""
     student = Student(network, "cpu", "mode")
     image = torch.from_numpy(picture[:32, :48]).permute(2, 0, 1)[None]
     pixels = look_up(image.contiguous(), colour_table()[None])
@@ -211,7 +217,8 @@ def test_margins_say_where_two_bins_are_equally_likely(network, picture):
     assert torch.allclose(student.margins(image), expected, atol=1e-5)
 
 
-def test_mode_gives_bin_centres_and_local_stays_near_them(checkpoint, network, picture):
+def test_student_mode_and_local_readouts(checkpoint, network, picture):
+    """Mode depths are bin centres, and local depths stay within two bin widths of them."""
     centres = (network.head.edges[1:] + network.head.edges[:-1]) / 2
     mean, mode, local = (
         tiekd.load_student(checkpoint, readout=name)(picture) for name in ("mean", "mode", "local")
@@ -223,7 +230,8 @@ def test_mode_gives_bin_centres_and_local_stays_near_them(checkpoint, network, p
     assert (local - mode).abs().max() <= 2 * width + 1e-3 < (mean - mode).abs().max()
 
 
-def test_confidence_comes_with_the_same_depth(checkpoint, picture):
+def test_student_confidence_keeps_depth(checkpoint, picture):
+    """Asking for confidence adds a map in (0, 1] and leaves the depth bit-identical."""
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
     for name in ("mean", "local"):
         student = tiekd.load_student(checkpoint, readout=name)
@@ -235,7 +243,8 @@ def test_confidence_comes_with_the_same_depth(checkpoint, picture):
         assert sure.confidence.max() <= 1 + 1e-5
 
 
-def test_other_heads_have_the_mean_only(tmp_path, picture):
+def test_load_student_sigmoid_head_allows_mean_only(tmp_path, picture):
+    """A sigmoid head rejects the local readout and confidence; unknown readouts are rejected."""
     write_weights(tmp_path / "w.pth", build_network(SIGMOID).state_dict(), SIGMOID, 0)
     student = tiekd.load_student(tmp_path / "w.pth")
     assert student(picture).shape == (37, 50)
@@ -250,7 +259,8 @@ def test_other_heads_have_the_mean_only(tmp_path, picture):
         tiekd.load_student(tmp_path / "w.pth", readout="median")
 
 
-def test_weights_that_do_not_say_their_network_need_a_recipe(network, tmp_path, picture):
+def test_load_student_bare_weights_need_recipe(network, tmp_path, picture):
+    """Bare weights load only with a recipe whose network fits their tensors."""
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match="doesn't say its network; give the recipe"):
         tiekd.load_student(tmp_path / "bare.pth")
@@ -264,7 +274,8 @@ def test_weights_that_do_not_say_their_network_need_a_recipe(network, tmp_path, 
         tiekd.load_student(tmp_path / "bare.pth", tmp_path / "other.yaml")
 
 
-def test_a_checkpoint_alone_chooses_no_module_to_import(network, tmp_path, picture, monkeypatch):
+def test_load_student_imports_no_module_of_weights(network, tmp_path, picture, monkeypatch):
+    """Weights naming an external module run none of its code unless a recipe names it."""
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger/encoder.py").write_text(
         "import pathlib\npathlib.Path('ran').touch()\n"
@@ -284,7 +295,8 @@ def test_a_checkpoint_alone_chooses_no_module_to_import(network, tmp_path, pictu
     assert (tmp_path / "ran").exists()
 
 
-def test_a_work_dir_is_taken_for_its_best_weights(checkpoint, tmp_path):
+def test_load_student_work_dir_uses_best_weights(checkpoint, tmp_path):
+    """A work dir loads its best weights; a folder without weights is rejected."""
     loaded = tiekd.load_student(checkpoint.parent).network.state_dict()
     assert all(
         torch.equal(loaded[name], w)
@@ -294,7 +306,8 @@ def test_a_work_dir_is_taken_for_its_best_weights(checkpoint, tmp_path):
         tiekd.load_student(tmp_path)
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_pick_device_rejects_missing_device():
+    """An unknown device name raises a LaunchError that lists the allowed devices."""
     assert pick_device("cpu").type == "cpu"
     for name in ("cpuu", "meta7"):
         with pytest.raises(

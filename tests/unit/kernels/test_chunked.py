@@ -70,7 +70,8 @@ def values_and_gradients(dpm, parameters, *arguments, **options) -> tuple[torch.
     ("target", "beyond", "stride"),
     list(itertools.product(["gaussian", "released"], ["clamp", "ignore"], [1, 2, 3])),
 )
-def test_equals_the_reference(target, beyond, stride):
+def test_chunked_equals_reference(target, beyond, stride):
+    """Depth, divergence and gradients equal the reference for each target and stride."""
     parameters, edges, depth = case(stride)
     results = [
         values_and_gradients(dpm, parameters, edges, depth, 0.8, target, beyond, stride)
@@ -82,10 +83,11 @@ def test_equals_the_reference(target, beyond, stride):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_equals_the_reference_for_whatever_is_drawn(seed):
-    """2 to 1024 bins of any widths, and a target, at random.
+def test_chunked_equals_reference_for_random_cases(seed):
+    """Random bins, mixtures, weights and holes give the reference's results.
 
-    Targets have up to 4 components with weights or without, holes, and depths beyond both ends.
+    2 to 1024 bins of any widths, and a target, at random. Targets have up to 4 components with
+    weights or without, holes, and depths beyond both ends.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -123,7 +125,8 @@ def test_equals_the_reference_for_whatever_is_drawn(seed):
         assert float((got - exact).abs().max()) <= tolerance
 
 
-def test_features_of_any_layout():
+def test_chunked_features_of_any_memory_layout():
+    """Transposed and channels_last features give the reference's results."""
     (features, weight, bias), edges, depth = case()
     wanted = values_and_gradients(reference.dpm, (features, weight, bias), edges, depth, 0.8)
     turned = features.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
@@ -134,7 +137,8 @@ def test_features_of_any_layout():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_any_number_of_threads_shares_the_tiles(monkeypatch, threads):
+def test_chunked_any_number_of_threads(monkeypatch, threads):
+    """With 1, 2 or 3 threads the results equal the reference."""
     monkeypatch.setattr(in_threads, "count", lambda: threads)
     parameters, edges, depth = case()
     got, wanted = (
@@ -149,7 +153,8 @@ def test_any_number_of_threads_shares_the_tiles(monkeypatch, threads):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_equals_the_reference_for_mixtures_with_their_own_sigma_and_weight(stride):
+def test_chunked_mixture_with_sigma_and_weight_maps(stride):
+    """A mixture with a sigma and a weight per pixel gives the reference's results."""
     parameters, edges, depth = case(stride)
     depth = torch.cat((depth, (depth + 1) * (depth > 3)), 1)
     sigma, weight = (
@@ -165,7 +170,8 @@ def test_equals_the_reference_for_mixtures_with_their_own_sigma_and_weight(strid
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
-def test_equals_the_reference_at_the_published_size_of_bins_in_float32():
+def test_chunked_equals_reference_at_257_bins_float32():
+    """With 257 bins in float32 the results equal the reference."""
     g = torch.Generator().manual_seed(0)
     parameters = [
         torch.randn(s, generator=g).requires_grad_()
@@ -180,7 +186,8 @@ def test_equals_the_reference_at_the_published_size_of_bins_in_float32():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_gradients_are_near_those_of_the_reference(dtype):
+def test_chunked_half_precision_is_near_reference(dtype):
+    """In half precision outputs are float32 and gradients are near the reference's."""
     parameters, edges, depth = case(dtype=dtype)
     results = [
         values_and_gradients(dpm, parameters, edges, depth, 0.8)
@@ -190,7 +197,8 @@ def test_half_precision_gradients_are_near_those_of_the_reference(dtype):
     torch.testing.assert_close(*results, rtol=0.05, atol=0.1)
 
 
-def test_equals_the_reference_under_autocast():
+def test_chunked_equals_reference_under_autocast():
+    """Under autocast results are float32 and near the reference's."""
     parameters, edges, depth = case(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         results = [
@@ -201,7 +209,8 @@ def test_equals_the_reference_under_autocast():
     torch.testing.assert_close(*results, rtol=0.05, atol=0.1)
 
 
-def test_one_output_alone_and_frozen_parts_get_the_right_gradients():
+def test_chunked_gradients_of_one_output_or_parameter():
+    """Gradients of one output, or for one parameter alone, equal the reference's."""
     parameters, edges, depth = case()
     for index in (0, 1):
         got, wanted = (
@@ -217,7 +226,8 @@ def test_one_output_alone_and_frozen_parts_get_the_right_gradients():
     torch.testing.assert_close(alone, wanted[1], rtol=1e-10, atol=1e-10)
 
 
-def test_without_a_target_there_is_depth_only():
+def test_chunked_without_target_gives_depth_only():
+    """Without a target the divergence is None and depth equals the reference's."""
     parameters, edges, _ = case()
     results = [values_and_gradients(dpm, parameters, edges) for dpm in (chunked.dpm, reference.dpm)]
     assert len(results[0]) == 4
@@ -228,7 +238,8 @@ def test_without_a_target_there_is_depth_only():
     torch.testing.assert_close(depth.clone(), results[0][0])
 
 
-def test_a_first_use_in_inference_mode_does_not_spoil_training():
+def test_chunked_trains_after_inference_mode():
+    """Training works after a first call in inference mode, with the same divergence."""
     parameters, edges, depth = case()
     with torch.inference_mode():
         evaluated = chunked.dpm(*parameters, edges, depth, 0.8)[1].clone()
@@ -236,10 +247,11 @@ def test_a_first_use_in_inference_mode_does_not_spoil_training():
     torch.testing.assert_close(values[1], evaluated)
 
 
-def test_weights_may_be_away_between_forward_and_backward():
-    """ZeRO-3 takes the weights' storage away after forward.
+def test_chunked_weights_freed_before_backward():
+    """Gradients are right where ZeRO-3 frees the weights between forward and backward.
 
-    Before backward it brings them back in another one.
+    ZeRO-3 takes the weights' storage away after forward. Before backward it brings them back in
+    another one.
     """
     (features, weight, bias), edges, depth = case()
     divergence = chunked.dpm(features, weight, bias, edges, depth, 0.8)[1]
@@ -255,7 +267,8 @@ def test_weights_may_be_away_between_forward_and_backward():
     torch.testing.assert_close(gradients, expected)
 
 
-def test_no_tensor_of_an_image_and_all_bins_is_ever_made(monkeypatch):
+def test_chunked_never_makes_full_size_tensor(monkeypatch):
+    """No tensor is larger than the features, so none holds an image by all bins."""
     monkeypatch.setattr(in_threads, "count", lambda: 1)  # the watch sees its own thread only
     (features, weight, bias), edges, depth = case()
     parameters = [t.detach().requires_grad_() for t in (features[:, :2], weight[:, :2], bias)]
@@ -277,7 +290,8 @@ def test_no_tensor_of_an_image_and_all_bins_is_ever_made(monkeypatch):
     assert 0 < largest <= parameters[0].numel() < depth[0].numel() * 12
 
 
-def test_it_is_the_kernel_that_the_head_uses_and_it_refuses_what_the_reference_does():
+def test_implementation_on_cpu_is_chunked():
+    """On a CPU the head uses the chunked kernel, which rejects unknown options."""
     parameters, edges, depth = case()
     assert kernels.implementation(parameters[0], depth, edges) is chunked.dpm
     with pytest.raises(RecipeError, match="^beyond: 'drop'"):

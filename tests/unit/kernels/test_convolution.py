@@ -32,7 +32,8 @@ def given_back():
         (1, 3, 5, 7, 3),
     ],
 )
-def test_the_weight_gradient_by_products_is_the_convolutions(shape):
+def test_weight_gradient_equals_autograd(shape):
+    """`weight_gradient` equals autograd's, for each layout and strip size."""
     torch.manual_seed(0)
     batch, channels, outputs, height, width = shape
     x = torch.randn(batch, channels, height, width, dtype=torch.float64)
@@ -55,7 +56,8 @@ def outcome(conv: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_products_change_the_rounding_of_the_weights_gradient_alone(bias):
+def test_conv2d_products_change_weight_gradient_only(bias):
+    """Matrix products change only the weight gradient, and that by rounding only."""
     torch.manual_seed(0)
     conv = Conv2d(8, 6, 3, padding=1, bias=bias)
     x = torch.randn(2, 8, 15, 17).contiguous(memory_format=LAST)
@@ -70,7 +72,8 @@ def test_products_change_the_rounding_of_the_weights_gradient_alone(bias):
     assert not torch.equal(ours[2], usual[2]), "else the products weren't taken"
 
 
-def test_products_are_taken_where_the_table_means_them_alone(monkeypatch):
+def test_conv2d_products_only_where_table_says(monkeypatch):
+    """Products are used only for large plain 3x3 fp32 training convolutions on AVX2."""
     taken = []
     monkeypatch.setattr(
         convolution, "weight_gradient", lambda x, grad: taken.append(1) or x.new_zeros(6, 8, 3, 3)
@@ -122,7 +125,8 @@ def step(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("isa", ["avx512", "avx2"])
 @pytest.mark.parametrize("kind", ["autocast", "bf16 parameters"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
-def test_bf16_computed_in_fp32_has_bf16s_rounding(isa, kind, layout):
+def test_compute_in_fp32_results_are_bf16_rounded(isa, kind, layout):
+    """Computed in fp32, bf16 convolutions differ from native ones by rounding only."""
     net, x = network(), torch.randn(2, 8, 32, 40).contiguous(memory_format=layout)
     exact = copy.deepcopy(net)(x)
     if kind != "autocast":
@@ -142,7 +146,8 @@ def test_bf16_computed_in_fp32_has_bf16s_rounding(isa, kind, layout):
     assert (got[0].float() - exact).abs().max() < 0.03 * exact.abs().max()
 
 
-def test_bf16_computed_in_fp32_keeps_bf16_and_computes_in_fp32(monkeypatch):
+def test_compute_in_fp32_saves_bf16_tensors(monkeypatch):
+    """Convolutions run in fp32, save bf16 tensors, and leave fp32 input as it is."""
     net, computed, kept = network(), [], []
     compute_in_fp32(net)
     monkeypatch.setattr(
@@ -171,7 +176,8 @@ def test_bf16_computed_in_fp32_keeps_bf16_and_computes_in_fp32(monkeypatch):
         ("avx2", {}, False),
     ],
 )
-def test_an_engine_config_in_bf16_is_told_and_computed_as_the_table_says(isa, config, patched):
+def test_prepare_bf16_follows_layouts_table(isa, config, patched):
+    """A bf16 config is computed in fp32, and logged so, where the table says it."""
     layouts.set_choices(layouts.of_isa(isa))
     net = network()
     execution.prepare(net, config)

@@ -15,7 +15,8 @@ def threads_of_torch():
     torch.set_num_threads(before)
 
 
-def test_results_come_in_order_from_threads_that_compute_alone_without_gradients(threads_of_torch):
+def test_each_results_in_order_without_gradients(threads_of_torch):
+    """Results are in order, from threads with one torch thread and no gradients."""
     together = threading.Barrier(3)
 
     def look(share: int) -> tuple[int, int, int, bool]:
@@ -32,18 +33,21 @@ def test_results_come_in_order_from_threads_that_compute_alone_without_gradients
     assert torch.get_num_threads() == before == in_threads.count()
 
 
-def test_one_share_is_the_callers_own():
+def test_each_one_share_runs_in_caller():
+    """A single share runs in the caller's thread."""
     assert in_threads.each(lambda share: (share, threading.get_ident()), [5]) == [
         (5, threading.get_ident())
     ]
 
 
-def test_an_error_in_a_share_is_the_callers():
+def test_each_raises_error_of_share():
+    """An exception in a share is raised in the caller."""
     with pytest.raises(ZeroDivisionError):
         in_threads.each(lambda share: 1 / share, [1, 0])
 
 
-def test_threads_that_begin_later_have_as_many_as_before(monkeypatch, threads_of_torch):
+def test_each_keeps_thread_count_of_later_threads(monkeypatch, threads_of_torch):
+    """A thread that starts after `each` has torch's thread count of before."""
     monkeypatch.setattr(in_threads, "_pools", {})
     threads_of_torch(2)
     in_threads.each(lambda share: share, range(4))

@@ -67,7 +67,8 @@ def on(
 
 
 @pytest.mark.parametrize(("isa", "shape_class", "dtype", "choice"), ROWS)
-def test_a_row_of_the_table(isa, shape_class, dtype, choice, monkeypatch):
+def test_choice_equals_table_row(isa, shape_class, dtype, choice, monkeypatch):
+    """A CPU's flags give its instruction set, and the table its layout."""
     capability = {"avx512_bf16": "AVX512", "avx512": "AVX512", "avx2": "AVX2", "other": "DEFAULT"}[
         isa
     ]
@@ -76,7 +77,8 @@ def test_a_row_of_the_table(isa, shape_class, dtype, choice, monkeypatch):
     assert layouts.choice(shape_class, dtype) == choice
 
 
-def test_these_are_all_rows():
+def test_table_has_exactly_these_rows():
+    """The rows listed here are all rows of the table."""
     assert {row[:3] for row in ROWS} == set(layouts.TABLE)
     assert {row[0] for row in ROWS} == set(layouts.ISAS)
 
@@ -85,7 +87,8 @@ def test_these_are_all_rows():
     ("isa", "shape_class", "choice"),
     [(isa, shape_class, choice) for isa, shape_class, dtype, choice in ROWS if dtype == "fp32"],
 )
-def test_a_decoder_follows_its_row(isa, shape_class, choice, monkeypatch):
+def test_decoder_block_follows_table_row(isa, shape_class, choice, monkeypatch):
+    """A decoder block uses the layout and weight gradient that its table row names."""
     layouts.set_choices(layouts.of_isa(isa))
     seen, products = [], []
     usual = convolution.weight_gradient
@@ -138,13 +141,13 @@ def test_a_decoder_follows_its_row(isa, shape_class, choice, monkeypatch):
         ("AVX1024", "avx512f avx512_bf16", "", "", "other"),
     ],
 )
-def test_the_instruction_set_is_what_aten_and_onednn_both_use(
-    aten, flags, onednn, older, isa, monkeypatch
-):
+def test_isa_is_common_to_aten_and_onednn(aten, flags, onednn, older, isa, monkeypatch):
+    """The instruction set is the largest that both ATen and oneDNN use."""
     assert on(monkeypatch, aten, flags, onednn, older) == isa
 
 
-def test_a_run_takes_this_cpus_layouts_and_a_resumed_one_those_of_its_start(tmp_path, monkeypatch):
+def test_take_layouts_resume_keeps_those_of_start(tmp_path, monkeypatch):
+    """A new run takes this CPU's layouts; resume takes the recorded ones and logs it."""
     assert on(monkeypatch, "AVX2") == "avx2"
     record, lines = resume.set_layouts(tmp_path, CPU, None)
     assert record == {"isa": "avx2", "choices": layouts.of_isa("avx2")}
@@ -169,14 +172,16 @@ def test_a_run_takes_this_cpus_layouts_and_a_resumed_one_those_of_its_start(tmp_
     assert layouts.choice(TRAINING, "fp32") == LAST
 
 
-def test_the_recorded_choices_hold_whatever_the_table_says_today(tmp_path):
+def test_take_layouts_record_overrides_table(tmp_path):
+    """On resume the recorded choices are used even if the table has changed."""
     choices = layouts.of_isa("avx2") | {f"{TRAINING}, fp32": AS_IT_COMES}
     layouts.write(tmp_path, {"isa": "avx2", "choices": choices})
     resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert layouts.choice(TRAINING, "fp32") == AS_IT_COMES
 
 
-def test_cpus_whose_layouts_are_alike_are_told_apart_without_alarm(tmp_path, monkeypatch):
+def test_take_layouts_same_choices_logs_rounding(tmp_path, monkeypatch):
+    """Another CPU with the same layouts is logged as a difference in rounding only."""
     on(monkeypatch, "AVX512")
     layouts.write(tmp_path, {"isa": "an older name", "choices": layouts.of_isa("avx512_bf16")})
     _, (line,) = resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
@@ -184,7 +189,8 @@ def test_cpus_whose_layouts_are_alike_are_told_apart_without_alarm(tmp_path, mon
     assert "a new run" not in line
 
 
-def test_a_run_without_a_record_goes_on_with_one_line(tmp_path, monkeypatch):
+def test_take_layouts_without_record_logs_one_line(tmp_path, monkeypatch):
+    """Resume without layouts.json takes this CPU's layouts and logs one line."""
     on(monkeypatch, "AVX2")
     record, lines = resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert record["isa"] == "avx2"
@@ -192,7 +198,8 @@ def test_a_run_without_a_record_goes_on_with_one_line(tmp_path, monkeypatch):
     assert "layouts.json: the run has none" in lines[0]
 
 
-def test_a_run_from_another_ones_checkpoint_takes_that_ones_layouts(tmp_path, monkeypatch):
+def test_take_layouts_from_other_runs_checkpoint(tmp_path, monkeypatch):
+    """A run from another run's checkpoint takes that run's layouts, if recorded."""
     on(monkeypatch, "AVX512")
     older, newer = tmp_path / "older", tmp_path / "newer"
     for folder, isa in ((older, "avx2"), (newer, "other")):
@@ -203,7 +210,8 @@ def test_a_run_from_another_ones_checkpoint_takes_that_ones_layouts(tmp_path, mo
     assert resume.set_layouts(newer, CPU, older / "checkpoints" / "iter_3")[0]["isa"] == "other"
 
 
-def test_on_a_gpu_no_layouts_are_taken(tmp_path):
+def test_take_layouts_on_gpu_is_none(tmp_path):
+    """On a GPU no layouts are taken and nothing is logged."""
     assert resume.set_layouts(
         tmp_path, torch.device("cuda"), tmp_path / "checkpoints" / "iter_3"
     ) == (None, [])
@@ -220,7 +228,8 @@ def test_on_a_gpu_no_layouts_are_taken(tmp_path):
         '{"isa": "avx2", "choices": {"large 3x3, training, fp32": "fast"}}',
     ],
 )
-def test_a_record_that_is_none_is_one_line(text, tmp_path):
+def test_take_layouts_invalid_record_is_one_line(text, tmp_path):
+    """An invalid layouts.json raises a LaunchError of one line."""
     (tmp_path / layouts.RECORD).write_text(text)
     with pytest.raises(LaunchError, match="not the layouts of a run") as error:
         resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")

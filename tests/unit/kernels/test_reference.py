@@ -49,7 +49,8 @@ def small_case(stride: int = 1, dtype: torch.dtype = torch.float64):
 
 
 @pytest.mark.parametrize(("case", "shape", "max_depth", "sigma"), PUBLISHED)
-def test_released_target_gives_the_published_divergence_and_gradient(case, shape, max_depth, sigma):
+def test_dpm_released_equals_published_loss(case, shape, max_depth, sigma):
+    """With the released target, depth, loss and gradient equal the published ones."""
     golden = load_arrays(f"losses/{case}.npz")
     edges = bin_edges(shape[1], 1e-3, max_depth)
     torch.testing.assert_close(edges, torch.from_numpy(golden["bin_edges"]))
@@ -68,7 +69,8 @@ def test_released_target_gives_the_published_divergence_and_gradient(case, shape
     assert_sampled_gradient(logits.grad, golden, "e2e_grad_logits")
 
 
-def test_released_divergence_leaves_out_zero_probabilities():
+def test_released_divergence_skips_zero_probabilities():
+    """Bins of probability 0 are left out of the divergence, as published."""
     golden = load_arrays("losses/L_DPM_zero_out.npz")
     edges = torch.from_numpy(golden["bin_edges"])
     p = torch.from_numpy(golden["out"]).requires_grad_()
@@ -85,7 +87,8 @@ def test_released_divergence_leaves_out_zero_probabilities():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("target", ["gaussian", "released"])
-def test_gradients_are_those_of_finite_differences(stride, target):
+def test_dpm_gradients_pass_gradcheck(stride, target):
+    """Gradients equal finite differences for each target and stride."""
     *parameters, edges, depth = small_case(stride)
     for p in parameters:
         p.requires_grad_()
@@ -96,7 +99,8 @@ def test_gradients_are_those_of_finite_differences(stride, target):
     )
 
 
-def test_divergence_is_zero_and_without_gradient_where_not_valid():
+def test_dpm_divergence_zero_where_invalid():
+    """Where the target is not valid, the divergence is 0 and has no gradient."""
     features, weight, bias, edges, target = small_case()
     features.requires_grad_()
     for beyond, valid in (("clamp", target > 0), ("ignore", (target > 0) & (target <= edges[-1]))):
@@ -109,7 +113,8 @@ def test_divergence_is_zero_and_without_gradient_where_not_valid():
     assert target.isnan().any()
 
 
-def test_divergence_is_zero_for_the_target_itself_and_grows_with_the_error():
+def test_dpm_divergence_grows_with_error():
+    """The divergence is 0 for the target itself and grows with the depth's error."""
     edges = bin_edges(49, 1e-3, 10.0)
     target = torch.tensor([0.3, 5.0, 9.9]).view(1, 1, 1, 3)
     weight, bias = torch.eye(49).view(49, 49, 1, 1), torch.zeros(49)
@@ -129,7 +134,8 @@ def test_divergence_is_zero_for_the_target_itself_and_grows_with_the_error():
 
 
 @pytest.mark.parametrize("target", ["gaussian", "released"])
-def test_a_cell_learns_the_mean_of_the_valid_pixels_it_covers(target):
+def test_cell_target_is_mean_of_valid_pixels(target):
+    """A cell's target is the mean over the valid pixels that it covers."""
     edges = bin_edges(49, 1e-3, 10.0)
     depth = torch.full((1, 1, 5, 7), 3.0)
     depth[0, 0, 0:2, 0:2] = torch.tensor([[2.0, 8.0], [0.0, 12.0]])
@@ -154,7 +160,8 @@ def test_a_cell_learns_the_mean_of_the_valid_pixels_it_covers(target):
     torch.testing.assert_close(clamped[0, :, 0, 0], (one(2.0) + one(8.0) + one(12.0)) / 3)
 
 
-def test_two_teachers_make_one_target():
+def test_cell_target_two_teachers_are_averaged():
+    """The target of two teachers is their weighted mean."""
     features, weight, bias, edges, target = small_case(dtype=torch.float32)
     other = (target + 2) * (target > 0)
     both = torch.cat((target, other), 1)
@@ -169,7 +176,8 @@ def test_two_teachers_make_one_target():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights_give_float32_results(dtype):
+def test_dpm_half_weights_give_float32_results(dtype):
+    """Half precision weights give float32 results and finite half gradients."""
     features, weight, bias, edges, target = small_case(dtype=torch.float32)
     halves = [t.to(dtype).requires_grad_() for t in (features, weight, bias)]
     depth, divergence = dpm(*halves, edges, target, 0.8)
@@ -180,7 +188,8 @@ def test_half_precision_weights_give_float32_results(dtype):
     assert all(h.grad.dtype == dtype and torch.isfinite(h.grad).all() for h in halves)
 
 
-def test_without_a_target_there_is_no_divergence():
+def test_dpm_without_target_has_no_divergence():
+    """Without a target the divergence is None and depth is the same."""
     features, weight, bias, edges, target = small_case()
     depth, divergence = dpm(features, weight, bias, edges)
     assert divergence is None
@@ -188,7 +197,8 @@ def test_without_a_target_there_is_no_divergence():
     assert torch.equal(depth, dpm(features, weight, bias, edges, target, 0.8)[0])
 
 
-def test_unknown_choices_are_refused():
+def test_dpm_rejects_unknown_options():
+    """An unknown `target` or `beyond` raises a RecipeError that lists the known ones."""
     arguments = small_case()
     with pytest.raises(
         RecipeError, match="^target: 'laplace' is not known; there are: gaussian, released$"
@@ -200,7 +210,8 @@ def test_unknown_choices_are_refused():
         dpm(*arguments, 0.8, beyond="drop")
 
 
-def test_the_golden_inputs_are_the_published_ones():
+def test_golden_logits_equal_published_inputs():
+    """The logits drawn here are those that the golden file was made from."""
     golden = load_arrays("losses/L_DPM_kitti257_s0.5.npz")
     p = (
         published_logits("L_DPM_kitti257_s0.5", (2, 257, 24, 40))

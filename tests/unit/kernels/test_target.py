@@ -50,9 +50,10 @@ def largest_relative_error(q: torch.Tensor, depth: torch.Tensor, edges: torch.Te
 
 @pytest.mark.parametrize("per_pixel_sigma", [False, True])
 @pytest.mark.parametrize(("num_bins", "min_depth", "max_depth", "spacing", "sigma"), GRIDS)
-def test_gaussian_sums_to_one_with_the_depth_as_its_mean(
+def test_gaussian_target_sums_to_1_with_depth_as_mean(
     num_bins, min_depth, max_depth, spacing, sigma, per_pixel_sigma
 ):
+    """The target sums to 1, its mean is the depth, and its divergence is finite."""
     edges = bin_edges(num_bins, min_depth, max_depth, spacing)
     depth = depths_m()
     q = gaussian_target(
@@ -94,7 +95,8 @@ def drawn(seed: int) -> tuple[torch.Tensor, float]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_gaussian_of_any_bins_and_sigma_is_a_distribution_with_the_depth_as_its_mean(seed):
+def test_gaussian_target_random_bins_and_sigma(seed):
+    """With random bins and sigma it sums to 1 and its mean is the depth."""
     edges, sigma = drawn(seed)
     near_the_ends = torch.linspace(0.9 * float(edges[0]), 1.05 * float(edges[-1]), 504)
     depth = torch.cat((torch.logspace(-2, math.log10(200), 504), near_the_ends)).view(1, 1, -1, 8)
@@ -118,7 +120,8 @@ def test_gaussian_of_any_bins_and_sigma_is_a_distribution_with_the_depth_as_its_
             assert logits.grad.abs().max() <= 1 + 1e-5
 
 
-def test_released_target_is_a_distribution_from_a_centimetre_to_200_m():
+def test_released_target_sums_to_1():
+    """The released target is finite and sums to 1 for depths from 1 cm to 200 m."""
     for num_bins, max_depth, sigma in ((257, 80.0, 0.5), (257, 80.0, 0.8), (49, 10.0, 0.15)):
         edges = bin_edges(num_bins, 1e-3, max_depth)
         q = released_target(depths_m(), sigma, edges, bin_centres(edges))
@@ -128,7 +131,8 @@ def test_released_target_is_a_distribution_from_a_centimetre_to_200_m():
 
 
 @pytest.mark.parametrize("half_widths", [1.0, 2.0, 20.0])
-def test_gaussian_with_sigma_growing_with_log_bins(half_widths):
+def test_gaussian_target_sigma_per_log_bin(half_widths):
+    """With log bins and sigma proportional to their width the mean is the depth."""
     edges = bin_edges(257, 1e-3, 80.0, "log")
     depth = depths_m()
     bins = (torch.searchsorted(edges, depth, right=True) - 1).clamp(0, 256)
@@ -136,7 +140,8 @@ def test_gaussian_with_sigma_growing_with_log_bins(half_widths):
     assert largest_relative_error(q, depth, edges) < 1e-3
 
 
-def test_gaussian_is_the_mass_per_bin_away_from_the_ends():
+def test_gaussian_target_is_normal_mass_per_bin():
+    """Away from the ends each bin holds the normal distribution's mass."""
     edges = bin_edges(257, 1e-3, 80.0)
     for depth in (5.0, 33.3, 75.0):
         normal = torch.distributions.Normal(torch.tensor(depth, dtype=torch.float64), 0.5)
@@ -146,7 +151,8 @@ def test_gaussian_is_the_mass_per_bin_away_from_the_ends():
         )
 
 
-def test_float64_edges_give_float64_and_the_same_target():
+def test_gaussian_target_float64_edges():
+    """Edges in float64 give the same target in float64."""
     edges = bin_edges(49, 1e-3, 10.0)
     depth = depths_m()
     q = gaussian_target(depth, 0.15, None, edges.double())
@@ -156,7 +162,8 @@ def test_float64_edges_give_float64_and_the_same_target():
     )
 
 
-def test_the_two_ways_to_the_centre_agree():
+def test_shifted_centre_table_agrees_with_newton():
+    """The centre from the table equals the centre from Newton's method."""
     edges = bin_edges(49, 1e-3, 10.0)
     depth = torch.linspace(0.2, 9.8, 500).view(1, 1, 50, 10)
     by_table, by_newton = (
@@ -166,7 +173,8 @@ def test_the_two_ways_to_the_centre_agree():
     torch.testing.assert_close(by_table, by_newton, rtol=0, atol=2e-4)
 
 
-def test_not_valid_depths_give_something_finite():
+def test_target_of_invalid_depth_is_finite():
+    """Invalid depths give a finite target that sums to 1."""
     edges = bin_edges(49, 1e-3, 10.0)
     depth = torch.tensor([0.0, -3.0, math.nan, math.inf, -math.inf, 5.0]).view(1, 1, 2, 3)
     for q in (
@@ -179,7 +187,8 @@ def test_not_valid_depths_give_something_finite():
         torch.testing.assert_close(q.sum(1), torch.ones(1, 2, 3), rtol=0, atol=1e-6)
 
 
-def test_mixture_weighs_its_valid_components():
+def test_gaussian_target_mixture_weights():
+    """A mixture is the weighted mean of its valid components, each with its sigma."""
     edges = bin_edges(49, 1e-3, 10.0)
     depth = torch.tensor([[2.0, 2.0, 2.0], [8.0, 8.0, 0.0]]).view(1, 2, 1, 3)
     weight = torch.tensor([[1.0, 3.0, 1.0], [1.0, 1.0, 5.0]]).view(1, 2, 1, 3)
@@ -196,7 +205,8 @@ def test_mixture_weighs_its_valid_components():
     assert wide.max() < 0.6 * narrow.max()
 
 
-def test_released_target_is_the_published_plateau():
+def test_released_target_equals_published_shape():
+    """The released target has the published mean, and is uniform beyond max_depth."""
     for num_bins, max_depth, depth, mean in ((257, 80.0, 2.0, 2.92), (49, 10.0, 1.0, 2.33)):
         edges = bin_edges(num_bins, 1e-3, max_depth)
         q = released_target(torch.full((1, 1, 1, 1), depth), 0.5, edges, bin_centres(edges))
@@ -206,7 +216,8 @@ def test_released_target_is_the_published_plateau():
     torch.testing.assert_close(uniform, torch.full_like(uniform, 1 / 257))
 
 
-def test_too_small_a_sigma_is_refused_with_the_least_one_named():
+def test_check_sigma_rejects_too_small():
+    """A sigma under half of the widest bin is an error that names the least one."""
     edges = bin_edges(33, 1e-3, 80.0)
     check_sigma(1.2121, edges)
     with pytest.raises(
@@ -230,7 +241,8 @@ def test_too_small_a_sigma_is_refused_with_the_least_one_named():
     assert float(means(near, log_edges)) == pytest.approx(1.0, rel=1e-3)
 
 
-def test_edges():
+def test_bin_edges_uniform_and_log():
+    """Uniform and log edges are spaced as named, and invalid ranges are rejected."""
     uniform = bin_edges(257, 1e-3, 80.0)
     assert uniform.shape == (258,)
     assert uniform.dtype == torch.float32
@@ -244,10 +256,11 @@ def test_edges():
 
 @pytest.mark.parametrize("spacing", ["uniform", "log"])
 @pytest.mark.parametrize("sigma", [0.2, 0.5, 3.0])
-def test_edges_out_of_reach_hold_nothing(spacing, sigma):
-    """The number takes the way over the near edges, the map always the one over all.
+def test_gaussian_target_far_edges_hold_no_mass(spacing, sigma):
+    """Leaving out edges far from the depth changes no bin by more than 3e-5.
 
-    With the last sigma the number takes the one over all, too.
+    The number takes the way over the near edges, the map always the one over all. With the last
+    sigma the number takes the one over all, too.
     """
     edges = bin_edges(300, 1.0, 80.0, spacing)
     depth = torch.cat((depths_m().flatten(), torch.linspace(1, 80, 3000))).view(1, 1, 1, -1)

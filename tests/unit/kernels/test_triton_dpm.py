@@ -97,7 +97,8 @@ def assert_near(got: list, wanted: list, tolerance: float) -> None:
     ("target", "beyond", "stride"),
     list(itertools.product(["gaussian", "released"], ["clamp", "ignore"], [1, 2])),
 )
-def test_equals_the_reference(target, beyond, stride):
+def test_triton_equals_reference(target, beyond, stride):
+    """Depth, divergence and gradients equal the reference for each target and stride."""
     parameters, edges, depth = case(stride=stride)
     options = {"sigma": 0.8, "target": target, "beyond": beyond, "stride": stride}
     wanted = assert_equals_reference(parameters, edges, depth, **options)
@@ -108,13 +109,15 @@ def test_equals_the_reference(target, beyond, stride):
 @pytest.mark.parametrize(
     ("bins", "channels"), [(2, 3), (3, 16), (64, 8), (65, 33), (257, 20), (1024, 4)]
 )
-def test_any_number_of_bins_and_channels(bins, channels):
+def test_triton_any_number_of_bins_and_channels(bins, channels):
+    """From 2 to 1024 bins and 3 to 33 channels the results equal the reference."""
     parameters, edges, depth = case(bins, channels, size=(1, 3, 7))
     assert_equals_reference(parameters, edges, depth, sigma=float(edges.diff().max()))
 
 
 @pytest.mark.parametrize("components", [2, 3, 4])
-def test_mixtures_with_a_sigma_and_a_weight_of_their_own(components):
+def test_triton_mixture_with_sigma_and_weight_maps(components):
+    """A mixture with a sigma and a weight per pixel gives the reference's results."""
     parameters, edges, depth = case(components=components)
     g = torch.Generator().manual_seed(3)
     options = {
@@ -124,7 +127,8 @@ def test_mixtures_with_a_sigma_and_a_weight_of_their_own(components):
     assert_equals_reference(parameters, edges, depth, **options)
 
 
-def test_depths_of_any_layout():
+def test_triton_target_depth_of_any_memory_layout():
+    """A target in channels_last gives the results of a contiguous one."""
     parameters, edges, depth = case(components=2)
     plain = results(triton_dpm.dpm, parameters, edges, depth, sigma=0.8)
     got = results(
@@ -133,14 +137,16 @@ def test_depths_of_any_layout():
     assert_near(got, plain, 1e-6)
 
 
-def test_the_published_bins_and_sigma():
+def test_triton_published_bins_and_sigma():
+    """With the published 257 bins and sigma the results equal the reference."""
     parameters, _, depth = case(257, 8, size=(1, 4, 9))
     edges, depth = bin_edges(257, 1e-3, 80.0), depth * 6
     assert_equals_reference(parameters, edges, depth, sigma=0.5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1.5e-2), (torch.float16, 2e-3)])
-def test_half_precision_is_off_by_its_own_rounding(dtype, tolerance):
+def test_triton_half_precision_within_rounding(dtype, tolerance):
+    """In half precision the results differ from the reference by rounding only."""
     if dtype == torch.bfloat16 and not on_gpu:
         pytest.skip("Triton's interpreter has no bfloat16")
     parameters, edges, depth = case(70, 24, size=(2, 9, 13))
@@ -148,7 +154,8 @@ def test_half_precision_is_off_by_its_own_rounding(dtype, tolerance):
 
 
 @pytest.mark.parametrize(("bins", "sigma"), [(64, 0.5), (70, 0.11), (257, 0.2)])
-def test_bins_of_one_width_in_half_precision(bins, sigma):
+def test_triton_uniform_bins_in_half_precision(bins, sigma):
+    """Uniform bins in float16 give the reference's results, also beside the first edge."""
     (features, weight, bias), _, depth = case(bins, 8, size=(1, 7, 10))
     edges = bin_edges(bins, 1e-3, 12.0)
     depth[..., :2] = (
@@ -159,7 +166,8 @@ def test_bins_of_one_width_in_half_precision(bins, sigma):
     )
 
 
-def test_strip_by_strip(monkeypatch):
+def test_triton_strips_equal_whole(monkeypatch):
+    """Gradients computed in strips equal those computed at once."""
     parameters, edges, depth = case(70, 24, size=(3, 20, 31))
     whole = results(triton_dpm.dpm, parameters, edges, depth, sigma=0.8)
     assert_near(whole, results(reference.dpm, parameters, edges, depth, sigma=0.8), 1e-5)
@@ -177,7 +185,8 @@ def test_strip_by_strip(monkeypatch):
     assert rows == [6] * 5
 
 
-def test_gradients_that_nobody_asks_for_change_no_other():
+def test_triton_partial_gradients_equal_full_ones():
+    """Gradients for some inputs alone equal, bit for bit, those for all of them."""
     parameters, edges, depth = case(70, 24)
     *_, whole_features, whole_weight, whole_bias = results(
         triton_dpm.dpm, parameters, edges, depth, sigma=0.8
@@ -195,13 +204,15 @@ def test_gradients_that_nobody_asks_for_change_no_other():
         assert all(torch.equal(a.double().cpu(), b) for a, b in zip(got, whole, strict=True))
 
 
-def test_without_a_target_and_one_output_alone():
+def test_triton_without_target_or_with_one_output():
+    """Without a target, or from one output alone, gradients equal the reference's."""
     parameters, edges, depth = case()
     for target, needs in ((None, (True, True)), (depth, (True, False)), (depth, (False, True))):
         assert_equals_reference(parameters, edges, target, needs=needs, sigma=0.8)
 
 
-def test_both_layouts_of_pixels_and_slices_of_them():
+def test_triton_features_of_any_memory_layout():
+    """Features in channels_last or sliced from others give the same results."""
     (features, weight, bias), edges, depth = case(channels=16)
     plain = results(triton_dpm.dpm, (features, weight, bias), edges, depth, sigma=0.8)
     last = features.to(memory_format=torch.channels_last)
@@ -216,13 +227,15 @@ def test_both_layouts_of_pixels_and_slices_of_them():
         assert_near(got, plain, 1e-6)
 
 
-def test_the_same_numbers_every_time():
+def test_triton_results_are_deterministic():
+    """Two runs give the same results bit for bit."""
     parameters, edges, depth = case(70, 24, size=(3, 20, 31))
     first, second = (results(triton_dpm.dpm, parameters, edges, depth, sigma=0.8) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_no_images_have_no_gradients():
+def test_triton_empty_batch_has_zero_gradients():
+    """An empty batch gives empty outputs and zero gradients."""
     (features, weight, bias), edges, depth = case()
     for needs in ((True, True, True), (False, True, True), (True, False, False)):
         leaves = [
@@ -239,14 +252,16 @@ def test_no_images_have_no_gradients():
         )
 
 
-def test_the_published_target_of_narrow_bins_beside_pixels_that_do_not_exist():
+def test_triton_released_target_of_narrow_bins():
+    """With narrow bins and a partly filled tile the released target equals the reference."""
     parameters, _, depth = case(128, 4, size=(1, 3, 5))
     assert_equals_reference(
         parameters, bin_edges(128, 1e-3, 0.2), depth / 80, sigma=0.008, target="released"
     )
 
 
-def test_torch_knows_what_the_operators_return():
+def test_triton_operators_pass_opcheck():
+    """The operators' schemas and fake tensors pass torch.library.opcheck."""
     parameters, edges, depth = case()
     leaves = [t.float().to(DEVICE).requires_grad_() for t in parameters]
     arguments = (
@@ -280,7 +295,8 @@ def test_torch_knows_what_the_operators_return():
         )
 
 
-def test_the_kernels_are_for_gpus_and_for_what_they_support():
+def test_implementation_chooses_triton_on_gpu_only():
+    """Triton is chosen on a GPU for supported inputs, and the chunked kernel otherwise."""
     features, edges = torch.zeros(1, 8, 2, 2), bin_edges(49, 1e-3, 10.0)
     assert kernels.implementation(features, None, edges) is chunked.dpm
     if on_gpu:
@@ -294,7 +310,8 @@ def test_the_kernels_are_for_gpus_and_for_what_they_support():
         )
 
 
-def test_refuses_what_the_reference_refuses():
+def test_triton_rejects_unknown_options():
+    """An unknown `beyond` raises the reference's RecipeError."""
     parameters, edges, depth = case()
     with pytest.raises(RecipeError, match="^beyond: 'drop'"):
         results(triton_dpm.dpm, parameters, edges, depth, sigma=0.8, beyond="drop")

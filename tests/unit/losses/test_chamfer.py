@@ -48,7 +48,8 @@ def all_pairs(
 @pytest.mark.parametrize(
     ("shape", "count"), [((3, 1, 9, 11), 20), ((2, 1, 2, 5), 64), ((1, 1, 40, 50), 2)]
 )
-def test_value_and_gradient_are_those_of_all_pairs(shape, count, max_depth):
+def test_chamfer_equals_all_pairs(shape, count, max_depth):
+    """Value and gradient equal those of the distances of all pairs."""
     target, centres = depths(*shape), bins(shape[0], count).requires_grad_()
     value = Chamfer(max_depth)(predicted(centres), target)
     wanted = all_pairs(centres, target, max_depth or math.inf)
@@ -59,20 +60,23 @@ def test_value_and_gradient_are_those_of_all_pairs(shape, count, max_depth):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_worked_example():
+def test_chamfer_worked_example():
+    """Three depths and two centres give the value computed by hand."""
     target = torch.tensor([2.0, 0.0, 5.0, 9.0]).view(1, 1, 2, 2)
     # Depths 2, 5, 9 to centres 3, 20: 1, 4, 36; centres to depths: 1, 121.
     centres = torch.tensor([[3.0, 20.0]])
     assert Chamfer()(predicted(centres), target).item() == pytest.approx(41 / 3 + 122 / 2)
 
 
-def test_the_order_of_the_centres_does_not_matter():
+def test_chamfer_ignores_order_of_centres():
+    """The order of the bin centres doesn't change the value."""
     target, centres = depths(2, 1, 8, 9), bins(2, 16)
     mixed = centres[:, torch.randperm(16, generator=torch.Generator().manual_seed(2))]
     assert torch.equal(Chamfer()(predicted(mixed), target), Chamfer()(predicted(centres), target))
 
 
-def test_an_image_without_a_valid_depth_gives_zero_and_no_gradient():
+def test_chamfer_without_valid_depth_is_zero():
+    """An image without a valid depth has the value 0 and a zero gradient."""
     target, centres = depths(3, 1, 4, 6), bins(3, 8).requires_grad_()
     target[1] = 0
     target[2] = math.nan
@@ -85,7 +89,8 @@ def test_an_image_without_a_valid_depth_gives_zero_and_no_gradient():
     assert not gradient[1:].any()
 
 
-def test_one_valid_depth_draws_every_centre():
+def test_chamfer_one_valid_depth_draws_all_centres():
+    """With one valid depth, every centre has a gradient towards it."""
     target = torch.zeros(1, 1, 3, 3)
     target[0, 0, 1, 2] = 10.0
     centres = torch.tensor([[4.0, 9.0, 12.0]], requires_grad=True)
@@ -95,7 +100,8 @@ def test_one_valid_depth_draws_every_centre():
     torch.testing.assert_close(gradient, torch.tensor([[-4.0, -2 - 2 / 3, 4 / 3]]))
 
 
-def test_bins_that_descend_reach_the_depths():
+def test_chamfer_descent_moves_bins_to_depths():
+    """Minimizing the loss moves the bins onto the depths."""
     target = torch.tensor([3.0, 3.5, 30.0, 50.0]).view(1, 1, 2, 2)
     centres = torch.linspace(10, 70, 4).view(1, 4).requires_grad_()
     optimizer = torch.optim.Adam([centres], lr=0.3)
@@ -107,7 +113,8 @@ def test_bins_that_descend_reach_the_depths():
     assert value.item() < 0.1
 
 
-def test_a_network_without_bins_and_a_wrong_range_are_one_line():
+def test_chamfer_rejects_no_bins_or_wrong_range():
+    """A prediction without bins, or a max_depth of 0, raises a RecipeError."""
     with pytest.raises(
         RecipeError, match="^the network gives no bins; it needs `head: {name: adabins"
     ):
@@ -116,7 +123,8 @@ def test_a_network_without_bins_and_a_wrong_range_are_one_line():
         Chamfer(0)
 
 
-def test_a_recipe_can_weigh_it():
+def test_criterion_weighs_chamfer():
+    """A recipe's weight scales the term, which is added to the loss."""
     terms = criterion.build(
         {"silog": {"weight": 10.0}, "chamfer": {"weight": 0.1}}, has_teacher=False
     )

@@ -65,14 +65,16 @@ def assert_published(
         ("SSIM_MSE_nyu", [(1.5, SSIM(released=True)), (1.0, MSE())]),
     ],
 )
-def test_values_and_gradients_are_the_published_ones(case, terms):
+def test_losses_equal_published_values_and_gradients(case, terms):
+    """Values and gradients of MSE, SILog, SSIM and their sums equal the published ones."""
     golden = load(case)
     depth = golden["depth_pred"].requires_grad_()
     value = sum(weight * loss(prediction(depth), golden["kd_gt"]).mean() for weight, loss in terms)
     assert_published(value, depth, golden)
 
 
-def test_silog_warm_up_is_the_published_one_and_follows_the_iteration():
+def test_silog_warm_up_follows_iteration():
+    """The warm-up of SILog equals the published one at each iteration, in any order."""
     golden = load("SI_warmup")
     both = criterion.build(
         {"silog": {"reduce": "batch", "warm_up": 2}, "mse": {"weight": 1e-12}}, True
@@ -88,7 +90,8 @@ def test_silog_warm_up_is_the_published_one_and_follows_the_iteration():
     assert both(prediction(depth), None, golden["kd_gt"])["loss"] == value
 
 
-def test_silog_of_every_pixel_is_the_published_one():
+def test_silog_of_all_pixels_equals_published():
+    """SILog over all pixels equals the published value without a mask."""
     golden = load("SI_nomask")
     assert (golden["kd_gt"] == 0).any()
     depth = golden["depth_pred"].requires_grad_()
@@ -106,9 +109,8 @@ def test_silog_of_every_pixel_is_the_published_one():
         ("SI_none_valid", False, True),
     ],
 )
-def test_silog_is_finite_where_the_published_one_is_not_and_equal_where_it_is(
-    case, finite_value, finite_gradient
-):
+def test_silog_finite_where_published_is_not(case, finite_value, finite_gradient):
+    """SILog is finite where the published one isn't, and equal to it where it is."""
     golden = load(case)
     assert bool(golden["loss"].isfinite().all()) == finite_value
     assert bool(golden["grad_depth_pred"].isfinite().all()) == finite_gradient
@@ -130,7 +132,8 @@ def test_silog_is_finite_where_the_published_one_is_not_and_equal_where_it_is(
         assert float(value) == pytest.approx(0.15**0.5 * abs(float(g)), rel=1e-5)
 
 
-def test_ssim_of_equal_maps_is_zero_with_zero_gradient():
+def test_ssim_of_equal_maps_is_zero():
+    """SSIM of equal maps is 0 with a zero gradient, in every space."""
     golden = load("SSIM_pred_equals_target")
     for loss in (SSIM(released=True), SSIM(), SSIM("log"), SSIM("normalised", max_depth=80.0)):
         depth = golden["depth_pred"].clone().requires_grad_()
@@ -144,7 +147,8 @@ def test_ssim_of_equal_maps_is_zero_with_zero_gradient():
     ("case", "shape", "top_crop"),
     [("TIE_KD_kitti257", (2, 257, 24, 40), 0), ("TIE_KD_w704_small", (1, 8, 128, 704), 110)],
 )
-def test_the_published_sum_comes_from_a_recipe(case, shape, top_crop):
+def test_criterion_from_recipe_equals_published_sum(case, shape, top_crop):
+    """The criterion of a recipe gives the published TIE-KD loss and its gradient."""
     golden = load(case)
     crop = {"top_crop": top_crop}
     both = criterion.build(
@@ -182,7 +186,8 @@ def depths_by_rule(case: str, shape: tuple, golden: dict) -> tuple[torch.Tensor,
 @pytest.mark.parametrize(
     ("case", "height"), [("L_DEPTH_w704_small", 128), ("L_DEPTH_w704_full", 352)]
 )
-def test_ssim_with_a_top_crop_is_the_published_one(case, height):
+def test_ssim_top_crop_equals_published(case, height):
+    """SSIM with a top crop equals the published one; cropped rows have no gradient."""
     golden = load(case)
     depth, teacher = depths_by_rule(case, (1, 1, height, 704), golden)
     value = SSIM(released=True, top_crop=110)(prediction(depth), teacher).mean()
@@ -201,7 +206,8 @@ def test_ssim_with_a_top_crop_is_the_published_one(case, height):
     assert (depth.grad[:, :, 110:] != 0).any()
 
 
-def test_dpm_top_crop_is_the_published_mean():
+def test_dpm_top_crop_equals_published_mean():
+    """The mean of a cropped divergence equals the published one."""
     golden = load("L_DPM_w704_small")
     kept = golden["loss_map"][:, :, :18]
     uncropped = torch.cat((torch.full((1, 1, 110, 704), 5.0), kept), 2)
@@ -209,7 +215,8 @@ def test_dpm_top_crop_is_the_published_mean():
     torch.testing.assert_close(value, golden["loss_mean"], rtol=2e-5, atol=0)
 
 
-def test_rows_that_count_as_0_are_not_asked_of_the_network():
+def test_divergence_target_zeroes_cropped_rows():
+    """Rows that every DPM term crops are 0 in a copy of the divergence's target."""
     depth = torch.full((2, 1, 5, 3), 7.0)
     cropped = criterion.build({"dpm": {"top_crop": 2}}, True).divergence_target(depth)
     assert (cropped[:, :, :2] == 0).all()
@@ -221,8 +228,11 @@ def test_rows_that_count_as_0_are_not_asked_of_the_network():
 
 
 @pytest.mark.long
-def test_dpm_with_a_top_crop_is_the_published_one_at_the_true_size():
-    """64 million probabilities: one training crop with all 257 bins. 4 GB of memory."""
+def test_dpm_top_crop_equals_published_at_full_size():
+    """At 352 x 704 with 257 bins the cropped divergence equals the published one.
+
+    64 million probabilities: one training crop with all 257 bins. 4 GB of memory.
+    """
     case, shape = "L_DPM_w704_full257", (1, 257, 352, 704)
     golden = load(case)
     _, teacher = depths_by_rule(case, (1, 1, 352, 704), golden)
@@ -248,7 +258,8 @@ def test_dpm_with_a_top_crop_is_the_published_one_at_the_true_size():
 
 
 @pytest.mark.parametrize("loss", MODULES, ids=lambda m: type(m).__name__)
-def test_a_prediction_that_is_nan_at_one_pixel_does_not_look_like_a_good_one(loss):
+def test_losses_nan_prediction_is_not_finite(loss):
+    """A prediction of NaN at one pixel makes that image's loss not finite."""
     target = 2 + 3 * torch.rand(2, 1, 24, 30, generator=torch.Generator().manual_seed(0))
     spoilt = target + 0.1
     spoilt[1, 0, 12, 13] = math.nan
@@ -256,7 +267,8 @@ def test_a_prediction_that_is_nan_at_one_pixel_does_not_look_like_a_good_one(los
 
 
 @pytest.mark.parametrize("loss", MODULES, ids=lambda m: type(m).__name__)
-def test_not_valid_pixels_and_empty_images_change_nothing(loss):
+def test_losses_ignore_invalid_pixels_and_images(loss):
+    """Invalid pixels and images without ground truth change no loss and no gradient."""
     g = torch.Generator().manual_seed(0)
     target = 2 + 3 * torch.rand(3, 1, 24, 30, generator=g)
     depth = (target + 0.3 * torch.rand(target.shape, generator=g)).detach()
@@ -290,7 +302,8 @@ def test_not_valid_pixels_and_empty_images_change_nothing(loss):
 
 @pytest.mark.parametrize("reduce", ["image", "batch"])
 @pytest.mark.parametrize("valid_pixels", [0, 1, 5])
-def test_silog_is_finite_with_few_pixels_and_for_a_perfect_prediction(reduce, valid_pixels):
+def test_silog_finite_with_few_pixels(reduce, valid_pixels):
+    """SILog and its gradient are finite with 0, 1 or 5 pixels and for equal maps."""
     target = torch.zeros(1, 1, 4, 5)
     target.view(-1)[:valid_pixels] = torch.arange(valid_pixels) + 3.0
     for offset in (0.0, 1.0):
@@ -306,7 +319,8 @@ def test_silog_is_finite_with_few_pixels_and_for_a_perfect_prediction(reduce, va
         assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
-def test_ssim_counts_only_windows_that_are_wholly_valid():
+def test_ssim_counts_only_fully_valid_windows():
+    """SSIM counts only windows in which every pixel is valid."""
     g = torch.Generator().manual_seed(1)
     target = 5 + torch.rand(1, 1, 30, 40, generator=g)
     depth = target.clone()
@@ -321,7 +335,8 @@ def test_ssim_counts_only_windows_that_are_wholly_valid():
     assert loss(prediction(depth[..., :10, :]), target[..., :10, :]) == 0
 
 
-def test_ssim_sees_an_inverted_relief_in_any_space_unless_it_is_unsigned():
+def test_ssim_signed_penalizes_inverted_relief():
+    """Signed SSIM penalizes an inverted relief in every space; unsigned SSIM doesn't."""
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     relief = (5 * torch.sin(x / 5) * torch.sin(y / 5)).expand(1, 1, 64, 64)
     for space in ("metres", "normalised", "log"):
@@ -348,7 +363,8 @@ def ssim_window_by_window(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (1 - luminance * (2 * cov + 9e-4) / (var_x + var_y + 9e-4)).mean()
 
 
-def test_ssim_of_noise_on_a_flat_wall_holds():
+def test_ssim_of_noise_on_flat_wall():
+    """SSIM of noise on a flat wall equals the float64 definition."""
     wall = torch.full((1, 1, 60, 80), 20.0)
     noisy = wall + 0.02 * torch.randn(wall.shape, generator=torch.Generator().manual_seed(0))
     wanted = float(ssim_window_by_window(wall, noisy))
@@ -358,7 +374,8 @@ def test_ssim_of_noise_on_a_flat_wall_holds():
         assert SSIM(space)(prediction(wall), noisy) < 0.002
 
 
-def test_ssim_of_a_near_and_a_far_plane_is_not_rounding_noise():
+def test_ssim_of_two_planes_is_no_rounding_noise():
+    """SSIM of a near and a far plane has the value and gradient of the definition."""
     planes = torch.full((1, 1, 60, 80), 4.0)
     planes[..., 40:] = 78.3
     first, second = (
@@ -378,7 +395,8 @@ def test_ssim_of_a_near_and_a_far_plane_is_not_rounding_noise():
     )
 
 
-def test_criterion_compares_each_term_with_what_the_recipe_says():
+def test_criterion_term_against_teacher_or_truth():
+    """Each term is taken against the teacher or the ground truth, as the recipe says."""
     truth, teacher = torch.full((2, 1, 12, 12), 2.0), torch.full((2, 1, 12, 12), 3.0)
     node = {
         "mse": {"weight": 2},
@@ -398,7 +416,8 @@ def test_criterion_compares_each_term_with_what_the_recipe_says():
     assert float(values["loss"]) == 1.0
 
 
-def test_only_the_released_term_takes_the_one_negative_weight_that_was_published():
+def test_criterion_negative_weight_only_if_released():
+    """A negative weight is accepted for a released term and rejected for any other."""
     node = {"dpm": {"weight": 15.0}, "ssim": {"weight": -5.0, "released": True}}
     g = torch.Generator().manual_seed(0)
     depth, teacher, divergence = 1 + torch.rand(3, 2, 1, 12, 12, generator=g)
@@ -475,14 +494,16 @@ def test_only_the_released_term_takes_the_one_negative_weight_that_was_published
         ({"dpm": {"max_depth": -1}}, True, "^losses.dpm.max_depth: -1 is not a depth"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(node, has_teacher, message):
+def test_criterion_rejects_invalid_terms(node, has_teacher, message):
+    """An invalid term raises a RecipeError of one line that names its key."""
     with pytest.raises(RecipeError, match=message) as caught:
         criterion.build(node, has_teacher)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("loss", [DPM(top_crop=12), SSIM(released=True, top_crop=12)])
-def test_a_top_crop_of_all_rows_is_refused(loss):
+def test_losses_reject_top_crop_of_all_rows(loss):
+    """A top crop that leaves no row raises a RecipeError; one row is enough."""
     message = "^top_crop: 12 rows of a picture of 12 leave none; make data.augment.crop taller"
     target = torch.ones(1, 1, 12, 12)
     with pytest.raises(RecipeError, match=message):
@@ -491,7 +512,8 @@ def test_a_top_crop_of_all_rows_is_refused(loss):
     assert loss(prediction(taller, taller), taller).isfinite().all()
 
 
-def test_a_loss_that_cannot_be_taken_is_named_as_in_the_recipe():
+def test_criterion_error_names_term_of_recipe():
+    """A term that can't be computed is named by its key in the recipe."""
     terms, target = (
         criterion.build({"shape": {"name": "dpm"}}, has_teacher=True),
         torch.ones(1, 1, 2, 2),
@@ -500,13 +522,15 @@ def test_a_loss_that_cannot_be_taken_is_named_as_in_the_recipe():
         terms(prediction(target), None, target)
 
 
-def test_dpm_asks_for_a_head_that_gives_a_divergence():
+def test_dpm_without_divergence_names_head():
+    """DPM without a divergence raises a RecipeError that names the head it needs."""
     target = torch.ones(1, 1, 2, 2)
     with pytest.raises(RecipeError, match="it needs `head: {name: dpm, ...}`"):
         DPM()(prediction(target), target)
 
 
-def test_dpm_leaves_out_targets_beyond_its_max_depth():
+def test_dpm_max_depth_excludes_far_targets():
+    """Pixels whose target is beyond max_depth are left out of the mean."""
     target, divergence = (
         torch.tensor([5.0, 90.0]).view(1, 1, 1, 2),
         torch.tensor([0.4, 0.0]).view(1, 1, 1, 2),

@@ -31,7 +31,8 @@ def changed(path, value):
 
 
 @pytest.mark.parametrize("head", ["dpm", "sigmoid"])
-def test_a_network_gives_metres_in_its_range_at_the_images_size(head):
+def test_build_network_depth_in_range_at_image_size(head):
+    """A network in eval gives depth within its range at the image's size."""
     node = NODE if head == "dpm" else changed("head", {"name": "sigmoid"})
     network = build_network(node).eval()
     with torch.no_grad():
@@ -43,13 +44,15 @@ def test_a_network_gives_metres_in_its_range_at_the_images_size(head):
     assert (network.min_depth, network.max_depth) == (0.5, 40.0)
 
 
-def test_the_node_is_left_as_it_was():
+def test_build_network_leaves_node_unchanged():
+    """`build_network` doesn't change the node."""
     before = copy.deepcopy(NODE)
     build_network(NODE)
     assert before == NODE
 
 
-def test_the_heads_range_is_the_networks():
+def test_build_network_passes_range_to_head():
+    """The head's bins cover min_depth to max_depth of the network."""
     edges = build_network(changed("max_depth", 20.0)).head.edges.tolist()
     assert (edges[0], edges[-1], len(edges)) == (0.5, pytest.approx(20.0), 10)
 
@@ -94,7 +97,8 @@ def test_the_heads_range_is_the_networks():
         ("max_depth", float("nan"), "max_depth nan must be"),
     ],
 )
-def test_a_mistake_is_one_line(path, value, line):
+def test_build_network_invalid_node_is_one_line(path, value, line):
+    """An invalid network node raises a RecipeError of one line that names the key."""
     with pytest.raises(RecipeError) as error:
         build_network(changed(path, value))
     assert line in str(error.value)
@@ -102,7 +106,8 @@ def test_a_mistake_is_one_line(path, value, line):
 
 
 @pytest.mark.parametrize("node", [None, {}])
-def test_no_network_says_where_to_take_one(node):
+def test_build_network_without_node_says_where(node):
+    """A recipe without a network is an error that says where to take one."""
     with pytest.raises(
         RecipeError,
         match="^network: the recipe has none; take one from model_configs/_base_/networks",

@@ -12,7 +12,8 @@ from tiekd.models.build import build_network
 from tiekd.workdir import weights_file
 
 
-def test_a_work_dir_and_a_checkpoint_in_one_are_checkpoints(tmp_path):
+def test_load_network_from_work_dir_or_checkpoint(tmp_path):
+    """A work dir or a checkpoint folder is accepted as the checkpoint."""
     recipe, network = write_recipe(tmp_path), build_network(NETWORK)
     for path in (
         tmp_path / "run" / "best_abs_rel.pth",
@@ -25,7 +26,8 @@ def test_a_work_dir_and_a_checkpoint_in_one_are_checkpoints(tmp_path):
         assert torch.equal(next(loaded.parameters()), next(network.parameters()))
 
 
-def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):
+def test_load_network_defaults_to_best_weights(tmp_path):
+    """Without a checkpoint the best weights are loaded; if there are none, it raises."""
     recipe, network = write_recipe(tmp_path), build_network(NETWORK)
     (tmp_path / "work").mkdir()
     with pytest.raises(CheckpointError, match="train it with bin/train.py"):
@@ -40,7 +42,8 @@ def test_without_a_checkpoint_the_best_weights_are_taken_and_named(tmp_path):
     )
 
 
-def test_an_override_of_the_whole_network_counts_as_one_of_its_parts(tmp_path):
+def test_load_network_override_of_whole_network(tmp_path):
+    """An override of the whole network is accepted like one of its keys."""
     recipe, node = write_recipe(tmp_path), {**NETWORK, "max_depth": 10.0}
     weights_file.write_weights(tmp_path / "w.pth", build_network(node).state_dict(), node, 3)
     for override in ("network.max_depth=10.0", f"network={json.dumps(node)}"):

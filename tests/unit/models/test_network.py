@@ -49,7 +49,8 @@ def teacher_depth(tag: str, shape=(2, 1, 64, 96), max_depth_m: float = MAX_DEPTH
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in published.NODES])
-def test_eval_depth_and_features_are_the_published_ones(name):
+def test_network_equals_published_in_eval(name):
+    """Depth, features and number of parameters equal the published network's."""
     network, image, expected = (
         published.network(name).eval(),
         published.image(name),
@@ -75,7 +76,8 @@ def test_eval_depth_and_features_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_one_training_step_has_the_published_loss_gradients_and_statistics(name):
+def test_network_training_step_equals_published(name):
+    """One training step has the published loss, gradient norms and statistics."""
     network, expected = published.network(name).train(), published.cases()["cases"][name]["train"]
     target = teacher_depth(f"model:{name}:kd_gt", max_depth_m=published.max_depth_m(name))
     prediction = network(published.image(name), target)
@@ -100,11 +102,12 @@ def test_one_training_step_has_the_published_loss_gradients_and_statistics(name)
         assert state[key].norm().item() == pytest.approx(norm, rel=1e-5), key
 
 
-# The recipes for NYU have other depths and bins only, see test_recipes_cover_the_networks.
+# The recipes for NYU have other depths and bins only, see test_network_recipes_nyu_match_kitti.
 @pytest.mark.parametrize(
     "stem", [marked(path.stem) for path in RECIPES if not path.stem.endswith("_nyu")]
 )
-def test_every_parameter_of_every_network_recipe_gets_a_gradient(stem):
+def test_network_recipes_every_parameter_gets_gradient(stem):
+    """Each parameter of each network recipe gets a finite, nonzero gradient."""
     # AdaBins' 128 queries would need 129 patches of 32 x 32 pixels.
     smaller = ["network.head.num_queries=3"] if stem.startswith("adabins") else []
     recipe = load_recipe(RECIPES[0].with_stem(stem), smaller)
@@ -126,7 +129,8 @@ def test_every_parameter_of_every_network_recipe_gets_a_gradient(stem):
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_recipes_cover_the_networks():
+def test_network_recipes_nyu_match_kitti():
+    """The network recipes are those listed; NYU's differ in depth, bins and sigma only."""
     assert [path.stem for path in RECIPES] == [
         "adabins_kitti",
         "adabins_nyu",
@@ -180,7 +184,8 @@ def test_recipes_cover_the_networks():
     ],
     ids=["light-fp16", "light-bf16", "bts-bf16", "bts-fp16"],
 )
-def test_half_precision_weights_give_nearly_the_same_float32_depth(node, dtype):
+def test_network_half_weights_give_float32_depth(node, dtype):
+    """Half precision weights give nearly the same depth, in float32."""
     network = small(node)
     nn.init.normal_(network.head.weight)
     image, target = golden.image("half", (2, 3, 64, 64)), teacher_depth("half", (2, 1, 64, 64))
@@ -216,7 +221,8 @@ class FixedDecoder(nn.Module):
         return features
 
 
-def test_eval_clamps_before_the_resize_and_training_never():
+def test_network_eval_clamps_before_resize():
+    """In eval depth is clamped before it is resized; in training it isn't clamped."""
     coarse = torch.tensor([[-5.0, 3.0], [100.0, 7.0]]).view(1, 1, 2, 2)
     network = Network(nn.Identity(), FixedDecoder(), FixedHead(coarse), 0.5, 10.0)
     image = torch.zeros(1, 3, 5, 7)
@@ -231,7 +237,8 @@ def test_eval_clamps_before_the_resize_and_training_never():
 @pytest.mark.parametrize(
     "node", [LIGHT, SMALL_BTS, published.RESNET18], ids=["light", "bts", "densedepth"]
 )
-def test_depth_does_not_depend_on_the_target_at_any_size(node, size):
+def test_network_depth_ignores_target(node, size):
+    """A target adds a divergence and doesn't change the depth, at any image size."""
     network = small(node).eval()
     image, target = golden.image("sizes", (1, 3, *size)), teacher_depth("sizes", (1, 1, *size))
     with torch.no_grad():
@@ -271,7 +278,8 @@ ONE_VALUE = (
         (2, 32, 32, None),
     ],
 )
-def test_a_norm_that_would_get_one_value_is_a_line_with_what_would_do(images, height, width, line):
+def test_network_norm_with_one_value_is_one_line(images, height, width, line):
+    """A norm that would get one value is an error that says which size would do."""
     network, image = small(LIGHT), torch.rand(images, 3, height, width)
     if line is None:
         assert network.train()(image).depth.isfinite().all()
@@ -295,7 +303,8 @@ class _Pooled(nn.Module):
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm2d, nn.InstanceNorm2d, lambda channels: nn.GroupNorm(channels, channels)]
 )
-def test_norms_of_ones_own_parts_are_told_alike(norm):
+def test_network_external_norm_with_one_value(norm):
+    """A norm of an external part that would get one value raises the same error."""
     network = small(LIGHT)
     network.decoder = _Pooled(norm(network.encoder.channels[0]))
     with pytest.raises(RecipeError, match=ONE_VALUE.format("64x64") + r" a rank and micro-batch$"):

@@ -29,13 +29,15 @@ def pixel(distribution):
         ("local", (0.05 * 1 + 0.30 * 2 + 0.20 * 3) / 0.55),  # the bins 0 to 3
     ],
 )
-def test_depth_of_an_edge_is_what_a_hand_calculates(name, metres):
+def test_read_out_of_edge_by_hand(name, metres):
+    """Each readout of a distribution with two peaks equals the value by hand."""
     depth = readout.read_out(pixel(EDGE), CENTRES, name)
     assert depth.shape == (1, 1, 1, 1)
     assert depth.item() == pytest.approx(metres, rel=1e-6)
 
 
-def test_local_reaches_two_bins_and_not_beyond_the_ends():
+def test_read_out_local_reaches_two_bins():
+    """Local reads two bins on each side of the mode, and ends at the first and last."""
     flat = torch.full((8,), 0.1)
     for mode, expected in ((0, [0, 1, 2]), (4, [2, 3, 4, 5, 6]), (7, [5, 6, 7])):
         distribution = flat.clone()
@@ -50,14 +52,16 @@ def test_local_reaches_two_bins_and_not_beyond_the_ends():
         )
 
 
-def test_a_single_hill_reads_the_same_by_mean_and_local():
+def test_read_out_single_peak_mean_equals_local():
+    """For one narrow peak, mean and local give the same depth."""
     hill = torch.tensor([0.0, 0.1, 0.2, 0.4, 0.2, 0.1, 0.0, 0.0])
     assert readout.read_out(pixel(hill), CENTRES, "mean").item() == pytest.approx(
         readout.read_out(pixel(hill), CENTRES, "local").item(), rel=1e-6
     )
 
 
-def test_entropy_is_zero_when_certain_and_log_k_when_not():
+def test_entropy_of_certain_and_uniform():
+    """The entropy is 0 for a certain bin and log K for a uniform distribution."""
     certain = torch.zeros(8)
     certain[3] = 1
     assert readout.entropy(pixel(certain)).item() == 0
@@ -67,13 +71,15 @@ def test_entropy_is_zero_when_certain_and_log_k_when_not():
     assert readout.confidence(pixel(certain)).item() == 1
 
 
-def test_an_unknown_readout_names_the_known_ones():
+def test_read_out_rejects_unknown_name():
+    """An unknown readout is a RecipeError that names the known ones."""
     with pytest.raises(RecipeError, match="got 'median'; allowed: mean, mode, local"):
         readout.read_out(pixel(EDGE), CENTRES, "median")
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_strips_give_what_the_whole_distribution_gives_and_hold_only_a_strip(monkeypatch, rows):
+def test_in_strips_equals_whole(monkeypatch, rows):
+    """Reading in strips equals reading the whole, with at most a strip in memory."""
     torch.manual_seed(0)
     head, features = (
         Dpm(6, 0.001, 80.0, options=DpmOptions(num_bins=33, sigma=2.0)),
@@ -100,7 +106,8 @@ def test_strips_give_what_the_whole_distribution_gives_and_hold_only_a_strip(mon
     assert all(shape[0] == 1 and shape[2] <= rows for shape in seen)
 
 
-def test_a_coarse_map_comes_to_the_images_grid_by_the_readouts_own_rule():
+def test_on_image_grid_smooth_or_nearest():
+    """A coarse map is upsampled bilinearly if smooth, or else by the nearest cell."""
     edge = torch.tensor([5.0, 5.0, 40.0, 40.0]).expand(1, 1, 3, 4)
     smooth, sharp = (readout.on_image_grid(edge, (7, 11), smooth) for smooth in (True, False))
     assert smooth.shape == sharp.shape == (1, 1, 7, 11)
@@ -109,7 +116,8 @@ def test_a_coarse_map_comes_to_the_images_grid_by_the_readouts_own_rule():
 
 
 @pytest.mark.parametrize("coarse", [1, 2, 3, 7, 16, 37])
-def test_each_pixel_has_the_cell_that_is_nearest_with_the_corners_aligned(coarse):
+def test_on_image_grid_nearest_with_aligned_corners(coarse):
+    """Each pixel takes its nearest cell with aligned corners, the second of a tie."""
     columns = torch.arange(coarse, dtype=torch.float32).expand(1, 1, 1, coarse)
     for fine in (*range(1, 90), 1216, 4001):
         index, last = readout.on_image_grid(columns, (1, fine), False)[0, 0, 0].long(), fine - 1
@@ -120,5 +128,6 @@ def test_each_pixel_has_the_cell_that_is_nearest_with_the_corners_aligned(coarse
         assert ((-last < away) & (away <= last)).all() if fine > 1 else index.tolist() == [0]
 
 
-def test_margin_is_between_the_two_likeliest_bins():
+def test_margin_between_two_likeliest_bins():
+    """The margin is the difference of the two largest probabilities."""
     assert readout.margin(pixel(EDGE)).item() == pytest.approx(0.30 - 0.25)

@@ -81,7 +81,8 @@ def refused(node):
     return str(error.value)
 
 
-def test_the_teacher_is_the_trained_network_in_eval_mode_without_gradients(trained, weights_file):
+def test_frozen_teacher_is_eval_without_gradients(trained, weights_file):
+    """The teacher has the trained weights, is in eval mode and gives depth 0 outside the image."""
     teacher = build_teacher({"network": NODE, "checkpoint": str(weights_file)}, CPU)
     assert isinstance(teacher, FrozenTeacher)
     assert digest(teacher.network) == digest(trained)
@@ -100,7 +101,8 @@ def test_the_teacher_is_the_trained_network_in_eval_mode_without_gradients(train
     assert (~data.inside).any()
 
 
-def test_a_students_training_step_leaves_every_bit_of_the_teacher_alone(weights_file):
+def test_frozen_teacher_unchanged_by_training_steps(weights_file):
+    """Student training steps leave the teacher's state dict bit-identical, without gradients."""
     teacher = build_teacher({"network": NODE, "checkpoint": str(weights_file)}, CPU)
     before = digest(teacher.network)
     student = build_network(STUDENT).train()
@@ -119,7 +121,8 @@ def test_a_students_training_step_leaves_every_bit_of_the_teacher_alone(weights_
     assert not any(module.training for module in teacher.network.modules())
 
 
-def test_its_precision_is_its_own_and_its_depth_fp32(weights_file):
+def test_frozen_teacher_bf16_returns_float32(weights_file):
+    """A bf16 teacher keeps float32 parameters and returns float32 depth near full precision."""
     node = {"network": NODE, "checkpoint": str(weights_file)}
     data = batch()
     full, half = (
@@ -133,27 +136,31 @@ def test_its_precision_is_its_own_and_its_depth_fp32(weights_file):
     assert all(p.dtype == torch.float32 for p in teacher.network.parameters())
 
 
-def test_a_precision_that_cannot_be_is_refused(weights_file):
+def test_build_teacher_rejects_invalid_precision(weights_file):
+    """Unknown precisions, fp16 on a CPU and a precision for cached maps are rejected."""
     node = {"network": NODE, "checkpoint": str(weights_file)}
     assert "allowed: fp32, bf16, fp16" in refused(node | {"precision": "int8"})
     assert "fp16 is not for CPUs" in refused(node | {"precision": "fp16"})
     assert "teacher.precision: cached maps stay" in refused({"maps": "maps", "precision": "bf16"})
 
 
-def test_published_files_are_accepted(trained, tmp_path):
+def test_build_teacher_accepts_published_file(trained, tmp_path):
+    """A published checkpoint gives the same teacher weights."""
     published = {"meta": {"epoch": 24}, "state_dict": to_published(trained.state_dict())}
     torch.save(published, tmp_path / "published.pth")
     teacher = build_teacher({"network": NODE, "checkpoint": str(tmp_path / "published.pth")}, CPU)
     assert digest(teacher.network) == digest(trained)
 
 
-def test_a_work_dir_is_a_checkpoint_too(trained, weights_file):
+def test_build_teacher_accepts_work_dir(trained, weights_file):
+    """A work dir given as teacher.checkpoint loads its best weights."""
     teacher = build_teacher({"network": NODE, "checkpoint": str(weights_file.parent)}, CPU)
     assert digest(teacher.network) == digest(trained)
 
 
 @pytest.mark.parametrize("stated", [None, "elsewhere/run"])
-def test_without_a_checkpoint_the_recipes_work_dir_has_it(trained, tmp_path, monkeypatch, stated):
+def test_build_teacher_default_is_recipes_work_dir(trained, tmp_path, monkeypatch, stated):
+    """Without a checkpoint the teacher loads from its recipe's work dir, or an error names it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "big.yaml").write_text(
         f"work_dir: {stated}\n" if stated else "log: {interval: 1}\n"
@@ -170,7 +177,8 @@ def test_without_a_checkpoint_the_recipes_work_dir_has_it(trained, tmp_path, mon
     assert digest(build_teacher(node, CPU).network) == digest(trained)
 
 
-def test_maps_and_ground_truth_are_the_batchs():
+def test_build_teacher_maps_and_ground_truth():
+    """Cached maps return the batch's teacher depth, and no teacher its ground truth."""
     data = batch()
     maps, truth = build_teacher({"maps": "gt_kd"}, CPU), build_teacher(None, CPU)
     assert isinstance(maps, CachedMaps)
@@ -198,7 +206,8 @@ def outside(monkeypatch, build):
     return build_teacher({"name": "somebodys.teacher", "scale": 3.0}, CPU)
 
 
-def test_a_teacher_from_outside_is_frozen_and_counts_where_the_camera_saw_something(monkeypatch):
+def test_external_teacher_is_frozen_and_masked(monkeypatch):
+    """An external teacher is frozen, and its depth is float32 and 0 outside the image."""
     teacher, data = outside(monkeypatch, Nearer), batch()
     assert not teacher.network.training
     assert not teacher.network.scale.requires_grad
@@ -211,7 +220,9 @@ def test_a_teacher_from_outside_is_frozen_and_counts_where_the_camera_saw_someth
     assert (depth[~data.inside] == 0).all()
 
 
-def test_a_teacher_from_outside_may_be_any_callable_and_ask_for_the_device(monkeypatch):
+def test_external_teacher_may_be_callable(monkeypatch):
+    """An external teacher may be any callable, may take the device, and its NaN becomes 0."""
+
     def build(scale: float, device):
         return lambda batch: torch.full(batch.depth.shape, scale, device=device)
 
@@ -237,7 +248,8 @@ def test_a_teacher_from_outside_may_be_any_callable_and_ask_for_the_device(monke
         (None, "teacher (somebodys.teacher): returned None; it must be depth in metres"),
     ],
 )
-def test_what_a_teacher_from_outside_gets_wrong_is_one_line(monkeypatch, returned, words):
+def test_external_teacher_rejects_wrong_output(monkeypatch, returned, words):
+    """A wrong shape, dtype, device or type of teacher depth raises a one-line error."""
     teacher = outside(monkeypatch, lambda scale: lambda batch: returned)
     with pytest.raises(TeacherError) as error:
         teacher(batch())
@@ -245,14 +257,16 @@ def test_what_a_teacher_from_outside_gets_wrong_is_one_line(monkeypatch, returne
     assert "\n" not in str(error.value)
 
 
-def test_a_module_that_makes_no_teacher_is_one_line(monkeypatch):
+def test_external_teacher_rejects_invalid_build(monkeypatch):
+    """A build that returns no callable or doesn't take a given key is rejected."""
     with pytest.raises(TeacherError, match="build made 3.0; it must be a callable"):
         outside(monkeypatch, lambda scale: scale)
     with pytest.raises(RecipeError, match=r"teacher \(somebodys.teacher\): unknown key 'scale'"):
         outside(monkeypatch, lambda factor: factor)
 
 
-def test_mistakes_are_one_line(weights_file, tmp_path):
+def test_build_teacher_rejects_invalid_nodes(weights_file, tmp_path):
+    """Missing, torn, contradictory or unfitting teacher settings raise one-line errors."""
     node = {"network": NODE, "checkpoint": str(weights_file)}
     there = str(tmp_path / "nothing.pth")
     assert refused(node | {"checkpoint": there, "recipe": "big.yaml"}) == (

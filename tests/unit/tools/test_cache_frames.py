@@ -22,7 +22,8 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
+def test_fill_decodes_each_file_once(root, workers):
+    """Each file is decoded once, after the counts and disk need are printed."""
     told = fill(root, workers)
     assert told[0] == f"Decoded: 15 files, 0 there already, 15 to make in {root / 'decoded'}"
     assert told[1].startswith("Disk: 0.000 GB needed, ")
@@ -37,7 +38,8 @@ def test_every_file_is_decoded_once_after_its_need_is_told(root, workers):
     )
 
 
-def test_files_without_a_partner_are_told_once(tmp_path):
+def test_sources_of_warns_once_of_unmatched(tmp_path):
+    """An unmatched image gives one warning although two splits are read."""
     for folder, count in (("images", 8), ("depths", 7)):
         (tmp_path / folder).mkdir()
         for index in range(count):
@@ -60,13 +62,15 @@ def test_files_without_a_partner_are_told_once(tmp_path):
     assert "7.png" in told
 
 
-def test_one_split_can_do(root):
+def test_fill_single_split(root):
+    """A single split decodes only its own files."""
     lines = (root / "kitti_eigen_test.txt").read_text().splitlines(keepends=True)
     (root / "kitti_eigen_test.txt").write_text("".join(lines[:2]))
     assert fill(root, splits=("val",))[0].startswith("Decoded: 4 files, ")
 
 
-def test_what_is_there_stays_and_what_has_changed_is_made_anew(root):
+def test_fill_redecodes_changed_files_only(root):
+    """A rerun keeps decoded files untouched and redoes only those whose source changed."""
     fill(root)
     before = arrays(root)
     assert fill(root)[0] == f"Decoded: 15 files, 15 there already, 0 to make in {root / 'decoded'}"
@@ -78,7 +82,8 @@ def test_what_is_there_stays_and_what_has_changed_is_made_anew(root):
     assert np.unique(np.load(root / "decoded" / "input" / f"{image_name(3)}.npy")).tolist() == [77]
 
 
-def test_torn_files_are_made_anew_and_leavings_go(root):
+def test_fill_redecodes_torn_files(root):
+    """Truncated decoded files are redone, and leftover partial files are removed."""
     fill(root)
     before = {name: row[2] for name, row in arrays(root).items()}
     path = root / "decoded" / "gt_depth" / f"{depth_name(0)}.npy"
@@ -91,7 +96,8 @@ def test_torn_files_are_made_anew_and_leavings_go(root):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_flipped_byte_is_found_by_verify_alone(root, workers):
+def test_fill_verify_finds_flipped_byte(root, workers):
+    """A flipped byte in a decoded file is found and repaired only with verify."""
     fill(root)
     before = {name: row[2] for name, row in arrays(root).items()}
     path = root / "decoded" / "input" / f"{image_name(2)}.npy"
@@ -106,7 +112,8 @@ def test_a_flipped_byte_is_found_by_verify_alone(root, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_files_that_cannot_be_decoded_are_named_and_all_others_made(root, workers):
+def test_fill_names_undecodable_files(root, workers):
+    """Files that can't be decoded are named in an error, and all others are decoded."""
     torn, lost = root / "input" / image_name(1), root / "gt_depth" / depth_name(4)
     torn.write_bytes(torn.read_bytes()[:60])
     lost.unlink()
@@ -124,7 +131,8 @@ def test_files_that_cannot_be_decoded_are_named_and_all_others_made(root, worker
     assert len(arrays(root)) == 13
 
 
-def test_too_little_room_is_refused_before_anything_is_written(root, monkeypatch):
+def test_fill_rejects_full_disk(root, monkeypatch):
+    """Too little free disk space is rejected before anything is written."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 100_000))
     told = refused(root)
@@ -135,13 +143,15 @@ def test_too_little_room_is_refused_before_anything_is_written(root, monkeypatch
     assert arrays(root) == {}
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(root):
+def test_fill_rejects_unwritable_folder(root):
+    """A cache path that can't be a folder raises a one-line error and stays unchanged."""
     (root / "decoded").write_text("a file")
     assert refused(root).startswith(f"{root / 'decoded'}: can't be written to (")
     assert (root / "decoded").read_text() == "a file"
 
 
-def test_data_without_files_is_refused(root, monkeypatch):
+def test_sources_of_rejects_data_without_files(root, monkeypatch):
+    """A data set without files raises a RecipeError that lists those with files."""
     monkeypatch.setattr(cache_frames, "build_dataset", lambda *_: object())
     assert (
         refused(root, RecipeError)
@@ -149,7 +159,8 @@ def test_data_without_files_is_refused(root, monkeypatch):
     )
 
 
-def test_numpy_files_are_left_out(root):
+def test_sources_of_excludes_npy(root):
+    """NPY depth maps are not decoded and are read from their own place."""
     for index in range(5):
         place = root / "metres" / f"{Path(image_name(index)).stem}.npy"
         place.parent.mkdir(exist_ok=True)

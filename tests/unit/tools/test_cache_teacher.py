@@ -50,7 +50,8 @@ def levels_of(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("flip", [None, False])
-def test_a_map_is_the_teachers_depth_in_the_published_encoding(ground, tmp_path, flip):
+def test_cache_maps_encode_teacher_depth(ground, tmp_path, flip):
+    """Each map holds the teacher's depth within half a level of the published encoding."""
     recipe = recipe_of(ground, **({} if flip is None else {"flip": flip}))
     told = cache(recipe, tmp_path / "maps")
     assert (
@@ -81,13 +82,15 @@ def test_a_map_is_the_teachers_depth_in_the_published_encoding(ground, tmp_path,
     assert np.ptp(spread) > 10
 
 
-def test_validation_frames_are_a_split_of_their_own(ground, tmp_path):
+def test_cache_maps_val_split(ground, tmp_path):
+    """Caching the validation split writes maps for its frames only."""
     cache(recipe_of(ground), tmp_path / "maps", "val")
     assert len(list((tmp_path / "maps").glob("*drive_0002*.png"))) == 2
     assert len(list((tmp_path / "maps").glob("*.png"))) == 2
 
 
-def test_what_is_there_is_kept_and_what_is_torn_or_missing_is_made(ground, tmp_path):
+def test_cache_maps_remakes_torn_and_missing(ground, tmp_path):
+    """A rerun keeps whole maps untouched, remakes torn or missing ones and removes leftovers."""
     folder, recipe = tmp_path / "maps", recipe_of(ground)
     cache(recipe, folder)
     before = files_of(folder)
@@ -108,9 +111,8 @@ def test_what_is_there_is_kept_and_what_is_torn_or_missing_is_made(ground, tmp_p
     assert files_of(folder) == after
 
 
-def test_maps_that_do_not_fit_on_the_disk_are_refused_before_any_is_made(
-    ground, tmp_path, monkeypatch
-):
+def test_cache_maps_rejects_full_disk(ground, tmp_path, monkeypatch):
+    """Too little free disk space raises a DataError before any map is written."""
     free = cache_teacher.shutil.disk_usage(tmp_path)._replace(free=20_000)
     monkeypatch.setattr(cache_teacher.shutil, "disk_usage", lambda _: free)
     message = refused(DataError, recipe_of(ground), tmp_path / "maps")
@@ -119,7 +121,8 @@ def test_maps_that_do_not_fit_on_the_disk_are_refused_before_any_is_made(
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["manifest.json"]
 
 
-def test_the_disk_needed_is_told_first_and_about_right(ground, tmp_path):
+def test_cache_maps_estimates_disk_space(ground, tmp_path):
+    """The disk estimate is printed first and exceeds the space used by less than 30 %."""
     told = cache(recipe_of(ground), tmp_path / "maps").splitlines()
     assert told[1].startswith("Disk: ")
     assert " GB free" in told[1]
@@ -128,7 +131,8 @@ def test_the_disk_needed_is_told_first_and_about_right(ground, tmp_path):
     assert used_kb < needed_kb < 1.3 * used_kb
 
 
-def test_maps_of_another_kind_stay_as_they_are(ground, tmp_path):
+def test_cache_maps_rejects_other_settings(ground, tmp_path):
+    """Maps made with other settings or weights are kept, and the differing key is named."""
     folder = tmp_path / "maps"
     cache(recipe_of(ground), folder)
     before = files_of(folder)
@@ -152,7 +156,8 @@ def test_maps_of_another_kind_stay_as_they_are(ground, tmp_path):
     assert files_of(folder) == before
 
 
-def test_the_same_weights_in_another_file_are_the_same_teacher(ground, tmp_path):
+def test_cache_maps_same_weights_other_file(ground, tmp_path):
+    """The same weights in a published file count as the same teacher."""
     cache(recipe_of(ground), tmp_path / "maps")
     state = torch.load(ground / "teacher.pth", weights_only=True)["state_dict"]
     torch.save({"state_dict": to_published(state)}, tmp_path / "published.pth")
@@ -160,7 +165,8 @@ def test_the_same_weights_in_another_file_are_the_same_teacher(ground, tmp_path)
     assert f"{NUM_TRAIN} there already" in told
 
 
-def test_a_folder_of_maps_without_a_manifest_is_not_added_to(ground, tmp_path):
+def test_cache_maps_rejects_missing_manifest(ground, tmp_path):
+    """A folder of maps without a manifest is rejected and left unchanged."""
     Image.fromarray(np.ones((48, 96), np.uint16)).save(tmp_path / "published.png")
     assert "nobody knows which teacher (no manifest)" in refused(
         TeacherError, recipe_of(ground), tmp_path
@@ -168,8 +174,11 @@ def test_a_folder_of_maps_without_a_manifest_is_not_added_to(ground, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["published.png"]
 
 
-def test_of_two_jobs_that_begin_at_once_one_writes(ground, tmp_path, monkeypatch):
-    """Both saw no manifest; the other one's takes the place of ours before ours is locked."""
+def test_cache_maps_rejects_replaced_manifest(ground, tmp_path, monkeypatch):
+    """If another job replaces the manifest before it is locked, this job is rejected.
+
+    Both saw no manifest; the other one's takes the place of ours before ours is locked.
+    """
     lock = cache_teacher.fcntl.lockf
 
     def lock_late(file, how):
@@ -184,7 +193,8 @@ def test_of_two_jobs_that_begin_at_once_one_writes(ground, tmp_path, monkeypatch
     )
 
 
-def test_a_recipe_means_its_teacher_or_without_one_its_own_network(ground, tmp_path):
+def test_teacher_of_recipe_or_own_network(ground, tmp_path):
+    """The source is the recipe's teacher, or else its own network; cached maps are rejected."""
     student = recipe_of(ground)
     assert (
         cache_teacher.teacher_of(Recipe(student), "student.yaml", None).teacher.checkpoint
@@ -213,9 +223,8 @@ def test_a_recipe_means_its_teacher_or_without_one_its_own_network(ground, tmp_p
         )
 
 
-def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_made(
-    ground, tmp_path
-):
+def test_teacher_of_resize_override(ground, tmp_path):
+    """A resize override applies to the recipe's own network, not to its separate teacher."""
     override, resize = ["data.resize={short_side: 32}"], {"resize": {"short_side": 32}}
     student = recipe_of(ground)
     student["data"] |= resize
@@ -238,7 +247,8 @@ def test_an_override_of_the_working_resolution_is_the_networks_whose_maps_are_ma
     )  # the student's own affair
 
 
-def test_the_folder_is_named_after_the_teachers_recipe(ground):
+def test_default_folder_named_after_teacher(ground):
+    """The default folder is gt_kd_ and the teacher's recipe, with _val for validation."""
     recipe = recipe_of(ground, recipe="/recipes/teachers/big.yaml")
     assert (
         cache_teacher.default_folder(Recipe(recipe), "student.yaml", "train")
@@ -255,8 +265,11 @@ def test_the_folder_is_named_after_the_teachers_recipe(ground):
     )
 
 
-def test_nyu_maps_are_of_the_whole_frame(ground, tmp_path):
-    """Training cuts NYU's frames; the maps are cut with them, as they are read."""
+def test_cache_maps_nyu_covers_full_frame(ground, tmp_path):
+    """NYU maps cover the full frame and are cropped with the frame when they are read.
+
+    Training cuts NYU's frames; the maps are cut with them, as they are read.
+    """
     from tiekd.data.build import build_dataset
 
     source = (
@@ -286,7 +299,8 @@ def test_nyu_maps_are_of_the_whole_frame(ground, tmp_path):
     )
 
 
-def test_the_manifest_says_what_made_the_maps(ground, tmp_path):
+def test_cache_maps_manifest_contents(ground, tmp_path):
+    """The manifest states flip, crop, range, normalisation, network and teacher digest."""
     cache(recipe_of(ground), tmp_path / "maps")
     manifest = json.loads((tmp_path / "maps" / "manifest.json").read_text())
     assert manifest["flip"] is True

@@ -43,7 +43,8 @@ def numbers(path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_planted_fault_is_found_and_nothing_else(root, tmp_path, workers):
+def test_check_data_finds_planted_faults_only(root, tmp_path, workers):
+    """The report has every planted fault and nothing else, with file, line and advice."""
     _, short, progress = check(faulty_data.recipe(root), tmp_path / "out", workers=workers)
     assert found(tmp_path / "out/report.json") == PLANTED
     assert progress.splitlines()[-1].startswith("frames: 23/23, ")
@@ -75,7 +76,8 @@ def test_every_planted_fault_is_found_and_nothing_else(root, tmp_path, workers):
     assert "data.augment.crop: 12x16 is larger than the picture, 8x30" in text
 
 
-def test_cleaned_splits_have_the_same_lines_but_for_the_faulty(root, tmp_path):
+def test_check_data_writes_cleaned_splits(root, tmp_path):
+    """The cleaned splits keep all lines but the faulty ones, and the originals are unchanged."""
     before = {path: path.read_bytes() for path in root.glob("*.txt")}
     _, short, _ = check(faulty_data.recipe(root), tmp_path / "out")
     assert numbers(tmp_path / "out/train.txt") == [
@@ -107,7 +109,8 @@ def test_cleaned_splits_have_the_same_lines_but_for_the_faulty(root, tmp_path):
     assert not list((tmp_path / "again").glob("*/train.txt"))
 
 
-def test_warnings_are_dropped_when_asked_for_and_from_training_only(root, tmp_path):
+def test_check_data_drop_applies_to_training_only(root, tmp_path):
+    """The --drop option removes duplicate, shared and neighbour frames from training only."""
     write_png(
         root / "input" / image_name(23), np.array(Image.open(root / "input" / image_name(20)))
     )
@@ -118,7 +121,8 @@ def test_warnings_are_dropped_when_asked_for_and_from_training_only(root, tmp_pa
     assert numbers(tmp_path / "out/val.txt") == [20, 21, 23]
 
 
-def test_a_training_frame_without_a_valid_pixel_stays_where_there_is_a_teacher(root, tmp_path):
+def test_check_data_keeps_empty_frame_with_teacher(root, tmp_path):
+    """With a teacher, a training frame without valid depth is kept; a validation frame is not."""
     write_png(root / "gt_depth" / depth_name(21), np.zeros((20, 30), np.uint16))
     check(faulty_data.recipe(root, teacher={"checkpoint": "x"}), tmp_path / "out")
     assert found(tmp_path / "out/report.json") == PLANTED | {("val", "empty", 21)}
@@ -126,7 +130,8 @@ def test_a_training_frame_without_a_valid_pixel_stays_where_there_is_a_teacher(r
     assert numbers(tmp_path / "out/val.txt") == [20]
 
 
-def test_depth_outside_the_part_that_is_used_does_not_count(tmp_path):
+def test_check_data_ignores_depth_outside_crop(tmp_path):
+    """A frame whose valid depth lies outside the crop counts as empty."""
     root = fake_data.make(tmp_path / "data", num_frames=2)
     levels = np.zeros((20, 30), np.uint16)
     levels[:4] = 1000
@@ -139,7 +144,8 @@ def test_depth_outside_the_part_that_is_used_does_not_count(tmp_path):
     assert found(tmp_path / "cut/report.json") == {("train", "empty", 1)}
 
 
-def test_teacher_maps_are_checked_as_well(tmp_path):
+def test_check_data_checks_teacher_maps(tmp_path):
+    """Teacher maps are checked for size, bit depth and existence."""
     root = fake_data.make(tmp_path / "data", num_frames=4)
     for index, pixels in enumerate(
         [np.ones((20, 30), np.uint16), np.ones((9, 9), np.uint16), np.ones((20, 30), np.uint8)]
@@ -152,7 +158,8 @@ def test_teacher_maps_are_checked_as_well(tmp_path):
     }
 
 
-def test_a_file_that_does_not_answer_ends_the_check(root, monkeypatch):
+def test_check_data_ends_at_unresponsive_file(root, monkeypatch):
+    """A file that a worker can't read in time ends the check with its name."""
     stuck_disk.hold(monkeypatch, root / "input" / image_name(14))
     recipe = faulty_data.recipe(root)
     splits = splits_of(Recipe(recipe), "train")
@@ -162,7 +169,8 @@ def test_a_file_that_does_not_answer_ends_the_check(root, monkeypatch):
         check_data.check(Recipe(recipe), splits, 1, 1, 2, (), io.StringIO())
 
 
-def test_results_are_never_written_over_anything(root, tmp_path):
+def test_check_data_claim_never_overwrites(root, tmp_path):
+    """An --out folder that holds a result file already, or can't be made, is rejected."""
     for name in ("report.json", "report.txt", "train.txt", "val.txt"):
         out = tmp_path / name
         out.mkdir()
@@ -188,7 +196,8 @@ def test_run_returns_one_where_something_was_found(root, tmp_path, capsys):
         assert ("Nothing was found." in capsys.readouterr().out) == (code == 0)
 
 
-def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):
+def test_splits_of_follows_recipe(root, tmp_path, monkeypatch):
+    """Only the splits that the recipe uses are checked; data without files is rejected."""
     assert [
         split.name
         for split in splits_of(Recipe(faulty_data.recipe(root, train={"validate": False})), "both")
@@ -204,7 +213,8 @@ def test_what_is_checked_is_what_the_recipe_uses(root, tmp_path, monkeypatch):
         splits_of(Recipe(recipe), "train")
 
 
-def test_frames_without_ground_truth_keep_the_lines_of_the_others_right(tmp_path):
+def test_check_data_line_numbers_with_missing_truth(tmp_path):
+    """Findings name the split's true line number although other lines have no ground truth."""
     root = fake_data.make(tmp_path / "data", num_frames=5, without=(0, 2))
     (root / "input" / image_name(3)).unlink()
     for teacher, kept in ((None, [1, 4]), ({"checkpoint": "x"}, [0, 1, 2, 4])):
@@ -215,7 +225,8 @@ def test_frames_without_ground_truth_keep_the_lines_of_the_others_right(tmp_path
         assert numbers(out / "train.txt") == kept
 
 
-def test_a_folder_gets_both_lists_for_the_rest_of_one_is_the_other(tmp_path):
+def test_check_data_folder_writes_both_lists(tmp_path):
+    """For a folder, both cleaned lists are written, even if only one split is checked."""
     root = tmp_path / "mine"
     rng = np.random.default_rng(0)
     for index in range(8):
@@ -262,7 +273,8 @@ def mine(root, names):
     return {"network": {"max_depth": 10.0}, "data": data | {"val_fraction": 0.25}}
 
 
-def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
+def test_check_data_keeps_non_utf8_names(tmp_path):
+    """File names that aren't UTF-8 pass unchanged through reports and cleaned lists."""
     names = [
         os.fsdecode(name) for name in (b"K\xe4fer", b"M\xfcnchen/1", b"\xff", b"4", b"5", b"6")
     ]
@@ -288,7 +300,8 @@ def test_names_that_are_no_utf8_go_into_reports_and_lists_and_back(tmp_path):
     } <= {f"{name}.png" for name in names}
 
 
-def test_what_has_no_partner_is_something_found(tmp_path):
+def test_check_data_warns_of_unmatched_files(tmp_path):
+    """Images and depth maps without a partner are reported as warnings."""
     recipe = mine(tmp_path / "mine", "12345678")
     splits, short, _ = check(recipe, tmp_path / "out", neighbours=0)
     assert short.endswith("Nothing was found.")
@@ -303,7 +316,8 @@ def test_what_has_no_partner_is_something_found(tmp_path):
     assert "match no depth map, such as 3.png" in report["splits"]["train"]["remarks"][1]
 
 
-def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
+def test_check_data_reports_units_and_exif(tmp_path):
+    """The report states the depth unit and the images that EXIF rotates."""
     recipe = mine(tmp_path / "mine", "12345678")
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -323,7 +337,8 @@ def test_what_depths_count_as_and_what_exif_turns_is_said(tmp_path):
     assert short.endswith("Nothing was found.")
 
 
-def test_depth_of_an_image_as_it_is_stored_is_named_by_its_orientation(tmp_path):
+def test_check_data_names_exif_size_mismatch(tmp_path):
+    """A depth map that fits only the unrotated image is reported with its EXIF orientation."""
     recipe = mine(tmp_path / "mine", "12345678")
     frame = build_dataset(Recipe(recipe).dataset, "train").frames[0]
     exif = Image.Exif()
@@ -340,7 +355,8 @@ def test_depth_of_an_image_as_it_is_stored_is_named_by_its_orientation(tmp_path)
     )
 
 
-def test_a_split_of_which_nothing_would_be_left_is_not_written(tmp_path):
+def test_check_data_writes_no_empty_split(tmp_path):
+    """If no frame would be left, no cleaned split is written and the report says why."""
     root = fake_data.make(tmp_path / "data", num_frames=2)
     (root / "input").rename(root / "elsewhere")
     _, short, _ = check(faulty_data.recipe(root), tmp_path / "out")
@@ -351,7 +367,8 @@ def test_a_split_of_which_nothing_would_be_left_is_not_written(tmp_path):
     ]
 
 
-def test_medians_are_told_for_a_unit_that_no_frame_gives_away(tmp_path):
+def test_check_data_reports_median_depths(tmp_path):
+    """The report states the median depths of the frames and their 90 % range."""
     root = fake_data.make(tmp_path / "data", num_frames=5)
     _, short, _ = check(faulty_data.recipe(root), tmp_path / "out", "val")
     assert short.startswith(

@@ -37,9 +37,8 @@ def parts(work_dir, total: int, validate: bool = True, **checkpoint) -> SimpleNa
         (7, {"interval": 1}, 1, 1, 1),
     ],
 )
-def test_disk_is_of_the_checkpoints_that_stay_and_one_that_is_written(
-    tmp_path, total, checkpoint, saved, kept, at_most
-):
+def test_dry_run_disk_counts_kept_and_written(tmp_path, total, checkpoint, saved, kept, at_most):
+    """The disk estimate covers the kept checkpoints, the one being written and best weights."""
     work_dir = tmp_path / "not" / "there"
     (line,) = dry_run._disk(parts(work_dir, total, **checkpoint), 10 * MB, 50 * MB)
     told = (
@@ -51,7 +50,8 @@ def test_disk_is_of_the_checkpoints_that_stay_and_one_that_is_written(
     assert f"up to {dry_run.size(50 * at_most * MB)}, of" in line
 
 
-def test_a_disk_that_is_too_small_is_warned_of(tmp_path):
+def test_dry_run_warns_of_small_disk(tmp_path):
+    """A warning is printed if the checkpoints don't fit on the disk."""
     _, warning = dry_run._disk(parts(tmp_path, 100), 0, 10**15)
     assert warning.startswith("WARNING: the checkpoints don't fit on the disk")
 
@@ -60,14 +60,16 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path):
     ("total", "interval", "by", "count"),
     [(100, 2, "epoch", 5), (95, 2, "epoch", 5), (5, 2, "iteration", 3)],
 )
-def test_evaluations_are_counted_with_the_last(tmp_path, total, interval, by, count):
+def test_dry_run_counts_last_evaluation(tmp_path, total, interval, by, count):
+    """The number of evaluations includes the one at the run's end."""
     run = parts(tmp_path, total)
     settings = SimpleNamespace(interval=interval, by=by)
     run.state.hooks = [Evaluation(settings, None, None, CPU, None, print)]
     assert dry_run._evaluations(run) == count
 
 
-def test_sizes_are_those_of_the_files_and_nothing_is_written(tmp_path):
+def test_dry_run_sizes_equal_files(tmp_path):
+    """The predicted file sizes equal the real ones within 1 %, and nothing is written."""
     state = {
         "weights": torch.randn(1000, 33),
         "names": ["a"] * 50,
@@ -105,7 +107,8 @@ class Clock:
         raise AssertionError("it never stopped")
 
 
-def test_the_first_iteration_and_those_of_data_read_ahead_are_not_timed(monkeypatch):
+def test_stopwatch_excludes_warm_up(monkeypatch):
+    """Median and range exclude the first iterations and those of prefetched data."""
     watch = measure.Stopwatch(CPU, workers=2, accumulation=2)
     assert (
         Clock(monkeypatch).run(watch, [9.0, 5.0, 5.0, *[1.0, 1.0, 1.2, 0.8, 1.0], *[7.0] * 99]) == 8
@@ -114,7 +117,8 @@ def test_the_first_iteration_and_those_of_data_read_ahead_are_not_timed(monkeypa
     assert watch.range_s() == (pytest.approx(0.8), pytest.approx(1.2))
 
 
-def test_fast_iterations_are_timed_for_seconds_and_slow_ones_for_a_minute(monkeypatch):
+def test_stopwatch_stops_by_time_or_count(monkeypatch):
+    """Timing ends after 3 s, after 50 iterations, or after a minute of slow ones."""
     watch = measure.Stopwatch(CPU, workers=0, accumulation=1)
     assert Clock(monkeypatch).run(watch, [0.2] * 99) == 16
     watch = measure.Stopwatch(CPU, workers=0, accumulation=1)
@@ -124,13 +128,15 @@ def test_fast_iterations_are_timed_for_seconds_and_slow_ones_for_a_minute(monkey
     assert watch.median_s()[0] == 30.5
 
 
-def test_steps_that_a_loss_scale_skipped_are_warm_up(monkeypatch):
+def test_stopwatch_excludes_skipped_steps(monkeypatch):
+    """Steps skipped while the loss scale is searched count as warm-up."""
     watch = measure.Stopwatch(CPU, workers=0, accumulation=1)
     assert Clock(monkeypatch).run(watch, [9.0, 9.0, 9.0, *[1.0] * 9], skipped=(1, 2)) == 8
     assert watch.median_s()[0] == 1.0
 
 
-def test_the_peak_of_a_process_begins_anew():
+def test_restart_peak_resets_memory_peak():
+    """Restarting the peak lowers the measured CPU memory once a tensor is freed."""
     peak = memory.peak_bytes(CPU)
     block = torch.ones(100 * MB // 4)
     grown = memory.peak_bytes(CPU)
@@ -164,7 +170,8 @@ class Device:
             raise torch.OutOfMemoryError("full")
 
 
-def test_an_accelerator_that_runs_out_of_memory_ends_the_tries(monkeypatch):
+def test_find_largest_stops_at_out_of_memory(monkeypatch):
+    """Running out of memory ends the tries and is recorded as not fitting."""
     device = Device(monkeypatch, held=10.0, per_image=5.0, room=35.0)
     tries = micro_batch.find_largest([1, 2, 4, 8], device, CPU, None)
     assert device.tried == [1, 1, 2, 2, 4, 4, 8]
@@ -173,7 +180,8 @@ def test_an_accelerator_that_runs_out_of_memory_ends_the_tries(monkeypatch):
     assert tries[2].peak_bytes == 30
 
 
-def test_on_a_cpu_what_would_not_fit_is_not_tried(monkeypatch):
+def test_find_largest_cpu_predicts_limit(monkeypatch):
+    """On a CPU, a batch predicted to exceed the limit is reported but not run."""
     device = Device(monkeypatch, held=10.0, per_image=5.0)
     tries = micro_batch.find_largest([1, 2, 4, 8, 16], device, CPU, 50.0)
     assert max(device.tried) == 8, "8 take exactly 50"
@@ -183,7 +191,8 @@ def test_on_a_cpu_what_would_not_fit_is_not_tried(monkeypatch):
     ]
 
 
-def test_all_is_tried_where_all_fits_and_nothing_where_nothing_does(monkeypatch):
+def test_find_largest_all_or_none_fit(monkeypatch):
+    """All sizes are tried if all fit, and only the first is reported if none does."""
     device = Device(monkeypatch, held=10.0, per_image=5.0)
     assert [t.images for t in micro_batch.find_largest([1, 3], device, CPU, 1e9)] == [1, 3]
     (only,) = micro_batch.find_largest([1, 3], device, CPU, 9.0)

@@ -110,9 +110,8 @@ def recipe_of(tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_published_network_comes_in_whole_and_goes_back_as_it_was(
-    name, recipe_of, tmp_path, capsys
-):
+def test_import_weights_round_trip(name, recipe_of, tmp_path, capsys):
+    """Every published network imports with nothing missing and exports back bit-identical."""
     recipe, state = recipe_of(name), state_of(name)
     torch.save(
         {"meta": {"epoch": 24}, "state_dict": state, "optimizer": {}}, tmp_path / "theirs.pth"
@@ -191,7 +190,8 @@ def refused(capsys, folder, state, *options) -> str:
     return errors[0]
 
 
-def test_what_does_not_fit_is_listed_and_nothing_is_written(small, tmp_path, capsys):
+def test_import_weights_lists_mismatches(small, tmp_path, capsys):
+    """Missing, unexpected and misshapen tensors are listed, and no file is written."""
     state = dict(
         small,
         **{"decode_head.other.weight": torch.zeros(1), "backbone.layer9.0.weight": torch.zeros(1)},
@@ -211,7 +211,8 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(small, tmp_path, cap
     assert "of another shape: 1\n  encoder.conv1.bn.weight (got [3], wanted [8])\n" in refused.out
 
 
-def test_a_dead_parameter_is_named_as_such_and_is_not_unexpected(small, tmp_path, capsys):
+def test_import_weights_names_dead_parameters(small, tmp_path, capsys):
+    """Parameters that the published network never uses are listed as dead, not as unexpected."""
     state = small | {
         "decode_head.conv_out.0.weight": torch.zeros(256, 8, 1, 1),
         "backbone.fc.weight": torch.zeros(2),
@@ -226,10 +227,11 @@ def test_a_dead_parameter_is_named_as_such_and_is_not_unexpected(small, tmp_path
     assert f"dead in the published network, left out: 2\n{listed}" in out
 
 
-def test_the_recipes_head_says_which_of_two_outputs_lives(tmp_path, capsys):
-    """Two heads of the same sizes: a sigmoid head carries 256 bins unused.
+def test_import_weights_recipe_head_decides(tmp_path, capsys):
+    """The recipe's head decides which of two published output layers is dead.
 
-    Sizes alone would take one for the other.
+    Two heads of the same sizes: a sigmoid head carries 256 bins unused. Sizes alone would take
+    one for the other.
     """
     recipe = {"network": SMALL | {"head": {"name": "dpm", "num_bins": 256}}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
@@ -242,7 +244,8 @@ def test_the_recipes_head_says_which_of_two_outputs_lives(tmp_path, capsys):
     assert "left out: 1\n  decode_head.conv_depth.bias" in out
 
 
-def test_old_files_without_batch_counters_miss_nothing(small, tmp_path, capsys):
+def test_import_weights_without_batch_counters(small, tmp_path, capsys):
+    """A file without num_batches_tracked entries imports with nothing missing."""
     state = {
         key: tensor for key, tensor in small.items() if not key.endswith("num_batches_tracked")
     }
@@ -255,7 +258,8 @@ def test_old_files_without_batch_counters_miss_nothing(small, tmp_path, capsys):
     assert f"matched: {len(state)}" in out
 
 
-def test_an_existing_file_is_kept_unless_told(small, tmp_path, capsys):
+def test_import_weights_keeps_existing_file(small, tmp_path, capsys):
+    """An existing output file is replaced only with --overwrite."""
     torch.save(small, tmp_path / "theirs.pth")
     (tmp_path / "ours.pth").write_text("mine")
     arguments = [tmp_path / "theirs.pth", tmp_path / "recipe.yaml", "--out", tmp_path / "ours.pth"]
@@ -280,7 +284,8 @@ class RunsCode:
         return print, ("this ran",)
 
 
-def test_files_that_are_not_published_weights_are_refused(small, tmp_path, capsys):
+def test_import_weights_rejects_other_files(small, tmp_path, capsys):
+    """Pickled code, unknown layouts and recipes without a network are rejected."""
     assert "holds more than tensors" in refused(
         capsys, tmp_path, {"state_dict": small, "meta": RunsCode()}
     )
@@ -295,10 +300,11 @@ def test_files_that_are_not_published_weights_are_refused(small, tmp_path, capsy
 
 
 @pytest.mark.parametrize("core", ["core", "_core"])
-def test_a_figure_of_numpy_among_the_meta_data_is_no_obstacle(core, small, tmp_path, capsys):
-    """The meta data that mmcv saves with the best checkpoint.
+def test_import_weights_accepts_numpy_scalar_meta(core, small, tmp_path, capsys):
+    """A NumPy scalar in the metadata doesn't prevent the import, whatever NumPy wrote it.
 
-    The pickled name of the constructor depends on numpy's version.
+    The meta data that mmcv saves with the best checkpoint. The pickled name of the constructor
+    depends on numpy's version.
     """
     state = {"meta": {"hook_msgs": {"best_score": np.float64(0.0586)}}, "state_dict": small}
     torch.save(state, tmp_path / "theirs.pth", _use_new_zipfile_serialization=False)
@@ -315,7 +321,8 @@ def test_a_figure_of_numpy_among_the_meta_data_is_no_obstacle(core, small, tmp_p
 
 
 @pytest.mark.parametrize("layout", ["bare", "state_dict", "module"])
-def test_load_from_and_the_teacher_take_a_published_file_as_it_is(layout, small, tmp_path):
+def test_load_checkpoint_accepts_published_layouts(layout, small, tmp_path):
+    """A student and a teacher load published files in all three layouts."""
     state = {f"module.{key}": t for key, t in small.items()} if layout == "module" else small
     torch.save(
         state if layout == "bare" else {"meta": {}, "state_dict": state}, tmp_path / "theirs.pth"

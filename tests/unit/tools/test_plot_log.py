@@ -42,7 +42,8 @@ def read(path):
     return run
 
 
-def test_rows_of_epochs_stand_at_their_iteration():
+def test_read_runs_epoch_rows_to_iterations():
+    """Rows by epoch are placed at global iterations, with training's learning rate."""
     run = read(
         GOLDEN / "by_epoch_cuda.log.json"
     )  # of 120 iterations an epoch, as the .log beside it says
@@ -60,13 +61,15 @@ def test_rows_of_epochs_stand_at_their_iteration():
     ]  # training's, not the evaluations'
 
 
-def test_rows_of_iterations_stand_where_they_say():
+def test_read_runs_iteration_rows_unchanged():
+    """Rows by iteration keep their own iteration numbers."""
     run = read(GOLDEN / "by_iter_cuda.log.json")
     assert run.curve("loss", "iteration")[0] == [50, 100, 150, 200]
     assert run.curve("abs_rel", "iteration")[0] == [100, 200]
 
 
-def test_without_the_text_log_an_epoch_ends_with_its_last_row(tmp_path):
+def test_read_runs_without_text_log(tmp_path):
+    """Without the text log, an epoch's length is the largest iteration among its rows."""
     rows = [
         train(1, 50, 9),
         train(1, 100, 8),
@@ -85,7 +88,8 @@ def test_without_the_text_log_an_epoch_ends_with_its_last_row(tmp_path):
     assert run.curve("loss", "epoch")[0] == [0.5, 1, 1.5, 2]
 
 
-def test_hours_are_of_all_iterations_also_those_that_no_row_shows(tmp_path):
+def test_read_runs_time_counts_all_iterations(tmp_path):
+    """The time axis counts every iteration, including those that no row shows."""
     text = "t - depth - INFO - Epoch [1][50/110]\tlr: 1\n"
     rows = [train(1, 50, 9), train(1, 100, 8), val(1, 0.3), train(2, 50, 7, time=72.0)]
     run = read(write(tmp_path / "run", "1", rows, text))
@@ -93,7 +97,8 @@ def test_hours_are_of_all_iterations_also_those_that_no_row_shows(tmp_path):
     assert run.curve("abs_rel", "time")[0] == pytest.approx([1.0])
 
 
-def test_the_files_of_a_resumed_run_are_joined_and_the_last_word_counts(tmp_path):
+def test_read_runs_joins_resumed_files(tmp_path):
+    """The files of a resumed run are joined, and later files replace repeated iterations."""
     write(tmp_path / "run", "20260101", [train(1, 50, 9), train(1, 100, 8), train(2, 50, 7)])
     write(tmp_path / "run", "20260102", [train(1, 100, 5), train(2, 50, 4), train(2, 100, 3)])
     write(tmp_path / "run", "20260103", [])
@@ -102,7 +107,8 @@ def test_the_files_of_a_resumed_run_are_joined_and_the_last_word_counts(tmp_path
     assert run.curve("loss", "time")[0] == pytest.approx([0.5, 1.0, 1.5, 2.0])
 
 
-def test_epochs_that_became_longer_at_a_resume_are_counted_as_their_row_says(tmp_path):
+def test_read_runs_epochs_renumbered(tmp_path):
+    """After an epochs_renumbered row, iterations continue with the new epoch length."""
     text = "t - depth - INFO - Epoch [1][1/3]\tlr: 1\n"
     write(
         tmp_path / "run", "1", [*(train(epoch, i, 9) for epoch in (1, 2) for i in (1, 2, 3))], text
@@ -120,13 +126,15 @@ def test_epochs_that_became_longer_at_a_resume_are_counted_as_their_row_says(tmp
     assert run.curve("abs_rel", "iteration")[0] == [10]
 
 
-def test_rows_on_skipped_iterations_are_passed_over(tmp_path):
+def test_read_runs_ignores_skipped_rows(tmp_path):
+    """Rows about skipped iterations don't enter the curves."""
     skipped = {"mode": "skipped", "iteration": 60, "not_finite": "loss", "micro_batches": []}
     run = read(write(tmp_path / "run", "1", [train(1, 50, 9), skipped, train(1, 100, 8)]))
     assert run.curve("loss", "iteration") == ([50, 100], [9, 8])
 
 
-def test_a_log_that_is_being_written_is_read_and_other_files_are_refused(tmp_path):
+def test_read_runs_partial_and_invalid_logs(tmp_path):
+    """An unfinished last line is ignored; missing, empty and other files are rejected."""
     folder = write(tmp_path / "run", "1", [train(1, 50, 9), {"bad_iteration": 3}])
     path = folder / "1.log.json"
     path.write_text(path.read_text() + '{"mode": "train", "ep')
@@ -142,7 +150,8 @@ def test_a_log_that_is_being_written_is_read_and_other_files_are_refused(tmp_pat
         read(write(tmp_path / "new", "1", []))
 
 
-def test_runs_are_called_by_what_tells_them_apart(tmp_path):
+def test_read_runs_shortest_distinct_names(tmp_path):
+    """Runs are named by their folder, or by their file if they share a folder."""
     a, b = (write(tmp_path / name, "1", [train(1, 50, 9)]) for name in "ab")
     two = write(tmp_path / "a", "2", [train(1, 50, 9)])
     assert [run.name for run in plot_log.read_runs([a, b / "1.log.json"])] == ["a", "b"]
@@ -152,7 +161,8 @@ def test_runs_are_called_by_what_tells_them_apart(tmp_path):
     ]
 
 
-def test_a_key_that_a_run_lacks_is_told_with_those_it_has(tmp_path):
+def test_plot_rejects_unknown_key(tmp_path):
+    """An unknown key raises a LaunchError that lists the run's keys."""
     run = read(write(tmp_path / "run", "1", [train(1, 50, 9), val(1, 0.1)]))
     with pytest.raises(
         LaunchError, match="^--keys: run has no 'absrel'; it has: lr, loss, time, abs_rel$"
@@ -160,7 +170,8 @@ def test_a_key_that_a_run_lacks_is_told_with_those_it_has(tmp_path):
         plot_log.plot([run], ["loss", "absrel"])
 
 
-def test_a_picture_has_a_chart_a_key_and_a_curve_a_run(tmp_path):
+def test_plot_one_chart_per_key(tmp_path):
+    """The image has one chart per key and one coloured curve per run."""
     rows = [[train(1, i, 9 - i / 20 + offset) for i in range(1, 101)] for offset in (0, 3)]
     runs = [read(write(tmp_path / name, "1", part)) for name, part in zip("ab", rows, strict=True)]
     one, three = (
@@ -222,14 +233,16 @@ def test_dots_of_a_long_curve_are_where_no_line_is():
     assert plot_log._dotted(ys) == [0, 2, 105]
 
 
-def test_a_picture_that_can_not_be_written_is_told(tmp_path):
+def test_plot_write_error_names_file(tmp_path):
+    """An image that can't be written raises a DataError with its path."""
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match="file/x.png: can't be written"):
         plot_log.write(tmp_path / "file" / "x.png", np.zeros((4, 4, 3), np.uint8))
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_smoothing_is_a_mean_over_the_last_rows_and_leaves_nothing_but_numbers_out():
+def test_running_mean_skips_nan():
+    """The running mean covers the last rows, skips NaN and is NaN only if all of them are."""
     ys = [1.0, 3.0, math.nan, 5.0, 9.0]
     assert plot_log._running_mean(ys, 2) == [1.0, 2.0, 3.0, 5.0, 7.0]
     assert math.isnan(plot_log._running_mean([math.nan, 1.0], 1)[0])

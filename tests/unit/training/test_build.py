@@ -26,7 +26,8 @@ def network(beyond: str) -> Network:
 @pytest.mark.parametrize(
     "node", [{"dpm": {}}, {"mse": {}, "dpm": {"max_depth": 12}}, {"far": {"name": "dpm"}}]
 )
-def test_a_divergence_that_counts_ignored_pixels_is_refused(node):
+def test_check_ignored_depths_rejects_missing_max_depth(node):
+    """A dpm loss needs the network's max_depth if its head ignores depth beyond it."""
     losses, key = criterion.build(node, True), list(node)[-1]
     told = f"^losses.{key}.max_depth: got .*; set losses.{key}.max_depth=10.0"
     with pytest.raises(RecipeError, match=told) as caught:
@@ -38,8 +39,11 @@ def test_a_divergence_that_counts_ignored_pixels_is_refused(node):
     )
 
 
-def test_the_maximum_that_is_asked_for_keeps_the_loss_of_a_picture_with_far_pixels():
-    """Without the maximum, half of an image beyond the range would halve the loss."""
+def test_dpm_loss_max_depth_excludes_far_pixels():
+    """With max_depth, an image half beyond the range has the loss of one fully within it.
+
+    Without the maximum, half of an image beyond the range would halve the loss.
+    """
     torch.manual_seed(0)
     target = torch.full((1, 1, 4, 4), 5.0)
     features = torch.randn(1, 4, 1, 1).expand(1, 4, 4, 4)
@@ -76,7 +80,9 @@ def hooks_of(recipe: dict, teacher) -> list:
         (None, False),
     ],
 )
-def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_rank(node, shown):
+def test_build_hooks_tensorboard_skips_outside_teacher(node, shown):
+    """TensorBoard's frames get a network or map teacher, but no external one."""
+
     def teacher(_batch):
         raise AssertionError
 
@@ -85,17 +91,20 @@ def test_a_teacher_from_outside_is_not_asked_for_the_validation_frames_of_one_ra
     assert board.frames.teacher is (teacher if shown else None)
 
 
-def test_kept_memory_goes_back_before_an_evaluation_and_a_checkpoint_need_some():
+def test_build_hooks_orders_kept_memory_first():
+    """KeptMemory runs before Evaluation, and Evaluation before Checkpoint."""
     names = [type(hook).__name__ for hook in hooks_of({"network": {"max_depth": 10.0}}, None)]
     assert names.index("KeptMemory") < names.index("Evaluation") < names.index("Checkpoint")
 
 
-def test_a_recipe_without_data_is_read_as_any():
+def test_loading_of_defaults_without_data():
+    """A recipe without data has default loading settings."""
     assert loading_of({}) == Loading()
     assert loading_of({"workers": 3}).workers == 3
 
 
-def test_a_section_is_read_once_when_it_is_asked_for_and_others_may_lack():
+def test_recipe_sections_are_lazy():
+    """A recipe's section is parsed once, on access; absent ones have defaults."""
     recipe = Recipe({"data": {"workers": 3, "augment": {"flip_p": 0.25}}, "train": {"epochs": 0}})
     assert recipe.loading.workers == 3
     assert recipe.loading is recipe.loading
@@ -154,7 +163,8 @@ def parts_of(recipe, batch_size):
     return parts
 
 
-def test_depths_in_another_unit_end_a_run_before_it_begins(tmp_path):
+def test_build_parts_rejects_wrong_depth_unit(tmp_path):
+    """Depths that look like another unit end the run before it starts."""
     recipe = folder_recipe(tmp_path, np.full((64, 64), 2500, np.float32))
     with pytest.raises(
         DataError, match=r"float32 NPY is taken as metres \(data.float_depth_unit\): give the unit"
@@ -164,7 +174,8 @@ def test_depths_in_another_unit_end_a_run_before_it_begins(tmp_path):
     assert not any("metres" in line for line in parts_of(recipe, 2).report)
 
 
-def test_the_log_says_what_has_no_partner_and_that_a_batch_repeats_frames(tmp_path):
+def test_startup_log_warns_of_unmatched_and_batch(tmp_path):
+    """The log warns of unmatched depth maps and of a batch larger than the data set."""
     recipe = folder_recipe(tmp_path, np.full((64, 64), 2.5, np.float32))
     np.save(tmp_path / "depths/alone.npy", np.ones((64, 64)))
     parts = parts_of(recipe, 4)

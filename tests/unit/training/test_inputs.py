@@ -36,7 +36,8 @@ def refusals(run, started) -> list[str]:
     return changes(run, started).refused
 
 
-def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
+def test_inputs_record_round_trip(run):
+    """A record reads back equal, compares without changes and holds counts and file facts."""
     record = run.record()
     inputs.write(run.folder, record)
     assert inputs.read(run.folder) == record
@@ -58,7 +59,8 @@ def test_a_record_is_read_back_as_it_was_and_nothing_has_changed(run):
 @pytest.mark.parametrize(
     "content", [None, "", "{", "[]", '{"version": 99}', '{"version": 1', '{"version": 1}']
 )
-def test_a_record_that_is_not_there_or_torn_is_none_and_a_line_says_so(run, content):
+def test_inputs_read_missing_or_torn_record(run, content):
+    """A missing or invalid record reads as None, and the comparison says so."""
     if content is not None:
         (run.folder / inputs.NAME).write_text(content)
     assert inputs.read(run.folder) is None
@@ -71,7 +73,8 @@ def test_a_record_that_is_not_there_or_torn_is_none_and_a_line_says_so(run, cont
     )
 
 
-def test_added_pictures_are_refused_and_the_validation_frames_stay(run):
+def test_inputs_added_images_refused(run):
+    """Added images are refused, and the validation frames stay those of the start."""
     started = run.record()
     for index in range(10, 40):
         write_frame(run.folder / "data", f"{index:02d}", index)
@@ -84,7 +87,8 @@ def test_added_pictures_are_refused_and_the_validation_frames_stay(run):
     )  # what would be picked anew
 
 
-def test_removed_and_renamed_pictures_are_refused(run):
+def test_inputs_removed_or_renamed_images_refused(run):
+    """Removed and renamed images are refused by split and name."""
     started = run.record()
     train, val = (started["splits"][split]["names"] for split in ("train", "val"))
     (run.folder / "data" / "pictures" / train[2]).unlink()
@@ -98,7 +102,8 @@ def test_removed_and_renamed_pictures_are_refused(run):
 
 
 @pytest.mark.parametrize("kind", ["pictures", "depth"])
-def test_a_file_with_another_content_is_refused_whatever_its_size_and_time(run, kind):
+def test_inputs_changed_content_refused(run, kind):
+    """A file with changed content is refused although its size and time are unchanged."""
     started = run.record()
     name = started["splits"]["train"]["names"][1]
     path = run.folder / "data" / kind / name
@@ -110,7 +115,8 @@ def test_a_file_with_another_content_is_refused_whatever_its_size_and_time(run, 
     assert refusals(run, started) == [f"the {word} of 1 train frames is another or gone ({name})"]
 
 
-def test_depth_that_is_gone_or_new_is_refused(run):
+def test_inputs_added_or_removed_depth_refused(run):
+    """Depth maps that were added or removed since the start are refused."""
     run.node["teacher"] = {"maps": "maps"}
     (run.folder / "data" / "depth" / "03.png").unlink()
     run.node["data"]["val_split"] = "val.txt"
@@ -123,7 +129,8 @@ def test_depth_that_is_gone_or_new_is_refused(run):
     ]
 
 
-def test_a_time_of_change_alone_refuses_nothing(run, monkeypatch):
+def test_inputs_changed_mtime_not_refused(run, monkeypatch):
+    """A changed time alone isn't refused; it is only noted for files too large to read."""
     started = run.record()
     for path in (run.folder / "data").rglob("*.png"):
         os.utime(path, (1, 1))
@@ -145,7 +152,8 @@ def test_a_time_of_change_alone_refuses_nothing(run, monkeypatch):
     assert any(text.startswith("the picture of 1 ") for text in refusals(run, started))
 
 
-def test_contents_that_were_read_are_read_again_though_the_set_has_grown_large(run, monkeypatch):
+def test_inputs_reread_recorded_contents(run, monkeypatch):
+    """Contents recorded at the start are read again although the set is now too large."""
     started = run.record()
     monkeypatch.setattr(inputs, "READ_UP_TO", 0)
     write_frame(run.folder / "data", "50", 50)
@@ -159,7 +167,8 @@ def test_contents_that_were_read_are_read_again_though_the_set_has_grown_large(r
     assert all(crcs[name][1] for name in started["splits"]["train"]["names"])
 
 
-def test_a_folder_that_was_moved_is_told_and_not_refused(run):
+def test_inputs_moved_folder_not_refused(run):
+    """A moved data folder with equal files is noted and not refused."""
     started = run.record()
     (run.folder / "data").rename(run.folder / "elsewhere")
     run.node["data"]["root"] = str(run.folder / "elsewhere")
@@ -172,7 +181,8 @@ def test_a_folder_that_was_moved_is_told_and_not_refused(run):
     )
 
 
-def test_a_split_file_that_changes_the_frames_is_named_and_one_that_does_not_is_told(run):
+def test_inputs_split_file_changes(run):
+    """A split file's change is noted, and refused only if it changes the frames."""
     path = run.folder / "data" / "val.txt"
     path.write_text("00.png\n01.png\n")
     run.node["data"]["val_split"] = "val.txt"
@@ -189,7 +199,8 @@ def test_a_split_file_that_changes_the_frames_is_named_and_one_that_does_not_is_
     ]
 
 
-def test_lists_in_another_order_are_refused(run):
+def test_inputs_reordered_split_refused(run):
+    """Training frames in another order, or listed twice, are refused."""
     run.node["data"] = {
         "name": "kitti",
         "root": str(run.folder / "k"),
@@ -215,7 +226,8 @@ def test_lists_in_another_order_are_refused(run):
     assert refusals(run, started)[0] == "1 train frames were added (00.png)"
 
 
-def test_a_teacher_that_was_replaced_is_refused_and_one_that_was_moved_is_not(run):
+def test_inputs_replaced_teacher_refused(run):
+    """A moved teacher checkpoint is noted; a replaced or reconfigured teacher is refused."""
     paths = [run.folder / f"{name}.pth" for name in "ab"]
     for number, path in enumerate(paths):
         write_weights(path, {}, {"number": number}, 0)
@@ -242,7 +254,8 @@ def test_a_teacher_that_was_replaced_is_refused_and_one_that_was_moved_is_not(ru
     assert any(text.startswith("teacher is None") for text in refusals(run, started))
 
 
-def test_maps_that_were_made_anew_are_refused(run):
+def test_inputs_remade_teacher_maps_refused(run):
+    """Teacher maps with another manifest or content are refused."""
     manifest = run.folder / "data" / "maps" / "manifest.json"
     facts = {
         "full_scale_m": 80.0,
@@ -281,7 +294,8 @@ def test_maps_that_were_made_anew_are_refused(run):
         ("network", "max_depth", 40.0, "network.max_depth is 40.0, was 80.0"),
     ],
 )
-def test_keys_that_say_how_depth_is_read_and_scored_are_refused(run, section, key, value, told):
+def test_inputs_changed_depth_keys_refused(run, section, key, value, told):
+    """A changed key that affects how depth is read or scored is refused."""
     started = run.record()
     run.node[section][key] = value
     assert refusals(run, started) == [told]
@@ -298,7 +312,8 @@ def test_keys_that_say_how_depth_is_read_and_scored_are_refused(run, section, ke
         ("losses", {"silog": {}}),
     ],
 )
-def test_keys_that_change_neither_are_named_and_not_refused(run, section, node):
+def test_inputs_other_changed_keys_not_refused(run, section, node):
+    """Changed keys that affect neither how depth is read nor scored are listed, not refused."""
     started = run.record()
     run.node.setdefault(section, {}).update(node)
     verdict = changes(run, started)
@@ -307,13 +322,15 @@ def test_keys_that_change_neither_are_named_and_not_refused(run, section, node):
     assert ("data.workers" in verdict.keys) is False
 
 
-def test_another_share_of_validation_frames_is_picked_anew_and_refused(run):
+def test_inputs_changed_val_fraction_refused(run):
+    """Another val_fraction picks new validation frames and is refused."""
     started = run.record()
     run.node["data"]["val_fraction"] = 0.5
     assert refusals(run, started)[0].startswith("3 of 8 train frames were removed (")
 
 
-def test_recipes_engine_configs_and_weights_to_begin_with_are_told(run):
+def test_inputs_noted_file_and_engine_changes(run):
+    """Changed recipe files, engine config and initial weights are noted and not refused."""
     (run.folder / "start.pth").write_bytes(b"1")
     run.node["load"] = {"checkpoint": str(run.folder / "start.pth")}
     started = run.record()
@@ -345,7 +362,8 @@ def test_recipes_engine_configs_and_weights_to_begin_with_are_told(run):
     assert any(f"or are gone: {run.folder / 'base.yaml'}" in text for text in told)
 
 
-def test_code_of_ones_own_that_makes_targets_is_refused_and_other_code_is_told(run, monkeypatch):
+def test_inputs_external_code_changes(run, monkeypatch):
+    """Changed code or files of an external teacher are refused; a loss's code is noted."""
     package = run.folder / "own_inputs"
     package.mkdir()
     for name in ("teacher", "loss"):
@@ -371,7 +389,8 @@ def test_code_of_ones_own_that_makes_targets_is_refused_and_other_code_is_told(r
     assert f"teacher.name: {package / 'teacher.py'} has another content" in refusals(run, started)
 
 
-def test_a_run_that_goes_on_without_validation_keeps_the_frames_for_later(run):
+def test_inputs_keep_val_frames_without_validation(run):
+    """A resume without validation keeps the recorded frames; starting it later is noted."""
     started = run.record()
     without = run.record(started, validate=False)
     assert without["splits"]["val"] == started["splits"]["val"]
@@ -385,7 +404,8 @@ def test_a_run_that_goes_on_without_validation_keeps_the_frames_for_later(run):
     ]
 
 
-def test_a_data_set_without_files_is_counted(run):
+def test_inputs_data_without_files_compares_counts(run):
+    """Data without files is compared by its number of frames."""
     config = EngineConfig({}, 1, 1)
     records = [
         inputs.collect(Recipe(run.recipe()), Path("x"), config, {"train": range(n), "val": None}, 1)
@@ -399,7 +419,8 @@ def judge(run, started, path=Path("w/checkpoints/iter_3"), accept=False):
     return input_changes.judge(started, run.record(started), path, accept)
 
 
-def test_the_refusal_is_one_line_that_may_be_accepted_and_a_run_that_begins_is_not_asked(run):
+def test_judge_refuses_unless_accepted(run):
+    """Changes raise one line unless accepted, and a new run is not checked."""
     started = run.record()
     write_frame(run.folder / "data", "zz")
     with pytest.raises(CheckpointError) as caught:
@@ -412,7 +433,8 @@ def test_the_refusal_is_one_line_that_may_be_accepted_and_a_run_that_begins_is_n
     assert judge(run, started, path=None) == (None, [], [])
 
 
-def test_longer_epochs_are_logged_with_where_the_run_stands_in_them(tmp_path):
+def test_note_epochs_logs_renumbering(tmp_path):
+    """A changed epoch length is logged once with the old and new position of the run."""
     log = TextLog()
     log.open(tmp_path, "now")
     was, now = {"iterations_per_epoch": 12}, {"iterations_per_epoch": 23}
@@ -432,7 +454,8 @@ def test_longer_epochs_are_logged_with_where_the_run_stands_in_them(tmp_path):
     )
 
 
-def test_facts_of_many_files_stand_in_their_order(tmp_path, monkeypatch):
+def test_file_facts_keep_order(tmp_path, monkeypatch):
+    """Facts of many files keep the order of the paths, with None for missing ones."""
     paths = [str(tmp_path / str(number)) for number in range(40)]
     for number, path in enumerate(paths):
         Path(path).write_bytes(b"x" * number)
@@ -458,7 +481,8 @@ def test_facts_of_many_files_stand_in_their_order(tmp_path, monkeypatch):
         ("keep [8, 12]", "cover", None),
     ],
 )
-def test_another_working_resolution_is_refused(run, was, is_now, told):
+def test_inputs_changed_working_resolution_refused(run, was, is_now, told):
+    """Another working resolution is refused, and an equivalent spelling of it is not."""
     data = dict(run.node["data"])
     nodes = {
         "nothing": {},
@@ -473,13 +497,15 @@ def test_another_working_resolution_is_refused(run, was, is_now, told):
     assert refusals(run, started) == ([] if told is None else [told])
 
 
-def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
+def test_crc_of_pipe_is_none(tmp_path):
+    """The CRC of a pipe or a folder is None, without waiting for data."""
     os.mkfifo(tmp_path / "pipe.png")
     assert file_fingerprints.crc(tmp_path / "pipe.png") is None
     assert file_fingerprints.crc(tmp_path) is None
 
 
-def test_a_file_that_a_part_of_ones_own_has_made_since_is_told_and_not_refused(run, monkeypatch):
+def test_inputs_file_created_since_start_not_refused(run, monkeypatch):
+    """A file that an external teacher created after the start is noted and not refused."""
     (run.folder / "made_since").mkdir()
     (run.folder / "made_since" / "teacher.py").write_text("build = dict\n")
     monkeypatch.syspath_prepend(run.folder)

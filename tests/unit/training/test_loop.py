@@ -37,7 +37,8 @@ class Plain(Dpm):
         (1, "iteration", list(range(1, 11))),
     ],
 )
-def test_a_state_says_what_is_due_and_where_the_run_ends(every, by, due):
+def test_train_state_due_last_and_ends(every, by, due):
+    """The state is due at each interval and the end, and a stop reason ends it early."""
     state = TrainState(
         None, {}, None, "", 2, 1, iterations_per_epoch=4, total_iterations=10, by_epoch=True
     )
@@ -53,7 +54,8 @@ def test_a_state_says_what_is_due_and_where_the_run_ends(every, by, due):
     assert not state.is_last
 
 
-def test_an_iteration_has_its_own_learning_rate_and_the_mean_of_its_micro_batches_losses():
+def test_train_averages_micro_batch_losses():
+    """Each iteration has its own learning rate and the mean loss of its micro-batches."""
     head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
     loss = criterion.build({"silog": {}}, True)
     state = TrainState(head, {}, None, "", 4, 2, 3, 3, True, hooks=[Recorder()], step=head)
@@ -71,7 +73,8 @@ def test_an_iteration_has_its_own_learning_rate_and_the_mean_of_its_micro_batche
 @pytest.mark.parametrize(
     "terms", [{"dpm": {}}, {"dpm": {}, "silog": {}}, {"silog": {}}, {"mse": {}, "silog": {}}]
 )
-def test_the_divergence_is_computed_only_where_a_loss_reads_it(terms):
+def test_train_skips_unused_divergence(terms):
+    """The head's divergence is None unless a dpm loss reads it."""
     head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
     state = TrainState(head, {}, None, "", 2, 1, 1, 1, True, step=head)
     schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([], []))

@@ -18,7 +18,8 @@ def by_name(network, built) -> dict[str, tuple[float, float]]:
     return values
 
 
-def test_a_parameter_belongs_to_the_first_group_that_matches_it():
+def test_optimizer_first_matching_group_wins():
+    """Each parameter takes learning rate and weight decay from its first matching group."""
     network = Net()
     assert by_name(network, optimizer(GROUPS, network)) == {
         "encoder.conv.weight": (0.01, 0.1),
@@ -33,7 +34,8 @@ def test_a_parameter_belongs_to_the_first_group_that_matches_it():
     assert set(by_name(network, optimizer([], network)).values()) == {(0.01, 0.1)}
 
 
-def test_groups_may_cover_everything_and_frozen_parameters_are_in_none():
+def test_optimizer_groups_exclude_frozen():
+    """One group may match all parameters, and frozen parameters are in no group."""
     assert len(optimizer([{"match": "*", "lr_mult": 3}]).param_groups) == 1
     network = Net()
     network.encoder.requires_grad_(False)
@@ -41,7 +43,8 @@ def test_groups_may_cover_everything_and_frozen_parameters_are_in_none():
     assert [len(group["params"]) for group in built.param_groups] == [3]
 
 
-def test_the_schedule_gives_every_group_its_multiple_and_all_the_momentum():
+def test_schedule_scales_optimizer_groups():
+    """Each group gets its multiple of the scheduled learning rate, and all the same momentum."""
     built = optimizer(GROUPS, batch_size=8, lr_scaling="linear", lr_batch_size=4)
     assert built.defaults["lr"] == 0.02
     schedule = schedules.build(
@@ -87,7 +90,8 @@ def test_the_schedule_gives_every_group_its_multiple_and_all_the_momentum():
         ({"match": "*"}, r"optimizer.groups: got .* must be a list, each a mapping"),
     ],
 )
-def test_a_group_that_can_not_be_is_one_line(groups, message):
+def test_optimizer_rejects_invalid_group(groups, message):
+    """An invalid or unmatched group raises an error that names its key."""
     with pytest.raises(
         RecipeError, match=f"^optimizer.{message}" if isinstance(groups, list) else message
     ):
@@ -130,7 +134,8 @@ def test_a_group_that_can_not_be_is_one_line(groups, message):
         ),
     ],
 )
-def test_a_value_that_can_not_be_is_one_line(node, message):
+def test_optimizer_rejects_invalid_value(node, message):
+    """An invalid optimizer value raises a one-line error that names its key."""
     with pytest.raises(RecipeError) as caught:
         optimizer([], **node)
     assert str(caught.value).startswith(message)
@@ -148,14 +153,16 @@ def test_a_value_that_can_not_be_is_one_line(node, message):
         ),
     ],
 )
-def test_what_sgd_can_not_be_is_one_line(given, message):
+def test_optimizer_rejects_invalid_sgd_value(given, message):
+    """Invalid SGD arguments raise a one-line error, with torch's own message if it has one."""
     with pytest.raises(RecipeError) as caught:
         build_optimizer({"name": "sgd", "lr": 0.1} | given, Net(), 4, "none")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_every_optimizer_takes_its_own_arguments():
+def test_optimizer_accepts_own_arguments():
+    """The adamw, adam and sgd optimizers accept their own arguments and pass them to torch."""
     adam = {
         "lr": 1,
         "betas": [0, 0.5],
@@ -172,7 +179,8 @@ def test_every_optimizer_takes_its_own_arguments():
         ]
 
 
-def test_scaling_the_lr_needs_the_batch_that_it_is_meant_for():
+def test_optimizer_lr_scaling_needs_lr_batch_size():
+    """Linear and sqrt scaling need lr_batch_size, and sqrt scales by the root of the ratio."""
     for lr_scaling in ("linear", "sqrt"):
         with pytest.raises(
             RecipeError,

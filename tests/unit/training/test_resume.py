@@ -24,7 +24,8 @@ from tiekd.workdir import weights_file
 RECIPE = {"network": {"min_depth": 1.0}}
 
 
-def test_where_nothing_was_saved_auto_means_the_beginning(tmp_path):
+def test_checkpoint_path_auto_without_checkpoint(tmp_path):
+    """With auto, a run begins anew if nothing was saved and stops if no checkpoint is whole."""
     for work_dir in (tmp_path / "none", tmp_path):
         path, notes = resume.checkpoint_path(work_dir, "auto")
         assert path is None
@@ -34,7 +35,8 @@ def test_where_nothing_was_saved_auto_means_the_beginning(tmp_path):
         resume.checkpoint_path(tmp_path, "auto")
 
 
-def test_the_teachers_file_is_named_in_a_new_recipe_and_stays_that_of_the_start(tmp_path):
+def test_with_teachers_file_pins_checkpoint(tmp_path):
+    """The teacher's resolved file is recorded at the start and reused by a resume."""
     weights, link, newer = tmp_path / "weights.pth", tmp_path / "best.pth", tmp_path / "newer.pth"
     weights.touch()
     newer.touch()
@@ -91,9 +93,10 @@ def best_after(
         (8, {"best_from": 6}, True, None, 8),
     ],
 )
-def test_a_best_from_before_an_accepted_change_is_forgotten(
+def test_forget_other_best_after_accepted_change(
     tmp_path, iteration, started, accepted, best, best_from
 ):
+    """A best score from before an accepted change is forgotten and its weights set aside."""
     weights_file.write_weights(tmp_path / "best_abs_rel.pth", {}, {}, 3)
     (tmp_path / ".best_abs_rel.pth.before").write_bytes(b"")
     assert best_after(iteration, started, accepted, tmp_path) == (best, {"best_from": best_from})
@@ -102,7 +105,8 @@ def test_a_best_from_before_an_accepted_change_is_forgotten(
     assert left == ({"abandoned_best_abs_rel.pth"} if accepted else kept)
 
 
-def test_an_end_before_the_checkpoint_is_refused(monkeypatch, tmp_path):
+def test_restore_rejects_end_before_checkpoint(monkeypatch, tmp_path):
+    """A run that would end before its checkpoint's iteration is rejected with the key to raise."""
     monkeypatch.setattr(checkpoint, "load", lambda _engine, _path: (10, {}))
     by_epoch = "train.epochs: 2 means 8 iterations in all.*; give train.epochs of 3 or more"
     by_iteration = (

@@ -35,7 +35,8 @@ def build(node, base_lr=1e-3, base_momentum=0.95, total_iterations=100, iteratio
 
 
 @pytest.mark.parametrize("curve", PUBLISHED)
-def test_curves_equal_those_of_the_published_configs(curve):
+def test_schedule_equals_published_curves(curve):
+    """Learning rate and momentum equal the published configurations' recorded curves."""
     total, node, base_lr, beta = PUBLISHED[curve]
     schedule = build(node, base_lr, beta, total)
     iterations = CURVES[f"{curve}__iters"] if f"{curve}__iters" in CURVES else np.arange(total)
@@ -47,7 +48,8 @@ def test_curves_equal_those_of_the_published_configs(curve):
     )
 
 
-def test_one_cycle_sets_every_group_without_lr_mult_alike():
+def test_one_cycle_groups_without_lr_mult():
+    """Groups without lr_mult get the same learning rate and momentum as recorded."""
     name = "onecycle_adabins_lrmult10_two_groups_69480"
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     optimizer = torch.optim.AdamW(groups, lr=3.57e-4, weight_decay=0.1)
@@ -60,7 +62,8 @@ def test_one_cycle_sets_every_group_without_lr_mult_alike():
         np.testing.assert_allclose(momenta, [CURVES[f"{name}__beta0"][row]] * 2, rtol=1e-9)
 
 
-def test_every_published_curve_is_held():
+def test_schedule_tests_cover_all_published_curves():
+    """All nine recorded curves are covered by the tests of this file."""
     names = {key.split("__")[0] for key in CURVES.files}
     assert len(names) == 9
     assert names == set(PUBLISHED) | {"onecycle_adabins_lrmult10_two_groups_69480"}
@@ -82,7 +85,8 @@ def test_every_published_curve_is_held():
     ],
     ids=["cosine", "poly", "step"],
 )
-def test_shapes_equal_those_of_torch_in_either_unit(node, theirs, by):
+def test_schedule_shapes_equal_torch(node, theirs, by):
+    """Cosine, poly and step equal torch's schedulers by epoch and by iteration, with warm-up."""
     unit = 10 if by == "epoch" else 1
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     expected = theirs(optimizer, 100 // unit)
@@ -99,6 +103,7 @@ def test_shapes_equal_those_of_torch_in_either_unit(node, theirs, by):
 
 @pytest.mark.parametrize("total", [3, 10, 50])
 def test_one_cycle_equals_torch(total):
+    """One-cycle learning rates and momenta equal those of torch's OneCycleLR."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     theirs = torch.optim.AdamW([parameter], lr=1.0, betas=(0.95, 0.99))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -118,31 +123,36 @@ def test_one_cycle_equals_torch(total):
         scheduler.step() if iteration + 1 < total else None
 
 
-def test_step_by_epoch_falls_at_the_first_iteration_of_the_epoch():
+def test_step_by_epoch_drops_at_epoch_start():
+    """A step by epoch drops at the first iteration of its milestone epoch."""
     schedule = build({"name": "step", "milestones": [2, 5], "gamma": 0.5, "by": "epoch"}, 1.0)
     assert [schedule.lr(i) for i in (0, 19, 20, 49, 50, 99)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
 
 
-def test_poly_and_constant_with_warm_up():
+def test_poly_and_constant_values():
+    """Poly with a minimum and constant with warm-up have the expected values."""
     schedule = build({"name": "poly", "power": 2, "min_lr_ratio": 0.1}, 1.0)
     assert schedule.lr(50) == pytest.approx(0.9 * 0.25 + 0.1)
     schedule = build({"name": "constant", "warmup_iterations": 4, "warmup_ratio": 0.2}, 10.0)
     assert [schedule.lr(i) for i in range(6)] == pytest.approx([2, 4, 6, 8, 10, 10])
 
 
-def test_past_the_end_the_last_iteration_holds():
+def test_one_cycle_holds_past_end():
+    """Past the end, the last iteration's learning rate holds."""
     schedule = build(STUDENT)
     assert schedule.lr(100) == schedule.lr(99) == pytest.approx(4e-7)
 
 
 @pytest.mark.parametrize("total", [1, 2])
-def test_one_cycle_of_a_tiny_run_is_defined(total):
+def test_one_cycle_of_tiny_run(total):
+    """One-cycle values lie within their range in runs of one or two iterations."""
     schedule = build(STUDENT | {"cycle_momentum": True}, total_iterations=total)
     assert 0 < schedule.lr(total - 1) <= 1e-3
     assert 0.85 <= schedule.momentum(0) <= 0.95
 
 
-def test_apply_scales_each_group_by_its_lr_mult_and_keeps_the_second_beta():
+def test_apply_scales_by_lr_mult():
+    """Applying a schedule scales each group by its lr_mult and keeps the second beta."""
     groups = [
         {"params": [torch.nn.Parameter(torch.zeros(1))]},
         {"params": [torch.nn.Parameter(torch.zeros(1))]},
@@ -156,7 +166,8 @@ def test_apply_scales_each_group_by_its_lr_mult_and_keeps_the_second_beta():
     assert optimizer.param_groups[1]["betas"] == (pytest.approx(0.85), 0.99)
 
 
-def test_apply_sets_the_momentum_of_sgd_and_leaves_it_alone_when_there_is_none_to_set():
+def test_apply_sets_sgd_momentum():
+    """Applying a schedule sets SGD's momentum, or keeps it if the schedule has none."""
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.5)
     assert build({"name": "constant"}, 0.1, None).apply(sgd, 3) == ([0.1], [0.5])
     assert build({"name": "constant"}, 0.1, 0.8).apply(sgd, 3) == ([0.1], [0.8])
@@ -195,14 +206,16 @@ def test_apply_sets_the_momentum_of_sgd_and_leaves_it_alone_when_there_is_none_t
         ),
     ],
 )
-def test_a_wrong_node_is_one_line_that_says_what_is_allowed(node, message):
+def test_build_schedule_rejects_invalid_node(node, message):
+    """An invalid schedule node raises a one-line error that states what is allowed."""
     with pytest.raises(RecipeError) as error:
         build(node)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_run_that_ends_in_its_warm_up_is_told_so():
+def test_unfinished_warmup_warns_of_short_run():
+    """A run no longer than its warm-up gets a note, and longer runs get none."""
     node = COSINE | {"warmup_iterations": 100}
     assert schedules.unfinished_warmup(node, 101) is None
     assert schedules.unfinished_warmup(STUDENT, 1) is None

@@ -21,11 +21,13 @@ def places(picture, colour):
         (38000, 38400, 2, [38000, 38200, 38400]),
     ],
 )
-def test_ticks_are_round_and_within_the_range(low, high, at_most, expected):
+def test_ticks_are_round_and_in_range(low, high, at_most, expected):
+    """Ticks are round numbers within the range, about as many as allowed."""
     assert ticks(low, high, at_most) == expected
 
 
-def test_logarithmic_ticks_and_labels():
+def test_log_ticks_and_labels():
+    """Logarithmic ticks and number labels have the expected values."""
     assert log_ticks(0.04, 3) == [0.05, 0.1, 0.2, 0.5, 1, 2]
     assert log_ticks(0.001, 10) == [0.001, 0.01, 0.1, 1, 10]
     assert log_ticks(1.5, 4.5) == ticks(1.5, 4.5, 6)  # of which 2 alone would say nothing
@@ -38,7 +40,8 @@ def test_logarithmic_ticks_and_labels():
     ]
 
 
-def test_a_curve_runs_where_its_numbers_say():
+def test_chart_curve_follows_values():
+    """A linear curve is drawn as a straight rising line across the chart."""
     picture = chart([Curve([0, 10], [0, 10], RED)], (400, 300), x_range=(0, 10), y_range=(0, 10))
     assert picture.shape == (300, 400, 3)
     assert picture.dtype == np.uint8
@@ -51,7 +54,8 @@ def test_a_curve_runs_where_its_numbers_say():
     assert np.abs(np.polyval((slope, offset), columns) - heights).max() < 2
 
 
-def test_numbers_that_are_not_finite_break_the_curve_and_nothing_else():
+def test_chart_nonfinite_values_leave_gap():
+    """Nonfinite values leave a gap in the curve and raise nothing."""
     ys = [1.0] * 40 + [np.nan, np.inf] * 20 + [1.0] * 40
     columns = np.unique(places(chart([Curve(range(120), ys, RED)], (400, 300)), RED)[:, 1])
     assert np.diff(columns).max() > 100  # a third of the width is free
@@ -62,7 +66,8 @@ def test_numbers_that_are_not_finite_break_the_curve_and_nothing_else():
     assert not len(places(chart([Curve([1, 2], [0.0, -1.0], RED)], log_y=True), RED))
 
 
-def test_a_mark_stands_upright_at_its_number():
+def test_chart_mark_is_vertical_at_value():
+    """A mark is a dashed vertical line at its value."""
     picture = chart([], (400, 300), marks=[Mark(5.0, RED)], x_range=(0, 10), y_range=(0, 1))
     ends = chart(
         [], (400, 300), marks=[Mark(2.5, RED), Mark(7.5, GREEN)], x_range=(0, 10), y_range=(0, 1)
@@ -74,7 +79,8 @@ def test_a_mark_stands_upright_at_its_number():
     assert 80 < len(np.unique(places(picture, RED)[:, 0])) < 220  # dashed
 
 
-def test_a_logarithmic_axis_makes_a_straight_line_of_powers():
+def test_chart_log_axis_straightens_powers():
+    """Powers of ten are drawn as a straight line on a logarithmic axis."""
     picture = chart(
         [Curve(range(61), [10 ** (-i / 20) for i in range(61)], RED)], (400, 300), log_y=True
     )
@@ -83,7 +89,8 @@ def test_a_logarithmic_axis_makes_a_straight_line_of_powers():
     assert np.abs(np.polyval(fit, red[:, 1]) - red[:, 0]).max() < 3
 
 
-def test_a_long_legend_takes_more_lines_and_the_plot_stays_below_it():
+def test_chart_long_legend_moves_plot_down():
+    """A long legend wraps, and the plot starts below it."""
     names = [
         "tiekd_mobilenet_v2_adabins_kitti",
         "tiekd_resnet50_depthformer_kitti",

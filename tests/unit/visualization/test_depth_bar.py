@@ -7,7 +7,8 @@ from tiekd.visualization.depth_bar import bar, with_bar
 from tiekd.visualization.pictures import UNKNOWN, colourise
 
 
-def test_the_picture_stays_and_the_scale_is_beside_it():
+def test_with_bar_keeps_image():
+    """The image stays unchanged, and the scale is added to its right."""
     colour = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
     whole = with_bar(colour, 80.0)
     assert whole.dtype == np.uint8
@@ -17,7 +18,8 @@ def test_the_picture_stays_and_the_scale_is_beside_it():
 
 
 @pytest.mark.parametrize("height", [375, 3000])
-def test_a_colour_of_the_map_is_on_the_scale_where_that_depth_is(height):
+def test_bar_colours_match_depths(height):
+    """Each depth's colour lies on the bar at that depth, far at the top."""
     scale = bar(height, 80.0).astype(int)
     middle = scale[:, scale.shape[1] // 5]  # a column of the bar itself
     rows = [
@@ -33,7 +35,9 @@ def test_a_colour_of_the_map_is_on_the_scale_where_that_depth_is(height):
     assert not (middle == UNKNOWN).all(1).any()
 
 
-def test_labels_grow_with_the_picture_and_small_pictures_have_a_scale_too():
+def test_bar_labels_scale_with_height():
+    """Labels grow with the bar's height, and tiny heights and extreme ranges work."""
+
     def inked(height):
         return (bar(height, 10.0) > 200).all(2).sum()
 

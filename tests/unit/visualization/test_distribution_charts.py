@@ -18,7 +18,8 @@ def street(height=40, width=120):
     return depth
 
 
-def test_pixels_are_near_middle_far_and_at_an_edge():
+def test_choose_pixels_near_middle_far_edge():
+    """The chosen pixels are near, middle, far and at an edge, well apart and deterministic."""
     depth = street()
     chosen = {name: (row, column) for name, row, column in choose_pixels(depth, depth)}
     assert list(chosen) == ["near", "middle", "far", "edge"]
@@ -33,7 +34,8 @@ def test_pixels_are_near_middle_far_and_at_an_edge():
     assert choose_pixels(depth, depth) == choose_pixels(depth.copy(), depth.copy())
 
 
-def test_pixels_are_where_the_truth_was_measured():
+def test_choose_pixels_where_truth_is_known():
+    """Pixels are chosen where ground truth and a target exist, or anywhere without truth."""
     truth, target = np.zeros((40, 120), np.float32), street()
     truth[30, 20], truth[10, 50], truth[20, 70] = 5.0, 20.0, 9.0
     assert {(row, column) for _, row, column in choose_pixels(truth, target)} == {
@@ -46,7 +48,8 @@ def test_pixels_are_where_the_truth_was_measured():
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_distributions_are_those_of_the_pixel(stride):
+def test_explain_distributions_of_pixel(stride):
+    """Target and student distributions sum to 1 and have the means of the pixel's cell."""
     torch.manual_seed(0)
     head = Dpm(8, 1e-3, 80.0, stride=stride, options=DpmOptions(num_bins=160, sigma=1.0))
     torch.nn.init.normal_(head.weight)
@@ -70,12 +73,14 @@ def test_distributions_are_those_of_the_pixel(stride):
         assert np.allclose(pixel.centres, bin_centres(head.edges))
 
 
-def test_a_student_whose_numbers_are_broken_is_not_explained():
+def test_explain_skips_nan_features():
+    """A student with NaN features gets no explanation."""
     head, depth = Dpm(8, 1e-3, 80.0, options=DpmOptions(num_bins=160, sigma=1.0)), street()
     assert pixel_distributions(head, torch.full((1, 8, 40, 120), torch.nan), depth, depth) == []
 
 
-def test_a_panel_has_a_chart_a_pixel_and_marks_them_in_every_picture():
+def test_explanation_charts_and_marks_each_pixel():
+    """The panel has a chart for each of the four pixels and marks them in every image."""
     head, depth = Dpm(8, 1e-3, 80.0, options=DpmOptions(num_bins=160, sigma=1.0)), street()
     pixels = pixel_distributions(head, torch.randn(1, 8, 40, 120), depth, depth)
     grey = np.full((40, 120, 3), 90, np.uint8)

@@ -13,7 +13,8 @@ from tiekd.visualization import pictures
 from tiekd.visualization.frame_pictures import FramePictures, frame_picture, growth
 
 
-def test_each_frame_has_a_file_named_by_its_place_and_name(tmp_path):
+def test_frame_pictures_writes_file_per_frame(tmp_path):
+    """Each frame gets a file named by its index and name, in one common size."""
     watcher = FramePictures(tmp_path, 12, 80.0)
     evaluate(
         lambda i: i.new_full((len(i), 1, 12, 20), 20.0),
@@ -28,14 +29,16 @@ def test_each_frame_has_a_file_named_by_its_place_and_name(tmp_path):
     assert shapes.pop()[1] > 2 * 320  # small frames are grown
 
 
-def test_points_are_grown_where_there_are_gaps_between_them_only():
+def test_growth_only_for_sparse_depth():
+    """Dense depth isn't dilated, and sparse depth is."""
     dense, sparse = np.full((20, 30), 10.0), np.zeros((20, 30))
     sparse[::5, ::5] = 10
     assert growth(dense) == 0
     assert growth(sparse) == 1
 
 
-def test_the_parts_are_image_ground_truth_prediction_and_error():
+def test_frame_picture_has_four_parts():
+    """The figure holds the image, the ground truth, the prediction and the error map."""
     truth = np.full((100, 400), 40.0, dtype=np.float32)
     truth[:, 200:] = 0
     depth = np.full((100, 400), 45.0, dtype=np.float32)

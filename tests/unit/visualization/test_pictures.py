@@ -14,7 +14,8 @@ from tiekd.visualization.pictures import (
 )
 
 
-def test_colours_are_a_fixed_function_of_metres_near_warm_far_cold():
+def test_colourise_depends_on_depth_only():
+    """A colour depends on depth alone: near is warm, far is cold, and beyond the range clipped."""
     few = colourise(np.array([[5.0, 80.0]], np.float32), 80.0)
     many = colourise(np.array([[1.0, 5.0, 20.0, 80.0, 200.0]], np.float32), 80.0)
     assert few.dtype == np.uint8
@@ -27,7 +28,8 @@ def test_colours_are_a_fixed_function_of_metres_near_warm_far_cold():
     assert blue[3] > red[3] + 50
 
 
-def test_every_unknown_depth_is_grey():
+def test_colourise_unknown_is_grey():
+    """Zero, negative and nonfinite depths are grey."""
     depth = np.array([[0.0, -1.0, np.nan, np.inf, 3.0]], np.float32)
     assert (colourise(depth, 10.0)[0] == UNKNOWN).all(axis=-1).tolist() == [
         True,
@@ -38,13 +40,15 @@ def test_every_unknown_depth_is_grey():
     ]
 
 
-def test_depths_that_differ_by_a_tenth_differ_in_colour():
+def test_colourise_separates_ten_percent():
+    """Depths that differ by a tenth have visibly different colours."""
     depth = np.geomspace(1, 80, 47)[None]
     steps = np.abs(np.diff(colourise(depth, 80.0)[0].astype(int), axis=0)).sum(1)
     assert steps.min() >= 4
 
 
-def test_error_map_is_dark_without_error_and_grey_without_target():
+def test_error_map_dark_to_bright_and_grey():
+    """Errors run from dark to bright and saturate, and pixels without a target are grey."""
     prediction = np.array([[5.0, 5.0, 5.0, np.nan, 99.0]], np.float32)
     target = np.array([[5.0, 9.0, 0.0, 5.0, 5.0]], np.float32)
     colours = error_map(prediction, target, 8.0)[0].astype(int)
@@ -54,7 +58,8 @@ def test_error_map_is_dark_without_error_and_grey_without_target():
     assert (colours[3] == colours[4]).all()
 
 
-def test_a_sparse_error_grows_and_the_larger_one_wins():
+def test_error_map_dilation_keeps_larger_error():
+    """Dilated errors cover their neighbourhood, and the larger error wins an overlap."""
     target = np.zeros((5, 7), np.float32)
     target[2, 2] = target[2, 4] = 10.0
     prediction = np.full((5, 7), 10.0, np.float32)
@@ -67,7 +72,8 @@ def test_a_sparse_error_grows_and_the_larger_one_wins():
     assert (colours[2, 3] != colours[2, 1]).any()
 
 
-def test_dilate_keeps_the_nearer_point_and_invents_none():
+def test_dilate_keeps_nearer_point():
+    """Dilation grows valid points only, and the nearer one wins an overlap."""
     sparse = np.zeros((9, 12), np.float32)
     sparse[4, 3], sparse[4, 6], sparse[0, 11] = 20.0, 10.0, 5.0
     sparse[8, 0] = np.nan
@@ -80,7 +86,8 @@ def test_dilate_keeps_the_nearer_point_and_invents_none():
     assert (dilate(np.zeros((4, 4), np.float32)) == 0).all()
 
 
-def test_denormalise_undoes_the_networks_input():
+def test_denormalise_inverts_normalisation():
+    """Denormalising recovers the uint8 pixels and clips values out of range."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(np.uint8)
     normalised = (
         ((pixels - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD))
@@ -91,7 +98,8 @@ def test_denormalise_undoes_the_networks_input():
     assert denormalise(np.full((3, 1, 1), 99.0, np.float32)).tolist() == [[[255, 255, 255]]]
 
 
-def test_panel_shows_each_picture_at_its_place_and_the_scales_beside():
+def test_panel_places_images_and_scales():
+    """The panel shows each image at its place, titles above and scales beside."""
     colours = [
         [(250, 0, 0), (0, 250, 0)],
         [(0, 0, 250), (250, 250, 0)],
@@ -116,12 +124,14 @@ def test_panel_shows_each_picture_at_its_place_and_the_scales_beside():
     assert (picture[14:36, 14:260] > 200).any(axis=(0, 2)).sum() > 20
 
 
-def test_panel_wants_a_title_for_each_column():
+def test_panel_rejects_wrong_title_count():
+    """A number of titles unlike the number of columns raises a ValueError."""
     with pytest.raises(ValueError, match=r"rows of \[2\] pictures need as many titles, got 1"):
         panel([[np.zeros((2, 2, 3), np.uint8)] * 2], ["one"], 80.0)
 
 
-def test_rows_of_other_sizes_keep_their_shapes():
+def test_panel_rows_keep_aspect():
+    """Rows of images with different heights keep their aspect ratios."""
     rows = [[np.full((height, 60, 3), 200, np.uint8)] for height in (30, 45)]
     picture = panel(rows, ["image"], 80.0, cell_width=120)
     assert (picture[:, 70] == 200).all(-1).nonzero()[0].tolist() == [
@@ -130,7 +140,8 @@ def test_rows_of_other_sizes_keep_their_shapes():
     ]
 
 
-def test_a_sheet_has_a_title_over_each_picture_and_samples_of_pictures_as_large_as_they():
+def test_sheet_titles_and_equal_cells():
+    """Each cell has a title above it, and smaller maps are enlarged to the same size."""
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
     cells = {str(i): np.full((30, 60, 3), colour, np.uint8) for i, colour in enumerate(colours)}
     cells["4"] = cells["4"][::2, ::2]
@@ -152,7 +163,8 @@ def test_a_sheet_has_a_title_over_each_picture_and_samples_of_pictures_as_large_
     assert upright.shape[1] == 2 * 14 + 3 * 126 - 6 + 74
 
 
-def test_entropies_grow_lighter_and_what_is_not_finite_is_grey():
+def test_entropy_map_light_with_entropy():
+    """Colours get lighter with entropy and saturate, and nonfinite values are grey."""
     colours = entropy_map(np.array([[0.0, 1.0, 3.0, 5.5, 9.0, np.nan]]), 5.5)[0].astype(int)
     assert (np.diff(colours[:4].sum(1)) > 100).all()
     assert (colours[3] == colours[4]).all()

@@ -44,7 +44,8 @@ def make_network():
     return network.eval()
 
 
-def test_frames_are_spread_over_the_set_and_read_and_taught_once():
+def test_shown_frames_spread_and_cached():
+    """Frames are spread over the set, and each is read and taught only once."""
     frames, taught = Frames(40), []
 
     def teacher(batch):
@@ -61,14 +62,16 @@ def test_frames_are_spread_over_the_set_and_read_and_taught_once():
     assert len(ShownFrames(Frames(2), make_network(), None, CPU).views()) == 2
 
 
-def test_without_a_teacher_there_is_none_nor_where_it_has_no_map():
+def test_shown_frames_without_teacher():
+    """Views have no teacher depth without a teacher, or if it has no map."""
     for teacher in (None, lambda batch: batch.teacher_depth):
         assert all(
             v.teacher is None for v in ShownFrames(Frames(3), make_network(), teacher, CPU).views()
         )
 
 
-def test_errors_are_signed_by_range_and_inside_the_crop():
+def test_shown_frames_errors_by_range():
+    """Errors are signed, grouped by depth range and limited to the crop and the cap."""
     truth = np.zeros((100, 100), np.float32)
     truth[50, 50], truth[50, 51], truth[60, 60], truth[70, 70] = 19.9, 20.0, 79.9, 80.0
     truth[0, 0] = 30.0  # outside the crop

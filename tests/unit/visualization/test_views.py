@@ -28,7 +28,8 @@ def frames(count=2):
     return images, depths
 
 
-def test_a_view_has_the_depth_and_the_entropy_of_its_image():
+def test_views_have_depth_and_entropy():
+    """Views hold depths and entropy, explain the first only and restore training mode."""
     network, (images, depths) = make_network().train(), frames()
     truths = depths * (torch.rand(depths.shape) < 0.1)
     shown = views(network, images, truths, depths, explained=1)
@@ -46,7 +47,8 @@ def test_a_view_has_the_depth_and_the_entropy_of_its_image():
     assert [len(view.pixels) for view in shown] == [4, 0]
 
 
-def test_entropies_of_large_pictures_are_of_every_nth_pixel():
+def test_views_subsample_large_entropy():
+    """The entropy of a large image is computed on every second pixel."""
     network, images = make_network(), torch.randn(1, 3, 200, 300)
     (view,) = views(network, images, torch.ones(1, 1, 200, 300), None, explained=0)
     p = network.head.probabilities(images[:, :, ::2, ::2]).double()
@@ -55,7 +57,8 @@ def test_entropies_of_large_pictures_are_of_every_nth_pixel():
     assert np.allclose(view.entropy, -(p * p.log()).sum(1)[0].detach(), atol=1e-5)
 
 
-def test_depths_that_are_given_need_no_network():
+def test_views_of_given_depths():
+    """Given depths need no network and have no entropy; NaN teacher depth becomes 0."""
     images, depths = frames()
     (view, _) = views(depths.half(), images, depths, depths.clone().fill_(torch.nan), explained=2)
     assert view.entropy is None
@@ -64,7 +67,8 @@ def test_depths_that_are_given_need_no_network():
     assert why(view, 10.0) is None
 
 
-def test_an_overview_shows_points_large_enough_and_the_error_against_what_is_asked_for():
+def test_overview_points_and_error_reference():
+    """Single points are enlarged, and the error is shown against the chosen reference."""
     network, (images, depths) = make_network(), frames(1)
     truth = torch.zeros_like(depths)
     truth[0, 0, 12, 24] = 5.0
@@ -89,7 +93,8 @@ def test_an_overview_shows_points_large_enough_and_the_error_against_what_is_ask
     )
 
 
-def test_why_of_a_student_without_a_teacher_is_of_the_ground_truth():
+def test_why_without_teacher_uses_truth():
+    """Without a teacher the explained target is the ground truth."""
     network, (images, depths) = make_network(), frames(1)
     (view,) = views(network, images, depths, None, explained=1)
     assert why(view, 10.0).shape[2] == 3

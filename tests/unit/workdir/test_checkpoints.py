@@ -27,7 +27,8 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_newest_whole_one_is_found_by_number_not_by_name(tmp_path):
+def test_find_newest_checkpoint_by_number(tmp_path):
+    """The newest checkpoint is found by its iteration number, not by its name's order."""
     for iteration in (9, 10, 100):
         make(tmp_path / "checkpoints", iteration)
     assert checkpoints.find(tmp_path)[0].name == "iter_100"
@@ -50,7 +51,8 @@ def test_the_newest_whole_one_is_found_by_number_not_by_name(tmp_path):
         ),
     ],
 )
-def test_a_damaged_one_is_passed_over_and_said_so(tmp_path, damage, reason):
+def test_find_skips_damaged_checkpoint(tmp_path, damage, reason):
+    """A damaged checkpoint is skipped, and if none is whole the error gives each one's reason."""
     make(tmp_path / "checkpoints", 1)
     damage(make(tmp_path / "checkpoints", 2))
     assert reason in checkpoints.check(tmp_path / "checkpoints" / "iter_2")
@@ -62,7 +64,8 @@ def test_a_damaged_one_is_passed_over_and_said_so(tmp_path, damage, reason):
         checkpoints.find(tmp_path)
 
 
-def test_pruning_keeps_the_last_and_clears_what_a_killed_save_left(tmp_path):
+def test_prune_keeps_last_and_removes_partial(tmp_path):
+    """Pruning keeps the last checkpoints and removes a killed save's partial folder."""
     for iteration in (5, 10, 15):
         make(tmp_path, iteration)
     (tmp_path / ".iter_20.partial").mkdir()
@@ -70,9 +73,10 @@ def test_pruning_keeps_the_last_and_clears_what_a_killed_save_left(tmp_path):
     assert names(tmp_path) == ["iter_10", "iter_15"]
 
 
-def test_going_on_from_an_older_one_sets_newer_ones_aside_and_pruning_spares_the_new_future(
+def test_set_aside_newer_checkpoints(
     tmp_path,
 ):
+    """Newer checkpoints are renamed as abandoned, never overwritten and never pruned."""
     folder = tmp_path / "checkpoints"
     for iteration in (5, 10, 15):
         make(folder, iteration)
@@ -86,7 +90,8 @@ def test_going_on_from_an_older_one_sets_newer_ones_aside_and_pruning_spares_the
     assert "abandoned2_iter_10" in names(folder), "what was set aside before is not overwritten"
 
 
-def test_going_on_from_before_the_best_sets_its_weights_aside(tmp_path):
+def test_set_aside_newer_best_weights(tmp_path):
+    """Best weights newer than the checkpoint are renamed as abandoned."""
     for name, iteration in (("best_rmse.pth", 7), ("best_a1.pth", 8)):
         weights_file.write_weights(
             tmp_path / name, {"w": torch.ones(2)}, {"min_depth": 1.0}, iteration
@@ -98,7 +103,8 @@ def test_going_on_from_before_the_best_sets_its_weights_aside(tmp_path):
     ]
 
 
-def test_weights_are_the_newest_best_ones_else_the_newest_checkpoints(tmp_path):
+def test_find_weights_prefers_newest_best(tmp_path):
+    """The newest best weights are found, or else those of the newest checkpoint."""
     with pytest.raises(CheckpointError, match="no weights"):
         checkpoints.find_weights(tmp_path)
     make(tmp_path / "checkpoints", 3)
@@ -115,18 +121,21 @@ def test_weights_are_the_newest_best_ones_else_the_newest_checkpoints(tmp_path):
     assert content["network"] == {"min_depth": 1.0}
 
 
-def test_hooks_of_one_class_have_states_of_their_own():
+def test_keyed_numbers_hooks_of_one_class():
+    """Hooks of one class get distinct keys for their states."""
     hooks = [Hook(), Hook()]
     assert keyed(hooks) == {"Hook": hooks[0], "Hook_2": hooks[1]}
 
 
-def test_a_manifest_lists_every_file_with_its_size(tmp_path):
+def test_manifest_lists_files_and_sizes(tmp_path):
+    """The manifest lists every file of the checkpoint with its size."""
     path = make(tmp_path, 1)
     files = json.loads((path / "manifest.json").read_text())["files"]
     assert {name: size for name, (size, _) in files.items()} == {"state.json": 16, "student.pth": 7}
 
 
-def test_the_best_of_the_checkpoint_comes_back_when_a_later_one_is_abandoned(tmp_path):
+def test_set_aside_newer_restores_older_best(tmp_path):
+    """Abandoning a later best restores that of the checkpoint, and foreign files are kept."""
     path, node = tmp_path / "best_rmse.pth", {"min_depth": 1.0}
     for iteration in (
         4,

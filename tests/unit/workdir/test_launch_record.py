@@ -31,7 +31,8 @@ RECORD = {
         ({"world_size": 4}, ["--hostfile=h"], ["--master_port=29500", "--hostfile=h"]),
     ],
 )
-def test_the_launcher_starts_the_same_ranks_unless_told_otherwise(change, given, expected):
+def test_launcher_options_repeat_ranks(change, given, expected):
+    """The launcher gets the recorded ranks, devices and port unless options override them."""
     assert (
         launch_record.LaunchRecord(**(RECORD | change)).launcher_options(given, Path("work"))
         == expected
@@ -39,7 +40,8 @@ def test_the_launcher_starts_the_same_ranks_unless_told_otherwise(change, given,
 
 
 @pytest.mark.parametrize("given", [[], ["--master_port=29501"]])
-def test_a_run_of_unknown_machines_asks_on_which_to_go_on(given):
+def test_launcher_options_need_hostfile(given):
+    """A run on several unknown machines raises an error that asks for --hostfile."""
     with pytest.raises(LaunchError, match="4 ranks on several machines.*--hostfile"):
         launch_record.LaunchRecord(**(RECORD | {"world_size": 4})).launcher_options(
             given, Path("work")
@@ -67,21 +69,24 @@ SAME_MACHINES = ["--include=a:0@b:0,2", "--master_addr=10.0.0.1", "--master_port
         (["--include=localhost:1"], ["--master_port=29500", "--include=localhost:1"]),
     ],
 )
-def test_a_run_of_many_machines_goes_on_on_those_of_them_that_are_chosen(given, expected, tmp_path):
+def test_launcher_options_select_machines(given, expected, tmp_path):
+    """A run on many machines uses its hostfile and those of them that options select."""
     (tmp_path / "hostfile").touch()
     options = launch_record.LaunchRecord(**(RECORD | MACHINES)).launcher_options(given, tmp_path)
     assert options == [option.format(tmp_path / "hostfile") for option in expected]
 
 
-def test_the_launcher_is_not_started_without_its_hostfile_for_it_would_take_this_machine_alone(
+def test_launcher_options_reject_missing_hostfile(
     tmp_path,
 ):
+    """A missing hostfile raises, since the launcher would use only the local machine."""
     with pytest.raises(LaunchError, match="hostfile, with the run's machines, is gone"):
         launch_record.LaunchRecord(**(RECORD | MACHINES)).launcher_options(
             ["--exclude=b"], tmp_path
         )
 
 
-def test_a_folder_without_a_run_is_no_work_dir(tmp_path):
+def test_read_rejects_folder_without_run(tmp_path):
+    """A folder without a recorded run raises a CheckpointError."""
     with pytest.raises(CheckpointError, match="no run to resume here"):
         launch_record.read(tmp_path)

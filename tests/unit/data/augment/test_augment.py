@@ -20,7 +20,8 @@ NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
 MEAN, STD = np.array(IMAGENET_MEAN)[:, None], np.array(IMAGENET_STD)[:, None]
 
 
-def test_colour_is_gamma_on_grey_levels_then_brightness_then_channels_then_imagenets_mean_and_deviation():  # noqa: E501
+def test_colour_table_applies_steps_in_order():  # noqa: E501
+    """The table applies gamma, brightness, channel factors and then ImageNet's normalisation."""
     decisions = NOTHING._replace(gamma=1.07, brightness=0.93, channels=(0.9, 1.0, 1.1))
     coloured = np.minimum(
         np.arange(256.0)[None] ** 1.07 * 0.93 * np.array([[0.9], [1.0], [1.1]]), 255
@@ -36,7 +37,8 @@ def test_colour_is_gamma_on_grey_levels_then_brightness_then_channels_then_image
     assert torch.equal(colour_table(), colour_table(NOTHING))
 
 
-def test_every_image_and_channel_is_looked_up_in_its_own_table():
+def test_look_up_uses_table_per_image_and_channel():
+    """`look_up` takes every image and channel from its own table, whatever the strides."""
     image = torch.randint(
         0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -54,7 +56,8 @@ def frame(image, depth, **options):
     return Sample(image, depth, inside, None, torch.eye(3), "frame", **options)
 
 
-def test_normalise_is_imagenets_in_rgb():
+def test_normalise_uses_imagenet_rgb():
+    """`normalise` subtracts ImageNet's mean and divides by its deviation, in RGB order."""
     image = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1) + torch.tensor(
         [58.395, 57.12, 57.375]
     ).view(3, 1, 1)
@@ -65,7 +68,8 @@ def test_normalise_is_imagenets_in_rgb():
     assert torch.equal(normalise(frame(levels, torch.ones(1, 1, 256))).image[:, 0], colour_table())
 
 
-def test_sixteen_bit_depths_become_metres_in_their_own_units():
+def test_in_metres_divides_by_own_units():
+    """`in_metres` divides ground truth and teacher map by their own units, once."""
     levels = torch.tensor([[[0, 1, 256, 65535]]], dtype=torch.uint16)
     sample = frame(torch.zeros(3, 1, 4), levels, depth_units=256.0)._replace(
         teacher_depth=levels, teacher_units=1000.0
@@ -77,7 +81,8 @@ def test_sixteen_bit_depths_become_metres_in_their_own_units():
     assert in_metres(sample._replace(teacher_depth=None)).teacher_depth is None
 
 
-def test_a_draw_is_a_function_of_seed_epoch_and_index():
+def test_draw_depends_on_seed_epoch_index_only():
+    """A draw depends on seed, epoch and index alone, and differs between them."""
     augment = Augment(crop=(20, 30))
     draws = {
         key: augment.draw(*key, 40, 60)
@@ -91,7 +96,8 @@ def test_a_draw_is_a_function_of_seed_epoch_and_index():
     assert len(set(draws.values())) == 8
 
 
-def test_draws_keep_to_their_ranges_and_probabilities():
+def test_draws_keep_ranges_and_probabilities():
+    """Draws stay within their ranges and occur with their probabilities."""
     augment = Augment(
         rotate_p=0.5,
         rotate_deg=2.5,
@@ -120,12 +126,14 @@ def test_draws_keep_to_their_ranges_and_probabilities():
     assert all(d.brightness == 1 and d.channels == (1, 1, 1) for d in draws if d.gamma is None)
 
 
-def test_without_augmentation_nothing_is_drawn():
+def test_draw_without_augmentation_is_identity():
+    """With all probabilities 0 and no crop the draw changes nothing."""
     assert Augment(rotate_p=0, flip_p=0, colour_p=0).draw(0, 0, 0, 40, 60) == NOTHING
 
 
 @pytest.mark.parametrize("crop", [(41, 60), (40, 61)])
-def test_a_crop_larger_than_the_picture_is_a_data_error(crop):
+def test_draw_refuses_crop_larger_than_image(crop):
+    """A crop that is larger than the image raises a `DataError`."""
     with pytest.raises(
         DataError,
         match=rf"data.augment.crop: {crop[0]}x{crop[1]} is larger than the picture, 40x60",
@@ -143,7 +151,8 @@ def test_a_crop_larger_than_the_picture_is_a_data_error(crop):
         ({"crop": [0, 4]}, "data.augment.crop: got [0, 4]; it must be [height, width] in pixels"),
     ],
 )
-def test_wrong_policies_for_sizes_are_one_line(options, line):
+def test_augment_refuses_wrong_sizes_or_crop(options, line):
+    """A wrong `sizes` or `crop` raises a `RecipeError` of one line."""
     with pytest.raises(RecipeError) as error:
         Augment(**options)
     assert line in str(error.value)

@@ -48,7 +48,8 @@ def turned(row, column, angle, height=40, width=60):
 @pytest.mark.parametrize("angle", [0.0, 2.5, -2.5, 30.0])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45)])
-def test_everything_moves_together(angle, flip, window):
+def test_move_keeps_planes_and_intrinsics_aligned(angle, flip, window):
+    """Image, depth, teacher map and intrinsics move to the same place."""
     top, left, height, width = window
     decisions = NOTHING._replace(
         angle=angle, flip=flip, top=top, left=left, height=height, width=width
@@ -79,7 +80,8 @@ def test_everything_moves_together(angle, flip, window):
     assert sample.inside.all() == (angle == 0) or top
 
 
-def test_a_quarter_turn_is_exact():
+def test_move_quarter_turn_is_exact():
+    """A rotation by 90 degrees equals `rot90`."""
     sample = marked(41, 41)
     there = move(sample, NOTHING._replace(angle=90.0, height=41, width=41))
     assert torch.equal(there.depth, sample.depth.rot90(1, (1, 2)))
@@ -88,7 +90,8 @@ def test_a_quarter_turn_is_exact():
     assert there.inside.all()
 
 
-def test_corners_that_turn_in_are_black_and_not_valid():
+def test_move_corners_are_black_and_outside():
+    """Corners that a rotation brings in are black, without depth and outside the image."""
     sample = marked()._replace(image=torch.full((3, 40, 60), 200, dtype=torch.uint8))
     there = move(sample, NOTHING._replace(angle=20.0))
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
@@ -100,7 +103,8 @@ def test_corners_that_turn_in_are_black_and_not_valid():
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_moved_intrinsics_project_a_point_to_where_its_pixel_went(flip):
+def test_move_intrinsics_project_to_moved_pixel(flip):
+    """The moved intrinsics project a point to the pixel that its depth moved to."""
     decisions = NOTHING._replace(flip=flip, top=3, left=7, height=30, width=40)
     sample = marked()._replace(
         intrinsics=torch.tensor([[50.0, 0, 28.0], [0, 50.0, 19.0], [0, 0, 1]])
@@ -114,7 +118,8 @@ def test_moved_intrinsics_project_a_point_to_where_its_pixel_went(flip):
     assert sample.intrinsics[0, 2] == 28  # the sample that came in is as it was
 
 
-def test_a_frame_without_a_teachers_map_stays_without():
+def test_move_without_teacher_map():
+    """A frame without a teacher map has none after the move either."""
     for angle in (0.0, 2.0):
         there = move(
             marked()._replace(teacher_depth=None), NOTHING._replace(angle=angle, flip=True)
@@ -145,7 +150,8 @@ def turned_in_doubles(image, d):
 @pytest.mark.parametrize("angle", [0.3, -2.5, 2.5, 37.0, 90.0, -180.0])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45), (0, 0, 3, 3), (37, 55, 3, 5)])
-def test_a_turned_picture_is_within_rounding_of_exact_interpolation(angle, flip, window):
+def test_move_image_within_rounding_of_bilinear(angle, flip, window):
+    """A rotated image is within rounding of exact bilinear interpolation."""
     image = torch.randint(
         0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
@@ -159,7 +165,8 @@ def test_a_turned_picture_is_within_rounding_of_exact_interpolation(angle, flip,
 
 @pytest.mark.parametrize("angle", [0.0, 2.0, -40.0])
 @pytest.mark.parametrize("flip", [False, True])
-def test_depths_keep_the_numbers_of_their_files(angle, flip):
+def test_move_depths_keep_stored_levels(angle, flip):
+    """Moved depths keep the stored 16-bit levels, and the input stays unchanged."""
     levels = torch.arange(1, 2401).view(1, 40, 60).to(torch.uint16)
     stored = marked()._replace(
         depth=levels, teacher_depth=levels.flip(1), depth_units=256.0, teacher_units=1000.0

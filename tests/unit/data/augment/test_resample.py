@@ -38,8 +38,11 @@ def parts_of(sample, rotate_deg=2.5):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("teacher", [False, True])
-def test_a_batch_at_once_is_its_windows_one_by_one(device, teacher):
-    """Straight and turned ones in one resampling, on the CPU too, as other devices take them."""
+def test_resample_batch_equals_single_windows(device, teacher):
+    """A batch that is resampled at once equals its windows resampled one by one.
+
+    Straight and turned ones in one resampling, on the CPU too, as other devices take them.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU here")
     sample = frame(teacher=teacher)
@@ -70,7 +73,8 @@ def test_a_batch_at_once_is_its_windows_one_by_one(device, teacher):
 
 
 @pytest.mark.parametrize("rotate_deg", [2.5, 40.0, 180.0])
-def test_a_window_is_the_same_from_a_larger_part(rotate_deg):
+def test_resample_independent_of_part_size(rotate_deg):
+    """A window is the same from a larger part of its image."""
     sample = frame()
     for decisions, part in zip(DRAWN, parts_of(sample, rotate_deg), strict=True):
         image, depth, _, inside = resample(
@@ -82,7 +86,8 @@ def test_a_window_is_the_same_from_a_larger_part(rotate_deg):
         assert torch.equal(inside[0], expected.inside)
 
 
-def test_a_part_is_as_small_as_the_recipes_rotation_allows():
+def test_cut_part_is_as_small_as_rotation_allows():
+    """`cut` returns the smallest part that a rotation up to `rotate_deg` needs."""
     sample = frame(200, 300)
     straight = cut(sample, DRAWN[0], 0.0)
     assert straight.image.shape == (3, 24, 40)
@@ -118,7 +123,8 @@ class Mixed(torch.utils.data.Dataset):
         return frame(*((25, 41), (24, 60), (40, 40))[index], seed=index)
 
 
-def test_parts_of_different_sizes_are_filled_up_and_what_was_filled_is_outside():
+def test_collate_pads_parts_and_marks_outside():
+    """Parts of different sizes are padded in a batch, and the padding is outside the image."""
     augment = Augment(crop=(24, 40), rotate_p=1.0, rotate_deg=20.0, colour_p=0.0)
     reader = BatchReader(Mixed(), augment, 0)
     keys = [(epoch, index) for epoch in range(4) for index in range(3)]
@@ -139,7 +145,8 @@ def test_parts_of_different_sizes_are_filled_up_and_what_was_filled_is_outside()
         ).abs().max() < 0.02  # of a grey level's 0.017, in rounding
 
 
-def test_float_depths_stay_what_they_are():
+def test_move_float_depths_keep_values():
+    """Float depths keep their dtype, and no new values appear."""
     metres = frame()._replace(depth=torch.rand(1, 40, 60) + 1, teacher_depth=None)
     for decisions in DRAWN:
         moved = move(metres, decisions).depth
@@ -150,7 +157,8 @@ def test_float_depths_stay_what_they_are():
         }
 
 
-def test_nothing_on_the_way_waits_for_the_device(monkeypatch):
+def test_resample_never_syncs_with_device(monkeypatch):
+    """Resampling and the colour look-up never read a tensor's value on the host."""
     parts = parts_of(frame())
     image, depth = (
         torch.stack([part.image for part in parts]),

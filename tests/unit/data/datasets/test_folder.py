@@ -75,7 +75,8 @@ def refused(act, kind=DataError):
     return str(error.value)
 
 
-def test_pictures_and_depths_are_paired_by_path_without_suffix(root):
+def test_folder_pairs_by_path_without_suffix(root):
+    """Images and depth maps are paired by their path without suffix."""
     write_png(root / "images" / ".hidden.png", np.zeros((3, 3, 3), np.uint8))
     (root / "images" / "notes.txt").write_text("")
     data = make(root, depths="depths", depth_unit=1000.0)
@@ -90,7 +91,8 @@ def test_pictures_and_depths_are_paired_by_path_without_suffix(root):
     assert data.map_name(0) == "a_1.png"
 
 
-def test_npy_is_in_metres_unless_a_unit_is_said(root):
+def test_folder_npy_is_metres_without_unit(root):
+    """Float NPY depth is in metres unless a unit is given; integer NPY needs one."""
     (root / "depths/a/1.png").unlink()
     for name in ("b/c/1.png", "d.png"):
         (root / "depths" / name).unlink()
@@ -113,7 +115,8 @@ def test_npy_is_in_metres_unless_a_unit_is_said(root):
     assert "a/2.npy: int32 without a unit; say how many make a metre" in refused(lambda: data[0])
 
 
-def test_with_a_teacher_it_trains_without_any_depth_and_without_one_it_needs_some(root):
+def test_folder_without_depth_needs_teacher(root):
+    """A folder without depth trains with a teacher and is refused without one."""
     data = make(root, needs_ground_truth=False)
     assert names(data) == list(NAMES)
     assert (data[0].depth == 0).all()
@@ -130,7 +133,8 @@ def test_with_a_teacher_it_trains_without_any_depth_and_without_one_it_needs_som
     assert len(make(root, needs_ground_truth=False, **some)) == 4
 
 
-def test_cached_teacher_maps_are_read_for_training(root):
+def test_folder_reads_teacher_maps(root):
+    """Cached teacher maps are read, and a missing or misshapen one is refused by name."""
     levels = np.full((12, 16), 65535, np.uint16)
     write_png(root / "maps/b_c_1.png", levels)
     data = make(root, needs_ground_truth=False, maps="maps")
@@ -140,13 +144,15 @@ def test_cached_teacher_maps_are_read_for_training(root):
     assert "teacher map of 11x16 for a picture of 12x16; make the maps" in refused(lambda: data[2])
 
 
-def test_the_camera_is_as_said_or_unknown(root):
+def test_folder_intrinsics_given_or_nan(root):
+    """The intrinsics are those that the recipe gives, or NaN."""
     camera = make(root, needs_ground_truth=False, intrinsics=(50.0, 51.0, 7.0, 5.0))[0].intrinsics
     assert camera.tolist() == [[50, 0, 7], [0, 51, 5], [0, 0, 1]]
     assert make(root, needs_ground_truth=False)[0].intrinsics[:2].isnan().sum() == 4
 
 
-def test_splits_are_lists_of_names_and_the_other_split_is_the_rest(root):
+def test_folder_split_lists_and_remainder(root):
+    """A split file lists names; the split without a file gets the remaining frames."""
     (root / "val.txt").write_text("/a/2.JPEG\n\nd.jpg\n")
     (root / "train.txt").write_text("a/1.jpg\n")
     any_frames = {"needs_ground_truth": False}
@@ -170,7 +176,8 @@ def test_splits_are_lists_of_names_and_the_other_split_is_the_rest(root):
     assert "none of its 4 pictures is left for train" in refused(lambda: make(root, **val))
 
 
-def test_a_fraction_is_held_back_by_name_and_only_where_there_is_ground_truth(tmp_path):
+def test_folder_val_fraction_by_name_with_depth(tmp_path):
+    """`val_fraction` holds back a stable choice by name, of frames with ground truth only."""
     for index in range(40):
         write_picture(tmp_path / "images" / f"{index:03d}.jpg")
         if index < 30:
@@ -196,7 +203,8 @@ def test_a_fraction_is_held_back_by_name_and_only_where_there_is_ground_truth(tm
     assert len(nothing_held_back) == 41
 
 
-def test_names_that_are_held_out_take_the_place_of_the_pick_and_of_nothing_else(root):
+def test_folder_held_out_replaces_val_fraction(root):
+    """`held_out` replaces the choice by `val_fraction` but not a user's split file."""
     data = {
         "name": "folder",
         "root": str(root),
@@ -227,7 +235,8 @@ def test_names_that_are_held_out_take_the_place_of_the_pick_and_of_nothing_else(
     )  # a list of the user's stays out
 
 
-def test_one_picture_trains_without_validation_and_the_refusal_says_so(root):
+def test_folder_single_image_needs_no_validate(root):
+    """A single image trains only without validation, and the error names `--no-validate`."""
     for name in NAMES[:3]:
         (root / "images" / name).unlink()
     data = {
@@ -285,7 +294,8 @@ def spoil_all_pictures(root):
         (spoil_all_pictures, "data.images: no .jpg, .jpeg, .png files in or below"),
     ],
 )
-def test_files_that_cannot_be_paired_are_named(root, spoil, line):
+def test_folder_ambiguous_files_are_refused(root, spoil, line):
+    """Files that can't be paired, or that share a name, are refused by name."""
     spoil(root)
     assert line in refused(lambda: make(root, depths="depths", depth_unit=1000.0))
 
@@ -317,7 +327,8 @@ def test_files_that_cannot_be_paired_are_named(root, spoil, line):
         ({"images": None}, "data (folder): needs images"),
     ],
 )
-def test_wrong_options_are_one_line(root, arguments, line):
+def test_folder_wrong_option_is_one_line(root, arguments, line):
+    """A wrong dataset option raises a `RecipeError` of one line."""
     node = {"name": "folder", "root": str(root), "images": "images"} | arguments
     node = {key: value for key, value in node.items() if value is not None}
     context = {"split": "train", "max_depth": 10.0, "maps": None, "needs_ground_truth": False}
@@ -326,7 +337,8 @@ def test_wrong_options_are_one_line(root, arguments, line):
     )
 
 
-def test_missing_folders_and_torn_files_are_named(root):
+def test_folder_missing_or_torn_files_are_named(root):
+    """A missing folder, a torn depth file and a misshapen depth map are named."""
     assert "data.root: no folder at" in refused(lambda: make(root / "x"))
     assert f"data.images: no folder at {root / 'x'}" in refused(
         lambda: make(root, images="x", needs_ground_truth=False)
@@ -340,9 +352,8 @@ def test_missing_folders_and_torn_files_are_named(root):
     assert "d.png: 12x15 does not fit its picture d.jpg, 12x16" in refused(lambda: data[3])
 
 
-def test_folders_are_entered_once_and_those_that_cannot_be_listed_are_errors_or_counted(
-    root, monkeypatch
-):
+def test_folder_links_and_unlistable_folders(root, monkeypatch):
+    """Links to known folders are skipped and noted; an unlistable one is an error or skipped."""
     some = {"depths": "depths", "depth_unit": 1000.0}
     (root / "images/again").symlink_to("b")
     (root / "images/a/up").symlink_to("..")
@@ -377,7 +388,8 @@ def test_folders_are_entered_once_and_those_that_cannot_be_listed_are_errors_or_
     )
 
 
-def test_names_with_blanks_commas_and_line_breaks(root):
+def test_folder_names_with_blanks_commas_newlines(root):
+    """Blanks and commas in names are read; a line break in a name is refused."""
     for name in (" a .jpg", "x,y.jpg"):
         write_picture(root / "images" / name)
     (root / "val.txt").write_text(" a .jpg\nx,y.jpg \n")
@@ -397,7 +409,8 @@ def test_names_with_blanks_commas_and_line_breaks(root):
     )
 
 
-def test_levels_that_mean_none_are_none(root):
+def test_folder_invalid_levels_have_no_depth(root):
+    """The level 65535 and those in `invalid` count as no depth."""
     levels = np.full((12, 16), 65535, np.uint16)
     levels[0], levels[1], levels[2] = 1500, 7, 0
     write_png(root / "depths/d.png", levels)
@@ -425,7 +438,8 @@ def _made(path):
     return path
 
 
-def test_pictures_of_all_sizes_train_in_one_batch_when_they_are_scaled(mixed):
+def test_folder_mixed_sizes_batch_with_keep_aspect(mixed):
+    """Images of all sizes train in one batch with `keep_aspect`."""
     data = make(mixed, depths="depths")
     augment = Augment(rotate_p=0, crop=(20, 24), sizes="keep_aspect", colour_p=0)
     batches = list(training_batches(data, MicroBatches(10, 5, range(2), seed=0), augment, CPU))
@@ -434,7 +448,8 @@ def test_pictures_of_all_sizes_train_in_one_batch_when_they_are_scaled(mixed):
     assert all(batch.depth.min() >= 1 and batch.depth.max() <= 2 for batch in batches)
 
 
-def test_pictures_of_one_size_share_a_batch_in_buckets(mixed):
+def test_folder_bucket_batches_have_one_size(mixed):
+    """With `bucket` each batch holds images of one size, and an epoch all of them."""
     data, augment = make(mixed, depths="depths"), Augment(sizes="bucket")
     groups = size_groups(data)
     assert iterations_per_epoch(len(data), 2, groups) == 3 + 2 + 1
@@ -448,7 +463,8 @@ def test_pictures_of_one_size_share_a_batch_in_buckets(mixed):
     assert {name for batch in batches for name in batch.names} == set(names(data))
 
 
-def test_a_picture_smaller_than_the_crop_is_refused_by_name(mixed):
+def test_folder_image_smaller_than_crop_is_named(mixed):
+    """An image that is smaller than the crop raises a `DataError` with its name."""
     data = make(mixed, depths="depths")
     with pytest.raises(
         DataError, match=r"\d.png: data.augment.crop: 20x20 is larger than the picture, 12x16"
@@ -460,13 +476,15 @@ def test_a_picture_smaller_than_the_crop_is_refused_by_name(mixed):
         )
 
 
-def test_evaluation_sees_pictures_as_they_are(mixed):
+def test_folder_validation_keeps_image_sizes(mixed):
+    """Validation batches have the images at their own sizes."""
     data = make(mixed, depths="depths")
     shapes = [tuple(batch.image.shape[2:]) for _, batch in validation_batches(data, 1, CPU)]
     assert shapes == data.image_sizes() == [(12, 16)] * 6 + [(30, 20)] * 3 + [(24, 48)]
 
 
-def test_the_base_recipe_needs_its_folders_only(root):
+def test_folder_base_recipe_needs_folders_only(root):
+    """The base recipe for folders builds both splits from `data.root` alone."""
     recipe = load_recipe(
         Path(__file__).parents[4] / "model_configs/_base_/datasets/folder.yaml",
         [f"data.root={root}"],
@@ -491,7 +509,8 @@ def test_the_base_recipe_needs_its_folders_only(root):
 @pytest.mark.skipif(
     "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames"
 )
-def test_real_pictures_of_two_sizes():
+def test_folder_real_images_of_two_sizes():
+    """A folder of real KITTI images has 21 frames of two sizes."""
     data = folder_frames(
         "kitti/input", "train", 80.0, needs_ground_truth=False, root=os.environ["TIEKD_REAL_DATA"]
     )

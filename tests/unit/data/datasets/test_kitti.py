@@ -24,7 +24,8 @@ def refused(make_or_read, kind=DataError):
     return str(error.value)
 
 
-def test_a_frame_is_picture_depth_and_camera(tmp_path):
+def test_kitti_sample_has_image_depth_name(tmp_path):
+    """A sample has the image as stored, its depth in metres and its name."""
     data = kitti_frames(str(fake_data.make(tmp_path)), "train", 80.0)
     assert len(data) == 5
     assert data.num_skipped == 0
@@ -42,7 +43,8 @@ def test_a_frame_is_picture_depth_and_camera(tmp_path):
     assert sample.teacher_depth is None
 
 
-def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_path):
+def test_kitti_frames_without_depth_skipped_or_kept(tmp_path):
+    """Frames without ground truth are skipped and counted, or kept for a teacher."""
     root = str(fake_data.make(tmp_path, without=(1, 3)))
     skipping = kitti_frames(root, "train", 80.0, needs_ground_truth=True)
     assert [frame.name for frame in skipping.frames] == [image_name(i) for i in (0, 2, 4)]
@@ -59,7 +61,8 @@ def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_p
     )
 
 
-def test_the_window_is_at_the_bottom_and_centred(tmp_path):
+def test_kitti_kb_crop_is_bottom_centre(tmp_path):
+    """`kb_crop` cuts a window at the bottom centre and shifts the intrinsics."""
     sample = kitti_frames(str(fake_data.make(tmp_path)), "train", 80.0, kb_crop=(19, 21))[0]
     assert sample.image.shape == (3, 19, 21)
     assert (
@@ -87,7 +90,8 @@ def test_the_window_is_at_the_bottom_and_centred(tmp_path):
         ("2000_01_01", 50.0, (50.0, 14.5, 9.5)),
     ],
 )
-def test_the_camera_is_the_days(tmp_path, day, focal, expected):
+def test_kitti_intrinsics_by_recording_day(tmp_path, day, focal, expected):
+    """The principal point is that of the recording day, or the centre of another image size."""
     write_png(tmp_path / "input" / image_name(0, day), np.zeros((20, 30, 3), np.uint8))
     (tmp_path / "kitti_eigen_train.txt").write_text(f"{image_name(0, day)} None {focal}\n")
     camera = kitti_frames(str(tmp_path), "train", 80.0, needs_ground_truth=False)[0].intrinsics
@@ -95,9 +99,10 @@ def test_the_camera_is_the_days(tmp_path, day, focal, expected):
     assert torch.allclose(camera, torch.tensor([[f, 0, x], [0, f, y], [0, 0, 1]]))
 
 
-def test_teacher_maps_are_named_by_the_joined_path_and_already_cut_or_cut_with_their_picture(
+def test_kitti_teacher_map_names_and_sizes(
     tmp_path,
 ):
+    """Teacher maps are found by the joined path, at the size before or after `kb_crop`."""
     root = fake_data.make(tmp_path, num_frames=2)
     name = "2011_09_26_2011_09_26_drive_0001_sync_image_02_data_0000000000.png"
     write_png(root / "gt_kd" / name, np.full((19, 21), 65535, np.uint16))
@@ -124,7 +129,8 @@ def test_teacher_maps_are_named_by_the_joined_path_and_already_cut_or_cut_with_t
     )
 
 
-def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
+def test_kitti_missing_or_misshapen_files_are_named(tmp_path):
+    """A missing or misshapen file, and an image below `kb_crop`, are refused by name."""
     root = fake_data.make(tmp_path, num_frames=2)
     data = kitti_frames(str(root), "train", 80.0)
     write_png(root / "gt_depth" / depth_name(0), np.ones((19, 30), np.uint16))
@@ -163,14 +169,16 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
         ("a.png b\0.png 7\n", "1: 'b\\x00.png' names no file"),
     ],
 )
-def test_a_bad_split_file_is_named_with_its_line(tmp_path, text, line):
+def test_kitti_bad_split_line_is_named(tmp_path, text, line):
+    """A bad split file is refused with its name and line number."""
     (tmp_path / "kitti_eigen_train.txt").write_text(text)
     message = refused(lambda: kitti_frames(str(tmp_path), "train", 80.0))
     assert line in message
     assert message.startswith(str(tmp_path / "kitti_eigen_train.txt"))
 
 
-def test_a_path_of_the_machine_is_looked_for_below_the_root_and_links_there_are_followed(tmp_path):
+def test_kitti_absolute_path_is_below_root(tmp_path):
+    """An absolute path in a split file is taken below the root; links there are followed."""
     root = fake_data.make(tmp_path / "real")
     outside = tmp_path / "outside.png"
     (root / "input" / image_name(0)).rename(outside)
@@ -185,7 +193,8 @@ def test_a_path_of_the_machine_is_looked_for_below_the_root_and_links_there_are_
     assert data[0].image[0, 0].tolist() == list(range(30))
 
 
-def test_the_benchmarks_test_set_is_a_list_of_names_in_a_folder_of_its_own(tmp_path):
+def test_kitti_benchmark_test_set(tmp_path):
+    """The benchmark's test set is a list of names in a folder of its own, without depth."""
     root = fake_data.make(tmp_path)
     for index in range(3):
         write_png(
@@ -225,7 +234,8 @@ def test_the_benchmarks_test_set_is_a_list_of_names_in_a_folder_of_its_own(tmp_p
         (370, 1224, 18, 4),
     ],
 )
-def test_the_window_is_where_the_published_code_has_it(tmp_path, height, width, top, left):
+def test_kitti_kb_crop_as_published(tmp_path, height, width, top, left):
+    """The window of 352x1216 has the published code's top and left."""
     root = fake_data.make(tmp_path, num_frames=1, height=height, width=width, without=(0,))
     rows = np.broadcast_to(np.arange(height, dtype=np.uint16)[:, None], (height, width))
     write_png(root / "gt_depth" / depth_name(0), np.ascontiguousarray(rows))
@@ -238,7 +248,8 @@ def test_the_window_is_where_the_published_code_has_it(tmp_path, height, width, 
     assert (camera - sample.intrinsics)[:2, 2].tolist() == pytest.approx([left, top], abs=1e-4)
 
 
-def test_a_split_file_may_begin_with_a_byte_order_mark_and_must_be_text(tmp_path):
+def test_kitti_split_file_with_bom_or_binary(tmp_path):
+    """A split file may begin with a byte order mark; one that isn't text is refused."""
     root = fake_data.make(tmp_path)
     split = root / "kitti_eigen_train.txt"
     split.write_bytes(b"\xef\xbb\xbf" + split.read_bytes())
@@ -247,7 +258,8 @@ def test_a_split_file_may_begin_with_a_byte_order_mark_and_must_be_text(tmp_path
     assert "no text" in refused(lambda: kitti_frames(str(root), "train", 80.0))
 
 
-def test_the_largest_level_and_those_that_are_named_are_none(tmp_path):
+def test_kitti_invalid_levels_have_no_depth(tmp_path):
+    """The level 65535 and those in `invalid` count as no depth."""
     root = fake_data.make(tmp_path)
     levels = np.full((20, 30), 65535, np.uint16)
     levels[:10] = 512
@@ -259,7 +271,8 @@ def test_the_largest_level_and_those_that_are_named_are_none(tmp_path):
     assert (depth[:5] == 2).all()
 
 
-def test_missing_folders_and_splits(tmp_path, monkeypatch):
+def test_kitti_missing_root_or_split_is_named(tmp_path, monkeypatch):
+    """A missing root or split file is named; `~` and absolute split paths are accepted."""
     root = fake_data.make(tmp_path / "kitti")
     message = refused(lambda: kitti_frames(str(root), "train", 80.0, train_split="mine.txt"))
     assert (
@@ -293,7 +306,8 @@ def test_missing_folders_and_splits(tmp_path, monkeypatch):
         ({"kb_corp": [1, 1]}, "unknown key 'kb_corp'; did you mean 'kb_crop'?"),
     ],
 )
-def test_wrong_options_are_one_line(tmp_path, arguments, line):
+def test_kitti_wrong_option_is_one_line(tmp_path, arguments, line):
+    """A wrong dataset option raises a `RecipeError` of one line."""
     node = {"name": "kitti", "root": str(fake_data.make(tmp_path))} | arguments
     context = {"split": "train", "max_depth": 80.0, "maps": None, "needs_ground_truth": True}
     assert line in refused(
@@ -305,7 +319,8 @@ def test_wrong_options_are_one_line(tmp_path, arguments, line):
     "TIEKD_REAL_DATA" not in os.environ, reason="TIEKD_REAL_DATA names no folder with real frames"
 )
 @pytest.mark.parametrize(("split", "count"), [("train", 17), ("val", 4)])
-def test_real_frames(split, count):
+def test_kitti_real_frames_are_plausible(split, count):
+    """Real KITTI frames have plausible images, depths and intrinsics."""
     data = kitti_frames(
         str(Path(os.environ["TIEKD_REAL_DATA"]) / "kitti"), split, 80.0, kb_crop=(352, 1216)
     )

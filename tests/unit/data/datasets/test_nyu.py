@@ -53,7 +53,8 @@ def refused(act, kind=DataError):
     return str(error.value)
 
 
-def test_training_frames_are_cut_and_those_of_evaluation_are_whole(tmp_path):
+def test_nyu_crop_applies_to_training_only(tmp_path):
+    """`nyu_crop` cuts training frames; validation frames stay whole."""
     root = make(tmp_path)
     sample = nyu_frames(root, "train", 10.0, nyu_crop=CROP)[1]
     assert sample.image.shape == (3, 12, 24)
@@ -72,7 +73,8 @@ def test_training_frames_are_cut_and_those_of_evaluation_are_whole(tmp_path):
     )
 
 
-def test_a_leading_slash_is_the_data_roots_and_dots_lead_out_of_it(tmp_path):
+def test_nyu_leading_slash_is_data_root(tmp_path):
+    """A leading slash means the data root, and a path that leads out of it is refused."""
     root = make(tmp_path)
     slashed, plain = nyu_frames(root, "train", 10.0), nyu_frames(root, "val", 10.0)
     assert [frame.image for frame in slashed.frames] == [frame.image for frame in plain.frames]
@@ -83,7 +85,8 @@ def test_a_leading_slash_is_the_data_roots_and_dots_lead_out_of_it(tmp_path):
         )
 
 
-def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_path):
+def test_nyu_frames_without_depth_skipped_or_kept(tmp_path):
+    """Frames without ground truth are skipped and counted, or kept for a teacher."""
     root = make(tmp_path, without=(0, 2))
     data = nyu_frames(root, "train", 10.0, needs_ground_truth=True)
     assert len(data) == 1
@@ -96,7 +99,8 @@ def test_frames_without_ground_truth_are_skipped_and_counted_or_trained_on(tmp_p
     assert (data[1].depth > 0).any()
 
 
-def test_teacher_maps_are_whole_and_cut_with_their_picture_or_cut_already(tmp_path):
+def test_nyu_teacher_maps_whole_or_cropped(tmp_path):
+    """Teacher maps may have the size before or after `nyu_crop`; another is refused."""
     root = make(tmp_path)
     (tmp_path / "gt_kd").mkdir()
     data = nyu_frames(root, "train", 10.0, nyu_crop=CROP, maps="gt_kd")
@@ -117,13 +121,15 @@ def test_teacher_maps_are_whole_and_cut_with_their_picture_or_cut_already(tmp_pa
     )
 
 
-def test_sizes_are_those_of_the_frames_as_they_are_read(tmp_path):
+def test_nyu_image_sizes_are_after_crop(tmp_path):
+    """`image_sizes` returns the sizes of the frames as they are read."""
     root = make(tmp_path)
     assert nyu_frames(root, "train", 10.0, nyu_crop=CROP).image_sizes() == [(12, 24)] * 3
     assert nyu_frames(root, "train", 10.0).image_sizes() == [(20, 30)] * 3
 
 
-def test_a_window_that_does_not_fit_names_the_picture(tmp_path):
+def test_nyu_crop_outside_image_is_named(tmp_path):
+    """A window that doesn't fit the image is refused with the image's name."""
     root = make(tmp_path)
     for crop in ((4, 21, 3, 27), (4, 16, 3, 31)):
         data = nyu_frames(root, "train", 10.0, nyu_crop=crop)
@@ -146,7 +152,8 @@ def test_a_window_that_does_not_fit_names_the_picture(tmp_path):
         ({"kb_crop": [3, 3]}, "data (nyu): unknown key 'kb_crop'; did you mean 'nyu_crop'?"),
     ],
 )
-def test_wrong_options_are_one_line(tmp_path, arguments, line):
+def test_nyu_wrong_option_is_one_line(tmp_path, arguments, line):
+    """A wrong dataset option raises a `RecipeError` of one line."""
     node = {"name": "nyu", "root": make(tmp_path)} | arguments
     context = {"split": "train", "max_depth": 10.0, "maps": None, "needs_ground_truth": True}
     assert line in refused(
@@ -154,7 +161,8 @@ def test_wrong_options_are_one_line(tmp_path, arguments, line):
     )
 
 
-def test_the_base_recipe_is_the_published_pipeline():
+def test_nyu_base_recipe_is_published_pipeline():
+    """The base recipe for NYU has the published augmentation, crop and evaluation crop."""
     recipe = load_recipe(Path(__file__).parents[4] / "model_configs/_base_/datasets/nyu.yaml")
     augment = settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment)
     assert augment == Augment(
@@ -170,7 +178,8 @@ def test_the_base_recipe_is_the_published_pipeline():
 @pytest.mark.parametrize(
     ("split", "count", "size"), [("train", 5, (427, 565)), ("val", 2, (480, 640))]
 )
-def test_real_frames(split, count, size):
+def test_nyu_real_frames_are_plausible(split, count, size):
+    """Real NYU frames have plausible images, depths and intrinsics."""
     root = str(Path(os.environ["TIEKD_REAL_DATA"]) / "nyu")
     data = nyu_frames(root, split, 10.0, nyu_crop=(45, 472, 43, 608))
     assert len(data) == count
@@ -184,7 +193,8 @@ def test_real_frames(split, count, size):
         assert sample.intrinsics[0, 0].item() == pytest.approx(518.8579)
 
 
-def test_training_frames_are_whole_where_they_are_evaluated(tmp_path):
+def test_nyu_as_evaluated_training_frames_are_whole(tmp_path):
+    """`as_evaluated` gives whole training frames; `mean_depth_map` refuses mixed sizes."""
     data = {"name": "nyu", "root": make(tmp_path), "nyu_crop": list(CROP)}
     recipe = {"network": {"max_depth": 10.0}, "data": data}
     cut, whole = (

@@ -21,20 +21,23 @@ from tiekd.errors import DataError, RecipeError
 SIZE = 64, 208
 
 
-def test_other_seed_or_index_is_another_scene():
+def test_render_differs_by_seed_and_index():
+    """Another seed or index gives another image."""
     pictures = [render(seed, index, *SIZE).image for seed, index in ((0, 0), (0, 1), (1, 0))]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(pictures[one].astype(int) - pictures[other]).mean() > 10
 
 
-def test_same_street_at_every_size():
+def test_render_same_street_at_every_size():
+    """A scene shows the same street at every size."""
     small, large = render(0, 4, 64, 208), render(0, 4, 128, 416)
     both = (small.depth > 0) & (large.depth[::2, ::2] > 0)
     close = np.abs(small.depth - large.depth[::2, ::2])[both] < 0.03 * small.depth[both]
     assert close.mean() > 0.85
 
 
-def test_types_intrinsics_and_ranges():
+def test_render_dtypes_intrinsics_and_ranges():
+    """A rendered scene has the documented dtypes, intrinsics and depth range."""
     scene = render(0, 0, 375, 1242)
     assert scene.image.shape == (375, 1242, 3)
     assert scene.image.dtype == np.uint8
@@ -46,7 +49,8 @@ def test_types_intrinsics_and_ranges():
     assert scene.depth[scene.depth > 0].min() > 1.0
 
 
-def test_ground_depth_is_that_of_a_plane():
+def test_cast_ground_depth_is_plane():
+    """The depth of the ground is that of a plane below the horizon."""
     camera = look(1.65, 0.0, 0.0, 0.0, 128, 416)
     hits = cast(camera, [])
     rows = np.arange(128)[:, None]
@@ -66,7 +70,8 @@ def world_points(camera, hits):
     )
 
 
-def test_points_of_a_street_lie_on_their_surfaces():
+def test_cast_points_lie_on_solids():
+    """The points of a street lie on the ground and on the faces of its solids."""
     camera, street = (
         look(1.6, 0.03, 0.01, -0.005, *SIZE),
         random_street(Draw(np.random.SeedSequence(2))),
@@ -90,7 +95,8 @@ def test_points_of_a_street_lie_on_their_surfaces():
     assert seen > 1000
 
 
-def test_a_turned_box_covers_what_slabs_say():
+def test_cast_rotated_box_equals_slab_test():
+    """A rotated box covers the pixels, and has the depths, that the slab method gives."""
     camera = look(1.65, 0.02, -0.01, 0.01, 96, 312)
     ahead, up, right = frame(0.5)
     profile = [(-2, 0.4), (2, 0.4), (2, 1.9), (-2, 1.9)]
@@ -109,7 +115,8 @@ def test_a_turned_box_covers_what_slabs_say():
     np.testing.assert_allclose(1 / hits.inverse_depth[both], enter[both], rtol=1e-4)
 
 
-def test_nearer_solid_hides_the_farther_whatever_the_order():
+def test_cast_nearer_solid_hides_farther():
+    """A nearer solid hides a farther one in either order."""
     camera = look(1.65, 0.0, 0.0, 0.0, *SIZE)
     near, far = (ellipsoid((0, 1.65, z), (1, 1, 1), PLAIN, (1, 1, 1)) for z in (8, 20))
     for solids in ([near, far], [far, near]):
@@ -120,7 +127,8 @@ def test_nearer_solid_hides_the_farther_whatever_the_order():
         )
 
 
-def test_solid_that_crosses_the_cameras_plane_is_seen():
+def test_cast_solid_across_camera_plane_is_seen():
+    """A solid that crosses the camera plane is seen at its true depth."""
     wall = prism([(-5, 0), (20, 0), (20, 6), (-5, 6)], (4, 0, 0), frame(0.0), 1.0, PLAIN, (1, 1, 1))
     camera = look(1.65, 0.0, 0.0, 0.0, *SIZE)
     depth = 1 / cast(camera, [wall]).inverse_depth[round(camera.cy), -1]
@@ -128,7 +136,8 @@ def test_solid_that_crosses_the_cameras_plane_is_seen():
 
 
 @pytest.mark.parametrize("size", [(64, 208), (128, 416), (352, 704)])
-def test_sparse_depth_is_a_share_of_the_dense_like_kittis(size):
+def test_render_sparse_depth_is_share_of_dense(size):
+    """Sparse depth is 3 to 5 % of the dense depth, with equal values."""
     for index in range(4):
         scene = render(0, index, *size)
         measured = scene.sparse_depth > 0
@@ -136,7 +145,8 @@ def test_sparse_depth_is_a_share_of_the_dense_like_kittis(size):
         assert np.array_equal(scene.sparse_depth[measured], scene.depth[measured])
 
 
-def test_lidar_has_rows_and_leaves_the_upper_part_out():
+def test_render_lidar_rows_leave_top_empty():
+    """Sparse depth lies on scan rows and leaves the upper part of the image empty."""
     measured = render(0, 2, 375, 1242).sparse_depth > 0
     slope_of_top_beam = math.tan(math.radians(2.0))
     assert not measured[: int(172.854 - 1.3 * 721.5377 * slope_of_top_beam)].any()
@@ -147,7 +157,8 @@ def test_lidar_has_rows_and_leaves_the_upper_part_out():
     assert middle.max() > 0.2
 
 
-def test_sky_has_no_depth_and_surfaces_have():
+def test_render_sky_has_no_depth():
+    """The sky and everything beyond 80 m have no depth; nearer surfaces have."""
     for index in range(4):
         camera_seed, street_seed = np.random.SeedSequence([0, index]).spawn(4)[:2]
         hits = cast(
@@ -159,7 +170,8 @@ def test_sky_has_no_depth_and_surfaces_have():
         assert (depth[hits.inverse_depth < 1 / 80.1] == 0).all()
 
 
-def test_patterns_finer_than_a_pixel_give_their_mean():
+def test_texture_finer_than_pixel_gives_mean():
+    """A pattern that is finer than a pixel gives its mean."""
     at = np.linspace(0, 3, 7, dtype=np.float32)
     np.testing.assert_allclose(stripes(at, 0.01, 0.3, np.full(7, 5.0, np.float32)), 0.3, atol=2e-3)
     np.testing.assert_allclose(
@@ -173,12 +185,14 @@ def test_patterns_finer_than_a_pixel_give_their_mean():
 @pytest.mark.parametrize(
     "arguments", [(-1, 0, 64, 208), (0, -1, 64, 208), (0, 0, 16, 208), (0, 0, 64, 31)]
 )
-def test_wrong_arguments_are_named(arguments):
+def test_render_refuses_wrong_arguments(arguments):
+    """A negative seed or index, or a size that is too small, raises a `RecipeError`."""
     with pytest.raises(RecipeError, match="must be"):
         render(*arguments)
 
 
-def test_layout_is_kittis(tmp_path):
+def test_write_kitti_layout_writes_split_and_files(tmp_path):
+    """`write_kitti_layout` writes split files, images and depth maps in KITTI's layout."""
     root, calls = tmp_path / "deep" / "set", []
     write_kitti_layout(
         root,
@@ -211,7 +225,8 @@ def test_layout_is_kittis(tmp_path):
     assert [path.name for path in root.parent.iterdir()] == ["set"]
 
 
-def test_existing_set_is_used_or_refused_but_never_changed(tmp_path):
+def test_write_kitti_layout_keeps_existing_set(tmp_path):
+    """A matching set is reused; another set or a user's folder is refused and unchanged."""
     root = tmp_path / "set"
     write_kitti_layout(root, 1, *SIZE, 1, 1)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -231,7 +246,8 @@ def test_existing_set_is_used_or_refused_but_never_changed(tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_loser_of_the_race_takes_the_winners_set(tmp_path, monkeypatch):
+def test_write_kitti_layout_loser_takes_winners_set(tmp_path, monkeypatch):
+    """A writer that is overtaken takes the other's set and removes its own."""
     root = tmp_path / "set"
     rename = os.rename
 

@@ -43,7 +43,8 @@ def equal(one, other):
     )
 
 
-def test_batches_are_the_same_with_any_number_of_workers(data):
+def test_batches_independent_of_workers(data):
+    """Training batches are the same with any number of workers."""
     without, one, two = (list(training(data, workers)) for workers in (0, 1, 2))
     assert len(without) == len(one) == len(two) == 6
     assert all(equal(a, b) and equal(a, c) for a, b, c in zip(without, one, two, strict=True))
@@ -55,7 +56,8 @@ def test_batches_are_the_same_with_any_number_of_workers(data):
     assert not torch.equal(without[0].image, without[3].image)
 
 
-def test_a_frame_that_a_batch_repeats_is_augmented_anew(data):
+def test_batch_repeated_frame_augmented_anew(data):
+    """A frame that a batch repeats is augmented differently each time."""
     sampler = MicroBatches(len(data), 4 * len(data), range(1), seed=3)
     for workers in (0, 1):
         (batch,) = training_batches(
@@ -75,20 +77,23 @@ def test_a_frame_that_a_batch_repeats_is_augmented_anew(data):
             assert not any(torch.equal(images[0], image) for image in images[1:])
 
 
-def test_a_run_from_the_middle_sees_what_the_whole_run_saw(data):
+def test_batches_from_middle_equal_tail(data):
+    """A run that starts in the middle has the last batches of a whole run."""
     whole, tail = list(training(data)), list(training(data, start=4))
     assert len(tail) == 2
     assert all(equal(a, b) for a, b in zip(whole[4:], tail, strict=True))
 
 
-def test_a_sample_is_augmented_alike_on_whichever_rank(data):
+def test_batches_independent_of_rank_split(data):
+    """A sample has the same augmentation on whichever rank it is read."""
     whole = list(training(data))
     ranks = [list(training(data, rank=rank, world_size=2)) for rank in (0, 1)]
     for batch, first, second in zip(whole, *ranks, strict=True):
         assert torch.equal(batch.image, torch.cat([first.image, second.image]))
 
 
-def test_teacher_maps_travel_with_their_frames(data, tmp_path):
+def test_batch_teacher_maps_match_frames(data, tmp_path):
+    """Each teacher map is in the batch position of its frame."""
     for index in range(5):
         write_png(
             tmp_path / "maps" / image_name(index).replace("/", "_"),
@@ -113,7 +118,8 @@ class Floats(torch.utils.data.Dataset):
         return Sample(image, ones, ones.bool(), None, torch.eye(3), str(index))
 
 
-def test_a_picture_with_a_number_that_is_not_finite_stays_so_and_never_turns_black():
+def test_batch_keeps_nonfinite_image():
+    """An image with a non-finite value stays non-finite in training and in validation."""
     trained = next(training(Floats(), augment=Augment(rotate_p=0, flip_p=0, colour_p=0)))
     (_, evaluated), *_ = validation_batches(Floats(), 2, CPU)
     for batch in (trained, evaluated):
@@ -126,7 +132,8 @@ def test_a_picture_with_a_number_that_is_not_finite_stays_so_and_never_turns_bla
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_in_a_worker_arrives_as_its_own_line(data, tmp_path, workers):
+def test_worker_error_arrives_as_own_line(data, tmp_path, workers):
+    """An error in a worker is raised in the main process with its own message."""
     path = tmp_path / "input" / image_name(3)
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError) as error:
@@ -161,7 +168,8 @@ def killed():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_every_users_error_keeps_its_class(workers):
+def test_worker_error_keeps_class(workers):
+    """An error of the project keeps its class across the worker."""
     with pytest.raises(RecipeError, match="^one line$"):
         list(training(Faulty(misconfigured), workers))
 
@@ -173,7 +181,8 @@ def without_descriptors():
         raise DataError("000.png: torn") from None
 
 
-def test_a_file_is_not_skipped_as_torn_where_no_more_may_be_opened():
+def test_emfile_is_not_skipped_as_torn():
+    """A file that fails for lack of descriptors is a `LaunchError` and isn't skipped."""
     skipped = Unreadable(100)
     sampler = MicroBatches(5, 2, range(6), seed=3)
     with pytest.raises(
@@ -185,7 +194,8 @@ def test_a_file_is_not_skipped_as_torn_where_no_more_may_be_opened():
     assert not skipped.messages
 
 
-def test_a_worker_that_dies_is_a_line_that_says_what_to_do():
+def test_killed_worker_is_one_line():
+    """A killed worker raises a `DataError` of one line that says what to do."""
     with pytest.raises(
         DataError,
         match=r"^a data worker died \(process \d+, by SIGKILL\); .* set a smaller data.workers$",
@@ -194,7 +204,8 @@ def test_a_worker_that_dies_is_a_line_that_says_what_to_do():
     assert "\n" not in str(error.value)
 
 
-def test_pictures_of_mixed_sizes_need_a_crop(data, tmp_path):
+def test_mixed_sizes_need_crop(data, tmp_path):
+    """Images of mixed sizes in one batch are refused without a crop."""
     make_smaller(tmp_path, 1)
     with pytest.raises(
         DataError, match=r"different sizes in one batch: 18x28, 20x30 .*data.augment.sizes=bucket"
@@ -209,7 +220,8 @@ def make_smaller(root, index):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_validation_batch_ends_where_the_size_changes(data, tmp_path, world_size):
+def test_validation_batch_ends_at_size_change(data, tmp_path, world_size):
+    """A validation batch ends where the image size changes."""
     make_smaller(tmp_path, 3)
     for batch_size, whole in (
         (1, [[0], [1], [2], [3], [4]]),
@@ -227,7 +239,8 @@ def test_a_validation_batch_ends_where_the_size_changes(data, tmp_path, world_si
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_crop_that_does_not_fit_names_the_picture(data, workers):
+def test_crop_too_large_names_image(data, workers):
+    """A crop that is larger than an image raises a `DataError` with the image's name."""
     with pytest.raises(
         DataError,
         match=rf"{image_name(0)[:30]}.*: data.augment.crop: 21x16 is larger than the picture",
@@ -237,9 +250,8 @@ def test_a_crop_that_does_not_fit_names_the_picture(data, workers):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_validation_covers_every_frame_once_in_batches_of_the_whole_set(
-    data, batch_size, world_size
-):
+def test_validation_covers_every_frame_once(data, batch_size, world_size):
+    """Validation covers every frame once, in the whole set's batches on any ranks."""
     ranks = [
         list(validation_batches(data, batch_size, CPU, share=RankShare(rank, world_size)))
         for rank in range(world_size)
@@ -255,7 +267,8 @@ def test_validation_covers_every_frame_once_in_batches_of_the_whole_set(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_global_random_state_is_neither_read_nor_moved(data, workers):
+def test_global_random_state_untouched(data, workers):
+    """The loader neither reads nor advances the global random state."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = list(training(data, workers, total=2))

@@ -23,11 +23,13 @@ def started(told):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_all_items_come_once_and_in_their_order(count):
+def test_one_ahead_keeps_items_and_order(count):
+    """`one_ahead` yields all items once and in order."""
     assert list(one_ahead(items(count, []), str, int)) == list(range(count))
 
 
-def test_the_next_one_is_started_before_the_current_one_is_given_out():
+def test_one_ahead_starts_next_before_yield():
+    """The next item is started before the current one is yielded."""
     told = []
     ahead = one_ahead(items(3, told), started(told), lambda number: told.append(f"give {number}"))
     next(ahead)
@@ -36,7 +38,8 @@ def test_the_next_one_is_started_before_the_current_one_is_given_out():
     assert told[5:] == ["read 2", "start 2", "give 1", "give 2"]
 
 
-def test_an_error_waits_until_what_was_read_before_it_is_used():
+def test_one_ahead_delays_error_to_its_turn():
+    """An error is raised only after the items that were read before it."""
     ahead = one_ahead(items(2, [], DataError("torn")), str, int)
     assert [next(ahead), next(ahead)] == [0, 1]
     with pytest.raises(DataError, match="torn"):
@@ -48,7 +51,8 @@ class Item:
         return device
 
 
-def test_on_a_cpu_nothing_is_read_ahead():
+def test_on_device_cpu_reads_nothing_ahead():
+    """On a CPU no batch is read ahead."""
     told, cpu = [], torch.device("cpu")
     there = on_device((told.append(number) or Item() for number in range(3)), cpu)
     assert next(there) == cpu
@@ -56,7 +60,8 @@ def test_on_a_cpu_nothing_is_read_ahead():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_on_a_gpu_batches_are_those_of_the_cpu(tmp_path):
+def test_on_device_gpu_batches_equal_cpu(tmp_path):
+    """Batches on a GPU equal those on the CPU."""
     from support import fake_data
     from support.frames import kitti_frames
 

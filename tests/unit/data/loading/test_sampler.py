@@ -49,28 +49,31 @@ def dealt(
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
-def test_every_way_of_dealing_gives_the_same_global_batches_in_the_same_order(
-    world_size, accumulation
-):
+def test_micro_batches_same_for_ranks_and_accumulation(world_size, accumulation):
+    """Ranks and accumulation don't change the global batches or their order."""
     assert dealt(world_size, accumulation) == dealt(1, 1)
 
 
-def test_eight_ranks_of_two_and_two_ranks_of_eight_agree():
+def test_micro_batches_eight_ranks_equal_two():
+    """Eight ranks of two samples and two ranks of eight have the same batches."""
     assert dealt(8, 1, batch_size=16) == dealt(2, 1, batch_size=16) == dealt(2, 4, batch_size=16)
 
 
-def test_length_is_the_number_of_micro_batches():
+def test_micro_batches_length():
+    """`len` of the sampler is the number of its micro-batches."""
     sampler = MicroBatches(11, 4, range(3, 7), seed=0, accumulation=2, share=RankShare(1, 2))
     assert len(sampler) == len(list(sampler)) == 8
 
 
-def test_starting_in_mid_epoch_gives_the_tail_of_a_whole_run():
+def test_micro_batches_start_mid_epoch():
+    """A sampler that starts in mid-epoch yields the last batches of a whole run."""
     whole = dealt(2, 1, total=9)
     for start in range(10):
         assert dealt(2, 1, start=start, total=9) == whole[start:]
 
 
-def test_an_iteration_depends_on_nothing_but_its_number_and_the_seed():
+def test_micro_batches_depend_on_iteration_and_seed():
+    """The batch of an iteration depends on its number and the seed alone."""
     alone = [dealt(1, 1, start=i, total=i + 1)[0] for i in reversed(range(7))][::-1]
     assert alone == dealt(1, 1)
     batches = [epoch_batches(i // 3, 11, 4, seed=5)[i % 3].tolist() for i in range(7)]
@@ -78,7 +81,8 @@ def test_an_iteration_depends_on_nothing_but_its_number_and_the_seed():
     assert dealt(1, 1, seed=6) != dealt(1, 1, seed=5)
 
 
-def test_an_epoch_covers_every_sample_and_fills_up_from_its_own_start():
+def test_epoch_covers_samples_and_wraps():
+    """An epoch covers every sample and fills its last batch from its own start."""
     assert iterations_per_epoch(11, 4) == 3
     assert iterations_per_epoch(12, 4) == 3
     assert iterations_per_epoch(1, 4) == 1
@@ -90,20 +94,23 @@ def test_an_epoch_covers_every_sample_and_fills_up_from_its_own_start():
         assert indices[11:] == indices[:1]
 
 
-def test_epochs_are_shuffled_differently():
+def test_epochs_have_different_orders():
+    """Each epoch has another order of all samples."""
     orders = [tuple(epoch_batches(epoch, 8, 8, seed=0)[0].tolist()) for epoch in range(4)]
     assert len(set(orders)) == 4
     assert all(sorted(order) == list(range(8)) for order in orders)
 
 
-def test_a_batch_larger_than_the_data_goes_round():
+def test_batch_larger_than_data_wraps():
+    """A batch that is larger than the data repeats it in order."""
     assert epoch_batches(0, 1, 3, seed=0).tolist() == [[0, 0, 0]]
     first = epoch_batches(0, 2, 5, seed=0)[0].tolist()
     assert first[:2] == first[2:4]
     assert first[4] == first[0]
 
 
-def test_a_repetition_in_a_batch_has_a_key_of_its_own():
+def test_repeated_sample_has_own_key():
+    """A repeated sample in a batch has a key of its own, on any ranks."""
     (batch,) = MicroBatches(3, 8, range(2, 3), seed=5)
     order = epoch_batches(2, 3, 8, seed=5)[0].tolist()
     assert batch == [(2, index + 3 * (place // 3)) for place, index in enumerate(order)]
@@ -124,7 +131,8 @@ def test_a_repetition_in_a_batch_has_a_key_of_its_own():
     assert [(0, 4 + 5 * n) for n in range(4)] in grouped
 
 
-def test_repetitions_in_a_batch_are_told():
+def test_repeats_warns_of_repeated_samples():
+    """`repeats` warns of a batch that is larger than the data or a size group."""
     assert repeats(8, 8) == []
     assert repeats(5, 2, [0, 0, 0, 1, 1]) == []
     assert repeats(8, 9)[0].startswith(
@@ -136,7 +144,8 @@ def test_repetitions_in_a_batch_are_told():
 @pytest.mark.parametrize(
     ("num_samples", "seed", "line"), [(0, 0, "no training samples"), (3, -1, "train.seed: got -1")]
 )
-def test_errors(num_samples, seed, line):
+def test_micro_batches_refuse_no_samples_or_bad_seed(num_samples, seed, line):
+    """No samples or a negative seed raise a `RecipeError`."""
     with pytest.raises(RecipeError, match=line):
         MicroBatches(num_samples, 1, range(1), seed=seed)
 
@@ -144,7 +153,8 @@ def test_errors(num_samples, seed, line):
 GROUPS = [0, 1, 0, 0, 2, 1, 0, 1, 0, 1, 0]  # six, four and one
 
 
-def test_a_batch_holds_samples_of_one_group_and_an_epoch_all_of_them():
+def test_grouped_batches_have_one_group():
+    """A batch holds samples of one group, and an epoch all samples of all groups."""
     assert iterations_per_epoch(11, 4, GROUPS) == 2 + 1 + 1
     for epoch in range(6):
         batches = epoch_batches(epoch, 11, 4, 5, GROUPS).tolist()
@@ -157,7 +167,8 @@ def test_a_batch_holds_samples_of_one_group_and_an_epoch_all_of_them():
         assert counts[4] == 4
 
 
-def test_a_groups_last_batch_is_filled_up_from_the_groups_start():
+def test_grouped_last_batch_wraps_in_group():
+    """The last batch of a group is filled from the start of that group."""
     batches = [
         batch for batch in epoch_batches(0, 11, 4, 5, GROUPS).tolist() if GROUPS[batch[0]] == 0
     ]
@@ -165,7 +176,8 @@ def test_a_groups_last_batch_is_filled_up_from_the_groups_start():
     assert sum(batches, []) == order + order[:2]
 
 
-def test_groups_take_turns_and_are_dealt_alike_whatever_the_ranks():
+def test_groups_interleave_independent_of_ranks():
+    """Groups are interleaved differently in each epoch, and alike on any ranks."""
     whole = dealt(1, 1, total=12, groups=GROUPS)
     assert dealt(2, 2, total=12, groups=GROUPS) == dealt(4, 1, total=12, groups=GROUPS) == whole
     for start in range(12):
@@ -178,11 +190,14 @@ def test_groups_take_turns_and_are_dealt_alike_whatever_the_ranks():
     assert len(orders) > 3
 
 
-def test_one_group_is_as_no_groups():
+def test_single_group_equals_no_groups():
+    """A single group gives the batches without groups."""
     assert dealt(1, 1, total=9, groups=[7] * 11) == dealt(1, 1, total=9)
 
 
-def test_groups_are_the_sizes_of_the_pictures():
+def test_size_groups_are_image_sizes():
+    """`size_groups` numbers the image sizes, and refuses a dataset without `image_sizes`."""
+
     class Sized:
         def image_sizes(self):
             return [(4, 6), (6, 4), (4, 6), (2, 2)]

@@ -50,7 +50,8 @@ def batches_of(num_workers: int) -> list[dict]:
     return list(read(made, [[n, n + 1] for n in range(5)], num_workers, str, 60))
 
 
-def test_what_is_sent_arrives_as_it_was_in_memory_without_a_name():
+def test_batch_arrives_unchanged_in_memfd():
+    """A batch arrives unchanged, its large tensors in anonymous shared memory."""
     free = os.statvfs("/dev/shm").f_bfree
     without, sent = batches_of(0), batches_of(2)
     assert len(sent) == 5
@@ -64,7 +65,8 @@ def test_what_is_sent_arrives_as_it_was_in_memory_without_a_name():
     )
 
 
-def test_a_batch_holds_one_descriptor_while_it_lives():
+def test_batch_holds_one_descriptor():
+    """A received batch holds one file descriptor and releases it with its tensors."""
     before = len(os.listdir("/proc/self/fd"))
     sent = batches_of(2)
     assert len(os.listdir("/proc/self/fd")) - before == len(sent)
@@ -72,9 +74,9 @@ def test_a_batch_holds_one_descriptor_while_it_lives():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_files_stand_in_where_there_is_no_such_memory_and_a_full_disk_is_a_line(
-    monkeypatch, tmp_path
-):
+def test_batch_falls_back_to_files(monkeypatch, tmp_path):
+    """Without `memfd_create` unlinked files carry the batch, and a full disk is one line."""
+
     def refused(*_):
         raise PermissionError(errno.EPERM, "not here")
 
@@ -103,9 +105,8 @@ def test_files_stand_in_where_there_is_no_such_memory_and_a_full_disk_is_a_line(
         (errno.EMFILE, r"Too many open files \(ulimit -n is .*\); raise that"),
     ],
 )
-def test_workers_that_can_not_be_started_are_a_line_and_those_that_were_end(
-    number, told, monkeypatch
-):
+def test_fork_failure_is_one_line_and_ends_workers(number, told, monkeypatch):
+    """A worker that can't be forked raises one line and ends the workers already started."""
     fork, left = os.fork, 2
 
     def fork_twice():
@@ -127,7 +128,9 @@ def test_workers_that_can_not_be_started_are_a_line_and_those_that_were_end(
     assert workers._live == []
 
 
-def test_too_few_descriptors_for_a_batch_are_a_line(monkeypatch):
+def test_too_few_descriptors_is_one_line(monkeypatch):
+    """A batch whose descriptor can't be received raises a `LaunchError` of one line."""
+
     def dropped(_):  # as by the kernel, of what this process may not open
         raise RuntimeError("received 0 items of ancdata")
 

@@ -56,7 +56,8 @@ def indices(names):
 REPLACED = {2: 4, 3: 4, 6: 0}
 
 
-def test_the_next_readable_sample_takes_the_place_of_a_broken_one(data, tmp_path):
+def test_skip_takes_next_readable_sample(data, tmp_path):
+    """The next readable sample takes an unreadable one's place; each file is reported once."""
     unreadable = Unreadable(10)
     names = [name for batch in training(data, unreadable, total=4) for name in batch.names]
     order = [index for _, index in sum(MicroBatches(7, 2, range(4), seed=3), [])]
@@ -84,8 +85,11 @@ def test_a_batch_names_what_it_skipped(data, workers):
         assert [int(file[-1]) for file in files] == sum(skips, [])
 
 
-def test_a_replacement_has_the_augmentation_of_the_one_that_it_replaces(data):
-    """Two that are replaced by the same sample are therefore not the same image twice."""
+def test_replacement_keeps_augmentation_of_replaced(data):
+    """A replacement has the augmentation of the sample that it replaces.
+
+    Two that are replaced by the same sample are therefore not the same image twice.
+    """
     augment = Augment(crop=(12, 16), rotate_p=0.0, flip_p=0.0, colour_p=0.0)
     columns = {}
     for batch in training(data, Unreadable(10), total=4, augment=augment):
@@ -94,7 +98,8 @@ def test_a_replacement_has_the_augmentation_of_the_one_that_it_replaces(data):
     assert len(columns[4]) == 3
 
 
-def test_it_depends_on_neither_workers_nor_ranks_nor_where_the_run_began(data):
+def test_replacement_independent_of_workers_ranks_start(data):
+    """Replacements depend on neither the workers, the ranks nor the first iteration."""
     whole = training(data, Unreadable(10))
     assert [b.names for b in training(data, Unreadable(10), workers=2)] == [b.names for b in whole]
     later = training(data, Unreadable(10), start=5)
@@ -106,7 +111,8 @@ def test_it_depends_on_neither_workers_nor_ranks_nor_where_the_run_began(data):
         assert torch.equal(one.image, torch.cat([first.image, second.image]))
 
 
-def test_a_crop_that_does_not_fit_one_picture_is_an_error_of_this_picture(data, tmp_path):
+def test_skip_reports_image_smaller_than_crop(data, tmp_path):
+    """With skipping, an image that is smaller than the crop is reported as unreadable."""
     write_png(tmp_path / "input" / image_name(0), np.zeros((10, 30, 3), np.uint8))
     write_png(tmp_path / "gt_depth" / depth_name(0), np.ones((10, 30), np.uint16))
     unreadable = Unreadable(10)
@@ -118,7 +124,8 @@ def test_a_crop_that_does_not_fit_one_picture_is_an_error_of_this_picture(data, 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_it_ends_where_none_of_many_in_a_row_can_be_read(data, tmp_path, workers):
+def test_skip_ends_after_many_in_a_row(data, tmp_path, workers):
+    """Skipping ends with a `DataError` after too many unreadable samples in a row."""
     (tmp_path / "input").rename(tmp_path / "elsewhere")
     with pytest.raises(
         DataError,
@@ -129,7 +136,8 @@ def test_it_ends_where_none_of_many_in_a_row_can_be_read(data, tmp_path, workers
         training(data, Unreadable(3), workers)
 
 
-def test_without_skip_and_in_evaluation_it_is_an_error(data):
+def test_unreadable_raises_without_skip_and_in_validation(data):
+    """Without skipping, and in validation, an unreadable file raises a `DataError`."""
     with pytest.raises(DataError, match="^/.*png: "):
         training(data, None)
     with pytest.raises(DataError, match=r"^/.*torn or damaged PNG \(60 bytes\)"):
@@ -156,7 +164,8 @@ def told(folder):
     return [text for text in texts if text.startswith("Warning")]
 
 
-def test_each_is_told_once_with_its_count_when_a_log_line_is_due(tmp_path, monkeypatch):
+def test_hook_warns_once_per_file_at_log_step(tmp_path, monkeypatch):
+    """The hook warns once of each file of all ranks, with one collective a log step."""
     calls = []
 
     def gather(mine):
@@ -184,7 +193,8 @@ def test_each_is_told_once_with_its_count_when_a_log_line_is_due(tmp_path, monke
     )
 
 
-def test_the_run_ends_on_every_rank_when_there_are_more_than_allowed(tmp_path, monkeypatch):
+def test_hook_ends_run_above_max_errors(tmp_path, monkeypatch):
+    """More unreadable samples than `max_errors` on all ranks together end the run."""
     monkeypatch.setattr(comm, "gather_objects", lambda mine: [["a: x"], ["b: y"], ["c: z"]])
     log = TextLog(4)
     hook = UnreadableSamples(Unreadable(2), log)
@@ -196,7 +206,8 @@ def test_the_run_ends_on_every_rank_when_there_are_more_than_allowed(tmp_path, m
     assert len(told(tmp_path)) == 3
 
 
-def test_a_run_that_goes_on_neither_forgets_nor_repeats_them(tmp_path):
+def test_hook_state_survives_resume(tmp_path):
+    """A resumed run counts the earlier files but doesn't warn of them again."""
     log = TextLog(4)
     first, second = (UnreadableSamples(Unreadable(2), log) for _ in range(2))
     run(first, log, tmp_path, {1: ["a: x", "b: y"]})
@@ -220,13 +231,15 @@ def test_a_run_that_goes_on_neither_forgets_nor_repeats_them(tmp_path):
         ({"timeout_s": 0}, "data.timeout_s: got 0; it must be seconds > 0, at most 1e6"),
     ],
 )
-def test_wrong_options_are_refused(options, line):
+def test_loading_wrong_option_is_refused(options, line):
+    """A wrong loading option raises a `RecipeError` of one line."""
     with pytest.raises(RecipeError) as error:
         Loading(**options)
     assert str(error.value) == line
 
 
-def test_batches_of_one_size_and_skipping_do_not_go_together():
+def test_skip_with_bucket_is_refused():
+    """`on_error: skip` can't be combined with `sizes: bucket`."""
     augment = {"sizes": "bucket"}
     with pytest.raises(
         RecipeError, match="^data.on_error: skip can't go with data.augment.sizes=bucket"

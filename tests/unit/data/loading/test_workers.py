@@ -42,7 +42,8 @@ def training(data, loading):
 
 
 @pytest.mark.parametrize("place", ["waiting", "elsewhere"])
-def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
+def test_killed_worker_raises_wherever_program_is(data, place):
+    """A killed worker raises a `DataError` in the main process, waiting or not."""
     batches = training(data, Loading(workers=2, timeout_s=60))
     next(batches)
     victim = multiprocessing.active_children()[0]
@@ -65,7 +66,8 @@ def test_a_worker_that_is_killed_ends_the_program_wherever_it_is(data, place):
     batches.close()
 
 
-def test_a_file_that_does_not_answer_is_named_when_the_time_is_over(data, tmp_path, monkeypatch):
+def test_read_timeout_names_file(data, tmp_path, monkeypatch):
+    """A file that isn't read within `timeout_s` is named in one line."""
     path = tmp_path / "input" / image_name(3)
     stuck_disk.hold(monkeypatch, path)
     for batches in (
@@ -90,8 +92,11 @@ def doubled(keys):
 
 
 @pytest.mark.parametrize("stuck", [1, 2])
-def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
-    """A lock that is held in the forked process, and that nobody there releases, does this."""
+def test_hung_worker_start_is_replaced(stuck, monkeypatch):
+    """Workers that hang while they start are replaced, and all results arrive.
+
+    A lock that is held in the forked process, and that nobody there releases, does this.
+    """
     monkeypatch.setattr(workers, "_STARTING_S", 1.0)
     forks_left = stuck
 
@@ -113,7 +118,8 @@ def test_workers_that_do_not_start_are_replaced(stuck, monkeypatch):
     assert 1.0 < time.monotonic() - began < 50.0
 
 
-def test_no_worker_stays_where_the_rest_is_not_asked_for():
+def test_closed_iterator_ends_workers():
+    """Closing the iterator ends its workers."""
     results = read(doubled, [[number] for number in range(100)], 2, str, 60)
     assert [next(results) for _ in range(3)] == [[0], [2], [4]]
     assert len(multiprocessing.active_children()) == 2
@@ -121,7 +127,9 @@ def test_no_worker_stays_where_the_rest_is_not_asked_for():
     assert multiprocessing.active_children() == []
 
 
-def test_an_error_of_ours_keeps_its_traceback():
+def test_internal_error_keeps_class():
+    """An error that isn't the project's own keeps its class and message."""
+
     def broken(_):
         raise RuntimeError("a fault of ours")
 
@@ -141,7 +149,8 @@ def unpinned(monkeypatch):
 
 
 @pytest.mark.usefixtures("unpinned")
-def test_results_for_a_gpu_are_received_one_ahead_in_order():
+def test_pinned_results_keep_order():
+    """Results for a GPU arrive in order, and closing ends the receiving thread."""
     results = read(doubled, [[number] for number in range(20)], 2, str, 60, pin_memory=True)
     assert list(results) == [[2 * number] for number in range(20)]
     results = read(doubled, [[number] for number in range(20)], 2, str, 60, pin_memory=True)

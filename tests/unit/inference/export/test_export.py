@@ -53,7 +53,8 @@ def sigmoid() -> nn.Module:
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_networks_with_attention_become_files(suffix, tmp_path):
+def test_export_attention_network(suffix, tmp_path):
+    """A Swin network with a HAHI neck exports to both formats within 1 mm."""
     swin = {"width": 24, "depths": [2, 1, 1, 1], "heads": [1, 2, 4, 8], "window": 4}
     node = {
         "encoder": {"name": "depthformer", **swin},
@@ -72,7 +73,8 @@ def test_networks_with_attention_become_files(suffix, tmp_path):
 
 @pytest.mark.parametrize("size", [SMALL, ODD])
 @pytest.mark.parametrize("kind", ["dpm", "sigmoid"])
-def test_a_file_gives_the_networks_metres_of_pixels(tmp_path, request, kind, size):
+def test_export_onnx_fixed_size_equals_network(tmp_path, request, kind, size):
+    """A fixed-size ONNX file gives the network's depth within 1 mm, also at odd sizes."""
     network, path = request.getfixturevalue(kind), tmp_path / "student.onnx"
     write(path, network, size=size)
     image = picture(*size, seed=3)
@@ -82,7 +84,8 @@ def test_a_file_gives_the_networks_metres_of_pixels(tmp_path, request, kind, siz
     assert (found - wanted).abs().max() < 1e-3
 
 
-def test_an_open_file_takes_any_batch_and_size(tmp_path, dpm):
+def test_export_onnx_dynamic_takes_any_shape(tmp_path, dpm):
+    """A dynamic ONNX file gives the network's depth at any batch size and image size."""
     path = tmp_path / "student.onnx"
     write(path, dpm, dynamic=True)
     run = onnx_format.load(path)
@@ -91,7 +94,8 @@ def test_an_open_file_takes_any_batch_and_size(tmp_path, dpm):
         assert (run(image)[0] - evaluated(dpm, image)).abs().max() < 1e-3, shape
 
 
-def test_an_onnx_file_is_of_standard_operators_and_says_what_it_is(tmp_path, dpm):
+def test_export_onnx_operators_and_metadata(tmp_path, dpm):
+    """The ONNX file uses only standard operators and states input, output, recipe and axes."""
     import onnx
 
     path = tmp_path / "student.onnx"
@@ -112,14 +116,16 @@ def test_an_onnx_file_is_of_standard_operators_and_says_what_it_is(tmp_path, dpm
     assert [output.name for output in model.graph.output] == ["depth", "confidence"]
 
 
-def test_float_pixels_are_of_the_same_range(tmp_path, dpm):
+def test_export_float_input_keeps_range(tmp_path, dpm):
+    """A file with float input takes values from 0 to 255 and gives the same depth."""
     path = tmp_path / "student.onnx"
     write(path, dpm, input="float")
     image = picture(*SMALL, seed=6)
     assert (onnx_format.load(path)(image.float())[0] - evaluated(dpm, image)).abs().max() < 1e-3
 
 
-def test_confidence_is_the_probability_near_the_likeliest_bin(tmp_path, dpm):
+def test_export_confidence_sums_near_mode(tmp_path, dpm):
+    """Exported confidence lies in (0, 1] and equals the deployed network's."""
     path = tmp_path / "student.onnx"
     write(path, dpm, confidence=True)
     image = picture(*SMALL, seed=7)
@@ -137,7 +143,8 @@ def test_confidence_is_the_probability_near_the_likeliest_bin(tmp_path, dpm):
 
 
 @pytest.mark.parametrize("readout", ["mode", "local"])
-def test_other_readouts_keep_to_the_likeliest_bin(tmp_path, dpm, readout):
+def test_export_mode_and_local_equal_student(tmp_path, dpm, readout):
+    """Files with the mode or local readout agree with Student and differ from the mean."""
     path = tmp_path / "student.onnx"
     write(path, dpm, readout=readout)
     image = picture(*SMALL, seed=8)
@@ -147,7 +154,8 @@ def test_other_readouts_keep_to_the_likeliest_bin(tmp_path, dpm, readout):
     assert (found - evaluated(dpm, image)).abs().max() > 0.1
 
 
-def test_half_precision_is_inside_only_and_without_norms(tmp_path, sigmoid):
+def test_export_half_weights_only(tmp_path, sigmoid):
+    """Half precision stores float16 weights and no norms; output and network stay float32."""
     import onnx
 
     path = tmp_path / "student.onnx"
@@ -164,9 +172,8 @@ def test_half_precision_is_inside_only_and_without_norms(tmp_path, sigmoid):
 
 
 @pytest.mark.parametrize(("suffix", "dynamic"), [(".onnx", False), (".onnx", True), (".pt2", True)])
-def test_a_pointwise_convolution_that_adds_channels_is_not_in_the_file(
-    tmp_path, sigmoid, suffix, dynamic
-):
+def test_export_fuses_widening_pointwise_conv(tmp_path, sigmoid, suffix, dynamic):
+    """A widening 1x1 convolution is fused into the next one, and the network is unchanged."""
     import onnx
 
     path = tmp_path / f"student{suffix}"
@@ -184,7 +191,8 @@ def test_a_pointwise_convolution_that_adds_channels_is_not_in_the_file(
     )
 
 
-def test_norms_fold_into_the_convolutions_before_them_alone():
+def test_fold_norms_skips_shared_conv():
+    """A norm folds into its convolution unless something else uses that convolution's output."""
     import copy
 
     class Two(nn.Module):
@@ -209,7 +217,8 @@ def test_norms_fold_into_the_convolutions_before_them_alone():
     assert torch.allclose(folded(x), module(x), atol=1e-5)
 
 
-def test_weights_load_as_plain_tensors_and_build_the_network(tmp_path, dpm):
+def test_export_weights_rebuild_network(tmp_path, dpm):
+    """Exported weights load with weights_only and rebuild a network with the same depth."""
     path = tmp_path / "student.pth"
     write(path, dpm)
     state = torch.load(path, weights_only=True)
@@ -218,7 +227,8 @@ def test_weights_load_as_plain_tensors_and_build_the_network(tmp_path, dpm):
     assert torch.equal(evaluated(again, picture(*ODD)), evaluated(dpm, picture(*ODD)))
 
 
-def test_exported_weights_know_their_working_resolution(tmp_path, dpm):
+def test_export_weights_keep_resize(tmp_path, dpm):
+    """Exported weights store the resize, and load_student applies it."""
     path, resize = tmp_path / "student.pth", Resize(48, 80, "contain")
     write(path, dpm, resize=resize)
     student = tiekd.load_student(path)
@@ -228,10 +238,11 @@ def test_exported_weights_know_their_working_resolution(tmp_path, dpm):
 
 @pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
 @pytest.mark.parametrize("readout", ["mean", "local"])
-def test_a_file_of_any_size_has_a_working_size_that_is_constant_inside(
-    tmp_path, dpm, name, readout
-):
-    """Also of the working size itself, and where only one side is another."""
+def test_export_dynamic_keeps_working_size(tmp_path, dpm, name, readout):
+    """A dynamic file with a stretch resize equals Student, also at the resize's own size.
+
+    Also of the working size itself, and where only one side is another.
+    """
     path, resize = tmp_path / name, Resize(48, 80, "stretch")
     write(path, dpm, size=ODD, dynamic=True, readout=readout, resize=resize)
     run = (onnx_format if path.suffix == ".onnx" else program_format).load(path)
@@ -245,7 +256,8 @@ def test_a_file_of_any_size_has_a_working_size_that_is_constant_inside(
         assert errors.quantile(0.999) < 1e-3, shape
 
 
-def test_a_network_whose_arithmetic_depends_on_the_size_takes_any_once_it_is_stretched(tmp_path):
+def test_export_dynamic_bts_needs_stretch(tmp_path):
+    """A BTS network exports with --dynamic only if images are stretched to a fixed size."""
     node, network, path = NODES["bts"], network_of("bts"), tmp_path / "student.pt2"
     with pytest.raises(ExportError, match="leave out --dynamic"):
         write(path, network, node, dynamic=True)
@@ -264,7 +276,8 @@ def test_a_network_whose_arithmetic_depends_on_the_size_takes_any_once_it_is_str
         *(Resize(48, 80, mode) for mode in ("cover", "contain", "fit")),
     ],
 )
-def test_a_working_size_that_depends_on_the_picture_is_of_files_of_one_size(tmp_path, dpm, resize):
+def test_export_dynamic_rejects_varying_resize(tmp_path, dpm, resize):
+    """A resize that depends on the image's size is rejected with --dynamic and allowed without."""
     with pytest.raises(
         ExportError,
         match=r"--dynamic: .* depends on the picture's; .*one file a size \(--size HxW\)",
@@ -273,7 +286,8 @@ def test_a_working_size_that_depends_on_the_picture_is_of_files_of_one_size(tmp_
     export.check(dpm, export.Settings(ODD, resize=resize), tmp_path / "a.onnx")
 
 
-def test_recipes_without_a_resize_give_files_of_any_size_that_shrink_nothing(tmp_path, dpm):
+def test_export_dynamic_without_resize_shrinks_none(tmp_path, dpm):
+    """A dynamic file without a resize says that it shrinks no image, and rejects a large --size."""
     import onnx
 
     path, resize = tmp_path / "student.onnx", Resize(at_most=SMALL)
@@ -289,7 +303,8 @@ def test_recipes_without_a_resize_give_files_of_any_size_that_shrink_nothing(tmp
         export.check(dpm, export.Settings((128, 192), dynamic=True, resize=resize), path)
 
 
-def test_a_file_says_at_which_size_its_network_sees_pictures_and_what_it_reads_out(tmp_path, dpm):
+def test_export_metadata_states_size_and_readout(tmp_path, dpm):
+    """The file's metadata states the working resolution and the readout."""
     import onnx
 
     path = tmp_path / "student.onnx"
@@ -300,7 +315,8 @@ def test_a_file_says_at_which_size_its_network_sees_pictures_and_what_it_reads_o
     assert "at its own size" in facts["input"]
 
 
-def test_half_precision_leaves_the_resizing_exact(tmp_path, sigmoid):
+def test_export_half_keeps_resize_float32(tmp_path, sigmoid):
+    """A half-precision file keeps its resize matrix in float32, bit for bit."""
     path, resize = tmp_path / "student.pt2", Resize(48, 80, "stretch")
     write(path, sigmoid, SIGMOID, size=ODD, half=True, resize=resize)
     matrices = [
@@ -310,10 +326,11 @@ def test_half_precision_leaves_the_resizing_exact(tmp_path, sigmoid):
     assert torch.equal(matrices[0], dense_weights(ODD[0], 48))
 
 
-def test_the_check_is_against_load_student_and_not_against_the_files_own_graph(
-    tmp_path, dpm, monkeypatch
-):
-    """The fault that it once certified: a map of bins, resized like any other."""
+def test_export_check_compares_with_student(tmp_path, dpm, monkeypatch):
+    """The check rejects a file whose graph resizes bins or skips the working resolution.
+
+    The fault that it once certified: a map of bins, resized like any other.
+    """
     from tiekd.inference.export import deployed
 
     def blended(values, size, _smooth):
@@ -332,7 +349,8 @@ def test_the_check_is_against_load_student_and_not_against_the_files_own_graph(
         )
 
 
-def test_where_every_pixel_is_a_tie_nothing_is_certified(tmp_path):
+def test_export_check_rejects_all_ties(tmp_path):
+    """The check refuses an export if two bins tie at every pixel, as nothing is comparable."""
     torch.manual_seed(0)
     network = build_network(DPM).eval()
     torch.nn.init.zeros_(network.head.weight)
@@ -342,7 +360,8 @@ def test_where_every_pixel_is_a_tie_nothing_is_certified(tmp_path):
         write(tmp_path / "student.pt2", network, readout="mode")
 
 
-def test_a_file_that_disagrees_is_not_left_behind(tmp_path, sigmoid, monkeypatch):
+def test_export_failed_check_keeps_old_file(tmp_path, sigmoid, monkeypatch):
+    """A file that fails the check is removed, and the previous file stays."""
     path = tmp_path / "student.onnx"
     path.write_bytes(b"what was there before")
     monkeypatch.setattr(
@@ -366,7 +385,8 @@ def test_a_file_that_disagrees_is_not_left_behind(tmp_path, sigmoid, monkeypatch
         ({"confidence_p999": 0.1}, False),
     ],
 )
-def test_limits_are_those_that_are_stated(change, holds):
+def test_agreement_holds_within_limits(change, holds):
+    """An agreement holds only if depth and confidence errors are finite and within the limits."""
     limits = verification.limits_of(False, "mean", 80.0)
     assert limits[:2] == (1e-3, 1e-2)
     row = verification.Comparison((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, limits)
@@ -400,20 +420,23 @@ def test_limits_are_those_that_are_stated(change, holds):
         ("a.pth", {"format": "weights", "half": True}, "--format weights: holds no arithmetic"),
     ],
 )
-def test_what_cannot_be_is_one_line(tmp_path, dpm, name, options, line):
+def test_export_check_rejects_invalid_settings(tmp_path, dpm, name, options, line):
+    """Each impossible export setting raises an ExportError that names it."""
     settings = replace(export.Settings(SMALL), **options)
     with pytest.raises(ExportError, match=line):
         export.check(dpm, settings, tmp_path / name)
 
 
 @pytest.mark.parametrize("options", [{"confidence": True}, {"readout": "local"}])
-def test_what_only_a_distribution_has_is_refused_of_others(tmp_path, sigmoid, options):
+def test_export_check_needs_dpm_head(tmp_path, sigmoid, options):
+    """Confidence and the local readout are rejected for a network without a DPM head."""
     with pytest.raises(ExportError, match="this network's head isn't a DPM head"):
         export.check(sigmoid, export.Settings(SMALL, **options), tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize("name", ["plain.txt/x.pth", "folder.pth"])
-def test_a_file_that_can_not_be_there_is_refused_before_the_work(tmp_path, sigmoid, name):
+def test_export_check_rejects_unwritable_out(tmp_path, sigmoid, name):
+    """An --out path that can't be written is rejected in one line before any work."""
     (tmp_path / "plain.txt").write_text("mine")
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(LaunchError, match=rf"^--out .*{name}: ") as error:
@@ -421,7 +444,8 @@ def test_a_file_that_can_not_be_there_is_refused_before_the_work(tmp_path, sigmo
     assert "\n" not in str(error.value)
 
 
-def test_the_second_size_that_is_tried_is_one_that_the_file_takes(dpm):
+def test_trial_batches_second_size_is_valid(dpm):
+    """The second trial size is odd and not below the network's smallest side."""
     least = export.least_side(dpm, export.Settings(SMALL, dynamic=True))
     side = least + 1
     *_, both = trial_pictures.batches([picture(64, 64)[0]] * 2, (side, side), least)
@@ -429,7 +453,8 @@ def test_the_second_size_that_is_tried_is_one_that_the_file_takes(dpm):
     assert both.shape[2] % 2 == 1
 
 
-def test_pictures_of_a_data_set_in_the_current_folder_are_its_own(monkeypatch):
+def test_trial_frames_come_from_dataset(monkeypatch):
+    """Trial images come from the recipe's validation split, with the origin stated."""
     frames = [SimpleNamespace(image=picture(48, 64, seed)[0]) for seed in range(3)]
     monkeypatch.setattr(trial_pictures, "build_dataset", lambda *_, **__: frames)
     found, origin = trial_pictures.frames(
@@ -440,7 +465,8 @@ def test_pictures_of_a_data_set_in_the_current_folder_are_its_own(monkeypatch):
     assert found[1] is frames[1].image
 
 
-def test_missing_packages_are_named(tmp_path, dpm, monkeypatch):
+def test_export_check_names_missing_package(tmp_path, dpm, monkeypatch):
+    """A missing package is named together with the pip command that installs it."""
     monkeypatch.setattr(onnx_format, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(
         ExportError, match=r"needs no_such_package, not installed here; pip install no_such_package"
@@ -448,7 +474,9 @@ def test_missing_packages_are_named(tmp_path, dpm, monkeypatch):
         export.check(dpm, export.Settings(SMALL), tmp_path / "a.onnx")
 
 
-def test_sizes_that_cannot_be_left_open_are_one_line(dpm):
+def test_export_trace_rejects_size_dependent_graph(dpm):
+    """A network that branches on the image's size is rejected with the advice to drop --dynamic."""
+
     class ByValue(Deployed):
         def forward(self, image):
             return (image.float() if image.shape[2] % 2 else image.double(),)
@@ -457,7 +485,8 @@ def test_sizes_that_cannot_be_left_open_are_one_line(dpm):
         program_format.trace(ByValue(dpm), SMALL, torch.uint8, True)
 
 
-def test_pictures_are_the_recipes_or_rendered_ones(tmp_path):
+def test_trial_frames_fall_back_to_scenes(tmp_path):
+    """Without the recipe's data, two rendered scenes are used, at two sizes and batch sizes."""
     recipe = {"network": DPM, "data": {"name": "kitti", "root": str(tmp_path)}}
     found, origin = trial_pictures.frames(recipe)
     assert len(found) == 2

@@ -12,7 +12,8 @@ from tiekd.inference.predict.cameras import Cameras, parse_intrinsics
 KITTI = Path("input/2011_09_28/2011_09_28_drive_0001_sync/image_02/data/0000000000.png")
 
 
-def test_intrinsics_of_the_command_line_count_for_all_pictures():
+def test_cameras_option_applies_to_all_images():
+    """Intrinsics from the command line apply to every image, whatever the data set."""
     given = parse_intrinsics("700,710.5,600,170")
     assert given == Camera(700.0, 710.5, 600.0, 170.0)
     assert Cameras(given, {"name": "nyu"}).of(Path("a.png"), 10, 20) == given
@@ -21,12 +22,14 @@ def test_intrinsics_of_the_command_line_count_for_all_pictures():
 @pytest.mark.parametrize(
     "text", ["700", "700,700,600", "a,b,c,d", "0,700,600,170", "nan,1,1,1", "700,700,600,inf", ""]
 )
-def test_a_wrong_option_says_what_is_right(text):
+def test_parse_intrinsics_rejects_invalid_text(text):
+    """Invalid --intrinsics raise a RecipeError that states the expected format."""
     with pytest.raises(RecipeError, match="--intrinsics: got .*FX,FY,CX,CY in pixels"):
         parse_intrinsics(text)
 
 
-def test_data_sets_know_their_cameras_for_their_own_pictures_only():
+def test_cameras_datasets_know_own_images_only():
+    """KITTI and NYU give cameras of their own images and reject other paths and sizes."""
     kitti, nyu = Cameras(None, {"name": "kitti"}), Cameras(None, {"name": "nyu"})
     assert kitti.of(KITTI, 370, 1224) == Camera(707.0493, 707.0493, 604.0814, 180.5066)
     assert nyu.of(Path("rgb_00000.jpg"), 480, 640)[0] == pytest.approx(518.858, abs=1e-3)
@@ -42,7 +45,8 @@ def test_data_sets_know_their_cameras_for_their_own_pictures_only():
             cameras.of(path, *size)
 
 
-def test_a_folder_has_the_recipes_and_others_need_the_option():
+def test_cameras_folder_uses_recipe_intrinsics():
+    """A folder uses the recipe's intrinsics; data without a camera needs --intrinsics."""
     folder = {"name": "folder", "intrinsics": [700.0, 700.0, 600.0, 170.0]}
     assert Cameras(None, folder).of(Path("a.png"), 3, 4) == Camera(700.0, 700.0, 600.0, 170.0)
     for data in ({"name": "folder"}, {"name": "scenes"}, {}):
@@ -50,7 +54,8 @@ def test_a_folder_has_the_recipes_and_others_need_the_option():
             Cameras(None, data)
 
 
-def test_a_users_camera_is_of_upright_images_and_a_data_sets_of_its_own_recordings(tmp_path):
+def test_cameras_exif_rotated_images(tmp_path):
+    """User intrinsics apply to upright images; a data set's camera rejects EXIF-rotated ones."""
     for orientation in (1, 6):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -72,7 +77,8 @@ def test_a_users_camera_is_of_upright_images_and_a_data_sets_of_its_own_recordin
 @pytest.mark.parametrize(
     "value", [[1, 2], [700, 700, 600, 170, 1], 700, "700,700,600,170", [0, 700, 600, 170]]
 )
-def test_wrong_intrinsics_of_a_recipe_are_one_line(value):
+def test_cameras_reject_invalid_recipe_intrinsics(value):
+    """Invalid data.intrinsics raise a one-line RecipeError."""
     with pytest.raises(RecipeError, match=r"^data\.intrinsics: got .*must be") as error:
         Cameras(None, {"name": "folder", "intrinsics": value})
     assert "\n" not in str(error.value)

@@ -7,7 +7,8 @@ import torch
 from tiekd.inference.predict.flicker import Flicker
 
 
-def test_only_static_pixels_count_and_the_figure_is_the_mean_over_pairs():
+def test_flicker_counts_static_pixels_only():
+    """Flicker is the mean depth change over static pixels, averaged over frame pairs."""
     flicker, picture = Flicker(), torch.full((3, 4, 4), 100, dtype=torch.uint8)
     assert all(math.isnan(value) for value in flicker.add(picture, torch.full((4, 4), 10.0)))
     moved = picture.clone()
@@ -21,7 +22,8 @@ def test_only_static_pixels_count_and_the_figure_is_the_mean_over_pairs():
     assert flicker.mean == 1.0
 
 
-def test_a_picture_that_changes_everywhere_counts_in_no_mean():
+def test_flicker_without_static_pixels_is_nan():
+    """A frame pair without static pixels gives NaN and doesn't enter the mean."""
     flicker = Flicker()
     flicker.add(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.ones(2, 2))
     change, share = flicker.add(torch.full((3, 2, 2), 255, dtype=torch.uint8), torch.ones(2, 2) * 9)

@@ -24,11 +24,13 @@ def names(arguments, out):
     return [item.name for item in inputs.find([str(argument) for argument in arguments], out)]
 
 
-def test_a_folder_means_its_pictures_with_their_paths_as_names(tree, tmp_path):
+def test_find_folder_names_by_relative_path(tree, tmp_path):
+    """A folder yields its images recursively, named by relative path, without hidden files."""
     assert names([tree], tmp_path / "out") == ["a", "b/c", "b/d/e"]
 
 
-def test_outputs_below_the_folder_are_no_inputs(tree):
+def test_find_skips_output_folder(tree):
+    """Files below the output folder are no inputs, and --out equal to the input is rejected."""
     (tree / "out/depth").mkdir(parents=True)
     (tree / "out/depth/a.png").touch()
     assert names([tree], tree / "out") == ["a", "b/c", "b/d/e"]
@@ -38,7 +40,8 @@ def test_outputs_below_the_folder_are_no_inputs(tree):
         inputs.find([str(tree)], tree)
 
 
-def test_a_pattern_names_by_what_is_below_its_part_without_wildcards(tree, tmp_path):
+def test_find_pattern_names_below_fixed_part(tree, tmp_path):
+    """Names from a pattern start after its wildcard-free part; a pattern without match raises."""
     assert names([f"{tree}/b/*"], tmp_path / "out") == ["c"]
     assert names([f"{tree}/**/*.[wJ]*"], tmp_path / "out") == ["b/c", "b/d/e"]
     assert names([f"{tree}/*.mp4"], tmp_path / "out") == ["clip"]
@@ -46,7 +49,8 @@ def test_a_pattern_names_by_what_is_below_its_part_without_wildcards(tree, tmp_p
         inputs.find([f"{tree}/*.tif"], tmp_path / "out")
 
 
-def test_files_are_named_by_their_stem_and_counted_once(tree, tmp_path):
+def test_find_files_by_stem_without_duplicates(tree, tmp_path):
+    """Files are named by their stem, repeated ones count once, and videos are marked."""
     assert names([tree / "b/c.JPG", tree / "a.png", tree / "a.png"], tmp_path / "out") == ["c", "a"]
     assert [
         item.is_video
@@ -57,12 +61,14 @@ def test_files_are_named_by_their_stem_and_counted_once(tree, tmp_path):
     ]
 
 
-def test_a_file_whose_name_has_wildcards_is_found(tree, tmp_path):
+def test_find_file_with_wildcard_name(tree, tmp_path):
+    """An existing file whose name contains brackets is found literally."""
     (tree / "[x].png").touch()
     assert names([tree / "[x].png"], tmp_path / "out") == ["[x]"]
 
 
-def test_what_is_not_there_is_told(tree, tmp_path):
+def test_find_rejects_missing_inputs(tree, tmp_path):
+    """Missing files, weights given as images and folders without images raise a DataError."""
     for argument, words in (
         (tree / "none.png", "no such file or folder"),
         (tmp_path / "w.pth", "weights by their name, no picture"),
@@ -74,7 +80,8 @@ def test_what_is_not_there_is_told(tree, tmp_path):
         inputs.find([str(tmp_path / "empty")], tmp_path / "out")
 
 
-def test_two_that_would_have_the_same_outputs_are_refused(tree, tmp_path):
+def test_find_rejects_colliding_outputs(tree, tmp_path):
+    """Two inputs that would write the same outputs are rejected."""
     (tree / "a.jpg").touch()
     with pytest.raises(DataError, match=r"a\.jpg and .*a\.png would have the same outputs, a\.\*"):
         inputs.find([str(tree)], tmp_path / "out")
@@ -84,7 +91,8 @@ def test_two_that_would_have_the_same_outputs_are_refused(tree, tmp_path):
         inputs.find([f"{tree}/clip*", f"{tree}/**/0.png"], tmp_path / "out")
 
 
-def test_weights_are_told_from_inputs_by_their_look():
+def test_looks_like_input_by_suffix_or_pattern():
+    """Image and video names and patterns look like inputs; weights and work dirs do not."""
     assert [
         inputs.looks_like_input(word)
         for word in ("a.JPG", "x/*", "v.mp4", "best.pth", "work_dirs/a")
@@ -94,12 +102,14 @@ def test_weights_are_told_from_inputs_by_their_look():
     ]
 
 
-def test_a_pattern_enters_a_folder_once(tree, tmp_path):
+def test_find_pattern_ignores_parent_symlink(tree, tmp_path):
+    """A recursive pattern lists a file once although a symlink leads back to its parent."""
     (tree / "b/up").symlink_to("..")
     assert names([f"{tree}/**/*.png"], tmp_path / "out") == ["a"]
 
 
-def test_a_link_to_itself_is_an_input_whose_reading_tells(tree, tmp_path):
+def test_find_keeps_self_symlink(tree, tmp_path):
+    """A symlink to itself is listed as an input and doesn't break the outputs' check."""
     (tree / "self.png").symlink_to("self.png")
     (tmp_path / "loop").symlink_to("loop")
     for out in (tmp_path / "out", tmp_path / "loop"):
@@ -109,7 +119,8 @@ def test_a_link_to_itself_is_an_input_whose_reading_tells(tree, tmp_path):
         Outputs(out, 256.0, 10.0).check(found, overwrite=False)
 
 
-def test_links_that_lead_back_end_at_every_door(tree, tmp_path):
+def test_find_terminates_on_symlink_cycles(tree, tmp_path):
+    """Folders and patterns terminate on symlink cycles and list each file once."""
     for place, target in (("latest", "."), ("b/up", ".."), ("b/d/top", str(tree))):
         (tree / place).symlink_to(target)
     assert names([tree], tmp_path / "out") == ["a", "b/c", "b/d/e"]
@@ -124,7 +135,8 @@ def test_links_that_lead_back_end_at_every_door(tree, tmp_path):
     assert names([f"{tree}/*/../a.png"], tmp_path / "out")
 
 
-def test_patterns_mean_what_glob_makes_of_them(tree, tmp_path):
+def test_find_pattern_equals_glob(tree, tmp_path):
+    """Patterns match exactly the files that the standard library's glob matches."""
     for name in ("b/d/1.png", "b/d/.2.png", ".hidden/3.png", "x[1].png", "b/4.PNG"):
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).touch()
@@ -137,14 +149,16 @@ def test_patterns_mean_what_glob_makes_of_them(tree, tmp_path):
         assert found == expected, pattern
 
 
-def test_a_link_to_nothing_is_an_input_whose_reading_tells(tree, tmp_path):
+def test_find_keeps_dangling_symlink(tree, tmp_path):
+    """A dangling symlink is listed as an input, by folder, by name and by pattern."""
     (tree / "gone.png").symlink_to("/nowhere")
     assert "gone" in names([tree], tmp_path / "out")
     assert names([tree / "gone.png"], tmp_path / "out") == ["gone"]
     assert "gone" in names([f"{tree}/*.png"], tmp_path / "out")
 
 
-def test_a_folder_that_cannot_be_listed_is_named(tree, tmp_path, monkeypatch):
+def test_find_names_unreadable_folder(tree, tmp_path, monkeypatch):
+    """A folder that can't be listed raises a DataError with its path and the reason."""
     scandir, listdir = os.scandir, os.listdir
 
     def denied(real):
@@ -167,7 +181,8 @@ def test_a_folder_that_cannot_be_listed_is_named(tree, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "count"), [("a.webp", 3), ("a.png", 3), ("a.tif", 3), ("one.png", 1), ("torn.png", 1)]
 )
-def test_pages_and_frames_of_a_picture_are_counted(name, count, tmp_path):
+def test_frames_in_counts_pages(name, count, tmp_path):
+    """The frames of multi-page images are counted, and a torn file counts as one."""
     pictures = [Image.new("RGB", (8, 6), (40 * level, 0, 0)) for level in range(3)]
     more = {} if count == 1 else {"save_all": True, "append_images": pictures[1:]}
     pictures[0].save(tmp_path / name, **more)

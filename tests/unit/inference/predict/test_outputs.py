@@ -14,7 +14,8 @@ DEPTH = np.linspace(0.5, 79.5, 20 * 30, dtype=np.float32).reshape(20, 30)
 RGB = np.full((20, 30, 3), 7, np.uint8)
 
 
-def test_every_kind_has_its_folder_and_the_inputs_tree(tmp_path):
+def test_outputs_write_each_kind_to_its_folder(tmp_path):
+    """Each output kind is written to its own folder, keeping the input's path and values."""
     outputs = Outputs(tmp_path, 256.0, 80.0, raw=True, points=True, confidence=True)
     outputs.write("ride/0", RGB, DEPTH, np.full((20, 30), 0.2, np.float32), Camera(20.0, 20.0))
     found = sorted(
@@ -37,12 +38,14 @@ def test_every_kind_has_its_folder_and_the_inputs_tree(tmp_path):
     assert np.load(tmp_path / "confidence/ride/0.npy").max() == np.float32(0.2)
 
 
-def test_what_is_not_asked_for_is_not_written(tmp_path):
+def test_outputs_write_only_requested_kinds(tmp_path):
+    """Only the requested output kinds create folders."""
     Outputs(tmp_path, 256.0, 80.0).write("0", RGB, DEPTH, colour=False)
     assert [path.name for path in tmp_path.iterdir()] == ["depth"]
 
 
-def test_what_is_there_is_left_alone_and_an_input_always(tmp_path):
+def test_outputs_check_protects_existing_files(tmp_path):
+    """Existing outputs need --overwrite, and an input file is never overwritten."""
     outputs, source = Outputs(tmp_path, 256.0, 80.0), tmp_path / "in/0.png"
     item = Input("0", source)
     outputs.check([item], overwrite=False)
@@ -71,17 +74,20 @@ def test_what_is_there_is_left_alone_and_an_input_always(tmp_path):
         ({}, 1e6, 1.0),
     ],
 )
-def test_the_unit_is_the_data_sets(data, max_depth, units):
+def test_units_of_follows_dataset(data, max_depth, units):
+    """The PNG unit is the data set's, or else one that fits max_depth into 16 bits."""
     assert units_of(data, max_depth) == units
 
 
 @pytest.mark.parametrize("unit", ["abc", 0, -3, True, 1e9])
-def test_a_unit_of_a_recipe_that_is_none_is_told(unit):
+def test_units_of_rejects_invalid_depth_unit(unit):
+    """An invalid data.depth_unit raises a RecipeError that names the key."""
     with pytest.raises(RecipeError, match=r"^data\.depth_unit: got"):
         units_of({"name": "folder", "depth_unit": unit}, 80.0)
 
 
-def test_a_unit_of_the_command_line_counts_and_its_reach_is_told():
+def test_parse_units_option_and_range_note():
+    """The --depth-unit option overrides the data set's, and a note says where depth saturates."""
     assert parse_units("1000", {}, 80.0) == 1000.0
     for text in ("0", "-3", "mm", "nan", "1e9"):
         with pytest.raises(RecipeError, match="--depth-unit: got"):

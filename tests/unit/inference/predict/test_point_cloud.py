@@ -18,7 +18,8 @@ def read_ply(data: bytes) -> tuple[list[str], np.ndarray]:
     return header, np.frombuffer(data[end:], np.dtype(fields))
 
 
-def test_points_are_where_a_pinhole_camera_saw_them():
+def test_points_of_follow_pinhole_model():
+    """Points follow the pinhole model; without a principal point the image centre is used."""
     depth = np.full((3, 5), 2.0, np.float32)
     points = points_of(depth, Camera(100.0, 50.0, 1.0, 2.0))
     assert points.dtype == np.float32
@@ -30,7 +31,8 @@ def test_points_are_where_a_pinhole_camera_saw_them():
     assert centred[1, 0, 0] == -centred[1, 4, 0]
 
 
-def test_a_file_has_a_coloured_vertex_for_every_known_depth():
+def test_encode_ply_one_vertex_per_known_depth():
+    """The PLY file has one coloured vertex for each finite positive depth."""
     depth = np.array([[1.0, 0.0], [np.nan, 4.0]], np.float32)
     rgb = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     header, vertices = read_ply(encode_ply(depth, rgb, Camera(10.0, 10.0, 0.0, 0.0)))

@@ -58,7 +58,8 @@ def raw(tmp_path, name):
     return np.load(tmp_path / f"out/raw/{name}.npy")
 
 
-def test_pictures_of_one_size_share_a_batch_whatever_their_order(tmp_path):
+def test_predict_all_batches_by_size(tmp_path):
+    """Images of one size share a batch whatever their order, and depths match their images."""
     folder, student = (
         folder_of(tmp_path, [(20, 30), (30, 20), (20, 30), (30, 20), (20, 30)]),
         Brightness(),
@@ -74,7 +75,8 @@ def test_pictures_of_one_size_share_a_batch_whatever_their_order(tmp_path):
     assert "images/s" in out
 
 
-def test_a_broken_picture_is_told_in_a_line_and_the_others_are_predicted(tmp_path):
+def test_predict_all_skips_broken_images(tmp_path):
+    """Broken images are reported in one line each, and all others are predicted."""
     folder = folder_of(tmp_path, [(20, 30)] * 3)
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
     (folder / "9.jpg").write_text("no picture")
@@ -91,7 +93,8 @@ def test_a_broken_picture_is_told_in_a_line_and_the_others_are_predicted(tmp_pat
     assert np.allclose(raw(tmp_path, 2), 3)
 
 
-def test_a_size_that_the_network_refuses_is_told_with_its_file(tmp_path):
+def test_predict_all_reports_refused_size(tmp_path):
+    """A size that the network rejects is reported with its file, and no output is written."""
     folder = folder_of(tmp_path, [(20, 30), (30, 40)])
     failed, _, errors = predict(tmp_path, folder, Brightness(refuses=(30, 40)))
     assert failed == 1
@@ -103,7 +106,8 @@ def test_a_size_that_the_network_refuses_is_told_with_its_file(tmp_path):
     assert not (tmp_path / "out/raw/1.npy").exists()
 
 
-def test_a_large_picture_is_shrunk_for_the_network_and_its_depth_has_its_size(tmp_path):
+def test_predict_all_large_image_keeps_size(tmp_path):
+    """A large image is resized for the network, and its outputs have the original size."""
     folder, student = tmp_path / "in", Brightness()
     folder.mkdir()
     ramp = np.repeat(np.linspace(0, 255, 400).round().astype(np.uint8)[None, :, None], 300, axis=0)
@@ -118,7 +122,8 @@ def test_a_large_picture_is_shrunk_for_the_network_and_its_depth_has_its_size(tm
     assert Image.open(tmp_path / "out/confidence/ramp.png").size == (400, 300)
 
 
-def test_sharp_depth_gets_nothing_between_the_sides_of_an_edge_when_it_grows(tmp_path):
+def test_predict_all_mode_upsampling_adds_no_depth(tmp_path):
+    """Upsampling mode depth adds no values between the two sides of an edge."""
     (tmp_path / "in").mkdir()
     halves = np.full((90, 120, 3), 50, np.uint8)
     halves[:, 60:] = 250
@@ -134,7 +139,8 @@ def test_sharp_depth_gets_nothing_between_the_sides_of_an_edge_when_it_grows(tmp
     assert len(np.unique(raw(tmp_path, "halves"))) == 4
 
 
-def test_pictures_of_one_working_size_share_a_batch_and_each_gets_its_own_back(tmp_path):
+def test_predict_all_batches_by_working_size(tmp_path):
+    """Images with one working size share a batch, and each gets depth at its own size."""
     folder, student = folder_of(tmp_path, [(20, 30), (31, 20), (60, 90)]), Brightness()
     stretch = Resize(height=16, width=24, mode="stretch")
     assert predict(tmp_path, folder, student, stretch, batch_size=3, confidence=True)[0] == 0
@@ -144,7 +150,8 @@ def test_pictures_of_one_working_size_share_a_batch_and_each_gets_its_own_back(t
         assert np.allclose(raw(tmp_path, index), index + 1)
 
 
-def test_padding_is_no_part_of_depth_or_confidence(tmp_path):
+def test_predict_all_contain_removes_padding(tmp_path):
+    """With contain, depth has the image's size and no trace of the padding."""
     folder, student = folder_of(tmp_path, [(20, 40), (40, 20)]), Brightness()
     contain = Resize(height=32, width=32, mode="contain")
     assert predict(tmp_path, folder, student, contain, confidence=True)[0] == 0
@@ -157,7 +164,8 @@ def test_padding_is_no_part_of_depth_or_confidence(tmp_path):
         assert np.allclose(confidence, 1)
 
 
-def test_no_more_pictures_at_their_own_size_are_in_memory_than_is_stated(tmp_path):
+def test_predict_all_bounds_images_in_memory(tmp_path):
+    """At most batch, read-ahead, waiting and one more full-size images are in memory."""
     folder, alive, most = folder_of(tmp_path, [(20, 30)] * 20), set(), []
 
     class Counted(Predictor):
@@ -180,14 +188,17 @@ def test_no_more_pictures_at_their_own_size_are_in_memory_than_is_stated(tmp_pat
         most.clear()
 
 
-def test_what_a_thread_cannot_write_is_raised(tmp_path):
+def test_predict_all_raises_write_error(tmp_path):
+    """An OSError in a writer thread is raised in the caller."""
     folder = folder_of(tmp_path, [(20, 30)] * 2)
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(NotADirectoryError):
         predict(tmp_path, folder, Brightness())
 
 
-def test_writes_that_wait_are_few():
+def test_writes_bounds_pending_writes():
+    """At most two writes are pending at a time, and leaving the context waits for all."""
+
     class Write:
         asked = 0
 
@@ -201,7 +212,8 @@ def test_writes_that_wait_are_few():
     assert Write.asked == 10
 
 
-def test_a_video_gives_frames_times_and_flicker(tmp_path):
+def test_predict_all_video_outputs(tmp_path):
+    """A video yields depth frames, times, flicker and a coloured video with the same times."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict.video import Video, writing
 
@@ -229,7 +241,8 @@ def test_a_video_gives_frames_times_and_flicker(tmp_path):
     assert not (tmp_path / "out/colour/v").exists()
 
 
-def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
+def test_predict_all_removes_stale_video_frames(tmp_path):
+    """A shorter rerun removes the longer video's stale frames and keeps other files."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict.video import writing
 
@@ -250,7 +263,8 @@ def test_a_shorter_video_leaves_no_frames_of_the_longer_one_before(tmp_path):
     assert (tmp_path / "out/depth/v/mine.png").exists()
 
 
-def test_a_video_whose_frames_change_their_size_is_predicted_at_each(tmp_path, monkeypatch):
+def test_predict_all_video_with_varying_sizes(tmp_path, monkeypatch):
+    """Frames of a video that change size are batched and predicted at each size."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict import video
 
@@ -270,7 +284,8 @@ def test_a_video_whose_frames_change_their_size_is_predicted_at_each(tmp_path, m
     assert [raw(tmp_path, f"v/{i:06}").shape for i in range(5)] == [(48, 64)] * 3 + [(48, 40)] * 2
 
 
-def test_a_video_that_breaks_off_keeps_what_was_predicted(tmp_path, monkeypatch):
+def test_predict_all_keeps_frames_of_broken_video(tmp_path, monkeypatch):
+    """A video that fails midway keeps its predicted frames and reports one error."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict import video
 

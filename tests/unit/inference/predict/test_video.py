@@ -21,7 +21,8 @@ def write(path, times, size=(48, 65), rate=Fraction(25, 2), time_base=Fraction(1
             add(np.full((*size, 3), 20 * index, np.uint8), pts)
 
 
-def test_times_uneven_ones_too_come_back_with_their_frames(tmp_path):
+def test_video_round_trip_keeps_frame_times(tmp_path):
+    """A written video returns its frames with their uneven times, rate, count and even sides."""
     times = [0, 80, 160, 300, 320, 400]
     write(tmp_path / "deep/v.mp4", times)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["v.mp4"]
@@ -38,7 +39,8 @@ def test_times_uneven_ones_too_come_back_with_their_frames(tmp_path):
 
 
 @pytest.mark.parametrize("codecs", [("libx264", "mpeg4"), ("mpeg4",)])
-def test_times_are_written_from_0_and_grow_in_any_unit(tmp_path, monkeypatch, codecs):
+def test_writing_times_start_at_0_and_increase(tmp_path, monkeypatch, codecs):
+    """Written times start at 0 and increase strictly, also if the given ones repeat or fall."""
     monkeypatch.setattr(video, "_CODECS", codecs)
     times = [1_000_000, 1_007_200, 1_007_200, 1_007_000, 1_018_000]
     write(tmp_path / "v.mp4", times, time_base=Fraction(1, 90_000))
@@ -47,7 +49,8 @@ def test_times_are_written_from_0_and_grow_in_any_unit(tmp_path, monkeypatch, co
     assert sorted(set(found)) == found
 
 
-def test_what_can_not_be_encoded_is_told_and_is_no_file(tmp_path, monkeypatch):
+def test_writing_encode_error_leaves_no_file(tmp_path, monkeypatch):
+    """Frames that can't be encoded raise a one-line DataError, and no file is left."""
     monkeypatch.setattr(video, "_CODECS", ("mpeg4",))
     with pytest.raises(DataError, match=r"v\.mp4: can't be encoded \(.*\); ") as error:
         write(tmp_path / "v.mp4", [0], size=(16, 9000))
@@ -55,7 +58,9 @@ def test_what_can_not_be_encoded_is_told_and_is_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_while_writing_leaves_no_file(tmp_path):
+def test_writing_exception_leaves_no_file(tmp_path):
+    """An exception inside the writing context leaves no file."""
+
     def write_and_fail():
         with video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add:
             add(np.zeros((32, 32, 3), np.uint8), 0)
@@ -66,21 +71,23 @@ def test_an_error_while_writing_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_video_is_told(tmp_path):
+def test_video_rejects_other_file(tmp_path):
+    """A file that is not a video raises a one-line DataError."""
     (tmp_path / "v.mp4").write_bytes(b"nothing of the kind" * 50)
     with pytest.raises(DataError, match=r"v\.mp4: can't be read as a video") as error:
         video.Video(tmp_path / "v.mp4")
     assert "\n" not in str(error.value)
 
 
-def test_without_pyav_one_line_says_what_to_install(tmp_path, monkeypatch):
-
+def test_video_without_pyav_names_extra(tmp_path, monkeypatch):
+    """Without PyAV the error names the pip extra to install."""
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match=r"pip install 'tiekd\[video\]'"):
         video.Video(tmp_path / "v.mp4")
 
 
-def test_no_frames_make_no_file(tmp_path):
+def test_writing_without_frames_makes_no_file(tmp_path):
+    """Writing no frames creates no file."""
     with video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -98,7 +105,8 @@ def frames_and_error(path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
-def test_a_video_that_breaks_off_gives_its_frames_and_says_so(tmp_path, name):
+def test_video_truncated_yields_frames_then_raises(tmp_path, name):
+    """A truncated video yields its readable frames, then states where it breaks off."""
     encode(tmp_path / name, **({"movflags": "faststart"} if name == "v.mp4" else {}))
     whole = (tmp_path / name).read_bytes()
     assert frames_and_error(tmp_path / name) == (20, "")
@@ -110,12 +118,14 @@ def test_a_video_that_breaks_off_gives_its_frames_and_says_so(tmp_path, name):
     )
 
 
-def test_a_last_frame_that_stands_still_is_no_break(tmp_path):
+def test_video_long_last_frame_is_complete(tmp_path):
+    """A long last frame doesn't count as a truncated video."""
     encode(tmp_path / "v.mp4", count=5, last_s=8.0)
     assert frames_and_error(tmp_path / "v.mp4") == (5, "")
 
 
-def test_an_animated_gif_is_a_video_and_one_of_a_single_frame_a_picture(tmp_path):
+def test_video_animated_gif_is_video(tmp_path):
+    """An animated GIF is read as a video with frame times, and a single-frame GIF as an image."""
     pictures = [Image.fromarray(np.full((48, 64, 3), 40 * level, np.uint8)) for level in range(6)]
     pictures[0].save(
         tmp_path / "moves.gif", save_all=True, append_images=pictures[1:], duration=100
@@ -138,7 +148,8 @@ def test_an_animated_gif_is_a_video_and_one_of_a_single_frame_a_picture(tmp_path
     assert f"moves.gif: breaks off after {count} frames; " in error
 
 
-def test_a_video_without_frames_or_pictures_is_told(tmp_path):
+def test_video_without_frames_raises(tmp_path):
+    """A file without video frames, or with sound only, raises a DataError."""
     import av
 
     with av.open(str(tmp_path / "none.mp4"), "w") as container:

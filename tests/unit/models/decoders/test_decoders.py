@@ -20,13 +20,15 @@ def features(size, channels=CHANNELS, strides=STRIDES):
     ]
 
 
-def test_local_planar_guidance_is_the_published_one():
+def test_spread_planes_equals_published():
+    """Local planar guidance equals the published layer's output."""
     arrays = golden.load_arrays("networks/arrays.npz")
     depth = spread_planes(torch.from_numpy(arrays["lpg4_in"]), 4)
     torch.testing.assert_close(depth[:, 0], torch.from_numpy(arrays["lpg4_out"]), rtol=0, atol=3e-4)
 
 
-def test_plane_parameters_are_the_published_ones_in_units_of_the_largest_depth():
+def test_to_planes_equals_published_parameters():
+    """Plane parameters, times max_depth, equal the published ones."""
     reduction = Reduction(32, 32, 3)
     for name, layer in reduction.layers.items():
         layer.weight.data = golden.fill(f"reduc.inter_{name}.0.weight", layer.weight.shape)
@@ -38,7 +40,8 @@ def test_plane_parameters_are_the_published_ones_in_units_of_the_largest_depth()
     torch.testing.assert_close(planes, want, rtol=0, atol=2e-5 * want.abs().max().item())
 
 
-def test_the_steepest_plane_has_a_bounded_positive_depth():
+def test_spread_planes_steepest_plane_is_bounded():
+    """The steepest plane has a positive, bounded depth."""
     # Logits far out: 60 degrees towards a corner of the cell, where the plane turns away from the
     # ray.
     corners = torch.tensor(
@@ -51,7 +54,8 @@ def test_the_steepest_plane_has_a_bounded_positive_depth():
 
 
 @pytest.mark.parametrize("size", [(64, 96), (75, 101), (33, 40)])
-def test_bts_stands_at_the_image_size(size):
+def test_bts_output_at_image_size(size):
+    """BTS gives 8 finite channels at stride 1 for any image size."""
     decoder = Bts(CHANNELS, STRIDES, width=128).eval()
     with torch.no_grad():
         out = decoder(features(size), size)
@@ -60,7 +64,8 @@ def test_bts_stands_at_the_image_size(size):
     assert out.isfinite().all()
 
 
-def test_bts_norms_have_the_published_constants():
+def test_bts_norms_have_published_constants():
+    """Each norm of BTS has the published eps and momentum."""
     decoder = Bts(CHANNELS, STRIDES)
     inner = {f"aspp.branches.{dilation}.norm" for dilation in (3, 6, 12, 18, 24)}
     norms = {name: m for name, m in decoder.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
@@ -71,7 +76,8 @@ def test_bts_norms_have_the_published_constants():
 
 
 @pytest.mark.parametrize(("extra_ups", "stride"), [(0, 4), (1, 2), (2, 1)])
-def test_densedepth_doubles_the_finest_feature(extra_ups, stride):
+def test_densedepth_output_stride_of_extra_ups(extra_ups, stride):
+    """DenseDepth's output has the size of the finest feature times 2**extra_ups."""
     extra_width = 5 if extra_ups else None
     decoder = DenseDepth(
         (4, 8, 8), (4, 8, 8), (6, 8, 12), extra_ups=extra_ups, extra_width=extra_width
@@ -83,7 +89,8 @@ def test_densedepth_doubles_the_finest_feature(extra_ups, stride):
     assert tuple(out.shape) == (2, decoder.channels, 19 * 2**extra_ups, 26 * 2**extra_ups)
 
 
-def test_densedepth_keeps_the_variance_at_the_start():
+def test_densedepth_initial_output_variance():
+    """At initialization the mean square of the output is between 0.1 and 2."""
     torch.manual_seed(0)
     channels, strides = (24, 32, 96, 320), (4, 8, 8, 8)
     decoder = DenseDepth(channels, strides, (64, 128, 256, 512), extra_ups=1)
@@ -93,7 +100,8 @@ def test_densedepth_keeps_the_variance_at_the_start():
 
 
 @pytest.mark.parametrize(("deepest", "folded"), [(40, True), (24, False), (16, False)])
-def test_densedepth_folds_its_first_convolution_where_that_adds_channels(deepest, folded):
+def test_densedepth_fold_keeps_output(deepest, folded):
+    """`fold` keeps the output and folds the first convolution where that adds channels."""
     torch.manual_seed(0)
     channels, strides = (8, 16, 24), (4, 8, 16)
     decoder = DenseDepth(channels, strides, (8, 16, deepest)).double()
@@ -109,7 +117,8 @@ def test_densedepth_folds_its_first_convolution_where_that_adds_channels(deepest
     assert ("levels.0.weight" not in decoder.state_dict()) is folded
 
 
-def test_densedepth_of_one_feature_is_a_convolution_and_what_doubles_it():
+def test_densedepth_of_one_feature():
+    """DenseDepth of one feature is folded and doubled without an error."""
     decoder = DenseDepth((24,), (8,), (40,), extra_ups=1)
     decoder.fold()
     with torch.no_grad():
@@ -124,9 +133,8 @@ def on_isa():
 
 @pytest.mark.parametrize("isa", ["avx512_bf16", "avx2"])
 @pytest.mark.parametrize("deepest", [64, 24])
-def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than_weights(
-    deepest, isa, on_isa
-):
+def test_densedepth_on_cpu_uses_channels_last(deepest, isa, on_isa):
+    """On a CPU large features are in channels_last and small ones contiguous."""
     on_isa(isa)
     torch.manual_seed(0)
     channels, strides = (8, 16, 24), (4, 8, 16)
@@ -161,7 +169,8 @@ def test_densedepth_on_a_cpu_works_in_channels_last_where_features_are_more_than
         ({"widths": [8, 8, 8], "extra_width": 8}, "extra_width: got 8"),
     ],
 )
-def test_densedepth_refuses(arguments, words):
+def test_densedepth_rejects_invalid_arguments(arguments, words):
+    """Invalid widths, extra_ups or extra_width raise a RecipeError that names them."""
     with pytest.raises(RecipeError) as error:
         DenseDepth((4, 8, 8), (4, 8, 8), **arguments)
     assert words in str(error.value)
@@ -178,7 +187,8 @@ def test_densedepth_refuses(arguments, words):
         (STRIDES, 500, "width: got 500; allowed: 128, 256, 512, 1024"),
     ],
 )
-def test_bts_refuses(strides, width, words):
+def test_bts_rejects_invalid_arguments(strides, width, words):
+    """Unsupported strides or an invalid width raise a RecipeError."""
     with pytest.raises(RecipeError) as error:
         Bts(CHANNELS[: len(strides)], strides, width)
     assert words in str(error.value)

@@ -76,7 +76,8 @@ def assert_close(got: Tensor, name: str, tolerance: float = 2e-5) -> None:
 
 
 @pytest.mark.parametrize("name", LARGE_IS_LONG)
-def test_eval_depth_and_features_are_the_published_ones(name):
+def test_depthformer_equals_published_in_eval(name):
+    """Depth, features and number of parameters equal the published network's."""
     case = cases()["cases"][name]
     state = {
         k: golden.fill(k, shape, case["gain"], case["overrides"])
@@ -107,7 +108,8 @@ def test_eval_depth_and_features_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_published_names_are_ours_and_back(name):
+def test_depthformer_published_names_round_trip(name):
+    """Published names map onto the network and back, except for dead tensors."""
     with torch.device("meta"):
         network = recipe_network(name)
         state = {key: torch.empty(shape) for key, shape in cases()["keys"][name]}
@@ -124,7 +126,8 @@ def test_published_names_are_ours_and_back(name):
     assert {"decode_head.conv_out.0.weight", "decode_head.conv_out.0.bias"} < set(dropped(state))
 
 
-def test_window_attention_is_the_published_one():
+def test_window_attention_equals_published():
+    """Shifted window attention equals the published layer's output."""
     attention = filled(WindowAttention(32, 4, window=7, shift=3), "swmsa")
     assert torch.equal(
         attention.relative_position_index, arrays()["relative_position_index"].long()
@@ -134,7 +137,8 @@ def test_window_attention_is_the_published_one():
     assert_close(out.flatten(1, 2), "swmsa_out")
 
 
-def test_patch_merging_is_the_published_one():
+def test_patch_merging_equals_published():
+    """Patch merging equals the published layer's output."""
     with torch.no_grad():
         out = filled(PatchMerging(8), "patchmerge")(
             golden.randn("extra:pm:x", (2, 35, 8)).view(2, 5, 7, 8)
@@ -142,12 +146,14 @@ def test_patch_merging_is_the_published_one():
     assert_close(out.flatten(1, 2), "patchmerge_out")
 
 
-def test_sine_positions_are_the_published_ones():
+def test_sine_positions_equal_published():
+    """Sine position encodings equal the published ones."""
     positions = sine_positions((3, 5), 16, torch.device("cpu"))
     assert_close(positions.transpose(1, 2).unflatten(2, (3, 5)), "sinepos")
 
 
-def test_deformable_attention_is_the_published_one():
+def test_deformable_attention_equals_published():
+    """Deformable attention equals the published layer's output."""
     attention = filled(DeformableAttention(32, num_levels=2, num_heads=4, num_points=3), "msda")
     query, position = (golden.randn(f"extra:msda:{name}", (2, 7, 32)) for name in ("q", "pos"))
     tokens = golden.randn("extra:msda:v", (2, 30, 32))
@@ -158,7 +164,8 @@ def test_deformable_attention_is_the_published_one():
     assert_close(out, "msda_out")
 
 
-def test_hahi_is_the_published_one():
+def test_hahi_equals_published():
+    """The HAHI neck's outputs equal the published ones."""
     shapes = cases()["hahi_shapes"]
     neck = filled(Hahi([shape[0] for shape in shapes], width=64), "hahi", "neck.")
     with torch.no_grad():
@@ -181,9 +188,8 @@ def test_hahi_is_the_published_one():
     ],
 )
 @pytest.mark.parametrize("size", [(64, 96), (75, 101), (33, 30)])
-def test_features_have_the_declared_channels_and_strides_at_any_size(
-    encoder, channels, strides, size
-):
+def test_swin_features_have_declared_shapes(encoder, channels, strides, size):
+    """Features of Swin and DepthFormer have the declared channels and strides."""
     encoder = encoder().eval()
     assert encoder.channels == channels
     assert encoder.strides == strides
@@ -206,7 +212,8 @@ def points(num_queries: int = 50) -> tuple[list[Tensor], Tensor, Tensor, Tensor]
     return maps, reference, offsets, weights
 
 
-def test_reading_in_parts_reads_the_same_with_the_same_gradients():
+def test_read_points_in_parts_equals_whole():
+    """Sampling in parts gives the values and gradients of sampling at once."""
     results = []
     for sampled_values in (2**24, 8 * 8 * 3 * 7, 1):
         maps, *rest = points()
@@ -220,7 +227,8 @@ def test_reading_in_parts_reads_the_same_with_the_same_gradients():
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_no_more_is_read_at_once_than_allowed_also_backward(monkeypatch):
+def test_read_points_limits_values_at_once(monkeypatch):
+    """No more values than allowed are sampled at once, forward and backward."""
     read = []
 
     def spy(*args, **kwargs):
@@ -240,8 +248,11 @@ def test_no_more_is_read_at_once_than_allowed_also_backward(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_places_are_exact_to_the_column_in_half_precision(dtype):
-    """Every column of a wide map differs from its neighbours, beyond bfloat16's 8 bits."""
+def test_deformable_attention_half_keeps_exact_columns(dtype):
+    """In half precision each of 601 columns is read from its own place.
+
+    Every column of a wide map differs from its neighbours, beyond bfloat16's 8 bits.
+    """
     attention = DeformableAttention(8, num_levels=1, num_heads=2, num_points=1).to(dtype)
     for layer in (attention.value_proj, attention.output_proj):
         layer.weight.data = torch.eye(8, dtype=dtype)
@@ -259,7 +270,8 @@ def test_places_are_exact_to_the_column_in_half_precision(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights_give_nearly_the_same_float32_depth(dtype):
+def test_depthformer_half_weights_give_float32_depth(dtype):
+    """Half precision weights give nearly the same depth, in float32."""
     torch.manual_seed(0)
     network = build_network(SMALL)
     nn.init.normal_(network.head.conv.weight)
@@ -279,7 +291,8 @@ def test_half_precision_weights_give_nearly_the_same_float32_depth(dtype):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_autocast_leaves_places_in_float32():
+def test_deformable_attention_autocast_keeps_places():
+    """Under autocast sampling places stay in float32."""
     torch.manual_seed(0)
     attention, sizes = DeformableAttention(16, num_levels=2).eval(), [(4, 6), (2, 3)]
     query, position, tokens = (
@@ -296,7 +309,8 @@ def test_autocast_leaves_places_in_float32():
     assert (got - expected).abs().max() < 0.02 * (expected - query).abs().max()
 
 
-def test_what_was_read_is_dropped_out_in_training_only():
+def test_deformable_attention_dropout_in_training_only():
+    """Sampled values are dropped out in training, with the right share, and not in eval."""
     torch.manual_seed(0)
     attention, sizes = DeformableAttention(64, num_levels=2, dropout=0.25), [(4, 6), (2, 3)]
     query, position, tokens = torch.zeros(2, 50, 64), torch.randn(2, 50, 64), torch.randn(2, 30, 64)
@@ -310,7 +324,8 @@ def test_what_was_read_is_dropped_out_in_training_only():
     torch.testing.assert_close(some[kept], whole[kept] / 0.75)
 
 
-def test_paths_are_dropped_in_training_only_and_again_after_a_restored_state():
+def test_swin_drop_path_in_training_and_reproducible():
+    """Drop path acts in training only, and repeats with a restored RNG state."""
     block = Swin(16, (1, 1, 1, 2), (1, 2, 4, 8), drop_path=0.4).stages[3][1]
     ones = torch.ones(4000, 1, 1, 1)
     state = torch.get_rng_state()
@@ -322,14 +337,16 @@ def test_paths_are_dropped_in_training_only_and_again_after_a_restored_state():
     assert torch.equal(block.eval()._dropped(ones), ones)
 
 
-def test_the_drop_rate_rises_linearly_from_0_to_the_recipes():
+def test_swin_drop_path_rises_linearly():
+    """The drop path rate rises linearly over the blocks, from 0 to the recipe's."""
     encoder = Swin(16, (2, 2, 6, 2), (1, 2, 4, 8), drop_path=0.3)
     rates = [block.drop_path for stage in encoder.stages for block in stage]
     assert rates == pytest.approx([0.3 * i / 11 for i in range(12)])
     assert [block.attention.shift for stage in encoder.stages for block in stage] == [0, 3] * 6
 
 
-def test_relu_head_starts_at_a_fifth_of_the_range_and_ends_at_its_least():
+def test_relu_head_initial_and_least_depth():
+    """Depth starts a fifth of max_depth above min_depth, and never is below min_depth."""
     head, features = Relu(8, min_depth=0.5, max_depth=10.0), torch.randn(1, 8, 6, 9)
     depth = head(features, (6, 9)).depth
     assert depth.shape == (1, 1, 6, 9)
@@ -339,7 +356,8 @@ def test_relu_head_starts_at_a_fifth_of_the_range_and_ends_at_its_least():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_recipe_trains_as_published(name):
+def test_depthformer_recipe_trains_as_published(name):
+    """The recipe has the published schedule, dropout and weight decay groups."""
     recipe = load_recipe(MODEL_CONFIGS / f"teachers/{name}.yaml")
     assert recipe["network"]["encoder"]["drop_path"] == 0.3
     assert recipe["network"]["neck"]["dropout"] == 0.1
@@ -388,14 +406,16 @@ def test_the_recipe_trains_as_published(name):
         ),
     ],
 )
-def test_refuses(part, words):
+def test_depthformer_rejects_invalid_arguments(part, words):
+    """Invalid arguments of a part raise a RecipeError that names the key."""
     node = SMALL | {name: SMALL[name] | arguments for name, arguments in part.items()}
     with pytest.raises(RecipeError) as error:
         build_network(node)
     assert words in str(error.value)
 
 
-def test_hahi_needs_two_features():
+def test_hahi_rejects_one_feature():
+    """HAHI with one feature raises a RecipeError."""
     with pytest.raises(
         RecipeError, match=r"neck \(hahi\): the encoder has 1 tap; at least 2 are needed"
     ):

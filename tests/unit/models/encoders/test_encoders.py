@@ -29,7 +29,8 @@ CLASSIFIER = {"strides": (1, 2, 2, 2, 1, 2, 1), "dilations": (1,) * 7}
     ],
 )
 @pytest.mark.parametrize("size", [(64, 96), (75, 101)])
-def test_features_have_the_declared_channels_and_strides(encoder, channels, strides, size):
+def test_encoder_features_have_declared_shapes(encoder, channels, strides, size):
+    """Features have the declared channels and strides, also at odd image sizes."""
     encoder = encoder().eval()
     assert encoder.channels == channels
     assert encoder.strides == strides
@@ -45,19 +46,22 @@ def test_features_have_the_declared_channels_and_strides(encoder, channels, stri
     ("depth", "num_parameters"),
     [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)],
 )
-def test_resnet_sizes_are_those_of_the_classifiers_without_their_last_layer(depth, num_parameters):
+def test_resnet_number_of_parameters(depth, num_parameters):
+    """Each ResNet has the parameters of the classifier without its last layer."""
     with torch.device("meta"):
         encoder = ResNet(depth)
     assert sum(p.numel() for p in encoder.parameters()) == num_parameters
 
 
-def test_every_parameter_lies_before_the_last_tap():
+def test_encoder_has_no_parameters_behind_last_tap():
+    """Each parameter gets a gradient, so none is behind the last tap."""
     for encoder in (MobileNetV2(taps=(1, 3)), ResNet(18, taps=(0, 2))):
         sum(feature.square().mean() for feature in encoder(torch.randn(2, 3, 64, 64))).backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoder.parameters())
 
 
-def test_relu6_has_its_gradient_and_keeps_nothing_but_its_result():
+def test_conv_norm_relu6_saves_only_its_result():
+    """ReLU6 has torch's values and gradients and saves only its result for backward."""
     torch.manual_seed(0)
     layer, image = ConvNorm(3, 4, 3), torch.randn(2, 3, 8, 8)
     torch.nn.init.constant_(layer.bn.weight, 4.0)  # so that some are cut at 6
@@ -83,7 +87,8 @@ def test_relu6_has_its_gradient_and_keeps_nothing_but_its_result():
     assert all(map(torch.equal, ours, plain))
 
 
-def test_the_same_weights_serve_at_other_strides():
+def test_mobilenet_weights_fit_other_strides():
+    """Weights load into a MobileNetV2 of other strides, with equal early features."""
     dilated, strided = MobileNetV2(), MobileNetV2(**CLASSIFIER)
     strided.load_state_dict(dilated.state_dict())
     image = torch.randn(1, 3, 64, 64)
@@ -104,7 +109,8 @@ def test_the_same_weights_serve_at_other_strides():
         ({"width": 0}, "width: got 0"),
     ],
 )
-def test_mobilenet_refuses(arguments, words):
+def test_mobilenet_rejects_invalid_arguments(arguments, words):
+    """Invalid strides, dilations, taps or width raise a RecipeError."""
     with pytest.raises(RecipeError) as error:
         MobileNetV2(**arguments)
     assert words in str(error.value)
@@ -117,7 +123,8 @@ def test_mobilenet_refuses(arguments, words):
         ({"depth": 18, "taps": [0, 0]}, "taps: got [0, 0]"),
     ],
 )
-def test_resnet_refuses(arguments, words):
+def test_resnet_rejects_invalid_arguments(arguments, words):
+    """An unknown depth or repeated taps raise a RecipeError."""
     with pytest.raises(RecipeError) as error:
         ResNet(**arguments)
     assert words in str(error.value)

@@ -77,7 +77,8 @@ def small(**head) -> Network:
     return build_network(SMALL | {"head": SMALL["head"] | head})
 
 
-def test_published_depth_features_and_bins():
+def test_adabins_equals_published():
+    """Depth, features, bins and names of AdaBins equal the published network's."""
     with torch.device("meta"):  # 78 million random numbers that nobody needs
         network = build_network(load_recipe(TEACHERS / "adabins_kitti.yaml")["network"]).eval()
     network.to_empty(device="cpu")
@@ -109,7 +110,8 @@ def test_published_depth_features_and_bins():
     assert sum(p.numel() for p in network.parameters()) + dead == case()["num_parameters"]["total"]
 
 
-def test_mini_vit_is_the_published_one():
+def test_mini_vit_equals_published():
+    """The mini-ViT's widths and maps equal the published ones."""
     state = {VIT + key: golden.fill(key, shape) for key, shape in case()["mini_vit_keys"]}
     vit = MiniViT(
         32, num_bins=20, num_queries=16, width=32, patch=4, num_positions=500, dropout=0.1
@@ -123,7 +125,8 @@ def test_mini_vit_is_the_published_one():
         assert (got - want).abs().max() <= 2e-5 * want.abs().max()
 
 
-def test_names_map_whatever_wraps_them_and_alone():
+def test_from_published_wrapped_or_encoder_only():
+    """Wrapped AdaBins checkpoints and lone EfficientNets map to our names."""
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes().items()}
     wrapped = {"meta": {}, "state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}
     assert from_published(wrapped).keys() == from_published(state).keys()
@@ -149,22 +152,23 @@ def test_names_map_whatever_wraps_them_and_alone():
     # The classifiers' sizes (5,288,548; 30,389,784; 66,347,960) less the last norm and layer.
     [("b0", 4_004_988), ("b5", 28_336_688), ("b7", 63_781_840)],
 )
-def test_efficientnet_has_the_size_of_the_classifier_up_to_the_last_convolution(
-    variant, num_parameters
-):
+def test_efficientnet_number_of_parameters(variant, num_parameters):
+    """Each EfficientNet has the classifier's parameters up to the last convolution."""
     with torch.device("meta"):
         encoder = EfficientNet(variant)
     assert sum(p.numel() for p in encoder.parameters()) == num_parameters
 
 
-def test_every_parameter_of_efficientnet_lies_before_the_last_tap():
+def test_efficientnet_has_no_parameters_behind_last_tap():
+    """Each parameter gets a gradient, so none is behind the last tap."""
     encoder = EfficientNet("b0", taps=(0, 2))
     sum(feature.square().mean() for feature in encoder(torch.randn(2, 3, 32, 32))).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoder.parameters())
 
 
 @pytest.mark.parametrize("size", [(64, 96), (75, 101)])
-def test_efficientnet_features_have_the_declared_channels_and_strides(size):
+def test_efficientnet_features_have_declared_shapes(size):
+    """Features have the declared channels and strides, also at odd image sizes."""
     encoder = EfficientNet("b0", taps=(0, 1, 2, 4, 6, 7)).eval()
     assert encoder.channels == (16, 24, 40, 112, 320, 1280)
     assert encoder.strides == (
@@ -183,7 +187,8 @@ def test_efficientnet_features_have_the_declared_channels_and_strides(size):
     ]
 
 
-def test_same_padding_has_its_odd_pixel_at_the_end():
+def test_same_conv2d_pads_odd_pixel_at_end():
+    """SAME padding of an even size adds its one pixel at the end."""
     x = torch.arange(1.0, 9).view(1, 1, 1, 8).expand(1, 1, 8, 8)
     convolution = SameConv2d(1, 1, 3, stride=2)
     convolution.weight.data.fill_(1)
@@ -194,14 +199,16 @@ def test_same_padding_has_its_odd_pixel_at_the_end():
     )
 
 
-def test_bins_follow_one_another_through_the_whole_range():
+def test_bin_centres_fill_range_in_order():
+    """Bins of the given shares fill the range from min_depth to max_depth in order."""
     shares = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
     torch.testing.assert_close(
         bin_centres(shares, 2.0, 10.0), torch.tensor([[4.0, 7.0, 9.0], [2.4, 3.6, 7.2]])
     )
 
 
-def test_every_image_has_its_own_bins_and_depth_is_a_mean_of_them():
+def test_adabins_bins_are_per_image():
+    """Each image has its own ascending bins, and depth is within them."""
     network, image = small().eval(), golden.image("bins", (2, 3, 64, 96))
     with torch.no_grad():
         prediction = network(image)
@@ -220,7 +227,8 @@ def test_every_image_has_its_own_bins_and_depth_is_a_mean_of_them():
     assert (prediction.depth <= high).all()
 
 
-def test_flipping_means_the_depths_of_both_pictures_each_with_its_own_bins():
+def test_predict_flip_averages_depth_not_bins():
+    """Flip averaging means two depths, each from the bins of its own image."""
     network, image = small().eval(), golden.image("flip", (1, 3, 64, 96))
     with torch.no_grad():
         plain, mirrored = network(image), network(image.flip(3))
@@ -230,7 +238,8 @@ def test_flipping_means_the_depths_of_both_pictures_each_with_its_own_bins():
     )
 
 
-def test_every_parameter_learns_from_the_published_losses():
+def test_adabins_every_parameter_gets_gradient():
+    """The recipe's losses reach every parameter; the bins' loss only what makes bins."""
     network = small().train()
     terms = criterion.build(
         load_recipe(TEACHERS / "adabins_kitti.yaml")["losses"], has_teacher=False
@@ -261,7 +270,8 @@ def test_every_parameter_learns_from_the_published_losses():
     assert "head.vit.features.weight" not in reached
 
 
-def test_dropout_is_on_while_training_only():
+def test_mini_vit_dropout_in_training_only():
+    """Dropout acts in training only, and never at rate 0."""
     x = torch.randn(1, 16, 32, 48, generator=torch.Generator().manual_seed(0))
     vit = small().head.vit
     with torch.no_grad():
@@ -272,7 +282,8 @@ def test_dropout_is_on_while_training_only():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights_give_nearly_the_same_float32_depth_and_bins(dtype):
+def test_adabins_half_weights_give_float32_results(dtype):
+    """Half precision weights give nearly the same depth and bins, in float32."""
     network, image = small().eval(), golden.image("half", (2, 3, 64, 96))
     with torch.no_grad():
         expected = network(image)
@@ -297,13 +308,15 @@ def test_half_precision_weights_give_nearly_the_same_float32_depth_and_bins(dtyp
         ((96, 128), "features of 48x64 give 48 patches of 8x8; it takes 9 to 40"),
     ],
 )
-def test_too_few_or_too_many_patches_are_one_line(size, words):
+def test_adabins_rejects_wrong_number_of_patches(size, words):
+    """Too few or too many patches raise a RecipeError of one line."""
     with pytest.raises(RecipeError, match=words) as error:
         small()(torch.zeros(2, 3, *size))
     assert "\n" not in str(error.value)
 
 
-def test_the_published_head_takes_every_size_that_published_recipes_have():
+def test_adabins_head_accepts_published_sizes():
+    """The published head accepts each training and evaluation size of the recipes."""
     for recipe, sizes in (
         ("kitti", [(352, 704), (352, 1216), (352, 384)]),
         ("nyu", [(416, 544), (427, 565)]),
@@ -329,12 +342,14 @@ def test_the_published_head_takes_every_size_that_published_recipes_have():
         ("head", {"dropout": 1.0}, "network.head.dropout: got 1.0; it must be from 0 to below 1"),
     ],
 )
-def test_wrong_arguments_are_one_line(part, arguments, words):
+def test_adabins_rejects_invalid_arguments(part, arguments, words):
+    """Invalid arguments of a part raise a RecipeError that names the key."""
     with pytest.raises(RecipeError, match=words), torch.device("meta"):
         build_network(SMALL | {part: SMALL[part] | arguments})
 
 
-def test_the_recipe_optimizes_as_the_published_figures_were_made():
+def test_adabins_recipe_optimizer_groups():
+    """The recipe has one parameter group as published; a tenfold rate can be set."""
     recipe = load_recipe(TEACHERS / "adabins_kitti.yaml")
     with torch.device("meta"):
         network = build_network(recipe["network"])

@@ -41,8 +41,11 @@ def holed_depth(shape=(2, 1, 10, 14)) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_decoder_and_head_give_the_published_depth_and_distribution(name):
-    """A head in the published code's sense: our decoder and head together."""
+def test_decoder_and_head_equal_published(name):
+    """DenseDepth with each head gives the published depth and distribution.
+
+    A head in the published code's sense: our decoder and head together.
+    """
     case, expected = PUBLISHED[name], golden.load_arrays("heads/arrays.npz")
     features = [
         golden.randn(f"head:{name}:feat{i}", (case["batch"], *shape))
@@ -82,7 +85,8 @@ def test_decoder_and_head_give_the_published_depth_and_distribution(name):
         assert (p.argmax(1) == torch.from_numpy(expected[f"{name}:argmax"])).float().mean() > 0.999
 
 
-def test_sigmoid_depth_starts_near_half_of_the_range_and_stays_within():
+def test_sigmoid_depth_starts_mid_range():
+    """Sigmoid depth starts near half of max_depth and never exceeds it."""
     head = Sigmoid(4, 80.0)
     depth = head(torch.randn(1, 4, 5, 6), (5, 6)).depth
     assert (depth - 40).abs().max() < 5
@@ -95,7 +99,8 @@ def test_sigmoid_depth_starts_near_half_of_the_range_and_stays_within():
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("head", [Sigmoid(8, 80.0), Relu(8, 1e-3, 80.0)], ids=["sigmoid", "relu"])
-def test_depth_has_no_steps_of_low_precision(head, autocast):
+def test_head_depth_is_float32_in_low_precision(head, autocast):
+    """In bfloat16 or autocast a head's depth has float32 precision."""
     head = copy.deepcopy(head) if autocast else copy.deepcopy(head).bfloat16()
     features = torch.randn(1, 8, 30, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -108,7 +113,8 @@ def test_depth_has_no_steps_of_low_precision(head, autocast):
     assert head.conv.weight.grad.abs().sum() > 0
 
 
-def test_dpm_starts_nearly_uniform():
+def test_dpm_head_starts_nearly_uniform():
+    """The DPM head starts with a nearly uniform distribution."""
     torch.manual_seed(0)
     head, features = Dpm(64, NEAR, FAR, options=DpmOptions(num_bins=BINS)), torch.randn(1, 64, 8, 8)
     logits = torch.nn.functional.conv2d(features, head.weight, head.bias)
@@ -117,7 +123,8 @@ def test_dpm_starts_nearly_uniform():
 
 
 @pytest.mark.parametrize("sigma", [0.3, 2.0])
-def test_the_divergence_is_from_a_target_as_wide_as_the_recipe_says(sigma):
+def test_dpm_head_divergence_uses_sigma(sigma):
+    """The divergence is from a Gaussian target with the recipe's sigma."""
     head, target = dpm_head(sigma=sigma), holed_depth()
     features = torch.randn(2, 4, 10, 14)
     with torch.no_grad():
@@ -131,7 +138,8 @@ def test_the_divergence_is_from_a_target_as_wide_as_the_recipe_says(sigma):
 
 
 @pytest.mark.parametrize("stride", [2, 3])
-def test_a_coarse_cell_learns_the_mean_distribution_of_its_valid_pixels(stride):
+def test_dpm_head_coarse_cell_averages_valid_pixels(stride):
+    """A coarse cell's target is the mean distribution of its valid pixels."""
     head, target = dpm_head(stride=stride), holed_depth()
     cells = -(-10 // stride), -(-14 // stride)
     features = torch.randn(2, 4, *cells)
@@ -155,7 +163,8 @@ def test_a_coarse_cell_learns_the_mean_distribution_of_its_valid_pixels(stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_pixels_beyond_the_range_are_clamped_or_ignored(stride):
+def test_dpm_head_beyond_clamps_or_ignores(stride):
+    """Targets beyond the range are clamped or ignored, as `beyond` says."""
     features, target = torch.randn(1, 4, 4 // stride, 4 // stride), torch.full((1, 1, 4, 4), 3.0)
     target[:, :, :2, :2] = target[:, :, 2, 2] = FAR + 1
     with torch.no_grad():
@@ -169,7 +178,8 @@ def test_pixels_beyond_the_range_are_clamped_or_ignored(stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_are_finite_with_holes_and_zero_without_a_valid_pixel(stride):
+def test_dpm_head_gradients_with_holes(stride):
+    """Gradients are finite with holes, and zero without a valid pixel."""
     head = dpm_head(stride=stride)
     features = torch.randn(2, 4, 10 // stride, 14 // stride)
     head(features, (10, 14), holed_depth()).divergence.mean().backward()
@@ -181,7 +191,8 @@ def test_gradients_are_finite_with_holes_and_zero_without_a_valid_pixel(stride):
     assert not head.bias.grad.any()
 
 
-def test_features_that_overshoot_the_image_are_brought_onto_its_cells():
+def test_dpm_head_resizes_features_to_cells():
+    """Features larger than the image's cells are resized onto them for the divergence."""
     head, target = dpm_head(stride=2), holed_depth((2, 1, 9, 13))
     features = torch.randn(2, 4, 6, 8)
     with torch.no_grad():
@@ -194,7 +205,8 @@ def test_features_that_overshoot_the_image_are_brought_onto_its_cells():
     assert torch.equal(prediction.divergence, expected)
 
 
-def test_edges_stay_float32_and_out_of_the_state_dict():
+def test_dpm_head_edges_stay_float32_and_unsaved():
+    """Bin edges stay float32 in any cast and aren't in the state dict."""
     head = dpm_head(num_bins=257)
     assert list(head.state_dict()) == ["weight", "bias"]
     for cast in (torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.float):
@@ -203,7 +215,8 @@ def test_edges_stay_float32_and_out_of_the_state_dict():
     assert copy.deepcopy(head).half().weight.dtype == torch.float16
 
 
-def test_log_spaced_bins_are_used():
+def test_dpm_head_uses_log_bins():
+    """With `spacing: log` depth is the mean of log-spaced bin centres."""
     head = dpm_head(num_bins=64, sigma=1.0, spacing="log")
     torch.nn.init.zeros_(head.weight)
     depth = head(torch.randn(1, 4, 2, 2), (2, 2)).depth
@@ -224,11 +237,13 @@ def test_log_spaced_bins_are_used():
         ({"spacing": "cubic"}, "spacing: 'cubic'"),
     ],
 )
-def test_dpm_refuses(arguments, words):
+def test_dpm_head_rejects_invalid_arguments(arguments, words):
+    """Invalid arguments of the DPM head raise a RecipeError that names them."""
     with pytest.raises(RecipeError) as error:
         dpm_head(**arguments)
     assert words in str(error.value)
 
 
-def test_a_released_target_has_no_least_sigma():
+def test_dpm_head_released_accepts_any_sigma():
+    """With the released target a sigma below half a bin is accepted."""
     assert dpm_head(target="released", sigma=0.1).sigma == 0.1

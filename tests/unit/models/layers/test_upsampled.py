@@ -34,7 +34,8 @@ def inputs(with_skip: bool) -> tuple[UpsampledConv, Tensor, Tensor | None]:
 
 
 @pytest.mark.parametrize("with_skip", [True, False], ids=["skip", "alone"])
-def test_numbers_and_gradients_are_those_of_a_plain_convolution(with_skip):
+def test_upsampled_conv_equals_plain(with_skip):
+    """Output and gradients equal, bit for bit, those of upsample, cat and convolution."""
     conv, x, skip = inputs(with_skip)
     learned = [tensor for tensor in (x, skip, conv.weight, conv.bias) if tensor is not None]
     y = conv(x, SIZE, skip)
@@ -48,7 +49,8 @@ def test_numbers_and_gradients_are_those_of_a_plain_convolution(with_skip):
         assert torch.equal(conv(x, SIZE, skip), expected)
 
 
-def test_backward_upsamples_again_and_convolves_nothing_twice():
+def test_upsampled_conv_backward_recomputes_upsampling():
+    """Backward upsamples again, and convolves nothing again."""
     conv, x, skip = inputs(with_skip=True)
     with Operators() as forward:
         y = conv(x, SIZE, skip)
@@ -72,7 +74,8 @@ def without_avx512():
 @pytest.mark.parametrize("channels", [None, 9, 3])
 @pytest.mark.parametrize("with_skip", [True, False], ids=["skip", "alone"])
 @pytest.mark.usefixtures("without_avx512")
-def test_by_products_numbers_and_gradients_are_those_of_the_definition(channels, with_skip, small):
+def test_upsampled_conv_by_products_equals_definition(channels, with_skip, small):
+    """With matrix products, output and gradients equal the definition's."""
     torch.manual_seed(0)
     x = torch.randn(2, 4, *small).contiguous(memory_format=torch.channels_last).requires_grad_()
     skip = torch.randn(2, 3, *SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -98,7 +101,8 @@ def test_by_products_numbers_and_gradients_are_those_of_the_definition(channels,
 
 @pytest.mark.parametrize(("small", "made_again"), [((4, 5), 0), ((5, 6), 1)])
 @pytest.mark.usefixtures("without_avx512")
-def test_by_products_nothing_is_convolved_twice_or_kept(small, made_again, monkeypatch):
+def test_upsampled_conv_by_products_saves_inputs_only(small, made_again, monkeypatch):
+    """With matrix products only the inputs are saved and nothing is convolved twice."""
     conv, _, skip = inputs(with_skip=True)
     x, skip = (
         t.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -127,7 +131,8 @@ def test_by_products_nothing_is_convolved_twice_or_kept(small, made_again, monke
 
 
 @pytest.mark.usefixtures("without_avx512")
-def test_by_products_gradients_that_nobody_wants_are_not_taken():
+def test_upsampled_conv_by_products_partial_gradients():
+    """With matrix products only the gradients that are needed are computed."""
     conv, x, skip = inputs(with_skip=True)
     x, skip = (t.detach().contiguous(memory_format=torch.channels_last) for t in (x, skip))
     conv(x, SIZE, skip).sum().backward()
@@ -141,7 +146,8 @@ def test_by_products_gradients_that_nobody_wants_are_not_taken():
     assert skip.grad.shape == skip.shape
 
 
-def test_what_is_convolved_is_not_kept_for_backward(monkeypatch):
+def test_upsampled_conv_frees_merged_features(monkeypatch):
+    """The concatenated features are freed after forward and after backward."""
     conv, x, skip = inputs(with_skip=True)
     made = []
     concatenate = torch.cat
@@ -177,7 +183,8 @@ def defined(pointwise: nn.Conv2d, conv: nn.Conv2d, x: Tensor, skip: Tensor) -> T
 
 
 @pytest.mark.parametrize("channels", [9, 4, 3])
-def test_a_pointwise_convolution_before_it_changes_nothing_but_rounding(channels):
+def test_pointwise_merged_equals_definition(channels):
+    """Merging a pointwise convolution into the next one changes rounding only."""
     pointwise, conv, x, skip = with_pointwise(channels)
     learned = [x, skip, *pointwise.parameters(), *conv.parameters()]
     expected = defined(pointwise, conv, x, skip)
@@ -194,7 +201,8 @@ def test_a_pointwise_convolution_before_it_changes_nothing_but_rounding(channels
 
 
 @pytest.mark.parametrize(("channels", "widest"), [(9, 7), (4, 7), (3, 6)])
-def test_channels_that_a_pointwise_convolution_adds_are_never_made(channels, widest):
+def test_pointwise_added_channels_are_never_made(channels, widest):
+    """A pointwise convolution that adds channels is merged, so none is computed."""
     pointwise, conv, x, skip = with_pointwise(channels)
     merged = []
     conv._conv_forward = lambda x, *others: (
@@ -204,7 +212,8 @@ def test_channels_that_a_pointwise_convolution_adds_are_never_made(channels, wid
     assert merged == [widest]
 
 
-def test_weights_are_multiplied_once_and_what_is_multiplied_is_not_kept():
+def test_pointwise_weights_multiplied_once():
+    """The weights are multiplied once, and nothing but parameters is saved."""
     pointwise, conv, x, skip = with_pointwise(9)
     kept = set()
     with torch.autograd.graph.saved_tensors_hooks(
@@ -221,14 +230,16 @@ def test_weights_are_multiplied_once_and_what_is_multiplied_is_not_kept():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_merged_weight_leaves_the_features_their_layout(layout):
+def test_pointwise_merged_keeps_memory_layout(layout):
+    """A merged weight keeps the memory layout of the features."""
     pointwise, conv, x, skip = with_pointwise(9, torch.float32)
     x, skip = (each.detach().contiguous(memory_format=layout) for each in (x, skip))
     assert conv(x, SIZE, skip, pointwise).is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_parameters_get_half_gradients(dtype):
+def test_pointwise_half_parameters_get_half_gradients(dtype):
+    """Half precision parameters get half precision gradients within rounding."""
     pointwise, conv, x, skip = with_pointwise(9, torch.float32)
     exact = torch.autograd.grad(
         defined(pointwise, conv, x, skip).sum(), [pointwise.weight, pointwise.bias]
@@ -242,7 +253,8 @@ def test_half_parameters_get_half_gradients(dtype):
         ).eps * wanted.abs().max()
 
 
-def test_in_bf16_a_pointwise_convolution_before_it_has_the_rounding_of_the_two():
+def test_pointwise_merged_bf16_rounding():
+    """In bf16 autocast merging adds at most half again to the rounding error."""
     pointwise, conv, x, skip = with_pointwise(64, torch.float32)
     exact = defined(pointwise, conv, x, skip)
     with torch.autocast("cpu", torch.bfloat16):
@@ -255,7 +267,8 @@ def test_in_bf16_a_pointwise_convolution_before_it_has_the_rounding_of_the_two()
 @pytest.mark.parametrize(
     "sizes", [((4, 5), SIZE), ((3, 4), (6, 8)), ((5, 3), (5, 3)), ((1, 2), (3, 1))]
 )
-def test_the_gradient_by_products_is_that_of_the_interpolation(sizes):
+def test_upsample_by_products_gradient_equals_autograd(sizes):
+    """The gradient by matrix products equals that of bilinear interpolation."""
     torch.manual_seed(0)
     small, large = sizes
     x, grad = (
@@ -272,7 +285,8 @@ def test_the_gradient_by_products_is_that_of_the_interpolation(sizes):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_half_precision_the_gradient_by_products_has_its_rounding(dtype):
+def test_upsample_by_products_half_precision(dtype):
+    """In half precision the gradient by matrix products is within rounding."""
     torch.manual_seed(0)
     x, grad = torch.randn(1, 8, 22, 44), torch.randn(1, 8, 44, 88).to(dtype)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -286,7 +300,8 @@ def test_in_half_precision_the_gradient_by_products_has_its_rounding(dtype):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's way in half precision")
-def test_on_a_gpu_half_precision_takes_the_gradient_by_products():
+def test_upsampled_conv_gpu_half_uses_products():
+    """On a GPU in half precision the gradient is computed by two bmm."""
     conv, x, skip = inputs(with_skip=True)
     conv, x = conv.cuda(), x.detach().cuda().bfloat16().requires_grad_()
     with torch.autocast("cuda", torch.bfloat16):
@@ -297,7 +312,8 @@ def test_on_a_gpu_half_precision_takes_the_gradient_by_products():
     assert "upsample_bilinear2d_backward" not in backward.calls
 
 
-def test_the_gradient_by_products_compiles():
+def test_upsample_by_products_compiles():
+    """UpsampleByProducts compiles as a full graph, with the plain gradient."""
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
     by_products = torch.compile(
         lambda x: UpsampleByProducts.apply(x, SIZE).sin(), backend="aot_eager", fullgraph=True

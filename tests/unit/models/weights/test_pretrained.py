@@ -62,7 +62,8 @@ def features_of_torchvision(network, image, stages):
     return [outputs[ends[stage]] for stage in stages]
 
 
-def test_mobilenet_v2_computes_torchvisions_features(mobilenet, mobilenet_file):
+def test_pretrained_mobilenet_equals_torchvision(mobilenet, mobilenet_file):
+    """MobileNetV2 with torchvision's weights computes torchvision's features."""
     network = build_network(
         node(taps=[0, 1, 2, 3, 4, 5, 6], pretrained=str(mobilenet_file)) | FIVE_MORE
     )
@@ -82,7 +83,8 @@ FIVE_MORE = {"decoder": {"name": "densedepth", "widths": [8] * 7, "extra_ups": 1
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_resnet_computes_torchvisions_features(depth, tmp_path):
+def test_pretrained_resnet_equals_torchvision(depth, tmp_path):
+    """ResNet with torchvision's weights computes torchvision's features."""
     torch.manual_seed(depth)
     theirs = randomised(getattr(models, f"resnet{depth}")(weights=None))
     torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
@@ -98,14 +100,16 @@ def test_resnet_computes_torchvisions_features(depth, tmp_path):
             torch.testing.assert_close(found, wanted)
 
 
-def test_stages_behind_the_last_tap_are_left_out(mobilenet_file, mobilenet):
+def test_pretrained_skips_stages_behind_last_tap(mobilenet_file, mobilenet):
+    """Weights of stages behind the last tap are skipped."""
     encoder = MobileNetV2(**CLASSIFIER, taps=(1, 3), pretrained=str(mobilenet_file)).eval()
     pretrained.load(torch.nn.ModuleDict({"encoder": encoder}))
     image = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(encoder(image)[1], features_of_torchvision(mobilenet, image, [3])[0])
 
 
-def test_a_file_may_have_published_names_or_ours(mobilenet_file, tmp_path):
+def test_pretrained_accepts_published_or_own_names(mobilenet_file, tmp_path):
+    """A file with published names, backbone names or ours gives the same weights."""
     source = build_network(node(pretrained=str(mobilenet_file)))
     pretrained.load(source)
     ours = source.state_dict()
@@ -122,9 +126,8 @@ def test_a_file_may_have_published_names_or_ours(mobilenet_file, tmp_path):
             assert torch.equal(tensor, ours[f"encoder.{name}"]), name
 
 
-def test_without_a_connection_one_line_names_the_cache_and_the_option_of_a_file(
-    no_connection, tmp_path
-):
+def test_pretrained_without_connection_names_cache(no_connection, tmp_path):
+    """A failed download is one line that names URL, cache path and option."""
     message = refused(pretrained="imagenet")
     assert no_connection == [f"https://download.pytorch.org/models/{FILE}"]
     assert "imagenet weights of mobilenet_v2 can't be downloaded" in message
@@ -135,7 +138,8 @@ def test_without_a_connection_one_line_names_the_cache_and_the_option_of_a_file(
     )
 
 
-def test_imagenet_is_taken_from_the_hub_cache(no_connection, mobilenet, tmp_path):
+def test_pretrained_imagenet_from_hub_cache(no_connection, mobilenet, tmp_path):
+    """ImageNet weights are read from torch's hub cache, and a torn file is named."""
     cache = tmp_path / "torch" / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     torch.save(mobilenet.state_dict(), cache / FILE)
@@ -147,7 +151,8 @@ def test_imagenet_is_taken_from_the_hub_cache(no_connection, mobilenet, tmp_path
     assert no_connection == []
 
 
-def test_what_does_not_fit_is_refused_in_one_line(mobilenet_file, tmp_path, no_connection):
+def test_pretrained_rejects_weights_that_do_not_fit(mobilenet_file, tmp_path, no_connection):
+    """Weights that don't fit or don't exist raise a RecipeError of one line."""
     message = refused(pretrained=str(mobilenet_file), width=0.5)
     assert "are not in" in message
     assert "or of another size, such as conv1.conv.weight" in message
@@ -162,7 +167,8 @@ def test_what_does_not_fit_is_refused_in_one_line(mobilenet_file, tmp_path, no_c
     assert no_connection == []
 
 
-def test_only_a_run_that_starts_from_nothing_reads_them(no_connection, mobilenet_file, tmp_path):
+def test_pretrained_read_by_new_runs_only(no_connection, mobilenet_file, tmp_path):
+    """Pretrained weights aren't read if a checkpoint is loaded, nor by a teacher."""
     recipe = {"network": node(pretrained="imagenet")}
     network = build_network(recipe["network"])
     torch.save(network.state_dict(), tmp_path / "weights.pth")
@@ -182,7 +188,8 @@ def test_only_a_run_that_starts_from_nothing_reads_them(no_connection, mobilenet
     assert torch.equal(plain.encoder.conv1.conv.weight, before)
 
 
-def test_a_recipe_says_it_in_one_override(tmp_path):
+def test_pretrained_set_by_one_override(tmp_path):
+    """An override of network.encoder.pretrained sets it in the recipe."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("network: {encoder: {name: mobilenet_v2}}\n")
     loaded = load_recipe(recipe, ["network.encoder.pretrained=imagenet"])

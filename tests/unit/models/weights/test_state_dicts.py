@@ -62,7 +62,8 @@ def small_network() -> nn.Module:
 
 
 @pytest.mark.parametrize(("name", "node", "dead"), CASES, ids=[case[0] for case in CASES])
-def test_published_names_map_one_to_one_onto_the_network(name, node, dead):
+def test_from_published_maps_one_to_one(name, node, dead):
+    """Published names map one to one onto the network and back, except dead ones."""
     state = published(name)
     with torch.device("meta"):
         own = build_network(node).state_dict()
@@ -75,7 +76,8 @@ def test_published_names_map_one_to_one_onto_the_network(name, node, dead):
     }
 
 
-def test_wrappers_and_prefixes_of_published_files_are_seen_through():
+def test_from_published_unwraps_state_dict():
+    """A `state_dict` wrapper and the prefix `module.` are removed."""
     state = published("resnet18_DPM_kitti")
     wrapped = {
         "meta": {"epoch": 24},
@@ -85,7 +87,8 @@ def test_wrappers_and_prefixes_of_published_files_are_seen_through():
     assert dropped(wrapped) == dropped(state)
 
 
-def test_a_lone_encoder_is_taken_and_its_classifier_dropped():
+def test_from_published_encoder_only():
+    """A lone encoder's names are mapped, and its classifier is dropped."""
     whole = published("bts_r50_kitti")
     backbone = {
         key.removeprefix("backbone."): t for key, t in whole.items() if key.startswith("backbone.")
@@ -96,7 +99,8 @@ def test_a_lone_encoder_is_taken_and_its_classifier_dropped():
     assert dropped(state) == ["backbone.fc.weight"]
 
 
-def test_the_living_output_of_a_256_bin_head_can_be_named():
+def test_from_published_head_can_be_named():
+    """With `head: dpm` a checkpoint of both heads keeps the DPM output."""
     state = published("mobilev2_baseKD_kitti")
     assert "head.conv.weight" in from_published(state)
     assert "head.weight" not in from_published(state)
@@ -104,7 +108,8 @@ def test_the_living_output_of_a_256_bin_head_can_be_named():
     assert dropped(state, head="dpm") == CONV_DEPTH
 
 
-def test_names_of_nobody_are_refused():
+def test_from_published_rejects_unknown_names():
+    """Unknown names raise a CheckpointError in both directions."""
     with pytest.raises(
         CheckpointError, match="not a published checkpoint: it holds decode_head.a, decode_head.b;"
     ):
@@ -114,6 +119,7 @@ def test_names_of_nobody_are_refused():
 
 
 def test_load_into_copies_every_tensor_and_casts():
+    """Each tensor is copied and cast to the network's dtype."""
     torch.manual_seed(0)
     network, source = small_network(), small_network()
     report = load_into(network, {key: t.double() for key, t in source.state_dict().items()})
@@ -124,7 +130,8 @@ def test_load_into_copies_every_tensor_and_casts():
     assert network["head"].weight.dtype == torch.float32
 
 
-def test_load_into_names_what_does_not_fit_and_changes_nothing():
+def test_load_into_misfit_changes_nothing():
+    """Tensors that don't fit are named in the error, and the network is unchanged."""
     network = small_network()
     before = {key: t.clone() for key, t in network.state_dict().items()}
     state = {key: t + 1 for key, t in before.items()}
@@ -141,14 +148,16 @@ def test_load_into_names_what_does_not_fit_and_changes_nothing():
     assert all(torch.equal(t, before[key]) for key, t in network.state_dict().items())
 
 
-def test_load_into_lists_a_few_of_many():
+def test_load_into_lists_first_four_misfits():
+    """The error names four tensors that don't fit and counts the others."""
     with pytest.raises(
         CheckpointError, match=r"^8 of 9 tensors don't fit: (?:[^,]*, ){3}[^,]* and 4 more; "
     ):
         load_into(small_network(), {})
 
 
-def test_load_into_skips_what_is_ignored_and_only_that():
+def test_load_into_skips_ignored_patterns():
+    """Tensors that match an ignored pattern are skipped and reported; others raise."""
     network = small_network()
     head = network["head"].weight.clone()
     state = {key: t + 1 for key, t in network.state_dict().items()}
@@ -163,7 +172,8 @@ def test_load_into_skips_what_is_ignored_and_only_that():
         load_into(network, state, ignore=["head.*"])
 
 
-def test_read_checkpoint_returns_what_was_saved(tmp_path):
+def test_read_checkpoint_returns_saved_content(tmp_path):
+    """`read_checkpoint` returns tensors and values as they were saved."""
     path = tmp_path / "best.pth"
     torch.save({"state_dict": {"w": torch.arange(3)}, "epoch": 3}, path)
     state = read_checkpoint(path)
@@ -178,7 +188,8 @@ class RunsCode:
         return eval, ("1 + 1",)
 
 
-def test_read_checkpoint_refuses_with_one_line_that_names_the_file(tmp_path):
+def test_read_checkpoint_rejects_torn_or_unsafe_files(tmp_path):
+    """A torn, foreign or unsafe file raises a CheckpointError of one line."""
     whole = tmp_path / "whole.pth"
     torch.save({"w": torch.zeros(1000)}, whole)
     (tmp_path / "torn.pth").write_bytes(whole.read_bytes()[:2000])

@@ -45,7 +45,8 @@ def loaded(encoder, state: dict, path):
 
 
 @pytest.mark.parametrize("published", [dict, authors], ids=["torchvision", "authors"])
-def test_the_stages_compute_torchvisions_features(torchvisions, published, tmp_path):
+def test_swin_equals_torchvision(torchvisions, published, tmp_path):
+    """Swin with torchvision's or the authors' weights computes torchvision's features."""
     path = tmp_path / "swin_t.pth"
     encoder = loaded(Swin(pretrained=str(path)), published(torchvisions.state_dict()), path)
     # Odd sizes at every merging, and windows that don't fill the feature.
@@ -62,9 +63,8 @@ def test_the_stages_compute_torchvisions_features(torchvisions, published, tmp_p
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_depthformer_takes_them_into_its_transformer_and_a_published_one_too(
-    torchvisions, tmp_path
-):
+def test_depthformer_loads_swin_or_own_weights(torchvisions, tmp_path):
+    """DepthFormer loads Swin weights into its transformer, or a whole encoder's."""
     torch.manual_seed(0)
     path = tmp_path / "swin_t.pth"
     encoder = DepthFormer(pretrained=str(path))
@@ -81,7 +81,8 @@ def test_depthformer_takes_them_into_its_transformer_and_a_published_one_too(
     assert torch.equal(other.swin.norms[3].bias, encoder.swin.norms[3].bias)
 
 
-def test_weights_of_another_size_are_refused(torchvisions, tmp_path):
+def test_swin_rejects_weights_of_other_size(torchvisions, tmp_path):
+    """Weights of another width raise a RecipeError."""
     path = tmp_path / "swin_t.pth"
     torch.save(torchvisions.state_dict(), path)
     with torch.device("meta"):

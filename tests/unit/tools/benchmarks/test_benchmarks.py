@@ -40,7 +40,8 @@ from tiekd.visualization import figures
 ROOT = Path(__file__).parents[4]
 
 
-def test_choices_are_what_the_modules_know():
+def test_argument_choices_equal_modules():
+    """The command's choices equal the dtypes, targets, formats and commands of the modules."""
     assert tuple(head.DTYPES) == choices.DTYPES
     assert tuple(training.DTYPES) == choices.AUTOCAST
     assert choices.TARGETS == reference.TARGETS
@@ -48,7 +49,8 @@ def test_choices_are_what_the_modules_know():
     assert list(choices.OF) == list(COMMANDS)
 
 
-def test_the_published_student_has_its_parameters_and_multiplications():
+def test_multiply_adds_of_published_student():
+    """The published student has 17.65 M parameters and, in plain form, 171 GMAC."""
     recipe = load_recipe(PUBLISHED)
     network = build_network(recipe["network"]).eval()
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(17.65, abs=0.01)
@@ -66,7 +68,8 @@ def test_the_published_student_has_its_parameters_and_multiplications():
     assert network.head.kernel is kernel is not reference.dpm
 
 
-def test_student_reports_any_recipes_network_and_its_teachers():
+def test_student_reports_network_or_teacher():
+    """The benchmark reports a recipe's student or, if it names one, its teacher."""
     result = student.run(arguments(student, "--recipe", str(LIGHT)))
     assert result.keys() >= ALWAYS | {
         "parameters_m",
@@ -86,7 +89,8 @@ def test_student_reports_any_recipes_network_and_its_teachers():
         )
 
 
-def test_head_compares_two_ways_of_the_same_numbers_and_says_how_near_they_are():
+def test_head_reports_ratios_and_error():
+    """The benchmark reports ratios and a relative error below 1e-4 between two kernels."""
     result = head.run(
         arguments(head, "--bins", "49", "--channels", "8", "--also", "products", "chunks")
     )
@@ -100,7 +104,8 @@ def test_head_compares_two_ways_of_the_same_numbers_and_says_how_near_they_are()
     assert "memory_ratio" in result["chunks"]
 
 
-def test_chunks_of_rows_are_the_head():
+def test_head_in_chunks_equals_reference():
+    """The head computed in chunks of rows gives the reference's training result."""
     *tensors, sigma = head.example(2, 4, 8, 40, 6, torch.float64, torch.device("cpu"))
     inputs = *(t.double() for t in tensors), sigma
     torch.testing.assert_close(
@@ -109,7 +114,8 @@ def test_chunks_of_rows_are_the_head():
     )
 
 
-def test_the_roofline_is_the_longer_of_bytes_and_products():
+def test_roofline_seconds_takes_slower_bound():
+    """The roofline time is the larger of the memory time and the arithmetic time."""
     times = head.roofline_seconds(1, 100, 50, 10, 10, 2, bytes_per_s=1e6, flops_per_s=1e12)
     assert times["forward_s"] == pytest.approx((100 * 100 * 2 + 16 * 100) / 1e6)
     assert head.roofline_seconds(1, 100, 50, 10, 10, 2, 1e12, 1e6)["backward_s"] == pytest.approx(
@@ -117,7 +123,8 @@ def test_the_roofline_is_the_longer_of_bytes_and_products():
     )
 
 
-def test_step_compares_two_ways_of_learning_the_same():
+def test_step_reports_ratios_and_loss_difference():
+    """The benchmark reports throughput and a small loss difference in fp32 and bf16."""
     result = step.run(arguments(step, "--recipe", str(LIGHT), "--batch", "2"))
     assert result.keys() >= ALWAYS | {"ours_images_per_s", "reference_images_per_s", "ours_peak_mb"}
     assert result["first_loss_difference"] < 1e-5
@@ -127,7 +134,8 @@ def test_step_compares_two_ways_of_learning_the_same():
     assert "bf16, channels_last" in in_bf16["compared"]
 
 
-def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
+def test_step_plain_twin_gradients_agree():
+    """The published student and its plain twin have the same loss and nearly the same gradient."""
     result = step.run(arguments(step, "--batch", "2", "--rounds", "1"))
     assert result["first_loss_difference"] < 1e-5
     ours, plain = (
@@ -153,7 +161,8 @@ def test_the_published_student_and_its_plain_twin_differ_by_rounding_alone():
 
 
 @pytest.mark.parametrize("isa", layouts.ISAS)
-def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
+def test_layouts_measures_every_row(isa, monkeypatch):
+    """Each row of an instruction set's layout table is measured; other devices are rejected."""
     monkeypatch.setattr(layouts, "isa", lambda: isa)
     layouts.set_choices(None)
     parser = ArgumentParser()
@@ -175,7 +184,8 @@ def test_layouts_measures_every_row_of_an_instruction_set(isa, monkeypatch):
         layouts_benchmark.run(args)
 
 
-def test_a_step_trains_and_knows_what_it_holds():
+def test_training_step_learns_and_counts_state():
+    """Repeated steps lower the loss, and the state's size is weights and two moments."""
     one = TrainingStep(load_recipe(LIGHT), torch.device("cpu"), BatchShape(2, 32, 64))
     one()
     first = one.loss.item()
@@ -186,25 +196,29 @@ def test_a_step_trains_and_knows_what_it_holds():
     assert one.state_bytes() == pytest.approx(3 * 4 * count, rel=0.05), "weights and two moments"
 
 
-def test_a_device_that_is_not_there_is_one_line():
+def test_step_rejects_unknown_device():
+    """An unknown device raises a LaunchError that lists the allowed ones."""
     with pytest.raises(LaunchError, match="allowed: cpu, cuda"):
         step.run(arguments(step, "--device", "tpu"))
 
 
-def test_teacher_compares_cached_maps_with_one_that_runs():
+def test_teacher_compares_maps_with_network():
+    """Cached maps are faster in some round than the running teacher of over 10 M parameters."""
     result = teacher.run(arguments(teacher, "--recipe", str(LIGHT), "--rounds", "5"))
     assert result.keys() >= ALWAYS | {"teacher_parameters_m"}
     assert result["time_ratio_range"][0] < 1
     assert result["teacher_parameters_m"] > 10
 
 
-def test_hooks_are_spread_over_their_intervals():
+def test_amortised_spreads_hooks_over_interval():
+    """Hook times are divided by their intervals, and interval 0 adds nothing."""
     times = {"off": [1.0, 1.0], "line": [3.0], "picture": [11.0, 11.0, 500.0]}
     assert engine._amortised(times, 50, 500) == pytest.approx(1 + 2 / 50 + 10 / 500)
     assert engine._amortised(times, 50, 0) == pytest.approx(1 + 2 / 50)
 
 
-def test_a_round_takes_as_long_as_its_slowest_rank_and_memory_is_that_of_all():
+def test_combined_uses_slowest_rank():
+    """A round's time is its slowest rank's, and memory is summed over ranks."""
     ranks = [
         {
             "engine_s": [1.0, 4.0, 3.0],
@@ -236,12 +250,14 @@ def test_a_round_takes_as_long_as_its_slowest_rank_and_memory_is_that_of_all():
         (["--ranks", "0"], "--ranks: got 0; each must be a whole number from 1"),
     ],
 )
-def test_half_a_comparison_with_torch_is_refused(words, told):
+def test_engine_against_torch_rejects_options(words, told):
+    """Comparing with torch rejects an engine config and invalid rank counts."""
     with pytest.raises(LaunchError, match=told):
         engine.run(arguments(engine, "--against", "torch", *words))
 
 
-def test_growth_says_what_is_linear_and_what_is_not():
+def test_judged_tells_linear_from_nonlinear():
+    """A near-linear curve and a nonlinear one are judged as such, with the worst size named."""
     curve = growth.judged([1, 2, 4, 8], [0.11, 0.21, 0.41, 0.81], [100, 200, 400, 1600])
     assert curve["time_by_line"] == pytest.approx([1] * 4)
     told = curve["says"].split("; ")
@@ -251,7 +267,8 @@ def test_growth_says_what_is_linear_and_what_is_not():
     assert growth.table({"batch": curve}).count("batch ") == 4
 
 
-def test_growth_measures_and_draws(tmp_path):
+def test_growth_measures_and_plots(tmp_path):
+    """The benchmark measures the chosen axes, writes a plot and is JSON serialisable."""
     words = ["--batches", "1", "2", "--crops", "1", "2", "--bins", "32", "64", "--ranks", "--plot"]
     result = growth.run(arguments(growth, *words, str(tmp_path / "growth.png")))
     assert result.keys() >= ALWAYS | {"table", "batch", "crop", "bins"}
@@ -262,8 +279,11 @@ def test_growth_measures_and_draws(tmp_path):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_the_plot_has_a_point_where_it_was_measured(monkeypatch):
-    """Axes end at 1.05 times the largest size and at 1.1 times the largest value of the axis."""
+def test_draw_has_time_and_memory_colours(monkeypatch):
+    """The plot contains the colours of the time and memory curves.
+
+    Axes end at 1.05 times the largest size and at 1.1 times the largest value of the axis.
+    """
     curve = growth.judged([1, 2, 4], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
     seen = []
     monkeypatch.setattr(figures, "png_of", seen.append)

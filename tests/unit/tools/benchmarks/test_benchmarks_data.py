@@ -31,7 +31,8 @@ def run(module, *options: str) -> dict:
 
 
 @pytest.mark.parametrize("with_data", [False, True])
-def test_the_loader_gives_the_plain_pipelines_sample_within_a_grey_level(tmp_path, with_data):
+def test_loader_agrees_with_plain_pipeline(tmp_path, with_data):
+    """The loader's samples agree with the plain pipeline's within about a grey level."""
     data = ["--data", str(fake_data.make(tmp_path / "kitti", 3, 52, 103))] if with_data else []
     threads = torch.get_num_threads()
     result = run(loader, *data, *KB_CROP, "--crop", "40", "50")
@@ -51,7 +52,8 @@ def test_the_loader_gives_the_plain_pipelines_sample_within_a_grey_level(tmp_pat
     assert "ms_per_sample" in measure.as_text(result)
 
 
-def test_evaluations_give_the_plain_ones_figures():
+def test_evaluation_agrees_with_plain():
+    """Every evaluation part gives the plain metrics within 1e-6 and reports its ratios."""
     result = run(evaluations, *KB_CROP, "--batch-size", "3")
     json.dumps(result)
     assert result["frames"] == 8
@@ -62,7 +64,8 @@ def test_evaluations_give_the_plain_ones_figures():
         assert part["memory_ratio"] >= 0
 
 
-def test_a_student_is_evaluated_too_on_as_many_frames_as_are_asked_for():
+def test_evaluation_of_student_agrees_with_plain():
+    """A given student's evaluation gives the plain metrics within 1e-5."""
     recipe = Path(__file__).parents[4] / "model_configs/students/tiekd_light_bts_kitti.yaml"
     size = ["--kb-crop", "64", "96"]
     result = run(
@@ -72,7 +75,8 @@ def test_a_student_is_evaluated_too_on_as_many_frames_as_are_asked_for():
     assert str(recipe) in result["student"]["compared"]
 
 
-def test_plain_metrics_are_the_metrics():
+def test_plain_metrics_equal_depth_metrics():
+    """The plain metrics equal depth_metrics and are NaN without ground truth."""
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 90, (40, 60)) * (rng.random((40, 60)) < 0.3)
     prediction = np.where(truth > 0, truth, 5) * rng.normal(1, 0.2, truth.shape).clip(0.2)
@@ -85,7 +89,8 @@ def test_plain_metrics_are_the_metrics():
     assert np.isnan(plain_metrics(prediction, truth * 0, 1e-3, 80.0, "garg")).all()
 
 
-def test_what_is_made_for_the_moment_goes(tmp_path):
+def test_kitti_folder_removes_scratch(tmp_path):
+    """Scratch maps of a given data folder are removed, and the folder is unchanged."""
     root = fake_data.make(tmp_path / "kitti", 2, 52, 103)
     before = sorted(tmp_path.rglob("*"))
     with kitti_folder(str(root), (48, 96)) as (given, scratch):

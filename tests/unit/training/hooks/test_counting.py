@@ -33,7 +33,8 @@ def ends_at(hook, state, count=300, **values) -> tuple[int, str]:
         (50, {"total_iterations": 3, "by_epoch": False}, 3),  # the run's end
     ],
 )
-def test_it_ends_after_a_window_or_the_first_epoch(tmp_path, interval, values, expected):
+def test_pixels_count_ends_after_window_or_epoch(tmp_path, interval, values, expected):
+    """Losses of exactly 0 end the run after a full window or the first epoch."""
     iteration, message = ends_at(*start(tmp_path, interval, **values))
     assert iteration == expected
     assert message.startswith(
@@ -46,27 +47,31 @@ def test_it_ends_after_a_window_or_the_first_epoch(tmp_path, interval, values, e
     assert message in (tmp_path / "now.log").read_text()
 
 
-def test_depths_that_no_loss_takes_are_told(tmp_path):
+def test_pixels_count_names_depths_out_of_range(tmp_path):
+    """The error states the largest depth if depths exist but no loss uses them."""
     _, message = ends_at(*start(tmp_path, 50), depth=2500.0)
     assert "24 of 24 pixels have a depth, up to 2500 m, but no loss takes one of them" in message
 
 
 @pytest.mark.parametrize("loss", [0.25, float("nan"), -1.0])
-def test_one_loss_in_the_first_window_is_enough_for_good(tmp_path, loss):
+def test_pixels_count_one_loss_disables_check(tmp_path, loss):
+    """One nonzero loss in the first window disables the check for the rest of the run."""
     hook, state = start(tmp_path, 4, batch_size=32)
     for number in range(100):
         iterate(hook, state, loss if number == 2 else 0.0)
     assert "no training pixel counts" not in (tmp_path / "now.log").read_text()
 
 
-def test_a_stopped_run_is_not_accused_before_a_window_is_full(tmp_path):
+def test_pixels_count_ignores_early_stop(tmp_path):
+    """A run stopped before a full window raises nothing."""
     hook, state = start(tmp_path, 50, total_iterations=3, stop_reason="SIGTERM came")
     for _ in range(3):
         iterate(hook, state)
     assert "no training pixel counts" not in (tmp_path / "now.log").read_text()
 
 
-def test_nothing_waits_for_the_device_between_two_lines(tmp_path):
+def test_pixels_count_between_lines_reads_no_tensor(tmp_path):
+    """Iterations between lines read no tensor's value, which would wait for the device."""
     hook, state = start(tmp_path, 50)
     nothing = torch.zeros((), device="meta")  # reading its value raises
     for _ in range(49):

@@ -21,7 +21,8 @@ def rows(work_dir) -> list[dict]:
     ]
 
 
-def test_a_bad_loss_is_told_with_its_micro_batch_at_the_next_line(tmp_path):
+def test_guard_reports_nonfinite_loss(tmp_path):
+    """A nonfinite loss is reported at the next line with rank, micro-batch and sample names."""
     hook, state = start(tmp_path)
     iterate(hook, state)
     iterate(hook, state, (0.5, math.nan))
@@ -54,7 +55,8 @@ def test_a_bad_loss_is_told_with_its_micro_batch_at_the_next_line(tmp_path):
     assert len(told(tmp_path)) == 2
 
 
-def test_a_bad_gradient_is_told_with_all_samples_and_a_long_list_is_cut(tmp_path):
+def test_guard_reports_nonfinite_gradient(tmp_path):
+    """A nonfinite gradient is reported with all sample names, cut after 16 in the text log."""
     hook, state = start(tmp_path)
     iterate(hook, state, (0.5, 1.5), skipped=True)
     many = [[f"{i}.png" for i in range(start, start + 10)] for start in (0, 10)]
@@ -71,7 +73,8 @@ def test_a_bad_gradient_is_told_with_all_samples_and_a_long_list_is_cut(tmp_path
     assert [len(report["names"]) for report in rows(tmp_path)[1]["micro_batches"]] == [10, 10]
 
 
-def test_pictures_that_are_not_finite_are_named_at_the_end(tmp_path):
+def test_guard_names_nonfinite_images(tmp_path):
+    """Images with nonfinite pixels are named at the end of the message."""
     hook, state = start(tmp_path)
     iterate(hook, state, (math.nan, 1.0), sums=[[0.0, math.nan], [2.0, 3.0]])
     iterate(hook, state, skipped=True, sums=[[0.0, 1.0], [-math.inf, 3.0]])
@@ -84,7 +87,8 @@ def test_pictures_that_are_not_finite_are_named_at_the_end(tmp_path):
     assert [report["bad_pictures"] for report in rows(tmp_path)[1]["micro_batches"]] == [[], ["c"]]
 
 
-def test_a_few_lines_stand_for_many_iterations_and_the_rows_have_all(tmp_path):
+def test_guard_limits_text_lines(tmp_path):
+    """Text lines per window are limited, and the JSON log has every skipped iteration."""
     hook, state = start(tmp_path, interval=20)
     for _ in range(20):
         iterate(hook, state, (math.nan, 1.0))
@@ -93,7 +97,8 @@ def test_a_few_lines_stand_for_many_iterations_and_the_rows_have_all(tmp_path):
     assert [row["iteration"] for row in rows(tmp_path)] == list(range(1, 21))
 
 
-def test_what_lies_between_the_last_line_and_the_end_is_told(tmp_path):
+def test_guard_reports_at_end_and_stop(tmp_path):
+    """A skip after the last line is reported at the run's end or stop."""
     for name, values in (("ends", {"total_iterations": 6}), ("stops", {})):
         (tmp_path / name).mkdir()
         hook, state = start(tmp_path / name, **values)
@@ -104,7 +109,8 @@ def test_what_lies_between_the_last_line_and_the_end_is_told(tmp_path):
         assert len(told(tmp_path / name)) == 1
 
 
-def test_a_search_for_the_loss_scale_is_not_told_and_does_not_count(tmp_path):
+def test_guard_ignores_loss_scale_search(tmp_path):
+    """Steps skipped by the loss-scale search are neither reported nor counted in a row."""
     hook, state = start(tmp_path, max_in_a_row=3)
     for _ in range(8):
         iterate(hook, state, skipped=True, searches=True)
@@ -156,10 +162,11 @@ def run_into_it(work_dir) -> str:
 
 
 @pytest.mark.parametrize(("numbers", "named"), [((2, 4, 6), 4), ((2, 6), 2), ((6,), 6)])
-def test_the_end_names_the_last_good_checkpoint(with_checkpoints, monkeypatch, numbers, named):
-    """The checkpoint is one from before the first bad iteration.
+def test_guard_end_names_last_good_checkpoint(with_checkpoints, monkeypatch, numbers, named):
+    """The final error names the last whole checkpoint from before the first bad iteration.
 
-    Where none is left it is one from within, for the weights have stayed.
+    The checkpoint is one from before the first bad iteration. Where none is left it is one from
+    within, for the weights have stayed.
     """
     whole(monkeypatch, *numbers)
     message = run_into_it(with_checkpoints)
@@ -172,11 +179,13 @@ def test_the_end_names_the_last_good_checkpoint(with_checkpoints, monkeypatch, n
     assert f"bin/show_batch.py {with_checkpoints} --iteration 5 shows" in message
 
 
-def test_the_end_without_a_checkpoint_says_so(tmp_path):
+def test_guard_end_without_checkpoint(tmp_path):
+    """Without a checkpoint the final error says to start anew."""
     assert "there is no checkpoint yet; start anew" in run_into_it(tmp_path)
 
 
-def test_a_good_iteration_breaks_the_row_and_a_resumed_run_goes_on_counting(tmp_path):
+def test_guard_counter_resets_and_resumes(tmp_path):
+    """A good iteration resets the count, and a resumed run continues it."""
     whole_state = None
     hook, state = start(tmp_path, interval=1, max_in_a_row=3)
     for _ in range(3):
@@ -190,7 +199,8 @@ def test_a_good_iteration_breaks_the_row_and_a_resumed_run_goes_on_counting(tmp_
         iterate(resumed, state, (math.nan, 1.0))
 
 
-def test_an_iteration_between_two_lines_never_waits_for_the_device(tmp_path):
+def test_guard_between_lines_reads_no_tensor(tmp_path):
+    """Iterations between lines read no tensor's value, which would wait for the device."""
     hook, state = start(tmp_path, interval=50)
     for _ in range(49):
         state.iteration += 1
@@ -203,7 +213,8 @@ def test_an_iteration_between_two_lines_never_waits_for_the_device(tmp_path):
 
 
 @pytest.mark.parametrize("value", [-1, 2.5])
-def test_the_number_of_bad_iterations_is_a_whole_one(value):
+def test_train_settings_reject_invalid_max_bad_iterations(value):
+    """A train.max_bad_iterations that isn't a whole number from 0 is rejected."""
     with pytest.raises(
         RecipeError,
         match="train.max_bad_iterations: got .*; it must be a whole number, 0 for no end",
@@ -212,6 +223,7 @@ def test_the_number_of_bad_iterations_is_a_whole_one(value):
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
-def test_a_timeout_is_above_zero_and_finite(value):
+def test_train_settings_reject_invalid_timeout(value):
+    """A train.timeout_minutes that isn't finite and above 0 is rejected."""
     with pytest.raises(RecipeError, match="train.timeout_minutes: got .*; it must be above 0"):
         TrainSettings(epochs=1, timeout_minutes=value)

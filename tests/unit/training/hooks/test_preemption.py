@@ -20,7 +20,8 @@ def hook():
     hook.after_train(SimpleNamespace())
 
 
-def test_a_signal_stops_after_the_iteration_that_follows(hook):
+def test_preemption_stops_after_next_iteration(hook):
+    """A signal sets the stop reason at the end of the iteration after the one that saw it."""
     state = SimpleNamespace(stop_reason=None)
     hook.after_iteration(state)
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -31,7 +32,8 @@ def test_a_signal_stops_after_the_iteration_that_follows(hook):
     assert stops == [None, "SIGUSR1 came"]
 
 
-def test_copies_of_a_signal_that_launchers_hand_on_are_one_request(monkeypatch, hook):
+def test_preemption_repeated_signal_is_one_request(monkeypatch, hook):
+    """Repeated copies of a signal count as one stop request."""
     monkeypatch.setattr(preemption, "_COPIES_COME_S", 600.0)  # a slow machine would end the tests
     state = SimpleNamespace(stop_reason=None)
     for _ in range(3):
@@ -42,7 +44,8 @@ def test_copies_of_a_signal_that_launchers_hand_on_are_one_request(monkeypatch, 
     assert not state.orphaned
 
 
-def test_after_training_a_signal_means_what_it_meant(hook):
+def test_preemption_restores_signal_handler(hook):
+    """After training the default signal handler is restored."""
     hook.after_train(SimpleNamespace())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -74,10 +77,11 @@ NODES = {"a": [0, 1], "b": [0]}
         (["sshd: me@pts/0", "-bash"], [], None),
     ],
 )
-def test_an_ssh_session_is_watched_where_the_launcher_is_elsewhere(
-    monkeypatch, names, found, nodes
-):
-    """A process below others of these names, each the child of the one before it."""
+def test_launchers_watches_ssh_session(monkeypatch, names, found, nodes):
+    """An SSH session is watched only if a launcher elsewhere started this process through it.
+
+    A process below others of these names, each the child of the one before it.
+    """
     ours = _processes(names)
     monkeypatch.setattr(
         launcher_watch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: ours[::-1])
@@ -89,7 +93,8 @@ def test_an_ssh_session_is_watched_where_the_launcher_is_elsewhere(
     assert launcher_watch.nodes() == nodes
 
 
-def test_pdsh_and_what_is_above_it_are_watched_on_the_launchers_machine(monkeypatch):
+def test_launchers_watches_pdsh_and_parents(monkeypatch):
+    """On the launcher's machine the newest matching pdsh and its parents are watched."""
     ours = _processes(["sshd: me@notty", "LAUNCH --node_rank=0"])
     above = _processes(
         ["bash", "python bin/resume work --restarts 3", "python -m deepspeed.launcher.runner x.py"]

@@ -72,7 +72,8 @@ def read(work_dir):
     return scalars, {tag: events.Images(tag) for tag in events.Tags()["images"]}
 
 
-def test_scalars_are_the_text_logs_means_under_mmcvs_names(tmp_path, monkeypatch):
+def test_tensorboard_scalars_equal_text_log(tmp_path, monkeypatch):
+    """Scalars are the text log's means under MMCV's names, readable before the run ends."""
     calls = []
     monkeypatch.setattr(text_log, "_peak_memory_mb", lambda device: calls.append(device) or 77)
     state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=0)])
@@ -104,7 +105,8 @@ def test_scalars_are_the_text_logs_means_under_mmcvs_names(tmp_path, monkeypatch
     assert not images
 
 
-def test_a_longer_interval_takes_every_nth_line(tmp_path):
+def test_tensorboard_interval_is_multiple_of_log(tmp_path):
+    """A longer interval writes scalars at its own multiples only."""
     state = make_state(tmp_path, [TextLog(5), TensorBoard(15, image_interval=0)])
     train(state, 40)
     for hook in state.hooks:
@@ -112,7 +114,8 @@ def test_a_longer_interval_takes_every_nth_line(tmp_path):
     assert [step for step, _ in read(tmp_path)[0]["train/loss"]] == [15, 30]
 
 
-def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
+def test_tensorboard_resume_replaces_later_events(tmp_path):
+    """A resumed run replaces the events after its checkpoint without duplicates."""
     for begin, end in ((0, 30), (20, 40)):
         state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=0)], begin)
         train(state, end, validate_every=20)
@@ -124,7 +127,8 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])
-def test_a_picture_a_sample_with_a_cell_a_map(with_teacher, tmp_path, monkeypatch):
+def test_tensorboard_image_per_sample(with_teacher, tmp_path, monkeypatch):
+    """Each sample gets an image with one cell per map, and a teacher cell only with a teacher."""
     sheets = []
     monkeypatch.setattr(
         pictures, "sheet", lambda *args: sheets.append(args) or np.zeros((4, 6, 3), np.uint8)
@@ -163,7 +167,8 @@ def test_a_picture_a_sample_with_a_cell_a_map(with_teacher, tmp_path, monkeypatc
     assert all(picture.shape == (16, 32, 3) for picture in cells.values())
 
 
-def test_a_whole_picture_is_written(tmp_path):
+def test_tensorboard_writes_full_image(tmp_path):
+    """By default one full-size image is written at the end of a short run."""
     state = make_state(tmp_path, [TextLog(10), TensorBoard(10, num_images=1, max_depth=10.0)])
     train(state, 40)
     for hook in state.hooks:
@@ -185,7 +190,8 @@ class Pass(nn.Module):
         return features
 
 
-def test_pictures_of_training_leave_the_network_and_the_random_numbers_as_they_were(tmp_path):
+def test_tensorboard_images_leave_network_unchanged(tmp_path):
+    """Images leave weights, modes, gradients and the random state unchanged."""
     network = make_network().train()
     network.encoder[0].eval()  # frozen by somebody
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -210,7 +216,8 @@ def test_pictures_of_training_leave_the_network_and_the_random_numbers_as_they_w
     assert (torch.get_rng_state() == random_state).all()
 
 
-def test_no_network_is_run_whose_weights_are_on_other_ranks_too(tmp_path):
+def test_tensorboard_skips_sharded_network(tmp_path):
+    """A network whose weights are sharded by ZeRO isn't run for images."""
     network = make_network()
     for parameter in network.parameters():
         parameter.ds_id = 0
@@ -223,7 +230,8 @@ def test_no_network_is_run_whose_weights_are_on_other_ranks_too(tmp_path):
     assert set(read(tmp_path)[1]) == {"train/pictures_1", "train/pictures_2"}
 
 
-def test_an_evaluation_shows_its_frames_and_errors_and_a_resumed_run_replaces_them(tmp_path):
+def test_tensorboard_evaluation_images_and_errors(tmp_path):
+    """Evaluations write images and error histograms, and a resume replaces later ones."""
     shown = [View(np.zeros((16, 32, 3), np.uint8), *[np.ones((16, 32), np.float32)] * 3)] * 2
     errors = {"0-2.5m": np.array([0.5, -1.5, 0.25])}
     frames = SimpleNamespace(views=lambda: shown, errors_by_range=lambda views: errors)
@@ -244,7 +252,8 @@ def test_an_evaluation_shows_its_frames_and_errors_and_a_resumed_run_replaces_th
     assert (value.num, value.min, value.max, value.sum) == (3, -1.5, 0.5, -0.75)
 
 
-def test_the_recipe_is_there_as_it_is(tmp_path):
+def test_tensorboard_writes_recipe_text(tmp_path):
+    """The recipe and the engine config are written as verbatim text."""
     (tmp_path / "config.yaml").write_text("data: {root: '*x*'}\ntrain:\n  epochs: 3\n")
     (tmp_path / "ds_config.json").write_text('{\n  "zero_optimization": 1\n}\n')
     state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=0)])
@@ -262,7 +271,8 @@ def test_the_recipe_is_there_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"skipped_steps": 3}, {"loss_scale": 512.0}])
-def test_skipped_steps_are_counted_where_there_may_be_some(values, tmp_path):
+def test_tensorboard_writes_skipped_steps(values, tmp_path):
+    """Skipped steps and the loss scale are written as scalars where they occur."""
     happens = Hook()
     happens.after_iteration = lambda state: vars(state).update(values)
     state = make_state(tmp_path, [happens, TextLog(10), TensorBoard(10, image_interval=0)])
@@ -274,7 +284,8 @@ def test_skipped_steps_are_counted_where_there_may_be_some(values, tmp_path):
     assert scalars.get("train/loss_scale", [(10, 512.0)]) == [(10, 512.0)]
 
 
-def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+def test_tensorboard_other_ranks_write_nothing(tmp_path, monkeypatch):
+    """Ranks other than 0 create no event files."""
     monkeypatch.setattr(tensorboard, "is_main", lambda: False)
     state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=5)])
     train(state, 20, validate_every=10)
@@ -283,7 +294,8 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "tf_logs").exists()
 
 
-def test_mistakes_say_what_is_allowed(tmp_path):
+def test_tensorboard_rejects_invalid_arguments(tmp_path):
+    """An invalid num_images, or a missing text_log hook, raises a RecipeError."""
     with pytest.raises(RecipeError, match="^num_images: got 0; it must be a whole number from 1"):
         TensorBoard(num_images=0)
     with pytest.raises(RecipeError, match="put text_log before it in hooks"):

@@ -49,7 +49,8 @@ def spread(mean, index, interval):
 
 
 @pytest.mark.parametrize("session", MANIFEST["sessions"])
-def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
+def test_text_log_equals_mmcv(session, tmp_path, monkeypatch):
+    """Lines and JSON rows equal those that MMCV recorded, apart from added fields."""
     recorded = MANIFEST["sessions"][session]
     by_epoch = recorded["runner"]["type"] == "EpochBasedRunner"
     per_epoch, interval = recorded["n_train_iters_per_epoch"], 50
@@ -140,7 +141,8 @@ def test_logs_equal_those_of_mmcv(session, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("case", MANIFEST["direct_eta"])
-def test_eta_of_long_runs(case, tmp_path, monkeypatch):
+def test_text_log_eta_of_long_run(case, tmp_path, monkeypatch):
+    """The last line of a long run equals MMCV's, including its ETA."""
     monkeypatch.setattr(text_log, "_peak_memory_mb", lambda device: 12345)
     state = logged_state(tmp_path, by_epoch=case["by_epoch"], iterations_per_epoch=2895)
     state.total_iterations, state.iteration = case["max_iters"], case["start_iter"]
@@ -155,7 +157,8 @@ def test_eta_of_long_runs(case, tmp_path, monkeypatch):
     assert train_lines(tmp_path / "20240101_120000.log")[-1] == case["lines"][0]
 
 
-def test_the_format_of_a_whole_line_and_the_start(tmp_path):
+def test_text_log_line_format(tmp_path):
+    """A training line and the start messages have the expected format, flushed at once."""
     log = TextLog(2, exp_name="tiny")
     state = logged_state(tmp_path, iterations_per_epoch=4, total_iterations=8)
     state.hooks = [log]
@@ -182,7 +185,8 @@ def test_the_format_of_a_whole_line_and_the_start(tmp_path):
     log.after_train(state)
 
 
-def test_in_fp16_the_loss_scale_ends_the_line_and_its_row(tmp_path):
+def test_text_log_fp16_loss_scale(tmp_path):
+    """In fp16 the current loss scale ends each line and is in its row."""
     log, state = TextLog(1), logged_state(tmp_path)
     log.before_train(state)
     for loss_scale in (65536.0, 32768.0):
@@ -204,7 +208,9 @@ def test_in_fp16_the_loss_scale_ends_the_line_and_its_row(tmp_path):
     )
 
 
-def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp_path):
+def test_text_log_resume_within_window(tmp_path):
+    """A run resumed within a window writes the same lines as an uninterrupted one."""
+
     def run(folder, stop_at):
         (tmp_path / folder).mkdir()
         state = logged_state(
@@ -233,10 +239,11 @@ def test_a_straight_run_and_one_stopped_within_a_window_write_the_same_lines(tmp
     assert run("stopped", 17) == straight
 
 
-def test_rows_after_the_checkpoint_are_dropped_from_the_twin_and_lines_are_not(tmp_path):
-    """A run that is started, saved at iteration 3 and killed at 5.
+def test_text_log_drops_rows_after_checkpoint(tmp_path):
+    """A resume drops JSON rows after its checkpoint and keeps the text lines.
 
-    It begins anew and is killed at 4; then it resumes from 3 once more.
+    A run that is started, saved at iteration 3 and killed at 5. It begins anew and is killed at
+    4; then it resumes from 3 once more.
     """
 
     def train(timestamp, first, last, saved=None):
@@ -270,7 +277,8 @@ def test_rows_after_the_checkpoint_are_dropped_from_the_twin_and_lines_are_not(t
     assert len(train_lines(tmp_path / "20240101_120000.log")) == 5
 
 
-def test_an_iteration_without_a_line_never_waits_for_the_device(tmp_path):
+def test_text_log_between_lines_reads_no_tensor(tmp_path):
+    """Iterations without a line read no tensor's value, which would wait for the device."""
     log = TextLog(50)
     state = logged_state(tmp_path)
     log.before_train(state)
@@ -283,7 +291,8 @@ def test_an_iteration_without_a_line_never_waits_for_the_device(tmp_path):
     assert train_lines(tmp_path / "20240101_120000.log") == []
 
 
-def test_a_norm_on_another_device_than_the_losses_is_read_there(tmp_path):
+def test_text_log_norm_on_other_device(tmp_path):
+    """A gradient norm on another device than the losses is accepted."""
     log, state = TextLog(50), logged_state(tmp_path)
     log.before_train(state)
     run_iteration(
@@ -294,7 +303,8 @@ def test_a_norm_on_another_device_than_the_losses_is_read_there(tmp_path):
     assert log._window._sums == {"grad_norm": 3.0}
 
 
-def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, monkeypatch):
+def test_text_log_one_collective_per_line(tmp_path, monkeypatch):
+    """Each line costs one collective on every rank, and only rank 0 writes files."""
     calls = []
 
     def mean_with_another_rank(values):
@@ -324,7 +334,8 @@ def test_one_collective_a_line_on_every_rank_and_files_only_on_rank_0(tmp_path, 
     assert list((tmp_path / "False").iterdir()) == []
 
 
-def test_what_is_not_finite_is_counted_and_does_not_spoil_the_means(tmp_path):
+def test_text_log_excludes_nonfinite_from_means(tmp_path):
+    """Nonfinite values are counted in a message and left out of the means."""
     log = TextLog(4)
     state = logged_state(tmp_path, iterations_per_epoch=8, total_iterations=16, skipped_steps=3)
     log.before_train(state)
@@ -349,7 +360,8 @@ def test_what_is_not_finite_is_counted_and_does_not_spoil_the_means(tmp_path):
     assert shown == [("2.0000", "2.0000"), ("1.0000", "1.0000"), ("nan", "nan")]
 
 
-def test_an_interval_longer_than_an_epoch_still_writes_a_line_an_epoch(tmp_path):
+def test_text_log_interval_longer_than_epoch(tmp_path):
+    """An interval longer than an epoch still writes one line per epoch."""
     log, state = TextLog(50), logged_state(tmp_path, iterations_per_epoch=3, total_iterations=6)
     log.before_train(state)
     for _ in range(6):
@@ -361,7 +373,8 @@ def test_an_interval_longer_than_an_epoch_still_writes_a_line_an_epoch(tmp_path)
     assert lines[1].endswith("grad_norm: nan")
 
 
-def test_the_name_of_the_run_stands_every_thousand_iterations(tmp_path):
+def test_text_log_experiment_name_every_1000(tmp_path):
+    """The experiment name is logged every thousand iterations."""
     log, state = (
         TextLog(500, exp_name="tiny"),
         logged_state(tmp_path, by_epoch=False, total_iterations=2000),
@@ -375,14 +388,16 @@ def test_the_name_of_the_run_stands_every_thousand_iterations(tmp_path):
 
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, "50", True])
-def test_an_interval_must_be_a_whole_number(interval):
+def test_text_log_rejects_invalid_interval(interval):
+    """An interval that isn't a whole number from 1 raises a RecipeError."""
     with pytest.raises(
         RecipeError, match="^interval: got .*; it must be a whole number of iterations from 1"
     ):
         TextLog(interval)
 
 
-def test_a_name_that_is_no_utf8_is_a_line_of_the_log(tmp_path):
+def test_text_log_escapes_non_utf8_name(tmp_path):
+    """A file name that isn't UTF-8 is logged with escapes."""
     log = TextLog()
     log.open(tmp_path, "20240101_120000")
     log.info("K\udce4fer.png can't be read")
