@@ -149,9 +149,11 @@ def test_global_batch_repeats_trained_batch(folder):
 
     recipe = load_recipe(folder / "plain" / "config.yaml")
     augment = settings({"data.augment": recipe["data"]["augment"]}, "data.augment", Augment)
+    train = Recipe(recipe).train
+    assert (train.seed, train.batch_size) == (0, 4)
     dealt = list(
         global_batch(
-            build_dataset(Recipe(recipe).dataset, "train"), augment, Loading(), 0, 4, 1, 2, SHOWN
+            build_dataset(Recipe(recipe).dataset, "train"), augment, Loading(), train, 1, 2, SHOWN
         )
     )
     assert [part.rank for part in dealt] == [0, 1]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tiekd.console import Progress
 from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
-from tiekd.data.loading.loader import Loading, validation_batches
+from tiekd.data.loading.loader import NO_WORKERS, Loading, validation_batches
 from tiekd.data.loading.sampler import RankShare
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm
@@ -95,16 +95,13 @@ class EvaluationProtocol:
         return self.max_depth if self.settings.cap is None else self.settings.cap
 
 
-_WITHOUT_WORKERS = Loading(workers=0)
-
-
 def evaluate(
     predictor: Callable[[Tensor], Tensor],
     dataset: Dataset,
     protocol: EvaluationProtocol,
     device: torch.device,
     *,
-    loading: Loading = _WITHOUT_WORKERS,
+    loading: Loading = NO_WORKERS,
     resize: Resize = OWN_SIZE,
     watchers: Sequence[Watcher] = (),
     out: TextIO | None = None,

@@ -26,24 +26,24 @@ from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import DataError, LaunchError
 from tiekd.teaching import build_teacher
 from tiekd.training import inputs
-from tiekd.training.settings import Recipe
+from tiekd.training.settings import Recipe, TrainSettings
 from tiekd.visualization import pictures
 from tiekd.workdir import launch_record
 
 
-class Dealt(NamedTuple):
+class MicroBatch(NamedTuple):
     """One micro-batch of one rank.
 
     Attributes:
         rank: from 0.
-        micro_batch: from 0 within its iteration.
+        index: from 0 within its iteration.
         batch: what the rank trained on.
         keys: (epoch from 0, index) of each sample.
         decisions: the augmentation that was drawn for each sample.
     """
 
     rank: int
-    micro_batch: int
+    index: int
     batch: Batch
     keys: list[tuple[int, int]]
     decisions: list[Decisions]
@@ -53,21 +53,19 @@ def global_batch(
     dataset: Dataset,
     augment: Augment,
     loading: Loading,
-    seed: int,
-    batch_size: int,
+    train: TrainSettings,
     accumulation: int,
     world_size: int,
     iteration: int,
     resize: Resize = OWN_SIZE,
-) -> Iterator[Dealt]:
+) -> Iterator[MicroBatch]:
     """Yields the micro-batches of an iteration on the CPU, rank by rank.
 
     Args:
         dataset: the run's training set.
         augment: its augmentation.
         loading: its settings for loading.
-        seed: of the run.
-        batch_size: of all ranks.
+        train: the run's seed, and its batch size of all ranks.
         accumulation: micro-batches per iteration.
         world_size: the number of ranks.
         iteration: from 1, as the log counts them.
@@ -78,9 +76,9 @@ def global_batch(
     for rank in range(world_size):
         sampler = MicroBatches(
             len(dataset),
-            batch_size,
+            train.batch_size,
             range(iteration - 1, iteration),
-            seed=seed,
+            seed=train.seed,
             accumulation=accumulation,
             share=RankShare(rank, world_size),
             groups=groups,
@@ -94,26 +92,26 @@ def global_batch(
             unreadable=unreadable,
             resize=resize,
         )
-        reader = BatchReader(dataset, augment, seed, resize=resize)
-        for micro_batch, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
+        reader = BatchReader(dataset, augment, train.seed, resize=resize)
+        for index, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
             decisions = [_drawn(reader, *key) for key in keys]
             # A small data set is repeated: higher indices are repetitions.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
-            yield Dealt(rank, micro_batch, batch, samples, decisions)
+            yield MicroBatch(rank, index, batch, samples, decisions)
 
 
-def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:
+def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None) -> str:
     """Describes a sample in three lines: its name, its augmentation, its values.
 
     Args:
-        dealt: the micro-batch.
+        micro_batch: the batch of one rank.
         sample: the index in it.
         teacher_depth: (B, 1, H, W) float32, metres, of the whole micro-batch; None without a
             teacher.
     """
-    epoch, index = dealt.keys[sample]
-    drawn = dealt.decisions[sample]
-    batch = dealt.batch
+    epoch, index = micro_batch.keys[sample]
+    drawn = micro_batch.decisions[sample]
+    batch = micro_batch.batch
     colours = "colours as they are"
     if drawn.gamma is not None:
         channels = ", ".join(f"{factor:.4f}" for factor in drawn.channels)
@@ -123,7 +121,7 @@ def describe(dealt: Dealt, sample: int, teacher_depth: Tensor | None) -> str:
         _range("image", batch.image[sample]),
         *(_depths(name, depth[sample]) for name, depth in maps.items()),
     ]
-    place = f"rank {dealt.rank}, micro-batch {dealt.micro_batch}"
+    place = f"rank {micro_batch.rank}, micro-batch {micro_batch.index}"
     return (
         f"{place}: {batch.names[sample]} (sample {index}, epoch {epoch + 1})\n    "
         f"{'flipped' if drawn.flip else 'not flipped'}, turned {drawn.angle:.4f} degrees, window "
@@ -166,11 +164,9 @@ def _depths(name: str, depth: Tensor) -> str:
 def run(args: argparse.Namespace) -> None:
     """Runs bin/show_batch.py with its arguments; prints, and raises UserErrors."""
     record = launch_record.read(args.work_dir)
-    recipe = load_recipe(args.work_dir / "config.yaml", args.overrides)
+    recipe = Recipe(load_recipe(args.work_dir / "config.yaml", args.overrides))
     engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
     out = (args.out or args.work_dir / "batches").resolve()
-    sections = Recipe(recipe)
-    options = sections.train
     if args.iteration < 1:
         raise LaunchError(f"--iteration {args.iteration}: iterations count from 1")
     if args.rank is not None and not 0 <= args.rank < record.world_size:
@@ -178,24 +174,23 @@ def run(args: argparse.Namespace) -> None:
     # Relative paths of the recipe start in the folder in which the run was started.
     work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
-    has_teacher = recipe.get("teacher") is not None and not args.no_teacher
-    teacher = build_teacher(recipe["teacher"], torch.device("cpu")) if has_teacher else None
-    held_out = inputs.held_out(inputs.read(work_dir), sections)
+    has_teacher = recipe.teacher.is_given and not args.no_teacher
+    teacher = build_teacher(recipe.teacher.node, torch.device("cpu")) if has_teacher else None
+    held_out = inputs.held_out(inputs.read(work_dir), recipe)
     # Ranks and accumulation are those of the last start, since they decide how a batch is split.
-    dealt = global_batch(
-        build_dataset(sections.dataset, "train", held_out=held_out),
-        sections.augment,
-        sections.loading,
-        options.seed,
-        options.batch_size,
+    micro_batches = global_batch(
+        build_dataset(recipe.dataset, "train", held_out=held_out),
+        recipe.augment,
+        recipe.loading,
+        recipe.train,
         engine["gradient_accumulation_steps"],
         record.world_size,
         args.iteration,
-        sections.resize,
+        recipe.resize,
     )
-    max_depth = sections.max_depth_m
+    max_depth = recipe.max_depth_m
     out.mkdir(parents=True, exist_ok=True)
-    for part in dealt:
+    for part in micro_batches:
         if args.rank not in (None, part.rank):
             continue
         depths = {"ground truth": part.batch.depth} | (
@@ -207,7 +202,7 @@ def run(args: argparse.Namespace) -> None:
             row += [
                 pictures.colourise(depth[sample, 0].numpy(), max_depth) for depth in depths.values()
             ]
-            name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.micro_batch}"
+            name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.index}"
             name += f"_sample_{sample}.png"
             write_image(out / name, pictures.panel([row], ["image", *depths], max_depth))
     print(f"Pictures: {out}")
