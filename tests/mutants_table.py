@@ -1430,6 +1430,14 @@ MUTANTS = [
         ("tests/unit/data/datasets/test_folder.py",),
     ),
     Mutant(
+        "an_argument_of_a_users_teacher_is_a_folder_of_maps",
+        "tiekd.training.settings",
+        "Recipe.dataset",
+        "self.teacher.maps",
+        '(self.teacher.node or {}).get("maps")',
+        ("tests/unit/training/test_build.py",),
+    ),
+    Mutant(
         "a_best_from_before_an_accepted_change_stays",
         "tiekd.training.resume",
         "forget_other_best",

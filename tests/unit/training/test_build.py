@@ -1,6 +1,7 @@
 """Runs that are refused before they start, because their parts don't go together."""
 
 from copy import deepcopy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from support.fake_data import write_png
 
 from tiekd.data.build import loading_of
 from tiekd.data.loading.loader import Loading
+from tiekd.data.resize import Resize
 from tiekd.errors import DataError, RecipeError
 from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.network import Network
@@ -188,3 +190,25 @@ def test_startup_log_warns_of_unmatched_and_batch(tmp_path):
     assert (
         f"Warning: 1 of 4 depth maps in {tmp_path}/depths match no image, such as alone.npy" in told
     )
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({}, (None, False, True)),
+        ({"teacher": {"network": {}, "maps": "m"}}, ("m", True, True)),
+        ({"teacher": {"network": {}}}, (None, True, True)),
+        # The arguments of a teacher from outside the project are its own.
+        ({"teacher": {"name": "mine.teacher", "maps": "m"}}, (None, True, True)),
+        ({"train": {"validate": False}}, (None, False, False)),
+    ],
+)
+def test_recipe_dataset_reads_each_of_its_sections(sections, expected):
+    """The dataset's node has neither augmentation nor what is said for any dataset."""
+    data = {"name": "kitti", "root": "~/r", "kb_crop": [8, 16], "workers": 3, "augment": {}}
+    settings = Recipe({"network": {"max_depth": 80.0}, "data": data} | sections).dataset
+    assert settings.part == {"name": "kitti", "root": "~/r", "kb_crop": [8, 16]}
+    assert (settings.max_depth_m, settings.loading.workers) == (80.0, 3)
+    assert settings.resize == Resize(at_most=(8, 16))
+    assert settings.root == Path.home() / "r"
+    assert (settings.maps, settings.has_teacher, settings.validates) == expected
