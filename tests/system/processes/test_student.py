@@ -28,6 +28,26 @@ def test_load_student_needs_no_training_libraries(tmp_path):
     assert told == "torch.Size([32, 64])\n"
 
 
+def test_load_student_imports_nothing_of_training(tmp_path):
+    """Of distributed/ only comm is imported, of engine/ and training/ nothing."""
+    checkpoint = tmp_path / "best_abs_rel.pth"
+    write_weights(checkpoint, build_network(recipes.STUDENT).state_dict(), recipes.STUDENT, 7)
+    code = "import sys, tiekd; tiekd.load_student(sys.argv[1]); print(*sys.modules)"
+    words = [sys.executable, "-c", code, str(checkpoint)]
+    loaded = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    packages = ("tiekd.distributed.", "tiekd.engine", "tiekd.training")
+    assert [name for name in loaded if name.startswith(packages)] == ["tiekd.distributed.comm"]
+    assert not {"deepspeed", "tensorboard", "torchvision"} & set(loaded)
+
+
+def test_import_tiekd_takes_milliseconds():
+    """The fastest of five imports of tiekd takes at most 50 ms."""
+    code = "from time import monotonic as now; start = now(); import tiekd; print(now() - start)"
+    words = [sys.executable, "-c", code]
+    times_s = [float(subprocess.check_output(words, text=True)) for _ in range(5)]
+    assert min(times_s) < 0.05
+
+
 def test_import_tiekd_is_lazy():
     """Importing tiekd doesn't import the student module, and unknown attributes raise."""
     code = "import sys, tiekd; "
