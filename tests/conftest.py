@@ -40,6 +40,16 @@ def pytest_deselected(items) -> None:
     left_out.extend(item.path.name for item in items)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escapes what isn't UTF-8 in captured output, as from file names, which workers can't send."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
+
+
 def pytest_sessionfinish(session) -> None:
     """Hands what a worker has to say to the process that prints the summary."""
     if hasattr(session.config, "workeroutput"):
