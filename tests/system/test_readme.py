@@ -20,7 +20,7 @@ from support import programs as runs
 ELSEWHERE = {
     r"bin/demo": ("system/test_demo.py", "bin/demo"),
     r"bin/test( .*)?": ("../.ci/run", "bin/test"),
-    r"pip install -e .*": (
+    r"pip install (-e .*|'tiekd\[\w+\]')": (
         "../bin/environment.sh",
         "pip install --disable-pip-version-check -q -e",
     ),

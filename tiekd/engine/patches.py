@@ -40,7 +40,7 @@ def load_plain_data_only() -> None:
     Without it: `torch.load` in DeepSpeed unpickles whatever a checkpoint holds, and so may run
     code.
     Seen in: DeepSpeed 0.19.8.
-    Test: test_no_file_runs_code.
+    Test: test_hostile_pickle_is_never_executed.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
