@@ -186,7 +186,7 @@ MODULES = {
     "exporting.norms": "inference.export.norms",
     "exporting.onnx_format": "inference.export.onnx_format",
     "exporting.program_format": "inference.export.program_format",
-    "exporting.trial_pictures": "inference.export.trial_pictures",
+    "exporting.trial_pictures": "inference.export.trial_images",
     "file_facts": "data.file_fingerprints",
     "finite": "engine.nonfinite",
     "frame_cache": "tools.cache_frames",
