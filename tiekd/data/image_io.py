@@ -340,8 +340,9 @@ def _decode(path: Path, kind: str) -> Image.Image:
         raise _too_large(path, error) from None
     except Exception as error:  # noqa: BLE001 - Pillow's plug-ins raise all kinds on damaged files
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        article = "an" if kind == "image" else "a"
         raise DataError(
-            f"{path}: can't be decoded as a {kind}{reason}; the file is torn or no {kind}"
+            f"{path}: can't be decoded as {article} {kind}{reason}; the file is torn or no {kind}"
         ) from None
     if moves:
         raise DataError(
