@@ -53,8 +53,8 @@ def main() -> None:
     from tiekd.tools import plot_log
 
     runs = plot_log.read_runs(args.logs)
-    picture = plot_log.plot(runs, args.keys, args.by, args.smooth, args.log_y)
-    plot_log.write(args.out, picture)
+    figure = plot_log.plot(runs, args.keys, args.by, args.smooth, args.log_y)
+    plot_log.write(args.out, figure)
     print(f"{len(runs)} runs, {', '.join(args.keys)}: {args.out}")
 
 

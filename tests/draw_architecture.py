@@ -1,6 +1,6 @@
 """Draws tiekd/architecture.svg: `python tests/draw_architecture.py`.
 
-The packages come from the list in tiekd/README.md, so the picture has what the text has. The two
+The packages come from the list in tiekd/README.md, so the figure has what the text has. The two
 paths are written here. Equal texts give equal bytes, which tests/unit/test_architecture.py
 compares.
 """
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 TIEKD = Path(__file__).resolve().parents[1] / "tiekd"
-PICTURE = TIEKD / "architecture.svg"
+FIGURE = TIEKD / "architecture.svg"
 WIDTH, MARGIN, BOX_HEIGHT, GAP = 1120, 20, 30, 10
 PATHS = {
     "One iteration": [
@@ -46,7 +46,7 @@ def read_groups() -> list[list[str]]:
 
 
 def draw() -> str:
-    """The picture, as SVG."""
+    """The figure, as SVG."""
     groups = read_groups()
     tallest = max(map(len, groups))
     lines = _titled("A package imports only packages to its left, and none of its own column", 24)
@@ -100,4 +100,4 @@ def _titled(title: str, y: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(draw(), encoding="utf-8")
+    FIGURE.write_text(draw(), encoding="utf-8")

@@ -1643,7 +1643,7 @@ MUTANTS = [
     Mutant(
         "a_predicted_batch_stays_in_memory_while_the_next_is_read",
         "tiekd.inference.predict.prediction",
-        "predict_pictures",
+        "predict_images",
         "del batch, found",
         "",
         ("tests/unit/inference/predict/test_prediction.py",),

@@ -28,7 +28,7 @@ DPM = {
 SMALL, ODD = (64, 96), (53, 77)
 
 
-def picture(height: int, width: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
+def random_image(height: int, width: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
     """Patches of many colours, (batch, 3, height, width) uint8."""
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 3, 5, 7, generator=draw) * 255
@@ -40,14 +40,14 @@ def fitted_network(node: dict) -> nn.Module:
         4
     )  # of six the one that float16 moves least, by one thread and by two: 0.3 m of 0.8
     network = build_network(node)
-    fitted.fit(network, picture(64, 128, batch=2))
+    fitted.fit(network, random_image(64, 128, batch=2))
     return network
 
 
-def write(path: Path, network, node=DPM, size=SMALL, pictures=None, **options) -> export.Exported:
+def write(path: Path, network, node=DPM, size=SMALL, images=None, **options) -> export.Exported:
     settings = export.Settings(size, export.format_of(path), **options)
-    pictures = [picture(*size)] if pictures is None else pictures
-    return export.write(path, network, node, settings, pictures, {"recipe": "tiny"}, io.StringIO())
+    images = [random_image(*size)] if images is None else images
+    return export.write(path, network, node, settings, images, {"recipe": "tiny"}, io.StringIO())
 
 
 def evaluated(network, image: torch.Tensor) -> torch.Tensor:

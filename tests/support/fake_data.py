@@ -38,9 +38,9 @@ def make(
     """
     lines = []
     for index in range(num_frames):
-        picture = np.full((height, width, 3), 10 * index, np.uint8)
-        picture[:, :, 0] = np.arange(width)  # red tells the column
-        write_png(root / "input" / image_name(index), picture)
+        image = np.full((height, width, 3), 10 * index, np.uint8)
+        image[:, :, 0] = np.arange(width)  # red tells the column
+        write_png(root / "input" / image_name(index), image)
         levels = np.full((height, width), (index + 1) * 256, np.uint16)
         levels[0] = 0
         if index not in without:

@@ -22,7 +22,7 @@ from tiekd.workdir.weights_file import write_weights
 SIZE = 64, 96
 
 
-def pictures(count: int = 2) -> list[Tensor]:
+def images(count: int = 2) -> list[Tensor]:
     """(3, H, W) uint8: KITTI's where TIEKD_REAL_DATA names them, else built-in scenes."""
     if "TIEKD_REAL_DATA" in os.environ:
         found = sorted((Path(os.environ["TIEKD_REAL_DATA"]) / "kitti" / "input").rglob("*.png"))
@@ -76,15 +76,15 @@ def checkpoint(path: Path, node: dict, iterations: int = 150, seed: int = 0) -> 
     """Writes the weights of a fitted network of a recipe's node, and returns it."""
     torch.manual_seed(seed)
     network = build_network(node)
-    fit(network, torch.stack([_cut(picture) for picture in pictures()]), iterations)
+    fit(network, torch.stack([_cut(photo) for photo in images()]), iterations)
     write_weights(path, network.state_dict(), node, 0)
     return network
 
 
-def _cut(picture: Tensor) -> Tensor:
+def _cut(photo: Tensor) -> Tensor:
     """Returns every second pixel of an image's middle."""
     height, width = (2 * side for side in SIZE)
     top, left = (
-        (side - cut) // 2 for side, cut in zip(picture.shape[1:], (height, width), strict=True)
+        (side - cut) // 2 for side, cut in zip(photo.shape[1:], (height, width), strict=True)
     )
-    return picture[:, max(0, top) :, max(0, left) :][:, :height:2, :width:2]
+    return photo[:, max(0, top) :, max(0, left) :][:, :height:2, :width:2]

@@ -22,7 +22,7 @@ def scenes_frames(root: str, split: str, max_depth: float, **arguments) -> Frame
 
 
 def folder_frames(images: str, split: str, max_depth: float, **arguments) -> Frames:
-    """Returns a split of a folder of pictures."""
+    """Returns a split of a folder of images."""
     options = {"images": images} | arguments
     return _made(folder.build, folder.FolderOptions, split, max_depth, options)
 

@@ -122,7 +122,7 @@ RECIPES = {
     "enormous network": Mistake(
         in_recipe("network.decoder.widths", [2**40, 16]),
         "LaunchError",
-        "not enough memory; smaller batches, pictures",
+        "not enough memory; smaller batches, images",
     ),
     "no section": Mistake(
         in_recipe("losses", {}),
@@ -270,7 +270,7 @@ IMAGES = {
     "missing image": Mistake(
         image(Path.unlink),
         "DataError",
-        "0000000003.png: no such picture; check data.root and the split file",
+        "0000000003.png: no such image; check data.root and the split file",
     ),
     "truncated png": Mistake(
         image(cut(500)),
@@ -281,26 +281,26 @@ IMAGES = {
         image(flip_bits), "DataError", "0000000003.png: a torn or damaged PNG ("
     ),
     "no bytes": Mistake(
-        image(cut(0)), "DataError", "0000000003.png: an empty file, no picture; copy it from"
+        image(cut(0)), "DataError", "0000000003.png: an empty file, no image; copy it from"
     ),
     "truncated jpeg": Mistake(
-        image(jpeg_cut), "DataError", "0000000003.png: can't be decoded as a picture (image file is"
+        image(jpeg_cut), "DataError", "0000000003.png: can't be decoded as an image (image file is"
     ),
     "one pixel": Mistake(
         image(array(np.zeros((1, 1, 3), np.uint8))),
         "DataError",
-        "64x128 does not fit its picture 2000_01_01/",
+        "64x128 does not fit its image 2000_01_01/",
     ),
     "16 bits": Mistake(
         image(array(np.zeros((64, 128), np.uint16))),
         "DataError",
-        "a picture must have 8 bits a channel, this has more;",
+        "an image must have 8 bits a channel, this has more;",
     ),
     "folder for an image": Mistake(
-        image(folder_instead), "DataError", "0000000003.png: a folder or device, no picture; put"
+        image(folder_instead), "DataError", "0000000003.png: a folder or device, no image; put"
     ),
     "pipe for an image": Mistake(
-        image(pipe), "DataError", "0000000003.png: a folder or device, no picture; put the file"
+        image(pipe), "DataError", "0000000003.png: a folder or device, no image; put the file"
     ),
     "enormous image": Mistake(
         image(enormous_png), "DataError", "million pixels, more than the 179 million that are read"
@@ -318,17 +318,17 @@ IMAGES = {
     "animation": Mistake(
         image(moving),
         "DataError",
-        "0000000003.png: an animation of 2 frames (PNG), no picture; save the frames",
+        "0000000003.png: an animation of 2 frames (PNG), no image; save the frames",
     ),
     "file in Git LFS": Mistake(
         image(lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")),
         "DataError",
-        "0000000003.png: the place of a file in Git LFS, no picture; fetch the file",
+        "0000000003.png: the place of a file in Git LFS, no image; fetch the file",
     ),
     "turned against its depth": Mistake(
         image(quarter_turn_mark),
         "DataError",
-        "fits the pixels as stored, which the picture's EXIF orientation (6)",
+        "fits the pixels as stored, which the image's EXIF orientation (6)",
     ),
 }
 PLANE = np.ones((64, 128), np.float32)
@@ -352,7 +352,7 @@ DEPTHS = {
     "size of depth": Mistake(
         depth(array(np.zeros((60, 128), np.uint16))),
         "DataError",
-        "0000000003.png: 60x128 does not fit its picture 2000_",
+        "0000000003.png: 60x128 does not fit its image 2000_",
     ),
     "pickled depth": Mistake(
         npy(pickled), "DataError", "0000000003.npy: can't be read (no numbers, but Python objects"
@@ -368,7 +368,7 @@ DEPTHS = {
     "size of npy": Mistake(
         npy(numbers(PLANE[:30])),
         "DataError",
-        "0000000003.npy: 30x128 does not fit its picture 2000_",
+        "0000000003.npy: 30x128 does not fit its image 2000_",
     ),
     "empty npy": Mistake(
         npy(lambda target: None),

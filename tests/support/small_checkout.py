@@ -4,7 +4,7 @@ Nothing in it takes longer than seconds.
 
 The programs are unaltered, and so are the recipes; what recipes are made of in model_configs/_base_
 is overwritten with networks of some ten thousand parameters, crops of 32x64 pixels and two epochs
-of two iterations. data/ holds a KITTI folder of 8 frames and a folder of own pictures; the files
+of two iterations. data/ holds a KITTI folder of 8 frames and a folder of own images; the files
 that the README's placeholders stand for are there, too.
 """
 

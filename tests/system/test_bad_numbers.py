@@ -189,7 +189,7 @@ def test_show_batch_describes_and_draws_samples(folder, shown):
         assert float(re.search(r"teacher: \S+ to (\S+), ", part)[1]) == pytest.approx(
             teacher.max().item(), rel=1e-4
         )
-    # The bad picture is finite only where the rotation turned in nothing.
+    # The bad image is finite only where the rotation turned in nothing.
     assert (
         sum(re.search(r"image: \S+ to \S+, 100 % finite", part) is None for part in parts[4:]) == 1
     )

@@ -27,7 +27,7 @@ ITERATIONS, BATCH = 100, 4
 
 
 def scenes(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (B, 3, H, W) uint8 and their dense depth (B, 1, H, W)."""
+    """Images (B, 3, H, W) uint8 and their dense depth (B, 1, H, W)."""
     rendered = [render(0, first + index, 64, 128) for index in range(count)]
     images = torch.stack(
         [torch.from_numpy(scene.image.copy()).permute(2, 0, 1) for scene in rendered]

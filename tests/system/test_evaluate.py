@@ -95,9 +95,9 @@ def test_evaluate_writes_row_and_image_per_frame(folder, alone):
     for network in ("student", "big"):
         mean = np.mean([float(row["abs_rel"]) for row in rows if row["network"] == network])
         assert mean == pytest.approx(figures["networks"][network]["metrics"]["abs_rel"], rel=1e-12)
-    pictures = sorted(path.name for path in (to / "pictures").iterdir())
-    assert [name.split("_")[0] for name in pictures] == ["0", "1", "2", "3"]
-    assert all(read_image_size(to / "pictures" / name)[1] > 640 for name in pictures)
+    images = sorted(path.name for path in (to / "pictures").iterdir())
+    assert [name.split("_")[0] for name in images] == ["0", "1", "2", "3"]
+    assert all(read_image_size(to / "pictures" / name)[1] > 640 for name in images)
     assert np.asarray(Image.open(to / "panel.png")).std() > 30
     for path in ("figures.json", "frames.csv", "panel.png", "pictures"):
         assert f"Written: {to / path}" in alone.stdout

@@ -67,8 +67,8 @@ def overrides(path: Path) -> list[str]:
 def make_nyu(root: Path) -> None:
     lines = []
     for index in range(2):
-        picture = np.random.default_rng(index).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
-        fake_data.write_png(root / "kitchen" / f"rgb_{index:05d}.png", picture)
+        image = np.random.default_rng(index).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        fake_data.write_png(root / "kitchen" / f"rgb_{index:05d}.png", image)
         levels = np.full((HEIGHT, WIDTH), 1000 * (index + 1), np.uint16)
         fake_data.write_png(root / "kitchen" / f"sync_depth_{index:05d}.png", levels)
         lines.append(f"/kitchen/rgb_{index:05d}.png /kitchen/sync_depth_{index:05d}.png 518.8579\n")

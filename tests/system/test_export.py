@@ -13,7 +13,7 @@ import torch
 from support import fitted, programs, recipes
 
 from tiekd.config.recipe import load_recipe
-from tiekd.inference.export.trial_pictures import batches
+from tiekd.inference.export.trial_images import batches
 from tiekd.inference.export.verification import Reference
 from tiekd.inference.student import Student
 
@@ -46,7 +46,7 @@ def differences(path: Path, network, sizes) -> None:
     session = onnxruntime.InferenceSession(path)
     reference = Reference(Student(network, "cpu"), False)
     for size in sizes:
-        for image in batches(fitted.pictures(), size):
+        for image in batches(fitted.images(), size):
             wanted = reference(image)[0]
             error = (
                 (torch.from_numpy(session.run(["depth"], {"image": image.numpy()})[0]) - wanted)

@@ -145,9 +145,9 @@ def test_plot_log_draws_png_and_refuses_unknown_key(work_dir, tmp_path):
     keys = ["--keys", "loss", "--keys", "abs_rel"]
     result = programs.finish([program, work_dir, first, *keys, "--out", out, "--by", "epoch"])
     assert result.code == 0, result.stderr
-    with Image.open(out) as picture:
-        assert picture.format == "PNG"
-        assert picture.size == (1280, 400)
+    with Image.open(out) as photo:
+        assert photo.format == "PNG"
+        assert photo.size == (1280, 400)
     result = programs.finish([program, second, "--keys", "absrel", "--out", tmp_path / "none.png"])
     assert result.code == 2
     assert len(result.our_lines()) == 1

@@ -55,9 +55,9 @@ def predict(desk, *arguments, recipe="kitti"):
 
 def levels(path: Path) -> np.ndarray:
     """A depth file as another program reads it."""
-    picture = Image.open(path)
-    assert picture.mode == "I;16"
-    return np.asarray(picture)
+    image = Image.open(path)
+    assert image.mode == "I;16"
+    return np.asarray(image)
 
 
 def photo(height, width) -> np.ndarray:
@@ -69,32 +69,32 @@ def photo(height, width) -> np.ndarray:
 
 def test_predict_folder_with_all_image_modes(desk, tmp_path):
     """A folder of all image modes is predicted, and a torn image is reported in one line."""
-    pictures = tmp_path / "pictures"
-    (pictures / "deep/er").mkdir(parents=True)
+    images = tmp_path / "pictures"
+    (images / "deep/er").mkdir(parents=True)
     small = photo(60, 100)
-    Image.fromarray(photo(3000, 4000)).save(pictures / "large.jpg", quality=90)
-    Image.fromarray(small[..., 0]).save(pictures / "grey.png")
-    Image.fromarray(small[..., 0].astype(np.uint16) * 257).save(pictures / "sixteen.png")
-    Image.fromarray(np.dstack([small, small[..., 0]])).save(pictures / "deep/rgba.png")
-    Image.fromarray(small).quantize(32).save(pictures / "deep/er/palette.png")
-    whole = (pictures / "grey.png").read_bytes()
-    (pictures / "deep/torn.png").write_bytes(whole[: len(whole) // 2])
-    before = programs.files_of(pictures)
+    Image.fromarray(photo(3000, 4000)).save(images / "large.jpg", quality=90)
+    Image.fromarray(small[..., 0]).save(images / "grey.png")
+    Image.fromarray(small[..., 0].astype(np.uint16) * 257).save(images / "sixteen.png")
+    Image.fromarray(np.dstack([small, small[..., 0]])).save(images / "deep/rgba.png")
+    Image.fromarray(small).quantize(32).save(images / "deep/er/palette.png")
+    whole = (images / "grey.png").read_bytes()
+    (images / "deep/torn.png").write_bytes(whole[: len(whole) // 2])
+    before = programs.files_of(images)
     out = tmp_path / "out"
     result = predict(
-        desk, desk / "work", pictures, "--out", out, "--raw", "--confidence", "--readout", "local"
+        desk, desk / "work", images, "--out", out, "--raw", "--confidence", "--readout", "local"
     )
     assert result.code == 2
     lines = result.our_lines()
     assert len(lines) == 2
-    assert f"{pictures}/deep/torn.png: a torn or damaged PNG" in lines[0]
+    assert f"{images}/deep/torn.png: a torn or damaged PNG" in lines[0]
     assert "1 of 6 could not be predicted" in lines[1]
     assert "Traceback" not in result.stderr
     assert f"Weights: {desk}/work/best_abs_rel.pth; readout local" in result.stdout
     assert "16-bit PNG, 256 levels a metre" in result.stdout
-    assert "pictures: 6/6" in result.stdout
+    assert "images: 6/6" in result.stdout
     assert "images/s" in result.stdout
-    assert programs.files_of(pictures) == before
+    assert programs.files_of(images) == before
     good = {"large": (3000, 4000)} | dict.fromkeys(
         ("grey", "sixteen", "deep/rgba", "deep/er/palette"), (60, 100)
     )
@@ -139,8 +139,8 @@ def test_predict_takes_best_and_keeps_old_files(desk, tmp_path):
 
 
 MISTAKES = {
-    "no such file": (["none.png"], "none.png: no such file or folder; give a picture"),
-    "no input": (["work/best_abs_rel.pth"], "weights by their name, no picture"),
+    "no such file": (["none.png"], "none.png: no such file or folder; give an image"),
+    "no input": (["work/best_abs_rel.pth"], "weights by their name, no image"),
     "no such weights": (
         ["nothing.pth", "p.png"],
         "nothing.pth: no such file; give a checkpoint file",
@@ -196,9 +196,9 @@ def test_predict_mistake_is_one_line(mistakes, name):
     assert result.code == 2
     assert words in result.our_lines()[-1]
     assert "Traceback" not in result.stderr + result.stdout
-    if name == "unknown camera":  # a picture's own trouble, after which the others would go on
+    if name == "unknown camera":  # an image's own trouble, after which the others would go on
         assert (
-            "the camera of a picture of 48x64 there isn't known; give --intrinsics"
+            "the camera of an image of 48x64 there isn't known; give --intrinsics"
             in result.our_lines()[0]
         )
     else:

@@ -166,9 +166,9 @@ def test_documents_links_and_images_exist():
             r"`((?:bin|tests|tiekd|ds_configs|model_configs)/[\w./]+\.\w+)`", text
         ):
             assert (runs.ROOT / name).exists(), f"{document}: {name}"
-    picture = runs.ROOT / "bin" / "demo.jpg"
-    assert picture.stat().st_size <= 150_000
-    assert Image.open(picture).width > 500
+    image = runs.ROOT / "bin" / "demo.jpg"
+    assert image.stat().st_size <= 150_000
+    assert Image.open(image).width > 500
 
 
 def anchors(document: Path) -> set[str]:

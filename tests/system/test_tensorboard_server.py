@@ -79,10 +79,10 @@ def test_tensorboard_server_serves_loss_and_images(server):
     points = shown(server, "scalars", "loss")
     assert [step for _, step, _ in points] == list(range(1, 9))
     assert all(0 < value < 10 for _, _, value in points)
-    pictures = shown(server, "images", "pictures_1")
-    assert [picture["step"] for picture in pictures] == [4, 8]
+    images = shown(server, "images", "pictures_1")
+    assert [image["step"] for image in images] == [4, 8]
     with urllib.request.urlopen(
-        f"{server}/data/plugin/images/individualImage?{pictures[0]['query']}"
+        f"{server}/data/plugin/images/individualImage?{images[0]['query']}"
     ) as answer:
         assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
 
@@ -99,12 +99,12 @@ def test_tensorboard_page_shows_loss_and_images(server, tmp_path):
         if all(word in page for word in wanted):
             break
     assert [word for word in wanted if word not in page] == []
-    picture = tmp_path / "page.png"
+    image = tmp_path / "page.png"
     for _ in range(5):
-        open_page(address, tmp_path / "profile", f"--screenshot={picture}")
-        if picture.is_file():
+        open_page(address, tmp_path / "profile", f"--screenshot={image}")
+        if image.is_file():
             break
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def open_page(address: str, profile: Path, *options) -> str:

@@ -34,7 +34,7 @@ def top_level(entries: list[tuple[int, str]]) -> set[str]:
 
 def test_architecture_image_equals_script_output():
     """The stored architecture image is what its script draws."""
-    assert draw_architecture.PICTURE.read_text(encoding="utf-8") == draw_architecture.draw()
+    assert draw_architecture.FIGURE.read_text(encoding="utf-8") == draw_architecture.draw()
 
 
 def test_architecture_trees_list_same_packages():

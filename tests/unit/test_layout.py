@@ -74,7 +74,7 @@ ELSEWHERE = {
         "inference/export/norms",
         "inference/export/onnx_format",
         "inference/export/program_format",
-        "inference/export/trial_pictures",
+        "inference/export/trial_images",
     ),
     "unit/inference/predict/test_prediction.py": ("inference/predict/predictor",),
     "unit/kernels/test_chunked.py": ("kernels/cells",),

@@ -71,8 +71,10 @@ def advice(error: ImportError) -> str | None:
 def home_of(module: str, name: str) -> str | None:
     """Returns the module, below tiekd, that has a name of an old one now.
 
-    None where there is no old module of that name.
+    None where there is no old module of that name, and for a name that has no successor.
     """
+    if f"{module}.{name}" in GONE:
+        return None
     if module in MODULES:
         return MODULES[module]
     places = SPLIT.get(module, {})
@@ -186,7 +188,7 @@ MODULES = {
     "exporting.norms": "inference.export.norms",
     "exporting.onnx_format": "inference.export.onnx_format",
     "exporting.program_format": "inference.export.program_format",
-    "exporting.trial_pictures": "inference.export.trial_pictures",
+    "exporting.trial_pictures": "inference.export.trial_images",
     "file_facts": "data.file_fingerprints",
     "finite": "engine.nonfinite",
     "frame_cache": "tools.cache_frames",
@@ -327,3 +329,7 @@ SPLIT = {
         "training.build": "*",
     },
 }
+
+# Old names without a successor of that name: nothing is advised for them.
+# `is_outside` is the attribute `config.teacher_node.TeacherNode.module` now.
+GONE = ("models.teacher.is_outside",)

@@ -155,7 +155,7 @@ def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
             other = frames.frames[first[fact.digest]].name
             found.append(
                 Finding(
-                    "duplicate", index, f"{frames.frames[index].name}: the same picture as {other}"
+                    "duplicate", index, f"{frames.frames[index].name}: the same image as {other}"
                 )
             )
     return found
@@ -173,7 +173,7 @@ def shared(
         Finding(
             "shared",
             index,
-            f"{frame.name}: the same picture as validation frame {names[fact.digest]}",
+            f"{frame.name}: the same image as validation frame {names[fact.digest]}",
         )
         for index, (frame, fact) in enumerate(zip(train.frames, train_facts, strict=True))
         if fact.digest is not None and fact.digest in names

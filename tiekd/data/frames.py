@@ -237,9 +237,9 @@ class Frames(torch.utils.data.Dataset):
                 "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
             )
             raise DataError(
-                f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for a "
-                f"picture of {_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the "
-                "maps from the same pictures",
+                f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for an "
+                f"image of {_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the "
+                "maps from the same images",
                 "size",
             )
         return self._with_map(sample, teacher_depth)
@@ -262,8 +262,7 @@ class Frames(torch.utils.data.Dataset):
             depth = torch.zeros(1, 1, 1, dtype=torch.uint16).expand(1, height, width)
         elif _size(depth) != _size(image):
             message = (
-                f"{frame.depth}: {_size(depth)} does not fit its picture {frame.name}, "
-                f"{_size(image)}"
+                f"{frame.depth}: {_size(depth)} does not fit its image {frame.name}, {_size(image)}"
             )
             raise DataError(message + _unturned(frame, image, depth), "size")
         # Floating-point depths were cleaned when they were read.
@@ -344,8 +343,8 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
         return ""
     return (
-        " once upright: it fits the pixels as stored, which the picture's EXIF orientation "
-        f"({mark}) turns; turn it likewise, or remove the mark from the picture"
+        " once upright: it fits the pixels as stored, which the image's EXIF orientation "
+        f"({mark}) turns; turn it likewise, or remove the mark from the image"
     )
 
 

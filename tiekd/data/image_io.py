@@ -50,13 +50,13 @@ def read_image(path: Path) -> Tensor:
     Raises:
         DataError: If the file is missing, torn or no 8-bit image.
     """
-    picture = _decode(path, "picture")
-    if picture.mode.startswith(("I", "F")):
+    image = _decode(path, "image")
+    if image.mode.startswith(("I", "F")):
         raise DataError(
-            f"{path}: a picture must have 8 bits a channel, this has more; is it a depth map?",
+            f"{path}: an image must have 8 bits a channel, this has more; is it a depth map?",
             "bit depth",
         )
-    return _rgb(orientation.upright(picture))
+    return _rgb(orientation.upright(image))
 
 
 def read_photo(path: Path) -> Tensor:
@@ -68,52 +68,52 @@ def read_photo(path: Path) -> Tensor:
     Raises:
         DataError: If the file is missing, torn or no image, or its numbers are no grey levels.
     """
-    return as_photo(_decode(path, "picture"), str(path))
+    return as_photo(_decode(path, "image"), str(path))
 
 
-def as_photo(picture: Image.Image, name: str) -> Tensor:
+def as_photo(image: Image.Image, name: str) -> Tensor:
     """Converts a Pillow image as `read_photo` does.
 
     Args:
-        picture: The image.
+        image: The image.
         name: Its name in errors.
 
     Raises:
         DataError: If it can't be decoded, or its numbers are no grey levels.
     """
     try:
-        picture = orientation.upright(picture)
+        image = orientation.upright(image)
     except OSError as error:  # a caller's Pillow image that is loaded only now
         raise DataError(
-            f"{name}: can't be decoded as a picture ({error}); the file is torn"
+            f"{name}: can't be decoded as an image ({error}); the file is torn"
         ) from None
-    if picture.mode in ("I", "F"):
-        pixels = np.asarray(picture)
-        if picture.mode == "F" or pixels.size == 0 or pixels.min() < 0 or pixels.max() > 65535:
+    if image.mode in ("I", "F"):
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.size == 0 or pixels.min() < 0 or pixels.max() > 65535:
             raise DataError(
                 f"{name}: its numbers are no grey levels of 8 or 16 bits; save it as such",
                 "bit depth",
             )
-        picture = Image.fromarray(pixels.astype(np.uint16))
-    if picture.mode.startswith("I;16"):
-        levels = (np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535
-        picture = Image.fromarray(levels.astype(np.uint8))
-    return _rgb(picture)
+        image = Image.fromarray(pixels.astype(np.uint16))
+    if image.mode.startswith("I;16"):
+        levels = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+        image = Image.fromarray(levels.astype(np.uint8))
+    return _rgb(image)
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
     """Returns (height, width) of an upright image from the head of its file. Raises DataError."""
     if not os.path.isfile(path):
-        raise _missing(path, "picture")
+        raise _missing(path, "image")
     try:
-        with Image.open(path) as picture:
-            return orientation.upright_size(picture)
+        with Image.open(path) as image:
+            return orientation.upright_size(image)
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from None
     except PermissionError as error:
         raise _unreadable(path, error) from None
     except Exception:  # noqa: BLE001 - Pillow's plug-ins raise all kinds on damaged files
-        raise DataError(f"{path}: its size can't be read; the file is torn or no picture") from None
+        raise DataError(f"{path}: its size can't be read; the file is torn or no image") from None
 
 
 def read_levels(path: Path) -> Tensor:
@@ -135,7 +135,7 @@ def read_levels(path: Path) -> Tensor:
             bits = file.read(25)[-1]  # Pillow reports 8 of 16 bits if there are several channels
         raise DataError(
             f"{path}: a depth map must be a one-channel 16-bit PNG, this has {len(raw.getbands())} "
-            f"channel(s) of {bits} bits; convert it from the original depth (a coloured picture "
+            f"channel(s) of {bits} bits; convert it from the original depth (a coloured image "
             "can't be used)",
             "bit depth",
         )
@@ -333,30 +333,31 @@ def _decode(path: Path, kind: str) -> Image.Image:
         )
     file.seek(0)
     try:
-        picture = Image.open(file)
-        moves = picture.format in _MAY_MOVE and getattr(picture, "is_animated", False)
-        picture.load()
+        image = Image.open(file)
+        moves = image.format in _MAY_MOVE and getattr(image, "is_animated", False)
+        image.load()
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from None
     except Exception as error:  # noqa: BLE001 - Pillow's plug-ins raise all kinds on damaged files
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        article = "an" if kind == "image" else "a"
         raise DataError(
-            f"{path}: can't be decoded as a {kind}{reason}; the file is torn or no {kind}"
+            f"{path}: can't be decoded as {article} {kind}{reason}; the file is torn or no {kind}"
         ) from None
     if moves:
         raise DataError(
-            f"{path}: an animation of {picture.n_frames} frames ({picture.format}), no {kind}; "
+            f"{path}: an animation of {image.n_frames} frames ({image.format}), no {kind}; "
             "save the frames as files, or all as a video"
         )
-    return picture
+    return image
 
 
-def _rgb(picture: Image.Image) -> Tensor:
+def _rgb(image: Image.Image) -> Tensor:
     """Converts an image of 8 bits a channel to (3, H, W) uint8 RGB."""
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # Pillow warns if it is converted to RGB directly
-    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns if it is converted to RGB directly
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _missing(path: Path, kind: str) -> DataError:

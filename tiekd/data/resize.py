@@ -124,10 +124,10 @@ class Resize:
             return f"scaled by {self.scale:g}"
         if self.at_most is not None:
             return (
-                f"the picture's own size, from {SLACK:g} times {_by(self.at_most)} on shrunk to as "
+                f"the image's own size, from {SLACK:g} times {_by(self.at_most)} on shrunk to as "
                 "many pixels"
             )
-        return "the picture's own size"
+        return "the image's own size"
 
     @property
     def is_padded(self) -> bool:
@@ -148,7 +148,7 @@ class Resize:
         placement = self._place(height, width)
         if self != OWN_SIZE and max(placement.canvas) > LARGEST:
             raise DataError(
-                f"a picture of {height}x{width} would be {_by(placement.canvas)} at the working "
+                f"an image of {height}x{width} would be {_by(placement.canvas)} at the working "
                 f"resolution ({self}), larger than {LARGEST} pixels a side; leave it out, or set "
                 "another data.resize",
                 "size",
@@ -203,7 +203,7 @@ def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
     if sizes == "keep_aspect":
         if crop is None:
             raise RecipeError(
-                "data.augment.sizes: keep_aspect scales pictures to cover data.augment.crop; give "
+                "data.augment.sizes: keep_aspect scales images to cover data.augment.crop; give "
                 "a crop, or data.resize"
             )
         return Resize(height=crop[0], width=crop[1], mode="cover")
@@ -314,7 +314,7 @@ def frame_size(data: Mapping) -> tuple[int, int] | None:
     return (480, 640) if data.get("name") == "nyu" else None
 
 
-def resized_picture(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def resized_image(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes images; shrinking averages over the area that a pixel covers.
 
     The grey levels are the same on every machine, since the sums are exact.
@@ -329,7 +329,7 @@ def resized_picture(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     if pixels.dim() > 3:
-        return torch.stack([resized_picture(each, size) for each in pixels])
+        return torch.stack([resized_image(each, size) for each in pixels])
     # Resample rows, round to 1/16 of a grey level, then resample columns.
     planes = pixels.permute(1, 2, 0).contiguous().numpy()  # no copy of images from most decoders
     height, width, channels = planes.shape
@@ -346,7 +346,7 @@ def resized_picture(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def dense_weights(old: int, new: int) -> Tensor:
-    """Returns the (new, old) float32 matrix by which `resized_picture` resizes a side."""
+    """Returns the (new, old) float32 matrix by which `resized_image` resizes a side."""
     index, weights = _taps(old, new)
     # Taps at the border can share an index, so their weights are added.
     matrix = torch.zeros(new, old)
@@ -377,7 +377,7 @@ def open_weights(old: int, new: int) -> Tensor:
 
 
 def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Resizes images as `resized_picture` does, by matrix products, which exporters support.
+    """Resizes images as `resized_image` does, by matrix products, which exporters support.
 
     The numbers are the same as long as products run in float32.
 
@@ -389,7 +389,7 @@ def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor
     Returns:
         (B, 3, h, w) float32.
     """
-    # The same rounding between the passes as in `resized_picture`.
+    # The same rounding between the passes as in `resized_image`.
     between = (torch.matmul(rows, pixels) * _BETWEEN).round() / _BETWEEN
     return torch.matmul(between, columns.t()).round()
 
@@ -470,7 +470,7 @@ def resized_sample(sample: Sample, resize: Resize) -> tuple[Sample, Placement]:
     if placement.scaled == (height, width):
         return sample, placement
     return sample._replace(
-        image=resized_picture(in_grey_levels(sample).image, placement.scaled),
+        image=resized_image(in_grey_levels(sample).image, placement.scaled),
         depth=resized_depth(sample.depth, placement.scaled),
         inside=_resized_inside(sample.inside, placement.scaled),
         teacher_depth=None
@@ -505,7 +505,7 @@ def network_input(pixels: Tensor, resize: Resize) -> Tensor:
     They are resized, then padded with black.
     """
     placement = resize.place(*pixels.shape[-2:])
-    return on_canvas(resized_picture(pixels, placement.scaled), placement)
+    return on_canvas(resized_image(pixels, placement.scaled), placement)
 
 
 def on_canvas(values: Tensor, placement: Placement) -> Tensor:
@@ -537,7 +537,7 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
     if tuple(values.shape[-2:]) != placement.canvas:
         got = tuple(values.shape)
         raise ValueError(
-            f"restored: got {got}; of a picture of {size} a network sees {placement.canvas}"
+            f"restored: got {got}; of an image of {size} a network sees {placement.canvas}"
         )
     (height, width), top, left = placement.scaled, placement.top, placement.left
     return resized_map(values[..., top : top + height, left : left + width], size, smooth)

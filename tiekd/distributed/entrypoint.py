@@ -35,7 +35,7 @@ _OUT_OF_MEMORY = re.compile(
     r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|MemoryError", re.I
 )
 _LESS_MEMORY = (
-    "not enough memory; smaller batches, pictures and networks need less (for training, "
+    "not enough memory; smaller batches, images and networks need less (for training, "
     "bin/train.py RECIPE --dry-run --find-micro-batch says what fits)"
 )
 _MAKE_ROOM = "make room, then go on or start again"

@@ -150,7 +150,7 @@ def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str,
         if seen[name] is not None and seen[name].is_whole:
             raise DataError(
                 f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that "
-                "it would be evaluated on, so the figures would say nothing of new pictures; "
+                "it would be evaluated on, so the figures would say nothing of new images; "
                 "evaluate on others (--set data.val_split=FILE or data.root=FOLDER), "
                 "or say --on-trained"
             )

@@ -36,7 +36,7 @@ def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
     resized = ""
     if result.resize not in (OWN_SIZE, Resize(at_most=result.resize.at_most)):
         resized = (
-            f"\npictures at {result.resize}; depth is brought up bilinearly to the ground truth's "
+            f"\nimages at {result.resize}; depth is brought up bilinearly to the ground truth's "
             "own size and scored there"
         )
     return (

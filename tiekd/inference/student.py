@@ -293,7 +293,7 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
     if isinstance(image, str | PathLike):
         return read_photo(Path(paths.expanded(fspath(image))))
     if isinstance(image, Image.Image):
-        return as_photo(image, "the picture")
+        return as_photo(image, "the image")
     # Other shapes and dtypes fall through to the error.
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
@@ -312,7 +312,7 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
         else type(image).__name__
     )
     raise DataError(
-        "an image must be a file, a Pillow picture, an array (H, W, 3) uint8 or a tensor (3, H, W) "
+        "an image must be a file, a Pillow image, an array (H, W, 3) uint8 or a tensor (3, H, W) "
         f"or (B, 3, H, W) uint8, got {got}"
     )
 

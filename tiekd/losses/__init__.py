@@ -50,6 +50,6 @@ def check_top_crop(top_crop: int, height: int) -> None:
     """
     if top_crop >= height:
         raise RecipeError(
-            f"top_crop: {top_crop} rows of a picture of {height} leave none; "
+            f"top_crop: {top_crop} rows of an image of {height} leave none; "
             "make data.augment.crop taller or the top crop smaller"
         )

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if comm.is_main():
         told = [f"{name}: {entrant.weights}" for name, entrant in networks.items()]
         told += [
-            f"{name} sees pictures at {each.resize}"
+            f"{name} sees images at {each.resize}"
             for name, each in networks.items()
             if each.resize.mode
         ]
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
         watcher = frame_pictures.FramePictures(
             args.show_dir, len(frames), protocol.max_depth, entrant.resize
         )
-        pictures = [watcher] if shown else []
-        result = compare.evaluate(entrant, frames, protocol, device, loading, sys.stderr, pictures)
+        watchers = [watcher] if shown else []
+        result = compare.evaluate(entrant, frames, protocol, device, loading, sys.stderr, watchers)
         results[name] = result._replace(overlap=seen.get(name))
     # Report.
     if not comm.is_main():

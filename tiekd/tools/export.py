@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiekd.config.recipe import load_recipe
 from tiekd.errors import ExportError
-from tiekd.inference.export import export, trial_pictures
+from tiekd.inference.export import export, trial_images
 from tiekd.models import load
 
 
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace, version: str) -> None:
     network, weights, resize = load.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
     # How to export: the size of the recipe's frames unless another is asked for.
-    frames, origin = trial_pictures.frames(recipe)
+    frames, origin = trial_images.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
     settings = export.Settings(
         size=size,
@@ -37,14 +37,14 @@ def run(args: argparse.Namespace, version: str) -> None:
     print(f"Tried on: {len(frames)} of {origin}")
     # Write the file and compare it with the network on a few images.
     least = export.least_side(network, settings) if settings.dynamic else None
-    pictures = trial_pictures.batches(frames, size, least)
+    images = trial_images.batches(frames, size, least)
     facts = {"tiekd": version, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
     done = export.write(
-        args.out, network.eval(), recipe["network"], settings, pictures, facts, sys.stdout
+        args.out, network.eval(), recipe["network"], settings, images, facts, sys.stdout
     )
     if done.file_ms is not None:
         print(
-            f"A picture takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch "
+            f"An image takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch "
             "(CPU)"
         )
     print(f"written: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -147,7 +147,7 @@ def plot(
     return figures.pixels_of(figure)
 
 
-def write(path: Path, picture: np.ndarray) -> None:
+def write(path: Path, pixels: np.ndarray) -> None:
     """Writes an image as PNG, atomically.
 
     Raises:
@@ -155,7 +155,7 @@ def write(path: Path, picture: np.ndarray) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path, picture)
+        write_image(path, pixels)
     except OSError as error:
         raise DataError(
             f"{path}: can't be written ({error.strerror}); give --out a place that can be"

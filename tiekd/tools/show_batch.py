@@ -205,4 +205,4 @@ def run(args: argparse.Namespace) -> None:
             name = f"iteration_{args.iteration}_rank_{part.rank}_micro_{part.index}"
             name += f"_sample_{sample}.png"
             write_image(out / name, pictures.panel([row], ["image", *depths], max_depth))
-    print(f"Pictures: {out}")
+    print(f"Images: {out}")

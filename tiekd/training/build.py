@@ -351,9 +351,9 @@ def _seen_before(recipe: Recipe) -> trained_on.TrainedOn | None:
 def _repeated_places(groups: list[int], places: int) -> str:
     """Returns the log's line on batches of one size, which repeat images to be full."""
     return (
-        f"A batch holds pictures of one size, of which there are {len(set(groups))}; to fill up "
-        f"each size's last batch, {places - len(groups)} of an epoch's {places} places repeat a "
-        "picture"
+        f"A batch holds images of one size, of which there are {len(set(groups))}; to fill up "
+        f"each size's last batch, {places - len(groups)} of an epoch's {places} places repeat an "
+        "image"
     )
 
 
@@ -361,7 +361,7 @@ def _check_loading(recipe: Recipe) -> None:
     """Raises RecipeError where samples are skipped and batches need every image's size."""
     if recipe.loading.on_error == "skip" and recipe.augment.sizes == "bucket":
         raise RecipeError(
-            "data.on_error: skip can't go with data.augment.sizes=bucket, where all pictures' "
+            "data.on_error: skip can't go with data.augment.sizes=bucket, where all images' "
             "sizes must be known; set sizes=keep_aspect, or train on the split that "
             "bin/check_data.py cleans"
         )

@@ -75,7 +75,7 @@ class Evaluation(Hook):
         if comm.is_main():
             self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
             if self.overlap is not None and self.overlap.seen:
-                told = f"validation: {self.overlap}, so figures say less of new pictures"
+                told = f"validation: {self.overlap}, so figures say less of new images"
                 self.info(f"Warning: {told}")
         if self.owed is not None:
             state.lr, self.owed = self.owed, None
@@ -170,7 +170,7 @@ class Evaluation(Hook):
         """Restores them; a best figure that new ones can't be compared with is dropped."""
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
-        # Older versions evaluated pictures at their own size, whatever training scaled them by, and
+        # Older versions evaluated images at their own size, whatever training scaled them by, and
         # may have taken a best from an evaluation without a pixel.
         own_size = "resize" not in state and self.resize not in (
             OWN_SIZE,

@@ -204,8 +204,9 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
         pairs = _pairs(old, new, kind)
         changed = [name for name, was, is_now in pairs if _is_another(was, is_now)]
         if changed:
+            word = "image" if kind == "picture" else kind  # the record's key is an older word
             refused.append(
-                f"the {kind} of {len(changed)} {split} frames is another or gone ({_some(changed)})"
+                f"the {word} of {len(changed)} {split} frames is another or gone ({_some(changed)})"
             )
         unsure += sum(_is_unsure(was, is_now) for _, was, is_now in pairs)
     if unsure:

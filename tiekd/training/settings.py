@@ -165,7 +165,7 @@ class TrainSettings:
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
         if self.batch_size > 65536:
             raise RecipeError(
-                f"train.batch_size: got {self.batch_size}; it must be at most 65536 pictures"
+                f"train.batch_size: got {self.batch_size}; it must be at most 65536 images"
             )
         if not isinstance(self.max_bad_iterations, int) or self.max_bad_iterations < 0:
             raise RecipeError(

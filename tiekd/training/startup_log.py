@@ -39,7 +39,7 @@ def about(parts: Parts) -> list[str]:
         said.append(f"Teacher: {size} M parameters, frozen, from {source}")
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
-                f"WARNING: the teacher learned from pictures at {teacher.resize}, and sees this "
+                f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
                 "run's here; bin/cache_teacher.py makes its maps at its own resolution"
             )
     elif isinstance(teacher, OutsideTeacher):

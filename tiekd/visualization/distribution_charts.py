@@ -141,22 +141,22 @@ def pixel_distributions(
 
 
 def distribution_panel(
-    pictures: dict[str, np.ndarray], pixels: list[Pixel], target_name: str
+    images: dict[str, np.ndarray], pixels: list[Pixel], target_name: str
 ) -> np.ndarray:
     """Draws a panel of a frame's images with marked pixels, and a chart per pixel.
 
     Args:
-        pictures: (H, W, 3) uint8 images of one frame by their titles.
+        images: (H, W, 3) uint8 images of one frame by their titles.
         pixels: The pixels, of which four are shown.
         target_name: Where the target comes from.
 
     Returns:
         (height, width, 3) uint8.
     """
-    height, width = next(iter(pictures.values())).shape[:2]
+    height, width = next(iter(images.values())).shape[:2]
     charts_height = 2 * _CHART[1] + _GAP
     cell_height = min(
-        (charts_height - 24 * len(pictures)) // len(pictures), round(560 * height / width)
+        (charts_height - 24 * len(images)) // len(images), round(560 * height / width)
     )
     cell = (round(cell_height * width / height), cell_height)
     top, left = 34, _MARGIN + cell[0] + 2 * _GAP
@@ -167,7 +167,7 @@ def distribution_panel(
     font = ImageFont.load_default(12)
     y = top
     # Images at the left, with marked pixels.
-    for title, picture in pictures.items():
+    for title, image in images.items():
         draw.text(
             (_MARGIN + cell[0] / 2, y + 10),
             title,
@@ -175,7 +175,7 @@ def distribution_panel(
             fill=INK,
             anchor="mm",
         )
-        canvas.paste(_marked(resized(picture, cell), pixels, cell[1] / height), (_MARGIN, y + 22))
+        canvas.paste(_marked(resized(image, cell), pixels, cell[1] / height), (_MARGIN, y + 22))
         y += cell[1] + 24
     # Legend at the top.
     x: float = left
@@ -231,9 +231,9 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
     return max(low - room, 0.0), min(high + room, max(last, *xs))
 
 
-def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
+def _marked(image: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
     """Draws a ring around each pixel with its number, white on black to show on any background."""
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(13)
     for number, pixel in enumerate(pixels, start=1):
         x, y = (pixel.column + 0.5) * scale, (pixel.row + 0.5) * scale
@@ -241,7 +241,7 @@ def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Im
             draw.ellipse(
                 [x - radius, y - radius, x + radius, y + radius], outline=colour, width=width
             )
-        side = -1 if x > picture.width - 24 else 1
+        side = -1 if x > image.width - 24 else 1
         draw.text(
             (x + side * 13, y),
             str(number),
@@ -251,7 +251,7 @@ def _marked(picture: Image.Image, pixels: list[Pixel], scale: float) -> Image.Im
             stroke_width=2,
             stroke_fill=0,
         )
-    return picture
+    return image
 
 
 def _spread(

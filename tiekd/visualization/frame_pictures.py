@@ -63,10 +63,10 @@ class FramePictures:
                 f"{name}   "
                 f"{told if figures['a1'] == figures['a1'] else 'no ground truth that counts'}"
             )
-            picture = frame_picture(
+            drawn = frame_picture(
                 images[place], truths[place, 0], depths[place, 0], self.max_depth, caption
             )
-            write_image(self.folder / f"{index:0{self.digits}d}_{joined_name(name)}", picture)
+            write_image(self.folder / f"{index:0{self.digits}d}_{joined_name(name)}", drawn)
 
 
 def frame_picture(

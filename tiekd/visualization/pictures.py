@@ -126,7 +126,7 @@ def panel(
     """
     if any(len(row) != len(titles) for row in rows):
         raise ValueError(
-            f"panel: rows of {[len(row) for row in rows]} pictures need as many titles, got "
+            f"panel: rows of {[len(row) for row in rows]} images need as many titles, got "
             f"{len(titles)}"
         )
     untitled = [()] * (len(rows) - 1)
@@ -153,13 +153,13 @@ def sheet(
         (height, width, 3) uint8.
     """
     titles = list(cells)
-    pictures = list(cells.values())
-    height, width = pictures[0].shape[:2]
+    images = list(cells.values())
+    height, width = images[0].shape[:2]
     columns = 2 if width > 1.5 * height else 3
     lines = [slice(i, i + columns) for i in range(0, len(titles), columns)]
     # Subsampled images, such as entropies, are enlarged to the size of the others.
     size = (cell_width, round(height * cell_width / width))
-    rows = [[np.asarray(resized(picture, size)) for picture in pictures[line]] for line in lines]
+    rows = [[np.asarray(resized(cell, size)) for cell in images[line]] for line in lines]
     return _grid(
         rows,
         [titles[line] for line in lines],
@@ -168,10 +168,10 @@ def sheet(
     )
 
 
-def resized(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Resizes an (H, W, 3) uint8 image to (width, height); enlarging adds no new colours."""
-    shrinks = size[0] < picture.shape[1]
-    return Image.fromarray(picture).resize(
+    shrinks = size[0] < cell.shape[1]
+    return Image.fromarray(cell).resize(
         size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
     )
 
@@ -206,10 +206,10 @@ def _grid(
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     # Images and titles.
-    for top, height, pictures, row_titles in zip(tops, heights, rows, titles, strict=True):
-        for column, picture in enumerate(pictures):
+    for top, height, images, row_titles in zip(tops, heights, rows, titles, strict=True):
+        for column, cell in enumerate(images):
             left = _MARGIN + column * (cell_width + _GAP)
-            canvas.paste(resized(picture, (cell_width, height)), (left, top))
+            canvas.paste(resized(cell, (cell_width, height)), (left, top))
             if row_titles:
                 middle = (left + cell_width / 2, top - _TITLE + 8)
                 draw.text(middle, row_titles[column], font=title_font, fill=INK, anchor="mm")

@@ -191,7 +191,7 @@ def _exported(case: Case, name: str, load: Callable) -> Tensor:
     settings = export.Settings(
         tuple(image.shape[2:]), export.format_of(path), readout=case.readout, resize=case.resize
     )
-    # On another picture than the one that is compared.
+    # On another image than the one that is compared.
     export.write(path, case.network, case.node, settings, [image.flip(-1)], {}, io.StringIO())
     depth = load(path)(image)[0][0, 0]
     path.unlink()

@@ -12,7 +12,7 @@ from support.exported_student import (
     ODD,
     evaluated,
     fitted_network,
-    picture,
+    random_image,
     write,
 )
 from torch import nn
@@ -55,7 +55,7 @@ def test_export_runs_without_tiekd(tmp_path, dpm, name):
     """Exported files give the same depth in a process that can't import tiekd."""
     path = tmp_path / name
     write(path, dpm, dynamic=True)
-    image = picture(*ODD, seed=5)
+    image = random_image(*ODD, seed=5)
     assert (as_stranger(path, image) - evaluated(dpm, image)).abs().max() < 1e-3
     assert str(Path(tiekd.__file__).parent).encode() not in path.read_bytes()
 

@@ -161,7 +161,7 @@ def test_step_nonfinite_is_skipped_on_all_ranks(ranks, name, fault):
         for key, value in before.items():
             if (
                 "running" in key
-            ):  # of the pictures that were well; of none where one is bad on any rank
+            ):  # of the images that were well; of none where one is bad on any rank
                 assert after[key].isfinite().all(), key
             elif "num_batches" not in key:
                 assert torch.equal(value, after[key]), key

@@ -174,3 +174,9 @@ def test_moved_targets_exist_and_sources_do_not():
             bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
             bound |= {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
             assert names == "*" or set(names.split()) <= bound
+
+
+def test_home_of_name_without_successor_is_none():
+    """A name that has no successor gets no advice; its old module's other names do."""
+    assert moved.home_of("models.teacher", "is_outside") is None
+    assert moved.home_of("models.teacher", "build_teacher") == "teaching"

@@ -130,24 +130,24 @@ def test_read_image_refuses_truncated_jpeg(tmp_path):
     )
     whole = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
-    assert "can't be decoded as a picture" in refused(read_image, tmp_path / "torn.jpg")
+    assert "can't be decoded as an image" in refused(read_image, tmp_path / "torn.jpg")
 
 
 def test_readers_refuse_missing_folder_and_text(tmp_path):
     """A missing file, a folder and a text file are refused by name."""
-    assert "no such picture; check data.root and the split file" in refused(
+    assert "no such image; check data.root and the split file" in refused(
         read_image, tmp_path / "a.png"
     )
     assert "no such depth map" in refused(read_levels, tmp_path / "a.png")
     for read, kind in (
-        (read_image, "picture"),
+        (read_image, "image"),
         (read_depth_npy, "depth map"),
-        (read_image_size, "picture"),
+        (read_image_size, "image"),
     ):
         arguments = (None,) if read is read_depth_npy else ()
         assert f"a folder or device, no {kind}" in refused(read, tmp_path, *arguments)
-    (tmp_path / "b.png").write_text("no picture")
-    assert "torn or no picture" in refused(read_image, tmp_path / "b.png")
+    (tmp_path / "b.png").write_text("no image")
+    assert "torn or no image" in refused(read_image, tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -164,7 +164,7 @@ def test_read_image_size_reads_header_only(tmp_path, suffix):
     path.write_bytes(whole[:10])
     assert "its size can't be read" in refused(read_image_size, path)
     path.unlink()
-    assert "no such picture" in refused(read_image_size, path)
+    assert "no such image" in refused(read_image_size, path)
 
 
 def test_read_depth_npy_metres_or_levels(tmp_path):
@@ -251,10 +251,10 @@ def test_odd_files_are_described(tmp_path):
     """An empty file, a Git LFS pointer and a 16-bit RGB image are described as what they are."""
     path = tmp_path / "p.png"
     path.touch()
-    assert "an empty file, no picture" in refused(read_image, path)
+    assert "an empty file, no image" in refused(read_image, path)
     assert "an empty file, no depth map" in refused(read_levels, path)
     write_bytes(path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    assert "no picture; fetch the file with git lfs pull" in refused(read_image, path)
+    assert "no image; fetch the file with git lfs pull" in refused(read_image, path)
     sixteen = zlib.compress(
         b"\0" + bytes(range(12))
     )  # one row of two pixels of three channels of 16 bits
@@ -341,7 +341,7 @@ def test_readers_never_unpickle(tmp_path):
     ):
         write()
         assert "can't be read" in refused(read_depth_npy, path, None)
-        assert "torn or no picture" in refused(read_image, path)
+        assert "torn or no image" in refused(read_image, path)
     assert not sprung.exists()
 
 
@@ -436,7 +436,7 @@ GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "pil_image",
     [
         Image.fromarray(GREY),
         Image.fromarray(GREY.astype(np.uint16) * 257),
@@ -447,9 +447,9 @@ GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     ],
     ids=["grey", "16 bits", "grey and alpha", "rgba", "palette", "colour palette"],
 )
-def test_read_photo_returns_8_bit_rgb(tmp_path, picture):
+def test_read_photo_returns_8_bit_rgb(tmp_path, pil_image):
     """`read_photo` returns every image mode as 8-bit RGB."""
-    picture.save(tmp_path / "p.png")
+    pil_image.save(tmp_path / "p.png")
     photo = read_photo(tmp_path / "p.png")
     assert photo.dtype == torch.uint8
     assert torch.equal(photo, torch.from_numpy(GREY).expand(3, 3, 4))
@@ -461,7 +461,7 @@ def test_read_photo_scales_16_bit_refuses_float(tmp_path):
     assert read_photo(tmp_path / "p.png")[0].tolist() == [[0, 0, 127, 255]]
     Image.fromarray(np.array([[0.5, 3.0]], np.float32)).save(tmp_path / "p.tif")
     assert "no grey levels" in refused(read_photo, tmp_path / "p.tif")
-    assert "torn" in refused(read_photo, write_bytes(tmp_path / "q.jpg", b"no picture"))
+    assert "torn" in refused(read_photo, write_bytes(tmp_path / "q.jpg", b"no image"))
 
 
 def write_bytes(path, data):

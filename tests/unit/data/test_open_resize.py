@@ -18,8 +18,8 @@ from tiekd.data.resize import (
     parse_size,
     resize_of,
     resized_by_products,
+    resized_image,
     resized_map,
-    resized_picture,
     restored,
 )
 from tiekd.errors import RecipeError
@@ -147,21 +147,21 @@ def test_resized_picture_averages_covered_pixels():
     """Shrinking an image averages over the pixels that an output pixel covers."""
     stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     stripes[..., ::2] = 200
-    small = resized_picture(stripes, (8, 8))
+    small = resized_image(stripes, (8, 8))
     assert small.dtype == torch.uint8
     assert (small.int() - 100).abs().max() <= 5
 
 
 @pytest.mark.parametrize("size", [(20, 31), (61, 50), (150, 220), (1, 1), (61, 97), (3, 400)])
 def test_resized_by_products_equals_resized_picture(size):
-    """Matrix products give the grey levels of `resized_picture` exactly."""
+    """Matrix products give the grey levels of `resized_image` exactly."""
     pixels = torch.randint(
         0, 256, (2, 3, 61, 97), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     found = resized_by_products(
         pixels.float(), dense_weights(61, size[0]), dense_weights(97, size[1])
     )
-    assert torch.equal(found, resized_picture(pixels, size).float())
+    assert torch.equal(found, resized_image(pixels, size).float())
 
 
 def test_open_weights_equal_dense_weights():

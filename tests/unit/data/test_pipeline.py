@@ -3,7 +3,7 @@
 KITTI and NYU, in training, step by step, and in evaluation.
 
 The frames are synthetic, by rule, and lie in the published folders. What the published code drew at
-random is recorded and forced on ours. It doesn't turn the teacher's map with the picture, ours
+random is recorded and forced on ours. It doesn't turn the teacher's map with the image, ours
 does: maps are compared unturned.
 """
 
@@ -50,7 +50,7 @@ STEPS = ("KBCrop", "NYUCrop", "RandomRotate", "RandomFlip", "RandomCrop", "Color
 FORCED_CROP = {"kitti": (0, 123, 352, 704), "nyu": (7, 13, 416, 544)}
 
 
-def picture(tag, height, width):
+def photo(tag, height, width):
     y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
     wave = np.sin(2 * np.pi * ((1 + c) * x / width + (2 - c) * y / height) + 0.7 * c)
     bgr = 127.5 + 80 * wave + 25 * golden.normal(tag, (height, width, 3))
@@ -73,7 +73,7 @@ def root(tmp_path_factory):
         if "kitti" in tag:
             day, drive, _, _, file = name.split("/")
             pixels = {
-                f"data/kitti/input/{name}": picture(f"{tag}:img", height, width),
+                f"data/kitti/input/{name}": photo(f"{tag}:img", height, width),
                 f"data/kitti/gt_depth/{drive}/proj_depth/groundtruth/image_02/{file}": levels(
                     f"{tag}:gt", height, width, 80.0, 256, 0.3
                 ),
@@ -85,7 +85,7 @@ def root(tmp_path_factory):
             scene, file = name.split("/")
             depth = file.replace("rgb", "sync_depth").replace("jpg", "png")
             pixels = {
-                f"data/nyu/{name}": picture(f"{tag}:img", height, width),
+                f"data/nyu/{name}": photo(f"{tag}:img", height, width),
                 f"data/nyu/{scene}/{depth}": levels(f"{tag}:gt", height, width, 10.0, 1000, 0.8),
                 f"data/nyu/gt_kd_adabins_real/data_nyu_{scene}_{file[:-3]}png": levels(
                     f"{tag}:kd", height, width, 10.0, 6553.5

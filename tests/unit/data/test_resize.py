@@ -44,7 +44,7 @@ class One(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize(
-    ("node", "picture", "scaled", "canvas", "corner"),
+    ("node", "photo", "scaled", "canvas", "corner"),
     [
         ({"height": 20, "width": 30, "mode": "stretch"}, (40, 90), (20, 30), (20, 30), (0, 0)),
         ({"height": 20, "width": 30, "mode": "cover"}, (40, 90), (20, 45), (20, 45), (0, 0)),
@@ -62,9 +62,9 @@ class One(torch.utils.data.Dataset):
         (None, (41, 90), (41, 90), (41, 90), (0, 0)),
     ],
 )
-def test_place_gives_scaled_size_canvas_corner(node, picture, scaled, canvas, corner):
+def test_place_gives_scaled_size_canvas_corner(node, photo, scaled, canvas, corner):
     """`place` returns the scaled size, the canvas and the corner for each form of resize."""
-    assert resizes.of_node(node).place(*picture) == (scaled, canvas, *corner)
+    assert resizes.of_node(node).place(*photo) == (scaled, canvas, *corner)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_of_data_derives_resize():
     assert resizes.of_data({"name": "nyu"}) == Resize(at_most=(480, 640))
     assert resizes.of_data({"name": "folder", "augment": {"crop": [20, 30]}}) == OWN_SIZE
     with pytest.raises(
-        RecipeError, match="keep_aspect scales pictures to cover data.augment.crop; give a crop"
+        RecipeError, match="keep_aspect scales images to cover data.augment.crop; give a crop"
     ):
         resizes.of_data({"augment": {"sizes": "keep_aspect"}})
     with pytest.raises(RecipeError, match="at_most"):
@@ -137,7 +137,7 @@ SIZES = [
 def test_resized_picture_equals_matrix_products(old, new):
     """The grey levels are exact: products and any order of summation give the same."""
     pixels = sample_of(*old).image
-    resized = resizes.resized_picture(pixels, new)
+    resized = resizes.resized_image(pixels, new)
     rows, columns = (resizes.dense_weights(a, b) for a, b in zip(old, new, strict=True))
     assert torch.equal(
         resized.float(), resizes.resized_by_products(pixels[None].float(), rows, columns)[0]
@@ -146,7 +146,7 @@ def test_resized_picture_equals_matrix_products(old, new):
         rows, pixels.float()
     )
     assert not reordered.any()  # so exact that no order of the sum changes anything
-    assert torch.equal(resizes.resized_picture(pixels[None], new)[0], resized)
+    assert torch.equal(resizes.resized_image(pixels[None], new)[0], resized)
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
@@ -154,7 +154,7 @@ def test_resized_picture_follows_torch_antialias(old, new):
     """Resized images follow torch's antialiased bilinear filter within 0.75 grey levels."""
     pixels = sample_of(*old).image
     theirs = interpolate(pixels[None].float(), size=new, mode="bilinear", antialias=True)[0]
-    assert (resizes.resized_picture(pixels, new).float() - theirs).abs().max() <= 0.75
+    assert (resizes.resized_image(pixels, new).float() - theirs).abs().max() <= 0.75
 
 
 def test_dense_weights_sum_to_one():
@@ -164,7 +164,7 @@ def test_dense_weights_sum_to_one():
             resizes.dense_weights(old, new).double().sum(1), torch.ones(new).double()
         )
     flat = torch.full((3, 37, 41), 201, dtype=torch.uint8)
-    assert (resizes.resized_picture(flat, (11, 90)) == 201).all()
+    assert (resizes.resized_image(flat, (11, 90)) == 201).all()
 
 
 def slant(height, width, near=2.0, far=40.0):
@@ -405,14 +405,12 @@ def test_batch_norm_counts_feature_by_centre():
 
 def test_depth_of_other_size_is_refused():
     """Depth of another size than the image or the network's input is refused."""
-    with pytest.raises(
-        ValueError, match="of a picture of \\(24, 32\\) a network sees \\(24, 32\\)"
-    ):
+    with pytest.raises(ValueError, match="of an image of \\(24, 32\\) a network sees \\(24, 32\\)"):
         resizes.restored(torch.ones(1, 1, 48, 64), OWN_SIZE, (24, 32), smooth=True)
     mixed = sample_of(48, 64, depth=torch.ones(1, 24, 32))
     for augment in (None, PLAIN):
         error = BatchReader(One(mixed), augment, 0).read([(0, 0)])
-        assert str(error) == "one: depth of 24x32 for a picture of 48x64; give both one size"
+        assert str(error) == "one: depth of 24x32 for an image of 48x64; give both one size"
 
 
 def test_evaluation_refuses_mixed_sizes_in_batch():
@@ -420,7 +418,7 @@ def test_evaluation_refuses_mixed_sizes_in_batch():
     data = One(sample_of(48, 64), sample_of(50, 60))
     reader = BatchReader(data, None, 0, resize=Resize(height=8, width=9, mode="stretch"))
     error = reader.read([(0, 0), (0, 1)])
-    assert "pictures of different sizes in one batch: 48x64, 50x60 (among one)" in str(error)
+    assert "images of different sizes in one batch: 48x64, 50x60 (among one)" in str(error)
 
 
 def test_batch_norm_all_padding_counts_everything():
@@ -466,8 +464,6 @@ def test_of_data_only_known_fixed_size_datasets():
 )
 def test_place_refuses_enormous_image(resize):
     """A resize that would enlarge an image enormously is refused."""
-    with pytest.raises(
-        DataError, match="a picture of 1x5000 would be .* at the working resolution"
-    ):
+    with pytest.raises(DataError, match="an image of 1x5000 would be .* at the working resolution"):
         resize.place(1, 5000)
     assert OWN_SIZE.place(1, 50000).canvas == (1, 50000)

@@ -48,7 +48,7 @@ def test_frame_hash_is_name_and_size(tmp_path):
     moved = frames(tmp_path / "b", 5)
     assert seen_of(record, moved) == Overlap(3, 5)
     assert seen_of(record, frames(tmp_path / "b", 5, first=3)).seen == 0
-    Image.new("RGB", (30, 20)).save(moved.frames[0].image)  # another picture of the same name
+    Image.new("RGB", (30, 20)).save(moved.frames[0].image)  # another image of the same name
     assert seen_of(record, moved) == Overlap(2, 5)
     assert overlap(None, [1]) is None
     assert overlap(record, None) is None

@@ -12,7 +12,7 @@ from torch import nn
 
 from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.loading.loader import Loading
-from tiekd.data.resize import OWN_SIZE, Resize, resized_picture
+from tiekd.data.resize import OWN_SIZE, Resize, resized_image
 from tiekd.evaluation.evaluate import EvaluationSettings, evaluate
 from tiekd.evaluation.metrics import METRIC_NAMES, aggregate, depth_metrics
 from tiekd.models.flip import predict
@@ -164,7 +164,7 @@ def test_evaluate_resized_scores_at_truth_size(mode, batch_size):
         rows_of, columns_of = (
             slice(first, first + side) for first, side in zip(place[2:], place.scaled, strict=True)
         )
-        canvas[:, rows_of, columns_of] = resized_picture(sample.image, place.scaled)
+        canvas[:, rows_of, columns_of] = resized_image(sample.image, place.scaled)
         depth = predictor(look_up(canvas[None], colour_table()[None]))[:, :, rows_of, columns_of]
         depth = nn.functional.interpolate(
             depth, size=(12, 20), mode="bilinear", align_corners=False

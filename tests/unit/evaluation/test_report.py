@@ -98,7 +98,7 @@ def test_protocol_lines_state_all_settings():
     assert "d < 80 m" in report.protocol_lines(protocol(), result_of([0.1]))
     resized = result_of([0.1])._replace(resize=Resize(height=192, width=640, mode="stretch"))
     assert report.protocol_lines(protocol(), resized).splitlines()[-1] == (
-        "pictures at 192x640, stretch; depth is brought up bilinearly to the ground truth's own "
+        "images at 192x640, stretch; depth is brought up bilinearly to the ground truth's own "
         "size and scored there"
     )
 
@@ -184,15 +184,15 @@ def test_write_panel_column_per_network(tmp_path):
         lambda image, device, metres=metres: torch.full((1, 1, 32, 64), metres)
         for metres in (10.0, 60.0)
     )
-    pictures = []
+    images = []
     for predictors in ({"a": exact, "b": wrong}, {"b": wrong, "a": exact}):
         path = tmp_path / "deep" / "panel.png"
         panel.write_panel(
             path, Frames(depth, depth), predictors, 80.0, torch.device("cpu"), num_rows=2
         )
-        pictures.append(np.asarray(Image.open(path)).astype(int))
-    assert pictures[0].shape == pictures[1].shape
-    assert pictures[0].shape[1] > 5 * 400
-    last_column = pictures[0].shape[1] * 4 // 5
-    brightness = [picture[40:200, last_column : last_column + 200].mean() for picture in pictures]
+        images.append(np.asarray(Image.open(path)).astype(int))
+    assert images[0].shape == images[1].shape
+    assert images[0].shape[1] > 5 * 400
+    last_column = images[0].shape[1] * 4 // 5
+    brightness = [photo[40:200, last_column : last_column + 200].mean() for photo in images]
     assert brightness[0] > brightness[1] + 50  # an error of 50 m shines, none is black

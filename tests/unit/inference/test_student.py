@@ -54,29 +54,29 @@ def checkpoint(network, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def photo():
     return np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
 
 
-def test_load_student_checkpoint_equals_network(network, checkpoint, picture):
+def test_load_student_checkpoint_equals_network(network, checkpoint, photo):
     """A student loaded from a weights file alone returns exactly its network's depth."""
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
     with torch.no_grad():
         expected = network(look_up(pixels.contiguous(), colour_table()[None])).depth[0, 0]
-    depth = tiekd.load_student(checkpoint)(picture)
+    depth = tiekd.load_student(checkpoint)(photo)
     assert depth.shape == (37, 50)
     assert depth.dtype == torch.float32
     assert not depth.requires_grad
     assert torch.equal(depth, expected)
 
 
-def test_student_image_forms_give_equal_depth(checkpoint, picture, tmp_path):
+def test_student_image_forms_give_equal_depth(checkpoint, photo, tmp_path):
     """Path, string, Pillow image, array, tensor and batch inputs give the same depth."""
     student = tiekd.load_student(checkpoint)
-    write_image(tmp_path / "p.png", picture)
-    tensor = torch.from_numpy(picture).permute(2, 0, 1)
-    expected = student(picture)
-    for image in (tmp_path / "p.png", str(tmp_path / "p.png"), Image.fromarray(picture), tensor):
+    write_image(tmp_path / "p.png", photo)
+    tensor = torch.from_numpy(photo).permute(2, 0, 1)
+    expected = student(photo)
+    for image in (tmp_path / "p.png", str(tmp_path / "p.png"), Image.fromarray(photo), tensor):
         assert torch.equal(student(image), expected)
     batch = student(torch.stack([tensor, tensor.flip(-1)]))
     assert batch.shape == (2, 37, 50)
@@ -97,7 +97,7 @@ def test_student_image_forms_give_equal_depth(checkpoint, picture, tmp_path):
 def test_student_rejects_invalid_image(checkpoint, image):
     """An input that is not an image raises a one-line DataError stating what was got."""
     with pytest.raises(
-        DataError, match="an image must be a file, a Pillow picture, an array"
+        DataError, match="an image must be a file, a Pillow image, an array"
     ) as error:
         tiekd.load_student(checkpoint)(image)
     assert "got" in str(error.value)
@@ -117,9 +117,9 @@ def seen(monkeypatch):
     return sizes
 
 
-def test_load_student_size_sets_network_input(checkpoint, picture, seen):
+def test_load_student_size_sets_network_input(checkpoint, photo, seen):
     """The size sets the network's input, depth keeps the image's, and bad sizes are rejected."""
-    assert tiekd.load_student(checkpoint, size=(20, 100))(picture).shape == (37, 50)
+    assert tiekd.load_student(checkpoint, size=(20, 100))(photo).shape == (37, 50)
     assert seen == [(20, 27)]
     for size in ((20,), (0, 5), (20.5, 7), "half", 20, (20, 100_000)):
         with pytest.raises(
@@ -128,7 +128,7 @@ def test_load_student_size_sets_network_input(checkpoint, picture, seen):
             tiekd.load_student(checkpoint, size=size)
 
 
-def test_load_student_uses_resize_of_weights(network, picture, seen, tmp_path):
+def test_load_student_uses_resize_of_weights(network, photo, seen, tmp_path):
     """The resize stored in the weights wins over the recipe's; an explicit size overrides it."""
     write_weights(
         tmp_path / "w.pth", network.state_dict(), DPM, 0, resize=Resize(32, 48, "contain").node()
@@ -145,11 +145,11 @@ def test_load_student_uses_resize_of_weights(network, picture, seen, tmp_path):
         ("w.pth", {"size": (37, 30)}, (22, 30)),
         ("own.pth", {"recipe": recipe}, (37, 50)),
     ):
-        assert tiekd.load_student(tmp_path / name, **options)(picture).shape == (37, 50)
+        assert tiekd.load_student(tmp_path / name, **options)(photo).shape == (37, 50)
         assert seen.pop() == expected, (name, options)
 
 
-def test_load_student_bare_weights_use_recipe_size(network, picture, seen, tmp_path):
+def test_load_student_bare_weights_use_recipe_size(network, photo, seen, tmp_path):
     """Weights without a resize use the recipe's; an invalid stored resize is rejected."""
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     for data, expected in (
@@ -162,7 +162,7 @@ def test_load_student_bare_weights_use_recipe_size(network, picture, seen, tmp_p
         ({"name": "folder"}, (37, 50)),
     ):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"network": DPM, "data": data}))
-        assert tiekd.load_student(tmp_path / "bare.pth", tmp_path / "mine.yaml")(picture).shape == (
+        assert tiekd.load_student(tmp_path / "bare.pth", tmp_path / "mine.yaml")(photo).shape == (
             37,
             50,
         )
@@ -204,10 +204,10 @@ def test_student_sharp_readouts_add_no_depths(network, resize):
             assert (depth[..., None] - centres).abs().amin(-1).max() < 1e-4
 
 
-def test_student_margins_are_top_two_difference(network, picture):
+def test_student_margins_are_top_two_difference(network, photo):
     """Margins are the difference of the two highest bin probabilities on the image grid."""
     student = Student(network, "cpu", "mode")
-    image = torch.from_numpy(picture[:32, :48]).permute(2, 0, 1)[None]
+    image = torch.from_numpy(photo[:32, :48]).permute(2, 0, 1)[None]
     pixels = look_up(image.contiguous(), colour_table()[None])
     with torch.no_grad():
         first, second = (
@@ -217,11 +217,11 @@ def test_student_margins_are_top_two_difference(network, picture):
     assert torch.allclose(student.margins(image), expected, atol=1e-5)
 
 
-def test_student_mode_and_local_readouts(checkpoint, network, picture):
+def test_student_mode_and_local_readouts(checkpoint, network, photo):
     """Mode depths are bin centres, and local depths stay within two bin widths of them."""
     centres = (network.head.edges[1:] + network.head.edges[:-1]) / 2
     mean, mode, local = (
-        tiekd.load_student(checkpoint, readout=name)(picture) for name in ("mean", "mode", "local")
+        tiekd.load_student(checkpoint, readout=name)(photo) for name in ("mean", "mode", "local")
     )
     away = (mode[..., None] - centres).abs().amin(-1)
     assert away.max() < 1e-4
@@ -230,9 +230,9 @@ def test_student_mode_and_local_readouts(checkpoint, network, picture):
     assert (local - mode).abs().max() <= 2 * width + 1e-3 < (mean - mode).abs().max()
 
 
-def test_student_confidence_keeps_depth(checkpoint, picture):
+def test_student_confidence_keeps_depth(checkpoint, photo):
     """Asking for confidence adds a map in (0, 1] and leaves the depth bit-identical."""
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
     for name in ("mean", "local"):
         student = tiekd.load_student(checkpoint, readout=name)
         plain, sure = student.read(pixels), student.read(pixels, with_confidence=True)
@@ -243,11 +243,11 @@ def test_student_confidence_keeps_depth(checkpoint, picture):
         assert sure.confidence.max() <= 1 + 1e-5
 
 
-def test_load_student_sigmoid_head_allows_mean_only(tmp_path, picture):
+def test_load_student_sigmoid_head_allows_mean_only(tmp_path, photo):
     """A sigmoid head rejects the local readout and confidence; unknown readouts are rejected."""
     write_weights(tmp_path / "w.pth", build_network(SIGMOID).state_dict(), SIGMOID, 0)
     student = tiekd.load_student(tmp_path / "w.pth")
-    assert student(picture).shape == (37, 50)
+    assert student(photo).shape == (37, 50)
     with pytest.raises(
         RecipeError,
         match=r"readout: got 'local', but this network's head \(Sigmoid\).*allowed: mean",
@@ -259,13 +259,13 @@ def test_load_student_sigmoid_head_allows_mean_only(tmp_path, picture):
         tiekd.load_student(tmp_path / "w.pth", readout="median")
 
 
-def test_load_student_bare_weights_need_recipe(network, tmp_path, picture):
+def test_load_student_bare_weights_need_recipe(network, tmp_path, photo):
     """Bare weights load only with a recipe whose network fits their tensors."""
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match="doesn't say its network; give the recipe"):
         tiekd.load_student(tmp_path / "bare.pth")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"network": DPM}))
-    assert tiekd.load_student(tmp_path / "bare.pth", tmp_path / "mine.yaml")(picture).shape == (
+    assert tiekd.load_student(tmp_path / "bare.pth", tmp_path / "mine.yaml")(photo).shape == (
         37,
         50,
     )
@@ -274,7 +274,7 @@ def test_load_student_bare_weights_need_recipe(network, tmp_path, picture):
         tiekd.load_student(tmp_path / "bare.pth", tmp_path / "other.yaml")
 
 
-def test_load_student_imports_no_module_of_weights(network, tmp_path, picture, monkeypatch):
+def test_load_student_imports_no_module_of_weights(network, tmp_path, photo, monkeypatch):
     """Weights naming an external module run none of its code unless a recipe names it."""
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger/encoder.py").write_text(
@@ -291,7 +291,7 @@ def test_load_student_imports_no_module_of_weights(network, tmp_path, picture, m
         tiekd.load_student(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"network": node}))
-    assert tiekd.load_student(tmp_path / "w.pth", tmp_path / "mine.yaml")(picture).shape == (37, 50)
+    assert tiekd.load_student(tmp_path / "w.pth", tmp_path / "mine.yaml")(photo).shape == (37, 50)
     assert (tmp_path / "ran").exists()
 
 

@@ -102,11 +102,11 @@ def test_decoder_block_follows_table_row(isa, shape_class, choice, monkeypatch):
     block = TwoConvs(8, 16, "relu")
     for conv in (block.first, block.second):
         conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
-    # 2 pictures of 15 x 17 pixels by 24 channels are more than 9 * 8 * 16 weights, one of 2 x 3
+    # 2 images of 15 x 17 pixels by 24 channels are more than 9 * 8 * 16 weights, one of 2 x 3
     # pixels less.
-    pictures, size = (1, (2, 3)) if shape_class == SMALL else (2, (15, 17))
+    images, size = (1, (2, 3)) if shape_class == SMALL else (2, (15, 17))
     with torch.set_grad_enabled(shape_class != FORWARD):
-        y = block(torch.randn(pictures, 8, 2, 3), size)
+        y = block(torch.randn(images, 8, 2, 3), size)
     assert seen == [choice == AS_IT_COMES] * 2
     assert y.is_contiguous(memory_format=torch.channels_last) is (choice != AS_IT_COMES)
     if y.requires_grad:

@@ -100,7 +100,7 @@ def test_gaussian_target_random_bins_and_sigma(seed):
     edges, sigma = drawn(seed)
     near_the_ends = torch.linspace(0.9 * float(edges[0]), 1.05 * float(edges[-1]), 504)
     depth = torch.cat((torch.logspace(-2, math.log10(200), 504), near_the_ends)).view(1, 1, -1, 8)
-    # Sigma changes over the picture in the second: a factor of two, upwards.
+    # Sigma changes over the image in the second: a factor of two, upwards.
     growing = torch.linspace(sigma, 2 * sigma, depth.numel()).view_as(depth)
     for given in (sigma, growing):
         q = gaussian_target(depth, given, None, edges)

@@ -504,7 +504,7 @@ def test_criterion_rejects_invalid_terms(node, has_teacher, message):
 @pytest.mark.parametrize("loss", [DPM(top_crop=12), SSIM(released=True, top_crop=12)])
 def test_losses_reject_top_crop_of_all_rows(loss):
     """A top crop that leaves no row raises a RecipeError; one row is enough."""
-    message = "^top_crop: 12 rows of a picture of 12 leave none; make data.augment.crop taller"
+    message = "^top_crop: 12 rows of an image of 12 leave none; make data.augment.crop taller"
     target = torch.ones(1, 1, 12, 12)
     with pytest.raises(RecipeError, match=message):
         loss(prediction(target, target), target)

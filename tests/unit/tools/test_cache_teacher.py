@@ -44,9 +44,9 @@ def refused(kind, *arguments, **options) -> str:
 
 
 def levels_of(path: Path) -> np.ndarray:
-    picture = Image.open(path)
-    assert picture.mode == "I;16"
-    return np.array(picture)
+    depth_map = Image.open(path)
+    assert depth_map.mode == "I;16"
+    return np.array(depth_map)
 
 
 @pytest.mark.parametrize("flip", [None, False])

@@ -65,15 +65,15 @@ def test_check_data_finds_planted_faults_only(root, tmp_path, workers):
         "it from the original"
     )
     assert f"{torn} again ({root}/kitti_eigen_train.txt:5)\n" in text
-    assert f"train duplicate: {image_name(7)}: the same picture as {image_name(0)} (" in text
+    assert f"train duplicate: {image_name(7)}: the same image as {image_name(0)} (" in text
     assert (
-        f"train shared: {image_name(8)}: the same picture as validation frame {image_name(21)} ("
+        f"train shared: {image_name(8)}: the same image as validation frame {image_name(21)} ("
         in text
     )
     assert f"train neighbour: {image_name(18)}: 2 from validation frame {image_name(20)} (" in text
     assert "half of it is nearer than 0.01953 m, with max_depth 80; is the unit right?" in text
     assert "half of it is farther than 256 m, with max_depth 80" in text
-    assert "data.augment.crop: 12x16 is larger than the picture, 8x30" in text
+    assert "data.augment.crop: 12x16 is larger than the image, 8x30" in text
 
 
 def test_check_data_writes_cleaned_splits(root, tmp_path):
@@ -322,8 +322,8 @@ def test_check_data_reports_units_and_exif(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3
     name = build_dataset(Recipe(recipe).dataset, "train").frames[2].name
-    picture = Image.open(tmp_path / "mine/pictures" / name)
-    picture.save(tmp_path / "mine/pictures" / name, exif=exif)
+    photo = Image.open(tmp_path / "mine/pictures" / name)
+    photo.save(tmp_path / "mine/pictures" / name, exif=exif)
     _, short, _ = check(recipe, tmp_path / "out", neighbours=0)
     assert (
         "train: 6 depth maps: 16-bit PNG is taken as 1000 levels a metre (data.depth_unit)\n"
@@ -349,9 +349,9 @@ def test_check_data_names_exif_size_mismatch(tmp_path):
     assert row["kind"] == "size"
     assert row["frame"] == frame.name
     assert row["message"] == (
-        f"{frame.depth}: 20x30 does not fit its picture {frame.name}, 30x20 once upright: it "
-        "fits the pixels as stored, which the picture's EXIF orientation (6) turns; turn it "
-        "likewise, or remove the mark from the picture"
+        f"{frame.depth}: 20x30 does not fit its image {frame.name}, 30x20 once upright: it "
+        "fits the pixels as stored, which the image's EXIF orientation (6) turns; turn it "
+        "likewise, or remove the mark from the image"
     )
 
 

@@ -47,11 +47,11 @@ def test_inputs_record_round_trip(run):
     train = record["splits"]["train"]
     assert train["count"] == len(train["names"]) == 8
     assert record["iterations_per_epoch"] == 4
-    picture = run.folder / "data" / "pictures" / train["names"][0]
+    image = run.folder / "data" / "pictures" / train["names"][0]
     assert train["files"]["picture"][0] == [
-        picture.stat().st_size,
-        file_fingerprints.crc(picture),
-        picture.stat().st_mtime_ns,
+        image.stat().st_size,
+        file_fingerprints.crc(image),
+        image.stat().st_mtime_ns,
     ]
     assert sorted(map(os.path.basename, record["recipe_files"])) == ["base.yaml", "recipe.yaml"]
 
@@ -111,7 +111,7 @@ def test_inputs_changed_content_refused(run, kind):
     bits[-1] ^= 1
     path.write_bytes(bits)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    word = {"pictures": "picture", "depth": "depth map"}[kind]
+    word = {"pictures": "image", "depth": "depth map"}[kind]
     assert refusals(run, started) == [f"the {word} of 1 train frames is another or gone ({name})"]
 
 
@@ -149,7 +149,7 @@ def test_inputs_changed_mtime_not_refused(run, monkeypatch):
     ]
     write_frame(run.folder / "data", "03", 77)  # another size
     (run.folder / "data" / "pictures" / "03.png").write_bytes(b"short")
-    assert any(text.startswith("the picture of 1 ") for text in refusals(run, started))
+    assert any(text.startswith("the image of 1 ") for text in refusals(run, started))
 
 
 def test_inputs_reread_recorded_contents(run, monkeypatch):
@@ -476,7 +476,7 @@ def test_file_facts_keep_order(tmp_path, monkeypatch):
         (
             "nothing",
             "half",
-            "the working resolution is scaled by 0.5, was the picture's own size",
+            "the working resolution is scaled by 0.5, was the image's own size",
         ),
         ("keep [8, 12]", "cover", None),
     ],

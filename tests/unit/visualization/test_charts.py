@@ -6,9 +6,9 @@ from tiekd.visualization.charts import COLOURS, Curve, Mark, chart, label, log_t
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
-def places(picture, colour):
+def places(image, colour):
     """(N, 2) rows and columns of a colour, within what shrinking makes of it."""
-    return np.argwhere(np.abs(picture.astype(int) - colour).sum(-1) < 40)
+    return np.argwhere(np.abs(image.astype(int) - colour).sum(-1) < 40)
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def test_log_ticks_and_labels():
 
 def test_chart_curve_follows_values():
     """A linear curve is drawn as a straight rising line across the chart."""
-    picture = chart([Curve([0, 10], [0, 10], RED)], (400, 300), x_range=(0, 10), y_range=(0, 10))
-    assert picture.shape == (300, 400, 3)
-    assert picture.dtype == np.uint8
-    red = places(picture, RED)
+    image = chart([Curve([0, 10], [0, 10], RED)], (400, 300), x_range=(0, 10), y_range=(0, 10))
+    assert image.shape == (300, 400, 3)
+    assert image.dtype == np.uint8
+    red = places(image, RED)
     columns = np.unique(red[:, 1])
     assert len(columns) > 300
     heights = [red[red[:, 1] == column, 0].mean() for column in columns]
@@ -68,23 +68,23 @@ def test_chart_nonfinite_values_leave_gap():
 
 def test_chart_mark_is_vertical_at_value():
     """A mark is a dashed vertical line at its value."""
-    picture = chart([], (400, 300), marks=[Mark(5.0, RED)], x_range=(0, 10), y_range=(0, 1))
+    image = chart([], (400, 300), marks=[Mark(5.0, RED)], x_range=(0, 10), y_range=(0, 1))
     ends = chart(
         [], (400, 300), marks=[Mark(2.5, RED), Mark(7.5, GREEN)], x_range=(0, 10), y_range=(0, 1)
     )
-    column = places(picture, RED)[:, 1]
+    column = places(image, RED)[:, 1]
     middle = (places(ends, RED)[:, 1].mean() + places(ends, GREEN)[:, 1].mean()) / 2
     assert column.max() - column.min() <= 2
     assert abs(column.mean() - middle) <= 2
-    assert 80 < len(np.unique(places(picture, RED)[:, 0])) < 220  # dashed
+    assert 80 < len(np.unique(places(image, RED)[:, 0])) < 220  # dashed
 
 
 def test_chart_log_axis_straightens_powers():
     """Powers of ten are drawn as a straight line on a logarithmic axis."""
-    picture = chart(
+    image = chart(
         [Curve(range(61), [10 ** (-i / 20) for i in range(61)], RED)], (400, 300), log_y=True
     )
-    red = places(picture, RED)
+    red = places(image, RED)
     fit = np.polyfit(red[:, 1], red[:, 0], 1)
     assert np.abs(np.polyval(fit, red[:, 1]) - red[:, 0]).max() < 3
 
@@ -102,7 +102,6 @@ def test_chart_long_legend_moves_plot_down():
     ]
     one, three = chart(curves[:1], (400, 300), "loss"), chart(curves, (400, 300), "loss")
     tops = [
-        np.flatnonzero((picture == (110, 110, 118)).all(-1).sum(1) > 200)[0]
-        for picture in (one, three)
+        np.flatnonzero((image == (110, 110, 118)).all(-1).sum(1) > 200)[0] for image in (one, three)
     ]
     assert tops[1] >= tops[0] + 18

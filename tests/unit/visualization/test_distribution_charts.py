@@ -88,11 +88,11 @@ def test_explanation_charts_and_marks_each_pixel():
     without = distribution_panel({"image": grey, "student": grey}, [], "teacher")
     assert panel.shape == without.shape
     assert panel.dtype == np.uint8
-    left = (panel == 90).all(-1).any(0).nonzero()[0].max()  # where the pictures end
+    left = (panel == 90).all(-1).any(0).nonzero()[0].max()  # where the images end
     changed = (panel != without).any(-1)
     marked = changed[:, :left].any(1).nonzero()[0]
     assert marked.min() < 150
-    assert marked.max() > 200  # in both pictures
+    assert marked.max() > 200  # in both images
     charts = changed[:, left + 10 :]
     for part in (
         charts[40:240, :380],

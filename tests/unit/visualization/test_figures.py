@@ -19,9 +19,9 @@ def test_new_figure_has_the_size_in_pixels():
     assert pixels.shape == (70, 150, 3)
     assert pixels.dtype == np.uint8
     assert (pixels == (16, 32, 48)).all()
-    picture = Image.open(io.BytesIO(figures.png_of(figure)))
-    assert picture.format == "PNG"
-    assert np.array_equal(np.asarray(picture.convert("RGB")), pixels)
+    image = Image.open(io.BytesIO(figures.png_of(figure)))
+    assert image.format == "PNG"
+    assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
 
 
 def test_new_figure_without_matplotlib(monkeypatch):

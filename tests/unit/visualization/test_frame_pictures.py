@@ -43,11 +43,11 @@ def test_frame_picture_has_four_parts():
     truth[:, 200:] = 0
     depth = np.full((100, 400), 45.0, dtype=np.float32)
     image = torch.zeros(3, 100, 400).numpy()
-    picture = frame_picture(image, truth, depth, 80.0, "name.png  abs_rel 0.1")
-    assert picture.dtype == np.uint8
-    assert picture.shape[1] > 800
-    assert picture.shape[0] > 300
-    left, right = picture[100], picture[100 + (picture.shape[0] - 34) // 2]
+    drawn = frame_picture(image, truth, depth, 80.0, "name.png  abs_rel 0.1")
+    assert drawn.dtype == np.uint8
+    assert drawn.shape[1] > 800
+    assert drawn.shape[0] > 300
+    left, right = drawn[100], drawn[100 + (drawn.shape[0] - 34) // 2]
     (expected,) = pictures.colourise(np.full((1, 1), 40.0), 80.0)[0]
     assert left[50].tolist() == pictures.denormalise(image)[0, 0].tolist()
     assert left[450].tolist() == expected.tolist()

@@ -106,35 +106,35 @@ def test_panel_places_images_and_scales():
         [(0, 250, 250), (250, 0, 250)],
     ]
     rows = [[np.full((30, 60, 3), colour, np.uint8) for colour in row] for row in colours]
-    picture = panel(rows, ["image", "depth"], 80.0, cell_width=120)
+    image = panel(rows, ["image", "depth"], 80.0, cell_width=120)
     both = panel(rows, ["image", "depth"], 80.0, 8.0, cell_width=120)
-    assert picture.dtype == np.uint8
-    assert both.shape[0] == picture.shape[0]
-    assert both.shape[1] > picture.shape[1]
+    assert image.dtype == np.uint8
+    assert both.shape[0] == image.shape[0]
+    assert both.shape[1] > image.shape[1]
     for row in range(3):
         for column in range(2):
-            place = np.argwhere((picture == colours[row][column]).all(-1))
+            place = np.argwhere((image == colours[row][column]).all(-1))
             assert len(place) == 60 * 120
             assert place.min(0).tolist() == [38 + row * 66, 14 + column * 126]
     # The scale runs from the colour of the far end at the top to that of 0 at the bottom.
-    bar = picture[38:, 14 + 246 + 20]
+    bar = image[38:, 14 + 246 + 20]
     assert (bar[0] == colourise(np.array([[80.0]]), 80.0)[0, 0]).all()
     assert (bar[3 * 66 - 7] == colourise(np.array([[1e-9]]), 80.0)[0, 0]).all()
-    assert picture[14:36, 14:260].max() > 200
-    assert (picture[14:36, 14:260] > 200).any(axis=(0, 2)).sum() > 20
+    assert image[14:36, 14:260].max() > 200
+    assert (image[14:36, 14:260] > 200).any(axis=(0, 2)).sum() > 20
 
 
 def test_panel_rejects_wrong_title_count():
     """A number of titles unlike the number of columns raises a ValueError."""
-    with pytest.raises(ValueError, match=r"rows of \[2\] pictures need as many titles, got 1"):
+    with pytest.raises(ValueError, match=r"rows of \[2\] images need as many titles, got 1"):
         panel([[np.zeros((2, 2, 3), np.uint8)] * 2], ["one"], 80.0)
 
 
 def test_panel_rows_keep_aspect():
     """Rows of images with different heights keep their aspect ratios."""
     rows = [[np.full((height, 60, 3), 200, np.uint8)] for height in (30, 45)]
-    picture = panel(rows, ["image"], 80.0, cell_width=120)
-    assert (picture[:, 70] == 200).all(-1).nonzero()[0].tolist() == [
+    image = panel(rows, ["image"], 80.0, cell_width=120)
+    assert (image[:, 70] == 200).all(-1).nonzero()[0].tolist() == [
         *range(38, 98),
         *range(104, 194),
     ]
@@ -145,18 +145,18 @@ def test_sheet_titles_and_equal_cells():
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
     cells = {str(i): np.full((30, 60, 3), colour, np.uint8) for i, colour in enumerate(colours)}
     cells["4"] = cells["4"][::2, ::2]
-    picture = sheet(cells, 80.0, 8.0, 5.5, cell_width=120)
+    image = sheet(cells, 80.0, 8.0, 5.5, cell_width=120)
     for i, colour in enumerate(colours):
         line, column = divmod(i, 2)
-        place = np.argwhere((picture == colour).all(-1))
+        place = np.argwhere((image == colour).all(-1))
         assert len(place) == 60 * 120
         assert place.min(0).tolist() == [
             38 + line * 90,
             14 + column * 126,
         ]
-        title = picture[14 + line * 90 : 36 + line * 90, 14 + column * 126 :][:, :120]
+        title = image[14 + line * 90 : 36 + line * 90, 14 + column * 126 :][:, :120]
         assert (title.max(-1) > 200).any()
-    assert picture.shape[1] == 2 * 14 + 246 + 3 * 74
+    assert image.shape[1] == 2 * 14 + 246 + 3 * 74
     upright = sheet(
         {name: cell.transpose(1, 0, 2) for name, cell in cells.items()}, 80.0, cell_width=120
     )

@@ -131,9 +131,9 @@ class Augment:
             crop_width = min(crop_width, width)
         if crop_height > height or crop_width > width:
             raise DataError(
-                f"data.augment.crop: {crop_height}x{crop_width} is larger than the picture, "
+                f"data.augment.crop: {crop_height}x{crop_width} is larger than the image, "
                 f"{height}x{width}; make the crop smaller, set data.augment.sizes=keep_aspect, or "
-                "scale pictures by data.resize",
+                "scale images by data.resize",
                 "size",
             )
         # The draws, in this order: another order would give other augmentations for a seed.

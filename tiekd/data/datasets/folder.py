@@ -34,7 +34,7 @@ from tiekd.data.pairing import check_pairs
 from tiekd.data.splits import below_root, read_lines
 from tiekd.errors import DataError, RecipeError
 
-_PICTURES = (".jpg", ".jpeg", ".png")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _DEPTHS = (".png", ".npy")
 
 
@@ -120,7 +120,7 @@ def build(
         RecipeError: If ground truth is needed and there is none.
         DataError: If files are missing, don't pair, or a split is empty.
     """
-    folder = data_root(options.root, "the pictures")
+    folder = data_root(options.root, "the images")
     if options.depths is None and needs_ground_truth:
         remedy = "--set train.validate=false" if split == "val" else "a teacher"
         raise RecipeError(
@@ -191,9 +191,7 @@ def _names_of(
         remedy = "change the splits" + (
             ", or train on all of them with --no-validate" if split == "train" else ""
         )
-        raise DataError(
-            f"{source}: none of its {len(frames)} pictures is left for {split}; {remedy}"
-        )
+        raise DataError(f"{source}: none of its {len(frames)} images is left for {split}; {remedy}")
     return chosen
 
 
@@ -208,12 +206,12 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
     """
     images = folder / Path(options.images).expanduser()
     depths = None if options.depths is None else folder / Path(options.depths).expanduser()
-    pictures = _files(images, _PICTURES, "data.images", skip, notes)
+    image_names = _files(images, _IMAGE_SUFFIXES, "data.images", skip, notes)
     measured = {}
     if depths is not None:
         measured = _files(depths, _DEPTHS, "data.depths", skip, notes)
-        notes += check_pairs(images, depths, pictures, measured, options.unmatched)
-    png = [measured[key] for key in pictures if measured.get(key, "").lower().endswith(".png")]
+        notes += check_pairs(images, depths, image_names, measured, options.unmatched)
+    png = [measured[key] for key in image_names if measured.get(key, "").lower().endswith(".png")]
     if options.depth_unit is None and png:
         raise RecipeError(
             f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; "
@@ -223,7 +221,7 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
     camera = None if options.intrinsics is None else Camera(*options.intrinsics)
     frames = {}
     named = {}
-    for key, name in sorted(pictures.items(), key=lambda item: item[1]):
+    for key, name in sorted(image_names.items(), key=lambda item: item[1]):
         # Images a/b.jpg and a_b.jpg would get one teacher map.
         other = named.setdefault(joined_name(name), name)
         if other != name:
@@ -296,7 +294,7 @@ def _files(
 
 def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str]:
     listed = set()
-    for number, line in read_lines(split_file, "a line is a picture's path below data.images", str):
+    for number, line in read_lines(split_file, "a line is an image's path below data.images", str):
         name = line if line in frames else below_root(line.strip(), f"{split_file}:{number}")
         if name not in frames:
             example = next(iter(frames))
@@ -304,7 +302,7 @@ def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str
                 "one path and nothing else," if re.split(r"[,;\s]", name)[0] in frames else "a path"
             )
             raise DataError(
-                f"{split_file}:{number}: no picture {name} in {images}; a line is {path} such as "
+                f"{split_file}:{number}: no image {name} in {images}; a line is {path} such as "
                 f"{example}"
             )
         listed.add(name)

@@ -92,12 +92,12 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     grain = np.random.Generator(np.random.PCG64(noise_seed)).random(
         (height, width, 3), dtype=np.float32
     )
-    picture = (
+    levels = (
         shade(camera, street, hits) * np.float32(255)
         + (grain - np.float32(0.5)) * 6
         + np.float32(0.5)
     )
-    image = np.minimum(np.maximum(picture, 0), 255).astype(np.uint8)
+    image = np.minimum(np.maximum(levels, 0), 255).astype(np.uint8)
     # Sample the exact depth at the LiDAR's pixels.
     sparse = np.where(_lidar_pixels(camera, lidar_seed), depth, np.float32(0))
     intrinsics = np.array([[camera.focal, 0, camera.cx], [0, camera.focal, camera.cy], [0, 0, 1]])

@@ -20,7 +20,7 @@ def check_sizes(samples: list[Sample]) -> None:
     own = [sample.size or tuple(sample.depth.shape[-2:]) for sample in samples]
     if len(set(sizes)) > 1 or len(set(own)) > 1:
         raise DataError(
-            "pictures of different sizes in one batch: "
+            "images of different sizes in one batch: "
             f"{', '.join(f'{h}x{w}' for h, w in sorted(set(own)))} (among {samples[0].name}); set "
             "data.resize, data.augment.crop or data.augment.sizes=bucket for training, and "
             "evaluation.batch_size=1"

@@ -157,7 +157,7 @@ def _check_depth_sizes(sample: Sample) -> None:
         if depth is not None and depth.shape[-2:] != size:
             theirs, ours = "x".join(map(str, depth.shape[-2:])), "x".join(map(str, size))
             message = (
-                f"{sample.name}: {kind} of {theirs} for a picture of {ours}; give both one size"
+                f"{sample.name}: {kind} of {theirs} for an image of {ours}; give both one size"
             )
             raise DataError(message, "size")
 

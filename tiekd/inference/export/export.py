@@ -155,15 +155,15 @@ def _check_size(network: Network, settings: Settings) -> None:
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(
-            f"--dynamic: the size at which the network sees a picture ({settings.resize}) depends "
-            "on the picture's; leave out --dynamic and export one file a size (--size HxW), or "
+            f"--dynamic: the size at which the network sees an image ({settings.resize}) depends "
+            "on the image's; leave out --dynamic and export one file a size (--size HxW), or "
             "train with data.resize.mode=stretch"
         )
     if settings.dynamic and settings.resize.at_most is not None and canvas != settings.size:
         raise ExportError(
             f"--size {height}x{width}: with --dynamic nothing is shrunk, but the network would see "
             f"{canvas[0]}x{canvas[1]} of it; leave out --dynamic, or give --set data.resize=null "
-            "for pictures at their own size"
+            "for images at their own size"
         )
     # Images must not be smaller than the network's coarsest stride.
     least = least_side(network, settings)
@@ -184,7 +184,7 @@ def write(
     network: Network,
     node: dict,
     settings: Settings,
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     facts: dict[str, str],
     stream: TextIO,
 ) -> Exported:
@@ -195,7 +195,7 @@ def write(
         network: In eval mode, float32, on the CPU; it isn't changed.
         node: Its recipe node.
         settings: How to export it.
-        pictures: (B, 3, H, W) uint8 batches, of any sizes with `dynamic`.
+        images: (B, 3, H, W) uint8 batches, of any sizes with `dynamic`.
         facts: Metadata to write into the file.
         stream: Progress is written to it, in lines.
 
@@ -222,12 +222,12 @@ def write(
 
         # Compare it with the student, and time both.
         comparisons = []
-        for batch in pictures:
+        for batch in images:
             comparisons.append(verification.compare(run, reference, batch, limits))
             stream.write(f"{comparisons[-1]}\n")
         file_ms = torch_ms = None
         if settings.format != "weights":
-            one = pictures[0][:1]
+            one = images[0][:1]
             file_ms, torch_ms = (verification.latency_ms(each, one) for each in (run, reference))
         verification.refuse_disagreement(comparisons, path)
         # Everything agrees: give the file its name.
@@ -321,7 +321,7 @@ def working_resolution(settings: Settings) -> str:
         return str(settings.resize)
     most = "x".join(map(str, settings.resize.at_most))
     return (
-        f"the picture's own size; load_student shrinks those of more than {SLACK:g} times {most}, "
+        f"the image's own size; load_student shrinks those of more than {SLACK:g} times {most}, "
         "this file none"
     )
 

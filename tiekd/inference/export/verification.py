@@ -131,20 +131,20 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], TIES[half])
 
 
-def compare(run: Callable, reference: Reference, pictures: Tensor, limits: Limits) -> Comparison:
+def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits) -> Comparison:
     """Compares the file with the student on a batch of images.
 
     Args:
         run: The file as a function of the images.
         reference: The student.
-        pictures: (B, 3, H, W) uint8.
+        images: (B, 3, H, W) uint8.
         limits: What is allowed.
 
     Raises:
         ExportError: If shapes or dtypes differ.
     """
-    found = run(pictures)
-    wanted = reference(pictures)
+    found = run(images)
+    wanted = reference(images)
     for got, right in zip(found, wanted, strict=True):
         if got.shape != right.shape or got.dtype != right.dtype:
             raise ExportError(
@@ -154,14 +154,14 @@ def compare(run: Callable, reference: Reference, pictures: Tensor, limits: Limit
     # Depth first, then confidence if there is one.
     errors = [(got - right).abs().flatten() for got, right in zip(found, wanted, strict=True)]
     # Leave out pixels at which rounding decides between two bins.
-    counts = reference.counts(pictures, limits.tie)
+    counts = reference.counts(images, limits.tie)
     ties = None
     if counts is not None:
         ties = 1 - counts.float().mean().item()
         errors[0] = errors[0][counts.flatten()]
     p999 = [_percentile(error, 0.999) for error in errors]
     return Comparison(
-        size=(len(pictures), *pictures.shape[2:]),
+        size=(len(images), *images.shape[2:]),
         low=wanted[0].min().item(),
         high=wanted[0].max().item(),
         depth_p999=p999[0],
@@ -187,16 +187,16 @@ def refuse_disagreement(comparisons: Sequence[Comparison], path: Path) -> None:
             )
 
 
-def latency_ms(run: Callable, picture: Tensor) -> float:
+def latency_ms(run: Callable, image: Tensor) -> float:
     """Returns the median time of a run in ms, over RUNS runs or about RUNS_S seconds.
 
     One run before them isn't counted.
     """
-    run(picture)
+    run(image)
     times = []
     while len(times) < RUNS and sum(times) < RUNS_S:
         started = time.perf_counter()
-        run(picture)
+        run(image)
         times.append(time.perf_counter() - started)
     return 1000 * statistics.median(times)
 

@@ -78,12 +78,12 @@ class Cameras:
         if self.given is None and orientation.mark_in(path) != orientation.UPRIGHT:
             raise DataError(
                 f"{path}: its orientation mark turns it, and the data set's camera is of the "
-                "pixels as stored; give --intrinsics FX,FY,CX,CY of the upright picture"
+                "pixels as stored; give --intrinsics FX,FY,CX,CY of the upright image"
             )
         camera = self.given or self.known(path, height, width)
         if camera is None:
             raise DataError(
-                f"{path}: the camera of a picture of {height}x{width} there isn't known; give "
+                f"{path}: the camera of an image of {height}x{width} there isn't known; give "
                 "--intrinsics FX,FY,CX,CY"
             )
         return camera

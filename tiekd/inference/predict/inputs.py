@@ -17,7 +17,7 @@ from PIL import Image
 from tiekd.data.listing import list_files, unlistable
 from tiekd.errors import DataError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SEQUENCES = (".webp", ".png", ".tif", ".tiff")  # formats whose files may hold several images
 _WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors")
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif")
@@ -47,8 +47,8 @@ def frames_in(path: Path) -> int:
     A camera's additions to a JPEG (its own preview or depth) don't count.
     """
     try:
-        with Image.open(path) as picture:
-            return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+        with Image.open(path) as image:
+            return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Exception:  # noqa: BLE001 - reading the file reports the error
         return 1
 
@@ -58,7 +58,7 @@ def looks_like_input(argument: str) -> bool:
 
     Weights look like none of them.
     """
-    return Path(argument).suffix.lower() in PICTURES + VIDEOS or glob.has_magic(argument)
+    return Path(argument).suffix.lower() in IMAGE_SUFFIXES + VIDEOS or glob.has_magic(argument)
 
 
 def find(arguments: Sequence[str], out: Path) -> list[Input]:
@@ -90,13 +90,13 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
         return _below(path, out)
     if path.suffix.lower() in _WEIGHTS:
         raise DataError(
-            f"{argument}: weights by their name, no picture; give what to predict after them"
+            f"{argument}: weights by their name, no image; give what to predict after them"
         )
     if os.path.lexists(path):  # reading a broken link reports the error
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
         raise DataError(
-            f"{argument}: no such file or folder; give a picture, a folder, a quoted pattern or a "
+            f"{argument}: no such file or folder; give an image, a folder, a quoted pattern or a "
             "video"
         )
     # Search below the part of the pattern without wildcards; earlier outputs are no inputs.
@@ -174,16 +174,17 @@ def _refusal(error: OSError) -> DataError:
 def _below(folder: Path, out: Path) -> list[Input]:
     if os.path.realpath(out) == os.path.realpath(folder):
         raise DataError(
-            f"--out: {out} is the folder of the pictures itself; give another one, or one below it"
+            f"--out: {out} is the folder of the images itself; give another one, or one below it"
         )
     found = []
     for file in sorted(list_files(folder, _refuse, leave_out=out).files):
-        if Path(file).suffix.lower() in PICTURES and not os.path.basename(file).startswith("."):
+        hidden = os.path.basename(file).startswith(".")
+        if Path(file).suffix.lower() in IMAGE_SUFFIXES and not hidden:
             found.append(Input(os.path.splitext(file)[0], folder / file))
     if not found:
         raise DataError(
-            f"{folder}: no pictures ({', '.join(PICTURES)}) in or below it; videos are given by "
-            "name"
+            f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in or below it; videos are given "
+            "by name"
         )
     return found
 

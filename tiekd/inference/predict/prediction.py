@@ -15,7 +15,7 @@ from tiekd.console import Progress
 from tiekd.data.image_io import read_image_size, read_photo
 from tiekd.errors import DataError, UserError
 from tiekd.inference.predict.inputs import SEQUENCES, Input, frames_in
-from tiekd.inference.predict.predictor import THREADS, Picture, Predictor, Writes
+from tiekd.inference.predict.predictor import THREADS, LoadedImage, Predictor, Writes
 from tiekd.inference.predict.video_prediction import predict_video
 
 READ_AHEAD = 2
@@ -39,20 +39,18 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
         DataError: If a file can't be written.
         OSError: If a file can't be written.
     """
-    pictures = [item for item in inputs if not item.is_video]
+    images = [item for item in inputs if not item.is_video]
     failed = 0
-    for item in pictures:
+    for item in images:
         # Report files of which only the first image is predicted.
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
-            told = (
-                f"holds {count} pictures; only the first is predicted (of a video or GIF all are)"
-            )
+            told = f"holds {count} images; only the first is predicted (of a video or GIF all are)"
             errors.write(f"{item.path}: {told}\n")
-    if pictures:
+    if images:
         started = time.monotonic()
-        failed = predict_pictures(predictor, pictures, out, errors)
+        failed = predict_images(predictor, images, out, errors)
         out.write(
-            f"{_rate(len(pictures) - failed, time.monotonic() - started, predictor.network_s)}\n"
+            f"{_rate(len(images) - failed, time.monotonic() - started, predictor.network_s)}\n"
         )
     for item in inputs:
         if item.is_video:
@@ -64,15 +62,15 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
     return failed
 
 
-def predict_pictures(
-    predictor: Predictor, pictures: Sequence[Input], out: TextIO, errors: TextIO
+def predict_images(
+    predictor: Predictor, images: Sequence[Input], out: TextIO, errors: TextIO
 ) -> int:
     """Predicts images; see `predict_all`."""
     done = failed = 0
-    progress = Progress("pictures", len(pictures), lambda: done + failed, out)
+    progress = Progress("images", len(images), lambda: done + failed, out)
     # Images of one size become neighbours, so that batches are full.
     if predictor.batch_size > 1:
-        pictures = sorted(pictures, key=_size_of)
+        images = sorted(images, key=_size_of)
     with (
         ThreadPoolExecutor(THREADS) as readers,
         ThreadPoolExecutor(THREADS) as writers,
@@ -80,7 +78,7 @@ def predict_pictures(
     ):
         # Read ahead, predict batch by batch, write behind. A user's error replaces its image or
         # batch.
-        loaded = _read_ahead(readers, lambda item: _attempt(_load, predictor, item), pictures)
+        loaded = _read_ahead(readers, lambda item: _attempt(_load, predictor, item), images)
         for batch in _batches(loaded, predictor.batch_size):
             found = batch if isinstance(batch, UserError) else _attempt(predictor.depths, batch)
             if isinstance(found, UserError):
@@ -88,9 +86,9 @@ def predict_pictures(
                 start = "\n" if out.isatty() else ""  # ends the line of the progress display
                 errors.write(f"{start}{_line(found, batch)}\n")
             else:
-                for picture, (depth, confidence) in zip(batch, found, strict=True):
-                    writes.add(writers.submit(predictor.write, picture, depth, confidence))
-                    del picture, depth, confidence
+                for image, (depth, confidence) in zip(batch, found, strict=True):
+                    writes.add(writers.submit(predictor.write, image, depth, confidence))
+                    del image, depth, confidence
                 done += len(batch)
             del batch, found  # before the next ones are read: these have the images' own size
             progress.update()
@@ -98,7 +96,7 @@ def predict_pictures(
     return failed
 
 
-def _load(predictor: Predictor, item: Input) -> Picture:
+def _load(predictor: Predictor, item: Input) -> LoadedImage:
     return predictor.prepare(item.name, item.path, read_photo(item.path))
 
 
@@ -122,18 +120,18 @@ def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> It
 
 
 def _batches(
-    loaded: Iterable[Picture | UserError], batch_size: int
-) -> Iterator[list[Picture] | UserError]:
+    loaded: Iterable[LoadedImage | UserError], batch_size: int
+) -> Iterator[list[LoadedImage] | UserError]:
     """Yields up to `batch_size` consecutive images of one working size; errors pass through."""
-    batch: list[Picture] = []
-    for picture in loaded:
-        if isinstance(picture, UserError):
-            yield picture
+    batch: list[LoadedImage] = []
+    for image in loaded:
+        if isinstance(image, UserError):
+            yield image
             continue
-        if batch and batch[0].small.shape != picture.small.shape:
+        if batch and batch[0].small.shape != image.small.shape:
             yield batch
             batch = []
-        batch.append(picture)
+        batch.append(image)
         if len(batch) == batch_size:
             yield batch
             batch = []
@@ -148,14 +146,14 @@ def _size_of(item: Input) -> tuple[int, int]:
         return 0, 0
 
 
-def _line(error: UserError, batch: list[Picture] | UserError) -> str:
+def _line(error: UserError, batch: list[LoadedImage] | UserError) -> str:
     """Returns the error's line, with its files and a remedy, which the network doesn't know."""
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:
         size = "x".join(map(str, batch[0].small.shape[1:]))
         text = (
-            f"{', '.join(str(picture.path) for picture in batch)}, as {size}: {text}; --size HxW "
-            "scales pictures"
+            f"{', '.join(str(image.path) for image in batch)}, as {size}: {text}; --size HxW "
+            "scales images"
         )
     return f"{type(error).__name__}: {text}"
 
@@ -163,6 +161,5 @@ def _line(error: UserError, batch: list[Picture] | UserError) -> str:
 def _rate(count: int, elapsed_s: float, network_s: float) -> str:
     alone = f", the network alone {count / network_s:.2f} images/s" if network_s else ""
     return (
-        f"Predicted {count} picture(s) in {elapsed_s:.1f} s: {count / elapsed_s:.2f} "
-        f"images/s{alone}"
+        f"Predicted {count} image(s) in {elapsed_s:.1f} s: {count / elapsed_s:.2f} images/s{alone}"
     )

@@ -25,7 +25,7 @@ THREADS = 2
 WAITING = 2
 
 
-class Picture(NamedTuple):
+class LoadedImage(NamedTuple):
     """One image to predict.
 
     Attributes:
@@ -66,7 +66,7 @@ class Predictor:
         self.cameras = cameras
         self.network_s = 0.0
 
-    def prepare(self, name: str, path: Path, pixels: Tensor) -> Picture:
+    def prepare(self, name: str, path: Path, pixels: Tensor) -> LoadedImage:
         """Returns an image with its resized copy and its camera.
 
         Raises:
@@ -74,11 +74,11 @@ class Predictor:
         """
         height, width = pixels.shape[1:]
         small = network_input(pixels, self.student.resize)
-        return Picture(
+        return LoadedImage(
             name, path, pixels, small, self.cameras and self.cameras.of(path, height, width)
         )
 
-    def depths(self, batch: Sequence[Picture]) -> list[tuple[Tensor, Tensor | None]]:
+    def depths(self, batch: Sequence[LoadedImage]) -> list[tuple[Tensor, Tensor | None]]:
         """Predicts images of one working size.
 
         Args:
@@ -95,7 +95,7 @@ class Predictor:
         wants_confidence = self.outputs.confidence
         try:
             reading = self.student.read(
-                torch.stack([picture.small for picture in batch]), wants_confidence
+                torch.stack([image.small for image in batch]), wants_confidence
             )
         except torch.cuda.OutOfMemoryError:
             size = "x".join(map(str, batch[0].small.shape[1:]))
@@ -108,21 +108,21 @@ class Predictor:
         confidence = reading.confidence.cpu() if wants_confidence else None
         self.network_s += time.monotonic() - started
         found = []
-        for index, picture in enumerate(batch):
+        for index, image in enumerate(batch):
             # Each image of the batch returns to its own size.
             one = slice(index, index + 1)
             reading = Reading(depth[one], confidence[one] if wants_confidence else None)
-            own = self.student.at_own_size(reading, tuple(picture.pixels.shape[1:]))
+            own = self.student.at_own_size(reading, tuple(image.pixels.shape[1:]))
             found.append((own.depth[0, 0], own.confidence[0, 0] if wants_confidence else None))
         return found
 
     def write(
-        self, picture: Picture, depth: Tensor, confidence: Tensor | None, colour: bool = True
+        self, image: LoadedImage, depth: Tensor, confidence: Tensor | None, colour: bool = True
     ) -> None:
         """Writes the files of one image; runs in a thread."""
-        rgb = picture.pixels.permute(1, 2, 0).numpy()
+        rgb = image.pixels.permute(1, 2, 0).numpy()
         sure = None if confidence is None else confidence.numpy()
-        self.outputs.write(picture.name, rgb, depth.numpy(), sure, picture.camera, colour)
+        self.outputs.write(image.name, rgb, depth.numpy(), sure, image.camera, colour)
 
 
 class Writes:

@@ -61,14 +61,12 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
                 predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame))
                 for index, frame in chunk
             ]
-            for (index, frame), picture, (depth, confidence) in zip(
+            for (index, frame), image, (depth, confidence) in zip(
                 chunk, batch, predictor.depths(batch), strict=True
             ):
-                writes.add(
-                    writers.submit(predictor.write, picture, depth, confidence, colour=False)
-                )
+                writes.add(writers.submit(predictor.write, image, depth, confidence, colour=False))
                 add(outputs.coloured(depth.numpy()), frame.pts)
-                change, share = flicker.add(picture.pixels, depth)
+                change, share = flicker.add(image.pixels, depth)
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
             progress.update()
     progress.finish()
@@ -83,7 +81,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     out.write(
         f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in "
         f"{elapsed_s:.1f} s: {len(rows) / elapsed_s:.2f} images/s\nFlicker: {_told(flicker.mean)}, "
-        "the mean change of depth between frames where the picture stays as it is\n"
+        "the mean change of depth between frames where the image stays as it is\n"
     )
     return flicker
 

@@ -20,9 +20,9 @@ AGAINST = ("bare", "torch")
 OTHERS = ("products", "compiled", "chunks")
 
 
-def _add_pictures(parser: argparse.ArgumentParser, of: str = "a step") -> None:
+def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
     """Adds the number and size of images."""
-    parser.add_argument("--batch", type=int, default=1, help=f"pictures {of}, default 1")
+    parser.add_argument("--batch", type=int, default=1, help=f"images {of}, default 1")
     parser.add_argument("--height", type=int, default=352)
     parser.add_argument("--width", type=int, default=704)
 
@@ -77,7 +77,7 @@ def of_head(parser: argparse.ArgumentParser) -> None:
 def of_step(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `step`."""
     _add_recipe(parser, PUBLISHED, "the published KITTI student's")
-    _add_pictures(parser)
+    _add_batch(parser)
     parser.add_argument(
         "--dtype", choices=AUTOCAST, default="fp32", help="of our step, by autocast; default fp32"
     )
@@ -135,7 +135,7 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="default ds_configs/fp32.json",
     )
-    _add_pictures(parser)
+    _add_batch(parser)
     parser.add_argument(
         "--block", type=int, default=4, help="iterations between two changes of loop, default 4"
     )
@@ -157,7 +157,7 @@ def of_student(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `student`."""
     _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     parser.add_argument("--teacher", action="store_true", help="the recipe's teacher instead")
-    _add_pictures(parser, "a forward")
+    _add_batch(parser, "a forward")
     parser.add_argument(
         "--dtype",
         choices=AUTOCAST,
@@ -171,7 +171,7 @@ def of_student(parser: argparse.ArgumentParser) -> None:
 def of_teacher(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `teacher`."""
     _add_recipe(parser, PUBLISHED, "the published student's, from AdaBins")
-    _add_pictures(parser)
+    _add_batch(parser)
     parser.add_argument(
         "--dtype", choices=AUTOCAST, default="fp32", help="of student and teacher, by autocast"
     )

@@ -44,7 +44,7 @@ from tiekd.training.loop import train
 from tiekd.training.optimizer import build_optimizer
 from tiekd.training.state import TrainState
 
-PICTURES = 3
+IMAGES = 3
 IMAGE_INTERVAL = 500  # of the hook, if the recipe sets none
 
 
@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         for i in range(0, args.batch, micro)
     ]
     # The schedule and the hooks of a run; the clocks stand around all of them.
-    total = args.rounds * args.block + PICTURES
+    total = args.rounds * args.block + IMAGES
     schedule = schedules.build(
         {"name": "constant"},
         base_lr=1e-5,
@@ -162,8 +162,8 @@ def _amortised(times: dict[str, list[float]], log_interval: int, image_interval:
 
     These are what it takes in every iteration, and a share of what a line or an image adds.
     """
-    off, line, picture = (statistics.median(times[kind]) for kind in ("off", "line", "picture"))
+    off, line, image = (statistics.median(times[kind]) for kind in ("off", "line", "image"))
     per_iteration = off + max(0.0, line - off) / log_interval
     if image_interval:
-        per_iteration += max(0.0, picture - off) / image_interval
+        per_iteration += max(0.0, image - off) / image_interval
     return per_iteration

@@ -22,8 +22,8 @@ from tiekd.visualization import figures
 
 TOLERANCE = 0.1
 UNITS = {
-    "batch": "pictures",
-    "crop": "pixels of a picture",
+    "batch": "images",
+    "crop": "pixels of an image",
     "bins": "bins of the head",
     "ranks": "ranks",
 }

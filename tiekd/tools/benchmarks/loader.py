@@ -112,7 +112,7 @@ def _measured(
         return figures | {"memory_ratio": peaks[name] / max(1, peaks[reference])}
 
     return {
-        "compared": "a training sample as a worker makes it : decoding its picture, ground truth "
+        "compared": "a training sample as a worker makes it : decoding its image, ground truth "
         "and teacher map",
         **ratio("ours", "decoding"),
         "with_device_share": {

@@ -127,7 +127,7 @@ class Watch(Hook):
         rounds: the number of blocks.
         board: writes images in the iterations after the last block.
         times: seconds by hook, `_loop` or `_step`, then by kind of iteration: "off", "line",
-            "picture".
+            "image".
         ours_s: seconds of each block of our loop.
         bare_s: of the bare loop.
         again_s: of the bare loop's repetition.
@@ -151,11 +151,9 @@ class Watch(Hook):
         """Records the seconds of a hook in the current iteration."""
         kind = "off" if state.iteration % self.block else "line"
         if state.iteration > self.block * self.rounds:
-            kind = "picture"
+            kind = "image"
         if state.iteration > 1:  # the first one warms up
-            self.times.setdefault(name, {"off": [], "line": [], "picture": []})[kind].append(
-                seconds
-            )
+            self.times.setdefault(name, {"off": [], "line": [], "image": []})[kind].append(seconds)
 
     def before_train(self, state) -> None:
         """Warms up the bare loop and starts the first block's time."""

@@ -91,9 +91,9 @@ def plain_evaluation(
         image = (image - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
         # Flip averaging: the image and its mirror image.
         depths = []
-        for picture in (image, image[:, ::-1]):
+        for view in (image, image[:, ::-1]):
             planes = torch.from_numpy(
-                np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32)
+                np.ascontiguousarray(view.transpose(2, 0, 1), dtype=np.float32)
             )
             depths.append(network(planes[None].to(device))[0, 0].cpu().numpy())
         prediction = (depths[0] + depths[1][:, ::-1]) / 2

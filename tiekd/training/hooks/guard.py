@@ -203,8 +203,8 @@ def _is_finite(report: dict) -> bool:
 
 
 def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
-    bad_pictures = [name for report in reports for name in report["bad_pictures"]]
-    end = f"; not finite itself: {_listed(bad_pictures)}" if bad_pictures else ""
+    bad_images = [name for report in reports for name in report["bad_pictures"]]
+    end = f"; not finite itself: {_listed(bad_images)}" if bad_images else ""
     if broken:
         parts = [
             f"on rank {report['rank']}, micro-batch {report['micro_batch']} "

@@ -112,7 +112,7 @@ class TensorBoard(Hook):
             self._last_iteration = state.iteration
             self._write_means(state)
         if self.image_interval and (state.is_due(self.image_interval) or state.is_last):
-            self._write_pictures(state)
+            self._write_images(state)
 
     def after_train(self, state) -> None:
         """Closes the files."""
@@ -129,7 +129,7 @@ class TensorBoard(Hook):
         self._last_iteration = state_dict["last_iteration"]
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Writes the figures as `val/<metric>`, and pictures of validation frames, on rank 0."""
+        """Writes the figures as `val/<metric>`, and images of validation frames, on rank 0."""
         if self._writer is None or not self._has_room():
             return
         for name, value in metrics.items():
@@ -139,8 +139,8 @@ class TensorBoard(Hook):
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
                 overall = overview(view, self.max_depth, "ground truth")
-                self._write_picture(f"val/pictures_{number}", overall, state.iteration)
-                self._write_picture(f"val/why_{number}", why(view, self.max_depth), state.iteration)
+                self._write_image(f"val/pictures_{number}", overall, state.iteration)
+                self._write_image(f"val/why_{number}", why(view, self.max_depth), state.iteration)
             # Even and the same ones at each evaluation; numpy's own choice can come to millions.
             bins = np.linspace(-self.max_depth, self.max_depth, 1601)
             for name, errors in self.frames.errors_by_range(shown).items():
@@ -176,7 +176,7 @@ class TensorBoard(Hook):
             lines = path.read_text(encoding="utf-8").splitlines()
             self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), step)
 
-    def _write_pictures(self, state) -> None:
+    def _write_images(self, state) -> None:
         few, batch = slice(self.num_images), state.batch
         # Without a teacher the student learns from the ground truth, which has its column already.
         teachers = state.teacher_depth[few] if TeacherNode.of(state.recipe).is_given else None
@@ -186,19 +186,19 @@ class TensorBoard(Hook):
         against = "ground truth" if teachers is None else "teacher"
         for number, view in enumerate(shown, start=1):
             overall = overview(view, self.max_depth, against)
-            self._write_picture(f"train/pictures_{number}", overall, state.iteration)
-        self._write_picture("train/why_1", why(shown[0], self.max_depth), state.iteration)
+            self._write_image(f"train/pictures_{number}", overall, state.iteration)
+        self._write_image("train/why_1", why(shown[0], self.max_depth), state.iteration)
         self._writer.flush()
 
-    def _write_picture(self, tag: str, picture: np.ndarray | None, step: int) -> None:
+    def _write_image(self, tag: str, pixels: np.ndarray | None, step: int) -> None:
         """Encoded here, for SummaryWriter's own way is slower for a file a few percent smaller."""
-        if picture is None:
+        if pixels is None:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         file = BytesIO()
-        Image.fromarray(picture).save(file, format="PNG", compress_level=1)
-        height, width = picture.shape[:2]
+        Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+        height, width = pixels.shape[:2]
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
         )

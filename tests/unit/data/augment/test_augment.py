@@ -136,7 +136,7 @@ def test_draw_refuses_crop_larger_than_image(crop):
     """A crop that is larger than the image raises a `DataError`."""
     with pytest.raises(
         DataError,
-        match=rf"data.augment.crop: {crop[0]}x{crop[1]} is larger than the picture, 40x60",
+        match=rf"data.augment.crop: {crop[0]}x{crop[1]} is larger than the image, 40x60",
     ):
         Augment(crop=crop).draw(0, 0, 0, 40, 60)
 

@@ -114,7 +114,7 @@ def test_cut_of_an_upright_window():
 
 
 class Mixed(torch.utils.data.Dataset):
-    """Pictures that are smaller than a turned window's part, each otherwise."""
+    """Images that are smaller than a turned window's part, each otherwise."""
 
     def __len__(self):
         return 3

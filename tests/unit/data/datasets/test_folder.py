@@ -141,7 +141,7 @@ def test_folder_reads_teacher_maps(root):
     assert (data[2].teacher_depth == 10).all()
     assert f"{root / 'maps' / 'a_1.png'}: no such depth map" in refused(lambda: data[0])
     write_png(root / "maps/b_c_1.png", levels[1:])
-    assert "teacher map of 11x16 for a picture of 12x16; make the maps" in refused(lambda: data[2])
+    assert "teacher map of 11x16 for an image of 12x16; make the maps" in refused(lambda: data[2])
 
 
 def test_folder_intrinsics_given_or_nan(root):
@@ -167,13 +167,13 @@ def test_folder_split_lists_and_remainder(root):
     (root / "val.txt").write_text("a/1.jpg\nelsewhere/x.jpg\n")
     message = refused(lambda: make(root, **val))
     assert (
-        f"{root / 'val.txt'}:2: no picture elsewhere/x.jpg in {root / 'images'}; "
+        f"{root / 'val.txt'}:2: no image elsewhere/x.jpg in {root / 'images'}; "
         "a line is a path such as" in message
     )
     (root / "val.txt").write_text("../x.jpg\n")
     assert "val.txt:1: ../x.jpg leads out of the data root" in refused(lambda: make(root, **val))
     (root / "val.txt").write_text("\n".join(NAMES))
-    assert "none of its 4 pictures is left for train" in refused(lambda: make(root, **val))
+    assert "none of its 4 images is left for train" in refused(lambda: make(root, **val))
 
 
 def test_folder_val_fraction_by_name_with_depth(tmp_path):
@@ -349,7 +349,7 @@ def test_folder_missing_or_torn_files_are_named(root):
     (root / "depths/a/2.npy").write_bytes(whole[:200])
     assert str(root / "depths/a/2.npy") in refused(lambda: data[1])
     write_png(root / "depths/d.png", np.ones((12, 15), np.uint16))
-    assert "d.png: 12x15 does not fit its picture d.jpg, 12x16" in refused(lambda: data[3])
+    assert "d.png: 12x15 does not fit its image d.jpg, 12x16" in refused(lambda: data[3])
 
 
 def test_folder_links_and_unlistable_folders(root, monkeypatch):
@@ -399,7 +399,7 @@ def test_folder_names_with_blanks_commas_newlines(root):
     ]
     (root / "val.txt").write_text("d.jpg,depths/d.png\n")
     told = refused(lambda: make(root, "val", val_split="val.txt", needs_ground_truth=False))
-    assert "no picture d.jpg,depths/d.png in" in told
+    assert "no image d.jpg,depths/d.png in" in told
     assert "a line is one path and nothing else, such as" in told
     write_picture(root / "images/two\nlines.jpg")
     told = refused(lambda: make(root, needs_ground_truth=False))
@@ -467,7 +467,7 @@ def test_folder_image_smaller_than_crop_is_named(mixed):
     """An image that is smaller than the crop raises a `DataError` with its name."""
     data = make(mixed, depths="depths")
     with pytest.raises(
-        DataError, match=r"\d.png: data.augment.crop: 20x20 is larger than the picture, 12x16"
+        DataError, match=r"\d.png: data.augment.crop: 20x20 is larger than the image, 12x16"
     ):
         list(
             training_batches(

@@ -86,7 +86,7 @@ def test_kitti_kb_crop_is_bottom_centre(tmp_path):
         ("2011_09_26", 721.5377, (721.5377, 609.5593, 172.854)),
         ("2011_09_28", 707.0493, (707.0493, 604.0814, 180.5066)),
         ("2011_10_03", 718.856, (718.856, 607.1928, 185.2157)),
-        ("2011_09_26", 360.0, (360.0, 14.5, 9.5)),  # a picture of another size
+        ("2011_09_26", 360.0, (360.0, 14.5, 9.5)),  # an image of another size
         ("2000_01_01", 50.0, (50.0, 14.5, 9.5)),
     ],
 )
@@ -121,8 +121,8 @@ def test_kitti_teacher_map_names_and_sizes(
     assert (data[0].teacher_depth[0] * 6553.5).round()[5].tolist() == list(range(4, 25))
     write_png(root / "gt_kd" / name, columns[1:])
     assert refused(lambda: data[0]) == (
-        f"{root / 'gt_kd' / name}: teacher map of 19x30 for a picture of 20x30, 19x21 after "
-        "data.kb_crop; make the maps from the same pictures"
+        f"{root / 'gt_kd' / name}: teacher map of 19x30 for an image of 20x30, 19x21 after "
+        "data.kb_crop; make the maps from the same images"
     )
     assert "teacher.maps: no folder at" in refused(
         lambda: kitti_frames(str(root), "train", 10.0, maps="nowhere")
@@ -134,7 +134,7 @@ def test_kitti_missing_or_misshapen_files_are_named(tmp_path):
     root = fake_data.make(tmp_path, num_frames=2)
     data = kitti_frames(str(root), "train", 80.0)
     write_png(root / "gt_depth" / depth_name(0), np.ones((19, 30), np.uint16))
-    assert f"{root / 'gt_depth' / depth_name(0)}: 19x30 does not fit its picture" in refused(
+    assert f"{root / 'gt_depth' / depth_name(0)}: 19x30 does not fit its image" in refused(
         lambda: data[0]
     )
     (root / "gt_depth" / depth_name(1)).unlink()
@@ -187,7 +187,7 @@ def test_kitti_absolute_path_is_below_root(tmp_path):
     (tmp_path / "link").symlink_to(root)
     for place in (root, tmp_path / "link"):
         data = kitti_frames(str(place), "train", 80.0)
-        assert f"{place}/input{outside}: no such picture" in refused(lambda data=data: data[0])
+        assert f"{place}/input{outside}: no such image" in refused(lambda data=data: data[0])
     (root / "input" / str(outside)[1:]).parent.mkdir(parents=True)
     (root / "input" / str(outside)[1:]).symlink_to(outside)
     assert data[0].image[0, 0].tolist() == list(range(30))
@@ -223,7 +223,7 @@ def test_kitti_benchmark_test_set(tmp_path):
     )
 
 
-# Where the published evaluation cuts: height x width of the picture, top and left of 352 x 1216.
+# Where the published evaluation cuts: height x width of the image, top and left of 352 x 1216.
 @pytest.mark.parametrize(
     ("height", "width", "top", "left"),
     [

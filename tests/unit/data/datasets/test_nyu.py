@@ -30,9 +30,9 @@ def make(root, without=()):
     """
     lines = []
     for index, scene in enumerate(("bedroom_0001", "bedroom_0001", "office")):
-        picture = np.zeros((20, 30, 3), np.uint8)
-        picture[..., 0], picture[..., 2] = np.arange(30), np.arange(20)[:, None]
-        write_png(root / scene / f"rgb_{index:05d}.png", picture)
+        photo = np.zeros((20, 30, 3), np.uint8)
+        photo[..., 0], photo[..., 2] = np.arange(30), np.arange(20)[:, None]
+        write_png(root / scene / f"rgb_{index:05d}.png", photo)
         (root / scene / f"rgb_{index:05d}.png").rename(root / scene / f"rgb_{index:05d}.jpg")
         levels = np.tile(np.arange(10, 310, 10, dtype=np.uint16), (20, 1))
         levels[0] = 0
@@ -113,7 +113,7 @@ def test_nyu_teacher_maps_whole_or_cropped(tmp_path):
     write_png(tmp_path / "gt_kd" / name, columns[:7])
     message = refused(lambda: data[1])
     assert (
-        f"{name}: teacher map of 7x30 for a picture of 20x30, 12x24 after data.nyu_crop" in message
+        f"{name}: teacher map of 7x30 for an image of 20x30, 12x24 after data.nyu_crop" in message
     )
     assert nyu_frames(root, "val", 10.0, maps="gt_kd")[1].teacher_depth is None
     assert "teacher.maps: no folder" in refused(

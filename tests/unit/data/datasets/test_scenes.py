@@ -23,9 +23,9 @@ SIZE = 64, 208
 
 def test_render_differs_by_seed_and_index():
     """Another seed or index gives another image."""
-    pictures = [render(seed, index, *SIZE).image for seed, index in ((0, 0), (0, 1), (1, 0))]
+    images = [render(seed, index, *SIZE).image for seed, index in ((0, 0), (0, 1), (1, 0))]
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert np.abs(pictures[one].astype(int) - pictures[other]).mean() > 10
+        assert np.abs(images[one].astype(int) - images[other]).mean() > 10
 
 
 def test_render_same_street_at_every_size():
@@ -213,10 +213,8 @@ def test_write_kitti_layout_writes_split_and_files(tmp_path):
     depth_path = f"{drive}/proj_depth/groundtruth/image_02/0000000001.png"
     assert train[1] == f"2000_01_01/{drive}/image_02/data/0000000001.png {depth_path} 120.8372"
     scene = render(1, FIRST_HELD_OUT_INDEX + 1, *SIZE)
-    picture, depth, _ = test[1].split()
-    assert np.array_equal(
-        read_image(root / "input" / picture).permute(1, 2, 0).numpy(), scene.image
-    )
+    photo, depth, _ = test[1].split()
+    assert np.array_equal(read_image(root / "input" / photo).permute(1, 2, 0).numpy(), scene.image)
     for folder, exact in (("gt_depth", scene.sparse_depth), ("gt_dense", scene.depth)):
         stored = read_levels(root / folder / depth)[0].numpy() / np.float32(256)
         assert np.abs(stored - exact).max() <= 0.5 / 256

@@ -243,7 +243,7 @@ def test_crop_too_large_names_image(data, workers):
     """A crop that is larger than an image raises a `DataError` with the image's name."""
     with pytest.raises(
         DataError,
-        match=rf"{image_name(0)[:30]}.*: data.augment.crop: 21x16 is larger than the picture",
+        match=rf"{image_name(0)[:30]}.*: data.augment.crop: 21x16 is larger than the image",
     ):
         list(training(data, workers, Augment(crop=(21, 16))))
 

@@ -71,7 +71,7 @@ def test_skip_takes_next_readable_sample(data, tmp_path):
     assert found[1].startswith(
         f"{tmp_path / 'input' / image_name(2)}: a torn or damaged PNG (60 bytes)"
     )
-    assert found[2].startswith(f"{tmp_path / 'input' / image_name(6)}: no such picture")
+    assert found[2].startswith(f"{tmp_path / 'input' / image_name(6)}: no such image")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -118,7 +118,7 @@ def test_skip_reports_image_smaller_than_crop(data, tmp_path):
     unreadable = Unreadable(10)
     training(data, unreadable)
     assert any(
-        "data.augment.crop: 12x16 is larger than the picture" in message
+        "data.augment.crop: 12x16 is larger than the image" in message
         for message in unreadable.messages
     )
 

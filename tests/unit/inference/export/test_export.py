@@ -17,7 +17,7 @@ from support.exported_student import (
     SMALL,
     evaluated,
     fitted_network,
-    picture,
+    random_image,
     write,
 )
 from support.one_picture.doors import NODES, network_of
@@ -30,7 +30,7 @@ from tiekd.inference.export import (
     export,
     onnx_format,
     program_format,
-    trial_pictures,
+    trial_images,
     verification,
 )
 from tiekd.inference.export.deployed import Deployed
@@ -77,7 +77,7 @@ def test_export_onnx_fixed_size_equals_network(tmp_path, request, kind, size):
     """A fixed-size ONNX file gives the network's depth within 1 mm, also at odd sizes."""
     network, path = request.getfixturevalue(kind), tmp_path / "student.onnx"
     write(path, network, size=size)
-    image = picture(*size, seed=3)
+    image = random_image(*size, seed=3)
     wanted, found = evaluated(network, image), onnx_format.load(path)(image)[0]
     assert wanted.max() > 2 * wanted.min()  # not fitted at this size
     assert found.shape == (1, 1, *size)
@@ -90,7 +90,7 @@ def test_export_onnx_dynamic_takes_any_shape(tmp_path, dpm):
     write(path, dpm, dynamic=True)
     run = onnx_format.load(path)
     for shape in ((1, *SMALL), (1, *ODD), (3, 91, 50), (2, 17, 130)):
-        image = picture(*shape[1:], seed=4, batch=shape[0])
+        image = random_image(*shape[1:], seed=4, batch=shape[0])
         assert (run(image)[0] - evaluated(dpm, image)).abs().max() < 1e-3, shape
 
 
@@ -120,7 +120,7 @@ def test_export_float_input_keeps_range(tmp_path, dpm):
     """A file with float input takes values from 0 to 255 and gives the same depth."""
     path = tmp_path / "student.onnx"
     write(path, dpm, input="float")
-    image = picture(*SMALL, seed=6)
+    image = random_image(*SMALL, seed=6)
     assert (onnx_format.load(path)(image.float())[0] - evaluated(dpm, image)).abs().max() < 1e-3
 
 
@@ -128,7 +128,7 @@ def test_export_confidence_sums_near_mode(tmp_path, dpm):
     """Exported confidence lies in (0, 1] and equals the deployed network's."""
     path = tmp_path / "student.onnx"
     write(path, dpm, confidence=True)
-    image = picture(*SMALL, seed=7)
+    image = random_image(*SMALL, seed=7)
     depth, confidence = onnx_format.load(path)(image)
     with torch.no_grad():
         p = dpm.head.probabilities(dpm.features((image.float() - 117) / 57))[0]
@@ -147,7 +147,7 @@ def test_export_mode_and_local_equal_student(tmp_path, dpm, readout):
     """Files with the mode or local readout agree with Student and differ from the mean."""
     path = tmp_path / "student.onnx"
     write(path, dpm, readout=readout)
-    image = picture(*SMALL, seed=8)
+    image = random_image(*SMALL, seed=8)
     found = onnx_format.load(path)(image)[0]
     assert (found - Deployed(dpm, readout)(image)[0]).abs().quantile(0.99) < 1e-3
     assert (found - Student(dpm, "cpu", readout)(image)[:, None]).abs().quantile(0.99) < 1e-3
@@ -224,7 +224,7 @@ def test_export_weights_rebuild_network(tmp_path, dpm):
     state = torch.load(path, weights_only=True)
     again = build_network(state["network"]).eval()
     again.load_state_dict(state["state_dict"])
-    assert torch.equal(evaluated(again, picture(*ODD)), evaluated(dpm, picture(*ODD)))
+    assert torch.equal(evaluated(again, random_image(*ODD)), evaluated(dpm, random_image(*ODD)))
 
 
 def test_export_weights_keep_resize(tmp_path, dpm):
@@ -233,7 +233,8 @@ def test_export_weights_keep_resize(tmp_path, dpm):
     write(path, dpm, resize=resize)
     student = tiekd.load_student(path)
     assert student.resize == resize
-    assert torch.equal(student(picture(*ODD)), Student(dpm, "cpu", resize=resize)(picture(*ODD)))
+    image = random_image(*ODD)
+    assert torch.equal(student(image), Student(dpm, "cpu", resize=resize)(image))
 
 
 @pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
@@ -248,7 +249,7 @@ def test_export_dynamic_keeps_working_size(tmp_path, dpm, name, readout):
     run = (onnx_format if path.suffix == ".onnx" else program_format).load(path)
     student = Student(dpm, "cpu", readout, resize)
     for shape in ((1, *ODD), (2, 48, 80), (1, 48, 131), (1, 300, 80), (3, 7, 9)):
-        image = picture(*shape[1:], seed=4, batch=shape[0])
+        image = random_image(*shape[1:], seed=4, batch=shape[0])
         errors = (run(image)[0] - student.predict(image).depth).abs()
         if readout == "local":
             errors = errors[student.margins(image) > 1e-4]
@@ -263,7 +264,7 @@ def test_export_dynamic_bts_needs_stretch(tmp_path):
         write(path, network, node, dynamic=True)
     resize = Resize(*SMALL, "stretch")
     write(path, network, node, dynamic=True, resize=resize)
-    image = picture(75, 131, seed=9)
+    image = random_image(75, 131, seed=9)
     wanted = Student(network, "cpu", resize=resize).predict(image).depth
     assert (program_format.load(path)(image)[0] - wanted).abs().max() < 1e-2
 
@@ -280,7 +281,7 @@ def test_export_dynamic_rejects_varying_resize(tmp_path, dpm, resize):
     """A resize that depends on the image's size is rejected with --dynamic and allowed without."""
     with pytest.raises(
         ExportError,
-        match=r"--dynamic: .* depends on the picture's; .*one file a size \(--size HxW\)",
+        match=r"--dynamic: .* depends on the image's; .*one file a size \(--size HxW\)",
     ):
         export.check(dpm, export.Settings(ODD, dynamic=True, resize=resize), tmp_path / "a.onnx")
     export.check(dpm, export.Settings(ODD, resize=resize), tmp_path / "a.onnx")
@@ -448,16 +449,16 @@ def test_trial_batches_second_size_is_valid(dpm):
     """The second trial size is odd and not below the network's smallest side."""
     least = export.least_side(dpm, export.Settings(SMALL, dynamic=True))
     side = least + 1
-    *_, both = trial_pictures.batches([picture(64, 64)[0]] * 2, (side, side), least)
+    *_, both = trial_images.batches([random_image(64, 64)[0]] * 2, (side, side), least)
     assert min(both.shape[2:]) >= least
     assert both.shape[2] % 2 == 1
 
 
 def test_trial_frames_come_from_dataset(monkeypatch):
     """Trial images come from the recipe's validation split, with the origin stated."""
-    frames = [SimpleNamespace(image=picture(48, 64, seed)[0]) for seed in range(3)]
-    monkeypatch.setattr(trial_pictures, "build_dataset", lambda *_, **__: frames)
-    found, origin = trial_pictures.frames(
+    frames = [SimpleNamespace(image=random_image(48, 64, seed)[0]) for seed in range(3)]
+    monkeypatch.setattr(trial_images, "build_dataset", lambda *_, **__: frames)
+    found, origin = trial_images.frames(
         {"network": DPM, "data": {"name": "folder", "images": "rides"}}
     )
     assert origin == "folder (val)"
@@ -488,11 +489,11 @@ def test_export_trace_rejects_size_dependent_graph(dpm):
 def test_trial_frames_fall_back_to_scenes(tmp_path):
     """Without the recipe's data, two rendered scenes are used, at two sizes and batch sizes."""
     recipe = {"network": DPM, "data": {"name": "kitti", "root": str(tmp_path)}}
-    found, origin = trial_pictures.frames(recipe)
+    found, origin = trial_images.frames(recipe)
     assert len(found) == 2
     assert origin.startswith("built-in scenes")
     assert str(tmp_path) in origin
-    one, other, both = trial_pictures.batches(found, (96, 128), least=17)
+    one, other, both = trial_images.batches(found, (96, 128), least=17)
     assert one.shape == other.shape == (1, 3, 96, 128)
     assert both.shape == (2, 3, 73, 97)
     assert both.dtype == torch.uint8

@@ -40,7 +40,7 @@ def test_cameras_datasets_know_own_images_only():
     ):
         with pytest.raises(
             DataError,
-            match=rf"{path}: the camera of a picture of {size[0]}x{size[1]}.*--intrinsics",
+            match=rf"{path}: the camera of an image of {size[0]}x{size[1]}.*--intrinsics",
         ):
             cameras.of(path, *size)
 
@@ -65,7 +65,7 @@ def test_cameras_exif_rotated_images(tmp_path):
     assert cameras.of(tmp_path / "1.jpg", 30, 40) == Camera(*recipes)
     assert cameras.of(tmp_path / "6.jpg", 40, 30) == Camera(*recipes)
     with pytest.raises(
-        DataError, match=r"6\.jpg: its orientation mark .*give --intrinsics .*upright picture"
+        DataError, match=r"6\.jpg: its orientation mark .*give --intrinsics .*upright image"
     ):
         Cameras(None, {"name": "nyu"}).of(tmp_path / "6.jpg", 480, 640)
     assert (

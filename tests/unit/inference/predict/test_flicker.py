@@ -9,9 +9,9 @@ from tiekd.inference.predict.flicker import Flicker
 
 def test_flicker_counts_static_pixels_only():
     """Flicker is the mean depth change over static pixels, averaged over frame pairs."""
-    flicker, picture = Flicker(), torch.full((3, 4, 4), 100, dtype=torch.uint8)
-    assert all(math.isnan(value) for value in flicker.add(picture, torch.full((4, 4), 10.0)))
-    moved = picture.clone()
+    flicker, image = Flicker(), torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    assert all(math.isnan(value) for value in flicker.add(image, torch.full((4, 4), 10.0)))
+    moved = image.clone()
     moved[1, 0] = 105  # five levels in one channel of four pixels
     depth = torch.full((4, 4), 10.5)
     depth[0] = 50.0  # there it may change

@@ -36,7 +36,7 @@ def test_find_skips_output_folder(tree):
     assert names([tree], tree / "out") == ["a", "b/c", "b/d/e"]
     assert names([f"{tree}/**/*.png"], tree / "out") == ["a"]
     assert names([f"{tree}/b/*"], tree) == ["c"]  # here the inputs lie below the outputs' folder
-    with pytest.raises(DataError, match="is the folder of the pictures itself"):
+    with pytest.raises(DataError, match="is the folder of the images itself"):
         inputs.find([str(tree)], tree)
 
 
@@ -71,12 +71,12 @@ def test_find_rejects_missing_inputs(tree, tmp_path):
     """Missing files, weights given as images and folders without images raise a DataError."""
     for argument, words in (
         (tree / "none.png", "no such file or folder"),
-        (tmp_path / "w.pth", "weights by their name, no picture"),
+        (tmp_path / "w.pth", "weights by their name, no image"),
     ):
         with pytest.raises(DataError, match=f"{argument}: {words}"):
             inputs.find([str(argument)], tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures .* in or below it; videos are given by name"):
+    with pytest.raises(DataError, match="no images .* in or below it; videos are given by name"):
         inputs.find([str(tmp_path / "empty")], tmp_path / "out")
 
 
@@ -183,9 +183,9 @@ def test_find_names_unreadable_folder(tree, tmp_path, monkeypatch):
 )
 def test_frames_in_counts_pages(name, count, tmp_path):
     """The frames of multi-page images are counted, and a torn file counts as one."""
-    pictures = [Image.new("RGB", (8, 6), (40 * level, 0, 0)) for level in range(3)]
-    more = {} if count == 1 else {"save_all": True, "append_images": pictures[1:]}
-    pictures[0].save(tmp_path / name, **more)
+    images = [Image.new("RGB", (8, 6), (40 * level, 0, 0)) for level in range(3)]
+    more = {} if count == 1 else {"save_all": True, "append_images": images[1:]}
+    images[0].save(tmp_path / name, **more)
     if name == "torn.png":
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20])
     assert inputs.frames_in(tmp_path / name) == count

@@ -70,8 +70,8 @@ def test_predict_all_batches_by_size(tmp_path):
     for index in range(5):
         assert raw(tmp_path, index).shape == ((30, 20) if index in (1, 3) else (20, 30))
         assert np.allclose(raw(tmp_path, index), index + 1)
-    assert "pictures: 5/5" in out
-    assert "Predicted 5 picture(s)" in out
+    assert "images: 5/5" in out
+    assert "Predicted 5 image(s)" in out
     assert "images/s" in out
 
 
@@ -79,11 +79,11 @@ def test_predict_all_skips_broken_images(tmp_path):
     """Broken images are reported in one line each, and all others are predicted."""
     folder = folder_of(tmp_path, [(20, 30)] * 3)
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
-    (folder / "9.jpg").write_text("no picture")
+    (folder / "9.jpg").write_text("no image")
     failed, out, errors = predict(tmp_path, folder, Brightness(), batch_size=2)
     assert failed == 2
-    assert "pictures: 4/4" in out
-    assert "Predicted 2 picture(s)" in out
+    assert "images: 4/4" in out
+    assert "Predicted 2 image(s)" in out
     lines = errors.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("DataError: ") for line in lines)
@@ -100,7 +100,7 @@ def test_predict_all_reports_refused_size(tmp_path):
     assert failed == 1
     assert errors == (
         f"RecipeError: {folder}/1.png, as 30x40: an image of 30x40 has too few patches; --size "
-        "HxW scales pictures\n"
+        "HxW scales images\n"
     )
     assert (tmp_path / "out/raw/0.npy").exists()
     assert not (tmp_path / "out/raw/1.npy").exists()
@@ -172,9 +172,9 @@ def test_predict_all_bounds_images_in_memory(tmp_path):
         def prepare(self, name, path, pixels):
             alive.add(name)
             most.append(len(alive))
-            picture = super().prepare(name, path, pixels)
-            weakref.finalize(picture.pixels, alive.discard, name)
-            return picture
+            image = super().prepare(name, path, pixels)
+            weakref.finalize(image.pixels, alive.discard, name)
+            return image
 
         def write(self, *arguments, **options):
             time.sleep(0.01)  # a slow disk

@@ -126,11 +126,9 @@ def test_video_long_last_frame_is_complete(tmp_path):
 
 def test_video_animated_gif_is_video(tmp_path):
     """An animated GIF is read as a video with frame times, and a single-frame GIF as an image."""
-    pictures = [Image.fromarray(np.full((48, 64, 3), 40 * level, np.uint8)) for level in range(6)]
-    pictures[0].save(
-        tmp_path / "moves.gif", save_all=True, append_images=pictures[1:], duration=100
-    )
-    pictures[0].save(tmp_path / "stands.gif")
+    images = [Image.fromarray(np.full((48, 64, 3), 40 * level, np.uint8)) for level in range(6)]
+    images[0].save(tmp_path / "moves.gif", save_all=True, append_images=images[1:], duration=100)
+    images[0].save(tmp_path / "stands.gif")
     moves, stands = inputs.find(
         [str(tmp_path / "moves.gif"), str(tmp_path / "stands.gif")], tmp_path / "out"
     )

@@ -146,7 +146,7 @@ def test_densedepth_on_cpu_uses_channels_last(deepest, isa, on_isa):
     ours = decoder(given, (64, 96))
     assert seen == [False] * 3
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    # One picture, 2 x 2 pixels at each level: 4 * (24 + 16 + 16) numbers against 9 * 40 * 16
+    # One image, 2 x 2 pixels at each level: 4 * (24 + 16 + 16) numbers against 9 * 40 * 16
     # weights, and so on.
     seen.clear()
     decoder([feature[:1, :, :2, :2] for feature in given[:2]] + [given[2][:1, :, :1, :1]], (8, 8))

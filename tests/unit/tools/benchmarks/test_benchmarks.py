@@ -54,7 +54,7 @@ def test_multiply_adds_of_published_student():
     recipe = load_recipe(PUBLISHED)
     network = build_network(recipe["network"]).eval()
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(17.65, abs=0.01)
-    # Convolutions count by pixel, so a part of the picture tells all of it: 171 GMAC at 352x704.
+    # Convolutions count by pixel, so a part of the image tells all of it: 171 GMAC at 352x704.
     image, kernel = torch.zeros(1, 3, 176, 352), network.head.kernel
     ours = student.multiply_adds(network, image)
     plain = student.multiply_adds(make_plain(copy.deepcopy(network)), image)
@@ -212,7 +212,7 @@ def test_teacher_compares_maps_with_network():
 
 def test_amortised_spreads_hooks_over_interval():
     """Hook times are divided by their intervals, and interval 0 adds nothing."""
-    times = {"off": [1.0, 1.0], "line": [3.0], "picture": [11.0, 11.0, 500.0]}
+    times = {"off": [1.0, 1.0], "line": [3.0], "image": [11.0, 11.0, 500.0]}
     assert engine._amortised(times, 50, 500) == pytest.approx(1 + 2 / 50 + 10 / 500)
     assert engine._amortised(times, 50, 0) == pytest.approx(1 + 2 / 50)
 
@@ -274,8 +274,8 @@ def test_growth_measures_and_plots(tmp_path):
     assert result.keys() >= ALWAYS | {"table", "batch", "crop", "bins"}
     assert "ranks" not in result
     assert result["crop"]["sizes"] == [2048, 4096]
-    picture = Image.open(tmp_path / "growth.png")
-    assert picture.width > 2 * picture.height
+    figure = Image.open(tmp_path / "growth.png")
+    assert figure.width > 2 * figure.height
     assert json.loads(json.dumps(result)) == result
 
 

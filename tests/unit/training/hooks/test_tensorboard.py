@@ -164,7 +164,7 @@ def test_tensorboard_image_per_sample(with_teacher, tmp_path, monkeypatch):
         "student",
         error,
     ]
-    assert all(picture.shape == (16, 32, 3) for picture in cells.values())
+    assert all(drawn.shape == (16, 32, 3) for drawn in cells.values())
 
 
 def test_tensorboard_writes_full_image(tmp_path):

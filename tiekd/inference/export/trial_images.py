@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data.build import build_dataset, settings_of
 from tiekd.data.datasets import scenes
-from tiekd.data.resize import resized_picture
+from tiekd.data.resize import resized_image
 from tiekd.errors import DataError, RecipeError
 
 _RENDERED = 192, 640
@@ -43,12 +43,12 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
 
 
 def batches(
-    pictures: Sequence[Tensor], size: tuple[int, int], least: int | None = None
+    images: Sequence[Tensor], size: tuple[int, int], least: int | None = None
 ) -> list[Tensor]:
     """Returns the batches to try.
 
     Args:
-        pictures: (3, H, W) uint8 images.
+        images: (3, H, W) uint8 images.
         size: (height, width) that each image is tried at, alone.
         least: The least side of a file that takes any size, which is then also tried with all
             images at once at an odd size; None for a file of one size.
@@ -56,10 +56,10 @@ def batches(
     Returns:
         (1, 3, H, W) uint8 batches, then perhaps (B, 3, h, w).
     """
-    tried = [resized_picture(picture, size)[None].contiguous() for picture in pictures]
+    tried = [resized_image(each, size)[None].contiguous() for each in images]
     if least is not None:
         odd = tuple(max(least, 3 * side // 4) | 1 for side in size)
-        tried.append(torch.stack([resized_picture(picture, odd) for picture in pictures]))
+        tried.append(torch.stack([resized_image(each, odd) for each in images]))
     return tried
 
 
