@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from support.trajectory import Recorder, batches
 
-from tiekd.models.heads.dpm import Dpm
+from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.teachers.maps import CachedMaps
 from tiekd.training import criterion
 from tiekd.training.loop import train
@@ -56,7 +56,7 @@ def test_train_state_due_last_and_ends(every, by, due):
 
 def test_train_averages_micro_batch_losses():
     """Each iteration has its own learning rate and the mean loss of its micro-batches."""
-    head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
+    head = Plain(3, 1e-3, 10.0, options=DpmOptions(num_bins=8, sigma=1.0))
     loss = criterion.build({"silog": {}}, True)
     state = TrainState(head, {}, None, "", 4, 2, 3, 3, True, hooks=[Recorder()], step=head)
     schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([0.1 * iteration], [0.9]))
@@ -75,7 +75,7 @@ def test_train_averages_micro_batch_losses():
 )
 def test_train_skips_unused_divergence(terms):
     """The head's divergence is None unless a dpm loss reads it."""
-    head = Plain(3, 1e-3, 10.0, num_bins=8, sigma=1.0)
+    head = Plain(3, 1e-3, 10.0, options=DpmOptions(num_bins=8, sigma=1.0))
     state = TrainState(head, {}, None, "", 2, 1, 1, 1, True, step=head)
     schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([], []))
     train(state, batches("mobilev2_DPM_nyu"), CachedMaps(), criterion.build(terms, True), schedule)
