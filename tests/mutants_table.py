@@ -1688,4 +1688,20 @@ MUTANTS = [
         "",
         ("tests/unit/config/test_external.py",),
     ),
+    Mutant(
+        "any_number_is_a_length_in_a_manifest_of_maps",
+        "tiekd.data.teacher_maps",
+        "_is_length",
+        "is_number and 0 < value <= sys.float_info.max",
+        "is_number",
+        ("tests/unit/data/test_teacher_maps.py",),
+    ),
+    Mutant(
+        "a_manifest_of_maps_may_hold_anything",
+        "tiekd.data.teacher_maps",
+        "_is_missing_or",
+        "value is None or isinstance(value, kind)",
+        "True",
+        ("tests/unit/data/test_teacher_maps.py",),
+    ),
 ]
