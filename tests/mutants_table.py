@@ -1704,4 +1704,20 @@ MUTANTS = [
         "True",
         ("tests/unit/data/test_teacher_maps.py",),
     ),
+    Mutant(
+        "a_damaged_record_of_inputs_counts_as_missing",
+        "tiekd.training.inputs",
+        "read",
+        "raise CheckpointError(f\"{path}: not the record of a run's inputs ({why}); put the run's own file back, or delete it to go on without a comparison with the start\") from None",
+        "return None",
+        ("tests/unit/training/test_inputs.py",),
+    ),
+    Mutant(
+        "splits_of_a_record_may_be_anything",
+        "tiekd.training.inputs",
+        "read",
+        "(wrong := _fault(record)) is not None",
+        "False",
+        ("tests/unit/training/test_inputs.py",),
+    ),
 ]
