@@ -27,6 +27,8 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     Raises:
         UserError: there is no run, or it can't be resumed like this.
     """
+    if args.restarts < 0:
+        raise LaunchError(f"--restarts {args.restarts}: give how often, from 0")
     record = launch_record.read(args.work_dir)
     if is_finished(args):
         return 0

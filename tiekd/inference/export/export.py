@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tiekd import files
-from tiekd.data.resize import OWN_SIZE, SLACK, Resize, of_node
+from tiekd.data.resize import LARGEST, OWN_SIZE, SLACK, Resize, of_node
 from tiekd.errors import ExportError
 from tiekd.files import sync
 from tiekd.inference.export import onnx_format, program_format, verification
@@ -151,6 +151,10 @@ def check(network: Network, settings: Settings, path: Path) -> None:
 
 def _check_size(network: Network, settings: Settings) -> None:
     height, width = settings.size
+    if max(settings.size) > LARGEST:
+        raise ExportError(
+            f"--size {height}x{width}: larger than {LARGEST} pixels a side; give a smaller one"
+        )
     # Open sizes need a working size that doesn't depend on the image's.
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":

@@ -418,6 +418,11 @@ def test_agreement_holds_within_limits(change, holds):
             {"resize": Resize(12, 64, "stretch"), "dynamic": True},
             "would see 12x64 .*, give a larger",
         ),
+        (
+            "a.onnx",
+            {"size": (64, 99999), "resize": Resize(scale=0.01)},
+            "--size 64x99999: larger than 16384 pixels a side; give a smaller one",
+        ),
         ("a.pth", {"format": "weights", "half": True}, "--format weights: holds no arithmetic"),
     ],
 )
