@@ -33,6 +33,7 @@ def run(
     Raises:
         UserError: Something that the user gave is wrong, or the run was stopped.
     """
+    entrypoint.result_is_elsewhere()
     sections = Recipe(recipe)
     options, work_dir, resuming = sections.train, sections.work_dir, resume_from is not None
     device = process_group.start_rank(options.timeout_minutes)
