@@ -1803,4 +1803,28 @@ if passed_over:
         "False",
         ("tests/unit/tools/test_resume.py",),
     ),
+    Mutant(
+        "a_full_stdout_ends_a_program_well",
+        "tiekd.distributed.entrypoint",
+        "_code_after_stdout",
+        "lost and code == 0",
+        "False",
+        ("tests/system/test_full_stdout.py",),
+    ),
+    Mutant(
+        "a_full_stdout_ends_a_run",
+        "tiekd.distributed.entrypoint",
+        "_Stdout.write",
+        "error.errno not in _NOT_TO_BE_WRITTEN",
+        "True",
+        ("tests/system/test_full_stdout.py",),
+    ),
+    Mutant(
+        "a_full_disk_is_a_traceback_of_export",
+        "tiekd.inference.export.export",
+        "write",
+        "error.strerror or error",
+        "''",
+        ("tests/unit/inference/export/test_export.py",),
+    ),
 ]

@@ -18,6 +18,7 @@ AdaBins, Swin); files above protobuf's 2 GB.
 """
 
 import copy
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -237,6 +238,11 @@ def write(
         # Everything agrees: give the file its name.
         sync(partial)
         os.replace(partial, path)
+    except OSError as error:
+        raise ExportError(
+            f"--out {path}: can't be written ({error.strerror or error}); make room, or give "
+            "another --out"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     return Exported(comparisons, file_ms, torch_ms)
@@ -285,7 +291,10 @@ def _write_weights(
         "network": node,
         "resize": settings.resize.node(),
     }
-    torch.save({**content, "iteration": 0, "facts": facts}, path)
+    # By way of memory: torch's own writer answers a full disk with a RuntimeError.
+    file = io.BytesIO()
+    torch.save({**content, "iteration": 0, "facts": facts}, file)
+    path.write_bytes(file.getbuffer())
     state = state_dicts.read_checkpoint(path)
     # Rebuild the network from the file alone, as a user would.
     again = build_network(state["network"])

@@ -3,6 +3,7 @@
 A file that differs is not left there.
 """
 
+import resource
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -359,6 +360,23 @@ def test_export_check_rejects_all_ties(tmp_path):
         ExportError, match="nothing can be compared: at every pixel two bins are equally likely"
     ):
         write(tmp_path / "student.pt2", network, readout="mode")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt2"])
+def test_export_unwritable_file_is_named(tmp_path, sigmoid, suffix):
+    """A file that can't be written whole is named in one line, and nothing of it stays."""
+    path = tmp_path / f"student{suffix}"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ExportError) as error:
+            write(path, sigmoid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value) == (
+        f"--out {path}: can't be written (File too large); make room, or give another --out"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_export_failed_check_keeps_old_file(tmp_path, sigmoid, monkeypatch):
