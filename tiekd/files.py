@@ -18,8 +18,10 @@ def replace_bytes(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         sync(partial)
         os.replace(partial, path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
+        # A write's own error doesn't say of which file it is.
+        error.filename = str(path)
         raise
 
 

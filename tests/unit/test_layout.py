@@ -8,7 +8,6 @@ TIEKD = TESTS.parent / "tiekd"
 # beside the others of its kind, the body of a program by the program, and what only makes sense as
 # a whole.
 ELSEWHERE = {
-    "system/test_bad_numbers.py": ("tools/show_batch",),
     "system/test_benchmark_program.py": ("tools/benchmarks/ranks",),
     "system/test_evaluate.py": ("tools/evaluate",),
     "system/test_export.py": ("tools/export",),
@@ -20,13 +19,9 @@ ELSEWHERE = {
         "tools/predict",
     ),
     "system/test_profiling.py": ("engine/profiling",),
-    "system/test_resume.py": (
-        "tools/resume",
-        "training/run",
-    ),
+    "system/test_resume.py": ("training/run",),
     "system/test_starting.py": ("tools/print_config",),
     "system/test_supervision.py": ("tools/supervise",),
-    "system/test_workdir.py": ("workdir/workdir",),
     "unit/config/test_recipes.py": ("config/schema",),
     "unit/data/datasets/test_folder.py": ("data/build",),
     "unit/data/datasets/test_kitti.py": ("data/frames",),

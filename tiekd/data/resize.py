@@ -242,6 +242,11 @@ def of_data(data: Mapping) -> Resize:
                 "data.resize: there is no at_most; give {height, width, mode}, {short_side} or "
                 "{scale}"
             )
+        if resize == OWN_SIZE:
+            raise RecipeError(
+                "data.resize: got no size; give {height, width, mode}, {short_side} or {scale}, or "
+                "null for no resizing"
+            )
         return resize
     # Without `resize`, keep_aspect's crop or the frames' common size decide.
     augment = data.get("augment") or {}

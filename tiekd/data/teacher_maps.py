@@ -6,7 +6,8 @@ they are taken to fit the recipe.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tiekd.data import image_io
@@ -16,6 +17,32 @@ from tiekd.errors import DataError, TeacherError
 MANIFEST = "manifest.json"
 # Absent from manifests that were written before images were turned upright.
 ORIENTATION = "orientation"
+
+
+def _is_length(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value <= sys.float_info.max
+
+
+def _is_size(value: object) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(type(side) is int and side > 0 for side in value)
+
+
+def _is_missing_or(kind: type) -> Callable[[object], bool]:
+    return lambda value: value is None or isinstance(value, kind)
+
+
+# A manifest's entries that code reads: what each must be, and the test of it.
+_ENTRIES = (
+    ("full_scale_m", "a number of metres above 0", _is_length),
+    ("max_depth_m", "a number of metres above 0", _is_length),
+    ("kb_crop", "[height, width] or null", lambda value: value is None or _is_size(value)),
+    ("flip", "true or false", lambda value: isinstance(value, bool)),
+    ("teacher_digest", "text or null", _is_missing_or(str)),
+    ("teacher_network", "an object", _is_missing_or(dict)),
+    ("resize", "an object", _is_missing_or(dict)),
+)
 
 
 def make_manifest(
@@ -81,22 +108,30 @@ def read_manifest(folder: Path) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        # Accessing the required keys raises an error if one is missing or no number.
-        (
-            float(manifest["full_scale_m"]),
-            float(manifest["max_depth_m"]),
-            manifest["kb_crop"],
-            manifest["flip"],
+        wrong = next(
+            (
+                f"{key} is {str(manifest.get(key)):.80}, not {allowed}"
+                for key, allowed, fits in _ENTRIES
+                if not fits(manifest.get(key))
+            ),
+            None,
         )
-        return manifest
+        # `null` is an entry; a missing one isn't.
+        manifest["kb_crop"], manifest["flip"]
     except PermissionError as error:
         raise DataError(
             f"{path}: can't be read ({error.strerror}); change its permissions"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{path}: not a manifest of teacher maps; make the maps anew in another folder"
         ) from None
+    if wrong is not None:
+        raise DataError(
+            f"{path}: not a manifest of teacher maps ({wrong}); make the maps anew in another "
+            "folder"
+        )
+    return manifest
 
 
 def full_scale_m(folder: Path, max_depth: float) -> float:
@@ -146,8 +181,8 @@ def describe(folder: Path) -> str:
             f"Warning: the teacher's maps in {folder} have no {MANIFEST}; nothing says which "
             "teacher made them, and they are taken to have this recipe's max_depth and crop"
         )
-    digest = manifest["teacher_digest"]
-    name = manifest.get("teacher_network", {}).get("name")
+    digest = manifest.get("teacher_digest")
+    name = (manifest.get("teacher_network") or {}).get("name")
     # An external teacher is known by name, one of this project by its weights' digest.
     parts = [name] if name else []
     if digest:

@@ -10,6 +10,7 @@ mistake in the call and programs that only read a recipe end in a fraction of th
 import atexit
 import contextlib
 import errno
+import io
 import os
 import re
 import signal
@@ -62,12 +63,87 @@ _SAME_ERROR_ELSEWHERE_S = 15.0
 _START_APART_S = 60.0
 
 
+# The first error of writing to stdout, and whether the program's result is elsewhere (in files).
+_stdout_error: OSError | None = None
+_result_is_elsewhere = False
+_NOT_TO_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 # The reasons to stop that training/hooks/preemption.py got in this process.
 asked_to_stop: list[str] = []
 
 
 class Stopped(Exception):
     """Raised when a run that was asked to stop has saved its state and ends early."""
+
+
+class _Stdout(io.RawIOBase):
+    """Writes to the process's stdout until that fails, which one line on stderr says.
+
+    A run must not end because its stdout is full, and each logger would print a traceback.
+    """
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def fileno(self) -> int:
+        """Returns the number of the file."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Returns True for a terminal."""
+        return os.isatty(self._descriptor)
+
+    def write(self, data) -> int:
+        """Writes bytes; takes all and drops them once that has failed."""
+        global _stdout_error
+        if _stdout_error is None:
+            try:
+                return os.write(self._descriptor, data)
+            except OSError as error:
+                if error.errno not in _NOT_TO_BE_WRITTEN:
+                    raise
+                _stdout_error = error
+                sys.stderr.write(
+                    f"tiekd: stdout: {error.strerror}; what is printed from here on is lost\n"
+                )
+        return len(memoryview(data).cast("B"))
+
+
+def guard_stdout() -> None:
+    """Puts `_Stdout` in the place of this process's own stdout."""
+    stream = sys.stdout
+    with contextlib.suppress(AttributeError, OSError):  # another stream, or none
+        raw = getattr(stream.buffer, "raw", stream.buffer)  # PYTHONUNBUFFERED has no buffer
+        if stream is not sys.__stdout__ or not isinstance(raw, io.FileIO):
+            return
+        stream.flush()
+        ours = _Stdout(stream.fileno())
+        sys.stdout = io.TextIOWrapper(
+            ours if raw is stream.buffer else io.BufferedWriter(ours),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+
+def result_is_elsewhere() -> None:
+    """Says that what this program prints isn't its result, so that it may be lost."""
+    global _result_is_elsewhere
+    _result_is_elsewhere = True
+
+
+def _code_after_stdout(code: int) -> int:
+    """Returns a program's exit code once all that it printed is written, or is known to be lost."""
+    with contextlib.suppress(OSError):  # the reader is gone
+        sys.stdout.flush()
+    lost = _stdout_error is not None and not _result_is_elsewhere
+    return USER_ERROR_CODE if lost and code == 0 else code
 
 
 def program(main: Callable[[], int | None]) -> NoReturn:
@@ -83,7 +159,8 @@ def program(main: Callable[[], int | None]) -> NoReturn:
 
     threading.excepthook = _tell_of_a_thread
     was_in_a_group = _is_in_a_group()
-    code = run(main_with_allocator)
+    guard_stdout()
+    code = _code_after_stdout(run(main_with_allocator))
     # The process group that `main` joined is left here, before Python's cleanup.
     if _is_in_a_group() and not was_in_a_group:
         import torch

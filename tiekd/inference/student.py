@@ -327,8 +327,8 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        # Only using a device shows whether it exists.
-        torch.empty(1, device=device)
+        # Only using a device shows whether it exists, and whether it holds values ("meta" doesn't).
+        torch.zeros(1, device=device).item()
         return device
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]

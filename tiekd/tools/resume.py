@@ -27,6 +27,8 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     Raises:
         UserError: there is no run, or it can't be resumed like this.
     """
+    if args.restarts < 0:
+        raise LaunchError(f"--restarts {args.restarts}: give how often, from 0")
     record = launch_record.read(args.work_dir)
     if is_finished(args):
         return 0
@@ -62,7 +64,13 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
 
     recipe = recipe_from_arguments(args.work_dir / "config.yaml", args)
     recipe["work_dir"] = str(args.work_dir.resolve())
-    engine_config = read_engine_config(args.deepspeed_config or args.work_dir / "ds_config.json")
+    saved_config = args.work_dir / "ds_config.json"
+    if not args.deepspeed_config and not saved_config.is_file():
+        raise LaunchError(
+            f"{saved_config}: the run's engine config is missing; put it back, or give one with "
+            "--deepspeed_config"
+        )
+    engine_config = read_engine_config(args.deepspeed_config or saved_config)
     if not args.deepspeed_config:
         other_batch = any(override.startswith("train.batch_size=") for override in args.overrides)
         engine_config = refill(engine_config, int(os.environ.get("WORLD_SIZE", 1)), other_batch)

@@ -21,7 +21,12 @@ from tiekd.data.build import build_dataset
 from tiekd.data.image_io import write_image
 from tiekd.data.loading.loader import Loading, Unreadable, training_batches
 from tiekd.data.loading.reader import BatchReader
-from tiekd.data.loading.sampler import MicroBatches, RankShare, size_groups
+from tiekd.data.loading.sampler import (
+    MicroBatches,
+    RankShare,
+    iterations_per_epoch,
+    size_groups,
+)
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import DataError, LaunchError
 from tiekd.teaching import build_teacher
@@ -100,6 +105,18 @@ def global_batch(
             yield MicroBatch(rank, index, batch, samples, decisions)
 
 
+def check_iteration(iteration: int, dataset: Dataset, recipe: Recipe) -> None:
+    """Raises LaunchError for an iteration that a run of the recipe doesn't have."""
+    total = recipe.train.iterations
+    if total is None:
+        in_groups = recipe.augment.sizes == "bucket"
+        groups = size_groups(dataset, recipe.resize) if in_groups else None
+        batch_size = recipe.train.batch_size
+        total = recipe.train.epochs * iterations_per_epoch(len(dataset), batch_size, groups)
+    if not 1 <= iteration <= total:
+        raise LaunchError(f"--iteration {iteration}: the run has iterations 1 to {total}")
+
+
 def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None) -> str:
     """Describes a sample in three lines: its name, its augmentation, its values.
 
@@ -167,8 +184,6 @@ def run(args: argparse.Namespace) -> None:
     recipe = Recipe(load_recipe(args.work_dir / "config.yaml", args.overrides))
     engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
     out = (args.out or args.work_dir / "batches").resolve()
-    if args.iteration < 1:
-        raise LaunchError(f"--iteration {args.iteration}: iterations count from 1")
     if args.rank is not None and not 0 <= args.rank < record.world_size:
         raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")
     # Relative paths of the recipe start in the folder in which the run was started.
@@ -177,9 +192,11 @@ def run(args: argparse.Namespace) -> None:
     has_teacher = recipe.teacher.is_given and not args.no_teacher
     teacher = build_teacher(recipe.teacher.node, torch.device("cpu")) if has_teacher else None
     held_out = inputs.held_out(inputs.read(work_dir), recipe)
+    train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
+    check_iteration(args.iteration, train_set, recipe)
     # Ranks and accumulation are those of the last start, since they decide how a batch is split.
     micro_batches = global_batch(
-        build_dataset(recipe.dataset, "train", held_out=held_out),
+        train_set,
         recipe.augment,
         recipe.loading,
         recipe.train,

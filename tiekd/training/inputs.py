@@ -27,7 +27,7 @@ from tiekd.data import teacher_maps
 from tiekd.data.file_fingerprints import crc, of_each, size_and_time
 from tiekd.data.frames import Frames
 from tiekd.engine.config import ENGINE_KEYS, EngineConfig
-from tiekd.errors import UserError
+from tiekd.errors import CheckpointError, UserError
 from tiekd.files import replace_text
 from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints
@@ -35,13 +35,13 @@ from tiekd.workdir import checkpoints
 NAME = "inputs.json"
 VERSION = 1
 _PARTS = {
-    "recipe",
-    "engine",
-    "iterations_per_epoch",
-    "best_from",
-    "files",
-    "recipe_files",
-    "splits",
+    "recipe": dict,
+    "engine": dict,
+    "iterations_per_epoch": int,
+    "best_from": int,
+    "files": dict,
+    "recipe_files": dict,
+    "splits": dict,
 }
 READ_UP_TO = 256 * 10**6  # bytes of a split whose contents are read
 KINDS = ("picture", "depth map", "teacher map")
@@ -100,12 +100,61 @@ def write(work_dir: Path, record: dict) -> None:
 
 
 def read(work_dir: Path) -> dict | None:
-    """The record in a work dir; None where there is none that this version can read."""
+    """The record in a work dir; None where there is none, or one of another version.
+
+    Raises:
+        CheckpointError: The file is damaged; it would be overwritten if it counted as missing.
+    """
+    path = work_dir / NAME
     try:
-        record = json.loads((work_dir / NAME).read_text(encoding="utf-8"))
-        return record if record["version"] == VERSION and record.keys() >= _PARTS else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or type(record.get("version")) is not int:
+            raise ValueError("it has no version")
+        if record["version"] != VERSION:
+            return None
+        if (wrong := _fault(record)) is not None:
+            raise ValueError(wrong)
+        return record
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{path}: not the record of a run's inputs ({why}); put the run's own file back, or "
+            "delete it to go on without a comparison with the start"
+        ) from None
+
+
+def _fault(record: dict) -> str | None:
+    """Returns what is wrong with a record's parts; None where each is of its kind."""
+    for key, kind in _PARTS.items():
+        if not isinstance(record.get(key), kind):
+            return f"{key} is missing or wrong"
+    entries = record["files"].values()
+    if not all(isinstance(entry, list) and len(entry) == 2 for entry in entries):
+        return "files is wrong"
+    is_wrong = (name for name, split in record["splits"].items() if not _is_split(split))
+    wrong = next(is_wrong, None)
+    return None if wrong is None else f"splits.{wrong} is wrong"
+
+
+def _is_split(split: object) -> bool:
+    """Returns True for the facts of a split's frames, whose files are known or aren't."""
+    if not isinstance(split, dict) or not isinstance(split.get("count"), int):
+        return False
+    if "names" not in split:
+        return True
+    names, files = split["names"], split.get("files")
+    if not isinstance(names, list) or not isinstance(files, dict):
+        return False
+    return all(
+        isinstance(states, list) and len(states) == len(names) and all(map(_is_state, states))
+        for states in map(files.get, KINDS)
+    )
+
+
+def _is_state(state: object) -> bool:
+    return state is None or (isinstance(state, list) and len(state) == 3)
 
 
 def of_checkpoint(path: Path | None) -> dict | None:

@@ -9,6 +9,7 @@ from tiekd.distributed import comm
 from tiekd.engine import checkpoint
 from tiekd.errors import CheckpointError, RecipeError, UserError
 from tiekd.kernels import layouts
+from tiekd.training import inputs
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.checkpoint import keyed
@@ -56,6 +57,27 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
             f"--resume-from {path}: no such checkpoint folder; give .../checkpoints/iter_N or auto"
         )
     return path, []
+
+
+def inputs_at_start(path: Path | None) -> dict | None:
+    """Reads the record of the inputs at the start of a checkpoint's run. Collective.
+
+    Returns:
+        The record on rank 0, None on other ranks and where there is none.
+
+    Raises:
+        CheckpointError: On all ranks, where rank 0's file is damaged.
+    """
+    started, problem = None, None
+    if comm.is_main():
+        try:
+            started = inputs.of_checkpoint(path)
+        except CheckpointError as error:
+            problem = error
+    problem = comm.broadcast_object(problem)
+    if problem is not None:
+        raise problem
+    return started
 
 
 def set_layouts(

@@ -33,6 +33,7 @@ def run(
     Raises:
         UserError: Something that the user gave is wrong, or the run was stopped.
     """
+    entrypoint.result_is_elsewhere()
     sections = Recipe(recipe)
     options, work_dir, resuming = sections.train, sections.work_dir, resume_from is not None
     device = process_group.start_rank(options.timeout_minutes)
@@ -42,7 +43,7 @@ def run(
         workdir.lock(work_dir, resuming=True)  # before looking: a run that ends may save once more
     resume_path, passed_over = resume.checkpoint_path(work_dir, resume_from)
     layout, laid_out = resume.set_layouts(work_dir, device, resume_path)
-    started = inputs.of_checkpoint(resume_path) if comm.is_main() else None
+    started = resume.inputs_at_start(resume_path)
 
     # All parts, and whether they may run here. Nothing is written yet.
     parts = build_parts(

@@ -47,9 +47,12 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
             return checkpoint, passed_over
         passed_over.append(f"Passed over {checkpoint.name}: {problem}")
     why = "".join(f"; {reason[0].lower()}{reason[1:]}" for reason in passed_over)
-    raise CheckpointError(
-        f"{work_dir}: no checkpoint to resume from{why}; start the run with bin/train.py first"
-    )
+    remedy = "start the run with bin/train.py first"
+    if passed_over:
+        remedy = (
+            "put their files back, or start the run anew with bin/train.py in another --work-dir"
+        )
+    raise CheckpointError(f"{work_dir}: no checkpoint to resume from{why}; {remedy}")
 
 
 def find_weights(folder: Path) -> Path:

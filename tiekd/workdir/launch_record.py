@@ -133,11 +133,22 @@ def read(work_dir: Path) -> LaunchRecord:
     Raises:
         CheckpointError: no run was started in it.
     """
+    path = work_dir / RECORD
     try:
-        return LaunchRecord(**json.loads((work_dir / RECORD).read_text()))
-    except (OSError, ValueError, TypeError):
+        record = LaunchRecord(**json.loads(path.read_text()))
+        if not isinstance(record.world_size, int) or not isinstance(record.folder, str):
+            raise TypeError
+        return record
+    except (OSError, ValueError, TypeError) as error:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if is_missing and not (work_dir / "config.yaml").exists():
+            raise CheckpointError(
+                f"{work_dir}: no run to resume here; give the work dir that bin/train.py made"
+            ) from None
+        what = "is missing" if is_missing else "can't be read as the record of a run's launch"
         raise CheckpointError(
-            f"{work_dir}: no run to resume here; give the work dir that bin/train.py made"
+            f"{path}: {what}; put the run's own file back, or start a new run in another "
+            "--work-dir with bin/train.py --resume-from and the newest checkpoint here"
         ) from None
 
 

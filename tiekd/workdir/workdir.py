@@ -129,6 +129,11 @@ def lock(work_dir: Path, resuming: bool = False) -> None:
             problem = _lock(work_dir, _ENDING_RUN_LEAVES_S if resuming else 0.0)
         except OSError as error:
             problem = f"{work_dir}: can't be written to ({error.strerror}); give another --work-dir"
+            if work_dir.is_symlink() and not work_dir.exists():
+                problem = (
+                    f"{work_dir}: is a link to {os.readlink(work_dir)}, which isn't there; make "
+                    "that folder, or give another --work-dir"
+                )
     problem = comm.broadcast_object(problem)
     if problem:
         raise LaunchError(problem)

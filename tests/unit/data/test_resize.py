@@ -92,6 +92,17 @@ def test_of_node_refuses_wrong_form(node, told):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("node", [{}, {"scale": None, "mode": None}])
+def test_of_data_refuses_resize_without_size(node):
+    """A `data.resize` without a size is refused: it would turn the working resolution off."""
+    data = {"name": "scenes", "height": 96, "width": 320, "resize": node}
+    with pytest.raises(RecipeError, match="data.resize: got no size; .* or null for no resizing"):
+        resizes.of_data(data)
+    with pytest.raises(RecipeError, match="data.resize: got no size"):
+        resizes.resize_of({"resize": {"scale": 0.5}}, {"data": data}, ["data.resize={}"])
+    assert resizes.of_data(data | {"resize": None}) == Resize(at_most=(96, 320))
+
+
 def test_of_data_derives_resize():
     """`of_data` derives the resize from `resize`, the augmentation or the dataset."""
     cover = Resize(height=20, width=30, mode="cover")

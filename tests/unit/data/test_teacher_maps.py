@@ -269,3 +269,37 @@ def test_manifest_round_trip(tmp_path):
     teacher_maps.write_manifest(tmp_path, manifest)
     assert teacher_maps.read_manifest(tmp_path) == manifest
     assert manifest["resize"] == {"at_most": [352, 1216]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("full_scale_m", "0", "full_scale_m is 0, not a number of metres above 0"),
+        ("full_scale_m", "-80", "full_scale_m is -80, not a number of metres above 0"),
+        ("full_scale_m", "NaN", "full_scale_m is nan, not a number of metres above 0"),
+        ("max_depth_m", "1e999", "max_depth_m is inf, not a number of metres above 0"),
+        ("max_depth_m", '"80"', "max_depth_m is 80, not a number of metres above 0"),
+        ("kb_crop", "[352, 0]", "kb_crop is [352, 0], not [height, width] or null"),
+        ("flip", "2", "flip is 2, not true or false"),
+        ("teacher_digest", "3", "teacher_digest is 3, not text or null"),
+        ("teacher_network", "[]", "teacher_network is [], not an object"),
+        ("resize", "7", "resize is 7, not an object"),
+    ],
+)
+def test_read_manifest_refuses_values_that_are_none(key, value, told, tmp_path):
+    """A manifest's value of another kind or range is refused and named, before it is computed."""
+    entries = {"full_scale_m": "80.0", "max_depth_m": "80", "kb_crop": "[352, 1216]"}
+    entries |= {"flip": "true", "teacher_digest": '"ab"', "teacher_network": "{}", "resize": "{}"}
+    path = tmp_path / "manifest.json"
+
+    def write(values):
+        path.write_text(f"{{{', '.join(f'{json.dumps(k)}: {v}' for k, v in values.items())}}}")
+
+    write(entries)
+    assert teacher_maps.read_manifest(tmp_path)["full_scale_m"] == 80
+    write(entries | {key: value})
+    with pytest.raises(DataError) as error:
+        teacher_maps.read_manifest(tmp_path)
+    assert str(error.value) == (
+        f"{path}: not a manifest of teacher maps ({told}); make the maps anew in another folder"
+    )

@@ -57,10 +57,47 @@ def test_inputs_record_round_trip(run):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "{", "[]", '{"version": 99}', '{"version": 1', '{"version": 1}']
+    ("content", "told"),
+    [
+        ("", "Expecting value"),
+        ("[]", "it has no version"),
+        ('{"version": 1', "Expecting ',' delimiter"),
+        ('{"version": 1}', "recipe is missing or wrong"),
+        ("splits", "splits is missing or wrong"),
+        ("split", "splits.train is wrong"),
+        ("names", "splits.train is wrong"),
+        ("state", "splits.train is wrong"),
+        ("file", "files is wrong"),
+    ],
 )
-def test_inputs_read_missing_or_torn_record(run, content):
-    """A missing or invalid record reads as None, and the comparison says so."""
+def test_inputs_read_damaged_record_refused(run, content, told):
+    """A damaged record is refused by name: as a missing one it would be overwritten."""
+    record = run.record()
+    if content == "splits":
+        record["splits"] = 3
+    elif content == "split":
+        record["splits"]["train"] = 3
+    elif content == "names":
+        record["splits"]["train"]["names"] = 3
+    elif content == "state":
+        record["splits"]["train"]["files"]["picture"][0] = 3
+    elif content == "file":
+        record["files"]["teacher.checkpoint"] = 3
+    else:
+        record = None
+    path = run.folder / inputs.NAME
+    path.write_text(content if record is None else json.dumps(record))
+    with pytest.raises(CheckpointError) as error:
+        inputs.read(run.folder)
+    assert str(error.value).startswith(f"{path}: not the record of a run's inputs ({told}")
+    assert str(error.value).endswith(
+        "; put the run's own file back, or delete it to go on without a comparison with the start"
+    )
+
+
+@pytest.mark.parametrize("content", [None, '{"version": 99}'])
+def test_inputs_read_missing_record(run, content):
+    """A missing record, or another version's, reads as None, and the comparison says so."""
     if content is not None:
         (run.folder / inputs.NAME).write_text(content)
     assert inputs.read(run.folder) is None

@@ -59,7 +59,9 @@ def test_find_skips_damaged_checkpoint(tmp_path, damage, reason):
     assert checkpoints.find(tmp_path)[0].name == "iter_1"
     damage(tmp_path / "checkpoints" / "iter_1")
     with pytest.raises(
-        CheckpointError, match=f"passed over iter_2: .*{reason}.*iter_1: .*start the run"
+        CheckpointError,
+        match=f"passed over iter_2: .*{reason}.*iter_1: .*; "
+        "put their files back, or start the run anew with bin/train.py in another --work-dir$",
     ):
         checkpoints.find(tmp_path)
 

@@ -3,6 +3,7 @@
 Or on those of them that are chosen.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,26 @@ def test_read_rejects_folder_without_run(tmp_path):
     """A folder without a recorded run raises a CheckpointError."""
     with pytest.raises(CheckpointError, match="no run to resume here"):
         launch_record.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "is missing"),
+        ('{"recip', "can't be read as the record of a run's launch"),
+        ("[]", "can't be read as the record of a run's launch"),
+        (json.dumps(RECORD | {"world_size": "2"}), "can't be read as the record of a run's launch"),
+    ],
+)
+def test_read_damaged_launch_record_names_it(content, told, tmp_path):
+    """A run's missing or damaged launch.json is named, with what can be done."""
+    (tmp_path / "config.yaml").touch()
+    path = tmp_path / "launch.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CheckpointError) as error:
+        launch_record.read(tmp_path)
+    assert str(error.value) == (
+        f"{path}: {told}; put the run's own file back, or start a new run in another --work-dir "
+        "with bin/train.py --resume-from and the newest checkpoint here"
+    )

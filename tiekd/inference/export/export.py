@@ -18,6 +18,7 @@ AdaBins, Swin); files above protobuf's 2 GB.
 """
 
 import copy
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tiekd import files
-from tiekd.data.resize import OWN_SIZE, SLACK, Resize, of_node
+from tiekd.data.resize import LARGEST, OWN_SIZE, SLACK, Resize, of_node
 from tiekd.errors import ExportError
 from tiekd.files import sync
 from tiekd.inference.export import onnx_format, program_format, verification
@@ -151,6 +152,10 @@ def check(network: Network, settings: Settings, path: Path) -> None:
 
 def _check_size(network: Network, settings: Settings) -> None:
     height, width = settings.size
+    if max(settings.size) > LARGEST:
+        raise ExportError(
+            f"--size {height}x{width}: larger than {LARGEST} pixels a side; give a smaller one"
+        )
     # Open sizes need a working size that doesn't depend on the image's.
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
@@ -233,6 +238,11 @@ def write(
         # Everything agrees: give the file its name.
         sync(partial)
         os.replace(partial, path)
+    except OSError as error:
+        raise ExportError(
+            f"--out {path}: can't be written ({error.strerror or error}); make room, or give "
+            "another --out"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     return Exported(comparisons, file_ms, torch_ms)
@@ -281,7 +291,10 @@ def _write_weights(
         "network": node,
         "resize": settings.resize.node(),
     }
-    torch.save({**content, "iteration": 0, "facts": facts}, path)
+    # By way of memory: torch's own writer answers a full disk with a RuntimeError.
+    file = io.BytesIO()
+    torch.save({**content, "iteration": 0, "facts": facts}, file)
+    path.write_bytes(file.getbuffer())
     state = state_dicts.read_checkpoint(path)
     # Rebuild the network from the file alone, as a user would.
     again = build_network(state["network"])

@@ -3,6 +3,7 @@
 Left out: open sizes if a network's arithmetic depends on them; tracing reports it.
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,10 @@ def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
     """Writes a .pt2 with the metadata beside the program."""
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains paths on this machine
-    torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+    # By way of memory: torch's own writer answers a full disk with a RuntimeError.
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
+    path.write_bytes(file.getbuffer())
 
 
 def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:

@@ -6,6 +6,7 @@ renamed, so it is either complete or not there.
 Left out: optimizer states, and parameters that the published networks carry without using them.
 """
 
+import io
 import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -116,8 +117,10 @@ def write(path: Path, content: Mapping) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save(dict(content), file)
+        # By way of memory: torch's own writer answers a full disk with a RuntimeError.
+        file = io.BytesIO()
+        torch.save(dict(content), file)
+        partial.write_bytes(file.getbuffer())
         sync(partial)
         os.replace(partial, path)
     except OSError as error:

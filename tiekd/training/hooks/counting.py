@@ -28,7 +28,8 @@ class PixelsCount(Hook):
 
     def __init__(self, text_log: TextLog):
         self.text_log = text_log
-        self._any: torch.Tensor | None = None  # 0-d bool on the device: a loss was not 0 so far
+        self._any: torch.Tensor | None = None  # (losses,) bool on the device: not 0 so far
+        self._names: list[str] = []
         self._seen, self._done = 0, False
 
     def after_iteration(self, state) -> None:
@@ -40,8 +41,9 @@ class PixelsCount(Hook):
         if self._done:
             return
         # A comparison on the device, which nobody waits for.
-        losses = torch.stack([loss for losses in state.micro_losses for loss in losses.values()])
-        found = (losses != 0).any()  # NaN is not 0 either, and is the guard's business
+        self._names = list(state.micro_losses[0])
+        losses = torch.stack([torch.stack(list(each.values())) for each in state.micro_losses])
+        found = (losses != 0).any(0)  # NaN is not 0 either, and is the guard's business
         self._any = found if self._any is None else self._any | found
         self._seen += 1
         # A look, with its host sync, is made once there is enough to judge by.
@@ -53,11 +55,19 @@ class PixelsCount(Hook):
 
     def _look(self, state) -> None:
         """Collective; DataError on all ranks where no loss of any rank was above 0."""
-        facts = comm.gather_objects((bool(self._any), _target_facts(state)))
+        facts = comm.gather_objects((self._any.tolist(), _target_facts(state)))
         self._done = True
-        if any(found for found, _ in facts):
+        counted = [any(ranks) for ranks in zip(*(found for found, _ in facts), strict=True)]
+        has_teacher = bool((state.recipe or {}).get("teacher"))
+        if any(counted):
+            empty = [name for name, counts in zip(self._names, counted, strict=True) if not counts]
+            for name in empty:
+                self.text_log.info(
+                    f"Warning: {name} was exactly 0 for {self._seen} iterations, so nothing is "
+                    f"learned from it; {_advice(has_teacher)}"
+                )
             return
-        message = _message(self._seen, [of_rank for _, of_rank in facts])
+        message = _message(self._seen, [of_rank for _, of_rank in facts], has_teacher)
         self.text_log.info(message)
         raise DataError(message)
 
@@ -71,7 +81,21 @@ def _target_facts(state) -> tuple[int, int, float, list[str]]:
     return int((target > 0).sum()), target.numel(), float(target.max()), state.batch.names
 
 
-def _message(iterations: int, facts: list[tuple[int, int, float, list[str]]]) -> str:
+def _advice(has_teacher: bool) -> str:
+    if has_teacher:
+        return (
+            "check the teacher's depth, such as teacher.maps, data.depths, data.depth_unit and the "
+            "losses' max_depth (bin/show_batch.py and bin/check_data.py show them)"
+        )
+    return (
+        "check data.depths, data.depth_unit and the losses' max_depth (and look with "
+        "bin/check_data.py), or train with a teacher"
+    )
+
+
+def _message(
+    iterations: int, facts: list[tuple[int, int, float, list[str]]], has_teacher: bool
+) -> str:
     measured, pixels = sum(fact[0] for fact in facts), sum(fact[1] for fact in facts)
     names = ", ".join([name for fact in facts for name in fact[3]][:_NAMED])
     if measured:
@@ -84,9 +108,7 @@ def _message(iterations: int, facts: list[tuple[int, int, float, list[str]]]) ->
         found = f"not one of {pixels} pixels has a depth"
     return (
         f"no training pixel counts: every loss was exactly 0 for {iterations} iterations, so "
-        f"nothing is learned; in the last batch ({names}) {found}; check data.depths, "
-        "data.depth_unit and the losses' max_depth (and look with bin/check_data.py), or train "
-        "with a teacher"
+        f"nothing is learned; in the last batch ({names}) {found}; {_advice(has_teacher)}"
     )
 
 

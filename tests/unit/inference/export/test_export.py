@@ -3,6 +3,7 @@
 A file that differs is not left there.
 """
 
+import resource
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -361,6 +362,23 @@ def test_export_check_rejects_all_ties(tmp_path):
         write(tmp_path / "student.pt2", network, readout="mode")
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".pt2"])
+def test_export_unwritable_file_is_named(tmp_path, sigmoid, suffix):
+    """A file that can't be written whole is named in one line, and nothing of it stays."""
+    path = tmp_path / f"student{suffix}"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ExportError) as error:
+            write(path, sigmoid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value) == (
+        f"--out {path}: can't be written (File too large); make room, or give another --out"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_export_failed_check_keeps_old_file(tmp_path, sigmoid, monkeypatch):
     """A file that fails the check is removed, and the previous file stays."""
     path = tmp_path / "student.onnx"
@@ -417,6 +435,11 @@ def test_agreement_holds_within_limits(change, holds):
             "a.onnx",
             {"resize": Resize(12, 64, "stretch"), "dynamic": True},
             "would see 12x64 .*, give a larger",
+        ),
+        (
+            "a.onnx",
+            {"size": (64, 99999), "resize": Resize(scale=0.01)},
+            "--size 64x99999: larger than 16384 pixels a side; give a smaller one",
         ),
         ("a.pth", {"format": "weights", "half": True}, "--format weights: holds no arithmetic"),
     ],

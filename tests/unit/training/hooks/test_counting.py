@@ -3,6 +3,8 @@
 One that has some is left alone.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.counted_run import iterate, start
@@ -79,3 +81,26 @@ def test_pixels_count_between_lines_reads_no_tensor(tmp_path):
         state.micro_losses = [{"loss": nothing}]
         hook.after_iteration(state)
     assert hook._any.device.type == "meta", "found on the device, and not read yet"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "advice"),
+    [(None, "or train with a teacher"), ({"maps": "maps"}, "check the teacher's depth, such as")],
+)
+def test_pixels_count_warns_of_one_empty_loss(tmp_path, teacher, advice):
+    """A loss that counts no pixel beside one that does is named in the log, and the run goes on."""
+    hook, state = start(tmp_path, 4, batch_size=32)
+    state.recipe = {"teacher": teacher}
+    state.batch = SimpleNamespace(names=["a.jpg"], depth=torch.ones(1, 1, 3, 4))
+    state.teacher_depth = torch.zeros(1, 1, 3, 4)
+    for _ in range(8):
+        state.iteration += 1
+        state.micro_losses = [{"loss_dpm": torch.zeros(()), "loss_silog": torch.ones(())}] * 2
+        hook.text_log.last_iteration = state.iteration
+        hook.after_iteration(state)
+    lines = (tmp_path / "now.log").read_text().splitlines()
+    warnings = [line for line in lines if "Warning" in line]
+    assert len(warnings) == 1
+    assert "Warning: loss_dpm was exactly 0 for 4 iterations, so nothing is learned" in warnings[0]
+    assert advice in warnings[0]
+    assert "loss_silog" not in warnings[0]

@@ -1,0 +1,42 @@
+"""A program whose stdout is a full disk."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(("is_elsewhere", "code"), [(False, 2), (True, 0)])
+def test_full_stdout_is_one_line(is_elsewhere, code, tmp_path):
+    """A full stdout is one line on stderr; only a program whose result it is ends with code 2."""
+    program = f"""
+import logging, sys
+from tiekd.distributed import entrypoint
+
+def main():
+    if {is_elsewhere}:
+        entrypoint.result_is_elsewhere()
+    logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))
+    for _ in range(3):
+        logging.warning("a line")
+        print("a line", flush=True)
+    open({str(tmp_path / "done")!r}, "w").close()
+
+entrypoint.program(main)
+"""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ,
+            timeout=60,
+            check=False,
+        )
+    assert ended.stderr == (
+        "tiekd: stdout: No space left on device; what is printed from here on is lost\n"
+    )
+    assert ended.returncode == code
+    assert (tmp_path / "done").exists()

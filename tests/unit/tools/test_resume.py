@@ -1,0 +1,34 @@
+"""What bin/resume refuses before it looks for a run."""
+
+import argparse
+import json
+
+import pytest
+
+from tiekd.errors import LaunchError
+from tiekd.tools import resume
+
+
+def test_run_negative_restarts_refused(tmp_path):
+    """A negative --restarts is refused, also where the run is finished."""
+    args = argparse.Namespace(work_dir=tmp_path, restarts=-1)
+    with pytest.raises(LaunchError, match="^--restarts -1: give how often, from 0$"):
+        resume.run([], [], args, "bin/resume")
+
+
+def test_run_missing_engine_config_named(tmp_path, monkeypatch):
+    """A missing ds_config.json is named as the run's file, not as an option that wasn't given."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(resume, "recipe_from_arguments", lambda path, args: {})
+    record = {"recipe": "r.yaml", "launcher": "python", "world_size": 1, "ranks_per_node": 1}
+    record |= {"visible_devices": None, "master_port": 25300, "folder": "."}
+    (tmp_path / "launch.json").write_text(json.dumps(record))
+    args = argparse.Namespace(
+        work_dir=tmp_path, restarts=0, overrides=["a=1"], deepspeed_config=None
+    )
+    with pytest.raises(LaunchError) as error:
+        resume.run([], [], args, "bin/resume")
+    assert str(error.value) == (
+        f"{tmp_path / 'ds_config.json'}: the run's engine config is missing; put it back, or give "
+        "one with --deepspeed_config"
+    )
