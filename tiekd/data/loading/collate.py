@@ -1,7 +1,8 @@
-"""Collates the samples of one micro-batch, in the worker that read them, to the form that is sent.
+"""Collates the samples of one micro-batch to a `WorkerBatch`, in the worker that read them.
 
-Costs one copy of each sample, straight into the memory that the worker shares with the program.
-Left out: scaling. Cut-outs of images that are too small for their rotated windows are padded.
+Costs one copy of each sample, directly into the shared memory in which the batch is sent. Left out:
+resizing. Only the image regions of rotated windows are padded to one size, if some images are too
+small for the full region.
 """
 
 import torch
@@ -14,8 +15,9 @@ from tiekd.errors import DataError
 
 
 def check_sizes(samples: list[Sample]) -> None:
-    """Raises DataError if samples can't share a batch since they differ in size."""
-    # Without windows the images and the depths themselves are stacked.
+    """Raises DataError if the samples differ in size, so that they can't be stacked to a batch."""
+    # A sample with a window is resampled to the window's `size`. Without windows, images and depths
+    # are stacked as they are.
     sizes = [sample.size or tuple(sample.image.shape[-2:]) for sample in samples]
     own = [sample.size or tuple(sample.depth.shape[-2:]) for sample in samples]
     if len(set(sizes)) > 1 or len(set(own)) > 1:
@@ -33,18 +35,19 @@ def collate(
     """Collates the samples of one micro-batch.
 
     Args:
-        samples: Samples with colour tables, of sizes that `check_sizes` accepts; all of them have a
-            window, or none has.
+        samples: Samples with colour tables and with sizes that `check_sizes` accepts. Either all
+            have a window or none has.
         is_padded: See WorkerBatch.
         skipped: See WorkerBatch.
     """
-    # A folder with both PNG and NPY has levels and metres.
+    # A folder with both PNG and NPY depth maps gives uint16 levels and float32 metres, which can't
+    # be stacked.
     if len({sample.depth.dtype for sample in samples}) > 1:
         samples = [in_metres(sample) for sample in samples]
-    # The parts that windows come from may still differ in size.
+    # The image regions from which the windows are resampled may still differ in size.
     samples = _of_one_size(samples)
 
-    # Stack each field; large ones go straight to the memory that is sent.
+    # Stack each field; large tensors are written directly to the shared memory that is sent.
     first = samples[0]
     teacher_depth = None
     if first.teacher_depth is not None:
@@ -67,7 +70,7 @@ def collate(
 
 
 def _of_one_size(samples: list[Sample]) -> list[Sample]:
-    """Pads the samples below and to the right to one size, if parts of small images are smaller."""
+    """Pads image regions with zeros, below and to the right, to the largest height and width."""
     heights, widths = zip(*(sample.image.shape[-2:] for sample in samples), strict=True)
     if len(set(heights)) == len(set(widths)) == 1:
         return samples

@@ -2,11 +2,11 @@
 
 A frame passes three containers: worker processes read a `Sample` and collate a `WorkerBatch`
 (tiekd/data/loading/reader.py), which becomes a `Batch` on the device. On a GPU batches are copied
-from pinned memory, one batch ahead and on a stream of their own (tiekd/data/loading/prefetch.py).
+from pinned memory, one batch ahead and on a separate CUDA stream (tiekd/data/loading/prefetch.py).
 
 With `data.on_error: skip` a training sample that can't be read is replaced by the next readable one
-of the dataset. The choice depends on the files alone: any number of ranks and a resumed run see the
-same samples. Evaluation skips nothing, since its figures would change without notice.
+of the dataset. The replacement depends on the files alone, so any number of ranks and a resumed run
+see the same samples. Evaluation skips no sample, since its metrics would change without notice.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,12 +31,13 @@ ON_ERROR = ("raise", "skip")
 
 @dataclass(frozen=True)
 class Loading:
-    """The settings by which `recipe["data"]` is read, for any dataset.
+    """The loading settings in `recipe["data"]`, which apply to any dataset.
 
     Attributes:
         workers: Worker processes per rank, 0 to 1024; 0 reads in the main process.
-        on_error: "raise" or "skip" a training sample that can't be read.
-        max_errors: How many files may be skipped in a run.
+        on_error: What to do with a training sample that can't be read: "raise" the error, or "skip"
+            it, i.e. replace it by another sample.
+        max_errors: Largest number of files that may be skipped in a run.
         timeout_s: Seconds to wait for a batch from a worker.
         decoded: Folder of decoded frames (tiekd/data/decoded_cache.py), below data.root or
             absolute, that is read instead of the files; None reads the files.
@@ -74,11 +75,12 @@ NO_WORKERS = Loading(workers=0)
 
 @dataclass
 class Unreadable:
-    """Training samples that can't be read.
+    """Collects the errors of training samples that can't be read and are skipped.
 
     Attributes:
-        max_errors: How many files may be skipped in a run.
-        messages: The errors that this rank met, each once.
+        max_errors: Largest number of files that may be skipped in a run.
+        messages: This rank's error messages as the keys of a dict, so that each is kept once and in
+            order.
     """
 
     max_errors: int
@@ -99,11 +101,11 @@ def training_batches(
 
     Args:
         dataset: The training set.
-        sampler: Yields the keys of each micro-batch; its seed is that of the augmentation, too.
+        sampler: Yields the keys of each micro-batch; its seed is also the augmentation's seed.
         augment: The augmentation.
         device: The batches' device.
         loading: How many workers read, and how long to wait for them.
-        unreadable: Collects the errors of skipped samples; None raises the first one.
+        unreadable: Receives the errors of skipped samples; None raises the first error instead.
         resize: The working resolution.
 
     Raises:
@@ -130,7 +132,7 @@ def validation_batches(
 ) -> Iterator[tuple[list[int], Batch]]:
     """Yields (indices, batch) pairs of this rank.
 
-    Batches are formed over the whole set; every world_size-th of them is this rank's.
+    Batches are formed over the whole set and assigned to the ranks in turn (round-robin).
 
     Args:
         dataset: The validation set.
@@ -146,7 +148,7 @@ def validation_batches(
         DataError: If a sample can't be read, or a worker hangs or dies.
         LaunchError: If the system lacks room for the workers.
     """
-    # Batches don't depend on the number of ranks, so figures don't either.
+    # Form all batches, then select this rank's, so that metrics don't depend on the world size.
     indices = _neighbours_of_one_size(dataset, batch_size)[share.rank :: share.world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
     reader = BatchReader(dataset, None, 0, resize=resize, resized_depth=resized_depth)
@@ -172,6 +174,7 @@ def _load(
 
 
 def _unless_error(read: WorkerBatch | UserError) -> WorkerBatch:
+    """Returns the batch, or raises the error that a worker returned in its place."""
     if isinstance(read, UserError):
         raise read
     return read
@@ -180,7 +183,7 @@ def _unless_error(read: WorkerBatch | UserError) -> WorkerBatch:
 def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]]:
     """Returns the indices of all batches in order; a batch holds images of one size.
 
-    It ends early if the next image has another size.
+    A batch has fewer than `batch_size` images if the next image has another size.
     """
     one_size = batch_size == 1 or not hasattr(dataset, "image_sizes")
     sizes = [None] * len(dataset) if one_size else dataset.image_sizes()

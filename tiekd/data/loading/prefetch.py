@@ -1,7 +1,7 @@
 """Batches on the device; on CUDA the next batch is prefetched while the current one is used.
 
-Costs the memory of one more batch on the device. An error of the next batch is raised when that
-batch is asked for. Left out: prefetching on a CPU, where nothing could overlap.
+Costs the memory of one more batch on the device. An error in prefetching a batch is raised only
+when that batch is requested. Left out: prefetching on a CPU, where nothing could overlap.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from tiekd.errors import UserError
 
 
 def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[Batch]:
-    """Yields the batches in their order, on the device."""
+    """Yields the batches in order, copied to the device."""
     if device.type != "cuda":
         return (batch.to(device) for batch in batches)
     stream = torch.cuda.Stream(device)
@@ -22,7 +22,7 @@ def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[
         with torch.cuda.stream(stream):
             return batch.to(device), stream.record_event()
 
-    # The consumer's stream waits for the copy.
+    # Make the consumer's stream wait for the copy.
     def finish(started: tuple[Batch, torch.cuda.Event]) -> Batch:
         batch, copied = started
         current = torch.cuda.current_stream(device)
@@ -44,7 +44,7 @@ def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:
     while problem is None:
         try:
             started.append(start(next(items)))
-        # The item that was started before the error is still yielded.
+        # Before the error is raised, the item that was already started is yielded.
         except (StopIteration, UserError) as error:
             problem = error
         if len(started) > (problem is None):

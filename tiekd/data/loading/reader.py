@@ -3,8 +3,9 @@
 Workers decode, resize to the working resolution (tiekd/data/resize.py) and crop. Rotation, flip,
 colours, normalisation and the conversion to metres run on the device (tiekd/data/batch.py).
 
-Workers hold no random state: the key (epoch, index) and the seed determine everything. A user's
-error is returned as a value, so that the user sees its one line and not a wrapped traceback.
+Workers hold no random state: the key (epoch, index) and the seed determine the augmentation. A
+`UserError` is returned as a value, so that the user sees its one-line message and not a wrapped
+traceback.
 """
 
 from dataclasses import replace
@@ -29,12 +30,13 @@ class BatchReader:
 
     Args:
         dataset: The dataset.
-        augment: The augmentation; None for none.
+        augment: The training augmentation; None for evaluation, without augmentation.
         seed: Seed of the augmentation.
-        max_errors: How many samples in a row may be skipped; None raises for a sample that can't be
-            read.
+        max_errors: Largest number of consecutive samples that may be skipped; None raises the error
+            of a sample that can't be read.
         resize: The working resolution; if none is given, `augment.sizes: keep_aspect` sets one.
-        resized_depth: Without augmentation, resize depths with the image.
+        resized_depth: Resize depths and intrinsics with the image. Without it, only the image is
+            resized, unless there is an augmentation.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class BatchReader:
         self.seed = seed
         self.max_errors = max_errors
         self.resize = resize
-        # Evaluation resizes the image alone.
+        # Evaluation resizes the image alone, and compares depth at the image's own size.
         self.resizes_depth = augment is not None or resized_depth
 
     def read(self, keys: list[tuple[int, int]]) -> WorkerBatch | UserError:
@@ -67,14 +69,15 @@ class BatchReader:
             keys: The (epoch, index) of each sample.
 
         Returns:
-            The batch, or the user's error that reading it raised.
+            The batch, or the `UserError` that reading it raised.
         """
         skipped: list[str] = []
         try:
             samples = [self._readable_sample(*key, skipped) for key in keys]
             check_sizes(samples)
         except UserError as error:
-            # If the system lacks memory or descriptors, the file itself may be intact.
+            # If memory or file descriptors ran out, say so instead, since the file itself may be
+            # intact.
             told = limits.lacking(error)
             if told is None:
                 return error
@@ -98,7 +101,7 @@ class BatchReader:
             epoch: Epoch, from 0.
             index: Index of the sample in the sampler's numbering.
             name: The image's name, for errors.
-            placement: How the image lies on its canvas.
+            placement: The image's size and position on its canvas.
 
         Raises:
             DataError: If the image is smaller than the crop.
@@ -109,7 +112,7 @@ class BatchReader:
             raise DataError(f"{name}: {error}", error.kind) from None
 
     def _readable_sample(self, epoch: int, index: int, skipped: list[str]) -> Sample:
-        """Returns the sample, or the next readable one, augmented as this one would be.
+        """Returns the sample, or the next readable one with the augmentation of this one.
 
         The messages of skipped samples are appended to `skipped`.
         """
@@ -130,7 +133,7 @@ class BatchReader:
         )
 
     def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
-        # Read; `stored` leaves depths as their files have them.
+        # Read the frame. `stored` (Frames only) returns depths as 16-bit levels, not yet in metres.
         stored = getattr(self.dataset, "stored", self.dataset.__getitem__)
         sample = stored(read_index)
         _check_depth_sizes(sample)
@@ -145,7 +148,7 @@ class BatchReader:
         if self.augment is not None:
             decisions = self.decisions(epoch, index, sample.name, placement)
             largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
-        # Cut out the part that the window needs; the device makes the window from it.
+        # Crop to the region that the window needs; the device resamples the window from it.
         part = cut(sample, _on_image(decisions, placement), largest_deg)
         return part._replace(table=_table(image, decisions))
 
@@ -170,9 +173,9 @@ def _no_change(canvas: tuple[int, int]) -> Decisions:
 def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
     """Converts decisions about a canvas to decisions about the image on it.
 
-    The window may then reach beyond the image.
+    The resulting window may extend beyond the image.
     """
-    # A flip mirrors the canvas, so the image's margin is then the one at its right.
+    # A flip mirrors the canvas, so that the margin to the right of the image becomes the left one.
     left = placement.left
     if decisions.flip:
         left = placement.canvas[1] - placement.scaled[1] - left
@@ -182,8 +185,8 @@ def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
 def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
     """Returns the colour table of an image: what each grey level becomes.
 
-    It is all NaN if the image has a number that isn't finite, which an external dataset may return:
-    no grey level can express it, and a step on it has to be skipped.
+    All entries are NaN if the image has a non-finite value, which an external dataset may return.
+    uint8 can't represent that value, and the NaNs make training skip the optimizer step.
     """
     table = colour_table(decisions)
     if image.dtype == torch.uint8 or image.isfinite().all():

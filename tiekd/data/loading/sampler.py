@@ -2,12 +2,12 @@
 
 The stream is one permutation per epoch; the last batch is filled up from the permutation's start
 (as DistributedSampler does). Global batch i is split into contiguous slices, first by accumulation
-step, then by rank. So 1 x 4, 2 x 2 and accumulation see the same images, and the position in the
-data is the number of consumed iterations and nothing else.
+step, then by rank. So 1 rank x 4 samples, 2 ranks x 2 samples and accumulation see the same images
+per iteration, and the number of consumed iterations alone determines the position in the data.
 
-A batch larger than the number of samples (of its group) repeats samples. Each repetition has a key
-of its own, so that it is augmented differently: the n-th has the sample's index plus n times the
-number of samples.
+A batch larger than the number of samples (of its group) repeats samples. Each repetition has its
+own key, so that it is augmented differently: the n-th repetition's index is the sample's index plus
+n times the number of samples.
 
 With groups (`data.augment.sizes: bucket`, one group per image size) a global batch holds samples of
 one group. Each group keeps the permutation's order and has its own last batch, filled up from the
@@ -26,7 +26,7 @@ from tiekd.errors import RecipeError
 
 
 def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
-    """Returns a group number for each sample, equal for samples of one working size.
+    """Returns a group number for each sample; samples of equal size (after resizing) share a group.
 
     Reads the head of every image, 0.1 ms each.
 
@@ -51,9 +51,9 @@ def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
 def iterations_per_epoch(
     num_samples: int, batch_size: int, groups: Sequence[int] | None = None
 ) -> int:
-    """Returns the number of global batches that cover every sample once.
+    """Returns the number of global batches in an epoch, which cover every sample at least once.
 
-    The last batch (of each group) is filled up.
+    The last batch (of each group) is filled up with repeated samples.
     """
     counts = [num_samples] if groups is None else np.bincount(groups).tolist()
     return sum(-(-count // batch_size) for count in counts)
@@ -78,10 +78,10 @@ def epoch_batches(
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
-    # Batches of positions in the permutation, one group after the other.
+    # Form batches of positions in the permutation, one group after the other.
     for group in np.unique(group_of):
         places = np.flatnonzero(group_of == group)
-        # Repeats from the start.
+        # np.resize fills up the last batch from the group's start.
         batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))
     # Order the batches by the position of their first sample.
     places = np.concatenate(batches)
@@ -102,7 +102,7 @@ def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = No
 
 @dataclass(frozen=True)
 class RankShare:
-    """Which share of the batches one rank reads.
+    """The share of the batches that one rank reads.
 
     Attributes:
         rank: The rank, from 0.
@@ -124,8 +124,8 @@ class MicroBatches(Sampler):
 
     Args:
         num_samples: Size of the training set.
-        batch_size: Samples per global batch.
-        iterations: The iterations, counted from 0.
+        batch_size: Samples per global batch, divisible by `accumulation` times the world size.
+        iterations: The range of iterations to yield, counted from 0 at the start of training.
         seed: Seed of the permutations and of the augmentation, from 0.
         accumulation: Micro-batches per iteration and rank.
         share: This rank's share of each global batch.
@@ -178,7 +178,7 @@ class MicroBatches(Sampler):
                 )
             keys = [(epoch, index) for index in self._with_own_indices(batches[position]).tolist()]
             for step in range(self.accumulation):
-                # Slices by accumulation step, then by rank.
+                # Slice the global batch by accumulation step, then by rank.
                 first = (step * self.share.world_size + self.share.rank) * self.micro_batch_size
                 yield keys[first : first + self.micro_batch_size]
 

@@ -1,12 +1,13 @@
-"""Sends values from a data worker to the program; large tensors are shared memory that both map.
+"""Sends values from a data worker to the main process, with large tensors in shared memory.
 
 A worker stacks a batch directly into anonymous memory (`memfd_create`), whose file descriptor
-follows the pickled rest over the worker's connection. So a batch is written once, takes one
-descriptor while it lives, and doesn't count against /dev/shm, of which a container has 64 MB by
-default. If the kernel has no such memory, an unlinked file in the temporary folder (TMPDIR)
-replaces it; its space is reserved before it is written, since a full disk would otherwise end the
-worker by SIGBUS. Left out: tensors that share storage, which arrive separately, and anything but
-dense tensors on the CPU without gradients.
+is sent over the worker's connection after the pickled rest of the batch. So a batch is written
+once, needs one descriptor while it exists, and doesn't use /dev/shm, of which a container has 64 MB
+by default. If the kernel doesn't support memfd, an unlinked file in the temporary folder (TMPDIR)
+replaces it. The file's space is reserved before it is written, since a full disk would otherwise
+kill the worker by SIGBUS. Left out: sharing of storage (tensors that share storage arrive as
+separate copies), and shared memory for anything but dense CPU tensors without gradients, which are
+pickled instead.
 """
 
 import contextlib
@@ -25,16 +26,16 @@ from torch import Tensor
 
 from tiekd.errors import DataError
 
-_SHARED_BYTES = 16 * 1024  # tensors from this size on aren't pickled
-# A pickle above this would fill a connection, whose other end may be busy.
+_SHARED_BYTES = 16 * 1024  # tensors of at least this size are sent in shared memory
+# A larger pickle could fill the connection's buffer and block while the main process is busy.
 _PICKLE_BYTES = 64 * 1024
-_PIECE_BYTES = 64 * 2**20  # reserved; pages that aren't written take no memory
+_PIECE_BYTES = 64 * 2**20  # size of a piece; pages that aren't written take no memory
 _ALIGNMENT = 64
 _NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems require
 
 
 class _Piece:
-    """Anonymous memory with its own descriptor; `size` bytes are reserved, `used` taken."""
+    """Anonymous memory with its own descriptor: `size` bytes, of which `used` are allocated."""
 
     def __init__(self, size: int):
         self.descriptor, self._is_file = _open_anonymous()
@@ -45,7 +46,7 @@ class _Piece:
         self.start = torch.frombuffer(self._mapped, dtype=torch.uint8, count=1).data_ptr()
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Returns an uninitialised tensor in the memory.
+        """Allocates an uninitialised tensor in this block.
 
         Raises:
             DataError: If the temporary folder is full.
@@ -67,7 +68,7 @@ class _Piece:
 
 
 class _Outbox:
-    """The pieces of memory that the next message is written to."""
+    """The shared-memory blocks in which the next message's large tensors are allocated."""
 
     def __init__(self):
         self.pieces: list[_Piece] = []
@@ -79,7 +80,7 @@ class _Outbox:
         return self.pieces[-1].take(shape, dtype)
 
     def place(self, tensor: Tensor) -> tuple[int, int] | None:
-        """Returns (piece, offset) of a tensor that lies in this outbox, else None."""
+        """Returns (piece index, byte offset) of a tensor in this outbox; None for any other."""
         for number, piece in enumerate(self.pieces):
             offset = tensor.data_ptr() - piece.start
             if 0 <= offset < piece.used:
@@ -96,7 +97,7 @@ _outbox: _Outbox | None = None  # set in worker processes only
 
 
 def open_outbox() -> None:
-    """Makes this process a worker: `stack` writes to shared memory, which `send` sends."""
+    """Makes this process a worker: `stack` allocates in shared memory, which `send` then sends."""
     global _outbox
     _outbox = _Outbox()
 
@@ -111,21 +112,21 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def discard() -> None:
-    """Discards what was stacked since the last message."""
+    """Discards the tensors that were stacked since the last message."""
     _outbox.empty()
 
 
 def send(connection: Connection, value) -> None:
     """Sends a value that can be pickled, and empties this worker's outbox.
 
-    If that fails, nothing has been sent.
+    If pickling or allocating memory fails, nothing has been sent.
     """
     try:
-        # Pickle the value; large tensors are in the pieces, or are copied there.
+        # Pickle the value; large tensors are already in the outbox's pieces, or are copied there.
         pickled = io.BytesIO()
         _Pickler(pickled, _outbox).dump(value)
         content = pickled.getvalue()
-        # A large pickle is sent through shared memory, too.
+        # Send a large pickle through shared memory, too.
         if len(content) > _PICKLE_BYTES:
             place = _outbox.take((len(content),), torch.uint8)
             place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
@@ -171,8 +172,8 @@ class _Pickler(pickle.Pickler):
         if value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg():
             return None
         value = value.contiguous()
-        # Small tensors are pickled; large ones are sent as (piece, offset), copied there if need
-        # be.
+        # Small tensors are pickled; large ones are sent as (piece index, byte offset), after
+        # copying them to the outbox if they aren't there yet.
         if value.nbytes < _SHARED_BYTES:
             return (
                 value.dtype,
@@ -203,7 +204,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _open_anonymous() -> tuple[int, bool]:
-    """Returns a descriptor of anonymous memory, and True if it is that of a file on disk."""
+    """Returns a descriptor of anonymous memory, and True if a file on disk replaces it."""
     # Some systems require a flag that older kernels reject, so both are tried.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
         with contextlib.suppress(OSError):
@@ -213,6 +214,7 @@ def _open_anonymous() -> tuple[int, bool]:
 
 
 def _take_room(descriptor: int, offset: int, size: int) -> None:
+    """Reserves disk space for a batch; raises DataError if the disk or the quota is full."""
     try:
         os.posix_fallocate(descriptor, offset, size)
     except OSError as error:
@@ -225,13 +227,15 @@ def _take_room(descriptor: int, offset: int, size: int) -> None:
 
 
 def _descriptor(connection: Connection) -> int:
+    """Receives a file descriptor; raises OSError (EMFILE) if too many files are open."""
     try:
         return recv_handle(connection)
-    except RuntimeError:  # the kernel drops descriptors that this process may not have
+    except RuntimeError:  # the kernel drops a descriptor beyond the process's limit
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
 
 
 def _map(descriptor: int, size: int, pin_memory: bool) -> Tensor:
+    """Returns a received piece as (size,) uint8, mapped or pinned; closes the descriptor."""
     try:
         mapped = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
     finally:

@@ -1,14 +1,15 @@
 """Reads batches in worker processes; a dead or hanging worker ends the program in bounded time.
 
-The program then ends with one line. Each worker is forked and has one connection of its own to the
-program. It has no locks, queues or helper threads, so it takes nothing in /dev/shm and two file
-descriptors (tiekd/data/loading/transport.py describes how batches are sent). A worker ends when its
-connection does, however the program ended. A worker that dies interrupts whatever the program is
-doing. Left out: detecting a hang without workers, or while image sizes are read at the start
-(batches of one size), since no other process watches the time then.
+The main process then ends with a one-line error. Each worker is a forked process with its own
+connection to the main process. There are no locks, queues or helper threads, so a worker uses no
+/dev/shm and two file descriptors (tiekd/data/loading/transport.py describes how batches are sent).
+A worker exits when its connection closes, however the main process ended. A worker's death
+interrupts the main thread by SIGCHLD. Left out: detecting a hang without workers, or while image
+sizes are read at the start (for batches of one size), since no other process watches the time then.
 
-Workers that don't start are replaced: before Python 3.12 a forked process hangs if, at that moment,
-another thread is being registered with Python, as gloo's threads are after a collective.
+Workers that don't start in time are replaced: before Python 3.12, a forked process hangs if another
+thread was being registered with Python at the moment of the fork, as gloo's threads are after a
+collective.
 """
 
 import atexit
@@ -37,12 +38,12 @@ from tiekd.distributed import limits
 from tiekd.errors import DataError, LaunchError
 
 TIMEOUT_S = 300.0
-_DYING_S = 2.0
+_DYING_S = 2.0  # wait for the exit code of a worker whose connection has closed
 _STARTING_S = 5.0  # starting usually takes some 20 ms
-_STARTS = 3
+_STARTS = 3  # attempts to start the workers
 _AHEAD = 2  # batches requested from each worker in advance
-_ENDING_S = 5.0
-_LOOK_UP_S = 5.0
+_ENDING_S = 5.0  # wait for busy workers to exit before they are killed
+_LOOK_UP_S = 5.0  # how often an idle worker checks that the main process exists
 _NO_MORE = object()
 _FORK = multiprocessing.get_context("fork")
 _FEWER = "set a smaller data.workers"
@@ -60,14 +61,15 @@ def read(
 
     Args:
         load: Called with a batch of keys, in a worker.
-        batches: Batches of keys, iterated from the start again if workers have to be replaced.
+        batches: Batches of keys; iterated only once the workers have started.
         workers: Number of worker processes; 0 reads in this process.
-        describe: Lists the files of a batch of keys, for the error if it is late.
+        describe: Returns the files of a batch of keys, for the error message if the batch times
+            out.
         timeout_s: Seconds to wait for a batch.
-        pin_memory: Receive batches in pinned memory, one ahead.
+        pin_memory: Receive batches into pinned memory, one batch ahead.
 
     Raises:
-        DataError: If a batch is late, or a worker dies.
+        DataError: If a batch times out, or a worker dies.
         LaunchError: If the system lacks room for so many workers.
     """
     if workers == 0:
@@ -76,7 +78,8 @@ def read(
         return
     for start in range(1, _STARTS + 1):
         with closing(_Pool(load, workers)) as pool:
-            # The last start gets as much time as a batch, in case the machine is that slow.
+            # Skip this check in the last attempt: its workers may take `timeout_s` to start, in
+            # case the machine is slow.
             if start < _STARTS and not pool.has_started(_STARTING_S):
                 continue
             results = pool.results(batches, describe, timeout_s, pin_memory)
@@ -96,13 +99,13 @@ class _Failure:
             self.error = RuntimeError(str(error))
 
     def with_cause(self) -> Exception:
-        """Returns the exception, caused by the worker's traceback."""
+        """Returns the exception, with the worker's traceback as its cause."""
         self.error.__cause__ = RuntimeError(self.traceback)
         return self.error
 
 
 class _Pool:
-    """Workers, each with the connection to it, until `close`."""
+    """The worker processes and the connections to them; `close` ends them."""
 
     def __init__(self, load: Callable, count: int):
         self._processes: list[multiprocessing.Process] = []
@@ -110,7 +113,7 @@ class _Pool:
         self._ending = False
         self._hangs = False
         self._num_started = 0
-        # Registered first, so that a worker that dies at once is noticed.
+        # Register the pool first, so that the SIGCHLD handler notices a worker that dies at once.
         _live.append(self)
         _watch_deaths()
         try:
@@ -143,7 +146,7 @@ class _Pool:
     def results(
         self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool
     ) -> Iterator:
-        """Yields the workers' results in the order of the batches; workers take turns."""
+        """Yields the results in the order of the batches, which go to the workers in turn."""
         remaining = iter(batches)
         turns = itertools.cycle(range(len(self._processes)))
         requested: deque[tuple[int, list]] = deque()
@@ -155,7 +158,7 @@ class _Pool:
                 with self._naming_deaths():
                     self._connections[worker].send(keys)
 
-        # Keep each worker a few batches ahead.
+        # Request a few batches from each worker in advance.
         for _ in range(_AHEAD * len(self._processes)):
             request()
         # Receive a batch, and request the next one before it is used.
@@ -174,7 +177,10 @@ class _Pool:
             raise DataError(_death(dead[0]))
 
     def close(self) -> None:
-        """Ends the workers: busy ones within some seconds, all immediately if one hangs."""
+        """Closes the connections, and kills workers that haven't exited after a few seconds.
+
+        If a worker hangs, all are killed immediately.
+        """
         self._ending = True
         for connection in self._connections:
             connection.close()
@@ -188,14 +194,15 @@ class _Pool:
             _live.remove(self)
 
     def kill(self) -> None:
+        """Kills all workers immediately."""
         self._ending = True
         for process in self._processes:
             process.kill()
 
     def abandon(self) -> None:
-        """Closes a forked process's copies of these connections.
+        """Closes this forked process's copies of the pool's connections.
 
-        They would keep the connections open after the program's end.
+        Otherwise the copies would keep the connections open after the main process has ended.
         """
         for connection in self._connections:
             connection.close()
@@ -222,17 +229,22 @@ class _Pool:
         return [process.sentinel for process in self._processes if process.exitcode is None]
 
     def _read_greeting(self, connection: Connection) -> None:
+        """Receives the message that a worker sends once it has started."""
         with self._naming_deaths():
             connection.recv_bytes()
         self._num_started += 1
 
     @contextlib.contextmanager
     def _naming_deaths(self):
-        """Converts the end of a connection to an error that names what ended it."""
+        """Converts a closed connection to a DataError that says how a worker died.
+
+        A lack of file descriptors or memory becomes a LaunchError.
+        """
         try:
             yield
         except (EOFError, ConnectionError) as error:
-            # A worker's connection ends a moment before the worker itself.
+            # A dying worker's connection closes before its exit code is known, so wait for the exit
+            # code.
             end = time.monotonic() + _DYING_S
             while time.monotonic() < end and not self._ending:
                 self.check()
@@ -247,18 +259,19 @@ class _Pool:
 
 
 _live: list[_Pool] = []
-_previous_handler: Callable | None = None  # of SIGCHLD
+_previous_handler: Callable | None = None  # the SIGCHLD handler that `_on_child` replaced
 
 
 @atexit.register
 def _kill_all() -> None:
-    # multiprocessing would send SIGTERM, which workers ignore, and wait forever.
+    # Runs before multiprocessing's own exit handler, which sends SIGTERM and waits: workers
+    # ignore SIGTERM, so it would wait forever.
     for pool in _live:
         pool.kill()
 
 
 def _watch_deaths() -> None:
-    """Installs a signal handler, so that a worker's death raises DataError in the main thread."""
+    """Installs a SIGCHLD handler, so that a worker's death raises DataError in the main thread."""
     global _previous_handler
     handler = signal.getsignal(signal.SIGCHLD)
     if handler is _on_child or threading.current_thread() is not threading.main_thread():
@@ -268,6 +281,7 @@ def _watch_deaths() -> None:
 
 
 def _on_child(number: int, frame) -> None:
+    """Handles SIGCHLD: calls the previous handler, then raises DataError if a worker has died."""
     if _previous_handler is not None:
         _previous_handler(number, frame)
     for pool in list(_live):
@@ -275,7 +289,7 @@ def _on_child(number: int, frame) -> None:
 
 
 def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
-    """Yields the results; each is received while the one before it is used."""
+    """Yields the results; a thread receives the next one while the caller uses the current one."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
     try:
         pending = thread.submit(next, results, _NO_MORE)
@@ -284,16 +298,16 @@ def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
             yield result
     finally:
         if not pending.done():
-            pool.kill()  # the thread would wait for a worker's batch
+            pool.kill()  # otherwise the thread would wait for a worker's batch
         thread.shutdown()
 
 
 def _serve(connection: Connection, load: Callable, number: int) -> None:
-    """Runs a worker.
+    """Runs a worker until its connection closes.
 
     It ignores the signals that ask a run to stop, since launchers send them to workers as well.
     """
-    # Ignore the launcher's signals, drop the fork's copies of the program's state.
+    # Ignore the launcher's signals, and close the connections inherited from the main process.
     program = os.getppid()
     for ignored in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
@@ -302,15 +316,16 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
         pool.abandon()
     _live.clear()
     torch.set_num_threads(1)
-    # For external datasets: those of this project don't use global random state.
+    # Seed the global random generators for external datasets; this project's don't use them.
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(number)
     # Answer each batch of keys, in order, until the connection ends.
     transport.open_outbox()
-    with contextlib.suppress(EOFError, ConnectionError):  # the program closed it, or is gone
+    with contextlib.suppress(EOFError, ConnectionError):  # the main process closed it, or is gone
         connection.send_bytes(b"here")
         while True:
-            # End if the program is gone although a fork keeps the connection open.
+            # Exit if the main process is gone while another forked process keeps the connection
+            # open.
             while not connection.poll(_LOOK_UP_S):
                 if os.getppid() != program:
                     return
