@@ -1,12 +1,13 @@
-"""The random decisions of a sample's augmentation, and the colours of its image.
+"""Draws the random decisions of a sample's augmentation, and applies those about colour.
 
 tiekd/data/augment/geometry.py applies the geometric decisions.
 
-A training sample's augmentation is drawn from (seed, epoch, index) alone. Colour and normalisation
-together are one table of 256 numbers per channel. It is looked up on the batch's device, in one
-pass, with the same result everywhere.
+A training sample's augmentation is drawn from (seed, epoch, index) alone. The colour change and the
+normalisation are combined in one lookup table of 256 values per channel. It is applied on the
+batch's device in one pass, with the same result on every device.
 
-Left out: scaling, which is the same in training and everywhere else (tiekd/data/resize.py).
+Left out: resizing, which isn't random but the same in training, evaluation and prediction
+(tiekd/data/resize.py).
 """
 
 from dataclasses import dataclass
@@ -31,15 +32,15 @@ class Decisions(NamedTuple):
 
     Attributes:
         angle: Degrees counter-clockwise about the image's centre.
-        flip: True: the image is mirrored.
+        flip: True mirrors the image horizontally.
         top: First row of the window in the flipped image.
         left: First column of the window in the flipped image.
         height: Rows of the window.
         width: Columns of the window.
-        gamma: Exponent on grey levels 0..255, applied first; None: no change of colour.
-        brightness: Factor, applied after gamma.
-        channels: Factors of the three channels, applied last. Values above 255 are clipped to 255,
-            as in a camera.
+        gamma: Exponent on grey levels 0..255, applied first; None leaves the colours unchanged.
+        brightness: Factor on grey levels, applied after gamma.
+        channels: Factors of the red, green and blue grey levels, applied last. Values above 255 are
+            clipped to 255, as in a camera.
     """
 
     angle: float
@@ -59,19 +60,19 @@ class Augment:
 
     Attributes:
         rotate_p: Probability of a rotation.
-        rotate_deg: Largest angle, degrees.
+        rotate_deg: Largest rotation angle in either direction, in degrees.
         flip_p: Probability of a horizontal flip.
-        crop: [height, width] of the random window in pixels; None: the whole image.
-        sizes: How images of different sizes are handled. `crop`: only by the crop; an image smaller
-            than the crop is refused by name, and without a crop all images must have one size.
-            `keep_aspect`: the working resolution covers the crop (tiekd/data/resize.py), in
-            training and everywhere else; with `data.resize`, which scales then, the crop is at most
-            the resized image. `bucket`: a batch holds images of one size
-            (tiekd/data/loading/sampler.py).
-        colour_p: Probability of a change of colour.
-        gamma: Range of exponents.
-        brightness: Range of factors.
-        channels: Range of factors, drawn per channel.
+        crop: [height, width] of the random window in pixels; None keeps the whole image.
+        sizes: How images of different sizes are handled. `crop`: they are cropped, not resized; an
+            image smaller than the crop raises an error that names it, and without a crop all images
+            must have one size. `keep_aspect`: they are resized by one factor to cover the crop
+            (tiekd/data/resize.py), in training and everywhere else; if `data.resize` sets the size
+            instead, the crop is clipped to the resized image. `bucket`: a batch holds images of one
+            size (tiekd/data/loading/sampler.py).
+        colour_p: Probability of a colour change (gamma, brightness and channels together).
+        gamma: [low, high] of the exponent.
+        brightness: [low, high] of the factor.
+        channels: [low, high] of the factors, which are drawn per channel.
     """
 
     rotate_p: float = 0.5
@@ -110,14 +111,15 @@ class Augment:
             )
 
     def draw(self, seed: int, epoch: int, index: int, height: int, width: int) -> Decisions:
-        """Returns the decisions for one sample: a pure function of the arguments.
+        """Draws the decisions for one sample; the result depends on the arguments alone.
 
         Args:
             seed: The run's seed.
-            epoch: From 0.
-            index: The sample's index in the data set.
-            height: Rows of the image at its working resolution, padding included.
-            width: Columns of the same.
+            epoch: Epoch, from 0.
+            index: The sample's index in the sampler's numbering, in which repetitions have their
+                own.
+            height: Rows of the image at its working resolution, including padding.
+            width: Columns of the image at its working resolution, including padding.
 
         Raises:
             DataError: If the crop is larger than the image.
@@ -136,7 +138,7 @@ class Augment:
                 "scale images by data.resize",
                 "size",
             )
-        # The draws, in this order: another order would give other augmentations for a seed.
+        # Draw in this fixed order, since another order would change the augmentations of a seed.
         angle = 0.0
         if rng.random() < self.rotate_p:
             angle = rng.uniform(-self.rotate_deg, self.rotate_deg)
@@ -156,20 +158,20 @@ class Augment:
 
 
 def normalise(sample: Sample) -> Sample:
-    """Returns the sample with its grey levels 0..255 normalised by ImageNet's mean and deviation.
+    """Returns the sample with its image normalised by ImageNet's mean and standard deviation.
 
-    The encoders expect images of mean 0 and deviation 1 per channel.
+    Encoders that were pretrained on ImageNet expect this normalisation of grey levels 0..255.
     """
     return sample._replace(image=_normalised(sample.image))
 
 
 def colour_table(decisions: Decisions | None = None) -> Tensor:
-    """Returns the normalised value of each grey level of each channel: (3, 256) float32.
+    """Returns the (3, 256) float32 lookup table from grey level to normalised value, per channel.
 
-    The drawn change of colour comes first, then normalisation.
+    The drawn colour change is applied first, then the normalisation.
 
     Args:
-        decisions: The decisions of the image's augmentation; None changes no colour.
+        decisions: The decisions of the image's augmentation; None leaves the colours unchanged.
     """
     levels = torch.arange(256, dtype=torch.float32).expand(3, 1, 256)
     if decisions is not None and decisions.gamma is not None:
@@ -188,7 +190,8 @@ def look_up(image: Tensor, tables: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) float32.
     """
-    # One gather from the flattened tables: each (image, channel) pair starts at a multiple of 256.
+    # One gather from the flattened tables: the table of each (image, channel) pair starts at a
+    # multiple of 256.
     first = torch.arange(0, tables.numel(), 256, dtype=torch.int32, device=image.device)
     places = image + first.view(*tables.shape[:2], 1, 1)
     return tables.flatten().index_select(0, places.flatten()).view(places.shape)

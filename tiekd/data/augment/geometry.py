@@ -1,9 +1,10 @@
-"""The geometry of augmentation: the part of an image that a window is resampled from.
+"""Crops an image to the region from which its augmented window is resampled.
 
-A part is a view and costs nothing. If the recipe has no rotation, it is the window itself.
-Otherwise it has some rows and columns more, the same number in every sample, so that batches can be
-formed. tiekd/data/augment/resample.py makes the window from it, on the device. A window may reach
-beyond the image: pixels there are black, have no depth and are not valid.
+The region is a view, without a copy. Without rotation in the recipe, it is the window itself.
+Otherwise it has additional rows and columns, the same number in every sample, so that the regions
+can be stacked to a batch. tiekd/data/augment/resample.py resamples the window from the region, on
+the device. A window may extend beyond the image: pixels there are black and have depth 0, i.e.
+invalid.
 """
 
 from math import ceil, cos, floor, radians, sin
@@ -20,7 +21,7 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
     """Returns the flipped, rotated and cropped window of a sample, computed on the CPU.
 
     The image is uint8, sampled bilinearly and rounded to a grey level; depths take the nearest
-    pixel. Pixels from outside the image are black and have depth 0, that is, they are not valid.
+    pixel. Pixels from outside the image are black and have depth 0, i.e. invalid.
     """
     part = cut(sample, decisions, abs(decisions.angle))
     # Resample a batch of one.
@@ -39,29 +40,30 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
 
 
 def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
-    """Cuts the part of the sample that the window is resampled from, as views.
+    """Crops the sample to the region from which the window is resampled; the tensors are views.
 
     Args:
         sample: The whole frame.
         decisions: The decisions of its augmentation.
-        rotate_deg: The largest angle in the recipe, degrees. By it all windows of one size come
-            from parts of one size, as long as their images are large enough.
+        rotate_deg: The largest rotation angle in the recipe, in degrees. The region's size depends
+            on this angle and not on the drawn one, so that windows of one size have regions of one
+            size (if their images are large enough).
 
     Returns:
-        The part, with the window's place in it and the window's size. Its intrinsics are already
-        those of the window.
+        The region as a sample, with the window's `place` in it and the window's `size`. Its
+        intrinsics are already those of the window.
     """
     # The affine map from the window to the image, with a point as the complex number x + iy.
     height, width = sample.image.shape[-2:]
     centre = complex((width - 1) / 2, (height - 1) / 2)
     angle = radians(decisions.angle)
     rotation = complex(cos(angle), sin(angle)) if decisions.angle else 1
-    # A window's pixel is unflipped, then rotated back about the centre.
+    # For a pixel of the window, undo the flip, then the rotation about the image's centre.
     to_column = rotation * (-1 if decisions.flip else 1)
     to_row = rotation * 1j
     first_column = width - 1 - decisions.left if decisions.flip else decisions.left
     first = rotation * (complex(first_column, decisions.top) - centre) + centre
-    # The rows and columns that the window's corners span.
+    # Find the rows and columns that the window's corners span.
     size = window_height, window_width = decisions.height, decisions.width
     corners = [
         first + to_column * c + to_row * r
@@ -74,7 +76,7 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     part = crop_window(sample, top, left, rows, columns)
     part = in_grey_levels(part)
 
-    # The window's place, counted from the part's first pixel.
+    # Express the map in pixels of the region instead of the image.
     first -= complex(left, top)
     place = [
         first.real,
@@ -95,7 +97,7 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
 
 
 def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Returns a window of the image and of all its maps, as views, with moved intrinsics.
+    """Crops the image and all its maps, as views, and moves the principal point accordingly.
 
     Args:
         sample: The frame.
@@ -123,10 +125,14 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
 
 
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
-    """Returns the pixels (first, number) along one side of the image that resampling needs.
+    """Returns the region along one side of the image: (first pixel, number of pixels).
 
-    These are the window's own and, where windows are rotated, up to `more` and one at each end for
-    interpolation.
+    Args:
+        places: Coordinates of the window's corners along this side, in pixels.
+        size: Pixels of the image's side.
+        window: Pixels of the window's side.
+        more: Pixels by which the largest rotation widens the window's extent; 0 without rotation.
+            With rotation, 3 pixels are added for interpolation at both ends.
     """
     count = min(size, window + (ceil(more) + 3 if more else 0))
     return max(0, min(floor(min(places)), size - count)), count
@@ -135,7 +141,7 @@ def _span(places: list[float], size: int, window: int, more: float) -> tuple[int
 def _moved_intrinsics(intrinsics: Tensor, decisions: Decisions, width: int, height: int) -> Tensor:
     """Returns the intrinsics with the principal point after rotation, flip and crop.
 
-    The roll itself is no part of a camera matrix.
+    The rotation itself (a roll of the camera) can't be expressed in a camera matrix.
     """
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     dx = float(intrinsics[0, 2]) - centre_x

@@ -1,17 +1,18 @@
 """Resamples a batch on the device: each image is rotated, flipped and cropped in one step.
 
-Workers cut the part of an image that its window can come from (tiekd/data/augment/geometry.py) and
-send the window's place in it. Images are sent in 8 bits and depths in the 16 bits of their files.
-Cost: a copy in the worker; on a GPU some twenty small kernels per batch without a host sync; on a
-core 5 ms for a rotated image of 352x704 with two depth maps, 0.3 ms for an upright one. Results on
-different devices may differ by the rounding of a grey level.
+Workers crop each image to the region from which its window is resampled
+(tiekd/data/augment/geometry.py), and send the affine map from the window to the region. Images are
+sent as uint8 and depths as the uint16 of their files. Costs a copy in the worker; on a GPU some
+twenty small kernels per batch without a host sync; on one CPU core 5 ms for a rotated image of
+352x704 with two depth maps, 0.3 ms for an unrotated one. Results on different devices may differ by
+one grey level, due to rounding.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Image, depth, teacher_depth and `inside` of windows, as `resample` returns them.
+# The image, depth, teacher_depth and inside of the windows, as `resample` returns them.
 Windows = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
@@ -22,33 +23,36 @@ def resample(
     places: Tensor,
     size: tuple[int, int],
 ) -> Windows:
-    """Resamples the windows from a batch of parts of images.
+    """Resamples a batch of windows from their image regions.
 
     The image is sampled bilinearly and rounded to a grey level; depths take the nearest pixel.
-    Pixels from outside the part are black and have depth 0.
+    Pixels from outside the region are black and have depth 0.
 
     Args:
-        image: (B, 3, H, W) uint8.
-        depth: (B, 1, H, W).
-        teacher_depth: (B, 1, H, W) or None.
-        places: (B, 8) float64, in pixels of the part: (x, y) of the window's first pixel, the step
-            to its next column, the step to its next row, then the part's height and width. Pixels
-            beyond that height and width are padding.
+        image: (B, 3, H, W) uint8, the regions of the images.
+        depth: (B, 1, H, W) of any dtype and unit, 0 where invalid.
+        teacher_depth: Like `depth`; None without teacher maps.
+        places: (B, 8) float64, the affine map from each window to its region, in pixels of the
+            region: (x, y) of the window's first pixel, the (x, y) step to its next column, the (x,
+            y) step to its next row, then the region's height and width. Pixels beyond that height
+            and width are padding.
         size: (h, w) of the windows.
 
     Returns:
-        Of the windows, image (B, 3, h, w) uint8; depth (B, 1, h, w) in the dtype and units that
-        came in; teacher_depth like depth, or None; inside (B, 1, h, w) bool, False outside the
-        image.
+        The windows' image (B, 3, h, w) uint8; depth (B, 1, h, w) in the input's dtype and unit;
+        teacher_depth like depth, or None; and inside (B, 1, h, w) bool, a mask that is False at
+        pixels outside the region.
     """
-    # On a GPU, asking which windows are upright would be a host sync.
+    # On a GPU, checking which windows are unrotated would force a host sync, so all count as
+    # rotated.
     if image.device.type != "cpu":
         return _rotated(image, depth, teacher_depth, places, size)
     maps = [depth] if teacher_depth is None else [depth, teacher_depth]
     parts = []
     for index, place in enumerate(places.tolist()):
         one = [tensor[index : index + 1] for tensor in (image, *maps)]
-        # Steps of one pixel along the axes, with or without a flip.
+        # An unrotated window has steps of one pixel along the axes; a flip makes the column step
+        # -1.
         is_upright = place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1
         if is_upright and _lies_within(place, size):
             parts.append(_upright(one, place, size))
@@ -59,14 +63,14 @@ def resample(
 
 
 def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
-    """True for an upright window that lies wholly within its part."""
+    """Returns True if an unrotated window is entirely within its region."""
     first, top, step, *_, height, width = place
     left = first - (size[1] - 1 if step < 0 else 0)
     return left >= 0 and top >= 0 and left + size[1] <= width and top + size[0] <= height
 
 
 def _upright(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Windows:
-    """Returns one window that isn't rotated: a view, or its mirror image."""
+    """Returns one unrotated window: a view of the region, or a mirrored copy."""
     height, width = size
     flip = place[2] < 0
     left = int(place[0]) - (width - 1 if flip else 0)
@@ -80,9 +84,9 @@ def _upright(planes: list[Tensor], place: list[float], size: tuple[int, int]) ->
 
 
 def _bits(plane: Tensor) -> Tensor:
-    """Returns a view whose elements can be moved.
+    """Returns uint16 tensors viewed as int16, others unchanged.
 
-    Unsigned 16-bit ones can't be on some devices and in some versions of torch.
+    Some devices and versions of torch can't flip or gather uint16.
     """
     return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
@@ -95,7 +99,7 @@ def _rotated(
     size: tuple[int, int],
 ) -> Windows:
     """Returns the windows of a batch, each with any rotation; arguments as for `resample`."""
-    # The image, bilinearly. In a sampling grid -1 and 1 are the outer edges of the part's pixels.
+    # Sample the image bilinearly. In a sampling grid, -1 and 1 are the region's outer edges.
     x, y = _coordinates(places, size)
     height, width = image.shape[-2:]
     grid = torch.stack(
@@ -107,7 +111,7 @@ def _rotated(
         .add_(0.5)
         .to(torch.uint8)
     )
-    # The depths, by the index of the nearest pixel.
+    # Gather the depths by the index of the nearest pixel.
     columns, rows = x.add_(0.5).floor_(), y.add_(0.5).floor_()
     heights, widths = places[:, 6:].float()[..., None, None].unbind(1)
     inside = (columns >= 0) & (columns < widths) & (rows >= 0) & (rows < heights)
@@ -131,9 +135,10 @@ def _rotated(
 
 
 def _coordinates(places: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Returns x and y of the windows' pixels in their parts, each (B, h, w) float32.
+    """Returns x and y of the windows' pixels in their regions, each (B, h, w) float32.
 
-    The map is affine, so each is a sum of a term of the pixel's column and one of its row.
+    The map is affine, so each coordinate is the sum of a term that depends on the pixel's column
+    and a term that depends on its row.
     """
     rows, columns = (
         torch.arange(count, dtype=torch.float64, device=places.device) for count in size
