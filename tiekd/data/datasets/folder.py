@@ -1,11 +1,11 @@
-"""A folder of the user's own images, with or without measured depth: no code, no special layout.
+"""Dataset from a folder of the user's own images, with or without measured depth.
 
 Images are all JPEG and PNG files in or below `images`. Each folder is entered once. Images are
 turned upright as their EXIF orientation says. Depth maps are 16-bit PNG or NPY files below `depths`
-with the image's path but another suffix (a/1.jpg and a/1.png); they belong to the upright image. An
-image without one is trained on if there is a teacher, and otherwise skipped and counted. Cached
-teacher maps are PNG files named by the image's path joined by `_`. Left out: other ways to pair
-files (link or rename them), and cameras that differ between images.
+with the image's path but another suffix (a/1.jpg and a/1.png); they must match the upright image.
+An image without a depth map is used for training if there is a teacher; otherwise it is skipped and
+counted. Cached teacher maps are PNG files named by the image's path joined by `_`. Left out: other
+ways to pair files (link or rename them), and cameras that differ between images.
 """
 
 import hashlib
@@ -47,19 +47,21 @@ class FolderOptions:
         root: The data root.
         depths: Folder of the depth maps, below `root` or absolute; None for no ground truth at all.
         depth_unit: Levels per metre (1000 for millimetres); needed for PNG and whole numbers.
-        float_depth_unit: Units per metre of floating-point NPY files, which are in metres without
-            it, whatever depth_unit says.
+        float_depth_unit: Units per metre of floating-point NPY files; None means metres, regardless
+            of `depth_unit`.
         invalid: Levels or values, as stored, that mean not measured, in addition to 0, non-finite
             values and, in 16 bits, 65535.
-        unmatched: Whether to "refuse" or "allow" that more than half of the images have no depth
-            map, or more than half of the depth maps no image while an image has no depth map.
+        unmatched: "refuse" raises an error if more than half of the images have no depth map, or if
+            an image has no depth map while more than half of the depth maps have no image; "allow"
+            accepts both.
         train_split: Text file of training images, one path below `images` a line. If only one of
-            the two split files is given, the other split is the rest.
+            the two split files is given, all other images form the other split.
         val_split: Likewise for validation.
         val_fraction: Without split files, the share of the frames with ground truth that is held
             out for validation, chosen by a hash of their names. Images of one video look alike, so
             list whole videos in val_split for an honest figure.
-        intrinsics: [focal_x, focal_y, centre_x, centre_y] in pixels of all images, upright.
+        intrinsics: [focal_x, focal_y, centre_x, centre_y] in pixels, the same for all (upright)
+            images; None if unknown.
     """
 
     images: str
@@ -113,8 +115,9 @@ def build(
         maps: Folder of cached teacher maps, below `options.root` or absolute; read for training
             frames only.
         on_error: "skip" leaves out folders that can't be listed, and counts them.
-        held_out: Names for validation in place of the hash's choice: none if training doesn't
-            validate, and those of the first start in a resumed run.
+        held_out: Names of the validation frames, instead of a choice by hash: empty if training
+            doesn't validate; in a resumed run, the names that the run began with. None chooses by
+            hash.
 
     Raises:
         RecipeError: If ground truth is needed and there is none.
@@ -132,7 +135,7 @@ def build(
     source = folder / Path(options.images).expanduser()
     frames = _frames(folder, options, on_error == "skip", notes)
     chosen = _names_of(split, folder, frames, options, held_out)
-    # Say how the files are read.
+    # Describe how the files are read.
     read_depth = partial(
         _read_depth,
         units_per_m=options.depth_unit,
@@ -177,7 +180,7 @@ def _names_of(
     train_split, val_split = options.train_split, options.val_split
     if train_split is None and val_split is None:
         kept = frames.keys() & set(held_out or ())
-        # If none of the held-out names exists any more, the hash chooses again.
+        # If none of the held-out names exists any more, choose again by hash.
         picks = held_out is None or (held_out and not kept)
         validation = _hash_picked(frames, options.val_fraction) if picks else kept
     else:
@@ -222,7 +225,7 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
     frames = {}
     named = {}
     for key, name in sorted(image_names.items(), key=lambda item: item[1]):
-        # Images a/b.jpg and a_b.jpg would get one teacher map.
+        # Images a/b.jpg and a_b.jpg would share one teacher map.
         other = named.setdefault(joined_name(name), name)
         if other != name:
             raise DataError(
@@ -239,7 +242,8 @@ def _files(
 ) -> dict[str, str]:
     """Returns the paths below the folder, keyed by path without suffix.
 
-    Hidden files are left out, and links are followed.
+    Hidden files are left out, and links are followed. Raises DataError if there are no files, or if
+    names are ambiguous.
     """
     if not folder.is_dir():
         raise DataError(f"{option}: no folder at {folder}; give the folder that holds the files")
@@ -257,11 +261,11 @@ def _files(
     listing = list_files(folder, refuse)
     found = {}
     for name in listing.files:
-        # Keep files of the wanted kinds whose names are usable and unambiguous.
+        # Keep visible files with one of the suffixes.
         key, suffix = os.path.splitext(name)
         if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
             continue
-        # Split files have one name a line.
+        # A split file has one name per line, so that it can't list a name with a line break.
         if "\n" in name or "\r" in name:
             raise DataError(
                 f"{option}: {name!r} in {folder} has a line break in its name; rename it"
@@ -293,6 +297,7 @@ def _files(
 
 
 def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str]:
+    """Returns the names that a split file lists. Raises DataError for a name not in `frames`."""
     listed = set()
     for number, line in read_lines(split_file, "a line is an image's path below data.images", str):
         name = line if line in frames else below_root(line.strip(), f"{split_file}:{number}")
@@ -326,6 +331,7 @@ def _read_depth(
     float_units_per_m: float | None,
     invalid: tuple[float, ...],
 ) -> torch.Tensor:
+    """Reads an NPY file as metres, a PNG as uint16 levels; arguments as for `read_depth_npy`."""
     if path.suffix.lower() == ".npy":
         return read_depth_npy(path, units_per_m, float_units_per_m, invalid)
     return read_measured_levels(path)

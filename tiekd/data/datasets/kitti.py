@@ -1,10 +1,11 @@
-"""KITTI in the published layout: split lines `input ground_truth focal`, `input/` and `gt_depth/`.
+"""KITTI in the published layout: split files, images in `input/`, ground truth in `gt_depth/`.
 
-Ground truth is uint16 PNG, metres * 256. Frames are cropped to the KB benchmark window (bottom,
-centred) as they are read. Cached teacher maps are already cropped and lie in one folder, named by
-the path below `input/` joined with `_`. The benchmark's test set has no ground truth: its split
-file is a list of names, and its images are already cropped and lie in another folder. It can be
-predicted, cached and trained on with a teacher, never evaluated.
+Ground truth is uint16 PNG, metres * 256. A line of a split file is `input ground_truth focal`. With
+`kb_crop`, frames are cropped to the KB benchmark window (at the bottom, horizontally centred) when
+they are read. Cached teacher maps are already cropped and are all in one folder, named by the path
+below `input/` joined with `_`. The benchmark's test set has no ground truth: its split file is a
+list of names, and its images are already cropped and are in another folder. It can be used for
+prediction, for caching teacher maps and for training with a teacher, but not for evaluation.
 """
 
 from collections.abc import Sequence
@@ -94,9 +95,14 @@ def build(
 
 
 def known_camera(path: Path, height: int, width: int) -> Camera | None:
-    """Returns the camera of a whole image as recorded, found by the recording day in its path.
+    """Returns the camera of an uncropped image, found by the recording day in its path.
 
-    None for an image of another size or without a known day in its path.
+    Returns None if the size isn't that of a KITTI image, or no known day is in the path.
+
+    Args:
+        path: Path of the image.
+        height: Rows of the image.
+        width: Columns of the image.
     """
     whole = 370 <= height <= 376 and 1224 <= width <= 1242
     days = (
@@ -108,6 +114,7 @@ def known_camera(path: Path, height: int, width: int) -> Camera | None:
 
 
 def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Returns (top, left, height, width) of the crop: at the bottom, horizontally centred."""
     return height - kb_crop[0], (width - kb_crop[1]) // 2, *kb_crop
 
 
@@ -120,7 +127,8 @@ def _camera(line: SplitLine) -> Camera | None:
     if line.focal is None:
         return None
     focal, centre_x, centre_y = _CALIBRATION.get(line.image.split("/")[0], (0.0, 0.0, 0.0))
-    # A resized or rendered image: the line's focal length is used.
+    # Another focal length means a resized or rendered image: use the line's value, with the
+    # principal point at the image's centre.
     if abs(focal - line.focal) > 0.01:
         return Camera(line.focal, line.focal)
     return Camera(focal, focal, centre_x, centre_y)

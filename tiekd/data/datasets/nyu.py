@@ -2,9 +2,9 @@
 
 Ground truth is uint16 PNG, millimetres. Training frames are cropped to rows 45:472 and columns
 43:608, which leaves out the blank border of the registered images. Evaluation sees whole frames,
-480x640. Both are as published. Cached teacher maps lie in one folder, named
-data_nyu_<scene>_rgb_<N>.png; they are whole and cropped together with their image, or already
-cropped.
+480x640. Both follow the published protocol. Cached teacher maps are all in one folder, named
+data_nyu_<scene>_rgb_<N>.png; a map has the size of the whole image and is cropped with it, or is
+already cropped.
 """
 
 from collections.abc import Sequence
@@ -90,13 +90,14 @@ def build(
 
 
 def known_camera(path: Path, height: int, width: int) -> Camera | None:
-    """Returns the dataset's camera for an image of 480x640; None for other sizes."""
+    """Returns the dataset's camera for an image of 480x640 pixels; None for other sizes."""
     return _CAMERA if (height, width) == (480, 640) else None
 
 
 def _window(
     nyu_crop: tuple[int, int, int, int], height: int, width: int
 ) -> tuple[int, int, int, int]:
+    """Returns (top, left, height, width) of the crop, which is the same for all images."""
     top, bottom, left, right = nyu_crop
     return top, left, bottom - top, right - left
 
@@ -104,7 +105,7 @@ def _window(
 def _frame(line: SplitLine, folder: str) -> Frame:
     if line.focal is None:
         camera = None
-    # A resized image: the line's focal length is used.
+    # Another focal length means a resized image: use the line's value.
     elif abs(line.focal - _CAMERA.focal_x) > 0.01:
         camera = Camera(line.focal, line.focal)
     else:

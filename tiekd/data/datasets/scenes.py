@@ -37,7 +37,8 @@ _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
 _TRAIN_DRIVE = f"{_DATE}_drive_0001_sync"
 _HELD_OUT_DRIVE = f"{_DATE}_drive_0002_sync"
-# LiDAR samples over pixels, before those that meet nothing or are lost; about 0.04 is left.
+# LiDAR samples per pixel, before rays without a hit and lost returns are removed; about 0.04
+# remain.
 _RETURNS_SHARE = 0.046
 
 
@@ -47,7 +48,8 @@ class Scene(NamedTuple):
     Attributes:
         image: (H, W, 3) uint8 RGB.
         depth: (H, W) float32 z-depth in metres, exact wherever a surface is within 80 m, else 0.
-        sparse_depth: (H, W) float32, `depth` at the LiDAR's pixels, 3..5 % of all; 0 elsewhere.
+        sparse_depth: (H, W) float32, `depth` at the pixels that the LiDAR samples, 3..5 % of all; 0
+            elsewhere.
         intrinsics: (3, 3) float64, pixels.
     """
 
@@ -60,7 +62,7 @@ class Scene(NamedTuple):
 def render(seed: int, index: int, height: int, width: int) -> Scene:
     """Renders scene `index` of the set `seed`; the same arguments give the same bytes everywhere.
 
-    The same street is seen at every size.
+    The street doesn't depend on the image size.
 
     Args:
         seed: Number of the set, from 0.
@@ -71,7 +73,7 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     Raises:
         RecipeError: If a number is out of its range.
     """
-    # Check the arguments.
+    # Check the ranges of the arguments.
     if seed < 0 or index < 0:
         raise RecipeError(f"scene seed (={seed}) and index (={index}) must be 0 or more")
     if height < 32 or width < 32:
@@ -105,7 +107,7 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
 
 
 def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Camera:
-    """Returns KITTI's camera 1.55..1.75 m above the ground, turned a little as in a moving car."""
+    """Returns KITTI's camera 1.55..1.75 m above the ground, slightly rotated as in a moving car."""
     draw = Draw(seed)
     return look(
         draw.span(1.55, 1.75),
@@ -120,9 +122,10 @@ def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Came
 def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
     """Returns the (H, W) bool mask of pixels that a LiDAR at the camera samples.
 
-    There are rows of beams and azimuth steps, of which a few are lost at random. The beams are
-    those of a 64-beam sensor (+2 to -8.3 degrees every 1/3, then to -24.3 every 1/2; azimuth every
-    0.17), spread or thinned so that the share of pixels is that of KITTI at any image size.
+    The rays form a grid of beams (elevations) and azimuth steps, of which 6 % are dropped at
+    random. The beams are those of a 64-beam sensor (+2 to -8.3 degrees every 1/3, then to -24.3
+    every 1/2; azimuth every 0.17), spread or thinned so that the share of pixels is that of KITTI
+    at any image size.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     # Count the samples of the real sensor at this size, then scale its density to KITTI's share.
@@ -136,9 +139,12 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
 
 
 def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows and columns of all samples in the image.
+    """Returns rows and columns of the pixels in the image that the LiDAR samples, each (N,) int64.
 
-    `density` multiplies the number of beams and of azimuth steps.
+    Args:
+        camera: The camera, at whose position the LiDAR is.
+        density: Factor on the number of beams and of azimuth steps.
+        phase: Offset of the beams and of the azimuth steps, from 0 to below 1 step.
     """
     beams = [(k + phase) / density for k in range(math.ceil(64 * density))]
     # Elevation of the beams: every 1/3 degree down to -8.3, then every 1/2 degree.
@@ -175,13 +181,14 @@ def write_kitti_layout(
 ) -> None:
     """Writes scenes below `root` in KITTI's layout.
 
-    It has input/, gt_depth/, kitti_eigen_train.txt and kitti_eigen_test.txt. Depth is uint16 PNG,
+    Creates input/, gt_depth/, kitti_eigen_train.txt and kitti_eigen_test.txt. Depth is uint16 PNG,
     metres * 256, at the LiDAR's pixels. Validation scenes are never training scenes of the same
     seed, whatever num_train.
 
     Nothing appears at `root` before everything is written: a killed run leaves only
     `<root>.partial-<pid>-...` beside it, which may be deleted. Several processes may call this at
-    once; the first to finish wins. A complete set with the same parameters is kept.
+    once: the first to finish creates `root`, and the others discard their files. An existing
+    complete set with the same parameters is kept.
 
     Args:
         root: The folder to create.
@@ -305,14 +312,15 @@ def build(
     if comm.is_main():
         write_kitti_layout(Path(options.root), options.seed, *size)
     comm.barrier()
-    # Finds the set that rank 0 wrote; if `root` is on another machine's own disk, writes one there.
+    # On other ranks this finds the set that rank 0 wrote, or writes it if the machine has its own
+    # disk.
     write_kitti_layout(Path(options.root), options.seed, *size)
     in_kitti_layout = kitti.KittiOptions(options.root)
     return kitti.build(in_kitti_layout, split, max_depth, needs_ground_truth, maps=maps)
 
 
 def _holds(root: Path, wanted: dict) -> bool:
-    """Returns True if root is a complete set with these parameters, False if there is nothing.
+    """Returns True if root is a complete set with these parameters, False if it is absent or empty.
 
     Raises:
         DataError: If root holds anything else.
