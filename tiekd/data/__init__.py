@@ -1,1 +1,1 @@
-"""Datasets, joint transforms and the loader: from files to `Batch`es on the device."""
+"""Datasets, augmentation and data loading: from image files to `Batch`es on the device."""

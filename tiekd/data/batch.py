@@ -1,7 +1,7 @@
 """The batch that training and evaluation see, and the compact form in which workers send it.
 
-A frame is a `Sample` (tiekd/data/sample.py) until it is collated to a `WorkerBatch`, which
-becomes a `Batch` on the device.
+A frame is a `Sample` (tiekd/data/sample.py) until a worker collates it to a `WorkerBatch`, which is
+converted to a `Batch` on the device.
 """
 
 from typing import NamedTuple
@@ -14,22 +14,24 @@ from tiekd.data.augment.resample import resample
 
 
 class Batch(NamedTuple):
-    """One micro-batch, in which each depth tensor carries its own validity.
+    """One micro-batch on the device; a depth of 0 marks an invalid pixel.
 
     Attributes:
         image: (B, 3, H, W) float32, RGB, ImageNet-normalised.
-        depth: (B, 1, H, W) float32, metres, 0 where invalid, measured ground truth; all 0 for a
-            frame without any.
-        inside: (B, 1, H, W) bool, False where a rotation moved in pixels from outside the image.
-        teacher_depth: (B, 1, H, W) float32, metres, 0 where invalid, from cached maps; None if the
-            teacher runs online or there is none.
+        depth: (B, 1, H, W) float32, the measured ground truth in metres, 0 where invalid; all 0 for
+            a frame without ground truth.
+        inside: (B, 1, H, W) bool mask, False at pixels that a rotation or padding filled from
+            outside the image.
+        teacher_depth: (B, 1, H, W) float32, the cached teacher maps in metres, 0 where invalid;
+            None without cached maps, i.e. if the teacher runs online or there is no teacher.
         intrinsics: (B, 3, 3) float32, pixels of this image (every geometric transform updates
             them), NaN where unknown.
         names: The B image paths as the split file has them.
-        counted: Equal to `inside` if images may lie on a larger canvas (`data.resize` with
-            `contain`), whose black pixels then count in no norm's statistics; None otherwise.
-        skipped: Messages about training samples that can't be read, which others of this batch
-            replace (`data.on_error: skip`).
+        counted: `inside`, if images may be padded to a larger canvas (`data.resize` with mode
+            `contain`): normalisation layers exclude the padding from their statistics. None without
+            padding.
+        skipped: Error messages of the training samples that couldn't be read and were replaced by
+            others in this batch (`data.on_error: skip`).
     """
 
     image: Tensor
@@ -43,21 +45,22 @@ class Batch(NamedTuple):
 
 
 class WorkerBatch(NamedTuple):
-    """A micro-batch as workers send it, on the CPU, at a third of a Batch's bytes.
+    """A micro-batch as workers send it: on the CPU, in a third of a `Batch`'s bytes.
 
     Attributes:
         image: (B, 3, H, W) uint8, RGB.
-        tables: (B, 3, 256) float32, the normalised value of each grey level.
-        depth: (B, 1, H, W) uint16 or float32, in units of which `depth_units` make a metre.
-        depth_units: (B,) float32.
-        teacher_depth: Like `depth`, with `teacher_units`; None if there is no map.
-        teacher_units: (B,) float32.
-        places: (B, 8) float64, where in each image its window of `size` lies
-            (tiekd/data/augment/resample.py); None if the images are the windows.
+        tables: (B, 3, 256) float32 lookup tables, the normalised value of each grey level per
+            channel.
+        depth: (B, 1, H, W) uint16 or float32, 0 where invalid; divide by `depth_units` for metres.
+        depth_units: (B,) float32, units of `depth` per metre.
+        teacher_depth: Like `depth`, with `teacher_units`; None without cached teacher maps.
+        teacher_units: (B,) float32, units of `teacher_depth` per metre.
+        places: (B, 8) float64, the affine map from each window to its image (see `resample` in
+            tiekd/data/augment/resample.py); None if the images are the windows.
         size: (height, width) of the windows in pixels; None if the images are the windows.
         intrinsics: As in Batch.
         names: As in Batch.
-        is_padded: True if a window may reach beyond its image on purpose.
+        is_padded: True if windows include padding by design (`data.resize` with mode `contain`).
         skipped: As in Batch.
     """
 
@@ -75,10 +78,10 @@ class WorkerBatch(NamedTuple):
     skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on a device: copied in its compact form, then finished there.
+        """Copies the batch to a device in its compact form, and converts it to a `Batch` there.
 
-        The copy comes from pinned memory and overlaps with computation. Resampling, normalisation
-        and the conversion to metres run on the device.
+        From pinned memory, the copy is asynchronous and overlaps with computation. Resampling,
+        normalisation and the conversion to metres run on the device.
         """
         # Copy all tensors to the device.
         there = WorkerBatch(
@@ -94,7 +97,7 @@ class WorkerBatch(NamedTuple):
             image, depth, teacher_depth, inside = resample(
                 image, depth, teacher_depth, there.places, there.size
             )
-        # Look up the colours, and convert depths to metres.
+        # Apply the colour tables, and convert depths to metres.
         if teacher_depth is not None:
             teacher_depth = _metres(teacher_depth, there.teacher_units)
         return Batch(
@@ -110,6 +113,7 @@ class WorkerBatch(NamedTuple):
 
 
 def _metres(levels: Tensor, units: Tensor) -> Tensor:
-    # Divides by a tensor: some devices divide by a Python number as if they multiplied by its
-    # reciprocal, which may change the last digit.
+    """Converts (B, 1, H, W) levels to float32 metres; `units`: (B,) levels per metre."""
+    # Divide by a tensor, because some devices replace a division by a Python number with a
+    # multiplication by its reciprocal, which may change the last bit.
     return levels.float() / units.view(-1, 1, 1, 1)

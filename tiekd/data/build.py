@@ -1,4 +1,4 @@
-"""What a recipe says about its datasets (`DataSettings`), and the dataset of one split."""
+"""The dataset settings of a recipe (`DataSettings`), and building the dataset of one split."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -20,16 +20,17 @@ _TRAINING_CROPS = ("nyu_crop",)
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What decides the frames of both splits.
+    """The settings that determine the frames of both splits, training and validation.
 
     Attributes:
-        part: The dataset as a node, `{name: NAME, **options}`.
+        part: The dataset's config node, `{name: NAME, **options}`.
         max_depth_m: The network's range in metres.
-        loading: How frames are read, for any dataset.
+        loading: The loading settings (workers, errors, cache), which apply to any dataset.
         resize: The working resolution.
         maps: Folder of cached teacher maps, below data.root or absolute; None reads none.
-        has_teacher: True keeps training frames without ground truth.
-        validates: False if training doesn't validate, so that no frame is held out.
+        has_teacher: True if there is a teacher, so that training frames without ground truth are
+            kept.
+        validates: False if the run doesn't validate, so that no frame is held out of training.
     """
 
     part: dict
@@ -57,14 +58,14 @@ class DataSettings:
 
 
 def settings_of(data: dict, max_depth_m: float) -> DataSettings:
-    """Returns the settings of a recipe's `data`, as they are without a teacher.
+    """Returns the dataset settings of a recipe's `data`, for a run without a teacher.
 
     Args:
         data: The recipe's `data`.
         max_depth_m: The network's range in metres.
 
     Raises:
-        RecipeError: If a setting is wrong.
+        RecipeError: If a setting is invalid.
     """
     part = {key: value for key, value in data.items() if key not in _NOT_FOR_DATASETS}
     return DataSettings(part, max_depth_m, loading_of(data), resizes.of_data(data))
@@ -89,16 +90,16 @@ def build_dataset(
     Args:
         data: The settings of both splits.
         split: "train" or "val".
-        as_evaluated: Crop training frames as validation frames are.
-        held_out: The names that a dataset without split files keeps out of training, if they are
-            known. None lets the dataset choose them; for training it does so only if the run
-            validates.
+        as_evaluated: Ignore the crops that apply to training frames only, as for evaluation.
+        held_out: Names of the validation frames of a dataset without split files, if they are
+            already chosen. None lets the dataset choose them; in a run that doesn't validate, no
+            training frame is held out.
 
     Returns:
-        The dataset, reading from the decoded cache if there is a folder of it.
+        The dataset. If `data.decoded` is set, it reads from the cache of decoded frames.
 
     Raises:
-        RecipeError: If options are wrong or contradict each other.
+        RecipeError: If options are invalid or contradict each other.
         DataError: If files are missing or no frame is left.
         TeacherError: If cached maps were made for another recipe.
     """
@@ -119,7 +120,7 @@ def build_dataset(
         on_error=data.loading.on_error,
         held_out=held_out,
     )
-    # A dataset from outside the project may have no maps.
+    # An external dataset may have no attribute `maps`.
     if getattr(frames, "maps", None) is not None:
         teacher_maps.check(frames.maps, data.max_depth_m, data.part.get("kb_crop"))
     if data.decoded_folder is not None:
@@ -128,9 +129,9 @@ def build_dataset(
 
 
 def _check_one_scale(node: dict, resize: Resize) -> None:
-    """Raises RecipeError if training frames would get another scale than frames of evaluation.
+    """Raises RecipeError if training frames would be resized by another factor than evaluation's.
 
-    That happens if training frames are cropped before they are resized to a fixed size.
+    That happens if only training frames are cropped before they are resized to a fixed size.
     """
     cut = next((key for key in _TRAINING_CROPS if node.get(key) is not None), None)
     if cut is not None and (resize.mode is not None or resize.short_side is not None):

@@ -1,11 +1,11 @@
 """Checks a dataset: every file of every frame is read once, in worker processes.
 
-Faults, for which training or evaluation would stop or learn nonsense:
+Faults, which would stop training or evaluation, or make depths wrong:
 
-    missing      an image, depth map or teacher map is not there
-    unreadable   it is torn, no image, or can't be opened
+    missing      an image, depth map or teacher map doesn't exist
+    unreadable   such a file is truncated, isn't an image, or can't be opened
     bit depth    a depth map of 8 bits, or an image of 16
-    size         image, depth map and teacher map don't fit each other, or are smaller than a crop
+    size         image, depth map and teacher map don't match in size, or are smaller than a crop
     unit         depths that can't be metres: half of a frame nearer than 0.1 m, where no camera
                  focuses and no sensor measures, or half of it farther than three times the
                  network's max_depth
@@ -16,14 +16,14 @@ Warnings, about frames that can be used:
     duplicate    the same image (all bytes) as an earlier frame of its split
     shared       a training frame with the same image as a validation frame
     neighbour    a training frame a few frames from a validation frame in the same folder, so
-                 nearly the same image
+                 that their images are nearly the same
 
 A wrong unit within these bounds can't be detected from one frame (KITTI's levels read as
 millimetres give a quarter of the distance). `Facts` therefore holds each frame's median, its depth
 map's levels (tiekd/data/depth_values.py) and whether EXIF turns its image, for the user to inspect.
 Costs one read of all files, two of the depth maps: some 30 ms per KITTI frame on one core. Left
-out: damage that still decodes (a JPEG with wrong bytes in the middle), and images that look alike
-but differ in a byte.
+out: corruption that still decodes (a JPEG with wrong bytes in the middle), and images that look
+alike but differ in a byte.
 """
 
 import hashlib
@@ -51,11 +51,11 @@ class Facts(NamedTuple):
     """The result of checking one frame.
 
     Attributes:
-        faults: (kind, message) pairs, kinds of FAULTS.
+        faults: (kind, message) pairs; the kind is one of FAULTS.
         digest: Hash of the image file's bytes; None if the image can't be decoded.
-        median_m: Median of the measured depth in metres; None without any.
+        median_m: Median of the measured depth in metres; None without measured depth.
         turned: True if the EXIF orientation turns the image.
-        levels: Statistics of the depth map; None without a readable one.
+        levels: Statistics of the depth map; None without a readable depth map.
     """
 
     faults: list[tuple[str, str]]
@@ -66,7 +66,13 @@ class Facts(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One warning about the frame at `index` of its split."""
+    """One warning about a frame.
+
+    Attributes:
+        kind: One of WARNINGS.
+        index: Index of the frame in its split.
+        message: The warning for the user.
+    """
 
     kind: str
     index: int
@@ -74,12 +80,12 @@ class Finding(NamedTuple):
 
 
 class Examined:
-    """Frames whose `Facts` are collected by index.
+    """Checks frames by index, so that worker processes can share the work.
 
     Args:
         frames: The split's frames.
-        augment: Augmentation of training frames, whose crop they must cover; None for validation
-            frames.
+        augment: Augmentation of training frames, whose crop must not be larger than the images;
+            None for validation frames.
         resize: The working resolution, at which the crop is taken.
     """
 
@@ -89,11 +95,11 @@ class Examined:
         self.resize = resize
 
     def facts(self, indices: list[int]) -> list[Facts]:
-        """Returns the facts of some frames."""
+        """Checks the frames with these indices and returns their facts, in order."""
         return [self._facts(index) for index in indices]
 
     def _facts(self, index: int) -> Facts:
-        # Read each part of the frame on its own, so that every broken file is reported.
+        # Read each file of the frame on its own, so that every corrupt file is reported.
         frame = self.frames.frames[index]
         faults = []
         read = {}
@@ -121,11 +127,13 @@ class Examined:
         return Facts(faults, digest, median_m, turned, levels)
 
     def _check_crop(self, sample: Sample) -> None:
+        """Raises DataError if the augmentation's crop is larger than the sample's image."""
         if self.augment is not None:
             reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
             reader.decisions(0, 0, sample.name, reader.resize.place(*sample.image.shape[-2:]))
 
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
+        """Returns the (kind, message) faults of a sample's depths, and their median in metres."""
         measured = sample.depth[sample.depth > 0]
         if len(measured) == 0:
             return [
@@ -147,7 +155,7 @@ class Examined:
 
 
 def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
-    """Returns a finding for each frame whose image an earlier frame of the split already has."""
+    """Returns a finding for each frame with the same image as an earlier frame of the split."""
     first: dict[bytes, int] = {}
     found = []
     for index, fact in enumerate(facts):

@@ -1,13 +1,13 @@
-"""A cache of decoded frames (`data.decoded`): memory-mapped arrays, read where needed.
+"""A cache of decoded frames (`data.decoded`): memory-mapped arrays, read page by page on access.
 
 There is one file for each image, depth map and teacher map, named by its path below data.root with
-`.npy` appended. It holds an array for `numpy.load`: an image (3, H, W) uint8, upright, or a depth
-map (1, H, W) uint16 as it is read. A note at the end holds the size and modification time of the
-source file, and a checksum of everything before it. bin/cache_frames.py writes the files. Files
-written before images were turned upright are still read if their images have no orientation mark.
-Costs 3.2 MB per KITTI frame with a teacher map, and one stat of the source per read. Left out:
-depth in NPY files, which needs no decoding, and verifying the checksum while training, which would
-read everything.
+`.npy` appended. It holds an array in NumPy's format (`numpy.load`): an image (3, H, W) uint8,
+upright, or a depth map (1, H, W) uint16 as it is read. A trailer (`_NOTE`) holds the size and
+modification time of the source file, and a checksum of everything before the trailer.
+bin/cache_frames.py writes the files. Files written before images were turned upright are still read
+if their images have no orientation mark. Costs 3.2 MB per KITTI frame with a teacher map, and one
+stat of the source per read. Left out: depth in NPY files, which needs no decoding, and verifying
+the checksum while training, which would read the whole file.
 """
 
 import io
@@ -26,18 +26,24 @@ from tiekd.data import image_io, orientation
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
-# Mark; size (bytes) and modification time (ns) of the source; CRC-32; the array's offset and its
-# three sizes.
+# Magic bytes; size (bytes) and modification time (ns) of the source; CRC-32; the array's offset and
+# its three dimensions.
 _NOTE = struct.Struct("<8sQqIIIII")
 _MARK = b"tiekd 2\n"
-# Files with this mark were written before images were turned upright and 65535 was removed from
-# ground truth.
+# Files with these magic bytes were written before images were turned upright and before level 65535
+# was replaced by 0 in ground truth.
 _AS_STORED = b"tiekd 1\n"
 _PROGRAM = "bin/cache_frames.py"
 
 
 class Decoded:
-    """The cache files in `folder` of sources below `root`, or elsewhere."""
+    """A folder of cache files, one for each source file.
+
+    Args:
+        folder: The cache's folder.
+        root: The data root: the cache file of a source below it has the same relative path; other
+            sources are cached under their absolute path.
+    """
 
     def __init__(self, folder: Path, root: Path):
         self.folder = folder
@@ -49,17 +55,18 @@ class Decoded:
         return self.folder / f"{name.removeprefix(self._prefix).lstrip('/')}.npy"
 
     def read(self, source: Path, measured: bool = False) -> Tensor:
-        """Maps the cached array of a source; pages are read from disk when they are accessed.
+        """Memory-maps the cached array of a source; pages are read from disk on access.
 
         Args:
             source: The original file.
-            measured: True if the source is ground truth.
+            measured: True if the source is ground truth, in which level 65535 means not measured.
 
         Returns:
             (3, H, W) uint8 or (1, H, W) uint16, as the source was decoded.
 
         Raises:
-            DataError: If there is no such array, it is damaged, or the source has changed since.
+            DataError: If the cache file is missing or corrupt, or the source has changed since it
+                was written.
         """
         mapped, note = self._mapped(source)
         start, *shape = note[4:]
@@ -67,22 +74,23 @@ class Decoded:
         array = torch.frombuffer(
             mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
         ).view(shape)
-        # Old files still have the level that means not measured.
+        # Old cache files still have level 65535 (not measured) in ground truth.
         if measured and note[0] == _AS_STORED:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array
 
     def write(self, source: Path, decode: Callable[[Path], Tensor]) -> None:
-        """Decodes a source and writes its array durably: the file is whole or absent.
+        """Decodes a source and writes its array atomically, so that no partial file is left.
 
         Args:
             source: The original file.
-            decode: Returns the array of a source: (3, H, W) uint8 or (1, H, W) uint16.
+            decode: Function that decodes a source: (3, H, W) uint8 or (1, H, W) uint16.
 
         Raises:
             DataError: If the source can't be decoded or the array can't be written.
         """
-        # The state is taken before decoding: a source that changes meanwhile makes the array stale.
+        # Take the source's size and time before decoding, so that the array is stale if the source
+        # changes meanwhile.
         state = _state(source)
         array = np.ascontiguousarray(decode(source).numpy())
         file = io.BytesIO()
@@ -101,7 +109,7 @@ class Decoded:
         image_io.write_durably(path, file.getvalue())
 
     def holds(self, source: Path, thoroughly: bool = False) -> bool:
-        """Returns True if there is a whole array of the source in its present state.
+        """Returns True if there is a complete array, made from the source as it is now.
 
         Args:
             source: The original file.
@@ -114,7 +122,11 @@ class Decoded:
         return not thoroughly or zlib.crc32(memoryview(mapped)[: -_NOTE.size]) == note[3]
 
     def _mapped(self, source: Path) -> tuple[mmap.mmap, tuple]:
-        """Maps a source's cache file and returns it with its note. Raises DataError."""
+        """Memory-maps a source's cache file and returns it with the trailer's fields.
+
+        Raises:
+            DataError: If the file is missing or corrupt, or the source has changed since.
+        """
         path = self.path(source)
         try:
             # Copy-on-write: tensors over the mapping are writable, but the file never changes.
@@ -131,7 +143,7 @@ class Decoded:
             raise DataError(
                 f"{path}: can't be read ({error}); make it anew with {_PROGRAM}"
             ) from None
-        # Refuse damaged files, and arrays of an earlier state of the source.
+        # Reject corrupt files, and arrays made before the source changed.
         note = _note(mapped)
         if note is None:
             raise DataError(
@@ -149,7 +161,7 @@ class Decoded:
 
 
 def attach(frames: object, folder: Path, root: Path, name: str) -> None:
-    """Lets frames be read from a cache (`data.decoded`).
+    """Makes a dataset read its frames from a cache (`data.decoded`).
 
     Args:
         frames: The dataset; its `decoded` is set.
@@ -173,7 +185,10 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
 
 
 def describe(frames: object) -> list[str]:
-    """Describes whether all decoded files exist, for the log; stats every file, 20 us each."""
+    """Returns a log line that tells whether the cache is complete and up to date.
+
+    Costs a stat of every file, 20 us each. Empty for a dataset without a cache.
+    """
     cache = getattr(frames, "decoded", None)
     if cache is None:
         return []
@@ -189,7 +204,7 @@ def describe(frames: object) -> list[str]:
 
 
 def _note(content: mmap.mmap | bytes) -> tuple | None:
-    """Returns the note at the end of a file; None if it has none or its sizes don't match."""
+    """Returns the trailer's fields; None if it is missing or contradicts the file's size."""
     end = len(content) - _NOTE.size
     note = _NOTE.unpack_from(content, end) if end > 0 else (b"",)
     if note[0] not in (_MARK, _AS_STORED):
@@ -201,7 +216,7 @@ def _note(content: mmap.mmap | bytes) -> tuple | None:
 
 
 def _state(source: Path) -> tuple[int, int]:
-    """Returns (bytes, modification time in ns), which identify the state of a file."""
+    """Returns (bytes, modification time in ns) of a file. Raises DataError if it doesn't exist."""
     try:
         found = os.stat(source)
     except OSError:

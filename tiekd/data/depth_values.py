@@ -1,9 +1,10 @@
 """Checks the values in depth files: their unit, and levels that seem to mean "not measured".
 
-`check_range` looks at five frames before training, for depths that can't be metres. `levels_of` and
-`describe` belong to bin/check_data.py, which shows the user what no program can decide. Costs
-reading the depth maps, 5 ms each. Left out: values in the middle of a floating-point map that many
-pixels share; only the largest and the smallest are seen.
+`check_range` reads the ground truth of five frames before training and rejects depths that can't be
+metres. `levels_of` and `describe` collect statistics for bin/check_data.py, so that the user can
+judge what can't be decided automatically. Costs reading the depth maps, 5 ms each. Left out:
+frequent values in the middle of a floating-point map's range, since only its largest and smallest
+values are counted.
 """
 
 from collections import Counter
@@ -26,14 +27,14 @@ _8_BITS = 255
 
 
 class Levels(NamedTuple):
-    """Statistics of the numbers in a depth file, as they are stored.
+    """Statistics of the values in a depth file, as stored.
 
     Attributes:
         kind: The kind of file, as `image_io.kind_of_depth` names it.
-        count: Number of pixels that aren't 0.
-        largest: The largest of their values.
-        piles: Values that at least _PILE of these pixels have, but not all of them, with their
-            counts.
+        count: Number of pixels whose value is finite and above 0.
+        largest: The largest of these values; 0 if there are none.
+        piles: Suspiciously frequent values, which may mean "not measured", and their numbers of
+            pixels: at least the share _PILE of these pixels has the value, but not all of them.
     """
 
     kind: str
@@ -46,7 +47,7 @@ def taken_as(frames: Frames, kind: str) -> str:
     """Describes the unit in which depths of a kind of file are read, and the option that sets it.
 
     Args:
-        frames: The frames, which hold the units.
+        frames: The dataset, which has the units.
         kind: The kind of file, as `image_io.kind_of_depth` names it.
     """
     if _is_float(kind):
@@ -62,16 +63,19 @@ def taken_as(frames: Frames, kind: str) -> str:
 def check_range(frames: Dataset) -> list[str]:
     """Checks the ground truth of five frames for depths that can't be metres.
 
+    Args:
+        frames: The dataset; only a `Frames` is checked.
+
     Returns:
         Lines for the log.
 
     Raises:
-        DataError: If half of the measured pixels of each of these frames are farther than three
-            times the network's range, so that nothing would be learned and no figure be a number.
+        DataError: If the median depth of each of these frames is above three times the network's
+            range, so that nothing would be learned and the metrics would be NaN.
     """
     if not isinstance(frames, Frames):
         return []
-    # Probe frames evenly spaced over those that have ground truth.
+    # Select five frames, evenly spaced over those that have ground truth.
     known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
     probed = []
     if known:
@@ -93,9 +97,10 @@ def turned_line(names: Sequence[str]) -> str:
 
 
 def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
+    """Returns the log lines of `check_range` for the medians by file; raises its DataError."""
     if not medians:
         return []
-    # One odd frame may be real, so all probed frames must agree.
+    # A single odd frame may be real, so report only what holds for all probed frames.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (
@@ -134,7 +139,7 @@ def levels_of(path: Path) -> Levels:
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
         return Levels(kind, 0, 0.0, {})
-    # A value for "not measured" is mostly the smallest or the largest one.
+    # A value for "not measured" is mostly the smallest, the largest or (16 bits) the most frequent.
     likely = {
         values.min(),
         values.max(),
@@ -151,10 +156,10 @@ def levels_of(path: Path) -> Levels:
 
 
 def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
-    """Describes the unit of the frames' depth maps and the levels that pile up in them.
+    """Describes the unit of the frames' depth maps and their suspiciously frequent levels.
 
     Args:
-        frames: The frames, which hold units and invalid levels.
+        frames: The dataset, which has the units and the invalid levels.
         found: The statistics of their depth maps.
 
     Returns:
@@ -178,6 +183,7 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
 
 
 def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
+    """Describes the suspiciously frequent values of integer or of floating-point depth maps."""
     total = sum(levels.count for levels in found)
     pixels = Counter()
     maps = Counter()
@@ -186,7 +192,8 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
         maps.update(levels.piles.keys())
     said = []
     for value, count in sorted(pixels.items()):
-        # Report values that are frequent over all maps and occur in two of them, or the only one.
+        # Report a value only if it is frequent over all maps, and in at least two maps or the only
+        # one.
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
         is_none = value in frames.depth_format.invalid or (

@@ -1,9 +1,9 @@
-"""Frames from files: image, ground truth if any, cached teacher map, cropped to one window.
+"""Reads frames from files: image, ground truth and cached teacher map, cropped to one window.
 
-This is what KITTI, NYU and a folder of the user's own images share: each of these modules says
-where its files are and how its depth is stored (`DatasetSplit`), and `Frames` reads them. A frame
-without ground truth has depth 0 everywhere. Only paths are kept in memory. Left out: scaling
-(tiekd/data/augment/augment.py), since evaluation needs images as they are.
+KITTI, NYU and a folder of the user's own images share this code: each of their modules describes
+its files and depth format in a `DatasetSplit`, and `Frames` reads the files. A frame without ground
+truth has depth 0 everywhere. Only paths are kept in memory. Left out: resizing
+(tiekd/data/resize.py), since evaluation compares depths at the image's own size.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,13 @@ from tiekd.errors import DataError
 
 
 class Camera(NamedTuple):
-    """Focal lengths and principal point in pixels of the whole, upright image.
+    """Intrinsics of a pinhole camera, in pixels of the whole, upright image.
 
-    Without a centre, the principal point is the middle of the image.
+    Attributes:
+        focal_x: Horizontal focal length.
+        focal_y: Vertical focal length.
+        centre_x: Column of the principal point; None for the image's centre.
+        centre_y: Row of the principal point; None for the image's centre.
     """
 
     focal_x: float
@@ -37,10 +41,10 @@ class Frame(NamedTuple):
     """The files of one frame.
 
     Attributes:
-        name: The frame's name in messages and in names of teacher maps.
-        image: Path of the image, as text, since creating 24,000 `Path`s takes seconds.
+        name: The frame's name, in messages and in the file name of its teacher map.
+        image: Path of the image, as a string because creating 24,000 `Path` objects takes seconds.
         depth: Path of the depth map; None without ground truth.
-        camera: The camera; None if unknown.
+        camera: The intrinsics of the whole image; None if unknown.
     """
 
     name: str
@@ -50,12 +54,12 @@ class Frame(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The part of each image that is kept.
+    """The crop of each image that is kept.
 
     Attributes:
-        option: The option that sets it, for messages.
-        place: (height, width) of an image -> (top, left, height, width) of the window. `Frames`
-            checks that it lies inside the image.
+        option: Name of the option that sets the crop, for messages.
+        place: Function (height, width) of an image -> (top, left, height, width) of the window.
+            `Frames` checks that the window is inside the image.
     """
 
     option: str
@@ -67,12 +71,13 @@ class DepthFormat:
     """How a dataset stores its ground truth.
 
     Attributes:
-        read: Reads a file as (1, H, W), uint16 of which `units_per_m` make a metre, or float32
-            metres.
-        units_per_m: Levels of uint16 per metre; None if no file is uint16.
-        float_units_per_m: Units per metre of floating-point files; None unless the recipe can set
-            them.
-        invalid: Levels of uint16 that mean not measured, in addition to those that `read` drops.
+        read: Function that reads a depth file as (1, H, W): uint16 levels, of which `units_per_m`
+            make a metre, or float32 metres.
+        units_per_m: uint16 levels per metre; None if no file is uint16.
+        float_units_per_m: Units per metre of floating-point files, which `read` has already
+            applied; None if the dataset has no option for it.
+        invalid: uint16 levels that mean not measured, in addition to those that `read` replaces by
+            0.
     """
 
     read: Callable[[Path], Tensor]
@@ -86,12 +91,12 @@ class DatasetSplit:
     """One split of a dataset: its frames, and how their files are read.
 
     Attributes:
-        frames: The frames, also those without ground truth.
-        source: Where they are listed, for messages.
-        depth_format: How their ground truth is stored.
-        window: The part of each image that is kept; None for all of it.
-        map_prefix: The prefix of the names of teacher maps.
-        notes: Lines for the log on how the files were found.
+        frames: All frames of the split, including those without ground truth.
+        source: The split file or folder that lists the frames, for messages.
+        depth_format: How the ground truth is stored.
+        window: The crop of each image that is kept; None keeps whole images.
+        map_prefix: Prefix of the teacher maps' file names.
+        notes: Lines for the log about how the files were found.
     """
 
     frames: Sequence[Frame]
@@ -103,14 +108,14 @@ class DatasetSplit:
 
 
 class Frames(torch.utils.data.Dataset):
-    """Frames as `Sample`s with uint8 images and depths in metres.
+    """The frames of a split as `Sample`s with uint8 images and depths in metres.
 
     Args:
-        split: The frames' files.
+        split: The frames and how their files are read.
         max_depth: The network's range in metres.
         needs_ground_truth: Skip frames without ground truth (`num_skipped` counts them).
-        maps: Folder of cached teacher maps; None reads none. A map is as large as the image, and is
-            then cropped like it, or as large as the window.
+        maps: Folder of cached teacher maps; None reads none. A map has the size of the whole image,
+            and is then cropped with it, or the size of the window.
 
     Raises:
         DataError: If the folder of maps is missing, or no frame is left.
@@ -132,7 +137,7 @@ class Frames(torch.utils.data.Dataset):
         self.maps = maps
         self.map_prefix = split.map_prefix
         self.notes = split.notes
-        # A cache (tiekd/data/decoded_cache.py) that is read instead of the files.
+        # If set, a cache (tiekd/data/decoded_cache.py) that is read instead of the original files.
         self.decoded = None
         if not self.frames:
             raise DataError(
@@ -153,16 +158,17 @@ class Frames(torch.utils.data.Dataset):
         return in_metres(self.stored(index))
 
     def stored(self, index: int) -> Sample:
-        """Returns the sample with depths as stored (16-bit); its tensors are views.
+        """Returns the sample with depths as stored in the files; its tensors are views.
 
-        A caller that needs only a part of it converts only that part.
+        A caller that crops the sample then has to convert only the crop to metres.
         """
         return self.assemble(index, **{name: read() for name, read in self.parts(index).items()})
 
     def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
-        """Returns the functions that read a frame's files, by `image`, `depth` and `teacher_depth`.
+        """Returns a frame's reading functions, keyed by `image`, `depth` and `teacher_depth`.
 
-        Parts that the frame doesn't have are absent.
+        Each takes no arguments and returns the decoded tensor. A key is absent if the frame has no
+        such file.
         """
         parts = {}
         for name, (path, decode) in self.files(index).items():
@@ -172,11 +178,11 @@ class Frames(torch.utils.data.Dataset):
         return parts
 
     def is_turned(self, index: int) -> bool:
-        """Returns True if a frame's stored pixels aren't upright; reads the head of its file."""
+        """Returns True if a frame's stored image isn't upright; reads only the file's header."""
         return orientation.mark_in(Path(self.frames[index].image)) != orientation.UPRIGHT
 
     def measured(self, index: int) -> Tensor:
-        """Returns a frame's ground truth before cropping.
+        """Returns the ground truth, before cropping, of a frame that has it.
 
         Returns:
             (1, H, W) float32, metres, 0 where not measured.
@@ -188,7 +194,7 @@ class Frames(torch.utils.data.Dataset):
         return depth
 
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
-        """Returns a frame's files with the functions that decode them, by the names of `parts`."""
+        """Returns (path, decoding function) of each of a frame's files, keyed as in `parts`."""
         frame = self.frames[index]
         files = {"image": (Path(frame.image), image_io.read_image)}
         if frame.depth is not None:
@@ -204,23 +210,25 @@ class Frames(torch.utils.data.Dataset):
         depth: Tensor | None = None,
         teacher_depth: Tensor | None = None,
     ) -> Sample:
-        """Combines the parts of a frame to one sample, cropped to the window.
+        """Combines the decoded tensors of a frame to one sample, cropped to the window.
 
         Args:
             index: Index of the frame.
             image: (3, H, W) uint8.
             depth: (1, H, W) uint16 levels or float32 metres; None without ground truth.
             teacher_depth: (1, h, w) uint16 levels, of the image's or the window's size; None
-                without.
+                without a teacher map.
 
         Raises:
-            DataError: If the sizes don't fit each other.
+            DataError: If the sizes of image, depth and teacher map don't match, or the map was made
+                before its image was turned upright.
         """
         frame = self.frames[index]
         whole = self._whole(frame, image, depth)
         if teacher_depth is None:
             return self._cut(whole, frame)
-        # Sizes alone don't reveal maps of unturned pixels: some marks leave the sides as they are.
+        # Reject maps that were made before images were turned upright. The size check below doesn't
+        # detect all of them, since some orientations (such as 180 degrees) keep height and width.
         if self.maps_of_stored_pixels and self.is_turned(index):
             raise DataError(
                 f"{self.maps / self.map_name(index)}: made before images were turned upright, as "
@@ -245,17 +253,18 @@ class Frames(torch.utils.data.Dataset):
         return self._with_map(sample, teacher_depth)
 
     def map_name(self, index: int) -> str:
-        """Returns the file name of a frame's teacher map: the image's path joined by `_`."""
+        """Returns the file name of a frame's teacher map: the prefix and the name joined by `_`."""
         return self.map_prefix + joined_name(self.frames[index].name)
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Returns (height, width) of every frame as it is read; takes 0.1 ms per file."""
+        """Returns (height, width) of every frame after cropping; reading a header takes 0.1 ms."""
         return [
             self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
             for frame in self.frames
         ]
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
+        """Returns the sample of the whole image, without a teacher map."""
         height, width = image.shape[-2:]
         # A frame without ground truth gets a view of one zero, which takes no memory.
         if depth is None:
@@ -265,7 +274,7 @@ class Frames(torch.utils.data.Dataset):
                 f"{frame.depth}: {_size(depth)} does not fit its image {frame.name}, {_size(image)}"
             )
             raise DataError(message + _unturned(frame, image, depth), "size")
-        # Floating-point depths were cleaned when they were read.
+        # In floating-point depths, `read` has already replaced invalid values by 0.
         invalid = self.depth_format.invalid
         if invalid and depth.dtype == torch.uint16:
             depth = image_io.without_levels(depth, invalid)
@@ -277,13 +286,16 @@ class Frames(torch.utils.data.Dataset):
         return Sample(image, depth, inside, None, camera, frame.name, depth_units=units)
 
     def _with_map(self, sample: Sample, levels: Tensor) -> Sample:
+        """Returns the sample with a teacher map: (1, h, w) uint16 levels."""
         units = image_io.TEACHER_MAP_LEVELS / self.map_full_scale_m
         return sample._replace(teacher_depth=levels, teacher_units=units)
 
     def _cut(self, sample: Sample, frame: Frame) -> Sample:
+        """Returns the sample cropped to the window."""
         return crop_window(sample, *self._place(frame, *sample.image.shape[-2:]))
 
     def _place(self, frame: Frame, height: int, width: int) -> tuple[int, int, int, int]:
+        """Returns (top, left, height, width) of the window; raises DataError if it isn't inside."""
         if self.window is None:
             return 0, 0, height, width
         top, left, rows, columns = self.window.place(height, width)
@@ -298,7 +310,7 @@ class Frames(torch.utils.data.Dataset):
 
 
 def joined_name(name: str) -> str:
-    """Converts a name to its teacher map's: `2011_09_26/1.jpg` becomes `2011_09_26_1.png`."""
+    """Returns the file name of a teacher map: `2011_09_26/1.jpg` becomes `2011_09_26_1.png`."""
     return str(PurePosixPath(name.replace("/", "_")).with_suffix(".png"))
 
 
@@ -307,10 +319,10 @@ def data_root(root: str, content: str) -> Path:
 
     Args:
         root: The option's value.
-        content: What belongs into the folder, for the message.
+        content: Description of the expected content, for the error message.
 
     Raises:
-        DataError: If it is no folder.
+        DataError: If the path isn't a folder.
     """
     path = Path(root).expanduser()
     if not path.is_dir():
@@ -335,9 +347,10 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
 
 
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
-    """Explains a size mismatch if a depth map fits the image only before it is turned.
+    """Explains a size mismatch of image and depth map that is due to EXIF orientation.
 
-    Empty if the orientation isn't the reason.
+    Returns an empty string if the orientation isn't the reason. It is if the map fits the image as
+    stored, before it is turned upright.
     """
     mark = orientation.mark_in(Path(frame.image))
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
@@ -349,4 +362,5 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
 
 
 def _size(tensor: Tensor) -> str:
+    """Returns "HEIGHTxWIDTH" of a tensor, for messages."""
     return "x".join(map(str, tensor.shape[-2:]))

@@ -1,11 +1,11 @@
 """Reads and writes images and depth maps; every error names its file.
 
-Pillow decodes and encodes everything: torchvision's decoders are deprecated since 0.29, write 8
-bits only and crash on a damaged PNG with a segmentation fault. PNG checksums are verified before
-decoding (`PIL.Image.verify`), about 1.5 ms a megabyte, because no decoder verifies them for pixels.
-A KITTI image takes some 20 ms, its depth map 5. Images and depth PNGs are returned upright, as
-their own EXIF orientation says (tiekd/data/orientation.py). Left out: formats that KITTI, NYU and
-the toolboxes don't use, animations, and images of more than LARGEST_PIXELS.
+Pillow does all decoding and encoding, because torchvision's image functions are deprecated since
+0.29, write 8 bits only and crash on a corrupt PNG with a segmentation fault. PNG checksums are
+verified before decoding (`PIL.Image.verify`), about 1.5 ms a megabyte, because no decoder verifies
+those of the pixel data. A KITTI image takes some 20 ms, its depth map 5. Images and depth PNGs are
+returned upright, as their own EXIF orientation says (tiekd/data/orientation.py). Left out: formats
+that KITTI, NYU and the toolboxes don't use, animations, and images of more than LARGEST_PIXELS.
 """
 
 import errno
@@ -29,10 +29,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
 # A cached teacher map stores round(depth / full scale * 65535) in 16 bits.
 TEACHER_MAP_LEVELS = 65535
-NO_RETURN = 65535  # in 16-bit ground truth: sensors and tools write it where nothing was measured
+NO_RETURN = 65535  # in 16-bit ground truth: sensors and tools write it at unmeasured pixels
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
 _LFS = b"version https://git-lfs"
-# Formats that hold animations; a TIFF or MPO with several pages is none.
+# Formats that can hold an animation. A TIFF or MPO with several pages isn't an animation.
 _MAY_MOVE = (
     "GIF",
     "PNG",
@@ -40,15 +40,17 @@ _MAY_MOVE = (
     "AVIF",
 )
 
-# Phones make images of more than half of LARGEST_PIXELS, of which Pillow would warn.
+# Phones produce images of more than half of LARGEST_PIXELS, about which Pillow would warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: Path) -> Tensor:
-    """Reads an upright RGB image as (3, H, W) uint8, a view of interleaved pixels.
+    """Reads an 8-bit image, upright, as (3, H, W) uint8 RGB.
+
+    The tensor is a permuted view of interleaved (H, W, 3) pixels.
 
     Raises:
-        DataError: If the file is missing, torn or no 8-bit image.
+        DataError: If the file is missing, corrupt or not an 8-bit image.
     """
     image = _decode(path, "image")
     if image.mode.startswith(("I", "F")):
@@ -62,11 +64,12 @@ def read_image(path: Path) -> Tensor:
 def read_photo(path: Path) -> Tensor:
     """Reads an image of any common kind, upright, as (3, H, W) uint8 RGB.
 
-    The tensor is a view of interleaved pixels. Grey becomes RGB, transparency is dropped, and 16
-    bits are reduced to 8.
+    The tensor is a permuted view of interleaved (H, W, 3) pixels. Grey becomes RGB, transparency is
+    dropped, and 16 bits are reduced to 8.
 
     Raises:
-        DataError: If the file is missing, torn or no image, or its numbers are no grey levels.
+        DataError: If the file is missing, corrupt or not an image, or its values aren't grey levels
+            of 8 or 16 bits.
     """
     return as_photo(_decode(path, "image"), str(path))
 
@@ -76,14 +79,15 @@ def as_photo(image: Image.Image, name: str) -> Tensor:
 
     Args:
         image: The image.
-        name: Its name in errors.
+        name: The image's name in error messages.
 
     Raises:
-        DataError: If it can't be decoded, or its numbers are no grey levels.
+        DataError: If the image can't be decoded, or its values aren't grey levels of 8 or 16
+            bits.
     """
     try:
         image = orientation.upright(image)
-    except OSError as error:  # a caller's Pillow image that is loaded only now
+    except OSError as error:  # a Pillow image from the caller may be decoded only now
         raise DataError(
             f"{name}: can't be decoded as an image ({error}); the file is torn"
         ) from None
@@ -102,7 +106,7 @@ def as_photo(image: Image.Image, name: str) -> Tensor:
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Returns (height, width) of an upright image from the head of its file. Raises DataError."""
+    """Returns (height, width) of an upright image from its file's header. Raises DataError."""
     if not os.path.isfile(path):
         raise _missing(path, "image")
     try:
@@ -122,7 +126,7 @@ def read_levels(path: Path) -> Tensor:
     KITTI has 256 levels a metre, NYU 1000, a cached teacher map 65535 / full scale.
 
     Raises:
-        DataError: If the file is missing or torn, or has 8 bits.
+        DataError: If the file is missing or corrupt, or isn't a one-channel 16-bit PNG.
     """
     raw = _decode(path, "depth map")
     if raw.format != "PNG":
@@ -148,9 +152,9 @@ def read_measured_levels(path: Path) -> Tensor:
 
 
 def without_levels(levels: Tensor, invalid: Sequence[float]) -> Tensor:
-    """Replaces invalid levels by 0 in uint16 levels; returns the tensor itself if it has none."""
+    """Returns uint16 levels with `invalid` ones replaced by 0; the tensor itself if it has none."""
     values = levels.numpy()
-    largest = values.max(initial=0)  # mostly below all invalid levels, which saves comparisons
+    largest = values.max(initial=0)  # mostly below all invalid levels: no comparison needed
     present = [
         np.uint16(level) for level in invalid if 0 <= level <= largest and level == int(level)
     ]
@@ -172,17 +176,17 @@ def read_depth_npy(
 
     Args:
         path: The file, which holds (H, W) or (1, H, W) numbers.
-        units_per_m: Units per metre of whole numbers, which are rarely metres and need it.
-            Floating-point numbers are not divided by it.
-        float_units_per_m: Units per metre of floating-point numbers, which are metres without it.
-        invalid: Values that mean not measured, as stored. In 16-bit whole numbers NO_RETURN always
-            does.
+        units_per_m: Units per metre of integer values, which require it (None raises an error). It
+            doesn't apply to floating-point values.
+        float_units_per_m: Units per metre of floating-point values; None means metres.
+        invalid: Stored values that mean not measured. In uint16 files NO_RETURN always means that,
+            too.
 
     Returns:
         (1, H, W) float32, metres, 0 where invalid, not finite or not above 0.
 
     Raises:
-        DataError: If the file is missing, or holds anything else.
+        DataError: If the file is missing, or doesn't hold such an array.
     """
     if not os.path.isfile(path):
         raise _missing(path, "depth map")
@@ -224,27 +228,28 @@ def read_depth_npy(
 def kind_of_depth(path: Path) -> str:
     """Returns the kind of a depth file: `16-bit PNG`, `float32 NPY` and so on.
 
-    The dtype comes from the file's head; `NPY` alone for a file that can't be read.
+    The dtype is read from the file's header; `NPY` alone if the file can't be read.
     """
     if needs_decoding(path):
         return "16-bit PNG"
-    # Reading the file reports the error; opening a pipe would wait forever.
+    # Not a regular file: don't open it, since opening a FIFO blocks. Reading the depth map raises
+    # the error.
     if not os.path.isfile(path):
         return "NPY"
     try:
         return f"{np.load(path, mmap_mode='r', allow_pickle=False).dtype.name} NPY"
-    except Exception:  # noqa: BLE001 - reading the file reports the error
+    except Exception:  # noqa: BLE001 - reading the depth map raises the error
         return "NPY"
 
 
 def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
     """Encodes a teacher map as a 16-bit PNG of round(depth / full_scale * 65535).
 
-    Levels saturate at 65535. Valid depths (above 0, finite) are at least 1, all others 0.
+    Valid depths (finite, above 0) become levels 1 to 65535, all others 0.
 
     Args:
         depth_m: (H, W) metres.
-        full_scale_m: Metres that 65535 stands for.
+        full_scale_m: Depth in metres that level 65535 encodes; farther depths are clipped to it.
     """
     levels = np.clip(
         np.rint(depth_m.astype(np.float64) * (TEACHER_MAP_LEVELS / full_scale_m)),
@@ -260,12 +265,12 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
 
 
 def needs_decoding(path: Path) -> bool:
-    """Returns False for files that store their numbers as they are (NPY)."""
+    """Returns False for NPY files, which store their values without compression."""
     return path.suffix.lower() != ".npy"
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file so that it is whole or absent, even after a power cut. Raises DataError."""
+    """Writes a file atomically, safe against a power cut. Raises DataError."""
     try:
         replace_bytes(path, data)
     except OSError as error:
@@ -274,10 +279,11 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def is_whole_depth_png(path: Path) -> bool:
-    """Returns True if a file is a one-channel 16-bit PNG whose checksums are all right.
+    """Returns True if a file is a one-channel 16-bit PNG with correct checksums.
 
     Raises:
-        DataError: If the file may not be read; it must not be replaced then.
+        DataError: If the permission to read the file is missing; the caller must not replace it
+            then.
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)
@@ -286,13 +292,16 @@ def is_whole_depth_png(path: Path) -> bool:
     except OSError:
         return False
     whole = data[: len(_PNG)].tobytes() == _PNG and _is_whole_png(io.BytesIO(data))
-    return whole and data[24:26].tolist() == [16, 0]  # bits a channel, and the colour type of grey
+    return whole and data[24:26].tolist() == [
+        16,
+        0,
+    ]  # bits per channel, and grey as the colour type
 
 
 def write_depth_png(path: Path, depth_m: np.ndarray, units_per_m: float = 256.0) -> None:
     """Writes (H, W) metres as a 16-bit PNG of round(depth * units), atomically.
 
-    Levels saturate at 65535. Depth above 0 is stored as at least 1, since 0 means no depth.
+    Levels saturate at 65535. A depth above 0 becomes at least level 1, since 0 means no depth.
     """
     depth_m = np.nan_to_num(depth_m)
     levels = np.clip(np.rint(depth_m * units_per_m), depth_m > 0, 65535).astype(np.uint16)
@@ -305,7 +314,7 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    # Rename a finished file, so that readers never see a part of it.
+    # Write a temporary file and rename it, so that readers never see a partial file.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
     os.replace(partial, path)
@@ -313,13 +322,13 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 def _decode(path: Path, kind: str) -> Image.Image:
     """Decodes a file and returns the loaded image; `kind` names it in errors. Raises DataError."""
-    if not os.path.isfile(path):  # opening a pipe would wait forever
+    if not os.path.isfile(path):  # opening a FIFO would block
         raise _missing(path, kind)
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise _unreadable(path, error) from None
-    # Recognise common damage, for which Pillow's message would not help.
+    # Detect common kinds of corruption, for which Pillow's message would not help.
     if len(data) == 0:
         raise DataError(f"{path}: an empty file, no {kind}; copy it from the original again")
     if data[: len(_LFS)].tobytes() == _LFS:
@@ -361,7 +370,7 @@ def _rgb(image: Image.Image) -> Tensor:
 
 
 def _missing(path: Path, kind: str) -> DataError:
-    """Returns the error for a path that is no file."""
+    """Returns the DataError for a path that isn't a regular file."""
     try:
         os.stat(path)
     except OSError as error:
@@ -378,13 +387,14 @@ def _missing(path: Path, kind: str) -> DataError:
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
+    """Returns the DataError for a file that the operating system can't read."""
     return DataError(
         f"{path}: can't be read ({error.strerror or error}); check its permissions and the disk"
     )
 
 
 def _too_large(path: Path, error: Image.DecompressionBombError) -> DataError:
-    """Returns the error for an image of too many pixels.
+    """Returns the DataError for an image with too many pixels.
 
     Pillow's error begins "Image size (192000000 pixels) exceeds limit".
     """
@@ -398,15 +408,15 @@ def _too_large(path: Path, error: Image.DecompressionBombError) -> DataError:
 
 
 def _is_whole_png(file: io.BytesIO) -> bool:
-    """Returns True if all checksums are right, up to that of the end chunk.
+    """Returns True if the checksums of all chunks of a PNG are correct.
 
-    `verify` stops at the end chunk's name, so its length and checksum are compared here.
+    `verify` stops after the type of the end chunk, so the whole end chunk is compared here.
     """
     file.seek(0)
     try:
         Image.open(file).verify()
     except Image.DecompressionBombError:
-        return True  # decoding tells that there are too many pixels
+        return True  # decoding raises the error about too many pixels
     except Exception:  # noqa: BLE001 - Pillow raises all kinds on damaged files
         return False
     file.seek(-8, os.SEEK_CUR)

@@ -1,9 +1,10 @@
-"""Lists all files below a folder once: links are followed, loops end, unreadable folders are named.
+"""Lists all files below a folder: follows links without loops, and reports unreadable folders.
 
-A folder is entered once, identified by device and inode. Real folders come before links, so that a
-file gets its plain name and not one through a link. Folders and files come in the order of their
-names. Costs one look at each folder and none at files: 24,000 files take some 0.2 s. Left out: a
-file that is linked twice is listed twice.
+Each folder, identified by device and inode, is entered once. Real folders are entered before links
+to folders, so that a file that has a path without links is listed under that path. The entries of a
+folder are sorted by name. Costs one scan of each folder, without a stat of each file: 24,000 files
+take some 0.2 s. Left out: detecting links to the same file, so a file that is linked twice is
+listed twice.
 """
 
 import os
@@ -19,8 +20,9 @@ class Listing(NamedTuple):
     """The result of `list_files`.
 
     Attributes:
-        files: Paths below the folder with `/` between their parts, including links to files.
-        repeated: Paths of links to folders that are already in the listing.
+        files: Paths of the files relative to the folder, including links to files.
+        repeated: Paths of links to folders that are already listed, so that the links aren't
+            followed.
     """
 
     files: list[str]
@@ -34,14 +36,14 @@ def list_files(
 
     Args:
         folder: The folder, which exists.
-        on_error: Called with the error of each folder that can't be listed, which holds its path.
-            It raises the error, or returns, and the folder is left out.
-        leave_out: A folder that isn't entered.
+        on_error: Called with the OSError of each folder that can't be listed; its `filename` is the
+            folder. It either raises an error, or returns to leave the folder out.
+        leave_out: A folder that isn't entered; None enters all.
     """
     files = []
     repeated = []
     entered = set() if leave_out is None else _identity(leave_out, lambda _: None)
-    # Real folders first; links when no real folder is left.
+    # Enter real folders first, and links to folders when no real folder is left.
     real = deque([""])
     links = deque()
     while real or links:
@@ -59,7 +61,7 @@ def list_files(
         except OSError as error:
             on_error(error)
             continue
-        # A link may lead to a folder that a real path reaches later, so links wait.
+        # Queue links separately, since a link may lead to a folder that a real path reaches later.
         for entry in entries:
             path = os.path.join(below, entry.name)
             if not _is_folder(entry):
@@ -72,7 +74,7 @@ def list_files(
 
 
 def unlistable(error: OSError, remedy: str) -> DataError:
-    """Returns the error for a folder that can't be listed.
+    """Returns the DataError to raise for a folder that can't be listed.
 
     Args:
         error: The error of the operating system.
@@ -96,5 +98,5 @@ def _identity(folder: str | Path, on_error: Callable[[OSError], None]) -> set[tu
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself counts as a file; reading it reports the error
+    except OSError:  # a link to itself counts as a file; reading it raises the error
         return False

@@ -1,10 +1,10 @@
-"""EXIF orientation: the mark by which a camera says how stored pixels must be turned.
+"""EXIF orientation ("mark"): how an image's stored pixels must be turned to be upright.
 
-All of the project sees images upright: training, evaluation, checks, caches and prediction. Sizes,
-depth maps, teacher maps and intrinsics are those of the upright image; a depth PNG with a mark of
-its own is turned by that. The mark is read from EXIF or XMP, in JPEG, PNG, WebP and TIFF; a damaged
-mark turns nothing. Costs some 0.02 ms for an image that is decoded anyway, 0.1 ms for the head of a
-file.
+The whole project uses upright images: training, evaluation, checks, caches and prediction. Sizes,
+depth maps, teacher maps and intrinsics refer to the upright image. A depth PNG is turned by its own
+mark. The mark is read from EXIF or XMP, in JPEG, PNG, WebP and TIFF; a corrupt mark counts as
+upright. Costs some 0.02 ms for an image that is decoded anyway, 0.1 ms if only the file's header is
+read.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-# A damaged mark turns nothing; Pillow would say so for each image, in each process.
+# Suppress Pillow's warning about a corrupt mark, which it would repeat for each image and process.
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 UPRIGHT = 1
@@ -39,27 +39,27 @@ def mark_of(image: Image.Image) -> int:
     """
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
-        # PngImageFile.getexif decodes all pixels.
+        # PngImageFile.getexif decodes all pixels, so call it only if the mark may follow them.
         exif = image.getexif() if late else Image.Image.getexif(image)
         mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
         return mark if mark in _TURNS else UPRIGHT
-    except Exception:  # noqa: BLE001 - a damaged mark raises all kinds, and turns nothing
+    except Exception:  # noqa: BLE001 - a corrupt mark raises many types; it counts as upright
         return UPRIGHT
 
 
 def mark_in(path: Path) -> int:
-    """Returns the mark in a file, from its head; 1 if it has none or is no image."""
+    """Returns the mark in a file's header; 1 if the file has no mark or isn't an image."""
     try:
         with Image.open(path) as image:
             return mark_of(image)
-    except Exception:  # noqa: BLE001 - a video, or a damaged file, which decoding reports
+    except Exception:  # noqa: BLE001 - a video, or a corrupt file: decoding reports that
         return UPRIGHT
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Returns the image turned as its mark says; the image itself if it is upright."""
     image.load()
-    if image.format == "TIFF":  # Pillow has turned it while it was loaded
+    if image.format == "TIFF":  # Pillow turns TIFF images when it loads them
         return image
     mark = mark_of(image)
     return image if mark == UPRIGHT else image.transpose(_TURNS[mark])
@@ -67,7 +67,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Returns (height, width) of an opened image once it is upright."""
-    if image.format == "TIFF":  # Pillow has swapped its sides
+    if image.format == "TIFF":  # Pillow reports the upright size of TIFF images
         return image.height, image.width
     if mark_of(image) in _SWAP_SIDES:
         return image.width, image.height
@@ -75,9 +75,9 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _has_late_chunks(image: Image.Image) -> bool:
-    """Returns True if a PNG file has chunks behind its pixels, which may hold the mark.
+    """Returns True if a PNG file has chunks after its pixel data, which may hold the mark.
 
-    Pillow hasn't read these chunks yet.
+    Pillow reads such chunks only after the pixels.
     """
     file = getattr(image, "fp", None)
     if file is None:
@@ -85,7 +85,7 @@ def _has_late_chunks(image: Image.Image) -> bool:
     try:
         descriptor = file.fileno()
     except OSError:
-        return True  # a file in memory can't be searched here, so its chunks may hold the mark
+        return True  # a file in memory has no descriptor: assume that there are such chunks
     start = _PNG_HEAD
     pixels_came = False
     while len(head := os.pread(descriptor, _CHUNK_HEAD, start)) == _CHUNK_HEAD:

@@ -1,8 +1,8 @@
-"""Pairs images with depth maps by name, and reports files without a partner.
+"""Checks that images and depth maps pair by name, and reports files without a partner.
 
 The report guesses the rule by which the depth maps are named. Costs some milliseconds if all files
-have a partner; if many of 24,000 don't, the guess takes some 2 s. Left out: pairing by the guessed
-rule; the user renames or links the files.
+have a partner; if many of 24,000 don't, the guess takes some 2 s. Left out: pairing files by the
+guessed rule, since the user can rename or link them.
 """
 
 import os
@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from tiekd.errors import DataError, RecipeError
 
 UNMATCHED = ("refuse", "allow")
-_MOST = 0.5
+_MOST = 0.5  # share of files without a partner above which "refuse" raises an error
 _EXAMPLES = 3
-_TRIED_DEPTHS = 3
-_TRIED_IMAGES = 200
-_COUNTED = 1000
+_TRIED_DEPTHS = 3  # number of depth maps from which rules are derived
+_TRIED_IMAGES = 200  # number of images with which each of these is compared
+_COUNTED = 1000  # number of images on which each rule is tested
 _RULE_FITS = 2  # pairs that a rule must explain, or all if there are fewer
 
 
@@ -33,22 +33,24 @@ def check_pairs(
     Args:
         images: Folder of the images, for messages.
         depths: Folder of the depth maps, for messages.
-        image_files: Paths below their folder, keyed by path without suffix, by which files pair.
-        depth_files: Likewise.
-        unmatched: One of UNMATCHED: what to do if more than half of the images have no partner, or
-            more than half of the depth maps while an image has none.
+        image_files: Paths of the images below `images`, keyed by the path without suffix. An image
+            and a depth map with the same key are a pair.
+        depth_files: Paths of the depth maps below `depths`, keyed likewise.
+        unmatched: "refuse" raises an error if more than half of the images have no partner, or if
+            an image has no partner while more than half of the depth maps have none; "allow"
+            accepts both.
 
     Returns:
         A line for each kind of file without a partner.
 
     Raises:
         RecipeError: If `unmatched` isn't allowed.
-        DataError: If there are that many. The message says by which rule the depth maps seem to be
-            named.
+        DataError: If too many files have no partner and `unmatched` is "refuse", or if no depth map
+            has a partner. The message gives the guessed naming rule.
     """
     if unmatched not in UNMATCHED:
         raise RecipeError(f"data.unmatched: got {unmatched!r}; allowed: {', '.join(UNMATCHED)}")
-    # Count both kinds.
+    # Find the depth maps and the images without a partner.
     alone = sorted(key for key in depth_files if key not in image_files)
     without = sorted(key for key in image_files if key not in depth_files)
     said = []
@@ -64,10 +66,10 @@ def check_pairs(
             f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as "
             f"{named}"
         )
-    # Guess the rule, then decide.
+    # Guess the naming rule, then raise the error or return the report.
     rule = naming_rule(without, alone) if alone and without else None
     guess = "" if rule is None else f"; depth maps seem to be named {rule}"
-    # If every image has its depth map, surplus depth maps are no sign of another naming.
+    # If every image has its depth map, surplus depth maps don't indicate another naming rule.
     too_many_alone = bool(without) and len(alone) > _MOST * len(depth_files)
     too_many = too_many_alone or len(without) > _MOST * len(image_files)
     nothing = len(alone) == len(depth_files)
@@ -90,7 +92,7 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
     Returns:
         The rule in words; None if no rule is likely.
     """
-    # First rules that make both names equal: case, accents, zeros, folders.
+    # First try rules under which both names become equal: case, accents, zeros, folders.
     for words, alike in (
         ("like images but for upper and lower case", str.lower),
         (
@@ -105,7 +107,8 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
             alike(name) in of_images for name in depths
         ) >= min(_RULE_FITS, len(depths), len(images)):
             return words
-    # Then prefixes, suffixes and replaced parts, taken from a few pairs and counted on many images.
+    # Then derive prefixes, suffixes and replaced substrings from a few pairs, and count for how
+    # many images each rule gives the name of a depth map.
     known = set(depths)
     fitting = {}
     few = min(len(images), len(depths))
@@ -121,7 +124,10 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
 
 
 def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str | None]]]:
-    """Yields rules (words, function) by which the depth map would be named after the image."""
+    """Yields (rule in words, function) for each rule that gives this depth map's name.
+
+    The function converts an image's path to the depth map's path by the rule.
+    """
     image_name = PurePosixPath(image).name
     depth_name = PurePosixPath(depth).name
     if image_name in depth_name:
@@ -133,7 +139,7 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
             f"<name> where the image is {start}<name>{end}",
             lambda name: _renamed(name, lambda own: own.removeprefix(start).removesuffix(end)),
         )
-    # The differing middle of both paths, with a common start and end.
+    # A replaced substring: what is left of both paths without their common prefix and suffix.
     same_start = len(os.path.commonprefix([image, depth]))
     rest = image[same_start:]
     other = depth[same_start:]
@@ -144,7 +150,7 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
 
 
 def _renamed(path: str, rename: Callable[[str], str]) -> str:
-    """Returns the path with another name in the same folder."""
+    """Returns the path with `rename` applied to the file name."""
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}{rename(name)}"
 

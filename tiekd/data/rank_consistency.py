@@ -1,9 +1,9 @@
-"""Checks before training that all ranks found the same frames: other frames are other batches.
+"""Checks before training that all ranks found the same frames, from which they form batches.
 
-Ranks on several machines read a shared folder that one of them may not be allowed to list, or
-copies that differ. The check costs a hash of all names, some 80 ms for 24,000 frames, and one
-collective of 50 bytes per rank. The names themselves are sent only where they differ. Left out: the
-contents of the files.
+On several machines, one rank may lack the permission to list a shared folder, or the copies of the
+files may differ. The check costs a hash of all names, some 80 ms for 24,000 frames, and one
+collective of 50 bytes per rank. The names themselves are sent only if the hashes differ. Left out:
+the contents of the files.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
     """Compares the frames of all ranks. Collective.
 
     Args:
-        datasets: By the word that messages use for them, such as "training".
+        datasets: The datasets, keyed by the word for them in messages, such as "training".
 
     Raises:
-        DataError: On every rank, if one of them has other frames than rank 0. The message says
-            which rank and names a frame.
+        DataError: On every rank, if a rank's frames differ from rank 0's. The message names the
+            rank and a frame.
     """
     if comm.world_size() == 1:
         return
@@ -54,7 +54,10 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
 
 
 def _rows(dataset: Dataset) -> list[str]:
-    """Returns one string per frame, in the dataset's order; indices for a dataset without files."""
+    """Returns one string per frame (its name and depth file), in the dataset's order.
+
+    For a dataset without files, the strings are the indices.
+    """
     if not isinstance(dataset, Frames):
         return [str(index) for index in range(len(dataset))]
     return [
@@ -69,6 +72,7 @@ def _digest(rows: Sequence[str]) -> bytes:
 
 
 def _difference(first: Sequence[str], here: Sequence[str]) -> str:
+    """Describes how this rank's rows differ from rank 0's (`first`): counts and one frame."""
     counts = f"{len(here)} there, {len(first)} on rank 0"
     theirs, ours = set(first), set(here)
     for row in [*first, *here]:

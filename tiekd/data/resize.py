@@ -1,16 +1,19 @@
-"""The working resolution: the size at which a network sees an image, and its effect on all else.
+"""The working resolution: the size at which a network sees an image, and resizing to and from it.
 
-`data.resize` is applied first to image, teacher map, validity and intrinsics, wherever images are
-read: training, evaluation, prediction, `load_student`, caching and export. It is stored with the
-weights, so no caller has to repeat it.
+`data.resize` is the first transform wherever images are read: training, evaluation, prediction,
+`load_student`, caching and export. Training resizes depth maps, masks and intrinsics with the
+image; evaluation resizes the image alone. It is stored with the weights, so no caller has to repeat
+it.
 
-Images are resized in integer arithmetic (a triangle filter as wide as what a pixel covers, weights
-of 1/2048, 1/16 of a grey level between the two passes), whose sums float32 holds exactly: every
-device, library and exported graph gives the same grey levels. Measured depth is never mixed: a cell
-takes the valid pixel nearest to its centre. A teacher's map is averaged over a cell that lies on
-one surface. Depth is upsampled again by the readout's own rule (`restored`).
+Images are resized by an antialiasing triangle filter in fixed-point arithmetic: weights are
+multiples of 1/2048, and grey levels between the two passes are multiples of 1/16. float32
+represents all sums exactly, so that every device, library and exported graph gives the same grey
+levels. In depth maps a "cell" is the area of one output pixel. Measured depth is never
+interpolated: a cell takes the valid pixel nearest to its centre. A teacher's map is averaged over a
+cell if the cell is on one surface. The network's depth is resized to the image's own size by
+`restored`, bilinearly or nearest, as the network's readout requires.
 
-Costs a worker 4 ms for a KITTI image at half its size, 60 ms for one of 12 megapixels. Left out:
+Costs 4 ms in a worker for a KITTI image at half its size, 60 ms for one of 12 megapixels. Left out:
 sizes that change from batch to batch.
 """
 
@@ -33,9 +36,9 @@ from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")
 SLACK = 1.5  # `at_most`: an image with up to this many times the pixels keeps its size
-ONE_SURFACE = 1.1  # the largest ratio of two depths that count as one surface within a cell
+ONE_SURFACE = 1.1  # largest ratio of two depths in a cell that count as one surface
 LARGEST = 16384  # pixels of a side
-# Weights are multiples of 1/2048, grey levels between the passes of 1/16.
+# Filter weights are multiples of 1/2048, grey levels between the two passes multiples of 1/16.
 _WEIGHTS = 2048
 _BETWEEN = 16
 
@@ -47,9 +50,9 @@ class Placement(NamedTuple):
 
     Attributes:
         scaled: (height, width) that the image is resized to.
-        canvas: (height, width) of the black canvas on which it lies.
-        top: Row of its upper left corner on the canvas.
-        left: Column of its upper left corner.
+        canvas: (height, width) of the black canvas on which the resized image is placed.
+        top: Row of the image's upper left corner on the canvas.
+        left: Column of the image's upper left corner on the canvas.
     """
 
     scaled: tuple[int, int]
@@ -60,19 +63,20 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True)
 class Resize:
-    """`data.resize` in one of its forms; without any, images keep their size.
+    """The setting `data.resize`, in one of its forms; without any, images keep their own size.
 
     Attributes:
-        height: Pixels, with `width` and `mode`.
-        width: Pixels.
-        mode: "stretch" to exactly that size; "cover": by one factor to at least it (training crops
-            to it); "contain": by one factor to fit in it, centred on black, which counts nowhere;
-            "fit": likewise without the black.
-        short_side: Pixels of the shorter side, by one factor.
-        scale: The factor, above 0, at most 16.
+        height: Target height in pixels; needs `width` and `mode`.
+        width: Target width in pixels.
+        mode: "stretch": to exactly the target size. "cover": by one factor to at least the target
+            size, to which training then crops. "contain": by one factor to fit into the target
+            size, centred and padded with black, which is masked out everywhere. "fit": like
+            "contain", without the padding.
+        short_side: Length of the shorter side in pixels; both sides are resized by one factor.
+        scale: Factor for both sides, above 0, at most 16.
         at_most: (height, width); an image with more than SLACK times as many pixels is shrunk by
-            one factor to about as many. It is used with images of other cameras, if a recipe's
-            frames have one size; no recipe sets it.
+            one factor to about that number of pixels. Not a recipe option: `of_data` sets it if a
+            recipe's frames have one size, for larger images of other cameras.
     """
 
     height: int | None = None
@@ -83,7 +87,7 @@ class Resize:
     at_most: tuple[int, int] | None = None
 
     def __post_init__(self):
-        # At most one form may be given.
+        # Check that at most one form is given, and that it is valid.
         sized = (self.height, self.width, self.mode) != (None, None, None)
         forms = [
             sized,
@@ -112,7 +116,7 @@ class Resize:
             )
 
     def node(self) -> dict:
-        """Returns the recipe's node, which `of_node` reads."""
+        """Returns the config node from which `of_node` restores this object."""
         return {key: value for key, value in vars(self).items() if value is not None}
 
     def __str__(self) -> str:
@@ -131,12 +135,12 @@ class Resize:
 
     @property
     def is_padded(self) -> bool:
-        """True if an image may lie on a larger canvas."""
+        """True if images may be padded to a larger canvas (mode "contain")."""
         return self.mode == "contain"
 
     @property
     def crop(self) -> tuple[int, int] | None:
-        """(height, width) of training's crop if the recipe sets none; None for whole images."""
+        """(height, width) of the training crop if the recipe sets none; None for whole images."""
         return (self.height, self.width) if self.mode == "cover" else None
 
     def place(self, height: int, width: int) -> Placement:
@@ -164,7 +168,7 @@ class Resize:
                 max(self.height, round(height * factor)), max(self.width, round(width * factor))
             )
         if self.mode in ("contain", "fit"):
-            # By one factor inside the size; rounding must not exceed it.
+            # Scale by one factor to fit into the size, which rounding must not exceed.
             factor = min(self.height / height, self.width / width)
             scaled = (
                 min(self.height, _side(height * factor)),
@@ -189,9 +193,10 @@ OWN_SIZE = Resize()
 
 
 def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
-    """Returns the working resolution that `data.augment` alone asks for.
+    """Returns the working resolution that `data.augment` implies without `data.resize`.
 
-    `keep_aspect` covers the crop; the other values of `sizes` keep the image's size.
+    With `keep_aspect`, images are resized to cover the crop; with other values they keep their
+    size.
 
     Args:
         sizes: `data.augment.sizes`.
@@ -214,7 +219,7 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
     """Returns the `Resize` of a recipe's or a weights file's node; None means no resizing.
 
     Raises:
-        RecipeError: If the node is no working resolution.
+        RecipeError: If the node isn't a valid working resolution.
     """
     if node is None:
         return OWN_SIZE
@@ -229,11 +234,11 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
 def of_data(data: Mapping) -> Resize:
     """Returns the working resolution of a recipe's `data`.
 
-    It is its `resize`; else covering the crop for `augment.sizes: keep_aspect`; else `at_most` the
-    size of its frames if they have one; else the images' own size.
+    In order of precedence: `resize`; covering the crop, with `augment.sizes: keep_aspect`;
+    `at_most` the frames' size, if all frames have one size; the images' own size.
 
     Raises:
-        RecipeError: If an option is wrong.
+        RecipeError: If an option is invalid.
     """
     if data.get("resize") is not None:
         resize = of_node(data["resize"])
@@ -248,7 +253,7 @@ def of_data(data: Mapping) -> Resize:
                 "null for no resizing"
             )
         return resize
-    # Without `resize`, keep_aspect's crop or the frames' common size decide.
+    # Without `resize`, keep_aspect's crop or the frames' common size determines the resolution.
     augment = data.get("augment") or {}
     check_value(augment, dict, "data.augment")
     if augment.get("crop") is not None:
@@ -261,19 +266,19 @@ def of_data(data: Mapping) -> Resize:
 def resize_of(
     state: Mapping, recipe: Mapping | None = None, overrides: Sequence[str] = ()
 ) -> Resize:
-    """Returns the working resolution of trained weights, by the one rule that all programs share.
+    """Returns the working resolution of trained weights, by the precedence that all programs share.
 
     Args:
         state: The content of a weights file; tiekd writes the resolution under "resize".
         recipe: The recipe with its overrides applied, None if there is none.
-        overrides: `--set` words of the recipe. One for data.resize takes precedence over the
-            weights, and `data.resize=null` keeps the images' own size.
+        overrides: `--set` arguments for the recipe. One for `data.resize` takes precedence over the
+            weights; `data.resize=null` keeps the images' own size.
 
     Returns:
-        The override's, else the weights', else the recipe's, else the image's own size.
+        The override's resolution, else the weights', else the recipe's, else the images' own size.
 
     Raises:
-        RecipeError: If one of them is no working resolution.
+        RecipeError: If the resolution that applies isn't valid.
     """
     # An explicit override, then the weights, then the recipe.
     data = {} if recipe is None else recipe.get("data") or {}
@@ -288,7 +293,7 @@ def parse_size(text: str | None) -> Resize | None:
     """Parses the option --size HxW|full of `bin/predict.py`; None if the option is left out.
 
     Raises:
-        RecipeError: If it is neither.
+        RecipeError: If the text is neither a size nor "full".
     """
     if text is None:
         return None
@@ -307,10 +312,10 @@ def parse_size(text: str | None) -> Resize | None:
 def frame_size(data: Mapping) -> tuple[int, int] | None:
     """Returns (height, width) of all frames of a recipe's data before resizing.
 
-    They are kb_crop's, the built-in scenes' or NYU's; None if frames may differ in size.
+    The size is known for `kb_crop`, the built-in scenes and NYU; None if frames may differ in size.
 
     Raises:
-        RecipeError: If an option is no size.
+        RecipeError: If an option isn't a valid size.
     """
     if data.get("kb_crop") is not None:
         return _checked_size(data["kb_crop"], "data.kb_crop")
@@ -320,7 +325,7 @@ def frame_size(data: Mapping) -> tuple[int, int] | None:
 
 
 def resized_image(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes images; shrinking averages over the area that a pixel covers.
+    """Resizes images by an antialiasing triangle filter (bilinear when enlarging).
 
     The grey levels are the same on every machine, since the sums are exact.
 
@@ -336,7 +341,7 @@ def resized_image(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if pixels.dim() > 3:
         return torch.stack([resized_image(each, size) for each in pixels])
     # Resample rows, round to 1/16 of a grey level, then resample columns.
-    planes = pixels.permute(1, 2, 0).contiguous().numpy()  # no copy of images from most decoders
+    planes = pixels.permute(1, 2, 0).contiguous().numpy()  # no copy if pixels are interleaved
     height, width, channels = planes.shape
     rows = _resampled(planes.reshape(height, width * channels), size[0])
     np.rint(rows * np.float32(_BETWEEN), out=rows)
@@ -351,7 +356,7 @@ def resized_image(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def dense_weights(old: int, new: int) -> Tensor:
-    """Returns the (new, old) float32 matrix by which `resized_image` resizes a side."""
+    """Returns the (new, old) float32 filter matrix by which `resized_image` resizes one side."""
     index, weights = _taps(old, new)
     # Taps at the border can share an index, so their weights are added.
     matrix = torch.zeros(new, old)
@@ -359,13 +364,13 @@ def dense_weights(old: int, new: int) -> Tensor:
 
 
 def open_weights(old: int, new: int) -> Tensor:
-    """Returns `dense_weights` for graphs in which `old` is symbolic.
+    """Computes `dense_weights` by tensor operations, for graphs in which `old` is symbolic.
 
-    It uses the integer arithmetic of tensors.
+    It uses integer arithmetic, so that the weights are the same.
 
     Args:
-        old: Pixels of the side before, from 2; a symbol while tracing.
-        new: Pixels of the side after.
+        old: Pixels of the side before resizing, at least 2; a symbol while tracing.
+        new: Pixels of the side after resizing.
 
     Returns:
         (new, old) float32.
@@ -384,23 +389,23 @@ def open_weights(old: int, new: int) -> Tensor:
 def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Resizes images as `resized_image` does, by matrix products, which exporters support.
 
-    The numbers are the same as long as products run in float32.
+    The result is the same as long as the matrix products run in float32.
 
     Args:
         pixels: (B, 3, H, W) float32 grey levels.
-        rows: (h, H) of `dense_weights`.
-        columns: (w, W) of `dense_weights`.
+        rows: (h, H) float32, `dense_weights` of the height.
+        columns: (w, W) float32, `dense_weights` of the width.
 
     Returns:
         (B, 3, h, w) float32.
     """
-    # The same rounding between the passes as in `resized_image`.
+    # Round between the passes as in `resized_image`.
     between = (torch.matmul(rows, pixels) * _BETWEEN).round() / _BETWEEN
     return torch.matmul(between, columns.t()).round()
 
 
 def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes measured depth without mixing values, so no depth is invented and no point is lost.
+    """Resizes measured depth without interpolation, so that no depth is invented.
 
     A cell of the new grid takes, among the valid pixels whose centres lie in it, the one nearest to
     the cell's own centre (the first in row order among equals), or 0 if there is none. If the new
@@ -422,9 +427,9 @@ def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
 def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes a teacher's depth, averaging only within one surface.
 
-    A cell is the mean over its area if all its depths are valid and within ONE_SURFACE of each
-    other; else it follows `resized_depth`, since a mean across an edge would be a depth that
-    nothing has.
+    A cell gets the mean over its area if all its depths are valid and the ratio of the largest to
+    the smallest is at most ONE_SURFACE. Otherwise it gets a value as in `resized_depth`, since a
+    mean across an edge would be the depth of no surface.
 
     Args:
         depth: (1, H, W) uint16 levels or float32, 0 where not valid.
@@ -439,7 +444,7 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     (row_index, row_weights), (column_index, column_weights) = (
         _overlaps(old, new) for old, new in zip(plane.shape, size, strict=True)
     )
-    # Sum over the pixels that each cell overlaps, and track their extremes.
+    # Sum over the pixels that each cell overlaps, and track their minimum and maximum.
     total = np.zeros(size, np.float64)
     least, most = np.full(size, np.inf), np.zeros(size)
     for row, row_weight in zip(row_index.T, row_weights.T, strict=True):
@@ -468,7 +473,8 @@ def resized_sample(sample: Sample, resize: Resize) -> tuple[Sample, Placement]:
         resize: The working resolution.
 
     Returns:
-        The sample with a uint8 image and depths of their dtype, and its placement on the canvas.
+        The sample with a uint8 image and depths in their dtype, and the image's placement on the
+        canvas. A sample that already has the size is returned unchanged.
     """
     height, width = sample.image.shape[-2:]
     placement = resize.place(height, width)
@@ -507,7 +513,7 @@ def resized_intrinsics(intrinsics: Tensor, old: tuple[int, int], new: tuple[int,
 def network_input(pixels: Tensor, resize: Resize) -> Tensor:
     """Converts (..., 3, H, W) uint8 images to (..., 3, *canvas) uint8, as the network sees them.
 
-    They are resized, then padded with black.
+    The images are resized, then padded with black.
     """
     placement = resize.place(*pixels.shape[-2:])
     return on_canvas(resized_image(pixels, placement.scaled), placement)
@@ -523,14 +529,14 @@ def on_canvas(values: Tensor, placement: Placement) -> Tensor:
 
 
 def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Converts a network's output back to the image's own size, with the padding cut off.
+    """Crops the padding off a network's output and resizes it to the image's own size.
 
     Args:
-        values: (B, 1, *canvas) of images of (height, width) `size`.
+        values: (B, 1, *canvas) float32, the network's output.
         resize: The working resolution.
         size: (height, width) of the images.
-        smooth: Interpolate bilinearly; False takes the nearest, which adds no depth between the two
-            sides of an edge.
+        smooth: True interpolates bilinearly. False takes the nearest pixel, which creates no depth
+            between the two sides of an edge.
 
     Returns:
         (B, 1, *size).
@@ -549,12 +555,12 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
 
 
 def resized_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes (B, 1, h, w) float32 to (B, 1, *size); the outer edges of the corner pixels coincide.
+    """Resizes (B, 1, h, w) float32 to (B, 1, *size), with align_corners=False.
 
     Args:
         values: (B, 1, h, w) float32.
         size: (height, width).
-        smooth: Interpolate bilinearly; False takes the nearest.
+        smooth: True interpolates bilinearly; False takes the nearest pixel.
     """
     if tuple(values.shape[-2:]) == tuple(size):
         return values
@@ -562,7 +568,7 @@ def resized_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
 
 
 def stretched_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes as `resized_map`, without a branch on sizes, so a traced graph holds for any size."""
+    """Resizes as `resized_map`, without a branch on sizes: a traced graph is valid for any size."""
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=False)
     return picked(values, size, nearest_index)
@@ -571,12 +577,13 @@ def stretched_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
 def picked(
     values: Tensor, size: tuple[int, int], index: Callable[[int, int, torch.device], Tensor]
 ) -> Tensor:
-    """Resizes by selecting one cell for each new one, without mixing.
+    """Resizes by selecting one source pixel for each new pixel, without interpolation.
 
     Args:
         values: (B, 1, h, w).
         size: (height, width).
-        index: (coarse, fine, device) -> for each fine cell of a side, the index of a coarse one.
+        index: Function (source, new, device) of a side's pixels -> (new,) int64, the index of the
+            source pixel for each new pixel.
 
     Returns:
         (B, 1, *size).
@@ -589,18 +596,19 @@ def picked(
 
 
 def nearest_index(coarse: int, fine: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns (fine,) int64: the coarse cell in which the centre of each fine cell lies."""
+    """Returns (fine,) int64: the coarse pixel that contains the centre of each fine pixel."""
     return ((2 * torch.arange(fine, device=device) + 1) * coarse) // (2 * fine)
 
 
 def _resized_inside(inside: Tensor, size: tuple[int, int]) -> Tensor:
-    # A view of one value for the usual case.
+    # Usually all pixels are inside: return a view of one value, which takes no memory.
     if inside.all():
         return torch.ones(1, 1, 1, dtype=torch.bool).expand(1, *size)
     return resized_depth(inside, size)
 
 
 def _checked_size(size: object, where: str) -> tuple[int, int]:
+    """Returns a recipe's size as (height, width); raises RecipeError if it isn't one."""
     check_value(size, tuple[int, int], where)
     if min(size) < 1:
         raise RecipeError(f"{where}: got {size}; it must be height and width in pixels, from 1")
@@ -615,25 +623,28 @@ def _check_side(name: str, value: int) -> None:
 
 
 def _whole(height: int, width: int) -> Placement:
+    """Returns the placement of an image that fills the canvas."""
     return Placement((height, width), (height, width))
 
 
 def _side(length: float) -> int:
+    """Rounds a side to whole pixels, at least 1."""
     return max(1, round(length))
 
 
 def _by(size: tuple[int, int]) -> str:
+    """Returns "HEIGHTxWIDTH" for messages."""
     return f"{size[0]}x{size[1]}"
 
 
 def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels that each new one is a sum of, and their weights, multiples of 1/2048.
+    """Returns the filter taps of each new pixel: the old pixels that are summed, and their weights.
 
-    In units of 1 / (2 new) of a pixel all distances are whole numbers. Weights are rounded so that
-    they add up to 1.
+    In units of 1 / (2 new) of an old pixel, all distances are integers. Weights are rounded to
+    multiples of 1/2048 so that they add up to 1.
 
     Returns:
-        (new, T) int64 and (new, T) float32.
+        Indices (new, T) int64 and weights (new, T) float32.
     """
     # The filter reaches one old or one new pixel to each side, whichever is larger.
     reach = 2 * max(old, new)
@@ -664,10 +675,10 @@ def _resampled(lines: np.ndarray, new: int) -> np.ndarray:
 
 
 def _overlaps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels that each cell overlaps and their shares of it.
+    """Returns the pixels that each cell overlaps along a side, and their shares of the cell.
 
     Returns:
-        (new, T) int64 and (new, T) float64.
+        Indices (new, T) int64 and shares (new, T) float64, which add up to 1 for each cell.
     """
     starts = np.arange(new, dtype=np.int64) * old  # in units of 1 / new of a pixel
     index = (starts // new)[:, None] + np.arange(-(-old // new) + 1)
@@ -678,17 +689,18 @@ def _overlaps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels whose centres lie in each cell, and their distances from its centre.
+    """Returns the pixels whose centres are in each cell of a side, with distances from its centre.
 
-    A cell without any has the pixel that its own centre lies in.
+    A cell without such a pixel gets the pixel that contains the cell's own centre.
 
     Returns:
-        (new, T) int64 and (new, T) float64 in pixels, infinite for entries that only fill up.
+        Indices (new, T) int64 and distances (new, T) float64 in pixels, infinite for padding
+        entries.
     """
     index = ((np.arange(new, dtype=np.int64) * old) // new)[:, None] + np.arange(-(-old // new) + 1)
     is_member = ((2 * index + 1) * new) // (2 * old) == np.arange(new)[:, None]
     is_member &= index < old
-    # Cells without a pixel's centre, where the new grid is finer.
+    # Fill cells without a pixel's centre, which occur where the new grid is finer.
     alone = ~is_member.any(1)
     index[alone, 0] = ((2 * np.flatnonzero(alone) + 1) * old) // (2 * new)
     is_member[alone, 0] = True
@@ -698,6 +710,7 @@ def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest_valid(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns for each cell the valid pixel nearest to its centre, as `resized_depth` says."""
     (rows, row_distances), (columns, column_distances) = (
         _members(old, new) for old, new in zip(plane.shape, size, strict=True)
     )

@@ -1,7 +1,7 @@
-"""The sample: one frame, as a dataset returns it, until it is collated to a batch.
+"""One frame (`Sample`), from the dataset's output until it is collated to a batch.
 
-Left out: batches (tiekd/data/batch.py), and what changes a sample (tiekd/data/resize.py,
-tiekd/data/augment/).
+Left out: batches (tiekd/data/batch.py), and the functions that resize and augment a sample
+(tiekd/data/resize.py, tiekd/data/augment/).
 """
 
 from typing import NamedTuple
@@ -12,25 +12,26 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """One frame: as a dataset returns it, and after augmentation.
+    """One frame, as a dataset returns it or after augmentation.
 
-    A dataset leaves out `table`, `place` and `size`. Augmentation sets them and cuts the tensors to
-    the part of the frame that the augmented window needs; the window itself is made from it on the
-    device (tiekd/data/augment/resample.py).
+    A dataset doesn't set `table`, `place` and `size`. Augmentation sets them and crops the tensors
+    to the region of the frame from which the augmented window is resampled. The window itself is
+    resampled later, on the device (tiekd/data/augment/resample.py).
 
     Attributes:
         image: (3, H, W) uint8 or float32 RGB, grey levels 0..255.
-        depth: (1, H, W) float32 metres, 0 where not valid; or uint16 as stored in its file, in
-            units of which `depth_units` make a metre.
-        inside: (1, H, W) bool, False where a rotation brought in pixels from outside the image.
-        teacher_depth: As `depth`, in `teacher_units`; None without a teacher's map.
-        intrinsics: (3, 3), pixels.
-        name: The frame's name.
+        depth: (1, H, W) float32, or uint16 as stored in its file; 0 where invalid. Divide by
+            `depth_units` for metres.
+        inside: (1, H, W) bool mask, False at pixels that were filled from outside the image.
+        teacher_depth: Like `depth`, with `teacher_units`; None without a cached teacher map.
+        intrinsics: (3, 3) float32 camera matrix in pixels; NaN where unknown.
+        name: The frame's name in the dataset, such as its image's path.
         depth_units: Units of `depth` per metre.
         teacher_units: Units of `teacher_depth` per metre.
-        table: (3, 256) float32, the augmented and normalised value of each grey level; None before
-            augmentation.
-        place: (8,) float64, where in the image the window lies; None if the image is the window.
+        table: (3, 256) float32 lookup table, the augmented and normalised value of each grey level
+            per channel; None as a dataset returns it.
+        place: (8,) float64, the affine map from the window to `image` (see `resample` in
+            tiekd/data/augment/resample.py); None if the image is the window.
         size: (height, width) of the window in pixels; None if the image is the window.
     """
 
@@ -61,7 +62,10 @@ def in_metres(sample: Sample) -> Sample:
 
 
 def in_grey_levels(sample: Sample) -> Sample:
-    """Returns the sample with a uint8 image, rounded in one numpy pass (half of torch's time)."""
+    """Returns the sample with a uint8 image, clipped to 0..255 and rounded.
+
+    One NumPy pass takes half of torch's time.
+    """
     if sample.image.dtype == torch.uint8:
         return sample
     levels = np.empty(sample.image.shape, np.uint8)

@@ -1,9 +1,10 @@
-"""Split files: one frame a line, `image ground_truth focal`; `None` stands for no ground truth.
+"""Reads split files: one frame per line, `image ground_truth focal`, or `None` as ground truth.
 
-A file of image names alone, as KITTI's benchmark has for its test set, is read too. A leading
-slash, as in NYU's published files, means the data root and not the machine's. 24,000 lines take
-some 0.05 s. Bytes that are not UTF-8 are read as Python reads names of files, so that a list can
-hold any name. Left out: names with blanks and values between commas, which are refused.
+A file of image names alone, as KITTI's benchmark has for its test set, is read too. A path with a
+leading slash, as in NYU's published files, is relative to the data root. 24,000 lines take some
+0.05 s. Bytes that aren't UTF-8 are decoded as Python decodes file names (surrogateescape), so that
+a split file can list any name. Left out: names with blanks and comma-separated values, for which an
+error is raised.
 """
 
 import math
@@ -16,7 +17,7 @@ from tiekd.errors import DataError
 
 _LINE = "`image ground_truth focal`"
 _BLANKS = "names with blanks can't be told apart here, so link or rename such files"
-_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8
+_ESCAPED = re.compile("[\udc80-\udcff]")  # surrogates for bytes that aren't UTF-8
 _UTF_16 = b"\xff\xfe", b"\xfe\xff"
 _FILE = re.compile(r"\.[A-Za-z]{2,5}$|^None$")
 
@@ -25,9 +26,10 @@ class SplitLine(NamedTuple):
     """One line of a split file.
 
     Attributes:
-        image: Path below the dataset's folder of images.
-        ground_truth: Path below its folder of depth maps; None if there is none.
-        focal: Focal length in pixels, or None.
+        image: Path of the image below the dataset's folder of images.
+        ground_truth: Path of the depth map below the dataset's folder of depth maps; None without
+            ground truth.
+        focal: Focal length in pixels; None if the file has image names alone.
     """
 
     image: str
@@ -42,7 +44,7 @@ def read_split(path: Path) -> list[SplitLine]:
         DataError: If the file is missing or empty, or a line is malformed.
     """
     lines = read_lines(path, f"a line is {_LINE}")
-    # The majority decides, so that one malformed line is reported as such.
+    # The majority of the lines decides the format, so that one malformed line is reported as such.
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]
@@ -55,14 +57,14 @@ def read_lines(
 
     Args:
         path: The text file.
-        rule: Tells the user what a line is.
-        strip: Removes what doesn't count at a line's ends.
+        rule: Description of a valid line, for error messages.
+        strip: Function that removes insignificant characters from both ends of a line.
 
     Raises:
-        DataError: If the file is missing, empty, unreadable, or no text.
+        DataError: If the file is missing, empty, unreadable or not text.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait forever
+        if path.exists() and not path.is_file():  # opening a FIFO blocks
             raise DataError(f"{path}: a folder or device, no split file; give a text file, {rule}")
         data = path.read_bytes()
     except FileNotFoundError:
@@ -74,7 +76,8 @@ def read_lines(
         why = f"can't be read ({error.strerror})"
         raise DataError(f"{path}: {why}; change its permissions, or give another file") from None
     text = data.decode("utf-8-sig", errors="surrogateescape")
-    # Names may have any bytes, but zero bytes or a UTF-16 mark mean another kind of file.
+    # Names may have any bytes, but a zero byte or a UTF-16 byte order mark means that the file
+    # isn't UTF-8 text.
     if _ESCAPED.search(text) and (b"\0" in data or data.startswith(_UTF_16)):
         raise DataError(f"{path}: no text; a split file is UTF-8, {rule}")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -87,9 +90,9 @@ def read_lines(
 def _refuse_other_separators(line: str, where: str) -> None:
     """Raises DataError for a line whose values are separated by commas or semicolons.
 
-    A single name may contain one.
+    A comma or semicolon within a single name is allowed.
     """
-    # Several parts that look like files mean a table, and so does a blank after the comma.
+    # It is a separator if a blank follows it, or if several of the parts look like file names.
     parts = re.split(r"[,;]\s*", line)
     if len(parts) > 1 and (
         re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1
@@ -102,15 +105,15 @@ def _refuse_other_separators(line: str, where: str) -> None:
 def below_root(name: str, where: str) -> str:
     """Returns the name without leading slashes.
 
-    Only the name is checked. Links below the root, and a root that is a link, are the user's own
-    and are followed.
+    Only the text of the path is checked. Links are followed, since they are the user's own: both
+    links below the root and a root that is a link.
 
     Args:
         name: A path from a split file.
         where: File and line, for the message.
 
     Raises:
-        DataError: If the name leaves the root by `..`, or is no name.
+        DataError: If the name contains `..`, names no file or has a zero byte.
     """
     if ".." in name.split("/"):
         raise DataError(f"{where}: {name} leads out of the data root; give a path below it")

@@ -1,8 +1,8 @@
-"""Folders of cached teacher maps: their manifest, and the check that a recipe may learn from them.
+"""Folders of cached teacher maps: their manifest, and the check that they fit a recipe.
 
-A map is a 16-bit PNG of depth / full scale * 65535, 0 where not valid, named as its dataset's
-`map_name` says. The manifest beside the maps records how they were made. Published maps have none;
-they are taken to fit the recipe.
+A map is a 16-bit PNG of depth / full scale * 65535, 0 where invalid; its dataset's `map_name`
+returns its file name. The manifest in the folder records how the maps were made. Published maps
+have no manifest and are assumed to fit the recipe.
 """
 
 import json
@@ -55,17 +55,18 @@ def make_manifest(
 ) -> dict:
     """Returns the manifest of a folder of maps: their teacher, their images and their encoding.
 
-    full_scale_m, which 65535 stands for, is the larger of the student's and the teacher's range: a
-    teacher that sees farther than its student must not be clipped before the student's head decides
-    on it.
+    `full_scale_m`, the depth that level 65535 encodes, is the larger of the student's and the
+    teacher's range. So a teacher's depths beyond the student's range aren't clipped in the maps,
+    and the student's head decides how to use them.
 
     Args:
         max_depth_m: The student's range in metres.
-        kb_crop: (height, width) of the window of the images; None for whole images.
+        kb_crop: (height, width) of the images' crop; None for whole images.
         teacher_node: The teacher's network node, or the `teacher` node of an external teacher.
         digest: Digest of the teacher's weights; None if they aren't accessible.
-        flip: True if the maps are averaged over the image and its mirror image.
-        resize: Node of the teacher's working resolution; left out if there is none.
+        flip: True if each map averages the predictions for the image and its mirror image.
+        resize: Node of the teacher's working resolution; None or empty if it sees images at their
+            own size.
     """
     max_depth_m = float(max_depth_m)
     sees_m = max_depth_m
@@ -73,7 +74,7 @@ def make_manifest(
         encoder = {
             key: value for key, value in teacher_node["encoder"].items() if key != "pretrained"
         }
-        # The pretrained weights that it started from don't change what it is.
+        # Omit `pretrained`: those initial weights were replaced by the teacher's trained weights.
         teacher_node = teacher_node | {"encoder": encoder}
         sees_m = float(teacher_node["max_depth"])
     manifest = {
@@ -89,19 +90,19 @@ def make_manifest(
         "teacher_network": teacher_node,
         **({"resize": dict(resize)} if resize else {}),
     }
-    return json.loads(json.dumps(manifest))  # as it will be read back: lists instead of tuples
+    return json.loads(json.dumps(manifest))  # equal to what is read back: lists instead of tuples
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    """Writes the manifest so that it is whole or absent."""
+    """Writes the manifest atomically: it is never partially written."""
     image_io.write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """Returns the manifest of a folder of maps, None if it has none.
+    """Returns the manifest of a folder of maps; None if the folder has no manifest.
 
     Raises:
-        DataError: If it can't be read, or is no manifest of maps.
+        DataError: If the manifest can't be read, or isn't a manifest of teacher maps.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -135,15 +136,16 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def full_scale_m(folder: Path, max_depth: float) -> float:
-    """Returns the metres that 65535 stands for: the manifest's, or max_depth without a manifest."""
+    """Returns the depth in metres that level 65535 encodes; `max_depth` without a manifest."""
     manifest = read_manifest(folder)
     return max_depth if manifest is None else float(manifest["full_scale_m"])
 
 
 def are_of_stored_pixels(folder: Path | None) -> bool:
-    """Returns True for maps made before images were turned upright.
+    """Returns True if the folder's maps were made before images were turned upright.
 
-    They fit only images that no orientation mark turns.
+    Such maps fit only images whose EXIF orientation is upright. Without a folder or a manifest the
+    result is False.
     """
     manifest = None if folder is None else read_manifest(folder)
     return manifest is not None and ORIENTATION not in manifest
@@ -153,9 +155,9 @@ def check(folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None) -> No
     """Raises TeacherError if maps were made for another depth range or another crop.
 
     Args:
-        folder: The maps.
+        folder: The folder of maps; without a manifest nothing is checked.
         max_depth_m: The student's range in metres.
-        kb_crop: (height, width) of the window of the images; None for whole images.
+        kb_crop: (height, width) of the images' crop; None for whole images.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -183,7 +185,7 @@ def describe(folder: Path) -> str:
         )
     digest = manifest.get("teacher_digest")
     name = (manifest.get("teacher_network") or {}).get("name")
-    # An external teacher is known by name, one of this project by its weights' digest.
+    # An external teacher is identified by its name, one of this project by its weights' digest.
     parts = [name] if name else []
     if digest:
         parts.append(f"the weights with digest {digest[:12]}")

@@ -1,13 +1,13 @@
-"""The record of training frames in a weights file, so that figures on these frames are marked.
+"""Records the training frames in a weights file, so that metrics on these frames can be marked.
 
     {"hashes": (N,) int64, sorted, "zero_bits": 0}
 
-A frame is identified by its name in the dataset and its image's size in bytes: a dataset that was
-moved is recognised, and another one with the same names is not taken for it. The record takes 8
-bytes a frame. Of more than 100,000 frames only the hashes that end in a number of zero bits are
-kept, and counts are estimates. Making the record costs a look at each file, half a second for
-24,000. Left out: images that were renamed or stored again, datasets without files, and the frames
-that the teacher was trained on.
+A frame is identified by a hash of its name in the dataset and its image file's size in bytes. So a
+dataset that was moved is recognised, and another dataset with the same names isn't mistaken for it.
+The record has 8 bytes per frame. With more than 100,000 frames, only hashes with a certain number
+of trailing zero bits are kept, so that counts are estimates. Making the record costs one stat per
+file, half a second for 24,000. Left out: images that were renamed or re-encoded, datasets without
+files, and the frames that the teacher was trained on.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from tiekd.data.file_fingerprints import of_each, size_and_time
 from tiekd.data.frames import Frames
 
-KEY = "trained_on"  # in a weights file
+KEY = "trained_on"  # the record's key in a weights file
 MAX_HASHES = 100_000
 
 
@@ -30,9 +30,9 @@ class TrainedOn(NamedTuple):
     """The hashes of a training set's frames.
 
     Attributes:
-        hashes: (N,) int64, sorted, each once: those of all frames whose hash ends in `zero_bits`
-            zeros.
-        zero_bits: Number of zero bits at the end of each hash.
+        hashes: (N,) int64, sorted, without duplicates: the frames' hashes that have at least
+            `zero_bits` trailing zero bits.
+        zero_bits: Number of trailing zero bits of every kept hash; 0 keeps all hashes.
     """
 
     hashes: Tensor
@@ -40,9 +40,12 @@ class TrainedOn(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """The number of a dataset's frames that were trained on, out of `frames`.
+    """The number of a dataset's frames that the weights were trained on.
 
-    `estimated` is True if not all hashes were kept.
+    Attributes:
+        seen: Number of frames that were trained on.
+        frames: Number of frames in the dataset.
+        estimated: True if not all hashes were kept, so that `seen` is an estimate.
     """
 
     seen: int
@@ -77,7 +80,7 @@ def trained_on(dataset: Dataset) -> TrainedOn | None:
 
 
 def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None:
-    """Returns the record of the frames of either; if one isn't known, the other."""
+    """Returns the union of two records; if one of them is None (unknown), returns the other."""
     if first is None or second is None:
         return second if first is None else first
     bits = max(first.zero_bits, second.zero_bits)
@@ -98,7 +101,8 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
         return None
     hashes = list(hashes)
     known = set(record.hashes.tolist())
-    # A thinned record can only answer for hashes of its kind; scale the count to all.
+    # A thinned record has only hashes with its trailing zero bits: count among those, and
+    # extrapolate to all frames.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
     if not record.zero_bits:
@@ -107,12 +111,12 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
 
 
 def as_plain(record: TrainedOn | None) -> dict:
-    """Returns the entry that is added to a weights file; empty if the record isn't known."""
+    """Returns the record as an entry to add to a weights file; empty if the record is None."""
     return {} if record is None else {KEY: {"hashes": record.hashes, "zero_bits": record.zero_bits}}
 
 
 def from_plain(state: Mapping) -> TrainedOn | None:
-    """Returns the record in the content of a weights file; None in external and older files."""
+    """Returns the record from a weights file's content; None for external and older files."""
     node = state.get(KEY)
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
         return None
@@ -125,7 +129,8 @@ def from_plain(state: Mapping) -> TrainedOn | None:
 def read(path: Path | None) -> TrainedOn | None:
     """Returns the record in a weights file, or None.
 
-    In torch's own format nothing else is read from the file.
+    The file is memory-mapped, so that the weights themselves aren't read. Returns None also for a
+    file that torch can't load.
     """
     if path is None:
         return None
@@ -137,11 +142,13 @@ def read(path: Path | None) -> TrainedOn | None:
 
 
 def _hash(name: str, size: int | None) -> int:
+    """Returns the 64-bit hash of a frame's name and its image's bytes (None: unknown), as int64."""
     text = f"{name}\0{size}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
 def _thinned(hashes: Iterable[int], zero_bits: int) -> TrainedOn:
+    """Returns a record of at most MAX_HASHES hashes, with `zero_bits` zero bits or more."""
     kept = sorted({value for value in hashes if _ends_in_zeros(value, zero_bits)})
     while len(kept) > MAX_HASHES:
         zero_bits += 1
@@ -150,4 +157,5 @@ def _thinned(hashes: Iterable[int], zero_bits: int) -> TrainedOn:
 
 
 def _ends_in_zeros(value: int, bits: int) -> bool:
+    """Returns True if a hash has at least `bits` trailing zero bits."""
     return value & ((1 << bits) - 1) == 0
