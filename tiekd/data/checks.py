@@ -9,7 +9,7 @@ Faults, which would stop training or evaluation, or make depths wrong:
     unit         depths that can't be metres: half of a frame nearer than 0.1 m, where no camera
                  focuses and no sensor measures, or half of it farther than three times the
                  network's max_depth
-    empty        ground truth without a valid pixel in the part of the frame that is used
+    empty ground truth without a valid pixel inside the crop that is used
 
 Warnings, about frames that can be used:
 

@@ -33,8 +33,8 @@ class Levels(NamedTuple):
         kind: The kind of file, as `image_io.kind_of_depth` names it.
         count: Number of pixels whose value is finite and above 0.
         largest: The largest of these values; 0 if there are none.
-        piles: Suspiciously frequent values, which may mean "not measured", and their numbers of
-            pixels: at least the share _PILE of these pixels has the value, but not all of them.
+        piles: Suspiciously frequent values, which may mean "not measured", and their pixel counts:
+            at least a share of _PILE of these pixels has such a value, but not all of them.
     """
 
     kind: str

@@ -253,7 +253,7 @@ class Frames(torch.utils.data.Dataset):
         return self._with_map(sample, teacher_depth)
 
     def map_name(self, index: int) -> str:
-        """Returns the file name of a frame's teacher map: the prefix and the name joined by `_`."""
+        """Returns the file name of a frame's teacher map: `map_prefix`, then `joined_name`."""
         return self.map_prefix + joined_name(self.frames[index].name)
 
     def image_sizes(self) -> list[tuple[int, int]]:

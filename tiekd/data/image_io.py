@@ -116,7 +116,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
         raise _too_large(path, error) from None
     except PermissionError as error:
         raise _unreadable(path, error) from None
-    except Exception:  # noqa: BLE001 - Pillow's plug-ins raise all kinds on damaged files
+    except Exception:  # noqa: BLE001 - Pillow's plug-ins raise any type on corrupt files
         raise DataError(f"{path}: its size can't be read; the file is torn or no image") from None
 
 
@@ -192,7 +192,7 @@ def read_depth_npy(
         raise _missing(path, "depth map")
     try:
         depth = np.load(path, allow_pickle=False)
-    except Exception as error:  # noqa: BLE001 - a damaged header or archive raises all kinds
+    except Exception as error:  # noqa: BLE001 - a corrupt header or archive raises any type
         reason = " ".join(str(error).split())
         reason = (
             "no numbers, but Python objects or another kind of file"
@@ -347,7 +347,7 @@ def _decode(path: Path, kind: str) -> Image.Image:
         image.load()
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from None
-    except Exception as error:  # noqa: BLE001 - Pillow's plug-ins raise all kinds on damaged files
+    except Exception as error:  # noqa: BLE001 - Pillow's plug-ins raise any type on corrupt files
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         article = "an" if kind == "image" else "a"
         raise DataError(
@@ -417,7 +417,7 @@ def _is_whole_png(file: io.BytesIO) -> bool:
         Image.open(file).verify()
     except Image.DecompressionBombError:
         return True  # decoding raises the error about too many pixels
-    except Exception:  # noqa: BLE001 - Pillow raises all kinds on damaged files
+    except Exception:  # noqa: BLE001 - Pillow raises any type on corrupt files
         return False
     file.seek(-8, os.SEEK_CUR)
     return file.read(len(_PNG_END)) == _PNG_END

@@ -407,9 +407,10 @@ def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor
 def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes measured depth without interpolation, so that no depth is invented.
 
-    A cell of the new grid takes, among the valid pixels whose centres lie in it, the one nearest to
-    the cell's own centre (the first in row order among equals), or 0 if there is none. If the new
-    grid is finer, a cell without a pixel's centre takes the pixel that its own centre lies in.
+    Each new pixel is a cell. Of the valid old pixels whose centres are inside the cell, it gets the
+    one nearest to the cell's centre (the first in row order among equals), or 0 if there is none.
+    If the new grid is finer, a cell without an old pixel's centre gets the old pixel that contains
+    the cell's centre.
 
     Args:
         depth: (1, H, W) of any dtype, 0 where invalid.
@@ -432,7 +433,7 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     mean across an edge would be the depth of no surface.
 
     Args:
-        depth: (1, H, W) uint16 levels or float32, 0 where not valid.
+        depth: (1, H, W) uint16 levels or float32, 0 where invalid.
         size: (height, width).
 
     Returns:

@@ -92,7 +92,8 @@ def _refuse_other_separators(line: str, where: str) -> None:
 
     A comma or semicolon within a single name is allowed.
     """
-    # It is a separator if a blank follows it, or if several of the parts look like file names.
+    # It is a separator if a blank follows it, or if several of the separated strings look like file
+    # names.
     parts = re.split(r"[,;]\s*", line)
     if len(parts) > 1 and (
         re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1

@@ -25,15 +25,17 @@ def _is_length(value: object) -> bool:
 
 
 def _is_size(value: object) -> bool:
+    """Returns True for [height, width], integers above 0."""
     is_pair = isinstance(value, list) and len(value) == 2
     return is_pair and all(type(side) is int and side > 0 for side in value)
 
 
 def _is_missing_or(kind: type) -> Callable[[object], bool]:
+    """Returns a check that accepts None and values of this type."""
     return lambda value: value is None or isinstance(value, kind)
 
 
-# A manifest's entries that code reads: what each must be, and the test of it.
+# The manifest entries that are read: name, allowed value for the error message, and check.
 _ENTRIES = (
     ("full_scale_m", "a number of metres above 0", _is_length),
     ("max_depth_m", "a number of metres above 0", _is_length),
@@ -117,7 +119,7 @@ def read_manifest(folder: Path) -> dict | None:
             ),
             None,
         )
-        # `null` is an entry; a missing one isn't.
+        # Access both: `null` is allowed, but a missing entry raises KeyError.
         manifest["kb_crop"], manifest["flip"]
     except PermissionError as error:
         raise DataError(
