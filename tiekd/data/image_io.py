@@ -292,10 +292,8 @@ def is_whole_depth_png(path: Path) -> bool:
     except OSError:
         return False
     whole = data[: len(_PNG)].tobytes() == _PNG and _is_whole_png(io.BytesIO(data))
-    return whole and data[24:26].tolist() == [
-        16,
-        0,
-    ]  # bits per channel, and grey as the colour type
+    # In a PNG, byte 24 is the number of bits per channel, and byte 25 the colour type (0 is grey).
+    return whole and data[24:26].tolist() == [16, 0]
 
 
 def write_depth_png(path: Path, depth_m: np.ndarray, units_per_m: float = 256.0) -> None:

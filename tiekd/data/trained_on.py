@@ -142,7 +142,7 @@ def read(path: Path | None) -> TrainedOn | None:
 
 
 def _hash(name: str, size: int | None) -> int:
-    """Returns the 64-bit hash of a frame's name and its image's bytes (None: unknown), as int64."""
+    """Returns the int64 hash of a frame's name and its image file's size in bytes (or None)."""
     text = f"{name}\0{size}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
