@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from tiekd.files import instead_of_file
+
 # A damaged mark turns nothing; Pillow would say so for each image, in each process.
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
@@ -49,6 +51,8 @@ def mark_of(image: Image.Image) -> int:
 
 def mark_in(path: Path) -> int:
     """Returns the mark in a file, from its head; 1 if it has none or is no image."""
+    if instead_of_file(path):  # reading the pixels reports it
+        return UPRIGHT
     try:
         with Image.open(path) as image:
             return mark_of(image)

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data.file_fingerprints import of_each, size_and_time
 from tiekd.data.frames import Frames
+from tiekd.files import instead_of_file
 
 KEY = "trained_on"  # in a weights file
 MAX_HASHES = 100_000
@@ -127,7 +128,7 @@ def read(path: Path | None) -> TrainedOn | None:
 
     In torch's own format nothing else is read from the file.
     """
-    if path is None:
+    if path is None or instead_of_file(path):
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

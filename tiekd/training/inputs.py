@@ -27,12 +27,13 @@ from tiekd.data import teacher_maps
 from tiekd.data.file_fingerprints import crc, of_each, size_and_time
 from tiekd.data.frames import Frames
 from tiekd.engine.config import ENGINE_KEYS, EngineConfig
-from tiekd.errors import UserError
-from tiekd.files import replace_text
+from tiekd.errors import LaunchError, UserError
+from tiekd.files import check_readable, replace_text
 from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints
 
 NAME = "inputs.json"
+_NOUN = "record of a run's inputs"
 VERSION = 1
 _PARTS = {
     "recipe",
@@ -100,12 +101,27 @@ def write(work_dir: Path, record: dict) -> None:
 
 
 def read(work_dir: Path) -> dict | None:
-    """The record in a work dir; None where there is none that this version can read."""
+    """The record in a work dir; None where there is none that this version can read.
+
+    Raises:
+        LaunchError: a folder or a pipe stands in its place.
+    """
+    check_readable(work_dir / NAME, _NOUN, LaunchError)
     try:
         record = json.loads((work_dir / NAME).read_text(encoding="utf-8"))
         return record if record["version"] == VERSION and record.keys() >= _PARTS else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def check_readable_of(path: Path | None) -> None:
+    """Refuses what `of_checkpoint` would refuse. On all ranks, so that none waits for rank 0.
+
+    Raises:
+        LaunchError: a folder or a pipe stands in the record's place.
+    """
+    if path is not None:
+        check_readable(path.absolute().parent.parent / NAME, _NOUN, LaunchError)
 
 
 def of_checkpoint(path: Path | None) -> dict | None:

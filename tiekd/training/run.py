@@ -42,6 +42,7 @@ def run(
         workdir.lock(work_dir, resuming=True)  # before looking: a run that ends may save once more
     resume_path, passed_over = resume.checkpoint_path(work_dir, resume_from)
     layout, laid_out = resume.set_layouts(work_dir, device, resume_path)
+    inputs.check_readable_of(resume_path)
     started = inputs.of_checkpoint(resume_path) if comm.is_main() else None
 
     # All parts, and whether they may run here. Nothing is written yet.

@@ -145,7 +145,7 @@ def test_readers_refuse_missing_folder_and_text(tmp_path):
         (read_image_size, "picture"),
     ):
         arguments = (None,) if read is read_depth_npy else ()
-        assert f"a folder or device, no {kind}" in refused(read, tmp_path, *arguments)
+        assert f"a folder, no {kind}" in refused(read, tmp_path, *arguments)
     (tmp_path / "b.png").write_text("no picture")
     assert "torn or no picture" in refused(read_image, tmp_path / "b.png")
 
