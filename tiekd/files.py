@@ -1,10 +1,55 @@
-"""Writes files so that a reader never sees half of one, even after a kill or a power cut."""
+"""Files: what stands in the place of one, and writing so that a reader never sees half of one.
+
+A written file is whole even after a kill or a power cut. A reader asks `check_readable` first: to
+open a pipe waits for a writer, for ever, and a device may never end. That costs one stat.
+"""
 
 import errno
 import os
+import stat
 from pathlib import Path
 
-from tiekd.errors import LaunchError
+from tiekd.errors import LaunchError, UserError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def instead_of_file(path: str | os.PathLike) -> str | None:
+    """Returns what stands at a path in the place of a file, such as "a pipe".
+
+    None for a file, for a link to one, and where nothing is there or can't be looked at: opening it
+    reports that at once.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):  # a zero byte in a name is a ValueError
+        return None
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "something else")
+
+
+def check_readable(
+    path: str | os.PathLike, noun: str, kind: type[UserError], option: str = ""
+) -> None:
+    """Refuses a folder, a pipe, a socket or a device in the place of a file, without opening it.
+
+    Args:
+        path: the file; one that isn't there is left to whoever opens it.
+        noun: what the file should be, for the message, such as "recipe".
+        kind: the class of the error.
+        option: begins the message, such as "--deepspeed_config ".
+
+    Raises:
+        UserError: of the class `kind`, if it is no file.
+    """
+    found = instead_of_file(path)
+    if found is not None:
+        raise kind(f"{option}{path}: {found}, no {noun}; put the file itself there")
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
@@ -71,7 +116,7 @@ def check_output(option: str, path: Path | None, suffix: str | None) -> None:
     """
     if path is None:
         return
-    if suffix is not None and (path.suffix.lower() != suffix or path.is_dir()):
+    if suffix is not None and (path.suffix.lower() != suffix or instead_of_file(path)):
         raise LaunchError(f"{option} {path}: a file that ends in {suffix} is written; give one")
     # `.json` alone would let a run's log be replaced by a table of figures.
     if path.name.lower().endswith(".log.json"):

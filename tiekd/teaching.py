@@ -17,6 +17,7 @@ from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import resize as resizes
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError, TeacherError
+from tiekd.files import check_readable
 from tiekd.models.build import build_network
 from tiekd.models.weights import state_dicts
 from tiekd.teachers.external import OutsideTeacher
@@ -103,7 +104,7 @@ def _recipe_file(teacher: TeacherNode) -> dict | None:
     It has the working resolution of weights that don't record it.
     """
     path = teacher.recipe
-    return load_recipe(path) if path is not None and path.is_file() else None
+    return load_recipe(path) if path is not None and path.exists() else None
 
 
 def with_teachers_file(recipe: dict, resuming: bool) -> dict:
@@ -136,6 +137,7 @@ def teacher_checkpoint(teacher: TeacherNode) -> Path:
         path = default_checkpoint(teacher)
     if path.is_dir():
         path = _weights_in(path, teacher, "teacher.checkpoint: ")
+    check_readable(path, "checkpoint", TeacherError, "teacher.checkpoint: ")
     if not path.is_file():
         raise TeacherError(
             f"teacher.checkpoint: no file at {path}; train one with bin/train.py "
@@ -159,7 +161,7 @@ def default_checkpoint(teacher: TeacherNode) -> Path:
         )
     # The recipe's file may be gone when a run is repeated from its saved recipe, which has the
     # network but not this.
-    work_dir = load_recipe(path).get("work_dir") if path.is_file() else None
+    work_dir = load_recipe(path).get("work_dir") if path.exists() else None
     return _weights_in(
         Path(work_dir or work_dir_of(path)), teacher, "teacher.checkpoint: not given, and "
     )

@@ -223,10 +223,10 @@ SPLITS = {
     "folder for a split": Mistake(
         file(SPLIT, folder_instead),
         "DataError",
-        "kitti_eigen_train.txt: a folder or device, no split file; give a text",
+        "kitti_eigen_train.txt: a folder, no split file; give a text",
     ),
     "pipe for a split": Mistake(
-        file(SPLIT, pipe), "DataError", "kitti_eigen_train.txt: a folder or device, no split"
+        file(SPLIT, pipe), "DataError", "kitti_eigen_train.txt: a pipe, no split file; give"
     ),
     "two columns": Mistake(
         in_split(
@@ -297,10 +297,10 @@ IMAGES = {
         "an image must have 8 bits a channel, this has more;",
     ),
     "folder for an image": Mistake(
-        image(folder_instead), "DataError", "0000000003.png: a folder or device, no image; put"
+        image(folder_instead), "DataError", "0000000003.png: a folder, no image; put the file"
     ),
     "pipe for an image": Mistake(
-        image(pipe), "DataError", "0000000003.png: a folder or device, no image; put the file"
+        image(pipe), "DataError", "0000000003.png: a pipe, no image; put the file itself"
     ),
     "enormous image": Mistake(
         image(enormous_png), "DataError", "million pixels, more than the 179 million that are read"

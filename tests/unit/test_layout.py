@@ -59,10 +59,7 @@ ELSEWHERE = {
         "models/flip",
         "training/evaluation_hook",
     ),
-    "unit/evaluation/test_report.py": (
-        "files",
-        "visualization/panel",
-    ),
+    "unit/evaluation/test_report.py": ("visualization/panel",),
     "unit/inference/export/test_export.py": (
         "inference/export/verification",
         "inference/export/deployed",

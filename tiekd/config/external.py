@@ -18,6 +18,7 @@ from types import ModuleType
 
 from tiekd.config import moved
 from tiekd.errors import RecipeError
+from tiekd.files import instead_of_file
 
 WHERE = "in the current folder, beside the recipe, or in a folder on PYTHONPATH"
 
@@ -76,6 +77,8 @@ def _of_run(work_dir: Path) -> tuple[Path, ...]:
 
     None where there is no run.
     """
+    if instead_of_file(work_dir / LAUNCH_RECORD):  # who resumes the run reports it
+        return ()
     try:
         record = json.loads((work_dir / LAUNCH_RECORD).read_text())
         return Path(record["recipe"]).parent, Path(record["folder"])

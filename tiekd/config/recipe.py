@@ -22,6 +22,7 @@ from tiekd.config.kinds import SECTIONS
 from tiekd.config.schema import check_keys, check_value
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError
+from tiekd.files import check_readable
 
 _DEEPEST = 32  # parts of a key
 
@@ -165,6 +166,8 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
 
 
 def _read_yaml(path: Path) -> dict:
+    if not path.is_dir():  # of a folder the message below names the recipes in it
+        check_readable(path, "recipe", RecipeError)
     try:
         node = recipe_yaml.load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

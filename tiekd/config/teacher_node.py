@@ -73,7 +73,7 @@ class TeacherNode:
         # A saved recipe has the network whole, and its word counts, file or no file; an override
         # has only parts of it.
         whole = {"encoder", "decoder", "head"} <= given.keys() or (
-            given and path is not None and not path.is_file()
+            given and path is not None and not path.exists()
         )
         return None if whole else path
 

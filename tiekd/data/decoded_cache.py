@@ -130,7 +130,8 @@ class Decoded:
         path = self.path(source)
         try:
             # Copy-on-write: tensors over the mapping are writable, but the file never changes.
-            descriptor = os.open(path, os.O_RDONLY)
+            # A pipe isn't waited for; it can't be mapped either.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
             finally:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tiekd.data import orientation
 from tiekd.errors import DataError
-from tiekd.files import replace_bytes
+from tiekd.files import instead_of_file, replace_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
@@ -285,6 +285,8 @@ def is_whole_depth_png(path: Path) -> bool:
         DataError: If the permission to read the file is missing; the caller must not replace it
             then.
     """
+    if instead_of_file(path):
+        return False
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except PermissionError as error:
@@ -381,7 +383,8 @@ def _missing(path: Path, kind: str) -> DataError:
             )
             return DataError(message, "missing")
         return DataError(f"{path}: no such {kind}; check data.root and the split file", "missing")
-    return DataError(f"{path}: a folder or device, no {kind}; put the file itself there", "missing")
+    message = f"{path}: {instead_of_file(path)}, no {kind}; put the file itself there"
+    return DataError(message, "missing")
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from tiekd.files import instead_of_file
+
 # Suppress Pillow's warning about a corrupt mark, which it would repeat for each image and process.
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
@@ -49,6 +51,8 @@ def mark_of(image: Image.Image) -> int:
 
 def mark_in(path: Path) -> int:
     """Returns the mark in a file's header; 1 if the file has no mark or isn't an image."""
+    if instead_of_file(path):  # reading the pixels reports it
+        return UPRIGHT
     try:
         with Image.open(path) as image:
             return mark_of(image)

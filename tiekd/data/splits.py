@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiekd.errors import DataError
+from tiekd.files import instead_of_file
 
 _LINE = "`image ground_truth focal`"
 _BLANKS = "names with blanks can't be told apart here, so link or rename such files"
@@ -64,8 +65,9 @@ def read_lines(
         DataError: If the file is missing, empty, unreadable or not text.
     """
     try:
-        if path.exists() and not path.is_file():  # opening a FIFO blocks
-            raise DataError(f"{path}: a folder or device, no split file; give a text file, {rule}")
+        found = instead_of_file(path)  # opening a FIFO blocks
+        if found is not None:
+            raise DataError(f"{path}: {found}, no split file; give a text file, {rule}")
         data = path.read_bytes()
     except FileNotFoundError:
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.txt"))) or "none"

@@ -13,6 +13,7 @@ from pathlib import Path
 from tiekd.data import image_io
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
+from tiekd.files import check_readable
 
 MANIFEST = "manifest.json"
 # Absent from manifests that were written before images were turned upright.
@@ -109,6 +110,7 @@ def read_manifest(folder: Path) -> dict | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
+    check_readable(path, "manifest of teacher maps", DataError)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         wrong = next(

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data.file_fingerprints import of_each, size_and_time
 from tiekd.data.frames import Frames
+from tiekd.files import instead_of_file
 
 KEY = "trained_on"  # the record's key in a weights file
 MAX_HASHES = 100_000
@@ -132,7 +133,7 @@ def read(path: Path | None) -> TrainedOn | None:
     The file is memory-mapped, so that the weights themselves aren't read. Returns None also for a
     file that torch can't load.
     """
-    if path is None:
+    if path is None or instead_of_file(path):
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from tiekd import paths
@@ -51,6 +51,7 @@ _REMEDIES = {
     errno.EIO: "the disk, or the way to it, fails; see what the system's log says of it, and go on "
     "when it is mended",
     errno.ESTALE: "the network's disk has lost it; mount it anew, then go on",
+    errno.EISDIR: "a file is read or written there; move the folder, or give another path",
     errno.ENOTDIR: "a part of its path is a file; give another path",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "a link there leads back to itself; remove it",
@@ -198,6 +199,10 @@ def run(main: Callable[[], int | None]) -> int:
         with contextlib.suppress(AttributeError):  # a stream that a caller has replaced
             stream.reconfigure(errors="backslashreplace")
     try:
+        check_ranks(os.environ)
+    except LaunchError as error:  # each rank has its own mistake
+        return _report(error)
+    try:
         if "CROSS_RANK" in os.environ:  # DeepSpeed's launcher sets it
             _check_hostfile()
         code = main() or 0
@@ -229,11 +234,8 @@ def run(main: Callable[[], int | None]) -> int:
         # Faults of the machine, not of the program: disk, limits, a lost rank, memory.
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             _let_signals_end_this()
-            return _report(
-                LaunchError(
-                    f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
-                )
-            )
+            name = error.filename2 or error.filename or "a file"
+            return _report(LaunchError(f"{name}: {error.strerror}; {_REMEDIES[error.errno]}"))
         if (told := limits.lacking(error)) is not None:
             _let_signals_end_this()
             return _report(LaunchError(told))
@@ -247,6 +249,36 @@ def run(main: Callable[[], int | None]) -> int:
             _let_signals_end_this()
             return _report(LaunchError(f"{_LESS_MEMORY} ({error})"))
         raise
+
+
+def check_ranks(told: Mapping[str, str]) -> None:
+    """Refuses ranks that no launcher gives, which the other ranks would wait for in vain.
+
+    Args:
+        told: the environment; what isn't set in it isn't looked at.
+
+    Raises:
+        LaunchError: a variable is no whole number, or a rank isn't below the count of ranks.
+    """
+    counts = ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
+    for name in ("RANK", "LOCAL_RANK", *counts):
+        least = 1 if name in counts else 0
+        text = told.get(name, str(least))
+        # DeepSpeed takes an empty LOCAL_SIZE for one that isn't set, and so does `start_rank`.
+        if name.startswith("LOCAL_") and name in counts and not text:
+            continue
+        if re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) < least:
+            raise LaunchError(
+                f"{name}: got {text!r:.80}; a launcher sets it to a whole number from {least}; "
+                f"start with a launcher, or unset {name}"
+            )
+    pairs = [("RANK", "WORLD_SIZE")] + [("LOCAL_RANK", name) for name in counts]
+    for rank, count in pairs:
+        if rank in told and told.get(count) and int(told[rank]) >= int(told[count]):
+            raise LaunchError(
+                f"{rank}: got {int(told[rank])} with {count}={told[count]}; it must be from 0 to "
+                f"{int(told[count]) - 1}; mend the launcher's settings"
+            )
 
 
 def _not_to_be_written(error: UnicodeEncodeError) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tiekd.errors import LaunchError
+from tiekd.files import instead_of_file
 
 DEFAULT = Path("/job/hostfile")  # DeepSpeed's, where none is given
 _FORM = "give a file with a line `NAME slots=N` for each machine"
@@ -60,11 +61,7 @@ def check_is_file(path: Path) -> None:
     """Raises LaunchError for a path that is no file, which DeepSpeed's launcher would ignore."""
     if path.is_file():
         return
-    kind = "no such file"
-    if path.is_dir():
-        kind = "a folder"
-    elif path.exists():
-        kind = "no file of its own"
+    kind = instead_of_file(path) or "no such file"
     raise LaunchError(f"--hostfile {path}: {kind}; {_FORM}")
 
 

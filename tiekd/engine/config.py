@@ -14,6 +14,7 @@ from tiekd import paths
 from tiekd.config.schema import check_keys, check_value
 from tiekd.engine import execution
 from tiekd.errors import LaunchError, RecipeError, UserError
+from tiekd.files import check_readable
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
 
@@ -72,6 +73,7 @@ def read_engine_config(path: str | Path | None) -> dict:
         LaunchError: It can't be read.
     """
     path = Path(path or DEFAULT_CONFIG)
+    check_readable(path, "engine config", LaunchError, "--deepspeed_config ")
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_json_object)
     except UserError:

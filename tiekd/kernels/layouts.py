@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from tiekd.errors import LaunchError
-from tiekd.files import replace_text
+from tiekd.files import check_readable, replace_text
 
 RECORD = "layouts.json"
 
@@ -117,6 +117,7 @@ def read(work_dir: Path) -> dict | None:
     path = work_dir / RECORD
     if not path.exists():
         return None
+    check_readable(path, "record of a run's layouts", LaunchError)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         name, choices = record["isa"], record["choices"]

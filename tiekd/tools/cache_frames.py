@@ -31,6 +31,7 @@ from tiekd.data.decoded_cache import Decoded
 from tiekd.data.frames import Frames
 from tiekd.data.loading import workers
 from tiekd.errors import DataError, RecipeError
+from tiekd.files import instead_of_file
 from tiekd.training.settings import Recipe
 
 _LOCK = ".lock"
@@ -201,6 +202,9 @@ def _bytes(source: Path, decode: Callable) -> int:
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """Locks the folder for this job, and removes partial files of killed jobs."""
+    found = instead_of_file(folder / _LOCK)
+    if found is not None:
+        raise DataError(f"{folder / _LOCK}: {found}, no lock; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The kernel releases the lock when the process ends, however it ends.

@@ -17,6 +17,7 @@ import numpy as np
 
 from tiekd.data.image_io import write_image
 from tiekd.errors import DataError, LaunchError
+from tiekd.files import check_readable
 from tiekd.visualization import figures
 
 AXES = ("iteration", "epoch", "time")
@@ -245,6 +246,7 @@ def _read_json_lines(path: Path) -> list[dict]:
 
     A last line that is only partly written is left out.
     """
+    check_readable(path, "log of a run", DataError)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,6 @@ how the batch was split. Each sample is read twice, since what was drawn for it 
 """
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -28,6 +27,7 @@ from tiekd.data.loading.sampler import (
     size_groups,
 )
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.engine.config import read_engine_config
 from tiekd.errors import DataError, LaunchError
 from tiekd.teaching import build_teacher
 from tiekd.training import inputs
@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs bin/show_batch.py with its arguments; prints, and raises UserErrors."""
     record = launch_record.read(args.work_dir)
     recipe = Recipe(load_recipe(args.work_dir / "config.yaml", args.overrides))
-    engine = json.loads((args.work_dir / "ds_config.json").read_text(encoding="utf-8"))
+    engine = read_engine_config(args.work_dir / "ds_config.json")
     out = (args.out or args.work_dir / "batches").resolve()
     if args.rank is not None and not 0 <= args.rank < record.world_size:
         raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")

@@ -28,11 +28,12 @@ from tiekd.data.file_fingerprints import crc, of_each, size_and_time
 from tiekd.data.frames import Frames
 from tiekd.engine.config import ENGINE_KEYS, EngineConfig
 from tiekd.errors import CheckpointError, UserError
-from tiekd.files import replace_text
+from tiekd.files import check_readable, replace_text
 from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints
 
 NAME = "inputs.json"
+_NOUN = "record of a run's inputs"
 VERSION = 1
 _PARTS = {
     "recipe": dict,
@@ -103,9 +104,11 @@ def read(work_dir: Path) -> dict | None:
     """The record in a work dir; None where there is none, or one of another version.
 
     Raises:
-        CheckpointError: The file is damaged; it would be overwritten if it counted as missing.
+        CheckpointError: The file is damaged, or a folder or a pipe stands in its place; it would be
+            overwritten if it counted as missing.
     """
     path = work_dir / NAME
+    check_readable(path, _NOUN, CheckpointError)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or type(record.get("version")) is not int:

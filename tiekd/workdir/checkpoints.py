@@ -19,6 +19,7 @@ import shutil
 from pathlib import Path
 
 from tiekd.errors import CheckpointError
+from tiekd.files import instead_of_file
 from tiekd.workdir import manifest
 from tiekd.workdir.weights_file import BEST_BEFORE, made_at, set_aside
 
@@ -80,6 +81,9 @@ def check(checkpoint: Path) -> str | None:
     problem = manifest.check(checkpoint)
     if problem is not None:
         return problem
+    found = instead_of_file(checkpoint / STATE)
+    if found is not None:
+        return f"its {STATE} is {found}"
     try:
         iteration = json.loads((checkpoint / STATE).read_text())["iteration"]
     except (OSError, ValueError, LookupError, TypeError):

@@ -11,7 +11,7 @@ from tiekd.config.external import LAUNCH_RECORD
 from tiekd.distributed import launcher_watch
 from tiekd.distributed.process_group import ranks_on_this_machine
 from tiekd.errors import CheckpointError, LaunchError
-from tiekd.files import replace_text
+from tiekd.files import check_readable, replace_text
 
 RECORD = LAUNCH_RECORD
 HOSTFILE = "hostfile"
@@ -131,9 +131,10 @@ def read(work_dir: Path) -> LaunchRecord:
     """Reads the launch record of a work dir.
 
     Raises:
-        CheckpointError: no run was started in it.
+        CheckpointError: no run was started in it, or the record is no file.
     """
     path = work_dir / RECORD
+    check_readable(path, "record of a run's launch", CheckpointError)
     try:
         record = LaunchRecord(**json.loads(path.read_text()))
         if not isinstance(record.world_size, int) or not isinstance(record.folder, str):

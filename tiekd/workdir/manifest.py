@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tiekd.files import sync
+from tiekd.files import instead_of_file, sync
 
 NAME = "manifest.json"
 _TORCH_COULD_NOT_WRITE = re.compile(
@@ -97,6 +97,9 @@ def write(folder: Path, files: dict[str, list]) -> None:
 
 def check(folder: Path) -> str | None:
     """Returns the fault of a folder's files; None if each has the manifest's size and digest."""
+    found = instead_of_file(folder / NAME)
+    if found is not None:
+        return f"its manifest is {found}"
     try:
         text = (folder / NAME).read_text(encoding="ascii")
         files = json.loads(text)["files"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tiekd.files import instead_of_file
 from tiekd.workdir import manifest
 
 BEST_BEFORE = ".{}.before"
@@ -87,6 +88,8 @@ def set_aside(path: Path) -> None:
 
 def made_at(weights: Path) -> int:
     """Returns the iteration of a weights file; -1 for a file that isn't ours, to be left alone."""
+    if instead_of_file(weights):
+        return -1
     try:
         iteration = torch.load(weights, weights_only=True, map_location="cpu")["iteration"]
     except (

@@ -32,7 +32,7 @@ from pathlib import Path
 from tiekd.config.recipe import dump_recipe, load_recipe
 from tiekd.distributed import comm
 from tiekd.errors import LaunchError
-from tiekd.files import replace_text
+from tiekd.files import check_readable, instead_of_file, replace_text
 from tiekd.workdir import checkpoints, launch_record
 from tiekd.workdir.environment import environment
 
@@ -103,7 +103,12 @@ def outcome_of(state) -> Iterator[None]:
 
 
 def read_outcome(work_dir: Path) -> Outcome | None:
-    """Reads the outcome of the last start; None if there is none or it can't be read."""
+    """Reads the outcome of the last start; None if there is none or it can't be read.
+
+    Raises:
+        LaunchError: a folder or a pipe stands in its place.
+    """
+    check_readable(work_dir / OUTCOME, "record of a run's end", LaunchError)
     try:
         return Outcome(**json.loads((work_dir / OUTCOME).read_text()))
     except (OSError, ValueError, TypeError):
@@ -149,6 +154,8 @@ def is_in_use(work_dir: Path) -> bool:
 
 def main_rank_here(work_dir: Path) -> int | None:
     """Returns the process number of the run's rank 0 if that runs on this machine, else None."""
+    if instead_of_file(work_dir / LOCK):
+        return None
     try:
         owner = re.match(r"process (\d+) on (\S+),", (work_dir / LOCK).read_text())
     except OSError:
@@ -265,6 +272,9 @@ def _sees(work_dir: Path, written: str) -> bool:
 
 
 def _lock(work_dir: Path, wait_s: float) -> str | None:
+    found = instead_of_file(work_dir / LOCK)
+    if found is not None:
+        return f"{work_dir / LOCK}: {found}, no lock; remove it"
     # Not flock: a data worker inherits that, and outlives a killed rank for some seconds.
     file = (work_dir / LOCK).open("a+", encoding="utf-8")
     end = time.monotonic() + wait_s

@@ -145,7 +145,7 @@ def test_readers_refuse_missing_folder_and_text(tmp_path):
         (read_image_size, "image"),
     ):
         arguments = (None,) if read is read_depth_npy else ()
-        assert f"a folder or device, no {kind}" in refused(read, tmp_path, *arguments)
+        assert f"a folder, no {kind}" in refused(read, tmp_path, *arguments)
     (tmp_path / "b.png").write_text("no image")
     assert "torn or no image" in refused(read_image, tmp_path / "b.png")
 

@@ -1,5 +1,7 @@
 """The ends of a program: the words and the exit code."""
 
+import os
+
 import pytest
 
 from tiekd.distributed import entrypoint, process_group
@@ -46,3 +48,43 @@ def test_check_hidden_devices_rejects_missing_gpu(visible, accelerator, told, mo
     else:
         with pytest.raises(LaunchError, match=told):
             process_group._check_hidden_devices()
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": ""}, None),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, None),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK: got 3 with WORLD_SIZE=2; it must be from 0 to 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK: got 2 with WORLD_SIZE=2; it must be from 0 to 1"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK: got '-1'; "),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK: got 'one'; "),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "RANK: got ''; "),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE: got '0'; "),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK: got 'x'; "),
+        ({"LOCAL_RANK": "2", "WORLD_SIZE": "2"}, "LOCAL_RANK: got 2 with WORLD_SIZE=2; "),
+        ({"LOCAL_RANK": "1", "LOCAL_SIZE": "1"}, "LOCAL_RANK: got 1 with LOCAL_SIZE=1; "),
+    ],
+)
+def test_entrypoint_impossible_rank_is_one_line(told, line, monkeypatch, capsys):
+    """A rank that no launcher gives is refused before the program starts, which would wait."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    ran = []
+    assert entrypoint.run(lambda: ran.append(True)) == (0 if line is None else 2)
+    assert bool(ran) == (line is None)
+    err = capsys.readouterr().err
+    assert err.startswith("" if line is None else f"LaunchError: {line}")
+    assert err.count("\n") == (line is not None)
+
+
+def test_entrypoint_folder_in_place_of_file_is_one_line(tmp_path, capsys):
+    """A folder where a file is to be replaced is named in one line, with what to do."""
+    (tmp_path / "new").touch()
+    (tmp_path / "folder").mkdir()
+    assert entrypoint.run(lambda: os.replace(tmp_path / "new", tmp_path / "folder")) == 2
+    told = "Is a directory; a file is read or written there; move the folder, or give another path"
+    assert capsys.readouterr().err == f"LaunchError: {tmp_path / 'folder'}: {told}\n"

@@ -37,7 +37,7 @@ def test_read_hostfile_machines_and_slots(tmp_path):
         ("node1 slots=4\nnode2 slots=0\n", "line 2 gives node2 no slots"),
         (b"\xff\xfe", "can't be read"),
         ("folder", "a folder"),
-        ("pipe", "no file of its own"),
+        ("pipe", "a pipe"),
     ],
 )
 def test_read_hostfile_invalid_is_one_line_error(text, told, tmp_path):

@@ -28,6 +28,7 @@ from tiekd.data.rendering.objects import Draw
 from tiekd.data.rendering.shading import shade
 from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
+from tiekd.files import check_readable
 
 MAX_DEPTH_M = 80.0
 # Scenes from here on are for validation, whatever the size of the training set.
@@ -327,6 +328,7 @@ def _holds(root: Path, wanted: dict) -> bool:
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
+    check_readable(root / _MANIFEST, "manifest of built-in scenes", DataError)
     try:
         found = json.loads((root / _MANIFEST).read_text())
     except (OSError, ValueError):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tiekd.data.listing import list_files, unlistable
 from tiekd.errors import DataError
+from tiekd.files import instead_of_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SEQUENCES = (".webp", ".png", ".tif", ".tiff")  # formats whose files may hold several images
@@ -46,6 +47,8 @@ def frames_in(path: Path) -> int:
 
     A camera's additions to a JPEG (its own preview or depth) don't count.
     """
+    if instead_of_file(path):  # reading the pixels reports it
+        return 1
     try:
         with Image.open(path) as image:
             return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)

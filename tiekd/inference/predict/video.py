@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tiekd.errors import DataError
+from tiekd.files import check_readable
 
 _CODECS = ("libx264", "mpeg4")  # the first available one is used
 _KEPT = "; depth of those is there, the rest isn't in the file"
@@ -56,6 +57,7 @@ class Video:
 
     def __init__(self, path: Path):
         av = _pyav(path)
+        check_readable(path, "video", DataError)
         try:
             with av.open(str(path)) as container:
                 if not container.streams.video:

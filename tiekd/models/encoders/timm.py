@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import CheckpointError, RecipeError
+from tiekd.files import check_readable
 from tiekd.models.layers.batch_norm import BatchNorm2d
 from tiekd.models.weights import state_dicts
 
@@ -319,6 +320,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_readable(path, "checkpoint", CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:

@@ -125,7 +125,7 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
     entry = get_model_weights(name).IMAGENET1K_V1
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
-    if not file.is_file():
+    if not file.exists():
         try:
             entry.get_state_dict(
                 progress=False, check_hash=True, weights_only=True, map_location="cpu"

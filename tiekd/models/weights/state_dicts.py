@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tiekd.errors import CheckpointError
+from tiekd.files import check_readable
 from tiekd.models.weights.published_names import (
     CLASSIFIERS,
     FIELDS,
@@ -61,6 +62,7 @@ def read_checkpoint(path: str | Path) -> dict:
             plain values.
     """
     path = Path(path)
+    check_readable(path, "checkpoint", CheckpointError)
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth"

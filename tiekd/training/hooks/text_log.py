@@ -23,7 +23,7 @@ import torch
 from tiekd.distributed.comm import is_main, max_over_ranks, world_size
 from tiekd.errors import RecipeError
 from tiekd.evaluation.metrics import metrics_table
-from tiekd.files import append_line, replace_bytes
+from tiekd.files import append_line, instead_of_file, replace_bytes
 from tiekd.training.hook import Hook
 from tiekd.training.meters import Window
 from tiekd.workdir.environment import environment
@@ -98,6 +98,8 @@ class TextLog(Hook):
         if self._sizes and not any(path.name in self._sizes for path in paths):
             return  # the checkpoint is another work dir's
         for path in paths:
+            if instead_of_file(path):  # it has no rows, and reading a pipe would wait for ever
+                continue
             # Rows up to the checkpoint stay byte for byte, and so do the starts' rows.
             rows = path.read_bytes()
             later = rows[self._sizes.get(path.name, 0) :].splitlines(keepends=True)

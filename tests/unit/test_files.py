@@ -1,0 +1,234 @@
+"""What stands in the place of a file is named at once, and never waited for."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tiekd import files, teaching
+from tiekd.config import external, recipe
+from tiekd.config.teacher_node import TeacherNode
+from tiekd.data import decoded_cache, image_io, orientation, splits, teacher_maps, trained_on
+from tiekd.distributed import hostfile
+from tiekd.engine import config as engine_config
+from tiekd.errors import DataError, RecipeError, UserError
+from tiekd.inference.predict import inputs, video
+from tiekd.kernels import layouts
+from tiekd.models.weights import state_dicts
+from tiekd.tools import cache_frames, plot_log
+from tiekd.training import inputs as inputs_record
+from tiekd.training.hooks import text_log
+from tiekd.workdir import checkpoints, launch_record, manifest, weights_file, workdir
+
+WAITS_S = 20
+
+
+@pytest.fixture(autouse=True)
+def _ended_when_waiting():
+    """Ends a test that waits for a pipe's writer."""
+
+    def end(*_):
+        raise TimeoutError("waits for a pipe")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(WAITS_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """Returns a function that puts a pipe at a name below the test's folder."""
+
+    def made(name: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path)
+        return path
+
+    return made
+
+
+def said(function, *arguments) -> str:
+    """The line by which a function refuses its arguments."""
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_instead_of_file_names_kind(pipe, tmp_path, monkeypatch):
+    """Folders, pipes, sockets and devices are named, also behind a link; files are not."""
+    monkeypatch.chdir(tmp_path)  # a socket's name must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+    (tmp_path / "link").symlink_to(pipe("pipe"))
+    (tmp_path / "file").touch()
+    (tmp_path / "link to file").symlink_to("file")
+    kinds = {
+        ".": "a folder",
+        "pipe": "a pipe",
+        "link": "a pipe",
+        "socket": "a socket",
+        "/dev/null": "a device",
+        "file": None,
+        "link to file": None,
+        "missing": None,
+        "zero\0byte": None,
+    }
+    assert {name: files.instead_of_file(name) for name in kinds} == kinds
+
+
+def test_check_readable_says_what_is_there(pipe, tmp_path):
+    """A pipe is refused in one line of the class asked for; a missing file is left alone."""
+    path = pipe("r.yaml")
+    with pytest.raises(RecipeError) as error:
+        files.check_readable(path, "recipe", RecipeError, "--recipe ")
+    assert str(error.value) == f"--recipe {path}: a pipe, no recipe; put the file itself there"
+    files.check_readable(tmp_path / "missing", "recipe", RecipeError)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_image_readers_refuse_pipe(suffix, pipe):
+    """A pipe in the place of an image is refused, whatever its suffix."""
+    path = pipe(f"a{suffix}")
+    for read in (image_io.read_image, image_io.read_photo, image_io.read_image_size):
+        assert said(read, path) == f"{path}: a pipe, no image; put the file itself there"
+    assert said(image_io.read_levels, path).startswith(f"{path}: a pipe, no depth map; ")
+    assert not image_io.is_whole_depth_png(path)
+
+
+def test_orientation_mark_in_pipe_is_upright(pipe):
+    """A pipe has no orientation mark; reading its pixels reports it."""
+    assert orientation.mark_in(pipe("a.jpg")) == orientation.UPRIGHT
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".gif"])
+def test_frames_in_pipe_is_one(suffix, pipe):
+    """A pipe counts as one frame; reading its pixels reports it."""
+    path = pipe(f"a{suffix}")
+    assert inputs.frames_in(path) == 1
+    assert not inputs.Input("a", path).is_video
+
+
+def test_video_refuses_pipe(pipe):
+    """A pipe in the place of a video is refused before it is opened."""
+    pytest.importorskip("av")
+    path = pipe("v.mp4")
+    assert said(video.Video, path) == f"{path}: a pipe, no video; put the file itself there"
+
+
+def test_read_lines_refuses_pipe(pipe):
+    """A pipe in the place of a split file is refused."""
+    path = pipe("train.txt")
+    told = said(splits.read_lines, path, "a line is a name")
+    assert told == f"{path}: a pipe, no split file; give a text file, a line is a name"
+
+
+def test_check_output_refuses_pipe(pipe):
+    """A pipe in the place of an output is refused at the start."""
+    path = pipe("figures.json")
+    told = said(files.check_output, "--out", path, ".json")
+    assert told == f"--out {path}: a file that ends in .json is written; give one"
+
+
+def test_load_recipe_refuses_pipe(pipe, tmp_path):
+    """A pipe is refused as a recipe, as its base, and as the teacher's recipe."""
+    path = pipe("b.yaml")
+    line = f"{path}: a pipe, no recipe; put the file itself there"
+    assert said(recipe.load_recipe, path) == line
+    own = tmp_path / "own.yaml"
+    own.write_text("_base_: b.yaml\n")
+    assert said(recipe.load_recipe, own) == line
+    own.write_text("teacher: {recipe: b.yaml, network: {max_depth: 10}}\n")
+    assert said(recipe.load_recipe, own) == line
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+@pytest.mark.parametrize(
+    ("name", "read", "line"),
+    [
+        ("inputs.json", inputs_record.read, "record of a run's inputs"),
+        ("launch.json", launch_record.read, "record of a run's launch"),
+        ("outcome.json", workdir.read_outcome, "record of a run's end"),
+        ("manifest.json", teacher_maps.read_manifest, "manifest of teacher maps"),
+        ("layouts.json", layouts.read, "record of a run's layouts"),
+    ],
+)
+def test_json_of_folder_refuses_what_is_no_file(kind, name, read, line, tmp_path):
+    """A pipe or a folder in the place of a JSON file is refused in one line."""
+    path = tmp_path / name
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    assert said(read, tmp_path) == f"{path}: a {kind}, no {line}; put the file itself there"
+
+
+@pytest.mark.parametrize(
+    ("read", "line"),
+    [
+        (engine_config.read_engine_config, "--deepspeed_config {}: a pipe, no engine config; "),
+        (state_dicts.read_checkpoint, "{}: a pipe, no checkpoint; "),
+        (plot_log._read_run, "{}: a pipe, no log of a run; "),
+        (hostfile.read, "--hostfile {}: a pipe; "),
+    ],
+)
+def test_reader_of_file_refuses_pipe(read, line, pipe):
+    """A pipe in the place of a named file is refused in one line that says so."""
+    path = pipe("a.log.json")
+    assert said(read, path).startswith(line.format(path))
+
+
+def test_teacher_checkpoint_refuses_pipe(pipe):
+    """A pipe as the teacher's checkpoint is called one."""
+    path = pipe("t.pth")
+    told = said(teaching.teacher_checkpoint, TeacherNode({"checkpoint": str(path)}))
+    assert told == f"teacher.checkpoint: {path}: a pipe, no checkpoint; put the file itself there"
+
+
+def test_optional_readers_pass_over_pipe(pipe, tmp_path):
+    """What isn't needed, or is reported by another reader, counts as not there."""
+    pipe("launch.json")
+    assert external._of_run(tmp_path) == ()
+    assert trained_on.read(pipe("w.pth")) is None
+    assert weights_file.made_at(pipe("best_abs_rel.pth")) == -1
+    pipe(workdir.LOCK)
+    assert workdir.main_rank_here(tmp_path) is None
+
+
+def test_locks_refuse_pipe(pipe, tmp_path):
+    """A pipe in the place of a lock is named, and may be removed."""
+    path = pipe(workdir.LOCK)
+    assert said(workdir.lock, tmp_path) == f"{path}: a pipe, no lock; remove it"
+    path = pipe(f"cache/{cache_frames._LOCK}")
+    with (
+        pytest.raises(DataError, match="a pipe, no lock; remove it"),
+        cache_frames._claimed(path.parent),
+    ):
+        pass
+
+
+def test_checkpoint_check_names_pipe(pipe):
+    """A pipe in the place of a checkpoint's manifest is its fault."""
+    path = pipe("iter_1/manifest.json")
+    assert manifest.check(path.parent) == "its manifest is a pipe"
+    assert checkpoints.check(path.parent) == "its manifest is a pipe"
+
+
+def test_drop_rows_passes_over_pipe(pipe, tmp_path):
+    """A pipe beside the logs has no rows to drop."""
+    path = pipe("a.log.json")
+    text_log.TextLog().drop_rows(tmp_path)
+    assert path.is_fifo()
+
+
+def test_decoded_cache_refuses_pipe(tmp_path):
+    """A pipe in the place of a decoded file can't be read."""
+    source = tmp_path / "a.png"
+    source.touch()
+    cache = decoded_cache.Decoded(tmp_path / "cache", tmp_path)
+    path = cache.path(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    assert not cache.holds(source)
