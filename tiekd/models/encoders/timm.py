@@ -33,8 +33,8 @@ class Timm(nn.Module):
     the right and the bottom.
 
     Attributes:
-        channels: of the returned features.
-        strides: of the returned features.
+        channels: number of channels of each returned feature, fine to coarse.
+        strides: stride of each returned feature relative to the image, fine to coarse.
         pretrained: as given.
         collection: the word for timm's own weights.
 
