@@ -119,9 +119,9 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
     Args:
         state: bare or with a `state_dict` entry, names with or without `module.`, `backbone.` and
             `decode_head.`. A state dict without either of the last two counts as an encoder's.
-        head: "dpm" or "sigmoid": which of the published head's two output convolutions is used.
-            None tells it by their sizes. That is wrong only for a DPM head of exactly 256 bins;
-            AdaBins' is told by its other names, and uses the same one as a DPM head.
+        head: "dpm" or "sigmoid", the one of the published head's two output convolutions that is
+            used. None infers it from the number of bins, which is wrong only for a DPM head with
+            exactly 256 bins. AdaBins is recognised by its other names and uses "dpm".
 
     Raises:
         CheckpointError: no name is known.
