@@ -38,10 +38,10 @@ def load(network: nn.Module) -> str | None:
         network: a new network; its encoder is filled in place.
 
     Returns:
-        The line to log, or None if `pretrained` is not set.
+        A line for the log, or None if `pretrained` is not set.
 
     Raises:
-        RecipeError: on every rank, if there are no such weights.
+        RecipeError: the weights can't be read or don't fit; raised on every rank.
     """
     asking = [
         module
@@ -50,7 +50,7 @@ def load(network: nn.Module) -> str | None:
     ]
     if not asking:
         return None
-    # Rank 0 reads. Its error goes to the other ranks, so that all of them raise it.
+    # Rank 0 reads the weights and broadcasts its error too, so that all ranks raise it.
     encoder = asking[0]
     source = asking[0].pretrained
     state, what, problem = None, None, None

@@ -38,13 +38,13 @@ _PLAIN_TYPES = [
 
 
 class Report(NamedTuple):
-    """The names of tensors by how they fit a network, each sorted.
+    """The names of tensors by how a state dict fits a network, sorted.
 
     Attributes:
-        matched: name and shape fit.
-        missing: not in the state dict.
-        unexpected: not in the network.
-        misfit: of another shape.
+        matched: tensors whose name and shape are those of the network.
+        missing: tensors of the network that are not in the state dict.
+        unexpected: tensors of the state dict that are not in the network.
+        misfit: tensors whose name is in the network, but with another shape.
     """
 
     matched: list[str]
